@@ -1,0 +1,184 @@
+"""Directories that appear whole or not at all, and the lock that says what each was made from.
+
+A stage writes into `NAME.partial` beside its target and renames it when everything is on disk. Its
+`lock.json` records the stage, the digests of its inputs, the resolved settings, the versions that
+made it, and the size and SHA-256 of each file, so that the next stage can tell whether it fits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import ToolkitError
+
+LOCK_NAME = "lock.json"
+
+
+@dataclass(frozen=True)
+class Lock:
+    """What a directory was made from. `inputs` maps a name to a digest, `outputs` a file to its record."""
+
+    stage: str
+    inputs: Mapping[str, str]
+    settings: Mapping[str, Any]
+    versions: Mapping[str, str]
+    outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the whole lock: what a later stage records as its input."""
+        return digest_of(asdict(self))
+
+    def made_from(self, inputs: Mapping[str, str], settings: Mapping[str, Any]) -> bool:
+        return dict(self.inputs) == dict(inputs) and dict(self.settings) == plain(settings)
+
+
+def produce(
+    directory: Path,
+    stage: str,
+    *,
+    inputs: Mapping[str, str],
+    settings: Mapping[str, Any],
+    versions: Mapping[str, str],
+    write: Callable[[Path], None],
+) -> bool:
+    """Make `directory` by `write(partial)`, unless it is already locked to the same inputs and settings.
+
+    Returns True when it was written now, False when it was current. A failure in `write` leaves the
+    old directory as it was and no partial one.
+    """
+    directory = Path(directory)
+    if is_current(directory, stage, inputs, settings):
+        return False
+    with atomic_directory(directory) as partial:
+        write(partial)
+        outputs = {str(path.relative_to(partial)): record(path) for path in sorted(_files(partial))}
+        write_lock(partial, Lock(stage, dict(inputs), plain(settings), dict(versions), outputs))
+    return True
+
+
+def is_current(directory: Path, stage: str, inputs: Mapping[str, str], settings: Mapping[str, Any]) -> bool:
+    """Whether `directory` is whole and locked to these inputs and settings."""
+    lock = read_lock(directory)
+    if lock is None or lock.stage != stage or not lock.made_from(inputs, settings):
+        return False
+    return not list(damaged(directory, lock))
+
+
+def require(directory: Path, stage: str, settings: Mapping[str, Any], remake: str) -> Lock:
+    """The lock of a directory that an earlier stage wrote, or a ToolkitError naming what differs.
+
+    `settings` are those the directory must have been made with; `remake` is the command that makes it.
+    """
+    lock = read_lock(directory)
+    if lock is None:
+        raise ToolkitError(f"there is no {stage} here", where=directory, hint=f"Run: {remake}")
+    if lock.stage != stage:
+        raise ToolkitError(f"holds a {lock.stage}, expected a {stage}", where=directory, hint=f"Run: {remake}")
+    for key, wanted in plain(settings).items():
+        found = lock.settings.get(key)
+        if found != wanted:
+            raise ToolkitError(
+                f"was made with {key} {found}, the deployment says {wanted}", where=directory, hint=f"Run: {remake}"
+            )
+    for problem in damaged(directory, lock):
+        raise ToolkitError(problem, where=directory, hint=f"Run: {remake}")
+    return lock
+
+
+def read_lock(directory: Path) -> Lock | None:
+    """The lock of a directory; None when it has none. Raises ToolkitError when it cannot be read."""
+    path = Path(directory) / LOCK_NAME
+    try:
+        return Lock(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise ToolkitError(f"cannot be read: {error}", where=path, hint="Delete the directory and make it again.") from None
+
+
+def write_lock(directory: Path, lock: Lock) -> None:
+    path = Path(directory) / LOCK_NAME
+    path.write_text(json.dumps(asdict(lock), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def damaged(directory: Path, lock: Lock) -> Iterable[str]:
+    """What is missing from, or of another size than, the lock says; sizes only, so it costs nothing."""
+    for name, wanted in lock.outputs.items():
+        path = Path(directory) / name
+        if not path.is_file():
+            yield f"{name} is missing"
+        elif path.stat().st_size != wanted["size"]:
+            yield f"{name} has {path.stat().st_size} bytes, its lock says {wanted['size']}"
+
+
+@contextlib.contextmanager
+def atomic_directory(target: Path):
+    """A `target.partial` to fill, which becomes `target` when the block ends well and goes when it fails."""
+    target = Path(target)
+    partial = target.with_name(target.name + ".partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+    except OSError as error:
+        raise ToolkitError(f"cannot be written: {error.strerror}", where=target) from None
+    try:
+        yield partial
+        _swap(partial, target)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise ToolkitError(f"could not be written: {error.strerror or error}", where=target) from None
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def record(path: Path) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of one file."""
+    with path.open("rb") as stream:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+
+
+def fingerprint(paths: Iterable[Path]) -> str:
+    """One digest of the names and contents of some files."""
+    return digest_of({path.name: record(path)["sha256"] for path in paths})
+
+
+def digest_of(value: Any) -> str:
+    return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON gives it back, so that what is written and what is read compare equal."""
+    return json.loads(json.dumps(value, sort_keys=True, default=str))
+
+
+def _files(directory: Path) -> Iterable[Path]:
+    return (path for path in directory.rglob("*") if path.is_file())
+
+
+def _swap(partial: Path, target: Path) -> None:
+    """Put `partial` in the place of `target`; for an instant neither is there, never half of one."""
+    if target.exists():
+        old = target.with_name(target.name + ".old.partial")
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+        partial.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        partial.rename(target)
+    descriptor = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

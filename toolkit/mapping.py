@@ -1,0 +1,47 @@
+"""Which rank holds what: tensor parallel groups inside pipeline stages, as TensorRT-LLM numbers them.
+
+The tensor parallel rank runs fastest: with tp=2, pp=4 the groups are [0,1][2,3][4,5][6,7] and the
+pipelines [0,2,4,6][1,3,5,7]. Source: TensorRT-LLM 1.2 mapping.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """The shape of a group of ranks: `tp` ranks share every layer, `pp` stages share the layers out."""
+
+    tp: int = 1
+    pp: int = 1
+
+    @property
+    def world_size(self) -> int:
+        return self.tp * self.pp
+
+    @property
+    def ranks(self) -> range:
+        return range(self.world_size)
+
+    def tp_rank(self, rank: int) -> int:
+        return rank % self.tp
+
+    def pp_rank(self, rank: int) -> int:
+        return rank // self.tp
+
+    def tp_group(self, stage: int) -> range:
+        """The ranks of pipeline stage `stage`."""
+        return range(stage * self.tp, (stage + 1) * self.tp)
+
+    def is_first_stage(self, rank: int) -> bool:
+        return self.pp_rank(rank) == 0
+
+    def is_last_stage(self, rank: int) -> bool:
+        return self.pp_rank(rank) == self.pp - 1
+
+    def layers(self, num_layers: int, stage: int) -> range:
+        """The global layer indices of a stage. A remainder goes to the first stages (torch.tensor_split)."""
+        size, extra = divmod(num_layers, self.pp)
+        start = stage * size + min(stage, extra)
+        return range(start, start + size + (stage < extra))
