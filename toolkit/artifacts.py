@@ -83,12 +83,16 @@ def require(directory: Path, stage: str, settings: Mapping[str, Any], remake: st
     if lock is None:
         raise ToolkitError(f"there is no {stage} here", where=directory, hint=f"Run: {remake}")
     if lock.stage != stage:
-        raise ToolkitError(f"holds a {lock.stage}, expected a {stage}", where=directory, hint=f"Run: {remake}")
+        raise ToolkitError(
+            f"holds a {lock.stage}, expected a {stage}", where=directory, hint=f"Run: {remake}"
+        )
     for key, wanted in plain(settings).items():
         found = lock.settings.get(key)
         if found != wanted:
             raise ToolkitError(
-                f"was made with {key} {found}, the deployment says {wanted}", where=directory, hint=f"Run: {remake}"
+                f"was made with {key} {found}, the deployment says {wanted}",
+                where=directory,
+                hint=f"Run: {remake}",
             )
     for problem in damaged(directory, lock):
         raise ToolkitError(problem, where=directory, hint=f"Run: {remake}")
@@ -103,7 +107,9 @@ def read_lock(directory: Path) -> Lock | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
-        raise ToolkitError(f"cannot be read: {error}", where=path, hint="Delete the directory and make it again.") from None
+        raise ToolkitError(
+            f"cannot be read: {error}", where=path, hint="Delete the directory and make it again."
+        ) from None
 
 
 def write_lock(directory: Path, lock: Lock) -> None:

@@ -1,0 +1,121 @@
+"""The rules between fields of a Deployment, and between its fields and the model.
+
+They are checked when the YAML is read, because each of them otherwise shows itself as a failed
+conversion, a failed build or a hang, an hour later and on the GPUs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+from toolkit.errors import ToolkitError
+from toolkit.model import ModelShape
+
+if TYPE_CHECKING:
+    from toolkit.config import Deployment
+
+Broken = tuple[str, str, str]
+"""A rule that does not hold: (field, what is wrong, what to do)."""
+
+
+def check(deployment: Deployment) -> None:
+    """Raise a ToolkitError for the first rule that does not hold."""
+    for rules in (_parallel_rules, _limit_rules, _serving_rules):
+        for field, what, hint in rules(deployment):
+            raise ToolkitError(f"{field}: {what}", where=deployment.file, hint=hint)
+
+
+def check_same_shape(found: ModelShape, stated: ModelShape, deployment: Deployment) -> None:
+    """Raise a ToolkitError where the YAML's `model.config` contradicts the checkpoint's config.json."""
+    for name in (field.name for field in fields(ModelShape) if field.name != "dtype"):
+        if getattr(found, name) != getattr(stated, name):
+            raise ToolkitError(
+                f"model.config.{name}: {getattr(stated, name)!r}, but config.json in "
+                f"{deployment.model.path} gives {getattr(found, name)!r}",
+                where=deployment.file,
+                hint="Correct model.config or remove it.",
+            )
+
+
+def context_length(shape: ModelShape) -> int:
+    """Positions the model was made for. Only `linear` scaling stretches max_position_embeddings."""
+    scaling = shape.rope_scaling or {}
+    factor = scaling.get("factor", 1.0) if scaling.get("rope_type") == "linear" else 1.0
+    return int(shape.max_position_embeddings * factor)
+
+
+def _parallel_rules(deployment: Deployment) -> Iterator[Broken]:
+    shape, tp, pp, gpus = (
+        deployment.shape,
+        deployment.parallel.tp,
+        deployment.parallel.pp,
+        deployment.hardware.gpus,
+    )
+    heads, kv_heads, ffn = shape.num_attention_heads, shape.num_key_value_heads, shape.intermediate_size
+    fits = [
+        n for n in range(1, gpus + 1) if not heads % n and not ffn % n and not min(kv_heads % n, n % kv_heads)
+    ]
+    choose = f"Use {', '.join(map(str, fits))}."
+    if heads % tp:
+        yield "parallel.tp", f"{tp} does not divide num_attention_heads {heads} (model config.json)", choose
+    if kv_heads % tp and tp % kv_heads:
+        yield (
+            "parallel.tp",
+            f"{tp} neither divides num_key_value_heads {kv_heads} nor is a multiple of it",
+            choose,
+        )
+    if ffn % tp:
+        yield "parallel.tp", f"{tp} does not divide intermediate_size {ffn} (model config.json)", choose
+    if pp > shape.num_hidden_layers:
+        layers = shape.num_hidden_layers
+        yield (
+            "parallel.pp",
+            f"{pp} stages are more than the model's {layers} layers",
+            f"Use at most {layers}.",
+        )
+    if tp * pp > gpus:
+        yield (
+            "parallel",
+            f"tp {tp} x pp {pp} needs {tp * pp} GPUs, hardware.gpus is {gpus}",
+            "Lower tp or pp, or raise hardware.gpus.",
+        )
+
+
+def _limit_rules(deployment: Deployment) -> Iterator[Broken]:
+    limits, block = deployment.limits, deployment.kv_cache.tokens_per_block
+    context = context_length(deployment.shape)
+    if limits.max_seq_len > context:
+        what = f"{limits.max_seq_len} is more than the model's context length {context}"
+        yield "limits.max_seq_len", what, f"Use at most {context}."
+    if limits.max_num_tokens < deployment.max_batch_size:
+        yield (
+            "limits.max_num_tokens",
+            f"{limits.max_num_tokens} is less than one token for each of a micro-batch's "
+            f"{deployment.max_batch_size} sequences",
+            f"Use at least {deployment.max_batch_size}.",
+        )
+    if not deployment.scheduler.chunked_context and limits.max_num_tokens < limits.max_seq_len - 1:
+        what = f"{limits.max_num_tokens} is less than the longest prompt {limits.max_seq_len - 1}"
+        yield "limits.max_num_tokens", what, "Set scheduler.chunked_context: true, or raise max_num_tokens."
+    if deployment.scheduler.chunked_context and limits.max_num_tokens < block:
+        what = f"{limits.max_num_tokens} is less than kv_cache.tokens_per_block {block}"
+        yield "limits.max_num_tokens", what, "A chunk of a prompt is at least one block; raise it."
+    if (deployment.kv_cache.max_tokens or math.inf) < limits.max_seq_len:
+        what = (
+            f"{deployment.kv_cache.max_tokens} cannot hold one sequence of max_seq_len {limits.max_seq_len}"
+        )
+        yield "kv_cache.max_tokens", what, f"Use at least {limits.max_seq_len}."
+
+
+def _serving_rules(deployment: Deployment) -> Iterator[Broken]:
+    serving = deployment.serving
+    ports = {name: getattr(serving, name) for name in ("http_port", "grpc_port", "metrics_port")}
+    if len(set(ports.values())) < len(ports):
+        given = ", ".join(f"{name} {port}" for name, port in ports.items())
+        yield "serving", f"ports must differ, got {given}", "Give each its own."
+    lowest, highest = deployment.slo.gpu_utilisation or (0.0, 1.0)
+    if lowest > highest:
+        yield "slo.gpu_utilisation", f"[{lowest}, {highest}] is not [lowest, highest]", "Exchange them."

@@ -1,0 +1,47 @@
+"""Reading a YAML file of settings, with every way that can fail as one clear line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from toolkit.errors import ToolkitError
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A mapping that gives a key twice is a mistake that plain YAML hides."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is not text", key_node.start_mark
+                )
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except FileNotFoundError:
+        raise ToolkitError("no such file", where=file, hint="The examples are in build_configs/.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ToolkitError(f"cannot be read: {error}", where=file) from None
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ToolkitError(
+            f"is not valid YAML: {getattr(error, 'problem', error)}", where=f"{file}{line}"
+        ) from None
+    if not isinstance(content, dict):
+        raise ToolkitError(f"expected a mapping of keys, got {type(content).__name__}", where=file)
+    return content
