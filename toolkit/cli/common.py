@@ -1,0 +1,69 @@
+"""What every command shares: the CONFIG argument, output for people or machines, progress on stderr.
+
+Commands import the rest of the toolkit inside their functions, so that `toolkit --help` stays instant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from toolkit.config import Deployment
+
+Progress = Callable[[int, int], None]
+
+
+def deployment_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """CONFIG and --engine, handed to the command as one validated `deployment`."""
+
+    @click.argument("config", type=click.Path(path_type=Path))
+    @click.option("--engine", metavar="NAME", help="Use this engine instead of the YAML's: tensorrt, pytorch, rehearsal.")
+    def wrapped(config: Path, engine: str | None, **options: Any) -> Any:
+        from toolkit.config import Deployment
+
+        return command(deployment=Deployment.load(config, engine), **options)
+
+    wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
+    wrapped.__click_params__ = wrapped.__click_params__ + getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
+    return wrapped
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+
+
+def print_json(data: Any) -> None:
+    click.echo(json.dumps(data, indent=2, default=str))
+
+
+def note(message: str) -> None:
+    """A line for the person at the terminal: stderr, so that stdout holds results only."""
+    click.echo(message, err=True)
+
+
+def next_command(deployment: Deployment, command: str) -> None:
+    note(f"next: toolkit {command} {deployment.file}")
+
+
+@contextlib.contextmanager
+def progress(label: str, unit: str = "B") -> Iterator[Progress]:
+    """A progress bar on stderr for work that reports (done, total); nothing at all when stderr is not a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    amount = DownloadColumn() if unit == "B" else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
+    with RichProgress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(label, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)

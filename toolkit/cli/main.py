@@ -1,0 +1,51 @@
+"""The command line: a table of commands, each in its own small module, loaded when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from toolkit.errors import ToolkitError
+
+COMMANDS = ("plan", "convert", "build", "repo", "serve", "status", "stop", "ask", "loadtest", "sample")
+"""In the order of use. Command NAME is the function `NAME` of toolkit.cli.NAME."""
+
+
+class LazyGroup(click.Group):
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        return getattr(importlib.import_module(f"toolkit.cli.{name}"), name)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="toolkit", message="toolkit %(version)s")
+def cli() -> None:
+    """Take a Llama checkpoint to a served, load-tested Triton deployment. One YAML describes it all.
+
+    Try it without a GPU: toolkit COMMAND build_configs/smollm2-rehearsal.yaml
+    """
+
+
+def main() -> None:
+    """The `toolkit` program. Exit codes: 0 done, 1 an error said in one line, 2 wrong usage; see `loadtest` for its own."""
+    try:
+        sys.exit(cli(standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except ToolkitError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
