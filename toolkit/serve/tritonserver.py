@@ -6,21 +6,22 @@ real but has to be given a backends directory, run bits and library paths before
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import importlib.util
 import os
 import platform
 import re
 import shutil
+import site
 import stat
 import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from toolkit.artifacts import digest_of
 from toolkit.errors import ToolkitError
@@ -28,7 +29,7 @@ from toolkit.errors import ToolkitError
 NGC_IMAGE = "nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3"
 NGC_BINARY = Path("/opt/tritonserver/bin/tritonserver")
 INSTALL = "Run: pip install 'toolkit[rehearsal]'"
-STUB = "triton_python_backend_stub"
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def find(engine: str = "rehearsal", cache: Path | None = None) -> TritonServer:
     if package is not None and package.origin:
         return _from_wheel(Path(package.origin).parent, cache or _user_cache())
     if NGC_BINARY.is_file():
-        return TritonServer(NGC_BINARY, environment={"PYTHONPATH": _python_path()})
+        prepared = _prepare(cache or _user_cache(), {"python": _python_folders()}, lambda folder: None)
+        return TritonServer(NGC_BINARY, environment=_python_environment(prepared))
     raise ToolkitError("there is no tritonserver: nvidia-pytriton is not installed", hint=INSTALL)
 
 
@@ -99,75 +101,99 @@ def find_mpirun() -> Mpirun:
 
 def _from_wheel(package: Path, cache: Path) -> TritonServer:
     server = package / "tritonserver"
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = server / "python_backend_stubs" / version / STUB
-    if not stub.is_file():
-        stubs = (server / "python_backend_stubs").glob("*")
-        known = sorted((folder.name for folder in stubs), key=lambda name: int(name.partition(".")[2]))
-        raise ToolkitError(
-            f"nvidia-pytriton {_wheel_version()} has no Python backend for Python {version}",
-            where=server,
-            hint=f"Use one of: {', '.join(known)}." if known else INSTALL,
-        )
-    prepared = _prepare(server, stub, cache)
-    libraries = [package.parent / "nvidia_pytriton.libs", libpython_directory()]
-    inherited = os.environ.get("LD_LIBRARY_PATH")
+    stub = _stub_of_this_python(server)
+    runs = os.access(server / "bin/tritonserver", os.X_OK)
+
+    def complete(folder: Path) -> None:
+        backend = folder / "backends" / "python"
+        backend.mkdir(parents=True)
+        for part in (server / "backends" / "python").iterdir():
+            if part.is_file():
+                (backend / part.name).symlink_to(part)
+        _copy_to_run(stub, backend / stub.name)
+        if not runs:
+            _copy_to_run(server / "bin/tritonserver", folder / "tritonserver")
+
+    made_from = {"server": server, "version": _wheel_version(), "stub": stub, "python": _python_folders()}
+    prepared = _prepare(cache, made_from, complete)
+    libraries = [str(package.parent / "nvidia_pytriton.libs"), str(libpython_directory())]
+    if inherited := os.environ.get("LD_LIBRARY_PATH"):
+        libraries.append(inherited)
     return TritonServer(
-        binary=prepared / "tritonserver"
-        if not _runs(server / "bin/tritonserver")
-        else server / "bin/tritonserver",
+        binary=server / "bin/tritonserver" if runs else prepared / "tritonserver",
         backend_directory=prepared / "backends",
-        environment={
-            "LD_LIBRARY_PATH": ":".join([*map(str, libraries), *([inherited] if inherited else [])]),
-            "PYTHONPATH": _python_path(),
-            # The stub embeds Python, which otherwise takes its standard library from the python3 on PATH.
-            "PYTHONHOME": f"{sys.base_prefix}:{sys.base_exec_prefix}",
-        },
+        environment={"LD_LIBRARY_PATH": ":".join(libraries), **_python_environment(prepared)},
     )
 
 
-def _prepare(server: Path, stub: Path, cache: Path) -> Path:
-    """A folder with what the wheel lacks, made once: a whole `python` backend, and run bits."""
-    key = digest_of(
-        {"server": server, "version": _wheel_version(), "stub": stub, "size": stub.stat().st_size}
+def _stub_of_this_python(server: Path) -> Path:
+    stub = server / "python_backend_stubs" / PYTHON / "triton_python_backend_stub"
+    if stub.is_file():
+        return stub
+    known = [folder.name for folder in (server / "python_backend_stubs").glob("*")]
+    known.sort(key=lambda name: int(name.partition(".")[2]))
+    raise ToolkitError(
+        f"nvidia-pytriton {_wheel_version()} has no Python backend for Python {PYTHON}",
+        where=server,
+        hint=f"Use Python {', '.join(known)}." if known else INSTALL,
     )
-    target = cache / f"tritonserver-{key[:16]}"
+
+
+def _prepare(cache: Path, made_from: Mapping[str, Any], complete: Callable[[Path], None]) -> Path:
+    """The folder in `cache` for these inputs, made once: what `complete` adds, and the models' Python."""
+    target = cache / f"tritonserver-{digest_of(made_from)[:16]}"
     if target.is_dir():
         return target
     try:
         cache.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f"{target.name}.", suffix=".partial", dir=cache))
         try:
-            backend = partial / "backends" / "python"
-            backend.mkdir(parents=True)
-            for part in (server / "backends" / "python").iterdir():
-                if part.is_file():
-                    (backend / part.name).symlink_to(part)
-            _copy_to_run(stub, backend / STUB)
-            if not _runs(server / "bin" / "tritonserver"):
-                _copy_to_run(server / "bin" / "tritonserver", partial / "tritonserver")
+            complete(partial)
+            _write_python(partial / "python")
             # Another process may have made it meanwhile; then its folder is as good as ours.
-            with contextlib.suppress(FileExistsError, OSError):
+            if not target.is_dir():
                 partial.rename(target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
-        raise ToolkitError(
-            f"cannot prepare tritonserver: {error.strerror}",
-            where=cache,
-            hint="Set XDG_CACHE_HOME to a writable folder.",
-        ) from None
-    if not target.is_dir():
-        raise ToolkitError(
-            "cannot prepare tritonserver", where=target, hint="Set XDG_CACHE_HOME to a writable folder."
-        )
+        if target.is_dir():
+            return target
+        hint = "Set XDG_CACHE_HOME to a writable folder."
+        raise ToolkitError(f"cannot prepare tritonserver: {error.strerror}", where=cache, hint=hint) from None
     return target
+
+
+def _write_python(folder: Path) -> None:
+    """A virtual environment that sees the packages of the running Python.
+
+    Triton's Python backend embeds an isolated Python: it ignores PYTHONPATH and PYTHONHOME and takes its
+    library and packages from the first python3 on PATH, which is this one.
+    """
+    packages = folder / "lib" / f"python{PYTHON}" / "site-packages"
+    packages.mkdir(parents=True)
+    (folder / "bin").mkdir()
+    executable = Path(sys.executable).resolve()
+    (folder / "bin" / "python3").symlink_to(executable)
+    (folder / "pyvenv.cfg").write_text(f"home = {executable.parent}\ninclude-system-site-packages = false\n")
+    lines = [f"import site; site.addsitedir({path!r})\n" for path in _python_folders()]
+    (packages / "toolkit.pth").write_text("".join(lines))
+
+
+def _python_folders() -> list[str]:
+    """Where this toolkit and the packages that it is installed with are."""
+    folders = [str(Path(__file__).resolve().parents[2]), *site.getsitepackages()]
+    if site.ENABLE_USER_SITE:
+        folders.append(site.getusersitepackages())
+    return [folder for folder in dict.fromkeys(folders) if Path(folder).is_dir()]
+
+
+def _python_environment(prepared: Path) -> dict[str, str]:
+    return {"PATH": f"{prepared / 'python' / 'bin'}:{os.environ.get('PATH', os.defpath)}"}
 
 
 def libpython_directory() -> Path:
     """The folder of this Python's shared library, which the Python backend links to."""
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    name = f"libpython{version}.so.1.0"
+    name = f"libpython{PYTHON}.so.1.0"
     multiarch = sysconfig.get_config_var("MULTIARCH") or f"{platform.machine()}-linux-gnu"
     candidates = [sysconfig.get_config_var("LIBDIR"), f"{sys.base_prefix}/lib", f"{sys.base_prefix}/lib64"]
     candidates += [f"{root}/lib/{multiarch}" for root in (sys.base_prefix, "/usr")] + ["/usr/lib64"]
@@ -176,18 +202,10 @@ def libpython_directory() -> Path:
             return Path(folder)
     raise ToolkitError(
         f"{name} is missing, and Triton's Python backend needs it",
-        hint=f"Debian or Ubuntu: apt-get install libpython{version}; Fedora: dnf install python{version}-libs; "
-        f"pyenv: PYTHON_CONFIGURE_OPTS=--enable-shared pyenv install {version}; "
-        f"uv: uv python install {version}.",
+        hint=f"Debian or Ubuntu: apt-get install libpython{PYTHON}; Fedora: dnf install python{PYTHON}-libs; "
+        f"pyenv: PYTHON_CONFIGURE_OPTS=--enable-shared pyenv install {PYTHON}; "
+        f"uv: uv python install {PYTHON}.",
     )
-
-
-def _python_path() -> str:
-    """What the Python models of Triton import: this toolkit and the packages that it is installed with."""
-    toolkit_root = Path(__file__).resolve().parents[2]
-    folders = [str(toolkit_root), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-    inherited = os.environ.get("PYTHONPATH")
-    return ":".join(dict.fromkeys([*folders, *(inherited.split(":") if inherited else [])]))
 
 
 def _user_cache() -> Path:
@@ -199,10 +217,6 @@ def _wheel_version() -> str:
         return importlib.metadata.version("nvidia-pytriton")
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
-
-
-def _runs(path: Path) -> bool:
-    return os.access(path, os.X_OK)
 
 
 def _copy_to_run(source: Path, target: Path) -> None:
