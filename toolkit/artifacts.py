@@ -83,9 +83,7 @@ def require(directory: Path, stage: str, settings: Mapping[str, Any], remake: st
     if lock is None:
         raise ToolkitError(f"there is no {stage} here", where=directory, hint=f"Run: {remake}")
     if lock.stage != stage:
-        raise ToolkitError(
-            f"holds a {lock.stage}, expected a {stage}", where=directory, hint=f"Run: {remake}"
-        )
+        raise ToolkitError(f"holds a {lock.stage}, expected: {stage}", where=directory, hint=f"Run: {remake}")
     for key, wanted in plain(settings).items():
         found = lock.settings.get(key)
         if found != wanted:
@@ -104,7 +102,7 @@ def read_lock(directory: Path) -> Lock | None:
     path = Path(directory) / LOCK_NAME
     try:
         return Lock(**json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError) as error:
         raise ToolkitError(

@@ -235,6 +235,9 @@ def _absolute_paths(content: dict[str, Any], base: Path) -> dict[str, Any]:
     return resolved
 
 
+_PLAIN_MESSAGES = {"path_type": "expected a path as text", "model_type": "expected a mapping of keys"}
+
+
 def _explain(error: ValidationError, file: Path) -> ToolkitError:
     """The first of pydantic's complaints, as one line in our form."""
     problems = error.errors()
@@ -243,14 +246,10 @@ def _explain(error: ValidationError, file: Path) -> ToolkitError:
     field = ".".join(location)
     more = f" ({len(problems) - 1} more after this one)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
-        return ToolkitError(
-            f"{field}: unknown key{more}", where=file, hint=_known_keys(Deployment, location[:-1])
-        )
+        return ToolkitError(f"{field}: unknown key{more}", where=file, hint=_known_keys(Deployment, location[:-1]))
     if first["type"] == "missing":
-        return ToolkitError(
-            f"{field}: missing{more}", where=file, hint="Add it; build_configs/ has examples."
-        )
-    message = first["msg"][:1].lower() + first["msg"][1:]
+        return ToolkitError(f"{field}: missing{more}", where=file, hint="Add it; build_configs/ has examples.")
+    message = _PLAIN_MESSAGES.get(first["type"], first["msg"][:1].lower() + first["msg"][1:])
     return ToolkitError(f"{field}: {message}, got {first['input']!r}{more}", where=file)
 
 

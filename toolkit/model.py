@@ -75,9 +75,7 @@ class ModelShape:
 def load_shape(model_dir: Path) -> ModelShape:
     """Read `model_dir/config.json`. Raises ToolkitError for a missing, malformed or foreign config."""
     path = Path(model_dir) / "config.json"
-    return parse_shape(
-        read_json(path, missing="Give the directory of a Hugging Face checkpoint."), where=str(path)
-    )
+    return parse_shape(read_json(path, missing="Give the directory of a Hugging Face checkpoint."), where=str(path))
 
 
 def parse_shape(config: Dict[str, Any], *, where: str) -> ModelShape:
@@ -100,13 +98,9 @@ def parse_shape(config: Dict[str, Any], *, where: str) -> ModelShape:
     theta, scaling = _rope(config, where)
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     if dtype not in DTYPE_BYTES:
-        raise ToolkitError(
-            f"dtype: {dtype!r} is unknown", where=where, hint=f"Known: {', '.join(DTYPE_BYTES)}."
-        )
+        raise ToolkitError(f"dtype: {dtype!r} is unknown", where=where, hint=f"Known: {', '.join(DTYPE_BYTES)}.")
     if config.get("head_dim") is None and hidden % heads:
-        raise ToolkitError(
-            f"hidden_size: {hidden} is not a multiple of num_attention_heads {heads}", where=where
-        )
+        raise ToolkitError(f"hidden_size: {hidden} is not a multiple of num_attention_heads {heads}", where=where)
     shape = ModelShape(
         architecture=str(architecture),
         vocab_size=field.integer("vocab_size"),
@@ -132,9 +126,7 @@ def parse_shape(config: Dict[str, Any], *, where: str) -> ModelShape:
             where=where,
         )
     if shape.hidden_act != "silu":
-        raise ToolkitError(
-            f"hidden_act: {shape.hidden_act!r} is not supported", where=where, hint="Llama uses silu."
-        )
+        raise ToolkitError(f"hidden_act: {shape.hidden_act!r} is not supported", where=where, hint="Llama uses silu.")
     return shape
 
 
@@ -188,9 +180,7 @@ def _rope(config: Dict[str, Any], where: str) -> tuple[float, Dict[str, Any] | N
     if kind == "default":
         return float(theta), None
     if kind not in ("llama3", "linear"):
-        raise ToolkitError(
-            f"rope_scaling: type {kind!r} is not supported", where=where, hint="Use llama3 or linear."
-        )
+        raise ToolkitError(f"rope_scaling: type {kind!r} is not supported", where=where, hint="Use llama3 or linear.")
     return float(theta), {**scaling, "rope_type": kind}
 
 

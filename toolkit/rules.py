@@ -55,9 +55,7 @@ def _parallel_rules(deployment: Deployment) -> Iterator[Broken]:
         deployment.hardware.gpus,
     )
     heads, kv_heads, ffn = shape.num_attention_heads, shape.num_key_value_heads, shape.intermediate_size
-    fits = [
-        n for n in range(1, gpus + 1) if not heads % n and not ffn % n and not min(kv_heads % n, n % kv_heads)
-    ]
+    fits = [n for n in range(1, gpus + 1) if not heads % n and not ffn % n and not min(kv_heads % n, n % kv_heads)]
     choose = f"Use {', '.join(map(str, fits))}."
     if heads % tp:
         yield "parallel.tp", f"{tp} does not divide num_attention_heads {heads} (model config.json)", choose
@@ -104,9 +102,7 @@ def _limit_rules(deployment: Deployment) -> Iterator[Broken]:
         what = f"{limits.max_num_tokens} is less than kv_cache.tokens_per_block {block}"
         yield "limits.max_num_tokens", what, "A chunk of a prompt is at least one block; raise it."
     if (deployment.kv_cache.max_tokens or math.inf) < limits.max_seq_len:
-        what = (
-            f"{deployment.kv_cache.max_tokens} cannot hold one sequence of max_seq_len {limits.max_seq_len}"
-        )
+        what = f"{deployment.kv_cache.max_tokens} cannot hold one sequence of max_seq_len {limits.max_seq_len}"
         yield "kv_cache.max_tokens", what, f"Use at least {limits.max_seq_len}."
 
 

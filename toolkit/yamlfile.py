@@ -18,13 +18,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is not text", key_node.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is not text", key_node.start_mark)
             if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key} is given twice", key_node.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"{key} is given twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -39,9 +35,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise ToolkitError(
-            f"is not valid YAML: {getattr(error, 'problem', error)}", where=f"{file}{line}"
-        ) from None
+        raise ToolkitError(f"is not valid YAML: {getattr(error, 'problem', error)}", where=f"{file}{line}") from None
     if not isinstance(content, dict):
         raise ToolkitError(f"expected a mapping of keys, got {type(content).__name__}", where=file)
     return content

@@ -24,7 +24,11 @@ def deployment_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """CONFIG and --engine, handed to the command as one validated `deployment`."""
 
     @click.argument("config", type=click.Path(path_type=Path))
-    @click.option("--engine", metavar="NAME", help="Use this engine instead of the YAML's: tensorrt, pytorch, rehearsal.")
+    @click.option(
+        "--engine",
+        metavar="NAME",
+        help="Use this engine instead of the YAML's: tensorrt, pytorch, rehearsal.",
+    )
     def wrapped(config: Path, engine: str | None, **options: Any) -> Any:
         from toolkit.config import Deployment
 

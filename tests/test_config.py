@@ -1,0 +1,180 @@
+"""Every YAML that we ship is valid, and every mistake in one is a single line that says what to do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from toolkit.config import Deployment
+from toolkit.errors import ToolkitError
+
+BUILD_CONFIGS = Path(__file__).parents[1] / "build_configs"
+FLAGSHIP = BUILD_CONFIGS / "llama3-70b-h100-pp4tp2-fp16.yaml"
+
+
+@pytest.mark.parametrize("file", sorted(BUILD_CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_shipped_yaml_is_valid(file: Path) -> None:
+    deployment = Deployment.load(file)
+    assert deployment.name == file.stem
+    assert deployment.mapping.world_size == deployment.hardware.gpus
+
+
+def test_the_flagship_carries_the_figures_of_the_requirements() -> None:
+    flagship = Deployment.load(FLAGSHIP)
+    assert (flagship.parallel.pp, flagship.parallel.tp, flagship.model.dtype) == (4, 2, "float16")
+    assert (flagship.limits.max_seq_len, flagship.limits.max_sequences, flagship.limits.max_num_tokens) == (
+        8192,
+        64,
+        8192,
+    )
+    hardware, slo = flagship.hardware, flagship.slo
+    assert (hardware.gpu_memory_limit, hardware.host_memory_gb, hardware.cores_per_gpu) == (0.85, 256, 16)
+    assert (slo.prefill_ms.p50, slo.prefill_ms.p99, slo.tpot_ms.p50, slo.tpot_ms.p99) == (500, 1000, 50, 100)
+    assert (slo.ttft_ms.p99, slo.requests_per_s, slo.compliance) == (1500, 8, 0.99)
+    assert (slo.gpu_utilisation, slo.load_balance_variance) == ((0.70, 0.85), 0.05)
+    assert flagship.max_batch_size == 16, "64 sequences over four micro-batches"
+
+
+def test_paths_are_relative_to_the_yaml(tmp_path: Path) -> None:
+    content = yaml.safe_load(FLAGSHIP.read_text())
+    content["model"]["path"] = "../elsewhere"
+    deployment = load(tmp_path, content)
+    assert deployment.model.path == tmp_path.parent / "elsewhere"
+    assert deployment.checkpoint_dir == tmp_path.parent / "work" / "x" / "checkpoint"
+
+
+def test_engine_can_be_replaced() -> None:
+    assert Deployment.load(FLAGSHIP, engine="rehearsal").engine == "rehearsal"
+
+
+def test_a_deployment_is_immutable() -> None:
+    with pytest.raises(Exception, match="frozen"):
+        Deployment.load(FLAGSHIP).parallel.tp = 4  # type: ignore[misc]
+
+
+MISTAKES = [
+    (
+        "parallel.tp",
+        3,
+        "parallel.tp: 3 does not divide num_attention_heads 64 (model config.json). Use 1, 2, 4, 8.",
+    ),
+    ("parallel.pp", 5, "parallel: tp 2 x pp 5 needs 10 GPUs, hardware.gpus is 8"),
+    ("parallel.pp", 0, "parallel.pp: input should be greater than 0, got 0"),
+    ("parallel.pp", "four", "parallel.pp: input should be a valid integer, got 'four'"),
+    ("parallel.pp", True, "parallel.pp: input should be a valid integer, got True"),
+    ("parallel.dp", 2, "parallel.dp: unknown key. Known here: pp, tp."),
+    ("paralel", {"tp": 2}, "paralel: unknown key. Known here: engine, hardware,"),
+    ("file", "x", "file: unknown key."),
+    ("engine", "vllm", "engine: input should be 'tensorrt', 'pytorch' or 'rehearsal', got 'vllm'"),
+    ("model.dtype", "fp16", "model.dtype: input should be 'float16', 'bfloat16' or 'float32', got 'fp16'"),
+    ("model.path", 5, "model.path: expected a path as text, got 5"),
+    ("model.config", None, "model.path: no config.json in"),
+    ("model.config.architectures", ["GPT2LMHeadModel"], "architectures: 'GPT2LMHeadModel' is not supported."),
+    ("model.config.hidden_size", "big", "hidden_size: expected a positive whole number, got 'big'"),
+    ("model.config.rope_theta", -1, "rope_theta: expected a positive number, got -1"),
+    ("model.config.num_key_value_heads", 7, "num_key_value_heads: 7 does not divide num_attention_heads 64"),
+    ("limits.max_seq_len", 9000, "limits.max_seq_len: 9000 is more than the model's context length 8192."),
+    (
+        "limits.max_num_tokens",
+        8,
+        "limits.max_num_tokens: 8 is less than one token for each of a micro-batch's 16",
+    ),
+    ("limits.max_sequences", -1, "limits.max_sequences: input should be greater than 0, got -1"),
+    ("limits.max_queue_size", 1.5, "limits.max_queue_size: input should be a valid integer"),
+    (
+        "kv_cache.tokens_per_block",
+        33,
+        "kv_cache.tokens_per_block: input should be 8, 16, 32, 64 or 128, got 33",
+    ),
+    ("kv_cache.max_tokens", 100, "kv_cache.max_tokens: 100 cannot hold one sequence of max_seq_len 8192."),
+    ("kv_cache.reuse", "yes please", "kv_cache.reuse: input should be a valid boolean"),
+    (
+        "scheduler.policy",
+        "fifo",
+        "scheduler.policy: input should be 'guaranteed_no_evict' or 'max_utilization'",
+    ),
+    (
+        "hardware.gpu_memory_limit",
+        85,
+        "hardware.gpu_memory_limit: input should be less than or equal to 1, got 85",
+    ),
+    ("serving.http_port", 0, "serving.http_port: input should be greater than or equal to 1, got 0"),
+    ("serving.http_port", 8001, "serving: ports must differ, got http_port 8001, grpc_port 8001"),
+    ("slo.ttft_ms", 500, "slo.ttft_ms: expected a mapping of keys, got 500"),
+    ("slo.ttft_ms.p98", 500, "slo.ttft_ms.p98: unknown key. Known here: p50, p90, p95, p99."),
+    ("slo.compliance", 99, "slo.compliance: input should be less than or equal to 1, got 99"),
+    (
+        "slo.gpu_utilisation",
+        [0.9, 0.7],
+        "slo.gpu_utilisation: [0.9, 0.7] is not [lowest, highest]. Exchange them.",
+    ),
+    (
+        "loadtest.protocol",
+        "websocket",
+        "loadtest.protocol: input should be 'http' or 'grpc', got 'websocket'",
+    ),
+    ("name", "a b", "name: string should match pattern"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "message"), MISTAKES, ids=lambda x: str(x)[:30])
+def test_a_mistake_is_one_line_naming_file_field_and_value(
+    tmp_path: Path, field: str, value: object, message: str
+) -> None:
+    content = yaml.safe_load(FLAGSHIP.read_text())
+    *parents, last = field.split(".")
+    section = content
+    for parent in parents:
+        section = section.setdefault(parent, {})
+    section[last] = value
+    with pytest.raises(ToolkitError) as caught:
+        load(tmp_path, content)
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(str(tmp_path / "x.yaml"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("engine: [", "is not valid YAML"),
+        ("- a\n- b\n", "expected a mapping of keys, got list"),
+        ("", "expected a mapping of keys, got NoneType"),
+        ("engine: rehearsal\nengine: tensorrt\n", "x.yaml:2: is not valid YAML: engine is given twice"),
+        ("1: 2\n", "the key 1 is not text"),
+        ("engine: rehearsal\n", "model: missing"),
+        ("engine: !!python/object/apply:os.getcwd []\n", "is not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_deployment(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(text)
+    with pytest.raises(ToolkitError, match=re.escape(message)):
+        Deployment.load(file)
+
+
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ToolkitError, match="cannot be read"):
+        Deployment.load(tmp_path / "x.yaml")
+
+
+def test_the_checkpoint_contradicts_the_yaml(tmp_path: Path) -> None:
+    content = yaml.safe_load(FLAGSHIP.read_text())
+    content["model"]["path"] = "."
+    (tmp_path / "config.json").write_text(
+        '{"architectures": ["LlamaForCausalLM"], "vocab_size": 128256, "hidden_size": 8192,'
+        '"intermediate_size": 28672, "num_hidden_layers": 32, "num_attention_heads": 64,'
+        '"num_key_value_heads": 8, "max_position_embeddings": 8192, "rope_theta": 500000.0, "rms_norm_eps": 1e-5}'
+    )
+    with pytest.raises(ToolkitError, match=r"model\.config\.num_hidden_layers: 80, but config\.json in .* gives 32"):
+        load(tmp_path, content)
+
+
+def load(folder: Path, content: dict) -> Deployment:
+    file = folder / "x.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return Deployment.load(file)
