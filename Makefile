@@ -47,5 +47,8 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: install
+	$(BIN)/python docs/generate_cli.py
+
 clean:
 	rm -rf .venv work models

@@ -107,7 +107,7 @@ def test_a_broken_lock_is_one_line(tmp_path: Path, content: str) -> None:
 
 def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ToolkitError, match="cannot be written: Not a directory"):
+    with pytest.raises(ToolkitError, match="cannot be written: "):
         make(tmp_path / "file" / "thing")
 
 

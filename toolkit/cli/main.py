@@ -33,7 +33,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """The `toolkit` program. Exit codes: 0 done, 1 an error said in one line, 2 wrong usage; see `loadtest` for its own."""
+    """The `toolkit` program. Exit codes: 0 done, 1 an error said in one line, 2 wrong usage."""
     try:
         sys.exit(cli(standalone_mode=False))
     except click.ClickException as error:

@@ -1,0 +1,30 @@
+"""Writes docs/cli.md from the commands' own --help. Run `make docs`; a test checks that it is current."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from toolkit.cli.main import COMMANDS, cli
+
+HEAD = """# Command line reference
+
+Made from `--help` by `make docs`; do not edit. `CONFIG` is a YAML file of `build_configs/`.
+Results go to stdout, all else to stderr. Exit codes: 0 done; 1 an error, said in one line; 2 wrong usage;
+`loadtest`: 0 PASS, 1 FAIL, 3 could not run.
+"""
+
+
+def reference() -> str:
+    def usage(*arguments: str) -> str:
+        result = CliRunner().invoke(cli, [*arguments, "--help"], prog_name="toolkit", terminal_width=100)
+        return f"```\n{result.output.rstrip()}\n```\n"
+
+    parts = [HEAD, usage()]
+    parts += [f"## toolkit {command}\n\n{usage(command)}" for command in COMMANDS]
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    (Path(__file__).parent / "cli.md").write_text(reference(), encoding="utf-8")
