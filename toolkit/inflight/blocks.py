@@ -1,96 +1,68 @@
-"""The pool of KV blocks, with reuse of blocks whose whole prefix is the same."""
-
-from __future__ import annotations
+"""The pool of KV blocks. Full blocks with the same tokens in them and before them are shared."""
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
 from hashlib import sha256
+from itertools import takewhile
 
-
-def extend_digests(digests: list[bytes], tokens: list[int], tokens_per_block: int, count: int) -> None:
-    """Make `digests` name the first `count` full blocks of `tokens`.
-
-    Each digest covers its block and all before it, because keys and values depend on the whole prefix.
-    A cryptographic hash, because a collision would show one user the context of another.
-    """
-    while len(digests) < count:
-        start = len(digests) * tokens_per_block
-        block = array("q", tokens[start : start + tokens_per_block]).tobytes()
-        digests.append(sha256((digests[-1] if digests else b"") + block).digest())
+from toolkit.inflight.request import Request
 
 
 class BlockPool:
-    """Numbers blocks 0 .. size - 1. A block is used (referenced), free, or cached: unreferenced, but
-    still holding a published prefix, so that it can be used again or evicted. All steps are O(1) a block.
-    """
+    """Blocks 0 .. size - 1, each used (referenced) or idle. An idle block that was published is cached:
+    it keeps its prefix until it is taken for another. Every step is O(1) a block."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, tokens_per_block: int, reuse: bool) -> None:
+        self.tokens_per_block, self.reuse = tokens_per_block, reuse
         self.references = [0] * size
-        self._free = list(range(size - 1, -1, -1))
-        self._cached: OrderedDict[int, None] = OrderedDict()  # least recently released first
+        self.idle = OrderedDict.fromkeys(range(size))  # first those with nothing to keep, then least recent
         self._block_of: dict[bytes, int] = {}
         self._digest_of: dict[int, bytes] = {}
 
-    @property
-    def available(self) -> int:
-        """Blocks that `take` can give: free and cached."""
-        return len(self._free) + len(self._cached)
+    def match(self, request: Request) -> list[int]:
+        """The blocks of the longest published prefix of the request, not referenced yet (see `take`).
+        Never that of its last token, even if it is cached: the logits there give the next one."""
+        full = (len(request.tokens) - 1) // self.tokens_per_block if self.reuse else 0
+        known = takewhile(self._block_of.__contains__, self._digests(request, full))
+        return [self._block_of[digest] for digest in known]
 
-    @property
-    def cached(self) -> int:
-        return len(self._cached)
-
-    def match(self, digests: Sequence[bytes]) -> list[int]:
-        """The blocks that hold the longest published prefix of `digests`. Not yet referenced: see `hold`."""
-        blocks = []
-        for digest in digests:
-            block = self._block_of.get(digest)
-            if block is None:
-                break
-            blocks.append(block)
-        return blocks
-
-    def cost(self, matched: Sequence[int]) -> int:
-        """How many available blocks `hold(matched)` uses up: those that nobody references now."""
-        return sum(not self.references[block] for block in matched)
-
-    def hold(self, matched: Sequence[int]) -> None:
+    def take(self, matched: list[int], fresh: int) -> list[int]:
+        """A block table: the matched blocks, and `fresh` ones to write. KeyError if there are too few."""
         for block in matched:
-            if not self.references[block]:
-                del self._cached[block]
+            self.idle.pop(block, None)
             self.references[block] += 1
+        table = list(matched)
+        for _ in range(fresh):
+            block, _ = self.idle.popitem(last=False)
+            if block in self._digest_of:
+                del self._block_of[self._digest_of.pop(block)]
+            self.references[block] = 1
+            table.append(block)
+        return table
 
-    def take(self) -> int:
-        """A block to write. Free ones first, then the cached prefix that has been unused for longest.
+    def publish(self, request: Request, start: int) -> None:
+        """Offer the blocks filled since position `start` for reuse. When two sequences compute one prefix
+        side by side, the first to publish shares its blocks and the other's stay private."""
+        before, after = start // self.tokens_per_block, request.computed // self.tokens_per_block
+        if self.reuse and after > before:
+            digests = self._digests(request, after)[before:]
+            for block, digest in zip(request.blocks[before:after], digests, strict=True):
+                if self._block_of.setdefault(digest, block) == block:
+                    self._digest_of[block] = digest
 
-        Raises IndexError when none is available.
-        """
-        if self._free:
-            block = self._free.pop()
-        elif self._cached:
-            block, _ = self._cached.popitem(last=False)
-            del self._block_of[self._digest_of.pop(block)]
-        else:
-            raise IndexError("no KV block is available")
-        self.references[block] = 1
-        return block
-
-    def publish(self, block: int, digest: bytes) -> None:
-        """Offer a full, computed block for reuse. Two sequences may compute one prefix side by side:
-        the first block stays the published one, the other remains private."""
-        if digest not in self._block_of:
-            self._block_of[digest] = block
-            self._digest_of[block] = digest
-
-    def release(self, blocks: Sequence[int]) -> None:
-        """Give up one reference on each. Last block first, so that of one prefix the end is evicted before
-        the beginning: a beginning without its end is of use, an end without its beginning is not."""
-        for block in reversed(blocks):
+    def release(self, table: list[int]) -> None:
+        """Drop one reference on each, the last first: eviction then shortens a prefix from its end."""
+        for block in reversed(table):
             self.references[block] -= 1
             if not self.references[block]:
-                if block in self._digest_of:
-                    self._cached[block] = None
-                else:
-                    self._free.append(block)
+                self.idle[block] = None
+                self.idle.move_to_end(block, last=block in self._digest_of)
+
+    def _digests(self, request: Request, count: int) -> list[bytes]:
+        """Names of its first full blocks, each made once, from the block's tokens and the name before.
+        Cryptographic: a collision would show one user's context to another."""
+        while len(request.digests) < count:
+            start = len(request.digests) * self.tokens_per_block
+            tokens = array("q", request.tokens[start : start + self.tokens_per_block]).tobytes()
+            request.digests.append(sha256(b"".join(request.digests[-1:]) + tokens).digest())
+        return request.digests[:count]

@@ -1,19 +1,14 @@
-"""What runs in each step: admission, micro-batches, token budget, chunks, KV blocks, pauses.
+"""What runs in each step, by the policies of TensorRT-LLM's executor, which is what we rehearse:
 
-Policies are those of TensorRT-LLM's executor, whose deployments we rehearse:
-
-- Generation first, then context, oldest first: a running stream should not stutter for a new prompt.
-- Greedy: a step takes all that is ready, up to the limits. `max_batch_size` is per micro-batch.
-- Admission is first come, first served. A large request at the head waits and nobody overtakes it, so that
-  it cannot starve.
-- At admission a sequence gets the blocks of all its known tokens, even if they are computed in chunks; later
-  it grows by a block at a time.
+- Generation first, so that running streams do not stutter for a new prompt; then context. Oldest first.
+- Greedy: a step takes all that is ready up to its limits. max_batch_size is per micro-batch.
+- Admission is first come, first served: nobody overtakes a large request, so that it cannot starve.
+- Admission takes the blocks of all tokens a sequence has, even if it computes them in chunks, so that
+  contexts never wait for each other's blocks half-way. Later it grows by a block at a time.
 - guaranteed_no_evict reserves blocks for prompt + max_tokens at admission: what runs is never paused.
-  max_utilization reserves nothing: when blocks run out the youngest idle sequence is paused, its blocks
-  are taken, and it is computed again (prompt and output) before any request that never ran is admitted.
+- max_utilization reserves none. When blocks run out, the youngest idle sequence is paused, so that the
+  oldest always ends. It comes back before any later request, and computes its prompt and output again.
 """
-
-from __future__ import annotations
 
 from bisect import insort
 from collections import deque
@@ -21,8 +16,8 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Literal, NamedTuple
 
-from toolkit.errors import Busy, InputRefused, ToolkitError
-from toolkit.inflight.blocks import BlockPool, extend_digests
+from toolkit.errors import Busy, InputRefused
+from toolkit.inflight.blocks import BlockPool
 from toolkit.inflight.request import Request, State
 
 _by_arrival = attrgetter("arrival")
@@ -30,8 +25,6 @@ _by_arrival = attrgetter("arrival")
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    """Raises ToolkitError for values with which nothing could ever run."""
-
     max_batch_size: int  # sequences a step
     max_num_tokens: int  # positions a step
     micro_batches: int  # steps in flight at once: the number of pipeline stages
@@ -39,38 +32,25 @@ class SchedulerConfig:
     tokens_per_block: int
     policy: Literal["guaranteed_no_evict", "max_utilization"]
     chunked_context: bool  # a context may be computed in several steps
-    reuse: bool  # share the blocks of equal prefixes
-    max_queue_size: int  # requests that wait for admission
+    reuse: bool  # equal prefixes share blocks
+    max_queue_size: int  # requests that wait, paused ones included; more are refused
     max_seq_len: int  # prompt + output
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
-                raise ToolkitError(f"{value} is less than 1", where=name)
-        if self.policy not in ("guaranteed_no_evict", "max_utilization"):
-            hint = "Use guaranteed_no_evict or max_utilization."
-            raise ToolkitError(f"{self.policy!r} is no scheduler policy", where="policy", hint=hint)
-        if self.chunked_context and self.max_num_tokens < self.tokens_per_block:
-            what = (
-                f"{self.max_num_tokens} is less than one chunk, {self.tokens_per_block} tokens (a KV block)"
-            )
-            raise ToolkitError(what, where="max_num_tokens", hint="Raise it or lower tokens_per_block.")
 
     def blocks_for(self, positions: int) -> int:
         return -(-positions // self.tokens_per_block)
 
 
 class Work(NamedTuple):
-    """One sequence's part of a step: compute positions start .. start + length - 1 of request.tokens."""
+    """Compute positions start .. start + length - 1 of request.tokens: one sequence's part of a step."""
 
     request: Request
     start: int
     length: int
     emits: bool  # the logits of the last position give a new token
-    blocks: tuple[int, ...]  # block table over start + length positions or more; a copy, it does not change
+    blocks: tuple[int, ...]  # block table of these positions and all before, as it was at scheduling
 
 
-@dataclass
+@dataclass(eq=False)
 class Step:
     micro_batch: int  # slot: 0 .. micro_batches - 1
     context: list[Work] = field(default_factory=list)
@@ -81,271 +61,197 @@ class Step:
     def works(self) -> list[Work]:
         return self.context + self.generation
 
+    def add(self, request: Request, length: int) -> None:
+        emits = request.computed + length == len(request.tokens)
+        works = self.context if request.state is State.CONTEXT else self.generation
+        works.append(Work(request, request.computed, length, emits, tuple(request.blocks)))
+        self.num_tokens += length
+        request.in_flight = True
+
 
 class Stats(NamedTuple):
-    """Gauges under the names of the `nv_trt_llm_*` metrics, as they are now."""
+    """Gauges of the `nv_trt_llm_*` metrics, as of now."""
 
     active: int  # submitted and not ended
-    max: int  # that can run at once, over all micro-batches
+    max: int  # that can run at once
     scheduled: int  # in a step in flight
-    context: int  # of those, in the context phase
-    waiting: int  # active - scheduled
-    queued: int  # of those, never admitted: what max_queue_size limits
+    context: int  # of those, in the context phase; the rest generate
+    context_tokens: int  # in steps in flight
+    waiting: int  # active and not scheduled
     paused: int
-    generation_requests: int
-    total_context_tokens: int  # of the steps in flight
-    micro_batch_id: int  # of the latest step
-    iteration_counter: int  # steps scheduled so far
+    iterations: int  # steps scheduled since the start
     blocks_max: int
-    blocks_free: int  # cached blocks included: they can be taken
+    blocks_free: int  # cached ones included: they can be taken
     blocks_used: int
-    blocks_cached: int  # unreferenced, kept for reuse
-    blocks_reused: int  # since the start
-    tokens_per_block: int
+    blocks_reused: int  # found in the cache since the start
 
 
 class Scheduler:
-    """Not thread-safe: the engine's own thread calls it. Steps complete in the order of scheduling."""
+    """Not thread-safe: one thread calls it. Steps complete in the order in which they were scheduled."""
 
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
-        self.pool = BlockPool(config.num_blocks)
-        self._max_running = config.max_batch_size * config.micro_batches
-        self._waiting: deque[Request] = deque()
-        self._paused: list[Request] = []  # by arrival; all older than those that wait
+        self.pool = BlockPool(config.num_blocks, config.tokens_per_block, config.reuse)
+        self._queue: deque[Request] = deque()  # waiting or paused; by arrival
         self._ready: list[Request] = []  # admitted and in no step; by arrival
         self._in_flight: deque[Step] = deque()
-        self._running = 0  # admitted: ready or in flight
-        self._reserved = 0  # blocks promised to running sequences and not taken yet
-        self._reused = 0
-        self._arrivals = 0
-        self._steps = 0
+        self._reserved = 0  # blocks promised to admitted requests and not taken yet
+        self._arrivals = self._steps = self._reused = 0
 
     def submit(self, request: Request) -> None:
         """Queue a new request. Raises InputRefused if it could never run, Busy if the queue is full."""
-        if request.state is not State.NEW:
-            raise ValueError(f"request {request.id!r} was submitted before")
         self._refuse_impossible(request)
-        if len(self._waiting) >= self.config.max_queue_size:
-            what = f"the maximum queue size of {self.config.max_queue_size} has been reached"
+        if len(self._queue) >= self.config.max_queue_size:
+            what = f"the queue is full: max_queue_size is {self.config.max_queue_size}"
             raise Busy(what, hint="Please try again later.")
-        request.state = State.WAITING
-        request.arrival = self._arrivals
         self._arrivals += 1
-        self._waiting.append(request)
+        request.arrival = self._arrivals
+        self._queue.append(request)
 
     def _refuse_impossible(self, request: Request) -> None:
-        config, prompt, total = self.config, len(request.prompt), len(request.prompt) + request.max_tokens
-        if not prompt:
-            raise InputRefused("the prompt has no tokens")
-        if request.max_tokens < 1:
-            raise InputRefused(f"max_tokens is {request.max_tokens}; expected at least 1")
-        if total > config.max_seq_len:
-            what = f"prompt of {prompt} + max_tokens of {request.max_tokens} exceed max_seq_len {config.max_seq_len}"
-            raise InputRefused(what, hint="Shorten the prompt or ask for fewer tokens.")
-        if config.blocks_for(total) > config.num_blocks:
-            what = f"{prompt} + {request.max_tokens} tokens need {config.blocks_for(total)} KV blocks"
-            raise InputRefused(f"{what}; there are {config.num_blocks}")
-        # A paused sequence comes back with its output as part of the context, and must fit then too.
-        context = total - 1 if config.policy == "max_utilization" else prompt
-        if not config.chunked_context and context > config.max_num_tokens:
-            what = f"a context of {context} tokens exceeds max_num_tokens {config.max_num_tokens}"
-            raise InputRefused(what, hint="Shorten the prompt, or turn on chunked_context.")
+        config, prompt, most = self.config, len(request.prompt), request.max_tokens
+        if prompt < 1 or most < 1:
+            raise InputRefused(f"{prompt} tokens of prompt and max_tokens {most}; expected 1 or more of each")
+        cache = config.num_blocks * config.tokens_per_block
+        for limit, size in (("max_seq_len", config.max_seq_len), ("the size of the KV cache,", cache)):
+            if prompt + most > size:
+                what = f"prompt of {prompt} tokens + max_tokens {most} exceed {limit} {size}"
+                raise InputRefused(what, hint="Shorten the prompt or ask for fewer tokens.")
+        # A sequence that was paused comes back with its output as context.
+        context = prompt + most - 1 if config.policy == "max_utilization" else prompt
+        piece = min(context, config.tokens_per_block) if config.chunked_context else context
+        if piece > config.max_num_tokens:
+            what = f"{piece} tokens of context in one step exceed max_num_tokens {config.max_num_tokens}"
+            raise InputRefused(what, hint="Shorten the prompt, raise max_num_tokens or turn on chunked_context.")
 
     def cancel(self, request: Request) -> None:
-        """End a request at any moment. If it is in flight its blocks go back when its step completes.
-        Nothing happens if it has ended."""
-        if request.state is State.WAITING:
-            self._waiting.remove(request)
-        elif request.state is State.PAUSED:
-            self._paused.remove(request)
+        """End a request at any moment; no effect if it has ended. If it is in flight, its blocks go back,
+        and it stops counting as active, when its step completes."""
+        if request.state in (State.WAITING, State.PAUSED):
+            self._queue.remove(request)
         elif request in self._ready:
             self._ready.remove(request)
-            self._leave(request)
+            self._release(request)
         elif not request.in_flight:
             return
         request.state = State.CANCELLED
 
     def schedule(self) -> Step | None:
-        """The next micro-batch; None when all slots are in flight or nothing can run before a `complete`."""
+        """The next micro-batch. None if all slots are in flight, or nothing can run before a `complete`."""
         if len(self._in_flight) == self.config.micro_batches:
             return None
         step = Step(self._steps % self.config.micro_batches)
-        self._add_generation(step)
-        self._add_context(step)
+        for request in [request for request in self._ready if request.state is State.GENERATION]:
+            # The state again, because it may have been paused a moment ago for an older one.
+            if self._fit(step, 1) and request.state is State.GENERATION and self._grow(request):
+                step.add(request, 1)
+        contexts = [request for request in self._ready if request.state is State.CONTEXT]
+        while following := contexts.pop(0) if contexts else self._admit(step):
+            length = self._fit(step, len(following.tokens) - following.computed)
+            if not length:
+                break
+            step.add(following, length)
         if not step.num_tokens:
             return None
-        for work in step.works:
-            work.request.in_flight = True
         self._ready = [request for request in self._ready if not request.in_flight]
         self._in_flight.append(step)
         self._steps += 1
         return step
 
     def complete(self, step: Step, tokens: list[int], finished: list[bool]) -> None:
-        """Take the results of the oldest step in flight: one token, and whether it ends its request, for
-        each work that emits, in step order. A request also ends at max_tokens. What comes for a request
-        that was cancelled in between is ignored. Raises ValueError for another step or other lengths."""
-        if not self._in_flight or step is not self._in_flight[0]:
-            raise ValueError("steps complete in the order in which they were scheduled, each once")
-        emitting = sum(work.emits for work in step.works)
-        if len(tokens) != emitting or len(finished) != emitting:
-            raise ValueError(f"{emitting} works emit; got {len(tokens)} tokens, {len(finished)} ends")
+        """Take the results of the oldest step in flight: for each work that emits, in step order, a token
+        and whether it ends its request; max_tokens ends it too. Results of cancelled requests are ignored.
+        Raises ValueError for another step or another number of results."""
+        works = step.works
+        due = sum(work.emits for work in works)
+        if [step] != list(self._in_flight)[:1] or not len(tokens) == len(finished) == due:
+            raise ValueError("steps complete in order, with a token and an end for each work that emits")
         self._in_flight.popleft()
         results = zip(tokens, finished, strict=True)
-        for work in step.works:
+        for work in works:
             request = work.request
             request.in_flight = False
             request.computed = work.start + work.length
-            self._publish(request)
+            self.pool.publish(request, work.start)  # not before: now all stages have computed it
             token, ends = next(results) if work.emits else (None, False)
             if token is not None and request.state is not State.CANCELLED:
                 request.tokens.append(token)
                 request.output.append(token)
                 ends = ends or len(request.output) >= request.max_tokens
                 request.state = State.FINISHED if ends else State.GENERATION
-            if request.ended:
-                self._leave(request)
+            if request.state in (State.FINISHED, State.CANCELLED):
+                self._release(request)
             else:
                 self._ready.append(request)
         self._ready.sort(key=_by_arrival)
 
     def stats(self) -> Stats:
-        scheduled = sum(len(step.context) + len(step.generation) for step in self._in_flight)
         context = sum(len(step.context) for step in self._in_flight)
-        active = len(self._waiting) + len(self._paused) + self._running
-        return Stats(
-            active=active,
-            max=self._max_running,
-            scheduled=scheduled,
-            context=context,
-            waiting=active - scheduled,
-            queued=len(self._waiting),
-            paused=len(self._paused),
-            generation_requests=scheduled - context,
-            total_context_tokens=sum(step.num_tokens - len(step.generation) for step in self._in_flight),
-            micro_batch_id=max(self._steps - 1, 0) % self.config.micro_batches,
-            iteration_counter=self._steps,
-            blocks_max=self.pool.size,
-            blocks_free=self.pool.available,
-            blocks_used=self.pool.size - self.pool.available,
-            blocks_cached=self.pool.cached,
-            blocks_reused=self._reused,
-            tokens_per_block=self.config.tokens_per_block,
-        )
+        context_tokens = sum(work.length for step in self._in_flight for work in step.context)
+        scheduled = context + sum(len(step.generation) for step in self._in_flight)
+        waiting = len(self._queue) + len(self._ready)
+        paused = sum(request.state is State.PAUSED for request in self._queue)
+        most = self.config.max_batch_size * self.config.micro_batches
+        requests = (scheduled + waiting, most, scheduled, context, context_tokens, waiting, paused)
+        blocks, free = self.config.num_blocks, len(self.pool.idle)
+        return Stats(*requests, self._steps, blocks, free, blocks - free, self._reused)
 
-    def _room(self, step: Step) -> int:
-        """Positions that still fit in the step."""
-        full = len(step.context) + len(step.generation) == self.config.max_batch_size
-        return 0 if full else self.config.max_num_tokens - step.num_tokens
-
-    def _add_generation(self, step: Step) -> None:
-        for request in [request for request in self._ready if request.state is State.GENERATION]:
-            if not self._room(step):
-                return
-            # It may have been paused a moment ago, for an older one.
-            if request.state is State.GENERATION and self._grow(request):
-                step.generation.append(Work(request, request.computed, 1, True, tuple(request.blocks)))
-                step.num_tokens += 1
-
-    def _add_context(self, step: Step) -> None:
-        for request in self._ready:
-            if request.state is State.CONTEXT:
-                length = self._chunk(len(request.tokens) - request.computed, self._room(step))
-                if not length:
-                    return
-                self._add_chunk(step, request, length)
-        while admitted := self._admit(self._room(step)):
-            self._add_chunk(step, *admitted)
-
-    def _add_chunk(self, step: Step, request: Request, length: int) -> None:
-        emits = request.computed + length == len(request.tokens)
-        step.context.append(Work(request, request.computed, length, emits, tuple(request.blocks)))
-        step.num_tokens += length
-
-    def _chunk(self, remaining: int, room: int) -> int:
-        """How many of the remaining context positions to compute in a step with this room; 0 to wait.
-        All chunks but the last are whole blocks, as paged context attention demands."""
+    def _fit(self, step: Step, remaining: int) -> int:
+        """How many of a sequence's remaining positions go into the step: all, or whole blocks of them
+        (what paged context attention wants), or none."""
+        if len(step.context) + len(step.generation) == self.config.max_batch_size:
+            return 0
+        room = self.config.max_num_tokens - step.num_tokens
         if remaining <= room:
             return remaining
         return room - room % self.config.tokens_per_block if self.config.chunked_context else 0
 
-    def _admit(self, room: int) -> tuple[Request, int] | None:
-        """Admit the oldest request that is paused or waits, with the length of its first chunk, if it fits."""
-        config = self.config
-        unpromised = self.pool.available - self._reserved
-        if not (
-            room and unpromised and self._running < self._max_running and (self._paused or self._waiting)
-        ):
+    def _admit(self, step: Step) -> Request | None:
+        """The oldest request in the queue, now with blocks, if the step and the pool have room for it."""
+        unpromised = len(self.pool.idle) - self._reserved
+        if not self._queue or not unpromised or not self._fit(step, 1):
             return None
-        request = self._paused[0] if self._paused else self._waiting[0]
-        context = len(request.tokens)
-        matched = self._match(request)
-        length = self._chunk(context - len(matched) * config.tokens_per_block, room)
-        total = (
-            len(request.prompt) + request.max_tokens if config.policy == "guaranteed_no_evict" else context
-        )
-        new = config.blocks_for(total) - len(matched)
-        if not length or new + self.pool.cost(matched) > unpromised:
+        request = self._queue[0]
+        matched = self.pool.match(request)
+        reused = len(matched) * self.config.tokens_per_block
+        known = self.config.blocks_for(len(request.tokens))
+        revived = sum(not self.pool.references[block] for block in matched)  # no longer idle then
+        needed = known - len(matched) + revived + self._promised(request, known)
+        if needed > unpromised or not self._fit(step, len(request.tokens) - reused):
             return None
-        (self._paused if self._paused else self._waiting).remove(request)
-        self.pool.hold(matched)
-        taken = config.blocks_for(context) - len(matched)
-        request.blocks = matched + [self.pool.take() for _ in range(taken)]
-        request.reserved = new - taken
-        request.computed = len(matched) * config.tokens_per_block
-        request.published = len(matched)
-        request.reused_blocks += len(matched)
-        request.state = State.CONTEXT
+        self._queue.popleft()
+        self._reserved += self._promised(request, known)
         self._reused += len(matched)
-        self._reserved += request.reserved
-        self._running += 1
-        return request, length
-
-    def _match(self, request: Request) -> list[int]:
-        """Cached blocks of its prefix. Never its last token: its logits give the next one."""
-        if not self.config.reuse:
-            return []
-        full = (len(request.tokens) - 1) // self.config.tokens_per_block
-        extend_digests(request.digests, request.tokens, self.config.tokens_per_block, full)
-        return self.pool.match(request.digests[:full])
+        request.reused_blocks += len(matched)
+        request.state, request.computed = State.CONTEXT, reused
+        request.blocks = self.pool.take(matched, known - len(matched))
+        return request
 
     def _grow(self, request: Request) -> bool:
-        """Make room for one more position. False if it must wait: younger sequences hold the blocks in
-        steps in flight. The oldest never waits for long: when nothing is in flight it can pause all others."""
+        """Give it a block if its next position needs one. False if it has to wait, because others in
+        flight hold the blocks; with none in flight the oldest can pause all others, so it goes on."""
         if request.computed < len(request.blocks) * self.config.tokens_per_block:
             return True
-        while not self.pool.available:
+        while not self.pool.idle:
             youngest = self._ready[-1]
             if youngest is request:
                 return False
-            self._pause(youngest)
-        request.blocks.append(self.pool.take())
-        if request.reserved:
-            request.reserved -= 1
-            self._reserved -= 1
+            self._ready.pop()
+            self._release(youngest)
+            youngest.state, youngest.computed = State.PAUSED, 0
+            insort(self._queue, youngest, key=_by_arrival)
+        self._reserved -= min(1, self._promised(request, len(request.blocks)))
+        request.blocks += self.pool.take([], 1)
         return True
 
-    def _pause(self, request: Request) -> None:
-        self._ready.remove(request)
-        self._leave(request)
-        request.computed = 0
-        request.state = State.PAUSED
-        insort(self._paused, request, key=_by_arrival)
-
-    def _leave(self, request: Request) -> None:
-        """Take a sequence out of the running ones, and its blocks back."""
+    def _release(self, request: Request) -> None:
+        """Take back its blocks and what it was promised."""
+        self._reserved -= self._promised(request, len(request.blocks))
         self.pool.release(request.blocks)
         request.blocks = []
-        self._reserved -= request.reserved
-        request.reserved = 0
-        self._running -= 1
 
-    def _publish(self, request: Request) -> None:
-        """Offer its newly filled blocks for reuse: only now that all stages have computed them."""
-        full = request.computed // self.config.tokens_per_block
-        if self.config.reuse and full > request.published:
-            extend_digests(request.digests, request.tokens, self.config.tokens_per_block, full)
-            for index in range(request.published, full):
-                self.pool.publish(request.blocks[index], request.digests[index])
-            request.published = full
+    def _promised(self, request: Request, taken: int) -> int:
+        """Blocks that are reserved for it beyond those taken."""
+        if self.config.policy == "max_utilization":
+            return 0
+        return self.config.blocks_for(len(request.prompt) + request.max_tokens) - taken
