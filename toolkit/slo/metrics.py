@@ -1,0 +1,227 @@
+"""What each number means: TTFT, ITL, TPOT, end-to-end, throughput and goodput, from raw samples.
+
+Every other part (load test, simulator, report, monitor) imports these definitions and has none of its own.
+
+- A clock starts when a request was *due*, not when a busy generator got round to sending it, so that
+  queueing in front of the server is part of what the user waited for.
+- A failed request is never dropped. It counts as infinitely late in every percentile and as a miss in
+  goodput; averages, minima and maxima are of the successful requests.
+- Percentiles are exact, from all samples, with linear interpolation between the two nearest ranks (rank
+  (n - 1) * q / 100 from 0): what numpy, AIPerf and vLLM compute, so that results can sit side by side.
+
+Samples hold seconds since the Unix epoch; everything computed here is in milliseconds unless it says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from itertools import groupby
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One request as the client saw it. Times are seconds since the Unix epoch."""
+
+    id: str
+    protocol: str
+    due: float
+    """When the request should have been sent. In a closed loop: when its user's last answer ended."""
+    sent: float
+    ended: float
+    token_times: tuple[float, ...] = ()
+    """The arrival of each token. An event that carries k tokens is here k times, with one time."""
+    first_text: float | None = None
+    """The arrival of the first event with text in it; None when there was none."""
+    tokens_in: int | None = None
+    counted_by: Literal["server", "events"] = "events"
+    """Whether the server said how many tokens each event holds, or each event was taken for one token."""
+    prefill_ms: float | None = None
+    """The server's own first_token_time - first_scheduled_time; None when it does not say."""
+    error: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.error is None
+
+    @property
+    def tokens_out(self) -> int:
+        return len(self.token_times)
+
+    @property
+    def last(self) -> float:
+        return self.token_times[-1] if self.token_times else self.ended
+
+    @property
+    def ttft_ms(self) -> float:
+        """Time to first token: first event with text - due. An answer without any text counts to its end."""
+        first = self.last if self.first_text is None else self.first_text
+        return (first - self.due) * 1e3
+
+    @property
+    def e2e_ms(self) -> float:
+        """End-to-end latency: last token - due."""
+        return (self.last - self.due) * 1e3
+
+    @property
+    def tpot_ms(self) -> float | None:
+        """Time per output token after the first: (e2e - TTFT) / (n - 1) for n tokens; None for n < 2."""
+        return (self.e2e_ms - self.ttft_ms) / (self.tokens_out - 1) if self.tokens_out > 1 else None
+
+    @property
+    def itl_ms(self) -> list[float]:
+        """Inter-token latencies: the gap in front of each token but the first event's.
+
+        k tokens that arrive together share the gap in front of them equally, so that an event of several
+        tokens neither hides a stall nor invents zeros.
+        """
+        gaps: list[float] = []
+        previous: float | None = None
+        for time, group in groupby(self.token_times):
+            count = sum(1 for _ in group)
+            if previous is not None:
+                gaps += [(time - previous) / count * 1e3] * count
+            previous = time
+        return gaps
+
+    @property
+    def dispatch_ms(self) -> float:
+        """The load generator's own lateness: sent - due."""
+        return (self.sent - self.due) * 1e3
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Sample:
+        known = {field.name for field in fields(cls)}
+        values = {key: value for key, value in data.items() if key in known}
+        return cls(**dict(values, token_times=tuple(values.get("token_times", ()))))
+
+
+class Distribution:
+    """Values of one metric (ms) with the number of failed requests, each an infinite value of it."""
+
+    def __init__(self, values: Iterable[float], failed: int = 0) -> None:
+        self.values: list[float] = sorted(values)
+        self.failed = failed
+
+    def __len__(self) -> int:
+        return len(self.values) + self.failed
+
+    def percentile(self, q: float) -> float | None:
+        """The q-th percentile, 0 <= q <= 100: math.inf where failed requests reach, None without samples."""
+        if not self.values:
+            return None
+        rank = (len(self) - 1) * q / 100
+        low, part = int(rank), rank % 1
+        if not part:
+            return self._at(low)
+        below, above = self._at(low), self._at(low + 1)
+        return math.inf if math.isinf(above) else below + (above - below) * part
+
+    @property
+    def mean(self) -> float | None:
+        return math.fsum(self.values) / len(self.values) if self.values else None
+
+    @property
+    def std(self) -> float | None:
+        """Population standard deviation of the successful values."""
+        mean = self.mean
+        if mean is None:
+            return None
+        return math.sqrt(math.fsum((value - mean) ** 2 for value in self.values) / len(self.values))
+
+    def _at(self, index: int) -> float:
+        return self.values[index] if index < len(self.values) else math.inf
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All metrics of one run. `samples` are the judged ones: warm-up is left out before."""
+
+    samples: Sequence[Sample]
+    limits_ms: Mapping[str, float]
+    """Per-request limits for goodput, by metric name: a request is good when it is inside all of them."""
+
+    @cached_property
+    def failed(self) -> int:
+        return sum(not sample.ok for sample in self.samples)
+
+    @cached_property
+    def errors(self) -> Counter[str]:
+        return Counter(sample.error for sample in self.samples if sample.error is not None)
+
+    @cached_property
+    def duration_s(self) -> float:
+        """First due to last end, seconds."""
+        if not self.samples:
+            return 0.0
+        return max(sample.ended for sample in self.samples) - min(sample.due for sample in self.samples)
+
+    @cached_property
+    def distributions(self) -> dict[str, Distribution]:
+        """ttft_ms, tpot_ms, itl_ms, e2e_ms, prefill_ms (each as far as measured) and dispatch_ms."""
+        good = [sample for sample in self.samples if sample.ok]
+        tpot = [sample.tpot_ms for sample in good if sample.tpot_ms is not None]
+        prefill = [sample.prefill_ms for sample in good if sample.prefill_ms is not None]
+        return {
+            "ttft_ms": Distribution((sample.ttft_ms for sample in good), self.failed),
+            "tpot_ms": Distribution(tpot, self.failed),
+            "itl_ms": Distribution((gap for sample in good for gap in sample.itl_ms), self.failed),
+            "e2e_ms": Distribution((sample.e2e_ms for sample in good), self.failed),
+            "prefill_ms": Distribution(prefill, self.failed),
+            "dispatch_ms": Distribution(sample.dispatch_ms for sample in self.samples),
+        }
+
+    @cached_property
+    def tokens_out(self) -> int:
+        """Output tokens of the successful requests."""
+        return sum(sample.tokens_out for sample in self.samples if sample.ok)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Output tokens of the successful requests / duration."""
+        return self._rate(self.tokens_out)
+
+    @property
+    def requests_per_s(self) -> float:
+        """Successful requests / duration."""
+        return self._rate(len(self.samples) - self.failed)
+
+    @cached_property
+    def good(self) -> int:
+        """Requests that succeeded inside every per-request limit."""
+        return sum(is_good(sample, self.limits_ms) for sample in self.samples)
+
+    @property
+    def goodput_share(self) -> float | None:
+        """Good requests / all requests, failed ones among the latter; None without requests."""
+        return self.good / len(self.samples) if self.samples else None
+
+    @property
+    def goodput_per_s(self) -> float:
+        """Good requests / duration."""
+        return self._rate(self.good)
+
+    def _rate(self, count: int) -> float:
+        return count / self.duration_s if self.duration_s > 0 else 0.0
+
+
+def is_good(sample: Sample, limits_ms: Mapping[str, float]) -> bool:
+    """Whether a request succeeded with every metric at or under its limit.
+
+    ITL is judged by the mean of the request's gaps, as one request has many. A metric that a request has
+    no value of (TPOT of one token, prefill of a server that does not say) cannot fail it.
+    """
+    if not sample.ok:
+        return False
+    for name, limit in limits_ms.items():
+        value = Distribution(sample.itl_ms).mean if name == "itl_ms" else getattr(sample, name)
+        if value is not None and value > limit:
+            return False
+    return True

@@ -1,0 +1,149 @@
+"""The report of a load test: samples.jsonl (raw), report.json (for machines), report.html (for people)."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Iterable
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from toolkit.artifacts import atomic_directory
+from toolkit.config import Deployment
+from toolkit.errors import ToolkitError
+from toolkit.slo.metrics import Distribution, Measured
+from toolkit.slo.run import Run, read_samples, write_samples
+from toolkit.slo.verdict import Verdict, judge, limits_of_a_request
+
+JSON_NAME = "report.json"
+HTML_NAME = "report.html"
+PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
+NOTES = (
+    "Percentiles count every failed request as infinitely late (null where they reach); "
+    "avg, min, max and std are of the successful ones. time_to_first_token and request_latency count from "
+    "the moment a request was due. inter_token_latency is AIPerf's name for TPOT, "
+    "(request_latency - time_to_first_token) / (tokens - 1); token_gap is the list of single gaps."
+)
+
+
+def verdict_of(deployment: Deployment, run: Run) -> Verdict:
+    limits = limits_of_a_request(deployment.slo)
+    return judge(deployment.slo, Measured(run.judged, limits), run.cut_short)
+
+
+def write(deployment: Deployment, run: Run) -> Verdict:
+    """Judge the run and replace `deployment.report_dir` by its report. Raises ToolkitError when it cannot."""
+    from toolkit.slo.page import render
+
+    verdict = verdict_of(deployment, run)
+    content = as_json(deployment, run, verdict)
+    with atomic_directory(deployment.report_dir) as directory:
+        write_samples(directory, run)
+        (directory / JSON_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        (directory / HTML_NAME).write_text(render(deployment, run, verdict, versions()), encoding="utf-8")
+    return verdict
+
+
+def read(deployment: Deployment) -> Run:
+    """The run that the report was made from. Raises ToolkitError when there is none or it is damaged."""
+    path = deployment.report_dir / JSON_NAME
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))["run"]
+        samples = tuple(read_samples(deployment.report_dir))
+        return Run(samples, run["warmup"], run["started"], run["settings"], run["cut_short"])
+    except FileNotFoundError:
+        hint = f"Run: toolkit loadtest {deployment.file}"
+        raise ToolkitError("there is no report here", where=deployment.report_dir, hint=hint) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ToolkitError(f"cannot be read: {error}", where=path) from None
+
+
+def as_json(deployment: Deployment, run: Run, verdict: Verdict) -> dict[str, Any]:
+    return {
+        "verdict": {
+            "outcome": str(verdict.outcome),
+            "exit_code": verdict.exit_code,
+            "reason": verdict.reason,
+            "targets": [_finite({**asdict(target), "outcome": target.outcome}) for target in verdict.targets],
+        },
+        "metrics": metrics_as_json(verdict.measured),
+        "notes": NOTES,
+        "errors": dict(verdict.measured.errors.most_common()),
+        "run": {
+            "started": run.started,
+            "warmup": run.warmup,
+            "cut_short": run.cut_short,
+            "token_counts_from": counted_by(run),
+            "settings": dict(run.settings),
+        },
+        "deployment": deployment.model_dump(mode="json"),
+        "versions": versions(),
+    }
+
+
+def metrics_as_json(measured: Measured) -> dict[str, Any]:
+    """The metrics by AIPerf's names, each with its unit; of a distribution avg, min, max, std, percentiles."""
+    found = measured.distributions
+    good = [sample for sample in measured.samples if sample.ok]
+    prompts = [sample.tokens_in for sample in good if sample.tokens_in is not None]
+    return {
+        "request_throughput": _value("requests/sec", measured.requests_per_s),
+        "request_latency": _statistics("ms", found["e2e_ms"]),
+        "request_count": _value("requests", len(good)),
+        "error_request_count": _value("requests", measured.failed),
+        "time_to_first_token": _statistics("ms", found["ttft_ms"]),
+        "inter_token_latency": _statistics("ms", found["tpot_ms"]),
+        "token_gap": _statistics("ms", found["itl_ms"]),
+        "prefill_time": _statistics("ms", found["prefill_ms"]),
+        "dispatch_delay": _statistics("ms", found["dispatch_ms"]),
+        "output_token_throughput": _value("tokens/sec", measured.tokens_per_s),
+        "output_sequence_length": _statistics("tokens", Distribution(s.tokens_out for s in good)),
+        "input_sequence_length": _statistics("tokens", Distribution(prompts)),
+        "total_output_tokens": _value("tokens", measured.tokens_out),
+        "good_request_count": _value("requests", measured.good),
+        "good_request_share": _value("share", measured.goodput_share),
+        "goodput": _value("requests/sec", measured.goodput_per_s),
+        "benchmark_duration": _value("sec", measured.duration_s),
+    }
+
+
+def counted_by(run: Run) -> str:
+    """Who counted the output tokens of the run: "server", "events", "mixed", or "nobody" without samples."""
+    found = {sample.counted_by for sample in run.judged if sample.ok}
+    return "mixed" if len(found) > 1 else next(iter(found), "nobody")
+
+
+def versions() -> dict[str, str]:
+    packages: Iterable[str] = ("toolkit", "locust", "gevent", "grpcio")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+
+
+def report_page(deployment: Deployment) -> Path:
+    return deployment.report_dir / HTML_NAME
+
+
+def _value(unit: str, value: float | None) -> dict[str, Any]:
+    return {"unit": unit, "avg": value}
+
+
+def _statistics(unit: str, found: Distribution) -> dict[str, Any]:
+    values = found.values
+    return _finite(
+        {
+            "unit": unit,
+            "avg": found.mean,
+            "min": values[0] if values else None,
+            "max": values[-1] if values else None,
+            "std": found.std,
+            "count": len(values),
+            **{f"p{q}": found.percentile(q) for q in PERCENTILES},
+        }
+    )
+
+
+def _finite(data: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no infinity: null instead."""
+    return {key: None if isinstance(value, float) and math.isinf(value) else value for key, value in data.items()}

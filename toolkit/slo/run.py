@@ -1,0 +1,55 @@
+"""What one load test leaves behind: its raw samples and the circumstances, enough to recompute everything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import ToolkitError
+from toolkit.slo.metrics import Sample
+
+SAMPLES_NAME = "samples.jsonl"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Samples in the order they were due; the first `warmup` of them are shown but not judged."""
+
+    samples: tuple[Sample, ...]
+    warmup: int
+    started: float
+    """Seconds since the Unix epoch."""
+    settings: Mapping[str, Any]
+    """How the load was made: protocol, users, requests, prompts ..."""
+    cut_short: str | None = None
+    """Why the run ended before all its requests, if it did."""
+
+    @property
+    def judged(self) -> tuple[Sample, ...]:
+        return self.samples[self.warmup :]
+
+
+def write_samples(directory: Path, run: Run) -> None:
+    """One line of JSON a request, in the order they were due."""
+    with (directory / SAMPLES_NAME).open("w", encoding="utf-8") as stream:
+        for number, sample in enumerate(run.samples):
+            stream.write(json.dumps({**sample.as_dict(), "warmup": number < run.warmup}) + "\n")
+
+
+def read_samples(directory: Path) -> list[Sample]:
+    """The samples of a report. Raises ToolkitError naming the line that cannot be read."""
+    path = directory / SAMPLES_NAME
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ToolkitError(f"cannot be read: {error.strerror}", where=path) from None
+    samples = []
+    for number, line in enumerate(lines, 1):
+        try:
+            samples.append(Sample.from_dict(json.loads(line)))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ToolkitError(f"not a sample: {error}", where=f"{path}:{number}") from None
+    return samples
