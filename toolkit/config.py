@@ -201,6 +201,11 @@ class Deployment(Section):
             tokens = max(min(wanted, REHEARSAL_KV_TOKENS), self.limits.max_seq_len)
         return math.ceil(tokens / self.kv_cache.tokens_per_block)
 
+    def url(self, protocol: str) -> str:
+        """Where clients on this machine reach the server: http://HOST:PORT or grpc://HOST:PORT."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.serving.host, self.serving.host)
+        return f"{protocol}://{host}:{self.serving.http_port if protocol == 'http' else self.serving.grpc_port}"
+
     @property
     def checkpoint_dir(self) -> Path:
         return self.output / "checkpoint"

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toolkit.cli.common import deployment_options, json_option, next_command, print_json
+from toolkit.cli.common import deployment_options, dry_run_option
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
@@ -12,14 +12,15 @@ if TYPE_CHECKING:
 
 @click.command()
 @deployment_options
-@json_option
-def serve(deployment: Deployment, as_json: bool) -> None:
-    """Show what the deployment needs: layers and memory of each GPU, KV capacity, headroom."""
-    from toolkit.plan.report import plan_data, plan_text
+@click.option("--detach", is_flag=True, help="Return once it is ready, and serve in the background.")
+@click.option("--verbose", is_flag=True, help="Show every line that a rank prints.")
+@dry_run_option
+def serve(deployment: Deployment, detach: bool, verbose: bool, dry_run: bool) -> None:
+    """Start the server and all its ranks; Ctrl-C lets running requests finish and stops it."""
+    if dry_run:
+        from toolkit.serve import dry_run as describe
 
-    if as_json:
-        return print_json(plan_data(deployment))
-    from rich.console import Console
+        return click.echo(describe(deployment))
+    from toolkit.serve import serve as run
 
-    Console(highlight=False, width=100).print(plan_text(deployment))
-    next_command(deployment, "build")
+    run(deployment, detach=detach, verbose=verbose)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toolkit.cli.common import deployment_options, json_option, next_command, print_json
+from toolkit.cli.common import deployment_options, json_option, print_json
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
@@ -14,12 +14,10 @@ if TYPE_CHECKING:
 @deployment_options
 @json_option
 def status(deployment: Deployment, as_json: bool) -> None:
-    """Show what the deployment needs: layers and memory of each GPU, KV capacity, headroom."""
-    from toolkit.plan.report import plan_data, plan_text
+    """Say whether the deployment is being served, by which process, and how it is."""
+    from dataclasses import asdict
 
-    if as_json:
-        return print_json(plan_data(deployment))
-    from rich.console import Console
+    from toolkit.serve import status as run
 
-    Console(highlight=False, width=100).print(plan_text(deployment))
-    next_command(deployment, "build")
+    found = run(deployment)
+    print_json(asdict(found)) if as_json else click.echo(found)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toolkit.cli.common import deployment_options, json_option, next_command, print_json
+from toolkit.cli.common import deployment_options, json_option, print_json
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
@@ -14,12 +14,8 @@ if TYPE_CHECKING:
 @deployment_options
 @json_option
 def stop(deployment: Deployment, as_json: bool) -> None:
-    """Show what the deployment needs: layers and memory of each GPU, KV capacity, headroom."""
-    from toolkit.plan.report import plan_data, plan_text
+    """Let running requests finish, then stop the server."""
+    from toolkit.serve import stop as run
 
-    if as_json:
-        return print_json(plan_data(deployment))
-    from rich.console import Console
-
-    Console(highlight=False, width=100).print(plan_text(deployment))
-    next_command(deployment, "build")
+    outcome = run(deployment)
+    print_json({"result": outcome}) if as_json else click.echo(outcome)
