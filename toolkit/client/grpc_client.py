@@ -1,0 +1,198 @@
+"""Triton's decoupled stream over gRPC, on the stubs that tritonclient ships.
+
+tritonclient's own client hands responses to a callback in another thread; calling the stream directly gives
+an iterator, a deadline and a cancellation for each request, and the time at which a message was there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import struct
+import sys
+import threading
+import time
+from collections.abc import Generator
+from typing import Any
+
+import grpc
+import grpc.experimental
+import numpy as np
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.utils import deserialize_bytes_tensor, triton_to_np_dtype
+
+from toolkit.client.base import Client, Event, Result, ServerFailed, ServerRefused, TimeLimit
+from toolkit.client.request import GenerateRequest
+
+SERVICE = "/inference.GRPCInferenceService"
+READY_TIMEOUT_S = 5.0
+# Streams in flight for each process under gevent; a stream takes a thread only while it lives.
+GEVENT_STREAMS = 4096
+# Triton's default allows a silent connection one ping in 300 s, and ends it after two that come earlier.
+KEEPALIVE_MS = 330_000
+# With this header Triton ends a failed stream with the error's own code instead of a bare message.
+WITH_ERROR_CODES = (("triton_grpc_error", "true"),)
+REFUSALS = {
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.ALREADY_EXISTS,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.OUT_OF_RANGE,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.UNAUTHENTICATED,
+}
+
+
+class GrpcClient(Client):
+    """One connection, which all streams of this client share; other clients do not share it."""
+
+    def __init__(self, url: str, host: str, port: int, connect_timeout_s: float, first_event_timeout_s: float) -> None:
+        super().__init__(url, first_event_timeout_s)
+        _cooperate_with_gevent()
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._channel = grpc.insecure_channel(address, _channel_options(connect_timeout_s))
+        # Declared as a stream in one direction, because one request is sent: on the wire it is the same.
+        self._stream = self._channel.unary_stream(
+            f"{SERVICE}/ModelStreamInfer",
+            request_serializer=pb.ModelInferRequest.SerializeToString,
+            response_deserializer=pb.ModelStreamInferResponse.FromString,
+        )
+        self._ready = self._channel.unary_unary(
+            f"{SERVICE}/ServerReady",
+            request_serializer=pb.ServerReadyRequest.SerializeToString,
+            response_deserializer=pb.ServerReadyResponse.FromString,
+        )
+
+    def generate_stream(
+        self, request: GenerateRequest, deadline_s: float | None = None
+    ) -> Generator[Event, None, None]:
+        with contextlib.closing(self._answers(_message(request, True), self._limit(deadline_s))) as answers:
+            for answer, received in answers:
+                text, outputs = _text_and_outputs(answer)
+                yield Event(text, received, outputs)
+
+    def generate(self, request: GenerateRequest, deadline_s: float | None = None) -> Result:
+        # Triton's unary call refuses decoupled models, so this is a stream of one response.
+        answers = list(self._answers(_message(request, False), self._limit(deadline_s)))
+        if len(answers) != 1:
+            raise ServerFailed(
+                f"answered with {len(answers)} responses, expected 1", where=self.url, hint="Use generate_stream."
+            )
+        return Result(*_text_and_outputs(answers[0][0]))
+
+    def ready(self) -> bool:
+        try:
+            return self._ready(pb.ServerReadyRequest(), timeout=READY_TIMEOUT_S).ready
+        except grpc.RpcError:
+            return False
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _answers(
+        self, message: pb.ModelInferRequest, limit: TimeLimit
+    ) -> Generator[tuple[pb.ModelInferResponse, float], None, None]:
+        """The responses to a request, each with the time at which it was there."""
+        call = self._stream(message, timeout=limit.seconds, metadata=WITH_ERROR_CODES)
+        too_late = threading.Timer(limit.first_event_s, call.cancel)
+        if limit.first_event_s < limit.seconds:
+            too_late.start()
+        try:
+            for response in call:
+                received = time.perf_counter()
+                limit.begun = True
+                too_late.cancel()
+                if response.error_message:
+                    raise ServerFailed(response.error_message, where=self.url)
+                yield response.infer_response, received
+        except grpc.RpcError:
+            raise self._error(call.code(), call.details() or "", limit) from None
+        finally:
+            too_late.cancel()
+            call.cancel()
+        if not limit.begun:
+            raise ServerFailed("the stream ended without an event", where=self.url)
+
+    def _error(self, code: grpc.StatusCode, details: str, limit: TimeLimit) -> Exception:
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED or limit.is_over():
+            return limit.exceeded()
+        if code in REFUSALS:
+            return ServerRefused(details, where=self.url)
+        hint = "Is the server started, and is this its gRPC port?" if "connect" in details else None
+        return ServerFailed(f"{code.name}: {details}", where=self.url, hint=hint)
+
+
+@functools.cache
+def _cooperate_with_gevent() -> None:
+    """Let gRPC wait in gevent's thread pool when sockets are gevent's, and make the pool large enough.
+
+    Each stream waits in a thread of that pool: with its default of 10, every stream beyond waits for
+    another one's token, and 64 streams measure inter-token times that are wrong by 200 ms.
+    """
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is None or not monkey.is_module_patched("socket"):
+        return
+    import gevent
+    import grpc.experimental.gevent
+
+    pool = gevent.get_hub().threadpool
+    pool.maxsize = max(pool.maxsize, GEVENT_STREAMS)
+    grpc.experimental.gevent.init_gevent()
+
+
+def _channel_options(connect_timeout_s: float) -> list[tuple[str, Any]]:
+    return [
+        # The waiting thread reads the connection itself: no second thread to wake for each message.
+        (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),
+        # A connection for each client, as clients on other machines would have, and none through a proxy.
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.min_reconnect_backoff_ms", int(connect_timeout_s * 1000)),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1000),
+    ]
+
+
+def _message(request: GenerateRequest, stream: bool) -> pb.ModelInferRequest:
+    message = pb.ModelInferRequest(model_name=request.model, id=request.id or "")
+    for name, value in request.inputs(stream).items():
+        items = list(value) if isinstance(value, list | tuple) else [value]
+        datatype = request.tensor(name).type
+        if datatype == "STRING":
+            datatype = "BYTES"
+            encoded = [item.encode() for item in items]
+            raw = b"".join(len(item).to_bytes(4, "little") + item for item in encoded)
+        else:
+            raw = np.array(items, triton_to_np_dtype(datatype)).tobytes()
+        message.inputs.add(name=name, datatype=datatype, shape=[1, len(items)])
+        message.raw_input_contents.append(raw)
+    return message
+
+
+def _text_and_outputs(answer: pb.ModelInferResponse) -> tuple[str, dict[str, Any]]:
+    if len(answer.outputs) != len(answer.raw_output_contents):
+        raise ServerFailed("the server sent outputs without their contents")
+    outputs = {
+        tensor.name: _values(tensor, raw)
+        for tensor, raw in zip(answer.outputs, answer.raw_output_contents, strict=True)
+    }
+    text = outputs.pop("text_output", None)
+    if not isinstance(text, str):
+        raise ServerFailed(f"the server sent the outputs {', '.join(outputs) or 'none'}, expected one text_output")
+    return text, outputs
+
+
+def _values(tensor: pb.ModelInferResponse.InferOutputTensor, raw: bytes) -> Any:
+    """The elements of a tensor: one as a plain value, several as a flat list."""
+    try:
+        if tensor.datatype == "BYTES":
+            values = [item.decode() for item in deserialize_bytes_tensor(raw)]
+        else:
+            values = np.frombuffer(raw, triton_to_np_dtype(tensor.datatype)).tolist()
+    except (ValueError, TypeError, struct.error) as error:
+        raise ServerFailed(f"output {tensor.name} ({tensor.datatype}) cannot be read: {error}") from None
+    if len(values) != np.prod(tensor.shape):
+        raise ServerFailed(f"output {tensor.name} has {len(values)} elements, its shape says {list(tensor.shape)}")
+    return values[0] if len(values) == 1 else values
