@@ -93,9 +93,7 @@ def find_mpirun() -> Mpirun:
         raise ToolkitError(f"is not Open MPI, it says: {first or 'nothing'}", where=found, hint=INSTALL)
     version = (int(match[1]), int(match[2]))
     if version < (4, 1):
-        raise ToolkitError(
-            f"is Open MPI {version[0]}.{version[1]}, 4.1 or newer is needed", where=found, hint=INSTALL
-        )
+        raise ToolkitError(f"is Open MPI {version[0]}.{version[1]}, 4.1 or newer is needed", where=found, hint=INSTALL)
     return Mpirun(Path(found), version)
 
 

@@ -1,0 +1,100 @@
+"""The command line that starts a group: NVIDIA's leader mode, one mpirun with one tritonserver a rank.
+
+Rank 0 opens the ports and answers. The others load only `tensorrt_llm`, whose initialisation never
+returns there, so they can be given the same ports. Source: launch_triton_server.py of
+tensorrtllm_backend, whose command lines these are, with addresses to bind to and without its repeats.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from toolkit.config import Deployment
+from toolkit.errors import ToolkitError
+from toolkit.serve.janitor import RUN_ID, Run
+from toolkit.serve.tritonserver import NGC_BINARY, Mpirun, TritonServer, find, find_mpirun
+
+LEADER_MODEL = "tensorrt_llm"
+REHEARSAL_PORT = "TOOLKIT_REHEARSAL_PORT"
+EXIT_MARGIN_S = 10
+"""How much longer than the drain Triton itself would wait: the supervisor ends the drain, not Triton."""
+
+
+def command_line(
+    deployment: Deployment, server: TritonServer, mpirun: Mpirun, run: Run, environment: Mapping[str, str]
+) -> list[str]:
+    """The arguments that start the group; `environment` is what every rank gets set."""
+    arguments = [str(mpirun.binary), *_mpirun_options(deployment, mpirun)]
+    for name, value in environment.items():
+        arguments += ["-x", f"{name}={value}"]
+    for rank in deployment.mapping.ranks:
+        arguments += [*_rank_block(deployment, server, run, rank), ":"]
+    return arguments[:-1]
+
+
+def rank_environment(server: TritonServer, run: Run, rehearsal_port: int | None) -> dict[str, str]:
+    """The variables that every rank needs set. `rehearsal_port` is where rehearsal ranks meet."""
+    environment = {**server.environment, RUN_ID: run.id, "TMPDIR": str(run.tmp)}
+    if rehearsal_port is not None:
+        environment[REHEARSAL_PORT] = str(rehearsal_port)
+    return environment
+
+
+def dry_run(deployment: Deployment) -> str:
+    """The command line as text for a shell, one rank block a line.
+
+    Without the NGC image it is shown as it is run there. The run id and the rehearsal's port, which are
+    new for each run, are shown as `dry-run` and 0.
+    """
+    run = Run("dry-run", Path("/tmp/toolkit-dry-run"))
+    rehearsal = deployment.engine == "rehearsal"
+    try:
+        server, mpirun = find(deployment.engine), find_mpirun()
+    except ToolkitError:
+        if rehearsal:
+            raise
+        server, mpirun = TritonServer(NGC_BINARY), Mpirun(Path("mpirun"), (4, 1))
+    environment = rank_environment(server, run, 0 if rehearsal else None)
+    return shell_text(command_line(deployment, server, mpirun, run, environment))
+
+
+def shell_text(arguments: list[str]) -> str:
+    lines: list[list[str]] = [[]]
+    for argument in arguments:
+        if argument == "-n":
+            lines.append([])
+        lines[-1].append(argument)
+    return " \\\n  ".join(shlex.join(line) for line in lines) + "\n"
+
+
+def _mpirun_options(deployment: Deployment, mpirun: Mpirun) -> list[str]:
+    # Open MPI binds small groups to one core a rank, which would starve Triton's threads.
+    options = ["--allow-run-as-root", "--bind-to", "none"]
+    new = mpirun.version >= (5, 0)
+    if deployment.engine == "rehearsal":  # usually more ranks than cores
+        options += ["--map-by", ":OVERSUBSCRIBE"] if new else ["--oversubscribe"]
+    return options + (["--output", "tag"] if new else ["--tag-output"])
+
+
+def _rank_block(deployment: Deployment, server: TritonServer, run: Run, rank: int) -> list[str]:
+    serving = deployment.serving
+    exit_timeout = math.ceil(serving.drain_timeout_s) + EXIT_MARGIN_S
+    block = ["-n", "1", str(server.binary), f"--model-repository={deployment.repository_dir}"]
+    if rank > 0:
+        block += ["--model-control-mode=explicit", f"--load-model={LEADER_MODEL}"]
+    block += [
+        f"--http-address={serving.host}",
+        f"--http-port={serving.http_port}",
+        f"--grpc-address={serving.host}",
+        f"--grpc-port={serving.grpc_port}",
+        f"--metrics-address={serving.host}",
+        f"--metrics-port={serving.metrics_port}",
+        f"--exit-timeout-secs={exit_timeout}",
+        "--disable-auto-complete-config",
+    ]
+    if server.backend_directory:
+        block.append(f"--backend-directory={server.backend_directory}")
+    return [*block, f"--backend-config=python,shm-region-prefix-name={run.shm_prefix}{rank}-"]

@@ -1,0 +1,182 @@
+"""A running group: mpirun, a tritonserver a rank, and the Python processes of their models."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.serve.janitor import Janitor, Member, Run, members, sweep
+from toolkit.serve.logs import Logs
+
+PR_SET_CHILD_SUBREAPER = 36
+"""<linux/prctl.h>"""
+MPIRUN_REPORT_S = 1.5
+"""How long mpirun, which a rank's death ends, is given to say how the rank died."""
+
+
+@dataclass(frozen=True)
+class Death:
+    """The process whose end broke the group. `rank` is None for mpirun itself."""
+
+    rank: int | None
+    how: str
+
+    def __str__(self) -> str:
+        return f"{'mpirun' if self.rank is None else f'rank {self.rank}'} {self.how}"
+
+
+class Group:
+    """Starts the processes, knows which rank each belongs to, and says which ended first."""
+
+    def __init__(self, command: list[str], environ: Mapping[str, str], run: Run, logs: Logs, cwd: Path) -> None:
+        self.logs = logs
+        self._run, self._janitor = run, Janitor(run)
+        self._ended = False
+        _adopt_orphans()
+        # A session of its own, so that the terminal's Ctrl-C reaches only the supervisor, which drains.
+        self._mpirun = subprocess.Popen(
+            command,
+            env=dict(environ),
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        assert self._mpirun.stdout
+        logs.follow(self._mpirun.stdout)
+        self._selector = selectors.DefaultSelector()
+        self._watched: dict[int, Member] = {}
+        self._watch(Member(self._mpirun.pid, os.getpid(), None, tuple(command)))
+
+    def look(self, models: bool = False) -> int:
+        """Watch the rank processes found by now, and the model processes too when `models`.
+
+        Returns how many ranks are running. Model processes are watched only once the group is ready:
+        before, a model that cannot load ends its own server, which then says why.
+        """
+        for member in members(self._run):
+            if member.parent == self._mpirun.pid or (models and member.model):
+                self._watch(member)
+        return len(self._ranks())
+
+    def wait(self, timeout_s: float) -> Death | None:
+        """The death that breaks the group, as soon as there is one; None after `timeout_s` without."""
+        self._janitor.keep_alive()
+        ended = [key.data for key, _ in self._selector.select(timeout_s)]
+        return self._culprit(ended) if ended else None
+
+    def resident_bytes(self) -> int:
+        """Memory of all the group's processes; pages that they share are counted for each."""
+        total = 0
+        for member in members(self._run):
+            with contextlib.suppress(OSError, IndexError):
+                total += int(Path(f"/proc/{member.pid}/statm").read_text().split()[1])
+        return total * os.sysconf("SC_PAGE_SIZE")
+
+    def end_leader(self) -> None:
+        """Ask rank 0 alone to end: mpirun would end all the ranks at once."""
+        if leader := self._ranks().get(0):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(leader.pid, signal.SIGTERM)
+
+    def leader_is_alive(self) -> bool:
+        leader = self._ranks().get(0)
+        return leader is not None and any(member.pid == leader.pid for member in members(self._run))
+
+    def end(self) -> None:
+        """Kill what is left and remove what it left. Returns when nothing is there any more. Idempotent."""
+        if self._ended:
+            return
+        self._ended = True
+        killed = sweep(self._run)
+        self._janitor.dismiss()
+        self._mpirun.wait()
+        self.logs.finish()
+        _collect({*killed, *self._watched})
+        for key in list(self._selector.get_map().values()):
+            os.close(key.fd)
+        self._selector.close()
+
+    def _watch(self, member: Member) -> None:
+        if member.pid in self._watched:
+            return
+        # Gone already: if it mattered, mpirun ends as well and is watched.
+        with contextlib.suppress(ProcessLookupError):
+            self._selector.register(os.pidfd_open(member.pid), selectors.EVENT_READ, member)
+            self._watched[member.pid] = member
+
+    def _ranks(self) -> dict[int, Member]:
+        found = self._watched.values()
+        return {m.rank: m for m in found if m.rank is not None and m.parent == self._mpirun.pid}
+
+    def _culprit(self, ended: list[Member]) -> Death:
+        """Of processes seen to end at once, the one that was killed: the others followed it."""
+        models = [member for member in ended if member.model]
+        deaths = [Death(m.rank, f"lost its {m.model} process {m.pid}: {_how(m.pid)}") for m in models]
+        if len(models) < len(ended) and (report := self._mpirun_report()):
+            deaths.insert(0, report)
+        killed = [death for death in deaths if "killed by" in death.how]
+        if killed or deaths:
+            return (killed or deaths)[0]
+        member = min(ended, key=lambda member: -1 if member.rank is None else member.rank)
+        if member.rank is None:
+            return Death(None, _describe(self._mpirun.wait()))
+        return Death(member.rank, f"(process {member.pid}) ended by itself")
+
+    def _mpirun_report(self) -> Death | None:
+        """What mpirun, the parent that collected the rank's exit status, says of it."""
+        deadline = time.monotonic() + MPIRUN_REPORT_S
+        while True:
+            ended = self._mpirun.poll() is not None
+            if ended:
+                self.logs.finish(0.5)
+            text = " ".join(" ".join(self.logs.last(None)).split())
+            if found := re.search(r"process rank (\d+) with PID (\d+) .*?exited on signal (\d+)", text):
+                return Death(int(found[1]), _describe(-int(found[3])))
+            if found := re.search(r"Process name: \[.*?,(\d+)\] Exit code: (\d+)", text):
+                return Death(int(found[1]), _describe(int(found[2])))
+            if ended or time.monotonic() > deadline:
+                return None
+            time.sleep(0.05)
+
+
+def _adopt_orphans() -> None:
+    """Become the parent of processes whose parent ends, instead of init, which a container may not have."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _collect(pids: set[int]) -> None:
+    """Take the exit status of ended processes that became ours, so that no zombie stays."""
+    for pid in pids:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+
+
+def _how(pid: int) -> str:
+    """How a process ended that its parent has not collected yet."""
+    try:
+        status = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[-1])
+        return _describe(os.waitstatus_to_exitcode(status))
+    except (OSError, ValueError, IndexError):
+        return "ended by itself"
+
+
+def _describe(code: int) -> str:
+    if code >= 0:
+        return f"exited with code {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"

@@ -1,0 +1,158 @@
+"""Whether a group answers: readiness proven by a real token, requests running, and a watch for hangs."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from toolkit.config import Deployment
+
+ASKED_MODEL = "tensorrt_llm_bls"
+CHECK_EVERY_S = 10.0
+CHECK_TIMEOUT_S = 30.0
+CHECKS_FAILED = 2
+"""A group counts as hung after this many checks in a row without an answer and without any progress."""
+
+_RUNNING = re.compile(r'^nv_trt_llm_request_metrics\{.*request_type="active".*\} (\S+)$', re.MULTILINE)
+_PROGRESS = re.compile(
+    r'^(?:nv_trt_llm_general_metrics\{.*"iteration_counter".*\}|nv_inference_request_success\{.*\}) .*$',
+    re.MULTILINE,
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    text: str
+
+    @property
+    def error(self) -> str:
+        """The server's own words about a failed request."""
+        try:
+            return str(json.loads(self.text)["error"])
+        except (ValueError, KeyError, TypeError):
+            return f"HTTP {self.status} {self.text[:200]}".strip()
+
+
+class Probe:
+    """Asks a group over its own ports. Every method returns None where nothing answers in time."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        serving = deployment.serving
+        self.host = reachable(serving.host)
+        self.http_port, self.metrics_port = serving.http_port, serving.metrics_port
+
+    def ready(self) -> bool:
+        """What the server says of itself: all models loaded. It does not prove that they work."""
+        answer = self._request("GET", self.http_port, "/v2/health/ready", timeout_s=2)
+        return answer is not None and answer.status == 200
+
+    def one_token(self, timeout_s: float) -> Answer | None:
+        """Have one token generated: the whole way, through every rank."""
+        body = json.dumps({"text_input": "Hello", "max_tokens": 1})
+        return self._request("POST", self.http_port, f"/v2/models/{ASKED_MODEL}/generate", timeout_s, body)
+
+    def running(self) -> int | None:
+        """Requests in the engine now, waiting ones included."""
+        metrics = self._metrics()
+        found = _RUNNING.search(metrics) if metrics else None
+        return int(float(found[1])) if found else None
+
+    def progress(self) -> str | None:
+        """Text that changes whenever the engine computes a step or ends a request."""
+        metrics = self._metrics()
+        return None if metrics is None else "\n".join(_PROGRESS.findall(metrics))
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep an HTTP connection open, where the server still takes one."""
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):
+                stack.enter_context(socket.create_connection((self.host, self.http_port), timeout=2))
+            yield
+
+    def _metrics(self) -> str | None:
+        answer = self._request("GET", self.metrics_port, "/metrics", timeout_s=2)
+        return answer.text if answer is not None and answer.status == 200 else None
+
+    def _request(self, method: str, port: int, path: str, timeout_s: float, body: str | None = None) -> Answer | None:
+        connection = http.client.HTTPConnection(self.host, port, timeout=timeout_s)
+        try:
+            connection.request(method, path, body)
+            response = connection.getresponse()
+            return Answer(response.status, response.read().decode("utf-8", "replace"))
+        except (OSError, http.client.HTTPException):
+            return None
+        finally:
+            connection.close()
+
+
+class FirstToken(threading.Thread):
+    """Asks for one token as soon as the server says it is ready. `answer` is set when the thread ends."""
+
+    def __init__(self, probe: Probe, timeout_s: float) -> None:
+        super().__init__(name="first-token", daemon=True)
+        self._probe, self._deadline = probe, time.monotonic() + timeout_s
+        self._ended = threading.Event()
+        self.answer: Answer | None = None
+
+    def run(self) -> None:
+        while (left := self._deadline - time.monotonic()) > 0 and self.answer is None:
+            if self._probe.ready():
+                self.answer = self._probe.one_token(left)
+            if self._ended.wait(0.1):
+                return
+
+    def end(self) -> None:
+        self._ended.set()
+
+
+class HangWatch(threading.Thread):
+    """Finds a group that is alive and does nothing.
+
+    While the engine computes, its metrics move and nothing is sent. When they stand still, one token is
+    asked for. `hung` is set after CHECKS_FAILED of these in a row found neither an answer nor progress.
+    """
+
+    def __init__(self, probe: Probe, warn: Callable[[str], None]) -> None:
+        super().__init__(name="hang-watch", daemon=True)
+        self._probe, self._warn = probe, warn
+        self._ended = threading.Event()
+        self.hung = threading.Event()
+
+    def run(self) -> None:
+        failed, before = 0, self._probe.progress()
+        while not self._ended.wait(CHECK_EVERY_S):
+            now = self._probe.progress()
+            if (now is not None and now != before) or self._answers() or self._moved_since(now):
+                failed = 0
+            elif not self._ended.is_set():
+                failed += 1
+                self._warn(f"no answer to a one-token request within {CHECK_TIMEOUT_S:g} s ({failed} in a row)")
+                if failed >= CHECKS_FAILED:
+                    self.hung.set()
+                    return
+            before = now
+
+    def end(self) -> None:
+        self._ended.set()
+
+    def _answers(self) -> bool:
+        answer = self._probe.one_token(CHECK_TIMEOUT_S)
+        return answer is not None and answer.status == 200
+
+    def _moved_since(self, before: str | None) -> bool:
+        now = self._probe.progress()
+        return now is not None and now != before
+
+
+def reachable(host: str) -> str:
+    """The address that reaches a server bound to `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)

@@ -1,0 +1,136 @@
+"""Ends every process of a run and removes what it left, whichever process was killed and how.
+
+Each process of a run has TOOLKIT_RUN_ID in its environment, and each shared-memory segment the run's
+prefix. The supervisor sweeps at every end. For the one end where it cannot, its own SIGKILL, a janitor
+in a session of its own holds a pipe from it: end of file means that the supervisor is gone.
+
+Run as a script, with the standard library only, so that it starts at once and depends on nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+RUN_ID = "TOOLKIT_RUN_ID"
+SHARED_MEMORY = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What tells one run's processes and files from everything else on the machine."""
+
+    id: str
+    tmp: Path
+    """TMPDIR of the run's processes: Open MPI's session files and whatever the models put there."""
+
+    @property
+    def shm_prefix(self) -> str:
+        return f"toolkit-{self.id}-"
+
+    def segments(self) -> list[Path]:
+        """The shared-memory segments that the run has now."""
+        return list(SHARED_MEMORY.glob(f"{self.shm_prefix}*"))
+
+
+@dataclass(frozen=True)
+class Member:
+    """A living process of a run. `rank` is None for mpirun itself."""
+
+    pid: int
+    parent: int
+    rank: int | None
+    command: tuple[str, ...]
+
+    @property
+    def model(self) -> str:
+        """The Triton model whose Python process this is (argv: stub, MODEL/1/model.py, ...), else ''."""
+        script = next((part for part in self.command[1:] if part.endswith("/model.py")), None)
+        return Path(script).parents[1].name if script else ""
+
+
+def members(run: Run) -> list[Member]:
+    """The run's processes that are alive now; zombies are not."""
+    return list(_members(f"{RUN_ID}={run.id}".encode()))
+
+
+def _members(mark: bytes) -> Iterator[Member]:
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit() or int(folder.name) == os.getpid():
+            continue
+        # A process may end, or belong to another user, while we look at it.
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            environment = (folder / "environ").read_bytes().split(b"\0")
+            if mark not in environment:
+                continue
+            rank = next((part for part in environment if part.startswith(b"OMPI_COMM_WORLD_RANK=")), None)
+            yield Member(
+                pid=int(folder.name),
+                parent=int((folder / "stat").read_text().rpartition(")")[2].split()[1]),
+                rank=int(rank.partition(b"=")[2]) if rank else None,
+                command=tuple(os.fsdecode(part) for part in (folder / "cmdline").read_bytes().split(b"\0")),
+            )
+
+
+def sweep(run: Run, timeout_s: float = 10) -> list[int]:
+    """Kill the run's processes and remove its segments and temporary files. Returns the pids killed."""
+    killed: dict[int, None] = {}
+    deadline = time.monotonic() + timeout_s
+    # A process forked while we looked is found by the next look, so only two empty looks mean the end.
+    empty = 0
+    while empty < 2 and time.monotonic() < deadline:
+        alive = [member.pid for member in members(run)]
+        empty = 0 if alive else empty + 1
+        for pid in alive:
+            killed[pid] = None
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+    for segment in run.segments():
+        segment.unlink(missing_ok=True)
+    shutil.rmtree(run.tmp, ignore_errors=True)
+    return list(killed)
+
+
+class Janitor:
+    """The janitor process of a run, watched by the supervisor."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._start()
+
+    def keep_alive(self) -> None:
+        """Start it again if someone killed it."""
+        if self._process.poll() is not None:
+            self.dismiss()
+            self._start()
+
+    def dismiss(self) -> None:
+        """Let it sweep and end."""
+        assert self._process.stdin
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.wait()
+
+    def _start(self) -> None:
+        command = [sys.executable, "-IS", __file__, self._run.id, str(self._run.tmp)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+
+def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    sys.stdin.buffer.read()
+    sweep(Run(sys.argv[1], Path(sys.argv[2])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The output of a group, taken apart again: a file for each rank, and what matters on the terminal."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+LAST_LINES = 12
+LAST_ROUTINE_LINES = 3
+
+# Open MPI 4.1 writes "[1,5]<stderr>:text", 5.0 "[1,5]<stderr>: text".
+_TAG = re.compile(r"^\[(?:[^\[\]]*@)?\d+,(\d+)\]<std(?:out|err)>: ?")
+# Triton's own information and its tables; both are in the rank's file.
+_ROUTINE = re.compile(r"^(I\d{4} \d\d:\d\d:\d\d\.|\+-|\| |\s*$|Signal \(\d+\) received\.)")
+# What the wheel's tritonserver says on every machine without a GPU.
+_NO_GPU = re.compile(
+    r"pinned memory pool will not be available|CudaDriverHelper has not been initialized"
+    r"|Failed to initialize NVML|DCGM unable to start"
+)
+
+
+class Logs:
+    """Reads mpirun's output until it ends, in a thread of its own.
+
+    Lines of rank N go to rankN.log, mpirun's own to mpirun.log; the previous run's files are kept as
+    *.previous.log. Each line that is not routine (each one at all when `verbose`) is also echoed.
+    """
+
+    def __init__(self, folder: Path, world_size: int, echo: Callable[[str], None], verbose: bool) -> None:
+        self._echo, self._verbose = echo, verbose
+        self._routine: dict[int | None, deque[str]] = defaultdict(lambda: deque(maxlen=LAST_ROUTINE_LINES))
+        self._telling: dict[int | None, deque[str]] = defaultdict(lambda: deque(maxlen=LAST_LINES))
+        self._files = {rank: _fresh(folder / f"rank{rank}.log") for rank in range(world_size)}
+        self._own = _fresh(folder / "mpirun.log")
+        self._thread: threading.Thread | None = None
+
+    def follow(self, stream: IO[str]) -> None:
+        self._thread = threading.Thread(target=self._read, args=(stream,), name="logs", daemon=True)
+        self._thread.start()
+
+    def last(self, rank: int | None) -> list[str]:
+        """The last lines of a rank (of mpirun for None): those that are not routine, where there are any."""
+        return list(self._telling[rank] or self._routine[rank])
+
+    def finish(self, timeout_s: float = 2) -> None:
+        """Wait for the rest of the output of processes that have ended."""
+        if self._thread:
+            self._thread.join(timeout_s)
+
+    def _read(self, stream: IO[str]) -> None:
+        for line in stream:
+            self._take(line.rstrip("\n"))
+        for file in (*self._files.values(), self._own):
+            file.close()
+
+    def _take(self, line: str) -> None:
+        tag = _TAG.match(line)
+        rank = int(tag[1]) if tag and int(tag[1]) in self._files else None
+        text = line[tag.end() :] if tag and rank is not None else line
+        file = self._own if rank is None else self._files[rank]
+        file.write(text + "\n")
+        file.flush()
+        routine = bool(_ROUTINE.search(text) or _NO_GPU.search(text))
+        (self._routine if routine else self._telling)[rank].append(text)
+        if self._verbose or not (routine or rank is None):
+            self._echo(text if rank is None else f"rank {rank} | {text}")
+
+
+def _fresh(path: Path) -> IO[str]:
+    if path.exists():
+        path.replace(path.with_suffix(".previous.log"))
+    return path.open("w", encoding="utf-8")

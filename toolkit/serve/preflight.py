@@ -1,0 +1,111 @@
+"""What must hold before a group is started, checked in seconds instead of found out in minutes."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+from pathlib import Path
+
+from toolkit import artifacts
+from toolkit.config import Deployment
+from toolkit.errors import ToolkitError
+from toolkit.serve.janitor import SHARED_MEMORY
+
+MIB = 1 << 20
+# One region of 1 MiB a Python model process (measured, Triton 2.51), with room to grow.
+REHEARSAL_SEGMENT_BYTES = 4 * MIB
+REHEARSAL_MODELS = 8
+"""Python model processes of rank 0 beyond its engine: pre- and post-processing, bls, and their instances."""
+GPU_SHARED_MEMORY_BYTES = 1024 * MIB
+"""NCCL's transports and Open MPI; NVIDIA starts its containers with --shm-size=2g."""
+REHEARSAL_RANK_BYTES = 250 * MIB
+"""Python, PyTorch and Triton of one rank, without its weights (measured: 2 GB for eight ranks)."""
+
+
+def check(deployment: Deployment) -> None:
+    """Raise a ToolkitError for the first thing that would keep the group from serving."""
+    check_repository(deployment)
+    check_ports(deployment)
+    check_shared_memory(deployment)
+    if deployment.engine == "rehearsal":
+        check_memory(deployment)
+
+
+def check_repository(deployment: Deployment) -> None:
+    remake = f"toolkit repo {deployment.file}"
+    artifacts.require(deployment.repository_dir, "repository", {}, remake)
+
+
+def check_ports(deployment: Deployment) -> None:
+    serving = deployment.serving
+    for name in ("http_port", "grpc_port", "metrics_port"):
+        port = getattr(serving, name)
+        family = socket.AF_INET6 if ":" in serving.host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            # As servers do: a port whose last connection just ended counts as free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((serving.host, port))
+            except OSError as error:
+                raise ToolkitError(
+                    f"serving.{name}: cannot listen on {serving.host}:{port}: {_why(error, port)}",
+                    where=deployment.file,
+                    hint="Stop that process or change the port." if _holder(port) else "Change the port.",
+                ) from None
+
+
+def check_shared_memory(deployment: Deployment, folder: Path = SHARED_MEMORY) -> None:
+    if deployment.engine == "rehearsal":
+        needed = (deployment.mapping.world_size + REHEARSAL_MODELS) * REHEARSAL_SEGMENT_BYTES
+    else:
+        needed = GPU_SHARED_MEMORY_BYTES
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ToolkitError(
+            f"{free // MIB} MiB free, {needed // MIB} MiB needed by {deployment.mapping.world_size} ranks",
+            where=folder,
+            hint="Remove what is left there, or make it larger (docker run --shm-size=2g).",
+        )
+
+
+def check_memory(deployment: Deployment, available: int | None = None) -> None:
+    """The ranks of a rehearsal compute in 32 bits from files of 16, so their weights double."""
+    stored = sum(path.stat().st_size for path in deployment.engine_dir.glob("rank*.engine"))
+    widened = 1 if deployment.model.dtype == "float32" else 2
+    needed = stored * widened + deployment.mapping.world_size * REHEARSAL_RANK_BYTES
+    available = _available_memory() if available is None else available
+    if available < needed:
+        raise ToolkitError(
+            f"{deployment.mapping.world_size} ranks need about {needed / 2**30:.1f} GiB of memory, "
+            f"{available / 2**30:.1f} GiB are available",
+            where=deployment.file,
+            hint="Stop other programs, rehearse with fewer ranks, or with a smaller model.",
+        )
+
+
+def _available_memory() -> int:
+    """Bytes that may be taken: the machine's, and the container's where it has a limit."""
+    import psutil
+
+    available = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):  # no cgroup v2, or "max"
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        return min(available, limit - used)
+    return available
+
+
+def _why(error: OSError, port: int) -> str:
+    return _holder(port) or str(error.strerror).lower()
+
+
+def _holder(port: int) -> str:
+    """'taken by process 123 (name)', or '' when nobody can be seen to hold the port."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        for connection in psutil.net_connections(kind="tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+                return f"taken by process {connection.pid} ({psutil.Process(connection.pid).name()})"
+    return ""

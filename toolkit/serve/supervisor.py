@@ -1,0 +1,239 @@
+"""Serving in the foreground: check, start, wait until ready, watch, drain, and leave nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from toolkit.config import Deployment
+from toolkit.errors import ToolkitError
+from toolkit.serve import preflight
+from toolkit.serve.command import command_line, rank_environment
+from toolkit.serve.group import Death, Group
+from toolkit.serve.health import Answer, FirstToken, HangWatch, Probe
+from toolkit.serve.janitor import Run, sweep
+from toolkit.serve.logs import Logs
+from toolkit.serve.state import Phase, State, exclusive, read_state, write_state
+from toolkit.serve.tritonserver import find, find_mpirun
+
+TICK_S = 0.2
+PROGRESS_S = 3.0
+IDLE_LOOKS = 3
+"""Looks, a tick apart, that must find no request running before a draining group is ended."""
+GRACE_S = 5.0
+"""How long Triton may take to end once drained; idle connections of clients would keep it longer."""
+
+
+def serve_here(deployment: Deployment, verbose: bool = False) -> None:
+    """Serve until SIGTERM, SIGHUP or Ctrl-C, then drain.
+
+    A ready line goes to stdout, everything else to stderr. Raises ToolkitError when the deployment cannot
+    be started, is being served already, or when the group breaks; nothing of it is left then.
+    """
+    with exclusive(deployment), _stop_requests() as stop:
+        clean_up_after(read_state(deployment))
+        run = Run(secrets.token_hex(4), Path(tempfile.mkdtemp(prefix="toolkit-run-")))
+        supervisor = _Supervisor(deployment, run, stop)
+        try:
+            supervisor.enter("loading")
+            with _started(deployment, run, verbose) as group:
+                supervisor.serve(group)
+        except BaseException as error:
+            supervisor.enter("failed", str(error) or type(error).__name__)
+            raise
+        supervisor.enter("stopped")
+        note("stopped")
+
+
+def clean_up_after(state: State | None) -> None:
+    """End what a run left whose supervisor and janitor were both killed."""
+    if state and (killed := sweep(state.run)):
+        note(f"ended {len(killed)} processes left by the run of process {state.pid}")
+
+
+def note(message: str) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        print(message, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _started(deployment: Deployment, run: Run, verbose: bool) -> Iterator[Group]:
+    """The group's processes, all gone when the block ends."""
+    try:
+        server, mpirun = find(deployment.engine), find_mpirun()
+        preflight.check(deployment)
+        environment = rank_environment(server, run, _free_port() if deployment.engine == "rehearsal" else None)
+        command = command_line(deployment, server, mpirun, run, environment)
+        logs = Logs(deployment.run_dir, deployment.mapping.world_size, note, verbose)
+        group = Group(command, {**os.environ, **environment}, run, logs, deployment.run_dir)
+        try:
+            yield group
+        finally:
+            group.end()
+    finally:
+        sweep(run)
+
+
+class StopRequests:
+    """How often this process was asked to stop."""
+
+    count = 0
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[StopRequests]:
+    """Counts SIGTERM, SIGINT and SIGHUP instead of ending on them. Signals reach the main thread only."""
+    requests = StopRequests()
+
+    def count(number: int, frame: object) -> None:
+        requests.count += 1
+
+    if threading.current_thread() is not threading.main_thread():
+        yield requests
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = [signal.signal(number, count) for number in numbers]
+    try:
+        yield requests
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+class _Supervisor:
+    """One run, from loading to its end."""
+
+    def __init__(self, deployment: Deployment, run: Run, stop: StopRequests) -> None:
+        self._deployment, self._stop = deployment, stop
+        self._state = State("loading", os.getpid(), run.id, str(run.tmp))
+        self._probe = Probe(deployment)
+
+    def enter(self, phase: Phase, message: str = "") -> None:
+        self._state = self._state.next(phase, message)
+        write_state(self._deployment, self._state)
+
+    def serve(self, group: Group) -> None:
+        if not self._load(group):
+            return
+        group.look(models=True)
+        self.enter("ready")
+        with contextlib.suppress(BrokenPipeError):
+            print(self._ready_line(), flush=True)
+        self._watch(group)
+        self.enter("draining")
+        self._drain(group)
+
+    def _load(self, group: Group) -> bool:
+        """Wait until a token was really generated. False when asked to stop meanwhile."""
+        world, ranks, said = self._deployment.mapping.world_size, 0, 0.0
+        start = time.monotonic()
+        first = FirstToken(self._probe, self._deployment.serving.startup_timeout_s)
+        first.start()
+        try:
+            while first.is_alive():
+                if self._stop.count:
+                    return False
+                if ranks < world:
+                    ranks = group.look()
+                if death := group.wait(TICK_S):
+                    self._fail(group, death)
+                elapsed = time.monotonic() - start
+                if elapsed - said >= PROGRESS_S:
+                    said, gib = elapsed, group.resident_bytes() / 2**30
+                    note(f"loading: {elapsed:.0f} s, {ranks} of {world} ranks running, {gib:.1f} GiB")
+        finally:
+            first.end()
+        self._check_first(first.answer)
+        note(f"loaded: first token after {time.monotonic() - start:.1f} s")
+        return True
+
+    def _check_first(self, answer: Answer | None) -> None:
+        if answer is not None and answer.status == 200:
+            return
+        limit = self._deployment.serving.startup_timeout_s
+        what = f"not ready after {limit:g} s (serving.startup_timeout_s)"
+        if answer is not None:
+            what = f"all models are loaded, but a one-token request fails: {answer.error}"
+        hint = f"The ranks' logs are in {self._deployment.run_dir}."
+        raise ToolkitError(what, where=self._deployment.file, hint=hint)
+
+    def _watch(self, group: Group) -> None:
+        """Return when asked to stop; raise when a process of the group ends, or when it hangs."""
+        hang = HangWatch(self._probe, note)
+        hang.start()
+        try:
+            while not self._stop.count:
+                if death := group.wait(TICK_S):
+                    self._fail(group, death)
+                if hang.hung.is_set():
+                    what = "the group hangs: it neither answers nor computes; all ranks were ended"
+                    raise ToolkitError(what, where=self._deployment.file, hint=self._again())
+        finally:
+            hang.end()
+
+    def _drain(self, group: Group) -> None:
+        """Refuse what is new, wait for what runs, then let Triton end.
+
+        Told to end, Triton closes its HTTP port at once and waits for the connections that are open, but
+        unloads models under running gRPC streams as soon as there are none. So one is held open until the
+        engine's own count says that nothing runs. Triton 2.51 still takes new gRPC requests meanwhile.
+        """
+        limit = self._deployment.serving.drain_timeout_s
+        deadline = time.monotonic() + limit
+        running = self._probe.running()
+        note(f"draining: {running or 0} requests running, at most {limit:g} s; again to stop at once")
+        with self._probe.hold():
+            group.end_leader()
+            idle = 0
+            while running is not None and idle < IDLE_LOOKS and self._may_wait(deadline):
+                if death := group.wait(TICK_S):
+                    self._fail(group, death)
+                running = self._probe.running()
+                idle = 0 if running else idle + 1
+        grace = deadline if running is None else min(deadline, time.monotonic() + GRACE_S)
+        while group.leader_is_alive() and self._may_wait(grace):
+            time.sleep(TICK_S)
+        if running:
+            note(f"{running} running requests were cut")
+
+    def _may_wait(self, deadline: float) -> bool:
+        return time.monotonic() < deadline and self._stop.count < 2
+
+    def _fail(self, group: Group, death: Death) -> NoReturn:
+        name = "mpirun" if death.rank is None else f"rank{death.rank}"
+        log = self._deployment.run_dir / f"{name}.log"
+        group.end()
+        lines = group.logs.last(death.rank)
+        note(f"last lines of {log}:")
+        for line in lines:
+            note(f"  {line}")
+        world = self._deployment.mapping.world_size
+        what = f"{death}; all {world} ranks were ended" if world > 1 else str(death)
+        raise ToolkitError(what, where=log, hint=self._again())
+
+    def _again(self) -> str:
+        return f"Start again: toolkit serve {self._deployment.file}"
+
+    def _ready_line(self) -> str:
+        serving, host = self._deployment.serving, self._probe.host
+        return (
+            f"ready: http://{host}:{serving.http_port} grpc://{host}:{serving.grpc_port} "
+            f"metrics http://{host}:{serving.metrics_port}/metrics "
+            f'next: toolkit ask {self._deployment.file} "What is the capital of France?"'
+        )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
