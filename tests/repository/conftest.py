@@ -1,0 +1,154 @@
+"""A real Triton that serves the generated repository, with a scripted `tensorrt_llm` in place of the engine."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from toolkit import artifacts
+from toolkit.config import Deployment
+from toolkit.repository import generate
+from toolkit.serve import tritonserver
+
+SCRIPTED = Path(__file__).parent / "scripted_tensorrt_llm" / "model.py"
+YAML = """
+engine: {engine}
+name: test
+model: {{path: {model}}}
+limits: {{max_sequences: 64, max_num_tokens: 256, max_seq_len: 512, max_queue_size: 64}}
+kv_cache: {{max_tokens: 8192}}
+output: {output}
+"""
+
+
+@dataclass
+class Server:
+    http: int
+    grpc: int
+    record: Path
+    log: Path
+    pid: int
+
+    def post(self, model: str, body: dict, stream: bool = False) -> tuple[int, str]:
+        """(status, body) of generate or generate_stream."""
+        url = f"http://127.0.0.1:{self.http}/v2/models/{model}/generate{'_stream' if stream else ''}"
+        return self.post_bytes(url, json.dumps(body).encode())
+
+    def post_bytes(self, url: str, body: bytes) -> tuple[int, str]:
+        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def events(self, model: str, body: dict) -> list[dict]:
+        """The events of generate_stream, `stream` set."""
+        status, text = self.post(model, {"stream": True, **body}, stream=True)
+        assert status == 200, text
+        return [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line]
+
+    def finished(self, id: str, within_s: float = 5.0) -> dict:
+        """What the scripted engine recorded of the request `id`."""
+        end = time.monotonic() + within_s
+        while time.monotonic() < end:
+            for line in self.record.read_text().splitlines():
+                if json.loads(line)["id"] == id:
+                    return json.loads(line)
+            time.sleep(0.05)
+        raise AssertionError(f"request {id} did not end within {within_s} s")
+
+
+def load_deployment(folder: Path, model: Path, engine: str = "tensorrt") -> Deployment:
+    """A deployment of `model` whose engine directory looks built."""
+    file = folder / "deployment.yaml"
+    file.write_text(YAML.format(engine=engine, model=model, output=folder / "work"))
+    deployment = Deployment.load(file)
+    artifacts.produce(
+        deployment.engine_dir,
+        "engine",
+        inputs={},
+        settings={"engine": engine},
+        versions={},
+        write=lambda directory: (directory / "config.json").write_text("{}") and None,
+    )
+    return deployment
+
+
+def scripted_repository(folder: Path, model: Path) -> Path:
+    """The repository of engine: tensorrt, with a Python model where NVIDIA's backend would be."""
+    deployment = load_deployment(folder, model)
+    generate(deployment)
+    repository = folder / "repository"
+    shutil.copytree(deployment.repository_dir, repository)
+    path = repository / "tensorrt_llm" / "config.pbtxt"
+    config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+    config.backend = "python"
+    config.parameters["record"].string_value = str(folder / "record.jsonl")
+    path.write_text(text_format.MessageToString(config))
+    shutil.copy(SCRIPTED, repository / "tensorrt_llm" / "1" / "model.py")
+    (folder / "record.jsonl").touch()
+    return repository
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [listening.getsockname()[1] for listening in sockets]
+    for listening in sockets:
+        listening.close()
+    return ports
+
+
+@contextmanager
+def serving(repository: Path, folder: Path, *options: str):
+    """A tritonserver of the repository, ready, and gone when the block ends."""
+    found = tritonserver.find("rehearsal")
+    http, grpc, metrics = free_ports(3)
+    log = folder / "triton.log"
+    command = [str(found.binary), f"--model-repository={repository}", "--http-address=127.0.0.1"]
+    command += [f"--http-port={http}", "--grpc-address=127.0.0.1", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
+    command += [f"--backend-directory={found.backend_directory}", "--disable-auto-complete-config", "--log-verbose=0"]
+    command += [f"--backend-config=python,shm-region-prefix-name=test{os.getpid()}_{http}_", *options]
+    with log.open("w") as output:
+        process = subprocess.Popen(command, env=found.environ(), stdout=output, stderr=output)
+    try:
+        _wait_until_ready(http, process, log)
+        yield Server(http, grpc, folder / "record.jsonl", log, process.pid)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_ready(port: int, process: subprocess.Popen, log: Path) -> None:
+    end = time.monotonic() + 60
+    while time.monotonic() < end and process.poll() is None:
+        with closing(socket.socket()) as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=5) as answer:
+                    if answer.status == 200:
+                        return
+        time.sleep(0.1)
+    raise AssertionError(f"tritonserver is not ready:\n{log.read_text()[-4000:]}")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, tiny_llama):
+    folder = tmp_path_factory.mktemp("triton")
+    with serving(scripted_repository(folder, tiny_llama), folder) as running:
+        yield running

@@ -1,0 +1,162 @@
+"""The config.pbtxt of the five models, as protobuf messages: no templates, so no placeholder can be left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from toolkit.config import Deployment
+from toolkit.errors import ToolkitError
+from toolkit.repository import parameters, signatures
+from toolkit.repository.parameters import SpecialTokens
+from toolkit.repository.signatures import Tensor
+
+# The rehearsal answers as NVIDIA's backend does, in Python; engine: pytorch has a repository of its own kind.
+TENSORRT_LLM_BACKEND = {"tensorrt": "tensorrtllm", "rehearsal": "python"}
+
+
+def model_configs(deployment: Deployment, tokens: SpecialTokens, engine_dir: Path) -> dict[str, Any]:
+    """The ModelConfig of each model by name. Reads no file but, where it is there, the model's config.json."""
+    if deployment.engine not in TENSORRT_LLM_BACKEND:
+        raise ToolkitError(
+            f"engine: {deployment.engine} has no model repository of engines",
+            where=deployment.file,
+            hint=f"Use --engine {' or '.join(TENSORRT_LLM_BACKEND)}.",
+        )
+    models = (
+        _preprocessing(deployment, tokens),
+        _tensorrt_llm(deployment, engine_dir),
+        _postprocessing(deployment),
+        _tensorrt_llm_bls(deployment),
+        _ensemble(deployment),
+    )
+    return {model.name: model for model in models}
+
+
+def to_text(config: Any) -> str:
+    """The text of a config.pbtxt."""
+    return text_format.MessageToString(config)
+
+
+def _preprocessing(deployment: Deployment, tokens: SpecialTokens) -> Any:
+    return _model(
+        deployment,
+        "preprocessing",
+        backend="python",
+        inputs=signatures.PREPROCESSING_INPUTS,
+        outputs=signatures.PREPROCESSING_OUTPUTS,
+        values=parameters.preprocessing(deployment, tokens),
+    )
+
+
+def _postprocessing(deployment: Deployment) -> Any:
+    # One instance, no batching queue: the tokens of a stream must be decoded in their order.
+    return _model(
+        deployment,
+        "postprocessing",
+        backend="python",
+        inputs=signatures.POSTPROCESSING_INPUTS,
+        outputs=signatures.POSTPROCESSING_OUTPUTS,
+        values=parameters.postprocessing(),
+    )
+
+
+def _tensorrt_llm(deployment: Deployment, engine_dir: Path) -> Any:
+    config = _model(
+        deployment,
+        "tensorrt_llm",
+        backend=TENSORRT_LLM_BACKEND[deployment.engine],
+        inputs=signatures.TENSORRT_LLM_INPUTS,
+        outputs=signatures.TENSORRT_LLM_OUTPUTS,
+        values=parameters.tensorrt_llm(deployment, engine_dir),
+        scalars=True,
+    )
+    config.model_transaction_policy.decoupled = True
+    config.dynamic_batching.preferred_batch_size.append(config.max_batch_size)
+    config.dynamic_batching.default_queue_policy.max_queue_size = deployment.limits.max_queue_size
+    return config
+
+
+def _tensorrt_llm_bls(deployment: Deployment) -> Any:
+    config = _model(
+        deployment,
+        "tensorrt_llm_bls",
+        backend="python",
+        inputs=signatures.BLS_INPUTS,
+        outputs=signatures.BLS_OUTPUTS,
+        values=parameters.tensorrt_llm_bls(),
+    )
+    config.model_transaction_policy.decoupled = True
+    return config
+
+
+def _ensemble(deployment: Deployment) -> Any:
+    config = pb.ModelConfig(name="ensemble", platform="ensemble", max_batch_size=deployment.limits.max_sequences)
+    config.input.extend(_inputs(signatures.ENSEMBLE_INPUTS))
+    config.output.extend(_outputs(signatures.ENSEMBLE_OUTPUTS))
+    generation = _same_names(signatures.GENERATION, without=signatures.TENSORRT_LLM_FROM_PREPROCESSING)
+    steps = (
+        ("preprocessing", signatures.PREPROCESSING_FROM_REQUEST, signatures.PREPROCESSING_TO_ENSEMBLE),
+        (
+            "tensorrt_llm",
+            signatures.TENSORRT_LLM_FROM_PREPROCESSING + signatures.TENSORRT_LLM_RENAMED + generation,
+            signatures.TENSORRT_LLM_TO_ENSEMBLE + _same_names(signatures.RESULTS),
+        ),
+        ("postprocessing", signatures.POSTPROCESSING_FROM_ENSEMBLE, signatures.POSTPROCESSING_TO_ENSEMBLE),
+    )
+    for name, inputs, outputs in steps:
+        step = config.ensemble_scheduling.step.add(model_name=name, model_version=-1)
+        step.input_map.update(inputs)
+        step.output_map.update(outputs)
+    return config
+
+
+def _model(
+    deployment: Deployment,
+    name: str,
+    *,
+    backend: str,
+    inputs: Iterable[Tensor],
+    outputs: Iterable[Tensor],
+    values: dict[str, str],
+    scalars: bool = False,
+) -> Any:
+    config = pb.ModelConfig(name=name, backend=backend, max_batch_size=deployment.limits.max_sequences)
+    config.input.extend(_inputs(inputs, scalars))
+    config.output.extend(_outputs(outputs))
+    config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
+    for key, value in values.items():
+        config.parameters[key].string_value = value
+    return config
+
+
+def _inputs(tensors: Iterable[Tensor], scalars: bool = False) -> Iterable[Any]:
+    for tensor in tensors:
+        message = pb.ModelInput(
+            name=tensor.name,
+            data_type=_data_type(tensor),
+            dims=tensor.dims,
+            optional=not tensor.required,
+            allow_ragged_batch=tensor.ragged,
+        )
+        if scalars and tensor.scalar:
+            message.reshape.SetInParent()
+        yield message
+
+
+def _outputs(tensors: Iterable[Tensor]) -> Iterable[Any]:
+    for tensor in tensors:
+        yield pb.ModelOutput(name=tensor.name, data_type=_data_type(tensor), dims=tensor.dims)
+
+
+def _data_type(tensor: Tensor) -> int:
+    return pb.DataType.Value(f"TYPE_{tensor.type}")
+
+
+def _same_names(tensors: Iterable[Tensor], without: tuple[tuple[str, str], ...] = ()) -> tuple[tuple[str, str], ...]:
+    taken = dict(without)
+    return tuple((tensor.name, tensor.name) for tensor in tensors if tensor.name not in taken)

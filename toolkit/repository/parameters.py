@@ -1,0 +1,97 @@
+"""The string parameters of each model's config.pbtxt, from a Deployment.
+
+Every parameter of the tensorrtllm backend 1.2.1 that bears on this kind of deployment is said aloud, also
+where it equals the default: several defaults (KV reuse on, no chunked context) surprise people.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.config import Deployment
+
+TOKENIZER_DIR = "../preprocessing/1/tokenizer"
+"""Where every model finds tokenizer.json, relative to its own folder, so that a repository can be moved."""
+
+EXECUTOR_WORKER = "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
+CANCELLATION_CHECK_PERIOD_MS = 100
+STATS_CHECK_PERIOD_MS = 100
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids that generation needs: every one that ends a text, in order, and the one that pads."""
+
+    eos: tuple[int, ...]
+    pad: int
+
+
+def preprocessing(deployment: Deployment, tokens: SpecialTokens) -> dict[str, str]:
+    return {
+        "tokenizer_dir": TOKENIZER_DIR,
+        "add_special_tokens": "true",
+        # Ours, not NVIDIA's: what its preprocessing takes from transformers, which we do without.
+        "eos_token_ids": ",".join(map(str, tokens.eos)),
+        "pad_token_id": str(tokens.pad),
+        "vocab_size": str(deployment.shape.vocab_size),
+    }
+
+
+def postprocessing() -> dict[str, str]:
+    return {"tokenizer_dir": TOKENIZER_DIR, "skip_special_tokens": "true"}
+
+
+def tensorrt_llm_bls() -> dict[str, str]:
+    return {
+        **postprocessing(),
+        "tensorrt_llm_model_name": "tensorrt_llm",
+        "accumulate_tokens": "true",
+        "cancellation_check_period_ms": str(CANCELLATION_CHECK_PERIOD_MS),
+    }
+
+
+def tensorrt_llm(deployment: Deployment, engine_dir: Path) -> dict[str, str]:
+    """Values of section 4.4's table. An empty one means "not set" to the backend, but some must be there."""
+    kv_cache, scheduler = deployment.kv_cache, deployment.scheduler
+    return {
+        "gpt_model_type": "inflight_fused_batching",
+        "gpt_model_path": str(engine_dir),
+        "encoder_model_path": "",
+        "max_beam_width": "1",
+        "FORCE_CPU_ONLY_INPUT_TENSORS": "no",
+        "batch_scheduler_policy": scheduler.policy,
+        "enable_chunked_context": _boolean(scheduler.chunked_context),
+        "enable_kv_cache_reuse": _boolean(kv_cache.reuse),
+        "kv_cache_free_gpu_mem_fraction": str(kv_cache.free_gpu_memory_fraction),
+        "max_tokens_in_paged_kv_cache": "" if kv_cache.max_tokens is None else str(kv_cache.max_tokens),
+        "max_attention_window_size": "",
+        "sink_token_length": "",
+        "kv_cache_host_memory_bytes": "0",
+        "kv_cache_onboard_blocks": "true",
+        "exclude_input_in_output": "true",
+        "normalize_log_probs": "true",
+        "decoding_mode": "top_k_top_p",
+        "cancellation_check_period_ms": str(CANCELLATION_CHECK_PERIOD_MS),
+        "stats_check_period_ms": str(STATS_CHECK_PERIOD_MS),
+        "iter_stats_max_iterations": "1000",
+        "request_stats_max_iterations": "0",
+        "gpu_weights_percent": "1.0",
+        "multi_block_mode": "true",
+        "enable_context_fmha_fp32_acc": "false",
+        "cuda_graph_mode": "false",
+        "cuda_graph_cache_size": "0",
+        "speculative_decoding_fast_logits": "false",
+        "gpu_device_ids": "",
+        "participant_ids": "",
+        "num_nodes": "1",
+        "executor_worker_path": EXECUTOR_WORKER,
+        # The backend does not start without these three, used or not.
+        "tokenizer_dir": "",
+        "guided_decoding_backend": "",
+        "xgrammar_tokenizer_info_path": "",
+    }
+
+
+def _boolean(value: bool) -> str:
+    return "true" if value else "false"

@@ -1,0 +1,92 @@
+"""postprocessing: token ids to text, chunk by chunk, for the ensemble.
+
+A stream's tokens come one response at a time, and only the request id tells whose they are. preprocessing
+announces each text that has an id (see its `announce`); from then on its chunks are decoded as one text,
+and the concatenation is exact. Tokens without an announced id are decoded chunk by chunk, as NVIDIA's
+postprocessing does it: exact for answers that come whole, not for streams.
+"""
+
+import json
+import os
+import time
+from collections import OrderedDict
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from token_text import Detokenizer
+
+MAX_TEXTS = 4096
+IDLE_S = 600.0
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        values = {key: value["string_value"] for key, value in config["parameters"].items()}
+        path = os.path.join(args["model_repository"], values["tokenizer_dir"], "tokenizer.json")
+        try:
+            self.detokenizer = Detokenizer(os.path.normpath(path), values["skip_special_tokens"] == "true")
+        except ValueError as error:
+            raise pb_utils.TritonModelException(str(error)) from None
+        self.texts = Texts()
+
+    def execute(self, requests):
+        return [self._respond(request) for request in requests]
+
+    def _respond(self, request):
+        tokens = pb_utils.get_input_tensor_by_name(request, "TOKENS_BATCH").as_numpy()
+        lengths = pb_utils.get_input_tensor_by_name(request, "SEQUENCE_LENGTH").as_numpy()
+        name = request.request_id()
+        if lengths.size == 1 and lengths.flat[0] == -1:
+            self.texts.begin(name, Text(self.detokenizer, *tokens.reshape(-1).tolist()))
+            texts = [b""]
+        elif lengths.size == 1 and (text := self.texts.find(name)):
+            texts = [text.push(tokens.reshape(-1)[: lengths.flat[0]].tolist()).encode()]
+            if text.ended:
+                self.texts.end(name)
+        else:
+            rows = zip(tokens.reshape(-1, tokens.shape[-1]), lengths.reshape(-1))
+            texts = [self.detokenizer.decode(row[: max(0, length)].tolist()).encode() for row, length in rows]
+        output = np.array(texts, object).reshape(lengths.shape)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", output)])
+
+
+class Text:
+    """One announced text; it ends with its last possible token or with one of the ids in `ends`."""
+
+    def __init__(self, detokenizer, max_tokens, *ends):
+        self._stream = detokenizer.stream()
+        self._left, self._ends = max_tokens, set(ends)
+        self.ended = False
+        self.used = time.monotonic()
+
+    def push(self, ids):
+        self._left -= len(ids)
+        self.used = time.monotonic()
+        self.ended = self._left <= 0 or not self._ends.isdisjoint(ids[-1:])
+        return self._stream.push(ids, last=self.ended)
+
+
+class Texts:
+    """The texts under way by request id: bounded, and forgotten when idle, as a cancelled one never ends."""
+
+    def __init__(self):
+        self._texts = OrderedDict()
+
+    def begin(self, name, text):
+        """A new text, also where an old one of the same id never came to its end."""
+        self._texts[name] = text
+        self._texts.move_to_end(name)
+        oldest = next(iter(self._texts.values()))
+        while len(self._texts) > MAX_TEXTS or oldest.used < time.monotonic() - IDLE_S:
+            self._texts.popitem(last=False)
+            oldest = next(iter(self._texts.values()))
+
+    def find(self, name):
+        text = self._texts.get(name)
+        if text is not None:
+            self._texts.move_to_end(name)
+        return text
+
+    def end(self, name):
+        del self._texts[name]

@@ -1,0 +1,151 @@
+"""preprocessing: text to token ids, for the ensemble and for tensorrt_llm_bls."""
+
+import json
+import os
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from prompts import PromptTokenizer, Refused, decoded, word_rows
+
+NO_IDS = np.empty((1, 0), np.uint64)
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        values = {key: value["string_value"] for key, value in config["parameters"].items()}
+        path = os.path.join(args["model_repository"], values["tokenizer_dir"], "tokenizer.json")
+        try:
+            self.tokenizer = PromptTokenizer(
+                os.path.normpath(path), values["add_special_tokens"] == "true", int(values["vocab_size"])
+            )
+        except ValueError as error:
+            raise pb_utils.TritonModelException(str(error)) from None
+        self.eos = [int(id) for id in values["eos_token_ids"].split(",") if id]
+        self.pad = int(values["pad_token_id"])
+
+    def execute(self, requests):
+        return [self._respond(request) for request in requests]
+
+    def _respond(self, request):
+        try:
+            asked = Asked(request)
+            tensors = self._encode(asked)
+        except Refused as error:
+            refusal = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
+            return pb_utils.InferenceResponse(error=refusal)
+        if request.request_id() and len(asked.prompts) == 1:
+            ends = tensors["OUT_END_ID"][0].tolist() + [id for (id,) in self._other_ends(asked)]
+            announce(request.request_id(), tensors["REQUEST_OUTPUT_LEN"][0, 0], ends)
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in tensors.items()])
+
+    def _encode(self, asked):
+        """All outputs, by name, with a row for each prompt of the request."""
+        pads = asked.ids("PAD_ID", self.pad)
+        ends = asked.ids("END_ID", self.eos[0] if self.eos else -1)
+        other_ends = self._other_ends(asked)
+        prompts = [self.tokenizer.prompt_ids(text) for text in asked.prompts]
+        stop = [word_rows(other_ends + self.tokenizer.words(words)) for words in asked.words("STOP_WORDS_DICT")]
+        bad = [word_rows(self.tokenizer.words(words)) for words in asked.words("BAD_WORDS_DICT")]
+        bias = [self.tokenizer.embedding_bias(*pair) for pair in asked.bias_words()]
+        return {
+            "INPUT_ID": padded(prompts, pads),
+            "REQUEST_INPUT_LEN": np.array([[len(ids)] for ids in prompts], np.int32),
+            "DECODER_INPUT_ID": pads,
+            "REQUEST_DECODER_INPUT_LEN": np.ones_like(pads),
+            "REQUEST_OUTPUT_LEN": asked.max_tokens,
+            "STOP_WORDS_IDS": stacked(stop),
+            "BAD_WORDS_IDS": stacked(bad),
+            "EMBEDDING_BIAS": np.stack(
+                [row if row.size else np.zeros(max(map(len, bias)), np.float32) for row in bias]
+            ),
+            "OUT_END_ID": ends,
+            "OUT_PAD_ID": pads,
+            "OUT_PROMPT_TABLE_EXTRA_IDS": self._extra_ids(asked, prompts),
+        }
+
+    def _other_ends(self, asked):
+        """Stop words of one id that end a text beside OUT_END_ID: an end_id that the client gives is the only end."""
+        return [] if asked.has("END_ID") else [(id,) for id in self.eos[1:]]
+
+    def _extra_ids(self, asked, prompts):
+        """The extra id on every token that stands for a row of a prompt table; nothing without one."""
+        extra = asked.values("PROMPT_TABLE_EXTRA_ID")
+        if extra is None:
+            return NO_IDS.repeat(len(prompts), axis=0)
+        virtual = padded(prompts, np.zeros((len(prompts), 1), np.int32)) >= self.tokenizer.vocab_size
+        return virtual.astype(np.uint64) * extra
+
+
+class Asked:
+    """The inputs of a request, checked. Arrays have a row for each prompt."""
+
+    def __init__(self, request):
+        self.request = request
+        for name in ("IMAGE_BYTES", "IMAGE_URL", "VIDEO_BYTES", "DECODER_QUERY"):
+            if self.has(name):
+                raise Refused(f"{name}: this model takes a text prompt only")
+        self.prompts = [decoded(row[0], "text_input") for row in self.values("QUERY")]
+        self.max_tokens = self.values("REQUEST_OUTPUT_LEN").astype(np.int32)
+        if self.max_tokens.min() < 1:
+            raise Refused(f"max_tokens: {self.max_tokens.min()}, expected 1 or more")
+
+    def has(self, name):
+        return pb_utils.get_input_tensor_by_name(self.request, name) is not None
+
+    def values(self, name):
+        tensor = pb_utils.get_input_tensor_by_name(self.request, name)
+        return None if tensor is None else tensor.as_numpy()
+
+    def ids(self, name, default):
+        """INT32 [batch, 1]."""
+        values = self.values(name)
+        return np.full((len(self.prompts), 1), default, np.int32) if values is None else values.astype(np.int32)
+
+    def words(self, name):
+        """The words for each prompt."""
+        values = self.values(name)
+        rows = [[] for _ in self.prompts] if values is None else values
+        return [[decoded(word, name.lower()) for word in row] for row in rows]
+
+    def bias_words(self):
+        """(words, weights) for each prompt."""
+        weights = self.values("EMBEDDING_BIAS_WEIGHTS")
+        rows = [[] for _ in self.prompts] if weights is None else weights
+        return zip(self.words("EMBEDDING_BIAS_WORDS"), rows)
+
+
+def padded(rows, fill):
+    """Rows of different lengths as one INT32 array, each filled up with its own `fill`."""
+    array = np.array(fill, np.int32).repeat(max(map(len, rows)), axis=1)
+    for target, row in zip(array, rows):
+        target[: len(row)] = row
+    return array
+
+
+def stacked(rows):
+    """[2, n] arrays of different n as one [batch, 2, n]."""
+    array = (
+        np.array([[[0], [-1]]], np.int32).repeat(len(rows), axis=0).repeat(max(row.shape[1] for row in rows), axis=2)
+    )
+    for target, row in zip(array, rows):
+        target[:, : row.shape[1]] = row
+    return array
+
+
+def announce(request_id, max_tokens, ends):
+    """Tell postprocessing that a text of this id begins: how long it may get, and the ids that end it.
+
+    In an ensemble nothing else could: its last step sees one response of tensorrt_llm at a time, with the id.
+    A length of -1 marks the announcement. Answered before this model answers, so it arrives before any token.
+    """
+    notice = np.array([[[max_tokens, *ends]]], np.int32)
+    pb_utils.InferenceRequest(
+        model_name="postprocessing",
+        request_id=request_id,
+        requested_output_names=["OUTPUT"],
+        inputs=[
+            pb_utils.Tensor("TOKENS_BATCH", notice),
+            pb_utils.Tensor("SEQUENCE_LENGTH", np.array([[-1]], np.int32)),
+        ],
+    ).exec()

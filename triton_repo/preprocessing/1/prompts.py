@@ -1,0 +1,87 @@
+"""From a request's words to ids: the prompt, the words that stop or are banned, the biased words.
+
+Everything a client can get wrong raises Refused with one line that names the input.
+"""
+
+import numpy as np
+from token_text import load
+
+SEPARATOR = "\n"  # no tokenizer joins it with a word that follows, so what follows is tokenised as inside a text
+
+
+class Refused(ValueError):
+    """A request that cannot be served as sent."""
+
+
+class PromptTokenizer:
+    """The encoding half of a tokenizer.json. Raises ValueError, one line, when it cannot be read."""
+
+    def __init__(self, path, add_special_tokens, vocab_size):
+        self.tokenizer = load(path)
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+        self.add_special_tokens = add_special_tokens
+        self.vocab_size = vocab_size
+        self.bos = self._encode("", special=add_special_tokens)[:1]
+
+    def prompt_ids(self, text):
+        """Ids of a prompt, with BOS once: a chat template may have written it into the text already."""
+        if not text:
+            raise Refused("text_input: is empty, expected a prompt")
+        ids = self._encode(text, special=self.add_special_tokens)
+        if self.bos and ids[:2] == self.bos * 2:
+            del ids[0]
+        if not ids:
+            raise Refused("text_input: has no tokens, expected a prompt")
+        return ids
+
+    def words(self, words):
+        """Id sequences for each word as it may stand in a text: alone, after a space, inside a line."""
+        found = {}
+        for word in filter(None, words):
+            for text in dict.fromkeys((word, " " + word.removeprefix(" "))):
+                found[tuple(self._encode(text))] = True
+                found[tuple(self._inside(text))] = True
+        found.pop((), None)
+        return list(found)
+
+    def embedding_bias(self, words, weights):
+        """FP32 [vocab_size]: each word's weight on its tokens as written (" Paris" is not "Paris"). [0] without words."""
+        if len(words) != len(weights):
+            raise Refused(
+                f"embedding_bias_words, embedding_bias_weights: {len(words)} words and {len(weights)} weights, "
+                "expected as many of each"
+            )
+        if not any(words):
+            return np.empty(0, np.float32)
+        bias = np.zeros(self.vocab_size, np.float32)
+        for word, weight in zip(words, weights):
+            np.add.at(bias, self._encode(word), np.float32(weight))
+        return bias
+
+    def _inside(self, text):
+        """Ids of a text in the middle of another; none where its start would merge with what is before."""
+        before = self._encode(SEPARATOR)
+        ids = self._encode(SEPARATOR + text)
+        return ids[len(before) :] if ids[: len(before)] == before else []
+
+    def _encode(self, text, special=False):
+        return self.tokenizer.encode(text, add_special_tokens=special).ids
+
+
+def decoded(value, name):
+    """The text in a bytes value of a STRING tensor. Raises Refused when it is not UTF-8."""
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Refused(f"{name}: byte {error.object[error.start]:#04x} at {error.start} is not UTF-8") from None
+
+
+def word_rows(words):
+    """INT32 [2, n] as the backend reads it: the ids of all words, then where each ends, padded with 0 and -1."""
+    ids = [id for word in words for id in word]
+    ends = np.cumsum([len(word) for word in words], dtype=np.int32)
+    rows = np.array([[0], [-1]], np.int32).repeat(max(1, len(ids)), axis=1)
+    rows[0, : len(ids)] = ids
+    rows[1, : len(ends)] = ends
+    return rows

@@ -1,0 +1,64 @@
+"""The text of one answer as its tokens arrive, and where it ends.
+
+tensorrt_llm ends a text at stop words in one of the tokenisations that preprocessing gives it. A model may
+write the same words in other tokens, so the text itself is searched here as well.
+"""
+
+
+class Ends:
+    """What ends an answer. `stop_ids` are the tokenised words, `stop_words` the words as text."""
+
+    def __init__(self, max_tokens, end_id, stop_ids=(), stop_words=(), min_tokens=0):
+        self.max_tokens, self.end_id, self.min_tokens = max_tokens, end_id, min_tokens
+        self.stop_words = [word for word in stop_words if word]
+        self.kept = max(map(len, self.stop_words), default=0)
+        self._by_last_id = {}
+        for word in stop_ids:
+            self._by_last_id.setdefault(word[-1], []).append(list(word))
+
+    def by_ids(self, ids):
+        """Whether the last id ends the answer `ids`, as far as ids tell."""
+        if len(ids) >= self.max_tokens or ids[-1] == self.end_id:
+            return True
+        words = self._by_last_id.get(ids[-1], ())
+        return any(ids[-len(word) :] == word and self._counts(word, ids) for word in words)
+
+    def by_text(self, before, chunk, count):
+        """Whether `chunk`, which follows the text `before`, completes a stop word with token number `count`."""
+        if count < self.min_tokens:
+            return False
+        text = before + chunk
+        return any(text.find(word, max(0, len(before) - len(word) + 1)) >= 0 for word in self.stop_words)
+
+    def _counts(self, word, ids):
+        return len(word) == 1 or len(ids) >= self.min_tokens
+
+
+class Answer:
+    """One sequence: push its tokens, get its text."""
+
+    def __init__(self, stream, ends):
+        self.ids = []
+        self.ended = False
+        self.ended_by_text = False
+        self._stream, self._ends = stream, ends
+        self._tail = ""
+
+    def push(self, ids):
+        """The text that `ids` add; tokens after the one that ends the answer are left out."""
+        return "".join(self._push(id) for id in ids if not self.ended)
+
+    def flush(self):
+        """What is left of an incomplete character."""
+        return self._stream.push([], last=True)
+
+    def _push(self, id):
+        self.ids.append(id)
+        self.ended = self._ends.by_ids(self.ids)
+        chunk = self._stream.push([id], last=self.ended)
+        if not self.ended and chunk and self._ends.by_text(self._tail, chunk, len(self.ids)):
+            self.ended = self.ended_by_text = True
+            chunk += self.flush()
+        if self._ends.kept > 1:
+            self._tail = (self._tail + chunk)[1 - self._ends.kept :]
+        return chunk
