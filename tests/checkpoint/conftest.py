@@ -23,21 +23,25 @@ SIZES = {
 }
 
 
-def make_llama(directory: Path, dtype: str = "bfloat16", shard_size: str = "1GB", **sizes) -> dict:
-    """Save a random LlamaForCausalLM, biases and norms included, and return its state dict."""
+@pytest.fixture(scope="session")
+def make_llama():
+    """make_llama(directory, **LlamaConfig) saves a random model, biases and norms too; returns its state dict."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(20)
-    model = LlamaForCausalLM(LlamaConfig(**{**SIZES, **sizes})).to(getattr(torch, dtype))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    model.save_pretrained(directory, max_shard_size=shard_size)
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    def make(directory: Path, dtype: str = "bfloat16", shard_size: str = "1GB", **sizes) -> dict:
+        torch.manual_seed(20)
+        model = LlamaForCausalLM(LlamaConfig(**{**SIZES, **sizes})).to(getattr(torch, dtype))
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+        model.save_pretrained(directory, max_shard_size=shard_size)
+        return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def pristine_llama(tmp_path_factory) -> Path:
+def pristine_llama(tmp_path_factory, make_llama) -> Path:
     directory = tmp_path_factory.mktemp("llama")
     make_llama(directory)
     return directory

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from toolkit.checkpoint import convert
+from toolkit.checkpoint.source import open_source
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 
@@ -108,8 +109,8 @@ SPOILT = [
     (index_is_empty, "weight_map: expected"),
     (index_and_single_file, "two copies of the weights"),
     (duplicate, f"{Q_PROJ}: is in model.safetensors and in more.safetensors"),
-    (lambda d: edit(d, **{Q_PROJ: None}), f"{Q_PROJ}: is in none of"),
-    (lambda d: edit(d, **{"lm_head.weight": None}), "lm_head.weight: is in none of"),
+    (lambda d: edit(d, **{Q_PROJ: None}), f"{Q_PROJ}: is missing from model.safetensors"),
+    (lambda d: edit(d, **{"lm_head.weight": None}), "lm_head.weight: is missing from model.safetensors"),
     (
         lambda d: edit(d, **{Q_PROJ: torch.zeros(64, 32)}),
         f"{Q_PROJ}: has shape [64, 32], config.json asks for [64, 64]",
@@ -176,6 +177,11 @@ def test_directory_that_is_not_there(llama_dir, deploy):
     deployment = deploy(llama_dir)
     llama_dir.rename(llama_dir.with_name("elsewhere"))
     assert_refused(deployment, "no such")
+
+
+def test_name_longer_than_the_file_system_allows(tmp_path):
+    with pytest.raises(ToolkitError, match="cannot be read"):
+        open_source(tmp_path / ("x" * 300))
 
 
 def test_disk_too_small_shows_before_anything_is_read(llama_dir, deploy):

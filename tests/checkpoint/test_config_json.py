@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from tests.checkpoint.conftest import make_llama
 from toolkit.checkpoint import convert
 from toolkit.checkpoint.config_json import checkpoint_config
 from toolkit.checkpoint.layout import rank_tensors, source_shapes
@@ -151,7 +150,7 @@ def test_layers_go_to_their_stage(shape):
     ],
     ids=["rope_scaling", "rope_parameters"],
 )
-def test_rope_scaling_in_both_spellings(tmp_path, deploy, spelling):
+def test_rope_scaling_in_both_spellings(tmp_path, make_llama, deploy, spelling):
     make_llama(tmp_path / "scaled", num_hidden_layers=1)
     path = tmp_path / "scaled" / "config.json"
     fields = json.loads(path.read_text())

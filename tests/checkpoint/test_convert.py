@@ -10,7 +10,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.checkpoint.conftest import make_llama
 from toolkit.checkpoint import convert
 
 HEADS, HEAD_DIM = 8, 8
@@ -84,7 +83,7 @@ def assert_ranks(deployment, state, dtype=torch.float16, tied=False):
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory):
+def plain(tmp_path_factory, make_llama):
     """7 layers (uneven over 2 and 4 stages), 2 KV heads (repeated from tp 4), vocabulary 100 (padded at tp 8)."""
     directory = tmp_path_factory.mktemp("plain")
     return directory, make_llama(directory)
@@ -136,7 +135,7 @@ def test_ranks_put_together_give_the_source_back(plain, deploy, tp, pp):
     assert all(torch.equal(rebuilt[name], state[name]) for name in state)
 
 
-def test_tied_embeddings_give_the_last_stage_its_own_copy(tmp_path, deploy):
+def test_tied_embeddings_give_the_last_stage_its_own_copy(tmp_path, make_llama, deploy):
     state = make_llama(tmp_path / "tied", tie_word_embeddings=True)
     deployment = deploy(tmp_path / "tied", 8, 2)
     convert(deployment)
@@ -144,14 +143,14 @@ def test_tied_embeddings_give_the_last_stage_its_own_copy(tmp_path, deploy):
     assert json.loads((deployment.checkpoint_dir / "config.json").read_text())["tie_word_embeddings"] is True
 
 
-def test_vocabulary_so_small_that_a_rank_holds_padding_only(tmp_path, deploy):
+def test_vocabulary_so_small_that_a_rank_holds_padding_only(tmp_path, make_llama, deploy):
     state = make_llama(tmp_path / "small", vocab_size=9)
     deployment = deploy(tmp_path / "small", 8, 1)
     convert(deployment)
     assert_ranks(deployment, state)
 
 
-def test_biases_follow_rows_and_stay_whole_where_columns_are_split(tmp_path, deploy):
+def test_biases_follow_rows_and_stay_whole_where_columns_are_split(tmp_path, make_llama, deploy):
     state = make_llama(tmp_path / "biased", attention_bias=True, mlp_bias=True, num_key_value_heads=4)
     assert "model.layers.0.self_attn.o_proj.bias" in state and "model.layers.6.mlp.down_proj.bias" in state
     for tp, pp in [(2, 4), (8, 1)]:
@@ -160,7 +159,7 @@ def test_biases_follow_rows_and_stay_whole_where_columns_are_split(tmp_path, dep
         assert_ranks(deployment, state)
 
 
-def test_head_dim_that_does_not_follow_from_hidden_size(tmp_path, deploy):
+def test_head_dim_that_does_not_follow_from_hidden_size(tmp_path, make_llama, deploy):
     state = make_llama(tmp_path / "wide", hidden_size=40, head_dim=HEAD_DIM)
     deployment = deploy(tmp_path / "wide", 4, 1)
     convert(deployment)
@@ -168,7 +167,7 @@ def test_head_dim_that_does_not_follow_from_hidden_size(tmp_path, deploy):
 
 
 @pytest.mark.parametrize("index", [True, False])
-def test_several_shards_with_and_without_an_index(tmp_path, deploy, index):
+def test_several_shards_with_and_without_an_index(tmp_path, make_llama, deploy, index):
     state = make_llama(tmp_path / "sharded", shard_size="100KB")
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
     if not index:
@@ -180,14 +179,14 @@ def test_several_shards_with_and_without_an_index(tmp_path, deploy, index):
 
 @pytest.mark.parametrize("source", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("target", ["float16", "bfloat16", "float32"])
-def test_every_dtype_to_every_dtype(tmp_path, deploy, source, target):
+def test_every_dtype_to_every_dtype(tmp_path, make_llama, deploy, source, target):
     state = make_llama(tmp_path / "typed", dtype=source, num_hidden_layers=1)
     deployment = deploy(tmp_path / "typed", 2, 1, target)
     convert(deployment)
     assert_ranks(deployment, state, getattr(torch, target))
 
 
-def test_values_too_small_for_float16_are_rounded_not_refused(tmp_path, deploy):
+def test_values_too_small_for_float16_are_rounded_not_refused(tmp_path, make_llama, deploy):
     directory = tmp_path / "tiny"
     make_llama(directory, num_hidden_layers=1)
     state = load_file(directory / "model.safetensors")
@@ -199,7 +198,7 @@ def test_values_too_small_for_float16_are_rounded_not_refused(tmp_path, deploy):
     assert norm[:4].tolist() == [65504.0, -65504.0, 2**-24, 0.0]
 
 
-def test_a_tensor_larger_than_a_block_is_cut_in_several_reads(tmp_path, deploy, monkeypatch):
+def test_a_tensor_larger_than_a_block_is_cut_in_several_reads(tmp_path, make_llama, deploy, monkeypatch):
     monkeypatch.setattr("toolkit.checkpoint.source.BLOCK_BYTES", 3 * 64 * 2)
     state = make_llama(tmp_path / "blocks")
     deployment = deploy(tmp_path / "blocks", 8, 2)

@@ -21,16 +21,22 @@ SHAPE = {
     "dtype": "bfloat16",
 }
 MEASURE = """
-import resource, sys
+import sys
+from pathlib import Path
+
 import torch
 from toolkit.checkpoint import convert
 from toolkit.config import Deployment
 
+def peak_kib():
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].removesuffix("kB"))
+
 deployment = Deployment.load(sys.argv[1])
-torch.ones(1 << 20).to(torch.bfloat16).to(torch.float16).isfinite().all()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+torch.ones(1 << 20).to(torch.bfloat16).to(torch.float16).aminmax()
+before = peak_kib()
 assert convert(deployment)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak_kib() - before)
 """
 
 
@@ -41,7 +47,7 @@ def test_peak_memory_is_a_few_blocks(tmp_path, deploy):
     assert size > 400e6
     file = deploy(tmp_path / "model", 2, 4).file
     done = subprocess.run([sys.executable, "-c", MEASURE, file], capture_output=True, text=True, check=True)
-    assert int(done.stdout) / 1024 < 150
+    assert int(done.stdout) / 1024 < 110  # about 62 MiB; with whole tensors about 150
 
 
 def write_model(directory, layers: int) -> int:

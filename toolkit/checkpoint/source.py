@@ -36,6 +36,13 @@ class Source:
 def open_source(directory: Path) -> Source:
     """Read the headers of a Hugging Face directory. Raises ToolkitError when files are missing or broken."""
     directory = Path(directory)
+    try:
+        return _open(directory)
+    except OSError as error:
+        raise ToolkitError(f"cannot be read: {error.strerror}", where=error.filename or directory) from None
+
+
+def _open(directory: Path) -> Source:
     if not directory.is_dir():
         raise ToolkitError("no such directory", where=directory, hint="model.path must be a Hugging Face directory.")
     config, index = directory / "config.json", directory / INDEX
@@ -104,7 +111,7 @@ def _check_tensor(source: Source, name: str, dimensions: Shape) -> None:
     stored = source.tensors.get(name)
     if stored is None:
         raise ToolkitError(
-            f"{name}: is in none of the {_shards_of(source)}",
+            f"{name}: is missing from {_shards_of(source)}",
             where=source.directory,
             hint="Download the missing files, or the config.json that belongs to these.",
         )
@@ -124,7 +131,7 @@ def _check_tensor(source: Source, name: str, dimensions: Shape) -> None:
 
 def _shards_of(source: Source) -> str:
     names = [path.name for path in source.files if path.suffix == ".safetensors"]
-    return f"{len(names)} safetensors files" if len(names) > 1 else f"tensors of {names[0]}"
+    return f"all {len(names)} safetensors files" if len(names) > 1 else names[0]
 
 
 def _indexed_shards(index: Path) -> list[Path]:
@@ -138,7 +145,7 @@ def _indexed_shards(index: Path) -> list[Path]:
             raise ToolkitError(f"names {name}, which is not there", where=index, hint="Download the missing file.")
     if (index.parent / SINGLE).exists() and SINGLE not in names:
         raise ToolkitError(
-            f"holds two copies of the weights: {SINGLE} and the {len(names)} files of {INDEX}",
+            f"holds two copies of the weights: {SINGLE} and the files that {INDEX} names",
             where=index.parent,
             hint="Remove one of them.",
         )

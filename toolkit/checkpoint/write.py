@@ -122,6 +122,6 @@ def _allocate(descriptor: int, path: Path, size: int) -> None:
     except OSError as error:
         raise ToolkitError(
             f"no room for {path.name} of {size / 1e9:.3f} GB: {error.strerror}",
-            where=path.parent.parent,
+            where=path.parent,
             hint="Free space on that disk, or set `output` to another one.",
         ) from None
