@@ -67,7 +67,7 @@ def shell_text(arguments: list[str]) -> str:
         if argument == "-n":
             lines.append([])
         lines[-1].append(argument)
-    return " \\\n  ".join(shlex.join(line) for line in lines) + "\n"
+    return " \\\n  ".join(shlex.join(line) for line in lines)
 
 
 def _mpirun_options(deployment: Deployment, mpirun: Mpirun) -> list[str]:

@@ -45,6 +45,21 @@ class Status:
     run_dir: Path
     message: str
 
+    def __str__(self) -> str:
+        since = f" since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(self.since))}" if self.since else ""
+        lines = [f"{self.phase}{since}"]
+        if self.message:
+            lines.append(self.message)
+        if self.pid is not None:
+            answering = "answering ready" if self.ready else "not answering ready"
+            lines.append(f"process {self.pid}, {self.ranks} of {self.world_size} ranks running, {answering}")
+            if self.running is not None:
+                lines.append(f"{self.running} requests running")
+            lines.append(f"http {self.http}  grpc {self.grpc}  metrics {self.metrics}")
+        if self.since:
+            lines.append(f"logs {self.run_dir}")
+        return "\n".join(lines)
+
 
 def serve(deployment: Deployment, *, detach: bool = False, verbose: bool = False) -> None:
     """Serve a deployment: until asked to stop, or with `detach` in the background, returning once ready.

@@ -33,8 +33,13 @@ def check(deployment: Deployment) -> None:
 
 
 def check_repository(deployment: Deployment) -> None:
-    remake = f"toolkit repo {deployment.file}"
-    artifacts.require(deployment.repository_dir, "repository", {}, remake)
+    """The repository is whole, and made from the engine that is there now."""
+    made_with, remake = {"engine": deployment.engine}, f"toolkit repo {deployment.file}"
+    engine = artifacts.require(deployment.engine_dir, "engine", made_with, f"toolkit build {deployment.file}")
+    repository = artifacts.require(deployment.repository_dir, "repository", {}, remake)
+    if repository.inputs.get("engine") != engine.digest:
+        what = f"was made from another engine than the one in {deployment.engine_dir}"
+        raise ToolkitError(what, where=deployment.repository_dir, hint=f"Run: {remake}")
 
 
 def check_ports(deployment: Deployment) -> None:
@@ -106,6 +111,7 @@ def _holder(port: int) -> str:
 
     with contextlib.suppress(psutil.Error):
         for connection in psutil.net_connections(kind="tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            at = connection.laddr[1] if connection.laddr else None
+            if connection.status == psutil.CONN_LISTEN and at == port and connection.pid:
                 return f"taken by process {connection.pid} ({psutil.Process(connection.pid).name()})"
     return ""
