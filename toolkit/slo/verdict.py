@@ -93,7 +93,7 @@ def judge(slo: Slo, measured: Measured, cut_short: str | None = None) -> Verdict
         return Verdict(outcome, reason, targets, measured)
 
     if cut_short:
-        return verdict(Outcome.COULD_NOT_RUN, f"{cut_short}, after {_count(requests, 'request')}")
+        return verdict(Outcome.COULD_NOT_RUN, cut_short)
     if not requests:
         return verdict(Outcome.COULD_NOT_RUN, "no request was made")
     failures = f"; {measured.failed} of {_count(requests, 'request')} failed" if measured.failed else ""

@@ -1,0 +1,11 @@
+"""The load test for plain Locust, headless or with its web UI:
+
+    locust -f loadtest/locustfile.py --deployment build_configs/smollm2-rehearsal.yaml --headless
+    TOOLKIT_CONFIG=build_configs/smollm2-rehearsal.yaml locust -f loadtest/locustfile.py
+
+The users are in toolkit/load/users.py, so that `toolkit loadtest` has them wherever it is installed.
+"""
+
+from toolkit.load.users import StreamingUser
+
+__all__ = ["StreamingUser"]

@@ -1,0 +1,65 @@
+"""One request, asked and measured."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from toolkit.client import Client, Event, GenerateRequest
+from toolkit.errors import ToolkitError
+from toolkit.slo.metrics import Sample
+
+EPOCH = time.time() - time.perf_counter()
+"""Turns time.perf_counter() into seconds since the Unix epoch: steady within a process, and comparable between."""
+
+ASKED_OF_THE_SERVER = {
+    "return_perf_metrics": True,
+    "return_num_input_tokens": True,
+    "return_num_output_tokens": True,
+}
+
+
+def now() -> float:
+    """Seconds since the Unix epoch, from the steady clock that samples are measured with."""
+    return EPOCH + time.perf_counter()
+
+
+def measure(client: Client, request: GenerateRequest, *, due: float, protocol: str, deadline_s: float) -> Sample:
+    """Ask, read to the end, and say what happened; an error is part of the sample and not raised."""
+    events: list[Event] = []
+    error: str | None = None
+    sent = now()
+    try:
+        for event in client.generate_stream(request, deadline_s=deadline_s):
+            events.append(event)
+    except ToolkitError as failure:
+        error = failure.what
+    ended = now()
+    return Sample(
+        id=request.id or "",
+        protocol=protocol,
+        due=due,
+        sent=sent,
+        ended=ended,
+        token_times=tuple(EPOCH + event.received for event in events for _ in range(_tokens(event))),
+        first_text=next((EPOCH + event.received for event in events if event.text), None),
+        tokens_in=_last(events, "num_input_tokens"),
+        counted_by="server" if _last(events, "num_output_tokens") is not None else "events",
+        prefill_ms=_prefill_ms(events),
+        error=error,
+    )
+
+
+def _tokens(event: Event) -> int:
+    """The tokens of one event: the server says, else one. It counts those of the event, not of the answer so far."""
+    return int(event.outputs.get("num_output_tokens", 1))
+
+
+def _last(events: list[Event], output: str) -> Any:
+    """The latest value of an output that not every event carries."""
+    return next((event.outputs[output] for event in reversed(events) if output in event.outputs), None)
+
+
+def _prefill_ms(events: list[Event]) -> float | None:
+    first_scheduled, first_token = _last(events, "first_scheduled_time_ns"), _last(events, "first_token_time_ns")
+    return (first_token - first_scheduled) / 1e6 if first_scheduled and first_token else None

@@ -1,0 +1,80 @@
+"""What the users of a load test ask."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from toolkit.client.chat import chat_prompt
+from toolkit.errors import ToolkitError
+
+QUESTIONS = (
+    "What is the capital of France?",
+    "Why is the sky blue?",
+    "Write two sentences about the sea.",
+    "How does a bicycle stay upright?",
+    "Name three rivers in Africa.",
+    "What is the difference between weather and climate?",
+    "Explain in simple words what a database index is.",
+    "Who was Ada Lovelace?",
+    "Give me a short recipe for pancakes.",
+    "What happens to water when it freezes?",
+    "Suggest a name for a small bakery and say why.",
+    "How many days has a leap year, and which years are leap years?",
+    "What is photosynthesis good for?",
+    "Tell a very short story about a lost umbrella.",
+    "Which planets of the solar system have rings?",
+    "What should I pack for a weekend in the mountains?",
+    "How do bees make honey?",
+    "What is a prime number? Give five of them.",
+    "Why do we have seasons?",
+    "Describe the taste of a lemon to somebody who never had one.",
+    "What does a compiler do?",
+    "Give three tips for learning a new language.",
+    "How was paper made in former times?",
+    "Why does bread rise?",
+)
+
+
+def load_prompts(file: Path | None) -> tuple[str, ...]:
+    """The prompts of a file, or our own questions. Raises ToolkitError naming the line that is wrong.
+
+    A file that ends in .jsonl has one {"prompt": "..."} a line; any other has one prompt a line.
+    """
+    if file is None:
+        return QUESTIONS
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ToolkitError(f"is not UTF-8 text: {error.reason} at byte {error.start}", where=file) from None
+    except OSError as error:
+        hint = "Correct loadtest.prompts, or remove it to use built-in questions."
+        raise ToolkitError(f"cannot be read: {error.strerror}", where=file, hint=hint) from None
+    numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    if file.suffix == ".jsonl":
+        prompts = tuple(_prompt(line, f"{file}:{number}") for number, line in numbered)
+    else:
+        prompts = tuple(line for _, line in numbered)
+    if not prompts:
+        raise ToolkitError("holds no prompt", where=file, hint="Write one prompt a line.")
+    return prompts
+
+
+def as_chat(model_dir: Path, prompts: tuple[str, ...]) -> tuple[str, ...]:
+    """The prompts in the model's chat template; as they are, after one warning, for a model without one."""
+    first = chat_prompt(model_dir, prompts[0])
+    if first == prompts[0]:
+        return prompts
+    return (first, *(chat_prompt(model_dir, prompt) for prompt in prompts[1:]))
+
+
+def _prompt(line: str, where: str) -> str:
+    hint = 'Write one {"prompt": "..."} a line.'
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise ToolkitError(f"is not JSON: {error}", where=where, hint=hint) from None
+    prompt = found.get("prompt") if isinstance(found, dict) else None
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ToolkitError('has no "prompt" with text in it', where=where, hint=hint)
+    return prompt

@@ -1,0 +1,146 @@
+"""The Locust users: each streams one answer after another, in a closed loop, over HTTP or gRPC.
+
+They read through toolkit.client, which takes the time of each event when its bytes arrive; the usual ways
+to read a stream in Locust wait for a buffer to fill and show a first token of 200 ms as 322 ms.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from locust import User, events, task
+from locust.env import Environment
+from locust.exception import StopUser
+
+from toolkit.client import GenerateRequest, connect
+from toolkit.config import Deployment
+from toolkit.errors import ToolkitError
+from toolkit.load.conductor import SAMPLE, SHARE, Conductor, Share, is_worker
+from toolkit.load.measure import ASKED_OF_THE_SERVER, measure, now
+from toolkit.load.prompts import as_chat, load_prompts
+from toolkit.load.target import require_ready, url_of
+from toolkit.slo.metrics import Sample
+from toolkit.slo.verdict import Outcome
+
+MODEL = "tensorrt_llm_bls"
+LARGEST_SPAWN_RATE = 100
+"""Users started per second: Locust warns of more."""
+
+
+class Workload:
+    """What the users of this process share."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self.deployment = deployment
+        self.prompts = as_chat(deployment.model.path, load_prompts(deployment.loadtest.prompts))
+        self.share = Share()
+
+    def request(self, number: int) -> GenerateRequest:
+        return GenerateRequest(
+            prompt=self.prompts[number % len(self.prompts)],
+            max_tokens=self.deployment.loadtest.max_tokens,
+            model=MODEL,
+            id=f"load-{number}",
+            sampling=ASKED_OF_THE_SERVER,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        load = self.deployment.loadtest
+        return {
+            "model": MODEL,
+            "loop": "closed",
+            "warmup_requests": load.warmup_requests,
+            "max_tokens": load.max_tokens,
+            "timeout_s": load.timeout_s,
+            "prompts": f"{len(self.prompts)} from {load.prompts or 'the built-in questions'}",
+        }
+
+
+@events.init_command_line_parser.add_listener
+def add_options(parser: Any) -> None:
+    """Our options beside Locust's own. Those of a run are in the form of its web UI, too."""
+    parser.add_argument(
+        "--deployment",
+        env_var="TOOLKIT_CONFIG",
+        metavar="CONFIG",
+        include_in_web_ui=False,
+        help="The deployment's YAML",
+    )
+    parser.add_argument("--engine", metavar="NAME", include_in_web_ui=False, help="Replaces the YAML's engine")
+    parser.add_argument("--protocol", choices=["http", "grpc"], help="Default: the YAML's loadtest.protocol")
+    parser.add_argument("--requests", type=int, help="Default: the YAML's loadtest.requests")
+
+
+@events.init.add_listener
+def prepare(environment: Environment, **_: Any) -> None:
+    """Read the deployment and fill in the options that were not given."""
+    options: Any = environment.parsed_options
+    try:
+        if not options.deployment:
+            raise ToolkitError("no deployment given", hint="Use --deployment CONFIG or TOOLKIT_CONFIG=CONFIG.")
+        deployment = Deployment.load(options.deployment, options.engine)
+        load = deployment.loadtest
+        options.protocol = options.protocol or load.protocol
+        options.requests = options.requests or load.requests
+        options.num_users = options.num_users or load.users
+        options.spawn_rate = options.spawn_rate or min(options.num_users, LARGEST_SPAWN_RATE)
+        workload = Workload(deployment)
+        if options.headless:
+            require_ready(deployment, options.protocol)
+    except ToolkitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(Outcome.COULD_NOT_RUN.value)
+    StreamingUser.workload = workload
+    runner: Any = environment.runner
+    runner.register_message(SHARE, workload.share.receive)
+    if not is_worker(environment):
+        Conductor(environment, deployment, workload.settings())
+
+
+class StreamingUser(User):
+    """Asks, reads the stream to its end, and asks again, until the requests of this process are used up."""
+
+    workload: Workload
+
+    def on_start(self) -> None:
+        self.protocol = self.environment.parsed_options.protocol
+        deployment = self.workload.deployment
+        self.timeout_s = deployment.loadtest.timeout_s
+        self.client = connect(url_of(deployment, self.protocol), first_event_timeout_s=self.timeout_s)
+        self.free_since = now()
+
+    @task
+    def ask(self) -> None:
+        number = self.workload.share.next()
+        if number is None:
+            raise StopUser
+        sample = measure(
+            self.client,
+            self.workload.request(number),
+            due=self.free_since,
+            protocol=self.protocol,
+            deadline_s=self.timeout_s,
+        )
+        self.free_since = sample.ended
+        self._tell_locust(sample)
+        self.environment.runner.send_message(SAMPLE, sample.as_dict())
+
+    def on_stop(self) -> None:
+        self.client.close()
+
+    def _tell_locust(self, sample: Sample) -> None:
+        """The request for Locust's statistics. TTFT and TPOT have lines of their own there, which do not count
+        as requests in its totals."""
+        self.environment.events.request.fire(
+            request_type=self.protocol,
+            name="end-to-end",
+            response_time=sample.e2e_ms,
+            response_length=sample.tokens_out,
+            exception=None if sample.ok else ToolkitError(sample.error or ""),
+            context={},
+        )
+        if sample.ok:
+            for name, value in (("TTFT", sample.ttft_ms), ("TPOT", sample.tpot_ms)):
+                if value is not None:
+                    self.environment.stats.get(name, self.protocol).log(value, 0)
