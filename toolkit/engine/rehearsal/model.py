@@ -1,0 +1,117 @@
+"""One rank's part of a Llama: the layers of its stage, and of each its share of heads and of the MLP."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.nn.functional import embedding, linear, rms_norm, silu
+
+from toolkit.engine.rehearsal.batch import Batch
+from toolkit.engine.rehearsal.kv import KvCache
+from toolkit.engine.rehearsal.settings import EngineSettings
+from toolkit.errors import ToolkitError
+
+
+class Stage:
+    """The model as rank `rank` holds it, in float32, read from its own file only.
+
+    `all_reduce` adds up a tensor over the ranks of the stage. Raises ToolkitError for a broken rank file.
+    """
+
+    def __init__(self, settings: EngineSettings, rank: int, all_reduce: Callable[[Tensor], Tensor]) -> None:
+        model, mapping = settings.model, settings.mapping
+        self.all_reduce = all_reduce
+        self.head_size, self.epsilon = model["head_size"], model["norm_epsilon"]
+        self.heads = model["num_attention_heads"] // mapping.tp
+        self.kv_heads = math.ceil(model["num_key_value_heads"] / mapping.tp)
+        self.layers = range(len(mapping.layers(model["num_hidden_layers"], mapping.pp_rank(rank))))
+        self.is_first, self.is_last = mapping.is_first_stage(rank), mapping.is_last_stage(rank)
+        self.weights = load_weights(settings.engine_dir / f"rank{rank}.engine", self._names())
+        self.cos, self.sin = rotary_tables(model, settings.limits["max_seq_len"])
+        pool = settings.scheduling
+        shape = (pool.num_blocks, pool.tokens_per_block, self.kv_heads, self.head_size)
+        self.cache = KvCache(len(self.layers), *shape)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Hidden states [rows, hidden_size]; on the last stage logits [emitting rows, share of vocabulary]."""
+        hidden = self._first(batch.tokens) if self.is_first else batch.hidden
+        cos, sin = self.cos[batch.positions], self.sin[batch.positions]
+        for layer in self.layers:
+            name = f"transformer.layers.{layer}"
+            attended = self._attention(layer, self._norm(hidden, f"{name}.input_layernorm"), cos, sin, batch)
+            hidden = hidden + self._reduced(attended, f"{name}.attention.dense")
+            inner = self._norm(hidden, f"{name}.post_layernorm")
+            # TensorRT-LLM calls the half that goes through SiLU `fc`, the other `gate`.
+            inner = silu(self._linear(inner, f"{name}.mlp.fc")).mul_(self._linear(inner, f"{name}.mlp.gate"))
+            hidden = hidden + self._reduced(inner, f"{name}.mlp.proj")
+        if not self.is_last:
+            return hidden
+        return self._linear(self._norm(hidden[batch.emitting], "transformer.ln_f"), "lm_head")
+
+    def _first(self, tokens: Tensor) -> Tensor:
+        return embedding(tokens, self.weights["transformer.vocab_embedding.weight"])
+
+    def _attention(self, layer: int, hidden: Tensor, cos: Tensor, sin: Tensor, batch: Batch) -> Tensor:
+        qkv = self._linear(hidden, f"transformer.layers.{layer}.attention.qkv").unflatten(1, (-1, self.head_size))
+        rotated = qkv[:, : self.heads + self.kv_heads]
+        turned = rotated.roll(self.head_size // 2, dims=-1)
+        rotated.mul_(cos).addcmul_(turned, sin)
+        return self.cache.attend(layer, qkv[:, : self.heads], qkv[:, self.heads :], batch)
+
+    def _norm(self, hidden: Tensor, name: str) -> Tensor:
+        return rms_norm(hidden, hidden.shape[-1:], self.weights[f"{name}.weight"], self.epsilon)
+
+    def _linear(self, hidden: Tensor, name: str) -> Tensor:
+        return linear(hidden, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
+
+    def _reduced(self, hidden: Tensor, name: str) -> Tensor:
+        """A row-parallel layer: each rank has some columns, and all of the bias, which must count once."""
+        total = self.all_reduce(linear(hidden, self.weights[f"{name}.weight"]))
+        bias = self.weights.get(f"{name}.bias")
+        return total if bias is None else total + bias
+
+    def _names(self) -> list[str]:
+        """The tensors without which this stage cannot compute; biases are there or not."""
+        parts = ("input_layernorm", "attention.qkv", "attention.dense", "post_layernorm")
+        parts += ("mlp.fc", "mlp.gate", "mlp.proj")
+        names = [f"transformer.layers.{layer}.{part}" for layer in self.layers for part in parts]
+        names += ["transformer.vocab_embedding"] * self.is_first
+        names += ["transformer.ln_f", "lm_head"] * self.is_last
+        return [f"{name}.weight" for name in names]
+
+
+def load_weights(path: Path, names: list[str]) -> dict[str, Tensor]:
+    """All tensors of a rank file in float32. Raises ToolkitError for a broken one or one without `names`."""
+    again = "Run: toolkit build, after deleting the engine directory."
+    try:
+        with safe_open(path, "pt") as file:
+            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ToolkitError(f"cannot be read: {error}", where=path, hint=again) from None
+    for name in names:
+        if name not in weights:
+            raise ToolkitError(f"{name}: missing", where=path, hint=again)
+    return weights
+
+
+def rotary_tables(model: dict[str, Any], positions: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [positions, 1, head_size], the sines signed for the half that is turned."""
+    size = model["rotary_embedding_dim"]
+    frequencies = 1.0 / model["rotary_base"] ** (torch.arange(0, size, 2).float() / size)
+    scaling = model.get("rotary_scaling") or {"rope_type": "default"}
+    if scaling["rope_type"] == "linear":
+        frequencies /= scaling["factor"]
+    if scaling["rope_type"] == "llama3":
+        # Long waves are slowed down by `factor`, short ones are kept, those between are blended.
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+        kept = ((turns - low) / (high - low)).clamp(0, 1)
+        frequencies = frequencies * (kept + (1 - kept) / scaling["factor"])
+    angles = torch.outer(torch.arange(positions).float(), frequencies)[:, None]
+    return torch.cat((angles.cos(),) * 2, -1), torch.cat((-angles.sin(), angles.sin()), -1)

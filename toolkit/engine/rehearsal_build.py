@@ -1,0 +1,71 @@
+"""The engine directory of a rehearsal: the rank files of the checkpoint, and the limits to run them with."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from toolkit import checkpoint, engine
+from toolkit.artifacts import produce, require
+from toolkit.config import Deployment
+from toolkit.model import read_json
+
+VERSION = "1.2.1+rehearsal"
+"""The TensorRT-LLM release whose layout and behaviour are rehearsed; a real engine has no suffix."""
+
+
+def build_rehearsal(deployment: Deployment, progress: Callable[[int, int], None]) -> bool:
+    """See `toolkit.engine.build`."""
+    source, config = deployment.checkpoint_dir, build_config(deployment)
+    lock = require(source, checkpoint.STAGE, checkpoint.settings(deployment), f"toolkit convert {deployment.file}")
+
+    def write(partial: Path) -> None:
+        pretrained = read_json(source / "config.json")
+        whole = {"version": VERSION, "pretrained_config": pretrained, "build_config": config}
+        (partial / "config.json").write_text(json.dumps(whole, indent=4) + "\n", encoding="utf-8")
+        ranks = deployment.mapping.ranks
+        for rank in ranks:
+            link_or_copy(source / f"rank{rank}.safetensors", partial / f"rank{rank}.engine")
+            progress(rank + 1, len(ranks))
+
+    return produce(
+        deployment.engine_dir,
+        engine.STAGE,
+        inputs={checkpoint.STAGE: lock.digest},
+        settings={"engine": deployment.engine, **config},
+        versions={"toolkit": version("toolkit"), "engine": VERSION},
+        write=write,
+    )
+
+
+def build_config(deployment: Deployment) -> dict[str, Any]:
+    """The limits of the engine, named as by `trtllm-build`. A micro-batch takes max_batch_size sequences."""
+    limits = deployment.limits
+    return {
+        "max_batch_size": deployment.max_batch_size,
+        "max_num_tokens": limits.max_num_tokens,
+        "max_seq_len": limits.max_seq_len,
+        "max_input_len": limits.max_seq_len,
+        "max_beam_width": 1,
+        "kv_cache_type": "PAGED",
+        "gather_context_logits": False,
+        "gather_generation_logits": False,
+        "plugin_config": {
+            "tokens_per_block": deployment.kv_cache.tokens_per_block,
+            "use_paged_context_fmha": True,
+            "remove_input_padding": True,
+        },
+    }
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link costs no disk; a checkpoint on another file system has to be copied."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
