@@ -90,8 +90,8 @@ class Gguf:
         self.path = path
         try:
             self._reader = GGUFReader(path)
-        except (ValueError, IndexError, KeyError, OverflowError) as error:
-            raise ToolkitError(f"is not a whole GGUF file: {error}", where=path) from None
+        except (ValueError, IndexError, KeyError) as error:
+            raise ToolkitError(f"is not a whole GGUF file: {error}", where=path, hint=f"Get it by: {INSTALL}") from None
         self.tensors = self._reader.tensors
         if (found := self["general.architecture"]) != "llama":
             raise ToolkitError(f"general.architecture: {found!r}, expected 'llama'", where=path)
