@@ -1,46 +1,57 @@
 """Runs a load test inside Locust: hands out the requests, collects the samples, ends the test, writes the report.
 
-With `--processes` or `--worker` the users are in worker processes. Each then sends the requests of its share
-and ships every sample as a message; the master, or the only process, collects them. The same messages travel
-in the only process, where Locust delivers them by a plain call.
+With `--processes` or `--worker` the users are in worker processes. Each asks the master for its share of the
+requests when its first user is there, and ships every sample. The same messages travel when there is only
+one process; Locust then delivers them by a plain call.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import gevent
+from gevent.event import AsyncResult
 from locust.env import Environment
-from locust.runners import MasterRunner, WorkerRunner
+from locust.runners import MasterRunner
 
 from toolkit.config import Deployment
+from toolkit.errors import ToolkitError
+from toolkit.load.progress import Progress
 from toolkit.slo import report
-from toolkit.slo.metrics import Distribution, Sample
+from toolkit.slo.metrics import Sample
 from toolkit.slo.run import Run
 from toolkit.slo.terminal import summary_text
-from toolkit.slo.verdict import Verdict
+from toolkit.slo.verdict import Outcome, Verdict
 
-SHARE, SAMPLE = "toolkit-share", "toolkit-sample"
+SHARE_WANTED, SHARE, SAMPLE = "toolkit-share-wanted", "toolkit-share", "toolkit-sample"
 WATCH_S = 0.5
 LOST_AFTER_S = 10.0
 """How long there may be no user left before the missing requests are given up (workers report every 3 s)."""
-QUIET_PROGRESS_S = 10.0
 
 
 class Share:
-    """The numbers of the requests that the users of this process send."""
+    """The numbers of the requests that the users of this process send in one run."""
 
     def __init__(self) -> None:
-        self._numbers: Iterator[int] = iter(())
+        self._numbers: AsyncResult | None = None
+
+    def forget(self, **_: Any) -> None:
+        """Another run begins."""
+        self._numbers = None
+
+    def next(self, runner: Any) -> int | None:
+        """The next number, or None when there are no more. Waits for the master's answer the first time."""
+        if self._numbers is None:
+            self._numbers = AsyncResult()
+            runner.send_message(SHARE_WANTED)
+        return next(self._numbers.get(), None)
 
     def receive(self, environment: Environment, msg: Any, **_: Any) -> None:
-        self._numbers = iter(range(*msg.data))
-
-    def next(self) -> int | None:
-        return next(self._numbers, None)
+        if self._numbers is not None:
+            self._numbers.set(iter(range(*msg.data)))
 
 
 class Conductor:
@@ -48,9 +59,10 @@ class Conductor:
 
     def __init__(self, environment: Environment, deployment: Deployment, settings: Mapping[str, Any]) -> None:
         self.environment, self.deployment = environment, deployment
-        self.settings: dict[str, Any] = dict(settings)
+        self.workload_settings = settings
+        self.settings: dict[str, Any] = {}
         self.samples: list[Sample] = []
-        self.total = 0
+        self.total = self.shares_given = 0
         self.started = 0.0
         self.verdict: Verdict | None = None
         self.running = False
@@ -59,21 +71,29 @@ class Conductor:
         events.test_stop.add_listener(self.finish)
         events.quitting.add_listener(self.quit)
         events.cpu_warning.add_listener(self.note_cpu)
+        self._runner.register_message(SHARE_WANTED, self.give_share)
         self._runner.register_message(SAMPLE, self.receive)
 
     def start(self, **_: Any) -> None:
         options, runner = self._options, self._runner
-        self.settings |= {"users": options.num_users, "requests": int(options.requests), "protocol": options.protocol}
+        self.settings = {
+            **self.workload_settings,
+            "users": options.num_users,
+            "processes": len(runner.clients.ready) if isinstance(runner, MasterRunner) else 1,
+            "requests": int(options.requests),
+            "protocol": options.protocol,
+        }
         self.total = self.settings["requests"] + self.settings["warmup_requests"]
         self.samples, self.verdict, self.started, self.running = [], None, time.time(), True
-        if self._is_master:
-            workers = [worker.id for worker in runner.clients.ready]
-            for index, worker in enumerate(workers):
-                runner.send_message(SHARE, (index, self.total, len(workers)), client_id=worker)
-            self.settings["processes"] = len(workers)
-        else:
-            runner.send_message(SHARE, (0, self.total, 1))
+        self.shares_given, self.progress = 0, Progress()
         gevent.spawn(self._watch)
+
+    def give_share(self, environment: Environment, msg: Any, **_: Any) -> None:
+        """Every n-th number to each of n processes; Locust leaves none without a user that could have one."""
+        processes = min(self.settings["processes"], self.settings["users"])
+        client = {"client_id": msg.node_id} if isinstance(self._runner, MasterRunner) else {}
+        self._runner.send_message(SHARE, (self.shares_given, self.total, processes), **client)
+        self.shares_given += 1
 
     def receive(self, environment: Environment, msg: Any, **_: Any) -> None:
         if self.running:
@@ -87,21 +107,32 @@ class Conductor:
         done = len(self.samples)
         cut_short = None if done >= self.total else f"stopped after {done} of {self.total} requests"
         samples = tuple(sorted(self.samples, key=lambda sample: sample.due))
-        run = Run(samples, self.settings["warmup_requests"], self.started, dict(self.settings), cut_short)
-        self.verdict = report.write(self.deployment, run)
-        self._clear_progress()
-        if not self._options.only_summary:
+        run = Run(samples, self.settings["warmup_requests"], self.started, self.settings, cut_short)
+        if self._shows_progress:
+            self.progress.clear()
+        try:
+            self.verdict = report.write(self.deployment, run)
+        except ToolkitError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return
+        if not self._shows_progress:
             print(summary_text(self.verdict), report.report_page(self.deployment), sep="\n", file=sys.stderr)
 
     def quit(self, **_: Any) -> None:
         """Locust is about to end: stop a test that still runs, so that its report is written, and say how it went."""
         self._runner.stop()
         self.finish()
-        if self.verdict is not None:
-            self.environment.process_exit_code = self.verdict.exit_code
+        outcome = Outcome.COULD_NOT_RUN if self.verdict is None else self.verdict.outcome
+        self.environment.process_exit_code = outcome.value
 
     def note_cpu(self, cpu_usage: float, **_: Any) -> None:
-        self.settings["load_generator"] = f"used {cpu_usage:.0f} % of a core: latencies may be overstated"
+        if self.running:
+            self.settings["load_generator"] = f"used {cpu_usage:.0f} % of a core: latencies may be overstated"
+
+    @property
+    def _shows_progress(self) -> bool:
+        """Where Locust prints no tables of its own while it runs."""
+        return self._options.only_summary
 
     @property
     def _options(self) -> Any:
@@ -111,10 +142,6 @@ class Conductor:
     def _runner(self) -> Any:
         return self.environment.runner
 
-    @property
-    def _is_master(self) -> bool:
-        return isinstance(self.environment.runner, MasterRunner)
-
     def _watch(self) -> None:
         """Show progress; end the test when all samples are there, or when nobody is left to send the rest."""
         last_seen = time.monotonic()
@@ -122,37 +149,11 @@ class Conductor:
             gevent.sleep(WATCH_S)
             if self._runner.user_count:
                 last_seen = time.monotonic()
-            self._show_progress()
+            if self._shows_progress:
+                self.progress.show(self.samples, self.total, time.time() - self.started)
         if not self.running:
             return
         if self._options.headless:
             self._runner.quit()
         else:
             self._runner.stop()
-
-    def _show_progress(self) -> None:
-        """One line, rewritten, on a terminal; now and then one elsewhere. Only where Locust prints no table."""
-        if not self._options.only_summary:
-            return
-        elapsed = time.time() - self.started
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r\x1b[K{self._progress(elapsed)}")
-        elif elapsed % QUIET_PROGRESS_S < WATCH_S:
-            sys.stderr.write(f"{self._progress(elapsed)}\n")
-        sys.stderr.flush()
-
-    def _progress(self, elapsed: float) -> str:
-        good = [sample for sample in self.samples if sample.ok]
-        ttft = Distribution(sample.ttft_ms for sample in good).percentile(50)
-        tokens = sum(sample.tokens_out for sample in good) / elapsed
-        timing = "" if ttft is None else f", TTFT P50 {ttft:.0f} ms, {tokens:.0f} tokens/s"
-        failed = len(self.samples) - len(good)
-        return f"{len(self.samples)} of {self.total} requests{timing}, {failed} failed, {elapsed:.0f} s"
-
-    def _clear_progress(self) -> None:
-        if self._options.only_summary and sys.stderr.isatty():
-            sys.stderr.write("\r\x1b[K")
-
-
-def is_worker(environment: Environment) -> bool:
-    return isinstance(environment.runner, WorkerRunner)

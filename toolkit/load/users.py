@@ -9,14 +9,17 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from gevent.event import AsyncResult
 from locust import User, events, task
 from locust.env import Environment
 from locust.exception import StopUser
+from locust.runners import WorkerRunner
 
 from toolkit.client import GenerateRequest, connect
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.load.conductor import SAMPLE, SHARE, Conductor, Share, is_worker
+from toolkit.load import conductor
+from toolkit.load.conductor import Conductor, Share
 from toolkit.load.measure import ASKED_OF_THE_SERVER, measure, now
 from toolkit.load.prompts import as_chat, load_prompts
 from toolkit.load.target import require_ready, url_of
@@ -34,7 +37,6 @@ class Workload:
     def __init__(self, deployment: Deployment) -> None:
         self.deployment = deployment
         self.prompts = as_chat(deployment.model.path, load_prompts(deployment.loadtest.prompts))
-        self.share = Share()
 
     def request(self, number: int) -> GenerateRequest:
         return GenerateRequest(
@@ -55,6 +57,13 @@ class Workload:
             "timeout_s": load.timeout_s,
             "prompts": f"{len(self.prompts)} from {load.prompts or 'the built-in questions'}",
         }
+
+
+SHARE = Share()
+WORKLOAD: AsyncResult = AsyncResult()
+"""Users wait for it: a worker process may be told to start them before Locust has told us that it is up."""
+
+events.test_start.add_listener(SHARE.forget)
 
 
 @events.init_command_line_parser.add_listener
@@ -91,19 +100,18 @@ def prepare(environment: Environment, **_: Any) -> None:
     except ToolkitError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(Outcome.COULD_NOT_RUN.value)
-    StreamingUser.workload = workload
     runner: Any = environment.runner
-    runner.register_message(SHARE, workload.share.receive)
-    if not is_worker(environment):
+    runner.register_message(conductor.SHARE, SHARE.receive)
+    if not isinstance(runner, WorkerRunner):
         Conductor(environment, deployment, workload.settings())
+    WORKLOAD.set(workload)
 
 
 class StreamingUser(User):
     """Asks, reads the stream to its end, and asks again, until the requests of this process are used up."""
 
-    workload: Workload
-
     def on_start(self) -> None:
+        self.workload: Workload = WORKLOAD.get()
         self.protocol = self.environment.parsed_options.protocol
         deployment = self.workload.deployment
         self.timeout_s = deployment.loadtest.timeout_s
@@ -112,7 +120,7 @@ class StreamingUser(User):
 
     @task
     def ask(self) -> None:
-        number = self.workload.share.next()
+        number = SHARE.next(self.environment.runner)
         if number is None:
             raise StopUser
         sample = measure(
@@ -124,7 +132,7 @@ class StreamingUser(User):
         )
         self.free_since = sample.ended
         self._tell_locust(sample)
-        self.environment.runner.send_message(SAMPLE, sample.as_dict())
+        self.environment.runner.send_message(conductor.SAMPLE, sample.as_dict())
 
     def on_stop(self) -> None:
         self.client.close()

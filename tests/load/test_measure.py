@@ -1,0 +1,73 @@
+"""One measured request: from events made by hand, and against a server over both protocols."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.client.probe import running_probe
+from toolkit.client import Event, GenerateRequest, ServerFailed, connect
+from toolkit.load.measure import EPOCH, measure, now
+
+REQUEST = GenerateRequest("hello", 4, id="r1")
+
+
+class Scripted:
+    """A client whose stream gives these events, (text, seconds, outputs), and then fails if told to."""
+
+    def __init__(self, *events, error=None):
+        self.events, self.error = events, error
+
+    def generate_stream(self, request, deadline_s=None):
+        for text, received, outputs in self.events:
+            yield Event(text, received, outputs)
+        if self.error:
+            raise self.error
+
+
+def measured(*events, error=None):
+    return measure(Scripted(*events, error=error), REQUEST, due=EPOCH + 10.0, protocol="http", deadline_s=9)
+
+
+def test_counts_of_the_server_are_used_and_text_starts_the_clock_of_ttft():
+    """The first event is half a character; the second carries three tokens; the last is empty but for the times."""
+    timing = {"first_scheduled_time_ns": 1_000_000_000, "first_token_time_ns": 1_087_500_000}
+    sample = measured(
+        ("", 10.2, {"num_output_tokens": 1, "num_input_tokens": 7}),
+        (" é", 10.3, {"num_output_tokens": 3}),
+        ("", 10.35, {"num_output_tokens": 0, **timing}),
+    )
+    assert sample.ok
+    assert (sample.tokens_out, sample.tokens_in, sample.counted_by) == (4, 7, "server")
+    assert sample.ttft_ms == pytest.approx(300, abs=0.01)
+    assert sample.itl_ms == pytest.approx([100 / 3] * 3, abs=0.01)
+    assert sample.prefill_ms == pytest.approx(87.5)
+
+
+def test_without_counts_each_event_is_a_token():
+    sample = measured(("a", 10.1, {}), ("b", 10.2, {}))
+    assert (sample.tokens_out, sample.counted_by, sample.prefill_ms) == (2, "events", None)
+
+
+def test_what_came_before_an_error_is_kept_with_it():
+    sample = measured(("a", 10.1, {}), ("b", 10.2, {}), error=ServerFailed("out of blocks"))
+    assert sample.error == "out of blocks"
+    assert sample.tokens_out == 2
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_against_a_server(protocol: str):
+    with running_probe(0.02, 0.005) as probe, connect(probe.url(protocol)) as client:
+        due = now()
+        good = measure(client, GenerateRequest("hello", 10), due=due, protocol=protocol, deadline_s=5)
+        broken = measure(client, GenerateRequest("error now", 10), due=now(), protocol=protocol, deadline_s=5)
+        hung = measure(client, GenerateRequest("mute", 10), due=now(), protocol=protocol, deadline_s=0.3)
+    assert good.ok and good.tokens_out == 10
+    assert 20 < good.ttft_ms < good.e2e_ms <= (good.ended - due) * 1e3
+    assert (broken.tokens_out, broken.error) == (2, "Executor failed process requestId 7")
+    assert hung.error and 0.3 <= hung.ended - hung.sent < 1
+
+
+def test_clock_is_unix_time():
+    assert abs(now() - time.time()) < 1
