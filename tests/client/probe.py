@@ -129,7 +129,8 @@ class HttpProbe:
         writer.write(
             b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
-        async for number in self.probe.pace(seen, seen.inputs["max_tokens"]):
+        tokens = 0 if scenario == "empty" else seen.inputs["max_tokens"]
+        async for number in self.probe.pace(seen, tokens):
             if number == 2 and scenario in BREAKS:
                 self.chunk(writer, BREAKS[scenario])
                 if scenario == "cut":
@@ -144,7 +145,7 @@ class HttpProbe:
                 self.chunk(writer, sse(self.event(seen, piece(number))))
         if not seen.cancelled:
             writer.write(b"0\r\n\r\n")
-        return not seen.cancelled
+        return not seen.cancelled and scenario != "goodbye"
 
     @staticmethod
     def chunk(writer, data: bytes) -> None:
@@ -172,6 +173,7 @@ WHOLE_ANSWERS = {
     "refuse": (400, '{"error":"prompt has 9 tokens, the limit is 8"}'),
     "busy": (503, '{"error":"Maximum queue size of 4 has been reached"}'),
     "html": (200, "<html>Welcome</html>", "text/html"),
+    "sized": (200, 'data: {"text_output": "x"}\n\n', "text/event-stream"),
     "hollow": (200, "[]"),
 }
 # What arrives in the place of the third event.
@@ -180,6 +182,7 @@ BREAKS = {
     "cut": b'data: {"model_name": "tensorrt_llm_bls", "text_out',
     "unfinished": b'data: {"text_output": "no blank line"}\n',
     "garbage": b"data: {not JSON}\n\n",
+    "number": b"data: 1\n\n",
     "page": b"<html>\n<body>Bad gateway</body>\n</html>\n\n",
     "textless": b'data: {"model_name": "tensorrt_llm_bls"}\n\n',
 }
@@ -248,7 +251,13 @@ def grpc_server(probe: Probe):
             if not seen.inputs["stream"][0]:
                 texts = [piece(number) async for number in probe.pace(seen, seen.inputs["max_tokens"][0])]
                 return await context.write(response_of(seen, "".join(texts)))
+            if scenario == "empty":
+                return
             async for number in probe.pace(seen, seen.inputs["max_tokens"][0]):
+                if number == 2 and scenario == "mangled":
+                    answer = response_of(seen, piece(number))
+                    answer.infer_response.outputs[1].shape[:] = [7]
+                    return await context.write(answer)
                 if number == 2 and scenario == "error":
                     message = "Executor failed process requestId 7"
                     return await context.write(pb.ModelStreamInferResponse(error_message=message))

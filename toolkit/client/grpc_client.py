@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import struct
 import sys
 import threading
 import time
 from collections.abc import Generator
 from typing import Any
+
+# Or gRPC's core writes a line of its own to the terminal when a server goes away.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 import grpc
 import grpc.experimental

@@ -1,0 +1,76 @@
+"""Streams at once against the probe, and by how much the times a client reports differ from the truth.
+
+Run as a program it measures under gevent, as Locust works, and prints the error of each event as JSON.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":
+    from gevent import monkey
+
+    monkey.patch_all()
+
+import contextlib
+import json
+import threading
+import time
+from dataclasses import dataclass
+
+from toolkit.client import Client, DeadlineExceeded, GenerateRequest, connect
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Seconds on the clock of time.perf_counter(), which the probe shares."""
+
+    asked: float
+    arrived: float
+    """When the server had the request."""
+    sent: list[float]
+    received: list[float]
+
+    def errors_ms(self) -> list[float]:
+        return [(received - sent) * 1e3 for received, sent in zip(self.received, self.sent, strict=True)]
+
+
+def one_stream(client: Client, tokens: int) -> Stream:
+    asked = time.perf_counter()
+    events = list(client.generate_stream(GenerateRequest("measure", tokens), deadline_s=60))
+    sent = [event.outputs["last_token_time_ns"] / 1e9 for event in events]
+    return Stream(asked, events[0].outputs["arrival_time_ns"] / 1e9, sent, [event.received for event in events])
+
+
+def streams_at_once(url: str, streams: int, tokens: int, rounds: int = 1, waiting: int = 0) -> list[Stream]:
+    """Each of `streams` threads (greenlets under gevent) has a client of its own and asks `rounds` times.
+
+    `waiting` more have asked before and get no answer all the while.
+    """
+    done: list[Stream] = []
+
+    def user() -> None:
+        with connect(url) as client:
+            done.extend(one_stream(client, tokens) for _ in range(rounds))
+
+    def waiter() -> None:
+        with connect(url) as client, contextlib.suppress(DeadlineExceeded):
+            next(client.generate_stream(GenerateRequest("mute", 1), deadline_s=60))
+
+    for _ in range(waiting):
+        threading.Thread(target=waiter, daemon=True).start()
+    users = [threading.Thread(target=user) for _ in range(streams)]
+    for thread in users:
+        thread.start()
+    for thread in users:
+        thread.join()
+    assert len(done) == streams * rounds, "a stream failed"
+    return done
+
+
+if __name__ == "__main__":
+    url, streams, tokens, rounds, waiting = sys.argv[1], *map(int, sys.argv[2:])
+    cpu, wall = time.process_time(), time.perf_counter()
+    done = streams_at_once(url, streams, tokens, rounds, waiting)
+    busy = (time.process_time() - cpu) / (time.perf_counter() - wall)
+    print(json.dumps({"streams": [vars(stream) for stream in done], "cpu": busy}))
