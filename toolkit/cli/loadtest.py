@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toolkit.cli.common import deployment_options, json_option
+from toolkit.cli.common import deployment_options, json_option, print_json
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
@@ -13,7 +13,32 @@ if TYPE_CHECKING:
 
 @click.command()
 @deployment_options
+@click.option("--http", "protocol", flag_value="http", help="Load over HTTP, whatever the YAML says.")
+@click.option("--grpc", "protocol", flag_value="grpc", help="Load over gRPC, whatever the YAML says.")
+@click.option("--users", type=click.IntRange(min=1), help="Streams at a time instead of the YAML's.")
+@click.option("--requests", type=click.IntRange(min=1), help="Requests to judge instead of the YAML's.")
+@click.option("--web-ui", is_flag=True, help="Let Locust's own page start and stop the test.")
 @json_option
-def loadtest(deployment: Deployment, as_json: bool) -> None:
-    """Load the served model with Locust and judge what was measured by the SLO."""
-    sys.exit(0)
+def loadtest(
+    deployment: Deployment, protocol: str | None, users: int | None, requests: int | None, web_ui: bool, as_json: bool
+) -> None:
+    """Load the served model with Locust and judge what was measured by the SLO.
+
+    Exit codes: 0 PASS, 1 FAIL, 3 could not run.
+    """
+    from toolkit.load.launch import run
+    from toolkit.slo import report, terminal
+
+    verdict = run(deployment, protocol=protocol, users=users, requests=requests, web_ui=web_ui)
+    measured = bool(verdict.measured.samples)
+    if as_json and measured:
+        click.echo((deployment.report_dir / report.JSON_NAME).read_text(encoding="utf-8"), nl=False)
+    elif as_json:
+        print_json({"verdict": str(verdict.outcome), "reason": verdict.reason})
+    else:
+        from rich.console import Console
+
+        Console(highlight=False).print(terminal.summary(verdict))
+        if measured:
+            click.echo(f"report: {report.report_page(deployment)}")
+    sys.exit(verdict.exit_code)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def serve(deployment: Deployment, detach: bool, verbose: bool, dry_run: bool) -> None:
     """Start the server and all its ranks; Ctrl-C lets running requests finish and stops it."""
     if dry_run:
-        from toolkit.serve import dry_run as describe
+        from toolkit.serve.command import dry_run as describe
 
         return click.echo(describe(deployment))
     from toolkit.serve import serve as run
