@@ -23,24 +23,23 @@ EXIT_MARGIN_S = 10
 """How much longer than the drain Triton itself would wait: the supervisor ends the drain, not Triton."""
 
 
-def command_line(
-    deployment: Deployment, server: TritonServer, mpirun: Mpirun, run: Run, environment: Mapping[str, str]
-) -> list[str]:
-    """The arguments that start the group; `environment` is what every rank gets set."""
+def command_line(deployment: Deployment, server: TritonServer, mpirun: Mpirun, run: Run) -> list[str]:
+    """The arguments that start the group. On one node every rank inherits mpirun's environment."""
     arguments = [str(mpirun.binary), *_mpirun_options(deployment, mpirun)]
-    for name, value in environment.items():
-        arguments += ["-x", f"{name}={value}"]
     for rank in deployment.mapping.ranks:
         arguments += [*_rank_block(deployment, server, run, rank), ":"]
     return arguments[:-1]
 
 
-def rank_environment(server: TritonServer, run: Run, rehearsal_port: int | None) -> dict[str, str]:
-    """The variables that every rank needs set. `rehearsal_port` is where rehearsal ranks meet."""
-    environment = {**server.environment, RUN_ID: run.id, "TMPDIR": str(run.tmp)}
+def environment(server: TritonServer, run: Run, rehearsal_port: int | None) -> dict[str, str]:
+    """The variables to start it with, on top of those of this process.
+
+    `rehearsal_port` is where the ranks of a rehearsal meet.
+    """
+    variables = {**server.environment, RUN_ID: run.id, "TMPDIR": str(run.tmp)}
     if rehearsal_port is not None:
-        environment[REHEARSAL_PORT] = str(rehearsal_port)
-    return environment
+        variables[REHEARSAL_PORT] = str(rehearsal_port)
+    return variables
 
 
 def dry_run(deployment: Deployment) -> str:
@@ -57,12 +56,12 @@ def dry_run(deployment: Deployment) -> str:
         if rehearsal:
             raise
         server, mpirun = TritonServer(NGC_BINARY), Mpirun(Path("mpirun"), (4, 1))
-    environment = rank_environment(server, run, 0 if rehearsal else None)
-    return shell_text(command_line(deployment, server, mpirun, run, environment))
+    variables = environment(server, run, 0 if rehearsal else None)
+    return _shell_text(variables, command_line(deployment, server, mpirun, run))
 
 
-def shell_text(arguments: list[str]) -> str:
-    lines: list[list[str]] = [[]]
+def _shell_text(variables: Mapping[str, str], arguments: list[str]) -> str:
+    lines = [["env", *(f"{name}={value}" for name, value in variables.items())], []]
     for argument in arguments:
         if argument == "-n":
             lines.append([])
@@ -74,6 +73,8 @@ def _mpirun_options(deployment: Deployment, mpirun: Mpirun) -> list[str]:
     # Open MPI binds small groups to one core a rank, which would starve Triton's threads.
     options = ["--allow-run-as-root", "--bind-to", "none"]
     new = mpirun.version >= (5, 0)
+    if not new:  # called by its path, it would put its folder, and a python3 there, first on PATH
+        options.append("--noprefix")
     if deployment.engine == "rehearsal":  # usually more ranks than cores
         options += ["--map-by", ":OVERSUBSCRIBE"] if new else ["--oversubscribe"]
     return options + (["--output", "tag"] if new else ["--tag-output"])

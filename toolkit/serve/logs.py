@@ -12,8 +12,8 @@ from typing import IO
 LAST_LINES = 12
 LAST_ROUTINE_LINES = 3
 
-# Open MPI 4.1 writes "[1,5]<stderr>:text", 5.0 "[1,5]<stderr>: text".
-_TAG = re.compile(r"^\[(?:[^\[\]]*@)?\d+,(\d+)\]<std(?:out|err)>: ?")
+# Before every piece that a rank writes, also in the middle of a line. Open MPI 5.0 adds a space.
+_TAG = re.compile(r"\[1,(\d+)\]<std(?:out|err)>:")
 # Triton's own information and its tables; both are in the rank's file.
 _ROUTINE = re.compile(r"^(I\d{4} \d\d:\d\d:\d\d\.|\+-|\| |\s*$|Signal \(\d+\) received\.)")
 # What the wheel's tritonserver says on every machine without a GPU.
@@ -52,15 +52,21 @@ class Logs:
             self._thread.join(timeout_s)
 
     def _read(self, stream: IO[str]) -> None:
+        begun: dict[int, str] = defaultdict(str)
         for line in stream:
-            self._take(line.rstrip("\n"))
+            own, *pieces = _TAG.split(line.rstrip("\n"))
+            if not pieces:
+                self._take(None, own)
+            ranks = [int(rank) for rank in pieces[::2]]
+            for rank, text in zip(ranks, pieces[1::2], strict=True):
+                begun[rank] += text if begun[rank] else text.removeprefix(" ")
+            # The end of the line is that of its last piece; the others go on in a later line.
+            for rank in ranks[-1:]:
+                self._take(rank, begun.pop(rank))
         for file in (*self._files.values(), self._own):
             file.close()
 
-    def _take(self, line: str) -> None:
-        tag = _TAG.match(line)
-        rank = int(tag[1]) if tag and int(tag[1]) in self._files else None
-        text = line[tag.end() :] if tag and rank is not None else line
+    def _take(self, rank: int | None, text: str) -> None:
         file = self._own if rank is None else self._files[rank]
         file.write(text + "\n")
         file.flush()

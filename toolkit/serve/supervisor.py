@@ -18,7 +18,7 @@ from typing import NoReturn
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.serve import preflight
-from toolkit.serve.command import command_line, rank_environment
+from toolkit.serve.command import command_line, environment
 from toolkit.serve.group import Death, Group
 from toolkit.serve.health import Answer, FirstToken, HangWatch, Probe
 from toolkit.serve.janitor import Run, sweep
@@ -30,8 +30,8 @@ TICK_S = 0.2
 PROGRESS_S = 3.0
 IDLE_LOOKS = 3
 """Looks, a tick apart, that must find no request running before a draining group is ended."""
-GRACE_S = 5.0
-"""How long Triton may take to end once drained; idle connections of clients would keep it longer."""
+GRACE_S = 2.0
+"""For the last bytes of answers. Triton's own end takes longer (idle connections hold it) and gains nothing."""
 
 
 def serve_here(deployment: Deployment, verbose: bool = False) -> None:
@@ -72,10 +72,10 @@ def _started(deployment: Deployment, run: Run, verbose: bool) -> Iterator[Group]
     try:
         server, mpirun = find(deployment.engine), find_mpirun()
         preflight.check(deployment)
-        environment = rank_environment(server, run, _free_port() if deployment.engine == "rehearsal" else None)
-        command = command_line(deployment, server, mpirun, run, environment)
+        variables = environment(server, run, _free_port() if deployment.engine == "rehearsal" else None)
+        command = command_line(deployment, server, mpirun, run)
         logs = Logs(deployment.run_dir, deployment.mapping.world_size, note, verbose)
-        group = Group(command, {**os.environ, **environment}, run, logs, deployment.run_dir)
+        group = Group(command, {**os.environ, **variables}, run, logs, deployment.run_dir)
         try:
             yield group
         finally:
@@ -137,6 +137,7 @@ class _Supervisor:
         """Wait until a token was really generated. False when asked to stop meanwhile."""
         world, ranks, said = self._deployment.mapping.world_size, 0, 0.0
         start = time.monotonic()
+        note(f"starting {world} rank{'s' if world > 1 else ''}; logs in {self._deployment.run_dir}")
         first = FirstToken(self._probe, self._deployment.serving.startup_timeout_s)
         first.start()
         try:
@@ -184,9 +185,9 @@ class _Supervisor:
     def _drain(self, group: Group) -> None:
         """Refuse what is new, wait for what runs, then let Triton end.
 
-        Told to end, Triton closes its HTTP port at once and waits for the connections that are open, but
-        unloads models under running gRPC streams as soon as there are none. So one is held open until the
-        engine's own count says that nothing runs. Triton 2.51 still takes new gRPC requests meanwhile.
+        Told to end, Triton answers no new HTTP connection and waits for the open ones to close, but then
+        unloads models under gRPC streams that still run. So one connection is held open until the engine's
+        own count says that nothing runs. Triton 2.51 still takes new gRPC requests meanwhile.
         """
         limit = self._deployment.serving.drain_timeout_s
         deadline = time.monotonic() + limit
@@ -214,7 +215,8 @@ class _Supervisor:
         log = self._deployment.run_dir / f"{name}.log"
         group.end()
         lines = group.logs.last(death.rank)
-        note(f"last lines of {log}:")
+        if lines:
+            note(f"last lines of {log}:")
         for line in lines:
             note(f"  {line}")
         world = self._deployment.mapping.world_size

@@ -12,7 +12,7 @@ class TritonPythonModel:
         broken = Path(args["model_repository"]) / f"broken{RANK}"
         if broken.exists():
             raise RuntimeError(broken.read_text())
-        while RANK > 0:
+        while RANK > 0 or (Path(args["model_repository"]) / "sleep0").exists():
             time.sleep(0.1)
 
     def execute(self, requests):

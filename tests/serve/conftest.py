@@ -1,0 +1,146 @@
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from toolkit import artifacts
+from toolkit.config import Deployment
+from toolkit.serve.janitor import Member, members
+from toolkit.serve.state import State, read_state
+
+MODELS = Path(__file__).parent / "models"
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+@pytest.fixture
+def deploy(tmp_path: Path, tiny_llama: Path) -> Callable[..., Deployment]:
+    """Makes a deployment of tp x pp ranks whose models need no engine (tests/serve/models)."""
+
+    def make(tp: int = 1, pp: int = 1, **serving: object) -> Deployment:
+        http_port, grpc_port, metrics_port = free_ports(3)
+        ports = {"http_port": http_port, "grpc_port": grpc_port, "metrics_port": metrics_port}
+        file = tmp_path / "trial.yaml"
+        content = {
+            "engine": "rehearsal",
+            "model": {"path": str(tiny_llama)},
+            "parallel": {"tp": tp, "pp": pp},
+            "limits": {"max_sequences": 8, "max_num_tokens": 256, "max_seq_len": 256},
+            "hardware": {"gpu": "none"},
+            "serving": {**ports, "drain_timeout_s": 20, "startup_timeout_s": 60, **serving},
+            "output": str(tmp_path / "out"),
+        }
+        file.write_text(yaml.safe_dump(content))
+        deployment = Deployment.load(file)
+        write_engine_and_repository(deployment)
+        return deployment
+
+    return make
+
+
+def write_engine_and_repository(deployment: Deployment) -> None:
+    artifacts.produce(
+        deployment.engine_dir,
+        "engine",
+        inputs={},
+        settings={"engine": "rehearsal"},
+        versions={},
+        write=lambda folder: (folder / "config.json").write_text("{}") and None,
+    )
+    engine = artifacts.read_lock(deployment.engine_dir)
+    assert engine
+    artifacts.produce(
+        deployment.repository_dir,
+        "repository",
+        inputs={"engine": engine.digest},
+        settings={},
+        versions={},
+        write=lambda folder: shutil.copytree(MODELS, folder, dirs_exist_ok=True) and None,
+    )
+
+
+class Serving:
+    """`toolkit serve` of a deployment in a process of its own, whose signals and exit code are real."""
+
+    def __init__(self, deployment: Deployment, folder: Path, prelude: str = "") -> None:
+        self.deployment = deployment
+        self._folder = folder
+        code = f"{prelude}\nimport sys; from toolkit.serve.__main__ import main; sys.exit(main(*sys.argv[1:]))"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, str(deployment.file), "rehearsal"],
+            stdout=(folder / "stdout").open("w"),
+            stderr=(folder / "stderr").open("w"),
+        )
+
+    @property
+    def stdout(self) -> str:
+        return (self._folder / "stdout").read_text()
+
+    @property
+    def stderr(self) -> str:
+        return (self._folder / "stderr").read_text()
+
+    @property
+    def state(self) -> State:
+        state = read_state(self.deployment)
+        assert state
+        return state
+
+    def wait_ready(self, timeout_s: float = 60) -> "Serving":
+        return self.wait_for(lambda: "ready: " in self.stdout, timeout_s)
+
+    def wait_for(self, condition: Callable[[], bool], timeout_s: float = 30) -> "Serving":
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert self.process.poll() is None, self.stderr
+            assert time.monotonic() < deadline, self.stderr
+            time.sleep(0.05)
+        return self
+
+    def member(self, rank: int | None, model: str = "") -> Member:
+        """The process of a rank, of one of its models, or of mpirun (None)."""
+        found = members(self.state.run)
+        return next(member for member in found if (member.rank, member.model) == (rank, model))
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def ended(self, timeout_s: float) -> int:
+        """The exit code; fails when it takes longer than `timeout_s`."""
+        return self.process.wait(timeout_s)
+
+    def left(self) -> list[object]:
+        """What is left of the run: processes, shared-memory segments, temporary files."""
+        run = self.state.run
+        return [*members(run), *run.segments(), *([run.tmp] if run.tmp.exists() else [])]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Serving]]:
+    started: list[Serving] = []
+
+    def start_one(deployment: Deployment, prelude: str = "") -> Serving:
+        folder = tmp_path / f"serving{len(started)}"
+        folder.mkdir()
+        started.append(Serving(deployment, folder, prelude))
+        return started[-1]
+
+    yield start_one
+    for serving in started:
+        serving.process.kill()
+        serving.process.wait()

@@ -1,0 +1,79 @@
+import shlex
+from pathlib import Path
+
+import pytest
+
+import toolkit
+from toolkit.config import Deployment
+from toolkit.serve import command
+from toolkit.serve.command import command_line, dry_run
+from toolkit.serve.janitor import Run
+from toolkit.serve.tritonserver import NGC_BINARY, Mpirun, TritonServer
+
+ROOT = Path(toolkit.__file__).parent.parent
+GOLDEN = Path(__file__).parent / "golden"
+RUN = Run("1a2b3c4d", Path("/tmp/toolkit-run-x"))
+
+
+def flagship() -> Deployment:
+    return Deployment.load(ROOT / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml")
+
+
+def test_the_flagship_s_dry_run(monkeypatch):
+    monkeypatch.setattr("toolkit.serve.tritonserver.NGC_BINARY", Path("/nowhere/tritonserver"))
+    shown = dry_run(flagship())
+    assert shown.replace(str(ROOT), "ROOT") + "\n" == (GOLDEN / "flagship.txt").read_text()
+
+
+def test_a_dry_run_can_be_pasted_into_a_shell(deploy):
+    deployment = deploy(tp=2, pp=2)
+    words = shlex.split(dry_run(deployment).replace("\\\n", ""))
+    assert words[0] == "env"
+    start = next(index for index, word in enumerate(words) if word.endswith("mpirun"))
+    assert all("=" in word for word in words[1:start])
+    assert words.count(":") == 3 and words[-1] != ":"
+
+
+def blocks(arguments: list[str]) -> list[list[str]]:
+    text = " ".join(arguments)
+    return [block.split() for block in text.partition(" -n ")[2].split(" : -n ")]
+
+
+@pytest.mark.parametrize("tp, pp", [(1, 1), (2, 1), (2, 2), (2, 4)])
+def test_one_block_a_rank(deploy, tp, pp):
+    deployment = deploy(tp=tp, pp=pp, host="10.1.2.3")
+    server = TritonServer(Path("/opt/t"), Path("/opt/backends"))
+    found = blocks(command_line(deployment, server, Mpirun(Path("mpirun"), (5, 0)), RUN))
+    assert len(found) == tp * pp
+    prefixes = {next(word for word in block if "shm-region-prefix-name=" in word) for block in found}
+    assert len(prefixes) == len(found) and all("1a2b3c4d" in prefix for prefix in prefixes)
+    for rank, block in enumerate(found):
+        assert block[:2] == ["1", "/opt/t"]
+        assert ("--load-model=tensorrt_llm" in block) == ("--model-control-mode=explicit" in block) == (rank > 0)
+        for protocol in ("http", "grpc", "metrics"):
+            assert f"--{protocol}-address=10.1.2.3" in block
+            assert f"--{protocol}-port={getattr(deployment.serving, f'{protocol}_port')}" in block
+        assert "--backend-directory=/opt/backends" in block
+
+
+@pytest.mark.parametrize(
+    "version, rehearsal, options",
+    [
+        ((5, 0), True, "--allow-run-as-root --bind-to none --map-by :OVERSUBSCRIBE --output tag"),
+        ((4, 1), True, "--allow-run-as-root --bind-to none --noprefix --oversubscribe --tag-output"),
+        ((5, 0), False, "--allow-run-as-root --bind-to none --output tag"),
+        ((4, 1), False, "--allow-run-as-root --bind-to none --noprefix --tag-output"),
+    ],
+)
+def test_what_each_open_mpi_is_told(deploy, version, rehearsal, options):
+    deployment = deploy() if rehearsal else flagship()
+    arguments = command_line(deployment, TritonServer(NGC_BINARY), Mpirun(Path("mpirun"), version), RUN)
+    assert " ".join(arguments[1 : arguments.index("-n")]) == options
+
+
+def test_paths_with_spaces_stay_one_argument(deploy):
+    deployment = deploy()
+    server = TritonServer(Path("/opt/my server"))
+    arguments = command_line(deployment, server, Mpirun(Path("mpirun"), (5, 0)), RUN)
+    assert "/opt/my server" in arguments
+    assert "'/opt/my server'" in command._shell_text({}, arguments)

@@ -1,0 +1,88 @@
+import os
+import shutil
+import socket
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from toolkit.errors import ToolkitError
+from toolkit.serve import preflight
+
+GIB = 1 << 30
+
+
+def test_a_good_deployment_passes(deploy):
+    preflight.check(deploy())
+
+
+@pytest.mark.parametrize("name", ["http_port", "grpc_port", "metrics_port"])
+def test_each_taken_port_is_named(deploy, name):
+    deployment = deploy()
+    port = getattr(deployment.serving, name)
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(ToolkitError) as error:
+        preflight.check_ports(deployment)
+    assert str(error.value) == (
+        f"{deployment.file}: serving.{name}: cannot listen on 127.0.0.1:{port}: taken by process {os.getpid()} "
+        f"({Path('/proc/self/comm').read_text().strip()}). Stop that process or change the port."
+    )
+
+
+def test_a_port_just_closed_is_free(deploy):
+    deployment = deploy()
+    with socket.create_server(("127.0.0.1", deployment.serving.http_port)) as server:
+        client = socket.create_connection(server.getsockname())
+        server.accept()[0].close()  # the side that closes first keeps the port in TIME_WAIT
+        client.close()
+    preflight.check_ports(deployment)
+
+
+def test_an_address_of_another_machine(deploy):
+    with pytest.raises(ToolkitError, match=r"cannot listen on 192\.0\.2\.1:\d+: cannot assign requested address"):
+        preflight.check_ports(deploy(host="192.0.2.1"))
+
+
+def test_no_repository(deploy):
+    deployment = deploy()
+    shutil.rmtree(deployment.repository_dir)
+    with pytest.raises(ToolkitError, match=f"there is no repository here. Run: toolkit repo {deployment.file}"):
+        preflight.check_repository(deployment)
+
+
+def test_a_damaged_repository(deploy):
+    deployment = deploy()
+    (deployment.repository_dir / "tensorrt_llm" / "config.pbtxt").unlink()
+    with pytest.raises(ToolkitError, match=r"tensorrt_llm/config.pbtxt is missing. Run: toolkit repo"):
+        preflight.check_repository(deployment)
+
+
+def test_a_repository_of_another_engine(deploy):
+    from toolkit import artifacts
+
+    deployment = deploy()
+    artifacts.produce(
+        deployment.engine_dir,
+        "engine",
+        inputs={"checkpoint": "another"},
+        settings={"engine": "rehearsal"},
+        versions={},
+        write=lambda folder: None,
+    )
+    with pytest.raises(ToolkitError, match=r"was made from another engine .* Run: toolkit repo"):
+        preflight.check_repository(deployment)
+
+
+def test_too_little_shared_memory(deploy, monkeypatch, tmp_path):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(64 << 20, 40 << 20, 24 << 20))
+    with pytest.raises(ToolkitError, match=r"24 MiB free, 64 MiB needed by 8 ranks. .*--shm-size=2g"):
+        preflight.check_shared_memory(deploy(tp=2, pp=4), tmp_path)
+
+
+def test_too_little_memory(deploy):
+    deployment = deploy(tp=2, pp=2)
+    with (deployment.engine_dir / "rank0.engine").open("wb") as file:
+        file.truncate(2 * GIB)  # sparse
+    preflight.check_memory(deployment, available=5 * GIB)
+    with pytest.raises(ToolkitError, match=r"4 ranks need about 5\.0 GiB of memory, 4\.5 GiB are available"):
+        preflight.check_memory(deployment, available=int(4.5 * GIB))

@@ -1,0 +1,280 @@
+"""Real groups of tritonserver and mpirun, whose models are trivial (tests/serve/models)."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+
+from toolkit.errors import ToolkitError
+from toolkit.serve import serve, status, stop
+from toolkit.serve.health import Probe
+
+pytestmark = pytest.mark.slow
+
+
+class Stream(threading.Thread):
+    """Reads one answer of 0.2 s a token over HTTP, and says how much of it arrived."""
+
+    def __init__(self, deployment, tokens):
+        super().__init__(daemon=True)
+        self._port, self._tokens = deployment.serving.http_port, tokens
+        self.received = []
+        self.start()
+
+    def run(self):
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+        body = json.dumps({"text_input": "slow", "max_tokens": self._tokens})
+        connection.request("POST", "/v2/models/tensorrt_llm_bls/generate_stream", body)
+        try:
+            for line in connection.getresponse():
+                if line.startswith(b"data: "):
+                    self.received.append(json.loads(line[6:])["text_output"])
+        except (OSError, http.client.HTTPException):
+            pass
+
+
+def test_one_rank_serves_and_stops(deploy, start):
+    serving = start(deploy()).wait_ready()
+    assert serving.stdout.count("\n") == 1
+    port = serving.deployment.serving.http_port
+    assert f"http://127.0.0.1:{port} " in serving.stdout
+    assert f"next: toolkit ask {serving.deployment.file}" in serving.stdout
+    serving.send(signal.SIGTERM)
+    assert serving.ended(10) == 0
+    assert serving.left() == []
+
+
+def test_only_the_configured_address_is_bound(deploy, start):
+    serving = start(deploy()).wait_ready()
+    ports = serving.deployment.serving
+    for port in (ports.http_port, ports.grpc_port, ports.metrics_port):
+        with socket.socket() as probe:  # 127.0.0.2 is free where 0.0.0.0 is not listened on
+            probe.bind(("127.0.0.2", port))
+
+
+def test_drain_lets_http_streams_end_and_refuses_new_ones(deploy, start):
+    serving = start(deploy(pp=2)).wait_ready()
+    stream = Stream(serving.deployment, tokens=15)
+    serving.wait_for(lambda: len(stream.received) >= 2)
+    serving.send(signal.SIGINT)
+    serving.wait_for(lambda: serving.state.phase == "draining" and len(stream.received) >= 6)
+    assert not status(serving.deployment).ready
+    assert Probe(serving.deployment).one_token(timeout_s=2) is None
+    assert serving.ended(15) == 0
+    stream.join(1)
+    assert stream.received == [f"{number} " for number in range(15)]
+    assert "draining: 1 requests running" in serving.stderr
+    assert serving.left() == []
+
+
+def test_drain_lets_grpc_streams_end(deploy, start):
+    import numpy as np
+    import tritonclient.grpc as grpc
+
+    serving = start(deploy()).wait_ready()
+    text, tokens = grpc.InferInput("text_input", [1], "BYTES"), grpc.InferInput("max_tokens", [1], "INT32")
+    text.set_data_from_numpy(np.array([b"slow"], dtype=object))
+    tokens.set_data_from_numpy(np.array([15], dtype=np.int32))
+    received = []
+    with grpc.InferenceServerClient(f"127.0.0.1:{serving.deployment.serving.grpc_port}") as client:
+        client.start_stream(lambda result, error: received.append(error or result.as_numpy("text_output")[0]))
+        client.async_stream_infer("tensorrt_llm_bls", [text, tokens])
+        serving.wait_for(lambda: len(received) >= 2)
+        serving.send(signal.SIGTERM)
+        assert serving.ended(15) == 0
+    assert received[:15] == [f"{number} ".encode() for number in range(15)]
+
+
+def test_drain_ends_at_its_limit_and_says_what_it_cut(deploy, start):
+    serving = start(deploy(drain_timeout_s=1)).wait_ready()
+    stream = Stream(serving.deployment, tokens=500)
+    serving.wait_for(lambda: len(stream.received) >= 1)
+    serving.send(signal.SIGTERM)
+    assert serving.ended(8) == 0
+    assert "1 running requests were cut" in serving.stderr
+    assert serving.left() == []
+
+
+def test_second_ctrl_c_stops_at_once(deploy, start):
+    serving = start(deploy(pp=2)).wait_ready()
+    stream = Stream(serving.deployment, tokens=500)
+    serving.wait_for(lambda: len(stream.received) >= 1)
+    serving.send(signal.SIGINT)
+    serving.wait_for(lambda: serving.state.phase == "draining")
+    serving.send(signal.SIGINT)
+    assert serving.ended(3) == 0
+    assert serving.left() == []
+
+
+def test_ctrl_c_while_loading(deploy, start):
+    serving = start(deploy(tp=2, pp=2))
+    serving.wait_for(lambda: "starting 4 ranks" in serving.stderr)
+    serving.send(signal.SIGINT)
+    assert serving.ended(5) == 0
+    assert serving.state.phase == "stopped"
+    assert serving.left() == []
+
+
+KILLS = {
+    "leader": (0, "", "rank 0 was killed by SIGKILL"),
+    "last rank": (3, "", "rank 3 was killed by SIGKILL"),
+    "model of the leader": (0, "tensorrt_llm_bls", "rank 0 lost its tensorrt_llm_bls process"),
+    "model of a rank": (2, "tensorrt_llm", "rank 2 lost its tensorrt_llm process"),
+    "mpirun": (None, "", "mpirun was killed by SIGKILL"),
+}
+
+
+@pytest.mark.parametrize("rank, model, message", KILLS.values(), ids=KILLS)
+def test_a_kill_under_load_ends_the_group(deploy, start, rank, model, message):
+    serving = start(deploy(tp=2, pp=2)).wait_ready()
+    streams = [Stream(serving.deployment, tokens=500) for _ in range(4)]
+    serving.wait_for(lambda: all(stream.received for stream in streams))
+    os.kill(serving.member(rank, model).pid, signal.SIGKILL)
+    assert serving.ended(10) == 1
+    assert message in serving.stderr
+    assert "Traceback" not in serving.stderr
+    assert serving.left() == []
+    assert serving.state.phase == "failed" and message in serving.state.message
+    if rank is not None:
+        assert f"rank{rank}.log" in serving.stderr
+        again = start(serving.deployment).wait_ready()
+        again.send(signal.SIGTERM)
+        assert again.ended(10) == 0
+
+
+def test_a_killed_supervisor_leaves_nothing(deploy, start):
+    serving = start(deploy(tp=2, pp=2)).wait_ready()
+    assert len(serving.left()) > 8
+    serving.send(signal.SIGKILL)
+    serving.ended(1)
+    deadline = time.monotonic() + 5
+    while serving.left() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert serving.left() == []
+    assert status(serving.deployment).phase == "failed"
+
+
+def janitors_of(serving):
+    listing = subprocess.run(["ps", "-ww", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines()
+    return [int(line.split()[0]) for line in listing if "janitor.py" in line and serving.state.run_id in line]
+
+
+def test_a_killed_janitor_is_replaced(deploy, start):
+    serving = start(deploy()).wait_ready()
+    (janitor,) = janitors_of(serving)
+    os.kill(janitor, signal.SIGKILL)
+    serving.wait_for(lambda: janitors_of(serving) not in ([], [janitor]))
+    serving.send(signal.SIGKILL)
+    serving.ended(1)
+    deadline = time.monotonic() + 5
+    while (serving.left() or janitors_of(serving)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert serving.left() == [] == janitors_of(serving)
+
+
+def test_the_next_serve_cleans_up_when_all_guards_were_killed(deploy, start):
+    serving = start(deploy(pp=2)).wait_ready()
+    serving.send(signal.SIGSTOP)  # it cannot replace the janitor now
+    for janitor in janitors_of(serving):
+        os.kill(janitor, signal.SIGKILL)
+    serving.send(signal.SIGKILL)
+    serving.ended(1)
+    left, run = serving.left(), serving.state.run
+    assert left
+    again = start(serving.deployment).wait_ready()
+    assert f"left by the run of process {serving.process.pid}" in again.stderr
+    assert run.segments() == [] and not run.tmp.exists()
+
+
+def test_a_second_serve_is_refused(deploy, start):
+    serving = start(deploy())
+    serving.wait_for(lambda: "starting" in serving.stderr)
+    with pytest.raises(ToolkitError, match=rf"served already, by process {serving.process.pid}\b"):
+        serve(serving.deployment)
+    with pytest.raises(ToolkitError, match=rf"served already, by process {serving.process.pid}\b"):
+        serve(serving.deployment, detach=True)
+    serving.wait_ready()
+
+
+def test_a_taken_port_is_named_with_its_process(deploy, start):
+    deployment = deploy()
+    with socket.create_server(("127.0.0.1", deployment.serving.grpc_port)):
+        serving = start(deployment)
+        assert serving.ended(10) == 1
+    port = deployment.serving.grpc_port
+    assert f"serving.grpc_port: cannot listen on 127.0.0.1:{port}: taken by process {os.getpid()}" in serving.stderr
+    assert serving.left() == []
+
+
+def test_a_rank_that_cannot_load_is_named(deploy, start):
+    deployment = deploy(tp=2, pp=2)
+    broken = deployment.repository_dir / "tensorrt_llm" / "broken2"
+    broken.write_text("rank2.engine has no tensor named transformer.ln_f.weight")
+    (broken.parent / "sleep0").touch()  # as a real leader, which is not ready before its ranks are
+    serving = start(deployment)
+    assert serving.ended(20) == 1
+    assert "rank 2 exited with code 1; all 4 ranks were ended" in serving.stderr
+    assert "rank2.engine has no tensor named" in serving.stderr
+    assert serving.left() == []
+
+
+def test_a_group_that_never_gets_ready(deploy, start):
+    deployment = deploy(startup_timeout_s=3)
+    (deployment.repository_dir / "tensorrt_llm" / "sleep0").touch()
+    serving = start(deployment)
+    assert serving.ended(15) == 1
+    assert "not ready after 3 s (serving.startup_timeout_s)" in serving.stderr
+    assert serving.left() == []
+
+
+def test_a_hung_group_is_ended(deploy, start):
+    quick = "import toolkit.serve.health as h; h.CHECK_EVERY_S, h.CHECK_TIMEOUT_S = 0.3, 0.5"
+    serving = start(deploy(pp=2), quick).wait_ready()
+    time.sleep(1.5)
+    assert serving.process.poll() is None, "a group that answers does not count as hung"
+    os.kill(serving.member(0, "tensorrt_llm_bls").pid, signal.SIGSTOP)
+    assert serving.ended(10) == 1
+    assert "no answer to a one-token request within 0.5 s (2 in a row)" in serving.stderr
+    assert "the group hangs" in serving.stderr
+    assert serving.left() == []
+
+
+def test_detach_status_and_stop(deploy, capfd):
+    deployment = deploy(pp=2)
+    assert status(deployment).phase == "stopped"
+    assert stop(deployment) == "nothing was running"
+    serve(deployment, detach=True)
+    try:
+        shown = capfd.readouterr()
+        assert shown.out.startswith("ready: ") and "starting 2 ranks" in shown.err
+        found = status(deployment)
+        assert (found.phase, found.ready, found.ranks, found.running) == ("ready", True, 2, 0)
+        assert found.pid not in (None, os.getpid())
+        stream = Stream(deployment, tokens=10)
+        deadline = time.monotonic() + 5
+        while not stream.received and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert status(deployment).running == 1
+    finally:
+        outcome = stop(deployment)
+    assert outcome.startswith(f"stopped process {found.pid} in ") and "1 running requests drained" in outcome
+    stream.join(1)
+    assert len(stream.received) == 10
+    found = status(deployment)
+    assert (found.phase, found.pid, found.ready, found.ranks) == ("stopped", None, False, 0)
+
+
+def test_detach_raises_what_went_wrong(deploy, capfd):
+    deployment = deploy()
+    with (
+        socket.create_server(("127.0.0.1", deployment.serving.http_port)),
+        pytest.raises(ToolkitError, match=r"serving\.http_port: cannot listen"),
+    ):
+        serve(deployment, detach=True)
+    assert status(deployment).phase == "failed"

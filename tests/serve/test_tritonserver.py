@@ -1,0 +1,144 @@
+import concurrent.futures
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from toolkit.errors import ToolkitError
+from toolkit.serve import tritonserver
+from toolkit.serve.tritonserver import Mpirun, find, find_mpirun, libpython_directory
+
+
+@pytest.fixture
+def wheel(tmp_path, monkeypatch):
+    """A copy of the wheel's layout whose files have no run bit, as some installers leave them."""
+    server = tmp_path / "site" / "pytriton" / "tritonserver"
+    for name in (
+        "bin/tritonserver",
+        "backends/python/libtriton_python.so",
+        "backends/python/triton_python_backend_utils.py",
+        "python_backend_stubs/3.11/triton_python_backend_stub",
+        "python_backend_stubs/3.12/triton_python_backend_stub",
+        "python_backend_stubs/3.8/triton_python_backend_stub",
+    ):
+        (server / name).parent.mkdir(parents=True, exist_ok=True)
+        (server / name).write_text("#!/bin/sh\necho runs\n")
+        (server / name).chmod(0o644)
+    origin = SimpleNamespace(origin=str(server.parent / "__init__.py"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: origin if name == "pytriton" else None)
+    return server
+
+
+def test_the_installed_server_runs(tmp_path):
+    server = find(cache=tmp_path)
+    shown = subprocess.run([server.binary, "--help"], env=server.environ(), capture_output=True, text=True)
+    assert "--model-repository" in shown.stdout + shown.stderr
+    stub = server.backend_directory / "python" / "triton_python_backend_stub"
+    assert os.access(stub, os.X_OK)
+
+
+def test_the_models_python_sees_this_python_s_packages(tmp_path):
+    """Triton's stub takes its Python from the first python3 on PATH, isolated from the environment."""
+    environment = find(cache=tmp_path).environ()
+    code = "import sys, numpy, toolkit; print(sys.version_info[:2], numpy.__file__, toolkit.__file__)"
+    seen = subprocess.run(["python3", "-I", "-c", code], env=environment, capture_output=True, text=True).stdout
+    here = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    assert seen == here != ""
+
+
+def test_what_the_wheel_lacks_is_added_outside_of_it(wheel, tmp_path):
+    before = sorted(wheel.rglob("*"))
+    server = find(cache=tmp_path / "cache")
+    for program in (server.binary, server.backend_directory / "python" / "triton_python_backend_stub"):
+        assert subprocess.run([program], capture_output=True, text=True).stdout == "runs\n"
+    assert (server.backend_directory / "python" / "libtriton_python.so").resolve().parent.parent.parent == wheel
+    assert sorted(wheel.rglob("*")) == before
+    assert not os.access(wheel / "bin/tritonserver", os.X_OK)
+
+
+def test_processes_that_prepare_it_at_once_agree(wheel, tmp_path):
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        servers = list(pool.map(lambda _: find(cache=tmp_path / "cache"), range(16)))
+    assert len(set(map(str, servers))) == 1
+    assert [folder.name for folder in (tmp_path / "cache").iterdir()] == [servers[0].binary.parent.name]
+
+
+def test_a_python_without_a_stub_is_refused(wheel, tmp_path, monkeypatch):
+    monkeypatch.setattr(tritonserver, "PYTHON", "3.14")
+    with pytest.raises(ToolkitError, match=r"no Python backend for Python 3\.14\. Use Python 3\.8, 3\.11, 3\.12"):
+        find(cache=tmp_path)
+
+
+def test_a_cache_that_cannot_be_written(wheel, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(ToolkitError, match="Set XDG_CACHE_HOME to a writable folder"):
+        find(cache=tmp_path / "cache")
+
+
+def test_nothing_installed(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(tritonserver, "NGC_BINARY", Path("/nowhere/tritonserver"))
+    with pytest.raises(ToolkitError, match=r"pip install 'toolkit\[rehearsal\]'"):
+        find()
+
+
+def test_engines_need_the_image(monkeypatch, tmp_path):
+    monkeypatch.setattr(tritonserver, "NGC_BINARY", tmp_path / "tritonserver")
+    with pytest.raises(ToolkitError, match=r"Run this inside nvcr\.io/nvidia/tritonserver:"):
+        find("tensorrt")
+    (tmp_path / "tritonserver").touch()
+    server = find("tensorrt")
+    assert (server.binary, server.backend_directory, server.environment) == (tmp_path / "tritonserver", None, {})
+
+
+def test_missing_libpython(monkeypatch):
+    monkeypatch.setattr(Path, "is_file", lambda path: False)
+    with pytest.raises(ToolkitError, match=r"apt-get install libpython3\.1\d; Fedora: dnf install"):
+        libpython_directory()
+
+
+@pytest.fixture
+def mpirun_on_path(tmp_path, monkeypatch):
+    """Puts an mpirun that answers --version with a given text on PATH, and none beside this Python."""
+
+    def put(answer):
+        program = tmp_path / "mpirun"
+        program.write_text(f"#!/bin/sh\necho '{answer}'\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        monkeypatch.setattr(tritonserver.sysconfig, "get_path", lambda name: str(tmp_path / "none"))
+        return program
+
+    return put
+
+
+@pytest.mark.parametrize(
+    "answer, version",
+    [("mpirun (Open MPI) 4.1.5rc2", (4, 1)), ("mpirun (Open MPI) 5.0.11", (5, 0)), ("mpirun (OpenRTE) 4.1.7", (4, 1))],
+)
+def test_mpirun_versions(mpirun_on_path, answer, version):
+    program = mpirun_on_path(answer)
+    assert find_mpirun() == Mpirun(program, version)
+
+
+@pytest.mark.parametrize(
+    "answer, message",
+    [
+        ("mpirun (Open MPI) 3.1.6", "is Open MPI 3.1, 4.1 or newer is needed"),
+        ("HYDRA build details: Version 4.0", "is not Open MPI, it says: HYDRA build details"),
+    ],
+)
+def test_other_mpiruns_are_refused(mpirun_on_path, answer, message):
+    mpirun_on_path(answer)
+    with pytest.raises(ToolkitError, match=message):
+        find_mpirun()
+
+
+def test_no_mpirun(mpirun_on_path):
+    mpirun_on_path("").unlink()
+    with pytest.raises(ToolkitError, match=r"no mpirun on PATH .* pip install 'toolkit\[rehearsal\]'"):
+        find_mpirun()
