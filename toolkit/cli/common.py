@@ -35,7 +35,9 @@ def deployment_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(deployment=Deployment.load(config, engine), **options)
 
     wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
-    wrapped.__click_params__ = wrapped.__click_params__ + getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
+    # click keeps parameters last first: CONFIG and --engine come before the command's own.
+    own = getattr(command, "__click_params__", [])
+    wrapped.__click_params__ = own + wrapped.__click_params__  # type: ignore[attr-defined]
     return wrapped
 
 
