@@ -27,6 +27,7 @@ class Request:
     blocks: list[int] = field(default_factory=list, init=False)  # block table
     reused_blocks: int = field(default=0, init=False)  # found in the cache, in all its admissions
     arrival: int = field(default=0, init=False)
+    promised: int = field(default=0, init=False)  # blocks reserved for it and not taken yet
     digests: list[bytes] = field(default_factory=list, init=False)  # see BlockPool
 
     def __post_init__(self) -> None:

@@ -36,9 +36,6 @@ class SchedulerConfig:
     max_queue_size: int  # requests that wait, paused ones included; more are refused
     max_seq_len: int  # prompt + output
 
-    def blocks_for(self, positions: int) -> int:
-        return -(-positions // self.tokens_per_block)
-
 
 class Work(NamedTuple):
     """Compute positions start .. start + length - 1 of request.tokens: one sequence's part of a step."""
@@ -47,7 +44,7 @@ class Work(NamedTuple):
     start: int
     length: int
     emits: bool  # the logits of the last position give a new token
-    blocks: tuple[int, ...]  # block table of these positions and all before, as it was at scheduling
+    blocks: list[int]  # block table of these positions and all before; does not change while in flight
 
 
 @dataclass(eq=False)
@@ -64,7 +61,7 @@ class Step:
     def add(self, request: Request, length: int) -> None:
         emits = request.computed + length == len(request.tokens)
         works = self.context if request.state is State.CONTEXT else self.generation
-        works.append(Work(request, request.computed, length, emits, tuple(request.blocks)))
+        works.append(Work(request, request.computed, length, emits, request.blocks))
         self.num_tokens += length
         request.in_flight = True
 
@@ -102,27 +99,27 @@ class Scheduler:
         """Queue a new request. Raises InputRefused if it could never run, Busy if the queue is full."""
         self._refuse_impossible(request)
         if len(self._queue) >= self.config.max_queue_size:
-            what = f"the queue is full: max_queue_size is {self.config.max_queue_size}"
-            raise Busy(what, hint="Please try again later.")
+            raise Busy(f"{len(self._queue)} requests wait, as many as may (max_queue_size). Try again later.")
         self._arrivals += 1
         request.arrival = self._arrivals
         self._queue.append(request)
 
     def _refuse_impossible(self, request: Request) -> None:
-        config, prompt, most = self.config, len(request.prompt), request.max_tokens
-        if prompt < 1 or most < 1:
-            raise InputRefused(f"{prompt} tokens of prompt and max_tokens {most}; expected 1 or more of each")
-        cache = config.num_blocks * config.tokens_per_block
-        for limit, size in (("max_seq_len", config.max_seq_len), ("the size of the KV cache,", cache)):
-            if prompt + most > size:
-                what = f"prompt of {prompt} tokens + max_tokens {most} exceed {limit} {size}"
-                raise InputRefused(what, hint="Shorten the prompt or ask for fewer tokens.")
+        config, prompt, total = self.config, len(request.prompt), len(request.prompt) + request.max_tokens
+        if prompt < 1 or request.max_tokens < 1:
+            what = f"{prompt} tokens of prompt, max_tokens {request.max_tokens}"
+            raise InputRefused(what, hint="Give 1 or more of each.")
         # A sequence that was paused comes back with its output as context.
-        context = prompt + most - 1 if config.policy == "max_utilization" else prompt
-        piece = min(context, config.tokens_per_block) if config.chunked_context else context
-        if piece > config.max_num_tokens:
-            what = f"{piece} tokens of context in one step exceed max_num_tokens {config.max_num_tokens}"
-            raise InputRefused(what, hint="Shorten the prompt, raise max_num_tokens or turn on chunked_context.")
+        context = total - 1 if config.policy == "max_utilization" else prompt
+        chunk = min(context, config.tokens_per_block) if config.chunked_context else context
+        for what, size, limit, most in (
+            ("prompt + max_tokens", total, "max_seq_len", config.max_seq_len),
+            ("prompt + max_tokens", total, "the KV cache", config.num_blocks * config.tokens_per_block),
+            ("the context for one step", chunk, "max_num_tokens", config.max_num_tokens),
+        ):
+            if size > most:
+                hint = f"Send less, or raise {limit}."
+                raise InputRefused(f"{what} is {size} tokens; {limit} allows {most}", hint=hint)
 
     def cancel(self, request: Request) -> None:
         """End a request at any moment; no effect if it has ended. If it is in flight, its blocks go back,
@@ -162,27 +159,25 @@ class Scheduler:
         """Take the results of the oldest step in flight: for each work that emits, in step order, a token
         and whether it ends its request; max_tokens ends it too. Results of cancelled requests are ignored.
         Raises ValueError for another step or another number of results."""
-        works = step.works
-        due = sum(work.emits for work in works)
-        if [step] != list(self._in_flight)[:1] or not len(tokens) == len(finished) == due:
-            raise ValueError("steps complete in order, with a token and an end for each work that emits")
-        self._in_flight.popleft()
-        results = zip(tokens, finished, strict=True)
-        for work in works:
-            request = work.request
-            request.in_flight = False
-            request.computed = work.start + work.length
-            self.pool.publish(request, work.start)  # not before: now all stages have computed it
-            token, ends = next(results) if work.emits else (None, False)
-            if token is not None and request.state is not State.CANCELLED:
+        if [step] != list(self._in_flight)[:1]:
+            raise ValueError("steps complete once, in the order in which they were scheduled")
+        emitting = [work.request for work in step.works if work.emits]
+        results = list(zip(emitting, tokens, finished, strict=True))
+        for work in self._in_flight.popleft().works:
+            work.request.in_flight = False
+            work.request.computed = work.start + work.length
+            self.pool.publish(work.request, work.start)
+        for request, token, ends in results:
+            if request.state is not State.CANCELLED:
                 request.tokens.append(token)
                 request.output.append(token)
                 ends = ends or len(request.output) >= request.max_tokens
                 request.state = State.FINISHED if ends else State.GENERATION
-            if request.state in (State.FINISHED, State.CANCELLED):
-                self._release(request)
+        for work in step.works:
+            if work.request.state in (State.FINISHED, State.CANCELLED):
+                self._release(work.request)
             else:
-                self._ready.append(request)
+                self._ready.append(work.request)
         self._ready.sort(key=_by_arrival)
 
     def stats(self) -> Stats:
@@ -211,20 +206,20 @@ class Scheduler:
         unpromised = len(self.pool.idle) - self._reserved
         if not self._queue or not unpromised or not self._fit(step, 1):
             return None
-        request = self._queue[0]
+        request, size = self._queue[0], self.config.tokens_per_block
         matched = self.pool.match(request)
-        reused = len(matched) * self.config.tokens_per_block
-        known = self.config.blocks_for(len(request.tokens))
-        revived = sum(not self.pool.references[block] for block in matched)  # no longer idle then
-        needed = known - len(matched) + revived + self._promised(request, known)
-        if needed > unpromised or not self._fit(step, len(request.tokens) - reused):
+        table = most = -(-len(request.tokens) // size)
+        if self.config.policy == "guaranteed_no_evict":
+            most = -(-(len(request.prompt) + request.max_tokens) // size)
+        in_use = sum(self.pool.references[block] > 0 for block in matched)
+        if most - in_use > unpromised or not self._fit(step, len(request.tokens) - len(matched) * size):
             return None
         self._queue.popleft()
-        self._reserved += self._promised(request, known)
-        self._reused += len(matched)
+        request.state, request.computed = State.CONTEXT, len(matched) * size
+        request.blocks, request.promised = self.pool.take(matched, table - len(matched)), most - table
         request.reused_blocks += len(matched)
-        request.state, request.computed = State.CONTEXT, reused
-        request.blocks = self.pool.take(matched, known - len(matched))
+        self._reused += len(matched)
+        self._reserved += most - table
         return request
 
     def _grow(self, request: Request) -> bool:
@@ -238,20 +233,15 @@ class Scheduler:
                 return False
             self._ready.pop()
             self._release(youngest)
-            youngest.state, youngest.computed = State.PAUSED, 0
+            youngest.state = State.PAUSED
             insort(self._queue, youngest, key=_by_arrival)
-        self._reserved -= min(1, self._promised(request, len(request.blocks)))
         request.blocks += self.pool.take([], 1)
+        if request.promised:
+            request.promised -= 1
+            self._reserved -= 1
         return True
 
     def _release(self, request: Request) -> None:
-        """Take back its blocks and what it was promised."""
-        self._reserved -= self._promised(request, len(request.blocks))
         self.pool.release(request.blocks)
-        request.blocks = []
-
-    def _promised(self, request: Request, taken: int) -> int:
-        """Blocks that are reserved for it beyond those taken."""
-        if self.config.policy == "max_utilization":
-            return 0
-        return self.config.blocks_for(len(request.prompt) + request.max_tokens) - taken
+        self._reserved -= request.promised
+        request.blocks, request.computed, request.promised = [], 0, 0
