@@ -80,9 +80,9 @@ def load_deployment(folder: Path, model: Path, engine: str = "tensorrt") -> Depl
         deployment.engine_dir,
         "engine",
         inputs={},
-        settings={"engine": engine},
+        settings={"engine": engine, "max_batch_size": 64, "max_num_tokens": 256, "max_seq_len": 512},
         versions={},
-        write=lambda directory: (directory / "config.json").write_text("{}") and None,
+        write=lambda directory: directory.joinpath("config.json").touch(),
     )
     return deployment
 

@@ -91,6 +91,10 @@ def _tensorrt_llm_bls(deployment: Deployment) -> Any:
         values=parameters.tensorrt_llm_bls(),
     )
     config.model_transaction_policy.decoupled = True
+    # An instance serves one request at a time; those that wait, wait in Triton's queue.
+    config.max_batch_size = 1
+    config.instance_group[0].count = deployment.limits.max_sequences
+    config.dynamic_batching.default_queue_policy.max_queue_size = deployment.limits.max_queue_size
     return config
 
 

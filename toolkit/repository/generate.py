@@ -2,7 +2,7 @@
 
     repository/
         ensemble/           config.pbtxt, 1/ (empty)
-        preprocessing/      config.pbtxt, 1/model.py and the files it imports, 1/tokenizer/tokenizer.json
+        preprocessing/      config.pbtxt, 1/model.py and the files it imports, 1/tokenizer/
         tensorrt_llm/       config.pbtxt, 1/ (empty; engine: rehearsal has its model.py there)
         postprocessing/     config.pbtxt, 1/model.py and the files it imports
         tensorrt_llm_bls/   the same
@@ -24,6 +24,7 @@ from toolkit import artifacts
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.repository.configs import model_configs, to_text
+from toolkit.repository.token_table import write_token_table
 from toolkit.repository.tokenizer import special_tokens, tokenizer_file
 
 SOURCES = Path(toolkit.__file__).resolve().parent.parent / "triton_repo"
@@ -36,9 +37,14 @@ def generate(deployment: Deployment) -> bool:
 
     Raises ToolkitError when the engines are missing or of another deployment, or the tokenizer is unusable.
     """
-    engines = artifacts.require(
-        deployment.engine_dir, "engine", {"engine": deployment.engine}, f"toolkit build {deployment.file}"
-    )
+    limits = deployment.limits
+    built_for = {
+        "engine": deployment.engine,
+        "max_batch_size": deployment.max_batch_size,
+        "max_num_tokens": limits.max_num_tokens,
+        "max_seq_len": limits.max_seq_len,
+    }
+    engines = artifacts.require(deployment.engine_dir, "engine", built_for, f"toolkit build {deployment.file}")
     tokenizer = tokenizer_file(deployment)
     configs = model_configs(deployment, special_tokens(deployment), deployment.engine_dir)
     texts = {name: to_text(config) for name, config in configs.items()}
@@ -54,6 +60,7 @@ def generate(deployment: Deployment) -> bool:
         kept = directory / "preprocessing" / VERSION / "tokenizer"
         kept.mkdir()
         shutil.copyfile(tokenizer, kept / tokenizer.name)
+        write_token_table(tokenizer, kept)
 
     return artifacts.produce(
         deployment.repository_dir,

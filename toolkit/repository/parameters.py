@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.config import Deployment
+from toolkit.plan.memory import plan_memory
 
 TOKENIZER_DIR = "../preprocessing/1/tokenizer"
 """Where every model finds tokenizer.json, relative to its own folder, so that a repository can be moved."""
@@ -64,7 +65,7 @@ def tensorrt_llm(deployment: Deployment, engine_dir: Path) -> dict[str, str]:
         "enable_chunked_context": _boolean(scheduler.chunked_context),
         "enable_kv_cache_reuse": _boolean(kv_cache.reuse),
         "kv_cache_free_gpu_mem_fraction": str(kv_cache.free_gpu_memory_fraction),
-        "max_tokens_in_paged_kv_cache": "" if kv_cache.max_tokens is None else str(kv_cache.max_tokens),
+        "max_tokens_in_paged_kv_cache": str(_kv_cache_tokens(deployment)),
         "max_attention_window_size": "",
         "sink_token_length": "",
         "kv_cache_host_memory_bytes": "0",
@@ -91,6 +92,14 @@ def tensorrt_llm(deployment: Deployment, engine_dir: Path) -> dict[str, str]:
         "guided_decoding_backend": "",
         "xgrammar_tokenizer_info_path": "",
     }
+
+
+def _kv_cache_tokens(deployment: Deployment) -> int:
+    """Tokens of the KV cache. The fraction alone is of what is free, and would pass hardware.gpu_memory_limit."""
+    if deployment.engine == "rehearsal":
+        return deployment.kv_blocks * deployment.kv_cache.tokens_per_block
+    capacity = plan_memory(deployment).token_capacity
+    return min(capacity, deployment.kv_cache.max_tokens or capacity)
 
 
 def _boolean(value: bool) -> str:

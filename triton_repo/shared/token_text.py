@@ -1,137 +1,101 @@
 """Text of a token stream: chunks whose concatenation is the tokenizer's decoding of all tokens at once.
 
 Decoding tokens one by one breaks characters of several bytes and loses spaces; decoding everything again
-for each token is quadratic. Here each tokenizer family keeps what it must and no more: a byte-level one
-(Llama 3, SmolLM2) the bytes of an incomplete character, a SentencePiece one (Llama 2, Mistral) the last
-few tokens. Every push costs the same, however long the answer is.
+for each token is quadratic. Here a stream keeps what it must and no more: a byte-level one (Llama 3,
+SmolLM2) the bytes of an incomplete character, a SentencePiece one (Llama 2, Mistral) a run of byte tokens.
+What each token stands for comes from a table that `toolkit repo` makes of tokenizer.json, in files that
+all processes on the machine share.
 """
 
 import codecs
-import json
-import os
 
-from tokenizers import Tokenizer
+import numpy as np
 
-WINDOW = 8  # tokens that a SentencePiece chunk is decoded with, so that spaces come out as in the middle of a text
+TEXT, BYTE, HIDDEN = 0, 1, 2  # kinds of tokens: a piece of text, one byte of a character, a special token
 
 
 class Detokenizer:
-    """The decoding half of a tokenizer.json; makes a stream of text for each sequence of tokens.
+    """The token table in a folder: bytes.npy, ends.npy (where each token's bytes end), kinds.npy, decoder.npy.
 
-    `path` is the file. Raises ValueError, one line, when it is missing, broken or of an unknown kind.
+    decoder.npy holds two numbers: 1 for SentencePiece and 0 for byte-level, and how many spaces at the
+    start of a text are dropped.
     """
 
-    def __init__(self, path, skip_special_tokens=True):
-        self.tokenizer = load(path)
-        self.kind = decoder_kind(self.tokenizer, path)
-        added = self.tokenizer.get_added_tokens_decoder()
-        self.hidden = {id for id, token in added.items() if token.special} if skip_special_tokens else set()
-        self.skip_special_tokens = skip_special_tokens
-        self._bytes = {}
+    def __init__(self, folder, skip_special_tokens=True):
+        self._bytes, self._ends, self._kinds, decoder = (
+            np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("bytes", "ends", "kinds", "decoder")
+        )
+        self._sentence_piece, self._spaces = map(int, decoder)
+        self._hides = skip_special_tokens
+        self._known = {}
 
     def stream(self):
-        return ByteLevelStream(self) if self.kind == "ByteLevel" else SentencePieceStream(self)
+        return SentencePieceStream(self.token, self._spaces) if self._sentence_piece else ByteLevelStream(self.token)
 
     def decode(self, ids):
-        """The text of all ids at once, by the tokenizer itself."""
-        return self.tokenizer.decode(ids, skip_special_tokens=self.skip_special_tokens)
+        """The text of all ids at once."""
+        return self.stream().push(ids, last=True)
 
     def token(self, id):
-        """A token as the vocabulary writes it; None for hidden ones and for ids outside the vocabulary."""
-        return None if id in self.hidden or id < 0 else self.tokenizer.id_to_token(id)
-
-    def token_bytes(self, id):
-        """The bytes of one token of a byte-level vocabulary."""
-        found = self._bytes.get(id)
+        """(bytes, kind) of a token; no bytes for hidden ones and for ids outside the vocabulary."""
+        found = self._known.get(id)
         if found is None:
-            found = self._bytes[id] = byte_level_bytes(self.token(id) or "")
+            found = self._known[id] = self._look_up(id)
         return found
+
+    def _look_up(self, id):
+        if not 0 <= id < len(self._ends) or (self._hides and self._kinds[id] == HIDDEN):
+            return b"", HIDDEN
+        start = self._ends[id - 1] if id else 0
+        return self._bytes[start : self._ends[id]].tobytes(), int(self._kinds[id])
 
 
 class ByteLevelStream:
     """Tokens are bytes of UTF-8, so text comes out as soon as a character is complete."""
 
-    def __init__(self, detokenizer):
-        self._token_bytes = detokenizer.token_bytes
+    def __init__(self, token):
+        self._token = token
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
 
     def push(self, ids, last=False):
         """The text that `ids` add; with `last` also what is left of an incomplete character."""
-        return self._decode(b"".join(map(self._token_bytes, ids)), last)
+        return self._decode(b"".join([self._token(id)[0] for id in ids]), last)
 
 
 class SentencePieceStream:
     """Tokens are pieces of text, or single bytes where the vocabulary has no piece.
 
-    A run of byte tokens decodes as a whole: one bad byte turns all of them into replacement characters,
-    so nothing of a run can be told before it ends.
+    A run of byte tokens is decoded as a whole: one bad byte turns all of them into replacement characters,
+    so nothing of a run can be told before it ends. Spaces at the very start of a text are dropped.
     """
 
-    def __init__(self, detokenizer):
-        self._detokenizer = detokenizer
-        self._window = []
-        self._known = ""  # the window's text as far as it has been told
+    def __init__(self, token, spaces):
+        self._token = token
+        self._spaces = spaces
+        self._run = b""
 
     def push(self, ids, last=False):
-        token = self._detokenizer.token
-        self._window += [id for id in ids if token(id)]
-        if not self._window or (is_byte(token(self._window[-1])) and not last):
+        """The text that `ids` add; with `last` also a run of bytes that did not end."""
+        text = "".join(map(self._text, ids))
+        if last:
+            text += self._end_run()
+        while self._spaces and text:
+            if text[0] != " ":
+                self._spaces = 0
+                break
+            text, self._spaces = text[1:], self._spaces - 1
+        return text
+
+    def _text(self, id):
+        content, kind = self._token(id)
+        if kind == BYTE:
+            self._run += content
             return ""
-        text = self._detokenizer.decode(self._window)
-        chunk = text[len(self._known) :]
-        self._window = self._shortened()
-        self._known = self._detokenizer.decode(self._window)
-        return chunk
+        return self._end_run() + content.decode("utf-8") if content else ""
 
-    def _shortened(self):
-        """The last tokens of the window, not cut inside a run of bytes."""
-        start = max(0, len(self._window) - WINDOW)
-        while start > 0 and is_byte(self._detokenizer.token(self._window[start])):
-            start -= 1
-        return self._window[start:]
-
-
-def load(path):
-    """The tokenizer in a tokenizer.json. Raises ValueError that names the file."""
-    if not os.path.isfile(path):
-        raise ValueError(f"{path}: no such file")
-    try:
-        return Tokenizer.from_file(path)
-    except Exception as error:  # the library raises plain Exception
-        raise ValueError(f"{path}: is not a tokenizer.json: {error}") from None
-
-
-def decoder_kind(tokenizer, path):
-    """ "ByteLevel" or "SentencePiece". Raises ValueError for a decoder that no Llama tokenizer has."""
-    decoder = json.loads(tokenizer.to_str())["decoder"] or {}
-    parts = [part["type"] for part in decoder.get("decoders", [decoder]) if part]
-    if parts == ["ByteLevel"]:
-        return "ByteLevel"
-    strips_end = any(part["type"] == "Strip" and part["stop"] for part in decoder.get("decoders", []))
-    if parts and set(parts) <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"} and not strips_end:
-        return "SentencePiece"
-    raise ValueError(
-        f"{path}: decoder {'+'.join(parts) or 'none'} is not supported, expected ByteLevel or SentencePiece's"
-    )
-
-
-def is_byte(token):
-    return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
-
-
-def _byte_level_alphabet():
-    """Which byte each character of a byte-level vocabulary stands for: itself where it prints, else 256 + n."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-_ALPHABET = _byte_level_alphabet()
-
-
-def byte_level_bytes(token):
-    """The bytes that a byte-level token stands for; an added token outside the alphabet is its own UTF-8."""
-    try:
-        return bytes([_ALPHABET[character] for character in token])
-    except KeyError:
-        return token.encode("utf-8")
+    def _end_run(self):
+        run, self._run = self._run, b""
+        try:
+            return run.decode("utf-8")
+        except UnicodeDecodeError:
+            return "\N{REPLACEMENT CHARACTER}" * len(run)

@@ -12,6 +12,7 @@ that it gave, and whether it was stopped.
 import json
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -22,7 +23,7 @@ FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
-        self.record = config["parameters"]["record"]["string_value"]
+        self.record = Path(config["parameters"]["record"]["string_value"])
         self.running = {}
         self.lock = threading.Lock()
 
@@ -48,7 +49,7 @@ class TritonPythonModel:
 
     def answer(self, asked, sender, stopped):
         texts = [asked.tokens(sequence) for sequence in range(asked.sequences)]
-        given, failed = 0, False
+        given = 0
         if not asked.streaming:
             for sequence, ids in enumerate(texts):
                 whole = ids if asked.exclude_input else asked.prompt + ids
@@ -71,7 +72,7 @@ class TritonPythonModel:
                     given += 1
         with self.lock:
             self.running[asked.id].remove(stopped)
-            with open(self.record, "a") as file:
+            with self.record.open("a") as file:
                 print(json.dumps({"id": asked.id, "tokens": given, "stopped": stopped.is_set()}), file=file)
 
 
@@ -138,4 +139,4 @@ def words(rows):
         return []
     ids, ends = rows
     ends = [end for end in ends if end >= 0]
-    return [ids[start:end] for start, end in zip([0, *ends], ends)]
+    return [ids[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]

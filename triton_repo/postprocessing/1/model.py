@@ -6,13 +6,12 @@ and the concatenation is exact. Tokens without an announced id are decoded chunk
 postprocessing does it: exact for answers that come whole, not for streams.
 """
 
-import json
-import os
 import time
 from collections import OrderedDict
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from model_values import ModelValues
 from token_text import Detokenizer
 
 MAX_TEXTS = 4096
@@ -21,13 +20,8 @@ IDLE_S = 600.0
 
 class TritonPythonModel:
     def initialize(self, args):
-        config = json.loads(args["model_config"])
-        values = {key: value["string_value"] for key, value in config["parameters"].items()}
-        path = os.path.join(args["model_repository"], values["tokenizer_dir"], "tokenizer.json")
-        try:
-            self.detokenizer = Detokenizer(os.path.normpath(path), values["skip_special_tokens"] == "true")
-        except ValueError as error:
-            raise pb_utils.TritonModelException(str(error)) from None
+        values = ModelValues(args)
+        self.detokenizer = Detokenizer(values.tokenizer_dir, values.boolean("skip_special_tokens"))
         self.texts = Texts()
 
     def execute(self, requests):
@@ -45,7 +39,7 @@ class TritonPythonModel:
             if text.ended:
                 self.texts.end(name)
         else:
-            rows = zip(tokens.reshape(-1, tokens.shape[-1]), lengths.reshape(-1))
+            rows = zip(tokens.reshape(-1, tokens.shape[-1]), lengths.reshape(-1), strict=True)
             texts = [self.detokenizer.decode(row[: max(0, length)].tolist()).encode() for row, length in rows]
         output = np.array(texts, object).reshape(lengths.shape)
         return pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", output)])

@@ -1,10 +1,8 @@
 """preprocessing: text to token ids, for the ensemble and for tensorrt_llm_bls."""
 
-import json
-import os
-
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from model_values import ModelValues
 from prompts import PromptTokenizer, Refused, decoded, word_rows
 
 NO_IDS = np.empty((1, 0), np.uint64)
@@ -12,16 +10,11 @@ NO_IDS = np.empty((1, 0), np.uint64)
 
 class TritonPythonModel:
     def initialize(self, args):
-        config = json.loads(args["model_config"])
-        values = {key: value["string_value"] for key, value in config["parameters"].items()}
-        path = os.path.join(args["model_repository"], values["tokenizer_dir"], "tokenizer.json")
-        try:
-            self.tokenizer = PromptTokenizer(
-                os.path.normpath(path), values["add_special_tokens"] == "true", int(values["vocab_size"])
-            )
-        except ValueError as error:
-            raise pb_utils.TritonModelException(str(error)) from None
-        self.eos = [int(id) for id in values["eos_token_ids"].split(",") if id]
+        values = ModelValues(args)
+        self.tokenizer = PromptTokenizer(
+            values.tokenizer_dir, values.boolean("add_special_tokens"), int(values["vocab_size"])
+        )
+        self.eos = values.ids("eos_token_ids")
         self.pad = int(values["pad_token_id"])
 
     def execute(self, requests):
@@ -112,13 +105,13 @@ class Asked:
         """(words, weights) for each prompt."""
         weights = self.values("EMBEDDING_BIAS_WEIGHTS")
         rows = [[] for _ in self.prompts] if weights is None else weights
-        return zip(self.words("EMBEDDING_BIAS_WORDS"), rows)
+        return zip(self.words("EMBEDDING_BIAS_WORDS"), rows, strict=True)
 
 
 def padded(rows, fill):
     """Rows of different lengths as one INT32 array, each filled up with its own `fill`."""
     array = np.array(fill, np.int32).repeat(max(map(len, rows)), axis=1)
-    for target, row in zip(array, rows):
+    for target, row in zip(array, rows, strict=True):
         target[: len(row)] = row
     return array
 
@@ -128,7 +121,7 @@ def stacked(rows):
     array = (
         np.array([[[0], [-1]]], np.int32).repeat(len(rows), axis=0).repeat(max(row.shape[1] for row in rows), axis=2)
     )
-    for target, row in zip(array, rows):
+    for target, row in zip(array, rows, strict=True):
         target[:, : row.shape[1]] = row
     return array
 

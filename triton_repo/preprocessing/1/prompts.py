@@ -4,7 +4,7 @@ Everything a client can get wrong raises Refused with one line that names the in
 """
 
 import numpy as np
-from token_text import load
+from tokenizers import Tokenizer
 
 SEPARATOR = "\n"  # no tokenizer joins it with a word that follows, so what follows is tokenised as inside a text
 
@@ -14,10 +14,10 @@ class Refused(ValueError):
 
 
 class PromptTokenizer:
-    """The encoding half of a tokenizer.json. Raises ValueError, one line, when it cannot be read."""
+    """The encoding half of the tokenizer.json in a folder."""
 
-    def __init__(self, path, add_special_tokens, vocab_size):
-        self.tokenizer = load(path)
+    def __init__(self, folder, add_special_tokens, vocab_size):
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
         self.add_special_tokens = add_special_tokens
@@ -46,7 +46,10 @@ class PromptTokenizer:
         return list(found)
 
     def embedding_bias(self, words, weights):
-        """FP32 [vocab_size]: each word's weight on its tokens as written (" Paris" is not "Paris"). [0] without words."""
+        """FP32 [vocab_size]: each word's weight on its tokens as written (" Paris" is not "Paris").
+
+        Without words [0].
+        """
         if len(words) != len(weights):
             raise Refused(
                 f"embedding_bias_words, embedding_bias_weights: {len(words)} words and {len(weights)} weights, "
@@ -55,7 +58,7 @@ class PromptTokenizer:
         if not any(words):
             return np.empty(0, np.float32)
         bias = np.zeros(self.vocab_size, np.float32)
-        for word, weight in zip(words, weights):
+        for word, weight in zip(words, weights, strict=True):
             np.add.at(bias, self._encode(word), np.float32(weight))
         return bias
 

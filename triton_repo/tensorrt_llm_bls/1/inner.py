@@ -67,13 +67,13 @@ class Inner:
             requested_output_names=[name for _, name in FROM_PREPROCESSING],
             inputs=_tensors(inputs, TO_PREPROCESSING),
         ).exec()
-        return {name: tensor.as_numpy().copy() for name, tensor in _outputs(response).items()}
+        return {name: tensor.as_numpy() for name, tensor in _outputs(response).items()}
 
     def generate(self, inputs, preprocessed, request_id, streaming):
         """Yields the outputs of each response of tensorrt_llm, Tensors by name; those without any are left out."""
         tensors = _tensors({name: rows for name, rows in preprocessed.items() if rows.size}, FROM_PREPROCESSING)
         tensors += _tensors(inputs, self.to_tensorrt_llm)
-        tensors.append(pb_utils.Tensor("streaming", np.full((len(inputs["text_input"]), 1), streaming)))
+        tensors.append(pb_utils.Tensor("streaming", np.array([[streaming]])))
         for response in self._send(tensors, request_id):
             if outputs := _outputs(response):
                 yield outputs

@@ -1,18 +1,18 @@
 """tensorrt_llm_bls: text in, exact text out, one event a token; the model that clients should use.
 
-Each request runs in a thread of its own: preprocessing, then tensorrt_llm, both called through Triton, then
-its text. A stop word in the text or a client that went away stops the request inside tensorrt_llm by the
-`stop` protocol of NVIDIA's backend: a request with the same id and stop=true.
+An instance serves one request at a time, so there are as many instances (processes) as sequences can run.
+Threads would be lighter, but Triton's Python backend deadlocks when one process has several decoupled
+inner requests under way: `exec` holds the GIL while it waits for the table of response iterators, whose
+owner waits for an iterator, whose reader waits for the GIL.
 """
 
-import json
-import os
-import threading
+import time
 import traceback
 
 import triton_python_backend_utils as pb_utils
-from conversation import Conversation, Failed
-from inner import Inner
+from conversation import Conversation
+from inner import Failed, Inner
+from model_values import ModelValues
 from token_text import Detokenizer
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -20,80 +20,43 @@ FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 class TritonPythonModel:
     def initialize(self, args):
-        config = json.loads(args["model_config"])
-        values = {key: value["string_value"] for key, value in config["parameters"].items()}
-        path = os.path.join(args["model_repository"], values["tokenizer_dir"], "tokenizer.json")
-        try:
-            self.detokenizer = Detokenizer(os.path.normpath(path), values["skip_special_tokens"] == "true")
-        except ValueError as error:
-            raise pb_utils.TritonModelException(str(error)) from None
-        self.inner = Inner(values["tensorrt_llm_model_name"], config)
-        self.watch = CancellationWatch(int(values["cancellation_check_period_ms"]) / 1000)
+        values = ModelValues(args)
+        self.detokenizer = Detokenizer(values.tokenizer_dir, values.boolean("skip_special_tokens"))
+        self.inner = Inner(values["tensorrt_llm_model_name"], values.config)
+        self.check_period_s = int(values["cancellation_check_period_ms"]) / 1000
 
     def execute(self, requests):
         for request in requests:
-            sender = request.get_response_sender()
-            try:
-                conversation = Conversation(request, self.inner, self.detokenizer)
-            except Failed as failure:
-                sender.send(pb_utils.InferenceResponse(error=failure.error), flags=FINAL)
-                continue
-            threading.Thread(target=self._serve, args=(conversation, sender), daemon=True).start()
+            self._serve(request, request.get_response_sender())
 
-    def finalize(self):
-        self.watch.end()
-
-    def _serve(self, conversation, sender):
-        """Send every event of one request; the last carries FINAL. Any failure is an event too, of one line."""
-        error = None
-        final_sent = False
-        self.watch.add(conversation, sender)
+    def _serve(self, request, sender):
+        """Send every event of one request; the last carries FINAL. A failure is an event too, of one line."""
         try:
-            for tensors, final in conversation.events():
-                sender.send(pb_utils.InferenceResponse(tensors), flags=FINAL if final else 0)
-                final_sent = final_sent or final
+            conversation = Conversation(request, self.inner, self.detokenizer)
+            ended = self._send_events(conversation, sender)
+            error = None
         except Failed as failure:
-            error = failure.error
+            ended, error = False, failure.error
         except Exception as fault:  # a fault of ours: the client gets one line, the log the rest
             pb_utils.Logger.log_error(traceback.format_exc())
-            error = pb_utils.TritonError(f"tensorrt_llm_bls failed: {type(fault).__name__}: {fault}")
-        finally:
-            self.watch.remove(conversation)
-        if final_sent:
-            return
+            ended, error = False, pb_utils.TritonError(f"tensorrt_llm_bls failed: {type(fault).__name__}: {fault}")
         if error is not None:
             sender.send(pb_utils.InferenceResponse(error=error), flags=FINAL)
-        else:
+        elif not ended:
             sender.send(flags=FINAL)
 
-
-class CancellationWatch:
-    """One thread that asks Triton which clients went away, and stops their requests."""
-
-    def __init__(self, period_s):
-        self._under_way = {}
-        self._lock = threading.Lock()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, args=(period_s,), daemon=True)
-        self._thread.start()
-
-    def add(self, conversation, sender):
-        with self._lock:
-            self._under_way[conversation] = sender
-
-    def remove(self, conversation):
-        with self._lock:
-            self._under_way.pop(conversation, None)
-
-    def end(self):
-        self._ended.set()
-        self._thread.join()
-
-    def _watch(self, period_s):
-        while not self._ended.wait(period_s):
-            with self._lock:
-                under_way = list(self._under_way.items())
-            for conversation, sender in under_way:
-                if sender.is_cancelled():
-                    self.remove(conversation)
-                    threading.Thread(target=conversation.stop, daemon=True).start()
+    def _send_events(self, conversation, sender):
+        """Whether the last event has been sent. A client that goes away stops its request inside tensorrt_llm."""
+        gone, checked = False, time.monotonic()
+        for tensors, last in conversation.events():
+            if not gone:
+                sender.send(pb_utils.InferenceResponse(tensors), flags=FINAL if last else 0)
+            if last:
+                # Not asked about any more: Triton crashes when asked about a request that has had its FINAL.
+                conversation.finish()
+                return True
+            if not gone and time.monotonic() > checked + self.check_period_s:
+                gone, checked = sender.is_cancelled(), time.monotonic()
+                if gone:
+                    conversation.stop()
+        return False

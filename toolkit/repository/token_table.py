@@ -1,0 +1,101 @@
+"""What each token stands for, in bytes: the table from which the served models make text.
+
+tensorrt_llm_bls runs as many processes as there are sequences; tokenizer.json parsed in each would take
+gigabytes, this table is mapped into all of them once. triton_repo/shared/token_text.py reads it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import ToolkitError
+
+TEXT, BYTE, HIDDEN = 0, 1, 2
+BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def write_token_table(tokenizer_file: Path, folder: Path) -> None:
+    """Write bytes.npy, ends.npy, kinds.npy and decoder.npy. Raises ToolkitError for an unknown decoder."""
+    import numpy as np
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    decoder = Decoder(tokenizer_file)
+    special = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    tokens = {id: token for token, id in tokenizer.get_vocab(with_added_tokens=True).items()}
+    contents, kinds = [], []
+    for id in range(max(tokens) + 1):
+        content, kind = decoder.read(tokens.get(id, ""))
+        contents.append(content)
+        kinds.append(HIDDEN if id in special else kind)
+    arrays: dict[str, np.ndarray] = {
+        "bytes": np.frombuffer(b"".join(contents), np.uint8),
+        "ends": np.cumsum([len(content) for content in contents], dtype=np.int64),
+        "kinds": np.array(kinds, np.uint8),
+        "decoder": np.array([decoder.sentence_piece, decoder.spaces], np.int64),
+    }
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array, allow_pickle=False)
+
+
+class Decoder:
+    """The `decoder` of a tokenizer.json: byte-level, or the sequence that SentencePiece models have.
+
+    `spaces` is how many spaces at the start of a text it drops. Raises ToolkitError for any other.
+    """
+
+    def __init__(self, tokenizer_file: Path) -> None:
+        from toolkit.model import read_json
+
+        found = read_json(tokenizer_file).get("decoder") or {}
+        steps = found.get("decoders", [found])
+        kinds = [step.get("type") for step in steps]
+        self.sentence_piece = kinds[:3] == ["Replace", "ByteFallback", "Fuse"] and kinds[3:] in ([], ["Strip"])
+        self.space = _replaced(steps[0]) if self.sentence_piece else ""
+        stripped = _stripped(steps[3]) if self.sentence_piece and steps[3:] else 0
+        self.spaces = stripped or 0
+        if self.space is None or stripped is None or not (self.sentence_piece or kinds == ["ByteLevel"]):
+            raise ToolkitError(
+                f"decoder: {'+'.join(map(str, kinds))} is not known",
+                where=tokenizer_file,
+                hint="Llama models have ByteLevel, or Replace+ByteFallback+Fuse and perhaps Strip.",
+            )
+
+    def read(self, token: str) -> tuple[bytes, int]:
+        """(bytes, kind) of a token as the vocabulary writes it."""
+        if not self.sentence_piece:
+            return byte_level_bytes(token), TEXT
+        text = token.replace(self.space or "", " ")
+        byte = BYTE_TOKEN.fullmatch(text)
+        return (bytes.fromhex(byte[1]), BYTE) if byte else (text.encode(), TEXT)
+
+
+def byte_level_bytes(token: str) -> bytes:
+    """The bytes that a byte-level token stands for; an added token outside the alphabet is its own UTF-8."""
+    try:
+        return bytes([BYTE_LEVEL_ALPHABET[character] for character in token])
+    except KeyError:
+        return token.encode()
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """Which byte each character of a byte-level vocabulary stands for: itself where it prints, else 256 + n."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+BYTE_LEVEL_ALPHABET = _byte_level_alphabet()
+
+
+def _replaced(step: Mapping[str, Any]) -> str | None:
+    """What a Replace step turns into a space; None when it does something else."""
+    return step["pattern"].get("String") if step.get("content") == " " else None
+
+
+def _stripped(step: Mapping[str, Any]) -> int | None:
+    """How many spaces a Strip step takes from the start; None when it does something else."""
+    return step["start"] if step.get("content") == " " and step.get("stop") == 0 else None
