@@ -20,7 +20,11 @@ STOP = torch.zeros(HEADER, dtype=torch.int32)
 
 def encode(step: Step, tokens_per_block: int) -> Tensor:
     """The message of a step, without hidden states."""
-    tokens, positions, slots, works, tables = [], [], [], [], []
+    tokens: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    works: list[int] = []
+    tables: list[int] = []
     width = max(len(work.blocks) for work in step.works)
     for work in step.works:
         span = range(work.start, work.start + work.length)

@@ -1,8 +1,8 @@
-"""Messages between ranks, over gloo on this machine only.
+"""Messages between ranks, over gloo, on this machine only.
 
-A receive that is already waiting when its message arrives takes 0.1 ms; one that is posted after it takes
-4 ms, and gloo's own all-reduce of two ranks 0.3 ms. So every receive here is posted ahead, into a buffer
-large enough for the largest message (gloo accepts shorter ones), and all-reduce is an exchange of such.
+A receive that waits for its message takes 0.1 ms, one posted after the message has come takes 4 ms, gloo's own
+all-reduce 0.3 ms. So every receive is posted ahead, into a buffer for the largest message there can be (gloo
+takes shorter ones), and an all-reduce is an exchange of such messages.
 """
 
 from __future__ import annotations
@@ -14,100 +14,98 @@ import threading
 from collections import defaultdict, deque
 from datetime import timedelta
 from functools import reduce
-from typing import NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroupGloo, TCPStore, Work
 
-from toolkit.engine.rehearsal.batch import longest_message
-from toolkit.engine.rehearsal.settings import EngineSettings
+from toolkit.engine.rehearsal.batch import STOP, longest_message
+from toolkit.engine.settings import EngineSettings
 
 HOST = "127.0.0.1"
-MEETING = timedelta(minutes=5)
-"""How long ranks wait for each other to start."""
+MEETING = timedelta(minutes=5)  # how long ranks wait for each other to start
 FOREVER = timedelta(days=365)
-STEP, PARTIAL, LOGITS, FAREWELL = range(4)
-"""Kinds of messages; each is a queue of its own between two ranks."""
+STEP, PARTIAL, LOGITS, FAREWELL = range(4)  # kinds of messages; each has a queue of its own
 
 
 class Peers:
-    """This rank's connections to the others. When one of them dies, so does this process, at once."""
+    """This rank's connections to the others. When one of those dies, this process ends, at once."""
 
     def __init__(self, settings: EngineSettings, rank: int, port: int) -> None:
-        self.mapping, self.rank, self.world = settings.mapping, rank, settings.mapping.world_size
-        self._meet(port)
+        mapping, limits = settings.mapping, settings.limits
+        stage, hidden, vocabulary = mapping.pp_rank(rank), settings.model["hidden_size"], settings.model["vocab_size"]
+        self.rank, self.world, self.depth = rank, mapping.world_size, 2 * mapping.pp + 2
+        self.group = mapping.tp_group(stage)
+        self.followers = [*self.group[1:]] if rank == 0 else []  # whom this rank passes a step on to as it is
+        self.downstream = [] if mapping.is_last_stage(rank) else [rank + mapping.tp]
         self._sent: dict[int, deque[tuple[Work, Tensor]]] = defaultdict(deque)
-        limits, stage, block = settings.limits, self.mapping.pp_rank(rank), settings.scheduling.tokens_per_block
-        hidden, vocabulary = settings.model["hidden_size"], settings.model["vocab_size"]
-        self.group = self.mapping.tp_group(stage)
-        self.next = rank + self.mapping.tp if not self.mapping.is_last_stage(rank) else None
-        partial, logits = (
-            limits["max_num_tokens"] * hidden,
-            limits["max_batch_size"] * -(-vocabulary // self.mapping.tp),
-        )
-        self._partials = {peer: Inbox(self, peer, PARTIAL, partial) for peer in self.group if peer != rank}
+        if self.world == 1:
+            return
+        self._meet(port)
+        self._partials = {
+            peer: Inbox(self, peer, PARTIAL, limits["max_num_tokens"] * hidden) for peer in self.group if peer != rank
+        }
         if rank:
-            source = rank - self.mapping.tp if stage else 0
-            self.steps = Inbox(self, source, STEP, longest_message(limits, hidden, block))
+            longest = longest_message(limits, hidden, settings.scheduling.tokens_per_block)
+            self.steps = Inbox(self, rank - mapping.tp if stage else 0, STEP, longest)
         else:
-            last = [peer for peer in self.mapping.tp_group(self.mapping.pp - 1) if peer]
-            self.logits = {peer: Inbox(self, peer, LOGITS, logits) for peer in last}
-        self._farewell = Inbox(self, (rank + 1) % self.world, FAREWELL, 1)
-        self._watch = threading.Thread(target=self._farewell.next, daemon=True)
+            share = -(-vocabulary // mapping.tp)
+            last = [peer for peer in mapping.tp_group(mapping.pp - 1) if peer]
+            self.logits = {peer: Inbox(self, peer, LOGITS, limits["max_batch_size"] * share) for peer in last}
+        # Each rank watches one other, all of them in a ring, so a death goes round it within milliseconds.
+        self._watch = threading.Thread(target=Inbox(self, (rank + 1) % self.world, FAREWELL, 1).next, daemon=True)
         self._watch.start()
 
     def _meet(self, port: int) -> None:
-        with socket.socket() as listener:
-            if self.rank == 0:  # otherwise the store would listen on all addresses
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                listener.bind((HOST, port))
-                listener.listen(self.world)
-            listening = listener.detach() if self.rank == 0 else None
-        self._store = TCPStore(HOST, port, self.world, self.rank == 0, MEETING, master_listen_fd=listening)
-        options = ProcessGroupGloo._Options()
-        options._timeout, options._devices = MEETING, [ProcessGroupGloo.create_device(hostname=HOST)]
-        self.gloo = ProcessGroupGloo(self._store, self.rank, self.world, options)
+        listener = None
+        if self.rank == 0:  # the store would listen on every address
+            server = socket.create_server((HOST, port))
+            listener = server.detach()
+        self._store = TCPStore(HOST, port, self.world, self.rank == 0, MEETING, master_listen_fd=listener)
+        gloo: Any = ProcessGroupGloo
+        options = gloo._Options()
+        options._timeout, options._devices = MEETING, [gloo.create_device(hostname=HOST)]
+        self.gloo = gloo(self._store, self.rank, self.world, options)
 
     def await_all(self) -> None:
         """Return when every rank has come here."""
-        self._store.set(f"ready{self.rank}", b"")
-        self._store.wait([f"ready{rank}" for rank in self.mapping.ranks], FOREVER)
+        if self.world > 1:
+            self._store.set(f"ready{self.rank}", "")
+            self._store.wait([f"ready{rank}" for rank in range(self.world)], FOREVER)
 
     def send(self, peer: int, kind: int, message: Tensor) -> None:
         """Send without waiting. The message must not change afterwards."""
-        message = message.contiguous()
-        sent = self._sent[peer]
-        sent.append((self.gloo.send([message.view(torch.int32).flatten()], peer, kind), message))
-        if len(sent) > 2 * self.mapping.pp + 2:  # more than can be under way
+        sent, message = self._sent[peer], message.contiguous().view(torch.int32).flatten()
+        sent.append((self.gloo.send([message], peer, kind), message))
+        if len(sent) > self.depth:  # more than can be under way
             self.wait(sent.popleft()[0], peer)
 
     def all_reduce(self, part: Tensor) -> Tensor:
         """The sum over the ranks of this stage, added in rank order: the same bits on each of them."""
-        for peer in self._partials:
-            self.send(peer, PARTIAL, part)
+        for peer in self.group:
+            if peer != self.rank:
+                self.send(peer, PARTIAL, part)
         parts = [part if peer == self.rank else self._partials[peer].next(part.shape) for peer in self.group]
         return reduce(torch.add, parts)
 
     def wait(self, work: Work, peer: int) -> None:
         try:
             work.wait(FOREVER)
-        except RuntimeError as error:
-            self._lost(peer, error)
+        except RuntimeError:
+            print(f"rank {self.rank} lost rank {peer}, and ends", file=sys.stderr, flush=True)
+            os._exit(1)
 
     def leave(self) -> None:
-        """Part as friends: tell the rank that watches this one, then wait until the one watched says so."""
-        for peer, sent in self._sent.items():
-            for work, _ in sent:
-                self.wait(work, peer)
-        watcher = (self.rank - 1) % self.world
-        self.wait(self.gloo.send([torch.zeros(1, dtype=torch.int32)], watcher, FAREWELL), watcher)
-        self._watch.join()
-
-    def _lost(self, peer: int, error: RuntimeError) -> NoReturn:
-        reason = str(error).partition("\n")[0]
-        print(f"rank {self.rank}: lost rank {peer}, which ends this one: {reason}", file=sys.stderr, flush=True)
-        os._exit(1)
+        """Tell the ranks after this one to stop and the one that watches it farewell; wait for one's own."""
+        for peer in (*self.followers, *self.downstream):
+            self.send(peer, STEP, STOP)
+        if self.world > 1:
+            self.send((self.rank - 1) % self.world, FAREWELL, STOP[:1])
+            for peer, sent in self._sent.items():
+                for work, _ in sent:
+                    self.wait(work, peer)
+            self._watch.join()
 
 
 class Inbox:

@@ -14,7 +14,7 @@ from torch.nn.functional import embedding, linear, rms_norm, silu
 
 from toolkit.engine.rehearsal.batch import Batch
 from toolkit.engine.rehearsal.kv import KvCache
-from toolkit.engine.rehearsal.settings import EngineSettings
+from toolkit.engine.settings import EngineSettings
 from toolkit.errors import ToolkitError
 
 
@@ -32,7 +32,7 @@ class Stage:
         self.kv_heads = math.ceil(model["num_key_value_heads"] / mapping.tp)
         self.layers = range(len(mapping.layers(model["num_hidden_layers"], mapping.pp_rank(rank))))
         self.is_first, self.is_last = mapping.is_first_stage(rank), mapping.is_last_stage(rank)
-        self.weights = load_weights(settings.engine_dir / f"rank{rank}.engine", self._names())
+        self.weights = load_weights(settings.gpt_model_path / f"rank{rank}.engine", self._names())
         self.cos, self.sin = rotary_tables(model, settings.limits["max_seq_len"])
         pool = settings.scheduling
         shape = (pool.num_blocks, pool.tokens_per_block, self.kv_heads, self.head_size)
@@ -78,8 +78,8 @@ class Stage:
 
     def _names(self) -> list[str]:
         """The tensors without which this stage cannot compute; biases are there or not."""
-        parts = ("input_layernorm", "attention.qkv", "attention.dense", "post_layernorm")
-        parts += ("mlp.fc", "mlp.gate", "mlp.proj")
+        parts = ["input_layernorm", "attention.qkv", "attention.dense"]
+        parts += ["post_layernorm", "mlp.fc", "mlp.gate", "mlp.proj"]
         names = [f"transformer.layers.{layer}.{part}" for layer in self.layers for part in parts]
         names += ["transformer.vocab_embedding"] * self.is_first
         names += ["transformer.ln_f", "lm_head"] * self.is_last

@@ -1,144 +1,88 @@
-"""From logits to tokens, as TensorRT-LLM 1.2 does it.
+"""From logits to tokens, in the order of TensorRT-LLM 1.2.
 
-In this order: embedding_bias, temperature, repetition, presence and frequency penalty (all three count
-prompt and output), min_tokens, bad words; then log-probabilities are taken, of the whole vocabulary; then
-top-k, top-p within it, and the draw. Choosing at random has to be asked for with runtime_top_k > 1 or with
-runtime_top_p: without them, or with temperature 0, the most likely token is taken whatever the temperature.
-The seed is 0 unless given, so that a request repeated gives the same text.
+embedding_bias, temperature, repetition, presence and frequency penalty (all three count prompt and output),
+min_tokens, bad words; here log-probabilities are taken; then top-k, top-p of what it left, and the draw.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from toolkit.errors import InputRefused
+from toolkit.engine.request import GenerationRequest, Word
 
 FIRST_LOOK = 1024
-"""Most likely tokens to look at for top-p before the whole vocabulary is sorted."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a request wants its tokens chosen, and when to end. Defaults are those of TensorRT-LLM."""
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float | None = None
-    seed: int = 0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    min_tokens: int = 0
-    end_id: int = -1  # -1: none
-    stop_words: tuple[tuple[int, ...], ...] = ()
-    bad_words: tuple[tuple[int, ...], ...] = ()
-    embedding_bias: Tensor | None = None  # float32 [vocab_size]
-    log_probs: bool = False
-
-    def check(self, vocab_size: int) -> None:
-        """Raises InputRefused, naming the first parameter that cannot be."""
-        words = [token for word in self.stop_words + self.bad_words for token in (word or (-1,))]
-        bias = self.embedding_bias
-        for name, value, fits, wanted in (
-            ("temperature", self.temperature, self.temperature >= 0, "0 or more"),
-            ("runtime_top_k", self.top_k, self.top_k >= 0, "0 or more"),
-            ("runtime_top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "more than 0, at most 1"),
-            ("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "more than 0"),
-            ("min_tokens", self.min_tokens, self.min_tokens >= 0, "0 or more"),
-            ("end_id", self.end_id, -1 <= self.end_id < vocab_size, f"-1 or a token id below {vocab_size}"),
-            ("stop_words_list or bad_words_list", words, all(0 <= token < vocab_size for token in words), "token ids"),
-            ("embedding_bias", bias and bias.shape, bias is None or bias.shape == (vocab_size,), f"[{vocab_size}]"),
-        ):
-            if not fits:
-                raise InputRefused(f"{name}: expected {wanted}, got {value}")
+"""How many of the most likely tokens top-p looks at before it has the whole vocabulary sorted."""
 
 
 class Sampler:
-    """Chooses the tokens of one sequence. Its state is its own, so other sequences of a batch change nothing."""
+    """Chooses the tokens of one sequence. Its state is its own: other sequences of a batch change nothing."""
 
-    def __init__(self, sampling: Sampling, prompt: Sequence[int], index: int) -> None:
-        self.sampling, self.prompt_length = sampling, len(prompt)
-        self.random = torch.Generator().manual_seed((sampling.seed + index) % 2**63)
-        self.greedy = (
-            sampling.temperature == 0 or (sampling.top_k <= 1 and sampling.top_p is None) or sampling.top_k == 1
-        )
-        self._penalised = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty) != (
-            1,
-            0,
-            0,
-        )
-        self._counts: Tensor | None = None
-        ends = {word[0] for word in sampling.stop_words if len(word) == 1} | {sampling.end_id}
-        self._ends = sorted(ends - {-1})
-
-    @property
-    def plain(self) -> bool:
+    def __init__(self, request: GenerationRequest, index: int) -> None:
+        self.request, self.prompt_length = request, len(request.input_ids)
+        self.random = torch.Generator().manual_seed((request.seed + index) % 2**63)
+        drawn = request.runtime_top_k > 1 or (request.runtime_top_k == 0 and request.runtime_top_p is not None)
+        self.greedy = request.temperature == 0 or not drawn
+        penalties = (request.repetition_penalty, request.presence_penalty, request.frequency_penalty)
+        self.penalised = penalties != (1, 0, 0)
+        self.bias = None if request.embedding_bias is None else torch.tensor(request.embedding_bias)
+        self.ends_alone = [
+            word[0] for word in (*request.stop_words_list, (request.end_id,)) if len(word) == 1 and word[0] >= 0
+        ]
+        adjusted = self.penalised or request.min_tokens or request.bad_words_list or self.bias is not None
+        self.plain = self.greedy and not adjusted and not request.return_log_probs
         """Whether the argmax of the logits as they are is all that is asked for."""
-        s = self.sampling
-        changed = self._penalised or s.min_tokens or s.bad_words or s.embedding_bias is not None
-        return self.greedy and not changed and not s.log_probs
+        self._counts, self._counted = torch.zeros(0), 0
 
     def next(self, logits: Tensor, tokens: list[int]) -> tuple[int, float | None]:
-        """The token after `tokens` (prompt and output) and, if asked for, its log-probability.
+        """The token after `tokens` (prompt and output), and its log-probability if asked for.
 
         logits: float32 [vocab_size].
         """
         logits = self._adjusted(logits, tokens)
         token = int(logits.argmax()) if self.greedy else self._draw(logits)
-        return token, float(logits.log_softmax(0)[token]) if self.sampling.log_probs else None
+        return token, float(logits.log_softmax(0)[token]) if self.request.return_log_probs else None
 
     def ends(self, tokens: list[int], token: int) -> bool:
         """Whether `token` after `tokens` ends the text: it is end_id, or completes a stop word."""
-        if token in self._ends:
-            return True
-        enough = len(tokens) + 1 - self.prompt_length >= self.sampling.min_tokens
-        return enough and token in self._completed(self.sampling.stop_words, tokens)
-
-    @staticmethod
-    def _completed(words: tuple[tuple[int, ...], ...], tokens: list[int]) -> list[int]:
-        """The last tokens of those words of which `tokens` end with all the others."""
-        return [word[-1] for word in words if tuple(tokens[len(tokens) - len(word) + 1 :]) == word[:-1]]
+        enough = len(tokens) + 1 - self.prompt_length >= self.request.min_tokens
+        return token in self.ends_alone or (enough and token in _last_ids(self.request.stop_words_list, tokens))
 
     def _adjusted(self, logits: Tensor, tokens: list[int]) -> Tensor:
-        s = self.sampling
-        logits = logits.clone() if s.embedding_bias is None else logits + s.embedding_bias
-        logits /= s.temperature or 1.0
-        if self._penalised:
+        request = self.request
+        logits = logits.clone() if self.bias is None else logits + self.bias
+        logits /= request.temperature or 1.0
+        if self.penalised:
             counts = self._occurrences(tokens, len(logits))
-            seen = counts > 0
-            scaled = torch.where(logits < 0, logits * s.repetition_penalty, logits / s.repetition_penalty)
-            logits = torch.where(seen, scaled - s.presence_penalty, logits) - s.frequency_penalty * counts
-        if len(tokens) - self.prompt_length < s.min_tokens:
-            logits[self._ends] = -torch.inf
-        logits[self._completed(s.bad_words, tokens)] = -torch.inf
+            penalty = torch.where(logits < 0, request.repetition_penalty, 1 / request.repetition_penalty)
+            penalised = logits * penalty - request.presence_penalty - request.frequency_penalty * counts
+            logits = torch.where(counts > 0, penalised, logits)
+        if len(tokens) - self.prompt_length < request.min_tokens:
+            logits[self.ends_alone] = -torch.inf
+        logits[_last_ids(request.bad_words_list, tokens)] = -torch.inf
         return logits
 
     def _occurrences(self, tokens: list[int], size: int) -> Tensor:
-        """How often each id is in `tokens`. They only grow, so each is counted once."""
-        new = tokens
-        if self._counts is None:
-            self._counts = torch.zeros(size)
-        else:
-            new = tokens[self._counted :]
-        self._counts += torch.bincount(torch.tensor(new, dtype=torch.long), minlength=size)
+        """How often each id is in `tokens`, which only grow: each is counted once."""
+        new = torch.bincount(torch.tensor(tokens[self._counted :], dtype=torch.long), minlength=size)
+        self._counts = self._counts + new if self._counted else new
         self._counted = len(tokens)
         return self._counts
 
     def _draw(self, logits: Tensor) -> int:
-        s, size = self.sampling, len(logits)
-        chances = logits.softmax(0)
-        top_p = 1.0 if s.top_p is None else s.top_p
-        look = min(s.top_k or FIRST_LOOK, size)
-        likely, ids = chances.topk(look)
-        if not s.top_k and likely.sum() < top_p:
+        """A token drawn by inverse transform, so that one random number decides it."""
+        chances, top_k, top_p = logits.softmax(0), self.request.runtime_top_k, self.request.runtime_top_p or 1.0
+        likely, ids = chances.topk(min(top_k or FIRST_LOOK, len(chances)))
+        if not top_k and likely.sum() < top_p:
             likely, ids = chances.sort(descending=True)
         sums = likely.double().cumsum(0)
-        limit = sums[-1] * top_p  # top-p of what top-k has left
-        kept = int(torch.searchsorted(sums, limit)) + 1
-        mass = sums[min(kept, len(sums)) - 1]
-        draw = torch.rand((), generator=self.random, dtype=torch.float64) * mass
-        return int(ids[min(int(torch.searchsorted(sums, draw, right=True)), len(ids) - 1)])
+        # The fewest tokens that reach top_p of what top-k has left, or of everything.
+        nucleus = int(torch.searchsorted(sums, sums[-1] * top_p if top_k else top_p)) + 1
+        sums = sums[:nucleus]
+        draw = torch.rand((), generator=self.random, dtype=torch.float64) * sums[-1]
+        return int(ids[int(torch.searchsorted(sums, draw, right=True).clamp(max=len(sums) - 1))])
+
+
+def _last_ids(words: tuple[Word, ...], tokens: list[int]) -> list[int]:
+    """The last ids of those words that `tokens` end with all but the last of."""
+    return [word[-1] for word in words if tuple(tokens[len(tokens) - len(word) + 1 :]) == word[:-1]]

@@ -8,34 +8,33 @@ from torch import Tensor
 from toolkit.engine.rehearsal.batch import STOP, Batch
 from toolkit.engine.rehearsal.comm import LOGITS, STEP, Peers
 from toolkit.engine.rehearsal.model import Stage
-from toolkit.engine.rehearsal.settings import EngineSettings
+from toolkit.engine.settings import EngineSettings
 
 
 class Rank:
-    """A loaded stage and its connections; ready when all ranks are. `port` is that of rank 0's store."""
+    """A loaded stage and its connections; made when all ranks are. `port` is where rank 0's store listens."""
 
-    def __init__(self, settings: EngineSettings, rank: int, port: int | None) -> None:
-        self.settings, self.rank, self.peers = settings, rank, None
+    def __init__(self, settings: EngineSettings, rank: int, port: int) -> None:
+        self.settings, self.rank = settings, rank
         if settings.mapping.world_size > 1:
             torch.set_num_threads(1)
-            self.peers = Peers(settings, rank, port)
-        self.stage = Stage(settings, rank, self.peers.all_reduce if settings.mapping.tp > 1 else lambda part: part)
-        if self.peers:
-            self.peers.await_all()
+        self.peers = Peers(settings, rank, port)
+        self.stage = Stage(settings, rank, self.peers.all_reduce)
+        self.peers.await_all()
 
     @torch.inference_mode()
     def compute(self, message: Tensor) -> Tensor | None:
         """Run this rank's layers and pass the result on; what rank 0 would send to itself is returned."""
+        for peer in self.peers.followers:
+            self.peers.send(peer, STEP, message)
         batch = Batch(message, self.settings.scheduling.tokens_per_block, self.settings.model["hidden_size"])
         result = self.stage.forward(batch)
-        if not self.stage.is_last:
-            self.peers.send(self.peers.next, STEP, torch.cat((batch.message, result.view(torch.int32).flatten())))
-        elif self.rank:
+        for peer in self.peers.downstream:
+            self.peers.send(peer, STEP, torch.cat((batch.message, result.view(torch.int32).flatten())))
+        if self.rank and self.stage.is_last:
             # A step that emits nothing is answered, too: the leader waits for the end of each.
             self.peers.send(0, LOGITS, result if len(result) else torch.zeros(1))
-        else:
-            return result
-        return None
+        return result if self.stage.is_last else None
 
 
 def work(settings: EngineSettings, rank: int, port: int) -> None:
@@ -43,6 +42,4 @@ def work(settings: EngineSettings, rank: int, port: int) -> None:
     me = Rank(settings, rank, port)
     while not torch.equal((message := me.peers.steps.next())[: len(STOP)], STOP):
         me.compute(message)
-    if me.peers.next is not None:
-        me.peers.send(me.peers.next, STEP, STOP)
     me.peers.leave()

@@ -1,0 +1,114 @@
+"""How a rehearsal engine is run: sizes from its directory, options from the parameters of config.pbtxt."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from toolkit.config import REHEARSAL_KV_TOKENS
+from toolkit.errors import ToolkitError
+from toolkit.inflight import SchedulerConfig
+from toolkit.mapping import Mapping
+from toolkit.model import read_json
+
+Milliseconds = Annotated[int, Field(gt=0)]
+
+
+def _boolean(text: Any) -> Any:
+    """True and False as the tensorrtllm backend reads them; anything else is left for validation to refuse."""
+    return {"true": True, "1": True, "false": False, "0": False}.get(str(text).lower(), text)
+
+
+Boolean = Annotated[bool, BeforeValidator(_boolean)]
+
+
+class EngineSettings(BaseModel):
+    """Parameters of the tensorrt_llm model that a rehearsal obeys, by their names. Others change nothing here.
+
+    All ranks of an engine must be given the same.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+    gpt_model_path: Path
+    """The engine directory."""
+    gpt_model_type: Literal["inflight_fused_batching", "inflight_batching"] = "inflight_fused_batching"
+    max_beam_width: Literal["1"] = "1"
+    batch_scheduler_policy: Literal["guaranteed_no_evict", "max_utilization"] = "guaranteed_no_evict"
+    enable_chunked_context: Boolean = False
+    enable_kv_cache_reuse: Boolean = True
+    max_tokens_in_paged_kv_cache: Annotated[int, Field(gt=0)] | None = None
+    exclude_input_in_output: Boolean = False
+    cancellation_check_period_ms: Milliseconds = 100
+    stats_check_period_ms: Milliseconds = 100
+    max_queue_size: Annotated[int, Field(ge=0)] = 0
+    """Of dynamic_batching.default_queue_policy; 0 is no limit, as in Triton."""
+
+    @classmethod
+    def of_model(cls, config: dict[str, Any]) -> EngineSettings:
+        """From a Triton model configuration. Raises ToolkitError naming the parameter that cannot be."""
+        values = {name: entry["string_value"] for name, entry in config["parameters"].items()}
+        given = {name: value for name, value in values.items() if value and not value.startswith("${")}
+        queue = config.get("dynamic_batching", {}).get("default_queue_policy", {})
+        try:
+            return cls(**{"max_queue_size": queue.get("max_queue_size", 0)} | given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            problem = f"{first['loc'][0]}: {first['msg'].lower()}, got {first['input']!r}"
+            raise ToolkitError(problem, where=f"parameters of model {config.get('name')}") from None
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.json of the engine directory. Raises ToolkitError if that is no rehearsal engine."""
+        path = self.gpt_model_path / "config.json"
+        config = read_json(path, missing="gpt_model_path must be an engine directory. Run: toolkit build.")
+        version = str(config.get("version"))
+        if not version.endswith("+rehearsal"):
+            what = f"version: {version} is not a rehearsal engine"
+            raise ToolkitError(what, where=path, hint="Build with --engine rehearsal.")
+        return config
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """Sizes of the whole model, named as in a TensorRT-LLM checkpoint."""
+        return self.config["pretrained_config"]
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """max_batch_size, max_num_tokens, max_seq_len ..."""
+        return self.config["build_config"]
+
+    @property
+    def mapping(self) -> Mapping:
+        return Mapping(tp=self.model["mapping"]["tp_size"], pp=self.model["mapping"]["pp_size"])
+
+    def check_world(self, size: int) -> None:
+        """Raises ToolkitError unless that is the number of processes the engine was built for."""
+        if size != self.mapping.world_size:
+            what = f"was built for tp {self.mapping.tp} x pp {self.mapping.pp} = {self.mapping.world_size} ranks"
+            raise ToolkitError(
+                f"{what}, but {size} were started", where=self.gpt_model_path, hint="Use: toolkit serve."
+            )
+
+    @cached_property
+    def scheduling(self) -> SchedulerConfig:
+        limits, micro_batches = self.limits, self.mapping.pp
+        block, longest = limits["plugin_config"]["tokens_per_block"], limits["max_seq_len"]
+        most = limits["max_batch_size"] * micro_batches * longest
+        tokens = self.max_tokens_in_paged_kv_cache or max(min(most, REHEARSAL_KV_TOKENS), longest)
+        return SchedulerConfig(
+            max_batch_size=limits["max_batch_size"],
+            max_num_tokens=limits["max_num_tokens"],
+            micro_batches=micro_batches,
+            num_blocks=math.ceil(tokens / block),
+            tokens_per_block=block,
+            policy=self.batch_scheduler_policy,
+            chunked_context=self.enable_chunked_context,
+            reuse=self.enable_kv_cache_reuse,
+            max_queue_size=self.max_queue_size or 2**31,
+            max_seq_len=longest,
+        )
