@@ -92,7 +92,9 @@ class FakeEngine:
 
     def launch(self) -> Step | None:
         """Schedule a step and run its first stage."""
+        idle = {request: request.blocks for request in self.requests if request.blocks and not request.in_flight}
         step = self.scheduler.schedule()
+        self.check_age(idle, step.works if step else [])
         for request in self.requests:
             if request.state is State.PAUSED:
                 assert self.config.policy == "max_utilization"
@@ -152,6 +154,17 @@ class FakeEngine:
         for work in step.generation:
             assert work.length == 1
             assert work.emits
+
+    def check_age(self, idle: dict[Request, list[int]], works: list[Work]) -> None:
+        """Among those that were idle before a step: the youngest are paused, the oldest run."""
+        kept = [request.arrival for request, blocks in idle.items() if request.blocks is blocks]
+        paused = [request.arrival for request, blocks in idle.items() if request.blocks is not blocks]
+        assert max(kept, default=0) < min(paused, default=len(self.requests) + 1)
+        arrivals = [work.request.arrival for work in works if work.request.state is State.GENERATION]
+        assert arrivals == sorted(arrivals)
+        contexts = [work.request.arrival for work in works if work.request.state is State.CONTEXT]
+        left_out = [request.arrival for request in idle if request.state is State.CONTEXT and not request.in_flight]
+        assert max(contexts, default=0) < min(left_out, default=len(self.requests) + 1)
 
     def check_work(self, work: Work) -> None:
         request, size = work.request, self.config.tokens_per_block
