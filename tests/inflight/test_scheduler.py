@@ -188,6 +188,19 @@ def test_a_long_prompt_is_not_overtaken() -> None:
     assert described(scheduler.schedule()) == (0, [("b", 0, 8, True, [1, 2])], [])
 
 
+def test_a_context_that_has_begun_is_not_overtaken() -> None:
+    scheduler, _ = start(replace(CONFIG, max_num_tokens=4), long=([1] * 12, 1), short=([2] * 3, 3))
+    steps = [scheduler.schedule(), scheduler.schedule()]
+    assert described(steps[0]) == (0, [("long", 0, 4, False, [0, 1, 2])], [])
+    assert described(steps[1]) == (1, [("short", 0, 3, True, [3])], [])
+    complete(scheduler, steps[0])
+    complete(scheduler, steps[1], 9)
+    scheduler.submit(Request("late", [3, 3], 1))
+    # 3 positions are left: no whole block for `long`, and `late`, which would fit, comes after it.
+    assert described(scheduler.schedule()) == (0, [], [("short", 3, 1, True, [3])])
+    assert described(scheduler.schedule()) == (1, [("long", 4, 4, False, [0, 1, 2])], [])
+
+
 def test_an_end_by_the_engine_and_an_end_by_max_tokens() -> None:
     scheduler, requests = start(CONFIG, a=([1, 2], 5), b=([3], 1))
     step = scheduler.schedule()
@@ -235,9 +248,9 @@ def test_cancel(moment: str) -> None:
         (1, 0, {}, "1 tokens of prompt, max_tokens 0"),
         (19, 2, {}, "prompt + max_tokens is 21 tokens; max_seq_len allows 20"),
         (17, 1, {"num_blocks": 4}, "prompt + max_tokens is 18 tokens; the KV cache allows 16"),
-        (9, 1, {"chunked_context": False}, "the context for one step is 9 tokens; max_num_tokens allows 8"),
+        (9, 1, {"chunked_context": False}, "context in one step is 9 tokens; max_num_tokens allows 8"),
         (7, 3, {"chunked_context": False, "policy": "max_utilization"}, "is 9 tokens; max_num_tokens allows 8"),
-        (5, 1, {"max_num_tokens": 3}, "the context for one step is 4 tokens; max_num_tokens allows 3"),
+        (5, 1, {"max_num_tokens": 3}, "context in one step is 4 tokens; max_num_tokens allows 3"),
     ],
 )
 def test_what_could_never_run_is_refused(prompt: int, max_tokens: int, change: dict, message: str) -> None:

@@ -3,11 +3,11 @@
 - Generation first, so that running streams do not stutter for a new prompt; then context. Oldest first.
 - Greedy: a step takes all that is ready up to its limits. max_batch_size is per micro-batch.
 - Admission is first come, first served: nobody overtakes a large request, so that it cannot starve.
-- Admission takes the blocks of all tokens a sequence has, even if it computes them in chunks, so that
-  contexts never wait for each other's blocks half-way. Later it grows by a block at a time.
+- Admission takes the blocks of all tokens a sequence has, even if it computes them in chunks, so that contexts
+  never wait for each other's blocks half-way. Later it grows by a block at a time.
 - guaranteed_no_evict reserves blocks for prompt + max_tokens at admission: what runs is never paused.
-- max_utilization reserves none. When blocks run out, the youngest idle sequence is paused, so that the
-  oldest always ends. It comes back before any later request, and computes its prompt and output again.
+- max_utilization reserves none. When blocks run out, the youngest idle sequence is paused, so that the oldest
+  always ends. It comes back before any later request, and computes its prompt and output again.
 """
 
 from bisect import insort
@@ -107,19 +107,17 @@ class Scheduler:
     def _refuse_impossible(self, request: Request) -> None:
         config, prompt, total = self.config, len(request.prompt), len(request.prompt) + request.max_tokens
         if prompt < 1 or request.max_tokens < 1:
-            what = f"{prompt} tokens of prompt, max_tokens {request.max_tokens}"
-            raise InputRefused(what, hint="Give 1 or more of each.")
+            raise InputRefused(f"{prompt} tokens of prompt, max_tokens {request.max_tokens}: give 1 or more of each")
         # A sequence that was paused comes back with its output as context.
         context = total - 1 if config.policy == "max_utilization" else prompt
         chunk = min(context, config.tokens_per_block) if config.chunked_context else context
         for what, size, limit, most in (
             ("prompt + max_tokens", total, "max_seq_len", config.max_seq_len),
             ("prompt + max_tokens", total, "the KV cache", config.num_blocks * config.tokens_per_block),
-            ("the context for one step", chunk, "max_num_tokens", config.max_num_tokens),
+            ("context in one step", chunk, "max_num_tokens", config.max_num_tokens),
         ):
             if size > most:
-                hint = f"Send less, or raise {limit}."
-                raise InputRefused(f"{what} is {size} tokens; {limit} allows {most}", hint=hint)
+                raise InputRefused(f"{what} is {size} tokens; {limit} allows {most}", hint="Send fewer.")
 
     def cancel(self, request: Request) -> None:
         """End a request at any moment; no effect if it has ended. If it is in flight, its blocks go back,
@@ -187,8 +185,8 @@ class Scheduler:
         waiting = len(self._queue) + len(self._ready)
         paused = sum(request.state is State.PAUSED for request in self._queue)
         most = self.config.max_batch_size * self.config.micro_batches
-        requests = (scheduled + waiting, most, scheduled, context, context_tokens, waiting, paused)
         blocks, free = self.config.num_blocks, len(self.pool.idle)
+        requests = (scheduled + waiting, most, scheduled, context, context_tokens, waiting, paused)
         return Stats(*requests, self._steps, blocks, free, blocks - free, self._reused)
 
     def _fit(self, step: Step, remaining: int) -> int:
