@@ -25,10 +25,10 @@ def write_token_table(tokenizer_file: Path, folder: Path) -> None:
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     decoder = Decoder(tokenizer_file)
     special = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    tokens = {id: token for token, id in tokenizer.get_vocab(with_added_tokens=True).items()}
     contents, kinds = [], []
-    for id in range(max(tokens) + 1):
-        content, kind = decoder.read(tokens.get(id, ""))
+    for id in range(max(tokenizer.get_vocab().values(), default=-1) + 1):
+        # Not get_vocab's spelling: an added token may be normalised, and decodes as the library normalised it.
+        content, kind = decoder.read(tokenizer.id_to_token(id) or "")
         contents.append(content)
         kinds.append(HIDDEN if id in special else kind)
     arrays: dict[str, np.ndarray] = {

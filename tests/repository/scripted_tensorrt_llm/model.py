@@ -12,6 +12,7 @@ that it gave, and whether it was stopped.
 import json
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -139,4 +140,4 @@ def words(rows):
         return []
     ids, ends = rows
     ends = [end for end in ends if end >= 0]
-    return [ids[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return [ids[start:end] for start, end in pairwise([0, *ends])]

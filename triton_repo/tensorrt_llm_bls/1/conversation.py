@@ -1,6 +1,7 @@
 """One request of tensorrt_llm_bls, from its inputs to its events."""
 
 import uuid
+from itertools import pairwise
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -165,7 +166,7 @@ def word_list(rows):
     """The words in an INT32 [2, n] list: ids in the first row, where each word ends in the second."""
     ids, ends = rows.tolist()
     ends = [end for end in ends if end >= 0]
-    return [ids[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return [ids[start:end] for start, end in pairwise([0, *ends])]
 
 
 def text_tensor(texts):

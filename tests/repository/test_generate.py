@@ -1,0 +1,137 @@
+"""The directory that `toolkit repo` writes, and every way in which it refuses to."""
+
+import json
+import shutil
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from toolkit.errors import ToolkitError
+from toolkit.repository import generate
+
+from .conftest import load_deployment
+from .tokenizers_for_tests import sentence_piece_tokenizer
+
+MODELS = {"ensemble", "preprocessing", "tensorrt_llm", "postprocessing", "tensorrt_llm_bls"}
+
+
+@pytest.fixture
+def model(tmp_path, tiny_llama):
+    """A copy of the tiny Llama, to be damaged."""
+    return shutil.copytree(tiny_llama, tmp_path / "model")
+
+
+def test_writes_five_models_once(tmp_path, model):
+    deployment = load_deployment(tmp_path, model)
+    assert generate(deployment) is True
+    repository = deployment.repository_dir
+    assert {path.name for path in repository.iterdir() if path.is_dir()} == MODELS
+    for name in MODELS:
+        text = (repository / name / "config.pbtxt").read_text()
+        assert "${" not in text
+        assert text_format.Parse(text, model_config_pb2.ModelConfig()).name == name
+        assert (repository / name / "1").is_dir()
+    assert generate(deployment) is False
+
+
+def test_engines_have_no_python_model_and_rehearsals_do(tmp_path, model):
+    (tmp_path / "rehearsal").mkdir()
+    engines, rehearsal = load_deployment(tmp_path, model), load_deployment(tmp_path / "rehearsal", model, "rehearsal")
+    generate(engines)
+    generate(rehearsal)
+    assert not list((engines.repository_dir / "tensorrt_llm" / "1").iterdir())
+    assert (rehearsal.repository_dir / "tensorrt_llm" / "1" / "model.py").is_file()
+    for deployment, backend in ((engines, "tensorrtllm"), (rehearsal, "python")):
+        assert f'backend: "{backend}"' in (deployment.repository_dir / "tensorrt_llm" / "config.pbtxt").read_text()
+
+
+def test_a_new_tokenizer_makes_a_new_repository(tmp_path, model):
+    deployment = load_deployment(tmp_path, model)
+    generate(deployment)
+    content = json.loads((model / "tokenizer.json").read_text())
+    content["added_tokens"][3]["special"] = False
+    (model / "tokenizer.json").write_text(json.dumps(content))
+    assert generate(deployment) is True
+
+
+def test_model_sources_import_nothing_that_the_ngc_image_lacks(tmp_path, model):
+    deployment = load_deployment(tmp_path, model)
+    generate(deployment)
+    for name in ("preprocessing", "postprocessing", "tensorrt_llm_bls"):
+        for file in (deployment.repository_dir / name / "1").glob("*.py"):
+            assert "toolkit." not in file.read_text() and "import toolkit" not in file.read_text()
+
+
+def test_no_engine(tmp_path, model):
+    deployment = load_deployment(tmp_path, model)
+    shutil.rmtree(deployment.engine_dir)
+    with pytest.raises(ToolkitError, match="there is no engine here.*Run: toolkit build"):
+        generate(deployment)
+    assert not deployment.repository_dir.exists()
+
+
+def test_engine_of_other_limits(tmp_path, model):
+    deployment = load_deployment(tmp_path, model)
+    file = tmp_path / "deployment.yaml"
+    file.write_text(file.read_text().replace("max_seq_len: 512", "max_seq_len: 256"))
+    with pytest.raises(ToolkitError, match="was made with max_seq_len 512, the deployment says 256"):
+        generate(type(deployment).load(file))
+
+
+def test_pytorch_has_no_repository_of_engines(tmp_path, model):
+    with pytest.raises(ToolkitError, match="engine: pytorch"):
+        generate(load_deployment(tmp_path, model, "pytorch"))
+
+
+def damage_nothing_there(model):
+    (model / "tokenizer.json").unlink()
+
+
+def damage_truncated(model):
+    (model / "tokenizer.json").write_bytes((model / "tokenizer.json").read_bytes()[:1000])
+
+
+def damage_no_tokenizer(model):
+    (model / "tokenizer.json").write_text('{"version": "1.0"}')
+
+
+def damage_larger_vocabulary(model):
+    content = json.loads((model / "tokenizer.json").read_text())
+    content["added_tokens"].append({**content["added_tokens"][0], "id": 512, "content": "<|one more|>"})
+    (model / "tokenizer.json").write_text(json.dumps(content))
+
+
+def damage_decoder(model):
+    content = json.loads((model / "tokenizer.json").read_text())
+    content["decoder"] = {"type": "WordPiece", "prefix": "##", "cleanup": True}
+    (model / "tokenizer.json").write_text(json.dumps(content))
+
+
+def damage_eos(model):
+    (model / "generation_config.json").write_text('{"eos_token_id": [1, 512]}')
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_nothing_there, r"tokenizer\.json: no such file.*AutoTokenizer"),
+        (damage_truncated, r"tokenizer\.json: is not valid JSON"),
+        (damage_no_tokenizer, r"tokenizer\.json: is not a tokenizer"),
+        (damage_larger_vocabulary, r"tokenizer\.json: has token id 512, the model's vocab_size is 512"),
+        (damage_decoder, r"tokenizer\.json: decoder: WordPiece is not known"),
+        (damage_eos, r"generation_config\.json: eos_token_id: 512 is not a token of the model"),
+    ],
+)
+def test_unusable_tokenizer(tmp_path, model, damage, message):
+    deployment = load_deployment(tmp_path, model)
+    damage(model)
+    with pytest.raises(ToolkitError, match=message) as raised:
+        generate(deployment)
+    assert "\n" not in str(raised.value)
+    assert sorted(path.name for path in deployment.output.iterdir()) == ["engine"]
+
+
+def test_sentence_piece_model(tmp_path, model):
+    sentence_piece_tokenizer(model / "tokenizer.json")
+    assert generate(load_deployment(tmp_path, model)) is True
