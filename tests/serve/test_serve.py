@@ -69,26 +69,38 @@ def test_drain_lets_http_streams_end_and_refuses_new_ones(deploy, start):
     assert serving.ended(15) == 0
     stream.join(1)
     assert stream.received == [f"{number} " for number in range(15)]
-    assert "draining: 1 requests running" in serving.stderr
+    assert "draining: 1 request running" in serving.stderr
     assert serving.left() == []
 
 
-def test_drain_lets_grpc_streams_end(deploy, start):
+def grpc_stream(deployment, tokens):
+    """A gRPC client that is being sent `tokens` tokens, and the list that they and errors arrive in."""
     import numpy as np
     import tritonclient.grpc as grpc
 
-    serving = start(deploy()).wait_ready()
-    text, tokens = grpc.InferInput("text_input", [1], "BYTES"), grpc.InferInput("max_tokens", [1], "INT32")
+    text, count = grpc.InferInput("text_input", [1], "BYTES"), grpc.InferInput("max_tokens", [1], "INT32")
     text.set_data_from_numpy(np.array([b"slow"], dtype=object))
-    tokens.set_data_from_numpy(np.array([15], dtype=np.int32))
+    count.set_data_from_numpy(np.array([tokens], dtype=np.int32))
     received = []
-    with grpc.InferenceServerClient(f"127.0.0.1:{serving.deployment.serving.grpc_port}") as client:
-        client.start_stream(lambda result, error: received.append(error or result.as_numpy("text_output")[0]))
-        client.async_stream_infer("tensorrt_llm_bls", [text, tokens])
-        serving.wait_for(lambda: len(received) >= 2)
-        serving.send(signal.SIGTERM)
-        assert serving.ended(15) == 0
-    assert received[:15] == [f"{number} ".encode() for number in range(15)]
+    client = grpc.InferenceServerClient(f"127.0.0.1:{deployment.serving.grpc_port}")
+    client.start_stream(lambda result, error: received.append(error or int(result.as_numpy("text_output")[0])))
+    client.async_stream_infer("tensorrt_llm_bls", [text, count])
+    return client, received
+
+
+def test_drain_lets_grpc_streams_end_and_refuses_new_ones(deploy, start):
+    serving = start(deploy(pp=2)).wait_ready()
+    client, received = grpc_stream(serving.deployment, tokens=20)
+    serving.wait_for(lambda: len(received) >= 2)
+    serving.send(signal.SIGTERM)
+    serving.wait_for(lambda: len(received) >= 8)
+    late_client, late = grpc_stream(serving.deployment, tokens=2)
+    serving.wait_for(lambda: bool(late))
+    assert isinstance(late[0], Exception)
+    assert serving.ended(15) == 0
+    assert received[:20] == list(range(20))
+    late_client.close()
+    client.close()
 
 
 def test_drain_ends_at_its_limit_and_says_what_it_cut(deploy, start):
@@ -97,7 +109,7 @@ def test_drain_ends_at_its_limit_and_says_what_it_cut(deploy, start):
     serving.wait_for(lambda: len(stream.received) >= 1)
     serving.send(signal.SIGTERM)
     assert serving.ended(8) == 0
-    assert "1 running requests were cut" in serving.stderr
+    assert "stopped: 1 request cut" in serving.stderr
     assert serving.left() == []
 
 
@@ -110,6 +122,18 @@ def test_second_ctrl_c_stops_at_once(deploy, start):
     serving.send(signal.SIGINT)
     assert serving.ended(3) == 0
     assert serving.left() == []
+
+
+def test_a_closed_terminal_stops_it_unless_under_nohup(deploy, start):
+    ignoring = start(deploy(), "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)").wait_ready()
+    ignoring.send(signal.SIGHUP)
+    time.sleep(0.5)
+    assert ignoring.state.phase == "ready"
+    ignoring.send(signal.SIGTERM)
+    assert ignoring.ended(10) == 0
+    serving = start(ignoring.deployment).wait_ready()
+    serving.send(signal.SIGHUP)
+    assert serving.ended(10) == 0
 
 
 def test_ctrl_c_while_loading(deploy, start):
@@ -141,11 +165,9 @@ def test_a_kill_under_load_ends_the_group(deploy, start, rank, model, message):
     assert "Traceback" not in serving.stderr
     assert serving.left() == []
     assert serving.state.phase == "failed" and message in serving.state.message
-    if rank is not None:
-        assert f"rank{rank}.log" in serving.stderr
-        again = start(serving.deployment).wait_ready()
-        again.send(signal.SIGTERM)
-        assert again.ended(10) == 0
+    assert (f"rank{rank}.log" if rank is not None else "mpirun.log") in serving.stderr
+    if rank == 3:
+        start(serving.deployment).wait_ready()
 
 
 def test_a_killed_supervisor_leaves_nothing(deploy, start):
@@ -263,7 +285,7 @@ def test_detach_status_and_stop(deploy, capfd):
         assert status(deployment).running == 1
     finally:
         outcome = stop(deployment)
-    assert outcome.startswith(f"stopped process {found.pid} in ") and "1 running requests drained" in outcome
+    assert outcome.startswith(f"stopped process {found.pid} in ") and "1 request finished, none cut" in outcome
     stream.join(1)
     assert len(stream.received) == 10
     found = status(deployment)

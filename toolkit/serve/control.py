@@ -110,7 +110,6 @@ def stop(deployment: Deployment) -> str:
     if pid is None:
         clean_up_after(read_state(deployment))
         return "nothing was running"
-    running = Probe(deployment).running()
     start = time.monotonic()
     os.kill(pid, signal.SIGTERM)
     deadline = start + deployment.serving.drain_timeout_s + END_MARGIN_S
@@ -119,11 +118,10 @@ def stop(deployment: Deployment) -> str:
             os.kill(pid, signal.SIGKILL)  # its janitor ends the rest
             deadline += END_MARGIN_S
         time.sleep(POLL_S)
-    state = read_state(deployment)
-    if state is not None and state.phase == "failed":
-        return f"process {pid} ended while stopping: {state.message}"
-    drained = f", {running} running requests drained" if running else ""
-    return f"stopped process {pid} in {time.monotonic() - start:.1f} s{drained}"
+    state, took = read_state(deployment), time.monotonic() - start
+    if state is None or state.phase != "stopped":
+        return f"process {pid} ended while stopping: {state.message if state else 'its state is lost'}"
+    return f"stopped process {pid} in {took:.1f} s: {state.message}"
 
 
 def _serve_in_background(deployment: Deployment, verbose: bool) -> None:

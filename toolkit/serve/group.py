@@ -30,6 +30,10 @@ class Death:
     rank: int | None
     how: str
 
+    @property
+    def killed(self) -> bool:
+        return "killed by" in self.how
+
     def __str__(self) -> str:
         return f"{'mpirun' if self.rank is None else f'rank {self.rank}'} {self.how}"
 
@@ -127,9 +131,8 @@ class Group:
         deaths = [Death(m.rank, f"lost its {m.model} process {m.pid}: {_how(m.pid)}") for m in models]
         if len(models) < len(ended) and (report := self._mpirun_report()):
             deaths.insert(0, report)
-        killed = [death for death in deaths if "killed by" in death.how]
-        if killed or deaths:
-            return (killed or deaths)[0]
+        if deaths:
+            return next((death for death in deaths if death.killed), deaths[0])
         member = min(ended, key=lambda member: -1 if member.rank is None else member.rank)
         if member.rank is None:
             return Death(None, _describe(self._mpirun.wait()))

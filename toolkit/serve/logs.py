@@ -19,7 +19,7 @@ _ROUTINE = re.compile(r"^(I\d{4} \d\d:\d\d:\d\d\.|\+-|\| |\s*$|Signal \(\d+\) re
 # What the wheel's tritonserver says on every machine without a GPU.
 _NO_GPU = re.compile(
     r"pinned memory pool will not be available|CudaDriverHelper has not been initialized"
-    r"|Failed to initialize NVML|DCGM unable to start"
+    r"|Failed to initialize NVML|DCGM unable to start|unable to create stream for ensemble"
 )
 
 

@@ -47,12 +47,12 @@ def serve_here(deployment: Deployment, verbose: bool = False) -> None:
         try:
             supervisor.enter("loading")
             with _started(deployment, run, verbose) as group:
-                supervisor.serve(group)
+                outcome = supervisor.serve(group)
         except BaseException as error:
             supervisor.enter("failed", str(error) or type(error).__name__)
             raise
-        supervisor.enter("stopped")
-        note("stopped")
+        supervisor.enter("stopped", outcome)
+        note(f"stopped: {outcome}")
 
 
 def clean_up_after(state: State | None) -> None:
@@ -62,7 +62,7 @@ def clean_up_after(state: State | None) -> None:
 
 
 def note(message: str) -> None:
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):  # its terminal may be gone
         print(message, file=sys.stderr, flush=True)
 
 
@@ -101,7 +101,9 @@ def _stop_requests() -> Iterator[StopRequests]:
     if threading.current_thread() is not threading.main_thread():
         yield requests
         return
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else under nohup
+        numbers.append(signal.SIGHUP)
     before = [signal.signal(number, count) for number in numbers]
     try:
         yield requests
@@ -122,16 +124,17 @@ class _Supervisor:
         self._state = self._state.next(phase, message)
         write_state(self._deployment, self._state)
 
-    def serve(self, group: Group) -> None:
+    def serve(self, group: Group) -> str:
+        """From loading to drained; says what became of the requests that ran."""
         if not self._load(group):
-            return
+            return "before it was ready"
         group.look(models=True)
         self.enter("ready")
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):
             print(self._ready_line(), flush=True)
         self._watch(group)
         self.enter("draining")
-        self._drain(group)
+        return self._drain(group)
 
     def _load(self, group: Group) -> bool:
         """Wait until a token was really generated. False when asked to stop meanwhile."""
@@ -182,30 +185,32 @@ class _Supervisor:
         finally:
             hang.end()
 
-    def _drain(self, group: Group) -> None:
-        """Refuse what is new, wait for what runs, then let Triton end.
+    def _drain(self, group: Group) -> str:
+        """Refuse what is new, wait for what runs, then end.
 
-        Told to end, Triton answers no new HTTP connection and waits for the open ones to close, but then
-        unloads models under gRPC streams that still run. So one connection is held open until the engine's
-        own count says that nothing runs. Triton 2.51 still takes new gRPC requests meanwhile.
+        Told to end, Triton takes nothing new and ends when the running requests have. Idle connections of
+        clients keep it waiting, so the engine's own count decides, where it has one.
         """
         limit = self._deployment.serving.drain_timeout_s
         deadline = time.monotonic() + limit
-        running = self._probe.running()
-        note(f"draining: {running or 0} requests running, at most {limit:g} s; again to stop at once")
-        with self._probe.hold():
-            group.end_leader()
-            idle = 0
-            while running is not None and idle < IDLE_LOOKS and self._may_wait(deadline):
-                if death := group.wait(TICK_S):
-                    self._fail(group, death)
-                running = self._probe.running()
-                idle = 0 if running else idle + 1
-        grace = deadline if running is None else min(deadline, time.monotonic() + GRACE_S)
+        before = running = self._probe.running()
+        note(f"draining: {_requests(running)} running, at most {limit:g} s; again to stop at once")
+        group.end_leader()
+        idle = 0
+        while idle < IDLE_LOOKS and self._may_wait(deadline):
+            death = group.wait(TICK_S)
+            running = self._probe.running()
+            if death and (death.killed or running):
+                self._fail(group, death)
+            if death:  # the leader has ended, or has sent the other ranks home
+                break
+            idle = 0 if running or before is None else idle + 1
+        grace = min(deadline, time.monotonic() + GRACE_S)
         while group.leader_is_alive() and self._may_wait(grace):
             time.sleep(TICK_S)
-        if running:
-            note(f"{running} running requests were cut")
+        if before is None:
+            return "its engine does not count its requests"
+        return f"{_requests(running)} cut" if running else f"{_requests(before)} finished, none cut"
 
     def _may_wait(self, deadline: float) -> bool:
         return time.monotonic() < deadline and self._stop.count < 2
@@ -233,6 +238,10 @@ class _Supervisor:
             f"metrics http://{host}:{serving.metrics_port}/metrics "
             f'next: toolkit ask {self._deployment.file} "What is the capital of France?"'
         )
+
+
+def _requests(count: int | None) -> str:
+    return "unknown requests" if count is None else f"{count} request{'s' * (count != 1)}"
 
 
 def _free_port() -> int:
