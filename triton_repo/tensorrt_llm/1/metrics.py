@@ -7,44 +7,47 @@ import triton_python_backend_utils as pb_utils
 
 
 class Metrics:
-    """The nv_trt_llm_* and nv_llm_* families of NVIDIA's backend."""
-
-    def __init__(self, scheduling, labels):
-        self.scheduling, self.labels, self.gauges = scheduling, labels, {}
-        self.lengths = [self.histogram(direction) for direction in ("input", "output")]
-
-    def histogram(self, direction):
-        name, text = f"nv_llm_{direction}_token_len", f"Tokens of {direction}, by request"
-        family = pb_utils.MetricFamily(name=name, description=text, kind=pb_utils.MetricFamily.HISTOGRAM)
-        labels = {"response_metric_type": f"total_{direction}_tokens", **self.labels}
-        return family, family.Metric(labels=labels, buckets=[10, 50, 100, 500, 1000])
+    def __init__(self, model, version, scheduling):
+        self.scheduling, self.labels, self.shown = scheduling, {"model": model, "version": version}, None
+        self.families, self.gauges = [], {}
+        self.input, self.output = (self.histogram(direction) for direction in ("input", "output"))
 
     def observe(self, sequence):
-        for (_, metric), tokens in zip(self.lengths, (sequence.prompt, sequence.output), strict=True):
-            metric.observe(len(tokens))
+        self.input.observe(len(sequence.prompt))
+        self.output.observe(len(sequence.output))
 
     def refresh(self, stats):
-        blocks = {"max": stats.blocks_max, "free": stats.blocks_free, "used": stats.blocks_used}
-        blocks |= {"tokens_per": self.scheduling.tokens_per_block, "reused": stats.blocks_reused}
-        requests = {name: getattr(stats, name) for name in ("active", "max", "scheduled", "context", "waiting")}
-        batch = {"total_context_tokens": stats.context_tokens, "generation_requests": stats.scheduled - stats.context}
-        batch |= {"micro_batch_id": (stats.iterations - 1) % self.scheduling.micro_batches}
+        """Show these Stats of the scheduler, unless they are what is shown."""
+        if stats == self.shown:
+            return
+        self.shown = stats
+        names = ("active", "max", "scheduled", "context", "waiting")
+        self.show("request", "request_type", {name: getattr(stats, name) for name in names})
         memory = {"cpu": psutil.Process().memory_info().rss, "gpu": 0, "pinned": 0}
+        self.show("runtime_memory", "memory_type", memory)
+        blocks = {name: getattr(stats, f"blocks_{name}") for name in ("max", "free", "used", "reused")}
+        blocks |= {"tokens_per": self.scheduling.tokens_per_block, "fraction": stats.blocks_used / stats.blocks_max}
+        self.show("kv_cache_block", "kv_cache_block_type", blocks)
+        batch = {"total_context_tokens": stats.context_tokens, "paused_requests": stats.paused}
+        batch |= {"generation_requests": stats.scheduled - stats.context}
+        batch |= {"micro_batch_id": max(stats.iterations - 1, 0) % self.scheduling.micro_batches}
+        self.show("inflight_batcher", "inflight_batcher_specific_metric", batch)
         general = {"timestamp": time.time_ns() // 1000, "iteration_counter": stats.iterations}
-        fraction = {"fraction": stats.blocks_used / stats.blocks_max}
-        for family, label, values in (
-            ("request", "request_type", requests),
-            ("runtime_memory", "memory_type", memory),
-            ("kv_cache_block", "kv_cache_block_type", blocks | fraction),
-            ("inflight_batcher", "inflight_batcher_specific_metric", batch | {"paused_requests": stats.paused}),
-            ("general", "general_type", general),
-        ):
-            self.set(f"nv_trt_llm_{family}_metrics", label, values)
+        self.show("general", "general_type", general)
 
-    def set(self, name, label, values):
-        if name not in self.gauges:
-            text, kind = f"{name} of TensorRT-LLM's backend, rehearsed", pb_utils.MetricFamily.GAUGE
-            family = pb_utils.MetricFamily(name=name, description=text, kind=kind)
-            self.gauges[name] = family, {key: family.Metric(labels={label: key, **self.labels}) for key in values}
-        for key, metric in self.gauges[name][1].items():
-            metric.set(values[key])
+    def show(self, family, label, values):
+        if family not in self.gauges:
+            made = self.family(f"nv_trt_llm_{family}_metrics", pb_utils.MetricFamily.GAUGE)
+            self.gauges[family] = {value: made.Metric(labels={label: value, **self.labels}) for value in values}
+        for value, gauge in self.gauges[family].items():
+            gauge.set(values[value])
+
+    def histogram(self, direction):
+        family = self.family(f"nv_llm_{direction}_token_len", pb_utils.MetricFamily.HISTOGRAM)
+        labels = {"response_metric_type": f"total_{direction}_tokens", **self.labels}
+        return family.Metric(labels=labels, buckets=[10, 50, 100, 500, 1000])
+
+    def family(self, name, kind):
+        family = pb_utils.MetricFamily(name=name, description=f"{name} of TensorRT-LLM's backend, rehearsed", kind=kind)
+        self.families.append(family)  # when it is collected, its metrics disappear
+        return family

@@ -20,30 +20,32 @@ from toolkit.engine.settings import EngineSettings
 from toolkit.errors import Busy, InputRefused, ToolkitError
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+SERVER = os.getppid()
+PATIENCE_S = 30
+"""Triton's calls wait with Python's lock held, for ever if the server has died: then an alarm ends us."""
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        server = os.getppid()
-        every(500, lambda: os.getppid() == server or os._exit(1))
+        every(500, lambda: signal.setitimer(signal.ITIMER_REAL, PATIENCE_S))
+        config = json.loads(args["model_config"])
+        rank, world = (int(os.environ.get(f"OMPI_COMM_WORLD_{name}", n)) for name, n in (("RANK", 0), ("SIZE", 1)))
+        port = int(os.environ.get("TOOLKIT_REHEARSAL_PORT", 0))
         try:
-            config = json.loads(args["model_config"])
             self.settings = EngineSettings.of_model(config)
-            rank, world = (int(os.environ.get(f"OMPI_COMM_WORLD_{name}", n)) for name, n in (("RANK", 0), ("SIZE", 1)))
             self.settings.check_world(world)
-            port = int(os.environ.get("TOOLKIT_REHEARSAL_PORT", 0))
             if rank:
                 work(self.settings, rank, port)
-                os.kill(server, signal.SIGTERM)
+                os.kill(SERVER, signal.SIGTERM)
                 return
             self.engine = RehearsalEngine(self.settings, port)
         except ToolkitError as error:
             raise pb_utils.TritonModelException(str(error)) from None
-        self.answers = set()
         self.decoupled = pb_utils.using_decoupled_model_transaction_policy(config)
-        labels = {"model": args["model_name"], "version": args["model_version"]}
-        self.metrics = Metrics(self.settings.scheduling, labels)
-        every(self.settings.cancellation_check_period_ms, self.cancel_abandoned)
+        self.metrics = Metrics(args["model_name"], args["model_version"], self.settings.scheduling)
+        self.answers = set()
+        self.sending = threading.Lock()
+        every(self.settings.cancellation_check_period_ms, lambda: self.cancel(Answer.is_abandoned))
         every(self.settings.stats_check_period_ms, lambda: self.metrics.refresh(self.engine.stats()))
 
     def execute(self, requests):
@@ -69,9 +71,6 @@ class TritonPythonModel:
         for answer in filter(condition, self.answers.copy()):
             self.engine.cancel(answer.sequences)
 
-    def cancel_abandoned(self):
-        self.cancel(lambda answer: answer.sender.is_cancelled())
-
     def finalize(self):
         self.engine.close()
 
@@ -87,27 +86,30 @@ class Answer:
         excluded = model.settings.exclude_input_in_output if excluded is None else excluded
         self.echo = [] if excluded or request.streaming else request.input_ids
         self.log_probs = [[] for _ in range(request.num_return_sequences)]
-        self.unfinished, self.sequences = request.num_return_sequences, ()
-        model.answers.add(self)
-        try:
-            self.sequences = model.engine.submit(request, self.deliver)
-        except ToolkitError:
-            model.answers.discard(self)
-            raise
+        self.unfinished = request.num_return_sequences
+        self.sequences = model.engine.submit(request, self.deliver)
+        with model.sending:
+            if self.unfinished:
+                model.answers.add(self)
+
+    def is_abandoned(self):
+        with self.model.sending:  # Triton crashes when it is asked about a request after its FINAL
+            return self.unfinished and self.sender.is_cancelled()
 
     def deliver(self, event):
         if event.token is not None:
             self.log_probs[event.sequence.index].append(event.log_prob)
         if event.finished:
-            self.unfinished -= 1
             self.model.metrics.observe(event.sequence)
-        flags = 0 if self.unfinished else FINAL
-        if flags:
-            self.model.answers.discard(self)
-        if event.token is not None if self.request.streaming else event.finished:
-            self.sender.send(pb_utils.InferenceResponse([*self.tensors(event)]), flags=flags)
-        elif flags:
-            self.sender.send(flags=flags)
+        with self.model.sending:
+            self.unfinished -= event.finished
+            flags = 0 if self.unfinished else FINAL
+            if event.token is not None if self.request.streaming else event.finished:
+                self.sender.send(pb_utils.InferenceResponse([*self.tensors(event)]), flags=flags)
+            elif flags:
+                self.sender.send(flags=flags)
+            if flags:
+                self.model.answers.discard(self)
 
     def tensors(self, event):
         request, sequence, log_probs = self.request, event.sequence, self.log_probs[event.sequence.index]
@@ -127,11 +129,11 @@ class Answer:
             yield from self.performance(sequence)
 
     def performance(self, sequence):
-        # The last token is never computed. What a paused sequence found again on its return counts, too.
-        blocks = -(-(len(sequence.tokens) - 1) // self.model.settings.scheduling.tokens_per_block)
-        yield tensor("kv_cache_alloc_total_blocks", np.int32, blocks)
-        yield tensor("kv_cache_alloc_new_blocks", np.int32, blocks - sequence.reused_blocks)
-        yield tensor("kv_cache_reused_blocks", np.int32, sequence.reused_blocks)
+        # The last token is never computed. Blocks found again after a pause count as reused, too.
+        total = -(-(len(sequence.tokens) - 1) // self.model.settings.scheduling.tokens_per_block)
+        reused = min(sequence.reused_blocks, total)
+        for name, blocks in (("alloc_total", total), ("alloc_new", total - reused), ("reused", reused)):
+            yield tensor(f"kv_cache_{name}_blocks", np.int32, blocks)
         for moment in ("arrival", "first_scheduled", "first_token", "last_token"):
             yield tensor(f"{moment}_time_ns", np.int64, getattr(sequence, f"{moment}_ns"))
 
@@ -143,11 +145,12 @@ def tensor(name, dtype, value):
 
 
 def every(period_ms, action):
-    """Do it again and again, in a thread, until the process ends."""
+    """Do it again and again, in a thread, until the server dies, and with it this process."""
 
     def loop():
-        while True:
-            time.sleep(period_ms / 1000)
+        while os.getppid() == SERVER:
             action()
+            time.sleep(period_ms / 1000)
+        os._exit(1)
 
     threading.Thread(target=loop, daemon=True).start()
