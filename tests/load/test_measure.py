@@ -50,10 +50,13 @@ def test_without_counts_each_event_is_a_token():
     assert (sample.tokens_out, sample.counted_by, sample.prefill_ms) == (2, "events", None)
 
 
-def test_what_came_before_an_error_is_kept_with_it():
-    sample = measured(("a", 10.1, {}), ("b", 10.2, {}), error=ServerFailed("out of blocks"))
-    assert sample.error == "out of blocks"
-    assert sample.tokens_out == 2
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(ServerFailed("out of blocks"), "out of blocks"), (KeyError("text"), "KeyError: 'text'")],
+)
+def test_what_came_before_an_error_is_kept_with_it(error, said):
+    sample = measured(("a", 10.1, {}), ("b", 10.2, {}), error=error)
+    assert (sample.error, sample.tokens_out) == (said, 2)
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])

@@ -25,7 +25,7 @@ def now() -> float:
 
 
 def measure(client: Client, request: GenerateRequest, *, due: float, protocol: str, deadline_s: float) -> Sample:
-    """Ask, read to the end, and say what happened; an error is part of the sample and not raised."""
+    """Ask, read to the end, and say what happened; an error of any kind is part of the sample and not raised."""
     events: list[Event] = []
     error: str | None = None
     sent = now()
@@ -34,6 +34,8 @@ def measure(client: Client, request: GenerateRequest, *, due: float, protocol: s
             events.append(event)
     except ToolkitError as failure:
         error = failure.what
+    except Exception as failure:  # a request that was sent must be counted, whatever became of it
+        error = f"{type(failure).__name__}: {failure}"
     ended = now()
     return Sample(
         id=request.id or "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 
@@ -16,14 +17,21 @@ class Progress:
 
     def show(self, samples: Sequence[Sample], total: int, elapsed_s: float) -> None:
         if sys.stderr.isatty():
-            print(f"\r\x1b[K{line(samples, total, elapsed_s)}", end="", file=sys.stderr, flush=True)
+            _write(f"\r\x1b[K{line(samples, total, elapsed_s)}")
         elif elapsed_s >= self._next_s:
             self._next_s = elapsed_s + ELSEWHERE_EVERY_S
-            print(line(samples, total, elapsed_s), file=sys.stderr, flush=True)
+            _write(f"{line(samples, total, elapsed_s)}\n")
 
     def clear(self) -> None:
         if sys.stderr.isatty():
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            _write("\r\x1b[K")
+
+
+def _write(text: str) -> None:
+    """Nobody may be reading any more (`2>&1 | head`): the test goes on all the same."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def line(samples: Sequence[Sample], total: int, elapsed_s: float) -> str:
