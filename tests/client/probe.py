@@ -169,8 +169,11 @@ def piece(number: int) -> str:
     return f" é{number}"
 
 
+REFUSAL = "prompt has 9 tokens, the limit is 8"
 WHOLE_ANSWERS = {
-    "refuse": (400, '{"error":"prompt has 9 tokens, the limit is 8"}'),
+    "refuse": (400, f'data: {{"error":"{REFUSAL}"}}\n\n', "text/event-stream"),
+    "forbid": (400, f'{{"error":"{REFUSAL}"}}'),
+    "nonsense": (404, "<html>no such page</html>"),
     "busy": (503, '{"error":"Maximum queue size of 4 has been reached"}'),
     "html": (200, "<html>Welcome</html>", "text/html"),
     "sized": (200, 'data: {"text_output": "x"}\n\n', "text/event-stream"),
@@ -243,7 +246,9 @@ def grpc_server(probe: Probe):
         async def answer(self, seen: Seen, context) -> None:
             scenario = seen.prompt.split()[0]
             if scenario == "refuse":
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "prompt has 9 tokens, the limit is 8")
+                return await context.write(pb.ModelStreamInferResponse(error_message=REFUSAL))
+            if scenario == "forbid":
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, REFUSAL)
             if scenario == "busy":
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "Maximum queue size of 4 has been reached")
             if scenario == "mute":

@@ -17,7 +17,7 @@ POLL_S = 0.1
 
 
 class ServerRefused(ToolkitError):
-    """The server says that the request is wrong: HTTP 4xx, gRPC INVALID_ARGUMENT, NOT_FOUND."""
+    """The server does not take the request: HTTP 4xx, gRPC INVALID_ARGUMENT, or an error before any event."""
 
 
 class ServerFailed(ToolkitError):

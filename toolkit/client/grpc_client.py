@@ -34,8 +34,6 @@ READY_TIMEOUT_S = 5.0
 GEVENT_STREAMS = 4096
 # Triton's default allows a silent connection one ping in 300 s, and ends it after two that come earlier.
 KEEPALIVE_MS = 330_000
-# With this header Triton ends a failed stream with the error's own code instead of a bare message.
-WITH_ERROR_CODES = (("triton_grpc_error", "true"),)
 REFUSALS = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
@@ -97,17 +95,19 @@ class GrpcClient(Client):
         self, message: pb.ModelInferRequest, limit: TimeLimit
     ) -> Generator[tuple[pb.ModelInferResponse, float], None, None]:
         """The responses to a request, each with the time at which it was there."""
-        call = self._stream(message, timeout=limit.seconds, metadata=WITH_ERROR_CODES)
+        call = self._stream(message, timeout=limit.seconds)
         too_late = threading.Timer(limit.first_event_s, call.cancel)
         if limit.first_event_s < limit.seconds:
             too_late.start()
         try:
             for response in call:
                 received = time.perf_counter()
+                if response.error_message:
+                    # A stream's errors have no code: the header triton_grpc_error would ask for one, but with
+                    # it Triton 2.51 crashes soon. HTTP answers 400 to any request that fails at the first.
+                    raise (ServerFailed if limit.begun else ServerRefused)(response.error_message, where=self.url)
                 limit.begun = True
                 too_late.cancel()
-                if response.error_message:
-                    raise ServerFailed(response.error_message, where=self.url)
                 yield response.infer_response, received
         except grpc.RpcError:
             raise self._error(call.code(), call.details() or "", limit) from None
