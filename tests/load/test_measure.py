@@ -45,6 +45,12 @@ def test_counts_of_the_server_are_used_and_text_starts_the_clock_of_ttft():
     assert sample.prefill_ms == pytest.approx(87.5)
 
 
+def test_more_tokens_than_were_asked_for_is_an_error_and_no_throughput():
+    """A server that counts the answer so far with each event would otherwise look many times as fast."""
+    sample = measured(*(("a", 10.0 + n, {"num_output_tokens": n}) for n in (1, 2, 3)))
+    assert sample.error == "the server counts 6 tokens, 4 were asked for"
+
+
 def test_without_counts_each_event_is_a_token():
     sample = measured(("a", 10.1, {}), ("b", 10.2, {}))
     assert (sample.tokens_out, sample.counted_by, sample.prefill_ms) == (2, "events", None)

@@ -37,13 +37,16 @@ def measure(client: Client, request: GenerateRequest, *, due: float, protocol: s
     except Exception as failure:  # a request that was sent must be counted, whatever became of it
         error = f"{type(failure).__name__}: {failure}"
     ended = now()
+    token_times = tuple(EPOCH + event.received for event in events for _ in range(_tokens(event)))
+    if len(token_times) > request.max_tokens and error is None:
+        error = f"the server counts {len(token_times)} tokens, {request.max_tokens} were asked for"
     return Sample(
         id=request.id or "",
         protocol=protocol,
         due=due,
         sent=sent,
         ended=ended,
-        token_times=tuple(EPOCH + event.received for event in events for _ in range(_tokens(event))),
+        token_times=token_times,
         first_text=next((EPOCH + event.received for event in events if event.text), None),
         tokens_in=_last(events, "num_input_tokens"),
         counted_by="server" if _last(events, "num_output_tokens") is not None else "events",
@@ -53,7 +56,7 @@ def measure(client: Client, request: GenerateRequest, *, due: float, protocol: s
 
 
 def _tokens(event: Event) -> int:
-    """The tokens of one event: the server says, else one. It counts those of the event, not of the answer so far."""
+    """The tokens of one event: as the server says (of this event, not of the answer so far), else one."""
     return int(event.outputs.get("num_output_tokens", 1))
 
 
