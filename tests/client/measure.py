@@ -1,22 +1,27 @@
 """Streams at once against the probe, and by how much the times a client reports differ from the truth.
 
-Run as a program it measures under gevent, as Locust works, and prints the error of each event as JSON.
+Run as a program it measures in a process of its own, with threads or under gevent as Locust works, and
+prints JSON: every stream, and the CPU seconds that a second took.
+
+    python measure.py threads|gevent URL STREAMS TOKENS ROUNDS WAITING
 """
 
 from __future__ import annotations
 
 import sys
 
-if __name__ == "__main__":
+if __name__ == "__main__" and sys.argv[1] == "gevent":
     from gevent import monkey
 
     monkey.patch_all()
 
 import contextlib
 import json
+import subprocess
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from toolkit.client import Client, DeadlineExceeded, GenerateRequest, connect
 
@@ -68,8 +73,20 @@ def streams_at_once(url: str, streams: int, tokens: int, rounds: int = 1, waitin
     return done
 
 
+def in_own_process(
+    how: str, url: str, streams: int, tokens: int, rounds: int = 1, waiting: int = 0
+) -> tuple[list[Stream], float]:
+    """(streams, CPU seconds a second) of streams_at_once in a new process, `how` being threads or gevent."""
+    numbers = map(str, (streams, tokens, rounds, waiting))
+    command = [sys.executable, str(Path(__file__)), how, url, *numbers]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    return [Stream(**stream) for stream in answer["streams"]], answer["cpu"]
+
+
 if __name__ == "__main__":
-    url, streams, tokens, rounds, waiting = sys.argv[1], *map(int, sys.argv[2:])
+    url, streams, tokens, rounds, waiting = sys.argv[2], *map(int, sys.argv[3:])
     cpu, wall = time.process_time(), time.perf_counter()
     done = streams_at_once(url, streams, tokens, rounds, waiting)
     busy = (time.process_time() - cpu) / (time.perf_counter() - wall)

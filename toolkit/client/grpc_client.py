@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import struct
 import sys
@@ -197,6 +198,6 @@ def _values(tensor: pb.ModelInferResponse.InferOutputTensor, raw: bytes) -> Any:
             values = np.frombuffer(raw, triton_to_np_dtype(tensor.datatype)).tolist()
     except (ValueError, TypeError, struct.error) as error:
         raise ServerFailed(f"output {tensor.name} ({tensor.datatype}) cannot be read: {error}") from None
-    if len(values) != np.prod(tensor.shape):
+    if len(values) != math.prod(tensor.shape):
         raise ServerFailed(f"output {tensor.name} has {len(values)} elements, its shape says {list(tensor.shape)}")
     return values[0] if len(values) == 1 else values
