@@ -1,1 +1,1 @@
-"""Small real models to rehearse a deployment with, made from what the package registry serves."""
+"""Small models to rehearse with, written as Hugging Face directories."""
