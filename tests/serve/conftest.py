@@ -64,13 +64,18 @@ def write_engine_and_repository(deployment: Deployment) -> None:
     )
     engine = artifacts.read_lock(deployment.engine_dir)
     assert engine
+
+    def write_repository(folder: Path) -> None:
+        shutil.copytree(MODELS, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        (folder / "ensemble" / "1").mkdir()
+
     artifacts.produce(
         deployment.repository_dir,
         "repository",
         inputs={"engine": engine.digest},
         settings={},
         versions={},
-        write=lambda folder: shutil.copytree(MODELS, folder, dirs_exist_ok=True) and None,
+        write=write_repository,
     )
 
 

@@ -76,9 +76,16 @@ class Group:
         return len(self._ranks())
 
     def wait(self, timeout_s: float) -> Death | None:
-        """The death that breaks the group, as soon as there is one; None after `timeout_s` without."""
+        """The death that breaks the group, as soon as there is one; None after `timeout_s` without.
+
+        Each death is told once.
+        """
         self._janitor.keep_alive()
-        ended = [key.data for key, _ in self._selector.select(timeout_s)]
+        keys = [key for key, _ in self._selector.select(timeout_s)]
+        ended = [key.data for key in keys]
+        for key in keys:
+            self._selector.unregister(key.fd)
+            os.close(key.fd)
         return self._culprit(ended) if ended else None
 
     def resident_bytes(self) -> int:

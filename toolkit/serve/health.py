@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from toolkit.config import Deployment
@@ -67,6 +69,14 @@ class Probe:
         """Text that changes whenever the engine computes a step or ends a request."""
         metrics = self._metrics()
         return None if metrics is None else "\n".join(_PROGRESS.findall(metrics))
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep an HTTP connection open, where the server still takes one."""
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):
+                stack.enter_context(socket.create_connection((self.host, self.http_port), timeout=2))
+            yield
 
     def _metrics(self) -> str | None:
         answer = self._request("GET", self.metrics_port, "/metrics", timeout_s=2)

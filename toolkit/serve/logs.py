@@ -18,7 +18,7 @@ _TAG = re.compile(r"\[1,(\d+)\]<std(?:out|err)>:")
 _ROUTINE = re.compile(r"^(I\d{4} \d\d:\d\d:\d\d\.|\+-|\| |\s*$|Signal \(\d+\) received\.)")
 # What the wheel's tritonserver says on every machine without a GPU.
 _NO_GPU = re.compile(
-    r"pinned memory pool will not be available|CudaDriverHelper has not been initialized"
+    r"pinned memory pool will not be available|no pinned memory pool|CudaDriverHelper has not been initialized"
     r"|Failed to initialize NVML|DCGM unable to start|unable to create stream for ensemble"
 )
 

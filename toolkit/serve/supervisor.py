@@ -188,23 +188,23 @@ class _Supervisor:
     def _drain(self, group: Group) -> str:
         """Refuse what is new, wait for what runs, then end.
 
-        Told to end, Triton takes nothing new and ends when the running requests have. Idle connections of
-        clients keep it waiting, so the engine's own count decides, where it has one.
+        Told to end, Triton answers no new HTTP connection, waits for the open ones to close, and then
+        unloads models, also under gRPC streams through an ensemble. So one connection is held open until
+        the engine's own count says that nothing runs. New gRPC requests are taken until then.
         """
         limit = self._deployment.serving.drain_timeout_s
         deadline = time.monotonic() + limit
         before = running = self._probe.running()
         note(f"draining: {_requests(running)} running, at most {limit:g} s; again to stop at once")
-        group.end_leader()
-        idle = 0
-        while idle < IDLE_LOOKS and self._may_wait(deadline):
-            death = group.wait(TICK_S)
-            running = self._probe.running()
-            if death and (death.killed or running):
-                self._fail(group, death)
-            if death:  # the leader has ended, or has sent the other ranks home
-                break
-            idle = 0 if running or before is None else idle + 1
+        with self._probe.hold() if before is not None else contextlib.nullcontext():
+            group.end_leader()
+            idle = 0
+            while idle < IDLE_LOOKS and self._may_wait(deadline) and group.leader_is_alive():
+                death = group.wait(TICK_S)
+                running = self._probe.running()
+                if death and (death.killed or running):
+                    self._fail(group, death)
+                idle = 0 if running or before is None else idle + 1
         grace = min(deadline, time.monotonic() + GRACE_S)
         while group.leader_is_alive() and self._may_wait(grace):
             time.sleep(TICK_S)
