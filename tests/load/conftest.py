@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.load.recording_probe import Running, running
 from toolkit.config import Deployment
+
+from .recording_probe import Running, running
 
 MODEL = {
     "architectures": ["LlamaForCausalLM"],

@@ -35,9 +35,12 @@ class Running:
     http: int
     grpc: int
 
+    def url(self, protocol: str) -> str:
+        return f"{protocol}://127.0.0.1:{getattr(self, protocol)}"
+
     def requests(self) -> dict[str, dict[str, Any]]:
         """What the server saw, by request id; times in ns of the clock that time.perf_counter() reads."""
-        log = probe.RunningProbe(f"http://127.0.0.1:{self.http}", "").log()
+        log = probe.RunningProbe(self.url("http"), "").log()
         return {seen["inputs"]["id"]: seen for seen in log}
 
 

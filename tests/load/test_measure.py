@@ -6,9 +6,10 @@ import time
 
 import pytest
 
-from tests.client.probe import running_probe
 from toolkit.client import Event, GenerateRequest, ServerFailed, connect
 from toolkit.load.measure import EPOCH, measure, now
+
+from .recording_probe import running
 
 REQUEST = GenerateRequest("hello", 4, id="r1")
 
@@ -67,7 +68,7 @@ def test_what_came_before_an_error_is_kept_with_it(error, said):
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_against_a_server(protocol: str):
-    with running_probe(0.02, 0.005) as probe, connect(probe.url(protocol)) as client:
+    with running(0.02, 0.005) as server, connect(server.url(protocol)) as client:
         due = now()
         good = measure(client, GenerateRequest("hello", 10), due=due, protocol=protocol, deadline_s=5)
         broken = measure(client, GenerateRequest("error now", 10), due=now(), protocol=protocol, deadline_s=5)

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.slo.samples import EPOCH, failed, sample
 from toolkit.slo.metrics import Distribution, Measured, Sample, is_good
+
+from .samples import EPOCH, failed, sample
 
 
 def test_latencies_of_one_request_count_from_the_moment_it_was_due():

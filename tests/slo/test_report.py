@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy
 import pytest
 
-from tests.slo.samples import EPOCH, failed, sample
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.slo import report
 from toolkit.slo.run import Run
 from toolkit.slo.terminal import summary_text
 from toolkit.slo.verdict import Outcome
+
+from .samples import EPOCH, failed, sample
 
 FLAGSHIP = Path(__file__).parents[2] / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml"
 SETTINGS = {"protocol": "http", "users": 4, "requests": 120, "model": "tensorrt_llm_bls"}
@@ -118,6 +119,7 @@ def test_terminal_shows_each_target_and_what_was_not_measured(deployment):
     ttft = next(line for line in text.splitlines() if "TTFT" in line)
     assert re.search(r"P99 ≤ 1,500 .* 160 .* 207 .* 218 .* PASS", ttft)
     assert re.search(r"Prefill .* P50 ≤ 500, P99 ≤ 1,000 .* NOT MEASURED", text)
+    assert "Prefill P50, Prefill P99: the server gave no times of its own" in text
     assert "PASS  5 targets met over 120 requests; not measured: Prefill P50" in text
 
 

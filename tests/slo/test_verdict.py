@@ -4,10 +4,11 @@ import math
 
 import pytest
 
-from tests.slo.samples import failed, sample
 from toolkit.config import Percentiles, Slo
 from toolkit.slo.metrics import Measured
 from toolkit.slo.verdict import Outcome, could_not_run, judge, limits_of_a_request
+
+from .samples import failed, sample
 
 
 def verdict_on(slo: Slo, samples, **options):

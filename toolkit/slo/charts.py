@@ -147,9 +147,9 @@ def _timeline(samples: Sequence[Sample]) -> Chart:
         axes.set_xlabel("s after the start")
         axes.grid(False, axis="y")
 
-    which = "Every request" if step == 1 else f"Every {step}th request"
+    which = "Every request" if step == 1 else f"One request in {step}"
     failed = " A cross: it failed." if any(not sample.ok for sample in shown) else ""
-    caption = f"{which}, one a row. A bar: waiting for the first token. A tick: a token arrives.{failed}"
+    caption = f"{which}, each a row. A bar: waiting for the first token. A tick: a token arrives.{failed}"
     return Chart("Token timeline", caption, _svg(draw, WIDE, "timeline"), wide=True)
 
 

@@ -18,9 +18,8 @@ def summary(verdict: Verdict) -> RenderableType:
     if verdict.measured.samples:
         parts += [_latencies(verdict), _totals(verdict)]
     parts += [Text(f"{count} x {error}", style="red") for error, count in verdict.measured.errors.most_common(5)]
-    parts += [
-        Text(f"{t.label}: {t.note}", style="yellow") for t in verdict.targets if t.note and verdict.measured.samples
-    ]
+    if verdict.measured.samples:
+        parts += [Text(f"{', '.join(labels)}: {note}", style="yellow") for note, labels in _notes(verdict).items()]
     outcome = str(verdict.outcome)
     parts.append(Text.assemble((outcome, STYLES[outcome]), f"  {verdict.reason}"))
     return Group(*parts)
@@ -32,6 +31,15 @@ def summary_text(verdict: Verdict, width: int = 100) -> str:
     with console.capture() as capture:
         console.print(summary(verdict))
     return capture.get()
+
+
+def _notes(verdict: Verdict) -> dict[str, list[str]]:
+    """Each caveat with the targets that it is about."""
+    notes: dict[str, list[str]] = {}
+    for target in verdict.targets:
+        if target.note:
+            notes.setdefault(target.note, []).append(target.label)
+    return notes
 
 
 def _latencies(verdict: Verdict) -> Table:
