@@ -21,6 +21,8 @@ CONTEXT_BYTES = int(3.83 * GIB)
 """CUDA context, libraries and NCCL buffers of a rank (aiconfigurator-core 0.12, H100 SXM: 3.50 + 0.33 GiB)."""
 ACTIVATION_BYTES_PER_TOKEN_AND_HIDDEN = 0.81 * GIB / (8192 * 8192)
 """Activation workspace: 0.81 GiB at 8192 tokens a step and hidden size 8192 (same source)."""
+REHEARSAL_PROCESS_BYTES = int(0.3 * GIB)
+"""A rank of a rehearsal before its weights: tritonserver, Python and PyTorch (measured, resident)."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,16 @@ class MemoryPlan:
     limit_bytes: int
     workspace_bytes: int
     wanted_tokens: int
-    """Tokens of `limits.max_sequences` sequences of `limits.max_seq_len`."""
+    """Tokens of `limits.max_sequences` sequences of `limits.max_seq_len`; of a rehearsal, those of its KV pool."""
 
     def used_bytes(self, stage: StagePlan) -> int:
         """Weights, workspace and the KV cache of every wanted token, on one GPU of the stage."""
         return stage.weight_bytes + self.workspace_bytes + self.wanted_tokens * stage.kv_bytes_per_token
+
+    @property
+    def all_bytes(self) -> int:
+        """What all ranks use together: the host memory of a rehearsal."""
+        return sum(len(stage.gpus) * self.used_bytes(stage) for stage in self.stages)
 
     @property
     def headroom_bytes(self) -> int:
@@ -64,17 +71,22 @@ class MemoryPlan:
 
 
 def plan_memory(deployment: Deployment) -> MemoryPlan:
-    """The memory plan of a deployment on its `hardware`."""
-    shape, mapping, hardware = deployment.shape, deployment.mapping, deployment.hardware
-    dtype = deployment.model.dtype
+    """The memory plan of a deployment: on its `hardware`, or in host memory, as float32, for a rehearsal."""
+    shape, mapping, limits, hardware = deployment.shape, deployment.mapping, deployment.limits, deployment.hardware
+    if deployment.engine == "rehearsal":
+        dtype, workspace = "float32", REHEARSAL_PROCESS_BYTES
+        wanted = deployment.kv_blocks * deployment.kv_cache.tokens_per_block
+    else:
+        activations = ACTIVATION_BYTES_PER_TOKEN_AND_HIDDEN * limits.max_num_tokens * shape.hidden_size
+        dtype, workspace = deployment.model.dtype, CONTEXT_BYTES + int(activations)
+        wanted = limits.max_sequences * limits.max_seq_len
     gpu_bytes = int(hardware.gpu_memory_gib * GIB)
-    activations = ACTIVATION_BYTES_PER_TOKEN_AND_HIDDEN * deployment.limits.max_num_tokens * shape.hidden_size
     return MemoryPlan(
         stages=tuple(plan_stage(shape, mapping, stage, dtype) for stage in range(mapping.pp)),
         gpu_bytes=gpu_bytes,
         limit_bytes=int(gpu_bytes * hardware.gpu_memory_limit),
-        workspace_bytes=CONTEXT_BYTES + int(activations),
-        wanted_tokens=deployment.limits.max_sequences * deployment.limits.max_seq_len,
+        workspace_bytes=workspace,
+        wanted_tokens=wanted,
     )
 
 

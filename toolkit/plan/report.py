@@ -45,16 +45,22 @@ def plan_data(deployment: Deployment) -> dict[str, Any]:
             }
             for stage in memory.stages
         ],
-        "memory": {
-            "gpu_bytes": memory.gpu_bytes,
-            "limit_bytes": memory.limit_bytes,
-            "workspace_bytes": memory.workspace_bytes,
-            "kv_tokens_wanted": memory.wanted_tokens,
-            "kv_token_capacity": memory.token_capacity,
-            "full_sequences": memory.token_capacity // deployment.limits.max_seq_len,
-            "headroom_bytes": memory.headroom_bytes,
-            "fits": memory.headroom_bytes >= 0,
-        },
+        "memory": _memory_data(deployment, memory),
+    }
+
+
+def _memory_data(deployment: Deployment, memory: MemoryPlan) -> dict[str, Any]:
+    common = {"workspace_bytes": memory.workspace_bytes, "kv_tokens_wanted": memory.wanted_tokens}
+    if deployment.engine == "rehearsal":
+        return {**common, "host_bytes": memory.all_bytes}
+    return {
+        **common,
+        "gpu_bytes": memory.gpu_bytes,
+        "limit_bytes": memory.limit_bytes,
+        "kv_token_capacity": memory.token_capacity,
+        "full_sequences": memory.token_capacity // deployment.limits.max_seq_len,
+        "headroom_bytes": memory.headroom_bytes,
+        "fits": memory.headroom_bytes >= 0,
     }
 
 
@@ -76,8 +82,9 @@ def plan_text(deployment: Deployment) -> RenderableType:
         ]
     )
     table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="dim")
-    for column in ("stage", "GPUs", "layers", "weights/GPU", "KV/token/GPU", "KV wanted/GPU", "in all/GPU"):
-        table.add_column(column, justify="left" if column in ("stage", "GPUs") else "right", no_wrap=True)
+    one = "rank" if deployment.engine == "rehearsal" else "GPU"
+    for column in ("stage", f"{one}s", "layers", f"weights/{one}", f"KV/token/{one}", f"KV/{one}", f"in all/{one}"):
+        table.add_column(column, justify="left" if column in ("stage", f"{one}s") else "right", no_wrap=True)
     for stage in memory.stages:
         table.add_row(
             str(stage.stage),
@@ -93,19 +100,18 @@ def plan_text(deployment: Deployment) -> RenderableType:
 
 def _memory_lines(deployment: Deployment, memory: MemoryPlan) -> str:
     limits, hardware = deployment.limits, deployment.hardware
+    if deployment.engine == "rehearsal":
+        blocks, size = deployment.kv_blocks, deployment.kv_cache.tokens_per_block
+        return "\n".join(
+            [
+                f"KV pool     {memory.wanted_tokens:,} tokens = {blocks:,} blocks of {size}, for all sequences",
+                f"process     {_gib(memory.workspace_bytes)} a rank for Triton, Python and PyTorch",
+                f"host memory {_gib(memory.all_bytes)} for the {deployment.mapping.world_size} ranks, in float32",
+            ]
+        )
+    full = memory.token_capacity // limits.max_seq_len
     lines = [
         f"KV wanted   {memory.wanted_tokens:,} tokens = {limits.max_sequences} sequences x {limits.max_seq_len:,}",
-    ]
-    if deployment.engine == "rehearsal":
-        tokens = deployment.kv_blocks * deployment.kv_cache.tokens_per_block
-        lines.append(
-            f"KV pool     {tokens:,} tokens = {deployment.kv_blocks:,} blocks of "
-            f"{deployment.kv_cache.tokens_per_block} (the rehearsal's own, in host memory)"
-        )
-        lines.append("memory      host memory, in float32: the ranks stand for GPUs, so no GPU limit applies")
-        return "\n".join(lines)
-    full = memory.token_capacity // limits.max_seq_len
-    lines += [
         f"workspace   {_gib(memory.workspace_bytes)} a GPU for the CUDA context, NCCL and activations (estimate)",
         f"KV capacity {memory.token_capacity:,} tokens = {full:,} full sequences (the fullest GPU decides)",
         f"limit       {hardware.gpu_memory_limit:.0%} of {hardware.gpu_memory_gib} GiB = {_gib(memory.limit_bytes)}",
