@@ -1,6 +1,6 @@
 """What must hold in every trace; FakeEngine checks it at every move."""
 
-from fake_engine import VOCABULARY, FakeEngine
+from tests.inflight.fake_engine import VOCABULARY, FakeEngine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
