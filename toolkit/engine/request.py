@@ -55,9 +55,14 @@ class GenerationRequest(BaseModel):
 
     @classmethod
     def of_tensors(cls, tensors: dict[str, np.ndarray]) -> GenerationRequest:
-        """From input tensors, each with a batch dimension of 1. Raises InputRefused naming what is wrong."""
+        """From input tensors, each with a batch dimension of 1; empty ones count as not given.
+
+        Raises InputRefused naming what is wrong.
+        """
         values: dict[str, Any] = {}
         for name, tensor in tensors.items():
+            if not tensor.size:
+                continue
             if name.startswith(NOT_REHEARSED) and tensor.any():
                 raise InputRefused(f"{name}: is not available in a rehearsal")
             if len(tensor) != 1:
