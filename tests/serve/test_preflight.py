@@ -75,14 +75,22 @@ def test_a_repository_of_another_engine(deploy):
 def test_too_little_shared_memory(deploy, monkeypatch, tmp_path):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(64 << 20, 40 << 20, 24 << 20))
-    with pytest.raises(ToolkitError, match=r"24 MiB free, 64 MiB needed by 8 ranks. .*--shm-size=2g"):
+    with pytest.raises(ToolkitError, match=r"24 MiB free, 40 MiB needed by 8 ranks. .*--shm-size=2g"):
         preflight.check_shared_memory(deploy(tp=2, pp=4), tmp_path)
+
+
+def test_every_instance_of_a_python_model_is_a_process(deploy):
+    deployment = deploy()
+    assert preflight.model_processes(deployment) == 2
+    config = deployment.repository_dir / "tensorrt_llm_bls" / "config.pbtxt"
+    config.write_text(config.read_text().replace("count: 1", "count: 16"))
+    assert preflight.model_processes(deployment) == 17
 
 
 def test_too_little_memory(deploy):
     deployment = deploy(tp=2, pp=2)
     with (deployment.engine_dir / "rank0.engine").open("wb") as file:
-        file.truncate(2 * GIB)  # sparse
-    preflight.check_memory(deployment, available=5 * GIB)
-    with pytest.raises(ToolkitError, match=r"4 ranks need about 5\.0 GiB of memory, 4\.5 GiB are available"):
+        file.truncate(2 * GIB)  # sparse; 4 GiB when widened
+    preflight.check_memory(deployment, available=int(5.2 * GIB))
+    with pytest.raises(ToolkitError, match=r"4 ranks need about 5\.\d GiB of memory, 4\.5 GiB are available"):
         preflight.check_memory(deployment, available=int(4.5 * GIB))

@@ -19,7 +19,7 @@ from toolkit.serve.logs import Logs
 
 PR_SET_CHILD_SUBREAPER = 36
 """<linux/prctl.h>"""
-MPIRUN_REPORT_S = 1.5
+MPIRUN_REPORT_S = 3.0
 """How long mpirun, which a rank's death ends, is given to say how the rank died."""
 
 

@@ -10,17 +10,18 @@ from pathlib import Path
 from toolkit import artifacts
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
+from toolkit.serve.command import LEADER_MODEL
 from toolkit.serve.janitor import SHARED_MEMORY
 
 MIB = 1 << 20
-# One region of 1 MiB a Python model process (measured, Triton 2.51), with room to grow.
 REHEARSAL_SEGMENT_BYTES = 4 * MIB
-REHEARSAL_MODELS = 8
-"""Python model processes of rank 0 beyond its engine: pre- and post-processing, bls, and their instances."""
+"""Each Python model process has a region of 1 MiB (measured, Triton 2.51), which grows with large tensors."""
 GPU_SHARED_MEMORY_BYTES = 1024 * MIB
 """NCCL's transports and Open MPI; NVIDIA starts its containers with --shm-size=2g."""
 REHEARSAL_RANK_BYTES = 250 * MIB
 """Python, PyTorch and Triton of one rank, without its weights (measured: 2 GB for eight ranks)."""
+REHEARSAL_MODEL_BYTES = 30 * MIB
+"""A process of a Python model other than the engine: what it does not share with the others."""
 
 
 def check(deployment: Deployment) -> None:
@@ -62,7 +63,7 @@ def check_ports(deployment: Deployment) -> None:
 
 def check_shared_memory(deployment: Deployment, folder: Path = SHARED_MEMORY) -> None:
     if deployment.engine == "rehearsal":
-        needed = (deployment.mapping.world_size + REHEARSAL_MODELS) * REHEARSAL_SEGMENT_BYTES
+        needed = (deployment.mapping.world_size + model_processes(deployment)) * REHEARSAL_SEGMENT_BYTES
     else:
         needed = GPU_SHARED_MEMORY_BYTES
     free = shutil.disk_usage(folder).free
@@ -79,6 +80,7 @@ def check_memory(deployment: Deployment, available: int | None = None) -> None:
     stored = sum(path.stat().st_size for path in deployment.engine_dir.glob("rank*.engine"))
     widened = 1 if deployment.model.dtype == "float32" else 2
     needed = stored * widened + deployment.mapping.world_size * REHEARSAL_RANK_BYTES
+    needed += model_processes(deployment) * REHEARSAL_MODEL_BYTES
     available = _available_memory() if available is None else available
     if available < needed:
         raise ToolkitError(
@@ -87,6 +89,19 @@ def check_memory(deployment: Deployment, available: int | None = None) -> None:
             where=deployment.file,
             hint="Stop other programs, rehearse with fewer ranks, or with a smaller model.",
         )
+
+
+def model_processes(deployment: Deployment) -> int:
+    """Python processes of rank 0 beside its engine: one for each instance of its other models."""
+    from google.protobuf import text_format
+    from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+    count = 0
+    for path in deployment.repository_dir.glob("*/config.pbtxt"):
+        config = text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
+        if config.backend == "python" and config.name != LEADER_MODEL:
+            count += sum(group.count for group in config.instance_group)
+    return count
 
 
 def _available_memory() -> int:

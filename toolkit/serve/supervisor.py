@@ -157,15 +157,16 @@ class _Supervisor:
                     note(f"loading: {elapsed:.0f} s, {ranks} of {world} ranks running, {gib:.1f} GiB")
         finally:
             first.end()
-        self._check_first(first.answer)
+        self._check_first(first.answer, ranks)
         note(f"loaded: first token after {time.monotonic() - start:.1f} s")
         return True
 
-    def _check_first(self, answer: Answer | None) -> None:
+    def _check_first(self, answer: Answer | None, ranks: int) -> None:
         if answer is not None and answer.status == 200:
             return
         limit = self._deployment.serving.startup_timeout_s
-        what = f"not ready after {limit:g} s (serving.startup_timeout_s)"
+        world = self._deployment.mapping.world_size
+        what = f"not ready after {limit:g} s (serving.startup_timeout_s), {ranks} of {world} ranks running"
         if answer is not None:
             what = f"all models are loaded, but a one-token request fails: {answer.error}"
         hint = f"The ranks' logs are in {self._deployment.run_dir}."
