@@ -131,18 +131,19 @@ class RehearsalEngine:
     @torch.inference_mode()
     def _finish(self, step: Step, own: Tensor | None) -> None:
         sequences: list[Any] = [work.request for work in step.works if work.emits]
-        logits = self._logits(len(sequences), own)
-        likeliest = logits.argmax(1).tolist()
-        chosen = [
-            (token, None) if sequence.sampler.plain else sequence.sampler.next(row, sequence.tokens)
-            for sequence, row, token in zip(sequences, logits, likeliest, strict=True)
-        ]
+        chosen = self._choose(self._logits(len(sequences), own), sequences)
         ends = [s.sampler.ends(s.tokens, token) for s, (token, _) in zip(sequences, chosen, strict=True)]
         now = time.monotonic_ns()
         with self._changed:
             self._scheduler.complete(step, [token for token, _ in chosen], ends)
             results = zip(sequences, chosen, strict=True)
             self._events.put([self._record(s, choice[0], choice[1], now) for s, choice in results if s in self._live])
+
+    def _choose(self, logits: Tensor, sequences: list[Generation]) -> list[tuple[int, float | None]]:
+        return [
+            (token, None) if sequence.sampler.plain else sequence.sampler.next(row, sequence.tokens)
+            for sequence, row, token in zip(sequences, logits, logits.argmax(1).tolist(), strict=True)
+        ]
 
     def _logits(self, rows: int, own: Tensor | None) -> Tensor:
         """[rows, vocab_size], of which each rank of the last stage has a share of the columns."""

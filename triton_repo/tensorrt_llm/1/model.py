@@ -21,7 +21,9 @@ from toolkit.errors import Busy, InputRefused, ToolkitError
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 SERVER = os.getppid()
-PATIENCE_S = 30
+LEADER_FIRST_S = 5
+"""A server cannot end well while it loads, and the first that ends ill makes mpirun end them all."""
+PATIENCE_S = 10
 """Triton's calls wait with Python's lock held, for ever if the server has died: then an alarm ends us."""
 
 
@@ -36,8 +38,8 @@ class TritonPythonModel:
             self.settings.check_world(world)
             if rank:
                 work(self.settings, rank, port)
-                os.kill(SERVER, signal.SIGTERM)
-                return
+                time.sleep(LEADER_FIRST_S)
+                raise ToolkitError("rank 0 was unloaded, so this rank ends, too")
             self.engine = RehearsalEngine(self.settings, port)
         except ToolkitError as error:
             raise pb_utils.TritonModelException(str(error)) from None

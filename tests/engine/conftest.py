@@ -1,0 +1,160 @@
+"""Engines built from small models, and groups of real rank processes without Triton."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import queue
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["toolkit.engine.rehearsal.worker"])  # imports torch once, not once a rank
+
+
+@pytest.fixture(scope="session")
+def make_llama(tmp_path_factory):
+    """make_llama(**LlamaConfig) -> directory of a random model whose logits differ clearly from each other."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"vocab_size": 301, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 5}
+    sizes |= {"num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 256}
+
+    def make(**config: Any) -> Path:
+        torch.manual_seed(7)
+        directory = tmp_path_factory.mktemp("llama")
+        model = LlamaForCausalLM(LlamaConfig(**{**sizes, **config}))
+        for name, parameter in model.named_parameters():
+            scale = 0.3 if name.endswith("bias") else 0.12
+            torch.nn.init.normal_(parameter, mean=1.0 if "norm" in name else 0.0, std=scale)
+        model.save_pretrained(directory)
+        return directory
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def deploy(tmp_path_factory):
+    """deploy(model, tp, pp, **sections of the YAML) -> Deployment, converted and built."""
+    from toolkit.checkpoint import convert
+    from toolkit.config import Deployment
+    from toolkit.engine import build
+
+    def make(model: Path, tp: int = 1, pp: int = 1, dtype: str = "float32", **sections: Any) -> Deployment:
+        folder = tmp_path_factory.mktemp("deployment")
+        content = {
+            "engine": "rehearsal",
+            "model": {"path": str(model), "dtype": dtype},
+            "parallel": {"tp": tp, "pp": pp},
+            "limits": {"max_sequences": 8 * pp, "max_num_tokens": 64, "max_seq_len": 128},
+            "kv_cache": {"tokens_per_block": 8},
+            "hardware": {"gpus": 16},
+            "output": str(folder),
+            **sections,
+        }
+        (folder / "trial.yaml").write_text(yaml.safe_dump(content))
+        deployment = Deployment.load(folder / "trial.yaml")
+        convert(deployment)
+        build(deployment)
+        return deployment
+
+    return make
+
+
+class Group:
+    """An engine in this process and its other ranks in processes of their own."""
+
+    def __init__(self, engine, workers: list[multiprocessing.Process]) -> None:
+        self.engine, self.workers = engine, workers
+
+    def submit(self, prompt: list[int], tokens: int, **options: Any) -> Answer:
+        from toolkit.engine.request import GenerationRequest
+
+        answer = Answer()
+        request = GenerationRequest(input_ids=prompt, request_output_len=tokens, **options)
+        answer.sequences = self.engine.submit(request, answer.events.put)
+        return answer
+
+    def generate(self, prompt: list[int], tokens: int, **options: Any) -> list[int]:
+        return self.submit(prompt, tokens, **options).tokens()
+
+
+class Answer:
+    """What comes back for one request."""
+
+    def __init__(self) -> None:
+        self.events: queue.SimpleQueue = queue.SimpleQueue()
+        self.sequences: list = []
+
+    def wait(self, timeout_s: float = 60) -> list:
+        """All events, to the last of each sequence."""
+        events, unfinished = [], len(self.sequences)
+        while unfinished:
+            events.append(self.events.get(timeout=timeout_s))
+            unfinished -= events[-1].finished
+        return events
+
+    def tokens(self) -> list[int]:
+        return [event.token for event in self.wait()]
+
+
+def start_workers(settings, port: int) -> list[multiprocessing.Process]:
+    from toolkit.engine.rehearsal.worker import work
+
+    ranks = range(1, settings.mapping.world_size)
+    workers = [PROCESSES.Process(target=work, args=(settings, rank, port), daemon=True) for rank in ranks]
+    for worker in workers:
+        worker.start()
+    return workers
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@contextlib.contextmanager
+def started(deployment, **options: Any) -> Iterator[Group]:
+    """A running group of a deployment; `options` are parameters of EngineSettings."""
+    import torch
+
+    from toolkit.engine.rehearsal.engine import RehearsalEngine
+    from toolkit.engine.settings import EngineSettings
+
+    settings = EngineSettings(gpt_model_path=deployment.engine_dir, **{"enable_chunked_context": True, **options})
+    port, threads = free_port(), torch.get_num_threads()
+    workers = start_workers(settings, port)
+    try:
+        engine = RehearsalEngine(settings, port)
+        yield Group(engine, workers)
+        engine.close()
+        for worker in workers:
+            worker.join(30)
+        assert [worker.exitcode for worker in workers] == [0] * len(workers)
+    finally:
+        torch.set_num_threads(threads)
+        for worker in workers:
+            worker.kill()
+            worker.join()
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_llama, deploy):
+    """The test model that recites, for one rank."""
+    return deploy(tiny_llama)
+
+
+@pytest.fixture(scope="module")
+def group(tiny) -> Iterator[Group]:
+    with started(tiny) as one:
+        yield one
