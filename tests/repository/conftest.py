@@ -27,7 +27,7 @@ YAML = """
 engine: {engine}
 name: test
 model: {{path: {model}}}
-limits: {{max_sequences: 64, max_num_tokens: 256, max_seq_len: 512, max_queue_size: 64}}
+limits: {{max_sequences: 8, max_num_tokens: 256, max_seq_len: 512, max_queue_size: 8}}
 kv_cache: {{max_tokens: 8192}}
 output: {output}
 """
@@ -80,7 +80,7 @@ def load_deployment(folder: Path, model: Path, engine: str = "tensorrt") -> Depl
         deployment.engine_dir,
         "engine",
         inputs={},
-        settings={"engine": engine, "max_batch_size": 64, "max_num_tokens": 256, "max_seq_len": 512},
+        settings={"engine": engine, "max_batch_size": 8, "max_num_tokens": 256, "max_seq_len": 512},
         versions={},
         write=lambda directory: directory.joinpath("config.json").touch(),
     )

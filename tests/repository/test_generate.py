@@ -66,7 +66,7 @@ def test_model_sources_import_nothing_that_the_ngc_image_lacks(tmp_path, model):
 def test_no_engine(tmp_path, model):
     deployment = load_deployment(tmp_path, model)
     shutil.rmtree(deployment.engine_dir)
-    with pytest.raises(ToolkitError, match="there is no engine here.*Run: toolkit build"):
+    with pytest.raises(ToolkitError, match=r"there is no engine here.*Run: toolkit build"):
         generate(deployment)
     assert not deployment.repository_dir.exists()
 

@@ -89,15 +89,10 @@ def test_chunks_of_any_bytes(families, name, data):
 
 def test_a_chunk_is_empty_only_while_a_character_is_incomplete(families):
     family = families["byte_level"]
-    ids = family.tokenizer.encode("a😀é\N{REPLACEMENT CHARACTER}b", add_special_tokens=False).ids
-    characters = 0
-    for id, chunk in zip(ids, family.chunks(ids), strict=True):
-        content = family.detokenizer.token(id)[0]
-        ends_character = family.tokenizer.decode(ids[: characters + 1]).endswith(chunk) and chunk != ""
-        assert ends_character or content[-1] >= 0x80
-        characters += 1
-    assert "".join(family.chunks(ids)) == "a😀é\N{REPLACEMENT CHARACTER}b"
-    assert [chunk for chunk in family.chunks(ids) if chunk] == ["a", "😀", "é", "\N{REPLACEMENT CHARACTER}", "b"]
+    text = "a😀é\N{REPLACEMENT CHARACTER}b"
+    chunks = family.chunks(family.tokenizer.encode(text, add_special_tokens=False).ids)
+    assert len(chunks) > len(text)
+    assert [chunk for chunk in chunks if chunk] == list(text)
 
 
 def test_special_tokens_show_when_asked(families, tmp_path, tiny_llama):

@@ -88,13 +88,10 @@ def _tensorrt_llm_bls(deployment: Deployment) -> Any:
         backend="python",
         inputs=signatures.BLS_INPUTS,
         outputs=signatures.BLS_OUTPUTS,
-        values=parameters.tensorrt_llm_bls(),
+        values=parameters.tensorrt_llm_bls(deployment),
     )
     config.model_transaction_policy.decoupled = True
-    # An instance serves one request at a time; those that wait, wait in Triton's queue.
-    config.max_batch_size = 1
-    config.instance_group[0].count = deployment.limits.max_sequences
-    config.dynamic_batching.default_queue_policy.max_queue_size = deployment.limits.max_queue_size
+    config.max_batch_size = 1  # one prompt a request; many requests run at once in its one instance
     return config
 
 

@@ -43,9 +43,10 @@ def postprocessing() -> dict[str, str]:
     return {"tokenizer_dir": TOKENIZER_DIR, "skip_special_tokens": "true"}
 
 
-def tensorrt_llm_bls() -> dict[str, str]:
+def tensorrt_llm_bls(deployment: Deployment) -> dict[str, str]:
     return {
         **postprocessing(),
+        "vocab_size": str(deployment.shape.vocab_size),
         "tensorrt_llm_model_name": "tensorrt_llm",
         "accumulate_tokens": "true",
         "cancellation_check_period_ms": str(CANCELLATION_CHECK_PERIOD_MS),

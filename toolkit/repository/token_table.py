@@ -1,7 +1,7 @@
 """What each token stands for, in bytes: the table from which the served models make text.
 
-tensorrt_llm_bls runs as many processes as there are sequences; tokenizer.json parsed in each would take
-gigabytes, this table is mapped into all of them once. triton_repo/shared/token_text.py reads it.
+It is mapped into memory, so the processes that need it start at once and share it, where parsing
+tokenizer.json of Llama 3 takes seconds and 100 MB in each. triton_repo/shared/token_text.py reads it.
 """
 
 from __future__ import annotations

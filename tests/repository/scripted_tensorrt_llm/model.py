@@ -4,7 +4,7 @@ It keeps the contract of the real one (a response a token, FINAL on the last, en
 requests, counts) and has knobs in inputs that mean nothing to an echo:
     frequency_penalty   seconds between tokens
     presence_penalty    fail after this many tokens
-    runtime_top_k < 0   refused, as by the real one
+    runtime_top_k       below 0 refused, as by the real one; 503: no room
 Each finished request appends a line to the file in the parameter `record`: its id, the number of tokens
 that it gave, and whether it was stopped.
 """
@@ -37,6 +37,11 @@ class TritonPythonModel:
                     for stopped in self.running.get(asked.id, []):
                         stopped.set()
                 sender.send(pb_utils.InferenceResponse([]), flags=FINAL)
+            elif asked.top_k == 503:
+                error = pb_utils.TritonError(
+                    "the queue is full, please try again later", pb_utils.TritonError.UNAVAILABLE
+                )
+                sender.send(pb_utils.InferenceResponse(error=error), flags=FINAL)
             elif asked.top_k < 0:
                 error = pb_utils.TritonError(
                     f"runtime_top_k: {asked.top_k}, expected 0 or more", pb_utils.TritonError.INVALID_ARG

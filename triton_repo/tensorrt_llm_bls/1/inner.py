@@ -1,4 +1,14 @@
-"""Calls of the models inside tensorrt_llm_bls, by Triton's business logic scripting (BLS)."""
+"""Calls of the models inside tensorrt_llm_bls.
+
+preprocessing and `stop` are called by Triton's business logic scripting (BLS). tensorrt_llm's answer is read
+from the server's own HTTP endpoint, because streams by BLS cannot be relied on (seen on Triton 2.51): an
+error after the first response never arrives, so its reader waits for ever; and with several streams in one
+process, `exec` holds the GIL while it waits for the table of response iterators, whose owner waits for an
+iterator, whose reader waits for the GIL.
+"""
+
+import http.client
+import json
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -34,30 +44,27 @@ FROM_PREPROCESSING = (
 # (input of tensorrt_llm, input of this model); names that both have pass as they are
 RENAMED = (("runtime_top_k", "top_k"), ("runtime_top_p", "top_p"), ("len_penalty", "length_penalty"))
 NOT_PASSED_ON = ("stream", "stop", "image_input", "num_draft_tokens", "use_draft_logits")
+NOT_IN_JSON = ("prompt_embedding_table", "lora_weights", "lora_config")
+EVENT = b"data: "
+CODES = {400: "INVALID_ARG", 404: "NOT_FOUND", 501: "UNSUPPORTED", 503: "UNAVAILABLE"}
 
 
 class Failed(Exception):
-    """A request that ends with an error; `error` is a TritonError with its message and class."""
+    """A request that ends with an error; `code` is the name of one of Triton's error codes."""
 
-    def __init__(self, error):
-        super().__init__(error.message())
-        self.error = error
-
-
-def refused(message):
-    return Failed(pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
+    def __init__(self, message, code="INVALID_ARG"):
+        super().__init__(" ".join(message.split()))
+        self.error = pb_utils.TritonError(str(self), getattr(pb_utils.TritonError, code))
 
 
 class Inner:
     """The models that this one calls. `config` is its own, whose signature says what may be passed on."""
 
-    def __init__(self, model_name, config):
-        self.model_name = model_name
+    def __init__(self, model_name, config, address):
+        self.model_name, self.address = model_name, address
         taken = {name for _, name in (*TO_PREPROCESSING, *RENAMED)}.union(NOT_PASSED_ON)
         same = [tensor["name"] for tensor in config["input"] if tensor["name"] not in taken]
         self.to_tensorrt_llm = (*RENAMED, *((name, name) for name in same))
-        results = [tensor["name"] for tensor in config["output"] if tensor["name"] != "text_output"]
-        self.outputs = ["output_ids", "sequence_length", *results]
 
     def preprocess(self, inputs):
         """The outputs of preprocessing, arrays by name. `inputs` are this model's, arrays by name."""
@@ -65,42 +72,66 @@ class Inner:
         response = pb_utils.InferenceRequest(
             model_name="preprocessing",
             requested_output_names=[name for _, name in FROM_PREPROCESSING],
-            inputs=_tensors(inputs, TO_PREPROCESSING),
+            inputs=[pb_utils.Tensor(target, inputs[name]) for target, name in TO_PREPROCESSING if name in inputs],
         ).exec()
-        return {name: tensor.as_numpy() for name, tensor in _outputs(response).items()}
+        return {tensor.name(): tensor.as_numpy() for tensor in _checked(response).output_tensors()}
 
     def generate(self, inputs, preprocessed, request_id, streaming):
-        """Yields the outputs of each response of tensorrt_llm, Tensors by name; those without any are left out."""
-        tensors = _tensors({name: rows for name, rows in preprocessed.items() if rows.size}, FROM_PREPROCESSING)
-        tensors += _tensors(inputs, self.to_tensorrt_llm)
-        tensors.append(pb_utils.Tensor("streaming", np.array([[streaming]])))
-        for response in self._send(tensors, request_id):
-            if outputs := _outputs(response):
-                yield outputs
+        """Yields what each response of tensorrt_llm holds, lists by name. Raises Failed."""
+        for name in NOT_IN_JSON:
+            if name in inputs:
+                raise Failed(f"{name}: {self.model_name} takes it directly or from the ensemble, not from here")
+        values = {target: preprocessed[name] for target, name in FROM_PREPROCESSING}
+        values |= {target: inputs[name] for target, name in self.to_tensorrt_llm if name in inputs}
+        body = {name: _plain(value) for name, value in values.items() if value.size}
+        yield from self._events({**body, "id": request_id, "streaming": streaming})
 
     def stop(self, request_id):
-        """Stop the request of this id inside tensorrt_llm; nothing happens when it has ended."""
+        """Stop the request of this id inside tensorrt_llm; nothing happens when it has ended. Raises Failed."""
         one = np.ones((1, 1), np.int32)
         asked = {"input_ids": one, "input_lengths": one, "request_output_len": one, "stop": one.astype(bool)}
-        for response in self._send([pb_utils.Tensor(name, value) for name, value in asked.items()], request_id):
-            _outputs(response)
-
-    def _send(self, tensors, request_id):
-        return pb_utils.InferenceRequest(
+        responses = pb_utils.InferenceRequest(
             model_name=self.model_name,
             request_id=request_id,
-            requested_output_names=self.outputs,
-            inputs=tensors,
+            requested_output_names=["output_ids"],
+            inputs=[pb_utils.Tensor(name, value) for name, value in asked.items()],
         ).exec(decoupled=True)
+        for response in responses:  # one, so that nothing waits for a second
+            _checked(response)
+
+    def _events(self, body):
+        connection = http.client.HTTPConnection(*self.address)
+        try:
+            connection.request("POST", f"/v2/models/{self.model_name}/generate_stream", json.dumps(body))
+            response = connection.getresponse()
+            for line in response:
+                if line.startswith(EVENT) or response.status != 200:
+                    yield _listed(line.removeprefix(EVENT), response.status)
+        except (OSError, http.client.HTTPException) as error:
+            place = "{}:{}".format(*self.address)
+            raise Failed(f"{self.model_name} at {place}: {error or type(error).__name__}", "UNAVAILABLE") from None
+        finally:
+            connection.close()
 
 
-def _tensors(arrays, names):
-    return [pb_utils.Tensor(target, arrays[name]) for target, name in names if name in arrays]
+def _plain(array):
+    """An array [1, ...] as the generate endpoint takes it: one list, whatever the shape; text for bytes."""
+    values = array.reshape(-1).tolist()
+    return [value.decode("utf-8") if isinstance(value, bytes) else value for value in values]
 
 
-def _outputs(response):
-    """The tensors of a response by name. Raises Failed with the model's own message and class."""
+def _listed(line, status):
+    """The values of an event, each a list. Raises Failed for an error event."""
+    event = json.loads(line)
+    if "error" in event:
+        raise Failed(event["error"], CODES.get(status, "INTERNAL"))
+    return {name: value if isinstance(value, list) else [value] for name, value in event.items()}
+
+
+def _checked(response):
+    """The response; raises Failed with the model's own message and class."""
     if response.has_error():
-        error = response.error()
-        raise Failed(pb_utils.TritonError(" ".join(error.message().split()), error.code()))
-    return {tensor.name(): tensor for tensor in response.output_tensors()}
+        failure = Failed(response.error().message())
+        failure.error = pb_utils.TritonError(str(failure), response.error().code())
+        raise failure
+    return response

@@ -1,0 +1,53 @@
+"""What tensorrt_llm says beside its tokens, from the lists of its JSON events back to tensors."""
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+TOKENS = ("output_ids", "sequence_length")
+PER_TOKEN = ("output_log_probs", "generation_logits")
+
+
+class Outputs:
+    """The outputs in this model's own signature `config`, with their types and shapes."""
+
+    def __init__(self, config, vocab_size):
+        self._types = {
+            tensor["name"]: pb_utils.triton_string_to_numpy(tensor["data_type"])
+            for tensor in config["output"]
+            if tensor["name"] != "text_output"
+        }
+        self._vocab_size = vocab_size
+
+    def tensors(self, event, texts):
+        """The output tensors of an event: text_output [1, texts] and all others that the event holds."""
+        made = [pb_utils.Tensor("text_output", np.array([[text.encode("utf-8") for text in texts]], object))]
+        for name in event.keys() & self._types.keys():
+            values = np.array(event[name], self._types[name])
+            made.append(pb_utils.Tensor(name, values.reshape(1, *self._shape(name, len(texts)))))
+        return made
+
+    def _shape(self, name, beams):
+        shapes = {
+            "cum_log_probs": (beams,),
+            "output_log_probs": (beams, -1),
+            "context_logits": (-1, self._vocab_size),
+            "generation_logits": (beams, -1, self._vocab_size),
+        }
+        return shapes.get(name, (1,))
+
+
+def joined(events, count):
+    """The events of one answer of `count` tokens as a single event."""
+    whole = {name: values for event in events for name, values in event.items()}
+    for name in PER_TOKEN & whole.keys():
+        whole[name] = [value for event in events for value in event[name]]
+    if "num_output_tokens" in whole:
+        whole["num_output_tokens"] = [count]
+    return whole
+
+
+def rows_of_tokens(event):
+    """The ids of each sequence (beam) of an event; one without any for an event that only ends a stream."""
+    ids, lengths = event.get("output_ids", []), event.get("sequence_length", [0])
+    width = len(ids) // len(lengths)
+    return [ids[row * width : row * width + length] for row, length in enumerate(lengths)]
