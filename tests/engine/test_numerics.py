@@ -87,7 +87,9 @@ def test_every_shape_on_one_rank(make_llama, deploy, shape):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("shape", "tp", "pp"), [("grouped heads repeated on two ranks each", 4, 1), ("every bias", 2, 2)])
+@pytest.mark.parametrize(
+    ("shape", "tp", "pp"), [("grouped heads repeated on two ranks each", 4, 1), ("every bias", 2, 2)]
+)
 def test_shapes_that_splitting_can_break(make_llama, deploy, shape, tp, pp):
     model = make_llama(**SHAPES[shape])
     check(deploy(model, tp, pp), model)

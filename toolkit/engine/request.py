@@ -63,7 +63,7 @@ class GenerationRequest(BaseModel):
         for name, tensor in tensors.items():
             if not tensor.size:
                 continue
-            if name.startswith(NOT_REHEARSED) and tensor.any():
+            if name.startswith(NOT_REHEARSED) and any(tensor.flat):
                 raise InputRefused(f"{name}: is not available in a rehearsal")
             if len(tensor) != 1:
                 raise InputRefused(f"{name}: holds {len(tensor)} requests", hint="Send each on its own.")
@@ -102,7 +102,5 @@ def _words(name: str, tensor: np.ndarray) -> list[list[int]]:
     ends = [0, *(end for end in tensor[-1:].flatten().tolist() if end != -1)]
     pairs = list(pairwise(ends))
     if tensor.ndim != 2 or len(tensor) != 2 or ends[-1] > tensor.shape[1] or any(a >= b for a, b in pairs):
-        raise InputRefused(
-            f"{name}: expected token ids in row 0 and rising ends of words in row 1, got {tensor.tolist()}"
-        )
+        raise InputRefused(f"{name}: expected [ids, rising ends of words, then -1], got {tensor.tolist()}")
     return [tensor[0, start:end].tolist() for start, end in pairs]

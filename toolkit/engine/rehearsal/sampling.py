@@ -39,7 +39,7 @@ class Sampler:
 
         logits: float32 [vocab_size].
         """
-        logits = self._adjusted(logits, tokens)
+        logits = self.adjusted(logits, tokens)
         token = int(logits.argmax()) if self.greedy else self._draw(logits)
         return token, float(logits.log_softmax(0)[token]) if self.request.return_log_probs else None
 
@@ -48,7 +48,8 @@ class Sampler:
         enough = len(tokens) + 1 - self.prompt_length >= self.request.min_tokens
         return token in self.ends_alone or (enough and token in _last_ids(self.request.stop_words_list, tokens))
 
-    def _adjusted(self, logits: Tensor, tokens: list[int]) -> Tensor:
+    def adjusted(self, logits: Tensor, tokens: list[int]) -> Tensor:
+        """Logits after everything that is done to them before top-k and top-p."""
         request = self.request
         logits = logits.clone() if self.bias is None else logits + self.bias
         logits /= request.temperature or 1.0
