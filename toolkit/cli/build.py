@@ -16,7 +16,9 @@ def build(deployment: Deployment) -> None:
     """Convert, then build the engines: one file a rank."""
     from toolkit.checkpoint import convert
     from toolkit.engine import build as run
+    from toolkit.engine import require_buildable
 
+    require_buildable(deployment)
     with progress("convert") as report:
         converted = convert(deployment, report)
     note("converted" if converted else "already converted from the same source")

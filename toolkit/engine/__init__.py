@@ -23,12 +23,17 @@ def build(deployment: Deployment, progress: Callable[[int, int], None] | None = 
     all). Raises ToolkitError when the checkpoint is not that of this deployment, or for an engine that
     needs GPUs.
     """
+    require_buildable(deployment)
+    from toolkit.engine.rehearsal_build import build_rehearsal
+
+    return build_rehearsal(deployment, progress or (lambda done, total: None))
+
+
+def require_buildable(deployment: Deployment) -> None:
+    """Raise ToolkitError for an engine that this version cannot build: asked before hours of conversion."""
     if deployment.engine != "rehearsal":
         raise ToolkitError(
             f"engine: {deployment.engine} cannot be built by this version; its build needs GPUs",
             where=deployment.file,
-            hint="Rehearse it with --engine rehearsal.",
+            hint="Convert it with toolkit convert, or rehearse it with --engine rehearsal.",
         )
-    from toolkit.engine.rehearsal_build import build_rehearsal
-
-    return build_rehearsal(deployment, progress or (lambda done, total: None))

@@ -1,0 +1,83 @@
+"""The command line as a whole: it stays light, fails in one line, and its documentation is current."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from docs.generate_cli import reference
+from toolkit.cli.main import COMMANDS
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "numpy", "transformers", "tritonclient", "grpc", "locust", "matplotlib", "pydantic", "rich", "yaml")
+
+
+def toolkit(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "toolkit", *arguments], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """What keeps `toolkit --help` under 0.3 s; the time itself is in benchmarks/cli.md."""
+    program = (
+        "import sys; from click.testing import CliRunner; from toolkit.cli.main import cli\n"
+        "result = CliRunner().invoke(cli, ['--help']); assert result.exit_code == 0, result\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    result = toolkit(command, "--help")
+    assert result.returncode == 0
+    assert len(result.stdout.splitlines()) > 4
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ("sample", "ask")])
+def test_a_missing_file_is_one_line(command: str) -> None:
+    result = toolkit(command, "nowhere.yaml")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "error: nowhere.yaml: no such file. The examples are in build_configs/.\n"
+
+
+def test_wrong_usage() -> None:
+    assert toolkit("plane", "x.yaml").returncode == 2
+    assert toolkit("plan").returncode == 2
+    assert "No such option" in toolkit("plan", "x.yaml", "--quick").stderr
+
+
+def test_an_unknown_engine_is_one_line() -> None:
+    result = toolkit("plan", "build_configs/tiny-llama-rehearsal.yaml", "--engine", "vllm")
+    assert result.stderr == "error: engine: 'vllm' is unknown. Use tensorrt, pytorch, rehearsal.\n"
+
+
+def test_an_engine_that_cannot_be_built_here_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    text = (ROOT / "build_configs/tiny-llama-rehearsal.yaml").read_text()
+    file.write_text(text.replace("../tests", str(ROOT / "tests")) + f"\noutput: {tmp_path}/work\n")
+    result = toolkit("build", str(file), "--engine", "tensorrt")
+    assert result.returncode == 1
+    assert "engine: tensorrt cannot be built by this version" in result.stderr
+    assert not (tmp_path / "work").exists(), "it is said before the conversion, not after"
+
+
+def test_the_reference_is_current() -> None:
+    assert (ROOT / "docs/cli.md").read_text() == reference(), "run: make docs"
+
+
+@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_links_lead_somewhere(page: str) -> None:
+    file = ROOT / page
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", file.read_text()):
+        assert (file.parent / target).exists(), target
+
+
+def test_the_pages_name_only_commands_that_exist() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for command in re.findall(r"^(?:    |\$ )toolkit ([a-z]+)", page.read_text(), re.MULTILINE):
+            assert command in COMMANDS, f"{page.name}: toolkit {command}"
