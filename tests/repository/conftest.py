@@ -3,12 +3,12 @@
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from tritonclient.grpc import model_config_pb2
 from toolkit import artifacts
 from toolkit.config import Deployment
 from toolkit.repository import generate
+from toolkit.repository.generate import SOURCES
 from toolkit.serve import tritonserver
 
 SCRIPTED = Path(__file__).parent / "scripted_tensorrt_llm" / "model.py"
@@ -60,15 +61,17 @@ class Server:
         assert status == 200, text
         return [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line]
 
-    def finished(self, id: str, within_s: float = 5.0) -> dict:
-        """What the scripted engine recorded of the request `id`."""
+    @contextmanager
+    def next_record(self, within_s: float = 5.0) -> Iterator[dict]:
+        """What the scripted engine records of the one request in the block; filled in when the block ends."""
+        found: dict = {}
+        before = len(self.record.read_text().splitlines())
+        yield found
         end = time.monotonic() + within_s
-        while time.monotonic() < end:
-            for line in self.record.read_text().splitlines():
-                if json.loads(line)["id"] == id:
-                    return json.loads(line)
-            time.sleep(0.05)
-        raise AssertionError(f"request {id} did not end within {within_s} s")
+        while len(lines := self.record.read_text().splitlines()) == before:
+            assert time.monotonic() < end, f"the request did not end within {within_s} s"
+            time.sleep(0.02)
+        found.update(json.loads(lines[before]))
 
 
 def load_deployment(folder: Path, model: Path, engine: str = "tensorrt") -> Deployment:
@@ -98,7 +101,8 @@ def scripted_repository(folder: Path, model: Path) -> Path:
     config.backend = "python"
     config.parameters["record"].string_value = str(folder / "record.jsonl")
     path.write_text(text_format.MessageToString(config))
-    shutil.copy(SCRIPTED, repository / "tensorrt_llm" / "1" / "model.py")
+    for source in (SCRIPTED, SOURCES / "shared" / "server_process.py"):
+        shutil.copy(source, repository / "tensorrt_llm" / "1")
     (folder / "record.jsonl").touch()
     return repository
 
@@ -112,7 +116,7 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def serving(repository: Path, folder: Path, *options: str):
+def serving(repository: Path, folder: Path) -> Iterator[Server]:
     """A tritonserver of the repository, ready, and gone when the block ends."""
     found = tritonserver.find("rehearsal")
     http, grpc, metrics = free_ports(3)
@@ -120,19 +124,23 @@ def serving(repository: Path, folder: Path, *options: str):
     command = [str(found.binary), f"--model-repository={repository}", "--http-address=127.0.0.1"]
     command += [f"--http-port={http}", "--grpc-address=127.0.0.1", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
     command += [f"--backend-directory={found.backend_directory}", "--disable-auto-complete-config", "--log-verbose=0"]
-    command += [f"--backend-config=python,shm-region-prefix-name=test{os.getpid()}_{http}_", *options]
+    # An error inside an ensemble's stream leaves Triton counting an inference for ever, hence the timeout.
+    region = f"test{os.getpid()}_{http}_"
+    command += [f"--backend-config=python,shm-region-prefix-name={region}", "--exit-timeout-secs=3"]
     with log.open("w") as output:
         process = subprocess.Popen(command, env=found.environ(), stdout=output, stderr=output)
     try:
         _wait_until_ready(http, process, log)
         yield Server(http, grpc, folder / "record.jsonl", log, process.pid)
     finally:
-        process.send_signal(signal.SIGTERM)
+        process.terminate()
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        for left in Path("/dev/shm").glob(f"{region}*"):
+            left.unlink(missing_ok=True)
 
 
 def _wait_until_ready(port: int, process: subprocess.Popen, log: Path) -> None:

@@ -11,9 +11,12 @@ import threading
 import time
 
 import numpy as np
+import psutil
 import pytest
 import tritonclient.grpc as grpcclient
 from tokenizers import Tokenizer
+
+from .conftest import scripted_repository, serving
 
 pytestmark = pytest.mark.slow
 
@@ -118,14 +121,14 @@ def test_stop_word_over_parts_of_tokens(server, tokenizer, stream):
 
     place = next(n for n in range(2, len(ids) - 4) if straddles(n))
     word = pieces[place][-1] + pieces[place + 1][0]
-    name = f"stop-{stream}"
-    body = {"text_input": text, "max_tokens": 99, "stop_words": [word], "id": name, "frequency_penalty": 0.02}
-    if stream:
-        answer = "".join(texts_of(server.events(BLS, body)))
-    else:
-        answer = json.loads(server.post(BLS, body)[1])["text_output"]
+    body = {"text_input": text, "max_tokens": 99, "stop_words": [word], "frequency_penalty": 0.02}
+    with server.next_record() as record:
+        if stream:
+            answer = "".join(texts_of(server.events(BLS, body)))
+        else:
+            answer = json.loads(server.post(BLS, body)[1])["text_output"]
     assert answer == "".join(pieces[: place + 2])
-    assert server.finished(name)["stopped"] and server.finished(name)["tokens"] < len(ids)
+    assert record["stopped"] and record["tokens"] < len(ids)
 
 
 def test_stop_words_in_the_text_wait_for_min_tokens(server):
@@ -282,21 +285,34 @@ def tensor(name: str, value: np.ndarray, type: str) -> grpcclient.InferInput:
     return made
 
 
+LONG = {"text_input": "Hello world. " * 20, "max_tokens": 400, "stream": True, "frequency_penalty": 0.02}
+
+
 @pytest.mark.parametrize("id", ["mine", ""])
-def test_a_client_that_goes_away_stops_its_request(server, id):
-    body = {"text_input": "Hello world. " * 20, "max_tokens": 400, "stream": True, "frequency_penalty": 0.02, "id": id}
-    before = len(server.record.read_text().splitlines())
+def test_an_http_client_that_goes_away_stops_its_request(server, id):
     connection = http.client.HTTPConnection("127.0.0.1", server.http, timeout=30)
-    connection.request("POST", f"/v2/models/{BLS}/generate_stream", json.dumps(body))
-    connection.getresponse().readline()
-    connection.sock.close()
-    connection.close()
-    end = time.monotonic() + 5
-    while len(server.record.read_text().splitlines()) == before and time.monotonic() < end:
-        time.sleep(0.05)
-    record = json.loads(server.record.read_text().splitlines()[before])
+    with server.next_record() as record:
+        connection.request("POST", f"/v2/models/{BLS}/generate_stream", json.dumps({**LONG, "id": id}))
+        connection.getresponse().readline()
+        connection.close()
     assert record["stopped"] and record["tokens"] < 100
     assert record["id"] == id or (not id and record["id"])
+
+
+def test_a_grpc_client_that_goes_away_stops_its_request(server):
+    first: queue.Queue = queue.Queue()
+    with server.next_record() as record, grpcclient.InferenceServerClient(f"127.0.0.1:{server.grpc}") as client:
+        client.start_stream(lambda result, error: first.put(error))
+        inputs = [
+            tensor("text_input", np.array([[LONG["text_input"].encode()]], object), "BYTES"),
+            tensor("max_tokens", np.array([[400]], np.int32), "INT32"),
+            tensor("stream", np.array([[True]]), "BOOL"),
+            tensor("frequency_penalty", np.array([[0.02]], np.float32), "FP32"),
+        ]
+        client.async_stream_infer(BLS, inputs, request_id="leaves")
+        assert first.get(timeout=10) is None
+        client.stop_stream(cancel_requests=True)
+    assert record["id"] == "leaves" and record["stopped"] and record["tokens"] < 100
 
 
 @pytest.mark.parametrize("through", [BLS, "tensorrt_llm"])
@@ -339,3 +355,11 @@ def test_many_streams_at_once(server, model):
     for thread in threads:
         thread.join(60)
     assert [answers.get(n) for n in range(len(texts))] == texts
+
+
+def test_models_end_with_a_killed_server(tmp_path, tiny_llama):
+    with serving(scripted_repository(tmp_path, tiny_llama), tmp_path) as server:
+        processes = psutil.Process(server.pid).children(recursive=True)
+        assert len(processes) == 4
+        psutil.Process(server.pid).kill()
+        assert psutil.wait_procs(processes, timeout=5)[1] == []

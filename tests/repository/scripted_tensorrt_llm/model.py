@@ -17,12 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from server_process import end_with_server
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
 class TritonPythonModel:
     def initialize(self, args):
+        end_with_server()
         config = json.loads(args["model_config"])
         self.record = Path(config["parameters"]["record"]["string_value"])
         self.running = {}

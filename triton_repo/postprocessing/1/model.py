@@ -12,6 +12,7 @@ from collections import OrderedDict
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from model_values import ModelValues
+from server_process import end_with_server
 from token_text import Detokenizer
 
 MAX_TEXTS = 4096
@@ -20,6 +21,7 @@ IDLE_S = 600.0
 
 class TritonPythonModel:
     def initialize(self, args):
+        end_with_server()
         values = ModelValues(args)
         self.detokenizer = Detokenizer(values.tokenizer_dir, values.boolean("skip_special_tokens"))
         self.texts = Texts()

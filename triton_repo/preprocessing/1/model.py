@@ -4,12 +4,14 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from model_values import ModelValues
 from prompts import PromptTokenizer, Refused, decoded, word_rows
+from server_process import end_with_server
 
 NO_IDS = np.empty((1, 0), np.uint64)
 
 
 class TritonPythonModel:
     def initialize(self, args):
+        end_with_server()
         values = ModelValues(args)
         self.tokenizer = PromptTokenizer(
             values.tokenizer_dir, values.boolean("add_special_tokens"), int(values["vocab_size"])

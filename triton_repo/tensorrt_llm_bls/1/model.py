@@ -15,11 +15,13 @@ from model_values import ModelValues
 from outputs import Outputs
 from reply import CancellationWatch, Reply
 from server_address import http_address
+from server_process import end_with_server
 from token_text import Detokenizer
 
 
 class TritonPythonModel:
     def initialize(self, args):
+        end_with_server()
         values = ModelValues(args)
         self.detokenizer = Detokenizer(values.tokenizer_dir, values.boolean("skip_special_tokens"))
         self.outputs = Outputs(values.config, int(values["vocab_size"]))
