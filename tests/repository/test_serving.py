@@ -78,8 +78,10 @@ def test_inputs_nested_in_parameters(server, model):
 
 @BOTH
 def test_text_input_may_be_anything_that_curl_sends(server, model):
-    body = {"text_input": "Hello world.", "max_tokens": 4, "bad_words": "", "stop_words": ""}
-    assert server.post(model, body)[0] == 200
+    for words in ("", [], ["", ""]):
+        body = {"text_input": "Hello world.", "max_tokens": 60, "bad_words": words, "stop_words": words}
+        status, text = server.post(model, body)
+        assert status == 200 and json.loads(text)["text_output"] == "Hello world."
 
 
 @BOTH
@@ -332,6 +334,23 @@ def test_stop_request(server, through):
     assert status == 200 and not running.is_alive()
     assert 0 < len(answer) < 100
     assert ("Hello 😀. " * 20).startswith("".join(texts_of(answer)).rstrip("\N{REPLACEMENT CHARACTER}"))
+
+
+def test_stop_in_one_of_two_requests_of_the_same_id(server):
+    """The one that its text ends must not take the other with it."""
+    text = "Hello world, here we go again and again"
+    body = {"text_input": text, "max_tokens": 99, "id": "twin", "frequency_penalty": 0.01}
+    answers: dict[str, str] = {}
+
+    def ask(name: str, **extra) -> None:
+        answers[name] = "".join(texts_of(server.events(BLS, {**body, **extra})))
+
+    whole = threading.Thread(target=ask, args=("whole",))
+    whole.start()
+    time.sleep(0.05)
+    ask("ended", stop_words=["lo wo"])
+    whole.join(10)
+    assert answers["whole"] == text and answers["ended"].startswith("Hello wo") and answers["ended"] != text
 
 
 def test_stop_request_without_an_id(server):

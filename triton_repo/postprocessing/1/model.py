@@ -12,6 +12,7 @@ from collections import OrderedDict
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from model_values import ModelValues
+from one_line import respond_to_each
 from server_process import end_with_server
 from token_text import Detokenizer
 
@@ -27,7 +28,7 @@ class TritonPythonModel:
         self.texts = Texts()
 
     def execute(self, requests):
-        return [self._respond(request) for request in requests]
+        return respond_to_each("postprocessing", self._respond, requests)
 
     def _respond(self, request):
         tokens = pb_utils.get_input_tensor_by_name(request, "TOKENS_BATCH").as_numpy()

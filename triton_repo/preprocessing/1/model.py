@@ -3,6 +3,7 @@
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from model_values import ModelValues
+from one_line import respond_to_each
 from prompts import PromptTokenizer, Refused, decoded, word_rows
 from server_process import end_with_server
 
@@ -20,7 +21,7 @@ class TritonPythonModel:
         self.pad = int(values["pad_token_id"])
 
     def execute(self, requests):
-        return [self._respond(request) for request in requests]
+        return respond_to_each("preprocessing", self._respond, requests)
 
     def _respond(self, request):
         try:

@@ -1,6 +1,5 @@
 """One request of tensorrt_llm_bls, from its inputs to its events."""
 
-import uuid
 from itertools import pairwise
 
 import numpy as np
@@ -18,16 +17,17 @@ class Conversation:
     def __init__(self, request, inner, outputs, detokenizer):
         self._inner, self._outputs, self._detokenizer = inner, outputs, detokenizer
         self._inputs = {tensor.name(): tensor.as_numpy().copy() for tensor in request.inputs()}
-        self._preprocessed = {}
-        self.id = request.request_id() or uuid.uuid4().hex
-        if self._value("stop", False) and not request.request_id():
+        self._preprocessed, self._answers = {}, {}
+        self.id = request.request_id()
+        self.is_stop_request = self._value("stop", False)
+        if self.is_stop_request and not self.id:
             raise Failed("stop: the request has no id, expected the id of the request to stop")
         if self._value("stream", False) and self._value("beam_width", 1) > 1:
             raise Failed(f"beam_width: {self._value('beam_width', 1)} cannot be streamed, expected 1")
 
     def events(self):
         """Yields (output tensors, whether these are the last). Raises Failed."""
-        if self._value("stop", False):
+        if self.is_stop_request:
             self._inner.stop(self.id)
             yield self._outputs.tensors({}, [""]), True
             return
@@ -48,18 +48,15 @@ class Conversation:
 
     def _stream(self):
         """An event for each token, until every answer has ended."""
-        answers = self._new_answers()
         for event in self._generate(streaming=True):
-            answer, (ids, *_) = answers[sequence_index(event)], rows_of_tokens(event)
+            answer, (ids, *_) = self._answer(event), rows_of_tokens(event)
             if answer.ended or not ids:
                 continue
             text = answer.push(ids)
-            ended = all(answer.ended for answer in answers)
-            yield self._outputs.tensors(event, [text]), ended
-            if ended:
-                self._stop_if_ended_by_text(answers)
+            yield self._outputs.tensors(event, [text]), self._all_ended()
+            self._stop_if_ended_by_text()
         # Stopped before its time: what is left of a character is still owed.
-        rest = "".join(answer.flush() for answer in answers if not answer.ended)
+        rest = "".join(answer.flush() for answer in self._answers.values() if not answer.ended)
         if rest:
             yield self._outputs.tensors({}, [rest]), True
 
@@ -70,38 +67,41 @@ class Conversation:
 
     def _collected(self):
         """Whole answers, but read token by token, so that a stop word in the text can end them."""
-        answers = self._new_answers()
-        events = [[] for _ in answers]
+        events = {}
         for event in self._generate(streaming=True):
-            sequence, (ids, *_) = sequence_index(event), rows_of_tokens(event)
-            if answers[sequence].ended or not ids:
-                continue
-            answers[sequence].push(ids)
-            events[sequence].append(event)
-            if all(answer.ended for answer in answers):
-                self._stop_if_ended_by_text(answers)
-        for answer, parts in zip(answers, events, strict=True):
+            answer, (ids, *_) = self._answer(event), rows_of_tokens(event)
+            if not answer.ended and ids:
+                answer.push(ids)
+                events.setdefault(answer, []).append(event)
+                self._stop_if_ended_by_text()
+        for answer, parts in events.items():
             text = self._detokenizer.decode(self._echo() + answer.ids)
             yield self._outputs.tensors(joined(parts, len(answer.ids)), [text])
 
     def _generate(self, streaming):
-        return self._inner.generate(self._inputs, self._preprocessed, self.id, streaming)
-
-    def _new_answers(self):
-        """An Answer for each sequence of the request."""
-        ends = Ends(
+        self._ends = Ends(
             max_tokens=int(self._preprocessed["REQUEST_OUTPUT_LEN"][0, 0]),
             end_id=int(self._preprocessed["OUT_END_ID"][0, 0]),
             stop_ids=word_list(self._preprocessed["STOP_WORDS_IDS"][0]),
             stop_words=self._stop_words(),
             min_tokens=self._value("min_tokens", 0),
         )
-        sequences = self._value("num_return_sequences", 1)
-        return [Answer(self._detokenizer.stream(), ends) for _ in range(sequences)]
+        return self._inner.generate(self._inputs, self._preprocessed, self.id, streaming)
 
-    def _stop_if_ended_by_text(self, answers):
+    def _answer(self, event):
+        """The answer that an event belongs to; tensorrt_llm says which only when a request has several."""
+        sequence = event.get("sequence_index", (0,))[0]
+        if sequence not in self._answers:
+            self._answers[sequence] = Answer(self._detokenizer.stream(), self._ends)
+        return self._answers[sequence]
+
+    def _all_ended(self):
+        ended = sum(answer.ended for answer in self._answers.values())
+        return ended == self._value("num_return_sequences", 1)
+
+    def _stop_if_ended_by_text(self):
         """tensorrt_llm does not know of an end that only the text shows."""
-        if any(answer.ended_by_text for answer in answers):
+        if self._all_ended() and any(answer.ended_by_text for answer in self._answers.values()):
             self.stop()
 
     def _stop_words(self):
@@ -122,11 +122,6 @@ def last_marked(responses):
     """(response, whether it is the last) for each."""
     kept = list(responses)
     return ((response, response is kept[-1]) for response in kept)
-
-
-def sequence_index(event):
-    """Which answer an event belongs to; tensorrt_llm says so only when a request has several."""
-    return event.get("sequence_index", (0,))[0]
 
 
 def word_list(rows):

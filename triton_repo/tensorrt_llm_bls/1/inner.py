@@ -43,7 +43,8 @@ FROM_PREPROCESSING = (
 )
 # (input of tensorrt_llm, input of this model); names that both have pass as they are
 RENAMED = (("runtime_top_k", "top_k"), ("runtime_top_p", "top_p"), ("len_penalty", "length_penalty"))
-NOT_PASSED_ON = ("stream", "stop", "image_input", "num_draft_tokens", "use_draft_logits")
+NOT_SERVED = ("image_input", "num_draft_tokens", "use_draft_logits")
+# The ensemble takes these: Triton's HTTP endpoint has no way to write them.
 NOT_IN_JSON = ("prompt_embedding_table", "lora_weights", "lora_config")
 EVENT = b"data: "
 CODES = {400: "INVALID_ARG", 404: "NOT_FOUND", 501: "UNSUPPORTED", 503: "UNAVAILABLE"}
@@ -62,7 +63,7 @@ class Inner:
 
     def __init__(self, model_name, config, address):
         self.model_name, self.address = model_name, address
-        taken = {name for _, name in (*TO_PREPROCESSING, *RENAMED)}.union(NOT_PASSED_ON)
+        taken = {name for _, name in (*TO_PREPROCESSING, *RENAMED)}.union(NOT_SERVED, ("stream", "stop"))
         same = [tensor["name"] for tensor in config["input"] if tensor["name"] not in taken]
         self.to_tensorrt_llm = (*RENAMED, *((name, name) for name in same))
 
@@ -78,9 +79,9 @@ class Inner:
 
     def generate(self, inputs, preprocessed, request_id, streaming):
         """Yields what each response of tensorrt_llm holds, lists by name. Raises Failed."""
-        for name in NOT_IN_JSON:
+        for name in (*NOT_SERVED, *NOT_IN_JSON):
             if name in inputs:
-                raise Failed(f"{name}: {self.model_name} takes it directly or from the ensemble, not from here")
+                raise Failed(f"{name}: not available in this model", "UNSUPPORTED")
         values = {target: preprocessed[name] for target, name in FROM_PREPROCESSING}
         values |= {target: inputs[name] for target, name in self.to_tensorrt_llm if name in inputs}
         body = {name: _plain(value) for name, value in values.items() if value.size}

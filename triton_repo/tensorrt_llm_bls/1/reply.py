@@ -46,22 +46,22 @@ class Reply:
 
 
 class CancellationWatch:
-    """One thread that looks for clients that went away, and calls what was to be done about each, once."""
+    """One thread that looks for clients that went away, and has their requests stopped until they end.
+
+    Again each time, as a request may not have reached tensorrt_llm when it is stopped first.
+    """
 
     def __init__(self, period_s):
         self._watched = {}
-        self._lock = threading.Lock()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, args=(period_s,), daemon=True)
         self._thread.start()
 
-    def add(self, reply, when_gone):
-        with self._lock:
-            self._watched[reply] = when_gone
+    def add(self, reply, stop):
+        self._watched[reply] = stop
 
     def remove(self, reply):
-        with self._lock:
-            return self._watched.pop(reply, None)
+        del self._watched[reply]
 
     def end(self):
         self._over.set()
@@ -69,8 +69,6 @@ class CancellationWatch:
 
     def _watch(self, period_s):
         while not self._over.wait(period_s):
-            with self._lock:
-                watched = list(self._watched)
-            for reply in watched:
-                if reply.client_is_gone() and (when_gone := self.remove(reply)):
-                    threading.Thread(target=when_gone, daemon=True).start()
+            for reply, stop in self._watched.copy().items():
+                if reply.client_is_gone():
+                    stop()
