@@ -23,7 +23,7 @@ FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 SERVER = os.getppid()
 LEADER_FIRST_S = 5
 """A server cannot end well while it loads, and the first that ends ill makes mpirun end them all."""
-PATIENCE_S = 10
+PATIENCE_S = 30
 """Triton's calls wait with Python's lock held, for ever if the server has died: then an alarm ends us."""
 
 
@@ -126,7 +126,7 @@ class Answer:
         if request.return_num_input_tokens:
             yield tensor("num_input_tokens", np.int32, len(request.input_ids))
         if request.return_num_output_tokens:
-            yield tensor("num_output_tokens", np.int32, len(log_probs))
+            yield tensor("num_output_tokens", np.int32, 1 if request.streaming else len(sequence.output))
         if request.return_perf_metrics and event.finished:
             yield from self.performance(sequence)
 
