@@ -96,6 +96,13 @@ def test_a_chunk_is_empty_only_while_a_character_is_incomplete(families):
     assert [chunk for chunk in chunks if chunk] == list(text)
 
 
+def test_added_token_decodes_as_the_library_normalised_it(families):
+    family = families["sentence_piece"]
+    tool = family.tokenizer.token_to_id("<tool>")
+    ids = [family.tokenizer.token_to_id("ok"), tool, tool]
+    assert "".join(family.chunks(ids)) == family.tokenizer.decode(ids) == "ok <tool> <tool>"
+
+
 def test_special_tokens_show_when_asked(families, tmp_path, tiny_llama):
     write_token_table(tiny_llama / "tokenizer.json", tmp_path)
     shown = token_text.Detokenizer(tmp_path, skip_special_tokens=False)

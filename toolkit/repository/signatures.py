@@ -3,7 +3,7 @@
 One line a tensor (or several that differ in name only): names, TYPE[dims], flags. Inputs are optional
 unless flagged `required`. `ragged`: requests with different shapes may share a batch. `scalar`: the
 backend sees [batch] where the client sends [batch, 1]. Sources: NVIDIA/TensorRT-LLM
-triton_backend/all_models/inflight_batcher_llm/*/config.pbtxt, and see docs/repository.md.
+triton_backend/all_models/inflight_batcher_llm/*/config.pbtxt; docs/repository.md says how they connect.
 
 Release 0.19 and before called `min_tokens` `min_length` and `seed` `random_seed`; those names are not here.
 """
