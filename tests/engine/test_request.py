@@ -80,10 +80,11 @@ def test_refused_in_one_line_that_names_the_input(changes, message):
         ({"end_id": [100]}, "end_id: expected token ids below vocab_size 100"),
         ({"bad_words_list": [[[1, 200], [2, -1]]]}, "bad_words_list: expected token ids below"),
         ({"embedding_bias": [[0.5, 0.5]]}, "embedding_bias: expected shape [100], got [2]"),
+        ({"num_return_sequences": [2**31 - 1]}, "num_return_sequences: expected at most 4, got 2147483647"),
     ],
 )
 def test_ids_and_biases_that_the_model_does_not_have(changes, message):
     request = GenerationRequest.of_tensors(tensors(**changes))
     with pytest.raises(InputRefused) as caught:
-        request.check_vocabulary(100)
+        request.check(100, max_sequences=4)
     assert message in str(caught.value)

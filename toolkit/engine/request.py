@@ -85,8 +85,13 @@ class GenerationRequest(BaseModel):
             got = "" if first["type"] == "missing" else f", got {first['input']!r}"
             raise InputRefused(f"{first['loc'][0]}: {first['msg'].lower()}{got}") from None
 
-    def check_vocabulary(self, size: int) -> None:
-        """Raises InputRefused for an id that the model does not have, or a bias of the wrong size."""
+    def check(self, size: int, max_sequences: int) -> None:
+        """Raises InputRefused for an id outside a vocabulary of `size`, a bias of another size, or more
+        sequences than can run at once."""
+        if self.num_return_sequences > max_sequences:
+            raise InputRefused(
+                f"num_return_sequences: expected at most {max_sequences}, got {self.num_return_sequences}"
+            )
         words = {
             name: [id for word in getattr(self, name) for id in word] for name in ("stop_words_list", "bad_words_list")
         }

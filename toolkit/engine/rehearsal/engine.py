@@ -65,7 +65,7 @@ class RehearsalEngine:
 
     def submit(self, request: GenerationRequest, deliver: Callable[[Event], None]) -> list[Generation]:
         """Begin to generate; the result is what `cancel` takes. Raises InputRefused or Busy."""
-        request.check_vocabulary(self.settings.model["vocab_size"])
+        request.check(self.settings.model["vocab_size"], self._scheduler.stats().max)
         sequences = [Generation(request, index, deliver) for index in range(request.num_return_sequences)]
         with self._changed:
             if self._closing:

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from collections import defaultdict
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -87,7 +88,7 @@ class Answer:
         excluded = request.exclude_input_in_output
         excluded = model.settings.exclude_input_in_output if excluded is None else excluded
         self.echo = [] if excluded or request.streaming else request.input_ids
-        self.log_probs = [[] for _ in range(request.num_return_sequences)]
+        self.log_probs = defaultdict(list)  # by sequence_index
         self.unfinished = request.num_return_sequences
         self.sequences = model.engine.submit(request, self.deliver)
         with model.sending:
