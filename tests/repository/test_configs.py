@@ -10,6 +10,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from toolkit.config import Deployment
+from toolkit.errors import ToolkitError
 from toolkit.repository.configs import model_configs, to_text
 from toolkit.repository.parameters import SpecialTokens
 from toolkit.repository.signatures import _table
@@ -59,6 +60,13 @@ def test_figures_of_the_flagship():
     weights = 20 * 855.65e6 / 2 * 2 + 128256 * 8192 * 2
     free = 0.85 * 79.6 * 2**30 - weights - (3.83 + 0.81) * 2**30
     assert int(values["max_tokens_in_paged_kv_cache"]) == pytest.approx(free / 40960, rel=1e-3)
+
+
+def test_a_model_that_leaves_no_room_for_a_sequence():
+    flagship = Deployment.load(FLAGSHIP)
+    small = flagship.hardware.model_copy(update={"gpu_memory_gib": 24.0})
+    with pytest.raises(ToolkitError, match=r"gpu_memory_limit: leaves room for a KV cache of 0 tokens"):
+        model_configs(flagship.model_copy(update={"hardware": small}), LLAMA3_INSTRUCT, Path("/deployment/engine"))
 
 
 def test_rehearsal_differs_from_engines_in_backend_and_sizes_only():

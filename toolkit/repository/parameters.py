@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.config import Deployment
+from toolkit.errors import ToolkitError
 from toolkit.plan.memory import plan_memory
 
 TOKENIZER_DIR = "../preprocessing/1/tokenizer"
@@ -96,10 +97,19 @@ def tensorrt_llm(deployment: Deployment, engine_dir: Path) -> dict[str, str]:
 
 
 def _kv_cache_tokens(deployment: Deployment) -> int:
-    """Tokens of the KV cache. The fraction alone is of what is free, and would pass hardware.gpu_memory_limit."""
+    """Tokens of the KV cache. The fraction alone is of what is free, and would pass hardware.gpu_memory_limit.
+
+    Raises ToolkitError when there is no room for one whole sequence.
+    """
     if deployment.engine == "rehearsal":
         return deployment.kv_blocks * deployment.kv_cache.tokens_per_block
-    capacity = plan_memory(deployment).token_capacity
+    capacity, longest = plan_memory(deployment).token_capacity, deployment.limits.max_seq_len
+    if capacity < longest:
+        raise ToolkitError(
+            f"hardware.gpu_memory_limit: leaves room for a KV cache of {capacity} tokens, one sequence may take {longest}",
+            where=deployment.file,
+            hint="Spread the model over more GPUs; toolkit plan shows the memory of each.",
+        )
     return min(capacity, deployment.kv_cache.max_tokens or capacity)
 
 
