@@ -65,7 +65,7 @@ def test_figures_of_the_flagship():
 def test_a_model_that_leaves_no_room_for_a_sequence():
     flagship = Deployment.load(FLAGSHIP)
     small = flagship.hardware.model_copy(update={"gpu_memory_gib": 24.0})
-    with pytest.raises(ToolkitError, match=r"gpu_memory_limit: leaves room for a KV cache of 0 tokens"):
+    with pytest.raises(ToolkitError, match=r"gpu_memory_limit: leaves room for 0 tokens of KV cache"):
         model_configs(flagship.model_copy(update={"hardware": small}), LLAMA3_INSTRUCT, Path("/deployment/engine"))
 
 

@@ -106,7 +106,7 @@ def _kv_cache_tokens(deployment: Deployment) -> int:
     capacity, longest = plan_memory(deployment).token_capacity, deployment.limits.max_seq_len
     if capacity < longest:
         raise ToolkitError(
-            f"hardware.gpu_memory_limit: leaves room for a KV cache of {capacity} tokens, one sequence may take {longest}",
+            f"hardware.gpu_memory_limit: leaves room for {capacity} tokens of KV cache, a sequence may take {longest}",
             where=deployment.file,
             hint="Spread the model over more GPUs; toolkit plan shows the memory of each.",
         )
