@@ -1,0 +1,98 @@
+"""Tokens a second of the rehearsal engine driven directly, without Triton: one line for each case.
+
+    python benchmarks/engine.py CONFIG [--tp 1 --pp 1] [--streams 1 16] [--tokens 32] [--repeat 3]
+
+CONFIG is converted and built if it is not. Prompts of 16 random tokens, greedy, no end; the median of
+`repeat` runs, after one to warm up. A run counts from the first submission to the last token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import random
+import socket
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+PROMPT = 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--tp", type=int)
+    parser.add_argument("--pp", type=int)
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--repeat", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        engine, workers = start(options.config, options.tp, options.pp, Path(folder))
+        mapping = engine.settings.mapping
+        for streams in options.streams:
+            run(engine, streams, options.tokens)
+            rates = [run(engine, streams, options.tokens) for _ in range(options.repeat)]
+            print(
+                f"{options.config.stem} tp{mapping.tp} pp{mapping.pp} {streams} streams: "
+                f"{statistics.median(rates):.1f} tok/s ({min(rates):.1f} to {max(rates):.1f}), "
+                f"load average {os.getloadavg()[0]:.1f}",
+                flush=True,
+            )
+        engine.close()
+        for worker in workers:
+            worker.join()
+
+
+def start(config: Path, tp: int | None, pp: int | None, folder: Path):
+    """The engine of a config, with another tp and pp if given, and its worker processes."""
+    from toolkit.checkpoint import convert
+    from toolkit.config import Deployment, Parallel
+    from toolkit.engine import build
+    from toolkit.engine.rehearsal.engine import RehearsalEngine
+    from toolkit.engine.rehearsal.worker import work
+    from toolkit.engine.settings import EngineSettings
+
+    deployment = Deployment.load(config)
+    if tp or pp:
+        parallel = Parallel(tp=tp or deployment.parallel.tp, pp=pp or deployment.parallel.pp)
+        deployment = deployment.model_copy(update={"parallel": parallel, "output": folder})
+    convert(deployment)
+    build(deployment)
+    settings = EngineSettings(
+        gpt_model_path=deployment.engine_dir,
+        max_tokens_in_paged_kv_cache=deployment.kv_blocks * deployment.kv_cache.tokens_per_block,
+        enable_kv_cache_reuse=False,
+    )
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    processes = multiprocessing.get_context("spawn")
+    ranks = range(1, settings.mapping.world_size)
+    workers = [processes.Process(target=work, args=(settings, rank, port)) for rank in ranks]
+    for worker in workers:
+        worker.start()
+    return RehearsalEngine(settings, port), workers
+
+
+def run(engine, streams: int, tokens: int) -> float:
+    """Tokens a second of `streams` requests submitted at once."""
+    from toolkit.engine.request import GenerationRequest
+
+    rnd, done = random.Random(streams), threading.Semaphore(0)
+    size = engine.settings.model["vocab_size"]
+    prompts = [[rnd.randrange(size) for _ in range(PROMPT)] for _ in range(streams)]
+    start = time.perf_counter()
+    for prompt in prompts:
+        request = GenerationRequest(input_ids=prompt, request_output_len=tokens)
+        engine.submit(request, lambda event: done.release() if event.finished else None)
+    for _ in range(streams):
+        done.acquire()
+    return streams * tokens / (time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    main()
