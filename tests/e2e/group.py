@@ -157,6 +157,10 @@ class Group:
         """Tokens generated since the start, of requests that have ended."""
         return int(self.metric("nv_llm_output_token_len_sum", "total_output_tokens"))
 
+    def ended(self) -> int:
+        """Sequences that have ended since the start, cancelled ones included."""
+        return int(self.metric("nv_llm_output_token_len_count", "total_output_tokens"))
+
     def is_idle(self) -> bool:
         return not self.requests("active") and not self.blocks("used")
 

@@ -1,0 +1,106 @@
+"""The metrics port: NVIDIA's families, labels and spelling, while requests run and after."""
+
+import re
+
+import pytest
+
+from .group import BLOCKS, MAX_SEQUENCES, TOKENS_PER_BLOCK, samples, wait_for
+from .marks import every_size, one_rank
+from .tensors import Stream
+
+pytestmark = pytest.mark.slow
+
+FAMILIES = {
+    "nv_trt_llm_request_metrics": ("request_type", "active max scheduled context waiting"),
+    "nv_trt_llm_runtime_memory_metrics": ("memory_type", "cpu gpu pinned"),
+    "nv_trt_llm_kv_cache_block_metrics": ("kv_cache_block_type", "max free used tokens_per reused fraction"),
+    "nv_trt_llm_inflight_batcher_metrics": (
+        "inflight_batcher_specific_metric",
+        "total_context_tokens generation_requests micro_batch_id paused_requests",
+    ),
+    "nv_trt_llm_general_metrics": ("general_type", "timestamp iteration_counter"),
+}
+HISTOGRAMS = {
+    "nv_llm_input_token_len": "total_input_tokens",
+    "nv_llm_output_token_len": "total_output_tokens",
+}
+BASE = ("nv_inference_request_success", "nv_inference_request_failure", "nv_inference_count", "nv_inference_exec_count")
+
+
+@every_size
+def test_families_labels_and_spelling(group):
+    group.ask(text_input="Tyger Tyger", max_tokens=5)
+    text = group.metrics_text()
+    for family, (label, values) in FAMILIES.items():
+        assert f"# TYPE {family} gauge" in text
+        pattern = rf"^{family}\{{(.*)\}} (\S+)$"
+        found = re.findall(pattern, text, re.MULTILINE)
+        names = [re.findall(r'(\w+)="', labels) for labels, _ in found]
+        assert all(each == sorted(["model", "version", label]) for each in names)
+        assert {re.search(rf'{label}="(\w+)"', labels)[1] for labels, _ in found} == set(values.split())
+        assert all(re.fullmatch(r"[0-9]+", number) for labels, number in found if "fraction" not in labels)
+    for family, value in HISTOGRAMS.items():
+        assert f"# TYPE {family} histogram" in text
+        buckets = re.findall(rf'^{family}_bucket\{{.*"{value}".*le="(.+?)"\}} \d+$', text, re.MULTILINE)
+        assert buckets == ["10", "50", "100", "500", "1000", "+Inf"]
+    assert all(f"# TYPE {family} counter" in text for family in BASE)
+
+
+@every_size
+def test_values_at_rest(group):
+    assert group.requests("max") == MAX_SEQUENCES
+    assert group.blocks("max") == group.blocks("free") == BLOCKS
+    assert group.blocks("tokens_per") == TOKENS_PER_BLOCK
+    for kind in ("active", "scheduled", "context", "waiting"):
+        assert group.requests(kind) == 0
+
+
+@one_rank
+def test_values_while_requests_run(group):
+    """20 requests on 16 places, each of 2 + 900 tokens: 57 blocks, of which all 16 find enough."""
+    before = group.metric("nv_trt_llm_general_metrics", "iteration_counter")
+    with Stream(group.grpc) as stream:
+        for number in range(20):
+            asked = {"input_ids": [0, 65 + number], "input_lengths": 2, "request_output_len": 900, "streaming": True}
+            stream.send("tensorrt_llm", id=f"{number}", **asked)
+        wait_for(lambda: group.requests("active") == 20 and group.requests("scheduled") == 16, "16 of 20 run")
+        found = {(name, value): float(number) for name, value, number in samples(group.metrics_text())}
+        stream.cancel()
+    requests = {
+        kind: found["nv_trt_llm_request_metrics", kind] for kind in ("active", "scheduled", "waiting", "context")
+    }
+    assert requests["active"] == 20 and requests["scheduled"] == 16 and requests["waiting"] == 4
+    batcher = "nv_trt_llm_inflight_batcher_metrics"
+    assert found[batcher, "generation_requests"] + requests["context"] == 16
+    assert found[batcher, "micro_batch_id"] == 0 == found[batcher, "paused_requests"]
+    blocks = {kind: found["nv_trt_llm_kv_cache_block_metrics", kind] for kind in ("used", "free", "max", "fraction")}
+    assert blocks["used"] + blocks["free"] == blocks["max"] == BLOCKS
+    assert 16 <= blocks["used"] <= 16 * 57
+    assert blocks["fraction"] == pytest.approx(blocks["used"] / BLOCKS, abs=0.01)
+    assert found["nv_trt_llm_runtime_memory_metrics", "cpu"] > 50 << 20
+    assert found["nv_trt_llm_general_metrics", "iteration_counter"] > before
+    wait_for(group.is_idle, "back to zero")
+    assert group.blocks("free") == BLOCKS
+
+
+@one_rank
+def test_token_histograms_count_tokens(group, truth):
+    def sums() -> tuple[float, float, float]:
+        inputs = group.metric("nv_llm_input_token_len_sum", "total_input_tokens")
+        return inputs, group.output_tokens(), group.metric("nv_llm_output_token_len_count", "total_output_tokens")
+
+    before = sums()
+    group.ask(text_input="Tyger Tyger", max_tokens=7)
+    wait_for(lambda: sums()[2] == before[2] + 1, "the request is counted")
+    assert sums()[:2] == (before[0] + len(truth.ids("Tyger Tyger")), before[1] + 7)
+
+
+@one_rank
+def test_reused_blocks(group, truth):
+    """The second time, the full blocks of a prompt are found."""
+    prompt = truth.ids("My mistress' eyes are nothing like the sun;\n" * 5)
+    before = group.blocks("reused")
+    for _ in range(2):
+        group.ask("tensorrt_llm", input_ids=prompt, input_lengths=len(prompt), request_output_len=1)
+    full = (len(prompt) - 1) // TOKENS_PER_BLOCK
+    wait_for(lambda: group.blocks("reused") - before == full, f"{full} blocks reused")
