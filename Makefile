@@ -19,17 +19,16 @@ install: .venv/installed
 	touch $@
 
 # Each step is an ordinary command, printed before it runs. Whatever fails, the server is stopped.
-step = printf '\n\033[1m$$ toolkit %s\033[0m\n' '$(1)' && $(BIN)/toolkit $(1)
-
 demo: install
-	@set -e; trap '$(call step,stop $(CONFIG))' EXIT; \
-	$(call step,sample smollm2 $(SMOLLM2)); \
-	$(call step,plan $(CONFIG)); \
-	$(call step,build $(CONFIG)); \
-	$(call step,repo $(CONFIG)); \
-	$(call step,serve --detach $(CONFIG)); \
-	$(call step,ask $(CONFIG) "What is the capital of France?"); \
-	$(call step,loadtest $(CONFIG))
+	@set -e; run() { printf '\n\033[1m$$ toolkit %s\033[0m\n' "$$1"; eval "$(BIN)/toolkit $$1"; }; \
+	run 'sample smollm2 $(SMOLLM2)'; \
+	run 'plan $(CONFIG)'; \
+	run 'build $(CONFIG)'; \
+	run 'repo $(CONFIG)'; \
+	trap "run 'stop $(CONFIG)'" EXIT; \
+	run 'serve --detach $(CONFIG)'; \
+	run 'ask $(CONFIG) "What is the capital of France?"'; \
+	run 'loadtest $(CONFIG)'
 
 test: install
 	$(BIN)/toolkit sample smollm2 $(SMOLLM2)
