@@ -13,8 +13,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from toolkit.engine.rehearsal.sampling import Sampler
 from toolkit.engine.request import GenerationRequest
+from toolkit.engine.sampling import Sampler
 
 SIZE = 40
 PROMPT = [3, 5, 5, 7]

@@ -203,20 +203,22 @@ def test_bad_requests_are_one_line_and_the_server_goes_on(server, expected, stre
 
 
 def test_a_stop_request_ends_the_one_of_that_id_only(server, open_stream):
-    stream = open_stream()
+    stream, stopper = open_stream(), open_stream()
+    stopper.send(id="nobody", request_output_len=[[1]], stop=[[True]])  # the connection is up
+    stopper.get()
     for id in ("a", "b"):
-        stream.send(id=id, request_output_len=[[100]])
-    assert {stream.get()[0] for _ in range(4)} == {"a", "b"}
-    open_stream().send(id="a", request_output_len=[[1]], stop=[[True]])
-    tokens = {"a": 0, "b": 0}
-    finals = []
+        stream.send(id=id, request_output_len=[[120]])
+    tokens, finals = {"a": 0, "b": 0}, []
     while len(finals) < 2:
         id, new, final = stream.get()
+        if id == "a" and not tokens["a"]:
+            stopper.send(id="a", request_output_len=[[1]], stop=[[True]])
         tokens[id] += len(new)
         finals += [id] * final
     assert finals == ["a", "b"]
-    assert tokens["a"] < 98
-    server.wait_for('nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="used",model="tensorrt_llm",version="1"}', 0)
+    assert (tokens["a"] < 120, tokens["b"]) == (True, 120)
+    used = 'nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="used",model="tensorrt_llm",version="1"}'
+    server.wait_for(used, 0)
 
 
 def test_the_stop_request_itself_gets_one_empty_final_response(open_stream):

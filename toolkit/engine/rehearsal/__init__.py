@@ -1,4 +1,4 @@
-"""An engine that rehearses TensorRT-LLM's: the same ranks, messages, scheduling and answers, on CPUs.
+"""An engine that rehearses TensorRT-LLM's: the same ranks, steps and answers, computed on CPUs.
 
-Reading order: settings, batch (what a step is), model, kv, comm, worker, sampling, engine.
+Reading order: batch (what a step is), model, kv, comm, worker, engine; beside them request and sampling.
 """

@@ -7,6 +7,7 @@ block table of each work, padded to `width` | hidden states of the tokens, from 
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,24 +21,18 @@ STOP = torch.zeros(HEADER, dtype=torch.int32)
 
 def encode(step: Step, tokens_per_block: int) -> Tensor:
     """The message of a step, without hidden states."""
-    tokens: list[int] = []
-    positions: list[int] = []
-    slots: list[int] = []
-    works: list[int] = []
-    tables: list[int] = []
-    width = max(len(work.blocks) for work in step.works)
+    lists: list[list[int]] = [[] for _ in range(5)]
+    tokens, positions, slots, works, tables = lists
+    width, block = max(len(work.blocks) for work in step.works), tokens_per_block
     for work in step.works:
         span = range(work.start, work.start + work.length)
         tokens += work.request.tokens[span.start : span.stop]
         positions += span
-        slots += [
-            work.blocks[position // tokens_per_block] * tokens_per_block + position % tokens_per_block
-            for position in span
-        ]
+        slots += [work.blocks[position // block] * block + position % block for position in span]
         works += (work.length, work.emits)
         tables += (*work.blocks, *[0] * (width - len(work.blocks)))
     header = [len(step.context), len(step.generation), len(tokens), width]
-    return torch.tensor(header + tokens + positions + slots + works + tables, dtype=torch.int32)
+    return torch.tensor(sum(lists, header), dtype=torch.int32)
 
 
 def longest_message(limits: dict, hidden_size: int, tokens_per_block: int) -> int:
@@ -59,13 +54,8 @@ class Batch:
         self.tokens, self.positions, self.slots = message[HEADER : ends[1]].long().view(3, self.size)
         self.works = message[ends[1] : ends[2]].view(works, 2)
         self.tables = message[ends[2] : ends[3]].long().view(works, width)
-        self._rest, self._hidden_size = message[ends[3] :], hidden_size
-
-    @property
-    def hidden(self) -> Tensor:
-        """The hidden states that came with the message, [size, hidden_size]."""
-        values = self._rest[: self.size * self._hidden_size]
-        return values.view(torch.float32).view(self.size, self._hidden_size)
+        hidden = message[ends[3] : ends[3] + self.size * hidden_size]
+        self.hidden: Any = hidden.view(torch.float32).view(-1, hidden_size) if len(hidden) else None
 
     @cached_property
     def emitting(self) -> Tensor:

@@ -14,7 +14,7 @@ import threading
 from collections import defaultdict, deque
 from datetime import timedelta
 from functools import reduce
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch.distributed import ProcessGroupGloo, TCPStore, Work
 
 from toolkit.engine.rehearsal.batch import STOP, longest_message
 from toolkit.engine.settings import EngineSettings
+from toolkit.errors import ToolkitError
 
 HOST = "127.0.0.1"
 MEETING = timedelta(minutes=5)  # how long ranks wait for each other to start
@@ -58,21 +59,26 @@ class Peers:
         self._watch.start()
 
     def _meet(self, port: int) -> None:
-        listener = None
-        if self.rank == 0:  # the store would listen on every address
-            server = socket.create_server((HOST, port))
-            listener = server.detach()
-        self._store = TCPStore(HOST, port, self.world, self.rank == 0, MEETING, master_listen_fd=listener)
         gloo: Any = ProcessGroupGloo
         options = gloo._Options()
         options._timeout, options._devices = MEETING, [gloo.create_device(hostname=HOST)]
-        self.gloo = gloo(self._store, self.rank, self.world, options)
+        try:
+            # Left to itself, the store would listen on every address of the machine.
+            listener = None if self.rank else socket.create_server((HOST, port)).detach()
+            self._store = TCPStore(HOST, port, self.world, not self.rank, MEETING, master_listen_fd=listener)
+            self.gloo = gloo(self._store, self.rank, self.world, options)
+        except (OSError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ToolkitError(f"rank {self.rank} cannot meet the others on port {port}: {reason}") from None
 
     def await_all(self) -> None:
         """Return when every rank has come here."""
         if self.world > 1:
             self._store.set(f"ready{self.rank}", "")
-            self._store.wait([f"ready{rank}" for rank in range(self.world)], FOREVER)
+            try:
+                self._store.wait([f"ready{rank}" for rank in range(self.world)], FOREVER)
+            except RuntimeError:
+                self._lost(0)
 
     def send(self, peer: int, kind: int, message: Tensor) -> None:
         """Send without waiting. The message must not change afterwards."""
@@ -93,8 +99,11 @@ class Peers:
         try:
             work.wait(FOREVER)
         except RuntimeError:
-            print(f"rank {self.rank} lost rank {peer}, and ends", file=sys.stderr, flush=True)
-            os._exit(1)
+            self._lost(peer)
+
+    def _lost(self, peer: int) -> NoReturn:
+        print(f"rank {self.rank} lost rank {peer}, and ends", file=sys.stderr, flush=True)
+        os._exit(1)
 
     def leave(self) -> None:
         """Tell the ranks after this one to stop and the one that watches it farewell; wait for one's own."""

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from toolkit.engine.rehearsal.batch import encode
-from toolkit.engine.rehearsal.sampling import Sampler
 from toolkit.engine.rehearsal.worker import Rank
 from toolkit.engine.request import GenerationRequest
+from toolkit.engine.sampling import Sampler
 from toolkit.engine.settings import EngineSettings
 from toolkit.errors import Busy
 from toolkit.inflight import Request, Scheduler, State, Stats, Step
@@ -32,6 +32,12 @@ class Generation(Request):
         self.cum_log_prob = 0.0
         self.arrival_ns = time.monotonic_ns()
         self.first_scheduled_ns = self.first_token_ns = self.last_token_ns = 0
+
+    def event(self, token: int, log_prob: float | None, now: int) -> Event:
+        """Take note of a new token, and tell of it."""
+        self.first_token_ns, self.last_token_ns = self.first_token_ns or now, now
+        self.cum_log_prob += log_prob or 0.0
+        return Event(self, token, log_prob, self.cum_log_prob, self.state is State.FINISHED)
 
 
 class Event(NamedTuple):
@@ -65,7 +71,7 @@ class RehearsalEngine:
 
     def submit(self, request: GenerationRequest, deliver: Callable[[Event], None]) -> list[Generation]:
         """Begin to generate; the result is what `cancel` takes. Raises InputRefused or Busy."""
-        request.check(self.settings.model["vocab_size"], self._scheduler.stats().max)
+        request.check(self.settings.model["vocab_size"], self.stats().max)
         sequences = [Generation(request, index, deliver) for index in range(request.num_return_sequences)]
         with self._changed:
             if self._closing:
@@ -137,7 +143,8 @@ class RehearsalEngine:
         with self._changed:
             self._scheduler.complete(step, [token for token, _ in chosen], ends)
             results = zip(sequences, chosen, strict=True)
-            self._events.put([self._record(s, choice[0], choice[1], now) for s, choice in results if s in self._live])
+            self._events.put([s.event(*choice, now) for s, choice in results if s in self._live])
+            self._live.difference_update(s for s in sequences if s.state is State.FINISHED)
 
     def _choose(self, logits: Tensor, sequences: list[Generation]) -> list[tuple[int, float | None]]:
         return [
@@ -152,14 +159,6 @@ class RehearsalEngine:
         peers = mapping.tp_group(mapping.pp - 1)
         shares: list[Any] = [self._rank.peers.logits[peer].next(shape) if peer else own for peer in peers]
         return torch.cat(shares, 1)[:, :size]
-
-    def _record(self, sequence: Generation, token: int, log_prob: float | None, now: int) -> Event:
-        sequence.first_token_ns, sequence.last_token_ns = sequence.first_token_ns or now, now
-        sequence.cum_log_prob += log_prob or 0.0
-        finished = sequence.state is State.FINISHED
-        if finished:
-            self._live.remove(sequence)
-        return Event(sequence, token, log_prob, sequence.cum_log_prob, finished)
 
     def _hand_out(self) -> None:
         while (events := self._events.get()) is not None:

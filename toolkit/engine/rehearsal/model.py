@@ -40,7 +40,8 @@ class Stage:
 
     def forward(self, batch: Batch) -> Tensor:
         """Hidden states [rows, hidden_size]; on the last stage logits [emitting rows, share of vocabulary]."""
-        hidden = self._first(batch.tokens) if self.is_first else batch.hidden
+        embeddings = self.weights.get("transformer.vocab_embedding.weight")
+        hidden = batch.hidden if embeddings is None else embedding(batch.tokens, embeddings)
         cos, sin = self.cos[batch.positions], self.sin[batch.positions]
         for layer in self.layers:
             name = f"transformer.layers.{layer}"
@@ -53,9 +54,6 @@ class Stage:
         if not self.is_last:
             return hidden
         return self._linear(self._norm(hidden[batch.emitting], "transformer.ln_f"), "lm_head")
-
-    def _first(self, tokens: Tensor) -> Tensor:
-        return embedding(tokens, self.weights["transformer.vocab_embedding.weight"])
 
     def _attention(self, layer: int, hidden: Tensor, cos: Tensor, sin: Tensor, batch: Batch) -> Tensor:
         qkv = self._linear(hidden, f"transformer.layers.{layer}.attention.qkv").unflatten(1, (-1, self.head_size))
