@@ -24,7 +24,7 @@ FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 SERVER = os.getppid()
 LEADER_FIRST_S = 5
 """A server cannot end well while it loads, and the first that ends ill makes mpirun end them all."""
-PATIENCE_S = 30
+PATIENCE_S = 10
 """Triton's calls wait with Python's lock held, for ever if the server has died: then an alarm ends us."""
 
 
@@ -82,8 +82,8 @@ class Answer:
     """A request under way: turns the events of its sequences into responses, the last of them FINAL."""
 
     def __init__(self, model, name, request, sender):
-        if request.streaming and not model.decoupled:
-            raise InputRefused("streaming: this model is not decoupled, it gives one response to a request")
+        if not model.decoupled and (request.streaming or request.num_return_sequences > 1):
+            raise InputRefused("streaming or num_return_sequences: this model is not decoupled, it gives one response")
         self.model, self.name, self.request, self.sender = model, name, request, sender
         excluded = request.exclude_input_in_output
         excluded = model.settings.exclude_input_in_output if excluded is None else excluded
