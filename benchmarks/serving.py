@@ -20,24 +20,7 @@ from pathlib import Path
 from toolkit.client import Client, GenerateRequest, connect
 from toolkit.config import Deployment
 
-WORDS = [
-    "river",
-    "stone",
-    "lamp",
-    "garden",
-    "winter",
-    "paper",
-    "bridge",
-    "seven",
-    "yellow",
-    "quiet",
-    "morning",
-    "silver",
-    "window",
-    "market",
-    "song",
-    "hill",
-]
+WORDS = ("river", "stone", "lamp", "garden", "winter", "paper", "bridge", "seven", "yellow", "quiet", "morning", "song")
 
 
 def main() -> None:
