@@ -1,10 +1,10 @@
 """What must hold in every trace; FakeEngine checks it at every move."""
 
-from tests.inflight.fake_engine import VOCABULARY, FakeEngine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from tests.inflight.fake_engine import VOCABULARY, FakeEngine
 from toolkit.errors import Busy, InputRefused
 from toolkit.inflight import Request, SchedulerConfig, State
 
