@@ -325,15 +325,15 @@ def test_stop_request(server, through):
     else:
         stop |= {"input_ids": [1], "input_lengths": 1, "request_output_len": 1}
     answer: list[dict] = []
-    body = {"text_input": "Hello 😀. " * 20, "max_tokens": 400, "frequency_penalty": 0.02, "id": "stop me"}
+    body = {"text_input": "Hello 😀. " * 45, "max_tokens": 400, "frequency_penalty": 0.02, "id": "stop me"}
     running = threading.Thread(target=lambda: answer.extend(server.events(BLS, body)))
     running.start()
     time.sleep(0.5)
     status, _ = server.post(through, stop, stream=True)
     running.join(10)
     assert status == 200 and not running.is_alive()
-    assert 0 < len(answer) < 100
-    assert ("Hello 😀. " * 20).startswith("".join(texts_of(answer)).rstrip("\N{REPLACEMENT CHARACTER}"))
+    assert 0 < len(answer) < 300  # of 360, which take over seven seconds
+    assert ("Hello 😀. " * 45).startswith("".join(texts_of(answer)).rstrip("\N{REPLACEMENT CHARACTER}"))
 
 
 def test_stop_in_one_of_two_requests_of_the_same_id(server):
