@@ -19,7 +19,13 @@ def truth(tiny_llama: Path) -> Truth:
 
 @pytest.fixture(scope="session")
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path):
-    """A group of `request.param` ranks. Tests of one size share it, and pytest runs them one after the other."""
+    """A group of `request.param` ranks. Tests of one size share it, and pytest runs them one after the other.
+
+    With 0 no group is served meanwhile: for tests that start their own.
+    """
+    if not request.param:
+        yield None
+        return
     folder = tmp_path_factory.mktemp(f"ranks{request.param}")
     file = write_yaml(folder, tiny_llama, *SHAPES[request.param])
     for name in ("build", "repo", "serve --detach"):

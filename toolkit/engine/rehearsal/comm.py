@@ -55,7 +55,8 @@ class Peers:
             last = [peer for peer in mapping.tp_group(mapping.pp - 1) if peer]
             self.logits = {peer: Inbox(self, peer, LOGITS, limits["max_batch_size"] * share) for peer in last}
         # Each rank watches one other, all of them in a ring, so a death goes round it within milliseconds.
-        self._watch = threading.Thread(target=Inbox(self, (rank + 1) % self.world, FAREWELL, 1).next, daemon=True)
+        farewell = Inbox(self, (rank + 1) % self.world, FAREWELL, 1)
+        self._watch = threading.Thread(target=farewell.wait, daemon=True)
         self._watch.start()
 
     def _meet(self, port: int) -> None:
@@ -83,7 +84,10 @@ class Peers:
     def send(self, peer: int, kind: int, message: Tensor) -> None:
         """Send without waiting. The message must not change afterwards."""
         sent, message = self._sent[peer], message.contiguous().view(torch.int32).flatten()
-        sent.append((self.gloo.send([message], peer, kind), message))
+        try:
+            sent.append((self.gloo.send([message], peer, kind), message))
+        except RuntimeError:
+            self._lost(peer)
         if len(sent) > self.depth:  # more than can be under way
             self.wait(sent.popleft()[0], peer)
 
@@ -95,10 +99,12 @@ class Peers:
         parts = [part if peer == self.rank else self._partials[peer].next(part.shape) for peer in self.group]
         return reduce(torch.add, parts)
 
-    def wait(self, work: Work, peer: int) -> None:
+    def wait(self, work: Work | None, peer: int) -> None:
         try:
-            work.wait(FOREVER)
+            done = work is not None and work.wait(FOREVER)
         except RuntimeError:
+            done = False
+        if not done:
             self._lost(peer)
 
     def _lost(self, peer: int) -> NoReturn:
@@ -126,11 +132,17 @@ class Inbox:
         self._post()
 
     def _post(self) -> None:
-        self._work = self._peers.gloo.recv([self._buffers[0]], self._peer, self._kind)
+        try:
+            self._work = self._peers.gloo.recv([self._buffers[0]], self._peer, self._kind)
+        except RuntimeError:  # the peer has gone, which matters if another message is wanted from it
+            self._work = None
+
+    def wait(self) -> None:
+        self._peers.wait(self._work, self._peer)
 
     def next(self, shape: torch.Size | None = None) -> Tensor:
         """The next message, as float32 if it has a shape; valid until the one after it is asked for."""
-        self._peers.wait(self._work, self._peer)
+        self.wait()
         message = self._buffers[0]
         self._buffers.reverse()
         self._post()
