@@ -235,6 +235,16 @@ def test_a_rank_that_cannot_load_is_named(deploy, start):
     assert serving.left() == []
 
 
+def test_a_rank_that_triton_gave_up_on_a_busy_machine(deploy, start):
+    deployment = deploy(tp=2, pp=1)
+    broken = deployment.repository_dir / "tensorrt_llm" / "broken1"
+    broken.write_text("terminate called after throwing an instance of 'boost::interprocess::lock_exception'")
+    (broken.parent / "sleep0").touch()
+    serving = start(deployment)
+    assert serving.ended(20) == 1
+    assert "no processor time for a second, as on a busy machine" in serving.stderr.splitlines()[-1]
+
+
 def test_a_group_that_never_gets_ready(deploy, start):
     deployment = deploy(startup_timeout_s=3)
     (deployment.repository_dir / "tensorrt_llm" / "sleep0").touch()

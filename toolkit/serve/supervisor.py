@@ -30,6 +30,8 @@ TICK_S = 0.2
 PROGRESS_S = 3.0
 IDLE_LOOKS = 3
 """Looks, a tick apart, that must find no request running before a draining group is ended."""
+STARVED = "boost::interprocess::lock_exception"
+"""Triton's last words when one of its Python processes did not run for a second, and it then trips over its end."""
 GRACE_S = 2.0
 """For the last bytes of answers. Triton's own end takes longer (idle connections hold it) and gains nothing."""
 
@@ -227,6 +229,8 @@ class _Supervisor:
             note(f"  {line}")
         world = self._deployment.mapping.world_size
         what = f"{death}; all {world} ranks were ended" if world > 1 else str(death)
+        if any(STARVED in line for line in lines):
+            what += ". Triton gives up a model whose process gets no processor time for a second, as on a busy machine"
         raise ToolkitError(what, where=log, hint=self._again())
 
     def _again(self) -> str:
