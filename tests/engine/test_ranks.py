@@ -10,6 +10,7 @@ import pytest
 
 from tests.engine.conftest import free_port, start_workers, started
 from tests.engine.test_engine import PROMPT, soak
+from toolkit.engine.rehearsal.engine import RehearsalEngine
 from toolkit.engine.settings import EngineSettings
 from toolkit.errors import ToolkitError
 
@@ -17,6 +18,7 @@ LEADER = """
 import sys, time
 from toolkit.engine.rehearsal.engine import RehearsalEngine
 from toolkit.engine.request import GenerationRequest
+from toolkit.engine.rehearsal.engine import RehearsalEngine
 from toolkit.engine.settings import EngineSettings
 engine = RehearsalEngine(EngineSettings.model_validate_json(sys.argv[1]), int(sys.argv[2]))
 print("ready", flush=True)
@@ -72,6 +74,21 @@ def test_a_group_can_start_again_on_the_same_port(two_by_two):
         with started(two_by_two) as group:
             texts.append(group.generate(PROMPT, 5))
     assert texts[0] == texts[1]
+
+
+def test_ranks_of_two_groups_never_meet(tiny_llama, deploy):
+    port, (ours, theirs) = free_port(), (deploy(tiny_llama, pp=2), deploy(tiny_llama, tp=2))
+    stray = start_workers(EngineSettings(gpt_model_path=theirs.engine_dir), port)[0]
+    settings = EngineSettings(gpt_model_path=ours.engine_dir)
+    workers = start_workers(settings, port)
+    engine = RehearsalEngine(settings, port)
+    stray.join(20)
+    assert stray.exitcode == 1
+    with pytest.raises(ToolkitError, match=f"rank 0 cannot meet the others on port {port}"):
+        RehearsalEngine(EngineSettings(gpt_model_path=theirs.engine_dir), port)
+    engine.close()
+    workers[0].join(20)
+    assert workers[0].exitcode == 0
 
 
 @pytest.mark.parametrize(

@@ -79,9 +79,15 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def repository(tiny):
-    generate(tiny)
-    return tiny.repository_dir
+def deployment(tiny_llama, deploy):
+    """With answers long enough to be stopped on the way."""
+    return deploy(tiny_llama, limits={"max_sequences": 8, "max_num_tokens": 64, "max_seq_len": 1000})
+
+
+@pytest.fixture(scope="module")
+def repository(deployment):
+    generate(deployment)
+    return deployment.repository_dir
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +99,9 @@ def server(repository, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def expected(tiny):
+def expected(deployment):
     """Twenty greedy tokens, from the engine without Triton."""
-    with started(tiny) as group:
+    with started(deployment) as group:
         return group.generate(PROMPT, 20)
 
 
@@ -186,7 +192,7 @@ def test_several_sequences(server):
     ("inputs", "message"),
     [
         ({"request_output_len": 0}, "request_output_len: input should be greater than 0"),
-        ({"request_output_len": 500}, "max_seq_len"),
+        ({"request_output_len": 5000}, "max_seq_len"),
         ({"request_output_len": 5, "beam_width": 2}, "beam_width: input should be 1"),
         ({"request_output_len": 5, "runtime_top_k": -1}, "runtime_top_k: input should be greater than or equal to 0"),
         ({"request_output_len": 5, "input_ids": []}, "input_lengths: 0 does not fit"),
@@ -207,7 +213,7 @@ def test_a_stop_request_ends_the_one_of_that_id_only(server, open_stream):
     stopper.send(id="nobody", request_output_len=[[1]], stop=[[True]])  # the connection is up
     stopper.get()
     for id in ("a", "b"):
-        stream.send(id=id, request_output_len=[[120]])
+        stream.send(id=id, request_output_len=[[900]])
     tokens, finals = {"a": 0, "b": 0}, []
     while len(finals) < 2:
         id, new, final = stream.get()
@@ -216,7 +222,7 @@ def test_a_stop_request_ends_the_one_of_that_id_only(server, open_stream):
         tokens[id] += len(new)
         finals += [id] * final
     assert finals == ["a", "b"]
-    assert (tokens["a"] < 120, tokens["b"]) == (True, 120)
+    assert (tokens["a"] < 900, tokens["b"]) == (True, 900)
     used = 'nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="used",model="tensorrt_llm",version="1"}'
     server.wait_for(used, 0)
 
@@ -231,7 +237,7 @@ def test_a_client_that_goes_away_frees_its_blocks(server, open_stream):
     active = 'nv_trt_llm_request_metrics{model="tensorrt_llm",request_type="active",version="1"}'
     stream = open_stream()
     for _ in range(8):
-        stream.send(request_output_len=[[120]])
+        stream.send(request_output_len=[[900]])
     stream.get()
     stream.close()
     server.wait_for(active, 0, timeout_s=5)
@@ -275,7 +281,7 @@ def test_the_model_ends_with_its_server(repository, tmp_path):
     assert not alive
 
 
-def test_a_wrong_parameter_is_named_when_the_model_loads(repository, tmp_path, tiny):
+def test_a_wrong_parameter_is_named_when_the_model_loads(repository, tmp_path):
     copy = tmp_path / "repository" / "tensorrt_llm"
     copy.mkdir(parents=True)
     text = (repository / "tensorrt_llm" / "config.pbtxt").read_text()

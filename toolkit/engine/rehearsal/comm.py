@@ -43,7 +43,7 @@ class Peers:
         self._sent: dict[int, deque[tuple[Work, Tensor]]] = defaultdict(deque)
         if self.world == 1:
             return
-        self._meet(port)
+        self._meet(port, settings.model_dump_json() + os.environ.get("TOOLKIT_RUN_ID", ""))
         self._partials = {
             peer: Inbox(self, peer, PARTIAL, limits["max_num_tokens"] * hidden) for peer in self.group if peer != rank
         }
@@ -59,14 +59,21 @@ class Peers:
         self._watch = threading.Thread(target=farewell.wait, daemon=True)
         self._watch.start()
 
-    def _meet(self, port: int) -> None:
+    def _meet(self, port: int, group: str) -> None:
+        """Find the other ranks. `group` is the same for all of them, and for no other group's."""
         gloo: Any = ProcessGroupGloo
         options = gloo._Options()
         options._timeout, options._devices = MEETING, [gloo.create_device(hostname=HOST)]
         try:
             # Left to itself, the store would listen on every address of the machine.
             listener = None if self.rank else socket.create_server((HOST, port)).detach()
-            self._store = TCPStore(HOST, port, self.world, not self.rank, MEETING, master_listen_fd=listener)
+            self._store = TCPStore(
+                HOST, port, None, not self.rank, MEETING, wait_for_workers=False, master_listen_fd=listener
+            )
+            if self.rank == 0:
+                self._store.set("group", group)
+            elif self._store.get("group") != group.encode():
+                raise RuntimeError("ranks of another group meet there")
             self.gloo = gloo(self._store, self.rank, self.world, options)
         except (OSError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
@@ -89,7 +96,8 @@ class Peers:
         except RuntimeError:
             self._lost(peer)
         if len(sent) > self.depth:  # more than can be under way
-            self.wait(sent.popleft()[0], peer)
+            work, _tensor = sent.popleft()  # which has to be there until it is sent
+            self.wait(work, peer)
 
     def all_reduce(self, part: Tensor) -> Tensor:
         """The sum over the ranks of this stage, added in rank order: the same bits on each of them."""
