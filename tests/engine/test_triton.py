@@ -238,7 +238,7 @@ def test_a_client_that_goes_away_frees_its_blocks(server, open_stream):
     stream = open_stream()
     for _ in range(8):
         stream.send(request_output_len=[[900]])
-    stream.get()
+    server.wait_for(active, 8)
     stream.close()
     server.wait_for(active, 0, timeout_s=5)
 
