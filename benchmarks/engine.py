@@ -1,9 +1,10 @@
 """Tokens a second of the rehearsal engine driven directly, without Triton: one line for each case.
 
-    python benchmarks/engine.py CONFIG [--tp 1 --pp 1] [--streams 1 16] [--tokens 32] [--repeat 3]
+    python benchmarks/engine.py CONFIG [--tp 1 --pp 1] [--streams 1 16] [--tokens 48] [--repeat 3]
 
-CONFIG is converted and built if it is not. Prompts of 16 random tokens, greedy, no end; the median of
-`repeat` runs, after one to warm up. A run counts from the first submission to the last token.
+CONFIG is converted and built if it is not. Prompts of 16 random tokens, greedy, no end, all submitted at
+once; the median of `repeat` runs, after one to warm up. A run counts from the first submission to the
+last token.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import threading
 import time
 from pathlib import Path
 
+import yaml
+
 PROMPT = 16
 
 
@@ -28,11 +31,11 @@ def main() -> None:
     parser.add_argument("--tp", type=int)
     parser.add_argument("--pp", type=int)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--repeat", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        engine, workers = start(options.config, options.tp, options.pp, Path(folder))
+        engine, workers = start(variant(options.config, options.tp, options.pp, Path(folder)))
         mapping = engine.settings.mapping
         for streams in options.streams:
             run(engine, streams, options.tokens)
@@ -48,19 +51,30 @@ def main() -> None:
             worker.join()
 
 
-def start(config: Path, tp: int | None, pp: int | None, folder: Path):
-    """The engine of a config, with another tp and pp if given, and its worker processes."""
+def variant(config: Path, tp: int | None, pp: int | None, folder: Path) -> Path:
+    """The config itself, or a copy in the folder with another tp or pp, and an output of its own."""
+    if not (tp or pp):
+        return config
+    content = yaml.safe_load(config.read_text())
+    content["parallel"] |= {name: value for name, value in (("tp", tp), ("pp", pp)) if value}
+    content["model"]["path"] = str((config.parent / content["model"]["path"]).resolve())
+    mapping = content["parallel"]
+    content |= {"name": f"{config.stem}-tp{mapping['tp']}pp{mapping['pp']}", "output": str(folder / "output")}
+    file = folder / "variant.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+def start(config: Path):
+    """The engine of a config, and its worker processes."""
     from toolkit.checkpoint import convert
-    from toolkit.config import Deployment, Parallel
+    from toolkit.config import Deployment
     from toolkit.engine import build
     from toolkit.engine.rehearsal.engine import RehearsalEngine
     from toolkit.engine.rehearsal.worker import work
     from toolkit.engine.settings import EngineSettings
 
     deployment = Deployment.load(config)
-    if tp or pp:
-        parallel = Parallel(tp=tp or deployment.parallel.tp, pp=pp or deployment.parallel.pp)
-        deployment = deployment.model_copy(update={"parallel": parallel, "output": folder})
     convert(deployment)
     build(deployment)
     settings = EngineSettings(

@@ -1,67 +1,97 @@
-"""Tokens a second through Triton, pre- and post-processing: what benchmarks/engine.py measures without them.
+"""Tokens a second through Triton, pre- and post-processing, beside the same engine without them.
 
-    toolkit serve --detach CONFIG
-    python benchmarks/serving.py CONFIG [--streams 1 16] [--tokens 32] [--repeat 3] [--protocol http]
+    python benchmarks/serving.py CONFIG [--tp 1 --pp 1] [--streams 1 16] [--tokens 48] [--rounds 2] [--protocol http]
 
-Prompts of 16 words, greedy, no end; the median of `repeat` runs, after one to warm up. A run counts from
-the first request to the last token; all requests of a run are sent at once, each by a thread.
+Each round drives the engine directly, then serves it and drives tensorrt_llm_bls, with the load of
+benchmarks/closed_loop.py and the same prompts.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import random
-import statistics
+import subprocess
+import sys
+import tempfile
 import threading
-import time
+from collections.abc import Callable
 from pathlib import Path
 
-from toolkit.client import Client, GenerateRequest, connect
-from toolkit.config import Deployment
+from closed_loop import measure
+from engine import start, variant
 
-WORDS = ("river", "stone", "lamp", "garden", "winter", "paper", "bridge", "seven", "yellow", "quiet", "morning", "song")
+from toolkit.client import GenerateRequest, connect
+from toolkit.config import Deployment
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
+    parser.add_argument("--tp", type=int)
+    parser.add_argument("--pp", type=int)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--protocol", choices=("http", "grpc"), default="http")
     options = parser.parse_args()
-    deployment = Deployment.load(options.config)
-    with connect(deployment.url(options.protocol)) as client:
-        for streams in options.streams:
-            run(client, streams, options.tokens)
-            rates = [run(client, streams, options.tokens) for _ in range(options.repeat)]
-            print(
-                f"{deployment.name} {options.protocol} {streams} streams: {statistics.median(rates):.1f} tok/s "
-                f"({min(rates):.1f} to {max(rates):.1f}), load average {os.getloadavg()[0]:.1f}",
-                flush=True,
-            )
+    with tempfile.TemporaryDirectory() as folder:
+        config = variant(options.config, options.tp, options.pp, Path(folder))
+        for _ in range(options.rounds):
+            direct = of_engine(config, options.streams, options.tokens)
+            served = of_server(config, options.streams, options.tokens, options.protocol)
+            for streams, alone, through in zip(options.streams, direct, served, strict=True):
+                print(f"{streams} streams: Triton / engine = {through / alone:.2f}", flush=True)
 
 
-def run(client: Client, streams: int, tokens: int) -> float:
-    """Tokens a second of `streams` requests sent at once. Raises RuntimeError when a token is missing."""
-    counts: list[int] = []
+def of_engine(config: Path, streams: list[int], tokens: int) -> list[float]:
+    """Tokens a second without Triton, for each number of streams."""
+    from tokenizers import Tokenizer
 
-    def ask() -> None:
-        prompt = " ".join(random.choices(WORDS, k=16))
-        request = GenerateRequest(prompt, tokens, sampling={"end_id": -1})
-        counts.append(sum(1 for _ in client.generate_stream(request)))
+    from toolkit.engine.request import GenerationRequest
 
-    threads = [threading.Thread(target=ask) for _ in range(streams)]
-    start = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    seconds = time.perf_counter() - start
-    if sum(counts) != streams * tokens:
-        raise RuntimeError(f"{sum(counts)} events came for {streams * tokens} tokens")
-    return streams * tokens / seconds
+    engine, workers = start(config)
+    tokenizer = Tokenizer.from_file(str(Deployment.load(config).model.path / "tokenizer.json"))
+
+    def ask(prompt: str, length: int, count: Callable[[], None]) -> None:
+        done = threading.Event()
+
+        def deliver(event) -> None:
+            count()
+            if event.finished:
+                done.set()
+
+        engine.submit(GenerationRequest(input_ids=tokenizer.encode(prompt).ids, request_output_len=length), deliver)
+        done.wait()
+
+    rates = [say("engine", *measure(ask, number, tokens)) for number in streams]
+    engine.close()
+    for worker in workers:
+        worker.join()
+    return rates
+
+
+def of_server(config: Path, streams: list[int], tokens: int, protocol: str) -> list[float]:
+    """Tokens a second of tensorrt_llm_bls, for each number of streams."""
+    toolkit(["repo"], config)
+    toolkit(["serve", "--detach"], config)
+    try:
+        with connect(Deployment.load(config).url(protocol)) as client:
+
+            def ask(prompt: str, length: int, count: Callable[[], None]) -> None:
+                for _ in client.generate_stream(GenerateRequest(prompt, length, sampling={"end_id": -1})):
+                    count()
+
+            return [say(f"Triton, {protocol}", *measure(ask, number, tokens)) for number in streams]
+    finally:
+        toolkit(["stop"], config)
+
+
+def toolkit(command: list[str], config: Path) -> None:
+    subprocess.run([sys.executable, "-m", "toolkit", *command, str(config)], check=True, capture_output=True)
+
+
+def say(what: str, rate: float, line: str) -> float:
+    print(f"{what}, {line}", flush=True)
+    return rate
 
 
 if __name__ == "__main__":

@@ -10,13 +10,16 @@ from toolkit.engine.rehearsal.comm import LOGITS, STEP, Peers
 from toolkit.engine.rehearsal.model import Stage
 from toolkit.engine.settings import EngineSettings
 
+WORTH_SHARING = 256
+"""The hidden size from which a second thread gains more than it costs (at 128 it costs half the speed)."""
+
 
 class Rank:
     """A loaded stage and its connections; made when all ranks are. `port` is where rank 0's store listens."""
 
     def __init__(self, settings: EngineSettings, rank: int, port: int) -> None:
         self.settings, self.rank = settings, rank
-        if settings.mapping.world_size > 1:
+        if settings.mapping.world_size > 1 or settings.model["hidden_size"] < WORTH_SHARING:
             torch.set_num_threads(1)
         self.peers = Peers(settings, rank, port)
         self.stage = Stage(settings, rank, self.peers.all_reduce)
