@@ -60,7 +60,7 @@ def test_when_a_rank_is_killed_the_others_end_at_once(two_by_two, state, victim)
         assert time.monotonic() - start < 5
         codes = [leader.returncode, *(worker.exitcode for worker in workers)]
         assert codes == [-signal.SIGKILL if rank == victim else 1 for rank in range(4)]
-        assert (f"rank 0 lost rank {victim}, and ends" in errors) == (victim == 1)
+        assert ("rank 0 lost rank" in errors) == (victim != 0)  # itself or the next, whichever it noticed first
     finally:
         leader.kill()
         for worker in workers:

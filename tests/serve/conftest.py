@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from toolkit import artifacts
+from toolkit import artifacts, repository
 from toolkit.config import Deployment
 from toolkit.serve.janitor import Member, members
 from toolkit.serve.state import State, read_state
@@ -73,7 +73,7 @@ def write_engine_and_repository(deployment: Deployment) -> None:
         deployment.repository_dir,
         "repository",
         inputs={"engine": engine.digest},
-        settings={},
+        settings=repository.settings(deployment),
         versions={},
         write=write_repository,
     )

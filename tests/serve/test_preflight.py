@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.serve import preflight
 
@@ -70,6 +71,16 @@ def test_a_repository_of_another_engine(deploy):
     )
     with pytest.raises(ToolkitError, match=r"was made from another engine .* Run: toolkit repo"):
         preflight.check_repository(deployment)
+
+
+def test_a_repository_made_before_the_yaml_changed(deploy):
+    deployment = deploy()
+    changed = deployment.file.read_text().replace("max_sequences: 8", "max_sequences: 4")
+    deployment.file.write_text(changed)
+    with pytest.raises(
+        ToolkitError, match=r"made with limits.max_sequences 8, the deployment says 4. Run: toolkit repo"
+    ):
+        preflight.check_repository(Deployment.load(deployment.file))
 
 
 def test_too_little_shared_memory(deploy, monkeypatch, tmp_path):

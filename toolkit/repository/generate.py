@@ -18,6 +18,7 @@ import importlib.metadata
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import toolkit
 from toolkit import artifacts
@@ -70,10 +71,18 @@ def generate(deployment: Deployment) -> bool:
             "tokenizer": artifacts.fingerprint([tokenizer]),
             "models": artifacts.digest_of({name: artifacts.fingerprint(files) for name, files in sources.items()}),
         },
-        settings={"configs": {name: artifacts.digest_of(text) for name, text in texts.items()}},
+        settings={**settings(deployment), "configs": {name: artifacts.digest_of(text) for name, text in texts.items()}},
         versions={"toolkit": importlib.metadata.version("toolkit")},
         write=write,
     )
+
+
+def settings(deployment: Deployment) -> dict[str, Any]:
+    """What of the YAML a repository depends on: its lock's settings, which serving requires to be the same."""
+    sections = ("parallel", "limits", "kv_cache", "scheduler", "hardware")
+    fields = {name: getattr(deployment, name).model_dump() for name in sections}
+    flat = {f"{section}.{key}": value for section, values in fields.items() for key, value in values.items()}
+    return {"engine": deployment.engine, **flat}
 
 
 def _sources(model: str, engine: str) -> list[Path]:

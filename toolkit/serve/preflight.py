@@ -7,7 +7,7 @@ import shutil
 import socket
 from pathlib import Path
 
-from toolkit import artifacts
+from toolkit import artifacts, repository
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.serve.command import LEADER_MODEL
@@ -34,11 +34,12 @@ def check(deployment: Deployment) -> None:
 
 
 def check_repository(deployment: Deployment) -> None:
-    """The repository is whole, and made from the engine that is there now."""
+    """The repository is whole, and made for this deployment from the engine that is there now."""
     made_with, remake = {"engine": deployment.engine}, f"toolkit repo {deployment.file}"
     engine = artifacts.require(deployment.engine_dir, "engine", made_with, f"toolkit build {deployment.file}")
-    repository = artifacts.require(deployment.repository_dir, "repository", {}, remake)
-    if repository.inputs.get("engine") != engine.digest:
+    made_for = repository.settings(deployment)
+    lock = artifacts.require(deployment.repository_dir, "repository", made_for, remake)
+    if lock.inputs.get("engine") != engine.digest:
         what = f"was made from another engine than the one in {deployment.engine_dir}"
         raise ToolkitError(what, where=deployment.repository_dir, hint=f"Run: {remake}")
 
