@@ -38,7 +38,7 @@ def loadtest(
     else:
         from rich.console import Console
 
-        Console(highlight=False).print(terminal.summary(verdict))
+        Console(highlight=False).print(terminal.summary(verdict), soft_wrap=True)
         if measured:
             click.echo(f"report: {report.report_page(deployment)}")
     sys.exit(verdict.exit_code)

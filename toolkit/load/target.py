@@ -6,18 +6,10 @@ from toolkit.client import connect
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 
-ANY_INTERFACE = ("0.0.0.0", "::")
-
-
-def url_of(deployment: Deployment, protocol: str) -> str:
-    serving = deployment.serving
-    host = "127.0.0.1" if serving.host in ANY_INTERFACE else serving.host
-    return f"{protocol}://{host}:{serving.http_port if protocol == 'http' else serving.grpc_port}"
-
 
 def require_ready(deployment: Deployment, protocol: str) -> None:
     """Raise ToolkitError when the server does not say that it is ready."""
-    url = url_of(deployment, protocol)
+    url = deployment.url(protocol)
     with connect(url) as client:
         if not client.ready():
             hint = f"Start it: toolkit serve {deployment.file}"

@@ -22,7 +22,7 @@ from toolkit.load import conductor
 from toolkit.load.conductor import Conductor, Share
 from toolkit.load.measure import ASKED_OF_THE_SERVER, measure, now
 from toolkit.load.prompts import as_chat, load_prompts
-from toolkit.load.target import require_ready, url_of
+from toolkit.load.target import require_ready
 from toolkit.slo.metrics import Sample
 from toolkit.slo.verdict import Outcome
 
@@ -94,6 +94,7 @@ def prepare(environment: Environment, **_: Any) -> None:
         options.requests = options.requests or load.requests
         options.num_users = options.num_users or load.users
         options.spawn_rate = options.spawn_rate or min(options.num_users, LARGEST_SPAWN_RATE)
+        StreamingUser.host = deployment.url(options.protocol)  # to be shown; the web UI would ask for it
         workload = Workload(deployment)
         if options.headless:
             require_ready(deployment, options.protocol)
@@ -115,7 +116,7 @@ class StreamingUser(User):
         self.protocol = self.environment.parsed_options.protocol
         deployment = self.workload.deployment
         self.timeout_s = deployment.loadtest.timeout_s
-        self.client = connect(url_of(deployment, self.protocol), first_event_timeout_s=self.timeout_s)
+        self.client = connect(deployment.url(self.protocol), first_event_timeout_s=self.timeout_s)
         self.free_since = now()
 
     @task

@@ -129,7 +129,7 @@ def _serve_in_background(deployment: Deployment, verbose: bool) -> None:
     log = deployment.run_dir / "serve.log"
     if log.exists():
         log.replace(log.with_suffix(".previous.log"))
-    command = [sys.executable, "-m", "toolkit.serve", str(deployment.file.resolve()), deployment.engine]
+    command = [sys.executable, "-m", "toolkit.serve", str(deployment.file), deployment.engine]
     with log.open("w") as output:
         supervisor = subprocess.Popen(
             [*command, *(["--verbose"] if verbose else [])],
