@@ -8,11 +8,12 @@ made it, and the size and SHA-256 of each file, so that the next stage can tell 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,11 +33,13 @@ class Lock:
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
     outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    seen: Mapping[str, Any] = field(default_factory=dict)
+    """What told, when the inputs were read, that they were the same: not part of what was made."""
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the whole lock: what a later stage records as its input."""
-        return digest_of(asdict(self))
+        """SHA-256 of all but `seen`: what a later stage records as its input."""
+        return digest_of({name: value for name, value in asdict(self).items() if name != "seen"})
 
     def made_from(self, inputs: Mapping[str, str], settings: Mapping[str, Any]) -> bool:
         return dict(self.inputs) == dict(inputs) and dict(self.settings) == plain(settings)
@@ -112,7 +115,9 @@ def read_lock(directory: Path) -> Lock | None:
 
 def write_lock(directory: Path, lock: Lock) -> None:
     path = Path(directory) / LOCK_NAME
-    path.write_text(json.dumps(asdict(lock), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    draft = path.with_suffix(".new")
+    draft.write_text(json.dumps(asdict(lock), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    draft.replace(path)
 
 
 def damaged(directory: Path, lock: Lock) -> Iterable[str]:
@@ -126,25 +131,52 @@ def damaged(directory: Path, lock: Lock) -> Iterable[str]:
 
 
 @contextlib.contextmanager
-def atomic_directory(target: Path):
-    """A `target.partial` to fill, which becomes `target` when the block ends well and goes when it fails."""
+def atomic_directory(target: Path, resume: bool = False) -> Iterator[Path]:
+    """A `target.partial` to fill, which becomes `target` when the block ends well and goes when it fails.
+
+    With `resume` the block gets what an earlier attempt has left, and an attempt that is cut off, or fails by
+    an OSError, leaves it for the next. Raises ToolkitError while another process does the same.
+    """
     target = Path(target)
     partial = target.with_name(target.name + ".partial")
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_locked(partial))
+            if not resume:
+                _empty(partial)
+        except OSError as error:
+            raise ToolkitError(f"cannot be written: {error.strerror}", where=target) from None
+        try:
+            yield partial
+            _swap(partial, target)
+        except BaseException as error:
+            if not resume or isinstance(error, ToolkitError):
+                shutil.rmtree(partial, ignore_errors=True)
+            if isinstance(error, OSError):
+                reason, hint = error.strerror or error, "Run it again; it goes on from there." if resume else None
+                raise ToolkitError(f"could not be written: {reason}", where=target, hint=hint) from None
+            raise
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Make a directory, or take the one that is there, for this process alone, however it ends."""
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-    except OSError as error:
-        raise ToolkitError(f"cannot be written: {error.strerror}", where=target) from None
-    try:
-        yield partial
-        _swap(partial, target)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise ToolkitError(f"could not be written: {error.strerror or error}", where=target) from None
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(descriptor), directory.stat()):
+            raise BlockingIOError  # it was finished, and renamed, a moment ago
+        yield
+    except BlockingIOError:
+        raise ToolkitError("is being written by another process", where=directory, hint="Wait until it is.") from None
+    finally:
+        os.close(descriptor)
+
+
+def _empty(directory: Path) -> None:
+    for path in directory.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def record(path: Path) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def expected_rank(state, tp, pp, rank, tied=False):
 def assert_ranks(deployment, state, dtype=torch.float16, tied=False):
     tp, pp = deployment.parallel.tp, deployment.parallel.pp
     files = sorted(path.name for path in deployment.checkpoint_dir.iterdir())
-    assert files == sorted(["config.json", "lock.json", *(f"rank{n}.safetensors" for n in range(tp * pp))])
+    assert files == sorted(["config.json", "lock.json", "numbers.json", *(f"rank{n}.safetensors" for n in range(tp * pp))])
     for rank in range(tp * pp):
         found = load_file(deployment.checkpoint_dir / f"rank{rank}.safetensors")
         expected = expected_rank(state, tp, pp, rank, tied)
@@ -199,7 +199,7 @@ def test_values_too_small_for_float16_are_rounded_not_refused(tmp_path, make_lla
 
 
 def test_a_tensor_larger_than_a_block_is_cut_in_several_reads(tmp_path, make_llama, deploy, monkeypatch):
-    monkeypatch.setattr("toolkit.checkpoint.source.BLOCK_BYTES", 3 * 64 * 2)
+    monkeypatch.setattr("toolkit.checkpoint.jobs.BLOCK_BYTES", 3 * 64 * 2)
     state = make_llama(tmp_path / "blocks")
     deployment = deploy(tmp_path / "blocks", 8, 2)
     convert(deployment)
@@ -244,4 +244,4 @@ def test_lock_names_inputs_settings_and_outputs(llama_dir, deploy):
     assert lock["stage"] == "checkpoint"
     assert lock["settings"] == {"tp": 2, "pp": 2, "dtype": "float16"}
     assert set(lock["inputs"]) == {"config.json", "model.safetensors"}
-    assert set(lock["outputs"]) == {"config.json", *(f"rank{n}.safetensors" for n in range(4))}
+    assert set(lock["outputs"]) == {"config.json", "numbers.json", *(f"rank{n}.safetensors" for n in range(4))}

@@ -1,45 +1,62 @@
 """Converts a Hugging Face directory to a TensorRT-LLM checkpoint, one rank file for each GPU.
 
-Reading order: layout (the format), config_json, source, safetensors_file, numerics, write.
+Reading order: layout (the format), config_json, source, safetensors_file, numerics, jobs, journal, write.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
 
 STAGE = "checkpoint"
+NUMBERS = "numbers.json"
+"""In the checkpoint: what the cast did to each source tensor, by its name."""
+
+Progress = Callable[[int, int], None]
+"""Called with (source bytes done, source bytes in all)."""
 
 
-def convert(deployment: Deployment, progress: Callable[[int, int], None] | None = None) -> bool:
-    """Write `deployment.checkpoint_dir` from `deployment.model.path`.
+def convert(deployment: Deployment, progress: Progress | None = None) -> bool:
+    """Write `deployment.checkpoint_dir` from `deployment.model.path`, or finish what an earlier run began.
 
-    True when it was written now, False when it was current. `progress` is called with (source bytes done,
-    source bytes in all). Raises ToolkitError for a source that is not whole, does not fit its config.json
-    or does not fit the dtype, and then leaves no files behind.
+    True when it was written now, False when it was current. Raises ToolkitError for a source that is not
+    whole, does not fit its config.json or does not fit the dtype, and then leaves no files behind. Cut off by
+    anything else, it leaves `checkpoint.partial`, and the next run goes on from there.
     """
+    import json
     from importlib.metadata import version
 
-    from toolkit.artifacts import produce
-    from toolkit.checkpoint.source import check_source, digests, open_source
+    from toolkit.artifacts import Lock, atomic_directory, record, write_lock
+    from toolkit.checkpoint.digests import input_digests, is_current
+    from toolkit.checkpoint.source import check_source, open_source
     from toolkit.checkpoint.write import write_checkpoint
 
     shape, mapping, dtype = deployment.shape, deployment.mapping, deployment.model.dtype
     source = open_source(deployment.model.path)
     check_source(source, shape)
-    return produce(
-        deployment.checkpoint_dir,
-        STAGE,
-        inputs=digests(source),
-        settings=settings(deployment),
-        versions={"toolkit": version("toolkit"), "torch": version("torch")},
-        write=lambda partial: write_checkpoint(source, shape, mapping, dtype, partial, progress),
-    )
+    seen = source.seen()
+    if is_current(deployment.checkpoint_dir, STAGE, source, shape, settings(deployment), progress):
+        return False
+    with atomic_directory(deployment.checkpoint_dir, resume=True) as partial:
+        written = write_checkpoint(source, shape, mapping, dtype, partial, progress)
+        numbers = {name: entry["numbers"] for name, entry in written.sources.items()}
+        (partial / NUMBERS).write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+        small = {name: record(partial / name) for name in ("config.json", NUMBERS)}
+        lock = Lock(
+            stage=STAGE,
+            inputs=input_digests(source, {name: entry["sha256"] for name, entry in written.sources.items()}),
+            settings=settings(deployment),
+            versions={"toolkit": version("toolkit"), "torch": version("torch")},
+            outputs={**small, **written.targets},
+            seen=seen,
+        )
+        write_lock(partial, lock)
+    return True
 
 
-def settings(deployment: Deployment) -> dict[str, int | str]:
+def settings(deployment: Deployment) -> dict[str, Any]:
     """What of the deployment a checkpoint depends on: its lock's settings, which later stages require."""
     return {"tp": deployment.parallel.tp, "pp": deployment.parallel.pp, "dtype": deployment.model.dtype}

@@ -1,47 +1,179 @@
-"""Casting weights to the checkpoint's dtype, refusing what it cannot hold."""
+"""Casting weights to the checkpoint's dtype, and telling what that does to them.
+
+The bit patterns of positive floats rise with their values. So the largest magnitude, and how many values become
+infinite, subnormal or zero, are integer comparisons on the source's bits, at a tenth of the cost of hashing.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from toolkit.checkpoint.safetensors_file import Stored
+from toolkit.checkpoint.safetensors_file import DTYPES
+from toolkit.checkpoint.source import SourceTensor
 from toolkit.errors import ToolkitError
 
 if TYPE_CHECKING:
     import torch
 
+EXACT = {("float16", "float32"), ("bfloat16", "float32")}
+"""Casts to another dtype that change no value."""
 
-def cast(block: torch.Tensor, dtype: str, stored: Stored, first_row: int) -> torch.Tensor:
-    """Rows of the tensor `stored`, the first of which is `first_row`, as `dtype`.
 
-    Raises ToolkitError, naming tensor, index and value, for NaN, infinity and what overflows `dtype`. Values
-    too small for it become subnormal or zero, as in TensorRT-LLM.
+@dataclass
+class Numbers:
+    """What casting does to a tensor: counts of elements, and the largest finite magnitude."""
+
+    elements: int = 0
+    max_abs: float = 0.0
+    overflow: int = 0
+    """Finite, and too large for the target."""
+    subnormal: int = 0
+    """Kept with fewer bits, being below the target's smallest normal number."""
+    zero: int = 0
+    """Zero after and not before."""
+    not_finite: int = 0
+    """NaN or infinite in the source."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Bit patterns of magnitudes in the source's dtype.
+
+    From `infinity` on they are no numbers, from `overflow` on infinite in the target; those below `subnormal`
+    are subnormal or zero there, those below `zero` zero.
     """
-    import torch
 
-    values = block.to(getattr(torch, dtype))
-    # NaN and infinity come through a minimum and maximum, at an eighth of the cost of isfinite().
-    if not all(math.isfinite(extreme) for extreme in torch.aminmax(values)):
-        raise _explain(block, values, dtype, stored, first_row)
-    return values
+    infinity: int
+    overflow: int
+    subnormal: int
+    zero: int
 
 
-def _explain(block: torch.Tensor, values: torch.Tensor, dtype: str, stored: Stored, first_row: int) -> ToolkitError:
-    import torch
+class Caster:
+    """Casts one tensor, block by block, and counts.
 
-    index = torch.isfinite(values).logical_not().nonzero()[0].tolist()
-    value = block[tuple(index)].item()
-    position = [first_row + index[0], *index[1:]]
-    if torch.isfinite(block[tuple(index)]):
+    `strict` raises ToolkitError, naming tensor, index and value, for NaN, infinity and what overflows, which
+    are only counted otherwise.
+    """
+
+    def __init__(self, stored: SourceTensor, dtype: str, strict: bool = True) -> None:
+        import torch
+
+        source = DTYPES[stored.dtype]
+        self.stored, self.dtype, self.strict = stored, dtype, strict
+        self.numbers = Numbers()
+        self._source: Any = getattr(torch, source)
+        self._target: Any = getattr(torch, dtype)
+        self._limits = thresholds(source, dtype)
+
+    def cast(self, block: memoryview, first_row: int) -> torch.Tensor:
+        """Whole rows, the first of which is `first_row`, as the target dtype: [rows, ...]."""
+        import torch
+
+        values = torch.frombuffer(block, dtype=self._source).view(-1, *self.stored.shape[1:])
+        self._count(values, first_row)
+        return values.to(self._target)
+
+    def _count(self, values: torch.Tensor, first_row: int) -> None:
+        import numpy as np
+
+        magnitudes = _magnitudes(values)
+        limits, numbers = self._limits, self.numbers
+
+        def below(threshold: int) -> int:
+            return np.count_nonzero(magnitudes < threshold)
+
+        numbers.elements += magnitudes.size
+        top = int(magnitudes.max(initial=0))
+        if top >= limits.overflow:
+            if self.strict:
+                raise self._refusal(values, first_row, int((magnitudes >= limits.overflow).argmax()))
+            finite = below(limits.infinity)
+            numbers.not_finite += magnitudes.size - finite
+            numbers.overflow += finite - below(limits.overflow)
+            top = int(magnitudes[magnitudes < limits.infinity].max(initial=0))
+        numbers.max_abs = max(numbers.max_abs, _value(top, self._source))
+        if limits.subnormal:
+            small, zero = below(limits.subnormal), below(limits.zero)
+            numbers.subnormal += small - zero
+            numbers.zero += zero - below(1)
+
+    def _refusal(self, values: torch.Tensor, first_row: int, position: int) -> ToolkitError:
+        row, *rest = _unravel(position, tuple(values.shape))
+        index, value = [first_row + row, *rest], values.flatten()[position].item()
+        if not math.isfinite(value):
+            return ToolkitError(
+                f"{self.stored.name}: value at {index} is {value}",
+                where=self.stored.file,
+                hint="The weights are damaged; download them again.",
+            )
         return ToolkitError(
-            f"{stored.name}: value {value:g} at {position} is too large for {dtype}, "
-            f"whose largest is {torch.finfo(values.dtype).max:g}",
-            where=stored.file,
-            hint="Set model.dtype: bfloat16.",
+            f"{self.stored.name}: value {value:g} at {index} is too large for {self.dtype}, "
+            f"whose largest is {_largest(self._target):g}",
+            where=self.stored.file,
+            hint="Set model.dtype: bfloat16, or list all such values with: toolkit convert --report.",
         )
-    return ToolkitError(
-        f"{stored.name}: value at {position} is {value}",
-        where=stored.file,
-        hint="The weights are damaged; download them again.",
+
+
+@cache
+def thresholds(source: str, target: str) -> Thresholds:
+    """What casting from dtype `source` to `target`, to the nearest and half to even, does to which magnitudes."""
+    import torch
+
+    finfo = torch.finfo(getattr(torch, target))
+    infinity = _first(source, math.inf)
+    if source == target or (source, target) in EXACT:
+        return Thresholds(infinity, infinity, 0, 0)
+    step = finfo.smallest_normal * finfo.eps  # between subnormal numbers
+    top_step = 2.0 ** math.floor(math.log2(finfo.max)) * finfo.eps  # between the largest numbers
+    return Thresholds(
+        infinity=infinity,
+        overflow=_first(source, finfo.max + top_step / 2),
+        subnormal=_first(source, finfo.smallest_normal - step / 2),
+        zero=_first(source, step / 2, above=True),
     )
+
+
+def _first(dtype: str, value: float, above: bool = False) -> int:
+    """The bit pattern of the first magnitude of a dtype that is at least, or `above`, the value."""
+    import numpy as np
+    import torch
+
+    if dtype == "float32":  # every threshold there is can be written in it
+        return int(np.float32(value).view(np.uint32)) + above
+    patterns = torch.arange(1 << 15, dtype=torch.int16).view(getattr(torch, dtype)).double().numpy()
+    numbers = patterns[: int(np.isinf(patterns).argmax()) + 1]
+    return int(np.searchsorted(numbers, value, side="right" if above else "left"))
+
+
+def _magnitudes(values: torch.Tensor):
+    """The bits of the values without their signs, as unsigned numpy integers."""
+    import numpy as np
+    import torch
+
+    narrow = values.element_size() == 2
+    bits: Any = values.flatten().view(torch.int16 if narrow else torch.int32).numpy()
+    return bits.view(np.uint16 if narrow else np.uint32) & (0x7FFF if narrow else 0x7FFFFFFF)
+
+
+def _value(magnitude: int, dtype: Any) -> float:
+    import torch
+
+    return torch.tensor(magnitude, dtype=torch.int16 if dtype.itemsize == 2 else torch.int32).view(dtype).item()
+
+
+def _largest(dtype: Any) -> float:
+    import torch
+
+    return torch.finfo(dtype).max
+
+
+def _unravel(position: int, shape: tuple[int, ...]) -> list[int]:
+    index: list[int] = []
+    for size in reversed(shape):
+        position, rest = divmod(position, size)
+        index.insert(0, rest)
+    return index

@@ -35,6 +35,17 @@ class Stored:
         """Bytes of data."""
         return math.prod(self.shape) * DTYPE_BYTES[DTYPES[self.dtype]]
 
+    def read_into(self, first_row: int, into: memoryview) -> None:
+        """Fill `into` with whole rows from `first_row` on. Raises OSError, or ToolkitError when the file ends."""
+        offset = self.offset + first_row * (self.size // self.shape[0])
+        with self.file.open("rb", buffering=0) as stream:
+            stream.seek(offset)
+            while into:
+                count = stream.readinto(into)
+                if not count:
+                    raise ToolkitError(f"{self.name}: the file became shorter while it was read", where=self.file)
+                into = into[count:]
+
 
 def read_header(path: Path) -> list[Stored]:
     """Every tensor of a safetensors file. Raises ToolkitError for a file that is not whole and valid."""

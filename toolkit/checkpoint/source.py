@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from toolkit.artifacts import record
 from toolkit.checkpoint.layout import Shape, is_ignorable, source_shapes
-from toolkit.checkpoint.safetensors_file import DTYPES, Stored, read_header
+from toolkit.checkpoint.safetensors_file import DTYPES, read_header
 from toolkit.errors import ToolkitError
 from toolkit.model import ModelShape, read_json
-
-if TYPE_CHECKING:
-    import torch
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth")
-BLOCK_BYTES = 16 << 20
+
+
+class SourceTensor(Protocol):
+    """A tensor under its Hugging Face name, wherever its bytes are; `file` is for messages."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def file(self) -> Path: ...
+    @property
+    def dtype(self) -> str:
+        """In the spelling of safetensors: F16, BF16, F32."""
+
+    @property
+    def shape(self) -> Shape: ...
+    @property
+    def size(self) -> int:
+        """Bytes of data."""
+
+    def read_into(self, first_row: int, into: memoryview) -> None:
+        """Fill `into` with whole rows from `first_row` on. Thread-safe. Raises OSError or ToolkitError."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +45,12 @@ class Source:
 
     directory: Path
     files: tuple[Path, ...]
-    tensors: Dict[str, Stored]
+    tensors: Dict[str, SourceTensor]
+
+    def seen(self) -> dict[str, list[int]]:
+        """Size and time of change of each file, which tell at no cost that nothing has changed."""
+        stats = {path.name: path.stat() for path in self.files}
+        return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
 
 def open_source(directory: Path) -> Source:
@@ -47,7 +67,7 @@ def _open(directory: Path) -> Source:
         raise ToolkitError("no such directory", where=directory, hint="model.path must be a Hugging Face directory.")
     config, index = directory / "config.json", directory / INDEX
     shards = _indexed_shards(index) if index.exists() else _all_shards(directory)
-    tensors: dict[str, Stored] = {}
+    tensors: dict[str, SourceTensor] = {}
     for shard in shards:
         for tensor in read_header(shard):
             if tensor.name in tensors:
@@ -72,39 +92,6 @@ def check_source(source: Source, shape: ModelShape) -> None:
                 where=stored.file,
                 hint="Use the config.json and the weights of the same model.",
             )
-
-
-def digests(source: Source) -> dict[str, str]:
-    """File name to SHA-256 of each file the checkpoint is made from: the inputs of its lock."""
-    try:
-        return {path.name: record(path)["sha256"] for path in source.files}
-    except OSError as error:
-        raise ToolkitError(f"cannot be read: {error.strerror}", where=error.filename) from None
-
-
-def read_rows(stored: Stored) -> Iterator[tuple[int, torch.Tensor]]:
-    """A tensor in blocks of whole rows: (first row, values), at most BLOCK_BYTES or one row at a time.
-
-    The values share one buffer that the next block overwrites. Raises ToolkitError when the file ends early.
-    """
-    import torch
-
-    dtype = getattr(torch, DTYPES[stored.dtype])
-    row_items = math.prod(stored.shape[1:])
-    row_bytes = stored.size // stored.shape[0]
-    block_rows = min(stored.shape[0], max(1, BLOCK_BYTES // row_bytes))
-    buffer = bytearray(block_rows * row_bytes)
-    try:
-        with stored.file.open("rb") as stream:
-            stream.seek(stored.offset)
-            for first in range(0, stored.shape[0], block_rows):
-                rows = min(block_rows, stored.shape[0] - first)
-                if stream.readinto(memoryview(buffer)[: rows * row_bytes]) != rows * row_bytes:
-                    raise ToolkitError(f"{stored.name}: the file became shorter while read", where=stored.file)
-                values = torch.frombuffer(buffer, dtype=dtype, count=rows * row_items)
-                yield first, values.view(rows, *stored.shape[1:])
-    except OSError as error:
-        raise ToolkitError(f"{stored.name}: cannot be read: {error.strerror}", where=stored.file) from None
 
 
 def _check_tensor(source: Source, name: str, dimensions: Shape) -> None:

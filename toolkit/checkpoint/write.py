@@ -1,7 +1,7 @@
 """Writes a checkpoint: every rank file laid out first, then the source streamed through into all of them.
 
-Each source tensor is read once, in blocks of rows; each block is cast and checked once and goes to every
-place that wants a part of it. So memory holds one block, however large the model.
+Jobs run side by side, one worker a core and one that waits for the disk. Each that is done is in the journal,
+so an attempt that was cut off goes on with the next run.
 """
 
 from __future__ import annotations
@@ -9,35 +9,39 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from collections.abc import Mapping as Dict
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+from toolkit.artifacts import digest_of
 from toolkit.checkpoint.config_json import checkpoint_config
-from toolkit.checkpoint.layout import Piece, rank_tensors
-from toolkit.checkpoint.numerics import cast
-from toolkit.checkpoint.safetensors_file import encode_header
-from toolkit.checkpoint.source import Source, read_rows
+from toolkit.checkpoint.jobs import Job, RankFile, Result, digest, jobs_of, rank_files, run
+from toolkit.checkpoint.journal import Journal
+from toolkit.checkpoint.source import Source
 from toolkit.errors import ToolkitError
 from toolkit.mapping import Mapping
-from toolkit.model import DTYPE_BYTES, ModelShape
+from toolkit.model import ModelShape
 
-if TYPE_CHECKING:
-    import torch
+FORMAT = 1
+"""Of journals: raised when jobs or their results change, so that old ones are not used."""
 
 Progress = Callable[[int, int], None]
 """Called with (source bytes done, source bytes in all)."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a piece of a source tensor goes: an open file and the position of the piece's first byte."""
+class Written:
+    """What streaming has found out, by tensor: of the source and of the files of the ranks."""
 
-    descriptor: int
-    offset: int
-    piece: Piece
+    sources: dict[str, Result]
+    """{"sha256", "numbers"} of each source tensor."""
+    targets: dict[str, dict[str, Any]]
+    """File name to {"size", "tensors": {name: SHA-256 of its data}}."""
 
 
 def write_checkpoint(
@@ -47,81 +51,126 @@ def write_checkpoint(
     dtype: str,
     directory: Path,
     progress: Progress | None = None,
-) -> None:
-    """Write config.json and one rank{N}.safetensors for each rank into `directory`.
+) -> Written:
+    """Write config.json and one rank{N}.safetensors for each rank into `directory`, or finish doing so.
 
     The source must have passed `check_source`. Raises ToolkitError for values that `dtype` cannot hold, NaN
-    and infinity, and for a disk that is too small, which shows before the first tensor is read.
+    and infinity, for a source that changes meanwhile, and for a disk that is too small, which shows before
+    the first tensor is read; OSError for what else a disk can do.
     """
+    seen, files = source.seen(), rank_files(shape, mapping, dtype)
+    jobs = jobs_of(files)
+    what = {"format": FORMAT, "seen": seen, "shape": asdict(shape), "mapping": asdict(mapping), "dtype": dtype}
+    journal = Journal(directory, digest_of(what))
+    by_key = {job.key: job for job in jobs}
+    laid_out = _complete(directory, files)
+    if not laid_out or not journal.resume(lambda key, result: _holds(directory, files, by_key[key], result)):
+        _lay_out(directory, files)
+        journal.begin()
     config = checkpoint_config(shape, mapping, dtype)
     (directory / "config.json").write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
-    with contextlib.ExitStack() as stack:
-        places = defaultdict(list)
-        for rank in mapping.ranks:
-            path = directory / f"rank{rank}.safetensors"
-            for place in stack.enter_context(_rank_file(path, shape, mapping, rank, dtype)):
-                places[place.piece.source].append(place)
-        _stream(source, places, dtype, progress or (lambda done, total: None))
+    with _opened(directory, files) as descriptors:
+        _run_all(jobs, source, dtype, descriptors, journal, progress or (lambda done, total: None))
+        if source.seen() != seen:
+            raise ToolkitError(
+                "changed while it was converted", where=source.directory, hint="Convert it again when it is at rest."
+            )
+        with ThreadPoolExecutor(len(descriptors)) as pool:
+            list(pool.map(os.fsync, descriptors))
+    journal.remove()
+    return _written(files, journal.results)
 
 
-def _stream(source: Source, places: dict[str, list[Place]], dtype: str, progress: Progress) -> None:
-    order = sorted((source.tensors[name] for name in places), key=lambda stored: (stored.file, stored.offset))
-    done, total = 0, sum(stored.size for stored in order)
-    for stored in order:
-        for first_row, block in read_rows(stored):
-            values = cast(block, dtype, stored, first_row)
-            for place in places[stored.name]:
-                _put(place, first_row, values)
-            done += block.nbytes
-            progress(done, total)
-
-
-def _put(place: Place, first_row: int, values: torch.Tensor) -> None:
-    """Write the part of a block of rows that belongs to this place, if any."""
+def _run_all(
+    jobs: list[Job], source: Source, dtype: str, descriptors: list[int], journal: Journal, progress: Progress
+) -> None:
+    """Run the jobs that the journal does not have, the largest first, so that no core is left alone at the end."""
     import torch
 
-    rows, columns = place.piece.rows, place.piece.columns
-    start, stop = max(rows.start, first_row), min(rows.stop, first_row + len(values))
-    if start >= stop:
-        return
-    part = values[start - first_row : stop - first_row]
-    if columns is not None:
-        part = part[:, columns.start : columns.stop].contiguous()
-    row_bytes = part[0].nbytes
-    data = part.view(torch.uint8).numpy().reshape(-1).data
-    offset = place.offset + (start - rows.start) * row_bytes
-    while data:
-        written = os.pwrite(place.descriptor, data, offset)
-        data, offset = data[written:], offset + written
+    sizes = {job.key: sum(source.tensors[name].size for name in job.sources) for job in jobs}
+    todo = sorted((job for job in jobs if job.key not in journal.results), key=lambda job: -sizes[job.key])
+    lock, stopped = threading.Lock(), threading.Event()
+    total = sum(sizes.values())
+    done = total - sum(sizes[job.key] for job in todo)
+
+    def advance(count: int) -> None:
+        nonlocal done
+        if stopped.is_set():
+            raise InterruptedError
+        with lock:
+            done += count
+            progress(done, total)
+
+    def do(job: Job) -> None:
+        result = run(job, dict(source.tensors), dtype, descriptors, advance)
+        with lock:
+            journal.add(job.key, result)
+
+    progress(done, total)
+    workers = len(os.sched_getaffinity(0)) + 1
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        futures = [pool.submit(do, job) for job in todo]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            stopped.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _lay_out(directory: Path, files: list[RankFile]) -> None:
+    """Every rank file in full length, with its header; whatever else was in the directory goes."""
+    for left in directory.iterdir():
+        left.unlink()
+    needed, free = sum(file.size for file in files), shutil.disk_usage(directory).free
+    if needed > free:
+        raise ToolkitError(
+            f"the checkpoint takes {needed / 1e9:.3f} GB, {free / 1e9:.3f} GB are free on this disk",
+            where=directory.parent,
+            hint="Free space there, or set `output` to another disk.",
+        )
+    for file in files:
+        with (directory / file.name).open("wb") as stream:
+            try:
+                os.posix_fallocate(stream.fileno(), 0, file.size)
+            except OSError as error:
+                raise ToolkitError(
+                    f"no room for {file.name} of {file.size / 1e9:.3f} GB: {error.strerror}",
+                    where=directory.parent,
+                    hint="Free space on that disk, or set `output` to another one.",
+                ) from None
+            stream.write(file.header)
 
 
 @contextlib.contextmanager
-def _rank_file(path: Path, shape: ModelShape, mapping: Mapping, rank: int, dtype: str):
-    """A rank file of full length, its header written and its data zero; gives the places of its pieces."""
-    tensors = rank_tensors(shape, mapping, rank)
-    header, offsets = encode_header([(tensor.name, tensor.shape) for tensor in tensors], dtype)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    try:
-        _allocate(descriptor, path, offsets[-1])
-        os.pwrite(descriptor, header, 0)
-        places = []
-        for tensor, offset in zip(tensors, offsets, strict=False):
-            for piece in tensor.pieces:
-                places.append(Place(descriptor, offset, piece))
-                columns = tensor.shape[1] if len(tensor.shape) == 2 else 1
-                offset += len(piece.rows) * columns * DTYPE_BYTES[dtype]
-        yield places
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _opened(directory: Path, files: list[RankFile]) -> Iterator[list[int]]:
+    with contextlib.ExitStack() as stack:
+        descriptors = []
+        for file in files:
+            descriptors.append(os.open(directory / file.name, os.O_RDWR))
+            stack.callback(os.close, descriptors[-1])
+        yield descriptors
 
 
-def _allocate(descriptor: int, path: Path, size: int) -> None:
-    try:
-        os.posix_fallocate(descriptor, 0, size)
-    except OSError as error:
-        raise ToolkitError(
-            f"no room for {path.name} of {size / 1e9:.3f} GB: {error.strerror}",
-            where=path.parent,
-            hint="Free space on that disk, or set `output` to another one.",
-        ) from None
+def _complete(directory: Path, files: list[RankFile]) -> bool:
+    """Whether an earlier attempt has laid all files out."""
+    paths = {directory / file.name: file.size for file in files}
+    return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
+
+
+def _holds(directory: Path, files: list[RankFile], job: Job, result: Result) -> bool:
+    """Whether the rank files hold what a job is said to have written."""
+    return all(
+        digest(directory / files[t.rank].name, t.offset, t.size) == result["targets"][t.key] for t in job.targets
+    )
+
+
+def _written(files: list[RankFile], results: Dict[str, Result]) -> Written:
+    sources = {name: entry for result in results.values() for name, entry in result["sources"].items()}
+    digests = {key: value for result in results.values() for key, value in result["targets"].items()}
+    records = {
+        file.name: {"size": file.size, "tensors": {target.tensor.name: digests[target.key] for target in file.targets}}
+        for file in files
+    }
+    return Written(sources, records)

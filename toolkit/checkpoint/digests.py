@@ -1,0 +1,72 @@
+"""What a checkpoint was made from, as its lock has it: a digest of each source file.
+
+A file of weights is as its tensors are: names, dtypes, shapes, and SHA-256 of the data, which converting gets
+while it streams. A file whose size and time of change are as they were is not read again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from toolkit.artifacts import damaged, digest_of, plain, read_lock, record, write_lock
+from toolkit.checkpoint.jobs import read_blocks
+from toolkit.checkpoint.layout import source_shapes
+from toolkit.checkpoint.source import Source, SourceTensor
+from toolkit.model import ModelShape
+
+
+def input_digests(source: Source, tensors: Mapping[str, str]) -> dict[str, str]:
+    """File name to digest, from SHA-256 of the data of each tensor that the model needs."""
+    held: dict[str, dict[str, Any]] = defaultdict(dict)
+    for name, sha256 in tensors.items():
+        stored = source.tensors[name]
+        held[stored.file.name][name] = [stored.dtype, list(stored.shape), sha256]
+    files = {path.name: path for path in source.files}
+    return {name: digest_of(held[name]) if name in held else record(path)["sha256"] for name, path in files.items()}
+
+
+def is_current(
+    directory: Path,
+    stage: str,
+    source: Source,
+    shape: ModelShape,
+    settings: Mapping[str, Any],
+    progress: Callable[[int, int], None] | None = None,
+) -> bool:
+    """Whether `directory` is whole and was made from this source; reads the source only if it may have changed."""
+    lock = read_lock(directory)
+    if lock is None or lock.stage != stage or dict(lock.settings) != plain(settings) or list(damaged(directory, lock)):
+        return False
+    seen = source.seen()
+    if dict(lock.seen) == seen:
+        return True
+    if set(lock.inputs) != set(seen) or dict(lock.inputs) != input_digests(source, _hash(source, shape, progress)):
+        return False
+    write_lock(directory, replace(lock, seen=seen))
+    return True
+
+
+def _hash(source: Source, shape: ModelShape, progress: Callable[[int, int], None] | None) -> dict[str, str]:
+    """SHA-256 of the data of each tensor that the model needs."""
+    names = list(source_shapes(shape))
+    total, done = sum(source.tensors[name].size for name in names), 0
+
+    def sha256(stored: SourceTensor) -> str:
+        digest = hashlib.sha256()
+        for _row, block in read_blocks(stored):
+            digest.update(block)
+        return digest.hexdigest()
+
+    digests = {}
+    with ThreadPoolExecutor() as pool:
+        for name, digest in zip(names, pool.map(sha256, (source.tensors[name] for name in names)), strict=True):
+            digests[name], done = digest, done + source.tensors[name].size
+            if progress:
+                progress(done, total)
+    return digests

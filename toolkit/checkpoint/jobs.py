@@ -1,0 +1,179 @@
+"""A conversion as independent jobs: rank tensors that are cut from the same source tensors belong together.
+
+A job reads each of its source tensors once, in blocks of rows; each block is cast and checked once and goes to
+every rank tensor that wants a part of it. Rank tensors are filled from their first byte to their last, so
+they are hashed as they are written. Memory is one block a worker, however large the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolkit.checkpoint.layout import Tensor, rank_tensors
+from toolkit.checkpoint.numerics import Caster
+from toolkit.checkpoint.safetensors_file import encode_header
+from toolkit.checkpoint.source import SourceTensor
+from toolkit.mapping import Mapping
+from toolkit.model import ModelShape
+
+if TYPE_CHECKING:
+    import torch
+
+BLOCK_BYTES = 1 << 20
+"""Small enough to stay in a core's cache from reading to writing."""
+
+Result = dict[str, Any]
+Advance = Callable[[int], None]
+"""Called with the source bytes of each block that is done; may raise to stop the job."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A rank tensor, and the position and number of its bytes in the file of its rank."""
+
+    rank: int
+    tensor: Tensor
+    offset: int
+    size: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.rank}/{self.tensor.name}"
+
+
+@dataclass(frozen=True)
+class RankFile:
+    """A file to be written: its header and what follows, `size` bytes in all."""
+
+    name: str
+    size: int
+    header: bytes
+    targets: tuple[Target, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Source tensors in the order in which targets stack their pieces, and all targets cut from them."""
+
+    sources: tuple[str, ...]
+    targets: tuple[Target, ...]
+
+    @property
+    def key(self) -> str:
+        return self.sources[0]
+
+
+def rank_files(shape: ModelShape, mapping: Mapping, dtype: str) -> list[RankFile]:
+    """The files of a checkpoint, by rank."""
+    files = []
+    for rank in mapping.ranks:
+        tensors = rank_tensors(shape, mapping, rank)
+        header, offsets = encode_header([(tensor.name, tensor.shape) for tensor in tensors], dtype)
+        sizes = (end - start for start, end in pairwise(offsets))
+        targets = [Target(rank, *placed) for placed in zip(tensors, offsets, sizes, strict=False)]
+        files.append(RankFile(f"rank{rank}.safetensors", offsets[-1], header, tuple(targets)))
+    return files
+
+
+def jobs_of(files: list[RankFile]) -> list[Job]:
+    """One job for each set of source tensors that targets are cut from."""
+    targets: dict[tuple[str, ...], list[Target]] = defaultdict(list)
+    for target in (target for file in files for target in file.targets):
+        targets[tuple(piece.source for piece in target.tensor.pieces)].append(target)
+    return [Job(sources, tuple(found)) for sources, found in targets.items()]
+
+
+def run(job: Job, tensors: dict[str, SourceTensor], dtype: str, files: list[int], advance: Advance) -> Result:
+    """Do a job; `files` are the descriptors of the rank files.
+
+    The result has SHA-256 and numbers of each source tensor, and SHA-256 of each target by its key.
+    """
+    strands = _strands(job, files)
+    sources: dict[str, Result] = {}
+    for name in job.sources:
+        stored = tensors[name]
+        caster, whole = Caster(stored, dtype), hashlib.sha256()
+        for first_row, block in read_blocks(stored):
+            whole.update(block)
+            values = caster.cast(block, first_row)
+            for strand in strands:
+                strand.put(name, first_row, values)
+            advance(len(block))
+        sources[name] = {"sha256": whole.hexdigest(), "numbers": asdict(caster.numbers)}
+    targets = {target.key: strand.finish() for strand in strands for target in strand.targets}
+    return {"sources": sources, "targets": targets}
+
+
+def read_blocks(stored: SourceTensor) -> Iterator[tuple[int, memoryview]]:
+    """A tensor in blocks of whole rows: (first row, bytes). The next block overwrites the one before."""
+    rows = stored.shape[0]
+    row_bytes = stored.size // rows
+    block_rows = min(rows, max(1, BLOCK_BYTES // row_bytes))
+    buffer = memoryview(bytearray(block_rows * row_bytes))
+    for first_row in range(0, rows, block_rows):
+        block = buffer[: min(block_rows, rows - first_row) * row_bytes]
+        stored.read_into(first_row, block)
+        yield first_row, block
+
+
+def digest(path: Path, offset: int, size: int) -> str:
+    """SHA-256 of a part of a file."""
+    found = hashlib.sha256()
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        for start in range(0, size, BLOCK_BYTES):
+            found.update(stream.read(min(BLOCK_BYTES, size - start)))
+    return found.hexdigest()
+
+
+class _Strand:
+    """Targets of the same content, such as a norm that every rank has: cut and hashed once, written to each."""
+
+    def __init__(self, targets: list[Target], files: list[int]) -> None:
+        self.targets, self._places = targets, [(files[target.rank], target.offset) for target in targets]
+        self._digest, self._done = hashlib.sha256(), 0
+
+    def put(self, source: str, first_row: int, values: torch.Tensor) -> None:
+        """Add what it wants of a block of rows."""
+        import torch
+
+        for piece in self.targets[0].tensor.pieces:
+            start, stop = max(piece.rows.start, first_row), min(piece.rows.stop, first_row + len(values))
+            if piece.source != source or start >= stop:
+                continue
+            part = values[start - first_row : stop - first_row]
+            if piece.columns is not None:
+                part = part[:, piece.columns.start : piece.columns.stop].contiguous()
+            self._append(part.view(torch.uint8).numpy().reshape(-1).data)
+
+    def finish(self) -> str:
+        """Add the zero rows, if they are not there, and give the digest."""
+        while missing := self.targets[0].size - self._done:
+            self._append(memoryview(bytes(min(BLOCK_BYTES, missing))))
+        return self._digest.hexdigest()
+
+    def _append(self, data: memoryview) -> None:
+        self._digest.update(data)
+        for file, offset in self._places:
+            _write(file, offset + self._done, data)
+        self._done += len(data)
+
+
+def _strands(job: Job, files: list[int]) -> list[_Strand]:
+    alike: dict[Any, list[Target]] = defaultdict(list)
+    for target in job.targets:
+        alike[target.tensor.shape, target.tensor.pieces].append(target)
+    return [_Strand(targets, files) for targets in alike.values()]
+
+
+def _write(file: int, offset: int, data: memoryview) -> None:
+    while data:
+        written = os.pwrite(file, data, offset)
+        data, offset = data[written:], offset + written
