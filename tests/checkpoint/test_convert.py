@@ -72,7 +72,9 @@ def expected_rank(state, tp, pp, rank, tied=False):
 def assert_ranks(deployment, state, dtype=torch.float16, tied=False):
     tp, pp = deployment.parallel.tp, deployment.parallel.pp
     files = sorted(path.name for path in deployment.checkpoint_dir.iterdir())
-    assert files == sorted(["config.json", "lock.json", "numbers.json", *(f"rank{n}.safetensors" for n in range(tp * pp))])
+    assert files == sorted(
+        ["config.json", "lock.json", "numbers.json", *(f"rank{n}.safetensors" for n in range(tp * pp))]
+    )
     for rank in range(tp * pp):
         found = load_file(deployment.checkpoint_dir / f"rank{rank}.safetensors")
         expected = expected_rank(state, tp, pp, rank, tied)

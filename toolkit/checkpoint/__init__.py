@@ -43,11 +43,11 @@ def convert(deployment: Deployment, progress: Progress | None = None) -> bool:
     with atomic_directory(deployment.checkpoint_dir, resume=True) as partial:
         written = write_checkpoint(source, shape, mapping, dtype, partial, progress)
         numbers = {name: entry["numbers"] for name, entry in written.sources.items()}
-        (partial / NUMBERS).write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+        (partial / NUMBERS).write_text(json.dumps(numbers, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         small = {name: record(partial / name) for name in ("config.json", NUMBERS)}
         lock = Lock(
             stage=STAGE,
-            inputs=input_digests(source, {name: entry["sha256"] for name, entry in written.sources.items()}),
+            inputs=input_digests(source, {name: entry["blake3"] for name, entry in written.sources.items()}),
             settings=settings(deployment),
             versions={"toolkit": version("toolkit"), "torch": version("torch")},
             outputs={**small, **written.targets},

@@ -1,18 +1,19 @@
 """What a checkpoint was made from, as its lock has it: a digest of each source file.
 
-A file of weights is as its tensors are: names, dtypes, shapes, and SHA-256 of the data, which converting gets
+A file of weights is as its tensors are: names, dtypes, shapes, and BLAKE3 of the data, which converting gets
 while it streams. A file whose size and time of change are as they were is not read again.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from blake3 import blake3
 
 from toolkit.artifacts import damaged, digest_of, plain, read_lock, record, write_lock
 from toolkit.checkpoint.jobs import read_blocks
@@ -22,11 +23,11 @@ from toolkit.model import ModelShape
 
 
 def input_digests(source: Source, tensors: Mapping[str, str]) -> dict[str, str]:
-    """File name to digest, from SHA-256 of the data of each tensor that the model needs."""
+    """File name to digest, from BLAKE3 of the data of each tensor that the model needs."""
     held: dict[str, dict[str, Any]] = defaultdict(dict)
-    for name, sha256 in tensors.items():
+    for name, digest in tensors.items():
         stored = source.tensors[name]
-        held[stored.file.name][name] = [stored.dtype, list(stored.shape), sha256]
+        held[stored.file.name][name] = [stored.dtype, list(stored.shape), digest]
     files = {path.name: path for path in source.files}
     return {name: digest_of(held[name]) if name in held else record(path)["sha256"] for name, path in files.items()}
 
@@ -53,19 +54,19 @@ def is_current(
 
 
 def _hash(source: Source, shape: ModelShape, progress: Callable[[int, int], None] | None) -> dict[str, str]:
-    """SHA-256 of the data of each tensor that the model needs."""
+    """BLAKE3 of the data of each tensor that the model needs."""
     names = list(source_shapes(shape))
     total, done = sum(source.tensors[name].size for name in names), 0
 
-    def sha256(stored: SourceTensor) -> str:
-        digest = hashlib.sha256()
+    def digest_data(stored: SourceTensor) -> str:
+        digest = blake3()
         for _row, block in read_blocks(stored):
             digest.update(block)
         return digest.hexdigest()
 
     digests = {}
     with ThreadPoolExecutor() as pool:
-        for name, digest in zip(names, pool.map(sha256, (source.tensors[name] for name in names)), strict=True):
+        for name, digest in zip(names, pool.map(digest_data, (source.tensors[name] for name in names)), strict=True):
             digests[name], done = digest, done + source.tensors[name].size
             if progress:
                 progress(done, total)

@@ -39,9 +39,9 @@ class Written:
     """What streaming has found out, by tensor: of the source and of the files of the ranks."""
 
     sources: dict[str, Result]
-    """{"sha256", "numbers"} of each source tensor."""
+    """{"blake3", "numbers"} of each source tensor."""
     targets: dict[str, dict[str, Any]]
-    """File name to {"size", "tensors": {name: SHA-256 of its data}}."""
+    """File name to {"size", "tensors": {name: BLAKE3 of its data}}."""
 
 
 def write_checkpoint(
