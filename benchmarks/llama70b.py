@@ -53,10 +53,8 @@ def write(directory: Path, layers: int) -> int:
     (directory / "config.json").write_text(json.dumps(config, indent=2))
     shapes = source_shapes(parse_shape(config, where="benchmarks/llama70b.py"))
     shards = list(_shards(shapes))
-    pool = (
-        torch.randn(POOL, generator=torch.Generator().manual_seed(70)).mul_(0.02).bfloat16().view(torch.int16).numpy()
-    )
-    pool = pool.tobytes() * 2
+    values = torch.randn(POOL, generator=torch.Generator().manual_seed(70)).mul_(0.02).bfloat16()
+    pool = values.view(torch.int16).numpy().tobytes() * 2
     weight_map, start = {}, 0
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"

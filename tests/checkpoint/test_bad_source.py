@@ -146,7 +146,7 @@ def test_one_line_and_no_files(llama_dir, deploy, spoil, message):
 
 
 def test_position_counts_from_the_tensors_first_row_not_the_blocks(llama_dir, deploy, monkeypatch):
-    monkeypatch.setattr("toolkit.checkpoint.jobs.BLOCK_BYTES", 2 * 64 * 4)
+    monkeypatch.setattr("toolkit.checkpoint.source.BLOCK_BYTES", 2 * 64 * 4)
     deployment = deploy(llama_dir)
     value_at(llama_dir, float("inf"))
     assert_refused(deployment, "[5, 7]")

@@ -201,7 +201,7 @@ def test_values_too_small_for_float16_are_rounded_not_refused(tmp_path, make_lla
 
 
 def test_a_tensor_larger_than_a_block_is_cut_in_several_reads(tmp_path, make_llama, deploy, monkeypatch):
-    monkeypatch.setattr("toolkit.checkpoint.jobs.BLOCK_BYTES", 3 * 64 * 2)
+    monkeypatch.setattr("toolkit.checkpoint.source.BLOCK_BYTES", 3 * 64 * 2)
     state = make_llama(tmp_path / "blocks")
     deployment = deploy(tmp_path / "blocks", 8, 2)
     convert(deployment)

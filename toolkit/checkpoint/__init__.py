@@ -1,6 +1,7 @@
 """Converts a Hugging Face directory to a TensorRT-LLM checkpoint, one rank file for each GPU.
 
-Reading order: layout (the format), config_json, source, safetensors_file, numerics, jobs, journal, write.
+Reading order: layout (the format), config_json, source, safetensors_file, numerics, workers, jobs, journal, write,
+digests.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from toolkit.checkpoint.numerics import Numbers
     from toolkit.config import Deployment
 
 STAGE = "checkpoint"
@@ -55,6 +57,25 @@ def convert(deployment: Deployment, progress: Progress | None = None) -> bool:
         )
         write_lock(partial, lock)
     return True
+
+
+def numbers(deployment: Deployment, progress: Progress | None = None) -> dict[str, Numbers]:
+    """What casting does to each source tensor, by name: from the checkpoint where it is current, else counted now.
+
+    Values that the dtype cannot hold are counted and no errors here. Raises ToolkitError as `convert` does for
+    a source that is not whole.
+    """
+    from toolkit.checkpoint.digests import is_current
+    from toolkit.checkpoint.numerics import Numbers, survey
+    from toolkit.checkpoint.source import check_source, open_source
+    from toolkit.model import read_json
+
+    source = open_source(deployment.model.path)
+    check_source(source, deployment.shape)
+    directory = deployment.checkpoint_dir
+    if is_current(directory, STAGE, source, deployment.shape, settings(deployment)):
+        return {name: Numbers(**entry) for name, entry in read_json(directory / NUMBERS).items()}
+    return survey(source, deployment.shape, deployment.model.dtype, progress)
 
 
 def settings(deployment: Deployment) -> dict[str, Any]:

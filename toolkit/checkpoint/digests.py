@@ -7,8 +7,7 @@ while it streams. A file whose size and time of change are as they were is not r
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ from typing import Any
 from blake3 import blake3
 
 from toolkit.artifacts import damaged, digest_of, plain, read_lock, record, write_lock
-from toolkit.checkpoint.jobs import read_blocks
 from toolkit.checkpoint.layout import source_shapes
-from toolkit.checkpoint.source import Source, SourceTensor
+from toolkit.checkpoint.source import Source, SourceTensor, read_blocks
+from toolkit.checkpoint.workers import Advance, Progress, side_by_side
 from toolkit.model import ModelShape
 
 
@@ -38,7 +37,7 @@ def is_current(
     source: Source,
     shape: ModelShape,
     settings: Mapping[str, Any],
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> bool:
     """Whether `directory` is whole and was made from this source; reads the source only if it may have changed."""
     lock = read_lock(directory)
@@ -53,21 +52,16 @@ def is_current(
     return True
 
 
-def _hash(source: Source, shape: ModelShape, progress: Callable[[int, int], None] | None) -> dict[str, str]:
+def _hash(source: Source, shape: ModelShape, progress: Progress | None) -> dict[str, str]:
     """BLAKE3 of the data of each tensor that the model needs."""
-    names = list(source_shapes(shape))
-    total, done = sum(source.tensors[name].size for name in names), 0
 
-    def digest_data(stored: SourceTensor) -> str:
+    def work(stored: SourceTensor, advance: Advance) -> str:
         digest = blake3()
         for _row, block in read_blocks(stored):
             digest.update(block)
+            advance(len(block))
         return digest.hexdigest()
 
-    digests = {}
-    with ThreadPoolExecutor() as pool:
-        for name, digest in zip(names, pool.map(digest_data, (source.tensors[name] for name in names)), strict=True):
-            digests[name], done = digest, done + source.tensors[name].size
-            if progress:
-                progress(done, total)
-    return digests
+    needed = [source.tensors[name] for name in source_shapes(shape)]
+    found = side_by_side(needed, lambda stored: stored.size, work, progress)
+    return {stored.name: digest for stored, digest in found}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping as Dict
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,19 +21,15 @@ from blake3 import blake3
 from toolkit.checkpoint.layout import Tensor, rank_tensors
 from toolkit.checkpoint.numerics import Caster
 from toolkit.checkpoint.safetensors_file import encode_header
-from toolkit.checkpoint.source import SourceTensor
+from toolkit.checkpoint.source import BLOCK_BYTES, SourceTensor, read_blocks
+from toolkit.checkpoint.workers import Advance
 from toolkit.mapping import Mapping
 from toolkit.model import ModelShape
 
 if TYPE_CHECKING:
     import torch
 
-BLOCK_BYTES = 1 << 20
-"""Small enough to stay in a core's cache from reading to writing."""
-
 Result = dict[str, Any]
-Advance = Callable[[int], None]
-"""Called with the source bytes of each block that is done; may raise to stop the job."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +88,7 @@ def jobs_of(files: list[RankFile]) -> list[Job]:
     return [Job(sources, tuple(found)) for sources, found in targets.items()]
 
 
-def run(job: Job, tensors: dict[str, SourceTensor], dtype: str, files: list[int], advance: Advance) -> Result:
+def run(job: Job, tensors: Dict[str, SourceTensor], dtype: str, files: list[int], advance: Advance) -> Result:
     """Do a job; `files` are the descriptors of the rank files.
 
     The result has digest and numbers of each source tensor, and the digest of each target by its key.
@@ -111,18 +107,6 @@ def run(job: Job, tensors: dict[str, SourceTensor], dtype: str, files: list[int]
         sources[name] = {"blake3": whole.hexdigest(), "numbers": asdict(caster.numbers)}
     targets = {target.key: strand.finish() for strand in strands for target in strand.targets}
     return {"sources": sources, "targets": targets}
-
-
-def read_blocks(stored: SourceTensor) -> Iterator[tuple[int, memoryview]]:
-    """A tensor in blocks of whole rows: (first row, bytes). The next block overwrites the one before."""
-    rows = stored.shape[0]
-    row_bytes = stored.size // rows
-    block_rows = min(rows, max(1, BLOCK_BYTES // row_bytes))
-    buffer = memoryview(bytearray(block_rows * row_bytes))
-    for first_row in range(0, rows, block_rows):
-        block = buffer[: min(block_rows, rows - first_row) * row_bytes]
-        stored.read_into(first_row, block)
-        yield first_row, block
 
 
 def digest(path: Path, offset: int, size: int) -> str:

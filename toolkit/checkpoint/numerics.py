@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from toolkit.checkpoint.layout import source_shapes
 from toolkit.checkpoint.safetensors_file import DTYPES
-from toolkit.checkpoint.source import SourceTensor
+from toolkit.checkpoint.source import Source, SourceTensor, read_blocks
+from toolkit.checkpoint.workers import Advance, Progress, side_by_side
 from toolkit.errors import ToolkitError
+from toolkit.model import ModelShape
 
 if TYPE_CHECKING:
     import torch
@@ -52,10 +55,14 @@ class Thresholds:
     zero: int
 
 
+class Unrepresentable(ToolkitError):
+    """A value of the source that the checkpoint's dtype cannot hold, or that is no number."""
+
+
 class Caster:
     """Casts one tensor, block by block, and counts.
 
-    `strict` raises ToolkitError, naming tensor, index and value, for NaN, infinity and what overflows, which
+    `strict` raises Unrepresentable, naming tensor, index and value, for NaN, infinity and what overflows, which
     are only counted otherwise.
     """
 
@@ -101,21 +108,36 @@ class Caster:
             numbers.subnormal += small - zero
             numbers.zero += zero - below(1)
 
-    def _refusal(self, values: torch.Tensor, first_row: int, position: int) -> ToolkitError:
+    def _refusal(self, values: torch.Tensor, first_row: int, position: int) -> Unrepresentable:
         row, *rest = _unravel(position, tuple(values.shape))
         index, value = [first_row + row, *rest], values.flatten()[position].item()
         if not math.isfinite(value):
-            return ToolkitError(
+            return Unrepresentable(
                 f"{self.stored.name}: value at {index} is {value}",
                 where=self.stored.file,
                 hint="The weights are damaged; download them again.",
             )
-        return ToolkitError(
+        return Unrepresentable(
             f"{self.stored.name}: value {value:g} at {index} is too large for {self.dtype}, "
             f"whose largest is {_largest(self._target):g}",
             where=self.stored.file,
             hint="Set model.dtype: bfloat16, or list all such values with: toolkit convert --report.",
         )
+
+
+def survey(source: Source, shape: ModelShape, dtype: str, progress: Progress | None) -> dict[str, Numbers]:
+    """What casting would do to each tensor that the model needs, whatever it does."""
+
+    def work(stored: SourceTensor, advance: Advance) -> Numbers:
+        caster = Caster(stored, dtype, strict=False)
+        for row, block in read_blocks(stored):
+            caster.cast(block, row)
+            advance(len(block))
+        return caster.numbers
+
+    needed = [source.tensors[name] for name in source_shapes(shape)]
+    found = side_by_side(needed, lambda stored: stored.size, work, progress)
+    return {stored.name: numbers for stored, numbers in found}
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,8 @@ from toolkit.model import ModelShape, read_json
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth")
+BLOCK_BYTES = 1 << 20
+"""Small enough to stay in a core's cache from reading to writing."""
 
 
 class SourceTensor(Protocol):
@@ -92,6 +94,18 @@ def check_source(source: Source, shape: ModelShape) -> None:
                 where=stored.file,
                 hint="Use the config.json and the weights of the same model.",
             )
+
+
+def read_blocks(stored: SourceTensor) -> Iterator[tuple[int, memoryview]]:
+    """A tensor in blocks of whole rows: (first row, bytes). The next block overwrites the one before."""
+    rows = stored.shape[0]
+    row_bytes = stored.size // rows
+    block_rows = min(rows, max(1, BLOCK_BYTES // row_bytes))
+    buffer = memoryview(bytearray(block_rows * row_bytes))
+    for first_row in range(0, rows, block_rows):
+        block = buffer[: min(block_rows, rows - first_row) * row_bytes]
+        stored.read_into(first_row, block)
+        yield first_row, block
 
 
 def _check_tensor(source: Source, name: str, dimensions: Shape) -> None:

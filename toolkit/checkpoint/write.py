@@ -1,7 +1,7 @@
 """Writes a checkpoint: every rank file laid out first, then the source streamed through into all of them.
 
-Jobs run side by side, one worker a core and one that waits for the disk. Each that is done is in the journal,
-so an attempt that was cut off goes on with the next run.
+Jobs run side by side. Each that is done is in the journal, so an attempt that was cut off goes on with the
+next run.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ import contextlib
 import json
 import os
 import shutil
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from collections.abc import Mapping as Dict
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,15 +22,13 @@ from toolkit.checkpoint.config_json import checkpoint_config
 from toolkit.checkpoint.jobs import Job, RankFile, Result, digest, jobs_of, rank_files, run
 from toolkit.checkpoint.journal import Journal
 from toolkit.checkpoint.source import Source
+from toolkit.checkpoint.workers import Advance, Progress, side_by_side
 from toolkit.errors import ToolkitError
 from toolkit.mapping import Mapping
 from toolkit.model import ModelShape
 
 FORMAT = 1
 """Of journals: raised when jobs or their results change, so that old ones are not used."""
-
-Progress = Callable[[int, int], None]
-"""Called with (source bytes done, source bytes in all)."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ def write_checkpoint(
     config = checkpoint_config(shape, mapping, dtype)
     (directory / "config.json").write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
     with _opened(directory, files) as descriptors:
-        _run_all(jobs, source, dtype, descriptors, journal, progress or (lambda done, total: None))
+        _run_all(jobs, source, dtype, descriptors, journal, progress)
         if source.seen() != seen:
             raise ToolkitError(
                 "changed while it was converted", where=source.directory, hint="Convert it again when it is at rest."
@@ -82,41 +79,19 @@ def write_checkpoint(
 
 
 def _run_all(
-    jobs: list[Job], source: Source, dtype: str, descriptors: list[int], journal: Journal, progress: Progress
+    jobs: list[Job], source: Source, dtype: str, descriptors: list[int], journal: Journal, progress: Progress | None
 ) -> None:
-    """Run the jobs that the journal does not have, the largest first, so that no core is left alone at the end."""
-    import torch
+    """Run the jobs that the journal does not have."""
 
-    sizes = {job.key: sum(source.tensors[name].size for name in job.sources) for job in jobs}
-    todo = sorted((job for job in jobs if job.key not in journal.results), key=lambda job: -sizes[job.key])
-    lock, stopped = threading.Lock(), threading.Event()
-    total = sum(sizes.values())
-    done = total - sum(sizes[job.key] for job in todo)
+    def size(job: Job) -> int:
+        return sum(source.tensors[name].size for name in job.sources)
 
-    def advance(count: int) -> None:
-        nonlocal done
-        if stopped.is_set():
-            raise InterruptedError
-        with lock:
-            done += count
-            progress(done, total)
+    def work(job: Job, advance: Advance) -> None:
+        journal.add(job.key, run(job, source.tensors, dtype, descriptors, advance))
 
-    def do(job: Job) -> None:
-        result = run(job, dict(source.tensors), dtype, descriptors, advance)
-        with lock:
-            journal.add(job.key, result)
-
-    progress(done, total)
-    workers = len(os.sched_getaffinity(0)) + 1
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        futures = [pool.submit(do, job) for job in todo]
-        try:
-            for future in as_completed(futures):
-                future.result()
-        except BaseException:
-            stopped.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    todo = [job for job in jobs if job.key not in journal.results]
+    done = sum(size(job) for job in jobs if job.key in journal.results)
+    side_by_side(todo, size, work, progress, done)
 
 
 def _lay_out(directory: Path, files: list[RankFile]) -> None:

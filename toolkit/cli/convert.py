@@ -12,12 +12,37 @@ if TYPE_CHECKING:
 
 @click.command()
 @deployment_options
-def convert(deployment: Deployment) -> None:
-    """Convert the Hugging Face checkpoint into one TensorRT-LLM file a rank."""
-    from toolkit.checkpoint import convert as run
+@click.option("--report", is_flag=True, help="List each tensor's largest value, overflow and subnormal numbers.")
+def convert(deployment: Deployment, report: bool) -> None:
+    """Convert the Hugging Face checkpoint into one TensorRT-LLM file a rank.
 
-    with progress("convert") as report:
-        written = run(deployment, report)
+    Cut off, it goes on from there when run again.
+    """
+    from toolkit.checkpoint import convert as run
+    from toolkit.checkpoint.numerics import Unrepresentable
+
+    try:
+        with progress("convert") as tell:
+            written = run(deployment, tell)
+    except Unrepresentable:
+        if report:
+            _print_numbers(deployment)
+        raise
     note("converted" if written else "already converted from the same source; nothing to do")
+    if report:
+        _print_numbers(deployment)
     click.echo(deployment.checkpoint_dir)
     next_command(deployment, "build")
+
+
+def _print_numbers(deployment: Deployment) -> None:
+    """A line for each tensor of the source, those that cannot be converted first."""
+    from toolkit.checkpoint import numbers
+
+    with progress("read") as tell:
+        found = numbers(deployment, tell)
+    line = "{:<50} {:>14} {:>12} {:>10} {:>10} {:>14} {:>14}".format
+    click.echo(line("tensor", "elements", "max |x|", "NaN, inf", "overflow", "subnormal", "to zero"))
+    for name, one in sorted(found.items(), key=lambda item: (-item[1].not_finite, -item[1].overflow)):
+        counts = (f"{count:,}" for count in (one.not_finite, one.overflow, one.subnormal, one.zero))
+        click.echo(line(name, f"{one.elements:,}", f"{one.max_abs:.6g}", *counts))
