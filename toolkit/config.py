@@ -7,7 +7,6 @@ field and the model, are in toolkit/rules.py, so that a mistake is found before 
 from __future__ import annotations
 
 import math
-import os
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from toolkit.errors import ToolkitError
 from toolkit.mapping import Mapping
-from toolkit.model import ModelShape, load_shape, parse_shape
+from toolkit.model import ModelShape, load_shape, no_shape, parse_shape, shape_file
 from toolkit.rules import check, check_same_shape
 from toolkit.yamlfile import read_yaml
 
@@ -40,7 +39,7 @@ class Section(BaseModel):
 
 class Model(Section):
     path: LoosePath
-    """A Hugging Face directory: config.json, safetensors, tokenizer.json."""
+    """A Hugging Face directory (config.json, safetensors, tokenizer.json), or one of Meta's (params.json)."""
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     config: dict[str, Any] | None = None
     """The fields of config.json, for planning where the checkpoint is not; must agree with it where it is."""
@@ -171,16 +170,16 @@ class Deployment(Section):
     def shape(self) -> ModelShape:
         """The model's shape: from the checkpoint where it is there, else from the YAML's `model.config`."""
         inline = self.model.config
-        if os.path.exists(self.model.path / "config.json"):  # noqa: PTH110 - unlike Path.exists, never raises
+        if shape_file(self.model.path) is not None:
             found = load_shape(self.model.path)
             if inline is not None:
                 check_same_shape(found, parse_shape(inline, where=f"{self.file}: model.config"), self)
             return found
         if inline is None:
             raise ToolkitError(
-                f"model.path: no config.json in {self.model.path}",
+                f"model.path: {no_shape(self.model.path)}",
                 where=self.file,
-                hint="Give a Hugging Face directory, or its config.json's fields as model.config.",
+                hint="To plan without the model, give the fields of its config.json as model.config.",
             )
         return parse_shape(inline, where=f"{self.file}: model.config")
 

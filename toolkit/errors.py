@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
+from typing import Any
 
 
 class ToolkitError(Exception):
@@ -19,7 +21,7 @@ class ToolkitError(Exception):
         text = f"{where}: {what}" if where is not None else what
         if hint:
             text = f"{text.rstrip('.')}. {hint}"
-        super().__init__(" ".join(text.split()))
+        super().__init__(_printable(" ".join(text.split())))
 
 
 class InputRefused(ToolkitError):
@@ -28,3 +30,26 @@ class InputRefused(ToolkitError):
 
 class Busy(ToolkitError):
     """A request refused because a queue or a limit is full now; it may succeed later (HTTP 503)."""
+
+
+def shown(value: Any) -> str:
+    """A value out of an input as a message quotes it: short, however long or deep the value is."""
+    return _Short().repr(value)
+
+
+class _Short(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 80
+        self.maxlevel, self.maxdict, self.maxlist = 3, 8, 8
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to print integers of more than 4300 digits.
+        return repr(x) if abs(x) < 10**20 else f"a number of {x.bit_length()} bits"
+
+
+def _printable(text: str) -> str:
+    """Names in an input may hold anything, also what moves a terminal's cursor or cannot be encoded."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -1,4 +1,4 @@
-"""The shape of a Llama model, read from the `config.json` of a Hugging Face directory.
+"""The shape of a Llama model, read from Hugging Face's `config.json` or Meta's `params.json`.
 
 Both spellings that transformers has used are read: `torch_dtype` and `dtype`; `rope_theta` with
 `rope_scaling` and `rope_parameters` (transformers 5, which holds the theta inside).
@@ -6,16 +6,26 @@ Both spellings that transformers has used are read: `torch_dtype` and `dtype`; `
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, shown
+from toolkit.foreign import ORIGINAL, refuse_foreign
+from toolkit.jsonfile import LARGEST_CONFIG, Fields, read_json
+from toolkit.params_json import PARAMS, as_config
 
 SUPPORTED_ARCHITECTURES = ("LlamaForCausalLM",)
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+CONFIG = "config.json"
+MOST_LAYERS = 4096
+"""So that a damaged config.json is an error at once, and not after listing the tensors of a billion layers."""
+SUPPORTED = (
+    f"Supported: {', '.join(SUPPORTED_ARCHITECTURES)} (the text models of Llama 2, 3, 3.1, 3.2 and 3.3). "
+    "Others need the converter that TensorRT-LLM has for them."
+)
 
 
 @dataclass(frozen=True)
@@ -72,41 +82,52 @@ class ModelShape:
         return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * DTYPE_BYTES[dtype]
 
 
+def shape_file(model_dir: Path) -> Path | None:
+    """The file that a directory's shape is read from: config.json, or else params.json; None if neither is there."""
+    paths = (Path(model_dir) / name for name in (CONFIG, PARAMS))
+    return next((path for path in paths if os.path.lexists(path)), None)  # unlike Path.exists, never raises
+
+
 def load_shape(model_dir: Path) -> ModelShape:
-    """Read `model_dir/config.json`. Raises ToolkitError for a missing, malformed or foreign config."""
-    path = Path(model_dir) / "config.json"
-    return parse_shape(read_json(path, missing="Give the directory of a Hugging Face checkpoint."), where=str(path))
+    """Read a directory's config.json or params.json. Raises ToolkitError where it is missing, malformed or foreign."""
+    path = shape_file(model_dir)
+    if path is None:
+        raise no_shape(model_dir)
+    fields = read_json(path, largest=LARGEST_CONFIG)
+    if path.name == PARAMS:
+        from toolkit.consolidated import vocabulary
+
+        fields = as_config(fields, str(path), lambda: vocabulary(path.parent))
+    return parse_shape(fields, where=str(path))
+
+
+def no_shape(model_dir: Path) -> ToolkitError:
+    """What to say of a directory without config.json and params.json: what it is, where that is known."""
+    what = f"no {CONFIG} in {model_dir}, nor Meta's {PARAMS}"
+    try:
+        refuse_foreign(model_dir)
+    except ToolkitError as error:
+        return error
+    except (OSError, ValueError) as error:  # ValueError: no name of a file at all
+        what = f"no {CONFIG} in {model_dir}: {getattr(error, 'strerror', error)}"
+    return ToolkitError(what, hint="Give the directory of a Llama model in Hugging Face's or Meta's form.")
 
 
 def parse_shape(config: Dict[str, Any], *, where: str) -> ModelShape:
     """Turn the fields of a config.json into a ModelShape; `where` names their file in errors."""
-    architecture = (config.get("architectures") or [None])[0]
-    if architecture not in SUPPORTED_ARCHITECTURES:
-        raise ToolkitError(
-            f"architectures: {architecture!r} is not supported",
-            where=where,
-            hint=f"Supported: {', '.join(SUPPORTED_ARCHITECTURES)}.",
-        )
-    if config.get("quantization_config"):
-        raise ToolkitError(
-            "quantization_config: the checkpoint is already quantised",
-            where=where,
-            hint="Use the original 16-bit checkpoint of the same model.",
-        )
-    field = _FieldReader(config, where)
+    architecture = _architecture(config, where)
+    _refuse_quantised(config, where)
+    field = Fields(config, where)
     hidden, heads = field.integer("hidden_size"), field.integer("num_attention_heads")
     theta, scaling = _rope(config, where)
-    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
-    if dtype not in DTYPE_BYTES:
-        raise ToolkitError(f"dtype: {dtype!r} is unknown", where=where, hint=f"Known: {', '.join(DTYPE_BYTES)}.")
-    if config.get("head_dim") is None and hidden % heads:
+    if not field.has("head_dim") and hidden % heads:
         raise ToolkitError(f"hidden_size: {hidden} is not a multiple of num_attention_heads {heads}", where=where)
     shape = ModelShape(
-        architecture=str(architecture),
+        architecture=architecture,
         vocab_size=field.integer("vocab_size"),
         hidden_size=hidden,
         intermediate_size=field.integer("intermediate_size"),
-        num_hidden_layers=field.integer("num_hidden_layers"),
+        num_hidden_layers=field.integer("num_hidden_layers", at_most=MOST_LAYERS),
         num_attention_heads=heads,
         num_key_value_heads=field.integer("num_key_value_heads", default=heads),
         head_dim=field.integer("head_dim", default=hidden // heads),
@@ -118,7 +139,7 @@ def parse_shape(config: Dict[str, Any], *, where: str) -> ModelShape:
         attention_bias=field.boolean("attention_bias"),
         mlp_bias=field.boolean("mlp_bias"),
         hidden_act=str(config.get("hidden_act", "silu")),
-        dtype=dtype,
+        dtype=_dtype(config, where),
     )
     if shape.num_attention_heads % shape.num_key_value_heads:
         raise ToolkitError(
@@ -126,7 +147,8 @@ def parse_shape(config: Dict[str, Any], *, where: str) -> ModelShape:
             where=where,
         )
     if shape.hidden_act != "silu":
-        raise ToolkitError(f"hidden_act: {shape.hidden_act!r} is not supported", where=where, hint="Llama uses silu.")
+        what = f"hidden_act: {shown(shape.hidden_act)} is not supported"
+        raise ToolkitError(what, where=where, hint="Llama uses silu.")
     return shape
 
 
@@ -140,76 +162,58 @@ def eos_token_ids(model_dir: Path) -> tuple[int, ...]:
     for name in ("generation_config.json", "config.json"):
         path = Path(model_dir) / name
         if path.exists():
-            value = read_json(path).get("eos_token_id")
-            ids += value if isinstance(value, list) else [] if value is None else [value]
+            value = read_json(path, largest=LARGEST_CONFIG).get("eos_token_id")
+            found = value if isinstance(value, list) else [] if value is None else [value]
+            if not all(isinstance(id, int) for id in found):
+                raise ToolkitError(f"eos_token_id: expected whole numbers, got {shown(value)}", where=path)
+            ids += found
     return tuple(dict.fromkeys(ids))
 
 
-def read_json(path: Path, missing: str | None = None) -> dict[str, Any]:
-    """A JSON object from a file; every way that can fail is a ToolkitError naming the file."""
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ToolkitError("no such file", where=path, hint=missing) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ToolkitError(f"cannot be read: {error}", where=path) from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ToolkitError(f"is not valid JSON: {error}", where=path) from None
-    if not isinstance(value, dict):
-        raise ToolkitError(f"holds a JSON {type(value).__name__}, expected an object", where=path)
-    return value
+def _architecture(config: Dict[str, Any], where: str) -> str:
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else names
+    if name not in SUPPORTED_ARCHITECTURES:
+        raise ToolkitError(f"architectures: {shown(name)} is not supported", where=where, hint=SUPPORTED)
+    return name
+
+
+def _refuse_quantised(config: Dict[str, Any], where: str) -> None:
+    for name in ("quantization_config", "compression_config"):
+        found = config.get(name)
+        if found:
+            method = found.get("quant_method") or found.get("quant_algo") if isinstance(found, dict) else None
+            what = f"{name}: the checkpoint is already quantised" + (f" ({shown(method)})" if method else "")
+            raise ToolkitError(what, where=where, hint=ORIGINAL)
+
+
+def _dtype(config: Dict[str, Any], where: str) -> str:
+    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
+        hint = f"Known: {', '.join(DTYPE_BYTES)}."
+        raise ToolkitError(f"dtype: {shown(dtype)} is unknown", where=where, hint=hint)
+    return dtype
 
 
 def _rope(config: Dict[str, Any], where: str) -> tuple[float, Dict[str, Any] | None]:
     """(theta, scaling) from rope_parameters (transformers 5) or rope_theta and rope_scaling (before)."""
-    combined = config.get("rope_parameters")
-    theta = config.get("rope_theta", 10000.0)
-    scaling = config.get("rope_scaling")
-    if combined is not None:
-        if not isinstance(combined, dict):
-            raise ToolkitError(f"rope_parameters: expected an object, got {combined!r}", where=where)
-        theta = combined.get("rope_theta", theta)
-        scaling = {key: value for key, value in combined.items() if key != "rope_theta"}
-    if not isinstance(theta, int | float) or theta <= 0:
-        raise ToolkitError(f"rope_theta: expected a positive number, got {theta!r}", where=where)
-    if scaling is None:
-        return float(theta), None
-    if not isinstance(scaling, dict):
-        raise ToolkitError(f"rope_scaling: expected an object, got {scaling!r}", where=where)
+    name = "rope_parameters" if config.get("rope_parameters") is not None else "rope_scaling"
+    scaling = config.get(name)
+    if scaling is not None and not isinstance(scaling, dict):
+        raise ToolkitError(f"{name}: expected an object, got {shown(scaling)}", where=where)
+    inner = scaling if name == "rope_parameters" and scaling and scaling.get("rope_theta") is not None else config
+    theta = Fields(inner, where).number("rope_theta", 10000.0)
+    scaling = {key: value for key, value in (scaling or {}).items() if key != "rope_theta"}
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind == "default":
-        return float(theta), None
+        return theta, None
     if kind not in ("llama3", "linear"):
-        raise ToolkitError(f"rope_scaling: type {kind!r} is not supported", where=where, hint="Use llama3 or linear.")
-    return float(theta), {**scaling, "rope_type": kind}
-
-
-class _FieldReader:
-    """Typed reads of config.json fields, with errors that name file, field and value."""
-
-    def __init__(self, config: Dict[str, Any], where: str) -> None:
-        self.config, self.where = config, where
-
-    def integer(self, name: str, default: int | None = None) -> int:
-        value = self._value(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-            raise ToolkitError(f"{name}: expected a positive whole number, got {value!r}", where=self.where)
-        return value
-
-    def number(self, name: str, default: float) -> float:
-        value = self._value(name, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-            raise ToolkitError(f"{name}: expected a positive number, got {value!r}", where=self.where)
-        return float(value)
-
-    def boolean(self, name: str) -> bool:
-        value = self._value(name, False)
-        if not isinstance(value, bool):
-            raise ToolkitError(f"{name}: expected true or false, got {value!r}", where=self.where)
-        return value
-
-    def _value(self, name: str, default: Any) -> Any:
-        value = self.config.get(name)
-        if value is None and default is None:
-            raise ToolkitError(f"{name}: missing", where=self.where, hint="Is this a Llama checkpoint?")
-        return default if value is None else value
+        raise ToolkitError(f"{name}: type {shown(kind)} is not supported", where=where, hint="Use llama3 or linear.")
+    fields = Fields(scaling, where, f"{name}.")
+    fields.number("factor")
+    if kind == "llama3":
+        fields.integer("original_max_position_embeddings")
+        low, high = fields.number("low_freq_factor"), fields.number("high_freq_factor")
+        if low >= high:
+            raise ToolkitError(f"{name}: low_freq_factor {low} is not below high_freq_factor {high}", where=where)
+    return theta, {**scaling, "rope_type": kind}

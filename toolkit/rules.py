@@ -29,12 +29,12 @@ def check(deployment: Deployment) -> None:
 
 
 def check_same_shape(found: ModelShape, stated: ModelShape, deployment: Deployment) -> None:
-    """Raise a ToolkitError where the YAML's `model.config` contradicts the checkpoint's config.json."""
+    """Raise a ToolkitError where the YAML's `model.config` contradicts the checkpoint."""
     for name in (field.name for field in fields(ModelShape) if field.name != "dtype"):
         if getattr(found, name) != getattr(stated, name):
             raise ToolkitError(
-                f"model.config.{name}: {getattr(stated, name)!r}, but config.json in "
-                f"{deployment.model.path} gives {getattr(found, name)!r}",
+                f"model.config.{name}: {getattr(stated, name)!r}, but the model in "
+                f"{deployment.model.path} has {getattr(found, name)!r}",
                 where=deployment.file,
                 hint="Correct model.config or remove it.",
             )

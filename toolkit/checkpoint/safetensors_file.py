@@ -1,23 +1,31 @@
 """Headers of safetensors files: 8 bytes of length, that many bytes of JSON, then the data without gaps.
 
-The library checks headers for us but neither says where a tensor's bytes are nor writes a file piece by
-piece, and both are what converting in bounded memory needs.
+The library neither says where a tensor's bytes are nor writes a file piece by piece, and both are what
+converting in bounded memory needs. What it refuses, `read_header` refuses too, and says which tensor it is.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeGuard
 
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, shown
+from toolkit.files import open_file
+from toolkit.jsonfile import unique
 from toolkit.model import DTYPE_BYTES
 
 DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 """The types that weights may have: the format's name to ours (and torch's)."""
 GIT_LFS_POINTER = b"version https://git-lfs"
+LARGEST_HEADER = 16 << 20
+"""Bytes; the largest of a Llama has about 100 kB."""
+LONGEST_NAME = 1000
+MOST_DIMENSIONS = 8
 
 
 @dataclass(frozen=True)
@@ -49,22 +57,18 @@ class Stored:
 
 def read_header(path: Path) -> list[Stored]:
     """Every tensor of a safetensors file. Raises ToolkitError for a file that is not whole and valid."""
-    import safetensors
-
-    try:
-        # Opening makes the library check lengths, types, shapes, overlaps, gaps and the size of the file.
-        with safetensors.safe_open(path, framework="numpy"):
-            pass
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length))
-    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise ToolkitError(f"is not a whole safetensors file: {error}", where=path, hint=_remedy(path)) from None
-    header.pop("__metadata__", None)
-    return [
-        Stored(name, path, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
-        for name, entry in header.items()
-    ]
+    with open_file(path) as stream:
+        try:
+            size, length = os.fstat(stream.fileno()).st_size, int.from_bytes(stream.read(8), "little")
+            if size < 8:
+                raise ValueError(f"it has {size} bytes")
+            if length > size - 8:
+                raise ValueError(f"its header would have {shown(length)} bytes, the file has {size}")
+            if length > LARGEST_HEADER:
+                raise ValueError(f"its header has {length} bytes, expected at most {LARGEST_HEADER}")
+            return _parse(path, stream.read(length), size)
+        except (ValueError, RecursionError, OSError) as error:
+            raise ToolkitError(f"is not a whole safetensors file: {error}", where=path, hint=_remedy(path)) from None
 
 
 def encode_header(tensors: Iterable[tuple[str, tuple[int, ...]]], dtype: str) -> tuple[bytes, list[int]]:
@@ -83,6 +87,50 @@ def encode_header(tensors: Iterable[tuple[str, tuple[int, ...]]], dtype: str) ->
     text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8, as the library writes it
     header = len(text).to_bytes(8, "little") + text
     return header, [len(header) + start for start in starts]
+
+
+def _parse(path: Path, text: bytes, size: int) -> list[Stored]:
+    """The tensors of a header in a file of `size` bytes. Raises ValueError for a header that cannot be right."""
+    if not text.startswith(b"{"):
+        raise ValueError("its header is not a JSON object")
+    header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+    header.pop("__metadata__", None)
+    spans, tensors, data = [], [], 8 + len(text)
+    for name, entry in header.items():
+        dtype, shape, start, end = _entry(name, entry)
+        spans.append((start, end, name))
+        tensors.append(Stored(name, path, dtype, shape, data + start))
+    position = 0
+    for start, end, name in sorted(spans):
+        if start != position:
+            what = "overlap those of" if start < position else "leave a gap after"
+            raise ValueError(f"{name}: its bytes {start} to {end} {what} the tensor before, which ends at {position}")
+        position = end
+    if data + position != size:
+        raise ValueError(f"its tensors end at byte {data + position}, the file at {size}")
+    return tensors
+
+
+def _entry(name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
+    """(dtype, shape, first byte, byte after the last) of a tensor. Raises ValueError."""
+    if len(name) > LONGEST_NAME:
+        raise ValueError(f"a tensor's name has {len(name)} characters")
+    fields = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
+    if not isinstance(dtype, str) or not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
+        raise ValueError(f"{name}: expected dtype, shape and data_offsets, got {shown(entry)}")
+    start, end = offsets
+    if len(shape) > MOST_DIMENSIONS:
+        raise ValueError(f"{name}: has {len(shape)} dimensions")
+    if start > end:
+        raise ValueError(f"{name}: begins at byte {shown(start)} and ends at {shown(end)}")
+    if dtype in DTYPES and math.prod(shape) * DTYPE_BYTES[DTYPES[dtype]] != end - start:
+        raise ValueError(f"{name}: has {shown(end - start)} bytes, not those of {shown(shape)} {dtype}")
+    return dtype, tuple(shape), start, end
+
+
+def _are_counts(values: Any) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
 def _remedy(path: Path) -> str:

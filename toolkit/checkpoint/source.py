@@ -1,8 +1,12 @@
-"""A Hugging Face directory as a table of tensors, and a way to read them in bounded memory."""
+"""A directory in Hugging Face's or Meta's form as a table of tensors that can be read in bounded memory.
+
+What is taken and what is refused is listed in docs/sources.md.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterator
 from collections.abc import Mapping as Dict
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +14,24 @@ from typing import Protocol
 
 from toolkit.checkpoint.layout import Shape, is_ignorable, source_shapes
 from toolkit.checkpoint.safetensors_file import DTYPES, read_header
-from toolkit.errors import ToolkitError
-from toolkit.model import ModelShape, read_json
+from toolkit.consolidated import PATTERN
+from toolkit.errors import ToolkitError, shown
+from toolkit.foreign import ORIGINAL, refuse_foreign
+from toolkit.jsonfile import LARGEST_CONFIG, read_json
+from toolkit.model import CONFIG, ModelShape, no_shape, shape_file
+from toolkit.params_json import PARAMS
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+MISTRAL = "consolidated.safetensors"
 PICKLES = (".bin", ".pt", ".pth")
 BLOCK_BYTES = 1 << 20
 """Small enough to stay in a core's cache from reading to writing."""
+QUANTISED = (
+    *(".qweight", ".qzeros", ".scales", ".g_idx", ".absmax", ".SCB", ".weight_packed"),
+    *(".weight_scale", ".weight_scale_inv", ".weight_scale_2", ".input_scale"),
+)
+"""How the names end of what GPTQ, AWQ, bitsandbytes, compressed-tensors and FP8 put beside weights."""
 
 
 class SourceTensor(Protocol):
@@ -43,7 +57,7 @@ class SourceTensor(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """The files that make up a model (config.json, index if any, shards), and its tensors by name."""
+    """The files that make up a model (config.json or params.json, index if any, shards), its tensors by name."""
 
     directory: Path
     files: tuple[Path, ...]
@@ -56,7 +70,7 @@ class Source:
 
 
 def open_source(directory: Path) -> Source:
-    """Read the headers of a Hugging Face directory. Raises ToolkitError when files are missing or broken."""
+    """Read the headers of a directory's weights. Raises ToolkitError for what is missing, broken or not taken."""
     directory = Path(directory)
     try:
         return _open(directory)
@@ -66,9 +80,25 @@ def open_source(directory: Path) -> Source:
 
 def _open(directory: Path) -> Source:
     if not directory.is_dir():
-        raise ToolkitError("no such directory", where=directory, hint="model.path must be a Hugging Face directory.")
-    config, index = directory / "config.json", directory / INDEX
-    shards = _indexed_shards(index) if index.exists() else _all_shards(directory)
+        what = "is a file, expected a directory" if directory.is_file() else "no such directory"
+        hint = "model.path must be a directory in Hugging Face's or Meta's form."
+        raise ToolkitError(what, where=directory, hint=hint)
+    refuse_foreign(directory)
+    _refuse_two_copies(directory)
+    config, index = shape_file(directory), directory / INDEX
+    if config is None:
+        raise no_shape(directory)
+    if config.name == PARAMS:
+        from toolkit.checkpoint.meta import open_meta
+
+        files, found = open_meta(directory)
+        return Source(directory, tuple(files), found)
+    has_index = os.path.lexists(index)
+    shards = _indexed_shards(index) if has_index else _all_shards(directory)
+    return Source(directory, (config, *([index] if has_index else []), *shards), _tensors(directory, shards))
+
+
+def _tensors(directory: Path, shards: list[Path]) -> dict[str, SourceTensor]:
     tensors: dict[str, SourceTensor] = {}
     for shard in shards:
         for tensor in read_header(shard):
@@ -79,20 +109,46 @@ def _open(directory: Path) -> Source:
                     hint="Remove the copy that does not belong to this model.",
                 )
             tensors[tensor.name] = tensor
-    return Source(directory, (config, *([index] if index.exists() else []), *shards), tensors)
+    return tensors
+
+
+def _refuse_two_copies(directory: Path) -> None:
+    """Raise a ToolkitError for weights in Meta's or Mistral's form where there are, or must be, others as well."""
+    safetensors, meta = _safetensors(directory), sorted(directory.glob(PATTERN))
+    if safetensors and meta:
+        raise ToolkitError(
+            f"holds two copies of the weights: {safetensors[0].name} and {meta[0].name}",
+            where=directory,
+            hint=f"Keep one: *.safetensors with {CONFIG}, or {PATTERN} with {PARAMS}, or move these to `original/`.",
+        )
+    if MISTRAL in (path.name for path in safetensors):
+        others = [path.name for path in safetensors if path.name != MISTRAL]
+        what = (
+            f"two copies of the weights: {MISTRAL} and {others[0]}" if others else f"{MISTRAL}, which has other names"
+        )
+        raise ToolkitError(f"holds {what}", where=directory, hint=f"Use the model's {SINGLE} without {MISTRAL}.")
+
+
+def _safetensors(directory: Path) -> list[Path]:
+    """By name; as in a shell, * leaves out hidden files, which macOS puts beside others."""
+    return sorted(path for path in directory.glob("*.safetensors") if not path.name.startswith("."))
 
 
 def check_source(source: Source, shape: ModelShape) -> None:
-    """Raise a ToolkitError unless the tensors are those that config.json promises, in shape and dtype."""
+    """Raise a ToolkitError unless the tensors are those that the config promises, in shape and dtype."""
     expected = source_shapes(shape)
+    for name, stored in source.tensors.items():
+        if name.endswith(QUANTISED):
+            what = f"{name}: the checkpoint is already quantised"
+            raise ToolkitError(what, where=stored.file, hint=ORIGINAL)
     for name, dimensions in expected.items():
         _check_tensor(source, name, dimensions)
     for name, stored in source.tensors.items():
         if name not in expected and not is_ignorable(shape, name):
             raise ToolkitError(
-                f"{name}: has no place in a {shape.architecture} with this config.json",
+                f"{name}: has no place in a {shape.architecture} with this {_config(source)}",
                 where=stored.file,
-                hint="Use the config.json and the weights of the same model.",
+                hint=f"Use the {_config(source)} and the weights of the same model.",
             )
 
 
@@ -114,37 +170,41 @@ def _check_tensor(source: Source, name: str, dimensions: Shape) -> None:
         raise ToolkitError(
             f"{name}: is missing from {_shards_of(source)}",
             where=source.directory,
-            hint="Download the missing files, or the config.json that belongs to these.",
+            hint=f"Download the missing files, or the {_config(source)} that belongs to these.",
         )
     if stored.shape != dimensions:
         raise ToolkitError(
-            f"{name}: has shape {list(stored.shape)}, config.json asks for {list(dimensions)}",
+            f"{name}: has shape {shown(list(stored.shape))}, {_config(source)} asks for {list(dimensions)}",
             where=stored.file,
-            hint="Use the config.json and the weights of the same model.",
+            hint=f"Use the {_config(source)} and the weights of the same model.",
         )
     if stored.dtype not in DTYPES:
         raise ToolkitError(
             f"{name}: has dtype {stored.dtype}, expected {', '.join(DTYPES)}",
             where=stored.file,
-            hint="Use the original 16-bit checkpoint of the same model.",
+            hint=ORIGINAL,
         )
 
 
+def _config(source: Source) -> str:
+    return source.files[0].name
+
+
 def _shards_of(source: Source) -> str:
-    names = [path.name for path in source.files if path.suffix == ".safetensors"]
-    return f"all {len(names)} safetensors files" if len(names) > 1 else names[0]
+    names = [path.name for path in source.files if path.suffix in (".safetensors", ".pth")]
+    return f"all {len(names)} {names[0].rpartition('.')[2]} files" if len(names) > 1 else names[0]
 
 
 def _indexed_shards(index: Path) -> list[Path]:
     """The files that an index names; another single-file copy beside them is refused, not guessed about."""
-    weight_map = read_json(index).get("weight_map")
+    weight_map = read_json(index, largest=LARGEST_CONFIG).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ToolkitError("weight_map: expected tensor names with file names", where=index, hint="Download it again.")
     names = sorted({_plain_name(index, tensor, name) for tensor, name in weight_map.items()})
     for name in names:
-        if not (index.parent / name).is_file():
+        if not os.path.lexists(index.parent / name):
             raise ToolkitError(f"names {name}, which is not there", where=index, hint="Download the missing file.")
-    if (index.parent / SINGLE).exists() and SINGLE not in names:
+    if os.path.lexists(index.parent / SINGLE) and SINGLE not in names:
         raise ToolkitError(
             f"holds two copies of the weights: {SINGLE} and the files that {INDEX} names",
             where=index.parent,
@@ -154,25 +214,25 @@ def _indexed_shards(index: Path) -> list[Path]:
 
 
 def _plain_name(index: Path, tensor: str, name: object) -> str:
-    if not isinstance(name, str) or Path(name).name != name:
-        raise ToolkitError(f"weight_map: {tensor}: {name!r} is not a file name in this directory", where=index)
+    if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+        what = f"weight_map: {shown(tensor)}: {shown(name)} is not a file name of safetensors in this directory"
+        raise ToolkitError(what, where=index, hint="Download it again.")
     return name
 
 
 def _all_shards(directory: Path) -> list[Path]:
-    shards = sorted(path for path in directory.glob("*.safetensors") if path.is_file())
+    shards = _safetensors(directory)
     if shards:
         return shards
-    pickles = _names(path for path in directory.iterdir() if path.suffix in PICKLES)
-    if pickles:
-        raise ToolkitError(
-            f"holds only pickled weights ({pickles}), which can run code when read, so they are refused",
-            where=directory,
-            hint="Download the model's safetensors, or save it as such with transformers' save_pretrained.",
-        )
-    raise ToolkitError("holds no *.safetensors", where=directory, hint="Download the weights of the model.")
-
-
-def _names(paths: Iterable[Path]) -> str:
-    names = sorted(path.name for path in paths)
-    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "") if names else ""
+    pickles = sorted(path.name for path in directory.iterdir() if path.suffix in PICKLES)
+    if not pickles:
+        raise ToolkitError("holds no *.safetensors", where=directory, hint="Download the weights of the model.")
+    names = pickles[0] + (f" and {len(pickles) - 1} more" if len(pickles) > 1 else "")
+    hint = "Download the model's safetensors, or save it as such with transformers' save_pretrained."
+    if (directory / PARAMS).exists():
+        hint = f"For Meta's form, which is read without running code, leave {CONFIG} out of the directory."
+    raise ToolkitError(
+        f"holds only pickled weights ({names}), which can run code when read, so they are refused",
+        where=directory,
+        hint=hint,
+    )

@@ -13,7 +13,7 @@ from typing import Any
 from toolkit import checkpoint, engine
 from toolkit.artifacts import produce, require
 from toolkit.config import Deployment
-from toolkit.model import read_json
+from toolkit.jsonfile import read_json
 
 VERSION = "1.2.1+rehearsal"
 """The TensorRT-LLM release whose layout and behaviour are rehearsed; a real engine has no suffix."""

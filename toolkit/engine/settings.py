@@ -12,8 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from toolkit.config import REHEARSAL_KV_TOKENS
 from toolkit.errors import ToolkitError
 from toolkit.inflight import SchedulerConfig
+from toolkit.jsonfile import read_json
 from toolkit.mapping import Mapping
-from toolkit.model import read_json
 
 Milliseconds = Annotated[int, Field(gt=0)]
 

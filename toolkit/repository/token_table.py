@@ -48,7 +48,7 @@ class Decoder:
     """
 
     def __init__(self, tokenizer_file: Path) -> None:
-        from toolkit.model import read_json
+        from toolkit.jsonfile import read_json
 
         found = read_json(tokenizer_file).get("decoder") or {}
         steps = found.get("decoders", [found])

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.model import eos_token_ids, read_json
+from toolkit.jsonfile import read_json
+from toolkit.model import eos_token_ids
 from toolkit.repository.parameters import SpecialTokens
 
 MAKE_ONE = (

@@ -1,0 +1,36 @@
+"""Opening files that others made, of which any may be missing, a dead link, or no file at all."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from toolkit.errors import ToolkitError
+
+KINDS = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+
+
+def open_file(path: Path, missing: str | None = None) -> BinaryIO:
+    """Open a file, or what a link leads to, for reading; `missing` is the hint for where there is none.
+
+    Raises ToolkitError. Never waits, which opening a named pipe otherwise does until somebody writes to it.
+    """
+    path = Path(path)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        if path.is_symlink():
+            what = f"is a link to {path.readlink()}, which is not there"
+            raise ToolkitError(what, where=path, hint=missing or "Download the file again.") from None
+        raise ToolkitError("no such file", where=path, hint=missing) from None
+    except OSError as error:
+        hint = "Check its permissions." if isinstance(error, PermissionError) else None
+        raise ToolkitError(f"cannot be read: {error.strerror}", where=path, hint=hint) from None
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        kind = KINDS.get(stat.S_IFMT(mode), "a device")
+        raise ToolkitError(f"is {kind}, expected a file", where=path, hint=missing)
+    return os.fdopen(descriptor, "rb")

@@ -1,0 +1,91 @@
+"""JSON files that others wrote, read so that every mistake in them names file, field and value."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping as Dict
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import ToolkitError, shown
+from toolkit.files import open_file
+
+LARGEST = 64 << 20
+"""Bytes; tokenizer.json of large vocabularies has about 35 MB."""
+LARGEST_CONFIG = 4 << 20
+"""Bytes; config.json has about 1 kB, the index of the largest Llama 100 kB."""
+LARGEST_INTEGER = 2**31 - 1
+LARGEST_NUMBER = 1e30
+
+
+def read_json(path: Path, missing: str | None = None, largest: int = LARGEST) -> dict[str, Any]:
+    """A JSON object from a file of at most `largest` bytes; `missing` is the hint for where there is none.
+
+    Raises ToolkitError, also for an object that has one name twice, of which any reader takes another value.
+    """
+    try:
+        with open_file(path, missing) as stream:
+            content = stream.read(largest + 1)
+    except OSError as error:
+        raise ToolkitError(f"cannot be read: {error.strerror}", where=path) from None
+    if len(content) > largest:
+        raise ToolkitError(f"is larger than {largest >> 20} MiB, which no such file is", where=path)
+    try:
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, or a number of 4300 digits
+        raise ToolkitError(f"is not valid JSON: {error}", where=path) from None
+    if not isinstance(value, dict):
+        raise ToolkitError(f"holds a JSON {type(value).__name__}, expected an object", where=path)
+    return value
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object_pairs_hook: a dict. Raises ValueError when a name is there twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        again = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"{shown(again)} is there twice")
+    return found
+
+
+class Fields:
+    """Typed reads of an object's fields; null counts as not there. `prefix` is their path in the file."""
+
+    def __init__(self, values: Dict[str, Any], where: str, prefix: str = "") -> None:
+        self.values, self.where, self.prefix = values, where, prefix
+
+    def integer(self, name: str, default: int | None = None, at_most: int = LARGEST_INTEGER) -> int:
+        """A whole number from 1 to `at_most`."""
+        value = self._value(name, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+            raise self._error(name, f"expected a positive whole number, got {shown(value)}")
+        if value > at_most:
+            raise self._error(name, f"expected at most {at_most}, got {shown(value)}")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A number above 0; NaN, infinity and what is nearly that are none."""
+        value = self._value(name, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < LARGEST_NUMBER:
+            raise self._error(name, f"expected a positive number, got {shown(value)}")
+        return float(value)
+
+    def boolean(self, name: str) -> bool:
+        """true or false; false where it is not there."""
+        value = self._value(name, False)
+        if not isinstance(value, bool):
+            raise self._error(name, f"expected true or false, got {shown(value)}")
+        return value
+
+    def has(self, name: str) -> bool:
+        return self.values.get(name) is not None
+
+    def _value(self, name: str, default: Any) -> Any:
+        value = self.values.get(name)
+        if value is None and default is None:
+            raise ToolkitError(f"{self.prefix}{name}: missing", where=self.where, hint="Is this a Llama checkpoint?")
+        return default if value is None else value
+
+    def _error(self, name: str, what: str) -> ToolkitError:
+        return ToolkitError(f"{self.prefix}{name}: {what}", where=self.where)
