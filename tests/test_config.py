@@ -170,7 +170,7 @@ def test_the_checkpoint_contradicts_the_yaml(tmp_path: Path) -> None:
         '"intermediate_size": 28672, "num_hidden_layers": 32, "num_attention_heads": 64,'
         '"num_key_value_heads": 8, "max_position_embeddings": 8192, "rope_theta": 500000.0, "rms_norm_eps": 1e-5}'
     )
-    with pytest.raises(ToolkitError, match=r"model\.config\.num_hidden_layers: 80, but config\.json in .* gives 32"):
+    with pytest.raises(ToolkitError, match=r"model\.config\.num_hidden_layers: 80, but the model in .* has 32"):
         load(tmp_path, content)
 
 
