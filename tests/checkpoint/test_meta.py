@@ -220,7 +220,10 @@ SPOILT = [
     (lambda d: resaved(d, 1, **{WQ: torch.zeros(3, 64)}), f"{WQ}: is float32 [3, 64], in consolidated.00.pth bfloat16"),
     (lambda d: resaved(d, 1, **{WQ: None}), f"consolidated.01.pth: {WQ}: is missing"),
     (lambda d: resaved(d, 0, **{WQ: torch.zeros(0, 64)}), f"{WQ}: is missing or empty"),
-    (lambda d: [resaved(d, n, **{"norm.weight": None}) for n in (0, 1)], "model.norm.weight: is missing from all 2 pth"),
+    (
+        lambda d: [resaved(d, n, **{"norm.weight": None}) for n in (0, 1)],
+        "model.norm.weight: is missing from all 2 pth",
+    ),
     (lambda d: [resaved(d, n, bias=torch.zeros(4)) for n in (0, 1)], "bias: has no place"),
     (lambda d: [resaved(d, n, bias=torch.zeros(1, 1, 4)) for n in (0, 1)], "bias: has shape [1, 1, 4]"),
     (

@@ -1,7 +1,8 @@
 """Headers of safetensors files: 8 bytes of length, that many bytes of JSON, then the data without gaps.
 
 The library neither says where a tensor's bytes are nor writes a file piece by piece, and both are what
-converting in bounded memory needs. What it refuses, `read_header` refuses too, and says which tensor it is.
+converting in bounded memory needs. What it refuses, `read_header` refuses too (or, of other dtypes,
+`check_source`), and says which tensor it is.
 """
 
 from __future__ import annotations

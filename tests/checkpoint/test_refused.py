@@ -1,0 +1,229 @@
+"""Directories that are not what is converted, and files that are not what their name says: one line, no hang."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from toolkit.checkpoint.source import check_source, open_source
+from toolkit.errors import ToolkitError
+from toolkit.model import load_shape
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+K_PROJ = "model.layers.3.self_attn.k_proj.weight"
+
+
+def pipe(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def link(path: Path, target: str) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
+
+
+def sparse(path: Path, size: int) -> None:
+    with path.open("wb") as stream:
+        stream.truncate(size)
+
+
+def configured(directory: Path, **changes) -> None:
+    fields = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(fields | changes))
+
+
+def header(directory: Path, content: dict | str, data: int = 0) -> None:
+    text = (content if isinstance(content, str) else json.dumps(content)).encode()
+    (directory / WEIGHTS).write_bytes(struct.pack("<Q", len(text)) + text + bytes(data))
+
+
+def entry(shape: list, start: int, end: int, dtype: object = "F16") -> dict:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+
+
+def weights_beside(directory: Path, name: str) -> None:
+    shutil.copy(directory / WEIGHTS, directory / name)
+
+
+def added(directory: Path, name: str, tensor: torch.Tensor) -> None:
+    save_file(load_file(directory / WEIGHTS) | {name: tensor}, directory / WEIGHTS)
+
+
+def indexed(directory: Path, *names: object) -> None:
+    (directory / INDEX).write_text(json.dumps({"weight_map": {f"t{n}": name for n, name in enumerate(names)}}))
+
+
+NOT_WHOLE = f"{WEIGHTS}: is not a whole safetensors file: "
+FILES = [
+    (lambda d: pipe(d / WEIGHTS), f"{WEIGHTS}: is a named pipe, expected a file"),
+    (lambda d: pipe(d / "config.json"), "config.json: is a named pipe, expected a file"),
+    (lambda d: pipe(d / INDEX), f"{INDEX}: is a named pipe, expected a file"),
+    (lambda d: folder(d / WEIGHTS), f"{WEIGHTS}: is a directory, expected a file"),
+    (lambda d: folder(d / "config.json"), "config.json: is a directory, expected a file"),
+    (lambda d: link(d / WEIGHTS, "/dev/zero"), f"{WEIGHTS}: is a device, expected a file"),
+    (lambda d: link(d / WEIGHTS, WEIGHTS), f"{WEIGHTS}: cannot be read: Too many levels of symbolic links"),
+    (lambda d: link(d / "config.json", "config.json"), "config.json: cannot be read: Too many levels"),
+    (lambda d: link(d / WEIGHTS, "../../blobs/0a"), f"{WEIGHTS}: is a link to ../../blobs/0a, which is not there"),
+    (lambda d: sparse(d / WEIGHTS, 1 << 42), f"{NOT_WHOLE}its header is not a JSON object"),
+    (lambda d: sparse(d / "config.json", 1 << 42), "config.json: is larger than 4 MiB"),
+    (lambda d: (d / "config.json").write_bytes(b'{"a": "\xff"}'), "config.json: is not valid JSON: 'utf-8' codec"),
+    (lambda d: (d / "config.json").write_text("[" * 100_000), "config.json: is not valid JSON"),
+    (lambda d: (d / "config.json").write_text('{"a": 1, "a": 2}'), "is not valid JSON: 'a' is there twice"),
+    (lambda d: (d / "config.json").write_text("[]"), "config.json: holds a JSON list, expected an object"),
+    (lambda d: (d / "config.json").unlink(), "no config.json in"),
+    (lambda d: indexed(d, "gone.safetensors"), "names gone.safetensors, which is not there"),
+    (lambda d: indexed(d, ".."), "weight_map: 't0': '..' is not a file name"),
+    (lambda d: indexed(d, ""), "weight_map: 't0': '' is not a file name"),
+    (lambda d: indexed(d, "config.json"), "weight_map: 't0': 'config.json' is not a file name"),
+    (lambda d: indexed(d, "a\0.safetensors"), "which is not there"),
+    (lambda d: indexed(d, WEIGHTS, {"a": 1}), "weight_map: 't1': {'a': 1} is not a file name"),
+]
+HEADERS = [
+    (lambda d: header(d, {"a": entry([2], 0, 4), "b": entry([2], 2, 6)}, 6), "b: its bytes 2 to 6 overlap"),
+    (lambda d: header(d, {"a": entry([2], 0, 4), "b": entry([2], 6, 10)}, 10), "b: its bytes 6 to 10 leave a gap"),
+    (lambda d: header(d, {"a": entry([2], 0, 4)}, 3), "its tensors end at byte"),
+    (lambda d: header(d, {"a": entry([2], 0, 4)}, 5), "its tensors end at byte"),
+    (lambda d: header(d, {"a": entry([2], 4, 0)}, 4), "a: begins at byte 4 and ends at 0"),
+    (lambda d: header(d, {"a": entry([2], -4, 0)}, 4), "a: expected dtype, shape and data_offsets"),
+    (lambda d: header(d, {"a": entry([2], 0, 4, dtype=7)}, 4), "a: expected dtype, shape and data_offsets"),
+    (lambda d: header(d, {"a": entry([2.0], 0, 4)}, 4), "a: expected dtype, shape and data_offsets"),
+    (lambda d: header(d, {"a": entry([True], 0, 2)}, 2), "a: expected dtype, shape and data_offsets"),
+    (lambda d: header(d, {"a": None}), "a: expected dtype, shape and data_offsets, got None"),
+    (lambda d: header(d, {"a": entry([3], 0, 4)}, 4), "a: has 4 bytes, not those of [3] F16"),
+    (
+        lambda d: header(d, {"a": entry([2**62, 8], 0, 4)}, 4),
+        "a: has 4 bytes, not those of [4611686018427387904, 8] F16",
+    ),
+    (lambda d: header(d, {"a": entry([2] * 100_000, 0, 4)}, 4), "a: has 100000 dimensions"),
+    (lambda d: header(d, {"a" * 5000: entry([2], 0, 4)}, 4), "a tensor's name has 5000 characters"),
+    (lambda d: header(d, f'{{"a": {json.dumps(entry([0], 0, 0))}, "a": {{}}}}'), "'a' is there twice"),
+    (lambda d: header(d, '{"a": ' + "9" * 5000 + "}"), "Exceeds the limit"),
+    (lambda d: header(d, "[" * 100_000), "its header is not a JSON object"),
+    (lambda d: header(d, '{"a": ' + "[" * 100_000), "recursion"),
+    (lambda d: (d / WEIGHTS).write_bytes(b"1234567"), "it has 7 bytes"),
+    (lambda d: (d / WEIGHTS).write_bytes(struct.pack("<Q", 9) + b'{"a\xff": 1}'), "'utf-8' codec"),
+]
+HEADERS = [(spoil, NOT_WHOLE + message if "recursion" not in message else message) for spoil, message in HEADERS]
+TENSORS = [
+    (lambda d: added(d, K_PROJ, torch.zeros(0, 64)), f"{K_PROJ}: has shape [0, 64], config.json asks for [16, 64]"),
+    (lambda d: added(d, "a\n\x1b[31m", torch.zeros(1)), "a \\x1b[31m: has no place"),
+    (lambda d: added(d, f"{K_PROJ[:-7]}.qweight", torch.zeros(1)), "qweight: the checkpoint is already quantised"),
+    (lambda d: added(d, f"{K_PROJ}_scale", torch.zeros(1)), "weight_scale: the checkpoint is already quantised"),
+]
+FORMS = [
+    (lambda d: (d / "adapter_config.json").write_text("{}"), "holds a LoRA adapter, not a whole model"),
+    (lambda d: (d / "hf_quant_config.json").write_text("{}"), "already quantised by NVIDIA's Model Optimizer"),
+    (lambda d: (d / "quantize_config.json").write_text("{}"), "already quantised by GPTQ"),
+    (lambda d: (d / WEIGHTS).rename(d / "llama.Q4_K_M.gguf"), "holds GGUF (llama.Q4_K_M.gguf)"),
+    (
+        lambda d: weights_beside(d, "consolidated.safetensors"),
+        "two copies of the weights: consolidated.safetensors and model.safetensors",
+    ),
+    (lambda d: (d / WEIGHTS).rename(d / "consolidated.safetensors"), "consolidated.safetensors, which has other names"),
+    (
+        lambda d: (d / "consolidated.00.pth").touch(),
+        "two copies of the weights: model.safetensors and consolidated.00.pth",
+    ),
+    (lambda d: configured(d, quantization_config={"quant_method": "fp8"}), "already quantised ('fp8')"),
+    (lambda d: configured(d, quantization_config={"quant_method": "awq"}), "already quantised ('awq')"),
+    (lambda d: configured(d, quantization_config=["gptq"]), "quantization_config: the checkpoint is already quantised"),
+    (lambda d: configured(d, compression_config={"a": 1}), "compression_config: the checkpoint is already quantised"),
+    (
+        lambda d: configured(d, architectures=["MistralForCausalLM"]),
+        "'MistralForCausalLM' is not supported. Supported: ",
+    ),
+    (lambda d: configured(d, architectures="Qwen2ForCausalLM"), "architectures: 'Qwen2ForCausalLM' is not supported"),
+    (lambda d: configured(d, architectures=[]), "architectures: [] is not supported"),
+    (lambda d: configured(d, architectures=5), "architectures: 5 is not supported"),
+    (lambda d: configured(d, rope_parameters={"rope_type": "yarn"}), "rope_parameters: type 'yarn' is not supported"),
+    (
+        lambda d: configured(d, rope_parameters=None, rope_scaling={"type": "dynamic", "factor": 2.0}),
+        "rope_scaling: type 'dynamic' is not supported",
+    ),
+    (lambda d: configured(d, rope_parameters={"rope_type": "llama3"}), "rope_parameters.factor: missing"),
+    (lambda d: configured(d, dtype="float8_e4m3fn"), "dtype: 'float8_e4m3fn' is unknown"),
+    (lambda d: configured(d, dtype=["float16"]), "dtype: ['float16'] is unknown"),
+    (lambda d: configured(d, num_hidden_layers=10**9), "num_hidden_layers: expected at most 4096, got 1000000000"),
+    (lambda d: configured(d, hidden_size=10**400), "hidden_size: expected at most"),
+    (lambda d: configured(d, rms_norm_eps=float("inf")), "rms_norm_eps: expected a positive number, got inf"),
+    (lambda d: configured(d, rms_norm_eps=float("nan")), "rms_norm_eps: expected a positive number, got nan"),
+]
+
+
+def name_of(case) -> str | None:
+    return case if isinstance(case, str) else None
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(("spoil", "message"), [*FILES, *HEADERS, *TENSORS, *FORMS], ids=name_of)
+def test_one_line_that_says_what_and_where(llama_dir, spoil, message):
+    spoil(llama_dir)
+    with pytest.raises(ToolkitError) as caught:
+        check_source(open_source(llama_dir), load_shape(llama_dir))
+    text = str(caught.value)
+    assert message in text
+    assert str(llama_dir) in text
+    assert text.isprintable() and len(text) < 1000
+
+
+@pytest.mark.parametrize("name", ["config.json", WEIGHTS, INDEX])
+def test_no_permission(llama_dir, monkeypatch, name):
+    """Simulated, as whoever may read everything (root) runs tests too."""
+    indexed(llama_dir, WEIGHTS)
+    really = os.open
+
+    def refuse(path, *rest, **more):
+        if Path(path).name == name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return really(path, *rest, **more)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(ToolkitError, match=f"{name}: cannot be read: Permission denied"):
+        check_source(open_source(llama_dir), load_shape(llama_dir))
+
+
+def test_a_file_instead_of_a_directory(llama_dir):
+    with pytest.raises(ToolkitError, match=r"model\.safetensors: is a file, expected a directory"):
+        open_source(llama_dir / WEIGHTS)
+
+
+def test_a_snapshot_of_hugging_faces_cache(llama_dir, tmp_path):
+    """snapshots/HASH/ holds links to ../../blobs/HASH: the names are those of the links."""
+    blobs, snapshot = tmp_path / "hub" / "blobs", tmp_path / "hub" / "snapshots" / "0a1b"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for number, name in enumerate(("config.json", WEIGHTS)):
+        (llama_dir / name).rename(blobs / f"{number:040x}")
+        (snapshot / name).symlink_to(f"../../blobs/{number:040x}")
+    source = open_source(snapshot)
+    check_source(source, load_shape(snapshot))
+    assert [path.name for path in source.files] == ["config.json", WEIGHTS]
+    tensor = source.tensors[K_PROJ]
+    data = bytearray(tensor.size)
+    tensor.read_into(0, memoryview(data))
+    assert torch.frombuffer(data, dtype=torch.bfloat16).equal(load_file(snapshot / WEIGHTS)[K_PROJ].flatten())
+
+
+def test_what_lies_beside_the_weights_is_left_alone(llama_dir):
+    """Pickles of the same weights, Meta's form in `original/`, and what macOS puts beside every file."""
+    (llama_dir / "pytorch_model.bin").write_bytes(b"x")
+    (llama_dir / "model.gguf").write_bytes(b"x")
+    (llama_dir / f"._{WEIGHTS}").write_bytes(b"x")
+    (llama_dir / "original").mkdir()
+    (llama_dir / "original" / "consolidated.00.pth").write_bytes(b"x")
+    source = open_source(llama_dir)
+    check_source(source, load_shape(llama_dir))
+    assert [path.name for path in source.files] == ["config.json", WEIGHTS]
