@@ -38,12 +38,14 @@ def shards(directory: Path) -> list[Path]:
 def load(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a file by Meta's names. Raises ToolkitError for what is damaged or holds more than tensors."""
     import pickle
+    import warnings
 
     import torch
 
     open_file(path).close()
     try:
-        tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of what is odd in a pickle that then fails anyway
+            tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError:
         raise ToolkitError(
             "is damaged, or a pickle that holds code, which is never run",
@@ -51,14 +53,21 @@ def load(path: Path) -> dict[str, torch.Tensor]:
             hint="Download it again from Meta, or use the safetensors of the same model.",
         ) from None
     except Exception as error:  # there is nothing that a damaged pickle cannot raise
-        what = f"is not a whole PyTorch file: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}"
-        raise ToolkitError(what[:300], where=path, hint="Download it again.") from None
+        why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise ToolkitError(f"is not a whole PyTorch file: {why}", where=path, hint="Download it again.") from None
     if not isinstance(tensors, dict) or not tensors:
         raise ToolkitError(f"holds {type(tensors).__name__}, expected tensors by name", where=path)
     for name, tensor in tensors.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
+        if not isinstance(name, str) or not _is_plain(tensor):
             raise ToolkitError(f"{shown(name)}: is not a plain tensor", where=path, hint="Download it again.")
     return tensors
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a tensor whose every element has its own place in the file, which bounds its size."""
+    import torch
+
+    return isinstance(value, torch.Tensor) and value.layout == torch.strided and value.is_contiguous()
 
 
 def vocabulary(directory: Path) -> int:
