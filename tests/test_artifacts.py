@@ -115,3 +115,23 @@ def test_the_lock_is_readable(tmp_path: Path) -> None:
     make(tmp_path / "thing")
     lock = json.loads((tmp_path / "thing" / "lock.json").read_text())
     assert lock["outputs"]["file"]["size"] == 1
+
+
+def test_what_the_toolkit_did_not_make_is_not_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "checkpoint"
+    target.mkdir()
+    (target / "thesis.txt").write_text("ten years of work")
+    with pytest.raises(
+        ToolkitError, match=r"checkpoint: holds thesis\.txt and no lock\.json, so it is not the toolkit"
+    ):
+        make(target)
+    assert (target / "thesis.txt").read_text() == "ten years of work"
+    (target / "thesis.txt").unlink()
+    assert make(target) is True, "an empty directory may be replaced"
+
+
+def test_a_file_in_the_place_of_the_directory_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint").write_text("mine")
+    with pytest.raises(ToolkitError, match="checkpoint: cannot be written: Not a directory. Move it away"):
+        make(tmp_path / "checkpoint")
+    assert (tmp_path / "checkpoint").read_text() == "mine"

@@ -62,6 +62,7 @@ def produce(
     directory = Path(directory)
     if is_current(directory, stage, inputs, settings):
         return False
+    refuse_others_work(directory)
     with atomic_directory(directory) as partial:
         write(partial)
         outputs = {str(path.relative_to(partial)): record(path) for path in sorted(_files(partial))}
@@ -128,6 +129,20 @@ def damaged(directory: Path, lock: Lock) -> Iterable[str]:
             yield f"{name} is missing"
         elif path.stat().st_size != wanted["size"]:
             yield f"{name} has {path.stat().st_size} bytes, its lock says {wanted['size']}"
+
+
+def refuse_others_work(directory: Path) -> None:
+    """Raise a ToolkitError if there is a file, or a directory that holds something but not our lock."""
+    hint = "Move it away, or set `output` to another directory."
+    try:
+        names = sorted(os.listdir(directory))  # noqa: PTH208 - unlike Path.iterdir it raises here
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ToolkitError(f"cannot be written: {error.strerror}", where=directory, hint=hint) from None
+    if names and LOCK_NAME not in names:
+        what = f"holds {names[0]} and no {LOCK_NAME}, so it is not the toolkit's to replace"
+        raise ToolkitError(what, where=directory, hint=hint)
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ def convert(deployment: Deployment, progress: Progress | None = None) -> bool:
     import json
     from importlib.metadata import version
 
-    from toolkit.artifacts import Lock, atomic_directory, record, write_lock
+    from toolkit.artifacts import Lock, atomic_directory, record, refuse_others_work, write_lock
     from toolkit.checkpoint.digests import input_digests, is_current
     from toolkit.checkpoint.source import check_source, open_source
     from toolkit.checkpoint.write import write_checkpoint
@@ -42,6 +42,7 @@ def convert(deployment: Deployment, progress: Progress | None = None) -> bool:
     seen = source.seen()
     if is_current(deployment.checkpoint_dir, STAGE, source, shape, settings(deployment), progress):
         return False
+    refuse_others_work(deployment.checkpoint_dir)
     with atomic_directory(deployment.checkpoint_dir, resume=True) as partial:
         written = write_checkpoint(source, shape, mapping, dtype, partial, progress)
         numbers = {name: entry["numbers"] for name, entry in written.sources.items()}

@@ -8,6 +8,7 @@ from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.jsonfile import read_json
 from toolkit.model import eos_token_ids
+from toolkit.params_json import PARAMS
 from toolkit.repository.parameters import SpecialTokens
 
 MAKE_ONE = (
@@ -15,13 +16,19 @@ MAKE_ONE = (
     "AutoTokenizer.from_pretrained({path!r}, use_fast=True).save_pretrained({path!r})"
 )
 
+FROM_HUGGING_FACE = (
+    "Meta's form has another tokenizer, and no EOS ids: copy tokenizer.json, tokenizer_config.json and "
+    "generation_config.json here from the Hugging Face repository of the same model."
+)
+
 
 def tokenizer_file(deployment: Deployment) -> Path:
     """The model's tokenizer.json. Raises ToolkitError when it is missing, broken, or not the model's."""
     path = deployment.model.path / "tokenizer.json"
     if not path.is_file():
-        command = MAKE_ONE.format(path=str(deployment.model.path))
-        raise ToolkitError("no such file", where=path, hint=f'Make it with: python -c "{command}"')
+        made = f'Make it with: python -c "{MAKE_ONE.format(path=str(deployment.model.path))}"'
+        in_metas_form = (deployment.model.path / PARAMS).exists()
+        raise ToolkitError("no such file", where=path, hint=FROM_HUGGING_FACE if in_metas_form else made)
     _check(path, deployment.shape.vocab_size)
     return path
 
