@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from toolkit.consolidated import vocabulary
 from toolkit.errors import ToolkitError, shown
 from toolkit.foreign import ORIGINAL, refuse_foreign
 from toolkit.jsonfile import LARGEST_CONFIG, Fields, read_json
@@ -95,8 +96,6 @@ def load_shape(model_dir: Path) -> ModelShape:
         raise no_shape(model_dir)
     fields = read_json(path, largest=LARGEST_CONFIG)
     if path.name == PARAMS:
-        from toolkit.consolidated import vocabulary
-
         fields = as_config(fields, str(path), lambda: vocabulary(path.parent))
     return parse_shape(fields, where=str(path))
 

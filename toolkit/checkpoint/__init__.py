@@ -1,7 +1,7 @@
-"""Converts a Hugging Face directory to a TensorRT-LLM checkpoint, one rank file for each GPU.
+"""Converts a directory in Hugging Face's or Meta's form to a TensorRT-LLM checkpoint, one rank file for each GPU.
 
-Reading order: layout (the format), config_json, source, safetensors_file, numerics, workers, jobs, journal, write,
-digests.
+Reading order: layout (the format), config_json, source, safetensors_file, meta, numerics, workers, jobs,
+journal, write, digests.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def numbers(deployment: Deployment, progress: Progress | None = None) -> dict[st
     from toolkit.checkpoint.digests import is_current
     from toolkit.checkpoint.numerics import Numbers, survey
     from toolkit.checkpoint.source import check_source, open_source
-    from toolkit.model import read_json
+    from toolkit.jsonfile import read_json
 
     source = open_source(deployment.model.path)
     check_source(source, deployment.shape)
