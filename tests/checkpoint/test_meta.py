@@ -15,6 +15,7 @@ from toolkit.checkpoint import convert
 from toolkit.checkpoint.source import check_source, open_source
 from toolkit.errors import ToolkitError
 from toolkit.model import load_shape
+from toolkit.repository.tokenizer import tokenizer_file
 
 HEADS, HEAD_DIM, DIM = 8, 8, 64
 SIZES = {"num_hidden_layers": 2, "num_key_value_heads": 8, "vocab_size": 104, "tie_word_embeddings": False}
@@ -180,6 +181,11 @@ def test_original_beside_shards_is_not_read_but_can_be_named(hugging_face, state
     original = write_meta(both / "original", meta_tensors(state), 1)
     assert [path.name for path in open_source(both).files] == ["config.json", "model.safetensors"]
     assert [path.name for path in open_source(original).files] == ["params.json", "consolidated.00.pth"]
+
+
+def test_a_repository_needs_the_tokenizer_of_hugging_faces_form(meta_dir, deploy):
+    with pytest.raises(ToolkitError, match=r"tokenizer\.json: no such file.*copy tokenizer\.json.*generation_config"):
+        tokenizer_file(deploy(meta_dir))
 
 
 def resaved(directory: Path, rank: int, **changes) -> None:
