@@ -41,11 +41,11 @@ def read_json(path: Path, missing: str | None = None, largest: int = LARGEST) ->
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object_pairs_hook: a dict. Raises ValueError when a name is there twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        again = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"{shown(again)} is there twice")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{shown(name)} is there twice")
+        found[name] = value
     return found
 
 

@@ -137,7 +137,7 @@ def parse_shape(config: Dict[str, Any], *, where: str) -> ModelShape:
         tie_word_embeddings=field.boolean("tie_word_embeddings"),
         attention_bias=field.boolean("attention_bias"),
         mlp_bias=field.boolean("mlp_bias"),
-        hidden_act=str(config.get("hidden_act", "silu")),
+        hidden_act=_activation(config, where),
         dtype=_dtype(config, where),
     )
     if shape.num_attention_heads % shape.num_key_value_heads:
@@ -145,9 +145,6 @@ def parse_shape(config: Dict[str, Any], *, where: str) -> ModelShape:
             f"num_key_value_heads: {shape.num_key_value_heads} does not divide num_attention_heads {heads}",
             where=where,
         )
-    if shape.hidden_act != "silu":
-        what = f"hidden_act: {shown(shape.hidden_act)} is not supported"
-        raise ToolkitError(what, where=where, hint="Llama uses silu.")
     return shape
 
 
@@ -186,6 +183,13 @@ def _refuse_quantised(config: Dict[str, Any], where: str) -> None:
             raise ToolkitError(what, where=where, hint=ORIGINAL)
 
 
+def _activation(config: Dict[str, Any], where: str) -> str:
+    name = config.get("hidden_act") or "silu"
+    if name != "silu":
+        raise ToolkitError(f"hidden_act: {shown(name)} is not supported", where=where, hint="Llama uses silu.")
+    return name
+
+
 def _dtype(config: Dict[str, Any], where: str) -> str:
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
@@ -196,23 +200,29 @@ def _dtype(config: Dict[str, Any], where: str) -> str:
 
 def _rope(config: Dict[str, Any], where: str) -> tuple[float, Dict[str, Any] | None]:
     """(theta, scaling) from rope_parameters (transformers 5) or rope_theta and rope_scaling (before)."""
-    name = "rope_parameters" if config.get("rope_parameters") is not None else "rope_scaling"
-    scaling = config.get(name)
-    if scaling is not None and not isinstance(scaling, dict):
-        raise ToolkitError(f"{name}: expected an object, got {shown(scaling)}", where=where)
-    inner = scaling if name == "rope_parameters" and scaling and scaling.get("rope_theta") is not None else config
-    theta = Fields(inner, where).number("rope_theta", 10000.0)
-    scaling = {key: value for key, value in (scaling or {}).items() if key != "rope_theta"}
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    found = [_scaling(config, name, where) for name in ("rope_parameters", "rope_scaling") if config.get(name)]
+    if len(found) == 2 and found[0] != found[1]:
+        # transformers 4 follows the one, transformers 5 the other.
+        hint = "Keep the one that the model was made with."
+        raise ToolkitError("rope_parameters: says something else than rope_scaling", where=where, hint=hint)
+    return found[0] if found else (Fields(config, where).number("rope_theta", 10000.0), None)
+
+
+def _scaling(config: Dict[str, Any], name: str, where: str) -> tuple[float, Dict[str, Any] | None]:
+    given = config[name]
+    if not isinstance(given, dict):
+        raise ToolkitError(f"{name}: expected an object, got {shown(given)}", where=where)
+    fields, outer = Fields(given, where, f"{name}."), Fields(config, where)
+    theta = (fields if fields.has("rope_theta") else outer).number("rope_theta", 10000.0)
+    kind = given.get("rope_type") or given.get("type") or "default"
     if kind == "default":
         return theta, None
     if kind not in ("llama3", "linear"):
         raise ToolkitError(f"{name}: type {shown(kind)} is not supported", where=where, hint="Use llama3 or linear.")
-    fields = Fields(scaling, where, f"{name}.")
     fields.number("factor")
     if kind == "llama3":
         fields.integer("original_max_position_embeddings")
         low, high = fields.number("low_freq_factor"), fields.number("high_freq_factor")
         if low >= high:
             raise ToolkitError(f"{name}: low_freq_factor {low} is not below high_freq_factor {high}", where=where)
-    return theta, {**scaling, "rope_type": kind}
+    return theta, {**{key: value for key, value in given.items() if key != "rope_theta"}, "rope_type": kind}

@@ -64,7 +64,7 @@ values = st.recursive(
     max_leaves=8,
 )
 bounded = settings(
-    max_examples=600,
+    max_examples=300,
     deadline=1000,
     derandomize=True,
     database=None,

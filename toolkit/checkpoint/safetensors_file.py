@@ -118,7 +118,13 @@ def _entry(name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
         raise ValueError(f"a tensor's name has {len(name)} characters")
     fields = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
-    if not isinstance(dtype, str) or not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
+    if (
+        not isinstance(dtype, str)
+        or len(dtype) > LONGEST_NAME
+        or not _are_counts(shape)
+        or not _are_counts(offsets)
+        or len(offsets) != 2
+    ):
         raise ValueError(f"{name}: expected dtype, shape and data_offsets, got {shown(entry)}")
     start, end = offsets
     if len(shape) > MOST_DIMENSIONS:

@@ -214,7 +214,7 @@ def _indexed_shards(index: Path) -> list[Path]:
 
 
 def _plain_name(index: Path, tensor: str, name: object) -> str:
-    if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+    if not isinstance(name, str) or Path(name).name != name or len(name) > 255 or not name.endswith(".safetensors"):
         what = f"weight_map: {shown(tensor)}: {shown(name)} is not a file name of safetensors in this directory"
         raise ToolkitError(what, where=index, hint="Download it again.")
     return name
