@@ -20,6 +20,7 @@ from toolkit.model import ModelShape
 
 Shape = tuple[int, ...]
 Split = Literal["whole", "heads", "rows", "columns"]
+Embedding = Literal["whole", "rows", "columns"]
 
 
 @dataclass(frozen=True)
@@ -65,17 +66,23 @@ LAYER = (
 EMBEDDING, FINAL_NORM, LM_HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 
 
-def rank_tensors(shape: ModelShape, mapping: Mapping, rank: int) -> list[Tensor]:
-    """The tensors of `rank{rank}.safetensors`, in file order."""
+def rank_tensors(shape: ModelShape, mapping: Mapping, rank: int, embedding: Embedding = "whole") -> list[Tensor]:
+    """The tensors of `rank{rank}.safetensors`, in file order.
+
+    `embedding`: every rank of the first stage has all of the vocabulary's vectors, or a share of its rows
+    (padded as the output matrix is), or of the columns.
+    """
     tensors = []
     cut = _Cut(shape, mapping.tp, mapping.tp_rank(rank))
     if mapping.is_first_stage(rank):
-        tensors.append(cut.tensor("transformer.vocab_embedding.weight", [EMBEDDING], "whole"))
+        name = "transformer.vocab_embedding.weight"
+        rows = embedding == "rows"
+        tensors.append(cut.padded_rows(name, EMBEDDING) if rows else cut.tensor(name, [EMBEDDING], embedding))
     for local, layer in enumerate(mapping.layers(shape.num_hidden_layers, mapping.pp_rank(rank))):
         tensors += _layer_tensors(shape, cut, local, layer)
     if mapping.is_last_stage(rank):
         tensors.append(cut.tensor("transformer.ln_f.weight", [FINAL_NORM], "whole"))
-        tensors.append(cut.lm_head(EMBEDDING if shape.tie_word_embeddings else LM_HEAD))
+        tensors.append(cut.padded_rows("lm_head.weight", EMBEDDING if shape.tie_word_embeddings else LM_HEAD))
     return tensors
 
 
@@ -149,12 +156,12 @@ class _Cut:
         columns = () if len(dimensions) == 1 else (len(pieces[0].columns or range(dimensions[1])),)
         return Tensor(name, (sum(len(piece.rows) for piece in pieces), *columns), pieces)
 
-    def lm_head(self, source: str) -> Tensor:
+    def padded_rows(self, name: str, source: str) -> Tensor:
         """Rows padded with zeros to a multiple of tp, then split; the last ranks may get only padding."""
         vocab, hidden = self.shapes[source]
         rows = math.ceil(vocab / self.tp)
         start, stop = (min(vocab, rank * rows) for rank in (self.tp_rank, self.tp_rank + 1))
-        return Tensor("lm_head.weight", (rows, hidden), (Piece(source, range(start, stop)),))
+        return Tensor(name, (rows, hidden), (Piece(source, range(start, stop)),))
 
     def _piece(self, source: str, split: Split) -> Piece:
         dimensions = self.shapes[source]

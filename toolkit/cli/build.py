@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -12,18 +13,25 @@ if TYPE_CHECKING:
 
 @click.command()
 @deployment_options
-def build(deployment: Deployment) -> None:
+@click.option(
+    "--checkpoint",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Build from this TensorRT-LLM checkpoint, whoever wrote it, and convert nothing.",
+)
+def build(deployment: Deployment, checkpoint: Path | None) -> None:
     """Convert, then build the engines: one file a rank."""
     from toolkit.checkpoint import convert
     from toolkit.engine import build as run
     from toolkit.engine import require_buildable
 
     require_buildable(deployment)
-    with progress("convert") as report:
-        converted = convert(deployment, report)
-    note("converted" if converted else "already converted from the same source")
+    if checkpoint is None:
+        with progress("convert") as report:
+            converted = convert(deployment, report)
+        note("converted" if converted else "already converted from the same source")
     with progress("build") as report:
-        built = run(deployment, report)
+        built = run(deployment, report, checkpoint)
     note("built" if built else "already built from the same checkpoint; nothing to do")
     click.echo(deployment.engine_dir)
     next_command(deployment, "repo")

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @deployment_options
+@click.option("--verify", is_flag=True, help="Then compare what was written with the source, as `toolkit verify` does.")
 @click.option("--report", is_flag=True, help="List each tensor's largest value, overflow and subnormal numbers.")
-def convert(deployment: Deployment, report: bool) -> None:
+def convert(deployment: Deployment, report: bool, verify: bool) -> None:
     """Convert the Hugging Face checkpoint into one TensorRT-LLM file a rank.
 
     Cut off, it goes on from there when run again.
@@ -31,6 +32,11 @@ def convert(deployment: Deployment, report: bool) -> None:
     note("converted" if written else "already converted from the same source; nothing to do")
     if report:
         _print_numbers(deployment)
+    if verify:
+        from toolkit.cli.verify import show
+        from toolkit.verify import verify as compare
+
+        show(compare(deployment.checkpoint_dir, deployment.model.path, bar=progress), on_stderr=True)
     click.echo(deployment.checkpoint_dir)
     next_command(deployment, "build")
 

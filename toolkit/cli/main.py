@@ -9,7 +9,7 @@ import click
 
 from toolkit.errors import ToolkitError
 
-COMMANDS = ("plan", "convert", "build", "repo", "serve", "status", "stop", "ask", "loadtest", "sample")
+COMMANDS = ("plan", "convert", "verify", "build", "repo", "serve", "status", "stop", "ask", "loadtest", "sample")
 """In the order of use. Command NAME is the function `NAME` of toolkit.cli.NAME."""
 
 

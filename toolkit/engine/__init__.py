@@ -6,6 +6,7 @@ config.json {version, pretrained_config, build_config} and one rank{N}.engine fo
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.errors import ToolkitError
@@ -16,8 +17,12 @@ if TYPE_CHECKING:
 STAGE = "engine"
 
 
-def build(deployment: Deployment, progress: Callable[[int, int], None] | None = None) -> bool:
-    """Write `deployment.engine_dir` from `deployment.checkpoint_dir`.
+def build(
+    deployment: Deployment,
+    progress: Callable[[int, int], None] | None = None,
+    checkpoint: Path | None = None,
+) -> bool:
+    """Write `deployment.engine_dir` from `deployment.checkpoint_dir`, or from a `checkpoint` of another tool.
 
     True when it was written now, False when it was current. `progress` is called with (ranks done, ranks in
     all). Raises ToolkitError when the checkpoint is not that of this deployment, or for an engine that
@@ -26,7 +31,7 @@ def build(deployment: Deployment, progress: Callable[[int, int], None] | None = 
     require_buildable(deployment)
     from toolkit.engine.rehearsal_build import build_rehearsal
 
-    return build_rehearsal(deployment, progress or (lambda done, total: None))
+    return build_rehearsal(deployment, progress or (lambda done, total: None), checkpoint)
 
 
 def require_buildable(deployment: Deployment) -> None:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.nn.functional import embedding, linear, rms_norm, silu
+from torch.nn.functional import embedding, linear, pad, rms_norm, silu
 
 from toolkit.engine.rehearsal.batch import Batch
 from toolkit.engine.rehearsal.kv import KvCache
 from toolkit.engine.settings import EngineSettings
 from toolkit.errors import ToolkitError
+from toolkit.rotary import rotary_tables
 
 
 class Stage:
@@ -33,15 +32,17 @@ class Stage:
         self.layers = range(len(mapping.layers(model["num_hidden_layers"], mapping.pp_rank(rank))))
         self.is_first, self.is_last = mapping.is_first_stage(rank), mapping.is_last_stage(rank)
         self.weights = load_weights(settings.gpt_model_path / f"rank{rank}.engine", self._names())
-        self.cos, self.sin = rotary_tables(model, settings.limits["max_seq_len"])
+        rotary = model["rotary_embedding_dim"], model["rotary_base"], model["rotary_scaling"]
+        self.cos, self.sin = rotary_tables(*rotary, settings.limits["max_seq_len"])
+        self.tp_rank, self.hidden_size = mapping.tp_rank(rank), model["hidden_size"]
+        self.embedding_split = model["embedding_sharding_dim"] if model["use_parallel_embedding"] else None
         pool = settings.scheduling
         shape = (pool.num_blocks, pool.tokens_per_block, self.kv_heads, self.head_size)
         self.cache = KvCache(len(self.layers), *shape)
 
     def forward(self, batch: Batch) -> Tensor:
         """Hidden states [rows, hidden_size]; on the last stage logits [emitting rows, share of vocabulary]."""
-        embeddings = self.weights.get("transformer.vocab_embedding.weight")
-        hidden = batch.hidden if embeddings is None else embedding(batch.tokens, embeddings)
+        hidden = self._embedded(batch.tokens) if self.is_first else batch.hidden
         cos, sin = self.cos[batch.positions], self.sin[batch.positions]
         for layer in self.layers:
             name = f"transformer.layers.{layer}"
@@ -54,6 +55,19 @@ class Stage:
         if not self.is_last:
             return hidden
         return self._linear(self._norm(hidden[batch.emitting], "transformer.ln_f"), "lm_head")
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        """Hidden states of token ids, of which this rank may know only some, or only some columns."""
+        table = self.weights["transformer.vocab_embedding.weight"]
+        if self.embedding_split is None:
+            return embedding(tokens, table)
+        (rows, columns), before = table.shape, self.tp_rank
+        if self.embedding_split == 0:
+            local = tokens - before * rows
+            known = (local >= 0) & (local < rows)
+            return self.all_reduce(embedding(local * known, table) * known[:, None])
+        zeros = (before * columns, self.hidden_size - (before + 1) * columns)
+        return self.all_reduce(pad(embedding(tokens, table), zeros))
 
     def _attention(self, layer: int, hidden: Tensor, cos: Tensor, sin: Tensor, batch: Batch) -> Tensor:
         qkv = self._linear(hidden, f"transformer.layers.{layer}.attention.qkv").unflatten(1, (-1, self.head_size))
@@ -96,20 +110,3 @@ def load_weights(path: Path, names: list[str]) -> dict[str, Tensor]:
         if name not in weights:
             raise ToolkitError(f"{name}: missing", where=path, hint=again)
     return weights
-
-
-def rotary_tables(model: dict[str, Any], positions: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [positions, 1, head_size], the sines signed for the half that is turned."""
-    size = model["rotary_embedding_dim"]
-    frequencies = 1.0 / model["rotary_base"] ** (torch.arange(0, size, 2).float() / size)
-    scaling = model.get("rotary_scaling") or {"rope_type": "default"}
-    if scaling["rope_type"] == "linear":
-        frequencies /= scaling["factor"]
-    if scaling["rope_type"] == "llama3":
-        # Long waves are slowed down by `factor`, short ones are kept, those between are blended.
-        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-        turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
-        kept = ((turns - low) / (high - low)).clamp(0, 1)
-        frequencies = frequencies * (kept + (1 - kept) / scaling["factor"])
-    angles = torch.outer(torch.arange(positions).float(), frequencies)[:, None]
-    return torch.cat((angles.cos(),) * 2, -1), torch.cat((-angles.sin(), angles.sin()), -1)

@@ -1,0 +1,111 @@
+"""`toolkit verify` and `toolkit convert --verify` as commands."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.verify.test_tampering import flipped_bit, gate_and_up, nan
+
+
+def toolkit(*arguments) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "toolkit", *map(str, arguments)], capture_output=True, text=True)
+
+
+def test_the_same(pristine, llama):
+    done = toolkit("verify", pristine, "--against", llama)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second, last = done.stdout.splitlines()
+    assert first.startswith("bytes: ") and first.endswith("in 4 rank files; 0 elements in 0 tensors differ")
+    assert "on 41 tokens of 3 prompts (random token ids, as there is no tokenizer.json); the same greedy" in second
+    assert last == f"{pristine}: bytes and meaning as in {llama}"
+
+
+def test_a_difference_is_exit_code_1(checkpoint, llama):
+    gate_and_up(checkpoint)
+    done = toolkit("verify", checkpoint, "--against", llama, "--bytes")
+    assert done.returncode == 1
+    assert "gate and up are exchanged" in done.stdout
+    assert "meaning" not in done.stdout
+    assert done.stdout.endswith(f"{checkpoint}: DIFFERS from {llama}\n")
+
+
+def test_json_for_machines(checkpoint, llama):
+    flipped_bit(checkpoint)
+    done = toolkit("verify", checkpoint, "--against", llama, "--json")
+    assert done.returncode == 1
+    found = json.loads(done.stdout)
+    assert (found["same"], found["bytes"]["different_elements"], found["meaning"]["greedy_differences"]) == (
+        False,
+        1,
+        0,
+    )
+    assert found["differences"][0]["index"] == [17, 31]
+
+
+def test_json_has_no_numbers_that_are_none(checkpoint, llama):
+    nan(checkpoint)
+    done = toolkit("verify", checkpoint, "--against", llama, "--bytes", "--json")
+    found = json.loads(done.stdout, parse_constant=pytest.fail)
+    assert found["differences"][0]["found"] == "nan"
+
+
+def test_only_the_meaning(checkpoint, llama):
+    flipped_bit(checkpoint)
+    done = toolkit("verify", checkpoint, "--against", llama, "--meaning", "--json")
+    assert (done.returncode, json.loads(done.stdout)["bytes"]) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt", "Hello"], "tokenizer.json: no such file. Add the model's tokenizer.json"),
+        (["--against", "nowhere"], "error: nowhere/config.json: no such file. Give the directory of a Hugging Face"),
+    ],
+)
+def test_mistakes_are_one_line(pristine, llama, arguments, message):
+    done = toolkit("verify", pristine, "--against", llama, *arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_directory_that_is_no_checkpoint(llama):
+    done = toolkit("verify", "nowhere", "--against", llama)
+    assert done.stderr == (
+        "error: nowhere/config.json: no such file. Give the directory of a TensorRT-LLM checkpoint.\n"
+    )
+
+
+def test_logits_of_a_run_that_was_helped_are_not_shown(checkpoint, llama):
+    gate_and_up(checkpoint)
+    done = toolkit("verify", checkpoint, "--against", llama, "--meaning", "--json")
+    found = json.loads(done.stdout)
+    assert [each["where"] for each in found["differences"]] == ["layer 3 (stage 0)"]
+    assert (found["meaning"]["logits_error"], found["meaning"]["greedy_differences"]) == (None, None)
+
+
+@pytest.mark.slow
+def test_convert_verifies_also_what_was_there(llama, deploy):
+    deployment = deploy(llama, 2, 2)
+    done = toolkit("convert", deployment.file, "--verify")
+    assert done.returncode == 0
+    assert "already converted" in done.stderr and f"bytes and meaning as in {llama}" in done.stderr
+    assert done.stdout == f"{deployment.checkpoint_dir}\n"
+    flipped_bit(deployment.checkpoint_dir)  # as large as before, so nothing else notices
+    done = toolkit("convert", deployment.file, "--verify")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "1 of 3072 elements differ" in done.stderr
+
+
+def test_build_from_another_tools_checkpoint(llama, deploy, pristine, tmp_path):
+    deployment = deploy(llama, 2, 2)
+    shutil.rmtree(deployment.checkpoint_dir)
+    shutil.copytree(pristine, tmp_path / "foreign", ignore=shutil.ignore_patterns("lock.json"))
+    done = toolkit("build", deployment.file, "--checkpoint", tmp_path / "foreign")
+    assert (done.returncode, done.stdout) == (0, f"{deployment.engine_dir}\n")
+    assert not deployment.checkpoint_dir.exists(), "nothing is converted"

@@ -1,0 +1,155 @@
+"""Opens a TensorRT-LLM checkpoint, whoever wrote it: ours, the vendor's converter, or an older release of it.
+
+Keys of config.json that do not change what a Llama computes may be missing or unknown. Those that do must
+have the value that this project computes with; anything else is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Mapping as Dict
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from toolkit.checkpoint.config_json import LLAMA_DEFAULTS, checkpoint_config
+from toolkit.checkpoint.layout import Embedding
+from toolkit.checkpoint.safetensors_file import Stored, read_header
+from toolkit.errors import ToolkitError
+from toolkit.mapping import Mapping
+from toolkit.model import DTYPE_BYTES, ModelShape, parse_shape, read_json
+
+NAMES = {
+    "head_size": "head_dim",
+    "norm_epsilon": "rms_norm_eps",
+    "rotary_base": "rope_theta",
+    "rotary_scaling": "rope_scaling",
+    "attn_bias": "attention_bias",
+}
+"""Fields that Hugging Face calls otherwise: theirs to ours; all others have the same name."""
+
+DEFAULT_EPSILON = 1e-5
+HARMLESS = ("runtime_defaults", "disable_weight_only_quant_plugin", "has_partial_lora_mask")
+REQUIRED: dict[str, Any] = {name: value for name, value in LLAMA_DEFAULTS.items() if name not in HARMLESS} | {
+    "position_embedding_type": "rope_gpt_neox"
+}
+"""What changes the arithmetic, with the only value that is supported. A field that is missing has it."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """config.json of a checkpoint directory, and its rank files: tensors by name, in the order of the ranks."""
+
+    directory: Path
+    shape: ModelShape
+    mapping: Mapping
+    dtype: str
+    """"float16", "bfloat16" or "float32"."""
+    embedding: Embedding
+    raw: Dict[str, Any]
+    """config.json as it is in the directory."""
+    ranks: tuple[Dict[str, Stored], ...]
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.json with what is missing filled in."""
+        ours = checkpoint_config(self.shape, self.mapping, self.dtype)
+        given = {name: value for name, value in self.raw.items() if value is not None}
+        mapping = {**ours["mapping"], **given.get("mapping", {})}
+        return {**ours, **given, "mapping": mapping, "rotary_scaling": ours["rotary_scaling"]}
+
+    def file(self, rank: int) -> Path:
+        return rank_file(self.directory, rank)
+
+
+def open_checkpoint(directory: Path) -> Checkpoint:
+    """Read config.json and the headers of the rank files.
+
+    Raises ToolkitError for what is missing, broken, quantised or computes otherwise than a Llama.
+    """
+    directory, path = Path(directory), Path(directory) / "config.json"
+    raw = read_json(path, missing="Give the directory of a TensorRT-LLM checkpoint.")
+    for block in ("mapping", "quantization", "moe"):
+        if not isinstance(raw.get(block) or {}, dict):
+            raise ToolkitError(f"{block}: expected an object, got {raw[block]!r}", where=path)
+    for field, found, wanted in _unsupported(raw):
+        raise ToolkitError(f"{field}: {found!r} is not supported, only {wanted!r}", where=path)
+    if raw.get("dtype") not in [*DTYPE_BYTES]:
+        hint = f"Known: {', '.join(DTYPE_BYTES)}."
+        raise ToolkitError(f"dtype: {raw.get('dtype')!r} is unknown", where=path, hint=hint)
+    mapping, shape = _mapping(raw.get("mapping") or {}, path), _shape(raw, path)
+    ranks = tuple(_rank(directory, rank, mapping) for rank in mapping.ranks)
+    _refuse_more_ranks(directory, mapping)
+    return Checkpoint(directory, shape, mapping, shape.dtype, _embedding(raw, path), raw, ranks)
+
+
+def rank_file(directory: Path, rank: int) -> Path:
+    return directory / f"rank{rank}.safetensors"
+
+
+def _unsupported(raw: Dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Fields that would make another model of it: (name, value found, value supported)."""
+    for name, wanted in REQUIRED.items():
+        found = raw.get(name)
+        if found is not None and found != wanted:
+            yield name, found, wanted
+    quantization = raw.get("quantization") or {}
+    for name in ("quant_algo", "kv_cache_quant_algo"):
+        if quantization.get(name) is not None:
+            yield f"quantization.{name}", quantization[name], None
+    if (experts := (raw.get("moe") or {}).get("num_experts")) not in (None, 0):
+        yield "moe.num_experts", experts, 0
+
+
+def _shape(raw: Dict[str, Any], path: Path) -> ModelShape:
+    fields = {NAMES.get(name, name): value for name, value in raw.items()}
+    fields["architectures"] = [raw.get("architecture")]
+    fields["rms_norm_eps"] = fields.get("rms_norm_eps") or DEFAULT_EPSILON
+    return parse_shape(fields, where=str(path))
+
+
+def _mapping(block: Dict[str, Any], path: Path) -> Mapping:
+    """Older blocks have no cp_size, moe_* or attn_*, and `auto_parallel` instead; only the sizes matter."""
+    sizes = {name: block.get(name, 1) for name in ("tp_size", "pp_size", "cp_size")}
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ToolkitError(f"mapping.{name}: expected a positive whole number, got {size!r}", where=path)
+    mapping = Mapping(tp=sizes["tp_size"], pp=sizes["pp_size"])
+    if sizes["cp_size"] != 1:
+        raise ToolkitError(f"mapping.cp_size: {sizes['cp_size']} is not supported, only 1", where=path)
+    if block.get("world_size", mapping.world_size) != mapping.world_size:
+        what = f"mapping.world_size: {block['world_size']}, but tp {mapping.tp} x pp {mapping.pp}"
+        raise ToolkitError(f"{what} = {mapping.world_size}", where=path, hint="Convert the model again.")
+    return mapping
+
+
+def _embedding(raw: Dict[str, Any], path: Path) -> Embedding:
+    if not raw.get("use_parallel_embedding"):
+        return "whole"
+    dimension = raw.get("embedding_sharding_dim", 0)
+    if dimension not in (0, 1):
+        raise ToolkitError(f"embedding_sharding_dim: expected 0 or 1, got {dimension!r}", where=path)
+    return "columns" if dimension else "rows"
+
+
+def _rank(directory: Path, rank: int, mapping: Mapping) -> dict[str, Stored]:
+    path = rank_file(directory, rank)
+    if not path.is_file():
+        raise ToolkitError(
+            f"{path.name} is missing; config.json's mapping of tp {mapping.tp} x pp {mapping.pp} has "
+            f"{mapping.world_size} ranks",
+            where=directory,
+            hint="Convert the model again.",
+        )
+    return {tensor.name: tensor for tensor in read_header(path)}
+
+
+def _refuse_more_ranks(directory: Path, mapping: Mapping) -> None:
+    if rank_file(directory, mapping.world_size).exists():
+        raise ToolkitError(
+            f"holds {rank_file(directory, mapping.world_size).name}, but config.json's mapping of tp {mapping.tp} x "
+            f"pp {mapping.pp} has {mapping.world_size} ranks",
+            where=directory,
+            hint="Correct the mapping, or convert the model again into an empty directory.",
+        )

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from toolkit.cli.common import json_option, note, print_json, progress
+
+if TYPE_CHECKING:
+    from toolkit.verify import Verification
+
+DIRECTORY = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("checkpoint", type=DIRECTORY)
+@click.option("--against", required=True, metavar="HF_DIR", type=DIRECTORY, help="The model it was made from.")
+@click.option("--bytes", "only", flag_value="bytes", help="Only compare every element.")
+@click.option("--meaning", "only", flag_value="meaning", help="Only compare what the layers compute.")
+@click.option("--prompt", "prompts", metavar="TEXT", multiple=True, help="Compute this instead of built-in prompts.")
+@json_option
+def verify(checkpoint: Path, against: Path, only: str | None, prompts: tuple[str, ...], as_json: bool) -> None:
+    """Compare a TensorRT-LLM checkpoint, whoever wrote it, with its Hugging Face model.
+
+    First every element of every rank file; then the sharded model is run layer by layer beside transformers'
+    own layers, in the memory of one layer. Exit codes: 0 the same, 1 not, or an error.
+    """
+    from toolkit.verify import verify as run
+
+    wanted = {part: only in (None, part) for part in ("bytes", "meaning")}
+    show(run(checkpoint, against, **wanted, prompts=prompts, bar=progress), as_json)
+
+
+def show(result: Verification, as_json: bool = False, on_stderr: bool = False) -> None:
+    """Print a result; exit with 1 when something differs."""
+    from toolkit.verify import report
+
+    if as_json:
+        print_json(report.as_dict(result))
+    else:
+        for line in report.lines(result):
+            (note if on_stderr else click.echo)(line)
+    if not result.same:
+        sys.exit(1)

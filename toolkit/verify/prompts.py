@@ -1,0 +1,61 @@
+"""The token sequences that the model is tried on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.errors import ToolkitError
+
+SENTENCES = (
+    "The capital of France is",
+    "def fibonacci(n):\n    if n < 2:\n        return n\n    return",
+    "Water boils at one hundred degrees, and ice melts at",
+)
+RANDOM_LENGTHS = (4, 13, 24)
+SEED = 20
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Token ids of each prompt, and in words where they come from."""
+
+    origin: str
+    ids: tuple[tuple[int, ...], ...]
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(ids) for ids in self.ids]
+
+
+def make_prompts(source: Path, vocab_size: int, texts: Sequence[str] = ()) -> Prompts:
+    """`texts`, else sentences of our own, through the source's tokenizer.json; without one, fixed random ids.
+
+    Raises ToolkitError for texts that cannot be made ids of the model.
+    """
+    file = source / "tokenizer.json"
+    if file.is_file():
+        return Prompts("texts", tuple(_encode(file, text, vocab_size) for text in texts or SENTENCES))
+    if texts:
+        hint = "Add the model's tokenizer.json, or leave the prompts out to use random token ids."
+        raise ToolkitError("no such file", where=file, hint=hint)
+    chance = random.Random(SEED)
+    ids = tuple(tuple(chance.randrange(vocab_size) for _ in range(length)) for length in RANDOM_LENGTHS)
+    return Prompts("random token ids, as there is no tokenizer.json", ids)
+
+
+def _encode(file: Path, text: str, vocab_size: int) -> tuple[int, ...]:
+    from tokenizers import Tokenizer
+
+    try:
+        ids = Tokenizer.from_file(str(file)).encode(text).ids
+    except Exception as error:  # the library raises nothing more exact
+        raise ToolkitError(f"cannot be read: {error}", where=file, hint="Download it again.") from None
+    if not ids:
+        raise ToolkitError(f"prompt {text!r} has no tokens", hint="Give a longer one.")
+    if max(ids) >= vocab_size:
+        what = f"gives token {max(ids)}, but the model has {vocab_size}"
+        raise ToolkitError(what, where=file, hint="Use the tokenizer and the weights of the same model.")
+    return tuple(ids)
