@@ -17,8 +17,9 @@ from toolkit.checkpoint.config_json import LLAMA_DEFAULTS, checkpoint_config
 from toolkit.checkpoint.layout import Embedding
 from toolkit.checkpoint.safetensors_file import Stored, read_header
 from toolkit.errors import ToolkitError
+from toolkit.jsonfile import LARGEST_CONFIG, read_json
 from toolkit.mapping import Mapping
-from toolkit.model import DTYPE_BYTES, ModelShape, parse_shape, read_json
+from toolkit.model import DTYPE_BYTES, ModelShape, parse_shape
 
 NAMES = {
     "head_size": "head_dim",
@@ -69,7 +70,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     Raises ToolkitError for what is missing, broken, quantised or computes otherwise than a Llama.
     """
     directory, path = Path(directory), Path(directory) / "config.json"
-    raw = read_json(path, missing="Give the directory of a TensorRT-LLM checkpoint.")
+    raw = read_json(path, missing="Give the directory of a TensorRT-LLM checkpoint.", largest=LARGEST_CONFIG)
     for block in ("mapping", "quantization", "moe"):
         if not isinstance(raw.get(block) or {}, dict):
             raise ToolkitError(f"{block}: expected an object, got {raw[block]!r}", where=path)

@@ -7,6 +7,7 @@ was chosen, and that each value is rounded rightly is for the comparison of byte
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMS
 
 from toolkit.checkpoint.source import Source
 from toolkit.errors import ToolkitError
+from toolkit.model import CONFIG, load_shape
+from toolkit.verify.rows import read
 
 VOCABULARY_ROWS = 4096
 """Rows of the output matrix in memory at a time."""
@@ -27,17 +30,14 @@ class ReferenceModel:
     """A Hugging Face directory in float32, its weights rounded to `dtype`."""
 
     def __init__(self, source: Source, dtype: str) -> None:
-        self.files = {name: tensor.file for name, tensor in source.tensors.items()}
-        self.dtype = getattr(torch, dtype)
-        self.config: Any = LlamaConfig.from_pretrained(source.directory)
+        self.tensors, self.dtype = source.tensors, getattr(torch, dtype)
+        self.config: Any = _config(source)
         self.config._attn_implementation = "eager"
         self.rotary = LlamaRotaryEmbedding(self.config)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token ids [tokens] -> hidden states [tokens, hidden_size]."""
-        with self._file(EMBEDDING) as file:
-            matrix = file.get_slice(EMBEDDING)
-            return torch.cat([self._rounded(matrix[row : row + 1]) for row in tokens.tolist()])
+        return torch.cat([self._rows(EMBEDDING, range(row, row + 1)) for row in tokens.tolist()])
 
     def layer(self, index: int, hidden: Tensor, lengths: list[int]) -> Tensor:
         """Hidden states [tokens, hidden_size] after layer `index`; prompts of `lengths` in a row."""
@@ -63,24 +63,31 @@ class ReferenceModel:
         norm = LlamaRMSNorm(self.config.hidden_size, self.config.rms_norm_eps)
         norm.load_state_dict({"weight": self._tensor("model.norm.weight")})
         normed, name = norm(hidden), EMBEDDING if self.config.tie_word_embeddings else LM_HEAD
-        with self._file(name) as file:
-            head = file.get_slice(name)
-            starts = range(0, head.get_shape()[0], VOCABULARY_ROWS)
-            parts = [normed @ self._rounded(head[first : first + VOCABULARY_ROWS]).T for first in starts]
-        return torch.cat(parts, 1)
+        size = self.tensors[name].shape[0]
+        starts = range(0, size, VOCABULARY_ROWS)
+        parts = (self._rows(name, range(first, min(first + VOCABULARY_ROWS, size))) for first in starts)
+        return torch.cat([normed @ part.T for part in parts], 1)
 
     def _tensor(self, name: str) -> Tensor:
-        with self._file(name) as file:
-            return self._rounded(file.get_tensor(name))
+        return self._rows(name, range(self.tensors[name].shape[0]))
 
-    def _file(self, name: str) -> safe_open:
-        """The file that holds a tensor, mapped into memory."""
-        path = self.files[name]
+    def _rows(self, name: str, rows: range) -> Tensor:
+        """Rows of a tensor of the source, rounded. Safetensors are read by their own library, not by ours."""
+        stored = self.tensors[name]
+        if stored.file.suffix != ".safetensors":
+            return read(stored, rows).to(self.dtype).float()
         try:
-            return safe_open(path, "pt")
+            with safe_open(stored.file, "pt") as file:
+                return file.get_slice(name)[rows.start : rows.stop].to(self.dtype).float()
         except (OSError, RuntimeError, SafetensorError) as error:
             hint = "A file larger than this machine's memory cannot be mapped: save the model in smaller shards."
-            raise ToolkitError(f"cannot be mapped: {error}", where=path, hint=hint) from None
+            raise ToolkitError(f"cannot be mapped: {error}", where=stored.file, hint=hint) from None
 
-    def _rounded(self, weights: Tensor) -> Tensor:
-        return weights.to(self.dtype).float()
+
+def _config(source: Source) -> Any:
+    """transformers' own reading of config.json; of Meta's form, which has none, the shape that we read."""
+    if (source.directory / CONFIG).exists():
+        return LlamaConfig.from_pretrained(source.directory)
+    shape = asdict(load_shape(source.directory))
+    rope = {"rope_type": "default", **(shape.pop("rope_scaling") or {}), "rope_theta": shape.pop("rope_theta")}
+    return LlamaConfig(**shape, rope_parameters=rope)
