@@ -9,8 +9,10 @@ from functools import cache
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from tests.checkpoint.test_meta import meta_tensors, write_meta
 from toolkit.checkpoint import layout
 from toolkit.checkpoint.reader import open_checkpoint
 from toolkit.verify import verify
@@ -83,6 +85,16 @@ def test_a_model_with_a_tokenizer_is_tried_on_text(tiny_llama, deploy):
     result = verify(deploy(tiny_llama, 2, 4).checkpoint_dir, tiny_llama, prompts=["Hello", "The sea is"])
     assert result.same
     assert (result.meaning.prompts.origin, len(result.meaning.prompts.ids)) == ("texts", 2)
+
+
+def test_a_source_in_metas_form(make_llama, deploy, tmp_path):
+    model = make_llama(num_hidden_layers=2, num_key_value_heads=8, vocab_size=104)
+    meta = write_meta(tmp_path / "meta", meta_tensors(load_file(model / "model.safetensors")), 2, rope_theta=10000.0)
+    checkpoint = deploy(meta, 2, 2).checkpoint_dir
+    result = verify(checkpoint, meta)
+    assert result.same, result.differences
+    wanted = whole_logits(model)
+    assert (sharded_logits(checkpoint) - wanted).abs().max() < 1e-5 * wanted.abs().max()
 
 
 @pytest.mark.parametrize("wrong", ["gate and up", "queries of the next rank"])

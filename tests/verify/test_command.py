@@ -64,7 +64,7 @@ def test_only_the_meaning(checkpoint, llama):
     ("arguments", "message"),
     [
         (["--prompt", "Hello"], "tokenizer.json: no such file. Add the model's tokenizer.json"),
-        (["--against", "nowhere"], "error: nowhere/config.json: no such file. Give the directory of a Hugging Face"),
+        (["--against", "nowhere"], "error: no config.json in nowhere: No such file or directory."),
     ],
 )
 def test_mistakes_are_one_line(pristine, llama, arguments, message):
