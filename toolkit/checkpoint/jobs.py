@@ -9,6 +9,7 @@ however large the model.
 from __future__ import annotations
 
 import os
+import threading
 from collections import defaultdict
 from collections.abc import Mapping as Dict
 from dataclasses import asdict, dataclass
@@ -88,8 +89,8 @@ def jobs_of(files: list[RankFile]) -> list[Job]:
     return [Job(sources, tuple(found)) for sources, found in targets.items()]
 
 
-def run(job: Job, tensors: Dict[str, SourceTensor], dtype: str, files: list[int], advance: Advance) -> Result:
-    """Do a job; `files` are the descriptors of the rank files.
+def run(job: Job, tensors: Dict[str, SourceTensor], dtype: str, files: list[Output], advance: Advance) -> Result:
+    """Do a job; `files` are the rank files.
 
     The result has digest and numbers of each source tensor, and the digest of each target by its key.
     """
@@ -122,9 +123,10 @@ def digest(path: Path, offset: int, size: int) -> str:
 class _Strand:
     """Targets of the same content, such as a norm that every rank has: cut and hashed once, written to each."""
 
-    def __init__(self, targets: list[Target], files: list[int]) -> None:
+    def __init__(self, targets: list[Target], files: list[Output]) -> None:
         self.targets, self._places = targets, [(files[target.rank], target.offset) for target in targets]
         self._digest, self._done = blake3(), 0
+        self._room: torch.Tensor | None = None
 
     def put(self, source: str, first_row: int, values: torch.Tensor) -> None:
         """Add what it wants of a block of rows."""
@@ -136,7 +138,10 @@ class _Strand:
                 continue
             part = values[start - first_row : stop - first_row]
             if piece.columns is not None:
-                part = part[:, piece.columns.start : piece.columns.stop].contiguous()
+                part = part[:, piece.columns.start : piece.columns.stop]
+                if self._room is None:
+                    self._room = torch.empty(part.numel(), dtype=part.dtype)  # the first block is the largest
+                part = self._room[: part.numel()].view(part.shape).copy_(part)
             self._append(part.view(torch.uint8).numpy().reshape(-1).data)
 
     def finish(self) -> str:
@@ -148,18 +153,28 @@ class _Strand:
     def _append(self, data: memoryview) -> None:
         self._digest.update(data)
         for file, offset in self._places:
-            _write(file, offset + self._done, data)
+            file.write(offset + self._done, data)
         self._done += len(data)
 
 
-def _strands(job: Job, files: list[int]) -> list[_Strand]:
+def _strands(job: Job, files: list[Output]) -> list[_Strand]:
     alike: dict[Any, list[Target]] = defaultdict(list)
     for target in job.targets:
         alike[target.tensor.shape, target.tensor.pieces].append(target)
     return [_Strand(targets, files) for targets in alike.values()]
 
 
-def _write(file: int, offset: int, data: memoryview) -> None:
-    while data:
-        written = os.pwrite(file, data, offset)
-        data, offset = data[written:], offset + written
+class Output:
+    """An open file that several jobs write parts of. They take turns here, asleep: in the kernel they would spin."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor, self._turn = os.open(path, os.O_RDWR), threading.Lock()
+
+    def write(self, offset: int, data: memoryview) -> None:
+        with self._turn:
+            while data:
+                written = os.pwrite(self.descriptor, data, offset)
+                data, offset = data[written:], offset + written
+
+    def close(self) -> None:
+        os.close(self.descriptor)

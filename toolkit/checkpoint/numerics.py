@@ -72,6 +72,7 @@ class Caster:
         source = DTYPES[stored.dtype]
         self.stored, self.dtype, self.strict = stored, dtype, strict
         self.numbers = Numbers()
+        self._memory: dict[str, torch.Tensor] = {}
         self._source: Any = getattr(torch, source)
         self._target: Any = getattr(torch, dtype)
         self._limits = thresholds(source, dtype)
@@ -82,16 +83,31 @@ class Caster:
 
         values = torch.frombuffer(block, dtype=self._source).view(-1, *self.stored.shape[1:])
         self._count(values, first_row)
-        return values.to(self._target)
+        if self._source == self._target:
+            return values
+        return self._scratch("values", self._target, values.numel()).view(values.shape).copy_(values)
+
+    def _scratch(self, name: str, dtype: torch.dtype, size: int) -> torch.Tensor:
+        """Memory that is used for every block: taking and giving back a megabyte costs more than a cast."""
+        import torch
+
+        if name not in self._memory:
+            self._memory[name] = torch.empty(size, dtype=dtype)  # the first block is the largest
+        return self._memory[name][:size]
 
     def _count(self, values: torch.Tensor, first_row: int) -> None:
         import numpy as np
+        import torch
 
-        magnitudes = _magnitudes(values)
+        bits = values.flatten().view(torch.int16 if values.element_size() == 2 else torch.int32)
+        signless = torch.iinfo(bits.dtype).max
+        masked = torch.bitwise_and(bits, signless, out=self._scratch("magnitudes", bits.dtype, bits.numel()))
+        magnitudes = masked.numpy()
+        flags = self._scratch("flags", torch.bool, bits.numel()).numpy()
         limits, numbers = self._limits, self.numbers
 
         def below(threshold: int) -> int:
-            return np.count_nonzero(magnitudes < threshold)
+            return np.count_nonzero(np.less(magnitudes, threshold, out=flags))
 
         numbers.elements += magnitudes.size
         top = int(magnitudes.max(initial=0))
@@ -169,16 +185,6 @@ def _first(dtype: str, value: float, above: bool = False) -> int:
     patterns = torch.arange(1 << 15, dtype=torch.int16).view(getattr(torch, dtype)).double().numpy()
     numbers = patterns[: int(np.isinf(patterns).argmax()) + 1]
     return int(np.searchsorted(numbers, value, side="right" if above else "left"))
-
-
-def _magnitudes(values: torch.Tensor):
-    """The bits of the values without their signs, as unsigned numpy integers."""
-    import numpy as np
-    import torch
-
-    narrow = values.element_size() == 2
-    bits: Any = values.flatten().view(torch.int16 if narrow else torch.int32).numpy()
-    return bits.view(np.uint16 if narrow else np.uint32) & (0x7FFF if narrow else 0x7FFFFFFF)
 
 
 def _value(magnitude: int, dtype: Any) -> float:

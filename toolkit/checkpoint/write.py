@@ -19,7 +19,7 @@ from typing import Any
 
 from toolkit.artifacts import digest_of
 from toolkit.checkpoint.config_json import checkpoint_config
-from toolkit.checkpoint.jobs import Job, RankFile, Result, digest, jobs_of, rank_files, run
+from toolkit.checkpoint.jobs import Job, Output, RankFile, Result, digest, jobs_of, rank_files, run
 from toolkit.checkpoint.journal import Journal
 from toolkit.checkpoint.source import Source
 from toolkit.checkpoint.workers import Advance, Progress, side_by_side
@@ -66,20 +66,20 @@ def write_checkpoint(
         journal.begin()
     config = checkpoint_config(shape, mapping, dtype)
     (directory / "config.json").write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
-    with _opened(directory, files) as descriptors:
-        _run_all(jobs, source, dtype, descriptors, journal, progress)
+    with _opened(directory, files) as outputs:
+        _run_all(jobs, source, dtype, outputs, journal, progress)
         if source.seen() != seen:
             raise ToolkitError(
                 "changed while it was converted", where=source.directory, hint="Convert it again when it is at rest."
             )
-        with ThreadPoolExecutor(len(descriptors)) as pool:
-            list(pool.map(os.fsync, descriptors))
+        with ThreadPoolExecutor(len(outputs)) as pool:
+            list(pool.map(os.fsync, [output.descriptor for output in outputs]))
     journal.remove()
     return _written(files, journal.results)
 
 
 def _run_all(
-    jobs: list[Job], source: Source, dtype: str, descriptors: list[int], journal: Journal, progress: Progress | None
+    jobs: list[Job], source: Source, dtype: str, outputs: list[Output], journal: Journal, progress: Progress | None
 ) -> None:
     """Run the jobs that the journal does not have."""
 
@@ -87,7 +87,7 @@ def _run_all(
         return sum(source.tensors[name].size for name in job.sources)
 
     def work(job: Job, advance: Advance) -> None:
-        journal.add(job.key, run(job, source.tensors, dtype, descriptors, advance))
+        journal.add(job.key, run(job, source.tensors, dtype, outputs, advance))
 
     todo = [job for job in jobs if job.key not in journal.results]
     done = sum(size(job) for job in jobs if job.key in journal.results)
@@ -119,13 +119,13 @@ def _lay_out(directory: Path, files: list[RankFile]) -> None:
 
 
 @contextlib.contextmanager
-def _opened(directory: Path, files: list[RankFile]) -> Iterator[list[int]]:
+def _opened(directory: Path, files: list[RankFile]) -> Iterator[list[Output]]:
     with contextlib.ExitStack() as stack:
-        descriptors = []
+        outputs: list[Output] = []
         for file in files:
-            descriptors.append(os.open(directory / file.name, os.O_RDWR))
-            stack.callback(os.close, descriptors[-1])
-        yield descriptors
+            outputs.append(Output(directory / file.name))
+            stack.callback(outputs[-1].close)
+        yield outputs
 
 
 def _complete(directory: Path, files: list[RankFile]) -> bool:
