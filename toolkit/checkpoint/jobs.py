@@ -176,5 +176,10 @@ class Output:
                 written = os.pwrite(self.descriptor, data, offset)
                 data, offset = data[written:], offset + written
 
+    def flush(self) -> None:
+        """Have what is written on the disk, and no longer in memory."""
+        os.fdatasync(self.descriptor)
+        os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
     def close(self) -> None:
         os.close(self.descriptor)

@@ -10,10 +10,13 @@ import contextlib
 import json
 import os
 import shutil
+import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from collections.abc import Mapping as Dict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,8 @@ from toolkit.errors import ToolkitError
 from toolkit.mapping import Mapping
 from toolkit.model import ModelShape
 
+FLUSH_S = 0.2
+"""Between two rounds over the rank files."""
 FORMAT = 1
 """Of journals: raised when jobs or their results change, so that old ones are not used."""
 
@@ -78,6 +83,25 @@ def write_checkpoint(
     return _written(files, journal.results)
 
 
+@contextlib.contextmanager
+def _flushed(outputs: list[Output]) -> Iterator[None]:
+    """Write to the disk all the while, and free the memory: this halves the time, as neither runs full."""
+    over = threading.Event()
+
+    def flush() -> None:
+        while not over.wait(FLUSH_S):
+            for output in outputs:
+                output.flush()
+
+    with ThreadPoolExecutor(1) as pool:
+        flushing = pool.submit(flush)
+        try:
+            yield
+        finally:
+            over.set()
+        flushing.result()  # raises what the disk said, which it says only once
+
+
 def _run_all(
     jobs: list[Job], source: Source, dtype: str, outputs: list[Output], journal: Journal, progress: Progress | None
 ) -> None:
@@ -89,9 +113,16 @@ def _run_all(
     def work(job: Job, advance: Advance) -> None:
         journal.add(job.key, run(job, source.tensors, dtype, outputs, advance))
 
-    todo = [job for job in jobs if job.key not in journal.results]
+    todo = _spread([job for job in jobs if job.key not in journal.results])
     done = sum(size(job) for job in jobs if job.key in journal.results)
-    side_by_side(todo, size, work, progress, done)
+    with _flushed(outputs):
+        side_by_side(todo, size, work, progress, done)
+
+
+def _spread(jobs: list[Job]) -> list[Job]:
+    """The jobs in turns of the files they write, as only one worker at a time can write to a file."""
+    turns: dict[int, Iterator[int]] = defaultdict(count)
+    return sorted(jobs, key=lambda job: next(turns[job.targets[0].rank]))
 
 
 def _lay_out(directory: Path, files: list[RankFile]) -> None:
