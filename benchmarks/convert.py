@@ -3,14 +3,15 @@
     python benchmarks/convert.py DIRECTORY [--layers 4] [--rounds 3] [--baseline]
 
 Writes a checkpoint of Llama-3-70B's shapes (benchmarks/llama70b.py) into DIRECTORY, unless it is there, and in
-each round copies it with cp, and converts it from bfloat16 to FP16 at PP 4 x TP 2 with the command line. Both
-times include `sync`, and both begin with all of it on disk and nothing in memory (as root: drop_caches). The
-copies are removed. `--baseline` loads the model with transformers and splits it instead of converting.
+each round copies it with cp, and converts it from bfloat16 to FP16 at PP 4 x TP 2 (two layers: PP 2 x TP 4) with
+the command line. Both times include `sync`, and both begin with all of it on disk and nothing in memory (as
+root: drop_caches). The copies are removed. `--baseline` loads the model with transformers and splits it instead.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import statistics
@@ -54,10 +55,12 @@ def work(directory: Path, source: Path, baseline: bool) -> tuple[list[str | Path
     if baseline:
         return [sys.executable, HERE / "naive_convert.py", source, output], output
     config = directory / "deployment.yaml"
+    layers = json.loads((source / "config.json").read_text())["num_hidden_layers"]
+    pp = min(4, layers)
     content = {
         "engine": "tensorrt",
         "model": {"path": str(source)},
-        "parallel": {"tp": 2, "pp": 4},
+        "parallel": {"tp": 8 // pp, "pp": pp},
         "limits": {"max_seq_len": 4096, "max_num_tokens": 4096},
         "output": str(output),
     }

@@ -22,6 +22,7 @@ from toolkit.model import parse_shape
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
     "vocab_size": 128256,
     "hidden_size": 8192,
     "intermediate_size": 28672,
