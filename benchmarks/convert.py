@@ -52,11 +52,11 @@ def main() -> None:
 def work(directory: Path, source: Path, baseline: bool) -> tuple[list[str | Path], Path]:
     """The command to time, and the directory that it writes."""
     output = directory / "output"
+    pp = min(4, json.loads((source / "config.json").read_text())["num_hidden_layers"])
     if baseline:
-        return [sys.executable, HERE / "naive_convert.py", source, output], output
+        ranks = ["--tp", str(8 // pp), "--pp", str(pp)]
+        return [sys.executable, HERE / "naive_convert.py", source, output, *ranks], output
     config = directory / "deployment.yaml"
-    layers = json.loads((source / "config.json").read_text())["num_hidden_layers"]
-    pp = min(4, layers)
     content = {
         "engine": "tensorrt",
         "model": {"path": str(source)},

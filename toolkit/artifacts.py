@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, Unreadable
 
 LOCK_NAME = "lock.json"
 
@@ -150,7 +150,7 @@ def atomic_directory(target: Path, resume: bool = False) -> Iterator[Path]:
     """A `target.partial` to fill, which becomes `target` when the block ends well and goes when it fails.
 
     With `resume` the block gets what an earlier attempt has left, and an attempt that is cut off, or fails by
-    an OSError, leaves it for the next. Raises ToolkitError while another process does the same.
+    an OSError or Unreadable, leaves it for the next. Raises ToolkitError while another process does the same.
     """
     target = Path(target)
     partial = target.with_name(target.name + ".partial")
@@ -165,7 +165,8 @@ def atomic_directory(target: Path, resume: bool = False) -> Iterator[Path]:
             yield partial
             _swap(partial, target)
         except BaseException as error:
-            if not resume or isinstance(error, ToolkitError):
+            spoilt = isinstance(error, ToolkitError) and not isinstance(error, Unreadable)
+            if spoilt or not resume:
                 shutil.rmtree(partial, ignore_errors=True)
             if isinstance(error, OSError):
                 reason, hint = error.strerror or error, "Run it again; it goes on from there." if resume else None

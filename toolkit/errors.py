@@ -32,6 +32,13 @@ class Busy(ToolkitError):
     """A request refused because a queue or a limit is full now; it may succeed later (HTTP 503)."""
 
 
+class Unreadable(ToolkitError):
+    """An input that could not be read now, as when its disk goes away; it may be later."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        super().__init__(f"cannot be read: {error.strerror}", where=path, hint="Run it again when it can.")
+
+
 def shown(value: Any) -> str:
     """A value out of an input as a message quotes it: short, however long or deep the value is."""
     return _Short().repr(value)

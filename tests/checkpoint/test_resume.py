@@ -200,3 +200,31 @@ def test_the_lock_has_a_digest_of_every_tensor(llama_dir, deploy):
         tensors = load_file(deployment.checkpoint_dir / file)
         data = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
         assert outputs[file]["tensors"] == {name: blake3(value).hexdigest() for name, value in data.items()}
+
+
+def test_a_source_that_cannot_be_read_for_a_while(llama_dir, deploy, whole):
+    """As on a network disk that goes away: what is done is kept."""
+    deployment, away = deploy(llama_dir, 2, 2), llama_dir.with_name("away")
+    weights = llama_dir / "model.safetensors"
+
+    def take_away(done: int, total: int) -> None:
+        if done > total / 2 and weights.exists():
+            weights.rename(away)
+
+    with pytest.raises(ToolkitError, match=r"model.safetensors: cannot be read: No such file"):
+        convert(deployment, take_away)
+    away.rename(weights)
+    starts = []
+    assert convert(deployment, lambda done, total: starts.append(done)) is True
+    assert starts[0] > 0
+    assert content(deployment.checkpoint_dir) == whole
+
+
+def test_a_source_that_goes_away_while_it_is_compared(llama_dir, deploy):
+    deployment = deploy(llama_dir, 2, 2)
+    convert(deployment)
+    weights = llama_dir / "model.safetensors"
+    os.utime(weights, (1, 1))
+    with pytest.raises(ToolkitError, match=r"model.safetensors: cannot be read: No such file"):
+        convert(deployment, lambda done, total: weights.exists() and weights.unlink())
+    assert deployment.checkpoint_dir.is_dir()

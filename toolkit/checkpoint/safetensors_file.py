@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from toolkit.errors import ToolkitError, shown
+from toolkit.errors import ToolkitError, Unreadable, shown
 from toolkit.files import open_file
 from toolkit.jsonfile import unique
 from toolkit.model import DTYPE_BYTES
@@ -45,15 +45,18 @@ class Stored:
         return math.prod(self.shape) * DTYPE_BYTES[DTYPES[self.dtype]]
 
     def read_into(self, first_row: int, into: memoryview) -> None:
-        """Fill `into` with whole rows from `first_row` on. Raises OSError, or ToolkitError when the file ends."""
+        """Fill `into` with whole rows from `first_row` on. Raises Unreadable, or ToolkitError when the file ends."""
         offset = self.offset + first_row * (self.size // self.shape[0])
-        with self.file.open("rb", buffering=0) as stream:
-            stream.seek(offset)
-            while into:
-                count = stream.readinto(into)
-                if not count:
-                    raise ToolkitError(f"{self.name}: the file became shorter while it was read", where=self.file)
-                into = into[count:]
+        try:
+            with self.file.open("rb", buffering=0) as stream:
+                stream.seek(offset)
+                while into:
+                    count = stream.readinto(into)
+                    if not count:
+                        raise ToolkitError(f"{self.name}: the file became shorter while it was read", where=self.file)
+                    into = into[count:]
+        except OSError as error:
+            raise Unreadable(self.file, error) from None
 
 
 def read_header(path: Path) -> list[Stored]:

@@ -15,7 +15,7 @@ from typing import Protocol
 from toolkit.checkpoint.layout import Shape, is_ignorable, source_shapes
 from toolkit.checkpoint.safetensors_file import DTYPES, read_header
 from toolkit.consolidated import PATTERN
-from toolkit.errors import ToolkitError, shown
+from toolkit.errors import ToolkitError, Unreadable, shown
 from toolkit.foreign import ORIGINAL, refuse_foreign
 from toolkit.jsonfile import LARGEST_CONFIG, read_json
 from toolkit.model import CONFIG, ModelShape, no_shape, shape_file
@@ -52,7 +52,7 @@ class SourceTensor(Protocol):
         """Bytes of data."""
 
     def read_into(self, first_row: int, into: memoryview) -> None:
-        """Fill `into` with whole rows from `first_row` on. Thread-safe. Raises OSError or ToolkitError."""
+        """Fill `into` with whole rows from `first_row` on. Thread-safe. Raises ToolkitError."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,10 @@ class Source:
 
     def seen(self) -> dict[str, list[int]]:
         """Size and time of change of each file, which tell at no cost that nothing has changed."""
-        stats = {path.name: path.stat() for path in self.files}
+        try:
+            stats = {path.name: path.stat() for path in self.files}
+        except OSError as error:
+            raise Unreadable(Path(error.filename), error) from None
         return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from toolkit.checkpoint.layout import Tensor
 from toolkit.checkpoint.safetensors_file import DTYPES
 from toolkit.checkpoint.source import BLOCK_BYTES, Source, SourceTensor
-from toolkit.errors import ToolkitError
 
 if TYPE_CHECKING:
     import torch
@@ -19,10 +18,7 @@ def read(stored: SourceTensor, rows: range) -> torch.Tensor:
     import torch
 
     data = torch.empty(len(rows) * (stored.size // stored.shape[0]), dtype=torch.uint8)
-    try:
-        stored.read_into(rows.start, data.numpy().data)
-    except OSError as error:
-        raise ToolkitError(f"{stored.name}: cannot be read: {error.strerror}", where=stored.file) from None
+    stored.read_into(rows.start, data.numpy().data)
     return data.view(getattr(torch, DTYPES[stored.dtype])).view(len(rows), *stored.shape[1:])
 
 
