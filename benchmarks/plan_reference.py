@@ -1,0 +1,82 @@
+"""Writes data/kernel_times.csv: NVIDIA's measured kernel times of Llama-3-70B's shapes, one row a part of a layer.
+
+    pip install aiconfigurator-core==0.12.0
+    python benchmarks/plan_reference.py > benchmarks/data/kernel_times.csv
+
+Needs no GPU: aiconfigurator-core (Apache-2.0) carries NVIDIA's measurements for H100, H200, B200, L40S (TensorRT-LLM
+1.3.0rc20) and A100 (1.0.0). data/step_times.csv was made with it in the same way: whole steps by
+`predict_prefill_latency` and `decode_step_latency` over the seven layouts of 8 H100 SXM.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+import tempfile
+from pathlib import Path
+
+import aiconfigurator_core
+from aiconfigurator_core.sdk import EngineHandle
+
+LAYERS = 80
+SYSTEMS = {
+    "h100-sxm": ("h100_sxm", "1.3.0rc20"),
+    "h200-sxm": ("h200_sxm", "1.3.0rc20"),
+    "a100-sxm": ("a100_sxm", "current"),
+    "l40s": ("l40s", "1.3.0rc20"),
+    "b200-sxm": ("b200_sxm", "1.3.0rc20"),
+}
+DTYPES = {
+    "16": {"gemm_quant_mode": "bfloat16"},
+    "fp8": {"gemm_quant_mode": "fp8", "kvcache_quant_mode": "fp8", "fmha_quant_mode": "fp8"},
+}
+PRODUCTS = ("qkv_gemm", "proj_gemm", "gate_ffn1_gemm", "ffn2_gemm")
+ELEMENTWISE = ("add_norm_1", "add_norm_2", "act_gate")
+
+
+def main() -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["gpu", "dtype", "tp", "part", "tokens", "context", "us"])
+    configs = Path(aiconfigurator_core.__file__).parent / "model_configs"
+    with tempfile.TemporaryDirectory() as model:
+        config = (configs / "meta-llama--Meta-Llama-3.1-70B_config.json").read_text()
+        Path(model, "config.json").write_text(config)
+        for gpu, (system, version) in SYSTEMS.items():
+            for dtype, modes in DTYPES.items():
+                if (gpu, dtype) != ("a100-sxm", "fp8"):
+                    for tp in (1, 2, 4, 8):
+                        sizes = {"tp_size": tp, "pp_size": 1, **modes}
+                        engine = EngineHandle.compile(model, system, "trtllm", backend_version=version, **sizes)
+                        writer.writerows([gpu, dtype, tp, *row] for row in rows(engine, dtype))
+
+
+def rows(engine: EngineHandle, dtype: str):
+    """(part, tokens, context, microseconds a layer); FP8 rows only of the parts that FP8 changes."""
+    for tokens in (128, 256, 512, 1024, 2048, 4096, 8192):
+        us = micros(engine.run_static_per_op(batch_size=1, isl=tokens, osl=2)[0])
+        yield from dense(us, tokens, dtype)
+        if dtype == "16":
+            yield "context", tokens, tokens, us["attention"]
+    for sequences in (1, 4, 16, 32, 64, 128):
+        for context in (256, 1024, 4096):
+            us = micros(engine.decode_step_per_op(sequences, context, 2))
+            if context == 1024 and sequences < 128:  # 128 rows are in the contexts above
+                yield from dense(us, sequences, dtype)
+            yield "generation", sequences, context + 1, us["attention"]
+
+
+def dense(us: dict[str, float], tokens: int, dtype: str):
+    yield "linear", tokens, 0, round(sum(us[name] for name in PRODUCTS), 3)
+    if dtype == "16":
+        yield "elementwise", tokens, 0, round(sum(us[name] for name in ELEMENTWISE), 3)
+        if us["ar_1"]:
+            yield "all_reduce", tokens, 0, us["ar_1"]
+
+
+def micros(operations) -> dict[str, float]:
+    """Microseconds a layer of each operation, without the phase in its name."""
+    return {operation[0].split("_", 1)[1]: round(operation[1] * 1e3 / LAYERS, 3) for operation in operations}
+
+
+if __name__ == "__main__":
+    main()

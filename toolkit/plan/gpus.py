@@ -1,0 +1,139 @@
+"""The GPUs the planner knows: data-sheet figures, and the shares of them that kernels were seen to reach.
+
+Data-sheet figures are dense rates at boost clock, from NVIDIA's product briefs. The rates were fitted by
+`python benchmarks/plan_fit.py` to kernel times that NVIDIA measured (the database of aiconfigurator-core
+0.12.0, TensorRT-LLM 1.3.0rc20, Llama-3-70B shapes at TP 1, 2, 4 and 8; benchmarks/plan.md has the errors).
+Point-to-point rates are estimates. Memory is what nvidia-smi reports of a GPU of the kind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from toolkit.errors import ToolkitError
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What kernels reach: shares of the data sheet's rates, and seconds that every call costs whatever its size."""
+
+    linear_flops: float
+    """Matrix products of weights, share of the 16-bit peak."""
+    linear_flops_fp8: float
+    """The same in FP8, share of the FP8 peak."""
+    weight_bytes: float
+    """Weights streamed from memory, share of its bandwidth."""
+    linear_s: float
+    """Each matrix product, seconds."""
+    linear_fp8_s: float
+    """Each FP8 matrix product and the quantisation of its input, seconds."""
+    elementwise_bytes: float
+    """Norms, residuals and activations, share of bandwidth."""
+    elementwise_s: float
+    context_flops: float
+    """Attention of prompts (causal half of the square), share of the 16-bit peak."""
+    context_s: float
+    """Attention of prompts, seconds a layer."""
+    key_bytes: float
+    """Attention of a decode step: keys and values read, share of bandwidth."""
+    generation_s: float
+    """Attention of a decode step, seconds a layer."""
+    generation_fp8_s: float
+    """The same with keys and values in FP8."""
+    one_shot_link: float
+    """All-reduce in which each rank reads all others (small messages), share of the link's one-way rate."""
+    all_reduce_s: float
+    """Its floor, seconds."""
+    ring_link: float
+    """All-reduce that moves 2 (tp - 1) / tp of the message (large ones), share of the link's one-way rate."""
+    ring_s: float
+    """Its floor, seconds."""
+    contention: float = 1.28
+    """How a PCIe bus slows with more ranks: its rate is divided by (tp - 1) ** contention (L40S). Not on NVLink."""
+    hop_link: float = 0.8
+    """Point-to-point between stages, share of the link's one-way rate."""
+    hop_s: float = 10e-6
+    """Its floor, seconds."""
+    step_s: float = 0.0
+    """Each step on each stage, whatever it computes, seconds."""
+    sequence_s: float = 0.0
+    """Each sequence of a step on each stage, seconds."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One kind of GPU. FLOP/s are dense, bytes/s decimal, rates of links one way."""
+
+    name: str
+    memory_gib: float
+    """What the driver shows, GiB."""
+    bandwidth: float
+    flops: float
+    """FP16 and BF16."""
+    flops_fp8: float | None
+    """None where there are no FP8 tensor cores."""
+    nvlink: float
+    """0 where there is none."""
+    nvlink_gpus: int
+    """How many GPUs it joins."""
+    pcie: float
+    rates: Rates
+    measured: bool
+    """Whether the rates were fitted to times of this GPU; if not, they are the H100 SXM's, on its own data sheet."""
+
+    def link(self, tp: int) -> float:
+        """What one of `tp` GPUs that talk at once can send, bytes/s."""
+        return self.nvlink if tp <= self.nvlink_gpus else self.pcie / (tp - 1) ** self.rates.contention
+
+
+_H100 = Rates(
+    linear_flops=0.775, linear_flops_fp8=0.629, weight_bytes=0.840, linear_s=3.66e-6, linear_fp8_s=14.0e-6,
+    elementwise_bytes=0.8, elementwise_s=3e-6, context_flops=0.414, context_s=32.4e-6, key_bytes=0.739,
+    generation_s=11.6e-6, generation_fp8_s=7.65e-6, one_shot_link=0.611, all_reduce_s=2.85e-6, ring_link=0.741,
+    ring_s=25.8e-6,
+)  # fmt: skip
+_H200 = Rates(
+    linear_flops=0.771, linear_flops_fp8=0.653, weight_bytes=0.843, linear_s=4.08e-6, linear_fp8_s=14.0e-6,
+    elementwise_bytes=0.8, elementwise_s=3e-6, context_flops=0.410, context_s=32.2e-6, key_bytes=0.571,
+    generation_s=11.7e-6, generation_fp8_s=7.54e-6, one_shot_link=0.635, all_reduce_s=2.80e-6, ring_link=0.729,
+    ring_s=20.3e-6,
+)  # fmt: skip
+_A100 = Rates(
+    linear_flops=0.819, linear_flops_fp8=0.629, weight_bytes=0.806, linear_s=10.6e-6, linear_fp8_s=14.0e-6,
+    elementwise_bytes=0.8, elementwise_s=3e-6, context_flops=0.345, context_s=37.8e-6, key_bytes=0.839,
+    generation_s=15.8e-6, generation_fp8_s=7.65e-6, one_shot_link=0.489, all_reduce_s=4.84e-6, ring_link=0.653,
+    ring_s=45.5e-6,
+)  # fmt: skip
+_L40S = Rates(
+    linear_flops=0.576, linear_flops_fp8=0.485, weight_bytes=0.780, linear_s=1e-9, linear_fp8_s=7.10e-6,
+    elementwise_bytes=0.8, elementwise_s=3e-6, context_flops=0.345, context_s=31.5e-6, key_bytes=1.0,
+    generation_s=8.12e-6, generation_fp8_s=11.6e-6, one_shot_link=0.342, all_reduce_s=6.92e-6, ring_link=0.644,
+    ring_s=25.4e-6,
+)  # fmt: skip
+_B200 = Rates(
+    linear_flops=0.655, linear_flops_fp8=0.561, weight_bytes=0.787, linear_s=3.60e-6, linear_fp8_s=16.6e-6,
+    elementwise_bytes=0.8, elementwise_s=3e-6, context_flops=0.355, context_s=35.8e-6, key_bytes=0.917,
+    generation_s=10.6e-6, generation_fp8_s=10.7e-6, one_shot_link=0.624, all_reduce_s=4.82e-6, ring_link=0.627,
+    ring_s=28.8e-6,
+)  # fmt: skip
+
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        #    name      GiB shown  bytes/s   FLOP/s   in FP8  NVLink, of  PCIe   rates  measured
+        Gpu("h100-sxm", 79.6, 3.35e12, 989e12, 1979e12, 450e9, 8, 64e9, _H100, True),
+        Gpu("h100-pcie", 79.6, 2.00e12, 756e12, 1513e12, 0, 1, 64e9, _H100, False),
+        Gpu("h100-nvl", 93.6, 3.90e12, 835e12, 1671e12, 300e9, 2, 64e9, _H100, False),
+        Gpu("h200-sxm", 139.8, 4.80e12, 989e12, 1979e12, 450e9, 8, 64e9, _H200, True),
+        Gpu("a100-sxm", 79.3, 2.039e12, 312e12, None, 300e9, 8, 32e9, _A100, True),
+        Gpu("l40s", 44.5, 0.864e12, 362e12, 733e12, 0, 1, 32e9, _L40S, True),
+        Gpu("b200-sxm", 178.4, 7.70e12, 2250e12, 4500e12, 900e9, 8, 128e9, _B200, True),
+    )
+}
+
+
+def gpu_named(name: str) -> Gpu:
+    """A GPU of the table. Raises ToolkitError for another name."""
+    if name not in GPUS:
+        raise ToolkitError(f"hardware.gpu: {name!r} is not in the planner's table", hint=f"Use {', '.join(GPUS)}.")
+    return GPUS[name]

@@ -1,0 +1,204 @@
+"""How long a step takes on each pipeline stage: a closed form over the shapes of the model.
+
+A step computes a batch of contexts (prompts, or chunks of them) and of generations (one token each). Per
+layer and GPU it is the sum of: four matrix products, each the larger of its arithmetic and its bytes; norms
+and activation; attention of the contexts (arithmetic) and of the generations (keys and values read); two
+all-reduces. The first stage adds the embedding, the last one lm_head. docs/planning.md derives each term and
+works one step by hand. Seconds, bytes and FLOPs throughout.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+from toolkit.mapping import Mapping
+from toolkit.model import ModelShape
+from toolkit.plan.gpus import Gpu
+
+KNEE = 5.0
+"""Between memory-bound and compute-bound a product takes (a**k + m**k) ** (1/k) of its two times a and m."""
+
+
+class StepWork(NamedTuple):
+    """What a step computes, as far as its time depends on it."""
+
+    context_tokens: int = 0
+    context_pairs: float = 0
+    """Pairs of a query and a key that it may see: n (n + 1) / 2 for a whole prompt of n tokens."""
+    contexts: int = 0
+    generations: int = 0
+    keys: int = 0
+    """Keys that the generations read: the sum of their lengths."""
+    emitted: int = 0
+    """Sequences that get a new token, which are the rows that go through lm_head."""
+
+    @property
+    def tokens(self) -> int:
+        return self.context_tokens + self.generations
+
+
+def prefill(tokens: int, prompts: int = 1) -> StepWork:
+    """A step that computes whole prompts of `tokens` tokens."""
+    return StepWork(prompts * tokens, prompts * tokens * (tokens + 1) / 2, prompts, 0, 0, prompts)
+
+
+def decode(sequences: int, context: float) -> StepWork:
+    """A step that computes one token of each of `sequences` sequences of `context` tokens."""
+    return StepWork(0, 0, 0, sequences, int(sequences * context), sequences)
+
+
+class StepTimes(Protocol):
+    """Anything that can say how long steps take: the closed form, or a measured table of another tool."""
+
+    stages: int
+
+    def stage_seconds(self, work: StepWork) -> list[float]:
+        """The time of the step on each stage."""
+
+    def hop_seconds(self, work: StepWork) -> float:
+        """From the end of one stage to the beginning of the next."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Bytes of what the kernels move, and whether the weights' products run in FP8."""
+
+    weight_bytes: int = 2
+    kv_bytes: int = 2
+    activation_bytes: int = 2
+    fp8: bool = False
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """Step times from the model's shape, a GPU's data sheet and the rates that kernels reach."""
+
+    shape: ModelShape
+    mapping: Mapping
+    gpu: Gpu
+    precision: Precision
+
+    @property
+    def stages(self) -> int:
+        return self.mapping.pp
+
+    def stage_seconds(self, work: StepWork) -> list[float]:
+        layer, rates = self.layer_s(work), self.gpu.rates
+        fixed = rates.step_s + rates.sequence_s * (work.contexts + work.generations)
+        seconds = [count * layer + fixed for count in self._layers]
+        seconds[0] += self.embedding_s(work.tokens)
+        seconds[-1] += self.lm_head_s(work.emitted)
+        return seconds
+
+    def hop_seconds(self, work: StepWork) -> float:
+        if self.mapping.pp == 1:
+            return 0.0
+        rates, link = self.gpu.rates, self.gpu.link(2 * self.mapping.tp)
+        return rates.hop_s + self._hidden_bytes(work.tokens) / (link * rates.hop_link)  # each rank sends them all
+
+    def layer_s(self, work: StepWork) -> float:
+        """One layer of the step on one GPU."""
+        seconds = self._dense_s(work.tokens)
+        if work.contexts:
+            seconds += self.context_s(work.context_pairs)
+        if work.generations:
+            seconds += self.generation_s(work.keys)
+        return seconds
+
+    def linear_s(self, tokens: int) -> float:
+        """The four products of a layer: qkv, attention's output, gate and up together, down."""
+        return sum(self._product_s(tokens, inner, outer, self.precision.fp8) for inner, outer in self._products)
+
+    def elementwise_s(self, tokens: int) -> float:
+        """Two norms with their residuals (four reads and writes of the hidden state each), and SwiGLU."""
+        rates, shape = self.gpu.rates, self.shape
+        moved = tokens * self.precision.activation_bytes * (8 * shape.hidden_size + 3 * self._ffn)
+        return 3 * rates.elementwise_s + moved / (self.gpu.bandwidth * rates.elementwise_bytes)
+
+    def context_s(self, pairs: float) -> float:
+        """Attention of the contexts of one layer: 2 products of 2 FLOPs a pair, head and head element."""
+        rates = self.gpu.rates
+        return rates.context_s + 4 * pairs * self._queries / (self.gpu.flops * rates.context_flops)
+
+    def generation_s(self, keys: float) -> float:
+        """Attention of the generations of one layer: every key and value read once."""
+        rates = self.gpu.rates
+        read = keys * 2 * self._keys * self.precision.kv_bytes
+        floor = rates.generation_fp8_s if self.precision.kv_bytes == 1 else rates.generation_s
+        return floor + read / (self.gpu.bandwidth * rates.key_bytes)
+
+    def all_reduce_s(self, tokens: int) -> float:
+        """One all-reduce of the hidden states, by the faster of the two ways; 0 without tensor parallelism."""
+        tp, rates, size = self.mapping.tp, self.gpu.rates, self._hidden_bytes(tokens)
+        if tp == 1:
+            return 0.0
+        link = self.gpu.link(tp)
+        one_shot = rates.all_reduce_s + (tp - 1) * size / (link * rates.one_shot_link)
+        ring = rates.ring_s + 2 * (tp - 1) / tp * size / (link * rates.ring_link)
+        return min(one_shot, ring)
+
+    def lm_head_s(self, rows: int) -> float:
+        """The product with lm_head, which stays in 16 bits when the layers are FP8."""
+        vocabulary = math.ceil(self.shape.vocab_size / self.mapping.tp)
+        return self._product_s(rows, self.shape.hidden_size, vocabulary, fp8=False) if rows else 0.0
+
+    def embedding_s(self, tokens: int) -> float:
+        """A table lookup: one read and one write of the hidden states."""
+        rates = self.gpu.rates
+        return rates.elementwise_s + 2 * self._hidden_bytes(tokens) / (self.gpu.bandwidth * rates.elementwise_bytes)
+
+    def _product_s(self, rows: int, inner: int, outer: int, fp8: bool) -> float:
+        """[rows, inner] x [inner, outer]."""
+        rates, precision = self.gpu.rates, self.precision
+        if fp8:
+            peak, floor, size = (self.gpu.flops_fp8 or 0) * rates.linear_flops_fp8, rates.linear_fp8_s, 1
+        else:
+            size = 2 if precision.fp8 else precision.weight_bytes
+            peak, floor = self.gpu.flops * rates.linear_flops, rates.linear_s
+        moved = inner * outer * size + rows * (inner + outer) * precision.activation_bytes
+        arithmetic, memory = 2 * rows * inner * outer / peak, moved / (self.gpu.bandwidth * rates.weight_bytes)
+        larger = max(arithmetic, memory)
+        return floor + larger * (1 + (min(arithmetic, memory) / larger) ** KNEE) ** (1 / KNEE)
+
+    def _dense_s(self, tokens: int) -> float:
+        """What depends on the number of tokens only; a run asks for few different ones, many times."""
+        if tokens not in self._dense:
+            reduces = 2 * self.all_reduce_s(tokens)
+            self._dense[tokens] = self.linear_s(tokens) + self.elementwise_s(tokens) + reduces
+        return self._dense[tokens]
+
+    def _hidden_bytes(self, tokens: int) -> int:
+        return tokens * self.shape.hidden_size * self.precision.activation_bytes
+
+    @cached_property
+    def _dense(self) -> dict[int, float]:
+        return {}
+
+    @cached_property
+    def _layers(self) -> list[int]:
+        return [len(self.mapping.layers(self.shape.num_hidden_layers, stage)) for stage in range(self.mapping.pp)]
+
+    @cached_property
+    def _queries(self) -> int:
+        return self.shape.num_attention_heads // self.mapping.tp * self.shape.head_dim
+
+    @cached_property
+    def _keys(self) -> int:
+        return math.ceil(self.shape.num_key_value_heads / self.mapping.tp) * self.shape.head_dim
+
+    @cached_property
+    def _ffn(self) -> int:
+        return self.shape.intermediate_size // self.mapping.tp
+
+    @cached_property
+    def _products(self) -> list[tuple[int, int]]:
+        hidden = self.shape.hidden_size
+        return [
+            (hidden, self._queries + 2 * self._keys),
+            (self._queries, hidden),
+            (hidden, 2 * self._ffn),
+            (self._ffn, hidden),
+        ]
