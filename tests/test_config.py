@@ -65,7 +65,7 @@ MISTAKES = [
     ("parallel.pp", 0, "parallel.pp: input should be greater than 0, got 0"),
     ("parallel.pp", "four", "parallel.pp: input should be a valid integer, got 'four'"),
     ("parallel.pp", True, "parallel.pp: input should be a valid integer, got True"),
-    ("parallel.dp", 2, "parallel.dp: unknown key. Known here: pp, tp."),
+    ("parallel.dp", 2, "parallel.dp: unknown key. Known here: pp, replicas, tp."),
     ("paralel", {"tp": 2}, "paralel: unknown key. Known here: engine, hardware,"),
     ("file", "x", "file: unknown key."),
     ("engine", "vllm", "engine: input should be 'tensorrt', 'pytorch' or 'rehearsal', got 'vllm'"),

@@ -11,122 +11,32 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from toolkit.errors import ToolkitError
 from toolkit.mapping import Mapping
 from toolkit.model import ModelShape, load_shape, no_shape, parse_shape, shape_file
 from toolkit.rules import check, check_same_shape
+from toolkit.sections import (
+    Hardware,
+    KvCache,
+    Limits,
+    Load,
+    LoosePath,
+    Model,
+    Parallel,
+    Scheduler,
+    Section,
+    Serving,
+    Slo,
+    Workload,
+)
 from toolkit.yamlfile import read_yaml
 
 Engine = Literal["tensorrt", "pytorch", "rehearsal"]
 ENGINES: tuple[Engine, ...] = ("tensorrt", "pytorch", "rehearsal")
 REHEARSAL_KV_TOKENS = 16384
 """Upper bound of a rehearsal's KV pool when the YAML names none, so that eight ranks fit a laptop."""
-
-Positive = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(gt=0, le=1)]
-Port = Annotated[int, Field(ge=1, le=65535)]
-LoosePath = Annotated[Path, Field(strict=False)]
-
-
-class Section(BaseModel):
-    """A block of the YAML: unknown keys are refused, values are not coerced, nothing changes later."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Model(Section):
-    path: LoosePath
-    """A Hugging Face directory (config.json, safetensors, tokenizer.json), or one of Meta's (params.json)."""
-    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
-    config: dict[str, Any] | None = None
-    """The fields of config.json, for planning where the checkpoint is not; must agree with it where it is."""
-
-
-class Parallel(Section):
-    tp: Positive = 1
-    pp: Positive = 1
-
-
-class Limits(Section):
-    max_sequences: Positive = 64
-    """Sequences in flight over all micro-batches; one micro-batch takes max_sequences / pp of them."""
-    max_num_tokens: Positive = 8192
-    """Tokens that one step (one micro-batch) may compute."""
-    max_seq_len: Positive = 8192
-    """Prompt and answer together, per sequence."""
-    max_queue_size: Positive = 256
-    """Requests that may wait; further ones are refused at once."""
-
-
-class KvCache(Section):
-    tokens_per_block: Literal[8, 16, 32, 64, 128] = 32
-    reuse: bool = True
-    max_tokens: Positive | None = None
-    free_gpu_memory_fraction: Share = 0.9
-
-
-class Scheduler(Section):
-    policy: Literal["guaranteed_no_evict", "max_utilization"] = "guaranteed_no_evict"
-    chunked_context: bool = True
-
-
-class Hardware(Section):
-    gpu: str = "h100-sxm"
-    gpus: Positive = 8
-    gpu_memory_gib: PositiveFloat = 79.6
-    """What the driver shows of one GPU, in GiB (an 80 GB H100 shows about 79.6)."""
-    gpu_memory_limit: Share = 0.85
-    host_memory_gb: PositiveFloat = 256
-    cores_per_gpu: Positive = 16
-
-
-class Serving(Section):
-    host: str = "127.0.0.1"
-    http_port: Port = 8000
-    grpc_port: Port = 8001
-    metrics_port: Port = 8002
-    startup_timeout_s: PositiveFloat = 600
-    drain_timeout_s: PositiveFloat = 30
-
-
-class Percentiles(Section):
-    """Upper limits in milliseconds; a percentile that is not given has no limit."""
-
-    p50: PositiveFloat | None = None
-    p90: PositiveFloat | None = None
-    p95: PositiveFloat | None = None
-    p99: PositiveFloat | None = None
-
-
-class Slo(Section):
-    """Targets. Metric definitions are in toolkit.slo.metrics."""
-
-    ttft_ms: Percentiles = Percentiles()
-    tpot_ms: Percentiles = Percentiles()
-    itl_ms: Percentiles = Percentiles()
-    e2e_ms: Percentiles = Percentiles()
-    prefill_ms: Percentiles = Percentiles()
-    requests_per_s: PositiveFloat | None = None
-    compliance: Share = 0.99
-    """Share of all requests, errors included, that must be inside every per-request target."""
-    gpu_utilisation: Annotated[tuple[Share, Share], Field(strict=False)] | None = None
-    load_balance_variance: Share | None = None
-
-
-class Load(Section):
-    """The load test: `users` streams at a time, each sending its next request when the last one ended."""
-
-    users: Positive = 8
-    requests: Positive = 64
-    warmup_requests: Annotated[int, Field(ge=0)] = 4
-    max_tokens: Positive = 64
-    protocol: Literal["http", "grpc"] = "http"
-    timeout_s: PositiveFloat = 120
-    prompts: LoosePath | None = None
-    """A text file with one prompt a line, or JSONL with a "prompt" field; questions of our own otherwise."""
 
 
 class Deployment(Section):
@@ -143,6 +53,7 @@ class Deployment(Section):
     hardware: Hardware = Hardware()
     serving: Serving = Serving()
     slo: Slo = Slo()
+    workload: Workload = Workload()
     loadtest: Load = Load()
     output: LoosePath
 
@@ -189,8 +100,8 @@ class Deployment(Section):
 
     @property
     def max_batch_size(self) -> int:
-        """Sequences of one micro-batch. The executor keeps pp micro-batches in flight."""
-        return math.ceil(self.limits.max_sequences / self.parallel.pp)
+        """Sequences of one micro-batch. The executor of each replica keeps pp micro-batches in flight."""
+        return math.ceil(self.limits.max_sequences / (self.parallel.pp * self.parallel.replicas))
 
     @property
     def kv_blocks(self) -> int:
@@ -234,7 +145,7 @@ def _absolute_paths(content: dict[str, Any], base: Path) -> dict[str, Any]:
         return (base / Path(value).expanduser()).resolve() if isinstance(value, str) and value else value
 
     resolved = dict(content, output=absolute(content["output"]))
-    for section, key in (("model", "path"), ("loadtest", "prompts")):
+    for section, key in (("model", "path"), ("loadtest", "prompts"), ("workload", "trace")):
         if isinstance(resolved.get(section), dict) and key in resolved[section]:
             resolved[section] = dict(resolved[section], **{key: absolute(resolved[section][key])})
     return resolved

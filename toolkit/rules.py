@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from toolkit.errors import ToolkitError
 from toolkit.model import ModelShape
+from toolkit.sections import Lengths
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
@@ -23,9 +24,20 @@ Broken = tuple[str, str, str]
 
 def check(deployment: Deployment) -> None:
     """Raise a ToolkitError for the first rule that does not hold."""
-    for rules in (_parallel_rules, _limit_rules, _serving_rules):
+    for rules in (_parallel_rules, _precision_rules, _limit_rules, _workload_rules, _serving_rules):
         for field, what, hint in rules(deployment):
             raise ToolkitError(f"{field}: {what}", where=deployment.file, hint=hint)
+
+
+def check_can_be_made(deployment: Deployment) -> None:
+    """Raise a ToolkitError for what can be planned and not made. FP8 needs scales that only calibration gives."""
+    for field, value in (
+        ("model.quantization", deployment.model.quantization),
+        ("kv_cache.dtype", deployment.kv_cache.dtype),
+    ):
+        if value == "fp8":
+            hint = "Remove it, or bring a checkpoint quantised by NVIDIA's tools: toolkit build --checkpoint DIR."
+            raise ToolkitError(f"{field}: fp8 can be planned, not converted", where=deployment.file, hint=hint)
 
 
 def check_same_shape(found: ModelShape, stated: ModelShape, deployment: Deployment) -> None:
@@ -74,12 +86,41 @@ def _parallel_rules(deployment: Deployment) -> Iterator[Broken]:
             f"{pp} stages are more than the model's {layers} layers",
             f"Use at most {layers}.",
         )
-    if tp * pp > gpus:
+    replicas = deployment.parallel.replicas
+    if tp * pp * replicas > gpus:
+        times = f" x replicas {replicas}" if replicas > 1 else ""
         yield (
             "parallel",
-            f"tp {tp} x pp {pp} needs {tp * pp} GPUs, hardware.gpus is {gpus}",
-            "Lower tp or pp, or raise hardware.gpus.",
+            f"tp {tp} x pp {pp}{times} needs {tp * pp * replicas} GPUs, hardware.gpus is {gpus}",
+            "Lower one of them, or raise hardware.gpus.",
         )
+    if replicas > deployment.limits.max_sequences:
+        what = f"{replicas} are more than limits.max_sequences {deployment.limits.max_sequences}"
+        yield "parallel.replicas", what, "Give each replica a sequence at least."
+
+
+def _precision_rules(deployment: Deployment) -> Iterator[Broken]:
+    if deployment.engine == "rehearsal":
+        for field, value in (
+            ("model.quantization", deployment.model.quantization),
+            ("kv_cache.dtype", deployment.kv_cache.dtype),
+        ):
+            if value == "fp8":
+                yield field, "fp8 cannot be rehearsed: a rehearsal computes in float32", "Plan with engine: tensorrt."
+
+
+def _workload_rules(deployment: Deployment) -> Iterator[Broken]:
+    workload = deployment.workload
+    for field in ("prompt_tokens", "output_tokens"):
+        given = getattr(workload, field)
+        if isinstance(given, Lengths):
+            name = f"workload.{field}"
+            if given.mean is None and given.max is None:
+                yield name, "neither max nor mean is given", "Give {min, max}, or {mean, cv}, or one number."
+            if given.max is not None and given.max < given.min:
+                yield name, f"max {given.max} is less than min {given.min}", "Exchange them."
+    if workload.arrivals == "trace" and workload.trace is None:
+        yield "workload.trace", "missing, with arrivals: trace", "Give the JSONL file to replay."
 
 
 def _limit_rules(deployment: Deployment) -> Iterator[Broken]:

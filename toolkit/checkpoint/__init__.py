@@ -35,7 +35,9 @@ def convert(deployment: Deployment, progress: Progress | None = None) -> bool:
     from toolkit.checkpoint.digests import input_digests, is_current
     from toolkit.checkpoint.source import check_source, open_source
     from toolkit.checkpoint.write import write_checkpoint
+    from toolkit.rules import check_can_be_made
 
+    check_can_be_made(deployment)
     shape, mapping, dtype = deployment.shape, deployment.mapping, deployment.model.dtype
     source = open_source(deployment.model.path)
     check_source(source, shape)

@@ -14,7 +14,8 @@ from typing import Literal, NamedTuple
 from toolkit.mapping import Mapping
 from toolkit.model import ModelShape
 from toolkit.plan.gpus import Gpu, Rates
-from toolkit.plan.latency import ClosedForm, Precision
+from toolkit.plan.latency import ClosedForm
+from toolkit.plan.precision import Precision
 
 Part = Literal["linear", "elementwise", "context", "generation", "all_reduce", "lm_head"]
 

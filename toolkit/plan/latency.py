@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 from toolkit.mapping import Mapping
 from toolkit.model import ModelShape
 from toolkit.plan.gpus import Gpu
+from toolkit.plan.precision import Precision
 
 KNEE = 5.0
 """Between memory-bound and compute-bound a product takes (a**k + m**k) ** (1/k) of its two times a and m."""
@@ -51,9 +52,17 @@ def decode(sequences: int, context: float) -> StepWork:
 
 
 class StepTimes(Protocol):
-    """Anything that can say how long steps take: the closed form, or a measured table of another tool."""
+    """Anything that can say how long steps take: the closed form, a measurement, or another tool's tables."""
 
-    stages: int
+    @property
+    def stages(self) -> int: ...
+
+    @property
+    def cores(self) -> int | None:
+        """CPU cores that the ranks of a rehearsal share; None on GPUs, which share nothing."""
+
+    @property
+    def ranks_per_stage(self) -> int: ...
 
     def stage_seconds(self, work: StepWork) -> list[float]:
         """The time of the step on each stage."""
@@ -61,15 +70,8 @@ class StepTimes(Protocol):
     def hop_seconds(self, work: StepWork) -> float:
         """From the end of one stage to the beginning of the next."""
 
-
-@dataclass(frozen=True)
-class Precision:
-    """Bytes of what the kernels move, and whether the weights' products run in FP8."""
-
-    weight_bytes: int = 2
-    kv_bytes: int = 2
-    activation_bytes: int = 2
-    fp8: bool = False
+    def finish_seconds(self, work: StepWork) -> float:
+        """From the end of the last stage to the tokens' being known where requests are scheduled."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,15 @@ class ClosedForm:
     gpu: Gpu
     precision: Precision
 
+    cores = None
+
     @property
     def stages(self) -> int:
         return self.mapping.pp
+
+    @property
+    def ranks_per_stage(self) -> int:
+        return self.mapping.tp
 
     def stage_seconds(self, work: StepWork) -> list[float]:
         layer, rates = self.layer_s(work), self.gpu.rates
@@ -98,6 +106,10 @@ class ClosedForm:
             return 0.0
         rates, link = self.gpu.rates, self.gpu.link(2 * self.mapping.tp)
         return rates.hop_s + self._hidden_bytes(work.tokens) / (link * rates.hop_link)  # each rank sends them all
+
+    def finish_seconds(self, work: StepWork) -> float:
+        """The tokens go back to the first stage, and are a few bytes."""
+        return self.gpu.rates.hop_s if self.mapping.pp > 1 else 0.0
 
     def layer_s(self, work: StepWork) -> float:
         """One layer of the step on one GPU."""

@@ -66,7 +66,7 @@ def tensorrt_llm(deployment: Deployment, engine_dir: Path) -> dict[str, str]:
         "batch_scheduler_policy": scheduler.policy,
         "enable_chunked_context": _boolean(scheduler.chunked_context),
         "enable_kv_cache_reuse": _boolean(kv_cache.reuse),
-        "kv_cache_free_gpu_mem_fraction": str(kv_cache.free_gpu_memory_fraction),
+        "kv_cache_free_gpu_mem_fraction": str(_kv_cache_fraction(deployment)),
         "max_tokens_in_paged_kv_cache": str(_kv_cache_tokens(deployment)),
         "max_attention_window_size": "",
         "sink_token_length": "",
@@ -103,14 +103,23 @@ def _kv_cache_tokens(deployment: Deployment) -> int:
     """
     if deployment.engine == "rehearsal":
         return deployment.kv_blocks * deployment.kv_cache.tokens_per_block
-    capacity, longest = plan_memory(deployment).token_capacity, deployment.limits.max_seq_len
+    memory, longest = plan_memory(deployment), deployment.limits.max_seq_len
+    capacity = memory.token_capacity
     if capacity < longest:
         raise ToolkitError(
             f"hardware.gpu_memory_limit: leaves room for {capacity} tokens of KV cache, a sequence may take {longest}",
             where=deployment.file,
             hint="Spread the model over more GPUs; toolkit plan shows the memory of each.",
         )
-    return min(capacity, deployment.kv_cache.max_tokens or capacity)
+    return memory.pool_tokens
+
+
+def _kv_cache_fraction(deployment: Deployment) -> float:
+    """The YAML's, or the one that stays under hardware.gpu_memory_limit; of a rehearsal, which has none, the backend's
+    default."""
+    if deployment.kv_cache.free_gpu_memory_fraction is not None:
+        return deployment.kv_cache.free_gpu_memory_fraction
+    return 0.9 if deployment.engine == "rehearsal" else plan_memory(deployment).kv_fraction
 
 
 def _boolean(value: bool) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal
 
-from toolkit.config import Slo
+from toolkit.sections import Slo
 from toolkit.slo.metrics import Measured
 
 LATENCIES = {
@@ -76,7 +76,7 @@ def limits_of_a_request(slo: Slo) -> dict[str, float]:
     the highest percentile that the SLO gives, as that one is meant to hold for all but the outliers."""
     limits = {}
     for metric in LATENCIES:
-        given = [limit for _, limit in _percentiles(slo, metric)]
+        given = [limit for _, limit in percentiles(slo, metric)]
         if given:
             limits[metric] = given[-1]
     return limits
@@ -117,7 +117,7 @@ def could_not_run(slo: Slo, reason: str) -> Verdict:
 def _targets(slo: Slo, measured: Measured) -> Iterator[Target]:
     for metric, label in LATENCIES.items():
         distribution = measured.distributions[metric]
-        for q, limit in _percentiles(slo, metric):
+        for q, limit in percentiles(slo, metric):
             value = distribution.percentile(q)
             note = _caveat(q, len(distribution)) if value is not None else _absence(metric, measured)
             yield _at_most(Target(f"{metric}.p{q}", f"{label} P{q}", "ms", "≤", limit, value, note=note))
@@ -151,7 +151,7 @@ def _at_least(target: Target) -> Target:
     return replace(target, passed=value >= limit, margin=(value - limit) / limit)
 
 
-def _percentiles(slo: Slo, metric: str) -> list[tuple[int, float]]:
+def percentiles(slo: Slo, metric: str) -> list[tuple[int, float]]:
     """The percentiles of a metric that the SLO limits, in rising order."""
     given = getattr(slo, metric)
     found = ((int(name[1:]), getattr(given, name)) for name in type(given).model_fields)

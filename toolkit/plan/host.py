@@ -1,0 +1,41 @@
+"""What converting and building need of the host: disk, memory, and how many ranks can be built at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from toolkit.plan.memory import MemoryPlan
+
+if TYPE_CHECKING:
+    from toolkit.config import Deployment
+
+CONVERT_BYTES = 200_000_000
+"""Memory of `toolkit convert`, whatever the model's size (benchmarks/convert.md)."""
+BUILD_FACTOR, BUILD_BYTES = 2.0, 4_000_000_000
+"""A building rank holds its weights and the engine it writes, and a workspace of a few GB. An estimate: no build
+of ours has been measured; the failures that users report are of too little host memory."""
+
+
+@dataclass(frozen=True)
+class HostPlan:
+    """Bytes of the host that `convert` and `build` need."""
+
+    checkpoint_bytes: int
+    """Disk of the rank files; the engines take about the same again."""
+    build_rank_bytes: int
+    """Memory of trtllm-build for the largest rank."""
+    workers: int
+    """Ranks that can be built at once: one a GPU, as far as host memory goes. 0: not even one."""
+
+    @property
+    def engine_bytes(self) -> int:
+        return self.checkpoint_bytes
+
+
+def plan_host(deployment: Deployment, memory: MemoryPlan) -> HostPlan:
+    """Of one replica's engine, which all replicas share."""
+    weights = [stage.weight_bytes for stage in memory.stages for _ in stage.gpus]
+    rank = int(BUILD_FACTOR * max(weights) + BUILD_BYTES)
+    workers = min(len(weights), int(deployment.hardware.host_memory_gb * 1e9) // rank)
+    return HostPlan(sum(weights), rank, workers)

@@ -1,0 +1,152 @@
+"""The sections of a deployment's YAML, each a block of keys with its types and defaults.
+
+Rules that involve two fields are in toolkit/rules.py; toolkit/config.py puts the sections together.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+LoosePath = Annotated[Path, Field(strict=False)]
+
+
+class Section(BaseModel):
+    """A block of the YAML: unknown keys are refused, values are not coerced, nothing changes later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Model(Section):
+    path: LoosePath
+    """A Hugging Face directory (config.json, safetensors, tokenizer.json), or one of Meta's (params.json)."""
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    quantization: Literal["none", "fp8"] = "none"
+    """Of the layers' weights, for planning: this release converts and rehearses none."""
+    config: dict[str, Any] | None = None
+    """The fields of config.json, for planning where the checkpoint is not; must agree with it where it is."""
+
+
+class Parallel(Section):
+    tp: Positive = 1
+    pp: Positive = 1
+    replicas: Positive = 1
+    """Groups of tp x pp GPUs that share the requests."""
+
+
+class Limits(Section):
+    max_sequences: Positive = 64
+    """Sequences in flight over all replicas and micro-batches; a micro-batch takes max_sequences / (replicas x pp)."""
+    max_num_tokens: Positive = 8192
+    """Tokens that one step (one micro-batch) may compute."""
+    max_seq_len: Positive = 8192
+    """Prompt and answer together, per sequence."""
+    max_queue_size: Positive = 256
+    """Requests that may wait; further ones are refused at once."""
+
+
+class KvCache(Section):
+    tokens_per_block: Literal[8, 16, 32, 64, 128] = 32
+    reuse: bool = True
+    max_tokens: Positive | None = None
+    dtype: Literal["auto", "fp8"] = "auto"
+    """auto: as the model's dtype, or FP8 where its weights are."""
+    free_gpu_memory_fraction: Share | None = None
+    """Of what weights and workspace leave free. Derived from hardware.gpu_memory_limit when it is not given."""
+
+
+class Scheduler(Section):
+    policy: Literal["guaranteed_no_evict", "max_utilization"] = "guaranteed_no_evict"
+    chunked_context: bool = True
+
+
+class Hardware(Section):
+    gpu: str = "h100-sxm"
+    gpus: Positive = 8
+    gpu_memory_gib: PositiveFloat = 79.6
+    """What the driver shows of one GPU, in GiB (an 80 GB H100 shows about 79.6)."""
+    gpu_memory_limit: Share = 0.85
+    host_memory_gb: PositiveFloat = 256
+    cores_per_gpu: Positive = 16
+
+
+class Serving(Section):
+    host: str = "127.0.0.1"
+    http_port: Port = 8000
+    grpc_port: Port = 8001
+    metrics_port: Port = 8002
+    startup_timeout_s: PositiveFloat = 600
+    drain_timeout_s: PositiveFloat = 30
+
+
+class Percentiles(Section):
+    """Upper limits in milliseconds; a percentile that is not given has no limit."""
+
+    p50: PositiveFloat | None = None
+    p90: PositiveFloat | None = None
+    p95: PositiveFloat | None = None
+    p99: PositiveFloat | None = None
+
+
+class Slo(Section):
+    """Targets. Metric definitions are in toolkit.slo.metrics."""
+
+    ttft_ms: Percentiles = Percentiles()
+    tpot_ms: Percentiles = Percentiles()
+    itl_ms: Percentiles = Percentiles()
+    e2e_ms: Percentiles = Percentiles()
+    prefill_ms: Percentiles = Percentiles()
+    requests_per_s: PositiveFloat | None = None
+    compliance: Share = 0.99
+    """Share of all requests, errors included, that must be inside every per-request target."""
+    gpu_utilisation: Annotated[tuple[Share, Share], Field(strict=False)] | None = None
+    load_balance_variance: Share | None = None
+
+
+class Lengths(Section):
+    """Token counts that differ from request to request: uniform from min to max, or log-normal about a mean."""
+
+    min: Positive = 1
+    max: Positive | None = None
+    mean: PositiveFloat | None = None
+    cv: PositiveFloat = 1.0
+    """Standard deviation over mean, of the log-normal."""
+
+
+class Workload(Section):
+    """The traffic that the deployment is for: `toolkit plan` predicts under it."""
+
+    arrivals: Literal["poisson", "constant", "gamma", "closed", "trace"] = "poisson"
+    rate: PositiveFloat | None = None
+    """Requests a second; slo.requests_per_s when it is not given."""
+    burstiness: PositiveFloat = 1.0
+    """gamma: the shape of the intervals. 1 is Poisson, below 1 comes in bursts, above 1 is smoother."""
+    users: Positive = 64
+    """closed: users that each send their next request when the last one ended."""
+    prompt_tokens: Positive | Lengths = 1024
+    output_tokens: Positive | Lengths = 128
+    shared_prefix_tokens: Annotated[int, Field(ge=0)] = 0
+    """So many tokens at the beginning of every prompt are the same (a system prompt)."""
+    trace: LoosePath | None = None
+    """trace: JSONL with timestamp (ms), input_length, output_length, and hash_ids where prefixes are shared."""
+    requests: Positive = 1000
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Load(Section):
+    """The load test: `users` streams at a time, each sending its next request when the last one ended."""
+
+    users: Positive = 8
+    requests: Positive = 64
+    warmup_requests: Annotated[int, Field(ge=0)] = 4
+    max_tokens: Positive = 64
+    protocol: Literal["http", "grpc"] = "http"
+    timeout_s: PositiveFloat = 120
+    prompts: LoosePath | None = None
+    """A text file with one prompt a line, or JSONL with a "prompt" field; questions of our own otherwise."""

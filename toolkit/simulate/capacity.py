@@ -1,0 +1,116 @@
+"""The highest rate that meets the targets: a search over simulations of the same requests at different rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from toolkit.inflight import SchedulerConfig
+from toolkit.plan.latency import StepTimes
+from toolkit.sections import Slo
+from toolkit.simulate.run import Simulation, simulate
+from toolkit.slo.metrics import Sample, is_good
+from toolkit.slo.verdict import judge, limits_of_a_request, percentiles
+from toolkit.workload import Traffic
+
+REQUESTS = 400
+"""Of each tried rate: enough for a P99, few enough for a search in two seconds."""
+PRECISION = 0.02
+LOWEST, FEW = 0.02, 60
+"""The lowest rate tried, as a share of the saturated throughput, and the requests that it is tried with."""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a deployment can do with its traffic. Requests/s."""
+
+    saturated: float
+    """Throughput with as many requests in flight as may be, whatever they wait."""
+    bubble: float
+    """Idle share of the stages then."""
+    highest: float | None
+    """The highest rate that meets every latency target and the compliance; None if none does."""
+
+
+def find_capacity(traffic: Traffic, config: SchedulerConfig, times: StepTimes, replicas: int, slo: Slo) -> Capacity:
+    """Overload it, then bisect between nearly nothing and the throughput that came out."""
+    opened = traffic.opened()
+    opened = replace(opened, requests=opened.requests[:REQUESTS])
+    full = saturate(opened, config, times, replicas)
+
+    def meets(rate: float, requests: int = REQUESTS) -> bool:
+        tried = replace(opened, requests=opened.requests[:requests]).at(rate)
+        run = simulate(tried, config, times, replicas, give_up=hopeless(slo, tried))
+        return run.complete and meets_latencies(run, slo)
+
+    most = middle_throughput(full)
+    return Capacity(most, full.bubble, _highest(meets, most))
+
+
+def saturate(traffic: Traffic, config: SchedulerConfig, times: StepTimes, replicas: int) -> Simulation:
+    """The requests of an open loop, due far faster than they can be served, with a queue for all of them.
+
+    Not all at once and not from a closed loop: sequences of one length that begin together stay together, and a
+    pipeline in which all prefill or all decode has no bubbles that real traffic has.
+    """
+    alone = simulate(replace(traffic, requests=traffic.requests[:1]), config, times).seconds
+    users = config.max_batch_size * config.micro_batches * replicas
+    patient = replace(config, max_queue_size=len(traffic.requests))
+    return simulate(traffic.at(users / alone), patient, times, replicas)
+
+
+def middle_throughput(run: Simulation) -> float:
+    """Requests/s between the first and the last quarter of the completions: without filling and draining."""
+    ends = sorted(sample.ended for sample in run.samples)
+    first, last = len(ends) // 4, 3 * len(ends) // 4
+    return (last - first) / (ends[last] - ends[first]) if ends[last] > ends[first] else math.inf
+
+
+def meets_latencies(run: Simulation, slo: Slo) -> bool:
+    """Whether every target that a request's times decide is met."""
+    latencies = slo.model_copy(update={"requests_per_s": None, "gpu_utilisation": None, "load_balance_variance": None})
+    measured = run.measured(limits_of_a_request(slo))
+    return all(target.passed is not False for target in judge(latencies, measured).targets)
+
+
+def hopeless(slo: Slo, traffic: Traffic) -> Callable[[Sample], bool]:
+    """Says of each request that ended whether so many missed a target that no others can make up for it."""
+    count = len(traffic.requests) - traffic.warmup
+    limits = limits_of_a_request(slo)
+    missed_any, allowed = 0, math.floor((1 - slo.compliance) * count + 1e-9)
+    bounds = [
+        (metric, limit, math.floor((1 - q / 100) * (count - 1)) + 1)
+        for metric in limits
+        if metric != "itl_ms"  # a request has many
+        for q, limit in percentiles(slo, metric)
+    ]
+    missed = [0] * len(bounds)
+
+    def give_up(sample: Sample) -> bool:
+        nonlocal missed_any
+        missed_any += not is_good(sample, limits)
+        for number, (metric, limit, most) in enumerate(bounds):
+            value = getattr(sample, metric)
+            missed[number] += not sample.ok or (value is not None and value > limit)
+            if missed[number] > most:
+                return True
+        return missed_any > allowed
+
+    return give_up
+
+
+def _highest(meets: Callable[..., bool], most: float) -> float | None:
+    """The largest rate up to `most` that meets, to PRECISION, if all rates below one that meets do too."""
+    if meets(most):
+        return most
+    low, high = LOWEST * most, most
+    if not meets(low, FEW):
+        return None
+    while high - low > PRECISION * high:
+        middle = (low + high) / 2
+        if meets(middle):
+            low = middle
+        else:
+            high = middle
+    return low

@@ -1,0 +1,187 @@
+"""One group of pipeline stages: `toolkit.inflight` decides each step, a model of step times says how long it takes.
+
+Steps pass the stages in the order in which they were scheduled. A stage begins a step when it has ended the one
+before and the stage in front has handed this one over; so all times of a step are known when it begins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from toolkit.inflight import Request, Scheduler, SchedulerConfig, State, Step
+from toolkit.plan.latency import StepTimes, StepWork
+from toolkit.slo.metrics import Sample
+from toolkit.workload import Planned
+
+
+class Sequence(Request):
+    """A request with the times of its life, seconds from the beginning of the run."""
+
+    def __init__(self, number: int, planned: Planned, due: float) -> None:
+        super().__init__(number, planned.prompt, planned.output_tokens)
+        self.due = due
+        self.started: float | None = None
+        """When its first step began."""
+        self.token_times: list[float] = []
+
+    def sample(self, error: str | None = None) -> Sample:
+        """What a client would have seen of it."""
+        times = tuple(self.token_times)
+        return Sample(
+            id=str(self.id),
+            protocol="simulated",
+            due=self.due,
+            sent=self.due,
+            ended=times[-1] if times else self.due,
+            token_times=times,
+            first_text=times[0] if times else None,
+            tokens_in=len(self.prompt),
+            counted_by="server",
+            prefill_ms=(times[0] - self.started) * 1e3 if times and self.started is not None else None,
+            error=error,
+        )
+
+
+class Interval(NamedTuple):
+    """What a stage did, for the timeline. Seconds from the beginning of the run."""
+
+    replica: int
+    stage: int
+    start: float
+    end: float
+    micro_batch: int
+    context_tokens: int
+    generations: int
+
+
+@dataclass
+class Usage:
+    """What a replica's stages and KV pool were used for, in seconds and block-seconds."""
+
+    busy: list[float]
+    working: float = 0.0
+    """Time with at least one step in flight."""
+    blocks: float = 0.0
+    """Blocks in use, integrated over that time."""
+    peak_blocks: int = 0
+    recomputed: int = 0
+    """Admissions of sequences that had been paused because the KV pool was full."""
+    intervals: list[Interval] = field(default_factory=list)
+
+
+class Replica:
+    """Time moves by `advance`; `next_event` says when that is worth calling.
+
+    In a rehearsal (`times.cores`) rank 0 schedules, computes the first stage and chooses tokens, one after the
+    other: it prefers to begin a step, and ends the oldest when none can begin. On GPUs these do not wait for
+    each other.
+    """
+
+    def __init__(self, number: int, config: SchedulerConfig, times: StepTimes, record: tuple[float, float]) -> None:
+        self.number, self.scheduler, self.times = number, Scheduler(config), times
+        self.usage = Usage(busy=[0.0] * times.stages)
+        self.outstanding = 0
+        self._one_thread = times.cores is not None
+        self._stage_free = [0.0] * times.stages
+        self._in_flight: deque[tuple[float, Step, StepWork]] = deque()
+        self._record = record
+        self._stuck = True  # nothing can begin before a request comes or a step ends
+        self._clock = 0.0
+
+    def submit(self, sequence: Sequence) -> None:
+        """Raises Busy when the queue is full."""
+        self.scheduler.submit(sequence)
+        self.outstanding += 1
+        self._stuck = False
+
+    def next_event(self) -> float:
+        """When a step ends or the first stage can begin one, whichever comes first; inf when idle."""
+        begin = math.inf if self._stuck else self._stage_free[0]
+        return min(begin, self._next_end())
+
+    def advance(self, now: float) -> list[Sequence]:
+        """Let everything happen that can by `now`. Returns the sequences that ended."""
+        self._account(now)
+        ended: list[Sequence] = []
+        while True:
+            can_begin = not self._stuck and self._stage_free[0] <= now
+            if can_begin and self._one_thread:
+                self._begin(now)
+            elif self._next_end() <= now:
+                ended += self._end(now)
+            elif can_begin:
+                self._begin(now)
+            else:
+                return ended
+
+    def _next_end(self) -> float:
+        if not self._in_flight:
+            return math.inf
+        end = self._in_flight[0][0]
+        return max(end, self._stage_free[0]) if self._one_thread else end
+
+    def _begin(self, now: float) -> None:
+        step = self.scheduler.schedule()
+        if step is None:
+            self._stuck = True
+            return
+        for part in step.context:
+            sequence: Any = part.request
+            if sequence.started is None:
+                sequence.started = now
+            self.usage.recomputed += bool(sequence.output) and part.start == 0
+        work = work_of(step)
+        hop, slowdown, ready = self.times.hop_seconds(work), self._slowdown(), now
+        for stage, seconds in enumerate(self.times.stage_seconds(work)):
+            start = max(ready, self._stage_free[stage])
+            self._stage_free[stage] = end = start + seconds * slowdown
+            self.usage.busy[stage] += end - start
+            ready = end + hop
+            if start < self._record[1] and end > self._record[0]:
+                what = (step.micro_batch, work.context_tokens, work.generations)
+                self.usage.intervals.append(Interval(self.number, stage, start, end, *what))
+        finish = 0.0 if self._one_thread else self.times.finish_seconds(work)
+        self._in_flight.append((self._stage_free[-1] + finish, step, work))
+
+    def _end(self, now: float) -> list[Sequence]:
+        _, step, work = self._in_flight.popleft()
+        if self._one_thread:
+            self._stage_free[0] = now = now + self.times.finish_seconds(work)
+        emitting: list[Any] = [part.request for part in step.works if part.emits]
+        self.scheduler.complete(step, [0] * len(emitting), [False] * len(emitting))
+        for sequence in emitting:
+            sequence.token_times.append(now)
+        self._stuck = False
+        ended = [sequence for sequence in emitting if sequence.state is State.FINISHED]
+        self.outstanding -= len(ended)
+        return ended
+
+    def _slowdown(self) -> float:
+        """Stages that compute at once share the cores of a rehearsal; GPUs share nothing."""
+        if self.times.cores is None:
+            return 1.0
+        return max(1.0, (len(self._in_flight) + 1) * self.times.ranks_per_stage / self.times.cores)
+
+    def _account(self, now: float) -> None:
+        elapsed, self._clock = now - self._clock, now
+        if self._in_flight:
+            pool = self.scheduler.pool
+            used = len(pool.references) - len(pool.idle)
+            self.usage.working += elapsed
+            self.usage.blocks += used * elapsed
+            self.usage.peak_blocks = max(self.usage.peak_blocks, used)
+
+
+def work_of(step: Step) -> StepWork:
+    """The step as a model of step times sees it."""
+    pairs = tokens = emitted = 0
+    for work in step.context:
+        tokens += work.length
+        pairs += work.length * work.start + work.length * (work.length + 1) // 2
+        emitted += work.emits
+    generations = len(step.generation)
+    keys = sum(work.start for work in step.generation) + generations
+    return StepWork(tokens, pairs, len(step.context), generations, keys, emitted + generations)

@@ -1,0 +1,144 @@
+"""A run of the simulator: traffic in, the same raw samples out as a load test leaves, and what the stages did."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from toolkit.errors import Busy
+from toolkit.inflight import SchedulerConfig
+from toolkit.plan.latency import StepTimes
+from toolkit.simulate.replica import Interval, Replica, Sequence
+from toolkit.slo.metrics import Measured, Sample
+from toolkit.workload import Traffic
+
+NOTHING = (math.inf, -math.inf)
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What came out. All times in seconds from the beginning, all shares 0 to 1."""
+
+    samples: tuple[Sample, ...]
+    """In the order in which they were due."""
+    warmup: int
+    seconds: float
+    """From the beginning to the last token."""
+    utilisation: tuple[tuple[float, ...], ...]
+    """Of each replica, the share of the run in which each stage computed."""
+    bubble: float
+    """Share of stage time without work while something was in flight: 1 - busy / (stages x working)."""
+    kv_mean: float
+    """Share of the KV pool in use while something was in flight."""
+    kv_peak: float
+    recomputed: int
+    """How often a sequence was paused because the KV pool was full, and computed again."""
+    refused: int
+    """Requests that found the queue full."""
+    intervals: tuple[Interval, ...]
+    """What the stages did in the recorded part."""
+    complete: bool = True
+    """False when the run was given up early."""
+
+    @cached_property
+    def judged(self) -> tuple[Sample, ...]:
+        return self.samples[self.warmup :]
+
+    def measured(self, limits_ms: Mapping[str, float]) -> Measured:
+        """The metrics of the judged samples, by the definitions of the load test."""
+        return Measured(self.judged, limits_ms)
+
+
+def simulate(
+    traffic: Traffic,
+    config: SchedulerConfig,
+    times: StepTimes,
+    replicas: int = 1,
+    record: tuple[float, float] = NOTHING,
+    give_up: Callable[[Sample], bool] | None = None,
+) -> Simulation:
+    """Run the traffic through `replicas` groups, each request to the one with the fewest outstanding.
+
+    Deterministic. `record` is the part of the run (seconds) whose stage intervals are kept; `give_up` is told of
+    every judged request that ended and says whether to stop there.
+    """
+    run = _Run(traffic, config, times, replicas, record)
+    run.run(give_up)
+    return run.result()
+
+
+class _Run:
+    def __init__(
+        self,
+        traffic: Traffic,
+        config: SchedulerConfig,
+        times: StepTimes,
+        replicas: int,
+        record: tuple[float, float],
+    ) -> None:
+        self.traffic, self.config = traffic, config
+        self.replicas = [Replica(number, config, times, record) for number in range(replicas)]
+        self.waiting = deque(enumerate(traffic.requests))
+        self.due: deque[float] = deque([0.0] * (traffic.users or 0))  # closed loop: users that are ready, since when
+        self.ended: list[tuple[int, Sample]] = []
+        self.refused = 0
+        self.clock = 0.0
+
+    def run(self, give_up: Callable[[Sample], bool] | None) -> None:
+        while (now := min(self._next_due(), *(replica.next_event() for replica in self.replicas))) < math.inf:
+            self.clock = now
+            while self._next_due() <= now:
+                self._submit()
+            for replica in self.replicas:
+                for sequence in replica.advance(now):
+                    sample = sequence.sample()
+                    self._note(sequence, sample)
+                    if give_up and int(sample.id) >= self.traffic.warmup and give_up(sample):
+                        return
+
+    def result(self) -> Simulation:
+        usages = [replica.usage for replica in self.replicas]
+        busy = [seconds for usage in usages for seconds in usage.busy]
+        working = sum(usage.working for usage in usages)
+        blocks = self.config.num_blocks
+        return Simulation(
+            samples=tuple(sample for _, sample in sorted(self.ended, key=lambda pair: pair[0])),
+            warmup=self.traffic.warmup,
+            seconds=self.clock,
+            utilisation=tuple(tuple(b / self.clock if self.clock else 0.0 for b in usage.busy) for usage in usages),
+            bubble=1 - sum(busy) / (working * len(usages[0].busy)) if working else 0.0,
+            kv_mean=sum(usage.blocks for usage in usages) / (working * blocks) if working else 0.0,
+            kv_peak=max(usage.peak_blocks for usage in usages) / blocks,
+            recomputed=sum(usage.recomputed for usage in usages),
+            refused=self.refused,
+            intervals=tuple(interval for usage in usages for interval in usage.intervals),
+            complete=len(self.ended) == len(self.traffic.requests),
+        )
+
+    def _next_due(self) -> float:
+        if not self.waiting:
+            return math.inf
+        if self.traffic.users is None:
+            return self.waiting[0][1].due
+        return self.due[0] if self.due else math.inf
+
+    def _submit(self) -> None:
+        due = self._next_due()
+        number, planned = self.waiting.popleft()
+        if self.traffic.users is not None:
+            self.due.popleft()
+        sequence = Sequence(number, planned, due)
+        replica = min(self.replicas, key=lambda replica: replica.outstanding)
+        try:
+            replica.submit(sequence)
+        except Busy:
+            self.refused += 1
+            self._note(sequence, sequence.sample("the queue is full"))
+
+    def _note(self, sequence: Sequence, sample: Sample) -> None:
+        self.ended.append((int(sample.id), sample))
+        if self.traffic.users is not None:
+            self.due.append(sample.ended)

@@ -1,0 +1,146 @@
+"""Requests with their due times and lengths, made from a seed: the same seed gives the same requests."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
+
+from toolkit.errors import ToolkitError
+from toolkit.sections import Lengths, Workload
+from toolkit.workload.trace import read_trace
+
+if TYPE_CHECKING:
+    from toolkit.config import Deployment
+
+DEFAULT_RATE = 1.0
+
+
+class Planned(NamedTuple):
+    """One request to come. In a closed loop `due` is 0: its user sends it when the last one has ended."""
+
+    due: float
+    """Seconds from the beginning."""
+    prompt: Sequence[int]
+    """Token ids, of which only equality with those of other prompts means anything."""
+    output_tokens: int
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """The requests of a run, in the order in which they are due."""
+
+    requests: tuple[Planned, ...]
+    rate: float | None
+    """Mean requests/s that are due; None in a closed loop."""
+    users: int | None
+    """Users of a closed loop; None otherwise."""
+    shares_prefixes: bool
+    """Whether prompts begin alike, so that KV blocks can be reused."""
+
+    @property
+    def warmup(self) -> int:
+        """How many of the first requests are not judged: a twentieth, in a closed loop all users' first."""
+        return min(self.users or len(self.requests) // 20, len(self.requests) // 2)
+
+    def opened(self) -> Traffic:
+        """The same requests as an open loop: those of a closed loop at Poisson times, 1 a second."""
+        if self.rate is not None:
+            return self
+        rnd = random.Random("opened")
+        dues = accumulate(rnd.expovariate(1.0) for _ in self.requests)
+        requests = tuple(r._replace(due=due) for r, due in zip(self.requests, dues, strict=True))
+        return replace(self, requests=requests, rate=1.0, users=None)
+
+    def at(self, rate: float) -> Traffic:
+        """The same requests in the same order at another mean rate. Only for an open loop."""
+        assert self.rate is not None
+        slower = self.rate / rate
+        return replace(self, rate=rate, requests=tuple(r._replace(due=r.due * slower) for r in self.requests))
+
+
+def traffic_of(deployment: Deployment) -> Traffic:
+    """The traffic of the YAML's workload. Raises ToolkitError for a request that the limits do not allow."""
+    workload, where = workload_of(deployment), f"{deployment.file}: workload"
+    if workload.arrivals == "trace":
+        traffic = _replayed(workload, where)
+    else:
+        traffic = _generated(workload, workload.rate or deployment.slo.requests_per_s or DEFAULT_RATE)
+    most = deployment.limits.max_seq_len
+    for request in traffic.requests:
+        if len(request.prompt) + request.output_tokens > most:
+            what = f"{len(request.prompt)} prompt + {request.output_tokens} output tokens are over limits.max_seq_len"
+            raise ToolkitError(f"{what} {most}", where=where, hint="Raise the limit or shorten the requests.")
+    return traffic
+
+
+def workload_of(deployment: Deployment) -> Workload:
+    """The YAML's workload; without one, what its load test does if it is a rehearsal."""
+    if "workload" in deployment.model_fields_set or deployment.engine != "rehearsal":
+        return deployment.workload
+    load = deployment.loadtest
+    prompt = max(1, min(64, deployment.limits.max_seq_len - load.max_tokens))
+    requests = load.requests + load.warmup_requests
+    return Workload(
+        arrivals="closed",
+        users=load.users,
+        requests=requests,
+        prompt_tokens=prompt,
+        output_tokens=load.max_tokens,
+    )
+
+
+def _generated(workload: Workload, rate: float) -> Traffic:
+    """Times, prompts and outputs each from a generator of their own, so that changing one leaves the others."""
+    count, shared = workload.requests, workload.shared_prefix_tokens
+    seeds = (random.Random(f"{workload.seed} {what}") for what in ("times", "prompts", "outputs"))
+    intervals, prompts, outputs = next(seeds), next(seeds), next(seeds)
+    closed = workload.arrivals == "closed"
+    dues = [0.0] * count if closed else list(accumulate(_interval(workload, intervals) / rate for _ in range(count)))
+    prompt_length = _length(workload.prompt_tokens, prompts)
+    output_length = _length(workload.output_tokens, outputs)
+    requests = []
+    for number, due in enumerate(dues):
+        length = max(prompt_length(), shared + 1)
+        requests.append(Planned(due, _prompt(number, shared, length), output_length()))
+    return Traffic(tuple(requests), None if closed else rate, workload.users if closed else None, shared > 0)
+
+
+def _replayed(workload: Workload, where: str) -> Traffic:
+    if workload.trace is None:
+        raise ToolkitError("trace: missing", where=where, hint="Give the JSONL file to replay.")
+    requests = read_trace(workload.trace)[: workload.requests]
+    planned = tuple(Planned(r.due, r.prompt, r.output_tokens) for r in requests)
+    span = planned[-1].due
+    rate = (len(planned) - 1) / span if span else float(len(planned))
+    traffic = Traffic(planned, rate, None, any(r.shares for r in requests))
+    return traffic.at(workload.rate) if workload.rate else traffic
+
+
+def _interval(workload: Workload, rnd: random.Random) -> float:
+    """Time to the next request when the mean is 1."""
+    if workload.arrivals == "constant":
+        return 1.0
+    shape = workload.burstiness if workload.arrivals == "gamma" else 1.0
+    return rnd.gammavariate(shape, 1 / shape)
+
+
+def _length(wanted: int | Lengths, rnd: random.Random) -> Callable[[], int]:
+    if isinstance(wanted, int):
+        return lambda: wanted
+    if wanted.mean is None:
+        assert wanted.max is not None  # toolkit/rules.py
+        low, high = wanted.min, wanted.max
+        return lambda: rnd.randint(low, high)
+    variance = math.log(1 + wanted.cv**2)
+    centre, spread = math.log(wanted.mean) - variance / 2, math.sqrt(variance)
+    return lambda: max(wanted.min, min(round(rnd.lognormvariate(centre, spread)), wanted.max or 10**9))
+
+
+def _prompt(number: int, shared: int, length: int) -> Sequence[int]:
+    """Token ids that no other prompt has, after `shared` that all have."""
+    own = range((number + 1) << 32, ((number + 1) << 32) + length - shared)
+    return [*range(shared), *own] if shared else own
