@@ -70,6 +70,11 @@ def test_shared_memory(node, flagship, size, status):
     assert (found.status, found.needed) == (status, "1.0 GiB")
 
 
+def test_a_running_deployment_has_its_shared_memory_already(laptop, rehearsal):
+    machine = laptop(host=replace(HOST, shm_free_bytes=5), places=replace(PLACES, running=99))
+    assert checks_of(machine, rehearsal)["/dev/shm"].status == "ok"
+
+
 def test_no_shared_memory_at_all(laptop, rehearsal):
     found = checks_of(laptop(host=replace(HOST, shm_bytes=0, shm_free_bytes=0)), rehearsal)["/dev/shm"]
     assert (found.status, found.found) == ("error", "is not mounted")

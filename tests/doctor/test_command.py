@@ -132,6 +132,13 @@ def test_what_is_made_needs_no_disk_again(config):
     assert checks(doctor(config, "--json"))["disk"]["needed"] == ""
 
 
+def test_what_a_conversion_that_was_cut_off_has_on_disk_is_not_needed_again(config):
+    partial = config.parent / "work/checkpoint.partial"
+    partial.mkdir(parents=True)
+    (partial / "rank0.safetensors").write_bytes(b"\0" * 1_000_000)
+    assert checks(doctor(config, "--json"))["disk"]["needed"] == "0.8 MB checkpoint"
+
+
 def test_a_port_that_is_taken(config):
     port = Deployment.load(config).serving.grpc_port
     with socket.create_server(("127.0.0.1", port)):

@@ -100,7 +100,7 @@ def in_use(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
             yield Check("in use", "ok", "by nobody")
         return
     most = max(size for size in used.values() if size)
-    found = f"{listed([gpu.index for gpu in used])}: up to {gib(most)}, by {_holders(list(used))}"
+    found = f"up to {gib(most)} on {listed([gpu.index for gpu in used])}, by {_holders(list(used))}"
     if deployment is None or not needs_gpus(deployment):
         yield Check("in use", "ok", found)
         return
@@ -150,12 +150,12 @@ def nvlink(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     slow = [group for group in groups if "PCIe" in gpus.ways(group)]
     found = f"{ways['NVLink']} of {ways.total()} pairs" + _unknown(ways["unknown"])
     if slow:
-        found += "; over PCIe: " + ", ".join(listed(list(group)) for group in slow)
-    needed = f"between the {tp} GPUs of each stage"
+        found += "; over PCIe: GPUs " + ", ".join(f"{group[0]}-{group[-1]}" for group in slow)
+    needed = f"it between the {tp} GPUs of each stage"
     if not slow:
         fix = "See nvidia-smi topo -m."
         yield verdict("NVLink", not ways["unknown"], found, needed, fix, "warning")
-    elif "sxm" in deployment.hardware.gpu:
+    elif any(kind(gpu.name).endswith("-sxm") for gpu in _of_ranks(machine, deployment)):
         fix = "SXM GPUs have NVLink, so it is down: systemctl status nvidia-fabricmanager; nvidia-smi nvlink -s"
         yield Check("NVLink", "error", found, needed, fix)
     else:

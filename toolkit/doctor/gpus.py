@@ -9,14 +9,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+PROC = Path("/proc")
 Way = Literal["NVLink", "PCIe", "unknown"]
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process with memory on a GPU. `name` is "" when it is outside of this container."""
+    """A process with memory on a GPU. `name` is "" when it cannot be seen from here, as in a container."""
 
     pid: int
     name: str
@@ -141,24 +143,24 @@ def _gpu(nvml: Any, index: int, handle: Any) -> Gpu:
     memory = _ask(nvml, nvml.nvmlDeviceGetMemoryInfo, handle, version=nvml.nvmlMemory_v2)
     memory = memory or _ask(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
     mig = _ask(nvml, nvml.nvmlDeviceGetMigMode, handle)
+    processes = _ask(nvml, nvml.nvmlDeviceGetComputeRunningProcesses, handle)
     return Gpu(
         index=index,
         name=_ask(nvml, nvml.nvmlDeviceGetName, handle) or "unknown",
         memory_bytes=memory.total if memory else None,
         used_bytes=memory.used if memory else None,
         mig=bool(mig and mig[0]),
-        processes=tuple(_processes(_ask(nvml, nvml.nvmlDeviceGetComputeRunningProcesses, handle) or [])),
+        processes=tuple(Process(process.pid, _process_name(process.pid)) for process in processes or ()),
     )
 
 
-def _processes(found: list[Any]) -> Iterator[Process]:
-    import psutil
-
-    for process in found:
-        name = ""
-        with contextlib.suppress(psutil.Error):
-            name = psutil.Process(process.pid).name()
-        yield Process(process.pid, name)
+def _process_name(pid: int) -> str:
+    """Only of a process that has a GPU open: in a container NVML's pids are the host's, and others' here."""
+    folder = PROC / str(pid)
+    with contextlib.suppress(OSError):
+        if any(str(file.readlink()).startswith("/dev/nvidia") for file in (folder / "fd").iterdir()):
+            return (folder / "comm").read_text().strip()
+    return ""
 
 
 def _links(nvml: Any, handles: dict[int, Any]) -> Iterator[Link]:

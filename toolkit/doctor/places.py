@@ -99,9 +99,8 @@ def _model(deployment: Deployment) -> Model:
 
 def _where_from(deployment: Deployment) -> str:
     if deployment.engine == "rehearsal":
-        return (
-            f"Put a model there, or write a small one: toolkit sample smollm2 {shlex.quote(str(deployment.model.path))}"
-        )
+        path = shlex.quote(str(deployment.model.path))
+        return f"Put a model there, or write a small one: toolkit sample smollm2 {path}"
     return "Put the model there, or correct model.path."
 
 
