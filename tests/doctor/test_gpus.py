@@ -13,6 +13,7 @@ from toolkit.config import Deployment
 from toolkit.doctor import gpus as gpus_module
 from toolkit.doctor.check_gpus import kind
 from toolkit.doctor.gpus import Gpu, Gpus, look_at_gpus
+from toolkit.plan.gpus import GPUS
 
 
 def test_every_function_that_is_asked_is_one_of_nvidia_ml_py():
@@ -194,26 +195,30 @@ def test_the_yaml_of_a_rehearsal_on_gpus(node):
     assert (found.status, found.found) == ("warning", "h100-sxm")
 
 
-@pytest.mark.parametrize(
-    "name, expected",
-    [
-        ("NVIDIA H100 80GB HBM3", "h100-sxm"),
-        ("NVIDIA H100 PCIe", "h100-pcie"),
-        ("NVIDIA H100 NVL", "h100-nvl"),
-        ("NVIDIA H200", "h200-sxm"),
-        ("NVIDIA A100-SXM4-80GB", "a100-sxm"),
-        ("NVIDIA A100 80GB PCIe", "a100-pcie"),
-        ("Tesla V100-SXM2-16GB", "v100-sxm"),
-        ("Tesla T4", "t4"),
-        ("NVIDIA GH200 480GB", "gh200"),
-        ("NVIDIA B200", "b200"),
-        ("NVIDIA L40S", "l40s"),
-        ("NVIDIA GeForce RTX 4090", "rtx-4090"),
-        ("Graphics Device", "graphics device"),
-    ],
-)
-def test_names_of_gpus(name, expected):
-    assert kind(name) == expected
+NAMES = {
+    "NVIDIA H100 80GB HBM3": "h100-sxm",
+    "NVIDIA H100 PCIe": "h100-pcie",
+    "NVIDIA H100 NVL": "h100-nvl",
+    "NVIDIA H200": "h200-sxm",
+    "NVIDIA A100-SXM4-80GB": "a100-sxm",
+    "NVIDIA A100 80GB PCIe": "a100-pcie",
+    "Tesla V100-SXM2-16GB": "v100-sxm",
+    "Tesla T4": "t4",
+    "NVIDIA GH200 480GB": "gh200",
+    "NVIDIA B200": "b200-sxm",
+    "NVIDIA L40S": "l40s",
+    "NVIDIA GeForce RTX 4090": "rtx-4090",
+    "Graphics Device": "graphics device",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_gpus(name):
+    assert kind(name) == NAMES[name]
+
+
+def test_every_gpu_that_the_planner_knows_can_be_told():
+    assert set(GPUS) <= set(NAMES.values())
 
 
 def test_only_processes_that_have_a_gpu_open_are_named(seen, monkeypatch, tmp_path):

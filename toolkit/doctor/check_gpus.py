@@ -167,13 +167,13 @@ RULES = (count, opened, model, memory, in_use, mig, driver, nvlink)
 
 
 def kind(name: str) -> str:
-    """NVML's name of a GPU in the spelling of hardware.gpu: `NVIDIA H100 80GB HBM3` is `h100-sxm`."""
+    """NVML's name of a GPU as hardware.gpu and toolkit.plan.gpus spell it: `NVIDIA H100 80GB HBM3` is `h100-sxm`."""
     chip = re.search(r"\b(?:RTX )?[A-Z]{0,2}\d{1,4}[A-Z]?\b", name.removeprefix("NVIDIA "))
     if chip is None:
         return name.lower()
     forms = {"nvl": "NVL", "pcie": "PCIe", "sxm": "SXM"}
     form = next((form for form, mark in forms.items() if mark in name), "")
-    if not form and chip[0] in ("H100", "H200"):  # NVIDIA names the form only where it is not SXM
+    if not form and chip[0] in ("H100", "H200", "B200"):  # NVIDIA names the form only where it is not SXM
         form = "sxm"
     return chip[0].lower().replace(" ", "-") + (f"-{form}" if form else "")
 
