@@ -21,7 +21,7 @@ class ToolkitError(Exception):
         text = f"{where}: {what}" if where is not None else what
         if hint:
             text = f"{text.rstrip('.')}. {hint}"
-        super().__init__(_printable(" ".join(text.split())))
+        super().__init__(printable(" ".join(text.split())))
 
 
 class InputRefused(ToolkitError):
@@ -55,7 +55,7 @@ class _Short(reprlib.Repr):
         return repr(x) if abs(x) < 10**20 else f"a number of {x.bit_length()} bits"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Names in an input may hold anything, also what moves a terminal's cursor or cannot be encoded."""
     if text.isprintable():
         return text

@@ -22,17 +22,27 @@ Progress = Callable[[int, int], None]
 
 def deployment_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """CONFIG and --engine, handed to the command as one validated `deployment`."""
+    return _with_deployment(command, required=True)
 
-    @click.argument("config", type=click.Path(path_type=Path))
+
+def optional_deployment(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The same where CONFIG may be left out: `deployment` is None then."""
+    return _with_deployment(command, required=False)
+
+
+def _with_deployment(command: Callable[..., Any], required: bool) -> Callable[..., Any]:
+    @click.argument("config", type=click.Path(path_type=Path), required=required)
     @click.option(
         "--engine",
         metavar="NAME",
         help="Use this engine instead of the YAML's: tensorrt, pytorch, rehearsal.",
     )
-    def wrapped(config: Path, engine: str | None, **options: Any) -> Any:
+    def wrapped(config: Path | None, engine: str | None, **options: Any) -> Any:
         from toolkit.config import Deployment
 
-        return command(deployment=Deployment.load(config, engine), **options)
+        if config is None and engine is not None:
+            raise click.UsageError("--engine needs a CONFIG.")
+        return command(deployment=Deployment.load(config, engine) if config else None, **options)
 
     wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
     # click keeps parameters last first: CONFIG and --engine come before the command's own.

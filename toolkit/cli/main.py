@@ -9,7 +9,10 @@ import click
 
 from toolkit.errors import ToolkitError
 
-COMMANDS = ("plan", "convert", "verify", "build", "repo", "serve", "status", "stop", "ask", "loadtest", "sample")
+COMMANDS = (
+    *("plan", "doctor", "convert", "verify", "build", "repo"),
+    *("serve", "status", "stop", "ask", "loadtest", "sample"),
+)
 """In the order of use. Command NAME is the function `NAME` of toolkit.cli.NAME."""
 
 

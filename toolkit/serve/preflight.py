@@ -10,10 +10,13 @@ from pathlib import Path
 from toolkit import artifacts, repository
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
+from toolkit.limits import available_memory
 from toolkit.serve.command import LEADER_MODEL
 from toolkit.serve.janitor import SHARED_MEMORY
 
 MIB = 1 << 20
+PORTS = ("http_port", "grpc_port", "metrics_port")
+"""The fields of `serving` that are ports."""
 REHEARSAL_SEGMENT_BYTES = 4 * MIB
 """Each Python model process has a region of 1 MiB (measured, Triton 2.51), which grows with large tensors."""
 GPU_SHARED_MEMORY_BYTES = 1024 * MIB
@@ -45,29 +48,37 @@ def check_repository(deployment: Deployment) -> None:
 
 
 def check_ports(deployment: Deployment) -> None:
+    for name in PORTS:
+        check_port(deployment, name)
+
+
+def check_port(deployment: Deployment, name: str) -> None:
+    """Raise a ToolkitError when nobody could listen on this one of `PORTS`."""
     serving = deployment.serving
-    for name in ("http_port", "grpc_port", "metrics_port"):
-        port = getattr(serving, name)
-        family = socket.AF_INET6 if ":" in serving.host else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            # As servers do: a port whose last connection just ended counts as free.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((serving.host, port))
-            except OSError as error:
-                raise ToolkitError(
-                    f"serving.{name}: cannot listen on {serving.host}:{port}: {_why(error, port)}",
-                    where=deployment.file,
-                    hint="Stop that process or change the port." if _holder(port) else "Change the port.",
-                ) from None
+    port = getattr(serving, name)
+    family = socket.AF_INET6 if ":" in serving.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # As servers do: a port whose last connection just ended counts as free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((serving.host, port))
+        except OSError as error:
+            raise ToolkitError(
+                f"serving.{name}: cannot listen on {serving.host}:{port}: {_why(error, port)}",
+                where=deployment.file,
+                hint="Stop that process or change the port." if _holder(port) else "Change the port.",
+            ) from None
+
+
+def shared_memory_needed(deployment: Deployment) -> int:
+    """Bytes of /dev/shm that the group takes. Without a repository its own ranks are all that is counted."""
+    if deployment.engine != "rehearsal":
+        return GPU_SHARED_MEMORY_BYTES
+    return (deployment.mapping.world_size + model_processes(deployment)) * REHEARSAL_SEGMENT_BYTES
 
 
 def check_shared_memory(deployment: Deployment, folder: Path = SHARED_MEMORY) -> None:
-    if deployment.engine == "rehearsal":
-        needed = (deployment.mapping.world_size + model_processes(deployment)) * REHEARSAL_SEGMENT_BYTES
-    else:
-        needed = GPU_SHARED_MEMORY_BYTES
-    free = shutil.disk_usage(folder).free
+    needed, free = shared_memory_needed(deployment), shutil.disk_usage(folder).free
     if free < needed:
         raise ToolkitError(
             f"{free // MIB} MiB free, {needed // MIB} MiB needed by {deployment.mapping.world_size} ranks",
@@ -82,7 +93,7 @@ def check_memory(deployment: Deployment, available: int | None = None) -> None:
     widened = 1 if deployment.model.dtype == "float32" else 2
     needed = stored * widened + deployment.mapping.world_size * REHEARSAL_RANK_BYTES
     needed += model_processes(deployment) * REHEARSAL_MODEL_BYTES
-    available = _available_memory() if available is None else available
+    available = available_memory() if available is None else available
     if available < needed:
         raise ToolkitError(
             f"{deployment.mapping.world_size} ranks need about {needed / 2**30:.1f} GiB of memory, "
@@ -103,18 +114,6 @@ def model_processes(deployment: Deployment) -> int:
         if config.backend == "python" and config.name != LEADER_MODEL:
             count += sum(group.count for group in config.instance_group)
     return count
-
-
-def _available_memory() -> int:
-    """Bytes that may be taken: the machine's, and the container's where it has a limit."""
-    import psutil
-
-    available = psutil.virtual_memory().available
-    with contextlib.suppress(OSError, ValueError):  # no cgroup v2, or "max"
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        return min(available, limit - used)
-    return available
 
 
 def _why(error: OSError, port: int) -> str:

@@ -1,0 +1,105 @@
+"""A library in the place of pynvml: its constants and exceptions are the real ones, its GPUs are given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pynvml
+
+GIB = 2**30
+H100 = "NVIDIA H100 80GB HBM3"
+A100 = "NVIDIA A100 80GB PCIe"
+
+
+@dataclass
+class Card:
+    name: str = H100
+    total: int = int(79.65 * GIB)
+    used: int = 3 << 20
+    pids: tuple[int, ...] = ()
+    mig: bool | None = False
+    """None: as of GPUs that know no MIG, where NVML raises."""
+
+
+class FakeNvml:
+    """`fails` maps a function's name to the error code that it raises, for all GPUs or for one index."""
+
+    def __init__(
+        self,
+        cards: list[Card],
+        driver: str = "590.44.01",
+        nvlink: Callable[[int, int], bool] = lambda a, b: True,
+        fails: dict[str, int] | None = None,
+        lost: int | None = None,
+    ) -> None:
+        self.cards, self.driver, self.nvlink, self.fails, self.lost = cards, driver, nvlink, fails or {}, lost
+        self.open = 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith(("NVML_", "NVMLError", "nvmlMemory_v2")):
+            return getattr(pynvml, name)
+        raise AttributeError(name)
+
+    def _maybe_fail(self, name: str) -> None:
+        if name in self.fails:
+            raise pynvml.NVMLError(self.fails[name])
+
+    def nvmlInit(self) -> None:
+        self._maybe_fail("nvmlInit")
+        self.open += 1
+
+    def nvmlShutdown(self) -> None:
+        self.open -= 1
+
+    def nvmlDeviceGetCount(self) -> int:
+        self._maybe_fail("nvmlDeviceGetCount")
+        return len(self.cards)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> Card:
+        if index == self.lost:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+        return self.cards[index]
+
+    def nvmlSystemGetDriverVersion(self) -> str:
+        self._maybe_fail("nvmlSystemGetDriverVersion")
+        return self.driver
+
+    def nvmlSystemGetCudaDriverVersion_v2(self) -> int:
+        return 13010
+
+    def nvmlDeviceGetName(self, card: Card) -> str:
+        return card.name
+
+    def nvmlDeviceGetMemoryInfo(self, card: Card, version: int | None = None) -> Any:
+        self._maybe_fail("nvmlDeviceGetMemoryInfo")
+        reserved = 0 if version else 600 << 20  # the first form counts what the driver keeps as used
+        if version:
+            self._maybe_fail("nvmlDeviceGetMemoryInfo_v2")
+        return SimpleNamespace(total=card.total, used=card.used + reserved)
+
+    def nvmlDeviceGetMigMode(self, card: Card) -> list[int]:
+        if card.mig is None:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return [int(card.mig), int(card.mig)]
+
+    def nvmlDeviceGetComputeRunningProcesses(self, card: Card) -> list[Any]:
+        self._maybe_fail("nvmlDeviceGetComputeRunningProcesses")
+        return [SimpleNamespace(pid=pid, usedGpuMemory=None) for pid in card.pids]
+
+    def nvmlDeviceGetP2PStatus(self, a: Card, b: Card, index: int) -> int:
+        self._maybe_fail("nvmlDeviceGetP2PStatus")
+        assert index == pynvml.NVML_P2P_CAPS_INDEX_NVLINK
+        places = [next(i for i, card in enumerate(self.cards) if card is one) for one in (a, b)]
+        return pynvml.NVML_P2P_STATUS_OK if self.nvlink(*places) else pynvml.NVML_P2P_STATUS_NOT_SUPPORTED
+
+
+def h100s(count: int = 8, **options: Any) -> FakeNvml:
+    """H100 SXM, all on an NVSwitch."""
+    return FakeNvml([Card() for _ in range(count)], **options)
+
+
+def a100s_pcie(count: int = 4) -> FakeNvml:
+    return FakeNvml([Card(A100, 80 * GIB) for _ in range(count)], nvlink=lambda a, b: False)

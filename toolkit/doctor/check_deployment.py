@@ -1,0 +1,70 @@
+"""What is where the deployment points: its model, the disks it writes to, its ports. Nothing without one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from toolkit.doctor.check import Check, gb, place, verdict
+from toolkit.doctor.machine import Machine
+from toolkit.engine import STAGE, require_buildable
+from toolkit.errors import ToolkitError
+
+if TYPE_CHECKING:
+    from toolkit.config import Deployment
+
+
+def model(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    if machine.places is None:
+        return
+    found = machine.places.model
+    if found.problem:
+        yield Check("model", "error", f"{place(found.path)}: {found.problem}", "", found.fix)
+    else:
+        files = f"{found.weights} file{'s' if found.weights > 1 else ''} of weights, {gb(found.weight_bytes)}"
+        yield Check("model", "ok", f"{place(found.path)}: {files}")
+
+
+def disks(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    for disk in machine.places.disks if machine.places else ():
+        folder = place(disk.folder)
+        if not disk.writable:
+            fix = "Set `output` to a folder of yours, or change that folder's owner."
+            yield Check("disk", "error", f"{folder} cannot be written", "", fix)
+            continue
+        to_come = {what: size for what, size in disk.to_come.items() if size}
+        parts = " + ".join(f"{gb(size)} {what}" for what, size in to_come.items())
+        needed = parts if len(to_come) < 2 else f"{gb(sum(to_come.values()))} = {parts}"
+        fix = "Free space there, or set `output` to a larger disk."
+        good = disk.free_bytes >= sum(to_come.values())
+        yield verdict("disk", good, f"{gb(disk.free_bytes)} free on the disk of {folder}", needed, fix)
+
+
+def engines(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    """For an engine that this version cannot build, engines from elsewhere are needed."""
+    if machine.places is None or deployment is None:
+        return
+    try:
+        require_buildable(deployment)
+    except ToolkitError as error:
+        where = place(deployment.engine_dir)
+        made = STAGE in machine.places.made
+        yield verdict("engines", made, f"in {where}" if made else error.what, "", error.hint or "", "warning")
+
+
+def ports(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    if machine.places is None:
+        return
+    found = machine.places.ports
+    if machine.places.running is not None:
+        addresses = ", ".join(port.address for port in found)
+        yield Check("ports", "ok", f"{addresses}: this deployment is running (process {machine.places.running})")
+        return
+    for port in found:
+        if port.problem:
+            yield Check(port.name, "error", port.problem, "", port.fix)
+    if free := ", ".join(port.address for port in found if not port.problem):
+        yield Check("ports", "ok", f"{free}: free")
+
+
+RULES = (model, disks, engines, ports)

@@ -1,0 +1,205 @@
+"""The GPUs against a deployment: rank r runs on GPU r."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from toolkit.doctor.check import Check, Status, gib, listed, needs_gpus, verdict
+from toolkit.doctor.gpus import Gpu
+from toolkit.doctor.machine import Machine
+from toolkit.plan.memory import GIB, plan_memory
+from toolkit.serve.tritonserver import NGC_IMAGE
+
+if TYPE_CHECKING:
+    from toolkit.config import Deployment
+
+IMAGE_DRIVER = (590, 44)
+"""The driver of `NGC_IMAGE`. Source: docs/introduction/compatibility.md of triton-inference-server/server."""
+MEMORY_TOLERANCE = 0.99
+"""Drivers differ in how much of a GPU's memory they show."""
+IDLE_BYTES = GIB // 2
+"""What a GPU may hold that nobody uses: persistence, a monitor."""
+ON_THE_NODE = (
+    "Run this on the GPU node (in a container: docker run --gpus all); "
+    "on this machine rehearse with --engine rehearsal."
+)
+ELSEWHERE = "Use a machine that has them, or lower parallel.tp or parallel.pp."
+
+
+def count(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    gpus, needed = machine.gpus, ""
+    names = Counter(gpu.name for gpu in gpus.seen)
+    found = ", ".join(f"{number} x {name}" for name, number in names.items()) or f"none: {gpus.problem}"
+    if deployment is None or not needs_gpus(deployment):
+        yield Check("GPUs", "ok", found, "none: a rehearsal runs on the CPU")
+        return
+    world = deployment.mapping.world_size
+    needed = f"{world}, one for each rank"
+    if not gpus.seen:
+        yield Check("GPUs", "error", found, needed, gpus.fix or ON_THE_NODE)
+    else:
+        yield verdict("GPUs", len(gpus.seen) >= world, found, needed, ELSEWHERE)
+
+
+def opened(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    broken = [gpu for gpu in _of_ranks(machine, deployment) if gpu.problem]
+    if broken:
+        found = f"{listed([gpu.index for gpu in broken])}: {broken[0].problem}"
+        fix = "Look for Xid lines in dmesg; resetting the GPU or rebooting may bring it back."
+        yield verdict("broken", False, found, "", fix, "error" if needs_gpus(deployment) else "warning")
+
+
+def model(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    """The kind of GPU: engines run only on the kind that they were built for."""
+    kinds = sorted({kind(gpu.name) for gpu in _of_ranks(machine, deployment) if not gpu.problem})
+    if deployment is None or not needs_gpus(deployment) or not kinds:
+        return
+    wanted, found = deployment.hardware.gpu.lower(), ", ".join(kinds)
+    if wanted == "none":  # the YAML of a rehearsal, tried with another engine
+        yield Check("GPU kind", "warning", found, "", "Say in the YAML what it is planned for: hardware.gpu.")
+        return
+    fix = f"Set hardware.gpu and gpu_memory_gib to what is here, then: toolkit plan {deployment.file}"
+    same_chip = all(_chip(kind) == _chip(wanted) for kind in kinds)
+    good = same_chip and (kinds == [wanted] or wanted == _chip(wanted))
+    yield verdict("GPU kind", good, found, wanted, fix, "warning" if same_chip else "error")
+
+
+def memory(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    gpus = [gpu for gpu in _of_ranks(machine, deployment) if not gpu.problem]
+    told = [gpu.memory_bytes for gpu in gpus if gpu.memory_bytes is not None]
+    if not gpus:
+        return
+    found = f"{gib(min(told))} each" if told else "not told by the driver (shared with the host, or MIG)"
+    if told and max(told) - min(told) > GIB:
+        found = f"{gib(min(told))} to {gib(max(told))}"
+    if deployment is None or not needs_gpus(deployment):
+        yield Check("GPU memory", "ok", found)
+        return
+    wanted = deployment.hardware.gpu_memory_gib
+    needed = f"{wanted} GiB (hardware.gpu_memory_gib)"
+    if not told:
+        yield Check(
+            "GPU memory", "warning", found, needed, "Look up what the GPU has; the plan cannot be checked here."
+        )
+        return
+    fix = f"Correct hardware.gpu_memory_gib, then see what fits: toolkit plan {deployment.file}"
+    yield verdict("GPU memory", min(told) >= wanted * GIB * MEMORY_TOLERANCE, found, needed, fix)
+
+
+def in_use(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    """By others than the deployment itself. Too little left is an error, less than expected a warning."""
+    if machine.places is not None and machine.places.running and needs_gpus(deployment):
+        yield Check("in use", "ok", f"by this deployment, which is running (process {machine.places.running})")
+        return
+    used = {gpu: gpu.used_bytes for gpu in _of_ranks(machine, deployment) if (gpu.used_bytes or 0) > IDLE_BYTES}
+    if not used:
+        if any(gpu.used_bytes is not None for gpu in _of_ranks(machine, deployment)):
+            yield Check("in use", "ok", "by nobody")
+        return
+    most = max(size for size in used.values() if size)
+    found = f"up to {gib(most)} on {listed([gpu.index for gpu in used])}, by {_holders(list(used))}"
+    if deployment is None or not needs_gpus(deployment):
+        yield Check("in use", "ok", found)
+        return
+    planned = _planned_bytes(deployment)
+    status: Status = "warning"
+    if any((gpu.memory_bytes or 0) - (gpu.used_bytes or 0) < planned[gpu.index] for gpu in used):
+        status = "error"
+    needed = f"{gib(max(planned.values()))} free on the fullest GPU"
+    yield Check("in use", status, found, needed, "End what runs there: nvidia-smi shows it.")
+
+
+def mig(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    cut = [gpu.index for gpu in _of_ranks(machine, deployment) if gpu.mig]
+    if cut:
+        fix = f"Turn it off: nvidia-smi -i {','.join(map(str, cut))} -mig 0"
+        yield verdict("MIG", not needs_gpus(deployment), f"on: {listed(cut)}", "whole GPUs", fix)
+
+
+def driver(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    gpus = machine.gpus
+    if not gpus.driver:
+        return
+    found = f"{gpus.driver}, for CUDA {gpus.cuda} and older" if gpus.cuda else gpus.driver
+    if not needs_gpus(deployment):
+        yield Check("driver", "ok", found)
+        return
+    version = tuple(map(int, re.findall(r"\d+", gpus.driver)[:2]))
+    needed = f"{'.'.join(map(str, IMAGE_DRIVER))} or newer for {NGC_IMAGE.rpartition('/')[2]}"
+    fix = "Update the driver. About older branches on data center GPUs see docs/doctor.md."
+    yield verdict("driver", version >= IMAGE_DRIVER, found, needed, fix)
+
+
+def nvlink(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    """Between the ranks of each tensor parallel group: they exchange every layer's result."""
+    gpus = machine.gpus
+    if deployment is None or not needs_gpus(deployment):
+        ways = Counter(link.way for link in gpus.links)
+        found = f"{ways['NVLink']} of {ways.total()} pairs of GPUs" + _unknown(ways["unknown"])
+        if ways:
+            yield Check("NVLink", "ok", found)
+        return
+    tp = deployment.parallel.tp
+    groups = [deployment.mapping.tp_group(stage) for stage in range(deployment.parallel.pp)]
+    if tp == 1 or not any(gpus.ways(group) for group in groups):
+        return
+    ways = Counter(way for group in groups for way in gpus.ways(group))
+    slow = [group for group in groups if "PCIe" in gpus.ways(group)]
+    found = f"{ways['NVLink']} of {ways.total()} pairs" + _unknown(ways["unknown"])
+    if slow:
+        found += "; over PCIe: GPUs " + ", ".join(f"{group[0]}-{group[-1]}" for group in slow)
+    needed = f"it between the {tp} GPUs of each stage"
+    if not slow:
+        fix = "See nvidia-smi topo -m."
+        yield verdict("NVLink", not ways["unknown"], found, needed, fix, "warning")
+    elif any(kind(gpu.name).endswith("-sxm") for gpu in _of_ranks(machine, deployment)):
+        fix = "SXM GPUs have NVLink, so it is down: systemctl status nvidia-fabricmanager; nvidia-smi nvlink -s"
+        yield Check("NVLink", "error", found, needed, fix)
+    else:
+        fix = "It works, and is slow. Lower parallel.tp and raise parallel.pp, or use GPUs with NVLink."
+        yield Check("NVLink", "warning", found, needed, fix)
+
+
+RULES = (count, opened, model, memory, in_use, mig, driver, nvlink)
+
+
+def kind(name: str) -> str:
+    """NVML's name of a GPU as hardware.gpu and toolkit.plan.gpus spell it: `NVIDIA H100 80GB HBM3` is `h100-sxm`."""
+    chip = re.search(r"\b(?:RTX )?[A-Z]{0,2}\d{1,4}[A-Z]?\b", name.removeprefix("NVIDIA "))
+    if chip is None:
+        return name.lower()
+    forms = {"nvl": "NVL", "pcie": "PCIe", "sxm": "SXM"}
+    form = next((form for form, mark in forms.items() if mark in name), "")
+    if not form and chip[0] in ("H100", "H200", "B200"):  # NVIDIA names the form only where it is not SXM
+        form = "sxm"
+    return chip[0].lower().replace(" ", "-") + (f"-{form}" if form else "")
+
+
+def _chip(kind: str) -> str:
+    return re.sub(r"-(sxm|pcie|nvl)$", "", kind)
+
+
+def _of_ranks(machine: Machine, deployment: Deployment | None) -> tuple[Gpu, ...]:
+    """Those that a deployment would use; all of them where none would be."""
+    if deployment is None or not needs_gpus(deployment):
+        return machine.gpus.seen
+    return machine.gpus.seen[: deployment.mapping.world_size]
+
+
+def _holders(gpus: list[Gpu]) -> str:
+    names = list(dict.fromkeys(str(process) for gpu in gpus for process in gpu.processes))
+    if not names:
+        return "processes that cannot be seen from here"
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _planned_bytes(deployment: Deployment) -> dict[int, int]:
+    plan = plan_memory(deployment)
+    return {gpu: plan.used_bytes(stage) for stage in plan.stages for gpu in stage.gpus}
+
+
+def _unknown(number: int) -> str:
+    return f", {number} unknown" if number else ""

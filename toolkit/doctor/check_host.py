@@ -1,0 +1,77 @@
+"""Cores, memory and shared memory of the machine, and how much of them this process may take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from toolkit.doctor.check import Check, gib, needs_gpus, verdict
+from toolkit.doctor.host import Host
+from toolkit.doctor.machine import Machine
+from toolkit.plan.memory import REHEARSAL_PROCESS_BYTES, plan_memory
+from toolkit.serve.preflight import REHEARSAL_SEGMENT_BYTES
+
+if TYPE_CHECKING:
+    from toolkit.config import Deployment
+
+TYPICAL_RANKS = 8
+"""Of a rehearsal of which no more is known: those of the flagship."""
+
+
+def cores(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    host = machine.host
+    found = f"{host.usable_cores:g}"
+    if host.usable_cores < host.cores:
+        found += f" of the machine's {host.cores} (affinity, or a container's limit)"
+    if deployment is None:
+        yield Check("cores", "ok", found)
+    elif deployment.engine == "rehearsal":
+        ranks = deployment.mapping.world_size
+        fix = "It works, and is slow: the ranks share the cores. Fewer ranks are faster: parallel: {tp: 1, pp: 1}"
+        yield verdict("cores", host.usable_cores >= ranks, found, f"{ranks}, one for each rank", fix, "warning")
+    else:
+        ranks, each = deployment.mapping.world_size, deployment.hardware.cores_per_gpu
+        fix = "It works, and may keep the GPUs waiting. Give the container or the job more cores."
+        needed = f"{ranks * each} = {ranks} GPUs x {each} (hardware.cores_per_gpu)"
+        yield verdict("cores", host.usable_cores >= ranks * each, found, needed, fix, "warning")
+
+
+def memory(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    host = machine.host
+    found = f"{gib(host.available_bytes)} available of {gib(host.memory_bytes)}"
+    if host.memory_limit_bytes is not None:
+        found = f"{gib(host.available_bytes)} available of {gib(host.memory_limit_bytes)}"
+        found += f", a container's or service's limit; the machine has {gib(host.memory_bytes)}"
+    if machine.places is not None and machine.places.running:
+        yield Check("memory", "ok", f"{found}; this deployment is running")
+    elif deployment is None:
+        size = TYPICAL_RANKS * REHEARSAL_PROCESS_BYTES
+        fix = "Stop other programs, or rehearse with fewer ranks."
+        needed = f"{gib(size)} for {TYPICAL_RANKS} ranks, and 4 bytes for each parameter"
+        yield verdict("memory", host.available_bytes >= size, found, needed, fix, "warning")
+    elif needs_gpus(deployment):
+        yield _memory_of_the_node(host, deployment, found)
+    else:
+        size = plan_memory(deployment).all_bytes
+        fix = "Stop other programs, rehearse with fewer ranks, or with a smaller model."
+        needed = f"{gib(size)} for {deployment.mapping.world_size} ranks"
+        yield verdict("memory", host.available_bytes >= size, found, needed, fix)
+
+
+def _memory_of_the_node(host: Host, deployment: Deployment, found: str) -> Check:
+    wanted = deployment.hardware.host_memory_gb
+    needed = f"{gib(wanted * 1e9)} (hardware.host_memory_gb: {wanted:g})"
+    fix = "Use a machine with more, or raise the container's limit."
+    return verdict("memory", host.usable_memory_bytes >= wanted * 1e9, found, needed, fix)
+
+
+def shared_memory(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    size = machine.places.shared_memory_bytes if machine.places else TYPICAL_RANKS * REHEARSAL_SEGMENT_BYTES
+    host = machine.host
+    found = f"{gib(host.shm_free_bytes)} free of {gib(host.shm_bytes)}" if host.shm_bytes else "is not mounted"
+    fix = "Remove what is left there, or make it larger (docker run --shm-size=2g)."
+    running = machine.places is not None and machine.places.running is not None
+    yield verdict("/dev/shm", running or host.shm_free_bytes >= size, found, gib(size), fix)
+
+
+RULES = (cores, memory, shared_memory)

@@ -1,0 +1,78 @@
+"""The programs and packages: whether they are there, and of versions that fit each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from toolkit.doctor.check import Check, needs_gpus, place, verdict
+from toolkit.doctor.machine import Machine
+from toolkit.doctor.programs import Program
+from toolkit.serve.tritonserver import NGC_IMAGE
+
+if TYPE_CHECKING:
+    from toolkit.config import Deployment
+
+TENSORRT_LLM = "1.2.1"
+"""Of `NGC_IMAGE`. An engine runs only under the version that built it."""
+BACKENDS = {"rehearsal": "python", "tensorrt": "tensorrtllm", "pytorch": "python"}
+"""The backend of tritonserver that runs each engine."""
+IN_THE_IMAGE = f"Run it in the image: docker run --gpus all --net host --shm-size=2g -it {NGC_IMAGE}"
+
+
+def tritonserver(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    programs = machine.programs
+    server, needs_image = programs.tritonserver, needs_gpus(deployment)
+    if server.path is not None:
+        yield Check("tritonserver", "ok", _shown(server), "that of the NGC image" if needs_image else "")
+    elif needs_image and programs.docker is not None:
+        yield Check("tritonserver", "warning", "not here, but docker is", "the one in the NGC image", IN_THE_IMAGE)
+    else:
+        yield Check("tritonserver", "error", server.problem, "", server.fix)
+
+
+def backends(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    programs = machine.programs
+    if programs.tritonserver.path is None:
+        return
+    needed = BACKENDS[deployment.engine if deployment else "rehearsal"]
+    fix = f"Use the tritonserver of {NGC_IMAGE}" if needs_gpus(deployment) else "Install it again: nvidia-pytriton"
+    yield verdict("backends", needed in programs.backends, ", ".join(programs.backends) or "none", needed, fix)
+
+
+def mpirun(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    programs = machine.programs
+    if programs.mpirun.path is not None:
+        yield Check("mpirun", "ok", _shown(programs.mpirun))
+    elif needs_gpus(deployment) and programs.tritonserver.path is None and programs.docker is not None:
+        yield Check("mpirun", "warning", "not here; the NGC image has one", "", IN_THE_IMAGE)
+    else:
+        yield Check("mpirun", "error", programs.mpirun.problem, "", programs.mpirun.fix)
+
+
+def tensorrt_llm(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    found = machine.programs.packages.get("tensorrt-llm")
+    if found is not None and needs_gpus(deployment):
+        fix = f"Use {NGC_IMAGE}, which has it."
+        yield verdict("tensorrt-llm", found.partition("+")[0] == TENSORRT_LLM, found, TENSORRT_LLM, fix)
+
+
+def packages(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    programs = machine.programs
+    versions = [f"Python {programs.python}", *(f"{name} {version}" for name, version in programs.packages.items())]
+    yield Check("packages", "ok", ", ".join(versions))
+
+
+def tools(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    programs = machine.programs
+    there = {"docker": programs.docker, "nvidia-smi": programs.nvidia_smi}
+    found = ", ".join(f"{name}: {place(path) if path else 'no'}" for name, path in there.items())
+    yield Check("tools", "ok", found, "" if needs_gpus(deployment) else "none of them")
+
+
+RULES = (tritonserver, backends, mpirun, tensorrt_llm, packages, tools)
+
+
+def _shown(program: Program) -> str:
+    assert program.path
+    return f"{program.version} at {place(program.path)}" if program.version else place(program.path)

@@ -1,0 +1,171 @@
+"""What is where a deployment points: its model, the disks it writes to, its ports, and its own running group."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toolkit import artifacts, checkpoint, engine
+from toolkit.checkpoint.source import check_source, open_source
+from toolkit.errors import ToolkitError
+from toolkit.model import DTYPE_BYTES
+from toolkit.plan.memory import plan_stage
+from toolkit.serve.preflight import PORTS, REHEARSAL_SEGMENT_BYTES, check_port, shared_memory_needed
+from toolkit.serve.state import holder
+
+if TYPE_CHECKING:
+    from toolkit.config import Deployment
+
+
+@dataclass(frozen=True)
+class Model:
+    """The directory at model.path. `problem` is "" when it can be converted and served; `weights` counts files."""
+
+    path: Path
+    problem: str = ""
+    fix: str = ""
+    weights: int = 0
+    weight_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A file system that has something to take: `folder` is a folder of it that exists.
+
+    `to_come` says what will be written there, in bytes; what is there already is not counted again.
+    """
+
+    folder: Path
+    writable: bool
+    free_bytes: int
+    to_come: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Port:
+    """A port of `serving`. `problem` is "" when it is free."""
+
+    name: str
+    address: str
+    problem: str = ""
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class Places:
+    model: Model
+    disks: tuple[Disk, ...]
+    made: tuple[str, ...]
+    """The stages whose directories are there, whole, and of this deployment: checkpoint, engine."""
+    ports: tuple[Port, ...]
+    shared_memory_bytes: int
+    """Bytes of /dev/shm that the group will take."""
+    running: int | None
+    """The process that serves this deployment now, else None."""
+
+
+def look_at_places(deployment: Deployment) -> Places:
+    model = _model(deployment)
+    return Places(
+        model=model,
+        disks=tuple(_disks(deployment, model)),
+        made=_made(deployment),
+        ports=tuple(_port(deployment, name) for name in PORTS),
+        shared_memory_bytes=_shared_memory(deployment),
+        running=holder(deployment),
+    )
+
+
+def _model(deployment: Deployment) -> Model:
+    path = deployment.model.path
+    if not os.path.lexists(path):
+        return Model(path, "no such directory", _where_from(deployment))
+    try:
+        source = open_source(path)
+        check_source(source, deployment.shape)
+    except ToolkitError as error:
+        return Model(path, error.what, error.hint or "")
+    if not (path / "tokenizer.json").is_file():
+        return Model(path, "no tokenizer.json", "Copy it from the model's repository; prompts are encoded by it.")
+    weights = {tensor.file for tensor in source.tensors.values()}
+    return Model(path, weights=len(weights), weight_bytes=sum(tensor.size for tensor in source.tensors.values()))
+
+
+def _where_from(deployment: Deployment) -> str:
+    if deployment.engine == "rehearsal":
+        path = shlex.quote(str(deployment.model.path))
+        return f"Put a model there, or write a small one: toolkit sample smollm2 {path}"
+    return "Put the model there, or correct model.path."
+
+
+def _disks(deployment: Deployment, model: Model) -> Iterator[Disk]:
+    """One for each file system, with everything that it is to take."""
+    grouped: dict[int, tuple[Path, dict[str, int]]] = {}
+    for what, path, size in _writes(deployment, model):
+        folder = _nearest_folder(path)
+        grouped.setdefault(folder.stat().st_dev, (folder, {}))[1][what] = size
+    for folder, to_come in grouped.values():
+        yield Disk(folder, os.access(folder, os.W_OK), shutil.disk_usage(folder).free, to_come)
+
+
+def _writes(deployment: Deployment, model: Model) -> Iterator[tuple[str, Path, int]]:
+    """(what, where, bytes) of what is to be written. A rehearsal's engines are links to its checkpoint."""
+    shape, mapping, dtype = deployment.shape, deployment.mapping, deployment.model.dtype
+    size = sum(mapping.tp * plan_stage(shape, mapping, stage, dtype).weight_bytes for stage in range(mapping.pp))
+    directory, engines = deployment.checkpoint_dir, deployment.engine_dir
+    yield "logs and reports", deployment.output, 0
+    made = _made(deployment)
+    if deployment.engine != "pytorch" and checkpoint.STAGE not in made:  # pytorch loads the model as it is
+        yield "checkpoint", directory, max(0, size - _begun(directory))
+    if deployment.engine == "tensorrt" and engine.STAGE not in made:
+        yield "engines", engines, size
+    if not os.path.lexists(model.path):
+        yield "model", model.path, shape.parameters * DTYPE_BYTES[dtype]
+
+
+def _made(deployment: Deployment) -> tuple[str, ...]:
+    stages = {
+        checkpoint.STAGE: (deployment.checkpoint_dir, checkpoint.settings(deployment)),
+        engine.STAGE: (deployment.engine_dir, {"engine": deployment.engine}),
+    }
+    made = []
+    for stage, (directory, settings) in stages.items():
+        with contextlib.suppress(ToolkitError):
+            artifacts.require(directory, stage, settings, remake="")
+            made.append(stage)
+    return tuple(made)
+
+
+def _begun(directory: Path) -> int:
+    """Bytes of rank files that a conversion which was cut off has on disk, in full length from its start."""
+    partial = directory.with_name(directory.name + ".partial")
+    return sum(path.stat().st_size for path in partial.glob("rank*.safetensors"))
+
+
+def _nearest_folder(path: Path) -> Path:
+    # Unlike Path.is_dir, os.path.isdir never raises.
+    return next(folder for folder in (path, *path.parents) if os.path.isdir(folder))  # noqa: PTH112
+
+
+def _port(deployment: Deployment, name: str) -> Port:
+    address = f"{deployment.serving.host}:{getattr(deployment.serving, name)}"
+    try:
+        check_port(deployment, name)
+    except ToolkitError as error:
+        return Port(name, address, error.what.removeprefix(f"serving.{name}: "), error.hint or "")
+    return Port(name, address)
+
+
+def _shared_memory(deployment: Deployment) -> int:
+    from google.protobuf.text_format import ParseError
+
+    try:
+        return shared_memory_needed(deployment)
+    except (ParseError, OSError, ValueError):  # a damaged repository, which `toolkit serve` refuses by name
+        return deployment.mapping.world_size * REHEARSAL_SEGMENT_BYTES
