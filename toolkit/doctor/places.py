@@ -15,7 +15,7 @@ from toolkit import artifacts, checkpoint, engine
 from toolkit.checkpoint.source import check_source, open_source
 from toolkit.errors import ToolkitError
 from toolkit.model import DTYPE_BYTES
-from toolkit.plan.memory import plan_stage
+from toolkit.plan.host import rank_bytes
 from toolkit.serve.preflight import PORTS, REHEARSAL_SEGMENT_BYTES, check_port, shared_memory_needed
 from toolkit.serve.state import holder
 
@@ -116,8 +116,7 @@ def _disks(deployment: Deployment, model: Model) -> Iterator[Disk]:
 
 def _writes(deployment: Deployment, model: Model) -> Iterator[tuple[str, Path, int]]:
     """(what, where, bytes) of what is to be written. A rehearsal's engines are links to its checkpoint."""
-    shape, mapping, dtype = deployment.shape, deployment.mapping, deployment.model.dtype
-    size = sum(mapping.tp * plan_stage(shape, mapping, stage, dtype).weight_bytes for stage in range(mapping.pp))
+    size = sum(rank_bytes(deployment))
     directory, engines = deployment.checkpoint_dir, deployment.engine_dir
     yield "logs and reports", deployment.output, 0
     made = _made(deployment)
@@ -126,7 +125,7 @@ def _writes(deployment: Deployment, model: Model) -> Iterator[tuple[str, Path, i
     if deployment.engine == "tensorrt" and engine.STAGE not in made:
         yield "engines", engines, size
     if not os.path.lexists(model.path):
-        yield "model", model.path, shape.parameters * DTYPE_BYTES[dtype]
+        yield "model", model.path, deployment.shape.parameters * DTYPE_BYTES[deployment.model.dtype]
 
 
 def _made(deployment: Deployment) -> tuple[str, ...]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from toolkit.plan.memory import MemoryPlan
+from toolkit.model import DTYPE_BYTES
+from toolkit.plan.memory import plan_stage
+from toolkit.plan.precision import Precision
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
@@ -33,9 +35,18 @@ class HostPlan:
         return self.checkpoint_bytes
 
 
-def plan_host(deployment: Deployment, memory: MemoryPlan) -> HostPlan:
+def plan_host(deployment: Deployment) -> HostPlan:
     """Of one replica's engine, which all replicas share."""
-    weights = [stage.weight_bytes for stage in memory.stages for _ in stage.gpus]
-    rank = int(BUILD_FACTOR * max(weights) + BUILD_BYTES)
-    workers = min(len(weights), int(deployment.hardware.host_memory_gb * 1e9) // rank)
-    return HostPlan(sum(weights), rank, workers)
+    ranks = rank_bytes(deployment)
+    most = int(BUILD_FACTOR * max(ranks) + BUILD_BYTES)
+    workers = min(len(ranks), int(deployment.hardware.host_memory_gb * 1e9) // most)
+    return HostPlan(sum(ranks), most, workers)
+
+
+def rank_bytes(deployment: Deployment) -> list[int]:
+    """The weights in each rank's file, which have the model's dtype whatever computes with them."""
+    shape, mapping, size = deployment.shape, deployment.mapping, DTYPE_BYTES[deployment.model.dtype]
+    fp8 = deployment.model.quantization == "fp8"
+    precision = Precision(1 if fp8 else size, size, size, fp8)
+    stages = [plan_stage(shape, mapping, stage, precision) for stage in range(mapping.pp)]
+    return [stage.weight_bytes for stage in stages for _ in stage.gpus]
