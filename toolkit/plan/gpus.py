@@ -9,8 +9,9 @@ Point-to-point rates are estimates. Memory is what nvidia-smi reports of a GPU o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, shown
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,9 @@ GPUS = {
 }
 
 
-def gpu_named(name: str) -> Gpu:
+def gpu_named(name: str, where: Path | None = None) -> Gpu:
     """A GPU of the table. Raises ToolkitError for another name."""
     if name not in GPUS:
-        raise ToolkitError(f"hardware.gpu: {name!r} is not in the planner's table", hint=f"Use {', '.join(GPUS)}.")
+        what = f"hardware.gpu: {shown(name)} is not in the planner's table"
+        raise ToolkitError(what, where=where, hint=f"Use {', '.join(GPUS)}.")
     return GPUS[name]

@@ -123,9 +123,9 @@ def _targets(slo: Slo, measured: Measured) -> Iterator[Target]:
             yield _at_most(Target(f"{metric}.p{q}", f"{label} P{q}", "ms", "≤", limit, value, note=note))
     if slo.requests_per_s is not None:
         rate = measured.requests_per_s if measured.samples else None
-        yield _at_least(Target("requests_per_s", "Requests/s", "1/s", "≥", slo.requests_per_s, rate))
+        yield at_least(Target("requests_per_s", "Requests/s", "1/s", "≥", slo.requests_per_s, rate))
     share = measured.goodput_share
-    yield _at_least(Target("compliance", "Inside all limits", "share", "≥", slo.compliance, share))
+    yield at_least(Target("compliance", "Inside all limits", "share", "≥", slo.compliance, share))
     unseen = "the load test does not read the GPUs"
     if slo.gpu_utilisation is not None:
         bounds = slo.gpu_utilisation
@@ -142,7 +142,8 @@ def _at_most(target: Target) -> Target:
     return replace(target, passed=value <= limit, margin=(limit - value) / limit)
 
 
-def _at_least(target: Target) -> Target:
+def at_least(target: Target) -> Target:
+    """The target judged by its measured value, which is to be no less than its limit."""
     limit, value = target.limit, target.measured
     if isinstance(limit, tuple):
         return target

@@ -1,0 +1,155 @@
+"""What a deployment will do under its traffic: the simulator's run of it, judged by its SLO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from toolkit.errors import ToolkitError
+from toolkit.inflight import SchedulerConfig
+from toolkit.plan.gpus import gpu_named
+from toolkit.plan.latency import ClosedForm, StepTimes, StepWork, decode, prefill
+from toolkit.plan.memory import MemoryPlan, plan_memory
+from toolkit.plan.precision import precision_of
+from toolkit.simulate import Simulation, simulate
+from toolkit.simulate.capacity import Capacity, find_capacity
+from toolkit.simulate.run import NOTHING
+from toolkit.slo.metrics import Measured
+from toolkit.slo.verdict import Target, at_least, judge, limits_of_a_request
+from toolkit.workload import Traffic, traffic_of
+
+if TYPE_CHECKING:
+    from toolkit.config import Deployment
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Everything that is predicted of one deployment. Made once; each part is computed when it is asked for."""
+
+    deployment: Deployment
+    times: StepTimes
+    estimator: str
+    """Where the step times are from, in words."""
+
+    @cached_property
+    def memory(self) -> MemoryPlan:
+        return plan_memory(self.deployment)
+
+    @cached_property
+    def traffic(self) -> Traffic:
+        return traffic_of(self.deployment)
+
+    @cached_property
+    def simulation(self) -> Simulation:
+        """The workload as the YAML has it, with a second of the timeline from its middle."""
+        return self.simulate(self.traffic)
+
+    @cached_property
+    def measured(self) -> Measured:
+        return self.simulation.measured(limits_of_a_request(self.deployment.slo))
+
+    @cached_property
+    def capacity(self) -> Capacity:
+        deployment = self.deployment
+        return find_capacity(self.traffic, self.scheduling, self.times, deployment.parallel.replicas, deployment.slo)
+
+    @cached_property
+    def scheduling(self) -> SchedulerConfig:
+        return scheduling_of(self.deployment, self.memory, self.traffic)
+
+    @cached_property
+    def targets(self) -> tuple[Target, ...]:
+        """Each target of the SLO with the predicted value, verdict and margin."""
+        return tuple(self._predicted(target) for target in judge(self.deployment.slo, self.measured).targets)
+
+    @property
+    def meets(self) -> bool:
+        """Whether every target is met; a target of what no simulation can tell does not count."""
+        return all(target.passed is not False for target in self.targets)
+
+    @property
+    def balance(self) -> float:
+        """The slowest stage's time over the mean, in a full decode step."""
+        seconds = self.times.stage_seconds(self.decode_work)
+        return max(seconds) / (sum(seconds) / len(seconds))
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Mean of the traffic's prompts."""
+        return round(sum(len(request.prompt) for request in self.traffic.requests) / len(self.traffic.requests))
+
+    @property
+    def output_tokens(self) -> int:
+        return round(sum(request.output_tokens for request in self.traffic.requests) / len(self.traffic.requests))
+
+    @property
+    def prefill_work(self) -> StepWork:
+        """One mean prompt, as far as a step takes it."""
+        return prefill(min(self.prompt_tokens, self.deployment.limits.max_num_tokens))
+
+    @property
+    def decode_work(self) -> StepWork:
+        """A full micro-batch in the middle of its answers."""
+        return decode(self.deployment.max_batch_size, self.prompt_tokens + self.output_tokens / 2)
+
+    def pass_seconds(self, work: StepWork) -> float:
+        """The step through all stages with nothing in its way."""
+        return sum(self.times.stage_seconds(work)) + (self.times.stages - 1) * self.times.hop_seconds(work)
+
+    def simulate(self, traffic: Traffic, record: tuple[float, float] = NOTHING) -> Simulation:
+        """A run of other traffic under the same settings."""
+        return simulate(traffic, self.scheduling, self.times, self.deployment.parallel.replicas, record)
+
+    def _predicted(self, target: Target) -> Target:
+        """Targets that judge() cannot know from samples: of the deployment, not of requests."""
+        if target.name == "requests_per_s":
+            note = (
+                ""
+                if self.capacity.highest
+                else f"no rate meets the latencies; saturates at {self.capacity.saturated:.1f}"
+            )
+            return at_least(replace(target, measured=self.capacity.highest or 0.0, note=note))
+        if target.name == "gpu_utilisation" and isinstance(target.limit, tuple):
+            stages = [share for replica in self.simulation.utilisation for share in replica]
+            value, (low, high) = sum(stages) / len(stages), target.limit
+            margin = min(value - low, high - value) / high
+            return replace(target, measured=value, passed=low <= value <= high, margin=margin, note="")
+        if target.name == "load_balance_variance" and not isinstance(target.limit, tuple):
+            value, limit = self.memory.spread, target.limit
+            return replace(target, measured=value, passed=value <= limit, margin=(limit - value) / limit, note="")
+        return target
+
+
+def predict(deployment: Deployment) -> Prediction:
+    """The prediction from the table of GPUs. Raises ToolkitError for a GPU that is not in it, or too full a one."""
+    gpu = gpu_named(deployment.hardware.gpu, where=deployment.file)
+    if deployment.model.quantization == "fp8" and gpu.flops_fp8 is None:
+        what = f"model.quantization: {gpu.name} has no FP8 tensor cores"
+        raise ToolkitError(what, where=deployment.file, hint="Use none, or another GPU.")
+    source = "kernel times of this GPU" if gpu.measured else "data sheet, with the H100 SXM's efficiency"
+    times = ClosedForm(deployment.shape, deployment.mapping, gpu, precision_of(deployment))
+    return Prediction(deployment, times, f"closed form, {source}")
+
+
+def scheduling_of(deployment: Deployment, memory: MemoryPlan, traffic: Traffic) -> SchedulerConfig:
+    """What the executor of each replica is set to. Raises ToolkitError when its KV pool holds no whole sequence."""
+    limits, block = deployment.limits, deployment.kv_cache.tokens_per_block
+    blocks = deployment.kv_blocks if deployment.engine == "rehearsal" else memory.pool_tokens // block
+    if blocks * block < limits.max_seq_len:
+        what = f"the KV pool holds {blocks * block:,} tokens, less than a sequence of limits.max_seq_len"
+        hint = "toolkit plan --compare CONFIG shows layouts that fit."
+        raise ToolkitError(f"{what} {limits.max_seq_len:,}", where=deployment.file, hint=hint)
+    return SchedulerConfig(
+        max_batch_size=deployment.max_batch_size,
+        max_num_tokens=limits.max_num_tokens,
+        micro_batches=deployment.parallel.pp,
+        num_blocks=blocks,
+        tokens_per_block=block,
+        policy=deployment.scheduler.policy,
+        chunked_context=deployment.scheduler.chunked_context,
+        # Prompts that have nothing in common find nothing; not to look for it halves the simulation's time.
+        reuse=deployment.kv_cache.reuse and traffic.shares_prefixes,
+        max_queue_size=limits.max_queue_size,
+        max_seq_len=limits.max_seq_len,
+    )
