@@ -7,6 +7,7 @@ field and the model, are in toolkit/rules.py, so that a mistake is found before 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping as Dict
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -58,10 +59,13 @@ class Deployment(Section):
     output: LoosePath
 
     @classmethod
-    def load(cls, file: str | Path, engine: str | None = None) -> Deployment:
-        """Read and check a YAML file; `engine` replaces the file's. Raises ToolkitError, one line."""
+    def load(cls, file: str | Path, engine: str | None = None, changes: Dict[str, Any] | None = None) -> Deployment:
+        """Read and check a YAML file; `engine` and `changes` ("section.key": value) replace what it says.
+
+        Raises ToolkitError, one line.
+        """
         file = Path(file)
-        content = read_yaml(file)
+        content = changed(read_yaml(file), changes or {})
         if "file" in content:
             raise ToolkitError("file: unknown key", where=file, hint=_known_keys(cls, ()))
         content.setdefault("name", file.stem)
@@ -136,6 +140,18 @@ class Deployment(Section):
     @property
     def run_dir(self) -> Path:
         return self.output / "run"
+
+
+def changed(content: dict[str, Any], changes: Dict[str, Any]) -> dict[str, Any]:
+    """The YAML's content with "section.key" set to other values; what is no mapping is left for validation."""
+    content = dict(content)
+    for name, value in changes.items():
+        section, _, key = name.partition(".")
+        if not key:
+            content[section] = value
+        elif isinstance(content.get(section, {}), dict):
+            content[section] = {**content.get(section, {}), key: value}
+    return content
 
 
 def _absolute_paths(content: dict[str, Any], base: Path) -> dict[str, Any]:

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 
 
+engine_option = click.option(
+    "--engine",
+    metavar="NAME",
+    help="Use this engine instead of the YAML's: tensorrt, pytorch, rehearsal.",
+)
+
+
 def deployment_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """CONFIG and --engine, handed to the command as one validated `deployment`."""
     return _with_deployment(command, required=True)
@@ -32,11 +39,7 @@ def optional_deployment(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _with_deployment(command: Callable[..., Any], required: bool) -> Callable[..., Any]:
     @click.argument("config", type=click.Path(path_type=Path), required=required)
-    @click.option(
-        "--engine",
-        metavar="NAME",
-        help="Use this engine instead of the YAML's: tensorrt, pytorch, rehearsal.",
-    )
+    @engine_option
     def wrapped(config: Path | None, engine: str | None, **options: Any) -> Any:
         from toolkit.config import Deployment
 

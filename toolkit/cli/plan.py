@@ -1,25 +1,66 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit.cli.common import deployment_options, json_option, next_command, print_json
+from toolkit.cli.common import engine_option, json_option, next_command, note, print_json, progress
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.plan.plan import Plan
 
 
 @click.command()
-@deployment_options
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("more", nargs=-1, metavar="[NAME=VALUE]...")
+@engine_option
+@click.option("--what-if", "changes", multiple=True, metavar="NAME=VALUE", help="Plan with other settings of the YAML.")
+@click.option("--compare", is_flag=True, help="Predict and rank every TP x PP x replicas on the GPUs.")
+@click.option(
+    "--objective",
+    type=click.Choice(["slo", "latency", "throughput", "cost"]),
+    default="slo",
+    show_default=True,
+    help="What --compare ranks by: headroom under the SLO, median latency, throughput, or fewest GPUs.",
+)
+@click.option("--gpus", type=click.IntRange(min=1), help="Plan for this many GPUs.")
+@click.option("--hardware", metavar="NAME", help="Plan for this GPU, with its own memory.")
+@click.option("--claims", is_flag=True, help="Hold the requirements' own expectations against the arithmetic.")
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write the plan as a page with plots.")
 @json_option
-def plan(deployment: Deployment, as_json: bool) -> None:
-    """Show what the deployment needs: layers and memory of each GPU, KV capacity, headroom."""
-    from toolkit.plan.report import plan_data, plan_text
+def plan(config: Path, more: tuple[str, ...], changes: tuple[str, ...], html: Path | None, **options: Any) -> None:
+    """Show what the deployment needs and predict what it will do: memory, step times, percentiles, SLO.
 
-    if as_json:
-        return print_json(plan_data(deployment))
+    \b
+    toolkit plan CONFIG --compare --html plan.html
+    toolkit plan CONFIG --what-if max_batch_size=128 dtype=fp8 rate=12
+    """
+    from toolkit.plan.plan import Plan
+    from toolkit.plan.what_if import load_changed
+
+    if more and not changes:
+        raise click.UsageError(f"Got {more[0]!r} after CONFIG. Settings follow --what-if.")
+    settings = [*changes, *more]
+    settings += [f"hardware={options['hardware']}"] if options["hardware"] else []
+    deployment = load_changed(config, options["engine"], settings, options["gpus"], any_layout=options["compare"])
+    with progress("simulating layouts", "layouts") as report:
+        made = Plan(deployment, options["compare"], options["claims"], options["objective"], report)
+        if options["as_json"]:
+            print_json(made.as_data())
+        else:
+            _print(made)
+        if html:
+            made.write_page(html)
+            note(f"page: {html}")
+    next_command(deployment, "build")
+
+
+def _print(made: Plan) -> None:
     from rich.console import Console
 
-    Console(highlight=False, width=100).print(plan_text(deployment))
-    next_command(deployment, "build")
+    console = Console(highlight=False, width=100)
+    for number, part in enumerate(made.as_text()):
+        if number:
+            console.print()
+        console.print(part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -61,10 +62,7 @@ class Layout:
 
     @property
     def missed(self) -> list[Target]:
-        """Targets of requests and rate that it misses; utilisation and balance do not make it unusable."""
-        of_the_machine = ("gpu_utilisation", "load_balance_variance")
-        targets = self.prediction.targets if self.prediction else ()
-        return [target for target in targets if target.passed is False and target.name not in of_the_machine]
+        return self.prediction.missed if self.prediction else []
 
 
 @dataclass(frozen=True)
@@ -105,16 +103,20 @@ def compare(
 
 
 def variants(deployment: Deployment, fewer_gpus: bool = False) -> Iterable[Deployment]:
-    """The deployment with every tp x pp x replicas that uses all GPUs; with `fewer_gpus` any number of replicas."""
+    """The deployment with every tp x pp x replicas that uses all GPUs; with `fewer_gpus` also with fewer replicas."""
     gpus = deployment.hardware.gpus
     for pp in range(gpus, 0, -1):  # those with many stages take longest to simulate, and should not be left for the end
         for tp in range(1, gpus // pp + 1):
-            most = gpus // (tp * pp)
-            for replicas in range(1, most + 1) if fewer_gpus else [most] * (gpus % (tp * pp) == 0):
-                parallel = {"tp": tp, "pp": pp, "replicas": replicas}
-                variant = with_settings(deployment, parallel=parallel)
-                if _is_valid(variant):
+            most, idle = divmod(gpus, tp * pp)
+            for replicas in range(1 if fewer_gpus else most, most + 1) if not idle else ():
+                variant = with_settings(deployment, parallel={"tp": tp, "pp": pp, "replicas": replicas})
+                if _is_valid(variant) and (replicas == most or fits(variant)):
                     yield variant
+
+
+def fits(deployment: Deployment) -> bool:
+    """Whether a whole sequence fits beside the weights."""
+    return plan_memory(deployment).pool_tokens >= deployment.limits.max_seq_len
 
 
 def _is_valid(deployment: Deployment) -> bool:
@@ -127,7 +129,7 @@ def _is_valid(deployment: Deployment) -> bool:
 
 def evaluate(deployment: Deployment, predict: Predict = predict) -> Layout:
     """One layout, with everything that its row needs computed."""
-    if plan_memory(deployment).pool_tokens < deployment.limits.max_seq_len:
+    if not fits(deployment):
         return Layout(deployment, None, remedy.to_fit(deployment))
     prediction = predict(deployment)
     layout = Layout(deployment, prediction, None)
@@ -151,9 +153,17 @@ def rank(layout: Layout, objective: Objective) -> tuple[float, ...]:
     return (not layout.meets, -highest, -capacity.saturated)
 
 
-def reason(layout: Layout, best: Layout) -> str:
+BEST = {
+    "slo": "meets the SLO with the most to spare",
+    "latency": "answers soonest",
+    "throughput": "the highest throughput",
+    "cost": "meets the SLO on the fewest GPUs",
+}
+
+
+def reason(layout: Layout, comparison: Comparison) -> str:
     """One line: why it is where it is."""
-    prediction = layout.prediction
+    prediction, best = layout.prediction, comparison.best
     if prediction is None:
         memory = layout.memory
         needed = layout.deployment.limits.max_seq_len * memory.fullest.kv_bytes_per_token
@@ -162,10 +172,10 @@ def reason(layout: Layout, best: Layout) -> str:
     parts = []
     if layout.missed:
         parts.append(f"misses {_miss(layout.missed[0])}{_would(layout, 'meets')}")
-    elif layout is best:
-        parts.append("meets the SLO with the most to spare")
-    else:
+    elif layout is not best:
         parts.append("meets the SLO")
+    if layout is best and (layout.meets or comparison.objective in ("latency", "throughput")):
+        parts.append(BEST[comparison.objective])
     if prediction.capacity.bubble > 0.05:
         parts.append(f"idle bubble {prediction.capacity.bubble:.0%} when full")
     if layout.blast_radius != best.blast_radius:
@@ -176,6 +186,8 @@ def reason(layout: Layout, best: Layout) -> str:
 def _miss(target: Target) -> str:
     measured, limit = target.measured, target.limit
     assert measured is not None and not isinstance(limit, tuple)
+    if math.isinf(measured):
+        return f"{target.label}: requests are refused"
     if target.unit == "ms":
         return f"{target.label} by {measured - limit:,.0f} ms"
     if target.unit == "1/s":

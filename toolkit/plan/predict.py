@@ -64,9 +64,10 @@ class Prediction:
         return tuple(self._predicted(target) for target in judge(self.deployment.slo, self.measured).targets)
 
     @property
-    def meets(self) -> bool:
-        """Whether every target is met; a target of what no simulation can tell does not count."""
-        return all(target.passed is not False for target in self.targets)
+    def missed(self) -> list[Target]:
+        """Targets of requests and of their rate that are missed. Those of the machine do not make it unusable."""
+        of_the_machine = ("gpu_utilisation", "load_balance_variance")
+        return [target for target in self.targets if target.passed is False and target.name not in of_the_machine]
 
     @property
     def balance(self) -> float:

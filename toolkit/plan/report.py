@@ -1,87 +1,54 @@
-"""The plan as a person reads it and as a machine does."""
+"""The plan as a person reads it at a terminal of 100 columns."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from toolkit.model import DTYPE_BYTES
+from toolkit.plan.host import plan_host
+from toolkit.plan.layouts import Comparison, Layout, layout_name, reason
 from toolkit.plan.memory import GIB, MemoryPlan, plan_memory
+from toolkit.plan.predict import Prediction
+from toolkit.plan.remedy import Remedy
+from toolkit.slo import wording
+from toolkit.slo.terminal import summary
+from toolkit.slo.verdict import Verdict, sum_up
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-    from toolkit.config import Deployment
-
-
-def plan_data(deployment: Deployment) -> dict[str, Any]:
-    """Every figure of the plan, in bytes, tokens and counts, as JSON-ready data."""
-    shape, memory = deployment.shape, plan_memory(deployment)
-    return {
-        "name": deployment.name,
-        "engine": deployment.engine,
-        "model": {
-            "path": str(deployment.model.path),
-            "dtype": deployment.model.dtype,
-            "parameters": shape.parameters,
-            "bytes": shape.parameters * DTYPE_BYTES[deployment.model.dtype],
-            "layers": shape.num_hidden_layers,
-        },
-        "parallel": {
-            "tp": deployment.parallel.tp,
-            "pp": deployment.parallel.pp,
-            "world_size": deployment.mapping.world_size,
-        },
-        "max_batch_size_per_micro_batch": deployment.max_batch_size,
-        "stages": [
-            {
-                "stage": stage.stage,
-                "gpus": list(stage.gpus),
-                "layers": [stage.layers.start, stage.layers.stop - 1],
-                "num_layers": len(stage.layers),
-                "weight_bytes_per_gpu": stage.weight_bytes,
-                "kv_bytes_per_token_per_gpu": stage.kv_bytes_per_token,
-                "kv_bytes_per_gpu": stage.kv_bytes_per_token * memory.wanted_tokens,
-                "used_bytes_per_gpu": memory.used_bytes(stage),
-            }
-            for stage in memory.stages
-        ],
-        "memory": _memory_data(deployment, memory),
-    }
-
-
-def _memory_data(deployment: Deployment, memory: MemoryPlan) -> dict[str, Any]:
-    common = {"workspace_bytes": memory.workspace_bytes, "kv_tokens_wanted": memory.wanted_tokens}
-    if deployment.engine == "rehearsal":
-        return {**common, "host_bytes": memory.all_bytes}
-    return {
-        **common,
-        "gpu_bytes": memory.gpu_bytes,
-        "limit_bytes": memory.limit_bytes,
-        "kv_token_capacity": memory.token_capacity,
-        "full_sequences": memory.token_capacity // deployment.limits.max_seq_len,
-        "headroom_bytes": memory.headroom_bytes,
-        "fits": memory.headroom_bytes >= 0,
-    }
-
-
-def plan_text(deployment: Deployment) -> RenderableType:
-    """The plan for a terminal of 100 columns."""
-    from rich.console import Group
     from rich.table import Table
 
-    shape, memory, limits = deployment.shape, plan_memory(deployment), deployment.limits
-    parallel, size = deployment.parallel, DTYPE_BYTES[deployment.model.dtype]
-    heading = "\n".join(
+    from toolkit.config import Deployment
+    from toolkit.plan.claims import Claim
+
+
+def memory_text(deployment: Deployment) -> RenderableType:
+    """What is known without a prediction: ranks, layers, memory of each GPU, what fits."""
+    from rich.console import Group
+
+    memory = plan_memory(deployment)
+    return Group(_heading(deployment), "", _stages(deployment, memory), "", _memory_lines(deployment, memory))
+
+
+def _heading(deployment: Deployment) -> str:
+    shape, limits, parallel = deployment.shape, deployment.limits, deployment.parallel
+    size = shape.parameters * DTYPE_BYTES[deployment.model.dtype]
+    replicas = f"{parallel.replicas} replicas x " if parallel.replicas > 1 else ""
+    fp8 = ", layers in FP8" if deployment.model.quantization == "fp8" else ""
+    return "\n".join(
         [
             f"[bold]{deployment.name}[/bold]  engine {deployment.engine}",
-            f"parameters  {shape.parameters:,} = {_gb(shape.parameters * size)} "
-            f"({_gib(shape.parameters * size)}) as {deployment.model.dtype}",
-            f"world size  {deployment.mapping.world_size} = pp {parallel.pp} x tp {parallel.tp}, one rank a GPU",
-            f"in flight   {limits.max_sequences} sequences = {parallel.pp} micro-batches x "
+            f"parameters  {shape.parameters:,} = {size / 1e9:.2f} GB ({_gib(size)}) as {deployment.model.dtype}{fp8}",
+            f"world size  {deployment.mapping.world_size} = pp {parallel.pp} x tp {parallel.tp}, one rank a GPU"
+            + (f"; {parallel.replicas} replicas" if replicas else ""),
+            f"in flight   {limits.max_sequences} sequences = {replicas}{parallel.pp} micro-batches x "
             f"{deployment.max_batch_size}; a step computes up to {limits.max_num_tokens:,} tokens",
         ]
     )
-    table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="dim")
+
+
+def _stages(deployment: Deployment, memory: MemoryPlan) -> Table:
+    table = _table()
     one = "rank" if deployment.engine == "rehearsal" else "GPU"
     for column in ("stage", f"{one}s", "layers", f"weights/{one}", f"KV/token/{one}", f"KV/{one}", f"in all/{one}"):
         table.add_column(column, justify="left" if column in ("stage", f"{one}s") else "right", no_wrap=True)
@@ -95,11 +62,10 @@ def plan_text(deployment: Deployment) -> RenderableType:
             _gib(stage.kv_bytes_per_token * memory.wanted_tokens),
             _gib(memory.used_bytes(stage)),
         )
-    return Group(heading, "", table, "", _memory_lines(deployment, memory))
+    return table
 
 
 def _memory_lines(deployment: Deployment, memory: MemoryPlan) -> str:
-    limits, hardware = deployment.limits, deployment.hardware
     if deployment.engine == "rehearsal":
         blocks, size = deployment.kv_blocks, deployment.kv_cache.tokens_per_block
         return "\n".join(
@@ -109,23 +75,184 @@ def _memory_lines(deployment: Deployment, memory: MemoryPlan) -> str:
                 f"host memory {_gib(memory.all_bytes)} for the {deployment.mapping.world_size} ranks, in float32",
             ]
         )
-    full = memory.token_capacity // limits.max_seq_len
+    limits, hardware, host = deployment.limits, deployment.hardware, plan_host(deployment)
+    wanted = memory.wanted_tokens // limits.max_seq_len
     lines = [
-        f"KV wanted   {memory.wanted_tokens:,} tokens = {limits.max_sequences} sequences x {limits.max_seq_len:,}",
-        f"workspace   {_gib(memory.workspace_bytes)} a GPU for the CUDA context, NCCL and activations (estimate)",
-        f"KV capacity {memory.token_capacity:,} tokens = {full:,} full sequences (the fullest GPU decides)",
-        f"limit       {hardware.gpu_memory_limit:.0%} of {hardware.gpu_memory_gib} GiB = {_gib(memory.limit_bytes)}",
+        f"KV wanted   {memory.wanted_tokens:,} tokens = {wanted} sequences x {limits.max_seq_len:,}",
+        f"workspace   {_gib(memory.workspace_bytes)} a GPU: {_gib(memory.context_bytes)} CUDA and NCCL, "
+        f"{_gib(memory.activation_bytes)} activations (estimates)",
+        f"KV capacity {memory.pool_tokens:,} tokens = {memory.full_sequences:,} full sequences = "
+        f"{memory.pool_tokens // deployment.kv_cache.tokens_per_block:,} blocks; the fullest GPU decides",
+        f"limit       {hardware.gpu_memory_limit:.0%} of {hardware.gpu_memory_gib} GiB = {_gib(memory.limit_bytes)}; "
+        f"kv_cache_free_gpu_mem_fraction {memory.kv_fraction:g}",
     ]
     if memory.headroom_bytes >= 0:
         lines.append(f"headroom    {_gib(memory.headroom_bytes)} left under the limit on the fullest GPU")
     else:
         lines.append(f"[red]too full    {_gib(-memory.headroom_bytes)} over the limit on the fullest GPU[/red]")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_balance_lines(deployment, memory), *_host_lines(deployment, host)])
+
+
+def _balance_lines(deployment: Deployment, memory: MemoryPlan) -> list[str]:
+    if len(memory.stages) == 1:
+        return []
+    line = f"balance     (max - min) / mean: {memory.spread:.1%} in all, {memory.weight_spread:.1%} weights"
+    if deployment.parallel.tp > 1:
+        sharded = plan_memory(deployment, parallel_embedding=True)
+        line += f" ({sharded.weight_spread:.1%} with parallel embedding)"
+    return [line]
+
+
+def _host_lines(deployment: Deployment, host: object) -> list[str]:
+    plan = plan_host(deployment)
+    if deployment.engine != "tensorrt":
+        return []
+    ranks = deployment.mapping.world_size
+    workers = f"--workers {plan.workers}" if plan.workers else "[red]not even one rank at a time[/red]"
+    return [
+        f"disk        {plan.checkpoint_bytes / 1e9:.0f} GB for the checkpoint, about the same for the engines",
+        f"build       {plan.build_rank_bytes / 1e9:.0f} GB of host memory a rank (estimate): of {ranks} ranks, "
+        f"{deployment.hardware.host_memory_gb:g} GB allow {workers}",
+    ]
+
+
+def step_text(prediction: Prediction) -> str:
+    """How long steps take with nothing in their way."""
+    times, prompt, sequences = prediction.times, prediction.prefill_work, prediction.decode_work
+    stages = f" through {times.stages} stages" if times.stages > 1 else ""
+    balance = f"; slowest stage {prediction.balance:.2f} x the mean" if times.stages > 1 else ""
+    return "\n".join(
+        [
+            f"step times  {prediction.estimator}",
+            f"prefill     {prediction.pass_seconds(prompt) * 1e3:.1f} ms for one prompt of "
+            f"{prompt.context_tokens:,} tokens{stages}",
+            f"decode      {prediction.pass_seconds(sequences) * 1e3:.1f} ms a token for {sequences.generations} "
+            f"sequences of {sequences.keys // sequences.generations:,} tokens{balance}",
+        ]
+    )
+
+
+def calibrate_text(deployment: Deployment) -> str:
+    """How to get a prediction of a rehearsal."""
+    return (
+        f"prediction  needs this machine's step times: toolkit calibrate {deployment.file}\n"
+        "            then: toolkit plan CONFIG --calibration FILE"
+    )
+
+
+def claims_text(claims: list[Claim]) -> Table:
+    """The requirements' own expectations, each with the arithmetic."""
+    table = _table()
+    table.add_column("the requirements say", ratio=3)
+    table.add_column("it is", style="bold")
+    table.add_column("because", ratio=6)
+    styles = {"true": "green", "false": "red", "depends": "yellow"}
+    for claim in claims:
+        table.add_row(claim.said, f"[{styles[claim.verdict]}]{claim.verdict}[/]", claim.because)
+    return table
+
+
+def prediction_text(prediction: Prediction, remedy: Remedy | None) -> RenderableType:
+    """The workload, the percentiles beside their targets, and what the stages do."""
+    from rich.console import Group
+
+    run, capacity = prediction.simulation, prediction.capacity
+    shares = [share for replica in run.utilisation for share in replica]
+    busy = f"{min(shares):.0%} to {max(shares):.0%}" if max(shares) - min(shares) > 0.005 else f"{max(shares):.0%}"
+    lines = [
+        f"capacity    {capacity_text(prediction)}",
+        f"stages      busy {busy} of the time, idle bubble {run.bubble:.0%}; {capacity.bubble:.0%} when saturated",
+        f"KV pool     {run.kv_mean:.1%} in use on average, {run.kv_peak:.1%} at most; "
+        f"{run.recomputed} sequences paused, {run.refused} requests refused",
+    ]
+    if remedy:
+        lines.append(f"[bold]remedy      {remedy} would meet the SLO[/bold]")
+    return Group(f"workload    {workload_text(prediction)}", summary(verdict_of(prediction), "predicted"), *lines)
+
+
+def verdict_of(prediction: Prediction) -> Verdict:
+    """The verdict on the predicted targets."""
+    return sum_up(prediction.targets, prediction.measured)
+
+
+def workload_text(prediction: Prediction) -> str:
+    """The traffic in one line."""
+    from toolkit.workload.traffic import workload_of
+
+    traffic, workload = prediction.traffic, workload_of(prediction.deployment)
+    arrivals = f"{traffic.users} users" if traffic.users else f"{workload.arrivals} {traffic.rate:.3g}/s"
+    return (
+        f"{len(traffic.requests):,} requests, {arrivals}, {prediction.prompt_tokens:,} prompt + "
+        f"{prediction.output_tokens:,} output tokens; the first {traffic.warmup} not judged"
+    )
+
+
+def capacity_text(prediction: Prediction) -> str:
+    highest, saturated = prediction.capacity.highest, prediction.capacity.saturated
+    meets = f"{highest:.1f} requests/s meet the latencies" if highest else "no rate meets the latencies"
+    return f"{meets}; saturated at {saturated:.1f} requests/s"
+
+
+def comparison_text(comparison: Comparison) -> RenderableType:
+    """Every layout in a row, the best first, with the reason below it."""
+    from rich.console import Group
+
+    table = _table()
+    columns = ("", "layout", "GPUs", "TTFT P50", "P99", "TPOT P50", "P99", "meets", "saturates", "bubble", "blast")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("", "layout") else "right", no_wrap=True)
+    for number, layout in enumerate(comparison.layouts, 1):
+        style = "bold" if layout is comparison.own else ""
+        table.add_row(str(number), *_cells(layout), style=style)
+    units = "TTFT and TPOT in ms at the workload's rate; meets, saturates: requests/s; blast: lost with one GPU"
+    reasons = _table()
+    reasons.show_header = False
+    for _ in range(3):
+        reasons.add_column(vertical="top")
+    for number, layout in enumerate(comparison.layouts, 1):
+        own = layout is comparison.own
+        name = f"{layout.name} (yours)" if own else layout.name
+        reasons.add_row(str(number), name, reason(layout, comparison), style="bold" if own else "")
+    return Group(table, f"[dim]{units}[/dim]", "", reasons)
+
+
+def _cells(layout: Layout) -> list[str]:
+    prediction = layout.prediction
+    blast = f"{layout.blast_radius:.0%}"
+    if prediction is None:
+        return [layout.name, str(layout.gpus), *["–"] * 7, blast]
+    found = prediction.measured.distributions
+    latencies = [_ms(found[name].percentile(q)) for name in ("ttft_ms", "tpot_ms") for q in (50, 99)]
+    capacity = prediction.capacity
+    highest = f"{capacity.highest:.1f}" if capacity.highest else "–"
+    return [
+        layout.name,
+        str(layout.gpus),
+        *latencies,
+        highest,
+        f"{capacity.saturated:.1f}",
+        f"{capacity.bubble:.0%}",
+        blast,
+    ]
+
+
+def _ms(value: float | None) -> str:
+    return wording.number(value)
+
+
+def own_text(comparison: Comparison, deployment: Deployment) -> str:
+    """Where the user's own layout came."""
+    if comparison.own is None:
+        return f"yours, {layout_name(deployment)}, does not use all {deployment.hardware.gpus} GPUs"
+    place = comparison.layouts.index(comparison.own) + 1
+    return f"best: {comparison.best.name}; yours, {comparison.own.name}, is {place} of {len(comparison.layouts)}"
+
+
+def _table() -> Table:
+    from rich.table import Table
+
+    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
 
 
 def _gib(size: int) -> str:
     return f"{size / GIB:.3f} GiB" if abs(size) >= GIB / 10 else f"{size / 2**20:.1f} MiB"
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.2f} GB"

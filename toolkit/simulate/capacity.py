@@ -16,7 +16,7 @@ from toolkit.workload import Traffic
 
 REQUESTS = 400
 """Of each tried rate: enough for a P99, few enough for a search in two seconds."""
-PRECISION = 0.02
+PRECISION = 0.03
 LOWEST, FEW = 0.02, 60
 """The lowest rate tried, as a share of the saturated throughput, and the requests that it is tried with."""
 

@@ -85,27 +85,26 @@ def limits_of_a_request(slo: Slo) -> dict[str, float]:
 def judge(slo: Slo, measured: Measured, cut_short: str | None = None) -> Verdict:
     """The verdict on a run; `cut_short` says why it did not come to its end, if it did not."""
     targets = tuple(_targets(slo, measured))
+    if cut_short:
+        return Verdict(Outcome.COULD_NOT_RUN, cut_short, targets, measured)
+    if not measured.samples:
+        return Verdict(Outcome.COULD_NOT_RUN, "no request was made", targets, measured)
+    return sum_up(targets, measured)
+
+
+def sum_up(targets: tuple[Target, ...], measured: Measured) -> Verdict:
+    """The verdict that follows from judged targets, of a run with at least one request."""
     missed = [target for target in targets if target.passed is False]
     unknown = [target for target in targets if target.passed is None]
     requests = len(measured.samples)
-
-    def verdict(outcome: Outcome, reason: str) -> Verdict:
-        return Verdict(outcome, reason, targets, measured)
-
-    if cut_short:
-        return verdict(Outcome.COULD_NOT_RUN, cut_short)
-    if not requests:
-        return verdict(Outcome.COULD_NOT_RUN, "no request was made")
     failures = f"; {measured.failed} of {_count(requests, 'request')} failed" if measured.failed else ""
     if missed:
         names = ", ".join(target.label for target in missed)
         missed_of = f"{len(missed)} of {_count(len(targets), 'target')} missed"
-        return verdict(Outcome.FAIL, f"{missed_of}: {names}{failures}")
+        return Verdict(Outcome.FAIL, f"{missed_of}: {names}{failures}", targets, measured)
     unmeasured = f"; not measured: {', '.join(target.label for target in unknown)}" if unknown else ""
-    met = len(targets) - len(unknown)
-    return verdict(
-        Outcome.PASS, f"{_count(met, 'target')} met over {_count(requests, 'request')}{unmeasured}{failures}"
-    )
+    met = f"{_count(len(targets) - len(unknown), 'target')} met over {_count(requests, 'request')}"
+    return Verdict(Outcome.PASS, f"{met}{unmeasured}{failures}", targets, measured)
 
 
 def could_not_run(slo: Slo, reason: str) -> Verdict:

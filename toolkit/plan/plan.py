@@ -1,0 +1,87 @@
+"""The whole of `toolkit plan`: which parts it has, in the order in which they are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolkit.plan import data
+from toolkit.plan.claims import Claim, claims
+from toolkit.plan.layouts import Comparison, Objective, compare
+from toolkit.plan.predict import Prediction, predict
+from toolkit.plan.remedy import Remedy, to_meet
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from toolkit.config import Deployment
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A deployment's plan; each part is computed when it is first asked for."""
+
+    deployment: Deployment
+    with_comparison: bool = False
+    with_claims: bool = False
+    objective: Objective = "slo"
+    progress: Progress | None = None
+
+    @property
+    def predictable(self) -> bool:
+        """A rehearsal's step times are those of this machine, which only a calibration knows."""
+        return self.deployment.engine != "rehearsal"
+
+    @cached_property
+    def prediction(self) -> Prediction:
+        return predict(self.deployment)
+
+    @cached_property
+    def remedy(self) -> Remedy | None:
+        return to_meet(self.prediction) if self.prediction.missed else None
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        return compare(self.deployment, self.objective, self.progress)
+
+    @cached_property
+    def claims(self) -> list[Claim]:
+        return claims(self.prediction)
+
+    def as_data(self) -> dict[str, Any]:
+        """Everything, JSON-ready."""
+        found = data.memory_data(self.deployment)
+        if self.predictable:
+            found["prediction"] = data.prediction_data(self.prediction, self.remedy)
+        if self.with_comparison:
+            found["comparison"] = data.comparison_data(self.comparison)
+        if self.with_claims:
+            found["claims"] = data.claims_data(self.claims)
+        return found
+
+    def as_text(self) -> Iterator[RenderableType]:
+        """Part by part, for a terminal of 100 columns: what is known at once comes at once."""
+        from toolkit.plan import report
+
+        yield report.memory_text(self.deployment)
+        if not self.predictable:
+            yield report.calibrate_text(self.deployment)
+            return
+        yield report.step_text(self.prediction)
+        if self.with_claims:
+            yield report.claims_text(self.claims)
+        yield report.prediction_text(self.prediction, self.remedy)
+        if self.with_comparison:
+            yield report.comparison_text(self.comparison)
+            yield report.own_text(self.comparison, self.deployment)
+
+    def write_page(self, file: Path) -> None:
+        """The plan as an HTML page."""
+        from toolkit.plan.page import write_page
+
+        write_page(file, self.prediction, self.comparison if self.with_comparison else None)

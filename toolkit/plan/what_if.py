@@ -1,0 +1,99 @@
+"""Changes of a deployment from the command line: NAME=VALUE, where NAME is a key of the YAML or a short name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from toolkit.config import Deployment
+from toolkit.errors import ToolkitError, shown
+from toolkit.plan.gpus import GPUS
+from toolkit.sections import Hardware, KvCache, Limits, Model, Parallel, Scheduler, Section, Slo, Workload
+
+SECTIONS: dict[str, type[Section]] = {
+    "parallel": Parallel,
+    "limits": Limits,
+    "kv_cache": KvCache,
+    "scheduler": Scheduler,
+    "hardware": Hardware,
+    "workload": Workload,
+    "slo": Slo,
+    "model": Model,
+}
+"""Where a key without its section is looked for, in this order."""
+FORM = "Give NAME=VALUE, as in max_num_tokens=512 or limits.max_num_tokens=512."
+DTYPES = {
+    "fp8": {"model.quantization": "fp8"},
+    "float16": {"model.dtype": "float16", "model.quantization": "none"},
+    "bfloat16": {"model.dtype": "bfloat16", "model.quantization": "none"},
+}
+
+
+def load_changed(
+    file: Path,
+    engine: str | None = None,
+    settings: Iterable[str] = (),
+    gpus: int | None = None,
+    any_layout: bool = False,
+) -> Deployment:
+    """The deployment of a YAML with `settings` changed, validated as if the YAML said so, on `gpus` GPUs.
+
+    With `any_layout` a layout that needs more GPUs than that is put aside, for all to be compared.
+
+    Short names: `dtype` (float16, bfloat16, or fp8 for weights and KV cache), `hardware` (a GPU of the table, with
+    its memory), `max_batch_size` (of a micro-batch). Raises ToolkitError for an unknown name or a bad value.
+    """
+    changes: dict[str, Any] = {}
+    batch: int | None = None
+    for setting in settings:
+        name, given, text = setting.partition("=")
+        if not given or not name:
+            raise ToolkitError(f"--what-if: {shown(setting)} is no setting", hint=FORM)
+        value = _value(setting, text)
+        if name == "max_batch_size":
+            batch = _batch(setting, value)
+        else:
+            changes |= _changes(name, value)
+    if gpus is not None:
+        changes["hardware.gpus"] = gpus
+        own = Deployment.load(file, engine).parallel
+        if any_layout and own.tp * own.pp * own.replicas > gpus:
+            changes["parallel"] = {"tp": 1, "pp": 1}
+    if batch is not None:
+        mapping = Deployment.load(file, engine, changes).parallel
+        changes["limits.max_sequences"] = batch * mapping.pp * mapping.replicas
+    return Deployment.load(file, engine, changes)
+
+
+def _changes(name: str, value: Any) -> dict[str, Any]:
+    if name == "dtype":
+        if value not in DTYPES:
+            raise ToolkitError(f"--what-if dtype: {shown(value)} is unknown", hint=f"Use {', '.join(DTYPES)}.")
+        return DTYPES[value]
+    if name in ("hardware", "hardware.gpu", "gpu"):
+        gpu = GPUS.get(value) if isinstance(value, str) else None
+        if gpu is None:
+            raise ToolkitError(f"--what-if {name}: {shown(value)} is unknown", hint=f"Use {', '.join(GPUS)}.")
+        return {"hardware.gpu": gpu.name, "hardware.gpu_memory_gib": gpu.memory_gib}
+    if "." in name:
+        return {name: value}
+    for section, kind in SECTIONS.items():
+        if name in kind.model_fields:
+            return {f"{section}.{name}": value}
+    raise ToolkitError(f"--what-if {name}: no such setting", hint=f"Known: keys of {', '.join(SECTIONS)}.")
+
+
+def _value(setting: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ToolkitError(f"--what-if: {shown(setting)} has no readable value", hint=FORM) from None
+
+
+def _batch(setting: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ToolkitError(f"--what-if {shown(setting)}: expected a whole number above 0")
+    return value
