@@ -1,9 +1,12 @@
-"""Opening files that others made, of which any may be missing, a dead link, or no file at all."""
+"""Opening files that others made, of which any may be missing, a dead link or no file; writing whole ones."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,3 +37,26 @@ def open_file(path: Path, missing: str | None = None) -> BinaryIO:
         kind = KINDS.get(stat.S_IFMT(mode), "a device")
         raise ToolkitError(f"is {kind}, expected a file", where=path, hint=missing)
     return os.fdopen(descriptor, "rb")
+
+
+@contextlib.contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """A file beside the target, to be written, that takes its place at the end, or leaves nothing after an error.
+
+    Raises ToolkitError when the folder is not there or cannot be written to.
+    """
+    target = Path(target)
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
+        os.fchmod(descriptor, 0o644)
+        os.close(descriptor)
+    except OSError as error:
+        raise ToolkitError(f"cannot be written: {error.strerror}", where=target) from None
+    partial = Path(name)
+    try:
+        yield partial
+        if target.is_dir():
+            raise ToolkitError("is a directory, expected a file", where=target)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from toolkit.cli.common import json_option, note, print_json, progress
+
+PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("model_dir", type=PATH)
+@click.option("--output", type=PATH, metavar="FILE", help="Default: MODEL-HARDWARE.yaml, here.")
+@click.option("--gpus", type=click.IntRange(min=1), default=8, show_default=True, help="How many there are.")
+@click.option("--hardware", default="h100-sxm", show_default=True, metavar="NAME", help="Which GPU.")
+@click.option(
+    "--workload",
+    default="chat-1k",
+    show_default=True,
+    metavar="NAME",
+    help="Prompt and output tokens: chat-1k 1024/128, chat-2k 2048/256, code-1k 1024/512, rag-4k 4096/256, "
+    "summary-7k 7168/512, short 128/128.",
+)
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Requests/s. Default: that of the SLO.")
+@click.option(
+    "--slo",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A target, as in ttft_ms.p99=800. Default: TTFT P99 1500 ms, TPOT P50 50 and P99 100 ms, prefill P50 500 "
+    "and P99 1000 ms, 8 requests/s, 99 % of requests inside all.",
+)
+@click.option(
+    "--objective",
+    type=click.Choice(["slo", "latency", "throughput", "cost"]),
+    default="slo",
+    show_default=True,
+    help="What the layout is chosen by.",
+)
+@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+@json_option
+def init(model_dir: Path, force: bool, as_json: bool, **options: Any) -> None:
+    """Write a first YAML for a model, with comments, and the layout that serves the workload best.
+
+    Only the model's config.json is read. The layout is the first of toolkit plan --compare.
+    """
+    from toolkit.plan.data import comparison_data
+    from toolkit.plan.report import comparison_text
+    from toolkit.plan.starter import Wanted, start
+
+    with progress("simulating layouts", "layouts") as report:
+        started = start(Wanted(model_dir, **options), force, report)
+    if as_json:
+        print_json({"file": str(started.file), "comparison": comparison_data(started.comparison)})
+    else:
+        from rich.console import Console
+
+        Console(highlight=False, width=100).print(comparison_text(started.comparison))
+        click.echo(f"\n{started.file}: {started.comparison.best.name}")
+    note(f"next: toolkit plan {started.file}")

@@ -1,0 +1,176 @@
+"""A first YAML for a model: everything has a stated default, and the layout is the one that `--compare` ranks first."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from toolkit.config import Deployment, changed
+from toolkit.errors import ToolkitError, shown
+from toolkit.files import atomic_file
+from toolkit.model import ModelShape, load_shape
+from toolkit.plan.gpus import gpu_named
+from toolkit.plan.layouts import Comparison, Objective, compare
+from toolkit.rules import context_length
+from toolkit.workload.presets import PRESETS
+
+Progress = Callable[[int, int], None]
+MAX_SEQ_LEN = 8192
+SLO: dict[str, Any] = {
+    "ttft_ms": {"p99": 1500},
+    "tpot_ms": {"p50": 50, "p99": 100},
+    "prefill_ms": {"p50": 500, "p99": 1000},
+    "requests_per_s": 8,
+    "compliance": 0.99,
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What `toolkit init` is asked for."""
+
+    model: Path
+    output: Path | None = None
+    gpus: int = 8
+    hardware: str = "h100-sxm"
+    workload: str = "chat-1k"
+    rate: float | None = None
+    slo: tuple[str, ...] = ()
+    """NAME=VALUE, as in ttft_ms.p99=1500."""
+    objective: Objective = "slo"
+
+
+@dataclass(frozen=True)
+class Started:
+    file: Path
+    comparison: Comparison
+
+
+def start(wanted: Wanted, force: bool = False, progress: Progress | None = None) -> Started:
+    """Write the YAML and say how the layouts came out. Raises ToolkitError; nothing is then written."""
+    shape = load_shape(wanted.model)
+    file = wanted.output or Path(f"{wanted.model.resolve().name.lower()}-{wanted.hardware}.yaml")
+    content = _content(wanted, shape, re.sub(r"[^A-Za-z0-9._-]+|^[^A-Za-z0-9]+", "-", file.stem).strip("-") or "model")
+    if file.exists() and not force:
+        raise ToolkitError("is already there", where=file, hint="Give another --output, or --force to replace it.")
+    with atomic_file(file) as partial:
+        comparison = compare(_loaded(partial, content, wanted), wanted.objective, progress)
+        if comparison.best.prediction is None:
+            raise ToolkitError(_nothing_fits(comparison, wanted), hint="Use more or larger GPUs.")
+        content["parallel"] = _parallel(comparison)
+        _loaded(partial, content, wanted, comparison)
+    return Started(file, comparison)
+
+
+def _content(wanted: Wanted, shape: ModelShape, name: str) -> dict[str, Any]:
+    gpu, longest = gpu_named(wanted.hardware), min(MAX_SEQ_LEN, context_length(shape))
+    if wanted.workload not in PRESETS:
+        raise ToolkitError(f"--workload: {shown(wanted.workload)} is unknown", hint=f"Use {', '.join(PRESETS)}.")
+    preset = PRESETS[wanted.workload]
+    if preset.prompt_tokens + preset.output_tokens > longest:
+        fitting = [name for name, p in PRESETS.items() if p.prompt_tokens + p.output_tokens <= longest]
+        what = f"--workload: {wanted.workload} is longer than the model's {longest} tokens"
+        raise ToolkitError(what, hint=f"Use {', '.join(fitting)}." if fitting else None)
+    slo = changed(SLO, dict(_slo(wanted.slo)))
+    return {
+        "name": name,
+        "engine": "tensorrt",
+        "model": {
+            "path": str(wanted.model.resolve()),
+            "dtype": shape.dtype if shape.dtype in ("float16", "bfloat16") else "float16",
+        },
+        "parallel": {"tp": 1, "pp": 1},
+        "limits": {"max_sequences": 64, "max_num_tokens": longest, "max_seq_len": longest, "max_queue_size": 256},
+        "kv_cache": {"tokens_per_block": 32, "reuse": True},
+        "scheduler": {"policy": "guaranteed_no_evict", "chunked_context": True},
+        "hardware": {
+            "gpu": gpu.name,
+            "gpus": wanted.gpus,
+            "gpu_memory_gib": gpu.memory_gib,
+            "gpu_memory_limit": 0.85,
+            "host_memory_gb": 256,
+        },
+        "workload": {
+            "arrivals": "poisson",
+            "rate": wanted.rate or slo["requests_per_s"],
+            "prompt_tokens": preset.prompt_tokens,
+            "output_tokens": preset.output_tokens,
+        },
+        "slo": slo,
+        "loadtest": {"users": 64, "requests": 1000, "warmup_requests": 64, "max_tokens": preset.output_tokens},
+    }
+
+
+def _slo(settings: Iterable[str]) -> Iterable[tuple[str, Any]]:
+    for setting in settings:
+        name, given, text = setting.partition("=")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            given = ""
+        if not given:
+            hint = "Give NAME=VALUE, as in ttft_ms.p99=1500 or requests_per_s=8."
+            raise ToolkitError(f"--slo: {shown(setting)} is no target", hint=hint)
+        yield name, value
+
+
+def _parallel(comparison: Comparison) -> dict[str, int]:
+    parallel = comparison.best.deployment.parallel.model_dump()
+    return parallel if parallel["replicas"] > 1 else {"tp": parallel["tp"], "pp": parallel["pp"]}
+
+
+def _loaded(file: Path, content: dict[str, Any], wanted: Wanted, comparison: Comparison | None = None) -> Deployment:
+    """The content written to the file, with comments, and read as every command reads it."""
+    file.write_text(_text(content, wanted, comparison), encoding="utf-8")
+    try:
+        return Deployment.load(file)
+    except ToolkitError as error:  # of a file that the user never sees
+        raise ToolkitError(error.what, hint=error.hint) from None
+
+
+COMMENTS = {
+    "name": "what reports and folders are called",
+    "engine": "tensorrt needs GPUs; the same file rehearses without one: toolkit COMMAND FILE --engine rehearsal",
+    "model": "the checkpoint, and the precision of weights and KV cache",
+    "parallel": "tp GPUs share each layer, pp stages share the layers; replicas share the requests",
+    "limits": "sequences in flight over all micro-batches; tokens a step; tokens a sequence; waiting requests",
+    "kv_cache": "paged; equal prefixes share blocks",
+    "scheduler": "nothing that runs is ever paused; long prompts are cut to fit a step",
+    "hardware": "memory as the driver shows it; no GPU is filled beyond the limit",
+    "workload": "what the plan predicts under: open loop, requests/s, tokens a request",
+    "slo": "what the load test judges; milliseconds by percentile, requests/s, share of requests inside all limits",
+    "loadtest": "what `toolkit loadtest` sends",
+}
+
+
+def _text(content: dict[str, Any], wanted: Wanted, comparison: Comparison | None) -> str:
+    head = [f"# Made by: toolkit init {wanted.model}"]
+    if comparison:
+        best = comparison.best
+        verdict = "" if best.meets else " (and misses it)"
+        place = f"{len(comparison.layouts)} layouts on {wanted.gpus} {wanted.hardware}"
+        head.append(f"# Of {place}, {best.name} serves {wanted.workload} best under this SLO{verdict}: a prediction.")
+    parts = ["\n".join(head)]
+    for name, value in content.items():
+        if isinstance(value, dict):
+            body = "\n".join([f"{name}:", *(f"  {key}: {_inline(part)}" for key, part in value.items())])
+        else:
+            body = f"{name}: {_inline(value)}"
+        parts.append(f"# {COMMENTS[name]}\n{body}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _inline(value: Any) -> str:
+    """A value as YAML on one line."""
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+
+
+def _nothing_fits(comparison: Comparison, wanted: Wanted) -> str:
+    would = [f"{layout.name} with {layout.remedy}" for layout in comparison.layouts if layout.remedy]
+    nearest = f"; {would[0]} would" if would else ""
+    return f"{wanted.model}: no layout fits on {wanted.gpus} {wanted.hardware}{nearest}"
