@@ -19,7 +19,7 @@ FLAGSHIP = BUILD_CONFIGS / "llama3-70b-h100-pp4tp2-fp16.yaml"
 def test_every_shipped_yaml_is_valid(file: Path) -> None:
     deployment = Deployment.load(file)
     assert deployment.name == file.stem
-    assert deployment.mapping.world_size == deployment.hardware.gpus
+    assert deployment.mapping.world_size * deployment.parallel.replicas == deployment.hardware.gpus
 
 
 def test_the_flagship_carries_the_figures_of_the_requirements() -> None:

@@ -75,6 +75,7 @@ def test_json_and_text_agree() -> None:
     assert data["model"] == {
         "path": "/models/Meta-Llama-3-70B-Instruct",
         "dtype": "float16",
+        "quantization": "none",
         "parameters": 70_553_706_496,
         "bytes": 141_107_412_992,
         "layers": 80,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
+from toolkit.rules import check_can_be_served
 from toolkit.serve.janitor import RUN_ID, Run
 from toolkit.serve.tritonserver import NGC_BINARY, Mpirun, TritonServer, find, find_mpirun
 
@@ -48,6 +49,7 @@ def dry_run(deployment: Deployment) -> str:
     Without the NGC image it is shown as it is run there. The run id and the rehearsal's port, which are
     new for each run, are shown as `dry-run` and 0.
     """
+    check_can_be_served(deployment)
     run = Run("dry-run", Path("/tmp/toolkit-dry-run"))
     rehearsal = deployment.engine == "rehearsal"
     try:

@@ -29,9 +29,6 @@ REHEARSAL_MODEL_BYTES = 30 * MIB
 
 def check(deployment: Deployment) -> None:
     """Raise a ToolkitError for the first thing that would keep the group from serving."""
-    if deployment.parallel.replicas > 1:
-        what = f"parallel.replicas: {deployment.parallel.replicas} can be planned, one is served"
-        raise ToolkitError(what, where=deployment.file, hint="Set it to 1.")
     check_repository(deployment)
     check_ports(deployment)
     check_shared_memory(deployment)

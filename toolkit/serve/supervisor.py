@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
+from toolkit.rules import check_can_be_served
 from toolkit.serve import preflight
 from toolkit.serve.command import command_line, environment
 from toolkit.serve.group import Death, Group
@@ -72,6 +73,7 @@ def note(message: str) -> None:
 def _started(deployment: Deployment, run: Run, verbose: bool) -> Iterator[Group]:
     """The group's processes, all gone when the block ends."""
     try:
+        check_can_be_served(deployment)
         server, mpirun = find(deployment.engine), find_mpirun()
         preflight.check(deployment)
         variables = environment(server, run, _free_port() if deployment.engine == "rehearsal" else None)
