@@ -33,10 +33,7 @@ class Claim:
 
 
 def claims(prediction: Prediction) -> list[Claim]:
-    """Every claim, judged for this deployment. Raises ToolkitError for a rehearsal, which no claim is about."""
-    if prediction.deployment.engine == "rehearsal":
-        what = "--claims: the requirements speak of GPUs"
-        raise ToolkitError(what, where=prediction.deployment.file, hint="Use a deployment with engine: tensorrt.")
+    """Every claim, judged for this deployment on GPUs."""
     return [
         _pure_tp(prediction),
         _kv_per_token(prediction),

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toolkit.errors import ToolkitError
 from toolkit.plan import data
 from toolkit.plan.claims import Claim, claims
 from toolkit.plan.layouts import Comparison, Objective, compare
@@ -31,6 +32,13 @@ class Plan:
     with_claims: bool = False
     objective: Objective = "slo"
     progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ToolkitError for what a rehearsal has not: other layouts' step times, and the requirements' GPUs."""
+        for option, wanted in (("--compare", self.with_comparison), ("--claims", self.with_claims)):
+            if wanted and self.deployment.engine == "rehearsal":
+                hint = "Add --engine tensorrt and the GPU: --hardware h100-sxm."
+                raise ToolkitError(f"{option}: a rehearsal has no GPUs", where=self.deployment.file, hint=hint)
 
     @property
     def predictable(self) -> bool:
@@ -68,6 +76,8 @@ class Plan:
         """Part by part, for a terminal of 100 columns: what is known at once comes at once."""
         from toolkit.plan import report
 
+        if self.predictable:
+            self.prediction.traffic  # noqa: B018 - a bad workload is said before anything is printed
         yield report.memory_text(self.deployment)
         if not self.predictable:
             yield report.calibrate_text(self.deployment)

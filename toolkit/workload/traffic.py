@@ -64,7 +64,7 @@ class Traffic:
 
 def traffic_of(deployment: Deployment) -> Traffic:
     """The traffic of the YAML's workload. Raises ToolkitError for a request that the limits do not allow."""
-    workload, where = workload_of(deployment), f"{deployment.file}: workload"
+    workload, where = deployment.workload, f"{deployment.file}: workload"
     if workload.arrivals == "trace":
         traffic = _replayed(workload, where)
     else:
@@ -75,22 +75,6 @@ def traffic_of(deployment: Deployment) -> Traffic:
             what = f"{len(request.prompt)} prompt + {request.output_tokens} output tokens are over limits.max_seq_len"
             raise ToolkitError(f"{what} {most}", where=where, hint="Raise the limit or shorten the requests.")
     return traffic
-
-
-def workload_of(deployment: Deployment) -> Workload:
-    """The YAML's workload; without one, what its load test does if it is a rehearsal."""
-    if "workload" in deployment.model_fields_set or deployment.engine != "rehearsal":
-        return deployment.workload
-    load = deployment.loadtest
-    prompt = max(1, min(64, deployment.limits.max_seq_len - load.max_tokens))
-    requests = load.requests + load.warmup_requests
-    return Workload(
-        arrivals="closed",
-        users=load.users,
-        requests=requests,
-        prompt_tokens=prompt,
-        output_tokens=load.max_tokens,
-    )
 
 
 def _generated(workload: Workload, rate: float) -> Traffic:

@@ -1,0 +1,124 @@
+"""Predictions judged by the SLO: what they are made of, and what is refused."""
+
+import pytest
+
+from toolkit.config import Deployment
+from toolkit.errors import ToolkitError
+from toolkit.plan.predict import predict
+from toolkit.plan.remedy import to_fit, to_meet
+from toolkit.plan.what_if import load_changed
+
+
+def test_the_flagship_misses_its_slo_and_small_steps_meet_it(flagship):
+    """8192-token steps leave a pipeline idle behind whole prompts; 256-token steps keep its stages equally busy."""
+    prediction = predict(Deployment.load(flagship()))
+    targets = {target.name: target for target in prediction.targets}
+    assert targets["ttft_ms.p99"].passed is False and targets["requests_per_s"].passed is False
+    assert targets["requests_per_s"].measured == prediction.capacity.highest < 8
+    assert prediction.capacity.bubble > 0.3
+    remedy = to_meet(prediction)
+    assert remedy.setting == "limits.max_num_tokens: 256" and remedy.requests_per_s > 8
+    better = predict(Deployment.load(flagship(limits__max_num_tokens=256)))
+    assert not better.missed and better.capacity.bubble < 0.15
+
+
+def test_one_request_alone_takes_the_sum_of_its_steps(flagship):
+    """TTFT is one prefill through all stages, each later token one decode step: the closed form and nothing else."""
+    file = flagship(workload={"arrivals": "constant", "rate": 0.01, "requests": 2, "output_tokens": 3})
+    prediction = predict(Deployment.load(file))
+    first, second = prediction.simulation.samples
+    from toolkit.plan.latency import decode, prefill
+
+    back = prediction.times.finish_seconds(prefill(1024))
+    assert first.ttft_ms == pytest.approx((prediction.pass_seconds(prefill(1024)) + back) * 1e3)
+    steps = sum(prediction.pass_seconds(decode(1, 1024 + n)) + back for n in (1, 2))
+    assert first.e2e_ms - first.ttft_ms == pytest.approx(steps * 1e3, rel=1e-6)
+    assert second.ttft_ms == pytest.approx(first.ttft_ms)
+
+
+def test_tensor_parallelism_answers_sooner(flagship):
+    wide = predict(Deployment.load(flagship(parallel={"tp": 8, "pp": 1})))
+    deep = predict(Deployment.load(flagship()))
+    assert wide.pass_seconds(wide.prefill_work) < 0.5 * deep.pass_seconds(deep.prefill_work)
+    assert wide.simulation.bubble == pytest.approx(0, abs=1e-9)
+
+
+def test_the_machine_s_targets_are_of_the_machine(flagship):
+    prediction = predict(Deployment.load(flagship(parallel={"tp": 8, "pp": 1})))
+    targets = {target.name: target for target in prediction.targets}
+    assert targets["gpu_utilisation"].measured == pytest.approx(prediction.simulation.utilisation[0][0])
+    assert targets["gpu_utilisation"].passed is False  # one stage that always has something to do
+    assert targets["load_balance_variance"].measured == 0
+    assert not prediction.missed, "a busy GPU does not make a deployment unusable"
+
+
+def test_a_rate_that_none_meets_says_where_it_saturates(flagship):
+    prediction = predict(Deployment.load(flagship(slo={"tpot_ms": {"p50": 1}, "requests_per_s": 8})))
+    target = {target.name: target for target in prediction.targets}["requests_per_s"]
+    assert target.measured == 0 and "no rate meets the latencies; saturates at" in target.note
+    assert to_meet(prediction) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"hardware__gpu": "h900"},
+            r"changed.yaml: hardware.gpu: 'h900' is not in .* table. Use h100-sxm, ",
+        ),
+        (
+            {"hardware__gpu": "a100-sxm", "model__quantization": "fp8"},
+            r"model.quantization: a100-sxm has no FP8 tensor cores",
+        ),
+    ],
+)
+def test_what_the_table_cannot_tell(flagship, changes, message):
+    with pytest.raises(ToolkitError, match=message):
+        predict(Deployment.load(flagship(**changes)))
+
+
+def test_too_little_memory_is_one_line(flagship):
+    deployment = Deployment.load(flagship(parallel={"tp": 1, "pp": 1}))
+    with pytest.raises(ToolkitError, match="the KV pool holds 0 tokens, less than a sequence"):
+        predict(deployment).simulation  # noqa: B018
+
+
+def test_the_nearest_setting_that_fits(flagship):
+    """Two GPUs hold 66.69 GiB of weights each: over 85 % of 79.6, under 95 %; one GPU cannot even in FP8."""
+    two = to_fit(Deployment.load(flagship(parallel={"tp": 2, "pp": 1})))
+    assert two.setting == "hardware.gpu_memory_limit: 0.92"
+    assert to_fit(Deployment.load(flagship(parallel={"tp": 1, "pp": 1}))) is None
+    smaller = to_fit(Deployment.load(flagship(parallel={"tp": 2, "pp": 1}, hardware__gpu_memory_gib=70.0)))
+    assert smaller.setting == "model.quantization: fp8"
+
+
+def test_what_if_changes_and_validates(flagship):
+    changed = load_changed(flagship(), settings=["max_batch_size=128", "dtype=fp8", "rate=12", "slo.requests_per_s=9"])
+    assert changed.limits.max_sequences == 512 and changed.max_batch_size == 128
+    assert changed.model.quantization == "fp8" and changed.workload.rate == 12 and changed.slo.requests_per_s == 9
+    h200 = load_changed(flagship(), settings=["hardware=h200-sxm"]).hardware
+    assert (h200.gpu, h200.gpu_memory_gib) == ("h200-sxm", 139.8)
+    four = load_changed(flagship(), gpus=4, any_layout=True)
+    assert four.hardware.gpus == 4 and four.mapping.world_size == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("rate", "--what-if: 'rate' is no setting. Give NAME=VALUE"),
+        ("=3", "--what-if: '=3' is no setting"),
+        ("speed=3", "--what-if speed: no such setting. Known: keys of parallel, limits"),
+        ("limits.speed=3", "limits.speed: unknown key"),
+        ("dtype=int3", "--what-if dtype: 'int3' is unknown. Use fp8, float16, bfloat16."),
+        ("hardware=h900", "--what-if hardware: 'h900' is unknown. Use h100-sxm"),
+        ("max_batch_size=0", "--what-if 'max_batch_size=0': expected a whole number above 0"),
+        ("max_batch_size=many", "expected a whole number above 0"),
+        ("rate=-1", "workload.rate: input should be greater than 0, got -1"),
+        ("rate=[", "--what-if: 'rate=\\[' has no readable value"),
+        ("tp=3", "parallel.tp: 3 does not divide num_attention_heads 64"),
+        ("tp=8", "parallel: tp 8 x pp 4 needs 32 GPUs, hardware.gpus is 8"),
+    ],
+)
+def test_a_bad_what_if_is_one_line(flagship, setting, message):
+    with pytest.raises(ToolkitError, match=message):
+        load_changed(flagship(), settings=[setting])
