@@ -177,8 +177,8 @@ def verdict_of(prediction: Prediction) -> Verdict:
 
 def workload_text(prediction: Prediction) -> str:
     """The traffic in one line."""
-    traffic, arrivals = prediction.traffic, prediction.deployment.workload.arrivals
-    arrivals = f"{traffic.users} users" if traffic.users else f"{arrivals} {traffic.rate:.3g}/s"
+    traffic, process = prediction.traffic, prediction.deployment.workload.arrivals
+    arrivals = f"{traffic.users} users" if traffic.users else f"{process} {traffic.rate:.3g}/s"
     return (
         f"{len(traffic.requests):,} requests, {arrivals}, {prediction.prompt_tokens:,} prompt + "
         f"{prediction.output_tokens:,} output tokens; the first {traffic.warmup} not judged"
