@@ -1,41 +1,18 @@
-"""The plots of the report as inline SVG whose colours are CSS variables of the page, so that they follow its
-light or dark theme. matplotlib draws in stand-in colours; each is then replaced by its variable."""
+"""The plots of the report of a load test."""
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from toolkit.pages.charts import BAD, FIRST, INK, SMALL, SOFT, TOKEN, WIDE, Chart, limit_line, svg
 from toolkit.slo.metrics import Distribution, Measured, Sample
 from toolkit.slo.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-INK, SOFT, FAINT = "#010101", "#020202", "#030303"
-FIRST, TOKEN, BAD, LIMIT = "#040404", "#050505", "#060606", "#070707"
-VARIABLES = {
-    INK: "--ink",
-    SOFT: "--soft",
-    FAINT: "--line",
-    FIRST: "--first",
-    TOKEN: "--token",
-    BAD: "--fail",
-    LIMIT: "--limit",
-}
-SMALL, WIDE = (5.2, 2.9), (10.6, 4.0)
 TIMELINE_ROWS = 40
-
-
-@dataclass(frozen=True)
-class Chart:
-    title: str
-    caption: str
-    svg: str
-    wide: bool = False
 
 
 def charts(run: Run, measured: Measured) -> list[Chart]:
@@ -65,7 +42,7 @@ def _distribution(name: str, found: Distribution, limit: float | None, colour: s
                 axes.axvline(value, color=INK, linewidth=1, linestyle=(0, (4, 3)))
                 axes.annotate(f"P{q}", (value, 1.02), xycoords=("data", "axes fraction"), ha="center", color=INK)
         if limit is not None and limit_shown:
-            _limit_line(axes.axvline, limit)
+            limit_line(axes.axvline, limit)
         if lowest < highest / 3:
             axes.set_xlim(left=0)
         axes.set_xlabel("ms")
@@ -74,7 +51,7 @@ def _distribution(name: str, found: Distribution, limit: float | None, colour: s
     dotted = " Dotted: the limit for a request." if limit_shown else ""
     failed = f" {found.failed} failed requests have no place here." if found.failed else ""
     caption = f"Every request that succeeded. Dashed: P50 and P99.{dotted}{failed}"
-    return Chart(f"{name}, distribution", caption, _svg(draw, SMALL, name))
+    return Chart(f"{name}, distribution", caption, svg(draw, SMALL, name))
 
 
 def _latency_over_time(run: Run, limits: Mapping[str, float]) -> Chart:
@@ -98,14 +75,14 @@ def _latency_over_time(run: Run, limits: Mapping[str, float]) -> Chart:
             ends = [(s.ended - s.due) * 1e3 for s in failed]
             dots(failed, ends, color=BAD, label="failed", marker="x", linewidths=1.4, s=22)
         if limit is not None and limit / 1e3 <= axes.get_ylim()[1]:
-            _limit_line(axes.axhline, limit / 1e3)
+            limit_line(axes.axhline, limit / 1e3)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("due, s after the start")
         axes.set_ylabel("s")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False, labelcolor=INK)
 
     caption = "Each request at the moment it was due. A rising line is a queue that grows."
-    return Chart("Latency over time", caption, _svg(draw, SMALL, "latency"))
+    return Chart("Latency over time", caption, svg(draw, SMALL, "latency"))
 
 
 def _in_flight(samples: Sequence[Sample]) -> Chart:
@@ -124,7 +101,7 @@ def _in_flight(samples: Sequence[Sample]) -> Chart:
         _count_axis(axes)
 
     caption = "Requests sent and not yet ended, warm-up included. At the end the last ones finish."
-    return Chart("Requests in flight", caption, _svg(draw, SMALL, "in-flight"))
+    return Chart("Requests in flight", caption, svg(draw, SMALL, "in-flight"))
 
 
 def _timeline(samples: Sequence[Sample]) -> Chart:
@@ -150,7 +127,7 @@ def _timeline(samples: Sequence[Sample]) -> Chart:
     which = "Every request" if step == 1 else f"One request in {step}"
     failed = " A cross: it failed." if any(not sample.ok for sample in shown) else ""
     caption = f"{which}, each a row. A bar: waiting for the first token. A tick: a token arrives.{failed}"
-    return Chart("Token timeline", caption, _svg(draw, WIDE, "timeline"), wide=True)
+    return Chart("Token timeline", caption, svg(draw, WIDE, "timeline"), wide=True)
 
 
 def _ticks(times: list[float], row: int) -> tuple[list[float], list[float]]:
@@ -160,52 +137,7 @@ def _ticks(times: list[float], row: int) -> tuple[list[float], list[float]]:
     return xs, ys
 
 
-def _limit_line(line: Callable[..., object], at: float) -> None:
-    line(at, color=LIMIT, linewidth=1.6, linestyle=(0, (1, 1.5)))
-
-
 def _count_axis(axes: Axes) -> None:
     axes.set_ylim(bottom=0)
     axes.set_ylabel("requests")
     axes.locator_params(axis="y", integer=True, nbins=6)
-
-
-def _svg(draw: Callable[[Axes], None], size: tuple[float, float], name: str) -> str:
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    style: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": name,
-        "font.size": 9.5,
-        "axes.edgecolor": FAINT,
-        "axes.labelcolor": INK,
-        "xtick.color": FAINT,
-        "ytick.color": FAINT,
-        "xtick.labelcolor": INK,
-        "ytick.labelcolor": INK,
-        "grid.color": FAINT,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "path.simplify": True,
-    }
-    with mpl.rc_context(style):
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.add_subplot()
-        axes.grid(True, linewidth=0.5)
-        axes.set_axisbelow(True)
-        draw(axes)
-        target = io.StringIO()
-        figure.savefig(target, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(target.getvalue(), name)
-
-
-def _inline(svg: str, name: str) -> str:
-    """The svg element alone, its ids made the page's own, its colours the page's variables."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name.replace(' ', '-')}-", svg)
-    svg = re.sub(r'^<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 role="img">', svg, count=1)
-    for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable})")
-    return svg

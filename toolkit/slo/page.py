@@ -1,15 +1,15 @@
-"""The report as one self-contained HTML page: no script, no network, light and dark, narrow and wide."""
+"""The report of a load test as one self-contained HTML page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib import resources
 from typing import Any
 
 import yaml
 
 from toolkit.config import Deployment
+from toolkit.pages.render import render as render_page
 from toolkit.slo import wording
 from toolkit.slo.charts import charts
 from toolkit.slo.metrics import Measured
@@ -28,14 +28,9 @@ MEANINGS = {
 
 
 def render(deployment: Deployment, run: Run, verdict: Verdict, versions: Mapping[str, str]) -> str:
-    import jinja2
-
-    source = resources.files("toolkit.slo").joinpath("page.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
     measured = verdict.measured
-    return environment.from_string(source).render(
+    return render_page(
+        "slo/page.html.j2",
         deployment=deployment,
         run=run,
         verdict=verdict,
