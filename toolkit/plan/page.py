@@ -1,0 +1,191 @@
+"""The prediction as one self-contained HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from toolkit.pages.charts import Chart
+from toolkit.pages.render import render, replacing
+from toolkit.plan import wording
+from toolkit.plan.charts import Line, memory_chart, rate_charts
+from toolkit.plan.layouts import Comparison, Layout, Objective, Progress, layout_name, reason
+from toolkit.plan.memory import GIB
+from toolkit.plan.predict import Prediction
+from toolkit.plan.remedy import Remedy, to_meet
+from toolkit.plan.sweep import sweep
+from toolkit.plan.timeline import timeline_chart
+
+MOST_LINES = 8
+"""Layouts in the plots against rate: as many as there are colours."""
+MEANINGS = {
+    "TTFT": "time to first token: from the moment a request is due, so waiting in the queue is part of it",
+    "TPOT": "time per output token: (last token - first token) / (tokens - 1), of each request",
+    "Prefill": "from the first step that computes a request's prompt until its first token, without the queue",
+    "P50, P99": "half of the requests, and 99 of 100, take no longer; a refused request takes for ever",
+    "Inside all limits": "share of all requests that meet every limit for a single request: of each latency the "
+    "highest percentile given",
+    "Highest rate": "requests/s at which every latency target is still met",
+    "Saturated": "requests/s with as many requests in flight as may be, whatever they wait",
+    "Bubble": "share of the pipeline stages' time without work while something is in flight",
+    "GPU utilisation": "share of the run in which a stage computes, mean over all stages",
+    "Load-balance variance": "memory of the fullest GPU less that of the emptiest, over the mean",
+    "One GPU lost": "share of capacity that goes with one GPU: all tp x pp GPUs of a replica fail as one",
+}
+ORDER: dict[Objective, str] = {
+    "slo": "Those that meet the SLO first, then by the highest rate that does",
+    "latency": "By the median time of a whole answer",
+    "throughput": "By saturated throughput",
+    "cost": "Those that meet the SLO first, then by the number of GPUs",
+}
+
+
+def write_page(
+    file: Path, prediction: Prediction, comparison: Comparison | None, progress: Progress | None = None
+) -> None:
+    """Write the page whole or not at all. Raises ToolkitError when it cannot be written.
+
+    Simulates each layout that fits at several rates, a second or two each; `progress` is told of every one done.
+    """
+    with replacing(file) as draft:
+        draft.write_text(page(prediction, comparison, progress), encoding="utf-8")
+
+
+def page(prediction: Prediction, comparison: Comparison | None, progress: Progress | None = None) -> str:
+    """The page as HTML."""
+    deployment = prediction.deployment
+    return render(
+        "plan/page.html.j2",
+        deployment=deployment,
+        facts=_facts(prediction),
+        verdict=wording.verdict(prediction, _remedy(prediction, comparison)),
+        words=wording,
+        targets=prediction.targets,
+        endless=any(wording.quantity(t.measured, t.unit) == wording.NEVER for t in prediction.targets),
+        tiles=_tiles(prediction),
+        charts=_charts(prediction, comparison, progress),
+        comparison=comparison,
+        rows=_rows(comparison) if comparison else [],
+        order=ORDER[comparison.objective] if comparison else "",
+        traffic=wording.traffic(prediction),
+        assumptions=_assumptions(prediction),
+        meanings=MEANINGS,
+        config=yaml.safe_dump(deployment.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        version=metadata.version("toolkit"),
+    )
+
+
+def _facts(prediction: Prediction) -> list[str]:
+    """Model, layout and GPUs, a phrase each."""
+    deployment = prediction.deployment
+    model, parallel = deployment.model, deployment.parallel
+    ranks = deployment.mapping.world_size * parallel.replicas
+    weights = "FP8" if model.quantization == "fp8" else model.dtype
+    return [
+        f"{model.path.name}, {deployment.shape.parameters / 1e9:.3g} B parameters, {weights}",
+        f"{layout_name(deployment)}: {_layout_in_words(prediction)}",
+        f"{ranks} ranks on CPU" if deployment.engine == "rehearsal" else f"{ranks} x {deployment.hardware.gpu}",
+    ]
+
+
+def _layout_in_words(prediction: Prediction) -> str:
+    parallel = prediction.deployment.parallel
+    parts = [f"{parallel.replicas} replicas of"] * (parallel.replicas > 1)
+    parts.append(f"{parallel.pp} pipeline stages" if parallel.pp > 1 else "one stage")
+    parts.append(
+        f"on {parallel.tp} GPUs each" if parallel.tp > 1 else "on one GPU each" if parallel.pp > 1 else "on one GPU"
+    )
+    return " ".join(parts)
+
+
+def _remedy(prediction: Prediction, comparison: Comparison | None) -> Remedy | None:
+    """What would make the deployment meet its targets, if it misses any that users notice."""
+    if comparison and comparison.own:
+        return comparison.own.remedy
+    missed = Layout(prediction.deployment, prediction, None).missed
+    return to_meet(prediction) if missed else None
+
+
+def _tiles(prediction: Prediction) -> list[tuple[str, str, str]]:
+    """The few numbers that a reader wants first: (name, value, unit)."""
+    found, capacity, memory = prediction.measured.distributions, prediction.capacity, prediction.memory
+    tiles = [
+        (f"{label} P{q}", wording.number(found[name].percentile(q)), "ms")
+        for name, label in (("ttft_ms", "TTFT"), ("tpot_ms", "TPOT"))
+        for q in (50, 99)
+    ]
+    tiles.append(("Highest rate", wording.rate(capacity.highest), "requests/s in the SLO"))
+    tiles.append(("Saturated", wording.rate(capacity.saturated), "requests/s"))
+    tiles.append(("Bubble when full", wording.share(capacity.bubble), "of stage time"))
+    if prediction.deployment.engine != "rehearsal":
+        tiles.append(("Free memory", f"{memory.headroom_bytes / GIB:.1f}", "GiB to the limit, fullest GPU"))
+    return tiles
+
+
+def _charts(prediction: Prediction, comparison: Comparison | None, progress: Progress | None) -> list[Chart]:
+    lines = _lines(prediction, comparison, progress)
+    drawn = [memory_chart(prediction), *rate_charts(lines, prediction.deployment.slo, prediction.traffic.rate)]
+    timeline = timeline_chart(prediction)
+    return [*drawn, timeline] if timeline else drawn
+
+
+def _lines(prediction: Prediction, comparison: Comparison | None, progress: Progress | None) -> list[Line]:
+    """The user's own layout first, then the best of the others."""
+    predictions = [prediction]
+    for layout in comparison.layouts if comparison else ():
+        if layout.prediction and layout is not (comparison and comparison.own):
+            predictions.append(layout.prediction)
+    predictions = predictions[:MOST_LINES]
+    points = sweep(predictions, progress)
+    names = [layout_name(found.deployment) for found in predictions]
+    return [Line(name, number == 0, found) for number, (name, found) in enumerate(zip(names, points, strict=True))]
+
+
+def _rows(comparison: Comparison) -> Iterable[dict[str, Any]]:
+    """The table of layouts, the best first."""
+    for rank, layout in enumerate(comparison.layouts, 1):
+        row = {
+            "rank": rank,
+            "name": layout.name,
+            "own": layout is comparison.own,
+            "reason": reason(layout, comparison),
+        }
+        row |= {
+            "gpus": layout.gpus,
+            "outcome": _outcome(layout),
+            "lost": wording.share(layout.blast_radius),
+        }
+        yield {**row, "numbers": _numbers(layout.prediction)}
+
+
+def _outcome(layout: Layout) -> str:
+    return "TOO BIG" if layout.prediction is None else "PASS" if layout.meets else "FAIL"
+
+
+def _numbers(prediction: Prediction | None) -> list[str]:
+    if prediction is None:
+        return [wording.NOTHING] * 7
+    found, capacity = prediction.measured.distributions, prediction.capacity
+    latencies = [wording.number(found[name].percentile(q)) for name in ("ttft_ms", "tpot_ms") for q in (50, 99)]
+    return [
+        *latencies,
+        wording.rate(capacity.highest),
+        wording.rate(capacity.saturated),
+        wording.share(capacity.bubble),
+    ]
+
+
+def _assumptions(prediction: Prediction) -> dict[str, str]:
+    run = prediction.simulation
+    return {
+        "step times": prediction.estimator,
+        "scheduling": "the scheduler's own code decides every step of the simulated run",
+        "not counted": "tokenizing, the HTTP or gRPC server and the network",
+        "the run": f"{len(run.samples):,} requests in {run.seconds:,.0f} simulated seconds; "
+        f"{run.refused:,} refused, {run.recomputed:,} sequences paused for want of KV cache and computed again",
+        "KV pool": f"{wording.share(run.kv_mean)} in use on average, {wording.share(run.kv_peak)} at most",
+    }

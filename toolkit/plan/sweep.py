@@ -1,0 +1,64 @@
+"""The latencies of layouts at several rates, from nearly idle to a little more than they can serve."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+
+from toolkit.plan.layouts import Progress
+from toolkit.plan.predict import Prediction
+from toolkit.workload import Traffic
+
+REQUESTS = 240
+"""Of each rate: enough for a P99. All rates of a layout take a second or two."""
+SHARES = (0.25, 0.45, 0.7, 0.85, 0.95, 1.1)
+"""The rates, as shares of the saturated throughput. Latencies bend near 1."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One rate (requests/s) and what requests then wait, in ms; math.inf where too many are refused."""
+
+    rate: float
+    ttft_p50: float
+    ttft_p99: float
+    tpot_p50: float
+    tpot_p99: float
+
+
+def sweep(predictions: Sequence[Prediction], progress: Progress | None = None) -> list[tuple[Point, ...]]:
+    """The points of each, several at a time."""
+    found = []
+    with ProcessPoolExecutor(min(len(os.sched_getaffinity(0)), len(predictions)), get_context("fork")) as pool:
+        bare = [
+            replace(prediction) for prediction in predictions
+        ]  # what is sent to a process should have no runs in it
+        saturated = [prediction.capacity.saturated for prediction in predictions]
+        for number, points in enumerate(pool.map(points_of, bare, saturated), 1):
+            found.append(points)
+            if progress:
+                progress(number, len(predictions))
+    return found
+
+
+def points_of(prediction: Prediction, saturated: float) -> tuple[Point, ...]:
+    """One layout's points, the lowest rate first; none if there is no telling what it can serve."""
+    if not 0 < saturated < math.inf:
+        return ()
+    traffic = prediction.traffic.opened()
+    traffic = replace(traffic, requests=traffic.requests[:REQUESTS])
+    return tuple(_point(prediction, share * saturated, traffic) for share in SHARES)
+
+
+def _point(prediction: Prediction, rate: float, traffic: Traffic) -> Point:
+    found = prediction.simulate(traffic.at(rate)).measured({}).distributions
+
+    def ms(metric: str, q: float) -> float:
+        value = found[metric].percentile(q)
+        return math.nan if value is None else value
+
+    return Point(rate, ms("ttft_ms", 50), ms("ttft_ms", 99), ms("tpot_ms", 50), ms("tpot_ms", 99))
