@@ -55,8 +55,9 @@ def atomic_file(target: Path) -> Iterator[Path]:
     partial = Path(name)
     try:
         yield partial
-        if target.is_dir():
-            raise ToolkitError("is a directory, expected a file", where=target)
+        if target.exists() and not target.is_file():  # also /dev/null, which root could replace
+            kind = KINDS.get(stat.S_IFMT(target.stat().st_mode), "a device")
+            raise ToolkitError(f"is {kind}, expected a file", where=target)
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from toolkit.pages.charts import CARD, FAINT, INK, LIMIT, SERIES, SOFT, Chart, Key, limit_line, svg
 from toolkit.plan.memory import GIB, MemoryPlan, StagePlan
+from toolkit.plan.wording import share
 from toolkit.slo.verdict import percentiles
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def memory_chart(prediction: Prediction) -> Chart:
         axes.tick_params(axis="y", length=0)
         if not rehearsal:
             limit_line(axes.axvline, memory.limit_bytes / GIB)
-            text = f"limit {memory.limit_bytes / memory.gpu_bytes:.0%}: {memory.limit_bytes / GIB:.1f} GiB"
+            text = f"limit {share(memory.limit_bytes / memory.gpu_bytes)}: {memory.limit_bytes / GIB:.1f} GiB"
             axes.annotate(
                 text, (memory.limit_bytes / GIB, 1.02), xycoords=("data", "axes fraction"), ha="center", color=LIMIT
             )

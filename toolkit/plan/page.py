@@ -9,8 +9,10 @@ from typing import Any
 
 import yaml
 
+from toolkit.errors import ToolkitError
+from toolkit.files import atomic_file
 from toolkit.pages.charts import Chart
-from toolkit.pages.render import render, replacing
+from toolkit.pages.render import render
 from toolkit.plan import wording
 from toolkit.plan.charts import Line, memory_chart, rate_charts
 from toolkit.plan.layouts import Comparison, Layout, Objective, Progress, layout_name, reason
@@ -34,6 +36,7 @@ MEANINGS = {
     "Bubble": "share of the pipeline stages' time without work while something is in flight",
     "GPU utilisation": "share of the run in which a stage computes, mean over all stages",
     "Load-balance variance": "memory of the fullest GPU less that of the emptiest, over the mean",
+    "Closed form": "a step's time is computed from the model's shape and the rates that kernels of the GPU reach",
     "One GPU lost": "share of capacity that goes with one GPU: all tp x pp GPUs of a replica fail as one",
 }
 ORDER: dict[Objective, str] = {
@@ -51,8 +54,12 @@ def write_page(
 
     Simulates each layout that fits at several rates, a second or two each; `progress` is told of every one done.
     """
-    with replacing(file) as draft:
-        draft.write_text(page(prediction, comparison, progress), encoding="utf-8")
+    with atomic_file(file) as draft:
+        content = page(prediction, comparison, progress)
+        try:
+            draft.write_text(content, encoding="utf-8")
+        except OSError as error:
+            raise ToolkitError(f"could not be written: {error.strerror}", where=file) from None
 
 
 def page(prediction: Prediction, comparison: Comparison | None, progress: Progress | None = None) -> str:
@@ -94,20 +101,17 @@ def _facts(prediction: Prediction) -> list[str]:
 
 def _layout_in_words(prediction: Prediction) -> str:
     parallel = prediction.deployment.parallel
-    parts = [f"{parallel.replicas} replicas of"] * (parallel.replicas > 1)
-    parts.append(f"{parallel.pp} pipeline stages" if parallel.pp > 1 else "one stage")
-    parts.append(
-        f"on {parallel.tp} GPUs each" if parallel.tp > 1 else "on one GPU each" if parallel.pp > 1 else "on one GPU"
-    )
-    return " ".join(parts)
+    one, stages = "rank" if prediction.deployment.engine == "rehearsal" else "GPU", parallel.pp
+    ranks = f"{parallel.tp} {one}s" if parallel.tp > 1 else f"one {one}"
+    text = f"{stages} pipeline stages on {ranks} each" if stages > 1 else f"one stage on {ranks}"
+    return f"{parallel.replicas} replicas of {text}" if parallel.replicas > 1 else text
 
 
 def _remedy(prediction: Prediction, comparison: Comparison | None) -> Remedy | None:
     """What would make the deployment meet its targets, if it misses any that users notice."""
     if comparison and comparison.own:
         return comparison.own.remedy
-    missed = Layout(prediction.deployment, prediction, None).missed
-    return to_meet(prediction) if missed else None
+    return to_meet(prediction) if prediction.missed else None
 
 
 def _tiles(prediction: Prediction) -> list[tuple[str, str, str]]:
@@ -118,7 +122,7 @@ def _tiles(prediction: Prediction) -> list[tuple[str, str, str]]:
         for name, label in (("ttft_ms", "TTFT"), ("tpot_ms", "TPOT"))
         for q in (50, 99)
     ]
-    tiles.append(("Highest rate", wording.rate(capacity.highest), "requests/s in the SLO"))
+    tiles.append(("Highest rate", wording.rate(capacity.highest), "requests/s inside the SLO"))
     tiles.append(("Saturated", wording.rate(capacity.saturated), "requests/s"))
     tiles.append(("Bubble when full", wording.share(capacity.bubble), "of stage time"))
     if prediction.deployment.engine != "rehearsal":

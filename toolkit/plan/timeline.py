@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from toolkit.pages.charts import CARD, SERIES, Chart, Key, svg
 from toolkit.plan.wording import share
@@ -21,6 +21,8 @@ MOST = 1200
 PALE = 0.42
 DIGIT = 0.0068
 """Width of a digit of a label, as a share of the axis."""
+UPRIGHT = 0.017
+"""The height of one: where less is free, nothing is written."""
 
 
 def timeline_chart(prediction: Prediction) -> Chart | None:
@@ -58,21 +60,13 @@ def _rectangle(axes: Axes, interval: Interval, start: float, seconds: float) -> 
     left, right = max(interval.start - start, 0.0), min(interval.end - start, seconds)
     colour, prompt = SERIES[interval.micro_batch % len(SERIES)], interval.context_tokens
     at, width = left * 1e3, (right - left) * 1e3
-    alpha = None if prompt else PALE
-    axes.barh(
-        interval.stage,
-        width,
-        left=at,
-        height=0.8,
-        color=colour,
-        alpha=alpha,
-        edgecolor=CARD,
-        linewidth=0.7,
-        align="center",
-    )
-    label = f"{prompt:,}"
-    if prompt and right - left > (len(label) + 1) * DIGIT * seconds:
-        axes.text(at + width / 2, interval.stage, label, ha="center", va="center", color=CARD, fontsize=8.5)
+    style: dict[str, Any] = {"color": colour, "alpha": None if prompt else PALE, "edgecolor": CARD, "linewidth": 0.7}
+    axes.barh(interval.stage, width, left=at, height=0.8, **style)
+    label, share_of_axis = f"{prompt:,}", (right - left) / seconds
+    if prompt and share_of_axis > UPRIGHT:
+        rotation = 0 if share_of_axis > (len(label) + 1) * DIGIT else 90
+        where = (at + width / 2, interval.stage)
+        axes.text(*where, label, ha="center", va="center", color=CARD, fontsize=8.5, rotation=rotation)
 
 
 def _caption(prediction: Prediction) -> str:

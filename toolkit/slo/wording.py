@@ -41,4 +41,4 @@ def margin(target: Target) -> str:
         return NOTHING
     if math.isinf(target.margin):
         return "-∞"
-    return f"{target.margin * 100:+.{0 if abs(target.margin) >= 0.1 else 1}f} %"
+    return f"{target.margin * 100:+,.{0 if abs(target.margin) >= 0.1 else 1}f} %"
