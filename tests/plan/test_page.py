@@ -21,7 +21,7 @@ from toolkit.plan.predict import Prediction, predict
 from toolkit.plan.remedy import Remedy, with_settings
 from toolkit.plan.sweep import SHARES, Point, points_of
 from toolkit.plan.timeline import timeline_chart
-from toolkit.sections import Lengths
+from toolkit.sections import Lengths, Percentiles
 from toolkit.slo.verdict import Target
 
 FLAGSHIP = Path(__file__).parents[2] / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml"
@@ -141,8 +141,10 @@ def test_the_memory_of_the_flagship_is_written_in_its_bars(prediction):
     assert [key.label for key in chart.keys][-1] == "free" and len(chart.keys) == 6
 
 
-def test_a_gpu_that_is_too_full_and_replicas_are_said(prediction):
+def test_a_gpu_that_is_too_full_and_replicas_are_said(prediction, monkeypatch):
+    monkeypatch.setattr(pages, "_charts", lambda *_: [])
     full = replace(prediction, deployment=small(hardware={"gpu_memory_limit": 0.45}))
+    assert "Too full by 6.7 GiB, fullest GPU" in Page(page(full, None)).of("main")[0]
     assert "6.7 GiB over the limit, so sequences will wait" in memory_chart(full).caption
     two = replace(prediction, deployment=small(parallel={"tp": 4, "pp": 1, "replicas": 2}))
     chart = memory_chart(two)
@@ -298,3 +300,14 @@ def test_a_page_that_fails_leaves_the_one_before(prediction, tmp_path, monkeypat
     with pytest.raises(ZeroDivisionError):
         write_page(tmp_path / "plan.html", prediction, None)
     assert (tmp_path / "plan.html").read_text() == "before" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_one_request_says_nothing_of_capacity(monkeypatch):
+    monkeypatch.setattr(pages, "_charts", lambda *_: [])
+    one = predict(small(workload={**WORKLOAD, "requests": 1}, slo={"tpot_ms": Percentiles(p50=0.1)}))
+    assert math.isinf(one.capacity.saturated)
+    assert not re.search(r"\binf\b|∞", Page(page(one, None)).of("main")[0])
+
+
+def test_shares_are_whole_per_cent_and_never_minus_nothing():
+    assert [wording.share(value) for value in (-1e-17, 0.004, 0.539, 1.0)] == ["0 %", "0 %", "54 %", "100 %"]

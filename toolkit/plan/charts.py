@@ -61,6 +61,7 @@ def memory_chart(prediction: Prediction) -> Chart:
         axes.grid(False, axis="y")
         axes.tick_params(axis="y", length=0)
         if not rehearsal:
+            axes.axvline(memory.limit_bytes / GIB, color=CARD, linewidth=3.5)  # else it is lost in bars that pass it
             limit_line(axes.axvline, memory.limit_bytes / GIB)
             text = f"limit {share(memory.limit_bytes / memory.gpu_bytes)}: {memory.limit_bytes / GIB:.1f} GiB"
             axes.annotate(
@@ -89,7 +90,7 @@ def _bar(axes: Axes, row: int, memory: MemoryPlan, stage: StagePlan, end: float,
         axes.barh(row, width, left=left, height=0.72, color=colour, edgecolor=CARD, linewidth=0.8)
         if width > LABELLED * end:
             text: dict[str, Any] = {"ha": "center", "va": "center", "color": CARD, "fontsize": 8.5}
-            axes.text(left + width / 2, row, f"{width:.1f}", **text)
+            axes.text(left + width / 2, row, f"{width:.{1 if end > 10 else 2}f}", **text)
         left += width
     free = memory.gpu_bytes / GIB - left
     if not rehearsal and free > 0:

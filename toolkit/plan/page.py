@@ -126,7 +126,11 @@ def _tiles(prediction: Prediction) -> list[tuple[str, str, str]]:
     tiles.append(("Saturated", wording.rate(capacity.saturated), "requests/s"))
     tiles.append(("Bubble when full", wording.share(capacity.bubble), "of stage time"))
     if prediction.deployment.engine != "rehearsal":
-        tiles.append(("Free memory", f"{memory.headroom_bytes / GIB:.1f}", "GiB to the limit, fullest GPU"))
+        free = memory.headroom_bytes / GIB
+        name, unit = (
+            ("Free memory", "GiB to the limit, fullest GPU") if free >= 0 else ("Too full by", "GiB, fullest GPU")
+        )
+        tiles.append((name, f"{abs(free):.1f}", unit))
     return tiles
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -105,11 +106,9 @@ class Prediction:
     def _predicted(self, target: Target) -> Target:
         """Targets that judge() cannot know from samples: of the deployment, not of requests."""
         if target.name == "requests_per_s":
-            note = (
-                ""
-                if self.capacity.highest
-                else f"no rate meets the latencies; saturates at {self.capacity.saturated:.1f}"
-            )
+            saturated = self.capacity.saturated
+            full = f"; saturates at {saturated:.1f}" if math.isfinite(saturated) else ""
+            note = "" if self.capacity.highest else f"no rate meets the latencies{full}"
             return at_least(replace(target, measured=self.capacity.highest or 0.0, note=note))
         if target.name == "gpu_utilisation" and isinstance(target.limit, tuple):
             stages = [share for replica in self.simulation.utilisation for share in replica]

@@ -38,7 +38,7 @@ def rate(value: float | None) -> str:
 
 
 def share(value: float) -> str:
-    return f"{value:.0%}".replace("%", " %")
+    return f"{round(value * 100)} %"
 
 
 def missed_by(target: Target) -> str:
