@@ -66,6 +66,12 @@ def context_length(shape: ModelShape) -> int:
     return int(shape.max_position_embeddings * factor)
 
 
+def tensor_parallel_degrees(shape: ModelShape, gpus: int) -> list[int]:
+    """Every `tp` that the model can be split by, up to a number of GPUs."""
+    heads, kv_heads, ffn = shape.num_attention_heads, shape.num_key_value_heads, shape.intermediate_size
+    return [n for n in range(1, gpus + 1) if not heads % n and not ffn % n and not min(kv_heads % n, n % kv_heads)]
+
+
 def _parallel_rules(deployment: Deployment) -> Iterator[Broken]:
     shape, tp, pp, gpus = (
         deployment.shape,
@@ -74,8 +80,7 @@ def _parallel_rules(deployment: Deployment) -> Iterator[Broken]:
         deployment.hardware.gpus,
     )
     heads, kv_heads, ffn = shape.num_attention_heads, shape.num_key_value_heads, shape.intermediate_size
-    fits = [n for n in range(1, gpus + 1) if not heads % n and not ffn % n and not min(kv_heads % n, n % kv_heads)]
-    choose = f"Use {', '.join(map(str, fits))}."
+    choose = f"Use {', '.join(map(str, tensor_parallel_degrees(shape, gpus)))}."
     if heads % tp:
         yield "parallel.tp", f"{tp} does not divide num_attention_heads {heads} (model config.json)", choose
     if kv_heads % tp and tp % kv_heads:

@@ -10,7 +10,7 @@ import click
 from toolkit.errors import ToolkitError
 
 COMMANDS = (
-    *("init", "plan", "doctor", "convert", "verify", "build", "repo"),
+    *("init", "plan", "calibrate", "doctor", "convert", "verify", "build", "repo"),
     *("serve", "status", "stop", "ask", "loadtest", "sample"),
 )
 """In the order of use. Command NAME is the function `NAME` of toolkit.cli.NAME."""

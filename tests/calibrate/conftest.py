@@ -1,0 +1,3 @@
+from tests.engine.conftest import deploy
+
+__all__ = ["deploy"]

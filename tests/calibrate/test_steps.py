@@ -1,0 +1,172 @@
+"""Steps of real ranks: their times say which stage was slow, and predict steps that were not in the fit."""
+
+import json
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.calibrate.slow_rank import SLEPT_S, SlowSecondRank
+from toolkit.calibrate.grid import Context, StepPlan, grid
+from toolkit.calibrate.steps import engine_settings, time_steps
+from toolkit.errors import ToolkitError
+from toolkit.plan.calibration import load, parse
+
+ROOT = Path(__file__).parents[2]
+FEW = [StepPlan(generations=(30,)), StepPlan((Context(0, 20),)), StepPlan((Context(0, 16),), (9, 9, 9))]
+
+
+def quiet(done: int, total: int) -> None:
+    pass
+
+
+def command(deployment, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "toolkit", "calibrate", str(deployment.file), *arguments]
+
+
+def toolkit(deployment, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(deployment, *arguments), capture_output=True, text=True, cwd=ROOT, timeout=120)
+
+
+def test_a_rank_that_is_slowed_shows_in_the_time_of_its_stage(tiny_llama, deploy):
+    """And only there; and it is waiting, which takes no processor time."""
+    deployment = deploy(tiny_llama, pp=2)
+    found = time_steps(deployment, 1.0, quiet, FEW[:1], SlowSecondRank)
+    (row,) = found["rows"]
+    first, second = row["stage_seconds"]
+    assert SLEPT_S < second < SLEPT_S + 0.15
+    assert first < SLEPT_S / 2 and row["cpu_seconds"][1] < SLEPT_S / 2
+    assert row["hop_seconds"] < SLEPT_S / 2 and row["overhead_seconds"] < SLEPT_S / 2
+    parts = first + second + row["hop_seconds"] + row["overhead_seconds"]
+    assert row["step_seconds"] == pytest.approx(parts, abs=0.05)
+
+
+def test_a_slow_rank_of_a_stage_makes_the_stage_slow(tiny_llama, deploy):
+    (row,) = time_steps(deploy(tiny_llama, tp=2), 1.0, quiet, FEW[:1], SlowSecondRank)["rows"]
+    assert len(row["stage_seconds"]) == 1 and row["stage_seconds"][0] > SLEPT_S
+
+
+def test_without_an_engine_it_says_which_command_makes_one(tiny_llama, deploy):
+    deployment = deploy(tiny_llama)
+    (deployment.engine_dir / "lock.json").unlink()
+    result = toolkit(deployment)
+    assert result.returncode == 1
+    assert result.stderr.endswith(f"engine: there is no engine here. Run: toolkit build {deployment.file}\n")
+    assert not (deployment.output / "calibration.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_broken_rank_file_is_one_line(tiny_llama, deploy, rank):
+    deployment = deploy(tiny_llama, pp=2)
+    path = deployment.engine_dir / f"rank{rank}.engine"
+    data = path.read_bytes()
+    path.unlink()  # a hard link of the checkpoint's
+    path.write_bytes(data[:4000] + bytes(len(data) - 4000))
+    path.write_bytes(b"\xff" * len(data))
+    with pytest.raises(ToolkitError, match=rf"rank{rank}.engine: cannot be read"):
+        time_steps(deployment, 1.0, quiet, FEW)
+
+
+@pytest.mark.slow
+def test_the_command_writes_a_file_that_the_planner_reads(tiny_llama, deploy, tmp_path):
+    deployment = deploy(tiny_llama, tp=2, pp=2)
+    result = toolkit(deployment, "--budget", "4", "--output", str(tmp_path / "new" / "times.json"), "--json")
+    assert result.returncode == 0, result.stderr
+    written = json.loads((tmp_path / "new" / "times.json").read_text())
+    assert json.loads(result.stdout) == written
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["times.json"]
+    calibration = load(tmp_path / "new" / "times.json")
+    times = calibration.step_times(deployment)
+    assert (times.stages, times.ranks_per_stage) == (2, 2) and times.cores >= 1
+    rows = [one for one in calibration.steps if one.kind == "generation"]
+    assert len(rows) > 5 and len(written["rows"]) == len(grid(engine_settings(deployment).scheduling))
+    one = rows[0].work
+    assert sum(times.stage_seconds(one)) > 0 and times.hop_seconds(one) >= 0 and times.overhead_seconds(one) > 0
+    assert {one.part for one in calibration.differences(deployment)} == {"generation", "context", "mixed"}
+
+
+def test_a_dry_run_lists_the_steps_and_writes_nothing(tiny_llama, deploy):
+    deployment = deploy(tiny_llama)
+    result = toolkit(deployment, "--dry-run")
+    lines = result.stdout.splitlines()
+    assert len(lines) == len(grid(engine_settings(deployment).scheduling))
+    assert "1 generations of 8 keys" in lines and "1 x 16 tokens of prompts and 2 generations of 16 keys" in lines
+    assert not (deployment.output / "calibration.json").exists()
+
+
+@pytest.mark.slow
+def test_fitted_times_predict_steps_that_were_not_in_the_fit(tiny_llama, deploy):
+    limits = {"max_sequences": 16, "max_num_tokens": 256, "max_seq_len": 512}
+    deployment = deploy(tiny_llama, limits=limits, kv_cache={"tokens_per_block": 16})
+    scheduling, rnd = engine_settings(deployment).scheduling, random.Random(5)
+    others = []
+    while len(others) < 20:
+        contexts = tuple(Context(16 * rnd.randrange(8), rnd.randint(8, 120)) for _ in range(rnd.randint(0, 2)))
+        plan = StepPlan(contexts, tuple(rnd.randint(8, 400) for _ in range(rnd.randint(0, 12))))
+        others += [plan] if (contexts or plan.generations) and plan.fits(scheduling) else []
+    plans = grid(scheduling)
+    found = time_steps(deployment, 15.0, quiet, [*plans, *others])
+    assert not found["skipped"]
+    model = {name: getattr(deployment.shape, name) for name in SHAPE}
+    content = {"format": "toolkit-step-times/1", "kind": "steps", "model": model, **found}
+    fitted = parse({**content, "rows": found["rows"][: len(plans)]}, Path("x")).step_times(deployment)
+    held_out = parse({**content, "rows": found["rows"][len(plans) :]}, Path("x")).steps
+    errors = [abs(fitted.step_seconds(step.work) / step.step_seconds - 1) for step in held_out]
+    assert len(errors) == 20 and statistics.median(errors) < 0.1, sorted(errors)
+
+
+SHAPE = (
+    "num_hidden_layers",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+)
+
+
+def start(deployment) -> tuple[subprocess.Popen, list[psutil.Process]]:
+    """The command, and its ranks once all of them run."""
+    arguments = command(deployment, "--budget", "60")
+    running = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    until, ranks = time.monotonic() + 60, []
+    while len(ranks) < deployment.mapping.world_size and time.monotonic() < until:
+        time.sleep(0.05)
+        children = psutil.Process(running.pid).children()
+        ranks = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    return running, ranks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wait_s", [0.1, 6.0])
+def test_ctrl_c_leaves_no_file_and_no_process(tiny_llama, deploy, wait_s):
+    """While the ranks start, and while they compute."""
+    deployment = deploy(tiny_llama, pp=2)
+    running, ranks = start(deployment)
+    time.sleep(wait_s)
+    for process in (running, *ranks):  # as a terminal does
+        process.send_signal(signal.SIGINT)
+    output, errors = running.communicate(timeout=20)
+    assert (running.returncode, output, errors) == (130, "", "interrupted\n")
+    assert len(ranks) == 2 and not any(rank.is_running() for rank in ranks)
+    assert not list(deployment.output.glob("calibration*"))
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_is_one_line(tiny_llama, deploy):
+    deployment = deploy(tiny_llama, pp=2)
+    running, ranks = start(deployment)
+    time.sleep(6.0)
+    ranks[1].kill()
+    _, errors = running.communicate(timeout=20)
+    assert running.returncode == 1
+    assert errors.splitlines()[-1].startswith("error: rank 0 of the rehearsal has ended.")
+    assert not list(deployment.output.glob("calibration*"))

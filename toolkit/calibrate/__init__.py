@@ -1,0 +1,81 @@
+"""Measures how long things take here, for the planner to predict with instead of its table.
+
+Of an engine for GPUs, the parts of a layer on one GPU (`layers`); of a rehearsal, whole steps on its real ranks
+(`steps`). docs/calibration.md describes the file that is written; toolkit/plan/calibration.py reads it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from toolkit.config import Deployment
+from toolkit.errors import ToolkitError
+from toolkit.plan.calibration import FORMAT, Kind, kind_of, model_of
+
+BUDGET_S = {"layers": 120.0, "steps": 75.0}
+"""Seconds of measuring; starting and warming up come on top."""
+NAME = "calibration.json"
+
+
+def calibrate(
+    deployment: Deployment, tell: Callable[[int, int], None] | None = None, budget_s: float | None = None
+) -> dict[str, Any]:
+    """The content of a calibration file, measured now. `tell` is called with (things timed, things in all).
+
+    Raises ToolkitError where there is no GPU for a large model, or no engine built for a rehearsal.
+    """
+    kind = kind_of(deployment)
+    found = _measure(deployment, kind, budget_s or BUDGET_S[kind], tell or (lambda done, total: None))
+    versions = {name: importlib.metadata.version(name) for name in ("toolkit", "torch")}
+    return {
+        "format": FORMAT,
+        "kind": kind,
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version(), **versions},
+        "model": model_of(deployment.shape, kind),
+        **found,
+    }
+
+
+def _measure(deployment: Deployment, kind: Kind, budget_s: float, tell: Callable[[int, int], None]) -> dict[str, Any]:
+    if kind == "steps":
+        from toolkit.calibrate.steps import time_steps
+
+        return time_steps(deployment, budget_s, tell)
+    from toolkit.calibrate.layers import time_layers
+
+    return time_layers(deployment, budget_s, tell)
+
+
+def planned(deployment: Deployment) -> list[str]:
+    """A line for each thing that would be timed. Raises ToolkitError where it could not be."""
+    if kind_of(deployment) == "steps":
+        from toolkit.calibrate.grid import grid
+        from toolkit.calibrate.steps import engine_settings, named
+
+        return [named(plan) for plan in grid(engine_settings(deployment).scheduling)]
+    from toolkit.calibrate.layers import named_point, points, require_device
+
+    require_device(deployment)
+    return [named_point(point) for point in points(deployment)]
+
+
+def save(content: dict[str, Any], path: Path) -> None:
+    """Write a calibration file, whole or not at all. Raises ToolkitError where it cannot be written."""
+    draft = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        raise ToolkitError(f"cannot be written: {error.strerror}", where=path, hint="Use --output FILE.") from None
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)

@@ -1,0 +1,121 @@
+"""What is timed on, and how: one GPU by its own clock, or else this machine's cores."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+Call = Callable[[], Any]
+REPEATS = 7
+"""Timed runs, of which the median counts."""
+GRAPH_S = 2e-3
+"""Calls in a CUDA graph: so many that they take about this long, against which starting it is nothing."""
+GRAPH_CALLS = 200
+
+
+def pick() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Name, memory in bytes, and of a CPU the cores that may be used and the threads that PyTorch uses."""
+    if device.type == "cuda":
+        found = torch.cuda.get_device_properties(device)
+        return {
+            "kind": "cuda",
+            "name": found.name,
+            "memory_bytes": found.total_memory,
+            "cores": found.multi_processor_count,
+        }
+    return {**describe_cpu(), "threads": torch.get_num_threads()}
+
+
+def describe_cpu() -> dict[str, Any]:
+    memory = psutil.virtual_memory().total
+    return {"kind": "cpu", "name": _cpu_name(), "memory_bytes": memory, "cores": len(os.sched_getaffinity(0))}
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that may be used: what is free now, and what PyTorch holds in reserve."""
+    if device.type == "cuda":
+        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserve
+    return psutil.virtual_memory().available
+
+
+def cache_bytes(device: torch.device) -> int:
+    """The L2 cache of a GPU; 0 of a CPU, whose matrices are small and whose figures serve for trying things out."""
+    if device.type != "cuda":
+        return 0
+    return getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 64 << 20)
+
+
+@torch.inference_mode()
+def seconds(device: torch.device, calls: Sequence[Call]) -> float:
+    """How long one of the calls takes: the median of several runs through all of them, divided by their number."""
+    return _on_cuda(calls) if device.type == "cuda" else _on_cpu(calls)
+
+
+def _on_cpu(calls: Sequence[Call]) -> float:
+    _run(calls)
+    rounds = max(1, min(GRAPH_CALLS, round(GRAPH_S / max(_timed(lambda: _run(calls)), 1e-7))))
+    taken = [_timed(lambda: _run([*calls] * rounds)) for _ in range(REPEATS)]
+    return statistics.median(taken) / rounds / len(calls)
+
+
+def _on_cuda(calls: Sequence[Call]) -> float:
+    """As a CUDA graph, because launching a small kernel from Python takes longer than the kernel.
+
+    Served engines start their decode kernels without Python too.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # cuBLAS and compiled kernels set themselves up, which a graph cannot record
+        _run(calls[:1])
+        first = _elapsed(lambda: _run(calls))
+    torch.cuda.current_stream().wait_stream(stream)
+    rounds = max(1, min(GRAPH_CALLS // len(calls), round(GRAPH_S / max(first, 1e-6))))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(rounds):
+            _run(calls)
+    graph.replay()
+    taken = [_elapsed(graph.replay) for _ in range(REPEATS)]
+    return statistics.median(taken) / rounds / len(calls)
+
+
+def _elapsed(run: Call) -> float:
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) * 1e-3
+
+
+def _timed(run: Call) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def _run(calls: Sequence[Call]) -> None:
+    for call in calls:
+        call()
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

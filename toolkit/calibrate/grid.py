@@ -1,0 +1,114 @@
+"""Which steps of a rehearsal are timed: enough of each kind to tell their costs apart.
+
+Generations alone, of several numbers and lengths; contexts alone, one or several, whole or chunks with a past;
+both together. All within the limits of the engine, and in KV blocks that it has.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from toolkit.inflight import Request, SchedulerConfig, Step, Work
+from toolkit.plan.latency import StepWork
+
+
+class Context(NamedTuple):
+    """A prompt or a chunk of one: positions start .. start + length - 1; the last chunk emits a token."""
+
+    start: int
+    length: int
+    emits: bool = True
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """A step to time: its contexts, and of each generation how many keys it reads, its own included."""
+
+    contexts: tuple[Context, ...] = ()
+    generations: tuple[int, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        if not self.contexts:
+            return "generation"
+        return "mixed" if self.generations else "context"
+
+    @property
+    def work(self) -> StepWork:
+        return StepWork(
+            context_tokens=sum(one.length for one in self.contexts),
+            context_pairs=sum(one.length * one.start + one.length * (one.length + 1) / 2 for one in self.contexts),
+            contexts=len(self.contexts),
+            generations=len(self.generations),
+            keys=sum(self.generations),
+            emitted=sum(one.emits for one in self.contexts) + len(self.generations),
+        )
+
+    def fits(self, config: SchedulerConfig) -> bool:
+        """Whether the scheduler of an engine could make such a step."""
+        ends = self._ends()
+        return (
+            0 < len(ends) <= config.max_batch_size
+            and self.work.tokens <= config.max_num_tokens
+            and max(ends) < config.max_seq_len
+            and sum(-(-end // config.tokens_per_block) for end in ends) <= config.num_blocks
+        )
+
+    def step(self, config: SchedulerConfig, vocabulary: int) -> Step:
+        """The step itself, of random tokens, as the engine's scheduler would hand it out."""
+        rnd, step, first = random.Random(len(self._ends())), Step(0), 0
+        spans = [*self.contexts, *(Context(keys - 1, 1) for keys in self.generations)]
+        for index, (start, length, emits) in enumerate(spans):
+            request = Request(index, [rnd.randrange(vocabulary) for _ in range(start + length)], 1)
+            blocks = list(range(first, first := first + -(-(start + length) // config.tokens_per_block)))
+            works = step.context if index < len(self.contexts) else step.generation
+            works.append(Work(request, start, length, emits, blocks))
+            step.num_tokens += length
+        return step
+
+    def _ends(self) -> list[int]:
+        return [one.start + one.length for one in self.contexts] + list(self.generations)
+
+
+def grid(config: SchedulerConfig) -> list[StepPlan]:
+    """The steps to time for an engine, each once."""
+    plans = [*_generations(config), *_contexts(config), *_mixed(config)]
+    return [plan for plan in dict.fromkeys(plans) if plan.fits(config)]
+
+
+def powers(first: int, last: int) -> list[int]:
+    """first, 2 first, 4 first ... and `last`, which need not be one of them."""
+    sizes = [first << shift for shift in range(32) if first << shift < last]
+    return [*sizes, last] if last >= first else sizes
+
+
+def _generations(config: SchedulerConfig) -> Iterator[StepPlan]:
+    longest = config.max_seq_len
+    for count in powers(1, config.max_batch_size):
+        for keys in (longest // 16, longest // 4, longest * 3 // 4):
+            yield StepPlan(generations=(max(keys, 1),) * count)
+
+
+def _contexts(config: SchedulerConfig) -> Iterator[StepPlan]:
+    block, longest = config.tokens_per_block, config.max_seq_len
+    most = min(config.max_num_tokens, longest - 1)
+    for length in powers(min(16, most), most):
+        yield StepPlan((Context(0, length),))
+    for count, tokens in ((2, most // 4), (8, most // 4), (4, most)):
+        yield StepPlan((Context(0, max(tokens // count, 1)),) * count)
+    for length, past, ends in ((most // 4, longest // 2, True), (most // 2, longest // 4, False)):
+        length, past = max(length // block, 1) * block, past // block * block
+        if config.chunked_context and past:
+            yield StepPlan((Context(past, length, ends),))
+            yield StepPlan((Context(past, length, not ends),))
+
+
+def _mixed(config: SchedulerConfig) -> Iterator[StepPlan]:
+    most, keys = config.max_num_tokens, max(config.max_seq_len // 8, 1)
+    few, many = max(config.max_batch_size // 4, 1), config.max_batch_size - 1
+    for count, length in ((1, most // 4), (few, 16), (few, most // 2), (many, 16), (many, most // 4)):
+        if count and length:
+            yield StepPlan((Context(0, length),), (keys,) * count)

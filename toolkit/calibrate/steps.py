@@ -1,0 +1,84 @@
+"""Times of whole steps of a rehearsal, on each of its stages, one step in flight at a time."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from toolkit import artifacts
+from toolkit.calibrate.device import describe_cpu
+from toolkit.calibrate.grid import StepPlan, grid
+from toolkit.calibrate.ranks import Lap, run
+from toolkit.config import Deployment
+from toolkit.engine.rehearsal.worker import WORTH_SHARING, Rank
+from toolkit.engine.settings import EngineSettings
+
+
+def engine_settings(deployment: Deployment) -> EngineSettings:
+    """Those of the engine that `toolkit build` has made for this deployment. Raises ToolkitError without one."""
+    limits = deployment.limits
+    built_for = {
+        "engine": deployment.engine,
+        "max_batch_size": deployment.max_batch_size,
+        "max_num_tokens": limits.max_num_tokens,
+        "max_seq_len": limits.max_seq_len,
+    }
+    artifacts.require(deployment.engine_dir, "engine", built_for, f"toolkit build {deployment.file}")
+    return EngineSettings(
+        gpt_model_path=deployment.engine_dir,
+        max_tokens_in_paged_kv_cache=deployment.kv_blocks * deployment.kv_cache.tokens_per_block,
+        enable_chunked_context=deployment.scheduler.chunked_context,
+    )
+
+
+def time_steps(
+    deployment: Deployment,
+    budget_s: float,
+    tell: Callable[[int, int], None],
+    plans: Sequence[StepPlan] | None = None,
+    rank_class: type[Rank] = Rank,
+) -> dict[str, Any]:
+    """Device, dtype, rows of the `plans` (by default of the whole grid), and the steps left out for lack of time.
+
+    `tell` is called with (steps done, steps in all). Raises ToolkitError without an engine, or when a rank ends.
+    """
+    settings = engine_settings(deployment)
+    plans = grid(settings.scheduling) if plans is None else plans
+    laps = run(settings, plans, budget_s, tell, rank_class)
+    alone = settings.mapping.world_size == 1 and settings.model["hidden_size"] >= WORTH_SHARING
+    device = describe_cpu()
+    return {
+        "device": {**device, "threads": device["cores"] if alone else 1},
+        "parallel": {"tp": settings.mapping.tp, "pp": settings.mapping.pp},
+        "dtype": "float32",
+        "notes": ["one step in flight; the scheduler's own decisions and Triton take no part"],
+        "skipped": [named(plan) for plan, found in zip(plans, laps, strict=True) if not found],
+        "rows": [_row(plan, found) for plan, found in zip(plans, laps, strict=True) if found],
+    }
+
+
+def named(plan: StepPlan) -> str:
+    work, texts = plan.work, []
+    if work.contexts:
+        past = f" after {plan.contexts[0].start}" if plan.contexts[0].start else ""
+        texts.append(f"{work.contexts} x {plan.contexts[0].length} tokens of prompts{past}")
+    if work.generations:
+        texts.append(f"{work.generations} generations of {plan.generations[0]} keys")
+    return " and ".join(texts)
+
+
+def _row(plan: StepPlan, laps: list[Lap]) -> dict[str, Any]:
+    """Medians; of the whole step also the mean, because what waits for others has a long tail."""
+    whole = [sum(lap.stages) + lap.hops + lap.overhead for lap in laps]
+    return {
+        "kind": plan.kind,
+        **plan.work._asdict(),
+        "stage_seconds": [statistics.median(one) for one in zip(*(lap.stages for lap in laps), strict=True)],
+        "cpu_seconds": [statistics.median(one) for one in zip(*(lap.cpu for lap in laps), strict=True)],
+        "hop_seconds": statistics.median(lap.hops for lap in laps),
+        "overhead_seconds": statistics.median(lap.overhead for lap in laps),
+        "step_seconds": statistics.median(whole),
+        "mean_step_seconds": statistics.fmean(whole),
+        "repeats": len(laps),
+    }
