@@ -85,20 +85,33 @@ def powers(first: int, last: int) -> list[int]:
     return [*sizes, last] if last >= first else sizes
 
 
+def crooked(length: int) -> int:
+    """About three quarters, and odd where it can be: as prompts are, of which those with round lengths are fastest."""
+    return max(min(length, length * 3 // 4 | 1), 1)
+
+
+def spread(keys: int, count: int) -> list[int]:
+    """Lengths from half of `keys` to half more: sequences of a step differ, and the longest decides for some costs."""
+    if count == 1:
+        return [max(keys, 1)]
+    return [max(round(keys * (0.5 + index / (count - 1))), 1) for index in range(count)]
+
+
 def _generations(config: SchedulerConfig) -> Iterator[StepPlan]:
     longest = config.max_seq_len
     for count in powers(1, config.max_batch_size):
-        for keys in (longest // 16, longest // 4, longest * 3 // 4):
-            yield StepPlan(generations=(max(keys, 1),) * count)
+        yield StepPlan(generations=(max(longest // 16, 1),) * count)
+        yield StepPlan(generations=tuple(spread(longest // 4, count)))
+        yield StepPlan(generations=(max(longest * 3 // 4, 1),) * count)
 
 
 def _contexts(config: SchedulerConfig) -> Iterator[StepPlan]:
     block, longest = config.tokens_per_block, config.max_seq_len
     most = min(config.max_num_tokens, longest - 1)
-    for length in powers(min(16, most), most):
-        yield StepPlan((Context(0, length),))
+    for index, length in enumerate(powers(min(16, most), most)):
+        yield StepPlan((Context(0, crooked(length) if index % 2 else length),))
     for count, tokens in ((2, most // 4), (8, most // 4), (4, most)):
-        yield StepPlan((Context(0, max(tokens // count, 1)),) * count)
+        yield StepPlan((Context(0, crooked(tokens // count)),) * count)
     for length, past, ends in ((most // 4, longest // 2, True), (most // 2, longest // 4, False)):
         length, past = max(length // block, 1) * block, past // block * block
         if config.chunked_context and past:
@@ -111,4 +124,4 @@ def _mixed(config: SchedulerConfig) -> Iterator[StepPlan]:
     few, many = max(config.max_batch_size // 4, 1), config.max_batch_size - 1
     for count, length in ((1, most // 4), (few, 16), (few, most // 2), (many, 16), (many, most // 4)):
         if count and length:
-            yield StepPlan((Context(0, length),), (keys,) * count)
+            yield StepPlan((Context(0, crooked(length)),), tuple(spread(keys, count)))

@@ -64,7 +64,8 @@ def named(plan: StepPlan) -> str:
         past = f" after {plan.contexts[0].start}" if plan.contexts[0].start else ""
         texts.append(f"{work.contexts} x {plan.contexts[0].length} tokens of prompts{past}")
     if work.generations:
-        texts.append(f"{work.generations} generations of {plan.generations[0]} keys")
+        low, high = min(plan.generations), max(plan.generations)
+        texts.append(f"{work.generations} generations of {low}{f' to {high}' if high > low else ''} keys")
     return " and ".join(texts)
 
 
