@@ -131,7 +131,8 @@ def test_layers_of_a_small_model_on_this_machine(tmp_path):
     assert {tp for _, tp, *_ in seconds} == {1, 2, 4, 8}, "8 heads; of 8 ranks two have one KV head each"
     assert seconds["linear", 1, 128, 0] > seconds["linear", 4, 128, 0]
     assert seconds["linear", 1, 128, 0] > seconds["linear", 1, 1, 0]
-    assert calibration.device["kind"] == "cpu" and calibration.dtype == "float32"
+    wanted = ("cuda", "float16") if torch.cuda.is_available() else ("cpu", "float32")
+    assert (calibration.device["kind"], calibration.dtype) == wanted
     known = Deployment.model_copy(
         deployment, update={"hardware": deployment.hardware.model_copy(update={"gpu": "h100-sxm"})}
     )
