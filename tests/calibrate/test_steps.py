@@ -42,8 +42,8 @@ def test_a_rank_that_is_slowed_shows_in_the_time_of_its_stage(tiny_llama, deploy
     first, second = row["stage_seconds"]
     assert SLEPT_S < second < SLEPT_S + 0.15
     assert first < SLEPT_S / 2 and row["cpu_seconds"][1] < SLEPT_S / 2
-    assert row["hop_seconds"] < SLEPT_S / 2 and row["overhead_seconds"] < SLEPT_S / 2
-    parts = first + second + row["hop_seconds"] + row["overhead_seconds"]
+    assert row["hop_seconds"] < SLEPT_S / 2 and row["finish_seconds"] < SLEPT_S / 2
+    parts = first + second + row["hop_seconds"] + row["finish_seconds"]
     assert row["step_seconds"] == pytest.approx(parts, abs=0.05)
 
 
@@ -59,6 +59,13 @@ def test_without_an_engine_it_says_which_command_makes_one(tiny_llama, deploy):
     assert result.returncode == 1
     assert result.stderr.endswith(f"engine: there is no engine here. Run: toolkit build {deployment.file}\n")
     assert not (deployment.output / "calibration.json").exists()
+
+
+def test_an_engine_of_another_split_is_refused(tiny_llama, deploy):
+    deployment = deploy(tiny_llama)
+    other = deployment.model_copy(update={"parallel": deployment.parallel.model_copy(update={"pp": 2})})
+    with pytest.raises(ToolkitError, match=r"engine: was built for tp 1 x pp 1, .* tp 1 x pp 2. Run: toolkit build"):
+        engine_settings(other)
 
 
 @pytest.mark.slow
@@ -87,7 +94,7 @@ def test_the_command_writes_a_file_that_the_planner_reads(tiny_llama, deploy, tm
     rows = [one for one in calibration.steps if one.kind == "generation"]
     assert len(rows) > 5 and len(written["rows"]) == len(grid(engine_settings(deployment).scheduling))
     one = rows[0].work
-    assert sum(times.stage_seconds(one)) > 0 and times.hop_seconds(one) >= 0 and times.overhead_seconds(one) > 0
+    assert sum(times.stage_seconds(one)) > 0 and times.hop_seconds(one) >= 0 and times.finish_seconds(one) > 0
     assert {one.part for one in calibration.differences(deployment)} == {"generation", "context", "mixed"}
 
 

@@ -142,7 +142,7 @@ def steps(works: list[StepWork] = WORKS, **changes) -> dict:
         hops, overhead = 3 * (2e-4 + 1e-6 * work.tokens), 3e-4 + 5e-6 * work.emitted
         kind = ("mixed" if work.generations else "context") if work.contexts else "generation"
         times = {"stage_seconds": stages, "cpu_seconds": [1.5 * one for one in stages]}
-        times |= {"hop_seconds": hops, "overhead_seconds": overhead, "step_seconds": sum(stages) + hops + overhead}
+        times |= {"hop_seconds": hops, "finish_seconds": overhead, "step_seconds": sum(stages) + hops + overhead}
         rows.append({"kind": kind, **work._asdict(), **times})
     content = {"format": "toolkit-step-times/1", "kind": "steps", "model": TINY, "parallel": {"tp": 2, "pp": 4}}
     return {**content, "device": {"cores": 2}, "dtype": "float32", "rows": rows, **changes}
@@ -157,7 +157,7 @@ def test_the_costs_that_made_the_steps_are_found_again(tmp_path):
         assert times.stage_seconds(work) == pytest.approx(wanted, rel=0.02)
         assert times.cpu_seconds(work) == pytest.approx([1.5 * one for one in wanted], rel=0.02)
         assert times.hop_seconds(work) == pytest.approx(2e-4 + 1e-6 * work.tokens, rel=0.01)
-        assert times.overhead_seconds(work) == pytest.approx(3e-4 + 5e-6 * work.emitted, rel=0.01)
+        assert times.finish_seconds(work) == pytest.approx(3e-4 + 5e-6 * work.emitted, rel=0.01)
 
 
 def test_steps_differ_from_their_own_fit_only(tmp_path):
@@ -232,7 +232,7 @@ ROWS = layers([row("linear", 1, 1, 0, 1e-3), row("context", 1, 128, 128, 1e-3)])
         (spoilt(ROWS, "seconds", "1"), r"rows\[1\].seconds: expected seconds above 0, got '1'"),
         (spoilt(steps(), "stage_seconds", [1, 1]), r"rows\[1\].stage_seconds: expected a list of 4, one for each"),
         (spoilt(steps(), "stage_seconds", [1, 1, 0, 1]), r"rows\[1\].stage_seconds: expected seconds above 0"),
-        (spoilt(steps(), "overhead_seconds", -1), r"rows\[1\].overhead_seconds: expected seconds from 0, got -1"),
+        (spoilt(steps(), "finish_seconds", -1), r"rows\[1\].finish_seconds: expected seconds from 0, got -1"),
         (spoilt(steps(), "context_pairs", None), r"rows\[1\].context_pairs: expected a number from 0, got None"),
         (spoilt(steps(), "kind", "idle"), r"rows\[1\].kind: expected one of generation, context, mixed, got 'idle'"),
         ({**steps(), "parallel": {"tp": 2}}, "parallel.pp: expected a whole number from 1, but it is not there"),

@@ -19,6 +19,7 @@ LARGEST_ON_CPU = 2048
 """Hidden size. A layer of a larger model takes a CPU minutes, and says nothing about a GPU."""
 PARTS = ("linear", "elementwise", "context", "generation", "lm_head")
 ALL_REDUCE = "all_reduce cannot be timed on one GPU: its rates stay those of the planner's table"
+FP8 = "FP8 products are not timed, 16-bit ones are: the rates of FP8 stay those of the planner's table"
 
 
 class Point(NamedTuple):
@@ -71,7 +72,7 @@ def time_layers(deployment: Deployment, budget_s: float, tell: Callable[[int, in
     return {
         "device": on.describe(device),
         "dtype": str(dtype).removeprefix("torch."),
-        "notes": [ALL_REDUCE, *filter(None, [trouble])],
+        "notes": [ALL_REDUCE, *[FP8] * (deployment.model.quantization == "fp8"), *filter(None, [trouble])],
         "skipped": skipped,
         "rows": rows,
     }

@@ -43,7 +43,7 @@ class Lap(NamedTuple):
     """The processor time of each stage, of all its ranks and their threads."""
     hops: float
     """Between all stages together."""
-    overhead: float
+    finish: float
     """From the end of the last stage to when rank 0 had chosen the tokens."""
 
 

@@ -13,6 +13,7 @@ from toolkit.calibrate.ranks import Lap, run
 from toolkit.config import Deployment
 from toolkit.engine.rehearsal.worker import WORTH_SHARING, Rank
 from toolkit.engine.settings import EngineSettings
+from toolkit.errors import ToolkitError
 
 
 def engine_settings(deployment: Deployment) -> EngineSettings:
@@ -25,11 +26,16 @@ def engine_settings(deployment: Deployment) -> EngineSettings:
         "max_seq_len": limits.max_seq_len,
     }
     artifacts.require(deployment.engine_dir, "engine", built_for, f"toolkit build {deployment.file}")
-    return EngineSettings(
+    settings = EngineSettings(
         gpt_model_path=deployment.engine_dir,
         max_tokens_in_paged_kv_cache=deployment.kv_blocks * deployment.kv_cache.tokens_per_block,
         enable_chunked_context=deployment.scheduler.chunked_context,
     )
+    if settings.mapping != deployment.mapping:
+        what = f"was built for tp {settings.mapping.tp} x pp {settings.mapping.pp}, the deployment says"
+        what += f" tp {deployment.parallel.tp} x pp {deployment.parallel.pp}"
+        raise ToolkitError(what, where=deployment.engine_dir, hint=f"Run: toolkit build {deployment.file}")
+    return settings
 
 
 def time_steps(
@@ -71,14 +77,14 @@ def named(plan: StepPlan) -> str:
 
 def _row(plan: StepPlan, laps: list[Lap]) -> dict[str, Any]:
     """Medians; of the whole step also the mean, because what waits for others has a long tail."""
-    whole = [sum(lap.stages) + lap.hops + lap.overhead for lap in laps]
+    whole = [sum(lap.stages) + lap.hops + lap.finish for lap in laps]
     return {
         "kind": plan.kind,
         **plan.work._asdict(),
         "stage_seconds": [statistics.median(one) for one in zip(*(lap.stages for lap in laps), strict=True)],
         "cpu_seconds": [statistics.median(one) for one in zip(*(lap.cpu for lap in laps), strict=True)],
         "hop_seconds": statistics.median(lap.hops for lap in laps),
-        "overhead_seconds": statistics.median(lap.overhead for lap in laps),
+        "finish_seconds": statistics.median(lap.finish for lap in laps),
         "step_seconds": statistics.median(whole),
         "mean_step_seconds": statistics.fmean(whole),
         "repeats": len(laps),

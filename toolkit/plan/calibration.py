@@ -20,8 +20,9 @@ from toolkit.model import DTYPE_BYTES, ModelShape
 from toolkit.plan.calibration_rows import AGAIN, Row, layer_row, step_row
 from toolkit.plan.fit import Timing, closed_form, fit_rates, predicted_s
 from toolkit.plan.gpus import GPUS, Gpu, gpu_named
-from toolkit.plan.latency import ClosedForm, Precision
+from toolkit.plan.latency import ClosedForm
 from toolkit.plan.measured import MeasuredStep, MeasuredSteps, fit_steps
+from toolkit.plan.precision import Precision, precision_of
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
@@ -83,12 +84,14 @@ class Calibration:
         self.require_fit(deployment)
         if self.kind == "steps":
             return self.measured_steps
-        # Whatever the dtype was: the rates are fitted as if it had two bytes, and are right for what was timed.
-        return ClosedForm(deployment.shape, deployment.mapping, self.gpu(deployment), Precision())
+        precision = precision_of(deployment)
+        if precision.activation_bytes == 4:  # rates are fitted as if every dtype had two bytes
+            precision = Precision()
+        return ClosedForm(deployment.shape, deployment.mapping, self.gpu(deployment), precision)
 
     def gpu(self, deployment: Deployment) -> Gpu:
         """The deployment's GPU with the rates refitted; those of all-reduces and hops stay the table's."""
-        table = gpu_named(deployment.hardware.gpu)
+        table = gpu_named(deployment.hardware.gpu, where=deployment.file)
         return replace(table, rates=fit_rates(deployment.shape, table, self.timings))
 
     @cached_property

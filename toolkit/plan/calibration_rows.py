@@ -80,7 +80,7 @@ def step_row(row: Row, stages: int) -> MeasuredStep:
         stage_seconds=row.seconds("stage_seconds", stages),
         cpu_seconds=row.seconds("cpu_seconds", stages),
         hop_seconds=row.number("hop_seconds", zero=True),
-        overhead_seconds=row.number("overhead_seconds", zero=True),
+        finish_seconds=row.number("finish_seconds", zero=True),
         step_seconds=row.number("step_seconds"),
     )
 

@@ -28,7 +28,7 @@ class MeasuredStep(NamedTuple):
     cpu_seconds: tuple[float, ...]
     hop_seconds: float
     """All hops of the step together."""
-    overhead_seconds: float
+    finish_seconds: float
     step_seconds: float
 
 
@@ -44,7 +44,7 @@ class MeasuredSteps:
     stage_costs: tuple[Costs, ...]
     cpu_costs: tuple[Costs, ...]
     hop_costs: Costs
-    overhead_costs: Costs
+    finish_costs: Costs
 
     def stage_seconds(self, work: StepWork) -> list[float]:
         """The time of the step on each stage when no other stage computes. Rank 0's encoding is in the first."""
@@ -58,14 +58,14 @@ class MeasuredSteps:
         """From the end of one stage to the beginning of the next; 0 for a single stage."""
         return _cost(self.hop_costs, _message_terms(work)) / (self.stages - 1) if self.stages > 1 else 0.0
 
-    def overhead_seconds(self, work: StepWork) -> float:
+    def finish_seconds(self, work: StepWork) -> float:
         """From the end of the last stage to the tokens chosen on rank 0."""
-        return _cost(self.overhead_costs, _choice_terms(work))
+        return _cost(self.finish_costs, _choice_terms(work))
 
     def step_seconds(self, work: StepWork) -> float:
         """The whole step, alone in the pipeline."""
         hops = (self.stages - 1) * self.hop_seconds(work)
-        return sum(self.stage_seconds(work)) + hops + self.overhead_seconds(work)
+        return sum(self.stage_seconds(work)) + hops + self.finish_seconds(work)
 
     def _of_stages(self, costs: tuple[Costs, ...], work: StepWork) -> list[float]:
         return [_cost(one, _stage_terms(work, stage == self.stages - 1)) for stage, one in enumerate(costs)]
@@ -87,7 +87,7 @@ def fit_steps(steps: Sequence[MeasuredStep], mapping: Mapping, cores: int) -> Me
         stage_costs=fit_stages([step.stage_seconds for step in steps]),
         cpu_costs=fit_stages([step.cpu_seconds for step in steps]),
         hop_costs=_fit(list(map(_message_terms, works)), [step.hop_seconds for step in steps]),
-        overhead_costs=_fit(list(map(_choice_terms, works)), [step.overhead_seconds for step in steps]),
+        finish_costs=_fit(list(map(_choice_terms, works)), [step.finish_seconds for step in steps]),
     )
 
 
