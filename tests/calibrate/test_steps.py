@@ -63,8 +63,8 @@ def test_without_an_engine_it_says_which_command_makes_one(tiny_llama, deploy):
 
 def test_an_engine_of_another_split_is_refused(tiny_llama, deploy):
     deployment = deploy(tiny_llama)
-    other = deployment.model_copy(update={"parallel": deployment.parallel.model_copy(update={"pp": 2})})
-    with pytest.raises(ToolkitError, match=r"engine: was built for tp 1 x pp 1, .* tp 1 x pp 2. Run: toolkit build"):
+    other = deployment.model_copy(update={"parallel": deployment.parallel.model_copy(update={"tp": 2})})
+    with pytest.raises(ToolkitError, match=r"engine: was built for tp 1 x pp 1, .* tp 2 x pp 1. Run: toolkit build"):
         engine_settings(other)
 
 
