@@ -12,9 +12,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from toolkit.calibrate import device as on
+from toolkit.calibrate import save
 from toolkit.calibrate.layers import points, time_layers
 from toolkit.calibrate.parts import Shard, add_and_norm, swiglu
 from toolkit.config import Deployment
+from toolkit.errors import ToolkitError
 from toolkit.plan.calibration import load
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +27,7 @@ CPU = torch.device("cpu")
 
 def shard(tp: int, cache_bytes: int = 0, shape=None) -> Shard:
     shape = shape or Deployment.load(TINY).shape
-    return Shard(shape, tp, CPU, torch.float32, cache_bytes, (add_and_norm, swiglu))
+    return Shard(shape, CPU, torch.float32, cache_bytes, (add_and_norm, swiglu), tp)
 
 
 def flops(calls: list) -> int:
@@ -149,3 +151,14 @@ def test_a_budget_that_is_too_small_leaves_out_the_longest_and_says_which():
     timed = len(found["rows"]) + len(found["skipped"])
     assert timed == len(points(Deployment.load(TINY, "tensorrt")))
     assert any("256 tokens" in text for text in found["skipped"])
+
+
+def test_a_file_that_cannot_be_written_is_one_line_and_the_old_one_stays(tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(ToolkitError, match=r"taken/x.json: cannot be written: .* Use --output FILE."):
+        save({"rows": []}, tmp_path / "taken" / "x.json")
+    old = tmp_path / "old.json"
+    old.write_text("old")
+    with pytest.raises(TypeError):
+        save({"rows": object()}, old)
+    assert old.read_text() == "old" and sorted(path.name for path in tmp_path.iterdir()) == ["old.json", "taken"]

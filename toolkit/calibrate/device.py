@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
+from toolkit.engine.rehearsal.worker import WORTH_SHARING
+
 Call = Callable[[], Any]
 REPEATS = 7
 """Timed runs, of which the median counts."""
+FEWEST, LONG_S = 3, 0.5
+"""On a CPU, where other programs may have the cores: so many runs are enough when they take so long together."""
 GRAPH_S = 2e-3
 """Calls in a CUDA graph: so many that they take about this long, against which starting it is nothing."""
 GRAPH_CALLS = 200
@@ -58,6 +63,18 @@ def cache_bytes(device: torch.device) -> int:
     return getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 64 << 20)
 
 
+@contextlib.contextmanager
+def threads_for(device: torch.device, hidden_size: int) -> Iterator[None]:
+    """As many threads as the rehearsal engine would use for a model of this size."""
+    before = torch.get_num_threads()
+    if device.type == "cpu" and hidden_size < WORTH_SHARING:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @torch.inference_mode()
 def seconds(device: torch.device, calls: Sequence[Call]) -> float:
     """How long one of the calls takes: the median of several runs through all of them, divided by their number."""
@@ -67,7 +84,9 @@ def seconds(device: torch.device, calls: Sequence[Call]) -> float:
 def _on_cpu(calls: Sequence[Call]) -> float:
     _run(calls)
     rounds = max(1, min(GRAPH_CALLS, round(GRAPH_S / max(_timed(lambda: _run(calls)), 1e-7))))
-    taken = [_timed(lambda: _run([*calls] * rounds)) for _ in range(REPEATS)]
+    taken = list[float]()
+    while len(taken) < FEWEST or (len(taken) < REPEATS and sum(taken) < LONG_S):
+        taken.append(_timed(lambda: _run([*calls] * rounds)))
     return statistics.median(taken) / rounds / len(calls)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -54,28 +56,19 @@ def time_layers(deployment: Deployment, budget_s: float, tell: Callable[[int, in
 
     `tell` is called with (points done, points in all). Raises ToolkitError where only a GPU can do it.
     """
-    device, wanted = require_device(deployment), points(deployment)
-    dtype = getattr(torch, deployment.model.dtype) if device.type == "cuda" else torch.float32
-    series = {(point.part, point.tp): [p for p in wanted if p[:2] == point[:2]] for point in wanted}
-    kernels, trouble = fused(device)
-    rows, skipped, until = list[dict[str, Any]](), list[str](), time.monotonic()
-    shard: Shard | None = None
-    for (_, tp), ahead in series.items():
-        until += budget_s / len(series)  # what a series leaves over, the next ones may use
-        if shard is None or shard.tp != tp:
-            shard = None  # its weights go before the next ones come
-            shard = Shard(deployment.shape, tp, device, dtype, on.cache_bytes(device), kernels)
-        timed = _time_series(shard, ahead, until)
-        rows += [{**point._asdict(), "seconds": seconds} for point, seconds in timed]
-        skipped += [named_point(point) for point in ahead[len(timed) :]]
-        tell(len(rows) + len(skipped), len(wanted))
-    return {
-        "device": on.describe(device),
-        "dtype": str(dtype).removeprefix("torch."),
-        "notes": [ALL_REDUCE, *[FP8] * (deployment.model.quantization == "fp8"), *filter(None, [trouble])],
-        "skipped": skipped,
-        "rows": rows,
-    }
+    device = require_device(deployment)
+    with on.threads_for(device, deployment.shape.hidden_size):
+        dtype = getattr(torch, deployment.model.dtype) if device.type == "cuda" else torch.float32
+        kernels, trouble = fused(device)
+        make = partial(Shard, deployment.shape, device, dtype, on.cache_bytes(device), kernels)
+        rows, skipped = _time_all(make, points(deployment), budget_s, tell)
+        return {
+            "device": on.describe(device),
+            "dtype": str(dtype).removeprefix("torch."),
+            "notes": [ALL_REDUCE, *[FP8] * (deployment.model.quantization == "fp8"), *filter(None, [trouble])],
+            "skipped": [named_point(point) for point in skipped],
+            "rows": [{**point._asdict(), "seconds": seconds} for point, seconds in rows],
+        }
 
 
 def require_device(deployment: Deployment) -> torch.device:
@@ -89,6 +82,25 @@ def require_device(deployment: Deployment) -> torch.device:
             hint="Run it on a GPU node, or calibrate a small model with --engine rehearsal.",
         )
     return device
+
+
+def _time_all(
+    make: Callable[[int], Shard], wanted: list[Point], budget_s: float, tell: Callable[[int, int], None]
+) -> tuple[list[tuple[Point, float]], list[Point]]:
+    """Points with their seconds, and those that were left out."""
+    series = {key: list(ahead) for key, ahead in groupby(wanted, key=lambda point: point[:2])}
+    found, skipped, until = list[tuple[Point, float]](), list[Point](), time.monotonic()
+    shard: Shard | None = None
+    for (_, tp), ahead in series.items():
+        until += budget_s / len(series)  # what a series leaves over, the next ones may use
+        if shard is None or shard.tp != tp:
+            shard = None  # its weights go before the next ones come
+            shard = make(tp)
+        timed = _time_series(shard, ahead, until)
+        found += timed
+        skipped += ahead[len(timed) :]
+        tell(len(found) + len(skipped), len(wanted))
+    return found, skipped
 
 
 def _time_series(shard: Shard, ahead: list[Point], until: float) -> list[tuple[Point, float]]:

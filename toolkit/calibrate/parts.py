@@ -53,13 +53,13 @@ class Shard:
     """What one of `tp` GPUs has of a layer, on a device and in a dtype."""
 
     shape: ModelShape
-    tp: int
     device: torch.device
     dtype: torch.dtype
     cache_bytes: int
     """The device's last cache; 0 where calls need not be kept from finding their memory in it."""
     kernels: tuple[Callable[..., Any], Callable[..., Any]]
     """`add_and_norm` and `swiglu`, or what was compiled of them."""
+    tp: int
 
     def linear(self, tokens: int, _context: int) -> list[Call]:
         """The four products of a layer: qkv, attention's output, gate and up together, down."""
