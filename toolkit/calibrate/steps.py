@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import psutil
+
 from toolkit import artifacts
 from toolkit.calibrate.device import describe_cpu
 from toolkit.calibrate.grid import StepPlan, grid
@@ -14,6 +16,10 @@ from toolkit.config import Deployment
 from toolkit.engine.rehearsal.worker import WORTH_SHARING, Rank
 from toolkit.engine.settings import EngineSettings
 from toolkit.errors import ToolkitError
+
+ALONE = "one step in flight; the scheduler's own decisions and Triton take no part"
+BUSY = "other programs kept {:.1f} cores busy when this began: on a quiet machine steps are faster"
+MOST_BUSY = 0.3
 
 
 def engine_settings(deployment: Deployment) -> EngineSettings:
@@ -51,6 +57,7 @@ def time_steps(
     """
     settings = engine_settings(deployment)
     plans = grid(settings.scheduling) if plans is None else plans
+    busy = psutil.cpu_percent(interval=0.5) / 100 * (psutil.cpu_count() or 1)
     laps = run(settings, plans, budget_s, tell, rank_class)
     alone = settings.mapping.world_size == 1 and settings.model["hidden_size"] >= WORTH_SHARING
     device = describe_cpu()
@@ -58,7 +65,7 @@ def time_steps(
         "device": {**device, "threads": device["cores"] if alone else 1},
         "parallel": {"tp": settings.mapping.tp, "pp": settings.mapping.pp},
         "dtype": "float32",
-        "notes": ["one step in flight; the scheduler's own decisions and Triton take no part"],
+        "notes": [ALONE, *[BUSY.format(busy)] * (busy > MOST_BUSY)],
         "skipped": [named(plan) for plan, found in zip(plans, laps, strict=True) if not found],
         "rows": [_row(plan, found) for plan, found in zip(plans, laps, strict=True) if found],
     }

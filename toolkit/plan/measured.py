@@ -16,6 +16,9 @@ from toolkit.mapping import Mapping
 from toolkit.plan.latency import StepWork
 
 Costs = tuple[float, ...]
+USUAL, ROUNDS = 0.05, 8
+"""Relative errors up to this are those of any clock; larger ones, as when another program had the cores for a while,
+bend the fit less. The weights for that settle within so many rounds."""
 
 
 class MeasuredStep(NamedTuple):
@@ -109,7 +112,7 @@ def _cost(costs: Costs, terms: tuple[float, ...]) -> float:
 
 
 def _fit(terms: Sequence[tuple[float, ...]], seconds: Sequence[float]) -> Costs:
-    """Non-negative costs by least squares of relative errors."""
+    """Non-negative costs by least squares of relative errors; beyond the usual ones these count linearly (Huber)."""
     import numpy as np
     from scipy.optimize import nnls
 
@@ -117,5 +120,9 @@ def _fit(terms: Sequence[tuple[float, ...]], seconds: Sequence[float]) -> Costs:
     least = statistics.median(seconds) / 10 or 1.0
     table, weights = np.array(terms, float), 1 / np.maximum(np.array(seconds), least)
     scale = np.maximum(table.max(axis=0), 1e-12)  # pairs count in 100,000s, sequences in units
-    found, _ = nnls(table / scale * weights[:, None], np.array(seconds) * weights)
+    table, wanted, trust = table / scale, np.array(seconds), np.ones(len(seconds))
+    for _ in range(ROUNDS):
+        found, _ = nnls(table * (weights * trust)[:, None], wanted * weights * trust)
+        misses = np.abs(table @ found - wanted) * weights
+        trust = 1 / np.sqrt(np.maximum(misses / USUAL, 1))
     return tuple((found / scale).tolist())
