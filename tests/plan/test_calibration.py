@@ -169,13 +169,15 @@ def test_steps_differ_from_their_own_fit_only(tmp_path):
     assert found["mixed"].fitted.high == pytest.approx(2, abs=0.02)
 
 
-def test_one_step_that_was_disturbed_does_not_bend_the_others(tmp_path):
+def test_steps_that_were_disturbed_do_not_bend_the_others(tmp_path):
+    """Every sixth took twice as long, as another program had the cores; the others are within 2 %."""
     content = steps()
-    content["rows"][3]["stage_seconds"] = [5 * one for one in content["rows"][3]["stage_seconds"]]
+    for one in content["rows"][::6]:
+        one["stage_seconds"] = [2 * seconds for seconds in one["stage_seconds"]]
     times = load(write(tmp_path, content)).step_times(REHEARSAL)
     for work in (decode(12, 300), prefill(256), WORKS[3]):
         assert times.stage_seconds(work) == pytest.approx(
-            [stage_by_hand(work, last) for last in (0, 0, 0, 1)], rel=0.05
+            [stage_by_hand(work, last) for last in (0, 0, 0, 1)], rel=0.02
         )
 
 

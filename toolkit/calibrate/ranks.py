@@ -29,7 +29,7 @@ Span = tuple[int, int, int]
 """Of one rank and step: begin and end by the clock, and the processor time between them; nanoseconds."""
 REPEATS = (5, 30)
 """How often each step is timed: at least, and at most where they are short."""
-LONG = 50
+LONG = 100
 """A step that takes more than this part of the budget is looked at twice before it is left out for that."""
 
 
