@@ -12,6 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
@@ -110,25 +111,29 @@ def _started(
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     pipes, processes = list[Connection](), list[BaseProcess]()
-    # Ctrl-C goes to all processes of a terminal; ranks that ignore it are ended by this one, without tracebacks.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C goes to all processes of a terminal. Ranks keep it blocked, as they are started with it blocked; it comes
+    # to this process alone, which ends them. (The tracker would unblock it, were it started by the first of them.)
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         for rank in ranks:
             ours, theirs = spawn.Pipe(duplex=False)
             arguments = (settings, rank, port, plans, budget_s, rank_class, theirs)
-            processes.append(spawn.Process(target=_be_rank, args=arguments, daemon=True))
+            process = spawn.Process(target=_be_rank, args=arguments, daemon=True)
+            process.start()
+            processes.append(process)
             pipes.append(ours)
-            processes[-1].start()
             theirs.close()
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         yield pipes
         for process in processes:
             process.join(30)
     finally:
-        signal.signal(signal.SIGINT, before)
-        for process in processes:
+        for process in processes:  # all of them before one can tell that it has lost another
             process.kill()
+        for process in processes:
             process.join()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _be_rank(
