@@ -119,7 +119,7 @@ def _started(
         for rank in ranks:
             ours, theirs = spawn.Pipe(duplex=False)
             arguments = (settings, rank, port, plans, budget_s, rank_class, theirs)
-            process = spawn.Process(target=_be_rank, args=arguments, daemon=True)
+            process: BaseProcess = spawn.Process(target=_be_rank, args=arguments, daemon=True)
             process.start()
             processes.append(process)
             pipes.append(ours)
