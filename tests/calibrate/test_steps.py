@@ -90,7 +90,7 @@ def test_the_command_writes_a_file_that_the_planner_reads(tiny_llama, deploy, tm
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["times.json"]
     calibration = load(tmp_path / "new" / "times.json")
     times = calibration.step_times(deployment)
-    assert (times.stages, times.ranks_per_stage) == (2, 2) and times.cores >= 1
+    assert times.stages == 2 and times.cores >= 1
     rows = [one for one in calibration.steps if one.kind == "generation"]
     assert len(rows) > 5 and len(written["rows"]) == len(grid(engine_settings(deployment).scheduling))
     one = rows[0].work

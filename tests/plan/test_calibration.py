@@ -151,7 +151,7 @@ def steps(works: list[StepWork] = WORKS, **changes) -> dict:
 def test_the_costs_that_made_the_steps_are_found_again(tmp_path):
     """On steps that were not among them, and far from them."""
     times = load(write(tmp_path, steps())).step_times(REHEARSAL)
-    assert (times.stages, times.ranks_per_stage, times.cores) == (4, 2, 2)
+    assert (times.stages, times.cores) == (4, 2)
     for work in (decode(12, 300), prefill(256), StepWork(200, 200 * 100, 2, 10, 3000, 11), StepWork(16, 136, 1)):
         wanted = [stage_by_hand(work, stage == 3) for stage in range(4)]
         assert times.stage_seconds(work) == pytest.approx(wanted, rel=0.02)

@@ -58,11 +58,11 @@ class StepTimes(Protocol):
     def stages(self) -> int: ...
 
     @property
-    def cores(self) -> int | None:
-        """CPU cores that the ranks of a rehearsal share; None on GPUs, which share nothing."""
+    def one_thread(self) -> bool:
+        """Whether scheduling, the first stage and the choice of tokens wait for each other, as in a rehearsal."""
 
-    @property
-    def ranks_per_stage(self) -> int: ...
+    def slowdown(self, work: StepWork, in_flight: int) -> float:
+        """How many times longer a step takes with so many in flight, itself included: 1 where they share nothing."""
 
     def stage_seconds(self, work: StepWork) -> list[float]:
         """The time of the step on each stage."""
@@ -83,15 +83,14 @@ class ClosedForm:
     gpu: Gpu
     precision: Precision
 
-    cores = None
+    one_thread = False
 
     @property
     def stages(self) -> int:
         return self.mapping.pp
 
-    @property
-    def ranks_per_stage(self) -> int:
-        return self.mapping.tp
+    def slowdown(self, work: StepWork, in_flight: int) -> float:
+        return 1.0  # a GPU has its own memory and compute
 
     def stage_seconds(self, work: StepWork) -> list[float]:
         layer, rates = self.layer_s(work), self.gpu.rates

@@ -37,11 +37,12 @@ class MeasuredStep(NamedTuple):
 
 @dataclass(frozen=True)
 class MeasuredSteps:
-    """A StepTimes for the rehearsal that was timed. Stages were timed alone; when several compute at once on fewer
-    cores than ranks, each takes longer, which is for the simulator to know: see `cores` and `cpu_seconds`."""
+    """A StepTimes for the rehearsal that was timed. Stages were timed alone; `slowdown` says how much longer they
+    take when several compute at once on fewer cores than they want."""
+
+    one_thread = True
 
     stages: int
-    ranks_per_stage: int
     cores: int
     """Those that the rehearsal may use, all ranks together."""
     stage_costs: tuple[Costs, ...]
@@ -52,6 +53,11 @@ class MeasuredSteps:
     def stage_seconds(self, work: StepWork) -> list[float]:
         """The time of the step on each stage when no other stage computes. Rank 0's encoding is in the first."""
         return self._of_stages(self.stage_costs, work)
+
+    def slowdown(self, work: StepWork, in_flight: int) -> float:
+        """What all steps in flight want of the cores, if they are like this one, over the cores that there are."""
+        wanted = in_flight * sum(self.cpu_seconds(work)) / sum(self.stage_seconds(work))
+        return max(1.0, wanted / self.cores)
 
     def cpu_seconds(self, work: StepWork) -> list[float]:
         """The processor time of the step on each stage, of all its ranks together."""
@@ -85,7 +91,6 @@ def fit_steps(steps: Sequence[MeasuredStep], mapping: Mapping, cores: int) -> Me
 
     return MeasuredSteps(
         stages=mapping.pp,
-        ranks_per_stage=mapping.tp,
         cores=cores,
         stage_costs=fit_stages([step.stage_seconds for step in steps]),
         cpu_costs=fit_stages([step.cpu_seconds for step in steps]),

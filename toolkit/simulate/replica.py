@@ -75,7 +75,7 @@ class Usage:
 class Replica:
     """Time moves by `advance`; `next_event` says when that is worth calling.
 
-    In a rehearsal (`times.cores`) rank 0 schedules, computes the first stage and chooses tokens, one after the
+    In a rehearsal (`times.one_thread`) rank 0 schedules, computes the first stage and chooses tokens, one after the
     other: it prefers to begin a step, and ends the oldest when none can begin. On GPUs these do not wait for
     each other.
     """
@@ -84,7 +84,7 @@ class Replica:
         self.number, self.scheduler, self.times = number, Scheduler(config), times
         self.usage = Usage(busy=[0.0] * times.stages)
         self.outstanding = 0
-        self._one_thread = times.cores is not None
+        self._one_thread = times.one_thread
         self._stage_free = [0.0] * times.stages
         self._in_flight: deque[tuple[float, Step, StepWork]] = deque()
         self._record = record
@@ -134,7 +134,8 @@ class Replica:
                 sequence.started = now
             self.usage.recomputed += bool(sequence.output) and part.start == 0
         work = work_of(step)
-        hop, slowdown, ready = self.times.hop_seconds(work), self._slowdown(), now
+        hop, slowdown = self.times.hop_seconds(work), self.times.slowdown(work, len(self._in_flight) + 1)
+        ready = now
         for stage, seconds in enumerate(self.times.stage_seconds(work)):
             start = max(ready, self._stage_free[stage])
             self._stage_free[stage] = end = start + seconds * slowdown
@@ -158,12 +159,6 @@ class Replica:
         ended = [sequence for sequence in emitting if sequence.state is State.FINISHED]
         self.outstanding -= len(ended)
         return ended
-
-    def _slowdown(self) -> float:
-        """Stages that compute at once share the cores of a rehearsal; GPUs share nothing."""
-        if self.times.cores is None:
-            return 1.0
-        return max(1.0, (len(self._in_flight) + 1) * self.times.ranks_per_stage / self.times.cores)
 
     def _account(self, now: float) -> None:
         elapsed, self._clock = now - self._clock, now
