@@ -94,6 +94,7 @@ class Scheduler:
         self._in_flight: deque[Step] = deque()
         self._reserved = 0  # blocks promised to admitted requests and not taken yet
         self._arrivals = self._steps = self._reused = 0
+        self.pauses = 0  # how often a sequence lost its blocks, to be computed again
 
     def submit(self, request: Request) -> None:
         """Queue a new request. Raises InputRefused if it could never run, Busy if the queue is full."""
@@ -232,6 +233,7 @@ class Scheduler:
             self._ready.pop()
             self._release(youngest)
             youngest.state = State.PAUSED
+            self.pauses += 1
             insort(self._queue, youngest, key=_by_arrival)
         request.blocks += self.pool.take([], 1)
         if request.promised:

@@ -67,8 +67,6 @@ class Usage:
     blocks: float = 0.0
     """Blocks in use, integrated over that time."""
     peak_blocks: int = 0
-    recomputed: int = 0
-    """Admissions of sequences that had been paused because the KV pool was full."""
     intervals: list[Interval] = field(default_factory=list)
 
 
@@ -132,7 +130,6 @@ class Replica:
             sequence: Any = part.request
             if sequence.started is None:
                 sequence.started = now
-            self.usage.recomputed += bool(sequence.output) and part.start == 0
         work = work_of(step)
         hop, slowdown = self.times.hop_seconds(work), self.times.slowdown(work, len(self._in_flight) + 1)
         ready = now

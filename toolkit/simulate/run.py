@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from heapq import heappop, heappush
 
 from toolkit.errors import Busy
 from toolkit.inflight import SchedulerConfig
@@ -82,7 +83,7 @@ class _Run:
         self.traffic, self.config = traffic, config
         self.replicas = [Replica(number, config, times, record) for number in range(replicas)]
         self.waiting = deque(enumerate(traffic.requests))
-        self.due: deque[float] = deque([0.0] * (traffic.users or 0))  # closed loop: users that are ready, since when
+        self.due = [0.0] * (traffic.users or 0)  # closed loop, a heap: since when users are ready
         self.ended: list[tuple[int, Sample]] = []
         self.refused = 0
         self.clock = 0.0
@@ -112,7 +113,7 @@ class _Run:
             bubble=1 - sum(busy) / (working * len(usages[0].busy)) if working else 0.0,
             kv_mean=sum(usage.blocks for usage in usages) / (working * blocks) if working else 0.0,
             kv_peak=max(usage.peak_blocks for usage in usages) / blocks,
-            recomputed=sum(usage.recomputed for usage in usages),
+            recomputed=sum(replica.scheduler.pauses for replica in self.replicas),
             refused=self.refused,
             intervals=tuple(interval for usage in usages for interval in usage.intervals),
             complete=len(self.ended) == len(self.traffic.requests),
@@ -129,7 +130,7 @@ class _Run:
         due = self._next_due()
         number, planned = self.waiting.popleft()
         if self.traffic.users is not None:
-            self.due.popleft()
+            heappop(self.due)
         sequence = Sequence(number, planned, due)
         replica = min(self.replicas, key=lambda replica: replica.outstanding)
         try:
@@ -141,4 +142,4 @@ class _Run:
     def _note(self, sequence: Sequence, sample: Sample) -> None:
         self.ended.append((int(sample.id), sample))
         if self.traffic.users is not None:
-            self.due.append(sample.ended)
+            heappush(self.due, sample.ended)
