@@ -61,7 +61,7 @@ def to_meet(prediction: Prediction) -> Remedy | None:
     if prediction.capacity.highest is None or not deployment.scheduler.chunked_context:
         return None  # too slow even alone, or steps are whole prompts
     rate, replicas = deployment.slo.requests_per_s or traffic.rate or 1.0, deployment.parallel.replicas
-    traffic = replace(traffic, requests=traffic.requests[:REQUESTS]).at(rate)
+    traffic = traffic.first(REQUESTS).at(rate)
     for chunk in CHUNKS:
         if (
             deployment.max_batch_size < chunk < deployment.limits.max_num_tokens

@@ -12,13 +12,17 @@ from toolkit.sections import Slo
 from toolkit.simulate.run import Simulation, simulate
 from toolkit.slo.metrics import Sample, is_good
 from toolkit.slo.verdict import judge, limits_of_a_request, percentiles
-from toolkit.workload import Traffic
+from toolkit.workload import Planned, Traffic
 
 REQUESTS = 400
 """Of each tried rate: enough for a P99, few enough for a search in two seconds."""
+FILLS = 4
+"""More than REQUESTS where as many could run at once: so many times what can, so that they fill it and go on."""
 PRECISION = 0.03
 LOWEST, FEW = 0.02, 60
-"""The lowest rate tried, as a share of the saturated throughput, and the requests that it is tried with."""
+"""The lowest rate tried, as a share of the saturated throughput, and the requests that it is first tried with."""
+OVERLOAD = 1.25
+"""A rate is more than can be served when it is so many times what was."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,11 @@ class Capacity:
 
 def find_capacity(traffic: Traffic, config: SchedulerConfig, times: StepTimes, replicas: int, slo: Slo) -> Capacity:
     """Overload it, then bisect between nearly nothing and the throughput that came out."""
-    opened = traffic.opened()
-    opened = replace(opened, requests=opened.requests[:REQUESTS])
+    opened = traffic.opened().first(max(REQUESTS, FILLS * config.max_batch_size * config.micro_batches * replicas))
     full = saturate(opened, config, times, replicas)
 
-    def meets(rate: float, requests: int = REQUESTS) -> bool:
-        tried = replace(opened, requests=opened.requests[:requests]).at(rate)
+    def meets(rate: float, requests: int | None = None) -> bool:
+        tried = (opened if requests is None else opened.first(requests)).at(rate)
         run = simulate(tried, config, times, replicas, give_up=hopeless(slo, tried))
         return run.complete and meets_latencies(run, slo)
 
@@ -49,22 +52,40 @@ def find_capacity(traffic: Traffic, config: SchedulerConfig, times: StepTimes, r
 
 
 def saturate(traffic: Traffic, config: SchedulerConfig, times: StepTimes, replicas: int) -> Simulation:
-    """The requests of an open loop, due far faster than they can be served, with a queue for all of them.
+    """The requests of an open loop, due faster than they can be served, with a queue for all of them.
 
     Not all at once and not from a closed loop: sequences of one length that begin together stay together, and a
-    pipeline in which all prefill or all decode has no bubbles that real traffic has.
+    pipeline in which all prefill or all decode has no bubbles that real traffic has. By Little's law no rate above
+    (requests in flight) / (time of one alone) can be served. A rate that is nearly served is raised all the same, as
+    a queue that is empty now and then does not saturate.
     """
-    alone = simulate(replace(traffic, requests=traffic.requests[:1]), config, times).seconds
     users = config.max_batch_size * config.micro_batches * replicas
     patient = replace(config, max_queue_size=len(traffic.requests))
-    return simulate(traffic.at(users / alone), patient, times, replicas)
+    rate = users / _alone_s(traffic, config, times)
+    while True:
+        run = simulate(traffic.at(rate), patient, times, replicas)
+        if rate > OVERLOAD * middle_throughput(run):
+            return run
+        rate *= OVERLOAD
+
+
+def _alone_s(traffic: Traffic, config: SchedulerConfig, times: StepTimes) -> float:
+    """Seconds that a request of mean lengths takes when nothing else runs."""
+    requests = traffic.requests
+    prompt = sum(len(request.prompt) for request in requests) // len(requests)
+    output = sum(request.output_tokens for request in requests) // len(requests)
+    mean = Planned(0.0, range(prompt), output)
+    return simulate(replace(traffic, requests=(mean,)), config, times).seconds
 
 
 def middle_throughput(run: Simulation) -> float:
-    """Requests/s between the first and the last quarter of the completions: without filling and draining."""
+    """Requests/s between the first and the last quarter of the completions: without filling and draining.
+
+    Of requests that all end at once, or of one, it is what the whole run gives.
+    """
     ends = sorted(sample.ended for sample in run.samples)
     first, last = len(ends) // 4, 3 * len(ends) // 4
-    return (last - first) / (ends[last] - ends[first]) if ends[last] > ends[first] else math.inf
+    return (last - first) / (ends[last] - ends[first]) if ends[last] > ends[first] else len(ends) / ends[-1]
 
 
 def meets_latencies(run: Simulation, slo: Slo) -> bool:
@@ -104,8 +125,9 @@ def _highest(meets: Callable[..., bool], most: float) -> float | None:
     """The largest rate up to `most` that meets, to PRECISION, if all rates below one that meets do too."""
     if meets(most):
         return most
-    low, high = LOWEST * most, most
-    if not meets(low, FEW):
+    lowest = low = LOWEST * most
+    high = most
+    if not meets(low, FEW) and not meets(low):  # a few tell that at once nearly always
         return None
     while high - low > PRECISION * high:
         middle = (low + high) / 2
@@ -113,4 +135,4 @@ def _highest(meets: Callable[..., bool], most: float) -> float | None:
             low = middle
         else:
             high = middle
-    return low
+    return low if low > lowest or meets(low) else None

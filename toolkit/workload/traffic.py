@@ -47,13 +47,19 @@ class Traffic:
         return min(self.users or len(self.requests) // 20, len(self.requests) // 2)
 
     def opened(self) -> Traffic:
-        """The same requests as an open loop: those of a closed loop at Poisson times, 1 a second."""
-        if self.rate is not None:
+        """The same requests as an open loop: at Poisson times, 1 a second, where they have no times of their own."""
+        if self.rate is not None and self.requests[-1].due > self.requests[0].due:
             return self
         rnd = random.Random("opened")
         dues = accumulate(rnd.expovariate(1.0) for _ in self.requests)
         requests = tuple(r._replace(due=due) for r, due in zip(self.requests, dues, strict=True))
         return replace(self, requests=requests, rate=1.0, users=None)
+
+    def first(self, count: int) -> Traffic:
+        """The first `count` requests of an open loop, and the rate at which these come: not that of the rest."""
+        requests = self.requests[:count]
+        span = requests[-1].due - requests[0].due
+        return replace(self, requests=requests, rate=(len(requests) - 1) / span if span else self.rate)
 
     def at(self, rate: float) -> Traffic:
         """The same requests in the same order at another mean rate. Only for an open loop."""
