@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping as Dict
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -19,6 +19,9 @@ from toolkit.mapping import Mapping
 from toolkit.model import ModelShape, load_shape, no_shape, parse_shape, shape_file
 from toolkit.rules import check, check_same_shape
 from toolkit.sections import (
+    LENGTHS,
+    NUMBER,
+    TOKENS_EXPECTED,
     Hardware,
     KvCache,
     Limits,
@@ -67,7 +70,7 @@ class Deployment(Section):
         file = Path(file)
         content = changed(read_yaml(file), changes or {})
         if "file" in content:
-            raise ToolkitError("file: unknown key", where=file, hint=_known_keys(cls, ()))
+            raise ToolkitError("file: unknown key", where=file, hint=_known_keys([]))
         content.setdefault("name", file.stem)
         content.setdefault("output", f"../work/{content['name']}")
         if engine is not None:
@@ -174,23 +177,31 @@ def _explain(error: ValidationError, file: Path) -> ToolkitError:
     """The first of pydantic's complaints, as one line in our form."""
     problems = error.errors()
     first = problems[0]
-    location = [str(part) for part in first["loc"]]
+    location = [str(part) for part in first["loc"] if part not in (NUMBER, LENGTHS)]
     field = ".".join(location)
     more = f" ({len(problems) - 1} more after this one)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
-        return ToolkitError(f"{field}: unknown key{more}", where=file, hint=_known_keys(Deployment, location[:-1]))
+        return ToolkitError(f"{field}: unknown key{more}", where=file, hint=_known_keys(location[:-1]))
     if first["type"] == "missing":
         return ToolkitError(f"{field}: missing{more}", where=file, hint="Add it; build_configs/ has examples.")
     message = _PLAIN_MESSAGES.get(first["type"], first["msg"][:1].lower() + first["msg"][1:])
+    if NUMBER in first["loc"]:
+        message = TOKENS_EXPECTED
     return ToolkitError(f"{field}: {message}, got {first['input']!r}{more}", where=file)
 
 
-def _known_keys(section: Any, location: list[str] | tuple[str, ...]) -> str:
+def _known_keys(location: list[str]) -> str:
+    section: type[BaseModel] = Deployment
     for part in location:
-        fields = {field.alias or name: field for name, field in section.model_fields.items()}
-        annotation = fields[part].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        inner = _section(section.model_fields[part].annotation)
+        if inner is None:
             return ""
-        section = annotation
-    names = (field.alias or name for name, field in section.model_fields.items())
-    return f"Known here: {', '.join(sorted(set(names) - {'file'}))}."
+        section = inner
+    return f"Known here: {', '.join(sorted(set(section.model_fields) - {'file'}))}."
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The block of keys that a field is or, where it has several forms, may be."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_section, get_args(annotation))), None)

@@ -131,6 +131,14 @@ def _workload_rules(deployment: Deployment) -> Iterator[Broken]:
                 yield name, "neither max nor mean is given", "Give {min, max}, or {mean, cv}, or one number."
             if given.max is not None and given.max < given.min:
                 yield name, f"max {given.max} is less than min {given.min}", "Exchange them."
+            elif given.mean is not None and given.mean < given.min:
+                yield name, f"mean {given.mean} is less than min {given.min}", "It would not be the mean."
+            elif given.mean is not None and given.mean > (given.max or math.inf):
+                yield name, f"mean {given.mean} is more than max {given.max}", "It would not be the mean."
+    for field, least in (("rate", 1e-6), ("burstiness", 1e-3)):
+        value = getattr(workload, field)
+        if value is not None and value < least:
+            yield f"workload.{field}", f"{value} is too small", f"Use at least {least}."
     if workload.arrivals == "trace" and workload.trace is None:
         yield "workload.trace", "missing, with arrivals: trace", "Give the JSONL file to replay."
 

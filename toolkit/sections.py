@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 Positive = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 LoosePath = Annotated[Path, Field(strict=False)]
@@ -115,8 +115,20 @@ class Lengths(Section):
     min: Positive = 1
     max: Positive | None = None
     mean: PositiveFloat | None = None
-    cv: PositiveFloat = 1.0
+    cv: Annotated[float, Field(gt=0, le=100)] = 1.0
     """Standard deviation over mean, of the log-normal."""
+
+
+NUMBER, LENGTHS = "a number", "lengths"
+"""Which of the two forms of Tokens a value is taken for; in pydantic's errors, part of where they are."""
+
+
+def _form(value: Any) -> str:
+    return LENGTHS if isinstance(value, dict | Lengths) else NUMBER
+
+
+Tokens = Annotated[Annotated[Positive, Tag(NUMBER)] | Annotated[Lengths, Tag(LENGTHS)], Discriminator(_form)]
+TOKENS_EXPECTED = "expected a whole number of tokens above 0, or {min, max} or {mean, cv}"
 
 
 class Workload(Section):
@@ -129,8 +141,8 @@ class Workload(Section):
     """gamma: the shape of the intervals. 1 is Poisson, below 1 comes in bursts, above 1 is smoother."""
     users: Positive = 64
     """closed: users that each send their next request when the last one ended."""
-    prompt_tokens: Positive | Lengths = 1024
-    output_tokens: Positive | Lengths = 128
+    prompt_tokens: Tokens = 1024
+    output_tokens: Tokens = 128
     shared_prefix_tokens: Annotated[int, Field(ge=0)] = 0
     """So many tokens at the beginning of every prompt are the same (a system prompt)."""
     trace: LoosePath | None = None

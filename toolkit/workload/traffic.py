@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from toolkit.errors import ToolkitError
 from toolkit.sections import Lengths, Workload
-from toolkit.workload.trace import read_trace
+from toolkit.workload.trace import check_length, read_trace
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
@@ -71,19 +71,13 @@ class Traffic:
 def traffic_of(deployment: Deployment) -> Traffic:
     """The traffic of the YAML's workload. Raises ToolkitError for a request that the limits do not allow."""
     workload, where = deployment.workload, f"{deployment.file}: workload"
-    if workload.arrivals == "trace":
-        traffic = _replayed(workload, where)
-    else:
-        traffic = _generated(workload, workload.rate or deployment.slo.requests_per_s or DEFAULT_RATE)
     most = deployment.limits.max_seq_len
-    for request in traffic.requests:
-        if len(request.prompt) + request.output_tokens > most:
-            what = f"{len(request.prompt)} prompt + {request.output_tokens} output tokens are over limits.max_seq_len"
-            raise ToolkitError(f"{what} {most}", where=where, hint="Raise the limit or shorten the requests.")
-    return traffic
+    if workload.arrivals == "trace":
+        return _replayed(workload, most, where)
+    return _generated(workload, workload.rate or deployment.slo.requests_per_s or DEFAULT_RATE, most, where)
 
 
-def _generated(workload: Workload, rate: float) -> Traffic:
+def _generated(workload: Workload, rate: float, most: int, where: str) -> Traffic:
     """Times, prompts and outputs each from a generator of their own, so that changing one leaves the others."""
     count, shared = workload.requests, workload.shared_prefix_tokens
     seeds = (random.Random(f"{workload.seed} {what}") for what in ("times", "prompts", "outputs"))
@@ -94,15 +88,16 @@ def _generated(workload: Workload, rate: float) -> Traffic:
     output_length = _length(workload.output_tokens, outputs)
     requests = []
     for number, due in enumerate(dues):
-        length = max(prompt_length(), shared + 1)
-        requests.append(Planned(due, _prompt(number, shared, length), output_length()))
+        length, output = max(prompt_length(), shared + 1), output_length()
+        check_length(length, output, most, where, "Raise the limit or shorten the requests, with max for instance.")
+        requests.append(Planned(due, _prompt(number, shared, length), output))
     return Traffic(tuple(requests), None if closed else rate, workload.users if closed else None, shared > 0)
 
 
-def _replayed(workload: Workload, where: str) -> Traffic:
+def _replayed(workload: Workload, most: int, where: str) -> Traffic:
     if workload.trace is None:
         raise ToolkitError("trace: missing", where=where, hint="Give the JSONL file to replay.")
-    requests = read_trace(workload.trace)[: workload.requests]
+    requests = read_trace(workload.trace, workload.requests, most)
     planned = tuple(Planned(r.due, r.prompt, r.output_tokens) for r in requests)
     span = planned[-1].due
     rate = (len(planned) - 1) / span if span else float(len(planned))
