@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from toolkit.errors import ToolkitError
 from toolkit.inflight import SchedulerConfig
+from toolkit.plan.aiconfigurator import Aiconfigurator
 from toolkit.plan.gpus import gpu_named
 from toolkit.plan.latency import ClosedForm, StepTimes, StepWork, decode, prefill
 from toolkit.plan.memory import MemoryPlan, plan_memory
@@ -22,6 +23,8 @@ from toolkit.workload import Traffic, traffic_of
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
+
+Estimator = Literal["table", "aiconfigurator"]
 
 
 @dataclass(frozen=True)
@@ -121,15 +124,21 @@ class Prediction:
         return target
 
 
-def predict(deployment: Deployment) -> Prediction:
-    """The prediction from the table of GPUs. Raises ToolkitError for a GPU that is not in it, or too full a one."""
+def predict(deployment: Deployment, estimator: Estimator = "table") -> Prediction:
+    """The prediction, with step times from the table of GPUs or from the package aiconfigurator-core.
+
+    Raises ToolkitError for a GPU that has none, for one that is too full, and where the package is not installed.
+    """
     gpu = gpu_named(deployment.hardware.gpu, where=deployment.file)
     if deployment.model.quantization == "fp8" and gpu.flops_fp8 is None:
         what = f"model.quantization: {gpu.name} has no FP8 tensor cores"
         raise ToolkitError(what, where=deployment.file, hint="Use none, or another GPU.")
+    form = ClosedForm(deployment.shape, deployment.mapping, gpu, precision_of(deployment))
+    if estimator == "aiconfigurator":
+        times = Aiconfigurator(form, deployment.file)
+        return Prediction(deployment, times, times.description)
     source = "kernel times of this GPU" if gpu.measured else "data sheet, with the H100 SXM's efficiency"
-    times = ClosedForm(deployment.shape, deployment.mapping, gpu, precision_of(deployment))
-    return Prediction(deployment, times, f"closed form, {source}")
+    return Prediction(deployment, form, f"closed form, {source}")
 
 
 def scheduling_of(deployment: Deployment, memory: MemoryPlan, traffic: Traffic) -> SchedulerConfig:
