@@ -1,6 +1,7 @@
 """NVIDIA's measurements behind the planner's interface, where the optional package is installed."""
 
 import csv
+import json
 import pickle
 import sys
 import time
@@ -9,7 +10,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from toolkit.cli.main import cli
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.mapping import Mapping
@@ -138,6 +141,25 @@ def test_a_simulation_is_fast_and_near_the_closed_forms(installed, capfd):
     assert theirs.simulation.seconds == pytest.approx(ours.simulation.seconds, rel=0.05)
     assert theirs.estimator == "aiconfigurator-core 0.12.0, kernels measured under TensorRT-LLM 1.3.0rc20"
     assert capfd.readouterr() == ("", "")
+
+
+def test_on_the_command_line(installed):
+    """Every layout in its own process, and nothing but the plan on stdout."""
+    result = plan("--estimator", "aiconfigurator", "--compare", "--claims", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["prediction"]["estimator"].startswith("aiconfigurator-core 0.12.0")
+    assert "comparison" in found and "claims" in found
+
+
+def test_a_rehearsal_is_not_timed_by_it():
+    result = plan("--estimator", "aiconfigurator", "--engine", "rehearsal")
+    assert result.exit_code == 1
+    assert "--estimator aiconfigurator: a rehearsal has no GPUs" in str(result.exception or result.stderr)
+
+
+def plan(*options: str):
+    return CliRunner().invoke(cli, ["plan", str(FLAGSHIP.file), *options])
 
 
 def test_it_goes_to_another_process(installed):

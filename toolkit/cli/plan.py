@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 )
 @click.option("--gpus", type=click.IntRange(min=1), help="Plan for this many GPUs.")
 @click.option("--hardware", metavar="NAME", help="Plan for this GPU, with its own memory.")
+@click.option(
+    "--estimator",
+    type=click.Choice(["table", "aiconfigurator"]),
+    default="table",
+    show_default=True,
+    help="Where step times are from: the planner's table of GPUs, or NVIDIA's measurements (toolkit[aiconfigurator]).",
+)
 @click.option("--claims", is_flag=True, help="Hold the requirements' own expectations against the arithmetic.")
 @click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write the plan as a page with plots.")
 @json_option
@@ -45,7 +52,8 @@ def plan(config: Path, more: tuple[str, ...], changes: tuple[str, ...], html: Pa
     settings += [f"hardware={options['hardware']}"] if options["hardware"] else []
     deployment = load_changed(config, options["engine"], settings, options["gpus"], any_layout=options["compare"])
     with progress("simulating layouts", "layouts") as report:
-        made = Plan(deployment, options["compare"], options["claims"], options["objective"], report)
+        compared, claims, objective = options["compare"], options["claims"], options["objective"]
+        made = Plan(deployment, compared, claims, objective, report, options["estimator"])
         if options["as_json"]:
             print_json(made.as_data())
         else:

@@ -13,7 +13,7 @@ from toolkit.errors import ToolkitError
 from toolkit.plan.latency import decode, prefill
 from toolkit.plan.memory import GIB, plan_memory, plan_stage
 from toolkit.plan.precision import precision_of
-from toolkit.plan.predict import Prediction, predict
+from toolkit.plan.predict import Predict, Prediction, predict
 from toolkit.plan.remedy import with_settings
 
 if TYPE_CHECKING:
@@ -32,10 +32,10 @@ class Claim:
     """The arithmetic, in one or two sentences."""
 
 
-def claims(prediction: Prediction) -> list[Claim]:
-    """Every claim, judged for this deployment on GPUs."""
+def claims(prediction: Prediction, predict: Predict = predict) -> list[Claim]:
+    """Every claim, judged for this deployment on GPUs; `predict` as the prediction was made, for its rival."""
     return [
-        _pure_tp(prediction),
+        _pure_tp(prediction, predict),
         _kv_per_token(prediction),
         _kv_tokens(prediction),
         _bubble(prediction),
@@ -48,7 +48,7 @@ def claims(prediction: Prediction) -> list[Claim]:
     ]
 
 
-def _pure_tp(prediction: Prediction) -> Claim:
+def _pure_tp(prediction: Prediction, predict: Predict) -> Claim:
     deployment, gpus = prediction.deployment, prediction.deployment.hardware.gpus
     said = "Pure tensor parallelism is infeasible: each GPU would hold the full model"
     try:

@@ -15,7 +15,7 @@ from toolkit.errors import ToolkitError
 from toolkit.mapping import Mapping
 from toolkit.plan import remedy
 from toolkit.plan.memory import GIB, MemoryPlan, plan_memory
-from toolkit.plan.predict import Prediction, predict
+from toolkit.plan.predict import Predict, Prediction, predict
 from toolkit.plan.remedy import Remedy, with_settings
 from toolkit.rules import check
 from toolkit.slo.verdict import Target
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 Objective = Literal["slo", "latency", "throughput", "cost"]
 OBJECTIVES: tuple[Objective, ...] = ("slo", "latency", "throughput", "cost")
 Progress = Callable[[int, int], None]
-Predict = Callable[["Deployment"], Prediction]
 
 
 @dataclass(frozen=True)

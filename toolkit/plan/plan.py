@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from toolkit.errors import ToolkitError
 from toolkit.plan import data
 from toolkit.plan.claims import Claim, claims
 from toolkit.plan.layouts import Comparison, Objective, compare
-from toolkit.plan.predict import Prediction, predict
+from toolkit.plan.predict import Estimator, Predict, Prediction, predict
 from toolkit.plan.remedy import Remedy, to_meet
 
 if TYPE_CHECKING:
@@ -32,10 +32,15 @@ class Plan:
     with_claims: bool = False
     objective: Objective = "slo"
     progress: Progress | None = None
+    estimator: Estimator = "table"
 
     def __post_init__(self) -> None:
         """Raises ToolkitError for what a rehearsal has not: other layouts' step times, and the requirements' GPUs."""
-        for option, wanted in (("--compare", self.with_comparison), ("--claims", self.with_claims)):
+        for option, wanted in (
+            ("--compare", self.with_comparison),
+            ("--claims", self.with_claims),
+            (f"--estimator {self.estimator}", self.estimator != "table"),
+        ):
             if wanted and self.deployment.engine == "rehearsal":
                 hint = "Add --engine tensorrt and the GPU: --hardware h100-sxm."
                 raise ToolkitError(f"{option}: a rehearsal has no GPUs", where=self.deployment.file, hint=hint)
@@ -45,9 +50,14 @@ class Plan:
         """A rehearsal's step times are those of this machine, which only a calibration knows."""
         return self.deployment.engine != "rehearsal"
 
+    @property
+    def predict(self) -> Predict:
+        """predict() with the estimator; goes to other processes."""
+        return partial(predict, estimator=self.estimator)
+
     @cached_property
     def prediction(self) -> Prediction:
-        return predict(self.deployment)
+        return self.predict(self.deployment)
 
     @cached_property
     def remedy(self) -> Remedy | None:
@@ -55,11 +65,11 @@ class Plan:
 
     @cached_property
     def comparison(self) -> Comparison:
-        return compare(self.deployment, self.objective, self.progress)
+        return compare(self.deployment, self.objective, self.progress, self.predict)
 
     @cached_property
     def claims(self) -> list[Claim]:
-        return claims(self.prediction)
+        return claims(self.prediction, self.predict)
 
     def as_data(self) -> dict[str, Any]:
         """Everything, JSON-ready."""

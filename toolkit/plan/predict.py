@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from toolkit.config import Deployment
 
 Estimator = Literal["table", "aiconfigurator"]
+Predict = Callable[["Deployment"], "Prediction"]
 
 
 @dataclass(frozen=True)
