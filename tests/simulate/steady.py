@@ -13,7 +13,10 @@ from toolkit.workload import Planned, Traffic
 
 @dataclass
 class Steady:
-    """StepTimes: each stage takes its `seconds`, whatever the step; keeps the work of each step in `works`."""
+    """StepTimes: each stage takes its `seconds`, whatever the step; keeps the work of each step in `works`.
+
+    With `cores` it is a rehearsal, whose ranks share them.
+    """
 
     seconds: Sequence[float]
     hop: float = 0.0
@@ -25,6 +28,13 @@ class Steady:
     @property
     def stages(self) -> int:
         return len(self.seconds)
+
+    @property
+    def one_thread(self) -> bool:
+        return self.cores is not None
+
+    def slowdown(self, work: StepWork, in_flight: int) -> float:
+        return max(1.0, in_flight * self.ranks_per_stage / self.cores) if self.cores else 1.0
 
     def stage_seconds(self, work: StepWork) -> list[float]:
         self.works.append(work)

@@ -145,9 +145,12 @@ def test_a_trace_whose_requests_all_come_at_once_is_spread():
     assert found.highest == pytest.approx(highest_by_lindley(traffic.opened(), 500), rel=0.035)
 
 
-def test_one_request_is_enough_to_say_something():
-    found = find_capacity(constant(count=1), config(), Steady([SERVICE]), 1, LAX)
-    assert found.saturated == found.highest and 0 < found.saturated <= 10
+@pytest.mark.parametrize("count", [1, 4])
+def test_what_ends_all_at_once_says_nothing_of_capacity(count):
+    """And is found out in a finite time."""
+    at_once = due_at([0.001 * n for n in range(count)], output_tokens=200, rate=1000)
+    found = find_capacity(at_once, config(max_batch_size=8), Steady([SERVICE]), 1, LAX)
+    assert math.isinf(found.saturated) or found.saturated > 1
 
 
 def test_a_trace_that_begins_slowly_is_rated_by_what_is_tried():

@@ -48,7 +48,7 @@ class Aiconfigurator:
     where: Path
     """The YAML, for errors."""
 
-    cores = None
+    one_thread = False
 
     def __post_init__(self) -> None:
         if self.form.gpu.name not in SYSTEMS:
@@ -70,9 +70,8 @@ class Aiconfigurator:
     def stages(self) -> int:
         return self.form.stages
 
-    @property
-    def ranks_per_stage(self) -> int:
-        return self.form.ranks_per_stage
+    def slowdown(self, work: StepWork, in_flight: int) -> float:
+        return self.form.slowdown(work, in_flight)
 
     def stage_seconds(self, work: StepWork) -> list[float]:
         layer, rates = self.layer_s(work), self.form.gpu.rates

@@ -64,7 +64,8 @@ def saturate(traffic: Traffic, config: SchedulerConfig, times: StepTimes, replic
     rate = users / _alone_s(traffic, config, times)
     while True:
         run = simulate(traffic.at(rate), patient, times, replicas)
-        if rate > OVERLOAD * middle_throughput(run):
+        served = middle_throughput(run)
+        if rate > OVERLOAD * served or math.isinf(served):
             return run
         rate *= OVERLOAD
 
@@ -81,11 +82,11 @@ def _alone_s(traffic: Traffic, config: SchedulerConfig, times: StepTimes) -> flo
 def middle_throughput(run: Simulation) -> float:
     """Requests/s between the first and the last quarter of the completions: without filling and draining.
 
-    Of requests that all end at once, or of one, it is what the whole run gives.
+    math.inf where they all end at once, or are one: that says nothing of it.
     """
     ends = sorted(sample.ended for sample in run.samples)
     first, last = len(ends) // 4, 3 * len(ends) // 4
-    return (last - first) / (ends[last] - ends[first]) if ends[last] > ends[first] else len(ends) / ends[-1]
+    return (last - first) / (ends[last] - ends[first]) if ends[last] > ends[first] else math.inf
 
 
 def meets_latencies(run: Simulation, slo: Slo) -> bool:
