@@ -13,9 +13,8 @@ import statistics
 from dataclasses import replace
 from pathlib import Path
 
-from toolkit.config import Deployment
+from toolkit.config import Deployment, with_settings
 from toolkit.plan.predict import predict
-from toolkit.plan.remedy import with_settings
 from toolkit.simulate import simulate
 from toolkit.simulate.capacity import middle_throughput
 from toolkit.workload import traffic_of

@@ -145,6 +145,12 @@ class Deployment(Section):
         return self.output / "run"
 
 
+def with_settings(deployment: Deployment, **sections: dict[str, Any]) -> Deployment:
+    """A copy with some fields of some sections changed; rules are not checked again."""
+    changed = {name: getattr(deployment, name).model_copy(update=fields) for name, fields in sections.items()}
+    return deployment.model_copy(update=changed)
+
+
 def changed(content: dict[str, Any], changes: Dict[str, Any]) -> dict[str, Any]:
     """The YAML's content with "section.key" set to other values; what is no mapping is left for validation."""
     content = dict(content)

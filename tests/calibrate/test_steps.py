@@ -35,16 +35,18 @@ def toolkit(deployment, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_rank_that_is_slowed_shows_in_the_time_of_its_stage(tiny_llama, deploy):
-    """And only there; and it is waiting, which takes no processor time."""
+    """And only there. With two steps in flight it makes them wait in line, which is not that they share anything."""
     deployment = deploy(tiny_llama, pp=2)
     found = time_steps(deployment, 1.0, quiet, FEW[:1], SlowSecondRank)
     (row,) = found["rows"]
     first, second = row["stage_seconds"]
     assert SLEPT_S < second < SLEPT_S + 0.15
-    assert first < SLEPT_S / 2 and row["cpu_seconds"][1] < SLEPT_S / 2
+    assert first < SLEPT_S / 2
     assert row["hop_seconds"] < SLEPT_S / 2 and row["finish_seconds"] < SLEPT_S / 2
     parts = first + second + row["hop_seconds"] + row["finish_seconds"]
     assert row["step_seconds"] == pytest.approx(parts, abs=0.05)
+    (crowd,) = found["crowding"]
+    assert crowd["in_flight"] == 2 and 1 <= crowd["slowdown"] < 1.2
 
 
 def test_a_slow_rank_of_a_stage_makes_the_stage_slow(tiny_llama, deploy):
@@ -90,7 +92,7 @@ def test_the_command_writes_a_file_that_the_planner_reads(tiny_llama, deploy, tm
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["times.json"]
     calibration = load(tmp_path / "new" / "times.json")
     times = calibration.step_times(deployment)
-    assert times.stages == 2 and times.cores >= 1
+    assert times.stages == 2
     rows = [one for one in calibration.steps if one.kind == "generation"]
     assert len(rows) > 5 and len(written["rows"]) == len(grid(engine_settings(deployment).scheduling))
     one = rows[0].work

@@ -135,29 +135,51 @@ def stage_by_hand(work: StepWork, last: bool) -> float:
     return seconds + 100e-6 * work.contexts + 70e-6 * work.emitted * last
 
 
+CROWDING = [{"in_flight": 2, "slowdown": 1.4}, {"in_flight": 4, "slowdown": 2.4}]
+
+
 def steps(works: list[StepWork] = WORKS, **changes) -> dict:
     rows = []
     for work in works:
         stages = [stage_by_hand(work, stage == 3) for stage in range(4)]
         hops, overhead = 3 * (2e-4 + 1e-6 * work.tokens), 3e-4 + 5e-6 * work.emitted
         kind = ("mixed" if work.generations else "context") if work.contexts else "generation"
-        times = {"stage_seconds": stages, "cpu_seconds": [1.5 * one for one in stages]}
+        times = {"stage_seconds": stages}
         times |= {"hop_seconds": hops, "finish_seconds": overhead, "step_seconds": sum(stages) + hops + overhead}
         rows.append({"kind": kind, **work._asdict(), **times})
     content = {"format": "toolkit-step-times/1", "kind": "steps", "model": TINY, "parallel": {"tp": 2, "pp": 4}}
-    return {**content, "device": {"cores": 2}, "dtype": "float32", "rows": rows, **changes}
+    return {**content, "device": {"cores": 2}, "dtype": "float32", "rows": rows, "crowding": CROWDING, **changes}
 
 
 def test_the_costs_that_made_the_steps_are_found_again(tmp_path):
     """On steps that were not among them, and far from them."""
     times = load(write(tmp_path, steps())).step_times(REHEARSAL)
-    assert (times.stages, times.cores) == (4, 2)
+    assert times.stages == 4 and times.one_thread
     for work in (decode(12, 300), prefill(256), StepWork(200, 200 * 100, 2, 10, 3000, 11), StepWork(16, 136, 1)):
         wanted = [stage_by_hand(work, stage == 3) for stage in range(4)]
         assert times.stage_seconds(work) == pytest.approx(wanted, rel=0.02)
-        assert times.cpu_seconds(work) == pytest.approx([1.5 * one for one in wanted], rel=0.02)
         assert times.hop_seconds(work) == pytest.approx(2e-4 + 1e-6 * work.tokens, rel=0.01)
         assert times.finish_seconds(work) == pytest.approx(3e-4 + 5e-6 * work.emitted, rel=0.01)
+
+
+def test_steps_in_flight_slow_each_other_as_measured(tmp_path):
+    times = load(write(tmp_path, steps())).step_times(REHEARSAL)
+    slowdowns = [times.slowdown(decode(2, 64), in_flight) for in_flight in (1, 2, 3, 4, 5)]
+    assert slowdowns == pytest.approx([1.0, 1.4, 1.9, 2.4, 2.4])
+
+
+@pytest.mark.parametrize(
+    ("crowding", "message"),
+    [
+        (None, "crowding: expected a list, got None"),
+        ([3], r"crowding\[0\].: expected an object, got 3"),
+        ([{"in_flight": 1, "slowdown": 2}], r"crowding\[0\].in_flight: expected a whole number from 2, got 1"),
+        ([{"in_flight": 2, "slowdown": 0}], r"crowding\[0\].slowdown: expected seconds above 0, got 0"),
+    ],
+)
+def test_bad_crowding_is_one_line(tmp_path, crowding, message):
+    with pytest.raises(ToolkitError, match=message):
+        load(write(tmp_path, steps(crowding=crowding)))
 
 
 def test_steps_differ_from_their_own_fit_only(tmp_path):
@@ -269,10 +291,10 @@ def test_reading_needs_no_torch(tmp_path):
     program = (
         "import sys; from toolkit.plan.calibration import load; from toolkit.config import Deployment\n"
         f"times = load({str(path)!r}).step_times(Deployment.load({str(REHEARSAL.file)!r}))\n"
-        "print(times.cores, 'torch' in sys.modules)"
+        "print(times.stages, 'torch' in sys.modules)"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert found.stdout.split() == ["2", "False"]
+    assert found.stdout.split() == ["4", "False"]
 
 
 def test_the_page_shows_a_file_that_is_one(tmp_path):

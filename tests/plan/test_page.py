@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.config import Deployment
+from toolkit.config import Deployment, with_settings
 from toolkit.errors import ToolkitError
 from toolkit.plan import page as pages
 from toolkit.plan import wording
@@ -18,7 +18,7 @@ from toolkit.plan.charts import Line, memory_chart, rate_charts
 from toolkit.plan.layouts import Comparison, evaluate
 from toolkit.plan.page import page, write_page
 from toolkit.plan.predict import Prediction, predict
-from toolkit.plan.remedy import Remedy, with_settings
+from toolkit.plan.remedy import Remedy
 from toolkit.plan.sweep import SHARES, Point, points_of
 from toolkit.plan.timeline import timeline_chart
 from toolkit.sections import Lengths, Percentiles

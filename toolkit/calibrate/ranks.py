@@ -11,6 +11,7 @@ import multiprocessing
 import signal
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
@@ -26,10 +27,12 @@ from toolkit.engine.rehearsal.worker import Rank
 from toolkit.engine.settings import EngineSettings
 from toolkit.errors import ToolkitError
 
-Span = tuple[int, int, int]
-"""Of one rank and step: begin and end by the clock, and the processor time between them; nanoseconds."""
+Span = tuple[int, int]
+"""Of one rank and step: begin and end by the clock, nanoseconds."""
 REPEATS = (5, 30)
 """How often each step is timed: at least, and at most where they are short."""
+CROWDED = 5
+"""How often each of the steps in flight is begun, the first time to fill the pipeline."""
 LONG = 100
 """A step that takes more than this part of the budget is looked at twice before it is left out for that."""
 
@@ -40,12 +43,19 @@ class Lap(NamedTuple):
     stages: list[float]
     """From when a stage had its first message, and the stage before it was done, to when its last rank was done.
     The first stage begins when rank 0 begins to encode the step."""
-    cpu: list[float]
-    """The processor time of each stage, of all its ranks and their threads."""
     hops: float
     """Between all stages together."""
     finish: float
     """From the end of the last stage to when rank 0 had chosen the tokens."""
+
+
+class Crowd(NamedTuple):
+    """A step, computed over and over with several in flight."""
+
+    plan: int
+    in_flight: int
+    seconds: list[float]
+    """Of each time, from when it began to its tokens."""
 
 
 def run(
@@ -54,22 +64,23 @@ def run(
     budget_s: float,
     tell: Callable[[int, int], None],
     rank_class: type[Rank] = Rank,
-) -> list[list[Lap]]:
-    """The laps of each step; none of those that the budget has no room for, which are the longest ones.
+) -> tuple[list[list[Lap]], list[Crowd]]:
+    """The laps of each step; none of those that the budget has no room for, which are the longest ones. And some of
+    them with several in flight, if there is more than one stage.
 
     `tell` is called with (steps done, steps in all). Raises ToolkitError when a rank ends before its time.
     """
     with _started(settings, plans, budget_s, rank_class) as pipes:
         while isinstance(message := _next(pipes, 0), tuple):
             tell(*message)
-        order, leader = message
+        order, leader, crowds = message
         spans = [leader, *(_next(pipes, rank) for rank in settings.mapping.ranks[1:])]
     laps: list[list[Lap]] = [[] for _ in plans]
     groups = [settings.mapping.tp_group(stage) for stage in range(settings.mapping.pp)]
     for index, (plan, chosen, counts) in enumerate(order):
         if counts:
             laps[plan].append(_lap([[spans[rank][index] for rank in group] for group in groups], chosen))
-    return laps
+    return laps, crowds
 
 
 def _next(pipes: Sequence[Connection], rank: int) -> Any:
@@ -98,8 +109,7 @@ def _lap(stages: list[list[Span]], chosen: int) -> Lap:
         hops += begin - at
         seconds.append(end - begin)
         at = end
-    cpu = [sum(span[2] for span in stage) * 1e-9 for stage in stages]
-    return Lap([one * 1e-9 for one in seconds], cpu, hops * 1e-9, (chosen - at) * 1e-9)
+    return Lap([one * 1e-9 for one in seconds], hops * 1e-9, (chosen - at) * 1e-9)
 
 
 @contextlib.contextmanager
@@ -158,9 +168,9 @@ def _follow(me: Rank) -> list[Span]:
     """What `toolkit.engine.rehearsal.worker.work` does, with a clock: from the message's arrival to the result sent."""
     spans = list[Span]()
     while not torch.equal((message := me.peers.steps.next())[: len(STOP)], STOP):
-        begin, cpu = time.monotonic_ns(), time.process_time_ns()
+        begin = time.monotonic_ns()
         me.compute(message)
-        spans.append((begin, time.monotonic_ns(), time.process_time_ns() - cpu))
+        spans.append((begin, time.monotonic_ns()))
     return spans
 
 
@@ -174,15 +184,34 @@ class _Leader:
 
     def lap(self, index: int, total: int, counts: bool = True) -> float:
         """Compute a step to its end; its seconds."""
-        step = self.steps[index]
-        begin, cpu = time.monotonic_ns(), time.process_time_ns()
-        own = self.me.compute(encode(step, self.scheduling.tokens_per_block))
-        self.spans.append((begin, time.monotonic_ns(), time.process_time_ns() - cpu))
-        choose(self.me, sum(work.emits for work in step.works), own)
+        begin = time.monotonic_ns()
+        own = self._begin(index)
+        self.spans.append((begin, time.monotonic_ns()))
+        self._finish(index, own)
         chosen = time.monotonic_ns()
         self.order.append((index, chosen, counts))
         self.pipe.send((len(self.order), max(total, len(self.order))))
         return (chosen - begin) * 1e-9
+
+    def crowd(self, index: int, in_flight: int) -> Crowd:
+        """Keep so many of a step in flight, as the engine does: begin what can begin, then end the oldest."""
+        started, seconds = deque[tuple[float, Tensor | None]](), list[float]()
+        while len(seconds) < CROWDED * in_flight:
+            if len(started) == in_flight:
+                begin, own = started.popleft()
+                self._finish(index, own)
+                seconds.append(time.monotonic() - begin)
+            else:
+                started.append((time.monotonic(), self._begin(index)))
+        for _, own in started:
+            self._finish(index, own)
+        return Crowd(index, in_flight, seconds[in_flight:])  # the first ones found the pipeline empty
+
+    def _begin(self, index: int) -> Tensor | None:
+        return self.me.compute(encode(self.steps[index], self.scheduling.tokens_per_block))
+
+    def _finish(self, index: int, own: Tensor | None) -> None:
+        choose(self.me, sum(work.emits for work in self.steps[index].works), own)
 
 
 def _lead(me: Rank, plans: Sequence[StepPlan], budget_s: float, pipe: Connection) -> None:
@@ -198,7 +227,23 @@ def _lead(me: Rank, plans: Sequence[StepPlan], budget_s: float, pipe: Connection
     for _ in range(rounds):
         for index in chosen:
             leader.lap(index, total)
-    pipe.send([leader.order, leader.spans])
+    crowds = []
+    for index in crowdable(plans, chosen):
+        for in_flight in crowds_of(me.settings.mapping.pp):
+            crowds.append(leader.crowd(index, in_flight))
+    pipe.send([leader.order, leader.spans, crowds])
+
+
+def crowds_of(stages: int) -> list[int]:
+    """How many steps in flight are timed: from two, doubled, to one for each stage."""
+    return sorted({*(2**n for n in range(1, stages.bit_length()) if 2**n < stages), stages}) if stages > 1 else []
+
+
+def crowdable(plans: Sequence[StepPlan], chosen: Sequence[int]) -> list[int]:
+    """Of the steps that were timed alone, some generations and a context: what is in flight in service."""
+    generations = [index for index in chosen if plans[index].kind == "generation"]
+    contexts = [index for index in chosen if plans[index].kind == "context"]
+    return [*generations[::4], *contexts[:1]]
 
 
 def affordable(seconds: Sequence[float], budget_s: float) -> tuple[list[int], int]:

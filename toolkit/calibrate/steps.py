@@ -11,13 +11,13 @@ import psutil
 from toolkit import artifacts
 from toolkit.calibrate.device import describe_cpu
 from toolkit.calibrate.grid import StepPlan, grid
-from toolkit.calibrate.ranks import Lap, run
+from toolkit.calibrate.ranks import Crowd, Lap, run
 from toolkit.config import Deployment
 from toolkit.engine.rehearsal.worker import WORTH_SHARING, Rank
 from toolkit.engine.settings import EngineSettings
 from toolkit.errors import ToolkitError
 
-ALONE = "one step in flight; the scheduler's own decisions and Triton take no part"
+ALONE = "the scheduler's own decisions and Triton take no part"
 BUSY = "other programs kept {:.1f} cores busy when this began: on a quiet machine steps are faster"
 MOST_BUSY = 0.3
 
@@ -58,7 +58,7 @@ def time_steps(
     settings = engine_settings(deployment)
     plans = grid(settings.scheduling) if plans is None else plans
     busy = psutil.cpu_percent(interval=0.5) / 100 * (psutil.cpu_count() or 1)
-    laps = run(settings, plans, budget_s, tell, rank_class)
+    laps, crowds = run(settings, plans, budget_s, tell, rank_class)
     alone = settings.mapping.world_size == 1 and settings.model["hidden_size"] >= WORTH_SHARING
     device = describe_cpu()
     return {
@@ -68,7 +68,26 @@ def time_steps(
         "notes": [ALONE, *[BUSY.format(busy)] * (busy > MOST_BUSY)],
         "skipped": [named(plan) for plan, found in zip(plans, laps, strict=True) if not found],
         "rows": [_row(plan, found) for plan, found in zip(plans, laps, strict=True) if found],
+        "crowding": _crowding(laps, crowds),
     }
+
+
+def _crowding(laps: Sequence[Sequence[Lap]], crowds: Sequence[Crowd]) -> list[dict[str, Any]]:
+    """How many times longer steps take with others in flight: they share cores, caches and memory.
+
+    Waiting in line for the slowest stage is not among it: without sharing, n in flight would take n times as long as
+    that stage, or as long as one alone if that is more.
+    """
+    slower: dict[int, list[float]] = {}
+    for crowd in crowds:
+        slowest = max(statistics.median(one) for one in zip(*(lap.stages for lap in laps[crowd.plan]), strict=True))
+        unshared = max(statistics.median(map(_whole, laps[crowd.plan])), crowd.in_flight * slowest)
+        slower.setdefault(crowd.in_flight, []).append(statistics.median(crowd.seconds) / unshared)
+    return [{"in_flight": n, "slowdown": max(1.0, statistics.median(ratios))} for n, ratios in slower.items()]
+
+
+def _whole(lap: Lap) -> float:
+    return sum(lap.stages) + lap.hops + lap.finish
 
 
 def named(plan: StepPlan) -> str:
@@ -84,12 +103,11 @@ def named(plan: StepPlan) -> str:
 
 def _row(plan: StepPlan, laps: list[Lap]) -> dict[str, Any]:
     """Medians; of the whole step also the mean, because what waits for others has a long tail."""
-    whole = [sum(lap.stages) + lap.hops + lap.finish for lap in laps]
+    whole = list(map(_whole, laps))
     return {
         "kind": plan.kind,
         **plan.work._asdict(),
         "stage_seconds": [statistics.median(one) for one in zip(*(lap.stages for lap in laps), strict=True)],
-        "cpu_seconds": [statistics.median(one) for one in zip(*(lap.cpu for lap in laps), strict=True)],
         "hop_seconds": statistics.median(lap.hops for lap in laps),
         "finish_seconds": statistics.median(lap.finish for lap in laps),
         "step_seconds": statistics.median(whole),

@@ -8,10 +8,7 @@ import click
 from toolkit.cli.common import deployment_options, dry_run_option, json_option, note, print_json, progress
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from toolkit.config import Deployment
-    from toolkit.plan.calibration import Difference, Ratio
 
 
 @click.command()
@@ -29,6 +26,7 @@ def calibrate(deployment: Deployment, output: Path | None, budget: float | None,
     from toolkit.calibrate import NAME, planned, save
     from toolkit.calibrate import calibrate as run
     from toolkit.plan.calibration import parse
+    from toolkit.plan.report import calibration_text
 
     if dry_run:
         return click.echo("\n".join(planned(deployment)))
@@ -44,21 +42,5 @@ def calibrate(deployment: Deployment, output: Path | None, budget: float | None,
         return print_json(content)
     from rich.console import Console
 
-    Console(highlight=False, width=100).print(_table(parse(content, path).differences(deployment)))
+    Console(highlight=False, width=100).print(calibration_text(parse(content, path), deployment))
     click.echo(path)
-
-
-def _table(differences: list[Difference]) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="dim")
-    for column in ("timed", "tp", "points", "fastest", "slowest", "measured / table", "measured / fitted"):
-        table.add_column(column, justify="left" if column == "timed" else "right", no_wrap=True)
-    for one in differences:
-        times = (f"{seconds * 1e3:,.3f} ms" for seconds in (one.fastest_s, one.slowest_s))
-        table.add_row(one.part, str(one.tp), str(one.points), *times, _shown(one.table), _shown(one.fitted))
-    return table
-
-
-def _shown(ratio: Ratio | None) -> str:
-    return f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})" if ratio else "–"

@@ -10,9 +10,11 @@ from toolkit.cli.common import engine_option, json_option, next_command, note, p
 if TYPE_CHECKING:
     from toolkit.plan.plan import Plan
 
+PATH = click.Path(path_type=Path)
+
 
 @click.command()
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=PATH)
 @click.argument("more", nargs=-1, metavar="[NAME=VALUE]...")
 @engine_option
 @click.option("--what-if", "changes", multiple=True, metavar="NAME=VALUE", help="Plan with other settings of the YAML.")
@@ -33,8 +35,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="Where step times are from: the planner's table of GPUs, or NVIDIA's measurements (toolkit[aiconfigurator]).",
 )
+@click.option("--calibration", type=PATH, metavar="FILE", help="Use the step times of toolkit calibrate.")
 @click.option("--claims", is_flag=True, help="Hold the requirements' own expectations against the arithmetic.")
-@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write the plan as a page with plots.")
+@click.option("--html", type=PATH, metavar="FILE", help="Write the plan as a page with plots.")
 @json_option
 def plan(config: Path, more: tuple[str, ...], changes: tuple[str, ...], html: Path | None, **options: Any) -> None:
     """Show what the deployment needs and predict what it will do: memory, step times, percentiles, SLO.
@@ -43,17 +46,21 @@ def plan(config: Path, more: tuple[str, ...], changes: tuple[str, ...], html: Pa
     toolkit plan CONFIG --compare --html plan.html
     toolkit plan CONFIG --what-if max_batch_size=128 dtype=fp8 rate=12
     """
+    from toolkit.plan.calibration import load
     from toolkit.plan.plan import Plan
     from toolkit.plan.what_if import load_changed
 
     if more and not changes:
         raise click.UsageError(f"Got {more[0]!r} after CONFIG. Settings follow --what-if.")
+    if options["calibration"] and options["estimator"] != "table":
+        raise click.UsageError("--calibration and --estimator are two sources of step times. Give one.")
+    estimator = load(options["calibration"]) if options["calibration"] else options["estimator"]
     settings = [*changes, *more]
     settings += [f"hardware={options['hardware']}"] if options["hardware"] else []
     deployment = load_changed(config, options["engine"], settings, options["gpus"], any_layout=options["compare"])
     with progress("simulating layouts", "layouts") as report:
         compared, claims, objective = options["compare"], options["claims"], options["objective"]
-        made = Plan(deployment, compared, claims, objective, report, options["estimator"])
+        made = Plan(deployment, compared, claims, objective, report, estimator)
         if options["as_json"]:
             print_json(made.as_data())
         else:

@@ -17,7 +17,7 @@ from toolkit.errors import ToolkitError
 from toolkit.jsonfile import read_json
 from toolkit.mapping import Mapping
 from toolkit.model import DTYPE_BYTES, ModelShape
-from toolkit.plan.calibration_rows import AGAIN, Row, layer_row, step_row
+from toolkit.plan.calibration_rows import AGAIN, Row, crowding_row, layer_row, step_row
 from toolkit.plan.fit import Timing, closed_form, fit_rates, predicted_s
 from toolkit.plan.gpus import GPUS, Gpu, gpu_named
 from toolkit.plan.latency import ClosedForm
@@ -78,6 +78,8 @@ class Calibration:
     """Of kind `layers`."""
     steps: tuple[MeasuredStep, ...] = ()
     """Of kind `steps`."""
+    crowding: tuple[tuple[int, float], ...] = ()
+    """Of kind `steps`: (steps in flight, how many times longer each then takes)."""
 
     def step_times(self, deployment: Deployment) -> ClosedForm | MeasuredSteps:
         """Step times of the deployment, as measured. Raises ToolkitError for another model, kind or split."""
@@ -96,7 +98,7 @@ class Calibration:
 
     @cached_property
     def measured_steps(self) -> MeasuredSteps:
-        return fit_steps(self.steps, self.parallel, self.device["cores"])
+        return fit_steps(self.steps, self.parallel, self.crowding)
 
     def differences(self, deployment: Deployment) -> list[Difference]:
         """Measured against the table and against the refit, part by part; of steps against their own fit."""
@@ -195,7 +197,15 @@ def parse(content: dict[str, Any], path: Path) -> Calibration:
         parallel=parallel,
         timings=tuple(map(layer_row, checked)) if kind == "layers" else (),
         steps=tuple(step_row(row, parallel.pp) for row in checked) if kind == "steps" else (),
+        crowding=_crowding(content, path) if kind == "steps" else (),
     )
+
+
+def _crowding(content: dict[str, Any], path: Path) -> tuple[tuple[int, float], ...]:
+    found = content.get("crowding")
+    if not isinstance(found, list):
+        raise Row(content, path, "").wrong("crowding", "a list")
+    return tuple(crowding_row(Row(row, path, f"crowding[{index}].")) for index, row in enumerate(found))
 
 
 def _difference(

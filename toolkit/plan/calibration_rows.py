@@ -78,11 +78,15 @@ def step_row(row: Row, stages: int) -> MeasuredStep:
         kind=row.choice("kind", KINDS),
         work=work,
         stage_seconds=row.seconds("stage_seconds", stages),
-        cpu_seconds=row.seconds("cpu_seconds", stages),
         hop_seconds=row.number("hop_seconds", zero=True),
         finish_seconds=row.number("finish_seconds", zero=True),
         step_seconds=row.number("step_seconds"),
     )
+
+
+def crowding_row(row: Row) -> tuple[int, float]:
+    """An entry of `crowding`: steps in flight, and how many times longer each then takes."""
+    return row.count("in_flight", 2), row.number("slowdown")
 
 
 COUNTS = tuple(name for name in StepWork._fields if name != "context_pairs")

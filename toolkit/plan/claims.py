@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from toolkit.config import with_settings
 from toolkit.errors import ToolkitError
 from toolkit.plan.latency import decode, prefill
 from toolkit.plan.memory import GIB, plan_memory, plan_stage
 from toolkit.plan.precision import precision_of
 from toolkit.plan.predict import Predict, Prediction, predict
-from toolkit.plan.remedy import with_settings
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment

@@ -15,6 +15,7 @@ from toolkit.plan.remedy import Remedy
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
+    from toolkit.plan.calibration import Calibration
     from toolkit.plan.claims import Claim
 
 PERCENTILES = (50, 90, 99)
@@ -139,6 +140,19 @@ def _layout(layout: Layout, comparison: Comparison) -> dict[str, Any]:
         "prediction": prediction_data(layout.prediction, layout.remedy) if layout.prediction else None,
         "remedy": asdict(layout.remedy) if layout.remedy else None,
     }
+
+
+def calibration_data(calibration: Calibration, deployment: Deployment) -> dict[str, Any]:
+    """Ratios are measured over predicted."""
+    differences = [
+        {
+            **difference._asdict(),
+            "table": difference.table and difference.table._asdict(),
+            "fitted": difference.fitted and difference.fitted._asdict(),
+        }
+        for difference in calibration.differences(deployment)
+    ]
+    return {"file": str(calibration.path), "kind": calibration.kind, "differences": differences}
 
 
 def claims_data(found: list[Claim]) -> list[dict[str, Any]]:

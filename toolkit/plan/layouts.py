@@ -11,12 +11,13 @@ from functools import cached_property
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Literal
 
+from toolkit.config import with_settings
 from toolkit.errors import ToolkitError
 from toolkit.mapping import Mapping
 from toolkit.plan import remedy
 from toolkit.plan.memory import GIB, MemoryPlan, plan_memory
 from toolkit.plan.predict import Predict, Prediction, predict
-from toolkit.plan.remedy import Remedy, with_settings
+from toolkit.plan.remedy import Remedy
 from toolkit.rules import check
 from toolkit.slo.verdict import Target
 

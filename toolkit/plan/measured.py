@@ -28,7 +28,6 @@ class MeasuredStep(NamedTuple):
     """generation, context or mixed."""
     work: StepWork
     stage_seconds: tuple[float, ...]
-    cpu_seconds: tuple[float, ...]
     hop_seconds: float
     """All hops of the step together."""
     finish_seconds: float
@@ -43,10 +42,9 @@ class MeasuredSteps:
     one_thread = True
 
     stages: int
-    cores: int
-    """Those that the rehearsal may use, all ranks together."""
+    crowding: tuple[tuple[int, float], ...]
+    """(steps in flight, how many times longer each takes), rising; empty for a single stage."""
     stage_costs: tuple[Costs, ...]
-    cpu_costs: tuple[Costs, ...]
     hop_costs: Costs
     finish_costs: Costs
 
@@ -55,13 +53,14 @@ class MeasuredSteps:
         return self._of_stages(self.stage_costs, work)
 
     def slowdown(self, work: StepWork, in_flight: int) -> float:
-        """What all steps in flight want of the cores, if they are like this one, over the cores that there are."""
-        wanted = in_flight * sum(self.cpu_seconds(work)) / sum(self.stage_seconds(work))
-        return max(1.0, wanted / self.cores)
-
-    def cpu_seconds(self, work: StepWork) -> list[float]:
-        """The processor time of the step on each stage, of all its ranks together."""
-        return self._of_stages(self.cpu_costs, work)
+        """By the measured crowds, and in a straight line between them."""
+        before = (1, 1.0)
+        for count, slowdown in self.crowding:
+            if in_flight <= count:
+                share = (in_flight - before[0]) / (count - before[0])
+                return before[1] + share * (slowdown - before[1])
+            before = (count, slowdown)
+        return before[1]
 
     def hop_seconds(self, work: StepWork) -> float:
         """From the end of one stage to the beginning of the next; 0 for a single stage."""
@@ -80,7 +79,9 @@ class MeasuredSteps:
         return [_cost(one, _stage_terms(work, stage == self.stages - 1)) for stage, one in enumerate(costs)]
 
 
-def fit_steps(steps: Sequence[MeasuredStep], mapping: Mapping, cores: int) -> MeasuredSteps:
+def fit_steps(
+    steps: Sequence[MeasuredStep], mapping: Mapping, crowding: Sequence[tuple[int, float]] = ()
+) -> MeasuredSteps:
     """The costs under which the sum is nearest to the times. More of them than steps is no harm: none is negative."""
     works = [step.work for step in steps]
 
@@ -91,9 +92,8 @@ def fit_steps(steps: Sequence[MeasuredStep], mapping: Mapping, cores: int) -> Me
 
     return MeasuredSteps(
         stages=mapping.pp,
-        cores=cores,
+        crowding=tuple(sorted(crowding)),
         stage_costs=fit_stages([step.stage_seconds for step in steps]),
-        cpu_costs=fit_stages([step.cpu_seconds for step in steps]),
         hop_costs=_fit(list(map(_message_terms, works)), [step.hop_seconds for step in steps]),
         finish_costs=_fit(list(map(_choice_terms, works)), [step.finish_seconds for step in steps]),
     )

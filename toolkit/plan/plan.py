@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import ToolkitError
 from toolkit.plan import data
+from toolkit.plan.calibration import Calibration
 from toolkit.plan.claims import Claim, claims
 from toolkit.plan.layouts import Comparison, Objective, compare
 from toolkit.plan.predict import Estimator, Predict, Prediction, predict
@@ -39,7 +40,7 @@ class Plan:
         for option, wanted in (
             ("--compare", self.with_comparison),
             ("--claims", self.with_claims),
-            (f"--estimator {self.estimator}", self.estimator != "table"),
+            ("--estimator aiconfigurator", self.estimator == "aiconfigurator"),
         ):
             if wanted and self.deployment.engine == "rehearsal":
                 hint = "Add --engine tensorrt and the GPU: --hardware h100-sxm."
@@ -48,7 +49,7 @@ class Plan:
     @property
     def predictable(self) -> bool:
         """A rehearsal's step times are those of this machine, which only a calibration knows."""
-        return self.deployment.engine != "rehearsal"
+        return self.deployment.engine != "rehearsal" or isinstance(self.estimator, Calibration)
 
     @property
     def predict(self) -> Predict:
@@ -74,6 +75,8 @@ class Plan:
     def as_data(self) -> dict[str, Any]:
         """Everything, JSON-ready."""
         found = data.memory_data(self.deployment)
+        if isinstance(self.estimator, Calibration):
+            found["calibration"] = data.calibration_data(self.estimator, self.deployment)
         if self.predictable:
             found["prediction"] = data.prediction_data(self.prediction, self.remedy)
         if self.with_comparison:
@@ -93,6 +96,8 @@ class Plan:
             yield report.calibrate_text(self.deployment)
             return
         yield report.step_text(self.prediction)
+        if isinstance(self.estimator, Calibration):
+            yield report.calibration_text(self.estimator, self.deployment)
         if self.with_claims:
             yield report.claims_text(self.claims)
         yield report.prediction_text(self.prediction, self.remedy)
@@ -102,6 +107,9 @@ class Plan:
 
     def write_page(self, file: Path) -> None:
         """The plan as an HTML page."""
+        from toolkit.plan import report
         from toolkit.plan.page import write_page
 
-        write_page(file, self.prediction, self.comparison if self.with_comparison else None)
+        if not self.predictable:
+            raise ToolkitError("--html: there is no prediction to show", hint=report.calibrate_hint(self.deployment))
+        write_page(file, self.prediction, self.comparison if self.with_comparison else None, self.progress)

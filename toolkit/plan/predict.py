@@ -8,15 +8,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
+from toolkit.config import with_settings
 from toolkit.errors import ToolkitError
 from toolkit.inflight import SchedulerConfig
 from toolkit.plan.aiconfigurator import Aiconfigurator
+from toolkit.plan.calibration import Calibration
 from toolkit.plan.gpus import gpu_named
 from toolkit.plan.latency import ClosedForm, StepTimes, StepWork, decode, prefill
 from toolkit.plan.memory import MemoryPlan, plan_memory
 from toolkit.plan.precision import precision_of
 from toolkit.simulate import Simulation, simulate
-from toolkit.simulate.capacity import Capacity, find_capacity
+from toolkit.simulate.capacity import FILLS, REQUESTS, Capacity, find_capacity, hopeless, meets_latencies
 from toolkit.simulate.run import NOTHING
 from toolkit.slo.metrics import Measured
 from toolkit.slo.verdict import Target, at_least, judge, limits_of_a_request
@@ -25,8 +27,13 @@ from toolkit.workload import Traffic, traffic_of
 if TYPE_CHECKING:
     from toolkit.config import Deployment
 
-Estimator = Literal["table", "aiconfigurator"]
+Estimator = Literal["table", "aiconfigurator"] | Calibration
 Predict = Callable[["Deployment"], "Prediction"]
+
+
+FRONT_S = 0.002
+"""Each request, one after the other: tokenizing and the way through Triton's Python models. Of 8 sent at once the
+engine has one every 1.8 ms (measured in a rehearsal of the 0.8M model, tensorrt_llm_bls, 2 cores)."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,23 @@ class Prediction:
     @cached_property
     def capacity(self) -> Capacity:
         deployment = self.deployment
-        return find_capacity(self.traffic, self.scheduling, self.times, deployment.parallel.replicas, deployment.slo)
+        replicas, slo = deployment.parallel.replicas, deployment.slo
+        return find_capacity(self._long_traffic, self.scheduling, self.times, replicas, slo, FRONT_S)
+
+    def meets_at(self, rate: float) -> bool:
+        """Whether every latency target and the compliance hold when so many requests/s come."""
+        traffic, slo = self._long_traffic.opened().first(REQUESTS).at(rate), self.deployment.slo
+        replicas, give_up = self.deployment.parallel.replicas, hopeless(slo, traffic)
+        run = simulate(traffic, self.scheduling, self.times, replicas, give_up=give_up, front_s=FRONT_S)
+        return run.complete and meets_latencies(run, slo)
+
+    @cached_property
+    def _long_traffic(self) -> Traffic:
+        """The traffic with enough requests to fill the deployment and go on; of a trace, what it has."""
+        needed = max(REQUESTS, FILLS * self.deployment.limits.max_sequences)
+        if len(self.traffic.requests) >= needed:
+            return self.traffic
+        return traffic_of(with_settings(self.deployment, workload={"requests": needed}))
 
     @cached_property
     def scheduling(self) -> SchedulerConfig:
@@ -106,7 +129,9 @@ class Prediction:
 
     def simulate(self, traffic: Traffic, record: tuple[float, float] = NOTHING) -> Simulation:
         """A run of other traffic under the same settings."""
-        return simulate(traffic, self.scheduling, self.times, self.deployment.parallel.replicas, record)
+        return simulate(
+            traffic, self.scheduling, self.times, self.deployment.parallel.replicas, record, front_s=FRONT_S
+        )
 
     def _predicted(self, target: Target) -> Target:
         """Targets that judge() cannot know from samples: of the deployment, not of requests."""
@@ -127,10 +152,17 @@ class Prediction:
 
 
 def predict(deployment: Deployment, estimator: Estimator = "table") -> Prediction:
-    """The prediction, with step times from the table of GPUs or from the package aiconfigurator-core.
+    """The prediction, with step times from the table of GPUs, the package aiconfigurator-core, or a calibration.
 
-    Raises ToolkitError for a GPU that has none, for one that is too full, and where the package is not installed.
+    Raises ToolkitError for a GPU that has none, for one that is too full, where the package is not installed, for a
+    calibration of something else, and for a rehearsal without one: only that knows this machine's step times.
     """
+    if isinstance(estimator, Calibration):
+        measured = "rehearsal" if deployment.engine == "rehearsal" else "table refitted"
+        return Prediction(deployment, estimator.step_times(deployment), f"{measured} by {estimator.path}")
+    if deployment.engine == "rehearsal":
+        hint = f"Run: toolkit calibrate {deployment.file}, and give its file as --calibration."
+        raise ToolkitError("a rehearsal's step times are not known", where=deployment.file, hint=hint)
     gpu = gpu_named(deployment.hardware.gpu, where=deployment.file)
     if deployment.model.quantization == "fp8" and gpu.flops_fp8 is None:
         what = f"model.quantization: {gpu.name} has no FP8 tensor cores"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from toolkit.config import with_settings
 from toolkit.plan.gpus import GPUS
 from toolkit.plan.memory import plan_memory
 from toolkit.plan.predict import Prediction
-from toolkit.simulate import simulate
-from toolkit.simulate.capacity import REQUESTS, find_capacity, hopeless, meets_latencies
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
@@ -34,12 +33,6 @@ class Remedy:
         return f"{self.setting}{gain}"
 
 
-def with_settings(deployment: Deployment, **sections: dict[str, Any]) -> Deployment:
-    """A copy with some fields of some sections changed; rules are not checked again."""
-    changed = {name: getattr(deployment, name).model_copy(update=fields) for name, fields in sections.items()}
-    return deployment.model_copy(update=changed)
-
-
 def to_fit(deployment: Deployment) -> Remedy | None:
     """What would make one sequence fit beside the weights; None if neither FP8 nor the whole GPU does."""
     memory, needed = plan_memory(deployment), deployment.limits.max_seq_len
@@ -60,18 +53,10 @@ def to_meet(prediction: Prediction) -> Remedy | None:
     deployment, traffic = prediction.deployment, prediction.traffic.opened()
     if prediction.capacity.highest is None or not deployment.scheduler.chunked_context:
         return None  # too slow even alone, or steps are whole prompts
-    rate, replicas = deployment.slo.requests_per_s or traffic.rate or 1.0, deployment.parallel.replicas
-    traffic = traffic.first(REQUESTS).at(rate)
+    rate = deployment.slo.requests_per_s or traffic.rate or 1.0
     for chunk in CHUNKS:
-        if (
-            deployment.max_batch_size < chunk < deployment.limits.max_num_tokens
-            and deployment.scheduler.chunked_context
-        ):
-            config = replace(prediction.scheduling, max_num_tokens=chunk)
-            give_up = hopeless(deployment.slo, traffic)
-            run = simulate(traffic, config, prediction.times, replicas, give_up=give_up)
-            if run.complete and meets_latencies(run, deployment.slo):
-                capacity = find_capacity(prediction.traffic, config, prediction.times, replicas, deployment.slo)
-                if capacity.highest and capacity.highest >= rate:
-                    return Remedy(f"limits.max_num_tokens: {chunk}", capacity.highest)
+        if deployment.max_batch_size < chunk < deployment.limits.max_num_tokens:
+            smaller = replace(prediction, deployment=with_settings(deployment, limits={"max_num_tokens": chunk}))
+            if smaller.meets_at(rate) and (smaller.capacity.highest or 0) >= rate:
+                return Remedy(f"limits.max_num_tokens: {chunk}", smaller.capacity.highest)
     return None

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from toolkit.config import Deployment
+    from toolkit.plan.calibration import Calibration, Ratio
     from toolkit.plan.claims import Claim
 
 
@@ -134,10 +135,26 @@ def step_text(prediction: Prediction) -> str:
 
 def calibrate_text(deployment: Deployment) -> str:
     """How to get a prediction of a rehearsal."""
-    return (
-        f"prediction  needs this machine's step times: toolkit calibrate {deployment.file}\n"
-        "            then: toolkit plan CONFIG --calibration FILE"
-    )
+    return f"prediction  needs this machine's step times. {calibrate_hint(deployment)}"
+
+
+def calibrate_hint(deployment: Deployment) -> str:
+    return f"Run: toolkit calibrate {deployment.file}, then toolkit plan with --calibration FILE"
+
+
+def calibration_text(calibration: Calibration, deployment: Deployment) -> Table:
+    """What was measured, over what the table says and over what is predicted now."""
+    table = _table()
+    for column in ("timed", "tp", "points", "fastest", "slowest", "measured / table", "measured / fitted"):
+        table.add_column(column, justify="left" if column == "timed" else "right", no_wrap=True)
+    for one in calibration.differences(deployment):
+        times = (f"{seconds * 1e3:,.3f} ms" for seconds in (one.fastest_s, one.slowest_s))
+        table.add_row(one.part, str(one.tp), str(one.points), *times, _ratio(one.table), _ratio(one.fitted))
+    return table
+
+
+def _ratio(ratio: Ratio | None) -> str:
+    return f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})" if ratio else "–"
 
 
 def claims_text(claims: list[Claim]) -> Table:

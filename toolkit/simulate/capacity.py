@@ -37,14 +37,16 @@ class Capacity:
     """The highest rate that meets every latency target and the compliance; None if none does."""
 
 
-def find_capacity(traffic: Traffic, config: SchedulerConfig, times: StepTimes, replicas: int, slo: Slo) -> Capacity:
+def find_capacity(
+    traffic: Traffic, config: SchedulerConfig, times: StepTimes, replicas: int, slo: Slo, front_s: float = 0.0
+) -> Capacity:
     """Overload it, then bisect between nearly nothing and the throughput that came out."""
     opened = traffic.opened().first(max(REQUESTS, FILLS * config.max_batch_size * config.micro_batches * replicas))
     full = saturate(opened, config, times, replicas)
 
     def meets(rate: float, requests: int | None = None) -> bool:
         tried = (opened if requests is None else opened.first(requests)).at(rate)
-        run = simulate(tried, config, times, replicas, give_up=hopeless(slo, tried))
+        run = simulate(tried, config, times, replicas, give_up=hopeless(slo, tried), front_s=front_s)
         return run.complete and meets_latencies(run, slo)
 
     most = middle_throughput(full)

@@ -11,6 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from toolkit.errors import Busy
 from toolkit.inflight import Request, Scheduler, SchedulerConfig, State, Step
 from toolkit.plan.latency import StepTimes, StepWork
 from toolkit.slo.metrics import Sample
@@ -26,8 +27,10 @@ class Sequence(Request):
         self.started: float | None = None
         """When its first step began."""
         self.token_times: list[float] = []
+        self.refused: float | None = None
+        """When it found the queue full."""
 
-    def sample(self, error: str | None = None) -> Sample:
+    def sample(self) -> Sample:
         """What a client would have seen of it."""
         times = tuple(self.token_times)
         return Sample(
@@ -35,13 +38,13 @@ class Sequence(Request):
             protocol="simulated",
             due=self.due,
             sent=self.due,
-            ended=times[-1] if times else self.due,
+            ended=times[-1] if times else self.refused or self.due,
             token_times=times,
             first_text=times[0] if times else None,
             tokens_in=len(self.prompt),
             counted_by="server",
             prefill_ms=(times[0] - self.started) * 1e3 if times and self.started is not None else None,
-            error=error,
+            error=None if self.refused is None else "the queue is full",
         )
 
 
@@ -74,36 +77,45 @@ class Replica:
     """Time moves by `advance`; `next_event` says when that is worth calling.
 
     In a rehearsal (`times.one_thread`) rank 0 schedules, computes the first stage and chooses tokens, one after the
-    other: it prefers to begin a step, and ends the oldest when none can begin. On GPUs these do not wait for
-    each other.
+    other: it prefers to begin a step, and waits for the end of the oldest when none can begin; what comes meanwhile
+    is looked at after that. On GPUs these do not wait for each other.
     """
 
-    def __init__(self, number: int, config: SchedulerConfig, times: StepTimes, record: tuple[float, float]) -> None:
+    def __init__(
+        self,
+        number: int,
+        config: SchedulerConfig,
+        times: StepTimes,
+        record: tuple[float, float],
+        front_s: float = 0.0,
+    ) -> None:
         self.number, self.scheduler, self.times = number, Scheduler(config), times
         self.usage = Usage(busy=[0.0] * times.stages)
         self.outstanding = 0
         self._one_thread = times.one_thread
         self._stage_free = [0.0] * times.stages
         self._in_flight: deque[tuple[float, Step, StepWork]] = deque()
+        self._front: deque[tuple[float, Sequence]] = deque()  # on their way to the scheduler
+        self._front_s, self._front_free = front_s, 0.0
         self._record = record
         self._stuck = True  # nothing can begin before a request comes or a step ends
         self._clock = 0.0
 
-    def submit(self, sequence: Sequence) -> None:
-        """Raises Busy when the queue is full."""
-        self.scheduler.submit(sequence)
+    def submit(self, sequence: Sequence, now: float) -> None:
+        """Take a request, which the scheduler has after all those before it."""
+        self._front_free = max(self._front_free, now) + self._front_s
+        self._front.append((self._front_free, sequence))
         self.outstanding += 1
-        self._stuck = False
 
     def next_event(self) -> float:
-        """When a step ends or the first stage can begin one, whichever comes first; inf when idle."""
+        """When a request comes, a step ends or the first stage can begin one, whichever is first; inf when idle."""
         begin = math.inf if self._stuck else self._stage_free[0]
-        return min(begin, self._next_end())
+        return min(begin, self._next_end(), self._front[0][0] if self._front else math.inf)
 
     def advance(self, now: float) -> list[Sequence]:
-        """Let everything happen that can by `now`. Returns the sequences that ended."""
+        """Let everything happen that can by `now`. Returns the sequences that ended or were refused."""
         self._account(now)
-        ended: list[Sequence] = []
+        ended = self._admit(now)
         while True:
             can_begin = not self._stuck and self._stage_free[0] <= now
             if can_begin and self._one_thread:
@@ -114,6 +126,21 @@ class Replica:
                 self._begin(now)
             else:
                 return ended
+
+    def _admit(self, now: float) -> list[Sequence]:
+        """Hand the scheduler what has come. Returns what it refused."""
+        refused = []
+        while self._front and self._front[0][0] <= now:
+            _, sequence = self._front.popleft()
+            try:
+                self.scheduler.submit(sequence)
+            except Busy:
+                sequence.refused = now
+                refused.append(sequence)
+            if not (self._one_thread and self._in_flight):
+                self._stuck = False
+        self.outstanding -= len(refused)
+        return refused
 
     def _next_end(self) -> float:
         if not self._in_flight:

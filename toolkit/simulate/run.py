@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from heapq import heappop, heappush
 
-from toolkit.errors import Busy
 from toolkit.inflight import SchedulerConfig
 from toolkit.plan.latency import StepTimes
 from toolkit.simulate.replica import Interval, Replica, Sequence
@@ -60,28 +59,22 @@ def simulate(
     replicas: int = 1,
     record: tuple[float, float] = NOTHING,
     give_up: Callable[[Sample], bool] | None = None,
+    front_s: float = 0.0,
 ) -> Simulation:
     """Run the traffic through `replicas` groups, each request to the one with the fewest outstanding.
 
+    `front_s` seconds go by for each request before its replica's scheduler has it, one request after the other.
     Deterministic. `record` is the part of the run (seconds) whose stage intervals are kept; `give_up` is told of
     every judged request that ended and says whether to stop there.
     """
-    run = _Run(traffic, config, times, replicas, record)
+    run = _Run(traffic, [Replica(number, config, times, record, front_s) for number in range(replicas)])
     run.run(give_up)
     return run.result()
 
 
 class _Run:
-    def __init__(
-        self,
-        traffic: Traffic,
-        config: SchedulerConfig,
-        times: StepTimes,
-        replicas: int,
-        record: tuple[float, float],
-    ) -> None:
-        self.traffic, self.config = traffic, config
-        self.replicas = [Replica(number, config, times, record) for number in range(replicas)]
+    def __init__(self, traffic: Traffic, replicas: list[Replica]) -> None:
+        self.traffic, self.replicas = traffic, replicas
         self.waiting = deque(enumerate(traffic.requests))
         self.due = [0.0] * (traffic.users or 0)  # closed loop, a heap: since when users are ready
         self.ended: list[tuple[int, Sample]] = []
@@ -96,7 +89,8 @@ class _Run:
             for replica in self.replicas:
                 for sequence in replica.advance(now):
                     sample = sequence.sample()
-                    self._note(sequence, sample)
+                    self.refused += not sample.ok
+                    self._note(sample)
                     if give_up and int(sample.id) >= self.traffic.warmup and give_up(sample):
                         return
 
@@ -104,7 +98,7 @@ class _Run:
         usages = [replica.usage for replica in self.replicas]
         busy = [seconds for usage in usages for seconds in usage.busy]
         working = sum(usage.working for usage in usages)
-        blocks = self.config.num_blocks
+        blocks = self.replicas[0].scheduler.config.num_blocks
         return Simulation(
             samples=tuple(sample for _, sample in sorted(self.ended, key=lambda pair: pair[0])),
             warmup=self.traffic.warmup,
@@ -131,15 +125,10 @@ class _Run:
         number, planned = self.waiting.popleft()
         if self.traffic.users is not None:
             heappop(self.due)
-        sequence = Sequence(number, planned, due)
         replica = min(self.replicas, key=lambda replica: replica.outstanding)
-        try:
-            replica.submit(sequence)
-        except Busy:
-            self.refused += 1
-            self._note(sequence, sequence.sample("the queue is full"))
+        replica.submit(Sequence(number, planned, due), due)
 
-    def _note(self, sequence: Sequence, sample: Sample) -> None:
+    def _note(self, sample: Sample) -> None:
         self.ended.append((int(sample.id), sample))
         if self.traffic.users is not None:
             heappush(self.due, sample.ended)
