@@ -19,8 +19,9 @@ from toolkit.config import Deployment
 from toolkit.mapping import Mapping
 from toolkit.plan.fit import Timing, closed_form, fit_rates, predicted_s
 from toolkit.plan.gpus import GPUS, Gpu
-from toolkit.plan.latency import ClosedForm, decode, prefill
+from toolkit.plan.latency import ClosedForm
 from toolkit.plan.precision import Precision
+from toolkit.simulate.steps import decode, prefill
 
 DATA = Path(__file__).parent / "data"
 FLAGSHIP = Path(__file__).parent.parent / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml"

@@ -19,10 +19,11 @@ from toolkit.mapping import Mapping
 from toolkit.plan import aiconfigurator
 from toolkit.plan.aiconfigurator import Aiconfigurator
 from toolkit.plan.gpus import GPUS
-from toolkit.plan.latency import ClosedForm, StepWork, decode, prefill
+from toolkit.plan.latency import ClosedForm
 from toolkit.plan.layouts import evaluate
 from toolkit.plan.precision import Precision
 from toolkit.plan.predict import predict
+from toolkit.simulate.steps import StepWork, decode, prefill
 
 ROOT = Path(__file__).parents[2]
 FLAGSHIP = Deployment.load(ROOT / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml")

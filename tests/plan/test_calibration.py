@@ -13,7 +13,7 @@ from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.plan.calibration import load
 from toolkit.plan.gpus import GPUS
-from toolkit.plan.latency import StepWork, decode, prefill
+from toolkit.simulate.steps import StepWork, decode, prefill
 
 ROOT = Path(__file__).parents[2]
 FLAGSHIP = Deployment.load(ROOT / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml")

@@ -10,8 +10,9 @@ from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.mapping import Mapping
 from toolkit.plan.gpus import GPUS, gpu_named
-from toolkit.plan.latency import ClosedForm, StepWork, decode, prefill
+from toolkit.plan.latency import ClosedForm
 from toolkit.plan.precision import Precision
+from toolkit.simulate.steps import StepWork, decode, prefill
 
 ROOT = Path(__file__).parents[2]
 SHAPE = Deployment.load(ROOT / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml").shape

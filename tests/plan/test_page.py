@@ -21,7 +21,7 @@ from toolkit.plan.predict import Prediction, predict
 from toolkit.plan.remedy import Remedy
 from toolkit.plan.sweep import SHARES, Point, points_of
 from toolkit.plan.timeline import timeline_chart
-from toolkit.sections import Lengths, Percentiles
+from toolkit.sections import Lengths
 from toolkit.slo.verdict import Target
 
 FLAGSHIP = Path(__file__).parents[2] / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml"
@@ -302,10 +302,10 @@ def test_a_page_that_fails_leaves_the_one_before(prediction, tmp_path, monkeypat
     assert (tmp_path / "plan.html").read_text() == "before" and len(list(tmp_path.iterdir())) == 1
 
 
-def test_one_request_says_nothing_of_capacity(monkeypatch):
+def test_a_workload_of_one_request_has_the_capacity_of_many(monkeypatch):
     monkeypatch.setattr(pages, "_charts", lambda *_: [])
-    one = predict(small(workload={**WORKLOAD, "requests": 1}, slo={"tpot_ms": Percentiles(p50=0.1)}))
-    assert math.isinf(one.capacity.saturated)
+    one, many = (predict(small(workload={**WORKLOAD, "requests": count})) for count in (1, 400))
+    assert one.capacity.saturated == pytest.approx(many.capacity.saturated, rel=0.05)
     assert not re.search(r"\binf\b|∞", Page(page(one, None)).of("main")[0])
 
 

@@ -27,7 +27,7 @@ def test_one_request_alone_takes_the_sum_of_its_steps(flagship):
     file = flagship(workload={"arrivals": "constant", "rate": 0.01, "requests": 2, "output_tokens": 3})
     prediction = predict(Deployment.load(file))
     first, second = prediction.simulation.samples
-    from toolkit.plan.latency import decode, prefill
+    from toolkit.simulate.steps import decode, prefill
 
     back = prediction.times.finish_seconds(prefill(1024))
     assert first.ttft_ms == pytest.approx((FRONT_S + prediction.pass_seconds(prefill(1024)) + back) * 1e3)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from toolkit.inflight import SchedulerConfig
-from toolkit.plan.latency import StepWork
+from toolkit.simulate.steps import StepWork
 from toolkit.workload import Planned, Traffic
 
 

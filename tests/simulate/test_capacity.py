@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from toolkit.sections import Percentiles, Slo
 from toolkit.simulate import simulate
-from toolkit.simulate.capacity import find_capacity, hopeless, meets_latencies
+from toolkit.simulate.capacity import REQUESTS, find_capacity, hopeless, meets_latencies
 from toolkit.workload import Planned, Traffic
 
 from .steady import Steady, config, due_at, prompt
@@ -27,7 +27,7 @@ def constant(rate: float = 1.0, count: int = 400, **lengths: int) -> Traffic:
     return due_at([(n + 1) / rate for n in range(count)], rate=rate, **lengths)
 
 
-def poisson(seed: int, rate: float = 1.0, count: int = 400) -> Traffic:
+def poisson(seed: int, rate: float = 1.0, count: int = REQUESTS) -> Traffic:
     rnd = random.Random(seed)
     return due_at(list(accumulate(rnd.expovariate(rate) for _ in range(count))), rate=rate)
 
@@ -114,7 +114,7 @@ def test_m_d_1_against_lindleys_recursion(seed):
 
 
 def test_m_d_1_against_a_long_run():
-    """Of 100,000 requests. A search has 400, whose P99 is a handful of requests: the median of nine searches."""
+    """Of 100,000 requests. A search has 320, whose P99 is a handful of requests: the median of nine searches."""
     truth = highest_by_lindley(poisson(99, count=100_000), 500)
     found = [find_capacity(poisson(seed), config(), Steady([SERVICE]), 1, P99).highest for seed in range(9)]
     assert sorted(found)[4] == pytest.approx(truth, rel=0.05)
@@ -140,7 +140,7 @@ def test_no_rate_where_the_long_ones_come_later():
 
 def test_a_trace_whose_requests_all_come_at_once_is_spread():
     """Without times of its own, it is an open loop like another."""
-    traffic = due_at([0.0] * 400, rate=400)
+    traffic = due_at([0.0] * REQUESTS, rate=REQUESTS)
     found = find_capacity(traffic, config(), Steady([SERVICE]), 1, P99)
     assert found.highest == pytest.approx(highest_by_lindley(traffic.opened(), 500), rel=0.035)
 

@@ -6,8 +6,8 @@ from itertools import accumulate
 
 import pytest
 
-from toolkit.plan.latency import StepWork
 from toolkit.simulate import Simulation, simulate
+from toolkit.simulate.steps import StepWork
 from toolkit.workload import Planned, Traffic
 
 from .steady import Steady, config, due_at, prompt

@@ -19,8 +19,9 @@ from typing import Any
 
 from toolkit.errors import ToolkitError
 from toolkit.model import ModelShape
-from toolkit.plan.latency import ClosedForm, StepWork
+from toolkit.plan.latency import ClosedForm
 from toolkit.plan.precision import Precision
+from toolkit.simulate.steps import StepWork
 
 PACKAGE, VERSION = "aiconfigurator-core", "0.12.0"
 INSTALL = "Install it, in an environment without toolkit[rehearsal]: pip install 'toolkit[aiconfigurator]'."

@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 from toolkit.errors import ToolkitError, shown
 from toolkit.plan.fit import Part, Timing
-from toolkit.plan.latency import StepWork
 from toolkit.plan.measured import MeasuredStep
+from toolkit.simulate.steps import StepWork
 
 AGAIN = "Make the file again: toolkit calibrate CONFIG"
 LARGEST_COUNT = 2**31

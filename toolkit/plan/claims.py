@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Literal
 
 from toolkit.config import with_settings
 from toolkit.errors import ToolkitError
-from toolkit.plan.latency import decode, prefill
 from toolkit.plan.memory import GIB, plan_memory, plan_stage
 from toolkit.plan.precision import precision_of
 from toolkit.plan.predict import Predict, Prediction, predict
+from toolkit.simulate.steps import decode, prefill
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment

@@ -12,66 +12,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
 
 from toolkit.mapping import Mapping
 from toolkit.model import ModelShape
 from toolkit.plan.gpus import Gpu
 from toolkit.plan.precision import Precision
+from toolkit.simulate.steps import StepWork
 
 KNEE = 5.0
 """Between memory-bound and compute-bound a product takes (a**k + m**k) ** (1/k) of its two times a and m."""
-
-
-class StepWork(NamedTuple):
-    """What a step computes, as far as its time depends on it."""
-
-    context_tokens: int = 0
-    context_pairs: float = 0
-    """Pairs of a query and a key that it may see: n (n + 1) / 2 for a whole prompt of n tokens."""
-    contexts: int = 0
-    generations: int = 0
-    keys: int = 0
-    """Keys that the generations read: the sum of their lengths."""
-    emitted: int = 0
-    """Sequences that get a new token, which are the rows that go through lm_head."""
-
-    @property
-    def tokens(self) -> int:
-        return self.context_tokens + self.generations
-
-
-def prefill(tokens: int, prompts: int = 1) -> StepWork:
-    """A step that computes whole prompts of `tokens` tokens."""
-    return StepWork(prompts * tokens, prompts * tokens * (tokens + 1) / 2, prompts, 0, 0, prompts)
-
-
-def decode(sequences: int, context: float) -> StepWork:
-    """A step that computes one token of each of `sequences` sequences of `context` tokens."""
-    return StepWork(0, 0, 0, sequences, int(sequences * context), sequences)
-
-
-class StepTimes(Protocol):
-    """Anything that can say how long steps take: the closed form, a measurement, or another tool's tables."""
-
-    @property
-    def stages(self) -> int: ...
-
-    @property
-    def one_thread(self) -> bool:
-        """Whether scheduling, the first stage and the choice of tokens wait for each other, as in a rehearsal."""
-
-    def slowdown(self, work: StepWork, in_flight: int) -> float:
-        """How many times longer a step takes with so many in flight, itself included: 1 where they share nothing."""
-
-    def stage_seconds(self, work: StepWork) -> list[float]:
-        """The time of the step on each stage."""
-
-    def hop_seconds(self, work: StepWork) -> float:
-        """From the end of one stage to the beginning of the next."""
-
-    def finish_seconds(self, work: StepWork) -> float:
-        """From the end of the last stage to the tokens' being known where requests are scheduled."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 What a step costs a stage is linear in its tokens, in the pairs that the attention of its contexts looks at, in the
 keys that its generations read, in the number of each, and on the last stage in the tokens emitted. A step that has
-contexts, or generations, at all costs something for each of these two. The least squares are of relative errors.
+contexts, generations, or more than one token at all costs something for each of these. The least squares are of
+relative errors.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from toolkit.mapping import Mapping
-from toolkit.plan.latency import StepWork
+from toolkit.simulate.steps import StepWork
 
 Costs = tuple[float, ...]
 USUAL, ROUNDS = 0.05, 8
@@ -101,7 +102,9 @@ def fit_steps(
 
 def _stage_terms(work: StepWork, last: bool) -> tuple[float, ...]:
     counts = (work.contexts, work.generations, work.emitted * last)
-    return (1.0, work.contexts > 0, work.generations > 0, work.tokens, work.context_pairs, work.keys, *counts)
+    several = work.tokens > 1  # one row is a product of a matrix and a vector, which is another kernel
+    kinds = (1.0, several, work.contexts > 0, work.generations > 0)
+    return (*kinds, work.tokens, work.context_pairs, work.keys, *counts)
 
 
 def _message_terms(work: StepWork) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ from toolkit.errors import ToolkitError
 from toolkit.plan import data
 from toolkit.plan.calibration import Calibration
 from toolkit.plan.claims import Claim, claims
-from toolkit.plan.layouts import Comparison, Objective, compare
+from toolkit.plan.layouts import Comparison, Layout, Objective, compare
 from toolkit.plan.predict import Estimator, Predict, Prediction, predict
 from toolkit.plan.remedy import Remedy, to_meet
 
@@ -57,11 +57,24 @@ class Plan:
         return partial(predict, estimator=self.estimator)
 
     @cached_property
+    def _layout(self) -> Layout | None:
+        """Of a comparison, the layout whose figures are shown: the user's own if it is among them, else the best."""
+        return (self.comparison.own or self.comparison.best) if self.with_comparison else None
+
+    @property
+    def shown(self) -> Deployment:
+        """Whose figures they are."""
+        return self._layout.deployment if self._layout else self.deployment
+
+    @cached_property
     def prediction(self) -> Prediction:
-        return self.predict(self.deployment)
+        found = self._layout.prediction if self._layout else None
+        return found or self.predict(self.shown)
 
     @cached_property
     def remedy(self) -> Remedy | None:
+        if self._layout and self._layout.prediction:
+            return self._layout.remedy
         return to_meet(self.prediction) if self.prediction.missed else None
 
     @cached_property
@@ -74,7 +87,7 @@ class Plan:
 
     def as_data(self) -> dict[str, Any]:
         """Everything, JSON-ready."""
-        found = data.memory_data(self.deployment)
+        found = data.memory_data(self.shown)
         if isinstance(self.estimator, Calibration):
             found["calibration"] = data.calibration_data(self.estimator, self.deployment)
         if self.predictable:
@@ -90,8 +103,8 @@ class Plan:
         from toolkit.plan import report
 
         if self.predictable:
-            self.prediction.traffic  # noqa: B018 - a bad workload is said before anything is printed
-        yield report.memory_text(self.deployment)
+            self.predict(self.deployment).traffic  # noqa: B018 - a bad workload is said before anything is printed
+        yield report.memory_text(self.shown)
         if not self.predictable:
             yield report.calibrate_text(self.deployment)
             return
@@ -103,7 +116,7 @@ class Plan:
         yield report.prediction_text(self.prediction, self.remedy)
         if self.with_comparison:
             yield report.comparison_text(self.comparison)
-            yield report.own_text(self.comparison, self.deployment)
+            yield report.own_text(self.comparison)
 
     def write_page(self, file: Path) -> None:
         """The plan as an HTML page."""

@@ -14,12 +14,13 @@ from toolkit.inflight import SchedulerConfig
 from toolkit.plan.aiconfigurator import Aiconfigurator
 from toolkit.plan.calibration import Calibration
 from toolkit.plan.gpus import gpu_named
-from toolkit.plan.latency import ClosedForm, StepTimes, StepWork, decode, prefill
+from toolkit.plan.latency import ClosedForm
 from toolkit.plan.memory import MemoryPlan, plan_memory
 from toolkit.plan.precision import precision_of
 from toolkit.simulate import Simulation, simulate
 from toolkit.simulate.capacity import FILLS, REQUESTS, Capacity, find_capacity, hopeless, meets_latencies
 from toolkit.simulate.run import NOTHING
+from toolkit.simulate.steps import StepTimes, StepWork, decode, prefill
 from toolkit.slo.metrics import Measured
 from toolkit.slo.verdict import Target, at_least, judge, limits_of_a_request
 from toolkit.workload import Traffic, traffic_of

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 from toolkit.model import DTYPE_BYTES
 from toolkit.plan.host import plan_host
-from toolkit.plan.layouts import Comparison, Layout, layout_name, reason
+from toolkit.plan.layouts import Comparison, Layout, reason
 from toolkit.plan.memory import GIB, MemoryPlan, plan_memory
 from toolkit.plan.predict import Prediction
 from toolkit.plan.remedy import Remedy
 from toolkit.slo import wording
-from toolkit.slo.terminal import summary
-from toolkit.slo.verdict import Verdict, sum_up
+from toolkit.slo.verdict import LATENCIES, Outcome, Verdict, sum_up
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -176,7 +175,10 @@ def prediction_text(prediction: Prediction, remedy: Remedy | None) -> Renderable
     run, capacity = prediction.simulation, prediction.capacity
     shares = [share for replica in run.utilisation for share in replica]
     busy = f"{min(shares):.0%} to {max(shares):.0%}" if max(shares) - min(shares) > 0.005 else f"{max(shares):.0%}"
+    verdict = verdict_of(prediction)
+    style = "green" if verdict.outcome is Outcome.PASS else "bold red"
     lines = [
+        f"verdict     [{style}]{verdict.outcome}[/]  {verdict.reason}",
         f"capacity    {capacity_text(prediction)}",
         f"stages      busy {busy} of the time, idle bubble {run.bubble:.0%}; {capacity.bubble:.0%} when saturated",
         f"KV pool     {run.kv_mean:.1%} in use on average, {run.kv_peak:.1%} at most; "
@@ -184,7 +186,32 @@ def prediction_text(prediction: Prediction, remedy: Remedy | None) -> Renderable
     ]
     if remedy:
         lines.append(f"[bold]remedy      {remedy} would meet the SLO[/bold]")
-    return Group(f"workload    {workload_text(prediction)}", summary(verdict_of(prediction), "predicted"), *lines)
+    tables = (_percentiles(prediction), "", _targets(prediction), "")
+    return Group(f"workload    {workload_text(prediction)}", "", *tables, *lines)
+
+
+def _percentiles(prediction: Prediction) -> Table:
+    """Each latency, in milliseconds."""
+    table = _table()
+    for column in ("predicted, ms", "P50", "P90", "P99"):
+        table.add_column(column, justify="left" if column.startswith("pre") else "right")
+    for metric, label in LATENCIES.items():
+        found = prediction.measured.distributions[metric]
+        table.add_row(label, *(wording.number(found.percentile(q)) for q in (50, 90, 99)))
+    return table
+
+
+def _targets(prediction: Prediction) -> Table:
+    """Each target of the SLO with what is predicted, how far inside it that is, and the verdict."""
+    table = _table()
+    for column in ("target", "limit", "predicted", "margin", ""):
+        table.add_column(column, justify="left" if column in ("target", "") else "right")
+    for target in prediction.targets:
+        value = wording.quantity(target.measured, target.unit)
+        style = {"PASS": "green", "FAIL": "bold red"}.get(target.outcome, "yellow")
+        cells = (wording.limit(target), value, wording.margin(target), f"[{style}]{target.outcome}[/]")
+        table.add_row(target.label, *cells)
+    return table
 
 
 def verdict_of(prediction: Prediction) -> Verdict:
@@ -255,12 +282,27 @@ def _ms(value: float | None) -> str:
     return wording.number(value)
 
 
-def own_text(comparison: Comparison, deployment: Deployment) -> str:
-    """Where the user's own layout came."""
+def own_text(comparison: Comparison) -> str:
+    """Which is the best, and where the user's own layout came."""
     if comparison.own is None:
-        return f"yours, {layout_name(deployment)}, does not use all {deployment.hardware.gpus} GPUs"
+        text = f"best: {comparison.best.name}, whose figures are above"
+        return text if comparison.best.meets else f"{text}\n{_best_reachable(comparison)}"
     place = comparison.layouts.index(comparison.own) + 1
-    return f"best: {comparison.best.name}; yours, {comparison.own.name}, is {place} of {len(comparison.layouts)}"
+    text = f"best: {comparison.best.name}; yours, {comparison.own.name}, is {place} of {len(comparison.layouts)}"
+    return text if comparison.best.meets else f"{text}\n{_best_reachable(comparison)}"
+
+
+def _best_reachable(comparison: Comparison) -> str:
+    """What there is when no layout meets the SLO."""
+    fitting = [layout for layout in comparison.layouts if layout.prediction]
+    if not fitting:
+        return "no layout fits"
+    rates = {layout.name: layout.prediction.capacity for layout in fitting if layout.prediction}
+    name, most = max(rates.items(), key=lambda pair: (pair[1].highest or 0.0, pair[1].saturated))
+    if most.highest:
+        reach = f"the best reachable is {most.highest:.1f} requests/s within the latencies"
+        return f"no layout meets the SLO; {reach}, by {name}"
+    return f"no layout meets the latencies at any rate; {name} saturates at {most.saturated:.1f} requests/s"
 
 
 def _table() -> Table:

@@ -7,19 +7,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from toolkit.inflight import SchedulerConfig
-from toolkit.plan.latency import StepTimes
 from toolkit.sections import Slo
 from toolkit.simulate.run import Simulation, simulate
+from toolkit.simulate.steps import StepTimes
 from toolkit.slo.metrics import Sample, is_good
 from toolkit.slo.verdict import judge, limits_of_a_request, percentiles
 from toolkit.workload import Planned, Traffic
 
-REQUESTS = 400
+REQUESTS = 320
 """Of each tried rate: enough for a P99, few enough for a search in two seconds."""
 FILLS = 4
 """More than REQUESTS where as many could run at once: so many times what can, so that they fill it and go on."""
 PRECISION = 0.03
-LOWEST, FEW = 0.02, 60
+LIKELY = (0.875, 0.75, 0.5)
+"""Of the saturated throughput: where the highest rate is looked for first."""
+LOWEST, FEW = 0.02, 8
 """The lowest rate tried, as a share of the saturated throughput, and the requests that it is first tried with."""
 OVERLOAD = 1.25
 """A rate is more than can be served when it is so many times what was."""
@@ -128,10 +130,15 @@ def _highest(meets: Callable[..., bool], most: float) -> float | None:
     """The largest rate up to `most` that meets, to PRECISION, if all rates below one that meets do too."""
     if meets(most):
         return most
-    lowest = low = LOWEST * most
-    high = most
-    if not meets(low, FEW) and not meets(low):  # a few tell that at once nearly always
+    lowest = LOWEST * most
+    if not meets(lowest, FEW) and not meets(lowest):  # a few tell that at once nearly always
         return None
+    high, low = most, lowest
+    for share in LIKELY:
+        if meets(share * most):
+            low = share * most
+            break
+        high = share * most
     while high - low > PRECISION * high:
         middle = (low + high) / 2
         if meets(middle):

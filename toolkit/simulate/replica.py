@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from toolkit.errors import Busy
 from toolkit.inflight import Request, Scheduler, SchedulerConfig, State, Step
-from toolkit.plan.latency import StepTimes, StepWork
+from toolkit.simulate.steps import StepTimes, StepWork
 from toolkit.slo.metrics import Sample
 from toolkit.workload import Planned
 

@@ -10,8 +10,8 @@ from functools import cached_property
 from heapq import heappop, heappush
 
 from toolkit.inflight import SchedulerConfig
-from toolkit.plan.latency import StepTimes
 from toolkit.simulate.replica import Interval, Replica, Sequence
+from toolkit.simulate.steps import StepTimes
 from toolkit.slo.metrics import Measured, Sample
 from toolkit.workload import Traffic
 
@@ -104,7 +104,7 @@ class _Run:
             warmup=self.traffic.warmup,
             seconds=self.clock,
             utilisation=tuple(tuple(b / self.clock if self.clock else 0.0 for b in usage.busy) for usage in usages),
-            bubble=1 - sum(busy) / (working * len(usages[0].busy)) if working else 0.0,
+            bubble=max(0.0, 1 - sum(busy) / (working * len(usages[0].busy))) if working else 0.0,
             kv_mean=sum(usage.blocks for usage in usages) / (working * blocks) if working else 0.0,
             kv_peak=max(usage.peak_blocks for usage in usages) / blocks,
             recomputed=sum(replica.scheduler.pauses for replica in self.replicas),

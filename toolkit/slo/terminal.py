@@ -12,14 +12,11 @@ from toolkit.slo.verdict import LATENCIES, Outcome, Target, Verdict
 STYLES = {"PASS": "bold green", "FAIL": "bold red", "NOT MEASURED": "yellow", "COULD NOT RUN": "bold yellow"}
 
 
-def summary(verdict: Verdict, word: str = "measured") -> RenderableType:
-    """The latencies with P50, P90, P99, the other targets, the errors, and the verdict: for rich to print.
-
-    `word` says what the values are: measured or predicted.
-    """
+def summary(verdict: Verdict) -> RenderableType:
+    """The latencies with P50, P90, P99, the other targets, the errors, and the verdict: for rich to print."""
     parts: list[RenderableType] = []
     if verdict.measured.samples:
-        parts += [_latencies(verdict), _totals(verdict, word)]
+        parts += [_latencies(verdict), _totals(verdict)]
     parts += [Text(f"{count} x {error}", style="red") for error, count in verdict.measured.errors.most_common(5)]
     if verdict.measured.samples:
         parts += [Text(f"{', '.join(labels)}: {note}", style="yellow") for note, labels in _notes(verdict).items()]
@@ -58,8 +55,8 @@ def _latencies(verdict: Verdict) -> Table:
     return table
 
 
-def _totals(verdict: Verdict, word: str) -> Table:
-    table = _table("whole run", "target", word, "verdict")
+def _totals(verdict: Verdict) -> Table:
+    table = _table("whole run", "target", "measured", "verdict")
     measured = verdict.measured
     table.add_row("Output tokens/s", wording.NOTHING, wording.number(measured.tokens_per_s), _outcome([]))
     for target in verdict.targets:

@@ -1,0 +1,126 @@
+"""`toolkit plan` as it is typed: what it prints, what its JSON holds, what it refuses."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from toolkit.cli.main import cli
+from toolkit.errors import ToolkitError
+from toolkit.simulate.steps import StepWork
+
+SHORT = {"workload": {"rate": 8, "requests": 120, "output_tokens": 16}}
+
+
+def plan(*arguments: object) -> str:
+    result = CliRunner().invoke(cli, ["plan", *map(str, arguments)])
+    if result.exception:
+        raise result.exception
+    return result.stdout
+
+
+def test_each_target_has_limit_prediction_margin_and_verdict(flagship):
+    file = flagship(**SHORT)
+    text, data = plan(file), json.loads(plan(file, "--json"))
+    targets = {target["name"]: target for target in data["prediction"]["targets"]}
+    assert len(targets) == 9
+    rows = {line.split("  ")[0]: line for line in text.splitlines()}
+    for target in targets.values():
+        row = rows[target["label"]]
+        assert row.endswith("PASS" if target["passed"] else "FAIL")
+        assert f"{abs(target['margin']) * 100:,.{0 if abs(target['margin']) >= 0.1 else 1}f} %" in row
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_comparing_for_another_machine(flagship):
+    """A layout that needs more GPUs than there are is put aside; the table's own memory counts."""
+    text = plan(flagship(**SHORT), "--compare", "--gpus", 4, "--hardware", "h200-sxm")
+    assert "2 x tp2" in text and "yours" not in text.split("layout ")[1].split("best")[0]
+    assert max(map(len, text.splitlines())) <= 100
+    data = json.loads(plan(flagship(**SHORT), "--compare", "--json"))["comparison"]
+    assert data["own"] == "pp4 x tp2" and len(data["layouts"]) == 10
+    assert all(layout["reason"] for layout in data["layouts"])
+
+
+def test_a_rate_that_no_layout_meets_says_the_best_reachable(flagship):
+    slo = {"slo": {"ttft_ms": {"p99": 1500}, "requests_per_s": 1000}}
+    assert "no layout meets the SLO; the best reachable is" in plan(flagship(**SHORT, **slo), "--compare")
+    slow = {"slo": {"tpot_ms": {"p50": 1}, "requests_per_s": 8}}
+    assert "no layout meets the latencies at any rate;" in plan(flagship(**SHORT, **slow), "--compare")
+
+
+def test_what_if_takes_several(flagship):
+    data = json.loads(plan(flagship(**SHORT), "--json", "--what-if", "max_batch_size=128", "dtype=fp8", "rate=12"))
+    assert data["max_batch_size_per_micro_batch"] == 128
+    assert data["model"]["quantization"] == "fp8" and data["prediction"]["workload"]["rate"] == 12
+
+
+def test_a_calibration_is_predicted_with_and_shown(flagship, tmp_path):
+    """Kernels twice as slow as the table's must be predicted, and shown as 2.00 times the table."""
+    from toolkit.config import Deployment
+    from toolkit.plan.fit import Timing, closed_form, predicted_s
+    from toolkit.plan.gpus import GPUS
+
+    file = flagship(**SHORT)
+    deployment = Deployment.load(file)
+    form = closed_form(deployment.shape, GPUS["h100-sxm"], 2, fp8=False)
+    rows = []
+    for part, sizes in (("linear", ((1, 0), (16, 0), (256, 0), (1024, 0), (4096, 0))), ("lm_head", ((1, 0), (16, 0)))):
+        for tokens, context in sizes:
+            seconds = 2 * predicted_s(form, Timing(part, 2, tokens, context, 1.0))
+            rows.append({"part": part, "tp": 2, "tokens": tokens, "context": context, "seconds": seconds})
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+    content = {
+        "format": "toolkit-step-times/1",
+        "kind": "layers",
+        "device": {"cores": 132},
+        "dtype": "float16",
+        "model": {name: getattr(deployment.shape, name) for name in names},
+        "rows": rows,
+    }
+    measured = tmp_path / "calibration.json"
+    measured.write_text(json.dumps(content))
+    text = plan(file, "--calibration", measured)
+    assert "2.00 (2.00 to 2.00)" in text and "table refitted by" in text
+    slow, fast = (json.loads(plan(file, "--json", *more))["prediction"] for more in (("--calibration", measured), ()))
+    assert 1.7 < slow["decode_step_ms"] / fast["decode_step_ms"] < 2.0  # attention and all-reduces stay the table's
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rate=3"], "Got 'rate=3' after CONFIG. Settings follow --what-if."),
+        (["--calibration", "x.json", "--estimator", "aiconfigurator"], "two sources of step times"),
+        (["--gpus", "0"], "Invalid value for '--gpus'"),
+        (["--objective", "fun"], "Invalid value for '--objective'"),
+    ],
+)
+def test_wrong_usage(flagship, arguments, message):
+    result = CliRunner().invoke(cli, ["plan", str(flagship(**SHORT)), *arguments])
+    assert result.exit_code == 2 and message in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--hardware", "h900"], "--what-if hardware: 'h900' is unknown. Use h100-sxm"),
+        (["--gpus", "4"], "parallel: tp 2 x pp 4 needs 8 GPUs, hardware.gpus is 4"),
+        (["--calibration", "nowhere.json"], "nowhere.json: no such file. Make one with: toolkit calibrate CONFIG"),
+        (["--html", "nowhere/plan.html"], "nowhere/plan.html: cannot be written"),
+    ],
+)
+def test_a_mistake_is_one_line(flagship, arguments, message):
+    with pytest.raises(ToolkitError, match=message) as error:
+        plan(flagship(**SHORT), *arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_the_page_is_written_beside_the_text(flagship, tmp_path):
+    page = tmp_path / "plan.html"
+    plan(flagship(**SHORT), "--html", page)
+    assert page.read_text().lower().startswith("<!doctype html>")
+    assert [path.name for path in tmp_path.glob("*partial*")] == []
+
+
+def test_steps_are_counted_as_the_simulator_counts_them():
+    assert StepWork(10, 55, 1, 3, 300, 4).tokens == 13
