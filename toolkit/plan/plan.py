@@ -101,10 +101,11 @@ class Plan:
     def as_text(self) -> Iterator[RenderableType]:
         """Part by part, for a terminal of 100 columns: what is known at once comes at once."""
         from toolkit.plan import report
+        from toolkit.plan.report_memory import memory_text
 
         if self.predictable:
             self.predict(self.deployment).traffic  # noqa: B018 - a bad workload is said before anything is printed
-        yield report.memory_text(self.shown)
+        yield memory_text(self.shown)
         if not self.predictable:
             yield report.calibrate_text(self.deployment)
             return

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from toolkit.model import DTYPE_BYTES
-from toolkit.plan.host import plan_host
 from toolkit.plan.layouts import Comparison, Layout, reason
-from toolkit.plan.memory import GIB, MemoryPlan, plan_memory
 from toolkit.plan.predict import Prediction
 from toolkit.plan.remedy import Remedy
+from toolkit.plan.report_memory import plain_table
 from toolkit.slo import wording
 from toolkit.slo.verdict import LATENCIES, Outcome, Verdict, sum_up
 
@@ -20,100 +18,6 @@ if TYPE_CHECKING:
     from toolkit.config import Deployment
     from toolkit.plan.calibration import Calibration, Ratio
     from toolkit.plan.claims import Claim
-
-
-def memory_text(deployment: Deployment) -> RenderableType:
-    """What is known without a prediction: ranks, layers, memory of each GPU, what fits."""
-    from rich.console import Group
-
-    memory = plan_memory(deployment)
-    return Group(_heading(deployment), "", _stages(deployment, memory), "", _memory_lines(deployment, memory))
-
-
-def _heading(deployment: Deployment) -> str:
-    shape, limits, parallel = deployment.shape, deployment.limits, deployment.parallel
-    size = shape.parameters * DTYPE_BYTES[deployment.model.dtype]
-    replicas = f"{parallel.replicas} replicas x " if parallel.replicas > 1 else ""
-    fp8 = ", layers in FP8" if deployment.model.quantization == "fp8" else ""
-    return "\n".join(
-        [
-            f"[bold]{deployment.name}[/bold]  engine {deployment.engine}",
-            f"parameters  {shape.parameters:,} = {size / 1e9:.2f} GB ({_gib(size)}) as {deployment.model.dtype}{fp8}",
-            f"world size  {deployment.mapping.world_size} = pp {parallel.pp} x tp {parallel.tp}, one rank a GPU"
-            + (f"; {parallel.replicas} replicas" if replicas else ""),
-            f"in flight   {limits.max_sequences} sequences = {replicas}{parallel.pp} micro-batches x "
-            f"{deployment.max_batch_size}; a step computes up to {limits.max_num_tokens:,} tokens",
-        ]
-    )
-
-
-def _stages(deployment: Deployment, memory: MemoryPlan) -> Table:
-    table = _table()
-    one = "rank" if deployment.engine == "rehearsal" else "GPU"
-    for column in ("stage", f"{one}s", "layers", f"weights/{one}", f"KV/token/{one}", f"KV/{one}", f"in all/{one}"):
-        table.add_column(column, justify="left" if column in ("stage", f"{one}s") else "right", no_wrap=True)
-    for stage in memory.stages:
-        table.add_row(
-            str(stage.stage),
-            ", ".join(map(str, stage.gpus)),
-            f"{stage.layers.start}-{stage.layers.stop - 1} ({len(stage.layers)})",
-            _gib(stage.weight_bytes),
-            f"{stage.kv_bytes_per_token:,} B",
-            _gib(stage.kv_bytes_per_token * memory.wanted_tokens),
-            _gib(memory.used_bytes(stage)),
-        )
-    return table
-
-
-def _memory_lines(deployment: Deployment, memory: MemoryPlan) -> str:
-    if deployment.engine == "rehearsal":
-        blocks, size = deployment.kv_blocks, deployment.kv_cache.tokens_per_block
-        return "\n".join(
-            [
-                f"KV pool     {memory.wanted_tokens:,} tokens = {blocks:,} blocks of {size}, for all sequences",
-                f"process     {_gib(memory.workspace_bytes)} a rank for Triton, Python and PyTorch",
-                f"host memory {_gib(memory.all_bytes)} for the {deployment.mapping.world_size} ranks, in float32",
-            ]
-        )
-    limits, hardware, host = deployment.limits, deployment.hardware, plan_host(deployment)
-    wanted = memory.wanted_tokens // limits.max_seq_len
-    lines = [
-        f"KV wanted   {memory.wanted_tokens:,} tokens = {wanted} sequences x {limits.max_seq_len:,}",
-        f"workspace   {_gib(memory.workspace_bytes)} a GPU: {_gib(memory.context_bytes)} CUDA and NCCL, "
-        f"{_gib(memory.activation_bytes)} activations (estimates)",
-        f"KV capacity {memory.pool_tokens:,} tokens = {memory.full_sequences:,} full sequences = "
-        f"{memory.pool_tokens // deployment.kv_cache.tokens_per_block:,} blocks; the fullest GPU decides",
-        f"limit       {hardware.gpu_memory_limit:.0%} of {hardware.gpu_memory_gib} GiB = {_gib(memory.limit_bytes)}; "
-        f"kv_cache_free_gpu_mem_fraction {memory.kv_fraction:g}",
-    ]
-    if memory.headroom_bytes >= 0:
-        lines.append(f"headroom    {_gib(memory.headroom_bytes)} left under the limit on the fullest GPU")
-    else:
-        lines.append(f"[red]too full    {_gib(-memory.headroom_bytes)} over the limit on the fullest GPU[/red]")
-    return "\n".join([*lines, *_balance_lines(deployment, memory), *_host_lines(deployment, host)])
-
-
-def _balance_lines(deployment: Deployment, memory: MemoryPlan) -> list[str]:
-    if len(memory.stages) == 1:
-        return []
-    line = f"balance     (max - min) / mean: {memory.spread:.1%} in all, {memory.weight_spread:.1%} weights"
-    if deployment.parallel.tp > 1:
-        sharded = plan_memory(deployment, parallel_embedding=True)
-        line += f" ({sharded.weight_spread:.1%} with parallel embedding)"
-    return [line]
-
-
-def _host_lines(deployment: Deployment, host: object) -> list[str]:
-    plan = plan_host(deployment)
-    if deployment.engine != "tensorrt":
-        return []
-    ranks = deployment.mapping.world_size
-    workers = f"--workers {plan.workers}" if plan.workers else "[red]not even one rank at a time[/red]"
-    return [
-        f"disk        {plan.checkpoint_bytes / 1e9:.0f} GB for the checkpoint, about the same for the engines",
-        f"build       {plan.build_rank_bytes / 1e9:.0f} GB of host memory a rank (estimate): of {ranks} ranks, "
-        f"{deployment.hardware.host_memory_gb:g} GB allow {workers}",
-    ]
 
 
 def step_text(prediction: Prediction) -> str:
@@ -143,7 +47,7 @@ def calibrate_hint(deployment: Deployment) -> str:
 
 def calibration_text(calibration: Calibration, deployment: Deployment) -> Table:
     """What was measured, over what the table says and over what is predicted now."""
-    table = _table()
+    table = plain_table()
     for column in ("timed", "tp", "points", "fastest", "slowest", "measured / table", "measured / fitted"):
         table.add_column(column, justify="left" if column == "timed" else "right", no_wrap=True)
     for one in calibration.differences(deployment):
@@ -158,7 +62,7 @@ def _ratio(ratio: Ratio | None) -> str:
 
 def claims_text(claims: list[Claim]) -> Table:
     """The requirements' own expectations, each with the arithmetic."""
-    table = _table()
+    table = plain_table()
     table.add_column("the requirements say", ratio=3)
     table.add_column("it is", style="bold")
     table.add_column("because", ratio=6)
@@ -192,7 +96,7 @@ def prediction_text(prediction: Prediction, remedy: Remedy | None) -> Renderable
 
 def _percentiles(prediction: Prediction) -> Table:
     """Each latency, in milliseconds."""
-    table = _table()
+    table = plain_table()
     for column in ("predicted, ms", "P50", "P90", "P99"):
         table.add_column(column, justify="left" if column.startswith("pre") else "right")
     for metric, label in LATENCIES.items():
@@ -203,7 +107,7 @@ def _percentiles(prediction: Prediction) -> Table:
 
 def _targets(prediction: Prediction) -> Table:
     """Each target of the SLO with what is predicted, how far inside it that is, and the verdict."""
-    table = _table()
+    table = plain_table()
     for column in ("target", "limit", "predicted", "margin", ""):
         table.add_column(column, justify="left" if column in ("target", "") else "right")
     for target in prediction.targets:
@@ -239,7 +143,7 @@ def comparison_text(comparison: Comparison) -> RenderableType:
     """Every layout in a row, the best first, with the reason below it."""
     from rich.console import Group
 
-    table = _table()
+    table = plain_table()
     columns = ("", "layout", "GPUs", "TTFT P50", "P99", "TPOT P50", "P99", "meets", "saturates", "bubble", "blast")
     for column in columns:
         table.add_column(column, justify="left" if column in ("", "layout") else "right", no_wrap=True)
@@ -247,7 +151,7 @@ def comparison_text(comparison: Comparison) -> RenderableType:
         style = "bold" if layout is comparison.own else ""
         table.add_row(str(number), *_cells(layout), style=style)
     units = "TTFT and TPOT in ms at the workload's rate; meets, saturates: requests/s; blast: lost with one GPU"
-    reasons = _table()
+    reasons = plain_table()
     reasons.show_header = False
     for _ in range(3):
         reasons.add_column(vertical="top")
@@ -303,13 +207,3 @@ def _best_reachable(comparison: Comparison) -> str:
         reach = f"the best reachable is {most.highest:.1f} requests/s within the latencies"
         return f"no layout meets the SLO; {reach}, by {name}"
     return f"no layout meets the latencies at any rate; {name} saturates at {most.saturated:.1f} requests/s"
-
-
-def _table() -> Table:
-    from rich.table import Table
-
-    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-
-
-def _gib(size: int) -> str:
-    return f"{size / GIB:.3f} GiB" if abs(size) >= GIB / 10 else f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,72 @@
+"""The simulator against the engine that it stands for: real ranks, without Triton, the same requests at the same times.
+
+benchmarks/plan_rehearsal.py does it with Triton and a larger model, on a quiet machine, to a few per cent. Here the
+bounds are wide: other tests may use the cores, and a wrong simulation is wrong by more.
+"""
+
+import json
+import time
+
+import pytest
+
+from tests.engine.conftest import started
+from toolkit.calibrate import calibrate, save
+from toolkit.plan.calibration import load
+from toolkit.plan.predict import predict
+from toolkit.simulate import simulate
+from toolkit.slo.metrics import Measured, Sample
+from toolkit.workload import traffic_of
+
+WITHIN = 1.6
+RATE = 6.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pp", [1, 2])
+def test_simulated_percentiles_are_those_of_the_engine(tiny_llama, deploy, tmp_path, pp):
+    workload = {"rate": RATE, "requests": 80, "prompt_tokens": {"min": 10, "max": 40}}
+    workload |= {"output_tokens": {"min": 10, "max": 60}, "seed": pp}
+    deployment = deploy(tiny_llama, pp=pp, workload=workload)
+    file = tmp_path / "calibration.json"
+    save(calibrate(deployment, budget_s=8), file)
+    traffic = traffic_of(deployment)
+    prediction = predict(deployment, load(file))
+    run = simulate(traffic, prediction.scheduling, prediction.times)
+    predicted, measured = run.measured({}), Measured(engine_samples(deployment, traffic)[run.warmup :], {})
+    assert measured.tokens_out == predicted.tokens_out
+    assert predicted.tokens_per_s == pytest.approx(measured.tokens_per_s, rel=0.15)
+    for name in ("ttft_ms", "tpot_ms"):
+        ratio = predicted.distributions[name].percentile(50) / measured.distributions[name].percentile(50)
+        assert 1 / WITHIN < ratio < WITHIN, json.dumps({name: ratio})
+
+
+def engine_samples(deployment, traffic) -> list[Sample]:
+    """What the real engine does with the requests, each sent when it is due."""
+    prompts = [[1 + (number + n) % 300 for n in range(len(r.prompt))] for number, r in enumerate(traffic.requests)]
+    times: list[list[float]] = [[] for _ in prompts]
+
+    def note(number: int):
+        return lambda event: times[number].append(time.monotonic())
+
+    with started(deployment, enable_kv_cache_reuse=False) as group:
+        from toolkit.engine.request import GenerationRequest
+
+        begin = time.monotonic() + 0.2
+        for number, planned in enumerate(traffic.requests):
+            time.sleep(max(0.0, begin + planned.due - time.monotonic()))
+            request = GenerationRequest(input_ids=prompts[number], request_output_len=planned.output_tokens)
+            group.engine.submit(request, note(number))
+        while any(len(t) < r.output_tokens for t, r in zip(times, traffic.requests, strict=True)):
+            time.sleep(0.05)
+    return [
+        Sample(
+            id=str(number),
+            protocol="engine",
+            due=begin + planned.due,
+            sent=begin + planned.due,
+            ended=arrived[-1],
+            token_times=tuple(arrived),
+            first_text=arrived[0],
+        )
+        for number, (planned, arrived) in enumerate(zip(traffic.requests, times, strict=True))
+    ]
