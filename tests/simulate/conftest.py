@@ -1,0 +1,3 @@
+from tests.engine.conftest import deploy, make_llama
+
+__all__ = ["deploy", "make_llama"]
