@@ -49,6 +49,16 @@ def test_a_rate_that_no_layout_meets_says_the_best_reachable(flagship):
     assert "no layout meets the latencies at any rate;" in plan(flagship(**SHORT, **slow), "--compare")
 
 
+def test_comparing_where_the_own_layout_or_none_fits(flagship):
+    """A layout that does not fit is a row with its reason, and keeps nobody from seeing the others."""
+    own = flagship(**SHORT, parallel={"tp": 2, "pp": 1, "replicas": 4})
+    text = plan(own, "--compare")
+    assert "does not fit by 4.9 GiB" in text and "yours, 4 x tp2" in text
+    data = json.loads(plan(own, "--compare", "--json"))
+    assert "prediction" not in data and data["comparison"]["best"] == "2 x tp4"
+    assert "no layout fits" in plan(flagship(**SHORT), "--compare", "--hardware", "l40s", "--gpus", 1)
+
+
 def test_what_if_takes_several(flagship):
     data = json.loads(plan(flagship(**SHORT), "--json", "--what-if", "max_batch_size=128", "dtype=fp8", "rate=12"))
     assert data["max_batch_size_per_micro_batch"] == 128

@@ -66,6 +66,11 @@ class Plan:
         """Whose figures they are."""
         return self._layout.deployment if self._layout else self.deployment
 
+    @property
+    def fits(self) -> bool:
+        """Whether the layout shown can be predicted; of a comparison one may be shown that does not fit."""
+        return self._layout is None or self._layout.prediction is not None
+
     @cached_property
     def prediction(self) -> Prediction:
         found = self._layout.prediction if self._layout else None
@@ -90,7 +95,7 @@ class Plan:
         found = data.memory_data(self.shown)
         if isinstance(self.estimator, Calibration):
             found["calibration"] = data.calibration_data(self.estimator, self.deployment)
-        if self.predictable:
+        if self.predictable and self.fits:
             found["prediction"] = data.prediction_data(self.prediction, self.remedy)
         if self.with_comparison:
             found["comparison"] = data.comparison_data(self.comparison)
@@ -109,15 +114,21 @@ class Plan:
         if not self.predictable:
             yield report.calibrate_text(self.deployment)
             return
+        if self.fits:
+            yield from self._predicted()
+        if self.with_comparison:
+            yield report.comparison_text(self.comparison)
+            yield report.own_text(self.comparison)
+
+    def _predicted(self) -> Iterator[RenderableType]:
+        from toolkit.plan import report
+
         yield report.step_text(self.prediction)
         if isinstance(self.estimator, Calibration):
             yield report.calibration_text(self.estimator, self.deployment)
         if self.with_claims:
             yield report.claims_text(self.claims)
         yield report.prediction_text(self.prediction, self.remedy)
-        if self.with_comparison:
-            yield report.comparison_text(self.comparison)
-            yield report.own_text(self.comparison)
 
     def write_page(self, file: Path) -> None:
         """The plan as an HTML page."""
