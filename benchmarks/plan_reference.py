@@ -1,16 +1,18 @@
-"""Writes data/kernel_times.csv: NVIDIA's measured kernel times of Llama-3-70B's shapes, one row a part of a layer.
+"""Writes what the planner's step times are held against: Llama-3-70B by NVIDIA's measured kernels.
 
     pip install aiconfigurator-core==0.12.0
-    python benchmarks/plan_reference.py > benchmarks/data/kernel_times.csv
+    python benchmarks/plan_reference.py kernels > benchmarks/data/kernel_times.csv     # one row a part of a layer
+    python benchmarks/plan_reference.py steps > benchmarks/data/step_times.csv         # whole steps on 8 H100 SXM
 
 Needs no GPU: aiconfigurator-core (Apache-2.0) carries NVIDIA's measurements for H100, H200, B200, L40S (TensorRT-LLM
-1.3.0rc20) and A100 (1.0.0). data/step_times.csv was made with it in the same way: whole steps by
-`predict_prefill_latency` and `decode_step_latency` over the seven layouts of 8 H100 SXM.
+1.3.0rc20) and A100 (1.0.0).
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
+import itertools
 import sys
 import tempfile
 from pathlib import Path
@@ -34,20 +36,50 @@ PRODUCTS = ("qkv_gemm", "proj_gemm", "gate_ffn1_gemm", "ffn2_gemm")
 ELEMENTWISE = ("add_norm_1", "add_norm_2", "act_gate")
 
 
+PRECISIONS = {("16", "16"): DTYPES["16"], ("fp8", "fp8"): DTYPES["fp8"], ("fp8", "16"): {"gemm_quant_mode": "fp8"}}
+"""Of weights and KV cache."""
+LAYOUTS = {(2, 4): 16, (4, 2): 32, (8, 1): 64, (1, 8): 8, (4, 1): 32, (2, 1): 16, (2, 2): 16}
+"""(tp, pp): the largest micro-batch. Replicas of a group do not change its steps."""
+
+
 def main() -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["gpu", "dtype", "tp", "part", "tokens", "context", "us"])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("kernels", "steps"))
+    what = parser.parse_args().what
     configs = Path(aiconfigurator_core.__file__).parent / "model_configs"
     with tempfile.TemporaryDirectory() as model:
         config = (configs / "meta-llama--Meta-Llama-3.1-70B_config.json").read_text()
         Path(model, "config.json").write_text(config)
-        for gpu, (system, version) in SYSTEMS.items():
-            for dtype, modes in DTYPES.items():
-                if (gpu, dtype) != ("a100-sxm", "fp8"):
-                    for tp in (1, 2, 4, 8):
-                        sizes = {"tp_size": tp, "pp_size": 1, **modes}
-                        engine = EngineHandle.compile(model, system, "trtllm", backend_version=version, **sizes)
-                        writer.writerows([gpu, dtype, tp, *row] for row in rows(engine, dtype))
+        table = {"kernels": kernels, "steps": steps}[what](model)
+        csv.writer(sys.stdout, lineterminator="\n").writerows(table)
+
+
+def compiled(model: str, gpu: str, tp: int, pp: int, modes: dict[str, str]) -> EngineHandle:
+    system, version = SYSTEMS[gpu]
+    return EngineHandle.compile(model, system, "trtllm", backend_version=version, tp_size=tp, pp_size=pp, **modes)
+
+
+def kernels(model: str):
+    yield "gpu", "dtype", "tp", "part", "tokens", "context", "us"
+    for gpu in SYSTEMS:
+        for dtype, modes in DTYPES.items():
+            if (gpu, dtype) != ("a100-sxm", "fp8"):
+                for tp in (1, 2, 4, 8):
+                    yield from ((gpu, dtype, tp, *row) for row in rows(compiled(model, gpu, tp, 1, modes), dtype))
+
+
+def steps(model: str):
+    yield "tp", "pp", "weights", "kv", "phase", "sequences", "context", "ms"
+    for precision, modes in PRECISIONS.items():
+        for (tp, pp), most in LAYOUTS.items():
+            engine = compiled(model, "h100-sxm", tp, pp, modes)
+            for prompt in (1024, 2048, 4096):
+                ms = engine.predict_prefill_latency(1, prompt)
+                yield tp, pp, *precision, "prefill", 1, prompt, round(ms, 3)
+                for answer, power in itertools.product((128, 256), range(most.bit_length())):
+                    # The tool takes the middle of the answer for the context of a decode step.
+                    ms = engine.decode_step_latency(2**power, prompt, answer)
+                    yield tp, pp, *precision, "decode", 2**power, prompt + answer // 2, round(ms, 3)
 
 
 def rows(engine: EngineHandle, dtype: str):

@@ -1,16 +1,19 @@
 """The planner's prediction of a rehearsal beside real load tests of it: TTFT, TPOT and throughput.
 
     toolkit sample smollm2 models/smollm2-135m-instruct
-    python benchmarks/plan_rehearsal.py build_configs/smollm2-rehearsal.yaml [--tp 2 --pp 4] [--rate 0.5] [--runs 2]
+    python benchmarks/plan_rehearsal.py build_configs/smollm2-rehearsal.yaml [--tp 2 --pp 4] [--users 16 | --rate 0.3]
 
-Builds the deployment in a folder of its own, times its steps (`toolkit calibrate`), predicts, then serves it with the
-real Triton and sends it the same requests at the same times: Poisson, answers of 16 to 48 tokens, prompts of one length
-whose beginning is the chat template's. About 7 minutes. Run it on a quiet machine.
+Builds the deployment in a folder of its own, times its steps (`toolkit calibrate`), then serves it with the real Triton
+and sends it what the plan simulates: as many users or requests a second, prompts of one length whose beginning is the
+chat template's, answers of 16 to 48 tokens. Two predictions: from the calibration made before, and from the same with
+the slowdowns of the very run, which leaves out what else the machine did between the two. About 8 minutes; run it on a
+quiet machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -29,6 +32,7 @@ a lighthouse, a river, two brothers, an old ship, a mountain village, a lost dog
 train, a desert, a garden, a painter, a school, a storm, a baker, a library, a bridge, a farm, a musician, an island
 """
 FIGURES = ("TTFT P50 ms", "TPOT P50 ms", "tokens/s")
+Figures = tuple[float, float, float]
 
 
 def main() -> None:
@@ -36,47 +40,77 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("--tp", type=int, default=2)
     parser.add_argument("--pp", type=int, default=4)
-    parser.add_argument("--rate", type=float, default=0.5)
-    parser.add_argument("--requests", type=int, default=60)
-    parser.add_argument("--runs", type=int, default=2)
+    traffic = parser.add_mutually_exclusive_group()
+    traffic.add_argument("--users", type=int, default=16, help="closed loop: each asks again when answered")
+    traffic.add_argument("--rate", type=float, help="Poisson, requests/s")
+    parser.add_argument("--requests", type=int, default=80)
+    parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         file = variant(options, Path(folder))
         for command in ("build", "repo", "calibrate"):
             toolkit(command, file)
-        plan = json.loads(toolkit("plan", file, "--json", "--calibration", f"{folder}/output/calibration.json"))
-        toolkit("serve", file, "--detach")
-        try:
-            runs = [load_test(file) for _ in range(options.runs)]
-        finally:
-            toolkit("stop", file)
-    show(options, plan["prediction"], runs)
+        calibration = Path(folder) / "output" / "calibration.json"
+        before = predicted(file, calibration)
+        rows = [(before, *one_run(file, calibration, Path(folder))) for _ in range(options.runs)]
+    show(options, rows)
 
 
-def load_test(file: Path) -> tuple[float, float, float]:
+def one_run(file: Path, calibration: Path, folder: Path) -> tuple[Figures, Figures]:
+    """What is predicted from this run's own slowdowns, and what was measured."""
+    from toolkit.calibrate.service import read_steps, slowdowns
+    from toolkit.plan.calibration import load
+
+    os.environ["TOOLKIT_STEPS"] = str(folder / "steps.jsonl")
+    toolkit("serve", file, "--detach")
+    try:
+        measured = load_test(file)
+    finally:
+        toolkit("stop", file)
+    alone = dataclasses.replace(load(calibration), crowding=()).measured_steps
+    found = slowdowns(read_steps(folder / "steps.jsonl"), alone)
+    content = json.loads(calibration.read_text())
+    content["crowding"] = [{"in_flight": number, "slowdown": slowdown} for number, slowdown in found.items()]
+    print(f"slowdowns {', '.join(f'{n}: {value:.2f}' for n, value in found.items())}", file=sys.stderr)
+    own = folder / "own.json"
+    own.write_text(json.dumps(content))
+    return predicted(file, own), measured
+
+
+def predicted(file: Path, calibration: Path) -> Figures:
+    prediction = json.loads(toolkit("plan", file, "--json", "--calibration", str(calibration)))["prediction"]
+    metrics = prediction["metrics"]
+    return metrics["ttft_ms"]["p50"], metrics["tpot_ms"]["p50"], prediction["tokens_per_s"]
+
+
+def load_test(file: Path) -> Figures:
     """FIGURES of the requests that are judged, by the metric definitions of the load test."""
     from toolkit.client import GenerateRequest, connect
     from toolkit.client.chat import chat_prompt
     from toolkit.config import Deployment
-    from toolkit.load.measure import measure
+    from toolkit.load.measure import measure, now
     from toolkit.slo.metrics import Measured
     from toolkit.workload import traffic_of
 
     deployment = Deployment.load(file)
     traffic, lines, samples = traffic_of(deployment), questions(), {}
-    begin = time.time() + 1
+    prompts = [chat_prompt(deployment.model.path, line) for line in lines]
+    begin, left, lock = now() + 1, iter(range(len(traffic.requests))), threading.Lock()
 
-    def send(number: int) -> None:
-        planned = traffic.requests[number]
-        prompt = chat_prompt(deployment.model.path, lines[number % len(lines)])
-        client = connect(deployment.url("http"))
-        time.sleep(max(0.0, begin + planned.due - time.time()))
-        request = GenerateRequest(prompt, planned.output_tokens)
-        due = begin + planned.due
-        samples[number] = measure(client, request, due=due, protocol="http", deadline_s=120)
-        client.close()
+    def user() -> None:
+        with connect(deployment.url("http")) as client:
+            while True:
+                with lock:
+                    number = next(left, None)
+                if number is None:
+                    return
+                planned = traffic.requests[number]
+                due = now() if traffic.users else begin + planned.due
+                time.sleep(max(0.0, due - now()))
+                request = GenerateRequest(prompts[number % len(prompts)], planned.output_tokens)
+                samples[number] = measure(client, request, due=due, protocol="http", deadline_s=120)
 
-    threads = [threading.Thread(target=send, args=(number,)) for number in range(len(traffic.requests))]
+    threads = [threading.Thread(target=user) for _ in range(traffic.users or len(traffic.requests))]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -104,9 +138,9 @@ def variant(options: argparse.Namespace, folder: Path) -> Path:
     content |= {"name": "rehearsal", "output": str(folder / "output")}
     content["model"]["path"] = str(model)
     content["parallel"] = {"tp": options.tp, "pp": options.pp}
+    open_loop = {"arrivals": "poisson", "rate": options.rate}
     content["workload"] = {
-        "arrivals": "poisson",
-        "rate": options.rate,
+        **(open_loop if options.rate else {"arrivals": "closed", "users": options.users}),
         "requests": options.requests,
         "prompt_tokens": round(statistics.mean(map(len, ids))),
         "shared_prefix_tokens": shared,
@@ -126,15 +160,14 @@ def toolkit(command: str, file: Path, *options: str) -> str:
     return found.stdout
 
 
-def show(options: argparse.Namespace, prediction: dict, runs: list[tuple[float, float, float]]) -> None:
-    metrics = prediction["metrics"]
-    predicted = (metrics["ttft_ms"]["p50"], metrics["tpot_ms"]["p50"], prediction["tokens_per_s"])
-    name = f"{options.config.stem} tp{options.tp} pp{options.pp}, Poisson {options.rate:g}/s"
-    print(f"{name}, load average {os.getloadavg()[0]:.1f}")
-    for figure, value, measured in zip(FIGURES, predicted, zip(*runs, strict=True), strict=True):
-        middle = statistics.median(measured)
-        each = ", ".join(f"{one:.1f}" for one in measured)
-        print(f"    {figure:12s} predicted {value:7.1f}   measured {middle:7.1f} ({each})   {value / middle - 1:+.0%}")
+def show(options: argparse.Namespace, rows: list[tuple[Figures, Figures, Figures]]) -> None:
+    traffic = f"Poisson {options.rate:g}/s" if options.rate else f"{options.users} users"
+    print(f"{options.config.stem} tp{options.tp} pp{options.pp}, {traffic}, load average {os.getloadavg()[0]:.1f}")
+    print(f"    {'':14s}{'measured':>10s}   {'plan before':>18s}   {'with its own slowdowns':>22s}")
+    for index, name in enumerate(FIGURES):
+        for before, own, measured in ([figures[index] for figures in row] for row in rows):
+            print(f"    {name:14s}{measured:10.1f}   {before:10.1f} {before / measured - 1:+7.0%}", end="")
+            print(f"   {own:14.1f} {own / measured - 1:+7.0%}")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ class Steady:
     def one_thread(self) -> bool:
         return self.cores is not None
 
-    def slowdown(self, work: StepWork, in_flight: int) -> float:
+    def slowdown(self, in_flight: int) -> float:
         return max(1.0, in_flight * self.ranks_per_stage / self.cores) if self.cores else 1.0
 
     def stage_seconds(self, work: StepWork) -> list[float]:

@@ -107,7 +107,7 @@ def check_stages(run: Simulation, times: Steady, replicas: int) -> None:
     ordered = sorted(run.intervals)
     for (replica, stage), intervals in groupby(ordered, key=lambda interval: interval[:2]):
         every = list(intervals)
-        assert all(before.end <= after.start for before, after in pairwise(every)), "a stage overlaps with itself"
+        assert all(before.end <= after.start + 1e-9 for before, after in pairwise(every)), "a stage overlaps"
         spent[replica, stage] = sum(interval.end - interval.start for interval in every)
     for (replica, stage), seconds in spent.items():
         share = run.utilisation[replica][stage]

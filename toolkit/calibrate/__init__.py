@@ -1,7 +1,8 @@
 """Measures how long things take here, for the planner to predict with instead of its table.
 
 Of an engine for GPUs, the parts of a layer on one GPU (`layers`); of a rehearsal, whole steps on its real ranks
-(`steps`). docs/calibration.md describes the file that is written; toolkit/plan/calibration.py reads it.
+(`steps`), and how much longer they take in service (`service`). docs/calibration.md describes the
+file that is written; toolkit/plan/calibration.py reads it.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ from typing import Any
 
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.plan.calibration import FORMAT, Kind, kind_of, model_of
+from toolkit.plan.calibration import FORMAT, kind_of, model_of
+from toolkit.plan.calibration_rows import Row, step_row
+from toolkit.plan.measured import fit_steps
 
-BUDGET_S = {"layers": 120.0, "steps": 90.0}
+BUDGET_S = {"layers": 120.0, "steps": 140.0}
 """Seconds of measuring; starting and warming up come on top."""
+IN_SERVICE = 0.4
+"""The part of a rehearsal's that is measured in service."""
 NAME = "calibration.json"
 
 
@@ -29,10 +34,11 @@ def calibrate(
 ) -> dict[str, Any]:
     """The content of a calibration file, measured now. `tell` is called with (things timed, things in all).
 
-    Raises ToolkitError where there is no GPU for a large model, or no engine built for a rehearsal.
+    Raises ToolkitError where there is no GPU for a large model, or when a rehearsal cannot be served now.
     """
     kind = kind_of(deployment)
-    found = _measure(deployment, kind, budget_s or BUDGET_S[kind], tell or (lambda done, total: None))
+    measure = _measure_steps if kind == "steps" else _measure_layers
+    found = measure(deployment, budget_s or BUDGET_S[kind], tell or (lambda done, total: None))
     versions = {name: importlib.metadata.version(name) for name in ("toolkit", "torch")}
     return {
         "format": FORMAT,
@@ -44,14 +50,23 @@ def calibrate(
     }
 
 
-def _measure(deployment: Deployment, kind: Kind, budget_s: float, tell: Callable[[int, int], None]) -> dict[str, Any]:
-    if kind == "steps":
-        from toolkit.calibrate.steps import time_steps
-
-        return time_steps(deployment, budget_s, tell)
+def _measure_layers(deployment: Deployment, budget_s: float, tell: Callable[[int, int], None]) -> dict[str, Any]:
     from toolkit.calibrate.layers import time_layers
 
     return time_layers(deployment, budget_s, tell)
+
+
+def _measure_steps(deployment: Deployment, budget_s: float, tell: Callable[[int, int], None]) -> dict[str, Any]:
+    from toolkit.calibrate.service import time_service
+    from toolkit.calibrate.steps import engine_settings, time_steps
+    from toolkit.serve.preflight import check
+
+    engine_settings(deployment)
+    check(deployment)  # rather than after a minute of measuring
+    found = time_steps(deployment, (1 - IN_SERVICE) * budget_s, tell)
+    rows = [Row(row, Path(NAME), f"rows[{index}].") for index, row in enumerate(found["rows"])]
+    alone = fit_steps([step_row(row, deployment.parallel.pp) for row in rows], deployment.mapping)
+    return {**found, **time_service(deployment, alone, IN_SERVICE * budget_s, tell)}
 
 
 def planned(deployment: Deployment) -> list[str]:

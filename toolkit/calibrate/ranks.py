@@ -11,7 +11,6 @@ import multiprocessing
 import signal
 import socket
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
@@ -31,8 +30,6 @@ Span = tuple[int, int]
 """Of one rank and step: begin and end by the clock, nanoseconds."""
 REPEATS = (5, 30)
 """How often each step is timed: at least, and at most where they are short."""
-CROWDED = 5
-"""How often each of the steps in flight is begun, the first time to fill the pipeline."""
 LONG = 100
 """A step that takes more than this part of the budget is looked at twice before it is left out for that."""
 
@@ -49,38 +46,28 @@ class Lap(NamedTuple):
     """From the end of the last stage to when rank 0 had chosen the tokens."""
 
 
-class Crowd(NamedTuple):
-    """A step, computed over and over with several in flight."""
-
-    plan: int
-    in_flight: int
-    seconds: list[float]
-    """Of each time, from when it began to its tokens."""
-
-
 def run(
     settings: EngineSettings,
     plans: Sequence[StepPlan],
     budget_s: float,
     tell: Callable[[int, int], None],
     rank_class: type[Rank] = Rank,
-) -> tuple[list[list[Lap]], list[Crowd]]:
-    """The laps of each step; none of those that the budget has no room for, which are the longest ones. And some of
-    them with several in flight, if there is more than one stage.
+) -> list[list[Lap]]:
+    """The laps of each step; none of those that the budget has no room for, which are the longest ones.
 
     `tell` is called with (steps done, steps in all). Raises ToolkitError when a rank ends before its time.
     """
     with _started(settings, plans, budget_s, rank_class) as pipes:
         while isinstance(message := _next(pipes, 0), tuple):
             tell(*message)
-        order, leader, crowds = message
+        order, leader = message
         spans = [leader, *(_next(pipes, rank) for rank in settings.mapping.ranks[1:])]
     laps: list[list[Lap]] = [[] for _ in plans]
     groups = [settings.mapping.tp_group(stage) for stage in range(settings.mapping.pp)]
     for index, (plan, chosen, counts) in enumerate(order):
         if counts:
             laps[plan].append(_lap([[spans[rank][index] for rank in group] for group in groups], chosen))
-    return laps, crowds
+    return laps
 
 
 def _next(pipes: Sequence[Connection], rank: int) -> Any:
@@ -185,33 +172,13 @@ class _Leader:
     def lap(self, index: int, total: int, counts: bool = True) -> float:
         """Compute a step to its end; its seconds."""
         begin = time.monotonic_ns()
-        own = self._begin(index)
+        own = self.me.compute(encode(self.steps[index], self.scheduling.tokens_per_block))
         self.spans.append((begin, time.monotonic_ns()))
-        self._finish(index, own)
+        choose(self.me, sum(work.emits for work in self.steps[index].works), own)
         chosen = time.monotonic_ns()
         self.order.append((index, chosen, counts))
         self.pipe.send((len(self.order), max(total, len(self.order))))
         return (chosen - begin) * 1e-9
-
-    def crowd(self, index: int, in_flight: int) -> Crowd:
-        """Keep so many of a step in flight, as the engine does: begin what can begin, then end the oldest."""
-        started, seconds = deque[tuple[float, Tensor | None]](), list[float]()
-        while len(seconds) < CROWDED * in_flight:
-            if len(started) == in_flight:
-                begin, own = started.popleft()
-                self._finish(index, own)
-                seconds.append(time.monotonic() - begin)
-            else:
-                started.append((time.monotonic(), self._begin(index)))
-        for _, own in started:
-            self._finish(index, own)
-        return Crowd(index, in_flight, seconds[in_flight:])  # the first ones found the pipeline empty
-
-    def _begin(self, index: int) -> Tensor | None:
-        return self.me.compute(encode(self.steps[index], self.scheduling.tokens_per_block))
-
-    def _finish(self, index: int, own: Tensor | None) -> None:
-        choose(self.me, sum(work.emits for work in self.steps[index].works), own)
 
 
 def _lead(me: Rank, plans: Sequence[StepPlan], budget_s: float, pipe: Connection) -> None:
@@ -227,23 +194,7 @@ def _lead(me: Rank, plans: Sequence[StepPlan], budget_s: float, pipe: Connection
     for _ in range(rounds):
         for index in chosen:
             leader.lap(index, total)
-    crowds = []
-    for index in crowdable(plans, chosen):
-        for in_flight in crowds_of(me.settings.mapping.pp):
-            crowds.append(leader.crowd(index, in_flight))
-    pipe.send([leader.order, leader.spans, crowds])
-
-
-def crowds_of(stages: int) -> list[int]:
-    """How many steps in flight are timed: from two, doubled, to one for each stage."""
-    return sorted({*(2**n for n in range(1, stages.bit_length()) if 2**n < stages), stages}) if stages > 1 else []
-
-
-def crowdable(plans: Sequence[StepPlan], chosen: Sequence[int]) -> list[int]:
-    """Of the steps that were timed alone, some generations and a context: what is in flight in service."""
-    generations = [index for index in chosen if plans[index].kind == "generation"]
-    contexts = [index for index in chosen if plans[index].kind == "context"]
-    return [*generations[::4], *contexts[:1]]
+    pipe.send([leader.order, leader.spans])
 
 
 def affordable(seconds: Sequence[float], budget_s: float) -> tuple[list[int], int]:

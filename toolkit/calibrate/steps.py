@@ -1,4 +1,4 @@
-"""Times of whole steps of a rehearsal, on each of its stages, one step in flight at a time."""
+"""Times of whole steps of a rehearsal, on each of its stages, one step in flight at a time and without Triton."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import psutil
 from toolkit import artifacts
 from toolkit.calibrate.device import describe_cpu
 from toolkit.calibrate.grid import StepPlan, grid
-from toolkit.calibrate.ranks import Crowd, Lap, run
+from toolkit.calibrate.ranks import Lap, run
 from toolkit.config import Deployment
 from toolkit.engine.rehearsal.worker import WORTH_SHARING, Rank
 from toolkit.engine.settings import EngineSettings
 from toolkit.errors import ToolkitError
 
-ALONE = "the scheduler's own decisions and Triton take no part"
 BUSY = "other programs kept {:.1f} cores busy when this began: on a quiet machine steps are faster"
 MOST_BUSY = 0.3
 
@@ -58,32 +57,19 @@ def time_steps(
     settings = engine_settings(deployment)
     plans = grid(settings.scheduling) if plans is None else plans
     busy = psutil.cpu_percent(interval=0.5) / 100 * (psutil.cpu_count() or 1)
-    laps, crowds = run(settings, plans, budget_s, tell, rank_class)
+    laps = run(settings, plans, budget_s, tell, rank_class)
     alone = settings.mapping.world_size == 1 and settings.model["hidden_size"] >= WORTH_SHARING
     device = describe_cpu()
     return {
         "device": {**device, "threads": device["cores"] if alone else 1},
         "parallel": {"tp": settings.mapping.tp, "pp": settings.mapping.pp},
         "dtype": "float32",
-        "notes": [ALONE, *[BUSY.format(busy)] * (busy > MOST_BUSY)],
+        "notes": [BUSY.format(busy)] * (busy > MOST_BUSY),
         "skipped": [named(plan) for plan, found in zip(plans, laps, strict=True) if not found],
         "rows": [_row(plan, found) for plan, found in zip(plans, laps, strict=True) if found],
-        "crowding": _crowding(laps, crowds),
+        "crowding": [],
+        "outside_seconds": 0.0,
     }
-
-
-def _crowding(laps: Sequence[Sequence[Lap]], crowds: Sequence[Crowd]) -> list[dict[str, Any]]:
-    """How many times longer steps take with others in flight: they share cores, caches and memory.
-
-    Waiting in line for the slowest stage is not among it: without sharing, n in flight would take n times as long as
-    that stage, or as long as one alone if that is more.
-    """
-    slower: dict[int, list[float]] = {}
-    for crowd in crowds:
-        slowest = max(statistics.median(one) for one in zip(*(lap.stages for lap in laps[crowd.plan]), strict=True))
-        unshared = max(statistics.median(map(_whole, laps[crowd.plan])), crowd.in_flight * slowest)
-        slower.setdefault(crowd.in_flight, []).append(statistics.median(crowd.seconds) / unshared)
-    return [{"in_flight": n, "slowdown": max(1.0, statistics.median(ratios))} for n, ratios in slower.items()]
 
 
 def _whole(lap: Lap) -> float:

@@ -71,8 +71,8 @@ class Aiconfigurator:
     def stages(self) -> int:
         return self.form.stages
 
-    def slowdown(self, work: StepWork, in_flight: int) -> float:
-        return self.form.slowdown(work, in_flight)
+    def slowdown(self, in_flight: int) -> float:
+        return self.form.slowdown(in_flight)
 
     def stage_seconds(self, work: StepWork) -> list[float]:
         layer, rates = self.layer_s(work), self.form.gpu.rates

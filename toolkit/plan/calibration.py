@@ -79,7 +79,9 @@ class Calibration:
     steps: tuple[MeasuredStep, ...] = ()
     """Of kind `steps`."""
     crowding: tuple[tuple[int, float], ...] = ()
-    """Of kind `steps`: (steps in flight, how many times longer each then takes)."""
+    """Of kind `steps`: (steps in flight, how many times longer each then takes in service)."""
+    outside_s: float | None = None
+    """Of kind `steps`: what a request spends outside of the engine before its first token comes to the client."""
 
     def step_times(self, deployment: Deployment) -> ClosedForm | MeasuredSteps:
         """Step times of the deployment, as measured. Raises ToolkitError for another model, kind or split."""
@@ -198,6 +200,7 @@ def parse(content: dict[str, Any], path: Path) -> Calibration:
         timings=tuple(map(layer_row, checked)) if kind == "layers" else (),
         steps=tuple(step_row(row, parallel.pp) for row in checked) if kind == "steps" else (),
         crowding=_crowding(content, path) if kind == "steps" else (),
+        outside_s=top.number("outside_seconds", zero=True) if kind == "steps" else None,
     )
 
 

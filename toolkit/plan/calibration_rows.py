@@ -85,8 +85,8 @@ def step_row(row: Row, stages: int) -> MeasuredStep:
 
 
 def crowding_row(row: Row) -> tuple[int, float]:
-    """An entry of `crowding`: steps in flight, and how many times longer each then takes."""
-    return row.count("in_flight", 2), row.number("slowdown")
+    """An entry of `crowding`: steps in flight, and how many times longer each then takes in service."""
+    return row.count("in_flight", 1), row.number("slowdown")
 
 
 COUNTS = tuple(name for name in StepWork._fields if name != "context_pairs")

@@ -38,7 +38,7 @@ class ClosedForm:
     def stages(self) -> int:
         return self.mapping.pp
 
-    def slowdown(self, work: StepWork, in_flight: int) -> float:
+    def slowdown(self, in_flight: int) -> float:
         return 1.0  # a GPU has its own memory and compute
 
     def stage_seconds(self, work: StepWork) -> list[float]:

@@ -38,13 +38,13 @@ class MeasuredStep(NamedTuple):
 @dataclass(frozen=True)
 class MeasuredSteps:
     """A StepTimes for the rehearsal that was timed. Stages were timed alone; `slowdown` says how much longer they
-    take when several compute at once on fewer cores than they want."""
+    take in service: beside Triton, and when several compute at once on fewer cores than they want."""
 
     one_thread = True
 
     stages: int
     crowding: tuple[tuple[int, float], ...]
-    """(steps in flight, how many times longer each takes), rising; empty for a single stage."""
+    """(steps in flight, how many times longer each takes), rising; empty if that was not measured."""
     stage_costs: tuple[Costs, ...]
     hop_costs: Costs
     finish_costs: Costs
@@ -53,12 +53,12 @@ class MeasuredSteps:
         """The time of the step on each stage when no other stage computes. Rank 0's encoding is in the first."""
         return self._of_stages(self.stage_costs, work)
 
-    def slowdown(self, work: StepWork, in_flight: int) -> float:
-        """By the measured crowds, and in a straight line between them."""
-        before = (1, 1.0)
+    def slowdown(self, in_flight: int) -> float:
+        """As measured in service, and in a straight line between the numbers that were."""
+        before = self.crowding[0] if self.crowding else (1, 1.0)
         for count, slowdown in self.crowding:
             if in_flight <= count:
-                share = (in_flight - before[0]) / (count - before[0])
+                share = (in_flight - before[0]) / max(count - before[0], 1)
                 return before[1] + share * (slowdown - before[1])
             before = (count, slowdown)
         return before[1]

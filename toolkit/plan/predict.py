@@ -45,6 +45,8 @@ class Prediction:
     times: StepTimes
     estimator: str
     """Where the step times are from, in words."""
+    front_s: float = FRONT_S
+    """Of each request, one after the other, before its scheduler has it."""
 
     @cached_property
     def memory(self) -> MemoryPlan:
@@ -67,13 +69,13 @@ class Prediction:
     def capacity(self) -> Capacity:
         deployment = self.deployment
         replicas, slo = deployment.parallel.replicas, deployment.slo
-        return find_capacity(self._long_traffic, self.scheduling, self.times, replicas, slo, FRONT_S)
+        return find_capacity(self._long_traffic, self.scheduling, self.times, replicas, slo, self.front_s)
 
     def meets_at(self, rate: float) -> bool:
         """Whether every latency target and the compliance hold when so many requests/s come."""
         traffic, slo = self._long_traffic.opened().first(REQUESTS).at(rate), self.deployment.slo
         replicas, give_up = self.deployment.parallel.replicas, hopeless(slo, traffic)
-        run = simulate(traffic, self.scheduling, self.times, replicas, give_up=give_up, front_s=FRONT_S)
+        run = simulate(traffic, self.scheduling, self.times, replicas, give_up=give_up, front_s=self.front_s)
         return run.complete and meets_latencies(run, slo)
 
     @cached_property
@@ -130,9 +132,8 @@ class Prediction:
 
     def simulate(self, traffic: Traffic, record: tuple[float, float] = NOTHING) -> Simulation:
         """A run of other traffic under the same settings."""
-        return simulate(
-            traffic, self.scheduling, self.times, self.deployment.parallel.replicas, record, front_s=FRONT_S
-        )
+        replicas = self.deployment.parallel.replicas
+        return simulate(traffic, self.scheduling, self.times, replicas, record, front_s=self.front_s)
 
     def _predicted(self, target: Target) -> Target:
         """Targets that judge() cannot know from samples: of the deployment, not of requests."""
@@ -160,7 +161,8 @@ def predict(deployment: Deployment, estimator: Estimator = "table") -> Predictio
     """
     if isinstance(estimator, Calibration):
         measured = "rehearsal" if deployment.engine == "rehearsal" else "table refitted"
-        return Prediction(deployment, estimator.step_times(deployment), f"{measured} by {estimator.path}")
+        front_s = FRONT_S if estimator.outside_s is None else estimator.outside_s
+        return Prediction(deployment, estimator.step_times(deployment), f"{measured} by {estimator.path}", front_s)
     if deployment.engine == "rehearsal":
         hint = f"Run: toolkit calibrate {deployment.file}, and give its file as --calibration."
         raise ToolkitError("a rehearsal's step times are not known", where=deployment.file, hint=hint)

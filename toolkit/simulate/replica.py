@@ -1,7 +1,7 @@
 """One group of pipeline stages: `toolkit.inflight` decides each step, a model of step times says how long it takes.
 
 Steps pass the stages in the order in which they were scheduled. A stage begins a step when it has ended the one
-before and the stage in front has handed this one over; so all times of a step are known when it begins.
+before and the stage in front has handed this one over; so all of a step is known when it begins, in seconds of work.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from toolkit.errors import Busy
 from toolkit.inflight import Request, Scheduler, SchedulerConfig, State, Step
+from toolkit.simulate.clock import WorkClock
 from toolkit.simulate.steps import StepTimes, StepWork
 from toolkit.slo.metrics import Sample
 from toolkit.workload import Planned
@@ -60,6 +61,16 @@ class Interval(NamedTuple):
     generations: int
 
 
+class InFlight(NamedTuple):
+    """A step between its beginning and its end, by the work clock."""
+
+    end: float
+    spans: list[tuple[float, float]]
+    """When each stage computes it."""
+    step: Step
+    work: StepWork
+
+
 @dataclass
 class Usage:
     """What a replica's stages and KV pool were used for, in seconds and block-seconds."""
@@ -93,13 +104,14 @@ class Replica:
         self.usage = Usage(busy=[0.0] * times.stages)
         self.outstanding = 0
         self._one_thread = times.one_thread
-        self._stage_free = [0.0] * times.stages
-        self._in_flight: deque[tuple[float, Step, StepWork]] = deque()
+        self._clock = WorkClock()
+        self._stage_free = [0.0] * times.stages  # by the work clock
+        self._in_flight: deque[InFlight] = deque()
         self._front: deque[tuple[float, Sequence]] = deque()  # on their way to the scheduler
         self._front_s, self._front_free = front_s, 0.0
         self._record = record
         self._stuck = True  # nothing can begin before a request comes or a step ends
-        self._clock = 0.0
+        self._accounted = 0.0
 
     def submit(self, sequence: Sequence, now: float) -> None:
         """Take a request, which the scheduler has after all those before it."""
@@ -109,15 +121,14 @@ class Replica:
 
     def next_event(self) -> float:
         """When a request comes, a step ends or the first stage can begin one, whichever is first; inf when idle."""
-        begin = math.inf if self._stuck else self._stage_free[0]
-        return min(begin, self._next_end(), self._front[0][0] if self._front else math.inf)
+        return min(self._next_begin(), self._next_end(), self._front[0][0] if self._front else math.inf)
 
     def advance(self, now: float) -> list[Sequence]:
         """Let everything happen that can by `now`. Returns the sequences that ended or were refused."""
         self._account(now)
         ended = self._admit(now)
         while True:
-            can_begin = not self._stuck and self._stage_free[0] <= now
+            can_begin = self._next_begin() <= now
             if can_begin and self._one_thread:
                 self._begin(now)
             elif self._next_end() <= now:
@@ -126,6 +137,7 @@ class Replica:
                 self._begin(now)
             else:
                 return ended
+            self._clock.set_pace(now, self.times.slowdown(max(len(self._in_flight), 1)))
 
     def _admit(self, now: float) -> list[Sequence]:
         """Hand the scheduler what has come. Returns what it refused."""
@@ -142,11 +154,14 @@ class Replica:
         self.outstanding -= len(refused)
         return refused
 
+    def _next_begin(self) -> float:
+        return math.inf if self._stuck else self._clock.time_of(self._stage_free[0])
+
     def _next_end(self) -> float:
         if not self._in_flight:
             return math.inf
-        end = self._in_flight[0][0]
-        return max(end, self._stage_free[0]) if self._one_thread else end
+        end = self._in_flight[0].end
+        return self._clock.time_of(max(end, self._stage_free[0]) if self._one_thread else end)
 
     def _begin(self, now: float) -> None:
         step = self.scheduler.schedule()
@@ -157,26 +172,24 @@ class Replica:
             sequence: Any = part.request
             if sequence.started is None:
                 sequence.started = now
-        work = work_of(step)
-        hop, slowdown = self.times.hop_seconds(work), self.times.slowdown(work, len(self._in_flight) + 1)
-        ready = now
+        work, ready, spans = work_of(step), self._clock.at(now), []
+        hop = self.times.hop_seconds(work)
         for stage, seconds in enumerate(self.times.stage_seconds(work)):
             start = max(ready, self._stage_free[stage])
-            self._stage_free[stage] = end = start + seconds * slowdown
-            self.usage.busy[stage] += end - start
+            self._stage_free[stage] = end = start + seconds
+            spans.append((start, end))
             ready = end + hop
-            if start < self._record[1] and end > self._record[0]:
-                what = (step.micro_batch, work.context_tokens, work.generations)
-                self.usage.intervals.append(Interval(self.number, stage, start, end, *what))
         finish = 0.0 if self._one_thread else self.times.finish_seconds(work)
-        self._in_flight.append((self._stage_free[-1] + finish, step, work))
+        self._in_flight.append(InFlight(end + finish, spans, step, work))
 
     def _end(self, now: float) -> list[Sequence]:
-        _, step, work = self._in_flight.popleft()
+        done = self._in_flight.popleft()
+        self._note(done)
         if self._one_thread:
-            self._stage_free[0] = now = now + self.times.finish_seconds(work)
-        emitting: list[Any] = [part.request for part in step.works if part.emits]
-        self.scheduler.complete(step, [0] * len(emitting), [False] * len(emitting))
+            self._stage_free[0] = self._clock.at(now) + self.times.finish_seconds(done.work)
+            now = self._clock.time_of(self._stage_free[0])
+        emitting: list[Any] = [part.request for part in done.step.works if part.emits]
+        self.scheduler.complete(done.step, [0] * len(emitting), [False] * len(emitting))
         for sequence in emitting:
             sequence.token_times.append(now)
         self._stuck = False
@@ -184,8 +197,19 @@ class Replica:
         self.outstanding -= len(ended)
         return ended
 
+    def _note(self, done: InFlight) -> None:
+        """Take note of when the stages computed a step, which only its end tells."""
+        what = (done.step.micro_batch, done.work.context_tokens, done.work.generations)
+        for stage, span in enumerate(done.spans):
+            start, end = map(self._clock.time_of, span)
+            self.usage.busy[stage] += end - start
+            if start < self._record[1] and end > self._record[0]:
+                self.usage.intervals.append(Interval(self.number, stage, start, end, *what))
+        if not self._in_flight:
+            self._clock.forget()
+
     def _account(self, now: float) -> None:
-        elapsed, self._clock = now - self._clock, now
+        elapsed, self._accounted = now - self._accounted, now
         if self._in_flight:
             pool = self.scheduler.pool
             used = len(pool.references) - len(pool.idle)

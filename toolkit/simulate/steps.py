@@ -43,8 +43,8 @@ class StepTimes(Protocol):
     def one_thread(self) -> bool:
         """Whether scheduling, the first stage and the choice of tokens wait for each other, as in a rehearsal."""
 
-    def slowdown(self, work: StepWork, in_flight: int) -> float:
-        """How many times longer a step takes with so many in flight, itself included: 1 where they share nothing."""
+    def slowdown(self, in_flight: int) -> float:
+        """How many times longer steps take while so many are in flight, themselves included: 1 if nothing is shared."""
 
     def stage_seconds(self, work: StepWork) -> list[float]:
         """The time of the step on each stage."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from toolkit.engine.rehearsal.batch import encode
+from toolkit.engine.rehearsal.steplog import StepLog
 from toolkit.engine.rehearsal.worker import Rank
 from toolkit.engine.request import GenerationRequest
 from toolkit.engine.sampling import Sampler
@@ -111,12 +112,15 @@ class RehearsalEngine:
 
     def _run(self) -> None:
         """Keep as many steps in flight as there are stages; finish the oldest when no more can begin."""
-        in_flight: deque[tuple[Step, Tensor | None]] = deque()
+        in_flight: deque[tuple[Step, Tensor | None, int]] = deque()
+        log = StepLog()
         while (step := self._next_step(wait=not in_flight)) or in_flight:
             if step:
-                in_flight.append((step, self._begin(step)))
+                begin = time.monotonic_ns()
+                in_flight.append((step, self._begin(step, begin), begin))
             else:
-                self._finish(*in_flight.popleft())
+                step, own, begin = in_flight.popleft()
+                log.note(step, begin, self._finish(step, own))
         self._rank.peers.leave()
         self._events.put(None)
 
@@ -127,15 +131,15 @@ class RehearsalEngine:
                 self._changed.wait()
             return step
 
-    def _begin(self, step: Step) -> Tensor | None:
-        now = time.monotonic_ns()
+    def _begin(self, step: Step, now: int) -> Tensor | None:
         for work in step.context:
             sequence: Any = work.request
             sequence.first_scheduled_ns = sequence.first_scheduled_ns or now
         return self._rank.compute(encode(step, self.settings.scheduling.tokens_per_block))
 
     @torch.inference_mode()
-    def _finish(self, step: Step, own: Tensor | None) -> None:
+    def _finish(self, step: Step, own: Tensor | None) -> int:
+        """Choose the step's tokens and tell of them; when they were chosen."""
         sequences: list[Any] = [work.request for work in step.works if work.emits]
         chosen = self._choose(self._logits(len(sequences), own), sequences)
         ends = [s.sampler.ends(s.tokens, token) for s, (token, _) in zip(sequences, chosen, strict=True)]
@@ -145,6 +149,7 @@ class RehearsalEngine:
             results = zip(sequences, chosen, strict=True)
             self._events.put([s.event(*choice, now) for s, choice in results if s in self._live])
             self._live.difference_update(s for s in sequences if s.state is State.FINISHED)
+        return now
 
     def _choose(self, logits: Tensor, sequences: list[Generation]) -> list[tuple[int, float | None]]:
         return [

@@ -1,0 +1,184 @@
+"""The rehearsal in service: the real server with all its ranks, asked by a few users, while its engine logs its steps.
+
+Steps take longer there than alone: Triton and its Python models use the same cores, and so do stages that compute at
+once. How much longer, by the number of steps in flight, is what is measured here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import random
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from toolkit.calibrate.grid import Context, StepPlan
+from toolkit.client import GenerateRequest, connect
+from toolkit.config import Deployment
+from toolkit.engine.rehearsal.steplog import VARIABLE
+from toolkit.errors import ToolkitError
+from toolkit.load.prompts import QUESTIONS, as_chat
+from toolkit.plan.measured import MeasuredSteps
+from toolkit.serve import serve, stop
+from toolkit.simulate.steps import StepWork
+
+ANSWER = (8, 32)
+"""Tokens of an answer: at least and at most."""
+SELDOM = 0.02
+"""Of the seconds of all steps: numbers in flight that make up less are not looked at."""
+DEADLINE_S = 120.0
+
+
+class Served(NamedTuple):
+    """A step of the engine in service. Seconds of one clock."""
+
+    begin: float
+    end: float
+    """When its tokens were chosen."""
+    work: StepWork
+
+
+def time_service(
+    deployment: Deployment, alone: MeasuredSteps, budget_s: float, tell: Callable[[int, int], None]
+) -> dict[str, Any]:
+    """The fields `crowding` and `outside_seconds` of a calibration file; `alone` says what steps take without Triton.
+
+    `tell` is called with (numbers of users measured, numbers in all). Raises ToolkitError when the deployment cannot
+    be served, or breaks.
+    """
+    levels, users = users_of(deployment), _Users(deployment)
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "steps.jsonl"
+        with _serving(deployment, log):
+            for done, count in enumerate(levels):
+                tell(done, len(levels))
+                users.ask(count, budget_s / len(levels))
+        found = slowdowns(read_steps(log), alone)
+    return {
+        "crowding": [{"in_flight": number, "slowdown": slowdown} for number, slowdown in found.items()],
+        "outside_seconds": statistics.median(users.outside),
+    }
+
+
+def users_of(deployment: Deployment) -> list[int]:
+    """How many users ask at once: one, doubled, to four for each stage, as far as the engine takes them."""
+    most = min(4 * deployment.parallel.pp, deployment.limits.max_sequences)
+    return [2**n for n in range(most.bit_length())]
+
+
+def read_steps(log: Path) -> list[Served]:
+    """What an engine has written (`toolkit.engine.rehearsal.steplog`)."""
+    found = []
+    for line in log.read_text(encoding="utf-8").splitlines():
+        step = json.loads(line)
+        plan = StepPlan(tuple(Context(*context) for context in step["contexts"]), tuple(step["generations"]))
+        found.append(Served(step["begin"] * 1e-9, step["end"] * 1e-9, plan.work))
+    return found
+
+
+def slowdowns(steps: Sequence[Served], alone: MeasuredSteps) -> dict[int, float]:
+    """By the number of steps in flight, how many times longer they take than `alone` says.
+
+    Each step has had some seconds with each number in flight; the pace at each is what explains best (least squares
+    of relative errors) that it got its work done in these. Numbers that hardly occurred are not among the result.
+    """
+    import numpy as np
+    from scipy.optimize import nnls
+
+    shares = list(_shares(steps, alone))
+    numbers = sorted({number for share in shares for number in share})
+    table = np.array([[share.get(number, 0.0) for number in numbers] for share in shares])
+    seldom = table.sum(axis=0) < SELDOM * table.sum()
+    table = table[table[:, seldom].sum(axis=1) == 0][:, ~seldom]
+    paces, _ = nnls(table, np.ones(len(table)))
+    often = [number for number, rare in zip(numbers, seldom, strict=True) if not rare]
+    return {number: float(1 / pace) for number, pace in zip(often, paces, strict=True) if pace > 0}
+
+
+def _shares(steps: Sequence[Served], alone: MeasuredSteps) -> Iterator[dict[int, float]]:
+    """Of each step, the seconds with each number in flight, each over the seconds that it would take alone."""
+    for step in steps:
+        others = [other for other in steps if other.begin < step.end and step.begin < other.end]
+        # Without sharing, those before it would only keep it waiting for the slowest stage.
+        ahead = sum(other.begin <= step.begin for other in others)
+        unshared = max(alone.step_seconds(step.work), ahead * max(alone.stage_seconds(step.work)))
+        edges = {max(other.begin, step.begin) for other in others} | {min(other.end, step.end) for other in others}
+        share: dict[int, float] = {}
+        for begin, end in pairwise(sorted(edges)):
+            number = sum(other.begin <= begin and end <= other.end for other in others)
+            share[number] = share.get(number, 0.0) + (end - begin) / unshared
+        yield share
+
+
+class _Users:
+    """People who ask one question after the other."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self.deployment = deployment
+        self.prompts = _prompts(deployment)
+        self.outside: list[float] = []
+        self._random = random.Random(0)
+        self._failure: ToolkitError | None = None
+
+    def ask(self, users: int, seconds: float) -> None:
+        """Have so many of them ask for so long."""
+        until = time.monotonic() + seconds
+        threads = [threading.Thread(target=self._be_user, args=(until,)) for _ in range(users)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if self._failure:
+            raise self._failure
+
+    def _be_user(self, until: float) -> None:
+        try:
+            with connect(self.deployment.url("http")) as client:
+                while time.monotonic() < until and not self._failure:
+                    request = GenerateRequest(
+                        self._random.choice(self.prompts),
+                        self._random.randint(*ANSWER),
+                        sampling={"return_perf_metrics": True},
+                    )
+                    sent = time.perf_counter()
+                    events = list(client.generate_stream(request, DEADLINE_S))
+                    self.outside.append(events[0].received - sent - _inside(events[-1].outputs))
+        except ToolkitError as error:
+            self._failure = error
+
+
+def _prompts(deployment: Deployment) -> tuple[str, ...]:
+    """Questions that the engine takes with the longest answer; of a very small one, a word."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(deployment.model.path / "tokenizer.json"))
+    limits = deployment.limits
+    most = min(limits.max_num_tokens, limits.max_seq_len - ANSWER[1])
+    prompts = as_chat(deployment.model.path, QUESTIONS)
+    return tuple(prompt for prompt in prompts if len(tokenizer.encode(prompt).ids) <= most) or ("a",)
+
+
+def _inside(outputs: dict[str, Any]) -> float:
+    """Seconds from when the engine had the request to its first token."""
+    return (outputs["first_token_time_ns"] - outputs["arrival_time_ns"]) * 1e-9
+
+
+@contextlib.contextmanager
+def _serving(deployment: Deployment, log: Path) -> Iterator[None]:
+    """The deployment's server while the block runs; its engine writes its steps to `log`."""
+    os.environ[VARIABLE] = str(log)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            serve(deployment, detach=True)
+        yield
+    finally:
+        del os.environ[VARIABLE]
+        stop(deployment)
