@@ -19,7 +19,7 @@ from toolkit.simulate import simulate
 from toolkit.slo.metrics import Measured, Sample
 from toolkit.workload import traffic_of
 
-WITHIN = 1.25
+WITHIN = 1.5
 SIZES = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_key_value_heads": 4}
 """Steps of 10 ms and more, beside which a thread's way to the next request is short."""
 

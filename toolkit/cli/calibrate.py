@@ -21,7 +21,7 @@ def calibrate(deployment: Deployment, output: Path | None, budget: float | None,
     """Measure step times here, for `toolkit plan CONFIG --calibration FILE`.
 
     For GPUs: the layers of the model at each tensor parallel degree, on one GPU (2 minutes). For a rehearsal:
-    whole steps on all its ranks, without Triton.
+    whole steps on all its ranks, alone and in service (3 minutes; needs what `toolkit repo` makes).
     """
     from toolkit.calibrate import NAME, planned, save
     from toolkit.calibrate import calibrate as run
