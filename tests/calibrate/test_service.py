@@ -45,9 +45,10 @@ def test_the_pace_at_each_number_in_flight_is_found_again():
 
 
 def test_waiting_in_line_is_not_slowness():
-    """Three steps at once through two stages of half a second: the third ends after two, as it must."""
-    found = slowdowns([step(0.0, 1.0), step(0.0, 1.0), step(0.0, 1.5), *[step(t, t + 1.0) for t in range(2, 9)]], ALONE)
-    assert found[1] == pytest.approx(1.0, abs=0.05) and found[3] == pytest.approx(1.0, abs=0.05)
+    """Two in flight all the time, through stages of 0.25 and 0.75 s: one ends every 0.75 s, after 1.5 s, as it must."""
+    costs = tuple((seconds, *[0.0] * 9) for seconds in (0.25, 0.75))
+    uneven = MeasuredSteps(2, (), costs, (0.0, 0.0), (0.0, 0.0))
+    assert slowdowns([step(t * 0.75, t * 0.75 + 1.5) for t in range(40)], uneven) == pytest.approx({2: 1.0}, rel=0.02)
 
 
 def test_a_number_that_hardly_occurred_is_left_out():
