@@ -48,7 +48,7 @@ def test_waiting_in_line_is_not_slowness():
     """Two in flight all the time, through stages of 0.25 and 0.75 s: one ends every 0.75 s, after 1.5 s, as it must."""
     costs = tuple((seconds, *[0.0] * 9) for seconds in (0.25, 0.75))
     uneven = MeasuredSteps(2, (), costs, (0.0, 0.0), (0.0, 0.0))
-    assert slowdowns([step(t * 0.75, t * 0.75 + 1.5) for t in range(40)], uneven) == pytest.approx({2: 1.0}, rel=0.02)
+    assert slowdowns([step(t * 0.75, t * 0.75 + 1.5) for t in range(100)], uneven) == pytest.approx({2: 1.0}, rel=0.02)
 
 
 def test_a_number_that_hardly_occurred_is_left_out():
