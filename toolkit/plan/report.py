@@ -38,7 +38,9 @@ def step_text(prediction: Prediction) -> str:
 
 def calibrate_text(deployment: Deployment) -> str:
     """How to get a prediction of a rehearsal."""
-    return f"prediction  needs this machine's step times. {calibrate_hint(deployment)}"
+    file = deployment.file
+    lines = ("needs this machine's step times (3 minutes):", f"toolkit calibrate {file}")
+    return "prediction  " + f"\n{12 * ' '}".join((*lines, f"toolkit plan {file} --calibration FILE"))
 
 
 def calibrate_hint(deployment: Deployment) -> str:

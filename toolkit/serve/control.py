@@ -154,9 +154,8 @@ def _wait_until_ready(supervisor: subprocess.Popen[bytes], log: Path) -> None:
             for line in progress:
                 if line.startswith(ERROR):
                     raise ToolkitError(line.removeprefix(ERROR))
-                ready = line.startswith("ready: ")
-                print(line, end="", file=sys.stdout if ready else sys.stderr, flush=True)
-                if ready:
+                print(line, end="", file=sys.stdout if line.startswith("ready: ") else sys.stderr, flush=True)
+                if line.startswith("next: "):
                     return
             if ended:
                 raise ToolkitError("the supervisor ended without saying why", where=log)

@@ -135,7 +135,7 @@ class _Supervisor:
         group.look(models=True)
         self.enter("ready")
         with contextlib.suppress(OSError):
-            print(self._ready_line(), flush=True)
+            print(self._ready_lines(), flush=True)
         self._watch(group)
         self.enter("draining")
         return self._drain(group)
@@ -238,11 +238,11 @@ class _Supervisor:
     def _again(self) -> str:
         return f"Start again: toolkit serve {self._deployment.file}"
 
-    def _ready_line(self) -> str:
+    def _ready_lines(self) -> str:
         serving, host = self._deployment.serving, self._probe.host
         return (
             f"ready: http://{host}:{serving.http_port} grpc://{host}:{serving.grpc_port} "
-            f"metrics http://{host}:{serving.metrics_port}/metrics "
+            f"metrics http://{host}:{serving.metrics_port}/metrics\n"
             f'next: toolkit ask {self._deployment.file} "What is the capital of France?"'
         )
 
