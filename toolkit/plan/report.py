@@ -55,6 +55,11 @@ def calibration_text(calibration: Calibration, deployment: Deployment) -> Table:
     for one in calibration.differences(deployment):
         times = (f"{seconds * 1e3:,.3f} ms" for seconds in (one.fastest_s, one.slowest_s))
         table.add_row(one.part, str(one.tp), str(one.points), *times, _ratio(one.table), _ratio(one.fitted))
+    if calibration.outside_s is not None:
+        paces = ", ".join(f"{slowdown:.2f} with {count}" for count, slowdown in calibration.crowding)
+        table.caption = f"in service, times as long by steps in flight: {paces}\n"
+        table.caption += f"outside of the engine until the first token: {calibration.outside_s * 1e3:.1f} ms"
+        table.caption_justify = "left"
     return table
 
 
