@@ -1,0 +1,58 @@
+"""The contract of one release, and the way from a version to it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from toolkit.errors import ToolkitError, shown
+from toolkit.releases.flags import build_flags, removed_flags
+from toolkit.releases.images import Image, images
+from toolkit.releases.parameters import backend_parameters
+from toolkit.releases.setting import Flag, Parameter
+from toolkit.releases.tables import NAMES
+
+
+@dataclass(frozen=True, eq=False)  # there is one of each
+class Release:
+    """A release by major.minor: what trtllm-build and the backend of it take, and where they are to be had."""
+
+    name: str
+    images: tuple[Image, ...]
+    build_flags: Mapping[str, Flag]
+    backend_parameters: Mapping[str, Parameter]
+    removed_flags: Mapping[str, str]
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """Those in a container, oldest first."""
+        return tuple(sorted({image.version for image in self.images}, key=lambda text: [*map(int, text.split("."))]))
+
+
+RELEASES: Mapping[str, Release] = MappingProxyType(
+    {
+        name: Release(name, tuple(images(name)), build_flags(name), backend_parameters(name), removed_flags(name))
+        for name in NAMES
+    }
+)
+"""By name, oldest first."""
+
+LATEST = RELEASES[NAMES[-1]]
+
+
+def release_of(version: str, *, where: str | Path | None = None) -> Release:
+    """The release of a version of TensorRT-LLM, as "1.2.1" or "1.2". Only major.minor counts.
+
+    Raises ToolkitError naming the supported releases for any other; `where` is the file it was read in.
+    """
+    match = re.fullmatch(r"(\d+\.\d+)(?:[.+]\S+|(?:a|b|rc)\d\S*)?", version)
+    if not match or match[1] not in RELEASES:
+        raise ToolkitError(
+            f"TensorRT-LLM {shown(version)} is not supported",
+            where=where,
+            hint=f"Use one of {', '.join(RELEASES)}.",
+        )
+    return RELEASES[match[1]]
