@@ -33,18 +33,32 @@ def test_the_host_needs_nothing(deploy, programs):
 
 
 def test_docker_is_asked_and_nothing_is_pulled(deploy, programs):
-    programs.add("docker", info=says(GOOD), image=says("sha256:1"))
+    programs.add("docker", info=says(GOOD), image=says("sha256:1"), container=says("", 1, "No such container"))
     require_runtime(deploy({"kind": "docker", "image": "me/mine:1"}))
     assert [call[:-1] for call in programs.calls] == [
         ["docker", "info", "--format", "{{json .}}"],
         ["docker", "image", "inspect", "--format", "{{.Id}}", "me/mine:1"],
+        ["docker", "container", "inspect", "--format", "{{.State.Status}}", "toolkit-flagship"],
     ]
 
 
 def test_gpus_by_cdi(deploy, programs):
     info = {**GOOD, "Runtimes": {"runc": {}}, "DiscoveredDevices": [{"Source": "cdi", "ID": "nvidia.com/gpu=0"}]}
-    programs.add("docker", info=says(info), image=says("sha256:1"))
+    programs.add("docker", info=says(info), image=says("sha256:1"), container=says("", 1))
     require_runtime(deploy("docker"))
+
+
+def test_docker_without_root(deploy, programs):
+    info = {**GOOD, "SecurityOptions": ["name=seccomp,profile=builtin", "name=rootless"]}
+    programs.add("docker", info=says(info), image=says("sha256:1"), container=says("", 1))
+    assert refused(deploy("docker")).endswith("Set runtime.options: [--user, '0:0'].")
+    require_runtime(deploy({"kind": "docker", "options": ["--user", "0:0"]}))
+
+
+def test_a_container_of_this_name_is_there(deploy, programs):
+    programs.add("docker", info=says(GOOD), image=says("sha256:1"), container=says("running\n"))
+    message = refused(deploy("docker"), Needs(name="mine"))
+    assert message == "there is a container mine already, running. If nobody needs it, run: docker rm --force mine"
 
 
 def test_no_docker(deploy, programs):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from toolkit.errors import ToolkitError
-from toolkit.runtime import Needs, script, wrap
+from toolkit.runtime import Needs, end_by_force, script, wrap
 
 GOLDEN = Path(__file__).parent / "golden"
 KINDS = ["host", "docker", "enroot", "apptainer"]
@@ -131,9 +131,12 @@ def test_files_that_a_folder_links_to_come_with_it(deploy, tmp_path):
     (tmp_path / "snapshots" / "main").mkdir(parents=True)
     (tmp_path / "snapshots" / "main" / "config.json").symlink_to("../../blobs/1234")
     (tmp_path / "snapshots" / "main" / "lost").symlink_to("nowhere")
+    (tmp_path / "original").mkdir()
+    (tmp_path / "snapshots" / "main" / "original").symlink_to(tmp_path / "original")
     found = mounted(wrap(deploy("docker"), ["x"], Needs(reads=(tmp_path / "snapshots" / "main",))).arguments)
     assert [mount.split(",")[1] for mount in found] == [
         f"source={tmp_path / 'blobs'}",
+        f"source={tmp_path / 'original'}",
         f"source={tmp_path / 'snapshots' / 'main'}",
     ]
 
@@ -172,6 +175,12 @@ def test_no_secret_stands_on_a_command_line(deploy, monkeypatch, kind, command, 
     with pytest.raises(ToolkitError, match=r"(HF_TOKEN|NGC_API_KEY) ") as caught:
         wrap(deploy(kind), command, needs)
     assert SECRET not in str(caught.value) and "anything" not in str(caught.value)
+
+
+def test_only_docker_has_to_be_told_to_end(deploy):
+    """Its process is a client; a container that is killed with it would be news."""
+    assert end_by_force(deploy("docker"), Needs()) == ["docker", "rm", "--force", "toolkit-flagship"]
+    assert [end_by_force(deploy(kind), Needs()) for kind in ("host", "enroot", "apptainer")] == [None] * 3
 
 
 def test_names_that_only_look_like_secrets(deploy):

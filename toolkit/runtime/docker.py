@@ -11,7 +11,7 @@ from toolkit.config import Deployment
 from toolkit.runtime.cores import ranges
 from toolkit.runtime.images import image
 from toolkit.runtime.mounts import Mount, as_csv, mounts
-from toolkit.runtime.needs import Needs, Part, Wrapped, further_options
+from toolkit.runtime.needs import Needs, Part, Wrapped, container_name, further_options
 
 HOME = "/tmp"
 """The one folder of the image that any user may write in. trtllm-build leaves its timing cache where it stands."""
@@ -20,7 +20,10 @@ HOME = "/tmp"
 def in_docker(deployment: Deployment, needs: Needs) -> Wrapped:
     parts = [
         Part(("docker", "run"), "runtime.kind: docker"),
-        Part(("--rm", "--name", needs.name or ""), "removed when it ends; its name, for docker ps and docker stop"),
+        Part(
+            ("--rm", "--name", container_name(deployment, needs)),
+            "removed when it ends; its name, for docker ps and docker stop",
+        ),
         Part(("--init",), "a first process that hands on signals and takes in orphans, as mpirun's ranks may become"),
         Part(("--pull=never",), "an image of 14 GB is fetched when asked for, not at a start"),
         *_gpus(needs),

@@ -48,7 +48,7 @@ def as_fstab(mount: Mount) -> str:
 
 
 def _with_what_it_links_to(path: Path) -> Iterator[Path]:
-    """A path, and the folders of files that it only links to, as the Hugging Face cache does."""
+    """A path, and what is only linked to in it: a folder, or the folder of a file, as in the Hugging Face cache."""
     yield path
     real = path.resolve()
     if not path.is_dir():
@@ -58,6 +58,7 @@ def _with_what_it_links_to(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise Unreadable(path, error) from None
     for entry in entries:
-        folder = entry.resolve().parent
+        target = entry.resolve()
+        folder = target if target.is_dir() else target.parent
         if entry.is_symlink() and entry.exists() and not folder.is_relative_to(real):
             yield folder

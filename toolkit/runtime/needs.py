@@ -43,6 +43,10 @@ class Part:
     why: str
 
 
+def container_name(deployment: Deployment, needs: Needs) -> str:
+    return needs.name or f"toolkit-{deployment.name}"
+
+
 def further_options(deployment: Deployment) -> list[Part]:
     """Those of the YAML. They come last, because a later option replaces an earlier one."""
     options = deployment.runtime.options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError, shown
 from toolkit.runtime.images import fetch, image, image_file
-from toolkit.runtime.needs import Needs
+from toolkit.runtime.needs import Needs, container_name
+from toolkit.runtime.wrap import end_by_force
 
 TIMEOUT_S = 20
 """A daemon that answers takes under a second."""
@@ -36,6 +38,7 @@ def require_runtime(deployment: Deployment, needs: Needs | None = None) -> None:
     kind = deployment.runtime.kind
     if kind == "docker":
         _require_docker(deployment)
+        _require_free_name(deployment, needs)
     elif kind in ("enroot", "apptainer"):
         _require_program(deployment, kind, "runtime.kind")
         # By these two enroot starts an image as it is; otherwise it would have to be unpacked before.
@@ -66,20 +69,40 @@ def _require_image_file(deployment: Deployment) -> None:
 def _require_docker(deployment: Deployment) -> None:
     """The program, its daemon, a way to the GPUs, the image: in the order in which each needs the one before."""
     _require_program(deployment, "docker", "runtime.kind")
-    answer = _ask(deployment, "docker", "info", "--format", "{{json .}}")
-    try:
-        info = json.loads(answer.stdout or "{}")
-    except ValueError:
-        info = {}
-    # Some versions of docker end with 0 although the daemon gave no answer, and put the error into the JSON.
-    errors = info.get("ServerErrors") if isinstance(info, dict) else None
-    if answer.returncode or errors or not isinstance(info, dict) or not info.get("ServerVersion"):
-        raise _no_daemon(deployment, " ".join(errors or []) or answer.stderr)
+    info = _docker_info(deployment)
     if not _reaches_gpus(info):
         raise ToolkitError("runtime.kind: docker has no nvidia runtime", where=deployment.file, hint=NO_NVIDIA)
+    rootless = "name=rootless" in (info.get("SecurityOptions") or [])
+    if rootless and "--user" not in deployment.runtime.options:
+        what = "docker runs without root here, where root in a container is this user, and other users are nobody"
+        hint = "Set runtime.options: [--user, '0:0']."
+        raise ToolkitError(f"runtime.kind: {what}", where=deployment.file, hint=hint)
     name = image(deployment)
     if _ask(deployment, "docker", "image", "inspect", "--format", "{{.Id}}", name).returncode:
         raise ToolkitError(f"runtime.image: {name} is not on this machine", hint=f"Run: {fetch(deployment)}")
+
+
+def _docker_info(deployment: Deployment) -> dict[str, Any]:
+    answer = _ask(deployment, "docker", "info", "--format", "{{json .}}")
+    try:
+        info = json.loads(answer.stdout)
+    except ValueError:
+        info = None
+    if not isinstance(info, dict):
+        info = {}
+    # Some versions of docker end with 0 although the daemon gave no answer, and put the error into the JSON.
+    errors = info.get("ServerErrors") or []
+    if answer.returncode or errors or not info.get("ServerVersion"):
+        raise _no_daemon(deployment, " ".join(map(str, errors)) or answer.stderr)
+    return info
+
+
+def _require_free_name(deployment: Deployment, needs: Needs) -> None:
+    name = container_name(deployment, needs)
+    answer = _ask(deployment, "docker", "container", "inspect", "--format", "{{.State.Status}}", name)
+    if answer.returncode == 0:
+        what = f"there is a container {name} already, {answer.stdout.strip() or 'in an unknown state'}"
+        raise ToolkitError(what, hint=f"If nobody needs it, run: {shlex.join(end_by_force(deployment, needs) or [])}")
 
 
 def _reaches_gpus(info: dict[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from toolkit.runtime.apptainer import in_apptainer
 from toolkit.runtime.cores import pinned
 from toolkit.runtime.docker import in_docker
 from toolkit.runtime.enroot import in_enroot
-from toolkit.runtime.needs import Needs, Part, Wrapped
+from toolkit.runtime.needs import Needs, Part, Wrapped, container_name
 from toolkit.secrecy import is_secret, tells_a_secret
 
 SHORTEST_SECRET = 8
@@ -24,7 +24,6 @@ def wrap(deployment: Deployment, command: Sequence[str], needs: Needs) -> Wrappe
 
     Raises ToolkitError where a secret would stand on the command line, or a path cannot be mounted.
     """
-    needs = replace(needs, name=needs.name or f"toolkit-{deployment.name}")
     for name in needs.environment:
         if is_secret(name):
             raise ToolkitError(f"{name} is a secret, and given by value", hint="Hand it on by name.")
@@ -33,6 +32,14 @@ def wrap(deployment: Deployment, command: Sequence[str], needs: Needs) -> Wrappe
     wrapped = replace(wrapped, parts=(*wrapped.parts, Part(tuple(command), "the command itself")))
     _refuse_secrets(wrapped, needs)
     return wrapped
+
+
+def end_by_force(deployment: Deployment, needs: Needs) -> list[str] | None:
+    """The command that ends what `wrap` started when killing its process does not: with docker that is only the
+    client, and the container goes on. None where the command is a child of whoever started it."""
+    if deployment.runtime.kind != "docker":
+        return None
+    return ["docker", "rm", "--force", container_name(deployment, needs)]
 
 
 def _on_host(deployment: Deployment, needs: Needs) -> Wrapped:
