@@ -29,6 +29,7 @@ from toolkit.sections import (
     LoosePath,
     Model,
     Parallel,
+    Runtime,
     Scheduler,
     Section,
     Serving,
@@ -56,6 +57,7 @@ class Deployment(Section):
     scheduler: Scheduler = Scheduler()
     hardware: Hardware = Hardware()
     serving: Serving = Serving()
+    runtime: Runtime = Runtime()
     slo: Slo = Slo()
     workload: Workload = Workload()
     loadtest: Load = Load()
@@ -170,7 +172,8 @@ def _absolute_paths(content: dict[str, Any], base: Path) -> dict[str, Any]:
         return (base / Path(value).expanduser()).resolve() if isinstance(value, str) and value else value
 
     resolved = dict(content, output=absolute(content["output"]))
-    for section, key in (("model", "path"), ("loadtest", "prompts"), ("workload", "trace")):
+    paths = (("model", "path"), ("runtime", "image_file"), ("loadtest", "prompts"), ("workload", "trace"))
+    for section, key in paths:
         if isinstance(resolved.get(section), dict) and key in resolved[section]:
             resolved[section] = dict(resolved[section], **{key: absolute(resolved[section][key])})
     return resolved

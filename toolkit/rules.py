@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from toolkit.errors import ToolkitError
 from toolkit.model import ModelShape
+from toolkit.secrecy import tells_a_secret
 from toolkit.sections import Lengths
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ Broken = tuple[str, str, str]
 
 def check(deployment: Deployment) -> None:
     """Raise a ToolkitError for the first rule that does not hold."""
-    for rules in (_parallel_rules, _precision_rules, _limit_rules, _workload_rules, _serving_rules):
+    kinds = (_parallel_rules, _precision_rules, _limit_rules, _workload_rules, _serving_rules, _runtime_rules)
+    for rules in kinds:
         for field, what, hint in rules(deployment):
             raise ToolkitError(f"{field}: {what}", where=deployment.file, hint=hint)
 
@@ -176,3 +178,16 @@ def _serving_rules(deployment: Deployment) -> Iterator[Broken]:
     lowest, highest = deployment.slo.gpu_utilisation or (0.0, 1.0)
     if lowest > highest:
         yield "slo.gpu_utilisation", f"[{lowest}, {highest}] is not [lowest, highest]", "Exchange them."
+
+
+def _runtime_rules(deployment: Deployment) -> Iterator[Broken]:
+    runtime = deployment.runtime
+    if runtime.kind == "host" and runtime.options:
+        yield "runtime.options", "kind host starts no container program", "Remove them, or choose another kind."
+    if runtime.image_file is not None and runtime.kind == "docker":
+        yield "runtime.image_file", "docker takes no file", "Give runtime.image, or use enroot or apptainer."
+    for place, option in enumerate(runtime.options):
+        if name := tells_a_secret(option):  # the option itself is not shown: it holds the secret
+            what = f"number {place + 1} tells the value of {name}, which every user of the machine could read"
+            by_name = f"APPTAINERENV_{name}" if runtime.kind == "apptainer" else f"{name}, and give --env {name} alone"
+            yield "runtime.options", what, f"Export {by_name}."

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -83,6 +83,23 @@ class Serving(Section):
     metrics_port: Port = 8002
     startup_timeout_s: PositiveFloat = 600
     drain_timeout_s: PositiveFloat = 30
+
+
+class Runtime(Section):
+    """Where trtllm-build, mpirun and tritonserver run. The word alone is its kind: `runtime: docker`."""
+
+    kind: Literal["host", "docker", "enroot", "apptainer"] = "host"
+    image: Annotated[str, Field(min_length=1)] | None = None
+    """The image as registries name it; the project's NGC image when it is not given."""
+    image_file: LoosePath | None = None
+    """enroot, apptainer: the image as a file; in the folder `images` beside `output` when it is not given."""
+    options: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Further options of the container program. They come after ours, so theirs is the last word."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_alone(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
 
 
 class Percentiles(Section):

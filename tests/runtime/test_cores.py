@@ -1,0 +1,50 @@
+"""Cores beside the GPUs, on machines made of text files."""
+
+from __future__ import annotations
+
+import pytest
+
+from toolkit.errors import ToolkitError
+from toolkit.runtime import cores_near
+from toolkit.runtime.cores import ranges
+
+
+@pytest.fixture
+def nodes(tmp_path):
+    """Two sockets of 56 cores with two threads each, as a machine of 8 H100 has."""
+    for node, cpus in enumerate(("0-55,112-167", "56-111,168-223")):
+        (tmp_path / f"node{node}").mkdir()
+        (tmp_path / f"node{node}" / "cpulist").write_text(cpus + "\n")
+    return tmp_path
+
+
+def test_sixteen_cores_for_each_of_eight_gpus(nodes):
+    cores, memory = cores_near([0, 0, 0, 0, 1, 1, 1, 1], 16, nodes)
+    assert ranges(cores) == "0-119,168-175" and len(cores) == 128 and memory == (0, 1)
+
+
+def test_gpus_of_one_node_only(nodes):
+    assert cores_near([1, 1], 2, nodes) == ((56, 57, 58, 59), (1,))
+
+
+def test_no_node_known_is_the_first(nodes):
+    assert cores_near([-1], 2, nodes) == ((0, 1), (0,))
+
+
+def test_too_few_cores(nodes):
+    with pytest.raises(ToolkitError, match=r"NUMA node 0 has 112 cores, 4 GPUs x 32 need 128\. Use at most 28\."):
+        cores_near([0] * 4, 32, nodes)
+
+
+@pytest.mark.parametrize(("text", "message"), [(None, "No such file"), ("0-x", "invalid literal")])
+def test_a_machine_that_does_not_tell(tmp_path, text, message):
+    (tmp_path / "node0").mkdir()
+    if text is not None:
+        (tmp_path / "node0" / "cpulist").write_text(text)
+    with pytest.raises(ToolkitError, match=f"does not tell the cores of NUMA node 0: {message}"):
+        cores_near([0], 1, tmp_path)
+
+
+@pytest.mark.parametrize(("numbers", "text"), [([], ""), ([3], "3"), ([0, 1], "0-1"), ([5, 0, 1, 2, 8], "0-2,5,8")])
+def test_ranges(numbers, text):
+    assert ranges(numbers) == text

@@ -1,0 +1,101 @@
+"""A command in a container of docker. Options: docs.docker.com, `docker run`.
+
+The limits of locked memory and of the stack are those of NVIDIA's own instructions for its images.
+"""
+
+from __future__ import annotations
+
+import os
+
+from toolkit.config import Deployment
+from toolkit.runtime.cores import ranges
+from toolkit.runtime.images import image
+from toolkit.runtime.mounts import Mount, as_csv, mounts
+from toolkit.runtime.needs import Needs, Part, Wrapped, container_name, further_options
+
+HOME = "/tmp"
+"""The one folder of the image that any user may write in. trtllm-build leaves its timing cache where it stands."""
+
+
+def in_docker(deployment: Deployment, needs: Needs) -> Wrapped:
+    parts = [
+        Part(("docker", "run"), "runtime.kind: docker"),
+        Part(
+            ("--rm", "--name", container_name(deployment, needs)),
+            "removed when it ends; its name, for docker ps and docker stop",
+        ),
+        Part(("--init",), "a first process that hands on signals and takes in orphans, as mpirun's ranks may become"),
+        Part(("--pull=never",), "an image of 14 GB is fetched when asked for, not at a start"),
+        *_gpus(needs),
+        *_machine(needs),
+        *_user(),
+        *_limits(deployment, needs),
+        *(Part(("--mount", _mount(mount)), mount.why) for mount in mounts(needs)),
+        *(Part(("--env", f"{name}={value}"), "for the command") for name, value in needs.environment.items()),
+        *(Part(("--env", name), "a secret: by name, docker takes its value from here") for name in needs.secrets),
+        *further_options(deployment),
+        Part((image(deployment),), "runtime.image" if deployment.runtime.image else "the project's NGC image"),
+    ]
+    return Wrapped(tuple(parts), secrets={name: name for name in needs.secrets})
+
+
+def _gpus(needs: Needs) -> list[Part]:
+    if not needs.gpus:
+        return []
+    # docker reads the value as CSV, so several numbers take quotes of their own.
+    value = as_csv("device=" + ",".join(map(str, needs.gpus)))
+    return [Part(("--gpus", value), "these GPUs and no others; inside they count from 0")]
+
+
+def _machine(needs: Needs) -> list[Part]:
+    """What it shares with this machine, and for how long it may run on."""
+    ipc = "ranks share /dev/shm (64 MB in docker otherwise); the machine's own, where the toolkit sees and clears it"
+    parts = [
+        Part(("--ipc=host",), ipc),
+        Part(("--ulimit", "memlock=-1"), "pinned host memory, for copies to the GPUs: no limit"),
+        Part(("--ulimit", "stack=67108864"), "64 MiB of stack a thread, as NVIDIA's images want"),
+    ]
+    if needs.ports:
+        ports = ", ".join(map(str, needs.ports))
+        why = f"ports {ports} at the address in the YAML: 127.0.0.1 of another network would not be this machine's"
+        parts.append(Part(("--network", "host"), why))
+    if needs.stop_s is not None:
+        why = "docker stop kills after so many seconds; the default of 10 would cut a drain off"
+        parts.append(Part(("--stop-timeout", str(needs.stop_s)), why))
+    return parts
+
+
+def _user() -> list[Part]:
+    return [
+        Part(("--user", f"{os.getuid()}:{os.getgid()}"), "files that it writes belong to who started it, not to root"),
+        Part(
+            ("--env", f"HOME={HOME}", "--workdir", HOME), "a home that this user may write in: caches, compiled kernels"
+        ),
+        Part(("--env", "USER=toolkit"), "this user has no name in the image, and PyTorch asks for one"),
+    ]
+
+
+def _limits(deployment: Deployment, needs: Needs) -> list[Part]:
+    hardware = deployment.hardware
+    memory = str(round((needs.memory_gb or hardware.host_memory_gb) * 1e9))
+    parts = [
+        Part(("--memory", memory), "hardware.host_memory_gb; over it the kernel kills"),
+        Part(("--memory-swap", memory), "memory and swap together, so no swap: one rank that swaps stalls all"),
+    ]
+    if needs.cores:
+        why = "hardware.cores_per_gpu for each GPU, on its own NUMA node"
+        parts.append(Part(("--cpuset-cpus", ranges(needs.cores)), why))
+    elif needs.gpus:
+        cores = hardware.cores_per_gpu * len(needs.gpus)
+        parts.append(
+            Part(("--cpus", str(cores)), f"hardware.cores_per_gpu {hardware.cores_per_gpu} x {len(needs.gpus)}")
+        )
+    if needs.nodes:
+        parts.append(Part(("--cpuset-mems", ranges(needs.nodes)), "memory of the same NUMA nodes"))
+    return parts
+
+
+def _mount(mount: Mount) -> str:
+    """--mount and not -v: -v would make a folder of root's where the path is missing, and splits at colons."""
+    fields = ["type=bind", f"source={mount.path}", f"target={mount.path}"]
+    return as_csv(*fields, *([] if mount.write else ["readonly"]))

@@ -1,0 +1,41 @@
+"""The image with NVIDIA's programs: its name in a registry, its file, and the command that fetches it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from toolkit.config import Deployment
+from toolkit.serve.tritonserver import NGC_IMAGE
+
+SUFFIXES = {"enroot": ".sqsh", "apptainer": ".sif"}
+
+
+def image(deployment: Deployment) -> str:
+    return deployment.runtime.image or NGC_IMAGE
+
+
+def image_file(deployment: Deployment) -> Path:
+    """The image as a file of enroot or apptainer. Deployments beside each other share it."""
+    if deployment.runtime.image_file is not None:
+        return deployment.runtime.image_file
+    name = image(deployment).rpartition("/")[2].replace(":", "-").replace("@", "-")
+    return deployment.output.parent / "images" / (name + SUFFIXES[deployment.runtime.kind])
+
+
+def fetch(deployment: Deployment) -> str:
+    """The command that gets the image, as text for a shell."""
+    name, file = image(deployment), image_file(deployment) if deployment.runtime.kind != "docker" else None
+    if file is None:
+        return shlex.join(["docker", "pull", name])
+    if deployment.runtime.kind == "enroot":
+        commands = ["enroot", "import", "--output", str(file), f"docker://{_with_registry_apart(name)}"]
+    else:
+        commands = ["apptainer", "build", str(file), f"docker://{name}"]
+    return f"mkdir -p {shlex.quote(str(file.parent))} && {shlex.join(commands)}"
+
+
+def _with_registry_apart(name: str) -> str:
+    """enroot wants REGISTRY#IMAGE. What stands before the first slash is a registry if it has a dot or a port."""
+    first, slash, rest = name.partition("/")
+    return f"{first}#{rest}" if slash and ("." in first or ":" in first or first == "localhost") else name

@@ -1,0 +1,74 @@
+"""What a command needs of the place that it runs in, and the command as that place starts it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from toolkit.config import Deployment
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a command takes. Paths are the same inside a container as outside of it.
+
+    Paths written must be there before a container starts. `gpus` are numbered as nvidia-smi does. `ports` are
+    those it listens on, at the addresses of the YAML. `secrets` are variables of this process that are handed on
+    by name. `cores` are logical CPUs by number and `nodes` the NUMA nodes for its memory, as `cores_near` gives
+    them; none: wherever the kernel likes. `memory_gb` (10^9 bytes) is hardware.host_memory_gb when it is None.
+    """
+
+    reads: tuple[Path, ...] = ()
+    writes: tuple[Path, ...] = ()
+    gpus: tuple[int, ...] = ()
+    ports: tuple[int, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
+    name: str | None = None
+    """Of the container; toolkit-NAME, after the deployment, when it is None."""
+    cores: tuple[int, ...] = ()
+    nodes: tuple[int, ...] = ()
+    memory_gb: float | None = None
+    stop_s: int | None = None
+    """How long it may take to end when it is told to, before it is killed."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Arguments of a command line that belong together, and why they are there."""
+
+    arguments: tuple[str, ...]
+    why: str
+
+
+def container_name(deployment: Deployment, needs: Needs) -> str:
+    return needs.name or f"toolkit-{deployment.name}"
+
+
+def further_options(deployment: Deployment) -> list[Part]:
+    """Those of the YAML. They come last, because a later option replaces an earlier one."""
+    options = deployment.runtime.options
+    return [Part(options, "runtime.options")] if options else []
+
+
+@dataclass(frozen=True)
+class Wrapped:
+    """A command as its runtime starts it: the parts of its command line, and what its environment adds.
+
+    `secrets` maps each further variable to the variable of this process whose value it takes.
+    """
+
+    parts: tuple[Part, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def arguments(self) -> list[str]:
+        return [argument for part in self.parts for argument in part.arguments]
+
+    def environ(self) -> dict[str, str]:
+        """The whole environment to start it with."""
+        secrets = {name: os.environ[source] for name, source in self.secrets.items() if source in os.environ}
+        return {**os.environ, **self.environment, **secrets}

@@ -1,0 +1,42 @@
+"""A command as a shell script that runs as it stands, with a line above each option that says where it is from."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+
+from toolkit.config import Deployment
+from toolkit.errors import printable
+from toolkit.runtime.needs import Needs, Wrapped
+from toolkit.runtime.wrap import wrap
+
+
+def script(deployment: Deployment, command: Sequence[str], needs: Needs) -> str:
+    """The whole script, as text. It holds no secret: those are taken from where it is started.
+
+    Raises ToolkitError as `wrap` does.
+    """
+    return "\n".join(_lines(deployment, wrap(deployment, command, needs), needs)) + "\n"
+
+
+def _lines(deployment: Deployment, wrapped: Wrapped, needs: Needs) -> Iterator[str]:
+    yield "#!/usr/bin/env bash"
+    yield f"# Made by the toolkit from {printable(str(deployment.file))}, runtime: {deployment.runtime.kind}."
+    yield "set -euo pipefail"
+    yield ""
+    for path in needs.writes:
+        yield f"mkdir -p -- {shlex.quote(str(path.absolute()))}"
+    for name, value in wrapped.environment.items():
+        yield f"export {name}={shlex.quote(value)}"
+    for name, source in wrapped.secrets.items():
+        yield f"# {source} is a secret: it is taken from where this script is started, if it is set there."
+        if name != source:
+            yield f'if [ -n "${{{source}+set}}" ]; then export {name}="${source}"; fi'
+    yield ""
+    yield "command=("
+    for part in wrapped.parts:
+        yield f"  # {printable(part.why)}"
+        yield f"  {shlex.join(part.arguments)}"
+    yield ")"
+    yield "# In place of this shell, so that signals reach it."
+    yield 'exec "${command[@]}"'

@@ -1,0 +1,61 @@
+"""The command line of a program in the runtime of its deployment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+
+from toolkit.config import Deployment
+from toolkit.errors import ToolkitError
+from toolkit.runtime.apptainer import in_apptainer
+from toolkit.runtime.cores import pinned
+from toolkit.runtime.docker import in_docker
+from toolkit.runtime.enroot import in_enroot
+from toolkit.runtime.needs import Needs, Part, Wrapped, container_name
+from toolkit.secrecy import is_secret, tells_a_secret
+
+SHORTEST_SECRET = 8
+"""A secret of fewer characters is found in arguments by chance."""
+
+
+def wrap(deployment: Deployment, command: Sequence[str], needs: Needs) -> Wrapped:
+    """The command as `runtime` starts it. Nothing is looked at or started: that is `require_runtime`.
+
+    Raises ToolkitError where a secret would stand on the command line, or a path cannot be mounted.
+    """
+    for name in needs.environment:
+        if is_secret(name):
+            raise ToolkitError(f"{name} is a secret, and given by value", hint="Hand it on by name.")
+    wrappers = {"host": _on_host, "docker": in_docker, "enroot": in_enroot, "apptainer": in_apptainer}
+    wrapped = wrappers[deployment.runtime.kind](deployment, needs)
+    wrapped = replace(wrapped, parts=(*wrapped.parts, Part(tuple(command), "the command itself")))
+    _refuse_secrets(wrapped, needs)
+    return wrapped
+
+
+def end_by_force(deployment: Deployment, needs: Needs) -> list[str] | None:
+    """The command that ends what `wrap` started when killing its process does not: with docker that is only the
+    client, and the container goes on. None where the command is a child of whoever started it."""
+    if deployment.runtime.kind != "docker":
+        return None
+    return ["docker", "rm", "--force", container_name(deployment, needs)]
+
+
+def _on_host(deployment: Deployment, needs: Needs) -> Wrapped:
+    """No container. Limits of memory and locked memory are those of the shell or job that it is started in."""
+    environment = dict(needs.environment)
+    if needs.gpus:
+        # By default CUDA counts the fastest GPU first; nvidia-smi and the YAML count along the bus.
+        environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, needs.gpus))
+    return Wrapped(tuple(pinned(needs)), environment, {name: name for name in needs.secrets})
+
+
+def _refuse_secrets(wrapped: Wrapped, needs: Needs) -> None:
+    values = {name: os.environ.get(name, "") for name in needs.secrets}
+    for argument in (*wrapped.arguments, *wrapped.environment.values()):
+        named = [name for name, value in values.items() if len(value) >= SHORTEST_SECRET and value in argument]
+        if name := next(iter(named), tells_a_secret(argument)):
+            what = f"the value of {name} would stand on a command line or in a script, where others can read it"
+            raise ToolkitError(what, hint=f"Export {name} and hand it on by name.")
