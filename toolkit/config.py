@@ -22,6 +22,7 @@ from toolkit.sections import (
     LENGTHS,
     NUMBER,
     TOKENS_EXPECTED,
+    EngineOptions,
     Hardware,
     KvCache,
     Limits,
@@ -40,6 +41,8 @@ from toolkit.yamlfile import read_yaml
 
 Engine = Literal["tensorrt", "pytorch", "rehearsal"]
 ENGINES: tuple[Engine, ...] = ("tensorrt", "pytorch", "rehearsal")
+OPTIONS = "engine_options"
+"""The field for what `engine` holds beside its kind."""
 REHEARSAL_KV_TOKENS = 16384
 """Upper bound of a rehearsal's KV pool when the YAML names none, so that eight ranks fit a laptop."""
 
@@ -51,6 +54,8 @@ class Deployment(Section):
     file: LoosePath
     model: Model
     engine: Engine
+    engine_options: EngineOptions = EngineOptions()
+    """The YAML has both as one: `engine`, a word or a mapping with `kind`."""
     parallel: Parallel = Parallel()
     limits: Limits = Limits()
     kv_cache: KvCache = KvCache()
@@ -71,8 +76,13 @@ class Deployment(Section):
         """
         file = Path(file)
         content = changed(read_yaml(file), changes or {})
-        if "file" in content:
-            raise ToolkitError("file: unknown key", where=file, hint=_known_keys([]))
+        for key in set(content) & {"file", OPTIONS}:
+            raise ToolkitError(f"{key}: unknown key", where=file, hint=_known_keys([]))
+        if isinstance(content.get("engine"), dict):
+            content[OPTIONS] = {**content["engine"]}
+            if "kind" not in content[OPTIONS]:
+                raise ToolkitError("engine.kind: missing", where=file, hint=f"Use {', '.join(ENGINES)}.")
+            content["engine"] = content[OPTIONS].pop("kind")
         content.setdefault("name", file.stem)
         content.setdefault("output", f"../work/{content['name']}")
         if engine is not None:
@@ -187,6 +197,8 @@ def _explain(error: ValidationError, file: Path) -> ToolkitError:
     problems = error.errors()
     first = problems[0]
     location = [str(part) for part in first["loc"] if part not in (NUMBER, LENGTHS)]
+    if location[0] == OPTIONS:
+        location[0] = "engine"
     field = ".".join(location)
     more = f" ({len(problems) - 1} more after this one)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
@@ -201,12 +213,12 @@ def _explain(error: ValidationError, file: Path) -> ToolkitError:
 
 def _known_keys(location: list[str]) -> str:
     section: type[BaseModel] = Deployment
-    for part in location:
+    for part in [OPTIONS if part == "engine" else part for part in location[:1]] + location[1:]:
         inner = _section(section.model_fields[part].annotation)
         if inner is None:
             return ""
         section = inner
-    return f"Known here: {', '.join(sorted(set(section.model_fields) - {'file'}))}."
+    return f"Known here: {', '.join(sorted(set(section.model_fields) - {'file', OPTIONS}))}."
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:

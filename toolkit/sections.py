@@ -33,6 +33,17 @@ class Model(Section):
     """The fields of config.json, for planning where the checkpoint is not; must agree with it where it is."""
 
 
+class EngineOptions(Section):
+    """The rest of `engine`, where it is a mapping: {kind: tensorrt, version: ..., extra: {...}}."""
+
+    version: str = "1.2.1"
+    """Of TensorRT-LLM: engines run only under the release that built them."""
+    workers: Positive | None = None
+    """Ranks that are built at once. By default one a GPU, as far as free host memory goes."""
+    extra: dict[str, str | int | bool] = {}
+    """Further flags of trtllm-build, by their names without dashes."""
+
+
 class Parallel(Section):
     tp: Positive = 1
     pp: Positive = 1

@@ -64,8 +64,17 @@ def test_an_engine_that_cannot_be_built_here_says_so(tmp_path: Path) -> None:
     file.write_text(text.replace("../tests", str(ROOT / "tests")) + f"\noutput: {tmp_path}/work\n")
     result = toolkit("build", str(file), "--engine", "tensorrt")
     assert result.returncode == 1
-    assert "engine: tensorrt cannot be built by this version" in result.stderr
+    assert result.stderr.startswith("error: trtllm-build is not here. Run this inside nvcr.io/")
     assert not (tmp_path / "work").exists(), "it is said before the conversion, not after"
+
+
+def test_a_dry_run_of_a_build_prints_its_command(tmp_path: Path) -> None:
+    result = toolkit("build", "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml", "--dry-run")
+    script = tmp_path / "build.sh"
+    script.write_text(result.stdout)
+    assert result.returncode == 0 and subprocess.run(["bash", "-n", str(script)]).returncode == 0
+    assert "  --max_batch_size 16 \\\n" in result.stdout
+    assert "limits.max_sequences 64 / (pp 4)" in result.stdout
 
 
 def test_the_reference_is_current() -> None:

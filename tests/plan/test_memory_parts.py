@@ -65,7 +65,7 @@ def test_the_host(flagship):
     deployment = Deployment.load(flagship())
     host = plan_host(deployment)
     assert host.checkpoint_bytes == sum(rank_bytes(deployment)) == pytest.approx(143.2e9, rel=1e-3)
-    assert host.build_rank_bytes == pytest.approx(2 * 19.214e9 + 4e9, rel=1e-3)
-    assert host.workers == 6
+    assert host.build_rank_bytes == pytest.approx(2 * 19.214e9 + 8.5e9, rel=1e-3)
+    assert host.workers == 5
     assert plan_host(Deployment.load(flagship(hardware__host_memory_gb=40))).workers == 0
     assert plan_host(Deployment.load(flagship(hardware__host_memory_gb=1000))).workers == 8

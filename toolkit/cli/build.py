@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toolkit.cli.common import deployment_options, next_command, note, progress
+from toolkit.cli.common import deployment_options, dry_run_option, next_command, note, progress
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
@@ -19,18 +19,27 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Build from this TensorRT-LLM checkpoint, whoever wrote it, and convert nothing.",
 )
-def build(deployment: Deployment, checkpoint: Path | None) -> None:
-    """Convert, then build the engines: one file a rank."""
+@dry_run_option
+def build(deployment: Deployment, checkpoint: Path | None, dry_run: bool) -> None:
+    """Convert, then build the engines: one file a rank.
+
+    With engine tensorrt by trtllm-build; --dry-run prints its command, with where each flag comes from. A build that
+    was cut off goes on with the ranks that are left.
+    """
     from toolkit.checkpoint import convert
     from toolkit.engine import build as run
+    from toolkit.engine import dry_run as describe
     from toolkit.engine import require_buildable
 
-    require_buildable(deployment)
+    if dry_run:
+        return click.echo(describe(deployment, checkpoint))
+    for line in require_buildable(deployment):
+        note(line)
     if checkpoint is None:
         with progress("convert") as report:
             converted = convert(deployment, report)
         note("converted" if converted else "already converted from the same source")
-    with progress("build") as report:
+    with progress("build", unit="") as report:
         built = run(deployment, report, checkpoint)
     note("built" if built else "already built from the same checkpoint; nothing to do")
     click.echo(deployment.engine_dir)

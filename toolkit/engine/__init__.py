@@ -25,20 +25,45 @@ def build(
     """Write `deployment.engine_dir` from `deployment.checkpoint_dir`, or from a `checkpoint` of another tool.
 
     True when it was written now, False when it was current. `progress` is called with (ranks done, ranks in
-    all). Raises ToolkitError when the checkpoint is not that of this deployment, or for an engine that
-    needs GPUs.
+    all). Raises ToolkitError when the checkpoint is not that of this deployment, or the engine cannot be built here.
     """
-    require_buildable(deployment)
-    from toolkit.engine.rehearsal_build import build_rehearsal
+    progress = progress or (lambda done, total: None)
+    if deployment.engine == "rehearsal":
+        from toolkit.engine.rehearsal_build import build_rehearsal
 
-    return build_rehearsal(deployment, progress or (lambda done, total: None), checkpoint)
+        return build_rehearsal(deployment, progress, checkpoint)
+    _refuse_pytorch(deployment)
+    from toolkit.engine.tensorrt.build import build_tensorrt
+
+    return build_tensorrt(deployment, progress, checkpoint)
 
 
-def require_buildable(deployment: Deployment) -> None:
-    """Raise ToolkitError for an engine that this version cannot build: asked before hours of conversion."""
-    if deployment.engine != "rehearsal":
-        raise ToolkitError(
-            f"engine: {deployment.engine} cannot be built by this version; its build needs GPUs",
-            where=deployment.file,
-            hint="Convert it with toolkit convert, or rehearse it with --engine rehearsal.",
-        )
+def require_buildable(deployment: Deployment) -> list[str]:
+    """What the build is told, a line for each flag. Raises ToolkitError for an engine that cannot be built here.
+
+    To be asked before hours of conversion.
+    """
+    _refuse_pytorch(deployment)
+    if deployment.engine == "rehearsal":
+        return []
+    from toolkit.engine.tensorrt.build import require_program, tensorrt_flags
+    from toolkit.engine.tensorrt.flags import sources
+
+    require_program(deployment)
+    return sources(tensorrt_flags(deployment))
+
+
+def dry_run(deployment: Deployment, checkpoint: Path | None = None) -> str:
+    """The build as a shell script, with where each flag comes from. Raises ToolkitError as `build` would for flags."""
+    _refuse_pytorch(deployment)
+    if deployment.engine == "rehearsal":
+        return f"# A rehearsal's engine is its checkpoint's files and config.json, in {deployment.engine_dir}."
+    from toolkit.engine.tensorrt.build import script
+
+    return script(deployment, checkpoint or deployment.checkpoint_dir)
+
+
+def _refuse_pytorch(deployment: Deployment) -> None:
+    if deployment.engine == "pytorch":
+        what = "engine: pytorch has no engines to build: it loads the model itself"
+        raise ToolkitError(what, where=deployment.file, hint=f"Go on with: toolkit repo {deployment.file}")

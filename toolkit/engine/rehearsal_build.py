@@ -11,12 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from toolkit import checkpoint, engine
-from toolkit.artifacts import digest_of, produce, record, require
-from toolkit.checkpoint.reader import open_checkpoint
+from toolkit.artifacts import produce
 from toolkit.config import Deployment
-from toolkit.errors import ToolkitError
-from toolkit.jsonfile import read_json
-from toolkit.verify.structure import structure_differences
+from toolkit.engine.source import find_source
 
 VERSION = "1.2.1+rehearsal"
 """The TensorRT-LLM release whose layout and behaviour are rehearsed; a real engine has no suffix."""
@@ -24,53 +21,24 @@ VERSION = "1.2.1+rehearsal"
 
 def build_rehearsal(deployment: Deployment, progress: Callable[[int, int], None], given: Path | None = None) -> bool:
     """See `toolkit.engine.build`; `given` is its `checkpoint`."""
-    source, config = given or deployment.checkpoint_dir, build_config(deployment)
-    digest, pretrained = _given(deployment, given, progress) if given else _converted(deployment)
+    source, config = find_source(deployment, given, progress), build_config(deployment)
 
     def write(partial: Path) -> None:
-        whole = {"version": VERSION, "pretrained_config": pretrained, "build_config": config}
+        whole = {"version": VERSION, "pretrained_config": source.config, "build_config": config}
         (partial / "config.json").write_text(json.dumps(whole, indent=4) + "\n", encoding="utf-8")
         ranks = deployment.mapping.ranks
         for rank in ranks:
-            link_or_copy(source / f"rank{rank}.safetensors", partial / f"rank{rank}.engine")
+            link_or_copy(source.directory / f"rank{rank}.safetensors", partial / f"rank{rank}.engine")
             progress(rank + 1, len(ranks))
 
     return produce(
         deployment.engine_dir,
         engine.STAGE,
-        inputs={checkpoint.STAGE: digest},
+        inputs={checkpoint.STAGE: source.digest},
         settings={"engine": deployment.engine, **config},
         versions={"toolkit": version("toolkit"), "engine": VERSION},
         write=write,
     )
-
-
-def _converted(deployment: Deployment) -> tuple[str, dict[str, Any]]:
-    """Digest and config.json of the checkpoint that `toolkit convert` wrote for this deployment."""
-    source, remake = deployment.checkpoint_dir, f"toolkit convert {deployment.file}"
-    lock = require(source, checkpoint.STAGE, checkpoint.settings(deployment), remake)
-    return lock.digest, read_json(source / "config.json")
-
-
-def _given(deployment: Deployment, directory: Path, progress: Callable[[int, int], None]) -> tuple[str, dict[str, Any]]:
-    """Digest and config.json of any tool's checkpoint. Raises ToolkitError unless it is one of this deployment.
-
-    It has no lock, so all of it is hashed; `progress` is called with (ranks done, ranks in all).
-    """
-    opened, wanted = open_checkpoint(directory), checkpoint.settings(deployment)
-    found = {"tp": opened.mapping.tp, "pp": opened.mapping.pp, "dtype": opened.dtype}
-    for name, value in wanted.items():
-        if found[name] != value:
-            what = f"has {name} {found[name]}, {deployment.file} says {value}"
-            raise ToolkitError(what, where=directory, hint="Convert it again, or change the YAML.")
-    for difference in structure_differences(deployment.shape, opened):
-        hint = f"Is it a checkpoint of {deployment.model.path}?"
-        raise ToolkitError(difference.what, where=directory / difference.where, hint=hint)
-    digests = [record(directory / "config.json")["sha256"]]
-    for rank in opened.mapping.ranks:
-        digests.append(record(opened.file(rank))["sha256"])
-        progress(rank + 1, opened.mapping.world_size)
-    return digest_of(digests), opened.config
 
 
 def build_config(deployment: Deployment) -> dict[str, Any]:

@@ -1,0 +1,222 @@
+"""`toolkit build` with engine: tensorrt, from the YAML to locked engines, around a double of trtllm-build."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from tests.engine import trtllm_build_double as double
+from toolkit.artifacts import read_lock
+from toolkit.checkpoint import convert
+from toolkit.config import Deployment
+from toolkit.engine.tensorrt.build import build_tensorrt, log_file
+from toolkit.engine.tensorrt.run import run
+from toolkit.errors import ToolkitError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch) -> Path:
+    """The double, as `trtllm-build` on PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    path = folder / "trtllm-build"
+    path.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.engine.trtllm_build_double "$@"\n')
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return path
+
+
+@pytest.fixture
+def make(tmp_path, tiny_llama):
+    """make(**changes of the YAML) -> Deployment of PP2 x TP2, converted; the same files whenever it is called."""
+
+    def load(engine: dict | None = None, **sections) -> Deployment:
+        content = {
+            "engine": {"kind": "tensorrt", "workers": 2, **(engine or {})},
+            "model": {"path": str(tiny_llama)},
+            "parallel": {"tp": 2, "pp": 2},
+            "limits": {"max_sequences": 8, "max_num_tokens": 256, "max_seq_len": 256},
+            "output": str(tmp_path / "out"),
+            **sections,
+        }
+        (tmp_path / "trial.yaml").write_text(yaml.safe_dump(content))
+        deployment = Deployment.load(tmp_path / "trial.yaml")
+        convert(deployment)
+        return deployment
+
+    return load
+
+
+def quiet(done: int, total: int) -> None:
+    pass
+
+
+def built(deployment: Deployment) -> bool:
+    return build_tensorrt(deployment, quiet, gpus=2)
+
+
+def failure(deployment: Deployment) -> str:
+    with pytest.raises(ToolkitError) as caught:
+        built(deployment)
+    assert "\n" not in str(caught.value)
+    assert not deployment.engine_dir.exists()
+    return str(caught.value)
+
+
+def test_engines_are_built_and_locked_to_what_they_were_made_from(make, program):
+    deployment, told = make(), []
+    assert build_tensorrt(deployment, lambda done, total: told.append((done, total)), gpus=2)
+    names = {path.name for path in deployment.engine_dir.iterdir()}
+    assert names == {"config.json", "lock.json", *(f"rank{rank}.engine" for rank in range(4))}
+    for rank in range(4):
+        wanted = double.HEADER + (deployment.checkpoint_dir / f"rank{rank}.safetensors").read_bytes()
+        assert (deployment.engine_dir / f"rank{rank}.engine").read_bytes() == wanted
+    lock = read_lock(deployment.engine_dir)
+    assert lock.settings["max_batch_size"] == 4 and lock.settings["flags"]["max_batch_size"] == "4"
+    assert lock.settings["flags"]["multiple_profiles"] == "enable" and lock.versions["engine"] == "1.2.1"
+    assert told[0] == (0, 4) and told[-1] == (4, 4) and told == sorted(told)
+    assert "Total time of building all engines" in log_file(deployment).read_text()
+    assert not deployment.engine_dir.with_name("engine.building").exists()
+    assert (deployment.output / "timing-1.2.1-h100-sxm.cache").read_text() == "timings"
+
+
+def test_what_is_current_is_not_built_again(make, program):
+    assert built(make())
+    program.unlink()
+    assert not built(make())
+
+
+def test_another_flag_or_checkpoint_is_another_engine(make, program):
+    assert built(make())
+    assert built(make({"extra": {"multiple_profiles": "disable"}}))
+    assert built(make({"extra": {"multiple_profiles": "disable"}}, limits={"max_sequences": 16, "max_seq_len": 256}))
+
+
+def test_one_worker_builds_rank_after_rank(make, program):
+    assert built(make({"workers": 1}))
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("oom:3", "host memory runs out"),
+        ("cuda:1", "a GPU has too little free memory"),
+        ("sm:1", "no kernels for this GPU"),
+        ("disk:2", "the disk is full"),
+        ("killed", "was killed, as the kernel does when host memory runs out"),
+    ],
+)
+def test_known_failures_are_explained(make, program, monkeypatch, fault, says):
+    monkeypatch.setenv("DOUBLE", fault)
+    text = failure(make())
+    assert says in text and "build.log: trtllm-build: " in text
+
+
+def test_ranks_that_were_built_are_kept_and_the_others_built(make, program, monkeypatch):
+    """Rank 3 fails; the next build has only that left, and says so by what it starts with."""
+    monkeypatch.setenv("DOUBLE", "cuda:3")
+    assert "(3 of 4 ranks are kept)" in failure(make())
+    monkeypatch.delenv("DOUBLE")
+    before = {rank: (make().output / "engine.building" / f"rank{rank}.engine").stat().st_ino for rank in range(3)}
+    told = []
+    assert build_tensorrt(make(), lambda done, total: told.append(done), gpus=2)
+    assert min(told) == 3
+    engine = make().engine_dir
+    assert {rank: (engine / f"rank{rank}.engine").stat().st_ino for rank in range(3)} == before
+    assert sorted(path.name for path in engine.glob("*.engine")) == [f"rank{rank}.engine" for rank in range(4)]
+
+
+def test_a_half_written_rank_is_not_kept(make, program, monkeypatch):
+    deployment = make()
+    monkeypatch.setenv("DOUBLE", "half:2")
+    command = [sys.executable, "-c", BUILD.format(file=str(deployment.file))]
+    running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    work = deployment.output / "engine.building"
+    wait_for(lambda: (work / "rank2.engine").exists() and (work / "rank3.engine").exists())
+    time.sleep(1.5)  # it has been noticed that all but rank 2 are whole, or not: both must be right
+    children = psutil.Process(running.pid).children(recursive=True)
+    running.send_signal(signal.SIGINT)
+    running.communicate(timeout=30)
+    wait_for(lambda: not any(child.is_running() for child in children))
+    monkeypatch.delenv("DOUBLE")
+    assert built(make())
+    for rank in range(4):
+        wanted = double.HEADER + (deployment.checkpoint_dir / f"rank{rank}.safetensors").read_bytes()
+        assert (deployment.engine_dir / f"rank{rank}.engine").read_bytes() == wanted
+
+
+BUILD = """
+from toolkit.config import Deployment
+from toolkit.engine.tensorrt.build import build_tensorrt
+build_tensorrt(Deployment.load({file!r}), lambda done, total: None, gpus=2)
+"""
+
+
+def wait_for(condition) -> None:
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_a_builder_that_hangs_is_ended(make, program, monkeypatch, tmp_path):
+    begin = time.monotonic()
+    with pytest.raises(ToolkitError, match=r"said and wrote nothing for 0 minutes, and was ended"):
+        run(["sh", "-c", "echo begun; sleep 3600 & sleep 3600"], tmp_path, tmp_path / "log", lambda log: None, 2.0)
+    assert time.monotonic() - begin < 20
+
+
+def test_another_version_is_ended_at_its_first_line(make, program, monkeypatch):
+    monkeypatch.setenv("DOUBLE_VERSION", "1.1.0")
+    assert "engine.version: says 1.2.1, trtllm-build is of 1.1.0" in failure(make())
+
+
+def test_without_the_program_it_names_the_image(make):
+    assert "trtllm-build is not here. Run this inside nvcr.io/nvidia/tritonserver:26.07-trtllm" in failure(make())
+
+
+def test_a_version_that_is_not_known_is_refused(make):
+    assert "0.9.0" in failure(make({"version": "0.9.0"}))
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        ({"max_batch_size": 64}, "64 contradicts 4, which comes from: limits.max_sequences 8 / (pp 2)"),
+        ({"tp_size": 2}, "engine.extra.tp_size: is no flag of trtllm-build 1.2"),
+        ({"multiple_profile": "enable"}, "Did you mean multiple_profiles"),
+        ({"multiple_profiles": "yes"}, "engine.extra.multiple_profiles: "),
+        ({"strip_plan": "yes"}, "takes no value"),
+        ({"opt_num_tokens": 64}, "cannot go with multiple_profiles"),
+        ({"user_buffer": True}, "works only with reduce_fusion"),
+        ({"nccl_plugin": "disable"}, "leaves the ranks without messages"),
+        ({"gpt_attention_plugin": "disable"}, "in-flight batching needs it"),
+        ({"context_fmha": False}, "paged context attention needs it"),
+    ],
+)
+def test_flags_that_cannot_be_are_refused_before_anything_runs(make, program, extra, says):
+    text = failure(make({"extra": extra}))
+    assert says in text and "engine.extra." in text
+    assert not log_file(make()).exists()
+
+
+def test_reduce_fusion_needs_tensor_parallelism(make, program):
+    assert "tp 1 has none" in failure(make({"extra": {"reduce_fusion": True}}, parallel={"tp": 1, "pp": 2}))
+
+
+def test_true_is_enable(make, program):
+    deployment = make({"extra": {"reduce_fusion": True, "strip_plan": True}})
+    assert built(deployment)
+    flags = read_lock(deployment.engine_dir).settings["flags"]
+    assert flags["reduce_fusion"] == "enable" and flags["strip_plan"] is None
+    assert json.loads((deployment.engine_dir / "config.json").read_text())["version"] == "1.2.1"

@@ -1,0 +1,241 @@
+"""Builds TensorRT engines: checks all that can be known before, runs `trtllm-build`, and keeps what it has done.
+
+The program writes beside the engine directory, in `engine.building`, which stays when a build is cut off. Ranks that
+are on disk there are not built again: it cannot be told which ranks to build, but a rank whose file is not in the
+checkpoint fails at once, and the others of its pool go on (parallel_build in tensorrt_llm/commands/build.py). So the
+next build shows it a checkpoint that holds only the ranks that are left. With one worker the first failure ends it, so
+then all are built again, with what the timing cache remembers.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from toolkit import checkpoint, engine
+from toolkit.artifacts import digest_of, is_current, produce
+from toolkit.config import Deployment
+from toolkit.engine.rehearsal_build import build_config
+from toolkit.engine.source import Source, find_source
+from toolkit.engine.tensorrt.flags import BuildFlag, Places, arguments, derive, sources
+from toolkit.engine.tensorrt.log import BuildLog
+from toolkit.engine.tensorrt.run import run
+from toolkit.errors import ToolkitError
+from toolkit.jsonfile import read_json
+from toolkit.limits import available_memory
+from toolkit.plan.host import plan_host
+from toolkit.releases import release_of
+
+PROGRAM = "trtllm-build"
+STATE = "ranks.json"
+"""In the working directory: what it is for, and the sizes of the ranks that are whole."""
+TIMING = ("input_timing_cache", "output_timing_cache")
+NOT_OF_THE_ENGINE = ("checkpoint_dir", "output_dir", "workers", *TIMING, "log_level")
+"""Flags that leave the engine as it is."""
+
+
+def build_tensorrt(
+    deployment: Deployment, progress: Callable[[int, int], None], given: Path | None = None, gpus: int | None = None
+) -> bool:
+    """See `toolkit.engine.build`; `given` is its `checkpoint`, `gpus` how many there are (default: what NVML sees)."""
+    flags = tensorrt_flags(deployment, given, gpus)  # before the checkpoint, which may take minutes to read
+    source = find_source(deployment, given, progress)
+    inputs, settings = {checkpoint.STAGE: source.digest}, _settings(deployment, flags)
+    if is_current(deployment.engine_dir, engine.STAGE, inputs, settings):
+        return False
+    program = require_program(deployment)
+    work = _Work(deployment, source, digest_of([inputs, settings]))
+    done = work.done()
+    if len(done) < deployment.mapping.world_size:
+        done = _build(deployment, [program], flags, work, done, progress)
+    found = work.checked_config()
+
+    def write(partial: Path) -> None:
+        for rank in deployment.mapping.ranks:
+            (work.directory / f"rank{rank}.engine").replace(partial / f"rank{rank}.engine")
+        shutil.copyfile(work.directory / "config.json", partial / "config.json")
+
+    made = produce(
+        deployment.engine_dir,
+        engine.STAGE,
+        inputs=inputs,
+        settings=settings,
+        versions={"toolkit": version("toolkit"), "engine": found["version"]},
+        write=write,
+    )
+    shutil.rmtree(work.directory, ignore_errors=True)
+    return made
+
+
+def tensorrt_flags(
+    deployment: Deployment, checkpoint_dir: Path | None = None, gpus: int | None = None
+) -> list[BuildFlag]:
+    """What `trtllm-build` is given here. Raises ToolkitError, one line; `gpus` as of `build_tensorrt`."""
+    return _flags(deployment, checkpoint_dir or deployment.checkpoint_dir, workers_of(deployment, gpus))
+
+
+def _flags(deployment: Deployment, checkpoint_dir: Path, workers: int) -> list[BuildFlag]:
+    release = release_of(deployment.engine_options.version, where=deployment.file)
+    places = Places(checkpoint_dir, _work_dir(deployment), _timing_cache(deployment))
+    return derive(deployment, release, places, workers)
+
+
+def require_program(deployment: Deployment) -> str:
+    """The path of `trtllm-build`. Raises ToolkitError, which names the image that holds it."""
+    program = shutil.which(PROGRAM)
+    if program is None:
+        release = release_of(deployment.engine_options.version, where=deployment.file)
+        raise ToolkitError(f"{PROGRAM} is not here", hint=f"Run this inside {release.images[0].tag}.")
+    return program
+
+
+def script(deployment: Deployment, checkpoint_dir: Path) -> str:
+    """The command as a shell script that runs as it stands, with where each flag comes from."""
+    workers = deployment.engine_options.workers or max(1, plan_host(deployment).workers)
+    flags = _flags(deployment, checkpoint_dir, workers)
+    known = [f"#   {line}" for line in sources(flags)]
+    command = shlex.join([PROGRAM, *arguments(flags)]).replace(" --", " \\\n  --")
+    head = ["#!/usr/bin/env bash", "# Where each flag comes from:", *known, "set -euo pipefail"]
+    return "\n".join([*head, shlex.join(["mkdir", "-p", str(_work_dir(deployment))]), command])
+
+
+def workers_of(deployment: Deployment, gpus: int | None = None) -> int:
+    """Ranks to build at once: one a GPU, as far as free host memory goes. Raises ToolkitError for not even one."""
+    if deployment.engine_options.workers is not None:
+        return deployment.engine_options.workers
+    if gpus is None:
+        from toolkit.doctor.gpus import look_at_gpus
+
+        seen = look_at_gpus()
+        gpus = len(seen.seen)
+        if not gpus:
+            hint = seen.fix or "Run it on the GPU node (docker run --gpus all), or rehearse with --engine rehearsal."
+            raise ToolkitError(f"building needs a GPU, here is none: {seen.problem}", where=deployment.file, hint=hint)
+    needed, free = plan_host(deployment).build_rank_bytes, available_memory()
+    if free < needed:
+        what = f"building a rank takes about {needed / 1e9:.0f} GB of host memory, {free / 1e9:.0f} GB are free"
+        raise ToolkitError(what, where=deployment.file, hint="Free some, or try it with engine.workers: 1.")
+    return min(gpus, deployment.mapping.world_size, free // needed)
+
+
+class _Work:
+    """The directory that the program writes to, and which of its ranks are whole."""
+
+    def __init__(self, deployment: Deployment, source: Source, purpose: str) -> None:
+        self.deployment, self.source, self.purpose = deployment, source, purpose
+        self.directory = _work_dir(deployment)
+        self.directory.mkdir(parents=True, exist_ok=True)
+
+    def done(self) -> set[int]:
+        """Ranks of an earlier attempt at the same engine. What else is there goes."""
+        state = self.directory / STATE
+        found = read_json(state) if state.exists() else {}
+        sizes = found.get("sizes", {}) if found.get("purpose") == self.purpose else {}
+        whole = {int(rank) for rank, size in sizes.items() if _size(self.file(int(rank))) == size}
+        if not (self.directory / "config.json").exists():
+            whole = set()
+        for path in self.directory.iterdir():
+            if path != state and path.name != "config.json" and path not in map(self.file, whole):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return whole
+
+    def mark(self, ranks: set[int]) -> None:
+        """Remember that these are on disk, to their ends."""
+        sizes = {rank: _size(self.file(rank)) for rank in ranks}
+        draft = self.directory / (STATE + ".new")
+        draft.write_text(json.dumps({"purpose": self.purpose, "sizes": sizes}), encoding="utf-8")
+        draft.replace(self.directory / STATE)
+
+    def checkpoint_without(self, done: set[int]) -> Path:
+        """A checkpoint with the files of the other ranks only."""
+        view = self.directory / "checkpoint"
+        view.mkdir()
+        names = ["config.json", *(f"rank{r}.safetensors" for r in self.deployment.mapping.ranks if r not in done)]
+        for name in names:
+            (view / name).symlink_to(self.source.directory.resolve() / name)
+        return view
+
+    def checked_config(self) -> dict[str, Any]:
+        """The engine's config.json. Raises ToolkitError when it is not that of the deployment's engine."""
+        found = read_json(self.directory / "config.json")
+        wanted = self.deployment.engine_options.version
+        if found.get("version") != wanted:
+            what = f"engine.version: says {wanted}, {PROGRAM} is of TensorRT-LLM {found.get('version')}"
+            raise ToolkitError(what, where=self.deployment.file, hint="Correct it, or use the image that holds it.")
+        return found
+
+    def file(self, rank: int) -> Path:
+        return self.directory / f"rank{rank}.engine"
+
+
+def _build(
+    deployment: Deployment,
+    program: list[str],
+    flags: list[BuildFlag],
+    work: _Work,
+    done: set[int],
+    progress: Callable[[int, int], None],
+) -> set[int]:
+    """Run the program for the ranks that are left; all ranks, when they are on disk."""
+    ranks = set(deployment.mapping.ranks)
+    workers = int(next(flag.value or 1 for flag in flags if flag.name == "workers"))
+    given = flags
+    if done and workers > 1:
+        view = str(work.checkpoint_without(done))
+        given = [BuildFlag(f.name, view, f.source) if f.name == "checkpoint_dir" else f for f in flags]
+    else:
+        done = set()
+    whole = set(done)
+
+    def tell(log: BuildLog) -> None:
+        if log.version and log.version != deployment.engine_options.version:
+            what = f"engine.version: says {deployment.engine_options.version}, {PROGRAM} is of {log.version}"
+            raise ToolkitError(what, where=deployment.file, hint="Correct it, or use the image that holds it.")
+        # Lines do not say which rank has been written; when none is being written, all that were begun have been.
+        if log.begun and log.written == len(log.begun) and not log.begun <= whole:
+            whole.update(log.begun)
+            work.mark(whole)
+        progress(len(done) + log.written, len(ranks))
+
+    progress(len(done), len(ranks))
+    log, code = run([*program, *arguments(given)], work.directory, log_file(deployment), tell)
+    if whole == ranks and (code == 0 or done):
+        return whole
+    what, hint = log.failure(killed=code < 0 or code > 128)
+    hint = (hint or f"The whole log is in {log_file(deployment)}.").format(workers=workers)
+    if code == 0:
+        what = f"ended well, and left out rank {', '.join(map(str, sorted(ranks - whole)))}"
+    kept = f" ({len(whole)} of {len(ranks)} ranks are kept)" if whole and workers > 1 else ""
+    raise ToolkitError(f"{PROGRAM}: {what}{kept}", where=log_file(deployment), hint=hint)
+
+
+def _settings(deployment: Deployment, flags: list[BuildFlag]) -> dict[str, Any]:
+    return {
+        "engine": deployment.engine,
+        **build_config(deployment),
+        "version": deployment.engine_options.version,
+        "gpu": deployment.hardware.gpu,
+        "flags": {flag.name: flag.value for flag in flags if flag.name not in NOT_OF_THE_ENGINE},
+    }
+
+
+def log_file(deployment: Deployment) -> Path:
+    return deployment.output / "build.log"
+
+
+def _work_dir(deployment: Deployment) -> Path:
+    return deployment.engine_dir.with_name("engine.building")
+
+
+def _timing_cache(deployment: Deployment) -> Path:
+    """Kernels' times are of one release and one kind of GPU."""
+    return deployment.output / f"timing-{deployment.engine_options.version}-{deployment.hardware.gpu}.cache"
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
