@@ -1,0 +1,253 @@
+"""A good repository has no findings; each way to break it has one, of its kind, at its line."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from toolkit.config import Deployment
+from toolkit.errors import ToolkitError
+from toolkit.lint import Finding, lint
+from toolkit.repository.configs import model_configs, to_text
+from toolkit.repository.parameters import SpecialTokens
+
+ROOT = Path(__file__).parents[2]
+RANKS = 8
+
+
+def write_engine(folder: Path, **build) -> Path:
+    """As `trtllm-build` leaves one: PP4 x TP2, 16 sequences a micro-batch."""
+    folder.mkdir(parents=True)
+    limits = {"max_batch_size": 16, "max_num_tokens": 8192, "max_seq_len": 8192, "max_beam_width": 1}
+    plugins = {"use_paged_context_fmha": True, "remove_input_padding": True}
+    config = {
+        "version": build.pop("version", "1.2.1"),
+        "pretrained_config": {"mapping": {"world_size": RANKS, "tp_size": 2, "pp_size": 4}},
+        "build_config": {**limits, "kv_cache_type": "PAGED", "plugin_config": plugins, **build},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    for rank in range(RANKS):
+        (folder / f"rank{rank}.engine").touch()
+    return folder
+
+
+@pytest.fixture
+def repository(tmp_path, tiny_llama) -> Path:
+    """The flagship's, with its engine beside it."""
+    content = yaml.safe_load((ROOT / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml").read_text())
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump({**content, "output": str(tmp_path / "out")}))
+    deployment = Deployment.load(tmp_path / "x.yaml")
+    engine = write_engine(tmp_path / "engine")
+    folder = tmp_path / "repository"
+    for name, config in model_configs(deployment, SpecialTokens((2,), 0), engine).items():
+        (folder / name / "1").mkdir(parents=True)
+        (folder / name / "config.pbtxt").write_text(to_text(config))
+        if 'backend: "python"' in to_text(config):
+            (folder / name / "1" / "model.py").write_text("")
+    tokenizer = folder / "preprocessing" / "1" / "tokenizer"
+    tokenizer.mkdir()
+    shutil.copy(tiny_llama / "tokenizer.json", tokenizer)
+    return folder
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert re.search(old, text), old
+    path.write_text(re.sub(old, new, text, count=1))
+
+
+def parameter(name: str, value: str):
+    """Give a parameter of the executor another value."""
+
+    def change(repository: Path) -> None:
+        path = repository / "tensorrt_llm/config.pbtxt"
+        edit(path, rf'(key: "{name}"\s+value {{\s+string_value: )"[^"]*"', rf'\1"{value}"')
+
+    return change
+
+
+def config(model: str, old: str, new: str):
+    return lambda repository: edit(repository / model / "config.pbtxt", old, new)
+
+
+def without(path: str):
+    def change(repository: Path) -> None:
+        target = repository / path
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+
+    return change
+
+
+def engine(**build):
+    def change(repository: Path) -> None:
+        shutil.rmtree(repository.parent / "engine")
+        write_engine(repository.parent / "engine", **build)
+
+    return change
+
+
+def eos(repository: Path) -> None:
+    folder = repository / "preprocessing/1/tokenizer"
+    (folder / "generation_config.json").write_text('{"eos_token_id": [128001, 128009]}')
+    edit(repository / "preprocessing/config.pbtxt", 'key: "eos_token_ids"', 'key: "multimodal_model_path"')
+
+
+PAGED = {"remove_input_padding": True, "use_paged_context_fmha": False}
+PADDED = {"remove_input_padding": False, "use_paged_context_fmha": True}
+LLM, ENSEMBLE = "tensorrt_llm", "ensemble"
+BROKEN = [
+    ("placeholder", parameter("kv_cache_onboard_blocks", "${kv_cache_onboard_blocks}"), "was not filled"),
+    ("placeholder", config(LLM, r"max_batch_size: \d+", "max_batch_size: ${triton_max_batch_size}"), "expects a value"),
+    ("syntax", config(LLM, r"max_batch_size: \d+", "max_batch_size: many"), "is not a model configuration"),
+    ("syntax", config("postprocessing", "name:", "nme:"), "is not a model configuration"),
+    ("not-a-model", lambda folder: (folder / "notes").mkdir(), "every folder of a repository"),
+    ("version-directory", without("ensemble/1"), "model ensemble has no version directory"),
+    ("name", config(LLM, 'name: "tensorrt_llm"', 'name: "llama"'), "name is llama, its folder tensorrt_llm"),
+    ("backend", config("postprocessing", 'backend: "python"', 'backend: "pyton"'), "backend 'pyton'"),
+    ("model-file", without("preprocessing/1/model.py"), "no model.py"),
+    ("executor", without("tensorrt_llm"), "no model has backend tensorrtllm"),
+    ("step-model", config(ENSEMBLE, 'model_name: "postprocessing"', 'model_name: "post"'), "step post is no model"),
+    ("step-input", config(ENSEMBLE, 'key: "QUERY"', 'key: "QUESTION"'), "has no input QUESTION"),
+    ("step-input-missing", config(ENSEMBLE, 'key: "QUERY"', 'key: "END_ID"'), "its input QUERY is required"),
+    ("step-source", config(ENSEMBLE, 'value: "_TOKENS_BATCH"', 'value: "_TOKEN_BATCH"'), "TOKENS_BATCH comes from"),
+    ("step-output", config(ENSEMBLE, 'key: "OUTPUT"', 'key: "TEXT"'), "has no output TEXT"),
+    ("ensemble-output", config(ENSEMBLE, 'value: "text_output"', 'value: "text_out"'), "text_output is made by no"),
+    (
+        "ensemble-type",
+        config("preprocessing", '(name: "QUERY"\\s+data_type: )TYPE_STRING', r"\1TYPE_INT32"),
+        "QUERY is",
+    ),
+    ("batch-size", config("postprocessing", r"max_batch_size: \d+", "max_batch_size: 4"), "more than the 4 of post"),
+    ("decoupled", config(LLM, "decoupled: true", "decoupled: false"), "is not decoupled"),
+    ("parameter-unknown", config(LLM, '"enable_chunked_context"', '"enable_chunked_contexts"'), "mean enable_chunked"),
+    ("parameter-value", parameter("batch_scheduler_policy", "max_utilisation"), "the backend only warns"),
+    ("parameter-value", parameter("enable_kv_cache_reuse", "yes"), "enable_kv_cache_reuse: expected true or false"),
+    ("kv-reuse-unset", parameter("enable_kv_cache_reuse", ""), "then reuses KV blocks"),
+    ("model-type", parameter("gpt_model_type", "V1"), "no request joins one that runs"),
+    ("chunked-context", parameter("enable_chunked_context", "false"), "is refused"),
+    ("renamed", config(LLM, 'name: "seed"', 'name: "random_seed"'), "is called seed since 0.20"),
+    ("tensor-missing", config(LLM, 'name: "input_lengths"', 'name: "lengths"'), "input input_lengths is missing"),
+    ("tensor-unknown", config(LLM, 'name: "streaming"', 'name: "stream"'), "input stream is not one"),
+    ("tensor-type", config(LLM, '(name: "seed"\\s+data_type: )TYPE_UINT64', r"\1TYPE_INT32"), "seed is INT32"),
+    ("queue", config(LLM, "max_queue_size: 256", "max_queue_size: 0"), "queue without end"),
+    ("instances", config(LLM, "count: 1", "count: 2"), "has 2 instances and no gpu_device_ids"),
+    ("engine-path", parameter("gpt_model_path", ""), "no engine to load"),
+    ("engine-path", parameter("gpt_model_path", "/nowhere"), "gpt_model_path /nowhere"),
+    ("engine-version", engine(version="1.0.7"), "was built by TensorRT-LLM 1.0.7"),
+    ("world-size", lambda folder: (folder.parent / "engine/rank7.engine").unlink(), "has 7 rank files"),
+    ("engine-batch-size", engine(max_batch_size=8), "more than the engine's 8 x 4 micro-batches"),
+    ("engine-beams", parameter("max_beam_width", "4"), "max_beam_width 4 is more than the engine's 1"),
+    ("engine-kv-tokens", parameter("max_tokens_in_paged_kv_cache", "4096"), "does not hold one sequence"),
+    ("engine-attention", engine(plugin_config=PAGED), "enable_kv_cache_reuse needs use_paged_context_fmha"),
+    ("engine-inflight", engine(plugin_config=PADDED), "cannot batch in flight"),
+    ("tokenizer", without("preprocessing/1/tokenizer/tokenizer.json"), "has no tokenizer.json"),
+    ("tokenizer", without("preprocessing/1/tokenizer"), "no such directory"),
+    ("eos", eos, "ends answers with any of 128001, 128009"),
+    ("bls-model", config("tensorrt_llm_bls", 'string_value: "tensorrt_llm"', 'string_value: "llama"'), "llama is no"),
+]
+WARNINGS = ("parameter-unknown", "kv-reuse-unset", "model-type", "chunked-context", "tensor-unknown", "queue")
+WARNINGS += ("engine-batch-size", "eos", "decoupled", "kv-fraction")
+
+
+def test_a_good_repository_has_nothing(repository):
+    assert lint(repository) == []
+
+
+@pytest.mark.parametrize(("kind", "change", "says"), BROKEN, ids=[f"{n}-{b[0]}" for n, b in enumerate(BROKEN)])
+def test_each_way_to_break_it_is_found(repository, kind, change, says):
+    change(repository)
+    found = [finding for finding in lint(repository) if finding.kind == kind]
+    assert any(says in f"{finding.what} {finding.fix}" for finding in found), lint(repository)
+    assert {finding.level for finding in found} == {"warning" if kind in WARNINGS else "error"}
+    for finding in found:
+        assert finding.fix and "\n" not in finding.what and finding.path.is_relative_to(repository.parent)
+
+
+def test_all_kinds_are_on_the_page_and_none_besides():
+    page = (ROOT / "docs/lint.md").read_text()
+    rows = re.findall(r"^\| (`.*`) \|", page, re.MULTILINE)
+    listed = set(re.findall(r"`([a-z-]+)`", " ".join(rows)))
+    written = "".join(path.read_text() for path in (ROOT / "toolkit/lint").glob("*.py"))
+    kinds = set(re.findall(r'(?:finding\(|Finding\()\s*"([a-z-]+)"', written))
+    assert listed == kinds
+    assert kinds - {kind for kind, *_ in BROKEN} == {"parameter-missing", "kv-fraction"}  # below
+
+
+def test_the_kv_fraction_is_held_to_85_per_cent(repository):
+    parameter("max_tokens_in_paged_kv_cache", "")(repository)
+    assert lint(repository) == []
+    parameter("kv_cache_free_gpu_mem_fraction", "0.95")(repository)
+    (found,) = lint(repository)
+    assert (found.kind, found.level) == ("kv-fraction", "warning") and "0.95 leaves less than 15%" in found.what
+    parameter("kv_cache_free_gpu_mem_fraction", "")(repository)
+    (found,) = lint(repository)
+    assert found.kind == "kv-fraction" and "takes 0.9 of the memory" in found.what
+
+
+def test_a_parameter_that_the_backend_cannot_do_without(repository):
+    path = repository / "tensorrt_llm/config.pbtxt"
+    edit(path, r'parameters {\s+key: "gpt_model_type"\s+value {[^}]*}\s+}', "")
+    assert [one.kind for one in lint(repository)] == ["parameter-missing"]
+
+
+def test_findings_name_their_line(repository):
+    config(LLM, 'name: "seed"', 'name: "random_seed"')(repository)
+    path = repository / "tensorrt_llm/config.pbtxt"
+    found = next(one for one in lint(repository) if one.kind == "renamed" and one.path == path)
+    assert "random_seed" in path.read_text().splitlines()[found.line - 1]
+
+
+def test_another_engine_and_release(repository, tmp_path):
+    other = write_engine(tmp_path / "other", version="1.1.0")
+    assert lint(repository, other) == []
+    (found,) = lint(repository, other, "1.2")
+    assert found.kind == "engine-version"
+    with pytest.raises(ToolkitError, match=r"0\.9.* is not supported\. Use one of 0\.20"):
+        lint(repository, release="0.9")
+
+
+def test_what_is_no_repository(repository, tmp_path):
+    with pytest.raises(ToolkitError, match="no such directory"):
+        lint(tmp_path / "none")
+    with pytest.raises(
+        ToolkitError, match=r"no folder in it has a config.pbtxt.*This is one model; give the directory"
+    ):
+        lint(repository / "tensorrt_llm")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ToolkitError, match="is no model repository"):
+        lint(tmp_path / "empty")
+
+
+def toolkit(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "toolkit", "lint", *arguments], capture_output=True, text=True, cwd=ROOT
+    )
+
+
+def test_the_command_and_its_exit_codes(repository):
+    good = toolkit(str(repository))
+    assert (good.returncode, good.stdout, good.stderr) == (0, "", "nothing found\n")
+    parameter("enable_kv_cache_reuse", "")(repository)
+    warned = toolkit(str(repository))
+    assert warned.returncode == 0 and "[kv-reuse-unset]" in warned.stdout and warned.stderr == "0 errors, 1 warnings\n"
+    without("ensemble/1")(repository)
+    failed = toolkit(str(repository), "--json")
+    data = json.loads(failed.stdout)
+    assert failed.returncode == 1 and (data["errors"], data["warnings"]) == (1, 1)
+    assert data["findings"][0]["kind"] == "version-directory"
+    annotated = toolkit(str(repository), "--github")
+    assert annotated.returncode == 1
+    assert annotated.stdout.startswith(
+        f"::error file={repository}/ensemble,title=toolkit lint%3A version-directory::model"
+    )
+    assert toolkit("/nowhere").returncode == 1
+
+
+def test_annotations_are_escaped():
+    found = Finding("x", "error", Path("a,b:c"), "100% of\nit", "Do.", 3)
+    assert found.annotation() == "::error file=a%2Cb%3Ac,line=3,title=toolkit lint%3A x::100%25 of%0Ait. Do."

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from toolkit.cli.common import json_option, note, print_json
+
+
+@click.command()
+@click.argument("repository", type=click.Path(path_type=Path))
+@click.option(
+    "--engine",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Compare with this engine directory, not with gpt_model_path.",
+)
+@click.option("--release", metavar="X.Y", help="Of TensorRT-LLM. Default: the engine's, or the latest.")
+@click.option("--github", is_flag=True, help="Print workflow commands that GitHub shows at the lines.")
+@json_option
+def lint(repository: Path, engine: Path | None, release: str | None, github: bool, as_json: bool) -> None:
+    """Look for what is wrong with a Triton model repository, without Triton and without a GPU.
+
+    Also with one that others have made, as from NVIDIA's templates. Exit codes: 0 no error, 1 errors.
+    """
+    from toolkit.lint import lint as run
+
+    found = run(repository, engine, release)
+    errors = sum(finding.level == "error" for finding in found)
+    if as_json:
+        print_json({"errors": errors, "warnings": len(found) - errors, "findings": [one.data() for one in found]})
+    else:
+        for finding in found:
+            click.echo(finding.annotation() if github else finding)
+        note(f"{errors} errors, {len(found) - errors} warnings" if found else "nothing found")
+    if errors:
+        sys.exit(1)

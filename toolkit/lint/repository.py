@@ -1,0 +1,159 @@
+"""A Triton model repository as it is on disk, read as far as it can be."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import ToolkitError
+from toolkit.jsonfile import read_json
+from toolkit.lint.finding import Finding
+
+CONFIG = "config.pbtxt"
+PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
+
+
+@dataclass
+class Model:
+    """A folder of the repository. `config` is a ModelConfig message; None where it cannot be read."""
+
+    folder: Path
+    text: str
+    config: Any | None
+    unreadable: Finding | None = None
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def path(self) -> Path:
+        return self.folder / CONFIG
+
+    @property
+    def kind(self) -> str:
+        """Its backend, or `ensemble`."""
+        return "" if self.config is None else self.config.backend or self.config.platform
+
+    @cached_property
+    def parameters(self) -> dict[str, str]:
+        found = {} if self.config is None else self.config.parameters
+        return {key: found[key].string_value for key in found}
+
+    def line_of(self, text: str) -> int | None:
+        """The first line with a name in quotes."""
+        lines = self.text.splitlines()
+        return next((number for number, line in enumerate(lines, 1) if f'"{text}"' in line), None)
+
+    def finding(self, kind: str, level: Any, what: str, fix: str, at: str | None = None) -> Finding:
+        """About its config.pbtxt, at the line of `at`."""
+        return Finding(kind, level, self.path, what, fix, None if at is None else self.line_of(at))
+
+
+@dataclass
+class Engine:
+    """The directory of an engine: what its config.json says. `config` is None where it is not there."""
+
+    folder: Path
+    config: dict[str, Any] | None
+    problem: str = ""
+    build: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def version(self) -> str | None:
+        return self.config.get("version") if self.config else None
+
+    @property
+    def ranks(self) -> int:
+        """Rank files that are there."""
+        return len(list(self.folder.glob("rank*.engine")))
+
+    @property
+    def world_size(self) -> int | None:
+        mapping = (self.config or {}).get("pretrained_config", {}).get("mapping", {})
+        return mapping.get("world_size")
+
+    @property
+    def pp(self) -> int:
+        mapping = (self.config or {}).get("pretrained_config", {}).get("mapping", {})
+        return mapping.get("pp_size", 1)
+
+
+@dataclass
+class Repository:
+    folder: Path
+    models: dict[str, Model]
+    engine: Engine | None
+    """Of --engine, or of gpt_model_path where that is a folder here."""
+
+    @property
+    def executor(self) -> Model | None:
+        """The model that generates: backend tensorrtllm, or whatever is called tensorrt_llm."""
+        by_backend = (model for model in self.models.values() if model.kind == "tensorrtllm")
+        return next(by_backend, self.models.get("tensorrt_llm"))
+
+    @property
+    def ensembles(self) -> Iterator[Model]:
+        return (model for model in self.models.values() if model.kind == "ensemble")
+
+
+def read_repository(folder: Path, engine_dir: Path | None = None) -> Repository:
+    """Raises ToolkitError when it is no model repository: no folder of it has a config.pbtxt."""
+    if not folder.is_dir():
+        raise ToolkitError("no such directory", where=folder, hint="Give the directory with a folder for each model.")
+    folders = sorted(path for path in folder.iterdir() if path.is_dir())
+    models = {path.name: _read_model(path) for path in folders if (path / CONFIG).is_file()}
+    if not models:
+        hint = "Give the directory with a folder for each model."
+        if (folder / CONFIG).is_file():
+            hint = f"This is one model; give the directory above: {folder.resolve().parent}."
+        raise ToolkitError(f"is no model repository: no folder in it has a {CONFIG}", where=folder, hint=hint)
+    repository = Repository(folder, models, None)
+    executor = repository.executor
+    path = engine_dir
+    if path is None and executor is not None and not PLACEHOLDER.search(given := _engine_path(executor)) and given:
+        path = Path(given)
+    repository.engine = None if path is None else read_engine(path)
+    return repository
+
+
+def _engine_path(executor: Model) -> str:
+    return executor.parameters.get("gpt_model_path", "")
+
+
+def read_engine(folder: Path) -> Engine:
+    try:
+        config = read_json(folder / "config.json")
+    except ToolkitError as error:
+        return Engine(folder, None, error.what)
+    return Engine(folder, config, build=config.get("build_config", {}))
+
+
+def _read_model(folder: Path) -> Model:
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
+    path = folder / CONFIG
+    messages: Any = model_config_pb2
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        what = f"cannot be read: {error}"
+        return Model(folder, "", None, Finding("syntax", "error", path, what, "Write it again."))
+    try:
+        return Model(folder, text, text_format.Parse(text, messages.ModelConfig()))
+    except text_format.ParseError as error:
+        line = error.GetLine()
+        reason = str(error).split(" : ", 1)[-1].strip()
+        lines = text.splitlines()
+        said = lines[line - 1].strip() if line and line <= len(lines) else ""
+        if found := PLACEHOLDER.search(said):
+            what = f"${{{found[1]}}} is left where Triton expects a value: {said}"
+            fix = f"Fill {found[1]}; NVIDIA's own list of keys does not have all of them."
+            return Model(folder, text, None, Finding("placeholder", "error", path, what, fix, line))
+        what = f"is not a model configuration: {reason}"
+        return Model(folder, text, None, Finding("syntax", "error", path, what, "Correct the line.", line))

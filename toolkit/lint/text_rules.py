@@ -1,0 +1,66 @@
+"""Text in and out: the tokenizer, the tokens that end an answer, and the names that models call each other by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import ToolkitError
+from toolkit.jsonfile import read_json
+from toolkit.lint.finding import Finding
+from toolkit.lint.repository import PLACEHOLDER, Model, Repository
+from toolkit.releases import Release
+
+
+def check(repository: Repository, release: Release) -> Iterator[Finding]:
+    for name in ("preprocessing", "postprocessing", "tensorrt_llm_bls"):
+        model = repository.models.get(name)
+        if model is None or model.config is None:
+            continue
+        if "tokenizer_dir" in model.parameters:
+            yield from _tokenizer(model)
+    bls = repository.models.get("tensorrt_llm_bls")
+    called = bls.parameters.get("tensorrt_llm_model_name", "tensorrt_llm") if bls else ""
+    if bls and called and not PLACEHOLDER.search(called) and called not in repository.models:
+        what = f"tensorrt_llm_model_name {called} is no model of this repository"
+        yield bls.finding("bls-model", "error", what, "Use tensorrt_llm.", at=called)
+
+
+def _tokenizer(model: Model) -> Iterator[Finding]:
+    given = model.parameters["tokenizer_dir"]
+    if PLACEHOLDER.search(given):
+        return
+    if not given:
+        yield model.finding("tokenizer", "error", "tokenizer_dir is empty", "Set it.", at="tokenizer_dir")
+        return
+    folder = Path(given) if Path(given).is_absolute() else (model.folder / given)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        reason = "has no tokenizer.json" if folder.is_dir() else "no such directory"
+        what = f"tokenizer_dir {given}: {reason}"
+        fix = "Copy the model's tokenizer there, or lint where it is."
+        yield model.finding("tokenizer", "error", what, fix, at="tokenizer_dir")
+    else:
+        yield from _ends(model, folder)
+
+
+def _ends(model: Model, folder: Path) -> Iterator[Finding]:
+    """NVIDIA's preprocessing ends at one token; Llama 3's instruct models have two or three that end an answer."""
+    if model.name != "preprocessing" or "eos_token_ids" in model.parameters:
+        return
+    ids = _eos_ids(folder / "generation_config.json")
+    if len(ids) > 1:
+        listed = ", ".join(map(str, ids))
+        what = (
+            f"the model ends answers with any of {listed} (generation_config.json), and this ends at one of them only"
+        )
+        fix = "Send the others as stop words, or use the repository of toolkit repo, which ends at all."
+        yield model.finding("eos", "warning", what, fix, at="tokenizer_dir")
+
+
+def _eos_ids(path: Path) -> list[int]:
+    try:
+        found: Any = read_json(path).get("eos_token_id")
+    except ToolkitError:
+        return []
+    return [one for one in found if isinstance(one, int)] if isinstance(found, list) else []
