@@ -19,8 +19,9 @@ UNKNOWN = "unknown"
 SLOWEST_FIRST = (UNKNOWN, "SYS", "PCIe", "NODE", "PHB", "PXB", "PIX")
 """Every way that is not NVLink. What is unknown counts as the slowest, so that a known way is taken before it."""
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-_GPU = re.compile(r"GPU(\d+)")
+_GPU = re.compile(r"GPU([0-9]{1,4})\b")
 _CORES = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+_NODE = re.compile(r"[0-9]{1,4}")
 _AFFINITIES = ("CPU Affinity", "NUMA Affinity", "GPU NUMA ID")
 
 
@@ -81,7 +82,7 @@ def parse_topology(text: str) -> Topology:
     return Topology(
         gpus=gpus,
         ways=ways,
-        numa=tuple(int(row[1]) if columns > 1 and row[1].isdecimal() else None for row in near),
+        numa=tuple(int(row[1]) if columns > 1 and _NODE.fullmatch(row[1]) else None for row in near),
         cores=tuple(row[0] if _CORES.fullmatch(row[0]) else "" for row in near),
         source=TABLE,
     )
@@ -93,7 +94,7 @@ def _row(rows: dict[str, list[str]], gpu: int, gpus: int) -> list[str]:
     if len(row) < gpus:
         raise ToolkitError(f"is cut off: the row of GPU{gpu} has {len(row)} of {gpus} GPUs", where=TABLE)
     for way in row[:gpus]:
-        if way not in SLOWEST_FIRST and not re.fullmatch(r"X|NV\d{1,4}", way):
+        if way not in SLOWEST_FIRST and not re.fullmatch(r"X|NV[0-9]{1,4}", way):
             raise ToolkitError(f"{shown(way)} in the row of GPU{gpu} is no way between GPUs", where=TABLE)
     return row
 

@@ -1,8 +1,11 @@
 """nvidia-smi's table of ways between GPUs, as recorded in the form that it prints."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.doctor.fake_nvml import a100s_pcie, h100s
 from toolkit.doctor import topology as topology_module
@@ -80,6 +83,20 @@ def test_the_first_lines_of_any_table_are_refused_or_whole():
         except ToolkitError:
             continue
         assert found.ways[: len(found.gpus)] == tuple(row[: len(found.gpus)] for row in whole.ways[: len(found.gpus)])
+
+
+@given(st.data())
+def test_a_table_that_was_tampered_with_is_refused_or_read(data):
+    """Never another exception: this is the output of a program of which every version may differ."""
+    lines = (RECORDED / "h100-pcie-bridges.txt").read_text().splitlines()[:9]
+    fields = [line.split("\t") for line in lines]
+    row = data.draw(st.integers(0, 8))
+    cell = data.draw(st.integers(0, len(fields[row]) - 1))
+    odd = ["X", "NV4", "GPU3", "9" * 5000, "²", "GPU" + "9" * 5000, "GPU2 GPU2"]
+    fields[row][cell] = data.draw(st.one_of(st.text(), st.sampled_from(odd)))
+    with contextlib.suppress(ToolkitError):
+        found = parse_topology("\n".join(map("\t".join, fields)))
+        assert len(found.ways) == len(found.numa) == len(found.cores) == len(found.gpus)
 
 
 @pytest.mark.parametrize(

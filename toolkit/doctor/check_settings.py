@@ -27,10 +27,6 @@ HARMFUL: dict[str, tuple[Callable[[str], bool], str]] = {
     "NCCL_P2P_DISABLE": (_on, "the ranks exchange through host memory instead of NVLink"),
     "NCCL_P2P_LEVEL": (lambda value: value in ("LOC", "0"), "the ranks exchange through host memory instead of NVLink"),
     "NCCL_SHM_DISABLE": (_on, "ranks without P2P exchange over the network, on the same node"),
-    "NCCL_NVLS_ENABLE": (
-        lambda value: value == "0",
-        "NCCL does not let the NVSwitch add up, which large groups gain by",
-    ),
     "NCCL_ALGO": (_any, "NCCL chooses for each size itself, and better"),
     "NCCL_PROTO": (_any, "NCCL chooses for each size itself, and better"),
     "NCCL_MAX_NCHANNELS": (_any, "fewer channels cannot fill NVLink"),
@@ -44,7 +40,7 @@ WORTH_IT = {"NCCL_DEBUG": ("WARN", "says why, where a start fails")}
 
 
 def settings(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
-    if deployment is None or not needs_gpus(deployment):
+    if deployment is None or not needs_gpus(deployment) or not machine.gpus.seen:
         return
     harmful = {name: setting for name, setting in machine.settings.items() if _harms(name, setting)}
     for name, setting in harmful.items():

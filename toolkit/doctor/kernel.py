@@ -13,7 +13,7 @@ from dataclasses import dataclass
 LOGS = (("dmesg",), ("journalctl", "--dmesg", "--boot", "--quiet", "--no-pager"))
 """The commands that print it. Not every user may ask the first, and few containers have the second."""
 TIMEOUT_S = 5
-_XID = re.compile(r"NVRM: Xid \((?:PCI:)?([0-9a-fA-F]+:[0-9a-fA-F]+:[0-9a-fA-F]+)[^)]*\): (\d+)(?:, *)?(.*)")
+_XID = re.compile(r"NVRM: Xid \((?:PCI:)?([0-9a-fA-F]+:[0-9a-fA-F]+:[0-9a-fA-F]+)[^)]*\): ([0-9]{1,4})\b(?:, *)?(.*)")
 
 
 @dataclass(frozen=True)
