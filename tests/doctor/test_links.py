@@ -123,8 +123,15 @@ def test_replicas_get_an_order_each(node, flagship):
     assert "CUDA_VISIBLE_DEVICES=0,4,1,5" in order[0].fix
     assert order[1].found == "CUDA_VISIBLE_DEVICES=2,6,3,7 for replica 1"
     assert len(lines(machine, deployment, "placement")) == 4
-    small = node(h100s(4))
+    small = node(h100s(4), topology=recorded("dgx-h100"))  # a table of other GPUs does not count
     assert len(lines(small, deployment, "placement")) == 2, "the one that there are GPUs for"
+
+
+def test_memory_in_use_with_replicas(node, flagship):
+    deployment = with_settings(flagship, parallel={"tp": 4, "pp": 1, "replicas": 2})
+    nvml = h100s()
+    nvml.cards[3].used = 70 * GIB
+    assert checks_of(node(nvml), deployment)["in use"].status == "error"
 
 
 @pytest.mark.parametrize("value", ["", "-1", "0,1,2", "0,1,2,3,4,5,9,6", "0,0,1,2,3,4,5,6"])

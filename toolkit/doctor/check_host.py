@@ -91,7 +91,7 @@ def limits(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     good &= host.stack_bytes is None or host.stack_bytes >= STACK_BYTES
     good &= host.open_files is None or host.open_files >= files
     needed = f"unlimited, {gib(STACK_BYTES)}, {files}"
-    fix = "Before serving: ulimit -l unlimited -s 65536 -n 65536; "
+    fix = "Before serving, as root: ulimit -l unlimited -s 65536 -n 65536; "
     fix += "in a container: docker run --ulimit memlock=-1 --ulimit stack=67108864 --ulimit nofile=65536"
     yield verdict("limits", good, found, needed, fix, "warning")
 

@@ -45,8 +45,9 @@ def gpus_of_ranks(machine: Machine, deployment: Deployment) -> list[Gpu]:
 
 
 def topology(machine: Machine) -> Topology:
-    """The table's where it was read, else NVML's; none without GPUs."""
-    return machine.topology if machine.topology.gpus else topology_of_links(machine.gpus)
+    """The table's where it was read and is of the same GPUs, else NVML's; none without GPUs."""
+    same = machine.topology.gpus == tuple(gpu.index for gpu in machine.gpus.seen)
+    return machine.topology if same else topology_of_links(machine.gpus)
 
 
 def used(machine: Machine, deployment: Deployment) -> Placement:
