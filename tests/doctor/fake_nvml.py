@@ -22,6 +22,9 @@ class Card:
     pids: tuple[int, ...] = ()
     mig: bool | None = False
     """None: as of GPUs that know no MIG, where NVML raises."""
+    ecc: int | None = 0
+    """None: as of GPUs without ECC."""
+    bus: str = ""
 
 
 class FakeNvml:
@@ -34,8 +37,11 @@ class FakeNvml:
         nvlink: Callable[[int, int], bool] = lambda a, b: True,
         fails: dict[str, int] | None = None,
         lost: int | None = None,
+        cuda: int = 13010,
+        peer: Callable[[int, int], bool] = lambda a, b: True,
     ) -> None:
         self.cards, self.driver, self.nvlink, self.fails, self.lost = cards, driver, nvlink, fails or {}, lost
+        self.cuda, self.peer = cuda, peer
         self.open = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -68,7 +74,7 @@ class FakeNvml:
         return self.driver
 
     def nvmlSystemGetCudaDriverVersion_v2(self) -> int:
-        return 13010
+        return self.cuda
 
     def nvmlDeviceGetName(self, card: Card) -> str:
         return card.name
@@ -91,9 +97,20 @@ class FakeNvml:
 
     def nvmlDeviceGetP2PStatus(self, a: Card, b: Card, index: int) -> int:
         self._maybe_fail("nvmlDeviceGetP2PStatus")
-        assert index == pynvml.NVML_P2P_CAPS_INDEX_NVLINK
+        told = {pynvml.NVML_P2P_CAPS_INDEX_NVLINK: self.nvlink, pynvml.NVML_P2P_CAPS_INDEX_WRITE: self.peer}[index]
         places = [next(i for i, card in enumerate(self.cards) if card is one) for one in (a, b)]
-        return pynvml.NVML_P2P_STATUS_OK if self.nvlink(*places) else pynvml.NVML_P2P_STATUS_NOT_SUPPORTED
+        return pynvml.NVML_P2P_STATUS_OK if told(*places) else pynvml.NVML_P2P_STATUS_NOT_SUPPORTED
+
+    def nvmlDeviceGetPciInfo(self, card: Card) -> Any:
+        self._maybe_fail("nvmlDeviceGetPciInfo")
+        place = next(i for i, one in enumerate(self.cards) if card is one)
+        return SimpleNamespace(busId=card.bus or f"00000000:{place * 16 + 0x1B:02X}:00.0")
+
+    def nvmlDeviceGetTotalEccErrors(self, card: Card, kind: int, since: int) -> int:
+        assert (kind, since) == (pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC)
+        if card.ecc is None:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return card.ecc
 
 
 def h100s(count: int = 8, **options: Any) -> FakeNvml:

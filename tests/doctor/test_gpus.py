@@ -8,7 +8,7 @@ import pynvml
 import pytest
 
 from tests.doctor.conftest import PLACES, checks_of, problems
-from tests.doctor.fake_nvml import GIB, Card, FakeNvml, a100s_pcie, h100s
+from tests.doctor.fake_nvml import GIB, H100, Card, FakeNvml, a100s_pcie, h100s
 from toolkit.config import Deployment
 from toolkit.doctor import gpus as gpus_module
 from toolkit.doctor.check_gpus import kind
@@ -35,7 +35,7 @@ def test_eight_h100(seen):
     nvml = h100s()
     found = seen(nvml)
     assert (found.driver, found.cuda, found.problem) == ("590.44.01", "13.1", "")
-    assert found.seen[7] == Gpu(7, "NVIDIA H100 80GB HBM3", int(79.65 * GIB), 3 << 20)
+    assert found.seen[7] == Gpu(7, H100, int(79.65 * GIB), 3 << 20, bus="00000000:8B:00.0", ecc_errors=0)
     assert len(found.links) == 28 and {link.way for link in found.links} == {"NVLink"}
     assert nvml.open == 0, "NVML is closed again"
 
@@ -72,7 +72,8 @@ def test_nvlink_matters_only_inside_the_groups(node, flagship):
     bridged = FakeNvml([Card() for _ in range(8)], nvlink=lambda a, b: a // 2 == b // 2)
     assert problems(node(bridged), flagship) == []
     shifted = FakeNvml([Card() for _ in range(8)], nvlink=lambda a, b: (a + 1) // 2 == (b + 1) // 2)
-    assert problems(node(shifted), flagship) == [("error", "NVLink")]
+    assert problems(node(shifted), flagship) == [("error", "NVLink"), ("warning", "rank order")]
+    assert checks_of(node(shifted), flagship)["NVLink"].found == "3 of 4 pairs; over PCIe: GPUs 0-7", "best placed"
     assert "nvidia-fabricmanager" in checks_of(node(shifted), flagship)["NVLink"].fix, "SXM has NVLink, so it is down"
 
 
@@ -140,7 +141,7 @@ def test_fields_that_nvml_does_not_tell(node, seen, flagship):
     cards = [Card("NVIDIA GH200 480GB", mig=None) for _ in range(8)]
     nvml = FakeNvml(cards, fails=dict.fromkeys(silent, pynvml.NVML_ERROR_NOT_SUPPORTED))
     found = seen(nvml)
-    assert found.seen[0] == Gpu(0, "NVIDIA GH200 480GB")
+    assert found.seen[0] == Gpu(0, "NVIDIA GH200 480GB", bus="00000000:1B:00.0", ecc_errors=0)
     assert {link.way for link in found.links} == {"unknown"}
     expected = [("error", "GPU kind"), ("warning", "GPU memory"), ("warning", "NVLink")]
     assert problems(node(nvml), flagship) == expected

@@ -1,6 +1,7 @@
 """What this machine has against what a deployment needs.
 
-`machine` looks (gpus, host, programs, places), `checks` judges what was seen, `report` shows it.
+`machine` looks (gpus, host, programs, places, topology, kernel, settings), `checks` judges what was seen,
+`report` shows it.
 """
 
 from __future__ import annotations

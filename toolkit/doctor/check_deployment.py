@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from toolkit.doctor.check import Check, gb, place, verdict
+from toolkit.doctor.check import Check, Status, gb, needs_gpus, place, verdict
+from toolkit.doctor.check_programs import TENSORRT_LLM
 from toolkit.doctor.machine import Machine
 from toolkit.engine import STAGE, require_buildable
 from toolkit.errors import ToolkitError
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
+
+REHEARSED = "+rehearsal"
+"""What the version of a rehearsal's engine ends with."""
 
 
 def model(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
@@ -52,6 +56,23 @@ def engines(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
         yield verdict("engines", made, f"in {where}" if made else error.what, "", error.hint or "", "warning")
 
 
+def built(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    """The engine that is there. A rehearsal's is made again in seconds, so a wrong one is no error there."""
+    if machine.places is None or machine.places.built is None or deployment is None or deployment.engine == "pytorch":
+        return
+    engine = machine.places.built
+    status: Status = "error" if needs_gpus(deployment) else "warning"
+    fix = f"Build it again: toolkit build {deployment.file}"
+    if engine.problem:
+        yield Check("engine", status, f"{place(engine.path)} {engine.problem}", "", fix)
+        return
+    version = TENSORRT_LLM if needs_gpus(deployment) else f"{TENSORRT_LLM}{REHEARSED}"
+    parallel = deployment.parallel
+    good = (engine.version, engine.tp, engine.pp) == (version, parallel.tp, parallel.pp)
+    found = f"of TensorRT-LLM {engine.version}, for pp {engine.pp} x tp {engine.tp}"
+    yield verdict("engine", good, found, f"{version}, pp {parallel.pp} x tp {parallel.tp}", fix, status)
+
+
 def ports(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     if machine.places is None:
         return
@@ -67,4 +88,4 @@ def ports(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
         yield Check("ports", "ok", f"{free}: free")
 
 
-RULES = (model, disks, engines, ports)
+RULES = (model, disks, engines, built, ports)

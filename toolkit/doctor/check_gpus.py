@@ -1,4 +1,4 @@
-"""The GPUs against a deployment: rank r runs on GPU r."""
+"""The GPUs against a deployment, one for each rank."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from toolkit.doctor.check import Check, Status, gib, listed, needs_gpus, verdict
 from toolkit.doctor.gpus import Gpu
 from toolkit.doctor.machine import Machine
+from toolkit.doctor.ranks import gpus_of_ranks
 from toolkit.plan.memory import GIB, plan_memory
 from toolkit.serve.tritonserver import NGC_IMAGE
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from toolkit.config import Deployment
 
 IMAGE_DRIVER = (590, 44)
-"""The driver of `NGC_IMAGE`. Source: docs/introduction/compatibility.md of triton-inference-server/server."""
+IMAGE_CUDA = (13, 1)
+"""Of `NGC_IMAGE`. Source: docs/introduction/compatibility.md of triton-inference-server/server."""
 MEMORY_TOLERANCE = 0.99
 """Drivers differ in how much of a GPU's memory they show."""
 IDLE_BYTES = GIB // 2
@@ -45,7 +47,7 @@ def count(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
 
 
 def opened(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
-    broken = [gpu for gpu in _of_ranks(machine, deployment) if gpu.problem]
+    broken = [gpu for gpu in of_ranks(machine, deployment) if gpu.problem]
     if broken:
         found = f"{listed([gpu.index for gpu in broken])}: {broken[0].problem}"
         fix = "Look for Xid lines in dmesg; resetting the GPU or rebooting may bring it back."
@@ -54,7 +56,7 @@ def opened(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
 
 def model(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     """The kind of GPU: engines run only on the kind that they were built for."""
-    kinds = sorted({kind(gpu.name) for gpu in _of_ranks(machine, deployment) if not gpu.problem})
+    kinds = sorted({kind(gpu.name) for gpu in of_ranks(machine, deployment) if not gpu.problem})
     if deployment is None or not needs_gpus(deployment) or not kinds:
         return
     wanted, found = deployment.hardware.gpu.lower(), ", ".join(kinds)
@@ -68,7 +70,7 @@ def model(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
 
 
 def memory(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
-    gpus = [gpu for gpu in _of_ranks(machine, deployment) if not gpu.problem]
+    gpus = [gpu for gpu in of_ranks(machine, deployment) if not gpu.problem]
     told = [gpu.memory_bytes for gpu in gpus if gpu.memory_bytes is not None]
     if not gpus:
         return
@@ -94,9 +96,9 @@ def in_use(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     if machine.places is not None and machine.places.running and needs_gpus(deployment):
         yield Check("in use", "ok", f"by this deployment, which is running (process {machine.places.running})")
         return
-    used = {gpu: gpu.used_bytes for gpu in _of_ranks(machine, deployment) if (gpu.used_bytes or 0) > IDLE_BYTES}
+    used = {gpu: gpu.used_bytes for gpu in of_ranks(machine, deployment) if (gpu.used_bytes or 0) > IDLE_BYTES}
     if not used:
-        if any(gpu.used_bytes is not None for gpu in _of_ranks(machine, deployment)):
+        if any(gpu.used_bytes is not None for gpu in of_ranks(machine, deployment)):
             yield Check("in use", "ok", "by nobody")
         return
     most = max(size for size in used.values() if size)
@@ -104,7 +106,7 @@ def in_use(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     if deployment is None or not needs_gpus(deployment):
         yield Check("in use", "ok", found)
         return
-    planned = _planned_bytes(deployment)
+    planned = _planned_bytes(machine, deployment)
     status: Status = "warning"
     if any((gpu.memory_bytes or 0) - (gpu.used_bytes or 0) < planned[gpu.index] for gpu in used):
         status = "error"
@@ -113,7 +115,7 @@ def in_use(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
 
 
 def mig(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
-    cut = [gpu.index for gpu in _of_ranks(machine, deployment) if gpu.mig]
+    cut = [gpu.index for gpu in of_ranks(machine, deployment) if gpu.mig]
     if cut:
         fix = f"Turn it off: nvidia-smi -i {','.join(map(str, cut))} -mig 0"
         yield verdict("MIG", not needs_gpus(deployment), f"on: {listed(cut)}", "whole GPUs", fix)
@@ -131,39 +133,14 @@ def driver(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     needed = f"{'.'.join(map(str, IMAGE_DRIVER))} or newer for {NGC_IMAGE.rpartition('/')[2]}"
     fix = "Update the driver. About older branches on data center GPUs see docs/doctor.md."
     yield verdict("driver", version >= IMAGE_DRIVER, found, needed, fix)
+    cuda = tuple(map(int, re.findall(r"\d+", gpus.cuda)[:2]))
+    if version >= IMAGE_DRIVER and cuda and cuda < IMAGE_CUDA:
+        fix = "Another libcuda is found before the driver's: look at LD_LIBRARY_PATH and at what ldconfig -p lists."
+        needed = f"{'.'.join(map(str, IMAGE_CUDA))} or newer, as this driver can"
+        yield Check("CUDA", "error", gpus.cuda, needed, fix)
 
 
-def nvlink(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
-    """Between the ranks of each tensor parallel group: they exchange every layer's result."""
-    gpus = machine.gpus
-    if deployment is None or not needs_gpus(deployment):
-        ways = Counter(link.way for link in gpus.links)
-        found = f"{ways['NVLink']} of {ways.total()} pairs of GPUs" + _unknown(ways["unknown"])
-        if ways:
-            yield Check("NVLink", "ok", found)
-        return
-    tp = deployment.parallel.tp
-    groups = [deployment.mapping.tp_group(stage) for stage in range(deployment.parallel.pp)]
-    if tp == 1 or not any(gpus.ways(group) for group in groups):
-        return
-    ways = Counter(way for group in groups for way in gpus.ways(group))
-    slow = [group for group in groups if "PCIe" in gpus.ways(group)]
-    found = f"{ways['NVLink']} of {ways.total()} pairs" + _unknown(ways["unknown"])
-    if slow:
-        found += "; over PCIe: GPUs " + ", ".join(f"{group[0]}-{group[-1]}" for group in slow)
-    needed = f"it between the {tp} GPUs of each stage"
-    if not slow:
-        fix = "See nvidia-smi topo -m."
-        yield verdict("NVLink", not ways["unknown"], found, needed, fix, "warning")
-    elif any(kind(gpu.name).endswith("-sxm") for gpu in _of_ranks(machine, deployment)):
-        fix = "SXM GPUs have NVLink, so it is down: systemctl status nvidia-fabricmanager; nvidia-smi nvlink -s"
-        yield Check("NVLink", "error", found, needed, fix)
-    else:
-        fix = "It works, and is slow. Lower parallel.tp and raise parallel.pp, or use GPUs with NVLink."
-        yield Check("NVLink", "warning", found, needed, fix)
-
-
-RULES = (count, opened, model, memory, in_use, mig, driver, nvlink)
+RULES = (count, opened, model, memory, in_use, mig, driver)
 
 
 def kind(name: str) -> str:
@@ -182,11 +159,11 @@ def _chip(kind: str) -> str:
     return re.sub(r"-(sxm|pcie|nvl)$", "", kind)
 
 
-def _of_ranks(machine: Machine, deployment: Deployment | None) -> tuple[Gpu, ...]:
-    """Those that a deployment would use; all of them where none would be."""
+def of_ranks(machine: Machine, deployment: Deployment | None) -> tuple[Gpu, ...]:
+    """Those that a deployment would use, in the order of its ranks; all of them where none would be."""
     if deployment is None or not needs_gpus(deployment):
         return machine.gpus.seen
-    return machine.gpus.seen[: deployment.mapping.world_size]
+    return tuple(gpus_of_ranks(machine, deployment))
 
 
 def _holders(gpus: list[Gpu]) -> str:
@@ -196,10 +173,8 @@ def _holders(gpus: list[Gpu]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _planned_bytes(deployment: Deployment) -> dict[int, int]:
-    plan = plan_memory(deployment)
-    return {gpu: plan.used_bytes(stage) for stage in plan.stages for gpu in stage.gpus}
-
-
-def _unknown(number: int) -> str:
-    return f", {number} unknown" if number else ""
+def _planned_bytes(machine: Machine, deployment: Deployment) -> dict[int, int]:
+    """By the GPU's number; the plan knows ranks."""
+    plan, gpus = plan_memory(deployment), gpus_of_ranks(machine, deployment)
+    of_rank = {rank: plan.used_bytes(stage) for stage in plan.stages for rank in stage.gpus}
+    return {gpu.index: of_rank[rank] for rank, gpu in enumerate(gpus)}

@@ -1,4 +1,4 @@
-"""Cores, memory and shared memory of the machine, and how much of them this process may take."""
+"""Cores, memory, shared memory and limits of the machine, and how much of them this process may take."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ from toolkit.serve.preflight import REHEARSAL_SEGMENT_BYTES
 if TYPE_CHECKING:
     from toolkit.config import Deployment
 
+STACK_BYTES = 64 << 20
+"""With unlimited locked memory, what NVIDIA starts its containers with: --ulimit memlock=-1 --ulimit stack=67108864."""
+FILES_OF_A_SERVER = 1024
+"""Files that a tritonserver has open without clients: libraries, devices, pipes (rounded up generously)."""
 TYPICAL_RANKS = 8
 """Of a rehearsal of which no more is known: those of the flagship."""
 
@@ -74,4 +78,26 @@ def shared_memory(machine: Machine, deployment: Deployment | None) -> Iterator[C
     yield verdict("/dev/shm", running or host.shm_free_bytes >= size, found, gib(size), fix)
 
 
-RULES = (cores, memory, shared_memory)
+def limits(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    """Every request in flight or in the queue holds a connection, which is an open file."""
+    host = machine.host
+    found = f"{_size(host.locked_bytes)} locked memory, {_size(host.stack_bytes)} stack, "
+    found += f"{'unlimited' if host.open_files is None else host.open_files} open files"
+    if deployment is None or not needs_gpus(deployment):
+        yield Check("limits", "ok", found)
+        return
+    files = FILES_OF_A_SERVER + deployment.limits.max_sequences + deployment.limits.max_queue_size
+    good = host.locked_bytes is None
+    good &= host.stack_bytes is None or host.stack_bytes >= STACK_BYTES
+    good &= host.open_files is None or host.open_files >= files
+    needed = f"unlimited, {gib(STACK_BYTES)}, {files}"
+    fix = "Before serving, as root: ulimit -l unlimited -s 65536 -n 65536; "
+    fix += "in a container: docker run --ulimit memlock=-1 --ulimit stack=67108864 --ulimit nofile=65536"
+    yield verdict("limits", good, found, needed, fix, "warning")
+
+
+def _size(limit: int | None) -> str:
+    return "unlimited" if limit is None else gib(limit)
+
+
+RULES = (cores, memory, shared_memory, limits)

@@ -17,7 +17,8 @@ TENSORRT_LLM = "1.2.1"
 """Of `NGC_IMAGE`. An engine runs only under the version that built it."""
 BACKENDS = {"rehearsal": "python", "tensorrt": "tensorrtllm", "pytorch": "python"}
 """The backend of tritonserver that runs each engine."""
-IN_THE_IMAGE = f"Run it in the image: docker run --gpus all --net host --shm-size=2g -it {NGC_IMAGE}"
+IN_THE_IMAGE = "Run it in the image: docker run --gpus all --net host --shm-size=2g --ulimit memlock=-1 "
+IN_THE_IMAGE += f"--ulimit stack=67108864 --ulimit nofile=65536 -it {NGC_IMAGE}"
 
 
 def tritonserver(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:

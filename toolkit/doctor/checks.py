@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from toolkit.doctor import check_deployment, check_gpus, check_host, check_programs
+from toolkit.doctor import (
+    check_deployment,
+    check_faults,
+    check_gpus,
+    check_host,
+    check_links,
+    check_programs,
+    check_settings,
+)
 from toolkit.doctor.check import Check, Rule
 from toolkit.doctor.machine import Machine
 
@@ -12,7 +20,7 @@ if TYPE_CHECKING:
     from toolkit.config import Deployment
 
 CHECKS: tuple[tuple[str, tuple[Rule, ...]], ...] = (
-    ("GPUs", check_gpus.RULES),
+    ("GPUs", (*check_gpus.RULES, *check_links.RULES, *check_faults.RULES, *check_settings.RULES)),
     ("Host", check_host.RULES),
     ("Programs", check_programs.RULES),
     ("Deployment", check_deployment.RULES),

@@ -31,7 +31,8 @@ class Process:
 class Gpu:
     """One GPU. Memory is in bytes, `used_bytes` without what the driver keeps for itself; None: not told.
 
-    `problem` is what NVML said of a GPU that it counts and cannot open.
+    `bus` is its PCI address. `ecc_errors` counts the memory errors that ECC could not correct since the driver
+    was loaded. `problem` is what NVML said of a GPU that it counts and cannot open.
     """
 
     index: int
@@ -41,15 +42,21 @@ class Gpu:
     mig: bool = False
     processes: tuple[Process, ...] = ()
     problem: str = ""
+    bus: str = ""
+    ecc_errors: int | None = None
 
 
 @dataclass(frozen=True)
 class Link:
-    """How the GPUs `a` < `b` reach each other. NVLink through an NVSwitch counts as NVLink."""
+    """How the GPUs `a` < `b` reach each other. NVLink through an NVSwitch counts as NVLink.
+
+    `peer` is whether each may write into the other's memory, over NVLink or PCIe; None: not told.
+    """
 
     a: int
     b: int
     way: Way
+    peer: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -64,9 +71,9 @@ class Gpus:
     problem: str = ""
     fix: str = ""
 
-    def ways(self, ranks: range) -> list[Way]:
-        """How each pair among these GPUs is linked; pairs of GPUs that are not there are left out."""
-        return [link.way for link in self.links if link.a in ranks and link.b in ranks]
+    def peers(self, a: int, b: int) -> bool | None:
+        """`Link.peer` of two GPUs."""
+        return next((link.peer for link in self.links if {link.a, link.b} == {a, b}), None)
 
 
 REASONS = {
@@ -144,6 +151,8 @@ def _gpu(nvml: Any, index: int, handle: Any) -> Gpu:
     memory = memory or _ask(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
     mig = _ask(nvml, nvml.nvmlDeviceGetMigMode, handle)
     processes = _ask(nvml, nvml.nvmlDeviceGetComputeRunningProcesses, handle)
+    pci = _ask(nvml, nvml.nvmlDeviceGetPciInfo, handle)
+    ecc = nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
     return Gpu(
         index=index,
         name=_ask(nvml, nvml.nvmlDeviceGetName, handle) or "unknown",
@@ -151,6 +160,8 @@ def _gpu(nvml: Any, index: int, handle: Any) -> Gpu:
         used_bytes=memory.used if memory else None,
         mig=bool(mig and mig[0]),
         processes=tuple(Process(process.pid, _process_name(process.pid)) for process in processes or ()),
+        bus=pci.busId if pci else "",
+        ecc_errors=_ask(nvml, nvml.nvmlDeviceGetTotalEccErrors, handle, *ecc),
     )
 
 
@@ -167,12 +178,17 @@ def _links(nvml: Any, handles: dict[int, Any]) -> Iterator[Link]:
     """Asked pair by pair: the state of one GPU's own links does not say whom they reach."""
     for a in handles:
         for b in range(a + 1, len(handles)):
-            status = None
+            nvlink, peer = None, None
             if handles[a] is not None and handles[b] is not None:
-                index = nvml.NVML_P2P_CAPS_INDEX_NVLINK
-                status = _ask(nvml, nvml.nvmlDeviceGetP2PStatus, handles[a], handles[b], index)
-            known: Way = "NVLink" if status == nvml.NVML_P2P_STATUS_OK else "PCIe"
-            yield Link(a, b, "unknown" if status in (None, nvml.NVML_P2P_STATUS_UNKNOWN) else known)
+                nvlink = _allowed(nvml, handles[a], handles[b], nvml.NVML_P2P_CAPS_INDEX_NVLINK)
+                peer = _allowed(nvml, handles[a], handles[b], nvml.NVML_P2P_CAPS_INDEX_WRITE)
+            known: Way = "NVLink" if nvlink else "PCIe"
+            yield Link(a, b, "unknown" if nvlink is None else known, peer)
+
+
+def _allowed(nvml: Any, a: Any, b: Any, what: int) -> bool | None:
+    status = _ask(nvml, nvml.nvmlDeviceGetP2PStatus, a, b, what)
+    return None if status in (None, nvml.NVML_P2P_STATUS_UNKNOWN) else status == nvml.NVML_P2P_STATUS_OK
 
 
 def _ask(nvml: Any, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

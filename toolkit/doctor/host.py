@@ -1,8 +1,9 @@
-"""Cores, memory and shared memory of this machine, and how much of them this process may take."""
+"""Cores, memory, shared memory and limits of this machine, and how much of them this process may take."""
 
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ class Host:
     """Sizes in bytes. Cores are logical CPUs, as the kernel counts them.
 
     `memory_limit_bytes` is a control group's, None where nothing less than the machine's memory is in force.
+    The last three are the limits that a process started from here has (ulimit), None where there is none.
     """
 
     cores: int
@@ -25,6 +27,9 @@ class Host:
     available_bytes: int
     shm_bytes: int
     shm_free_bytes: int
+    locked_bytes: int | None = None
+    stack_bytes: int | None = None
+    open_files: int | None = None
 
     @property
     def usable_memory_bytes(self) -> int:
@@ -44,7 +49,15 @@ def look_at_host() -> Host:
         available_bytes=available_memory(),
         shm_bytes=shm_bytes,
         shm_free_bytes=shm_free_bytes,
+        locked_bytes=_limit(resource.RLIMIT_MEMLOCK),
+        stack_bytes=_limit(resource.RLIMIT_STACK),
+        open_files=_limit(resource.RLIMIT_NOFILE),
     )
+
+
+def _limit(which: int) -> int | None:
+    soft, _ = resource.getrlimit(which)
+    return None if soft == resource.RLIM_INFINITY else soft
 
 
 def _size_and_free(folder: Path) -> tuple[int, int]:

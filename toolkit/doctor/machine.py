@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from toolkit.doctor.gpus import Gpus, look_at_gpus
 from toolkit.doctor.host import Host, look_at_host
+from toolkit.doctor.kernel import Kernel, look_at_kernel
 from toolkit.doctor.places import Places, look_at_places
 from toolkit.doctor.programs import Programs, look_at_programs
+from toolkit.doctor.settings import Setting, look_at_settings
+from toolkit.doctor.topology import look_at_topology
+from toolkit.topology import Topology
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
@@ -22,13 +27,20 @@ class Machine:
     host: Host
     programs: Programs
     places: Places | None
+    topology: Topology = field(default_factory=Topology)
+    kernel: Kernel = field(default_factory=Kernel)
+    settings: Mapping[str, Setting] = field(default_factory=dict)
 
 
 def look(deployment: Deployment | None) -> Machine:
     """Look at this machine with the eyes of a deployment, or of a rehearsal of anything. Never raises."""
+    gpus, programs = look_at_gpus(), look_at_programs(deployment.engine if deployment else "rehearsal")
     return Machine(
-        gpus=look_at_gpus(),
+        gpus=gpus,
         host=look_at_host(),
-        programs=look_at_programs(deployment.engine if deployment else "rehearsal"),
+        programs=programs,
         places=look_at_places(deployment) if deployment else None,
+        topology=look_at_topology(gpus, programs.nvidia_smi),
+        kernel=look_at_kernel() if gpus.seen else Kernel(),
+        settings=look_at_settings(),
     )

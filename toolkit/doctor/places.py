@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from toolkit import artifacts, checkpoint, engine
 from toolkit.checkpoint.source import check_source, open_source
 from toolkit.errors import ToolkitError
+from toolkit.jsonfile import LARGEST_CONFIG, read_json
 from toolkit.model import DTYPE_BYTES
 from toolkit.plan.host import rank_bytes
 from toolkit.serve.preflight import PORTS, REHEARSAL_SEGMENT_BYTES, check_port, shared_memory_needed
@@ -58,6 +59,18 @@ class Port:
 
 
 @dataclass(frozen=True)
+class Built:
+    """What an engine's config.json says of it. `problem` is "" where it can be read."""
+
+    path: Path
+    version: str = ""
+    """The TensorRT-LLM that built it, the only one that runs it."""
+    tp: int = 0
+    pp: int = 0
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class Places:
     model: Model
     disks: tuple[Disk, ...]
@@ -68,6 +81,8 @@ class Places:
     """Bytes of /dev/shm that the group will take."""
     running: int | None
     """The process that serves this deployment now, else None."""
+    built: Built | None = None
+    """The engine in the deployment's engine directory, else None."""
 
 
 def look_at_places(deployment: Deployment) -> Places:
@@ -79,6 +94,7 @@ def look_at_places(deployment: Deployment) -> Places:
         ports=tuple(_port(deployment, name) for name in PORTS),
         shared_memory_bytes=_shared_memory(deployment),
         running=holder(deployment),
+        built=_built(deployment.engine_dir / "config.json"),
     )
 
 
@@ -139,6 +155,22 @@ def _made(deployment: Deployment) -> tuple[str, ...]:
             artifacts.require(directory, stage, settings, remake="")
             made.append(stage)
     return tuple(made)
+
+
+def _built(path: Path) -> Built | None:
+    if not os.path.lexists(path):
+        return None
+    try:
+        content = read_json(path, largest=LARGEST_CONFIG)
+    except ToolkitError as error:
+        return Built(path, problem=error.what)
+    pretrained = content.get("pretrained_config")
+    mapping = pretrained.get("mapping") if isinstance(pretrained, dict) else None
+    sizes = [mapping.get(name) for name in ("tp_size", "pp_size")] if isinstance(mapping, dict) else [None]
+    version = content.get("version")
+    if not isinstance(version, str) or not all(isinstance(size, int) for size in sizes):
+        return Built(path, problem="has no version, or no mapping of its ranks")
+    return Built(path, version, *sizes)
 
 
 def _begun(directory: Path) -> int:
