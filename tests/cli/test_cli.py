@@ -73,7 +73,7 @@ def test_a_dry_run_of_a_build_prints_its_command(tmp_path: Path) -> None:
     script = tmp_path / "build.sh"
     script.write_text(result.stdout)
     assert result.returncode == 0 and subprocess.run(["bash", "-n", str(script)]).returncode == 0
-    assert "  --max_batch_size 16 \\\n" in result.stdout
+    assert "  --max_batch_size 16\n" in result.stdout
     assert "limits.max_sequences 64 / (pp 4)" in result.stdout
 
 

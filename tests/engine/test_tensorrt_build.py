@@ -19,6 +19,8 @@ from toolkit.config import Deployment
 from toolkit.engine.tensorrt.build import build_tensorrt, log_file
 from toolkit.engine.tensorrt.run import run
 from toolkit.errors import ToolkitError
+from toolkit.runtime import Wrapped
+from toolkit.runtime.needs import Part
 
 ROOT = Path(__file__).parents[2]
 
@@ -169,10 +171,13 @@ def wait_for(condition) -> None:
         time.sleep(0.05)
 
 
+HANGS = Wrapped((Part(("sh", "-c", "echo begun; sleep 3600 & sleep 3600"), ""),))
+
+
 def test_a_builder_that_hangs_is_ended(make, program, monkeypatch, tmp_path):
     begin = time.monotonic()
     with pytest.raises(ToolkitError, match=r"said and wrote nothing for 0 minutes, and was ended"):
-        run(["sh", "-c", "echo begun; sleep 3600 & sleep 3600"], tmp_path, tmp_path / "log", lambda log: None, 2.0)
+        run(HANGS, tmp_path, tmp_path / "log", lambda log: None, stall_s=2.0)
     assert time.monotonic() - begin < 20
 
 
@@ -220,3 +225,34 @@ def test_true_is_enable(make, program):
     flags = read_lock(deployment.engine_dir).settings["flags"]
     assert flags["reduce_fusion"] == "enable" and flags["strip_plan"] is None
     assert json.loads((deployment.engine_dir / "config.json").read_text())["version"] == "1.2.1"
+
+
+DOCKER = """#!{python}
+import json, os, sys
+arguments = sys.argv[1:]
+if arguments[0] == "info":
+    print(json.dumps({{"ServerVersion": "28.2", "Runtimes": {{"nvidia": {{}}}}}}))
+elif arguments[:2] == ["container", "inspect"]:
+    sys.exit(1)
+elif arguments[0] == "run":
+    open({log!r}, "w").write(json.dumps(arguments))
+    inside = arguments[arguments.index("trtllm-build") + 1 :]
+    os.execv(sys.executable, [sys.executable, "-m", "tests.engine.trtllm_build_double", *inside])
+"""
+
+
+def test_with_runtime_docker_it_builds_in_the_image(make, tmp_path, monkeypatch):
+    """A docker that only strips its own arguments: paths are the same inside, so the engines are where they belong."""
+    folder, log = tmp_path / "docker", tmp_path / "docker.log"
+    folder.mkdir()
+    (folder / "docker").write_text(DOCKER.format(python=sys.executable, log=str(log)))
+    (folder / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    deployment = make(runtime="docker")
+    assert built(deployment)
+    assert len(list(deployment.engine_dir.glob("rank*.engine"))) == 4
+    arguments = json.loads(log.read_text())
+    text = " ".join(arguments)
+    assert "--gpus" in text and "nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3" in arguments
+    assert "toolkit-trial-build" in text and str(deployment.output) in text

@@ -36,7 +36,18 @@ def _lines(deployment: Deployment, wrapped: Wrapped, needs: Needs) -> Iterator[s
     yield "command=("
     for part in wrapped.parts:
         yield f"  # {printable(part.why)}"
-        yield f"  {shlex.join(part.arguments)}"
+        yield from (f"  {shlex.join(line)}" for line in _by_options(part.arguments))
     yield ")"
     yield "# In place of this shell, so that signals reach it."
     yield 'exec "${command[@]}"'
+
+
+def _by_options(arguments: Sequence[str]) -> Iterator[list[str]]:
+    """A line for each option with its values; in an array of bash a line is as good as a space."""
+    line: list[str] = []
+    for argument in arguments:
+        if line and argument.startswith("--"):
+            yield line
+            line = []
+        line.append(argument)
+    yield line

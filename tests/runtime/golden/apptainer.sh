@@ -8,7 +8,9 @@ if [ -n "${HF_TOKEN+set}" ]; then export APPTAINERENV_HF_TOKEN="$HF_TOKEN"; fi
 
 command=(
   # the cores and the memory beside the GPUs
-  numactl --physcpubind=0-63,112-175 --membind=0-1
+  numactl
+  --physcpubind=0-63,112-175
+  --membind=0-1
   # runtime.kind: apptainer
   apptainer exec
   # PYTHONPATH, LD_LIBRARY_PATH and the like of this machine do not fit what is inside
@@ -38,7 +40,8 @@ command=(
   # the image; see runtime.image_file
   /WORK/images/tritonserver-26.07-trtllm-python-py3.sif
   # the command itself
-  mpirun -n 1 tritonserver --model-repository=/OUTPUT/repository
+  mpirun -n 1 tritonserver
+  --model-repository=/OUTPUT/repository
 )
 # In place of this shell, so that signals reach it.
 exec "${command[@]}"

@@ -9,7 +9,8 @@ command=(
   # runtime.kind: docker
   docker run
   # removed when it ends; its name, for docker ps and docker stop
-  --rm --name toolkit-flagship
+  --rm
+  --name toolkit-flagship
   # a first process that hands on signals and takes in orphans, as mpirun's ranks may become
   --init
   # an image of 14 GB is fetched when asked for, not at a start
@@ -29,7 +30,8 @@ command=(
   # files that it writes belong to who started it, not to root
   --user 1000:1000
   # a home that this user may write in: caches, compiled kernels
-  --env HOME=/tmp --workdir /tmp
+  --env HOME=/tmp
+  --workdir /tmp
   # this user has no name in the image, and PyTorch asks for one
   --env USER=toolkit
   # hardware.host_memory_gb; over it the kernel kills
@@ -55,7 +57,8 @@ command=(
   # the project's NGC image
   nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3
   # the command itself
-  mpirun -n 1 tritonserver --model-repository=/OUTPUT/repository
+  mpirun -n 1 tritonserver
+  --model-repository=/OUTPUT/repository
 )
 # In place of this shell, so that signals reach it.
 exec "${command[@]}"

@@ -8,7 +8,9 @@ export NVIDIA_VISIBLE_DEVICES=0,1,2,3,4,5,6,7
 
 command=(
   # the cores and the memory beside the GPUs
-  numactl --physcpubind=0-63,112-175 --membind=0-1
+  numactl
+  --physcpubind=0-63,112-175
+  --membind=0-1
   # runtime.kind: enroot
   enroot start
   # its root can be written, in memory: gone when it ends
@@ -32,7 +34,8 @@ command=(
   # the image, started as it is; see runtime.image_file
   /WORK/images/tritonserver-26.07-trtllm-python-py3.sqsh
   # the command itself
-  mpirun -n 1 tritonserver --model-repository=/OUTPUT/repository
+  mpirun -n 1 tritonserver
+  --model-repository=/OUTPUT/repository
 )
 # In place of this shell, so that signals reach it.
 exec "${command[@]}"

@@ -11,9 +11,12 @@ export CUDA_VISIBLE_DEVICES=0,1,2,3,4,5,6,7
 
 command=(
   # the cores and the memory beside the GPUs
-  numactl --physcpubind=0-63,112-175 --membind=0-1
+  numactl
+  --physcpubind=0-63,112-175
+  --membind=0-1
   # the command itself
-  mpirun -n 1 tritonserver --model-repository=/OUTPUT/repository
+  mpirun -n 1 tritonserver
+  --model-repository=/OUTPUT/repository
 )
 # In place of this shell, so that signals reach it.
 exec "${command[@]}"

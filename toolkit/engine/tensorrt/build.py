@@ -10,14 +10,13 @@ then all are built again, with what the timing cache remembers.
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from toolkit import checkpoint, engine
+from toolkit import checkpoint, engine, runtime
 from toolkit.artifacts import digest_of, is_current, produce
 from toolkit.config import Deployment
 from toolkit.engine.rehearsal_build import build_config
@@ -30,6 +29,7 @@ from toolkit.jsonfile import read_json
 from toolkit.limits import available_memory
 from toolkit.plan.host import plan_host
 from toolkit.releases import release_of
+from toolkit.runtime import Needs, end_by_force, require_runtime, wrap
 
 PROGRAM = "trtllm-build"
 STATE = "ranks.json"
@@ -48,11 +48,11 @@ def build_tensorrt(
     inputs, settings = {checkpoint.STAGE: source.digest}, _settings(deployment, flags)
     if is_current(deployment.engine_dir, engine.STAGE, inputs, settings):
         return False
-    program = require_program(deployment)
+    require_program(deployment)
     work = _Work(deployment, source, digest_of([inputs, settings]))
     done = work.done()
     if len(done) < deployment.mapping.world_size:
-        done = _build(deployment, [program], flags, work, done, progress)
+        done = _build(deployment, flags, work, done, progress)
     found = work.checked_config()
 
     def write(partial: Path) -> None:
@@ -85,23 +85,29 @@ def _flags(deployment: Deployment, checkpoint_dir: Path, workers: int) -> list[B
     return derive(deployment, release, places, workers)
 
 
-def require_program(deployment: Deployment) -> str:
-    """The path of `trtllm-build`. Raises ToolkitError, which names the image that holds it."""
-    program = shutil.which(PROGRAM)
-    if program is None:
+def require_program(deployment: Deployment) -> None:
+    """Raise ToolkitError unless `trtllm-build` is here, or the container of `runtime` can be started."""
+    if deployment.runtime.kind != "host":
+        require_runtime(deployment)
+    elif shutil.which(PROGRAM) is None:
         release = release_of(deployment.engine_options.version, where=deployment.file)
-        raise ToolkitError(f"{PROGRAM} is not here", hint=f"Run this inside {release.images[0].tag}.")
-    return program
+        hint = f"Run this inside {release.images[0].tag}, or set runtime: docker."
+        raise ToolkitError(f"{PROGRAM} is not here", hint=hint)
+
+
+def _needs(deployment: Deployment, checkpoint_dir: Path, workers: int) -> Needs:
+    """Of the program: rank r is built on GPU r modulo the workers."""
+    name = f"toolkit-{deployment.name}-build"
+    return Needs(reads=(checkpoint_dir,), writes=(deployment.output,), gpus=tuple(range(workers)), name=name)
 
 
 def script(deployment: Deployment, checkpoint_dir: Path) -> str:
     """The command as a shell script that runs as it stands, with where each flag comes from."""
     workers = deployment.engine_options.workers or max(1, plan_host(deployment).workers)
     flags = _flags(deployment, checkpoint_dir, workers)
-    known = [f"#   {line}" for line in sources(flags)]
-    command = shlex.join([PROGRAM, *arguments(flags)]).replace(" --", " \\\n  --")
-    head = ["#!/usr/bin/env bash", "# Where each flag comes from:", *known, "set -euo pipefail"]
-    return "\n".join([*head, shlex.join(["mkdir", "-p", str(_work_dir(deployment))]), command])
+    text = runtime.script(deployment, [PROGRAM, *arguments(flags)], _needs(deployment, checkpoint_dir, workers))
+    shebang, _, rest = text.partition("\n")
+    return "\n".join([shebang, "# Where each flag comes from:", *(f"#   {line}" for line in sources(flags)), rest])
 
 
 def workers_of(deployment: Deployment, gpus: int | None = None) -> int:
@@ -175,7 +181,6 @@ class _Work:
 
 def _build(
     deployment: Deployment,
-    program: list[str],
     flags: list[BuildFlag],
     work: _Work,
     done: set[int],
@@ -203,7 +208,9 @@ def _build(
         progress(len(done) + log.written, len(ranks))
 
     progress(len(done), len(ranks))
-    log, code = run([*program, *arguments(given)], work.directory, log_file(deployment), tell)
+    needs = _needs(deployment, work.source.directory, workers)
+    wrapped = wrap(deployment, [PROGRAM, *arguments(given)], needs)
+    log, code = run(wrapped, work.directory, log_file(deployment), tell, end_by_force(deployment, needs))
     if whole == ranks and (code == 0 or done):
         return whole
     what, hint = log.failure(killed=code < 0 or code > 128)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from toolkit.engine.tensorrt.log import BuildLog
 from toolkit.errors import ToolkitError
+from toolkit.runtime import Wrapped
 
 STALL_S = 1800.0
 """Without a line and without a byte written for so long, it hangs. A rank's kernels are chosen within minutes."""
@@ -23,18 +24,25 @@ GRACE_S = 10.0
 
 
 def run(
-    command: list[str], work: Path, log_path: Path, tell: Callable[[BuildLog], None], stall_s: float = STALL_S
+    command: Wrapped,
+    work: Path,
+    log_path: Path,
+    tell: Callable[[BuildLog], None],
+    by_force: list[str] | None = None,
+    stall_s: float = STALL_S,
 ) -> tuple[BuildLog, int]:
     """Run it in `work` to its end; what it said and its exit status, below 0 for a signal.
 
+    `by_force` is a further command that ends what the process alone does not (`toolkit.runtime.end_by_force`).
     `tell` is called after each line and about once a second. Whatever is raised here, by `tell`, or by Ctrl-C, ends the
     program and all that it started. Raises ToolkitError when it hangs or cannot be started.
     """
     log_path.parent.mkdir(parents=True, exist_ok=True)
     try:
         process = subprocess.Popen(
-            command,
+            command.arguments,
             cwd=work,
+            env=command.environ(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -43,12 +51,15 @@ def run(
             start_new_session=True,
         )
     except OSError as error:
-        raise ToolkitError(f"{command[0]} cannot be started: {error.strerror}") from None
+        raise ToolkitError(f"{command.arguments[0]} cannot be started: {error.strerror}") from None
     try:
         with log_path.open("w", encoding="utf-8") as keep:
             log = _follow(process, lambda line: print(line, file=keep, flush=True), work, tell, stall_s)
         return log, process.wait()
     finally:
+        if by_force and process.poll() is None:
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                subprocess.run(by_force, stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
         _end(process)
 
 
