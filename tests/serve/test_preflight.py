@@ -1,3 +1,5 @@
+import importlib.metadata
+import json
 import os
 import shutil
 import socket
@@ -41,6 +43,36 @@ def test_a_port_just_closed_is_free(deploy):
 def test_an_address_of_another_machine(deploy):
     with pytest.raises(ToolkitError, match=r"cannot listen on 192\.0\.2\.1:\d+: cannot assign requested address"):
         preflight.check_ports(deploy(host="192.0.2.1"))
+
+
+@pytest.fixture
+def of_gpus(deploy):
+    """of_gpus(version of the engine) -> a deployment with engine tensorrt, of which only config.json is there."""
+
+    def make(built_by: str) -> Deployment:
+        deployment = deploy().model_copy(update={"engine": "tensorrt"})
+        (deployment.engine_dir / "config.json").write_text(json.dumps({"version": built_by}))
+        return deployment
+
+    return make
+
+
+def test_an_engine_of_the_release_that_runs_it(of_gpus):
+    preflight.check_version(of_gpus("1.2.1"))
+
+
+def test_an_engine_of_another_release_is_refused(of_gpus):
+    says = (
+        r"was built by TensorRT-LLM 1.1.0, engine.version says 1.2.1. Run: toolkit build .*; or correct engine.version"
+    )
+    with pytest.raises(ToolkitError, match=says):
+        preflight.check_version(of_gpus("1.1.0"))
+
+
+def test_an_engine_that_what_is_installed_cannot_run_is_refused(of_gpus, monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: {"tensorrt-llm": "1.2.0"}[name])
+    with pytest.raises(ToolkitError, match=r"was built by TensorRT-LLM 1.2.1, here is 1.2.0, which cannot run it"):
+        preflight.check_version(of_gpus("1.2.1"))
 
 
 def test_no_repository(deploy):

@@ -6,16 +6,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from toolkit.doctor.check import Check, Status, gb, needs_gpus, place, verdict
-from toolkit.doctor.check_programs import TENSORRT_LLM
 from toolkit.doctor.machine import Machine
 from toolkit.engine import STAGE, require_buildable
+from toolkit.engine.rehearsal_build import VERSION
 from toolkit.errors import ToolkitError
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
-
-REHEARSED = "+rehearsal"
-"""What the version of a rehearsal's engine ends with."""
 
 
 def model(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
@@ -66,7 +63,7 @@ def built(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     if engine.problem:
         yield Check("engine", status, f"{place(engine.path)} {engine.problem}", "", fix)
         return
-    version = TENSORRT_LLM if needs_gpus(deployment) else f"{TENSORRT_LLM}{REHEARSED}"
+    version = deployment.engine_options.version if needs_gpus(deployment) else VERSION
     parallel = deployment.parallel
     good = (engine.version, engine.tp, engine.pp) == (version, parallel.tp, parallel.pp)
     found = f"of TensorRT-LLM {engine.version}, for pp {engine.pp} x tp {engine.tp}"

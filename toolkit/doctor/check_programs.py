@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 from toolkit.doctor.check import Check, needs_gpus, place, verdict
 from toolkit.doctor.machine import Machine
 from toolkit.doctor.programs import Program
+from toolkit.releases import release_of
 from toolkit.serve.tritonserver import NGC_IMAGE
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
 
-TENSORRT_LLM = "1.2.1"
-"""Of `NGC_IMAGE`. An engine runs only under the version that built it."""
 BACKENDS = {"rehearsal": "python", "tensorrt": "tensorrtllm", "pytorch": "python"}
 """The backend of tritonserver that runs each engine."""
 IN_THE_IMAGE = "Run it in the image: docker run --gpus all --net host --shm-size=2g --ulimit memlock=-1 "
@@ -53,9 +52,10 @@ def mpirun(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
 
 def tensorrt_llm(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     found = machine.programs.packages.get("tensorrt-llm")
-    if found is not None and needs_gpus(deployment):
-        fix = f"Use {NGC_IMAGE}, which has it."
-        yield verdict("tensorrt-llm", found.partition("+")[0] == TENSORRT_LLM, found, TENSORRT_LLM, fix)
+    if found is not None and deployment is not None and needs_gpus(deployment):
+        wanted = deployment.engine_options.version
+        fix = f"Use {release_of(wanted).images[0].tag}, or set engine.version to what is here."
+        yield verdict("tensorrt-llm", found.partition("+")[0] == wanted, found, wanted, fix)
 
 
 def packages(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:

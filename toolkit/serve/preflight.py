@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import shutil
 import socket
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from toolkit import artifacts, repository
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
+from toolkit.jsonfile import read_json
 from toolkit.limits import available_memory
 from toolkit.serve.command import LEADER_MODEL
 from toolkit.serve.janitor import SHARED_MEMORY
@@ -30,6 +32,8 @@ REHEARSAL_MODEL_BYTES = 30 * MIB
 def check(deployment: Deployment) -> None:
     """Raise a ToolkitError for the first thing that would keep the group from serving."""
     check_repository(deployment)
+    if deployment.engine == "tensorrt":
+        check_version(deployment)
     check_ports(deployment)
     check_shared_memory(deployment)
     if deployment.engine == "rehearsal":
@@ -45,6 +49,20 @@ def check_repository(deployment: Deployment) -> None:
     if lock.inputs.get("engine") != engine.digest:
         what = f"was made from another engine than the one in {deployment.engine_dir}"
         raise ToolkitError(what, where=deployment.repository_dir, hint=f"Run: {remake}")
+
+
+def check_version(deployment: Deployment) -> None:
+    """The engine is of the release that will run it: TensorRT-LLM itself finds out after loading for minutes."""
+    config, wanted = deployment.engine_dir / "config.json", deployment.engine_options.version
+    built_by, again = read_json(config).get("version"), f"Run: toolkit build {deployment.file}"
+    if built_by != wanted:
+        what = f"was built by TensorRT-LLM {built_by}, engine.version says {wanted}"
+        raise ToolkitError(what, where=config, hint=f"{again}; or correct engine.version.")
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # it need not be where this program runs
+        installed = importlib.metadata.version("tensorrt-llm")
+        if deployment.runtime.kind == "host" and installed != built_by:
+            what = f"was built by TensorRT-LLM {built_by}, here is {installed}, which cannot run it"
+            raise ToolkitError(what, where=config, hint="Use the image of that release, or build again in this one.")
 
 
 def check_ports(deployment: Deployment) -> None:
