@@ -41,7 +41,7 @@ class Stream(threading.Thread):
 
 def test_one_rank_serves_and_stops(deploy, start):
     serving = start(deploy()).wait_ready()
-    assert serving.stdout.count("\n") == 1
+    assert serving.stdout.count("\n") == 2
     port = serving.deployment.serving.http_port
     assert f"http://127.0.0.1:{port} " in serving.stdout
     assert f"next: toolkit ask {serving.deployment.file}" in serving.stdout
