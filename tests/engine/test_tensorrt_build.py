@@ -16,6 +16,7 @@ from tests.engine import trtllm_build_double as double
 from toolkit.artifacts import read_lock
 from toolkit.checkpoint import convert
 from toolkit.config import Deployment
+from toolkit.engine import require_buildable
 from toolkit.engine.tensorrt.build import build_tensorrt, log_file
 from toolkit.engine.tensorrt.run import run
 from toolkit.errors import ToolkitError
@@ -159,6 +160,7 @@ def test_a_half_written_rank_is_not_kept(make, program, monkeypatch):
 
 BUILD = """
 from toolkit.config import Deployment
+from toolkit.engine import require_buildable
 from toolkit.engine.tensorrt.build import build_tensorrt
 build_tensorrt(Deployment.load({file!r}), lambda done, total: None, gpus=2)
 """
@@ -214,6 +216,13 @@ def test_flags_that_cannot_be_are_refused_before_anything_runs(make, program, ex
     text = failure(make({"extra": extra}))
     assert says in text and "engine.extra." in text
     assert not log_file(make()).exists()
+
+
+def test_what_is_wrong_in_the_yaml_comes_before_what_the_machine_lacks(make):
+    with pytest.raises(ToolkitError, match=r"engine.extra.tp_size: is no flag"):
+        require_buildable(make({"extra": {"tp_size": 2}}))
+    with pytest.raises(ToolkitError, match=r"trtllm-build is not here"):
+        require_buildable(make())
 
 
 def test_reduce_fusion_needs_tensor_parallelism(make, program):

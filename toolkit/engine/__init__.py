@@ -46,9 +46,10 @@ def require_buildable(deployment: Deployment) -> list[str]:
     _refuse_pytorch(deployment)
     if deployment.engine == "rehearsal":
         return []
-    from toolkit.engine.tensorrt.build import require_program, tensorrt_flags
+    from toolkit.engine.tensorrt.build import check_flags, require_program, tensorrt_flags
     from toolkit.engine.tensorrt.flags import sources
 
+    check_flags(deployment)
     require_program(deployment)
     return sources(tensorrt_flags(deployment))
 

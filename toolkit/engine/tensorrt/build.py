@@ -76,7 +76,13 @@ def tensorrt_flags(
     deployment: Deployment, checkpoint_dir: Path | None = None, gpus: int | None = None
 ) -> list[BuildFlag]:
     """What `trtllm-build` is given here. Raises ToolkitError, one line; `gpus` as of `build_tensorrt`."""
+    check_flags(deployment)
     return _flags(deployment, checkpoint_dir or deployment.checkpoint_dir, workers_of(deployment, gpus))
+
+
+def check_flags(deployment: Deployment) -> None:
+    """Raise ToolkitError for what is wrong in the YAML, which comes before what the machine lacks."""
+    _flags(deployment, deployment.checkpoint_dir, workers=1)
 
 
 def _flags(deployment: Deployment, checkpoint_dir: Path, workers: int) -> list[BuildFlag]:
