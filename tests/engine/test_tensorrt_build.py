@@ -266,3 +266,9 @@ def test_with_runtime_docker_it_builds_in_the_image(make, tmp_path, monkeypatch)
     text = " ".join(arguments)
     assert "--gpus" in text and "nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3" in arguments
     assert "toolkit-trial-build" in text and str(deployment.output) in text
+
+
+def test_an_output_that_cannot_be_written_is_one_line(make, program):
+    deployment = make()
+    (deployment.output / "engine.building").write_text("in the way")
+    assert "engine.building: cannot be written: File exists" in failure(deployment)

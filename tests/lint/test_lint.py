@@ -251,3 +251,9 @@ def test_the_command_and_its_exit_codes(repository):
 def test_annotations_are_escaped():
     found = Finding("x", "error", Path("a,b:c"), "100% of\nit", "Do.", 3)
     assert found.annotation() == "::error file=a%2Cb%3Ac,line=3,title=toolkit lint%3A x::100%25 of%0Ait. Do."
+
+
+@pytest.mark.parametrize("content", ["[]", '{"build_config": 3}', '{"pretrained_config": {"mapping": []}}', "{"])
+def test_an_engine_whose_config_is_none_is_a_finding(repository, content):
+    (repository.parent / "engine/config.json").write_text(content)
+    assert [one.kind for one in lint(repository)] == ["engine-path"]

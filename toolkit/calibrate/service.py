@@ -142,7 +142,7 @@ class _Users:
     def _be_user(self, until: float) -> None:
         try:
             with connect(self.deployment.url("http")) as client:
-                while time.monotonic() < until and not self._failure:
+                while not self._failure:
                     request = GenerateRequest(
                         self._random.choice(self.prompts),
                         self._random.randint(*ANSWER),
@@ -151,6 +151,8 @@ class _Users:
                     sent = time.perf_counter()
                     events = list(client.generate_stream(request, DEADLINE_S))
                     self.outside.append(events[0].received - sent - _inside(events[-1].outputs))
+                    if time.monotonic() >= until:
+                        return
         except ToolkitError as error:
             self._failure = error
 
@@ -159,7 +161,8 @@ def _prompts(deployment: Deployment) -> tuple[str, ...]:
     """Questions that the engine takes with the longest answer; of a very small one, a word."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(deployment.model.path / "tokenizer.json"))
+    # The server's own, which is known to be whole.
+    tokenizer = Tokenizer.from_file(str(deployment.repository_dir / "preprocessing/1/tokenizer/tokenizer.json"))
     limits = deployment.limits
     most = min(limits.max_num_tokens, limits.max_seq_len - ANSWER[1])
     prompts = as_chat(deployment.model.path, QUESTIONS)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from toolkit.lint.finding import Finding
-from toolkit.lint.repository import Model, Repository
+from toolkit.lint.repository import Model, Repository, type_name
 from toolkit.releases import Release
 
 
@@ -49,7 +49,9 @@ def _steps(ensemble: Model, repository: Repository) -> Iterator[Finding]:
             what = f"output {tensor.name} is made by no step"
             yield ensemble.finding("ensemble-output", "error", what, "Map it, or remove it.", at=tensor.name)
         elif made is not None and made != tensor.data_type:
-            what = f"output {tensor.name} is {_type(tensor.data_type)}, the step that makes it gives {_type(made)}"
+            what = (
+                f"output {tensor.name} is {type_name(tensor.data_type)}, the step that makes it gives {type_name(made)}"
+            )
             yield ensemble.finding("ensemble-type", "error", what, "Make them the same.", at=tensor.name)
 
 
@@ -63,7 +65,9 @@ def _input(
         what = f"step {model.name}: {theirs} comes from {ours}, which is no input and no earlier step's output"
         yield ensemble.finding("step-source", "error", what, "Map it to a tensor that is there.", at=ours)
     elif types[ours] is not None and types[ours] != inputs[theirs].data_type:
-        what = f"step {model.name}: {theirs} is {_type(inputs[theirs].data_type)}, {ours} is {_type(types[ours])}"
+        what = (
+            f"step {model.name}: {theirs} is {type_name(inputs[theirs].data_type)}, {ours} is {type_name(types[ours])}"
+        )
         yield ensemble.finding("ensemble-type", "error", what, "Make them the same.", at=theirs)
 
 
@@ -88,13 +92,6 @@ def _batches(ensemble: Model, repository: Repository) -> Iterator[Finding]:
                 f"max_batch_size {config.max_batch_size} is more than the {model.config.max_batch_size} of {model.name}"
             )
             yield Finding("batch-size", "error", ensemble.path, what, "Triton does not load it; make them the same.")
-
-
-def _type(number: int) -> str:
-    from tritonclient.grpc import model_config_pb2
-
-    messages: Any = model_config_pb2
-    return str(messages.DataType.Name(number)).removeprefix("TYPE_")
 
 
 def _one_of(tensors: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from toolkit.lint.finding import Finding
-from toolkit.lint.repository import PLACEHOLDER, Model, Repository
+from toolkit.lint.repository import PLACEHOLDER, Model, Repository, type_name
 from toolkit.releases import RENAMES, Release
 from toolkit.repository import signatures
 
@@ -83,7 +83,7 @@ def _tensors(executor: Model) -> Iterator[Finding]:
                 what = f"{side} {name} is missing"
                 yield executor.finding("tensor-missing", "error", what, "Add it; docs/contracts.md has its type.")
         for name, tensor in found.items():
-            theirs = _type(tensor.data_type)
+            theirs = type_name(tensor.data_type)
             floats = {"FP16", "FP32", "BF16"}  # logits and tables may be of any of them
             if name in known and theirs != known[name].type and not {theirs, known[name].type} <= floats:
                 what = f"{side} {name} is {theirs}, the backend's is {known[name].type}"
@@ -118,13 +118,6 @@ def _queue(executor: Model) -> Iterator[Finding]:
         yield executor.finding(
             "instances", "error", what, "Set count: 1, or say which GPUs each has.", at="instance_group"
         )
-
-
-def _type(number: int) -> str:
-    from tritonclient.grpc import model_config_pb2
-
-    messages: Any = model_config_pb2
-    return str(messages.DataType.Name(number)).removeprefix("TYPE_")
 
 
 def _number(text: str) -> float:

@@ -48,8 +48,6 @@ def _of(model: Model) -> Iterator[Finding]:
 
 
 def _placeholders(model: Model) -> Iterator[Finding]:
-    if model.unreadable and model.unreadable.kind == "placeholder":
-        yield from ()
     for number, line in enumerate(model.text.splitlines(), 1):
         if line.lstrip().startswith("#") or (model.unreadable and model.unreadable.line == number):
             continue

@@ -121,6 +121,14 @@ def read_repository(folder: Path, engine_dir: Path | None = None) -> Repository:
     return repository
 
 
+def type_name(number: int) -> str:
+    """FP32, STRING ... of Triton's number for it."""
+    from tritonclient.grpc import model_config_pb2
+
+    messages: Any = model_config_pb2
+    return str(messages.DataType.Name(number)).removeprefix("TYPE_")
+
+
 def _engine_path(executor: Model) -> str:
     return executor.parameters.get("gpt_model_path", "")
 
@@ -130,7 +138,11 @@ def read_engine(folder: Path) -> Engine:
         config = read_json(folder / "config.json")
     except ToolkitError as error:
         return Engine(folder, None, error.what)
-    return Engine(folder, config, build=config.get("build_config", {}))
+    build, model = config.get("build_config", {}), config.get("pretrained_config", {})
+    for part, name in ((build, "plugin_config"), (model, "mapping")):
+        if not isinstance(part, dict) or not isinstance(part.get(name, {}), dict):
+            return Engine(folder, None, "config.json is not that of an engine")
+    return Engine(folder, config, build=build)
 
 
 def _read_model(folder: Path) -> Model:

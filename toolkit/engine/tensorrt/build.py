@@ -141,7 +141,10 @@ class _Work:
     def __init__(self, deployment: Deployment, source: Source, purpose: str) -> None:
         self.deployment, self.source, self.purpose = deployment, source, purpose
         self.directory = _work_dir(deployment)
-        self.directory.mkdir(parents=True, exist_ok=True)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ToolkitError(f"cannot be written: {error.strerror}", where=self.directory) from None
 
     def done(self) -> set[int]:
         """Ranks of an earlier attempt at the same engine. What else is there goes."""
