@@ -113,7 +113,7 @@ def test_wrong_usage(flagship, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--hardware", "h900"], "--what-if hardware: 'h900' is unknown. Use h100-sxm"),
+        (["--hardware", "h900"], "hardware: 'h900' is unknown. Use h100-sxm"),
         (["--gpus", "4"], "parallel: tp 2 x pp 4 needs 8 GPUs, hardware.gpus is 4"),
         (["--calibration", "nowhere.json"], "nowhere.json: no such file. Make one with: toolkit calibrate CONFIG"),
         (["--html", "nowhere/plan.html"], "nowhere/plan.html: cannot be written"),

@@ -110,7 +110,7 @@ def test_what_if_changes_and_validates(flagship):
         ("speed=3", "--what-if speed: no such setting. Known: keys of parallel, limits"),
         ("limits.speed=3", "limits.speed: unknown key"),
         ("dtype=int3", "--what-if dtype: 'int3' is unknown. Use fp8, float16, bfloat16."),
-        ("hardware=h900", "--what-if hardware: 'h900' is unknown. Use h100-sxm"),
+        ("hardware=h900", "hardware: 'h900' is unknown. Use h100-sxm"),
         ("max_batch_size=0", "--what-if 'max_batch_size=0': expected a whole number above 0"),
         ("max_batch_size=many", "expected a whole number above 0"),
         ("rate=-1", "workload.rate: input should be greater than 0, got -1"),

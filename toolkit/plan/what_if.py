@@ -76,7 +76,7 @@ def _changes(name: str, value: Any) -> dict[str, Any]:
     if name in ("hardware", "hardware.gpu", "gpu"):
         gpu = GPUS.get(value) if isinstance(value, str) else None
         if gpu is None:
-            raise ToolkitError(f"--what-if {name}: {shown(value)} is unknown", hint=f"Use {', '.join(GPUS)}.")
+            raise ToolkitError(f"{name}: {shown(value)} is unknown", hint=f"Use {', '.join(GPUS)}.")
         return {"hardware.gpu": gpu.name, "hardware.gpu_memory_gib": gpu.memory_gib}
     if "." in name:
         return {name: value}
