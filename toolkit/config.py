@@ -43,6 +43,7 @@ Engine = Literal["tensorrt", "pytorch", "rehearsal"]
 ENGINES: tuple[Engine, ...] = ("tensorrt", "pytorch", "rehearsal")
 OPTIONS = "engine_options"
 """The field for what `engine` holds beside its kind."""
+NOT_IN_THE_YAML = {"file", OPTIONS, "replica"}
 REHEARSAL_KV_TOKENS = 16384
 """Upper bound of a rehearsal's KV pool when the YAML names none, so that eight ranks fit a laptop."""
 
@@ -67,6 +68,8 @@ class Deployment(Section):
     workload: Workload = Workload()
     loadtest: Load = Load()
     output: LoosePath
+    replica: int | None = None
+    """Which of `parallel.replicas` this is, of those that `apart` gives; None for them all."""
 
     @classmethod
     def load(cls, file: str | Path, engine: str | None = None, changes: Dict[str, Any] | None = None) -> Deployment:
@@ -76,7 +79,7 @@ class Deployment(Section):
         """
         file = Path(file)
         content = changed(read_yaml(file), changes or {})
-        for key in set(content) & {"file", OPTIONS}:
+        for key in set(content) & NOT_IN_THE_YAML:
             raise ToolkitError(f"{key}: unknown key", where=file, hint=_known_keys([]))
         if isinstance(content.get("engine"), dict):
             content[OPTIONS] = {**content["engine"]}
@@ -122,6 +125,15 @@ class Deployment(Section):
         """Sequences of one micro-batch. The executor of each replica keeps pp micro-batches in flight."""
         return math.ceil(self.limits.max_sequences / (self.parallel.pp * self.parallel.replicas))
 
+    def apart(self) -> tuple[Deployment, ...]:
+        """A deployment for each replica, with ports and a run folder of its own; all else, and engines, are shared."""
+        if self.parallel.replicas == 1:
+            return (self,)
+        return tuple(
+            with_settings(self, serving=self.serving.ports(replica)).model_copy(update={"replica": replica})
+            for replica in range(self.parallel.replicas)
+        )
+
     @property
     def kv_blocks(self) -> int:
         """Blocks of a rehearsal's KV pool; on GPUs the pool follows from free memory."""
@@ -154,7 +166,7 @@ class Deployment(Section):
 
     @property
     def run_dir(self) -> Path:
-        return self.output / "run"
+        return self.output / "run" if self.replica is None else self.output / "run" / f"replica{self.replica}"
 
 
 def with_settings(deployment: Deployment, **sections: dict[str, Any]) -> Deployment:
@@ -218,7 +230,7 @@ def _known_keys(location: list[str]) -> str:
         if inner is None:
             return ""
         section = inner
-    return f"Known here: {', '.join(sorted(set(section.model_fields) - {'file', OPTIONS}))}."
+    return f"Known here: {', '.join(sorted(set(section.model_fields) - NOT_IN_THE_YAML))}."
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:

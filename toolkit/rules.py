@@ -15,7 +15,7 @@ from toolkit.errors import ToolkitError
 from toolkit.model import ModelShape
 from toolkit.releases import release_of
 from toolkit.secrecy import tells_a_secret
-from toolkit.sections import Lengths
+from toolkit.sections import LAST_PORT, PORTS_APART, Lengths
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
@@ -174,10 +174,17 @@ def _limit_rules(deployment: Deployment) -> Iterator[Broken]:
 
 def _serving_rules(deployment: Deployment) -> Iterator[Broken]:
     serving = deployment.serving
-    ports = {name: getattr(serving, name) for name in ("http_port", "grpc_port", "metrics_port")}
+    ports = serving.ports()
     if len(set(ports.values())) < len(ports):
         given = ", ".join(f"{name} {port}" for name, port in ports.items())
         yield "serving", f"ports must differ, got {given}", "Give each its own."
+    every = [port for replica in range(deployment.parallel.replicas) for port in serving.ports(replica).values()]
+    those = f"ports of {deployment.parallel.replicas} replicas, {PORTS_APART} apart,"
+    if len(set(every)) < len(every):
+        what = f"{those} must differ, got {', '.join(map(str, every))}"
+        yield "serving", what, f"Give those of one replica less than {PORTS_APART} apart."
+    if max(every) > LAST_PORT:
+        yield "serving", f"{those} go up to {max(every)}", f"Give lower ones: the last is {LAST_PORT}."
     lowest, highest = deployment.slo.gpu_utilisation or (0.0, 1.0)
     if lowest > highest:
         yield "slo.gpu_utilisation", f"[{lowest}, {highest}] is not [lowest, highest]", "Exchange them."

@@ -13,7 +13,12 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1)]
-Port = Annotated[int, Field(ge=1, le=65535)]
+LAST_PORT = 65535
+Port = Annotated[int, Field(ge=1, le=LAST_PORT)]
+PORTS = ("http_port", "grpc_port", "metrics_port")
+"""The fields of `serving` that are ports."""
+PORTS_APART = 10
+"""From the ports of one replica to those of the next."""
 LoosePath = Annotated[Path, Field(strict=False)]
 
 
@@ -94,6 +99,10 @@ class Serving(Section):
     metrics_port: Port = 8002
     startup_timeout_s: PositiveFloat = 600
     drain_timeout_s: PositiveFloat = 30
+
+    def ports(self, replica: int = 0) -> dict[str, int]:
+        """Those of a replica, by field."""
+        return {name: getattr(self, name) + PORTS_APART * replica for name in PORTS}
 
 
 class Runtime(Section):

@@ -17,7 +17,8 @@ from toolkit.errors import ToolkitError
 from toolkit.jsonfile import LARGEST_CONFIG, read_json
 from toolkit.model import DTYPE_BYTES
 from toolkit.plan.host import rank_bytes
-from toolkit.serve.preflight import PORTS, REHEARSAL_SEGMENT_BYTES, check_port, shared_memory_needed
+from toolkit.sections import PORTS
+from toolkit.serve.preflight import REHEARSAL_SEGMENT_BYTES, check_port, shared_memory_needed
 from toolkit.serve.state import holder
 
 if TYPE_CHECKING:

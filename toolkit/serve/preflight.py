@@ -13,12 +13,11 @@ from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.jsonfile import read_json
 from toolkit.limits import available_memory
+from toolkit.sections import PORTS
 from toolkit.serve.command import LEADER_MODEL
 from toolkit.serve.janitor import SHARED_MEMORY
 
 MIB = 1 << 20
-PORTS = ("http_port", "grpc_port", "metrics_port")
-"""The fields of `serving` that are ports."""
 REHEARSAL_SEGMENT_BYTES = 4 * MIB
 """Each Python model process has a region of 1 MiB (measured, Triton 2.51), which grows with large tensors."""
 GPU_SHARED_MEMORY_BYTES = 1024 * MIB
