@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from toolkit.errors import ToolkitError
 from toolkit.model import ModelShape
 from toolkit.releases import release_of
+from toolkit.releases.llm_api import llm_release_of
 from toolkit.secrecy import tells_a_secret
 from toolkit.sections import LAST_PORT, PORTS_APART, Lengths
 
@@ -26,8 +27,11 @@ Broken = tuple[str, str, str]
 
 def check(deployment: Deployment) -> None:
     """Raise a ToolkitError for the first rule that does not hold."""
-    if deployment.engine != "rehearsal":
-        release_of(deployment.engine_options.version, where=f"{deployment.file}: engine.version")
+    version, where = deployment.engine_options.version, f"{deployment.file}: engine.version"
+    if deployment.engine == "tensorrt":
+        release_of(version, where=where)
+    elif deployment.engine == "pytorch":
+        llm_release_of(version, where=where)
     kinds = (_parallel_rules, _precision_rules, _limit_rules, _workload_rules, _serving_rules, _runtime_rules)
     for rules in kinds:
         for field, what, hint in rules(deployment):

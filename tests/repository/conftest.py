@@ -41,6 +41,7 @@ class Server:
     record: Path
     log: Path
     pid: int
+    metrics: int = 0
 
     def post(self, model: str, body: dict, stream: bool = False) -> tuple[int, str]:
         """(status, body) of generate or generate_stream."""
@@ -131,7 +132,7 @@ def serving(repository: Path, folder: Path) -> Iterator[Server]:
         process = subprocess.Popen(command, env=found.environ(), stdout=output, stderr=output)
     try:
         _wait_until_ready(http, process, log)
-        yield Server(http, grpc, folder / "record.jsonl", log, process.pid)
+        yield Server(http, grpc, folder / "record.jsonl", log, process.pid, metrics)
     finally:
         process.terminate()
         try:

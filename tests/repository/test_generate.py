@@ -79,11 +79,6 @@ def test_engine_of_other_limits(tmp_path, model):
         generate(type(deployment).load(file))
 
 
-def test_pytorch_has_no_repository_of_engines(tmp_path, model):
-    with pytest.raises(ToolkitError, match="engine: pytorch"):
-        generate(load_deployment(tmp_path, model, "pytorch"))
-
-
 def damage_nothing_there(model):
     (model / "tokenizer.json").unlink()
 

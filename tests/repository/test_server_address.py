@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[2] / "triton_repo" / "tensorrt_llm_bls" / "1"
+SOURCE = Path(__file__).parents[2] / "triton_repo" / "shared"
 CHILD = "from server_address import http_address; print(*http_address())"
 PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]], check=True)"
 

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from toolkit.errors import shown
-from toolkit.releases.tables import names, rows, within
+from toolkit.releases.tables import NAMES, names, rows, within
 
 BOOLEANS = ("true", "True", "TRUE", "1", "false", "False", "FALSE", "0")
 TOGGLES = ("enable", "disable")
@@ -144,10 +144,15 @@ def parameters(text: str, release: str) -> Mapping[str, Parameter]:
     return MappingProxyType(found)
 
 
-def _cells(text: str, release: str) -> Iterator[dict[str, Any]]:
+def arguments(text: str, release: str, releases: tuple[str, ...]) -> Mapping[str, Setting]:
+    """As `flags`, for spans of `releases`."""
+    return MappingProxyType({cells["name"]: Setting(**cells) for cells in _cells(text, release, releases)})
+
+
+def _cells(text: str, release: str, releases: tuple[str, ...] = NAMES) -> Iterator[dict[str, Any]]:
     seen = set()
     for cell, type_, default, span, note in rows(text, columns=5):
-        if not within(span, release):
+        if not within(span, release, releases):
             continue
         for name in names(cell):
             if name in seen:

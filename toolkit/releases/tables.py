@@ -26,13 +26,13 @@ def names(cell: str) -> list[str]:
     return [name.strip() for name in cell.split(",")]
 
 
-def within(span: str, release: str) -> bool:
-    """Whether `span` holds the release of that name. ValueError for what is no span."""
+def within(span: str, release: str, releases: tuple[str, ...] = NAMES) -> bool:
+    """Whether `span` holds the release of that name, of `releases`. ValueError for what is no span."""
     if span == "-":
         return True
     since, dash, until = span.partition("-")
-    if not dash or not {since, until} <= {"", *NAMES}:
+    if not dash or not {since, until} <= {"", *releases}:
         raise ValueError(f"not a span of releases: {span!r}")
-    first = NAMES.index(since) if since else 0
-    last = NAMES.index(until) if until else len(NAMES) - 1
-    return first <= NAMES.index(release) <= last
+    first = releases.index(since) if since else 0
+    last = releases.index(until) if until else len(releases) - 1
+    return first <= releases.index(release) <= last

@@ -10,23 +10,16 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from toolkit.config import Deployment
-from toolkit.errors import ToolkitError
 from toolkit.repository import parameters, signatures
 from toolkit.repository.parameters import SpecialTokens
 from toolkit.repository.signatures import Tensor
 
-# The rehearsal answers as NVIDIA's backend does, in Python; engine: pytorch has a repository of its own kind.
+# The rehearsal answers as NVIDIA's backend does, in Python; llmapi.py has the repository for engine: pytorch.
 TENSORRT_LLM_BACKEND = {"tensorrt": "tensorrtllm", "rehearsal": "python"}
 
 
 def model_configs(deployment: Deployment, tokens: SpecialTokens, engine_dir: Path) -> dict[str, Any]:
     """The ModelConfig of each model by name. Reads no file but, where it is there, the model's config.json."""
-    if deployment.engine not in TENSORRT_LLM_BACKEND:
-        raise ToolkitError(
-            f"engine: {deployment.engine} has no model repository of engines",
-            where=deployment.file,
-            hint=f"Use --engine {' or '.join(TENSORRT_LLM_BACKEND)}.",
-        )
     models = (
         _preprocessing(deployment, tokens),
         _tensorrt_llm(deployment, engine_dir),
@@ -97,8 +90,8 @@ def _tensorrt_llm_bls(deployment: Deployment) -> Any:
 
 def _ensemble(deployment: Deployment) -> Any:
     config = pb.ModelConfig(name="ensemble", platform="ensemble", max_batch_size=deployment.limits.max_sequences)
-    config.input.extend(_inputs(signatures.ENSEMBLE_INPUTS))
-    config.output.extend(_outputs(signatures.ENSEMBLE_OUTPUTS))
+    config.input.extend(model_inputs(signatures.ENSEMBLE_INPUTS))
+    config.output.extend(model_outputs(signatures.ENSEMBLE_OUTPUTS))
     generation = _same_names(signatures.GENERATION, without=signatures.TENSORRT_LLM_FROM_PREPROCESSING)
     steps = (
         ("preprocessing", signatures.PREPROCESSING_FROM_REQUEST, signatures.PREPROCESSING_TO_ENSEMBLE),
@@ -127,15 +120,15 @@ def _model(
     scalars: bool = False,
 ) -> Any:
     config = pb.ModelConfig(name=name, backend=backend, max_batch_size=deployment.limits.max_sequences)
-    config.input.extend(_inputs(inputs, scalars))
-    config.output.extend(_outputs(outputs))
+    config.input.extend(model_inputs(inputs, scalars))
+    config.output.extend(model_outputs(outputs))
     config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
     for key, value in values.items():
         config.parameters[key].string_value = value
     return config
 
 
-def _inputs(tensors: Iterable[Tensor], scalars: bool = False) -> Iterable[Any]:
+def model_inputs(tensors: Iterable[Tensor], scalars: bool = False) -> Iterable[Any]:
     for tensor in tensors:
         message = pb.ModelInput(
             name=tensor.name,
@@ -149,7 +142,7 @@ def _inputs(tensors: Iterable[Tensor], scalars: bool = False) -> Iterable[Any]:
         yield message
 
 
-def _outputs(tensors: Iterable[Tensor]) -> Iterable[Any]:
+def model_outputs(tensors: Iterable[Tensor]) -> Iterable[Any]:
     for tensor in tensors:
         yield pb.ModelOutput(name=tensor.name, data_type=_data_type(tensor), dims=tensor.dims)
 

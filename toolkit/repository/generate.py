@@ -8,6 +8,7 @@
         tensorrt_llm_bls/   the same
         lock.json
 
+engine: pytorch has three models (toolkit/repository/llmapi.py), and files that start trtllm-serve instead of Triton.
 The tokenizer is inside `preprocessing`, as Triton takes every folder of a repository for a model. All paths
 in the configs are relative to it but that of the engines, so a repository can be copied elsewhere.
 """
@@ -16,28 +17,88 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
-from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import toolkit
 from toolkit import artifacts
+from toolkit.checkpoint.source import open_source
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
+from toolkit.params_json import PARAMS
+from toolkit.repository import openai
 from toolkit.repository.configs import model_configs, to_text
+from toolkit.repository.llm_args import check_llm_args
+from toolkit.repository.llmapi import MODEL as LLMAPI_MODEL
+from toolkit.repository.llmapi import llmapi_configs, model_yaml
 from toolkit.repository.token_table import write_token_table
 from toolkit.repository.tokenizer import special_tokens, tokenizer_file
 
 SOURCES = Path(toolkit.__file__).resolve().parent.parent / "triton_repo"
-PYTHON_MODELS = ("preprocessing", "postprocessing", "tensorrt_llm_bls")
 VERSION = "1"
+ENGINE_MODELS = {
+    name: (f"{name}/{VERSION}", "shared") for name in ("preprocessing", "postprocessing", "tensorrt_llm_bls")
+}
+FOLDERS = {
+    "tensorrt": ENGINE_MODELS,
+    "rehearsal": {**ENGINE_MODELS, "tensorrt_llm": (f"tensorrt_llm/{VERSION}", "shared")},
+    "pytorch": {
+        LLMAPI_MODEL: (f"llmapi/{VERSION}", "shared"),
+        "tensorrt_llm_bls": (f"llmapi_bls/{VERSION}", "shared"),
+    },
+}
+"""Of `SOURCES`, those with the Python files of a model, by engine."""
 
 
 def generate(deployment: Deployment) -> bool:
     """Write `deployment.repository_dir`; True when it was written now, False when it was current.
 
-    Raises ToolkitError when the engines are missing or of another deployment, or the tokenizer is unusable.
+    Raises ToolkitError when the engines are missing or of another deployment, or the model or its tokenizer is
+    unusable.
     """
+    contents = _of_llm_api(deployment) if deployment.engine == "pytorch" else _of_engines(deployment)
+    copies = {name: _sources(name, deployment.engine) for name in contents.models}
+
+    def write(directory: Path) -> None:
+        for name in contents.models:
+            version = directory / name / VERSION
+            version.mkdir(parents=True)
+            for source in copies[name]:
+                shutil.copyfile(source, version / source.name)
+        for path, text in contents.texts.items():
+            (directory / path).write_text(text, encoding="utf-8")
+        if contents.tokenizer:
+            kept = directory / "preprocessing" / VERSION / "tokenizer"
+            kept.mkdir()
+            shutil.copyfile(contents.tokenizer, kept / contents.tokenizer.name)
+            write_token_table(contents.tokenizer, kept)
+
+    texts = {path: artifacts.digest_of(text) for path, text in contents.texts.items()}
+    models = {name: artifacts.fingerprint(files) for name, files in copies.items()}
+    return artifacts.produce(
+        deployment.repository_dir,
+        "repository",
+        inputs={**contents.inputs, "models": artifacts.digest_of(models)},
+        settings={**settings(deployment), "configs": texts},
+        versions={"toolkit": importlib.metadata.version("toolkit")},
+        write=write,
+    )
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What a repository is made of beside the Python files of its models."""
+
+    models: tuple[str, ...]
+    texts: dict[str, str]
+    """By the path in the repository."""
+    inputs: dict[str, str]
+    """Digests of what it is made from."""
+    tokenizer: Path | None = None
+
+
+def _of_engines(deployment: Deployment) -> _Contents:
     limits = deployment.limits
     built_for = {
         "engine": deployment.engine,
@@ -48,33 +109,41 @@ def generate(deployment: Deployment) -> bool:
     engines = artifacts.require(deployment.engine_dir, "engine", built_for, f"toolkit build {deployment.file}")
     tokenizer = tokenizer_file(deployment)
     configs = model_configs(deployment, special_tokens(deployment), deployment.engine_dir)
-    texts = {name: to_text(config) for name, config in configs.items()}
-    sources = {name: _sources(name, deployment.engine) for name in configs}
+    inputs = {"engine": engines.digest, "tokenizer": artifacts.fingerprint([tokenizer])}
+    return _Contents(tuple(configs), _config_texts(configs), inputs, tokenizer)
 
-    def write(directory: Path) -> None:
-        for name, text in texts.items():
-            version = directory / name / VERSION
-            version.mkdir(parents=True)
-            (directory / name / "config.pbtxt").write_text(text, encoding="utf-8")
-            for source in sources[name]:
-                shutil.copyfile(source, version / source.name)
-        kept = directory / "preprocessing" / VERSION / "tokenizer"
-        kept.mkdir()
-        shutil.copyfile(tokenizer, kept / tokenizer.name)
-        write_token_table(tokenizer, kept)
 
-    return artifacts.produce(
-        deployment.repository_dir,
-        "repository",
-        inputs={
-            "engine": engines.digest,
-            "tokenizer": artifacts.fingerprint([tokenizer]),
-            "models": artifacts.digest_of({name: artifacts.fingerprint(files) for name, files in sources.items()}),
-        },
-        settings={**settings(deployment), "configs": {name: artifacts.digest_of(text) for name, text in texts.items()}},
-        versions={"toolkit": importlib.metadata.version("toolkit")},
-        write=write,
-    )
+def _of_llm_api(deployment: Deployment) -> _Contents:
+    check_llm_args(deployment)
+    inputs = {"model": model_digest(deployment)}
+    tokenizer_file(deployment)  # the LLM API reads it; whether it is the model's is found out now
+    configs, options = llmapi_configs(), deployment.repository_dir / openai.OPTIONS
+    texts = {
+        **_config_texts(configs),
+        f"{LLMAPI_MODEL}/{VERSION}/model.yaml": model_yaml(deployment, special_tokens(deployment)),
+        openai.OPTIONS: openai.options_text(deployment),
+        openai.SCRIPT: openai.script_text(deployment, options),
+    }
+    return _Contents(tuple(configs), texts, inputs)
+
+
+def _config_texts(configs: dict[str, Any]) -> dict[str, str]:
+    return {f"{name}/config.pbtxt": to_text(config) for name, config in configs.items()}
+
+
+def model_digest(deployment: Deployment) -> str:
+    """Of the model that the LLM API will load: its settings, and the names and sizes of its weights.
+
+    Raises ToolkitError where it is missing, not whole, or not in Hugging Face's form.
+    """
+    directory = deployment.model.path
+    source = open_source(directory)
+    if source.files[0].name == PARAMS:
+        what = "is a model in Meta's form, which the LLM API does not load"
+        raise ToolkitError(what, where=directory, hint="Use the same model from Hugging Face, or engine: tensorrt.")
+    settings = [path for path in sorted(directory.glob("*.json")) if path.is_file()]
+    sizes = {name: size for name, (size, _) in source.seen().items()}
+    return artifacts.digest_of([artifacts.fingerprint(settings), sizes])
 
 
 def settings(deployment: Deployment) -> dict[str, Any]:
@@ -82,16 +151,19 @@ def settings(deployment: Deployment) -> dict[str, Any]:
     sections = ("parallel", "limits", "kv_cache", "scheduler", "hardware")
     fields = {name: getattr(deployment, name).model_dump() for name in sections}
     flat = {f"{section}.{key}": value for section, values in fields.items() for key, value in values.items()}
-    return {"engine": deployment.engine, **flat}
+    extra = deployment.engine_options.extra if deployment.engine == "pytorch" else {}
+    version = {"engine.version": deployment.engine_options.version} if deployment.engine == "pytorch" else {}
+    return {
+        "engine": deployment.engine,
+        **version,
+        **{f"engine.extra.{key}": value for key, value in extra.items()},
+        **flat,
+    }
 
 
 def _sources(model: str, engine: str) -> list[Path]:
     """The Python files of a model's version directory: its own, and what the Python models share."""
-    folders: Iterable[Path] = ()
-    if model in PYTHON_MODELS:
-        folders = (SOURCES / model / VERSION, SOURCES / "shared")
-    elif model == "tensorrt_llm" and engine == "rehearsal":
-        folders = (SOURCES / model / VERSION,)
+    folders = [SOURCES / folder for folder in FOLDERS[engine].get(model, ())]
     files = [file for folder in folders for file in sorted(folder.glob("*.py"))]
     if folders and not files:
         raise ToolkitError(

@@ -66,8 +66,8 @@ def tensorrt_llm(deployment: Deployment, engine_dir: Path) -> dict[str, str]:
         "batch_scheduler_policy": scheduler.policy,
         "enable_chunked_context": _boolean(scheduler.chunked_context),
         "enable_kv_cache_reuse": _boolean(kv_cache.reuse),
-        "kv_cache_free_gpu_mem_fraction": str(_kv_cache_fraction(deployment)),
-        "max_tokens_in_paged_kv_cache": str(_kv_cache_tokens(deployment)),
+        "kv_cache_free_gpu_mem_fraction": str(kv_cache_fraction(deployment)),
+        "max_tokens_in_paged_kv_cache": str(kv_cache_tokens(deployment)),
         "max_attention_window_size": "",
         "sink_token_length": "",
         "kv_cache_host_memory_bytes": "0",
@@ -96,7 +96,7 @@ def tensorrt_llm(deployment: Deployment, engine_dir: Path) -> dict[str, str]:
     }
 
 
-def _kv_cache_tokens(deployment: Deployment) -> int:
+def kv_cache_tokens(deployment: Deployment) -> int:
     """Tokens of the KV cache. The fraction alone is of what is free, and would pass hardware.gpu_memory_limit.
 
     Raises ToolkitError when there is no room for one whole sequence.
@@ -114,7 +114,7 @@ def _kv_cache_tokens(deployment: Deployment) -> int:
     return memory.pool_tokens
 
 
-def _kv_cache_fraction(deployment: Deployment) -> float:
+def kv_cache_fraction(deployment: Deployment) -> float:
     """The YAML's, or the one that stays under hardware.gpu_memory_limit; of a rehearsal, which has none, the backend's
     default."""
     if deployment.kv_cache.free_gpu_memory_fraction is not None:

@@ -250,3 +250,39 @@ TENSORRT_LLM_RENAMED = (
 TENSORRT_LLM_TO_ENSEMBLE = (("output_ids", "_TOKENS_BATCH"), ("sequence_length", "_SEQUENCE_LENGTH"))
 POSTPROCESSING_FROM_ENSEMBLE = (("TOKENS_BATCH", "_TOKENS_BATCH"), ("SEQUENCE_LENGTH", "_SEQUENCE_LENGTH"))
 POSTPROCESSING_TO_ENSEMBLE = (("OUTPUT", "text_output"),)
+
+# The model of engine: pytorch, text in and text out. toolkit/repository/llmapi.py says where the names are from.
+LLMAPI_INPUTS = _table("""
+    text_input                                                           STRING[1]   required
+    streaming, stop                                                      BOOL[1]
+    sampling_param_best_of, sampling_param_top_k                         INT32[1]
+    sampling_param_max_tokens                                            INT32[1]
+    sampling_param_temperature, sampling_param_top_p                     FP32[1]
+    sampling_param_frequency_penalty, sampling_param_presence_penalty    FP32[1]
+    sampling_param_stop                                                  STRING[-1]
+    sampling_param_seed                                                  UINT64[1]
+    sampling_param_exclude_input_from_output                             BOOL[1]
+    sampling_param_return_perf_metrics                                   BOOL[1]
+    return_finish_reason, return_stop_reason, return_cumulative_logprob  BOOL[1]
+""")
+LLMAPI_OUTPUTS = _table("""
+    finish_reason, stop_reason                                           STRING[-1]
+    cumulative_logprob                                                   FP32[-1]
+    kv_cache_reused_block, kv_cache_missed_block                         INT32[-1]
+    kv_cache_hit_rate                                                    FP32[-1]
+""")
+STOP = tuple(tensor for tensor in BLS_INPUTS if tensor.name == "stop")
+
+# Inputs of the ensemble that this model has by another name.
+LLMAPI_RENAMED = {
+    "stream": "streaming",
+    "stop_words": "sampling_param_stop",
+    "exclude_input_in_output": "sampling_param_exclude_input_from_output",
+    **{
+        name: f"sampling_param_{name}"
+        for name in (
+            *("max_tokens", "temperature", "top_k", "top_p", "seed"),
+            *("frequency_penalty", "presence_penalty", "return_perf_metrics"),
+        )
+    },
+}

@@ -103,7 +103,7 @@ class Answer:
         if event.token is not None:
             self.log_probs[event.sequence.index].append(event.log_prob)
         if event.finished:
-            self.model.metrics.observe(event.sequence)
+            self.model.metrics.observe(len(event.sequence.prompt), len(event.sequence.output))
         with self.model.sending:
             self.unfinished -= event.finished
             flags = 0 if self.unfinished else FINAL

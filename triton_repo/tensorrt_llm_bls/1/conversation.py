@@ -5,8 +5,8 @@ from itertools import pairwise
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from answer import Answer, Ends
-from inner import Failed
 from outputs import joined, rows_of_tokens
+from server_stream import Failed
 
 NO_WORDS = np.empty((1, 0), object)
 

@@ -1,17 +1,12 @@
 """Calls of the models inside tensorrt_llm_bls.
 
-preprocessing and `stop` are called by Triton's business logic scripting (BLS). tensorrt_llm's answer is read
-from the server's own HTTP endpoint, because streams by BLS cannot be relied on (seen on Triton 2.51): an
-error after the first response never arrives, so its reader waits for ever; and with several streams in one
-process, `exec` holds the GIL while it waits for the table of response iterators, whose owner waits for an
-iterator, whose reader waits for the GIL.
+preprocessing and `stop` are called by Triton's business logic scripting (BLS). tensorrt_llm's answer is a stream, which
+server_stream.py reads.
 """
-
-import http.client
-import json
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from server_stream import Failed, ServerStream, plain
 
 # (input of preprocessing, input of this model)
 TO_PREPROCESSING = (
@@ -46,16 +41,6 @@ RENAMED = (("runtime_top_k", "top_k"), ("runtime_top_p", "top_p"), ("len_penalty
 NOT_SERVED = ("image_input", "num_draft_tokens", "use_draft_logits")
 # The ensemble takes these: Triton's HTTP endpoint has no way to write them.
 NOT_IN_JSON = ("prompt_embedding_table", "lora_weights", "lora_config")
-EVENT = b"data: "
-CODES = {400: "INVALID_ARG", 404: "NOT_FOUND", 501: "UNSUPPORTED", 503: "UNAVAILABLE"}
-
-
-class Failed(Exception):
-    """A request that ends with an error; `code` is the name of one of Triton's error codes."""
-
-    def __init__(self, message, code="INVALID_ARG"):
-        super().__init__(" ".join(message.split()))
-        self.error = pb_utils.TritonError(str(self), getattr(pb_utils.TritonError, code))
 
 
 class Inner:
@@ -84,8 +69,8 @@ class Inner:
                 raise Failed(f"{name}: not available in this model", "UNSUPPORTED")
         values = {target: preprocessed[name] for target, name in FROM_PREPROCESSING}
         values |= {target: inputs[name] for target, name in self.to_tensorrt_llm if name in inputs}
-        body = {name: _plain(value) for name, value in values.items() if value.size}
-        yield from self._events({**body, "id": request_id, "streaming": streaming})
+        body = {name: plain(value) for name, value in values.items() if value.size}
+        yield from ServerStream(self.address, self.model_name, {**body, "id": request_id, "streaming": streaming})
 
     def stop(self, request_id):
         """Stop the request of this id inside tensorrt_llm; nothing happens when it has ended. Raises Failed."""
@@ -99,34 +84,6 @@ class Inner:
         ).exec(decoupled=True)
         for response in responses:  # one, so that nothing waits for a second
             _checked(response)
-
-    def _events(self, body):
-        connection = http.client.HTTPConnection(*self.address)
-        try:
-            connection.request("POST", f"/v2/models/{self.model_name}/generate_stream", json.dumps(body))
-            response = connection.getresponse()
-            for line in response:
-                if line.startswith(EVENT) or response.status != 200:
-                    yield _listed(line.removeprefix(EVENT), response.status)
-        except (OSError, http.client.HTTPException) as error:
-            place = "{}:{}".format(*self.address)
-            raise Failed(f"{self.model_name} at {place}: {error or type(error).__name__}", "UNAVAILABLE") from None
-        finally:
-            connection.close()
-
-
-def _plain(array):
-    """An array [1, ...] as the generate endpoint takes it: one list, whatever the shape; text for bytes."""
-    values = array.reshape(-1).tolist()
-    return [value.decode("utf-8") if isinstance(value, bytes) else value for value in values]
-
-
-def _listed(line, status):
-    """The values of an event, each a list. Raises Failed for an error event."""
-    event = json.loads(line)
-    if "error" in event:
-        raise Failed(event["error"], CODES.get(status, "INTERNAL"))
-    return {name: value if isinstance(value, list) else [value] for name, value in event.items()}
 
 
 def _checked(response):

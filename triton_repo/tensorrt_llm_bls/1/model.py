@@ -9,13 +9,14 @@ import threading
 import uuid
 
 from conversation import Conversation
-from inner import Failed, Inner
+from inner import Inner
 from model_values import ModelValues
 from one_line import fault_of_ours
 from outputs import Outputs
 from reply import CancellationWatch, Reply
 from server_address import http_address
 from server_process import end_with_server
+from server_stream import Failed
 from token_text import Detokenizer
 
 

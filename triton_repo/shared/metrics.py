@@ -12,21 +12,25 @@ class Metrics:
         self.families, self.gauges = [], {}
         self.input, self.output = (self.histogram(direction) for direction in ("input", "output"))
 
-    def observe(self, sequence):
-        self.input.observe(len(sequence.prompt))
-        self.output.observe(len(sequence.output))
+    def observe(self, prompt_tokens, output_tokens):
+        """Count an answer that ended."""
+        self.input.observe(prompt_tokens)
+        self.output.observe(output_tokens)
 
-    def refresh(self, stats):
+    def refresh(self, stats, gpu_bytes=0):
         """Show these Stats of the scheduler, unless they are what is shown."""
         if stats == self.shown:
             return
         self.shown = stats
         names = ("active", "max", "scheduled", "context", "waiting")
         self.show("request", "request_type", {name: getattr(stats, name) for name in names})
-        memory = {"cpu": psutil.Process().memory_info().rss, "gpu": 0, "pinned": 0}
+        memory = {"cpu": psutil.Process().memory_info().rss, "gpu": gpu_bytes, "pinned": 0}
         self.show("runtime_memory", "memory_type", memory)
         blocks = {name: getattr(stats, f"blocks_{name}") for name in ("max", "free", "used", "reused")}
-        blocks |= {"tokens_per": self.scheduling.tokens_per_block, "fraction": stats.blocks_used / stats.blocks_max}
+        blocks |= {
+            "tokens_per": self.scheduling.tokens_per_block,
+            "fraction": stats.blocks_used / max(stats.blocks_max, 1),
+        }
         self.show("kv_cache_block", "kv_cache_block_type", blocks)
         batch = {"total_context_tokens": stats.context_tokens, "paused_requests": stats.paused}
         batch |= {"generation_requests": stats.scheduled - stats.context}
@@ -48,6 +52,6 @@ class Metrics:
         return family.Metric(labels=labels, buckets=[10, 50, 100, 500, 1000])
 
     def family(self, name, kind):
-        family = pb_utils.MetricFamily(name=name, description=f"{name} of TensorRT-LLM's backend, rehearsed", kind=kind)
+        family = pb_utils.MetricFamily(name=name, description=f"{name} as TensorRT-LLM's backend exports it", kind=kind)
         self.families.append(family)  # when it is collected, its metrics disappear
         return family

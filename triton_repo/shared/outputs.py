@@ -8,9 +8,12 @@ PER_TOKEN = ("output_log_probs", "generation_logits")
 
 
 class Outputs:
-    """The outputs in this model's own signature `config`, with their types and shapes."""
+    """The outputs in this model's own signature `config`, with their types and shapes.
 
-    def __init__(self, config, vocab_size):
+    `vocab_size` is the width of logits; a model without them needs none.
+    """
+
+    def __init__(self, config, vocab_size=0):
         self._types = {
             tensor["name"]: pb_utils.triton_string_to_numpy(tensor["data_type"])
             for tensor in config["output"]

@@ -1,0 +1,120 @@
+"""What TensorRT-LLM's LLM API is told of a deployment, each argument with where its value comes from.
+
+With engine: pytorch this takes the place of the engine: the model is loaded as it is, with these limits. The same list
+becomes the Triton model's model.yaml, and the options file of trtllm-serve.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from toolkit.errors import ToolkitError
+from toolkit.releases.llm_api import llm_arguments, llm_release_of
+from toolkit.repository.parameters import kv_cache_fraction, kv_cache_tokens
+
+if TYPE_CHECKING:
+    from toolkit.config import Deployment
+
+Value = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class Argument:
+    """`name` with a dot is a key of a section. `source` says in words why it has this value."""
+
+    name: str
+    value: Value
+    source: str
+    fixed: bool = False
+    """Whether it follows from the YAML, so that `engine.extra` may not say otherwise."""
+
+
+def llm_args(deployment: Deployment) -> list[Argument]:
+    """All arguments, in the order in which they are written.
+
+    Raises ToolkitError for an `engine.extra` that cannot be, and for a KV cache that holds not one sequence.
+    """
+    derived = {argument.name: argument for argument in (*_fixed(deployment), *_chosen(deployment))}
+    for name, value in deployment.engine_options.extra.items():
+        derived[name] = _extra(deployment, name, value, derived.get(name))
+    return list(derived.values())
+
+
+def check_llm_args(deployment: Deployment) -> None:
+    """Raise a ToolkitError for an `engine.extra` that cannot be, or for what the release has no argument for."""
+    release, block = llm_release_of(deployment.engine_options.version), deployment.kv_cache.tokens_per_block
+    if block != 32 and "kv_cache_config.tokens_per_block" not in llm_arguments(release):
+        what = f"kv_cache.tokens_per_block: {block} cannot be chosen in TensorRT-LLM {release} with engine: pytorch"
+        raise ToolkitError(what, where=deployment.file, hint="Use 32, or a newer engine.version.")
+    llm_args(deployment)
+
+
+def as_yaml(arguments: Iterable[Argument]) -> str:
+    """The arguments as YAML, a comment beside each."""
+    lines: list[str] = []
+    section = ""
+    for argument in sorted(arguments, key=lambda argument: "." in argument.name):
+        above, _, key = argument.name.rpartition(".")
+        if above != section:
+            lines.append(f"{above}:")
+            section = above
+        # JSON's numbers, texts and booleans are YAML's, and a text in its quotes is never taken for anything else.
+        lines.append(f"{'  ' if above else ''}{key}: {json.dumps(argument.value)}  # {argument.source}")
+    return "\n".join(lines) + "\n"
+
+
+def _fixed(deployment: Deployment) -> Iterator[Argument]:
+    limits, parallel, cache = deployment.limits, deployment.parallel, deployment.kv_cache
+    yield Argument("model", str(deployment.model.path), "model.path", fixed=True)
+    yield Argument("backend", "pytorch", "engine: pytorch", fixed=True)
+    yield Argument("trust_remote_code", False, "no code of a model is run", fixed=True)
+    yield Argument("dtype", deployment.model.dtype, "model.dtype", fixed=True)
+    yield Argument("tensor_parallel_size", parallel.tp, "parallel.tp", fixed=True)
+    yield Argument("pipeline_parallel_size", parallel.pp, "parallel.pp", fixed=True)
+    shared = f" / (pp {parallel.pp} x replicas {parallel.replicas})" if parallel.pp * parallel.replicas > 1 else ""
+    batch = f"limits.max_sequences {limits.max_sequences}{shared}: of one micro-batch"
+    yield Argument("max_batch_size", deployment.max_batch_size, batch, fixed=True)
+    yield Argument("max_num_tokens", limits.max_num_tokens, "limits.max_num_tokens", fixed=True)
+    yield Argument("max_seq_len", limits.max_seq_len, "limits.max_seq_len", fixed=True)
+    yield Argument("max_beam_width", 1, "in-flight batching here samples, it has no beams", fixed=True)
+    chunked = deployment.scheduler.chunked_context
+    yield Argument("enable_chunked_prefill", chunked, "scheduler.chunked_context", fixed=True)
+    yield Argument("kv_cache_config.enable_block_reuse", cache.reuse, "kv_cache.reuse", fixed=True)
+    limit = f"hardware.gpu_memory_limit {deployment.hardware.gpu_memory_limit:g}"
+    yield Argument("kv_cache_config.max_tokens", kv_cache_tokens(deployment), limit, fixed=True)
+    given = "kv_cache.free_gpu_memory_fraction" if cache.free_gpu_memory_fraction else limit
+    fraction = kv_cache_fraction(deployment)
+    yield Argument("kv_cache_config.free_gpu_memory_fraction", fraction, given, fixed=True)
+    if "kv_cache_config.tokens_per_block" in llm_arguments(llm_release_of(deployment.engine_options.version)):
+        block = cache.tokens_per_block
+        yield Argument("kv_cache_config.tokens_per_block", block, "kv_cache.tokens_per_block", fixed=True)
+    policy = deployment.scheduler.policy.upper()
+    yield Argument("scheduler_config.capacity_scheduler_policy", policy, "scheduler.policy", fixed=True)
+
+
+def _chosen(deployment: Deployment) -> Iterator[Argument]:
+    """Ours to choose."""
+    graphs = "a decoding step of any batch size replays a CUDA graph: hundreds of launches less"
+    yield Argument("cuda_graph_config.enable_padding", True, graphs)
+    yield Argument("cuda_graph_config.max_batch_size", deployment.max_batch_size, "the same")
+    yield Argument("enable_iter_perf_stats", True, "the metrics nv_trt_llm_* are read from them")
+
+
+def _extra(deployment: Deployment, name: str, value: Value, derived: Argument | None) -> Argument:
+    release = llm_release_of(deployment.engine_options.version)
+    known, field = llm_arguments(release), f"engine.extra.{name}"
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f"Did you mean {', '.join(close)}?" if close else "docs/pytorch.md lists them."
+        what = f"{field}: is no argument of the LLM API of TensorRT-LLM {release} that is known here"
+        raise ToolkitError(what, where=deployment.file, hint=hint)
+    if problem := known[name].problem(value):
+        raise ToolkitError(f"{field}: {problem}", where=deployment.file)
+    if derived and derived.fixed and derived.value != value:
+        what = f"{field}: {value} contradicts {derived.value}, which comes from: {derived.source}"
+        raise ToolkitError(what, where=deployment.file, hint="Change that instead.")
+    return Argument(name, value, "engine.extra")

@@ -1,0 +1,89 @@
+"""The model repository for engine: pytorch: NVIDIA's `llmapi` model, and the names that clients of engines use.
+
+    tensorrt_llm/       config.pbtxt, 1/model.py, 1/model.yaml: text in, text out, by the LLM API
+    ensemble/           the tensors of the ensemble for engines, handed on to it
+    tensorrt_llm_bls/   config.pbtxt, 1/model.py: the same, and ends requests whose clients went away
+
+The tensors of tensorrt_llm are those of NVIDIA/TensorRT-LLM triton_backend/all_models/llmapi/tensorrt_llm/
+config.pbtxt@0a710573, and of ENSEMBLE_INPUTS whatever has no such name. Where NVIDIA's takes requests without a batch
+dimension, this one has it, as an ensemble can only be made of models that agree.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from tritonclient.grpc import model_config_pb2 as pb
+
+from toolkit.repository.configs import model_inputs, model_outputs
+from toolkit.repository.llm_args import as_yaml, llm_args
+from toolkit.repository.parameters import CANCELLATION_CHECK_PERIOD_MS, STATS_CHECK_PERIOD_MS
+from toolkit.repository.signatures import (
+    ENSEMBLE_INPUTS,
+    ENSEMBLE_OUTPUTS,
+    LLMAPI_INPUTS,
+    LLMAPI_OUTPUTS,
+    LLMAPI_RENAMED,
+    STOP,
+)
+
+if TYPE_CHECKING:
+    from toolkit.config import Deployment
+    from toolkit.repository.parameters import SpecialTokens
+
+MODEL = "tensorrt_llm"
+
+
+def llmapi_configs() -> dict[str, Any]:
+    """The ModelConfig of each model by name."""
+    taken = {*(tensor.name for tensor in LLMAPI_INPUTS), *LLMAPI_RENAMED}
+    others = [tensor for tensor in ENSEMBLE_INPUTS if tensor.name not in taken]
+    config = pb.ModelConfig(name=MODEL, backend="python", max_batch_size=1)
+    config.input.extend(model_inputs([*LLMAPI_INPUTS, *others]))
+    config.output.extend(model_outputs([*ENSEMBLE_OUTPUTS, *LLMAPI_OUTPUTS]))
+    config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
+    config.model_transaction_policy.decoupled = True
+    return {model.name: model for model in (config, _ensemble(), _bls())}
+
+
+def model_yaml(deployment: Deployment, tokens: SpecialTokens) -> str:
+    """The text of model.yaml: what LLM() is told, and what the model itself needs to know."""
+    own = {
+        "max_batch_size": 1,
+        "decoupled": "true",
+        "cancellation_check_period_ms": CANCELLATION_CHECK_PERIOD_MS,
+        "stats_check_period_ms": STATS_CHECK_PERIOD_MS,
+        "max_running_requests": deployment.max_batch_size * deployment.parallel.pp,
+        "max_active_requests": deployment.max_batch_size * deployment.parallel.pp + deployment.limits.max_queue_size,
+        "eos_token_ids": list(tokens.eos),
+    }
+    lines = "".join(f"  {name}: {value}\n" for name, value in own.items())
+    return f"{as_yaml(llm_args(deployment))}triton_config:  # what LLM() is not told\n{lines}"
+
+
+def _ensemble() -> Any:
+    """Of one step: it only gives tensorrt_llm's tensors other names."""
+    config = pb.ModelConfig(name="ensemble", platform="ensemble", max_batch_size=1)
+    config.input.extend(model_inputs(ENSEMBLE_INPUTS))
+    config.output.extend(model_outputs(ENSEMBLE_OUTPUTS))
+    step = config.ensemble_scheduling.step.add(model_name=MODEL, model_version=-1)
+    step.input_map.update({LLMAPI_RENAMED.get(tensor.name, tensor.name): tensor.name for tensor in ENSEMBLE_INPUTS})
+    step.output_map.update({tensor.name: tensor.name for tensor in ENSEMBLE_OUTPUTS})
+    return config
+
+
+def _bls() -> Any:
+    config = pb.ModelConfig(name="tensorrt_llm_bls", backend="python", max_batch_size=1)
+    config.input.extend(model_inputs((*ENSEMBLE_INPUTS, *STOP)))
+    config.output.extend(model_outputs(ENSEMBLE_OUTPUTS))
+    config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
+    config.model_transaction_policy.decoupled = True
+    values = {
+        "tensorrt_llm_model_name": MODEL,
+        "renamed_inputs": json.dumps(LLMAPI_RENAMED),
+        "cancellation_check_period_ms": str(CANCELLATION_CHECK_PERIOD_MS),
+    }
+    for name, value in values.items():
+        config.parameters[name].string_value = value
+    return config

@@ -1,0 +1,79 @@
+"""The responses to one request, from what the LLM API says of it, step by step."""
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+TIMES = ("arrival", "first_scheduled", "first_token", "last_token")
+BLOCKS = (
+    ("kv_cache_alloc_total_blocks", "num_total_allocated_blocks"),
+    ("kv_cache_alloc_new_blocks", "num_new_allocated_blocks"),
+    ("kv_cache_reused_blocks", "num_reused_blocks"),
+    ("kv_cache_reused_block", "num_reused_blocks"),
+    ("kv_cache_missed_block", "num_missed_blocks"),
+)
+
+
+class Answer:
+    """What was said of each sequence already: the LLM API tells all of them anew in each step."""
+
+    def __init__(self, question, prompt_tokens):
+        self._question, self._prompt_tokens = question, prompt_tokens
+        self._told = {}
+
+    def responses(self, result):
+        """The output tensors of each response that a step of `result`, a RequestOutput, gives rise to."""
+        for output in result.outputs:
+            text, count, ended = self._told.get(output.index, (0, 0, False))
+            ends = output.finish_reason is not None
+            new = len(output.token_ids) > count or (ends and output.finish_reason != "cancelled")
+            if ended or not (new if self._question.streaming else ends):
+                continue
+            self._told[output.index] = (len(output.text), len(output.token_ids), ends)
+            yield list(self._tensors(output, output.text[text:], output.token_ids[count:], count, ends))
+
+    def _tensors(self, output, text, ids, before, ends):
+        flags = self._question.flags
+        echo = self._question.prompt if "echo" in flags and not self._question.streaming else ""
+        yield texts("text_output", echo + text)
+        if self._question.arguments.get("n", 1) > 1:
+            yield _tensor("sequence_index", np.int32, [output.index])
+        if "return_num_input_tokens" in flags:
+            yield _tensor("num_input_tokens", np.int32, [self._prompt_tokens])
+        if "return_num_output_tokens" in flags:
+            yield _tensor("num_output_tokens", np.int32, [len(ids)])
+        if "return_finish_reason" in flags:
+            yield texts("finish_reason", str(output.finish_reason))
+        if "return_stop_reason" in flags:
+            yield texts("stop_reason", str(output.stop_reason))
+        if "return_cumulative_logprob" in flags:
+            yield _tensor("cumulative_logprob", np.float32, [output.cumulative_logprob])
+        if "return_log_probs" in flags:
+            yield _tensor("cum_log_probs", np.float32, [output.cumulative_logprob])
+            steps = zip(output.logprobs[before:], ids, strict=False)
+            yield _tensor("output_log_probs", np.float32, [[_log_prob(step, id) for step, id in steps]])
+        metrics = getattr(output, "request_perf_metrics", None)
+        if ends and metrics is not None and self._question.arguments.get("return_perf_metrics"):
+            yield from _performance(metrics)
+
+
+def _log_prob(step, id):
+    """Of the token that was taken; some samplers give the number alone, others one for each candidate."""
+    return step[id].logprob if isinstance(step, dict) else step
+
+
+def _performance(metrics):
+    for name, field in BLOCKS:
+        yield _tensor(name, np.int32, [getattr(metrics.kv_cache_metrics, field)])
+    yield _tensor("kv_cache_hit_rate", np.float32, [metrics.kv_cache_metrics.kv_cache_hit_rate])
+    for moment in TIMES:
+        value = getattr(metrics.timing_metrics, f"{moment}_time")
+        yield _tensor(f"{moment}_time_ns", np.int64, [round(value.total_seconds() * 1e9)])
+
+
+def _tensor(name, dtype, values):
+    return pb_utils.Tensor(name, np.array([values], dtype))
+
+
+def texts(name, text):
+    """A tensor of one text, with Triton's batch dimension."""
+    return pb_utils.Tensor(name, np.array([[text.encode("utf-8")]], object))

@@ -1,0 +1,39 @@
+"""What the LLM API counts in each step, in the words of the metrics that NVIDIA's backend for engines exports."""
+
+from types import SimpleNamespace
+
+
+class Statistics:
+    """The newest step's, and the requests that this model itself has under way."""
+
+    def __init__(self, llm, most, micro_batches):
+        self._llm, self._most, self._last, self._seen = llm, most, {}, 0
+        self.scheduling = SimpleNamespace(tokens_per_block=0, micro_batches=micro_batches)
+
+    def read(self, active):
+        """Waits a moment for steps that were not read yet. `active` requests are under way now."""
+        steps = self._llm.get_stats(timeout=0.01)
+        if steps:
+            self._last, self._seen = steps[-1], self._seen + len(steps)
+        cache, batch = self._last.get("kvCacheStats") or {}, self._last.get("inflightBatchingStats") or {}
+        self.scheduling.tokens_per_block = cache.get("tokensPerBlock", 0)
+        # The last step before an idle time would be told for ever: nothing runs when nothing is under way.
+        scheduled, context, paused, tokens = (
+            batch.get(name, 0) if active else 0
+            for name in ("numScheduledRequests", "numContextRequests", "numPausedRequests", "numCtxTokens")
+        )
+        return SimpleNamespace(
+            active=active,
+            max=self._most,
+            scheduled=scheduled,
+            context=context,
+            waiting=max(active - scheduled, 0),
+            paused=paused,
+            context_tokens=tokens,
+            blocks_max=cache.get("maxNumBlocks", 0),
+            blocks_free=cache.get("freeNumBlocks", 0),
+            blocks_used=cache.get("usedNumBlocks", 0),
+            blocks_reused=cache.get("reusedBlocks", 0),
+            iterations=self._last.get("iter", self._seen),
+            gpu_bytes=self._last.get("gpuMemUsage", 0),
+        )

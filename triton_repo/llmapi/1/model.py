@@ -1,0 +1,139 @@
+"""tensorrt_llm with TensorRT-LLM's LLM API: text in, text out, no engine. model.yaml says what LLM() is told.
+
+The names of its tensors are those of NVIDIA's model of the same kind. One process serves; the LLM API starts one more
+for each GPU. Every request is a task of one asyncio loop, and one thread sends what they have to say, in its order.
+"""
+
+import asyncio
+import itertools
+import queue
+import threading
+import time
+from pathlib import Path
+
+import triton_python_backend_utils as pb_utils
+import yaml
+from answer import Answer, texts
+from engine_stats import Statistics
+from metrics import Metrics
+from one_line import fault_of_ours
+from reply import CancellationWatch, Reply
+from sampling import Question, Refused
+from server_process import end_with_server
+
+CLIENTS_FAULTS = (Refused, ValueError, TypeError)
+"""What the LLM API raises for arguments that it does not take, beside our own."""
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        end_with_server()
+        settings = yaml.safe_load((Path(args["model_repository"]) / args["model_version"] / "model.yaml").read_text())
+        own = settings.pop("triton_config")
+        self.eos_token_ids, self.most = own["eos_token_ids"], own["max_active_requests"]
+        self.max_seq_len = settings["max_seq_len"]
+        try:
+            # Not before now: it takes half a minute, and looks at the GPUs.
+            from tensorrt_llm import LLM, SamplingParams
+
+            self.sampling_params, self.llm = SamplingParams, LLM(**settings)
+        except Exception as fault:
+            raise pb_utils.TritonModelException(" ".join(f"{type(fault).__name__}: {fault}".split())) from fault
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        self.outbox = queue.SimpleQueue()
+        threading.Thread(target=self._send, daemon=True).start()
+        self.active = {}  # (request id, result of the LLM API) by a number of ours
+        self.numbers = itertools.count()
+        self.watch = CancellationWatch(own["cancellation_check_period_ms"] / 1000)
+        statistics = Statistics(self.llm, own["max_running_requests"], settings["pipeline_parallel_size"])
+        self.metrics = Metrics(args["model_name"], args["model_version"], statistics.scheduling)
+        period_s = own["stats_check_period_ms"] / 1000
+        threading.Thread(target=self._export, args=(statistics, period_s), daemon=True).start()
+
+    def execute(self, requests):
+        for request in requests:
+            # Copied: a request's tensors do not outlive this call.
+            tensors = {tensor.name(): tensor.as_numpy().copy() for tensor in request.inputs()}
+            reply = Reply(request.get_response_sender())
+            asyncio.run_coroutine_threadsafe(self._serve(request.request_id(), tensors, reply), self.loop)
+
+    def finalize(self):
+        self.watch.end()
+        self.llm.shutdown()
+
+    async def _serve(self, name, tensors, reply):
+        number = next(self.numbers)
+        try:
+            if "stop" in tensors and tensors["stop"].any():
+                self._stop(name)
+                self.outbox.put((reply.send, [texts("text_output", "")], True))
+                return
+            await self._answer(number, name, Question.of_tensors(tensors), reply)
+        except CLIENTS_FAULTS as fault:
+            self.outbox.put((reply.fail, refusal(str(fault), pb_utils.TritonError.INVALID_ARG)))
+        except Busy as fault:
+            self.outbox.put((reply.fail, refusal(str(fault), pb_utils.TritonError.UNAVAILABLE)))
+        except Exception as fault:
+            self.outbox.put((reply.fail, fault_of_ours("tensorrt_llm", fault)))
+        finally:
+            if self.active.pop(number, None):
+                self.watch.remove(reply)
+            self.outbox.put((reply.end,))
+
+    async def _answer(self, number, name, question, reply):
+        if len(self.active) >= self.most:
+            raise Busy(f"{self.most} requests are under way or wait, and no more may")
+        ids = self.llm.tokenizer.encode(question.prompt)
+        longest = len(ids) + question.arguments["max_tokens"]
+        if longest > self.max_seq_len:
+            what = f"{len(ids)} tokens and max_tokens {question.arguments['max_tokens']} are {longest}"
+            raise Refused(f"text_input: {what}, expected at most {self.max_seq_len}")
+        arguments = question.sampling(self.eos_token_ids)
+        result = self.llm.generate_async(ids, self.sampling_params(**arguments), streaming=question.streaming)
+        self.active[number] = (name, result)
+        self.watch.add(reply, stop=result.abort)
+        answer = Answer(question, len(ids))
+        last = None
+        async for step in result:
+            for tensors in answer.responses(step):
+                if last is not None:
+                    self.outbox.put((reply.send, last))
+                last = tensors
+            if question.streaming and last is not None and not step.finished:
+                self.outbox.put((reply.send, last))
+                last = None
+        if last is not None:
+            self.outbox.put((reply.send, last, True))
+        for output in result.outputs:
+            self.metrics.observe(len(ids), len(output.token_ids))
+
+    def _stop(self, name):
+        if not name:
+            raise Refused("stop: which request? Its id is missing. Send it as the request id.")
+        for other, result in list(self.active.values()):
+            if other == name:
+                result.abort()
+
+    def _send(self):
+        while True:
+            action, *arguments = self.outbox.get()
+            action(*arguments)
+
+    def _export(self, statistics, period_s):
+        """The metrics, as long as the LLM API tells them; clients do not depend on it."""
+        try:
+            while True:
+                stats = statistics.read(len(self.active))
+                self.metrics.refresh(stats, stats.gpu_bytes)
+                time.sleep(period_s)
+        except Exception as fault:
+            pb_utils.Logger.log_warn(f"no more metrics of the engine: {type(fault).__name__}: {fault}")
+
+
+class Busy(Exception):
+    """As many requests as may be are under way."""
+
+
+def refusal(message, code):
+    return pb_utils.TritonError(" ".join(message.split()), code)

@@ -1,0 +1,108 @@
+"""What a request asks of the LLM API, from its tensors."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+# (argument of SamplingParams, input of this model)
+ARGUMENTS = (
+    ("max_tokens", "sampling_param_max_tokens"),
+    ("min_tokens", "min_tokens"),
+    ("n", "num_return_sequences"),
+    ("temperature", "sampling_param_temperature"),
+    ("top_k", "sampling_param_top_k"),
+    ("top_p", "sampling_param_top_p"),
+    ("seed", "sampling_param_seed"),
+    ("repetition_penalty", "repetition_penalty"),
+    ("presence_penalty", "sampling_param_presence_penalty"),
+    ("frequency_penalty", "sampling_param_frequency_penalty"),
+    ("length_penalty", "length_penalty"),
+    ("return_perf_metrics", "sampling_param_return_perf_metrics"),
+)
+WORDS = (("stop", "sampling_param_stop"), ("bad", "bad_words"))
+ONE = ("beam_width", "sampling_param_best_of")
+NOT_SERVED = (
+    *("decoder_text_input", "embedding_bias_words", "embedding_bias_weights", "prompt_embedding_table"),
+    *("prompt_vocab_size", "prompt_table_extra_id", "lora_task_id", "lora_weights", "lora_config"),
+    *("guided_decoding_guide_type", "guided_decoding_guide", "return_context_logits", "return_generation_logits"),
+)
+"""What would change the answer, and the LLM API is not told of here."""
+
+
+class Refused(Exception):
+    """A request that cannot be answered, in one line."""
+
+
+@dataclass
+class Question:
+    """A prompt and how to continue it. `arguments` are those of SamplingParams but for where an answer ends."""
+
+    prompt: str
+    streaming: bool
+    arguments: dict[str, Any]
+    end_id: int | None
+    flags: set[str] = field(default_factory=set)
+    """Names of the inputs that ask for something more in the answer."""
+
+    @classmethod
+    def of_tensors(cls, tensors):
+        """From arrays by name, each with a batch dimension of 1; empty ones count as not given. Raises Refused."""
+        given = {name: array for name, array in tensors.items() if array.size}
+        for name in NOT_SERVED:
+            if name in given and any(given[name].flat):
+                raise Refused(f"{name}: is not available with engine: pytorch")
+        for name in ONE:
+            if _one(given, name, 1) != 1:
+                raise Refused(f"{name}: expected 1, got {_one(given, name, 1)}")
+        if "text_input" not in given:
+            raise Refused("text_input: missing")
+        arguments = {argument: _one(given, name) for argument, name in ARGUMENTS if name in given}
+        arguments |= {argument: _words(given[name]) for argument, name in WORDS if name in given}
+        if arguments.get("max_tokens", 0) < 1:
+            raise Refused(f"max_tokens: expected 1 or more, got {arguments.get('max_tokens')}")
+        # As with engines: the most likely token, unless one of these two asks for a draw.
+        if arguments.get("top_k", 0) <= 1 and not 0 < arguments.get("top_p", 0) <= 1:
+            arguments["top_k"] = 1
+        return cls(
+            prompt=_text(given, "text_input"),
+            streaming=bool(_one(given, "streaming", False)),
+            arguments=arguments,
+            end_id=_one(given, "end_id"),
+            flags={name for name, array in given.items() if name.startswith("return_") and array.flat[0]}
+            | ({"echo"} if _one(given, "sampling_param_exclude_input_from_output", True) is False else set()),
+        )
+
+    def sampling(self, eos_token_ids):
+        """The arguments of SamplingParams, for a model that ends its answers with one of these ids."""
+        arguments = {
+            **self.arguments,
+            "detokenize": True,
+            "include_stop_str_in_output": True,  # as NVIDIA's backend for engines does
+        }
+        if "return_log_probs" in self.flags:
+            arguments["logprobs"] = 1
+        if self.end_id is None:
+            arguments["stop_token_ids"] = list(eos_token_ids)
+        elif self.end_id < 0:
+            arguments["ignore_eos"] = True
+        else:
+            arguments["end_id"] = self.end_id
+        return arguments
+
+
+def _one(given, name, default=None):
+    if name not in given:
+        return default
+    if given[name].size != 1:
+        raise Refused(f"{name}: expected one value, got shape {list(given[name].shape)}")
+    return given[name].item()
+
+
+def _text(given, name):
+    try:
+        return bytes(_one(given, name)).decode("utf-8")
+    except UnicodeDecodeError:
+        raise Refused(f"{name}: is not UTF-8") from None
+
+
+def _words(array):
+    return [word.decode("utf-8", "replace") for word in array.flat if word]

@@ -1,0 +1,53 @@
+"""tensorrt_llm_bls of engine: pytorch: hands on to tensorrt_llm, which has the text already, under its names.
+
+It is there because a client of it that goes away ends its request: of an ensemble's steps Triton cancels none that
+runs. Each request has a thread, which reads tensorrt_llm's stream and hangs up when nobody wants it any more.
+"""
+
+import json
+import threading
+
+from model_values import ModelValues
+from one_line import fault_of_ours
+from outputs import Outputs
+from reply import CancellationWatch, Reply
+from server_address import http_address
+from server_process import end_with_server
+from server_stream import Failed, ServerStream, plain
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        end_with_server()
+        values = ModelValues(args)
+        self.outputs = Outputs(values.config)
+        self.model, self.address = values["tensorrt_llm_model_name"], http_address()
+        self.renamed = json.loads(values["renamed_inputs"])
+        self.watch = CancellationWatch(int(values["cancellation_check_period_ms"]) / 1000)
+
+    def execute(self, requests):
+        for request in requests:
+            reply = Reply(request.get_response_sender())
+            try:
+                inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+                body = {self.renamed.get(name, name): plain(array) for name, array in inputs.items() if array.size}
+                stream = ServerStream(self.address, self.model, {**body, "id": request.request_id()})
+                threading.Thread(target=self._serve, args=(stream, reply), daemon=True).start()
+            except Exception as fault:
+                reply.fail(fault_of_ours("tensorrt_llm_bls", fault))
+
+    def finalize(self):
+        self.watch.end()
+
+    def _serve(self, stream, reply):
+        self.watch.add(reply, stop=stream.close)
+        try:
+            for event in stream:
+                reply.send(self.outputs.tensors(event, event.get("text_output", [""])))
+        except Failed as failure:
+            reply.fail(failure.error)
+        except Exception as fault:
+            reply.fail(fault_of_ours("tensorrt_llm_bls", fault))
+        finally:
+            self.watch.remove(reply)
+            reply.end()

@@ -1,0 +1,68 @@
+"""The answer of another model of this server, event by event, from the server's own HTTP endpoint.
+
+Streams by Triton's business logic scripting (BLS) cannot be relied on (seen on Triton 2.51): an error after the first
+response never arrives, so its reader waits for ever; and with several streams in one process, `exec` holds the GIL
+while it waits for the table of response iterators, whose owner waits for an iterator, whose reader waits for the GIL.
+"""
+
+import contextlib
+import http.client
+import json
+import socket
+
+import triton_python_backend_utils as pb_utils
+
+EVENT = b"data: "
+CODES = {400: "INVALID_ARG", 404: "NOT_FOUND", 501: "UNSUPPORTED", 503: "UNAVAILABLE"}
+
+
+class Failed(Exception):
+    """A request that ends with an error; `code` is the name of one of Triton's error codes."""
+
+    def __init__(self, message, code="INVALID_ARG"):
+        super().__init__(" ".join(message.split()))
+        self.error = pb_utils.TritonError(str(self), getattr(pb_utils.TritonError, code))
+
+
+class ServerStream:
+    """The events of one request, each its outputs as lists by name. Iterating raises Failed."""
+
+    def __init__(self, address, model, body):
+        self._model, self._address, self._body = model, address, json.dumps(body)
+        self._connection, self._closed = http.client.HTTPConnection(*address), False
+
+    def __iter__(self):
+        try:
+            self._connection.request("POST", f"/v2/models/{self._model}/generate_stream", self._body)
+            response = self._connection.getresponse()
+            for line in response:
+                if line.startswith(EVENT) or response.status != 200:
+                    yield _listed(line.removeprefix(EVENT), response.status)
+        except (OSError, http.client.HTTPException) as error:
+            if not self._closed:
+                place = "{}:{}".format(*self._address)
+                what = f"{self._model} at {place}: {error or type(error).__name__}"
+                raise Failed(what, "UNAVAILABLE") from None
+        finally:
+            self._connection.close()
+
+    def close(self):
+        """From any thread: hang up, so that the server cancels the request. The events end without an error."""
+        self._closed = True
+        if sock := self._connection.sock:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+
+def plain(array):
+    """An array [1, ...] as the generate endpoint takes it: one list, whatever the shape; text for bytes."""
+    values = array.reshape(-1).tolist()
+    return [value.decode("utf-8") if isinstance(value, bytes) else value for value in values]
+
+
+def _listed(line, status):
+    """The values of an event, each a list. Raises Failed for an error event."""
+    event = json.loads(line)
+    if "error" in event:
+        raise Failed(event["error"], CODES.get(status, "INTERNAL"))
+    return {name: value if isinstance(value, list) else [value] for name, value in event.items()}
