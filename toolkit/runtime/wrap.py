@@ -13,10 +13,7 @@ from toolkit.runtime.cores import pinned
 from toolkit.runtime.docker import in_docker
 from toolkit.runtime.enroot import in_enroot
 from toolkit.runtime.needs import Needs, Part, Wrapped, container_name
-from toolkit.secrecy import is_secret, tells_a_secret
-
-SHORTEST_SECRET = 8
-"""A secret of fewer characters is found in arguments by chance."""
+from toolkit.secrecy import SHORTEST_SECRET, is_secret, tells_a_secret
 
 
 def wrap(deployment: Deployment, command: Sequence[str], needs: Needs) -> Wrapped:
