@@ -19,7 +19,7 @@ INSTEAD = "[secret]"
 _VALUE = r"""(?:"(?:\\.|[^"\\\n])*"|'[^'\n]*'|(?:\\.|[^\s"',;(){}\[\]\\])+)"""
 _ASSIGNED = re.compile(rf"""({_WORD})((?:\\?["'])?[ \t]*[=:][ \t]*)({_VALUE})""", re.IGNORECASE)
 """HF_TOKEN=x, "hf_token": "x", hf_token: x; also in JSON that is text in JSON."""
-_OPTION = re.compile(rf"""(--[a-z0-9_-]{{0,40}}{_WORD}["']?,?\s+)({_VALUE})""", re.IGNORECASE)
+_OPTION = re.compile(rf"""(--(?=[a-z])[a-z0-9_-]{{0,40}}{_WORD}["']?,?\s+)({_VALUE})""", re.IGNORECASE)
 """--hf-token x; "--hf-token", "x"."""
 _PARAMETER = re.compile(rf"""({_WORD}"\s*value:?\s*\{{\s*string_value:\s*)({_VALUE})""", re.IGNORECASE)
 """A parameter of a config.pbtxt."""

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,7 @@ TIMEOUT_S = 30
 """nvidia-smi -q takes some seconds with eight GPUs, and hangs with a broken one."""
 SHOWN_VARIABLES = ("NCCL_", "CUDA_", "OMPI_", "TRTLLM_", "NVIDIA_", "UCX_")
 """Variables that are in the bundle with their values; of all others only the names are."""
-LARGEST = 2 << 20
+LARGEST = 1 << 20
 """Bytes of one file. Of a longer log its end is taken; what is worth nothing in parts is left out."""
 MOST_NAMES = 5000
 
@@ -195,9 +196,9 @@ def _names(folder: Path) -> str:
     """Size and name of everything in the output folder, where the weights are too."""
     if not folder.is_dir():
         raise ToolkitError("no such directory")
-    names = sorted(folder.rglob("*"))
-    lines = [f"{file.lstat().st_size:>16} {file.relative_to(folder)}" for file in names[:MOST_NAMES]]
-    return "".join(f"{line}\n" for line in [*lines, *([f"... of {len(names)}"] if len(names) > MOST_NAMES else [])])
+    names = list(islice(folder.rglob("*"), MOST_NAMES + 1))
+    lines = [f"{file.lstat().st_size:>16} {file.relative_to(folder)}\n" for file in sorted(names[:MOST_NAMES])]
+    return "".join(lines) + ("... and more\n" if len(names) > MOST_NAMES else "")
 
 
 def _shown(part: RenderableType) -> str:
