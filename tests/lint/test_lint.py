@@ -8,92 +8,24 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
-from toolkit.config import Deployment
+from tests.lint import test_models
+from tests.lint.repositories import (
+    ENSEMBLE,
+    FLAGSHIP,
+    LLM,
+    ROOT,
+    check_found,
+    config,
+    edit,
+    parameter,
+    without,
+    write_engine,
+    write_repository,
+)
 from toolkit.errors import ToolkitError
 from toolkit.lint import Finding, lint
 from toolkit.releases import RELEASES
-from toolkit.repository.configs import model_configs, to_text
-from toolkit.repository.parameters import SpecialTokens
-
-ROOT = Path(__file__).parents[2]
-RANKS = 8
-
-
-def write_engine(folder: Path, **build) -> Path:
-    """As `trtllm-build` leaves one: PP4 x TP2, 16 sequences a micro-batch."""
-    folder.mkdir(parents=True)
-    limits = {"max_batch_size": 16, "max_num_tokens": 8192, "max_seq_len": 8192, "max_beam_width": 1}
-    plugins = {"use_paged_context_fmha": True, "remove_input_padding": True}
-    config = {
-        "version": build.pop("version", "1.2.1"),
-        "pretrained_config": {"mapping": {"world_size": RANKS, "tp_size": 2, "pp_size": 4}},
-        "build_config": {**limits, "kv_cache_type": "PAGED", "plugin_config": plugins, **build},
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    for rank in range(RANKS):
-        (folder / f"rank{rank}.engine").touch()
-    return folder
-
-
-FLAGSHIP = ROOT / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml"
-
-
-@pytest.fixture
-def repository(tmp_path, tiny_llama) -> Path:
-    """The flagship's, with its engine beside it."""
-    return write_repository(tmp_path, tiny_llama, FLAGSHIP)
-
-
-def write_repository(tmp_path: Path, tiny_llama: Path, yaml_file: Path, version: str = "1.2.1") -> Path:
-    """A deployment's, by the release that has this version, with its engine beside it."""
-    content = yaml.safe_load(yaml_file.read_text())
-    if content["engine"] != "rehearsal":
-        content["engine"] = {"kind": "tensorrt", "version": version}
-    model = content["model"]
-    model["path"] = str(yaml_file.parent / model["path"])
-    (tmp_path / "x.yaml").write_text(yaml.safe_dump({**content, "output": str(tmp_path / "out")}))
-    deployment = Deployment.load(tmp_path / "x.yaml")
-    engine = write_engine(tmp_path / "engine", version=version)
-    folder = tmp_path / "repository"
-    for name, config in model_configs(deployment, SpecialTokens((2,), 0), engine).items():
-        (folder / name / "1").mkdir(parents=True)
-        (folder / name / "config.pbtxt").write_text(to_text(config))
-        if 'backend: "python"' in to_text(config):
-            (folder / name / "1" / "model.py").write_text("")
-    tokenizer = folder / "preprocessing" / "1" / "tokenizer"
-    tokenizer.mkdir()
-    shutil.copy(tiny_llama / "tokenizer.json", tokenizer)
-    return folder
-
-
-def edit(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert re.search(old, text), old
-    path.write_text(re.sub(old, new, text, count=1))
-
-
-def parameter(name: str, value: str, model: str = "tensorrt_llm"):
-    """Give a parameter of the executor, or of another model, another value."""
-
-    def change(repository: Path) -> None:
-        path = repository / model / "config.pbtxt"
-        edit(path, rf'(key: "{name}"\s+value {{\s+string_value: )"[^"]*"', rf'\1"{value}"')
-
-    return change
-
-
-def config(model: str, old: str, new: str):
-    return lambda repository: edit(repository / model / "config.pbtxt", old, new)
-
-
-def without(path: str):
-    def change(repository: Path) -> None:
-        target = repository / path
-        shutil.rmtree(target) if target.is_dir() else target.unlink()
-
-    return change
 
 
 def engine(**build):
@@ -110,43 +42,8 @@ def eos(repository: Path) -> None:
     edit(repository / "preprocessing/config.pbtxt", 'key: "eos_token_ids"', 'key: "multimodal_model_path"')
 
 
-NVIDIAS = {
-    "preprocessing": {
-        "tokenizer_dir": "../preprocessing/1/tokenizer",
-        "add_special_tokens": "True",
-        "multimodal_model_path": "",
-        "gpt_model_path": "",
-        "max_num_images": "",
-    },
-    "postprocessing": {"tokenizer_dir": "../preprocessing/1/tokenizer", "skip_special_tokens": "T"},
-    "tensorrt_llm_bls": {
-        "accumulate_tokens": "true",
-        "tensorrt_llm_model_name": "tensorrt_llm",
-        "tensorrt_llm_draft_model_name": "",
-        "multimodal_encoders_name": "${multimodal_encoders_name}",
-    },
-}
-
-
-def nvidias(change=lambda repository: None):
-    """With the parameters of NVIDIA's own Python models, and then a change."""
-
-    def both(repository: Path) -> None:
-        for model, values in NVIDIAS.items():
-            path = repository / model / "config.pbtxt"
-            text = re.sub(r"parameters {\s+key: [^}]*}\s+}\n", "", path.read_text())
-            for name, value in values.items():
-                text += f'parameters {{\n  key: "{name}"\n  value {{\n    string_value: "{value}"\n  }}\n}}\n'
-            path.write_text(text)
-        edit(repository / BLS / "config.pbtxt", "count: 1", "count: 64")
-        change(repository)
-
-    return both
-
-
 PAGED = {"remove_input_padding": True, "use_paged_context_fmha": False}
 PADDED = {"remove_input_padding": False, "use_paged_context_fmha": True}
-LLM, ENSEMBLE, BLS, BEFORE, AFTER = "tensorrt_llm", "ensemble", "tensorrt_llm_bls", "preprocessing", "postprocessing"
 BROKEN = [
     ("placeholder", parameter("kv_cache_onboard_blocks", "${kv_cache_onboard_blocks}"), "was not filled"),
     ("placeholder", config(LLM, r"max_batch_size: \d+", "max_batch_size: ${triton_max_batch_size}"), "expects a value"),
@@ -195,33 +92,9 @@ BROKEN = [
     ("tokenizer", without("preprocessing/1/tokenizer/tokenizer.json"), "has no tokenizer.json"),
     ("tokenizer", without("preprocessing/1/tokenizer"), "no such directory"),
     ("eos", eos, "ends answers with any of 128001, 128009"),
-    ("bls-model", parameter("tensorrt_llm_model_name", "llama", BLS), "tensorrt_llm_model_name llama is no model"),
-    ("bls-model", nvidias(parameter("tensorrt_llm_draft_model_name", "tiny", BLS)), "draft_model_name tiny is no"),
-    ("bls-model", nvidias(parameter("multimodal_encoders_name", "eyes", BLS)), "encoders_name eyes is no"),
-    ("parameter-unknown", config(BLS, '"accumulate_tokens"', '"accumulate_token"'), "mean accumulate_tokens?"),
-    (
-        "parameter-unknown",
-        config(BEFORE, '"pad_token_id"', '"max_num_images"'),
-        "preprocessing of toolkit repo",
-    ),
-    ("parameter-unknown", nvidias(config(AFTER, '"skip_special_tokens"', '"skip_specials"')), "postprocessing of 1.2"),
-    ("parameter-value", parameter("vocab_size", "many", BEFORE), "vocab_size: expected a whole number of at least 1"),
-    ("parameter-value", parameter("eos_token_ids", "1;2", BEFORE), "eos_token_ids: expected whole numbers with commas"),
-    ("parameter-value", parameter("skip_special_tokens", "yes", AFTER), "expected true, false, 1 or 0, got 'yes'"),
-    ("parameter-value", parameter("accumulate_tokens", "on", BLS), "accumulate_tokens: expected true, false, 1 or 0"),
-    ("parameter-value", nvidias(parameter("add_special_tokens", "on", BEFORE)), "got 'on'; it takes its default"),
-    ("parameter-value", nvidias(parameter("max_num_images", "0", BEFORE)), "max_num_images: expected a whole number"),
-    ("parameter-value", nvidias(parameter("accumulate_tokens", "y", BLS)), "accumulate_tokens: expected true"),
-    ("parameter-missing", config(AFTER, '"tokenizer_dir"', '"tokenizer"'), "tokenizer_dir is missing"),
-    ("parameter-missing", config(BLS, '"tensorrt_llm_model_name"', '"llm"'), "tensorrt_llm_model_name is missing"),
-    ("parameter-missing", config(LLM, '"guided_decoding_backend"', '"guidance"'), "guided_decoding_backend is missing"),
-    ("parameter-missing", nvidias(config(BEFORE, '"multimodal_model_path"', '"images"')), "it may be empty"),
-    ("accumulate-tokens", nvidias(parameter("accumulate_tokens", "", BLS)), "each chunk of a stream is decoded alone"),
-    ("bls-instances", nvidias(config(BLS, "count: 64", "count: 4")), "4 instances, each with one request at a time"),
-    ("instances", config(AFTER, "count: 1", "count: 2"), "has 2 instances, and each knows only its own part"),
 ]
 WARNINGS = ("parameter-unknown", "kv-reuse-unset", "model-type", "chunked-context", "tensor-unknown", "queue")
-WARNINGS += ("accumulate-tokens", "bls-instances", "engine-batch-size", "eos", "decoupled", "kv-fraction")
+WARNINGS += ("engine-batch-size", "eos", "decoupled", "kv-fraction")
 
 
 def test_a_good_repository_has_nothing(repository):
@@ -239,24 +112,10 @@ def test_ours_is_good_in_a_rehearsal(tmp_path, tiny_llama):
     assert [one for one in lint(rehearsal) if not one.kind.startswith("engine-")] == []
 
 
-def test_parameters_of_nvidia_s_own_models_are_good(repository):
-    nvidias()(repository)
-    assert {one.kind for one in lint(repository)} == {"placeholder"}
-    parameter("multimodal_encoders_name", "", BLS)(repository)
-    assert lint(repository) == []
-    for words in ("YES", "f", "0"):
-        parameter("add_special_tokens", words, BEFORE)(repository)
-        assert lint(repository) == []
-
-
 @pytest.mark.parametrize(("kind", "change", "says"), BROKEN, ids=[f"{n}-{b[0]}" for n, b in enumerate(BROKEN)])
 def test_each_way_to_break_it_is_found(repository, kind, change, says):
     change(repository)
-    found = [finding for finding in lint(repository) if finding.kind == kind]
-    assert any(says in f"{finding.what} {finding.fix}" for finding in found), lint(repository)
-    assert {finding.level for finding in found} == {"warning" if kind in WARNINGS else "error"}
-    for finding in found:
-        assert finding.fix and "\n" not in finding.what and finding.path.is_relative_to(repository.parent)
+    check_found(repository, kind, says, "warning" if kind in WARNINGS else "error")
 
 
 def test_all_kinds_are_on_the_page_and_none_besides():
@@ -266,7 +125,7 @@ def test_all_kinds_are_on_the_page_and_none_besides():
     written = "".join(path.read_text() for path in (ROOT / "toolkit/lint").glob("*.py"))
     kinds = set(re.findall(r'(?:finding\(|Finding\()\s*"([a-z-]+)"', written))
     assert listed == kinds
-    assert kinds - {kind for kind, *_ in BROKEN} == {"kv-fraction"}  # below
+    assert kinds - {kind for kind, *_ in (*BROKEN, *test_models.BROKEN)} == {"kv-fraction"}  # below
 
 
 def test_the_kv_fraction_is_held_to_85_per_cent(repository):

@@ -34,9 +34,7 @@ def test_the_newest_image_with_exactly_this_version(deploy, version, tag):
 
 @pytest.mark.parametrize("version", ["1.0.1", "1.0", "1.0.0rc2"])
 @pytest.mark.parametrize("kind", ["docker", "enroot", "apptainer"])
-def test_a_version_that_no_image_has_is_one_line_before_anything_starts(deploy, programs, version, kind):
-    for name in ("docker", "enroot", "apptainer", "squashfuse", "fuse-overlayfs"):
-        programs.add(name, info=(0, '{"ServerVersion": "28", "Runtimes": {"nvidia": {}}}', "", 0))
+def test_a_version_that_no_image_has_is_one_line_before_anything_else(deploy, programs, version, kind):
     deployment = deploy(kind, engine=of(version))
     for needing in (require_runtime, lambda one: wrap(one, ["true"], Needs())):
         with pytest.raises(ToolkitError) as caught:
