@@ -42,7 +42,13 @@ def nvidias(change=lambda repository: None):
     return both
 
 
+def executor_renamed(repository: Path) -> None:
+    (repository / LLM).rename(repository / "llm")
+    parameter("tensorrt_llm_model_name", "", BLS)(repository)
+
+
 BROKEN = [
+    ("bls-model", nvidias(executor_renamed), "is not set, and there is no tensorrt_llm, its default"),
     ("bls-model", parameter("tensorrt_llm_model_name", "llama", BLS), "tensorrt_llm_model_name llama is no model"),
     ("bls-model", nvidias(parameter("tensorrt_llm_draft_model_name", "tiny", BLS)), "draft_model_name tiny is no"),
     ("bls-model", nvidias(parameter("multimodal_encoders_name", "eyes", BLS)), "encoders_name eyes is no"),
