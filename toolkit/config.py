@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 from toolkit.errors import ToolkitError
 from toolkit.mapping import Mapping
 from toolkit.model import ModelShape, load_shape, no_shape, parse_shape, shape_file
+from toolkit.releases import LATEST, Release, release_of
 from toolkit.rules import check, check_same_shape
 from toolkit.sections import (
     LENGTHS,
@@ -115,6 +116,11 @@ class Deployment(Section):
                 hint="To plan without the model, give the fields of its config.json as model.config.",
             )
         return parse_shape(inline, where=f"{self.file}: model.config")
+
+    @property
+    def release(self) -> Release:
+        """Of TensorRT-LLM, that its parts are of. A rehearsal acts as the latest."""
+        return LATEST if self.engine == "rehearsal" else release_of(self.engine_options.version, where=self.file)
 
     @property
     def mapping(self) -> Mapping:

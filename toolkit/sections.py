@@ -110,7 +110,7 @@ class Runtime(Section):
 
     kind: Literal["host", "docker", "enroot", "apptainer"] = "host"
     image: Annotated[str, Field(min_length=1)] | None = None
-    """The image as registries name it; the project's NGC image when it is not given."""
+    """The image as registries name it; NVIDIA's newest with `engine.version` when it is not given."""
     image_file: LoosePath | None = None
     """enroot, apptainer: the image as a file; in the folder `images` beside `output` when it is not given."""
     options: Annotated[tuple[str, ...], Field(strict=False)] = ()

