@@ -58,7 +58,7 @@ def test_only_the_gpus_that_a_batch_system_leaves(node, monkeypatch):
     share = share_of(deployment)
     assert share.gpus == (2, 3, 6, 7) and share.nodes == (0, 1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,2,3")
-    with pytest.raises(ToolkitError, match="4 ranks need 4 GPUs, and there are 3"):
+    with pytest.raises(ToolkitError, match="parallel: 4 ranks need 4 GPUs, CUDA_VISIBLE_DEVICES leaves 3"):
         share_of(deployment)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8932f937")
     with pytest.raises(ToolkitError, match="CUDA_VISIBLE_DEVICES: 'GPU-8932f937' does not name GPUs by number"):
@@ -73,7 +73,7 @@ def test_without_nvidia_smi_the_gpus_are_in_their_order(monkeypatch, tmp_path):
     assert (share.gpus, share.cores, share.nodes) == (tuple(range(8)), (), ())
     assert share.lines[0].startswith("GPUs in their order, as their links are not known: nvidia-smi topo -m: does not")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    with pytest.raises(ToolkitError, match="CUDA_VISIBLE_DEVICES: names 2 GPUs, 8 ranks need 8"):
+    with pytest.raises(ToolkitError, match="8 ranks need 8 GPUs, CUDA_VISIBLE_DEVICES leaves 2"):
         share_of(deployment)
 
 

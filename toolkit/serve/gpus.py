@@ -60,18 +60,25 @@ def share_of(deployment: Deployment) -> Share:
 
 def _placed(deployment: Deployment) -> tuple[Placement, Topology, list[str]]:
     allowed, replicas = _allowed(), deployment.parallel.replicas
+    ranks = deployment.mapping.world_size * replicas
     try:
         topology = read_topology()
     except ToolkitError as error:
-        gpus = range(deployment.mapping.world_size * replicas) if allowed is None else allowed
-        placement, topology = in_order(deployment.mapping, gpus), unknown_topology(gpus)
-        if placement.replicas < replicas:
-            wanted = deployment.mapping.world_size * replicas
-            raise ToolkitError(f"names {len(gpus)} GPUs, {wanted} ranks need {wanted}", where=VISIBLE) from None
-        return placement, topology, [f"GPUs in their order, as their links are not known: {error}"]
+        topology = unknown_topology(range(ranks) if allowed is None else allowed)
+        _require_gpus(deployment, topology, ranks)
+        lines = [f"GPUs in their order, as their links are not known: {error}"]
+        return in_order(deployment.mapping, topology.gpus), topology, lines
     if allowed is not None:
         topology = topology.only(allowed)
+    _require_gpus(deployment, topology, ranks)
     return place(deployment.mapping, topology, replicas), topology, []
+
+
+def _require_gpus(deployment: Deployment, topology: Topology, ranks: int) -> None:
+    if len(topology.gpus) < ranks:
+        there = f"{VISIBLE} leaves" if VISIBLE in os.environ else "nvidia-smi shows"
+        what = f"parallel: {ranks} ranks need {ranks} GPUs, {there} {len(topology.gpus)}"
+        raise ToolkitError(what, where=deployment.file, hint="Give it more, or rehearse with --engine rehearsal.")
 
 
 def _allowed() -> list[int] | None:
