@@ -12,7 +12,7 @@ from toolkit.doctor.gpus import Gpu
 from toolkit.doctor.machine import Machine
 from toolkit.doctor.ranks import gpus_of_ranks
 from toolkit.plan.memory import GIB, plan_memory
-from toolkit.serve.tritonserver import NGC_IMAGE
+from toolkit.runtime.images import NGC_IMAGE
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment

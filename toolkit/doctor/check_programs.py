@@ -9,7 +9,7 @@ from toolkit.doctor.check import Check, needs_gpus, place, verdict
 from toolkit.doctor.machine import Machine
 from toolkit.doctor.programs import Program
 from toolkit.releases import release_of
-from toolkit.serve.tritonserver import NGC_IMAGE
+from toolkit.runtime.images import NGC_IMAGE
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment

@@ -6,8 +6,8 @@ import shlex
 from pathlib import Path
 
 from toolkit.config import Deployment
-from toolkit.serve.tritonserver import NGC_IMAGE
 
+NGC_IMAGE = "nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3"
 SUFFIXES = {"enroot": ".sqsh", "apptainer": ".sif"}
 
 

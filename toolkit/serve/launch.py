@@ -6,7 +6,7 @@ import os
 import shlex
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.config import Deployment
@@ -22,7 +22,7 @@ from toolkit.serve.command import (
     exit_timeout,
     is_orchestrated,
 )
-from toolkit.serve.gpus import share_of
+from toolkit.serve.gpus import Share, share_of
 from toolkit.serve.janitor import RUN_ID, Run
 from toolkit.serve.tritonserver import NGC_BINARY, Mpirun, TritonServer, find, find_mpirun
 
@@ -56,7 +56,7 @@ def launch(deployment: Deployment, server: TritonServer, mpirun: Mpirun, run: Ru
         variables = environment(deployment, server, run, _free_port())
         return Launch(_arguments(command), {**os.environ, **variables})
     share = share_of(deployment)
-    needs = replace(_needs(deployment, server, run), gpus=share.gpus, cores=share.cores, nodes=share.nodes)
+    needs = _needs(deployment, server, run, share)
     require_runtime(deployment, needs)
     wrapped = wrap(deployment, command, needs)
     # Docker's client, too, is a process of the run.
@@ -80,21 +80,24 @@ def dry_run(deployment: Deployment) -> str:
     except ToolkitError:
         server, mpirun = IN_THE_IMAGE
     share = share_of(deployment)
-    needs = replace(_needs(deployment, server, run), gpus=share.gpus, cores=share.cores, nodes=share.nodes)
-    shebang, _, rest = script(deployment, command_line(deployment, server, mpirun, run), needs).partition("\n")
+    text = script(deployment, command_line(deployment, server, mpirun, run), _needs(deployment, server, run, share))
+    shebang, _, rest = text.partition("\n")
     reasons = (*REASONS, *(ORCHESTRATOR_REASONS if is_orchestrated(deployment) else ()))
     header = ["# Where the ranks run:", *(f"#   {line}" for line in share.lines)]
     header += ["# Where each option of Triton and mpirun comes from:", *(f"#   {line}" for line in reasons)]
     return "\n".join([shebang, *header, rest.rstrip("\n")])
 
 
-def _needs(deployment: Deployment, server: TritonServer, run: Run) -> Needs:
-    """All but the GPUs and the cores. The tokenizer is in the repository, and engines are where it says."""
+def _needs(deployment: Deployment, server: TritonServer, run: Run, share: Share) -> Needs:
+    """The tokenizer is in the repository, and the engines are where it says."""
     replica = "" if deployment.replica is None else f"-{deployment.replica}"
     serving = deployment.serving
     return Needs(
         reads=(deployment.repository_dir, deployment.engine_dir),
         writes=(run.tmp,),
+        gpus=share.gpus,
+        cores=share.cores,
+        nodes=share.nodes,
         ports=(serving.http_port, serving.grpc_port, serving.metrics_port),
         environment=environment(deployment, server, run, None),
         name=f"toolkit-{deployment.name}-serve{replica}",

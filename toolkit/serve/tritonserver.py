@@ -25,8 +25,8 @@ from typing import Any
 
 from toolkit.artifacts import digest_of
 from toolkit.errors import ToolkitError
+from toolkit.runtime.images import NGC_IMAGE
 
-NGC_IMAGE = "nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3"
 NGC_BINARY = Path("/opt/tritonserver/bin/tritonserver")
 INSTALL = "Run: pip install 'toolkit[rehearsal]'"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
