@@ -50,6 +50,9 @@ def check_can_be_served(deployment: Deployment) -> None:
     if deployment.parallel.replicas > 1:
         what = f"parallel.replicas: {deployment.parallel.replicas} can be planned, one is served"
         raise ToolkitError(what, where=deployment.file, hint="Set it to 1.")
+    if deployment.serving.mode == "orchestrator" and deployment.engine != "tensorrt":
+        what = f"serving.mode: orchestrator is the tensorrtllm backend's, engine is {deployment.engine}"
+        raise ToolkitError(what, where=deployment.file, hint="Remove it: leader is the default.")
 
 
 def check_same_shape(found: ModelShape, stated: ModelShape, deployment: Deployment) -> None:

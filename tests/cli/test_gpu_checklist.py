@@ -13,7 +13,7 @@ import pytest
 from toolkit.cli.main import COMMANDS, cli
 from toolkit.config import Deployment
 from toolkit.plan.host import plan_host, rank_bytes
-from toolkit.serve.tritonserver import NGC_IMAGE
+from toolkit.runtime.images import image
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/gpu-checklist.md").read_text()
@@ -55,7 +55,7 @@ def test_the_command_its_options_and_its_yaml_exist(arguments: tuple[str, ...]) 
 def test_paths_follow_from_the_yamls() -> None:
     flagship = Deployment.load(ROOT / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml")
     assert set(re.findall(r"work/[a-z0-9-]*[a-z0-9]", PAGE)) == {str(flagship.output.relative_to(ROOT))}
-    assert str(flagship.model.path) in PAGE and set(re.findall(r"nvcr\.io/\S+", PAGE)) == {NGC_IMAGE}
+    assert str(flagship.model.path) in PAGE and set(re.findall(r"nvcr\.io/\S+", PAGE)) == {image(flagship)}
 
 
 def test_sizes_are_those_of_the_plan() -> None:

@@ -87,7 +87,7 @@ class Serving:
         self._folder = folder
         code = f"{prelude}\nimport sys; from toolkit.serve.__main__ import main; sys.exit(main(*sys.argv[1:]))"
         self.process = subprocess.Popen(
-            [sys.executable, "-c", code, str(deployment.file), "rehearsal"],
+            [sys.executable, "-c", code, str(deployment.file), deployment.engine],
             stdout=(folder / "stdout").open("w"),
             stderr=(folder / "stderr").open("w"),
         )
@@ -119,8 +119,10 @@ class Serving:
 
     def member(self, rank: int | None, model: str = "") -> Member:
         """The process of a rank, of one of its models, or of mpirun (None)."""
-        found = members(self.state.run)
-        return next(member for member in found if (member.rank, member.model) == (rank, model))
+        return next(member for member in self.members() if (member.rank, member.model) == (rank, model))
+
+    def members(self) -> list[Member]:
+        return members(self.state.run)
 
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)

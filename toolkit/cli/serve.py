@@ -16,9 +16,13 @@ if TYPE_CHECKING:
 @click.option("--verbose", is_flag=True, help="Show every line that a rank prints.")
 @dry_run_option
 def serve(deployment: Deployment, detach: bool, verbose: bool, dry_run: bool) -> None:
-    """Start the server and all its ranks; Ctrl-C lets running requests finish and stops it."""
+    """Start the server and all its ranks; Ctrl-C lets running requests finish and stops it.
+
+    Exit codes: 0 when it was stopped as asked, 1 when it could not be started or a rank ended, 2 for a wrong command
+    line.
+    """
     if dry_run:
-        from toolkit.serve.command import dry_run as describe
+        from toolkit.serve import dry_run as describe
 
         return click.echo(describe(deployment))
     from toolkit.serve import serve as run

@@ -11,10 +11,16 @@ from toolkit.config import Deployment
 from toolkit.runtime.cores import ranges
 from toolkit.runtime.images import image
 from toolkit.runtime.mounts import Mount, as_csv, mounts
-from toolkit.runtime.needs import Needs, Part, Wrapped, container_name, further_options
+from toolkit.runtime.needs import Needs, Part, Wrapped, container_name, cuda_order, further_options
 
 HOME = "/tmp"
 """The one folder of the image that any user may write in. trtllm-build leaves its timing cache where it stands."""
+NOT_STARTED = {
+    125: "docker did not start the container",
+    126: "the program in the image could not be run",
+    127: "the image has no such program",
+}
+"""Exit codes of `docker run` that are not the command's own."""
 
 
 def in_docker(deployment: Deployment, needs: Needs) -> Wrapped:
@@ -44,7 +50,10 @@ def _gpus(needs: Needs) -> list[Part]:
         return []
     # docker reads the value as CSV, so several numbers take quotes of their own.
     value = as_csv("device=" + ",".join(map(str, needs.gpus)))
-    return [Part(("--gpus", value), "these GPUs and no others; inside they count from 0")]
+    parts = [Part(("--gpus", value), "these GPUs and no others; inside they count from 0")]
+    for name, value in cuda_order(needs.gpus).items():
+        parts.append(Part(("--env", f"{name}={value}"), "the order of the ranks, as they count inside"))
+    return parts
 
 
 def _machine(needs: Needs) -> list[Part]:

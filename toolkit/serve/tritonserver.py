@@ -56,18 +56,20 @@ class Mpirun:
 
 
 def find(engine: str = "rehearsal", cache: Path | None = None, image: str = LATEST.images[0].tag) -> TritonServer:
-    """The tritonserver for an engine: a rehearsal takes that of the wheel, the others that of the NGC image.
+    """The tritonserver for an engine: a rehearsal takes that of the wheel, the others that of the NGC image or of PATH.
 
     `cache` is the folder for what the wheel lacks (default: the user's cache folder), `image` the one to advise.
     Raises ToolkitError with the fix when there is no server, or when it cannot run with this Python.
     """
     if engine != "rehearsal":
-        if not NGC_BINARY.is_file():
+        found = NGC_BINARY if NGC_BINARY.is_file() else shutil.which("tritonserver")
+        if found is None:
             raise ToolkitError(
-                f"engine: {engine} needs the tritonserver of the NGC image, and {NGC_BINARY} is not here",
-                hint=f"Run this inside {image}, or rehearse with --engine rehearsal.",
+                f"engine: {engine} needs the tritonserver of the NGC image, and neither {NGC_BINARY} nor one on PATH "
+                "is here",
+                hint=f"Run this inside {image}, set runtime: docker, or rehearse with --engine rehearsal.",
             )
-        return TritonServer(NGC_BINARY)
+        return TritonServer(Path(found))
     package = importlib.util.find_spec("pytriton")
     if package is not None and package.origin:
         return _from_wheel(Path(package.origin).parent, cache or _user_cache())
