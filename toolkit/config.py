@@ -126,8 +126,11 @@ class Deployment(Section):
         return math.ceil(self.limits.max_sequences / (self.parallel.pp * self.parallel.replicas))
 
     def apart(self) -> tuple[Deployment, ...]:
-        """A deployment for each replica, with ports and a run folder of its own; all else, and engines, are shared."""
-        if self.parallel.replicas == 1:
+        """A deployment for each replica, with ports and a run folder of its own; all else, and engines, are shared.
+
+        Itself alone where it is one replica already.
+        """
+        if self.parallel.replicas == 1 or self.replica is not None:
             return (self,)
         return tuple(
             with_settings(self, serving=self.serving.ports(replica)).model_copy(update={"replica": replica})

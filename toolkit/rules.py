@@ -45,13 +45,6 @@ def check_can_be_made(deployment: Deployment) -> None:
             raise ToolkitError(f"{field}: fp8 can be planned, not converted", where=deployment.file, hint=hint)
 
 
-def check_can_be_served(deployment: Deployment) -> None:
-    """Raise a ToolkitError for what this release plans and does not start."""
-    if deployment.parallel.replicas > 1:
-        what = f"parallel.replicas: {deployment.parallel.replicas} can be planned, one is served"
-        raise ToolkitError(what, where=deployment.file, hint="Set it to 1.")
-
-
 def check_same_shape(found: ModelShape, stated: ModelShape, deployment: Deployment) -> None:
     """Raise a ToolkitError where the YAML's `model.config` contradicts the checkpoint."""
     for name in (field.name for field in fields(ModelShape) if field.name != "dtype"):

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.rules import check_can_be_served
 from toolkit.serve.janitor import RUN_ID, Run
 from toolkit.serve.tritonserver import NGC_BINARY, Mpirun, TritonServer, find, find_mpirun
 
@@ -44,12 +43,13 @@ def environment(server: TritonServer, run: Run, rehearsal_port: int | None) -> d
 
 
 def dry_run(deployment: Deployment) -> str:
-    """The command line as text for a shell, one rank block a line.
+    """The command line as text for a shell, one rank block a line; of each replica, where there are several.
 
     Without the NGC image it is shown as it is run there. The run id and the rehearsal's port, which are
     new for each run, are shown as `dry-run` and 0.
     """
-    check_can_be_served(deployment)
+    if len(replicas := deployment.apart()) > 1:
+        return "\n".join(f"# replica {one.replica}\n{dry_run(one)}" for one in replicas)
     run = Run("dry-run", Path("/tmp/toolkit-dry-run"))
     rehearsal = deployment.engine == "rehearsal"
     try:

@@ -17,7 +17,6 @@ from typing import NoReturn
 
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.rules import check_can_be_served
 from toolkit.serve import preflight
 from toolkit.serve.command import command_line, environment
 from toolkit.serve.group import Death, Group
@@ -43,7 +42,7 @@ def serve_here(deployment: Deployment, verbose: bool = False) -> None:
     A ready line goes to stdout, everything else to stderr. Raises ToolkitError when the deployment cannot
     be started, is being served already, or when the group breaks; nothing of it is left then.
     """
-    with exclusive(deployment), _stop_requests() as stop:
+    with exclusive(deployment), stop_requests() as stop:
         clean_up_after(read_state(deployment))
         run = Run(secrets.token_hex(4), Path(tempfile.mkdtemp(prefix="toolkit-run-")))
         supervisor = _Supervisor(deployment, run, stop)
@@ -73,7 +72,6 @@ def note(message: str) -> None:
 def _started(deployment: Deployment, run: Run, verbose: bool) -> Iterator[Group]:
     """The group's processes, all gone when the block ends."""
     try:
-        check_can_be_served(deployment)
         server, mpirun = find(deployment.engine), find_mpirun()
         preflight.check(deployment)
         variables = environment(server, run, _free_port() if deployment.engine == "rehearsal" else None)
@@ -95,7 +93,7 @@ class StopRequests:
 
 
 @contextlib.contextmanager
-def _stop_requests() -> Iterator[StopRequests]:
+def stop_requests() -> Iterator[StopRequests]:
     """Counts SIGTERM, SIGINT and SIGHUP instead of ending on them. Signals reach the main thread only."""
     requests = StopRequests()
 
