@@ -101,7 +101,7 @@ def check_shared_memory(deployment: Deployment, folder: Path = SHARED_MEMORY) ->
     needed, free = shared_memory_needed(deployment), shutil.disk_usage(folder).free
     if free < needed:
         raise ToolkitError(
-            f"{free // MIB} MiB free, {needed // MIB} MiB needed by {_ranks(deployment)}",
+            f"{free // MIB} MiB free, {needed // MIB} MiB needed by {deployment.all_ranks} ranks",
             where=folder,
             hint="Remove what is left there, or make it larger (docker run --shm-size=2g).",
         )
@@ -117,7 +117,7 @@ def check_memory(deployment: Deployment, available: int | None = None) -> None:
     available = available_memory() if available is None else available
     if available < needed:
         raise ToolkitError(
-            f"{_ranks(deployment)} need about {needed / 2**30:.1f} GiB of memory, "
+            f"{deployment.all_ranks} ranks need about {needed / 2**30:.1f} GiB of memory, "
             f"{available / 2**30:.1f} GiB are available",
             where=deployment.file,
             hint="Stop other programs, rehearse with fewer ranks, or with a smaller model.",
@@ -135,11 +135,6 @@ def model_processes(deployment: Deployment) -> int:
         if config.backend == "python" and config.name != LEADER_MODEL:
             count += sum(group.count for group in config.instance_group)
     return count
-
-
-def _ranks(deployment: Deployment) -> str:
-    groups, ranks = len(deployment.apart()), f"{deployment.mapping.world_size} ranks"
-    return ranks if groups == 1 else f"{groups} replicas of {ranks}"
 
 
 def _why(error: OSError, port: int) -> str:
