@@ -18,7 +18,7 @@ from typing import TextIO
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.serve import preflight
-from toolkit.serve.state import read_state, refuse_second
+from toolkit.serve.state import holder, read_state, served_already
 from toolkit.serve.supervisor import StopRequests, clean_up_after, note, stop_requests
 
 POLL_S = 0.1
@@ -32,16 +32,15 @@ KILLED = "its supervisor was killed"
 
 
 def serve_apart(deployment: Deployment, *, detach: bool, verbose: bool) -> None:
-    """Serve every replica, each under a supervisor of its own; with `detach` return once all are ready.
+    """Serve each replica that is not, under a supervisor of its own; with `detach` return once they are ready.
 
     When one fails before all are ready, all are ended. Later the others go on without it, and the error is
     raised when all have ended. Asked to stop, all drain at once. Raises ToolkitError; nothing is left then.
     """
-    replicas = deployment.apart()
+    replicas = _not_served(deployment)
     for replica in replicas:
-        refuse_second(replica)
         clean_up_after(read_state(replica))
-    if len(replicas) > 1:
+    if len(replicas) == deployment.parallel.replicas > 1:
         preflight.check(deployment)  # for all of them, before the first takes its share
     supervisors: list[_Supervisor] = []
     with stop_requests() as stop:
@@ -58,6 +57,17 @@ def serve_apart(deployment: Deployment, *, detach: bool, verbose: bool) -> None:
         finally:
             _end(supervisors, stop)
     _raise_errors(supervisors)
+
+
+def _not_served(deployment: Deployment) -> list[Deployment]:
+    """The replicas that nobody serves: usually all, else those that have ended while the others go on."""
+    replicas = deployment.apart()
+    served = {replica.replica: pid for replica in replicas if (pid := holder(replica))}
+    if len(served) == len(replicas):
+        raise served_already(deployment, next(iter(served.values())))
+    for number, pid in served.items():
+        note(f"replica {number} is being served already, by process {pid}")
+    return [replica for replica in replicas if replica.replica not in served]
 
 
 class _Supervisor:
@@ -151,8 +161,9 @@ def _watch(supervisors: Sequence[_Supervisor], stop: StopRequests) -> None:
             one.tell()
         running = [one for one in running if one not in ended]
         for one in ended:
-            others = f"; {len(running)} of {len(supervisors)} replicas go on serving" if running else ""
-            note(f"{one.name} {f'failed: {one.error}' if one.error else 'stopped'}{others}")
+            note(f"{one.name} failed: {one.error}" if one.error else f"{one.name} stopped")
+        if ended and running:
+            note(f"still serving: {', '.join(one.name for one in running)}")
 
 
 def _let_go(supervisors: Sequence[_Supervisor]) -> None:

@@ -69,12 +69,6 @@ def holder(deployment: Deployment) -> int | None:
     return None
 
 
-def refuse_second(deployment: Deployment) -> None:
-    """Raise a ToolkitError when the deployment is being served already."""
-    if pid := holder(deployment):
-        raise _served_already(deployment, pid)
-
-
 @contextlib.contextmanager
 def exclusive(deployment: Deployment) -> Iterator[None]:
     """Hold the deployment's lock, or raise a ToolkitError that names the pid which holds it."""
@@ -85,14 +79,15 @@ def exclusive(deployment: Deployment) -> Iterator[None]:
         raise ToolkitError(f"cannot be written: {error.strerror}", where=deployment.run_dir) from None
     with stream:
         if not _try_lock(stream):
-            raise _served_already(deployment, holder(deployment))
+            raise served_already(deployment, holder(deployment))
         stream.truncate(0)
         stream.write(str(os.getpid()))
         stream.flush()
         yield
 
 
-def _served_already(deployment: Deployment, pid: int | None) -> ToolkitError:
+def served_already(deployment: Deployment, pid: int | None) -> ToolkitError:
+    """The error that a second `toolkit serve` ends with."""
     hint = f"Use it, or stop it: toolkit stop {deployment.file}"
     return ToolkitError(f"is being served already, by process {pid}", where=deployment.file, hint=hint)
 
