@@ -24,6 +24,7 @@ from toolkit.serve.supervisor import StopRequests, clean_up_after, note, stop_re
 POLL_S = 0.1
 END_MARGIN_S = 20
 """Beyond the drain: Triton's grace and the sweep."""
+SUPERVISOR = (sys.executable, "-m", "toolkit.serve")
 HELD = "--held"
 """The option of a supervisor that ends with the process that started it."""
 ERROR, READY, NEXT = "error: ", "ready: ", "next: "
@@ -84,7 +85,7 @@ class _Supervisor:
             options += ["--replica", str(deployment.replica)]
         with output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "toolkit.serve", str(deployment.file), deployment.engine, *options],
+                [*SUPERVISOR, str(deployment.file), deployment.engine, *options],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -192,7 +193,7 @@ def _raise_errors(supervisors: Sequence[_Supervisor]) -> None:
     """Raise why supervisors failed, if some did."""
     if failed := [one for one in supervisors if one.error]:
         what = "; ".join(f"{one.name} failed: {one.error}" if one.name else one.error for one in failed)
-        raise ToolkitError(what.removesuffix("."))
+        raise ToolkitError(what)
 
 
 def _fresh_log(deployment: Deployment) -> tuple[TextIO, TextIO]:
