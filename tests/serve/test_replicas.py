@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from toolkit.config import with_settings
 from toolkit.errors import ToolkitError
 from toolkit.serve import Overview, overview, replicas, serve, stop
-from toolkit.serve.state import State, exclusive, write_state
+from toolkit.serve.state import State, exclusive, served_otherwise, write_state
 
 DOUBLE = Path(__file__).with_name("supervisor_double.py")
 
@@ -136,6 +137,19 @@ def test_what_is_served_is_left_alone(two, capfd):
         assert not deployment.file.with_name("0.log").exists()
         with exclusive(second), pytest.raises(ToolkitError, match="is being served already"):
             serve(deployment)
+
+
+def test_what_another_number_of_replicas_left_running_is_found(two):
+    deployment = two()
+    single = with_settings(deployment, parallel={"replicas": 1})
+    with exclusive(single), pytest.raises(ToolkitError, match=f"is being served already, by process {os.getpid()}"):
+        serve(deployment)
+    with exclusive(deployment.apart()[1]):
+        with pytest.raises(ToolkitError, match=f"is being served already, by process {os.getpid()}"):
+            serve(single)
+        assert [one.replica for one in served_otherwise(single)] == [1]
+        assert served_otherwise(deployment) == []
+    assert stop(single) == "nothing was running"
 
 
 def test_the_ports_of_all_are_checked_before_the_first_starts(two):

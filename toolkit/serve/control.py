@@ -14,7 +14,7 @@ from toolkit.config import Deployment
 from toolkit.serve.health import Probe
 from toolkit.serve.janitor import members
 from toolkit.serve.replicas import END_MARGIN_S, KILLED, serve_apart
-from toolkit.serve.state import Phase, holder, read_state
+from toolkit.serve.state import Phase, holder, read_state, served_already, served_otherwise
 from toolkit.serve.supervisor import clean_up_after, serve_here
 
 POLL_S = 0.1
@@ -67,6 +67,8 @@ def serve(deployment: Deployment, *, detach: bool = False, verbose: bool = False
     already, or breaks; no process and no shared memory of it is left then. One of several replicas may break
     while the others go on serving: that is raised when they have ended, too.
     """
+    if others := served_otherwise(deployment):
+        raise served_already(deployment, holder(others[0]))
     if detach or len(deployment.apart()) > 1:
         serve_apart(deployment, detach=detach, verbose=verbose)
     else:
@@ -138,7 +140,7 @@ def status(deployment: Deployment) -> Status:
 
 def stop(deployment: Deployment) -> str:
     """Drain and stop the deployment's run, wherever it was started; says what happened, in a line a replica."""
-    replicas, start = deployment.apart(), time.monotonic()
+    replicas, start = (*deployment.apart(), *served_otherwise(deployment)), time.monotonic()
     pids = [holder(replica) for replica in replicas]
     for pid in pids:
         if pid is not None:
@@ -146,7 +148,8 @@ def stop(deployment: Deployment) -> str:
     said = [_stopped(replica, pid, start) for replica, pid in zip(replicas, pids, strict=True)]
     if len(said) == 1 or not any(pids):
         return said[0]
-    return "\n".join(f"replica {number}: {what}" for number, what in enumerate(said))
+    names = ["" if one.replica is None else f"replica {one.replica}: " for one in replicas]
+    return "\n".join(f"{name}{what}" for name, what in zip(names, said, strict=True))
 
 
 def _stopped(deployment: Deployment, pid: int | None, start: float) -> str:

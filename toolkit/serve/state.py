@@ -69,6 +69,15 @@ def holder(deployment: Deployment) -> int | None:
     return None
 
 
+def served_otherwise(deployment: Deployment) -> list[Deployment]:
+    """What goes on from when the YAML had another number of replicas."""
+    folders = (deployment.output / "run").glob("replica*")
+    numbers = [int(name) for folder in folders if (name := folder.name.removeprefix("replica")).isdecimal()]
+    known = {replica.replica for replica in deployment.apart()}
+    others = [deployment.model_copy(update={"replica": number}) for number in (None, *sorted(numbers))]
+    return [other for other in others if other.replica not in known and holder(other)]
+
+
 @contextlib.contextmanager
 def exclusive(deployment: Deployment) -> Iterator[None]:
     """Hold the deployment's lock, or raise a ToolkitError that names the pid which holds it."""
