@@ -131,9 +131,17 @@ class Deployment(Section):
         """Sequences of one micro-batch. The executor of each replica keeps pp micro-batches in flight."""
         return math.ceil(self.limits.max_sequences / (self.parallel.pp * self.parallel.replicas))
 
+    @property
+    def all_ranks(self) -> int:
+        """Of every replica: as many as GPUs."""
+        return self.mapping.world_size * len(self.apart())
+
     def apart(self) -> tuple[Deployment, ...]:
-        """A deployment for each replica, with ports and a run folder of its own; all else, and engines, are shared."""
-        if self.parallel.replicas == 1:
+        """A deployment for each replica, with ports and a run folder of its own; all else, and engines, are shared.
+
+        Itself alone where it is one replica already.
+        """
+        if self.parallel.replicas == 1 or self.replica is not None:
             return (self,)
         return tuple(
             with_settings(self, serving=self.serving.ports(replica)).model_copy(update={"replica": replica})

@@ -244,3 +244,13 @@ def test_only_processes_that_have_a_gpu_open_are_named(seen, monkeypatch, tmp_pa
     monkeypatch.setattr(gpus_module, "PROC", tmp_path)
     found = seen(FakeNvml([Card(pids=(7, 8, 9))])).seen[0].processes
     assert list(map(str, found)) == ["process 7 (python3)", "process 8", "process 9"]
+
+
+def test_every_replica_needs_its_gpus(node, flagship):
+    deployment = with_settings(flagship, parallel={"tp": 4, "pp": 1, "replicas": 2})
+    count = checks_of(node(h100s(6)), deployment)["GPUs"]
+    assert (count.status, count.needed) == ("error", "8, one for each rank")
+    nvml = h100s()
+    nvml.cards[7].used = 70 * GIB
+    in_use = checks_of(node(nvml), deployment)["in use"]
+    assert in_use.status == "error", "by the last rank of the second replica"

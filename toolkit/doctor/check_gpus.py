@@ -34,12 +34,12 @@ def count(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     if deployment is None or not needs_gpus(deployment):
         yield Check("GPUs", "ok", found, "none: a rehearsal runs on the CPU")
         return
-    world = deployment.mapping.world_size
-    needed = f"{world}, one for each rank"
+    ranks = deployment.all_ranks
+    needed = f"{ranks}, one for each rank"
     if not gpus.seen:
         yield Check("GPUs", "error", found, needed, gpus.fix or ON_THE_NODE)
     else:
-        yield verdict("GPUs", len(gpus.seen) >= world, found, needed, ELSEWHERE)
+        yield verdict("GPUs", len(gpus.seen) >= ranks, found, needed, ELSEWHERE)
 
 
 def opened(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
@@ -183,4 +183,4 @@ def _planned_bytes(machine: Machine, deployment: Deployment) -> dict[int, int]:
     """By the GPU's number; the plan knows ranks."""
     plan, gpus = plan_memory(deployment), gpus_of_ranks(machine, deployment)
     of_rank = {rank: plan.used_bytes(stage) for stage in plan.stages for rank in stage.gpus}
-    return {gpu.index: of_rank[rank] for rank, gpu in enumerate(gpus)}
+    return {gpu.index: of_rank[number % len(of_rank)] for number, gpu in enumerate(gpus)}

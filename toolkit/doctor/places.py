@@ -92,9 +92,9 @@ def look_at_places(deployment: Deployment) -> Places:
         model=model,
         disks=tuple(_disks(deployment, model)),
         made=_made(deployment),
-        ports=tuple(_port(deployment, name) for name in PORTS),
+        ports=tuple(_port(replica, name) for replica in deployment.apart() for name in PORTS),
         shared_memory_bytes=_shared_memory(deployment),
-        running=holder(deployment),
+        running=next(filter(None, map(holder, deployment.apart())), None),
         built=_built(deployment.engine_dir / "config.json"),
     )
 
@@ -200,4 +200,4 @@ def _shared_memory(deployment: Deployment) -> int:
     try:
         return shared_memory_needed(deployment)
     except (ParseError, OSError, ValueError):  # a damaged repository, which `toolkit serve` refuses by name
-        return deployment.mapping.world_size * REHEARSAL_SEGMENT_BYTES
+        return deployment.all_ranks * REHEARSAL_SEGMENT_BYTES

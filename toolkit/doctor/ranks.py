@@ -37,11 +37,11 @@ def visible(machine: Machine) -> list[int] | None:
 
 
 def gpus_of_ranks(machine: Machine, deployment: Deployment) -> list[Gpu]:
-    """In the order of the ranks; fewer than these where there are fewer."""
+    """In the order of the ranks, replica after replica; fewer than these where there are fewer."""
     by_number = {gpu.index: gpu for gpu in machine.gpus.seen}
     chosen = visible(machine)
     order = list(by_number) if chosen is None else chosen
-    return [by_number[number] for number in order[: deployment.mapping.world_size]]
+    return [by_number[number] for number in order[: deployment.all_ranks]]
 
 
 def topology(machine: Machine) -> Topology:
@@ -51,8 +51,8 @@ def topology(machine: Machine) -> Topology:
 
 
 def used(machine: Machine, deployment: Deployment) -> Placement:
-    """The placement as a start from here would have it. Stages without their GPUs are left out."""
-    numbers = [gpu.index for gpu in gpus_of_ranks(machine, deployment)]
+    """The placement of the first replica as a start from here would have it, without stages that lack GPUs."""
+    numbers = [gpu.index for gpu in gpus_of_ranks(machine, deployment)][: deployment.mapping.world_size]
     whole = in_order(deployment.mapping, numbers)
     if whole.groups:
         return whole
@@ -65,7 +65,7 @@ def best(machine: Machine, deployment: Deployment) -> Placement | None:
     """The best placement on all of the machine's GPUs; None where they are fewer than the ranks."""
     there = topology(machine)
     replicas = deployment.parallel.replicas
-    if len(there.gpus) < deployment.mapping.world_size * replicas:
+    if len(there.gpus) < deployment.all_ranks:
         replicas = 1
     if len(there.gpus) < deployment.mapping.world_size:
         return None

@@ -27,6 +27,7 @@ from toolkit.serve.gpus import Share, share_of
 from toolkit.serve.janitor import RUN_ID, Run
 from toolkit.serve.tritonserver import NGC_BINARY, Mpirun, TritonServer, find, find_mpirun
 
+SHEBANG = "#!/usr/bin/env bash\n"
 IN_THE_IMAGE = TritonServer(NGC_BINARY), Mpirun(Path("mpirun"), (4, 1))
 
 
@@ -66,11 +67,14 @@ def launch(deployment: Deployment, server: TritonServer, mpirun: Mpirun, run: Ru
 
 
 def dry_run(deployment: Deployment) -> str:
-    """What `toolkit serve` would start, as text that a shell runs as it stands.
+    """What `toolkit serve` would start, as text that a shell runs as it stands; all replicas, where there are several.
 
     Without the NGC image it is shown as it is run there. The run id and the rehearsal's port, which are
     new for each run, are shown as `dry-run` and 0.
     """
+    if len(replicas := deployment.apart()) > 1:
+        each = (f"(  # replica {one.replica}\n{dry_run(one).removeprefix(SHEBANG)}\n) &" for one in replicas)
+        return "\n\n".join([SHEBANG.rstrip(), *each, "wait"])
     check_can_be_served(deployment)
     run = Run("dry-run", Path("/tmp/toolkit-dry-run"))
     if deployment.engine == "rehearsal":

@@ -44,7 +44,7 @@ def serve_here(deployment: Deployment, verbose: bool = False) -> None:
     A ready line goes to stdout, everything else to stderr. Raises ToolkitError when the deployment cannot
     be started, is being served already, or when the group breaks; nothing of it is left then.
     """
-    with exclusive(deployment), _stop_requests() as stop:
+    with exclusive(deployment), stop_requests() as stop:
         clean_up_after(read_state(deployment))
         run = Run(secrets.token_hex(4), Path(tempfile.mkdtemp(prefix="toolkit-run-")))
         supervisor = _Supervisor(deployment, run, stop)
@@ -100,7 +100,7 @@ class StopRequests:
 
 
 @contextlib.contextmanager
-def _stop_requests() -> Iterator[StopRequests]:
+def stop_requests() -> Iterator[StopRequests]:
     """Counts SIGTERM, SIGINT and SIGHUP instead of ending on them. Signals reach the main thread only."""
     requests = StopRequests()
 
