@@ -47,6 +47,11 @@ FAILURES = (
         FEWER,
     ),
     Failure(
+        re.compile(r"trtllm-build\W+(?:executable file|command) not found|trtllm-build\W+No such file"),
+        "is not in the image",
+        "Use one of docs/contracts.md that has engines, or correct runtime.image.",
+    ),
+    Failure(
         re.compile(r"no kernel image is available|[Uu]nsupported (?:SM|compute|GPU)|SM \S+ is not supported"),
         "this release of TensorRT-LLM has no kernels for this GPU",
         "Use the release and the image that support it: docs/contracts.md.",
