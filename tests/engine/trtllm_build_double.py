@@ -39,8 +39,8 @@ def fault(rank: int | None = None) -> str:
     return what if where == ("" if rank is None else str(rank)) else ""
 
 
-def say(text: str, source: str = "TRT-LLM", level: str = "I") -> None:
-    print(f"[{time.strftime('%m/%d/%Y-%H:%M:%S')}] [{source}] [{level}] {text}", flush=True)
+def say(text: str, source: str = "TRT-LLM", level: str = "I", end: str = "\n") -> None:
+    print(f"[{time.strftime('%m/%d/%Y-%H:%M:%S')}] [{source}] [{level}] {text}", end=end, flush=True)
 
 
 def build_rank(rank: int, gpu: int, options: dict) -> bool:
@@ -72,7 +72,7 @@ def build_rank(rank: int, gpu: int, options: dict) -> bool:
         if fault(rank) == "half":
             time.sleep(3600)
         file.write(weights.read_bytes())
-    say("Engine serialized. Total time: 00:00:01")
+    say("Engine serialized. Total time: 00:00:01", end="" if fault() == "merged" else "\n")
     if rank == 0:
         build = {name: options[name] for name in ("max_batch_size", "max_num_tokens", "max_seq_len")}
         whole = {"version": VERSION, "pretrained_config": config, "build_config": build}

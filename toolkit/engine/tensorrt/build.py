@@ -167,6 +167,9 @@ def _build(
     needs = _needs(deployment, work.checkpoint, workers)
     wrapped = wrap(deployment, [PROGRAM, *arguments(given)], needs)
     log, code = run(wrapped, work.directory, log_file(deployment), tell, end_by_force(deployment, needs), lock)
+    if code == 0:  # it fails when any rank does
+        whole |= {rank for rank in ranks if work.file(rank).is_file()}
+        work.mark(whole)
     if whole == ranks and (code == 0 or done):
         return
     what, hint = log.failure(killed=code < 0 or code > 128)
