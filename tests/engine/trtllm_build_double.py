@@ -1,8 +1,9 @@
 """Stands for `trtllm-build` in tests: takes exactly the flags of a release's table, works and fails like the real one.
 
 One process a rank in a pool of --workers, or one rank after the other in a loop without; its log lines, outputs and
-exit codes. It is no engine builder: what it writes are the checkpoint's bytes behind a header. How it shall fail is in
-the environment variable DOUBLE, as `what` or `what:rank`.
+exit codes. The processes are forked, which is quick, where the real one spawns them. It is no engine builder: what it
+writes are the checkpoint's bytes behind a header. How it shall fail is in the environment variable DOUBLE, as `what` or
+`what:rank`.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def main() -> None:
         for rank in ranks:
             build_rank(rank, 0, options)
     else:
-        with ProcessPoolExecutor(mp_context=get_context("spawn"), max_workers=workers) as pool:
+        with ProcessPoolExecutor(mp_context=get_context("fork"), max_workers=workers) as pool:
             for future in as_completed([pool.submit(build_rank, rank, rank % workers, options) for rank in ranks]):
                 try:
                     future.result()
