@@ -35,7 +35,7 @@ def test_eight_h100(seen):
     nvml = h100s()
     found = seen(nvml)
     assert (found.driver, found.cuda, found.problem) == ("590.44.01", "13.1", "")
-    assert found.seen[7] == Gpu(7, H100, int(79.65 * GIB), 3 << 20, bus="00000000:8B:00.0", ecc_errors=0)
+    assert found.seen[7] == Gpu(7, H100, int(79.65 * GIB), 3 << 20, bus="00000000:8B:00.0", ecc_errors=0, sm="9.0")
     assert len(found.links) == 28 and {link.way for link in found.links} == {"NVLink"}
     assert nvml.open == 0, "NVML is closed again"
 
@@ -102,7 +102,7 @@ def test_memory_in_use_by_others(node, flagship):
     nvml = h100s()
     nvml.cards[2].used, nvml.cards[2].pids = 60 * GIB, (999_999_998, 999_999_999)
     found = checks_of(node(nvml), flagship)["in use"]
-    assert found.found == "up to 60.0 GiB on GPU 2, by process 999999998, process 999999999"
+    assert found.found == "GPU 2 by process 999999998, process 999999999, up to 60.0 GiB"
     assert (found.status, found.needed) == ("error", "42.5 GiB free on the fullest GPU")
     nvml.cards[2].used = 5 * GIB
     assert checks_of(node(nvml), flagship)["in use"].status == "warning", "what is planned fits beside it"
@@ -154,7 +154,7 @@ def test_fields_that_nvml_does_not_tell(node, seen, flagship):
     cards = [Card("NVIDIA GH200 480GB", mig=None) for _ in range(8)]
     nvml = FakeNvml(cards, fails=dict.fromkeys(silent, pynvml.NVML_ERROR_NOT_SUPPORTED))
     found = seen(nvml)
-    assert found.seen[0] == Gpu(0, "NVIDIA GH200 480GB", bus="00000000:1B:00.0", ecc_errors=0)
+    assert found.seen[0] == Gpu(0, "NVIDIA GH200 480GB", bus="00000000:1B:00.0", ecc_errors=0, sm="9.0")
     assert {link.way for link in found.links} == {"unknown"}
     expected = [("error", "GPU kind"), ("warning", "GPU memory"), ("warning", "NVLink")]
     assert problems(node(nvml), flagship) == expected

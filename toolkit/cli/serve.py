@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toolkit.cli.common import deployment_options, dry_run_option
+from toolkit.cli.common import deployment_options, dry_run_option, note
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
@@ -25,6 +25,8 @@ def serve(deployment: Deployment, detach: bool, verbose: bool, dry_run: bool) ->
         from toolkit.serve import dry_run as describe
 
         return click.echo(describe(deployment))
+    from toolkit.doctor.gate import require
     from toolkit.serve import serve as run
 
+    require(deployment, "serve", note)
     run(deployment, detach=detach, verbose=verbose)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from toolkit.doctor.check import Check, Status, gib, listed, needs_gpus, verdict
@@ -20,6 +20,7 @@ MEMORY_TOLERANCE = 0.99
 """Drivers differ in how much of a GPU's memory they show."""
 IDLE_BYTES = GIB // 2
 """What a GPU may hold that nobody uses: persistence, a monitor."""
+OTHERS = "Stop it (nvidia-smi shows what runs there), or choose other GPUs by CUDA_VISIBLE_DEVICES."
 ON_THE_NODE = (
     "Run this on the GPU node (in a container: docker run --gpus all); "
     "on this machine rehearse with --engine rehearsal."
@@ -92,22 +93,30 @@ def in_use(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     if machine.places is not None and machine.places.running and needs_gpus(deployment):
         yield Check("in use", "ok", f"by this deployment, which is running (process {machine.places.running})")
         return
-    used = {gpu: gpu.used_bytes for gpu in of_ranks(machine, deployment) if (gpu.used_bytes or 0) > IDLE_BYTES}
+    gpus = of_ranks(machine, deployment)
+    if deployment is None or not needs_gpus(deployment):
+        yield from use_of(gpus, None)
+    else:
+        yield from use_of(gpus, _planned_bytes(machine, deployment))
+
+
+def use_of(gpus: Sequence[Gpu], planned: Mapping[int, int] | None) -> Iterator[Check]:
+    """By whom they are used, against the bytes that each is to have free; None: nothing is needed of them."""
+    used = {gpu: gpu.used_bytes for gpu in gpus if (gpu.used_bytes or 0) > IDLE_BYTES}
     if not used:
-        if any(gpu.used_bytes is not None for gpu in of_ranks(machine, deployment)):
+        if any(gpu.used_bytes is not None for gpu in gpus):
             yield Check("in use", "ok", "by nobody")
         return
     most = max(size for size in used.values() if size)
-    found = f"up to {gib(most)} on {listed([gpu.index for gpu in used])}, by {_holders(list(used))}"
-    if deployment is None or not needs_gpus(deployment):
+    found = f"{listed([gpu.index for gpu in used])} by {_holders(list(used))}, up to {gib(most)}"
+    if planned is None:
         yield Check("in use", "ok", found)
         return
-    planned = _planned_bytes(machine, deployment)
     status: Status = "warning"
     if any((gpu.memory_bytes or 0) - (gpu.used_bytes or 0) < planned[gpu.index] for gpu in used):
         status = "error"
     needed = f"{gib(max(planned.values()))} free on the fullest GPU"
-    yield Check("in use", status, found, needed, "End what runs there: nvidia-smi shows it.")
+    yield Check("in use", status, found, needed, OTHERS)
 
 
 def mig(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:

@@ -19,8 +19,18 @@ IN_THE_IMAGE = "Run it in the image: docker run --gpus all --net host --shm-size
 IN_THE_IMAGE += "--ulimit stack=67108864 --ulimit nofile=65536 -it {}"
 
 
+def container(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    """With it, tritonserver, mpirun and tensorrt-llm are those of the image."""
+    found = machine.programs.container
+    if found is not None and deployment is not None:
+        problem = found.problem.removeprefix(f"{deployment.file}: ").removeprefix("runtime.kind: ")
+        yield verdict("runtime", not found.problem, problem or f"{_shown(found)}, and the image", "", found.fix)
+
+
 def tritonserver(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     programs = machine.programs
+    if programs.container is not None:
+        return
     server, needs_image = programs.tritonserver, needs_gpus(deployment)
     if server.path is not None:
         yield Check("tritonserver", "ok", _shown(server), "that of the NGC image" if needs_image else "")
@@ -33,7 +43,7 @@ def tritonserver(machine: Machine, deployment: Deployment | None) -> Iterator[Ch
 
 def backends(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     programs = machine.programs
-    if programs.tritonserver.path is None:
+    if programs.tritonserver.path is None or programs.container is not None:
         return
     needed, fix = BACKENDS[deployment.engine if deployment else "rehearsal"], "Install it again: nvidia-pytriton"
     if deployment is not None and needs_gpus(deployment):
@@ -43,6 +53,8 @@ def backends(machine: Machine, deployment: Deployment | None) -> Iterator[Check]
 
 def mpirun(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     programs = machine.programs
+    if programs.container is not None:
+        return
     if programs.mpirun.path is not None:
         yield Check("mpirun", "ok", _shown(programs.mpirun))
     elif deployment is None or not needs_gpus(deployment) or programs.tritonserver.path or not programs.docker:
@@ -54,7 +66,7 @@ def mpirun(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
 
 def tensorrt_llm(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     found = machine.programs.packages.get("tensorrt-llm")
-    if found is not None and deployment is not None and needs_gpus(deployment):
+    if machine.programs.container is None and found is not None and deployment is not None and needs_gpus(deployment):
         wanted = deployment.engine_options.version
         fix = f"Use {advised(deployment)}, or set engine.version to what is here."
         yield verdict("tensorrt-llm", found.partition("+")[0] == wanted, found, wanted, fix)
@@ -73,7 +85,7 @@ def tools(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     yield Check("tools", "ok", found, "" if needs_gpus(deployment) else "none of them")
 
 
-RULES = (tritonserver, backends, mpirun, tensorrt_llm, packages, tools)
+RULES = (container, tritonserver, backends, mpirun, tensorrt_llm, packages, tools)
 
 
 def _shown(program: Program) -> str:

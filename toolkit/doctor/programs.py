@@ -1,6 +1,7 @@
 """The programs and packages that a deployment runs on: where they are, and of which version.
 
-Nothing is started but `mpirun --version`, and no package is imported: both would take seconds.
+Nothing is started but `mpirun --version` and docker's answers about itself, and no package is imported: both would
+take seconds.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.errors import ToolkitError
+from toolkit.runtime import require_runtime
 from toolkit.runtime.images import advised
 from toolkit.serve.tritonserver import TritonServer, find, find_mpirun
 
@@ -46,6 +48,8 @@ class Programs:
     nvidia_smi: Path | None
     packages: Mapping[str, str]
     """Versions of those of `PACKAGES` that are installed."""
+    container: Program | None = None
+    """What starts the image, and whether the image is here; None where `runtime` is host, or nothing runs on GPUs."""
 
 
 def look_at_programs(deployment: Deployment | None) -> Programs:
@@ -64,7 +68,18 @@ def look_at_programs(deployment: Deployment | None) -> Programs:
         docker=_which("docker"),
         nvidia_smi=_which("nvidia-smi"),
         packages=packages,
+        container=_container(deployment),
     )
+
+
+def _container(deployment: Deployment | None) -> Program | None:
+    if deployment is None or deployment.engine == "rehearsal" or deployment.runtime.kind == "host":
+        return None
+    try:
+        require_runtime(deployment)
+    except ToolkitError as error:
+        return _missing(error)
+    return Program(_which(deployment.runtime.kind))
 
 
 def _mpirun() -> Program:

@@ -2,7 +2,7 @@
 
 from toolkit.runtime.cores import cores_near
 from toolkit.runtime.needs import Needs, Part, Wrapped
-from toolkit.runtime.require import require_runtime
+from toolkit.runtime.require import require_backend, require_runtime
 from toolkit.runtime.script import script
 from toolkit.runtime.wrap import end_by_force, not_started, wrap
 
@@ -13,6 +13,7 @@ __all__ = [
     "cores_near",
     "end_by_force",
     "not_started",
+    "require_backend",
     "require_runtime",
     "script",
     "wrap",
