@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from toolkit.errors import ToolkitError, Unreadable
 
@@ -188,6 +188,45 @@ def _locked(directory: Path) -> Iterator[None]:
         raise ToolkitError("is being written by another process", where=directory, hint="Wait until it is.") from None
     finally:
         os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A lock file that this process holds, and every process that it hands the descriptor to."""
+
+    stream: IO[str]
+
+    @property
+    def descriptor(self) -> int:
+        return self.stream.fileno()
+
+    def share(self, group: int) -> None:
+        """Name the process group that was handed the descriptor, for the time when this process is gone."""
+        self.stream.write(f"-{group}\n")
+        self.stream.flush()
+
+
+@contextlib.contextmanager
+def alone(file: Path, doing: str) -> Iterator[Alone]:
+    """Hold a lock file, or raise a ToolkitError with the pid of who does. The kernel ends it with its last holder."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        stream = file.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ToolkitError(f"cannot be written: {error.strerror}", where=file) from None
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            there = [pid for pid in stream.read().split() if Path(f"/proc/{pid.removeprefix('-')}").exists()]
+            who = f"process {there[0].removeprefix('-')}" if there else "another process"
+            hint = f"Wait for it, or end it: kill -- {there[0]}" if there else "Wait for it."
+            raise ToolkitError(f"{doing} {who}", where=file.parent, hint=hint) from None
+        stream.truncate(0)
+        stream.write(f"{os.getpid()}\n")
+        stream.flush()
+        yield Alone(stream)
 
 
 def _empty(directory: Path) -> None:

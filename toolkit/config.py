@@ -17,6 +17,8 @@ from pydantic import BaseModel, Field, ValidationError
 from toolkit.errors import ToolkitError
 from toolkit.mapping import Mapping
 from toolkit.model import ModelShape, load_shape, no_shape, parse_shape, shape_file
+from toolkit.releases import LATEST, WITHOUT_ENGINES, Release, release_of
+from toolkit.releases.llm_api import llm_release_of
 from toolkit.rules import check, check_same_shape
 from toolkit.sections import (
     LENGTHS,
@@ -117,6 +119,16 @@ class Deployment(Section):
         return parse_shape(inline, where=f"{self.file}: model.config")
 
     @property
+    def release(self) -> Release:
+        """Of TensorRT-LLM, that its parts are of. A rehearsal acts as the latest."""
+        if self.engine == "rehearsal":
+            return LATEST
+        version = self.engine_options.version
+        if self.engine == "pytorch" and llm_release_of(version, where=self.file) == WITHOUT_ENGINES.name:
+            return WITHOUT_ENGINES
+        return release_of(version, where=self.file)
+
+    @property
     def mapping(self) -> Mapping:
         return Mapping(tp=self.parallel.tp, pp=self.parallel.pp)
 
@@ -125,9 +137,17 @@ class Deployment(Section):
         """Sequences of one micro-batch. The executor of each replica keeps pp micro-batches in flight."""
         return math.ceil(self.limits.max_sequences / (self.parallel.pp * self.parallel.replicas))
 
+    @property
+    def all_ranks(self) -> int:
+        """Of every replica: as many as GPUs."""
+        return self.mapping.world_size * len(self.apart())
+
     def apart(self) -> tuple[Deployment, ...]:
-        """A deployment for each replica, with ports and a run folder of its own; all else, and engines, are shared."""
-        if self.parallel.replicas == 1:
+        """A deployment for each replica, with ports and a run folder of its own; all else, and engines, are shared.
+
+        Itself alone where it is one replica already.
+        """
+        if self.parallel.replicas == 1 or self.replica is not None:
             return (self,)
         return tuple(
             with_settings(self, serving=self.serving.ports(replica)).model_copy(update={"replica": replica})

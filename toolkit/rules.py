@@ -50,10 +50,10 @@ def check_can_be_made(deployment: Deployment) -> None:
 
 
 def check_can_be_served(deployment: Deployment) -> None:
-    """Raise a ToolkitError for what this release plans and does not start."""
-    if deployment.parallel.replicas > 1:
-        what = f"parallel.replicas: {deployment.parallel.replicas} can be planned, one is served"
-        raise ToolkitError(what, where=deployment.file, hint="Set it to 1.")
+    """Raise a ToolkitError for what can be planned and not started."""
+    if deployment.serving.mode == "orchestrator" and deployment.engine != "tensorrt":
+        what = f"serving.mode: orchestrator is the tensorrtllm backend's, engine is {deployment.engine}"
+        raise ToolkitError(what, where=deployment.file, hint="Remove it: leader is the default.")
 
 
 def check_same_shape(found: ModelShape, stated: ModelShape, deployment: Deployment) -> None:

@@ -1,10 +1,39 @@
-"""Which variables are secrets: their values never stand on a command line, which every user can read (ps)."""
+"""Which variables are secrets: their values never stand on a command line, which every user can read (ps), and never
+in a text that is sent away.
+"""
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import quote
 
-_SECRET = r"[A-Za-z0-9_]*?(?:TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|(?:API|ACCESS|PRIVATE|SECRET)_?KEY)"
+_WORD = r"(?:TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|(?:API|ACCESS|PRIVATE|SECRET)[_-]?KEY)"
+_SECRET = rf"[A-Za-z0-9_]*?{_WORD}"
+SHORTEST_SECRET = 8
+"""A secret of fewer characters is found in a text by chance."""
+INSTEAD = "[secret]"
+
+_VALUE = r"""(?:"(?:\\.|[^"\\\n])*"|'[^'\n]*'|(?:\\.|[^\s"',;(){}\[\]\\])+)"""
+_ASSIGNED = re.compile(rf"""({_WORD})((?:\\?["'])?[ \t]*[=:][ \t]*)({_VALUE})""", re.IGNORECASE)
+"""HF_TOKEN=x, "hf_token": "x", hf_token: x; also in JSON that is text in JSON."""
+_OPTION = re.compile(rf"""(--(?=[a-z])[a-z0-9_-]{{0,40}}{_WORD}["']?,?\s+)({_VALUE})""", re.IGNORECASE)
+"""--hf-token x; "--hf-token", "x"."""
+_PARAMETER = re.compile(rf"""({_WORD}"\s*value:?\s*\{{\s*string_value:\s*)({_VALUE})""", re.IGNORECASE)
+"""A parameter of a config.pbtxt."""
+_SHAPES = re.compile(
+    r"hf_(?=[A-Za-z]*[0-9A-Z])[A-Za-z0-9]{8,}|nvapi-[\w-]{8,}|gh[pousr]_\w{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}"
+    r"|\bsk-[\w-]{16,}|\bxox[abprs]-[\w-]{10,}|\bAKIA[0-9A-Z]{16}\b|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"
+    r"|(?<=Bearer )[^\s\"',\\]{8,}|(?<=Basic )[A-Za-z0-9+/]{8,}=*|(?<=://)[^\s/@\"'\\]+(?=@)"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
+    re.DOTALL,
+)
+"""What is a secret by its form, whatever it is called. hf_transfer is not: it is a package."""
+_OF_TEXT = re.compile(r"(?:bos|eos|pad|unk|sep|cls|mask|(?:time_to_)?first)_token$", re.IGNORECASE)
+"""Tokens that a tokenizer has and a load test measures."""
+_NUMBER = re.compile(r"[-+0-9.,e]+|true|false|null|none", re.IGNORECASE)
 
 
 def is_secret(name: str) -> bool:
@@ -16,3 +45,58 @@ def tells_a_secret(argument: str) -> str | None:
     """The name of the secret whose value an argument has, as `HF_TOKEN=...` or `--env=HF_TOKEN=...`."""
     found = re.search(rf"(?<![A-Za-z0-9_])({_SECRET})=.", argument, re.IGNORECASE)
     return found[1] if found else None
+
+
+class Scrubber:
+    """Takes secrets out of texts: the values of the variables that are secrets, whatever is assigned to a name of a
+    secret, and what has the form of one. Rather too much than too little.
+    """
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        values = {form for name, value in variables.items() if is_secret(name) for form in _forms(value)}
+        alternatives = sorted(map(re.escape, values), key=len, reverse=True)
+        self._values = re.compile("|".join(alternatives) if alternatives else r"(?!)")
+
+    def text(self, text: str) -> str:
+        text = _SHAPES.sub(INSTEAD, self._values.sub(INSTEAD, text))
+        text = _ASSIGNED.sub(_without_value, text)
+        return _PARAMETER.sub(_hidden, _OPTION.sub(_hidden, text))
+
+    def data(self, value: Any) -> Any:
+        """The same of everything in what JSON holds."""
+        if isinstance(value, dict):
+            return {
+                self.text(name): INSTEAD if isinstance(inner, str) and _names_a_secret(name) else self.data(inner)
+                for name, inner in value.items()
+            }
+        if isinstance(value, list):
+            return [self.data(inner) for inner in value]
+        return self.text(value) if isinstance(value, str) else value
+
+
+def _forms(value: str) -> Iterator[str]:
+    """A value as it may stand in a text, in JSON in a text, or in a URL; of several lines, as of a key, each."""
+    for part in (value.strip(), *value.splitlines()):
+        if len(part) >= SHORTEST_SECRET:
+            yield from (part, json.dumps(part)[1:-1], json.dumps(part, ensure_ascii=False)[1:-1], quote(part, safe=""))
+
+
+def _names_a_secret(name: str) -> bool:
+    return is_secret(name) and not _OF_TEXT.match(name)
+
+
+def _without_value(found: re.Match[str]) -> str:
+    start, between, value = found.start(), found[2], found[3]
+    if _OF_TEXT.search(found.string, max(0, start - 10), found.end(1)) or (":" in between and _NUMBER.fullmatch(value)):
+        return found[0]
+    return found[1] + between + _quoted(value)
+
+
+def _hidden(found: re.Match[str]) -> str:
+    return found[1] + _quoted(found[2])
+
+
+def _quoted(value: str) -> str:
+    """In the quotation marks that the value has."""
+    mark = value[0] if value[0] in "\"'" else ""
+    return f"{mark}{INSTEAD}{mark}"

@@ -97,7 +97,10 @@ class Serving(Section):
     http_port: Port = 8000
     grpc_port: Port = 8001
     metrics_port: Port = 8002
-    startup_timeout_s: PositiveFloat = 600
+    mode: Literal["leader", "orchestrator"] = "leader"
+    """tensorrt: a tritonserver a rank, or one that starts a worker process a rank itself."""
+    startup_timeout_s: PositiveFloat | None = None
+    """Derived from the bytes to load and the disk's rate when it is not given (toolkit/serve/budget.py)."""
     drain_timeout_s: PositiveFloat = 30
 
     def ports(self, replica: int = 0) -> dict[str, int]:
@@ -110,7 +113,7 @@ class Runtime(Section):
 
     kind: Literal["host", "docker", "enroot", "apptainer"] = "host"
     image: Annotated[str, Field(min_length=1)] | None = None
-    """The image as registries name it; the project's NGC image when it is not given."""
+    """The image as registries name it; NVIDIA's newest with `engine.version` when it is not given."""
     image_file: LoosePath | None = None
     """enroot, apptainer: the image as a file; in the folder `images` beside `output` when it is not given."""
     options: Annotated[tuple[str, ...], Field(strict=False)] = ()

@@ -8,13 +8,16 @@ NVML says no more than "NVLink" or "PCIe" of a pair, and "unknown" is what nobod
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 
 from toolkit.errors import ToolkitError, shown
 
 TABLE = "nvidia-smi topo -m"
+TIMEOUT_S = 10
 UNKNOWN = "unknown"
 SLOWEST_FIRST = (UNKNOWN, "SYS", "PCIe", "NODE", "PHB", "PXB", "PIX")
 """Every way that is not NVLink. What is unknown counts as the slowest, so that a known way is taken before it."""
@@ -49,6 +52,17 @@ class Topology:
         """The CPUs near it as taskset takes them: 0-55,112-167."""
         return self.cores[self.gpus.index(gpu)]
 
+    def only(self, chosen: Iterable[int]) -> Topology:
+        """That of some of its GPUs."""
+        places = [place for place, gpu in enumerate(self.gpus) if gpu in set(chosen)]
+        return Topology(
+            gpus=tuple(self.gpus[i] for i in places),
+            ways=tuple(tuple(self.ways[i][j] for j in places) for i in places),
+            numa=tuple(self.numa[i] for i in places),
+            cores=tuple(self.cores[i] for i in places),
+            source=self.source,
+        )
+
     def worst(self, group: Iterable[int]) -> str:
         """The slowest way between any two of a group; "" where it has no two."""
         return min((self.way(a, b) for a, b in combinations(group, 2)), key=speed, default="")
@@ -63,6 +77,28 @@ def speed(way: str) -> int:
     if is_nvlink(way):
         return len(SLOWEST_FIRST) + int(way.removeprefix("NV").removeprefix("Link") or 0)
     return SLOWEST_FIRST.index(way) if way in SLOWEST_FIRST else 0
+
+
+def unknown_topology(gpus: Iterable[int]) -> Topology:
+    """GPUs of which nothing is told but that they are there."""
+    numbers = tuple(gpus)
+    return Topology(
+        gpus=numbers,
+        ways=tuple(tuple("X" if a == b else UNKNOWN for b in numbers) for a in numbers),
+        numa=(None,) * len(numbers),
+        cores=("",) * len(numbers),
+    )
+
+
+def read_topology(nvidia_smi: str | Path = "nvidia-smi") -> Topology:
+    """That of this machine. Raises ToolkitError where there is no such program, or no whole table."""
+    try:
+        command = [str(nvidia_smi), "topo", "-m"]
+        answer = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        what = f"does not run: {getattr(error, 'strerror', None) or f'no answer in {TIMEOUT_S} s'}"
+        raise ToolkitError(what, where=TABLE) from None
+    return parse_topology(answer.stdout)
 
 
 def parse_topology(text: str) -> Topology:

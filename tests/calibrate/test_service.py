@@ -59,7 +59,7 @@ def test_a_number_that_hardly_occurred_is_left_out():
 @pytest.mark.slow
 def test_the_command_writes_a_file_that_the_planner_reads(tiny_llama, deploy, tmp_path):
     deployment = deploy(tiny_llama, tp=2, pp=2)
-    result = toolkit(deployment, "--budget", "10", "--output", str(tmp_path / "new" / "times.json"), "--json")
+    result = toolkit(deployment, "--budget", "7", "--output", str(tmp_path / "new" / "times.json"), "--json")
     assert result.returncode == 0, result.stderr
     written = json.loads((tmp_path / "new" / "times.json").read_text())
     assert json.loads(result.stdout) == written
@@ -98,7 +98,7 @@ def test_a_server_that_is_there_already_is_not_measured_with_it(tiny_llama, depl
 @pytest.mark.slow
 def test_ctrl_c_in_service_stops_the_server(tiny_llama, deploy):
     deployment = deploy(tiny_llama, pp=2)
-    arguments = command(deployment, "--budget", "40")
+    arguments = command(deployment, "--budget", "16")
     running = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     until = time.monotonic() + 90
     while status(deployment).phase != "ready" and time.monotonic() < until:

@@ -12,8 +12,10 @@ import psutil
 import pytest
 
 from tests.calibrate.slow_rank import SLEPT_S, SlowSecondRank
+from toolkit.calibrate import calibrate, planned
 from toolkit.calibrate.grid import Context, StepPlan, grid
 from toolkit.calibrate.steps import engine_settings, time_steps
+from toolkit.config import with_settings
 from toolkit.errors import ToolkitError
 from toolkit.plan.calibration import FORMAT, model_of, parse
 
@@ -157,3 +159,10 @@ def test_a_rank_that_is_killed_is_one_line(tiny_llama, deploy):
     assert running.returncode == 1
     assert errors.splitlines()[-1].startswith("error: rank 0 of the rehearsal has ended.")
     assert not list(deployment.output.glob("calibration*"))
+
+
+def test_replicas_are_not_measured(deploy, tiny_llama):
+    deployment = with_settings(deploy(tiny_llama, 1, 1), parallel={"replicas": 2})
+    for attempt in (planned, calibrate):
+        with pytest.raises(ToolkitError, match=r"parallel.replicas: 2 share the cores, .* Set it to 1\."):
+            attempt(deployment)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 
 import torch
 from safetensors.torch import load_file, save_file
+
+from tests.commands import toolkit
 
 Q_PROJ = "model.layers.3.self_attn.q_proj.weight"
 UP_PROJ = "model.layers.0.mlp.up_proj.weight"
 
 
 def report(file) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "toolkit", "convert", str(file), "--report"], capture_output=True, text=True
-    )
+    return toolkit("convert", file, "--report")
 
 
 def lines(output: str) -> dict[str, list[str]]:

@@ -25,6 +25,7 @@ class Card:
     ecc: int | None = 0
     """None: as of GPUs without ECC."""
     bus: str = ""
+    sm: tuple[int, int] = (9, 0)
 
 
 class FakeNvml:
@@ -86,6 +87,10 @@ class FakeNvml:
             self._maybe_fail("nvmlDeviceGetMemoryInfo_v2")
         return SimpleNamespace(total=card.total, used=card.used + reserved)
 
+    def nvmlDeviceGetCudaComputeCapability(self, card: Card) -> list[int]:
+        self._maybe_fail("nvmlDeviceGetCudaComputeCapability")
+        return list(card.sm)
+
     def nvmlDeviceGetMigMode(self, card: Card) -> list[int]:
         if card.mig is None:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
@@ -119,4 +124,4 @@ def h100s(count: int = 8, **options: Any) -> FakeNvml:
 
 
 def a100s_pcie(count: int = 4) -> FakeNvml:
-    return FakeNvml([Card(A100, 80 * GIB) for _ in range(count)], nvlink=lambda a, b: False)
+    return FakeNvml([Card(A100, 80 * GIB, sm=(8, 0)) for _ in range(count)], nvlink=lambda a, b: False)

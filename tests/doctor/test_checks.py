@@ -1,5 +1,6 @@
 """Host, programs and places against a deployment: pure functions of what was seen."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import pytest
 
 from tests.doctor.conftest import HOST, PLACES, PROGRAMS, checks_of, problems
 from tests.doctor.fake_nvml import GIB, FakeNvml, h100s
-from toolkit.doctor.places import Disk, Model, Port
+from toolkit.config import with_settings
+from toolkit.doctor.places import Disk, Model, Port, look_at_places
 from toolkit.doctor.programs import Program
+from toolkit.serve.state import exclusive
 
 NOWHERE = Program(None, problem="there is none", fix="Run: pip install it")
 
@@ -139,3 +142,23 @@ def test_engines_from_elsewhere_are_needed_for_what_is_not_built_here(node, flag
     machine = node(h100s(), places=replace(PLACES, made=()))
     assert problems(machine, flagship) == [("warning", "engines")]
     assert "engines" not in checks_of(machine, rehearsal)
+
+
+def test_every_replica_has_ports(rehearsal, tmp_path):
+    update = {"output": tmp_path}
+    deployment = with_settings(rehearsal, parallel={"tp": 2, "pp": 1, "replicas": 2}).model_copy(update=update)
+    places = look_at_places(deployment)
+    http_port = deployment.serving.http_port
+    assert [port.name for port in places.ports] == ["http_port", "grpc_port", "metrics_port"] * 2
+    assert places.ports[3].address == f"127.0.0.1:{http_port + 10}"
+    assert places.running is None
+    with exclusive(deployment.apart()[1]):
+        assert look_at_places(deployment).running == os.getpid()
+
+
+def test_cores_and_memory_of_all_replicas(laptop, rehearsal):
+    host = replace(HOST, usable_cores=6)
+    deployment = with_settings(rehearsal, parallel={"tp": 2, "pp": 2, "replicas": 2})
+    found = checks_of(laptop(host=host), deployment)
+    assert (found["cores"].status, found["cores"].needed) == ("warning", "8, one for each rank")
+    assert found["memory"].needed.endswith("for 8 ranks")

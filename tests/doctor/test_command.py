@@ -8,13 +8,13 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from click.testing import CliRunner
 
+from tests.commands import toolkit
 from tests.doctor.fake_nvml import h100s
 from toolkit.cli.main import cli
 from toolkit.config import Deployment
@@ -44,9 +44,8 @@ def config(tmp_path: Path, tiny_llama: Path) -> Path:
     return tmp_path / "x.yaml"
 
 
-def doctor(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "toolkit", "doctor", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment})
+def doctor(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return toolkit("doctor", *arguments)
 
 
 def checks(result) -> dict[str, dict[str, str]]:
@@ -128,7 +127,7 @@ def test_a_model_that_is_not_whole(config, spoil, message):
 
 def test_what_is_made_needs_no_disk_again(config):
     assert checks(doctor(config, "--json"))["disk"]["needed"] == "1.8 MB checkpoint"
-    subprocess.run([sys.executable, "-m", "toolkit", "convert", str(config)], cwd=ROOT, check=True, capture_output=True)
+    assert toolkit("convert", config).returncode == 0
     assert checks(doctor(config, "--json"))["disk"]["needed"] == ""
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.doctor.conftest import PLACES, checks_of, problems
 from tests.doctor.fake_nvml import GIB, H100, Card, FakeNvml, a100s_pcie, h100s
-from toolkit.config import Deployment
+from toolkit.config import Deployment, with_settings
 from toolkit.doctor import gpus as gpus_module
 from toolkit.doctor.check_gpus import kind
 from toolkit.doctor.gpus import Gpu, Gpus, look_at_gpus
@@ -35,7 +35,7 @@ def test_eight_h100(seen):
     nvml = h100s()
     found = seen(nvml)
     assert (found.driver, found.cuda, found.problem) == ("590.44.01", "13.1", "")
-    assert found.seen[7] == Gpu(7, H100, int(79.65 * GIB), 3 << 20, bus="00000000:8B:00.0", ecc_errors=0)
+    assert found.seen[7] == Gpu(7, H100, int(79.65 * GIB), 3 << 20, bus="00000000:8B:00.0", ecc_errors=0, sm="9.0")
     assert len(found.links) == 28 and {link.way for link in found.links} == {"NVLink"}
     assert nvml.open == 0, "NVML is closed again"
 
@@ -85,11 +85,24 @@ def test_drivers(node, flagship, driver, status):
     assert (found.status, found.needed) == (status, "590.44 or newer for tritonserver:26.07-trtllm-python-py3")
 
 
+@pytest.mark.parametrize(
+    "version, needed",
+    [
+        ("1.0.0", "575.57 or newer for tritonserver:25.10-trtllm-python-py3"),
+        ("1.0.1", "580.95 or newer for tritonserver:25.11-trtllm-python-py3"),
+    ],
+)
+def test_the_driver_that_the_image_of_the_release_wants(node, flagship, version, needed):
+    older = with_settings(flagship, engine_options={"version": version})
+    found = checks_of(node(h100s(driver="580.95.05")), older)["driver"]
+    assert (found.status, found.needed) == ("ok", needed)
+
+
 def test_memory_in_use_by_others(node, flagship):
     nvml = h100s()
     nvml.cards[2].used, nvml.cards[2].pids = 60 * GIB, (999_999_998, 999_999_999)
     found = checks_of(node(nvml), flagship)["in use"]
-    assert found.found == "up to 60.0 GiB on GPU 2, by process 999999998, process 999999999"
+    assert found.found == "GPU 2 by process 999999998, process 999999999, up to 60.0 GiB"
     assert (found.status, found.needed) == ("error", "42.5 GiB free on the fullest GPU")
     nvml.cards[2].used = 5 * GIB
     assert checks_of(node(nvml), flagship)["in use"].status == "warning", "what is planned fits beside it"
@@ -141,7 +154,7 @@ def test_fields_that_nvml_does_not_tell(node, seen, flagship):
     cards = [Card("NVIDIA GH200 480GB", mig=None) for _ in range(8)]
     nvml = FakeNvml(cards, fails=dict.fromkeys(silent, pynvml.NVML_ERROR_NOT_SUPPORTED))
     found = seen(nvml)
-    assert found.seen[0] == Gpu(0, "NVIDIA GH200 480GB", bus="00000000:1B:00.0", ecc_errors=0)
+    assert found.seen[0] == Gpu(0, "NVIDIA GH200 480GB", bus="00000000:1B:00.0", ecc_errors=0, sm="9.0")
     assert {link.way for link in found.links} == {"unknown"}
     expected = [("error", "GPU kind"), ("warning", "GPU memory"), ("warning", "NVLink")]
     assert problems(node(nvml), flagship) == expected
@@ -231,3 +244,13 @@ def test_only_processes_that_have_a_gpu_open_are_named(seen, monkeypatch, tmp_pa
     monkeypatch.setattr(gpus_module, "PROC", tmp_path)
     found = seen(FakeNvml([Card(pids=(7, 8, 9))])).seen[0].processes
     assert list(map(str, found)) == ["process 7 (python3)", "process 8", "process 9"]
+
+
+def test_every_replica_needs_its_gpus(node, flagship):
+    deployment = with_settings(flagship, parallel={"tp": 4, "pp": 1, "replicas": 2})
+    count = checks_of(node(h100s(6)), deployment)["GPUs"]
+    assert (count.status, count.needed) == ("error", "8, one for each rank")
+    nvml = h100s()
+    nvml.cards[7].used = 70 * GIB
+    in_use = checks_of(node(nvml), deployment)["in use"]
+    assert in_use.status == "error", "by the last rank of the second replica"

@@ -153,6 +153,6 @@ def test_only_the_gpus_that_the_variable_leaves_are_looked_at(node, flagship):
     nvml = h100s()
     nvml.cards[0].used, nvml.cards[5].used = 70 * GIB, 5 * GIB
     found = checks_of(node(nvml, settings=visible("4,5,6,7")), deployment)["in use"]
-    assert "5.0 GiB on GPU 5" in found.found
+    assert "GPU 5 by " in found.found and "up to 5.0 GiB" in found.found
     running = replace(PLACES, running=7)
     assert checks_of(node(nvml, settings=visible("4,5,6,7"), places=running), deployment)["in use"].status == "ok"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.doctor.fake_nvml import a100s_pcie, h100s
-from toolkit.doctor import topology as topology_module
+from toolkit import topology as topology_module
 from toolkit.doctor.gpus import Gpus
 from toolkit.doctor.topology import look_at_topology, topology_of_links
 from toolkit.errors import ToolkitError

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import queue
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -158,3 +159,44 @@ def tiny(tiny_llama, deploy):
 def group(tiny) -> Iterator[Group]:
     with started(tiny) as one:
         yield one
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch) -> Path:
+    """The double, as `trtllm-build` on PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    path = folder / "trtllm-build"
+    path.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.engine.trtllm_build_double "$@"\n')
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return path
+
+
+@pytest.fixture
+def make(tmp_path, tiny_llama):
+    """make(**changes of the YAML) -> Deployment of PP2 x TP2, converted; the same files whenever it is called."""
+
+    from toolkit.checkpoint import convert
+    from toolkit.config import Deployment
+
+    def load(engine: dict | None = None, converted: bool = True, **sections) -> Deployment:
+        content = {
+            "engine": {"kind": "tensorrt", "workers": 2, **(engine or {})},
+            "model": {"path": str(tiny_llama)},
+            "parallel": {"tp": 2, "pp": 2},
+            "limits": {"max_sequences": 8, "max_num_tokens": 256, "max_seq_len": 256},
+            "output": str(tmp_path / "out"),
+            **sections,
+        }
+        (tmp_path / "trial.yaml").write_text(yaml.safe_dump(content))
+        deployment = Deployment.load(tmp_path / "trial.yaml")
+        if converted:
+            convert(deployment)
+        return deployment
+
+    return load

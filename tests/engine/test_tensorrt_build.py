@@ -10,11 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 
 from tests.engine import trtllm_build_double as double
-from toolkit.artifacts import read_lock
-from toolkit.checkpoint import convert
+from toolkit.artifacts import alone, read_lock
 from toolkit.config import Deployment
 from toolkit.engine import require_buildable
 from toolkit.engine.tensorrt.build import build_tensorrt, log_file
@@ -24,40 +22,6 @@ from toolkit.runtime import Wrapped
 from toolkit.runtime.needs import Part
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def program(tmp_path, monkeypatch) -> Path:
-    """The double, as `trtllm-build` on PATH."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    path = folder / "trtllm-build"
-    path.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.engine.trtllm_build_double "$@"\n')
-    path.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    return path
-
-
-@pytest.fixture
-def make(tmp_path, tiny_llama):
-    """make(**changes of the YAML) -> Deployment of PP2 x TP2, converted; the same files whenever it is called."""
-
-    def load(engine: dict | None = None, **sections) -> Deployment:
-        content = {
-            "engine": {"kind": "tensorrt", "workers": 2, **(engine or {})},
-            "model": {"path": str(tiny_llama)},
-            "parallel": {"tp": 2, "pp": 2},
-            "limits": {"max_sequences": 8, "max_num_tokens": 256, "max_seq_len": 256},
-            "output": str(tmp_path / "out"),
-            **sections,
-        }
-        (tmp_path / "trial.yaml").write_text(yaml.safe_dump(content))
-        deployment = Deployment.load(tmp_path / "trial.yaml")
-        convert(deployment)
-        return deployment
-
-    return load
 
 
 def quiet(done: int, total: int) -> None:
@@ -105,7 +69,8 @@ def test_another_flag_or_checkpoint_is_another_engine(make, program):
     assert built(make({"extra": {"multiple_profiles": "disable"}}, limits={"max_sequences": 16, "max_seq_len": 256}))
 
 
-def test_one_worker_builds_rank_after_rank(make, program):
+def test_one_worker_builds_rank_after_rank(make, program, monkeypatch):
+    monkeypatch.setenv("DOUBLE", "merged")  # lines of ranks that write at once have run into each other
     assert built(make({"workers": 1}))
 
 
@@ -139,23 +104,35 @@ def test_ranks_that_were_built_are_kept_and_the_others_built(make, program, monk
     assert sorted(path.name for path in engine.glob("*.engine")) == [f"rank{rank}.engine" for rank in range(4)]
 
 
-def test_a_half_written_rank_is_not_kept(make, program, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_build_that_is_ended_goes_on_and_keeps_no_half_written_rank(make, program, monkeypatch, number):
     deployment = make()
     monkeypatch.setenv("DOUBLE", "half:2")
     command = [sys.executable, "-c", BUILD.format(file=str(deployment.file))]
     running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     work = deployment.output / "engine.building"
     wait_for(lambda: (work / "rank2.engine").exists() and (work / "rank3.engine").exists())
-    time.sleep(1.5)  # it has been noticed that all but rank 2 are whole, or not: both must be right
+    time.sleep(1.2)  # it has been noticed that all but rank 2 are whole, or not: both must be right
     children = psutil.Process(running.pid).children(recursive=True)
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     running.communicate(timeout=30)
+    if number == signal.SIGKILL:  # nobody was left to end its program, which would write into what comes next
+        builder = children[0].pid
+        says = f"{deployment.output}: is being built by process {builder}. Wait for it, or end it: kill -- -{builder}"
+        assert failure(deployment) == says
+        os.killpg(builder, signal.SIGKILL)
     wait_for(lambda: not any(child.is_running() for child in children))
     monkeypatch.delenv("DOUBLE")
     assert built(make())
     for rank in range(4):
         wanted = double.HEADER + (deployment.checkpoint_dir / f"rank{rank}.safetensors").read_bytes()
         assert (deployment.engine_dir / f"rank{rank}.engine").read_bytes() == wanted
+
+
+def test_two_builds_at_once_are_refused(make, program):
+    deployment = make()
+    with alone(deployment.output / "build.lock", "is being built by"):
+        assert f"is being built by process {os.getpid()}. Wait for it, or end it: kill -- " in failure(deployment)
 
 
 BUILD = """

@@ -1,8 +1,9 @@
 """Stands for `trtllm-build` in tests: takes exactly the flags of a release's table, works and fails like the real one.
 
 One process a rank in a pool of --workers, or one rank after the other in a loop without; its log lines, outputs and
-exit codes. It is no engine builder: what it writes are the checkpoint's bytes behind a header. How it shall fail is in
-the environment variable DOUBLE, as `what` or `what:rank`.
+exit codes. The processes are forked, which is quick, where the real one spawns them. It is no engine builder: what it
+writes are the checkpoint's bytes behind a header. How it shall fail is in the environment variable DOUBLE, as `what` or
+`what:rank`.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def fault(rank: int | None = None) -> str:
     return what if where == ("" if rank is None else str(rank)) else ""
 
 
-def say(text: str, source: str = "TRT-LLM", level: str = "I") -> None:
-    print(f"[{time.strftime('%m/%d/%Y-%H:%M:%S')}] [{source}] [{level}] {text}", flush=True)
+def say(text: str, source: str = "TRT-LLM", level: str = "I", end: str = "\n") -> None:
+    print(f"[{time.strftime('%m/%d/%Y-%H:%M:%S')}] [{source}] [{level}] {text}", end=end, flush=True)
 
 
 def build_rank(rank: int, gpu: int, options: dict) -> bool:
@@ -72,7 +73,7 @@ def build_rank(rank: int, gpu: int, options: dict) -> bool:
         if fault(rank) == "half":
             time.sleep(3600)
         file.write(weights.read_bytes())
-    say("Engine serialized. Total time: 00:00:01")
+    say("Engine serialized. Total time: 00:00:01", end="" if fault() == "merged" else "\n")
     if rank == 0:
         build = {name: options[name] for name in ("max_batch_size", "max_num_tokens", "max_seq_len")}
         whole = {"version": VERSION, "pretrained_config": config, "build_config": build}
@@ -92,7 +93,7 @@ def main() -> None:
         for rank in ranks:
             build_rank(rank, 0, options)
     else:
-        with ProcessPoolExecutor(mp_context=get_context("spawn"), max_workers=workers) as pool:
+        with ProcessPoolExecutor(mp_context=get_context("fork"), max_workers=workers) as pool:
             for future in as_completed([pool.submit(build_rank, rank, rank % workers, options) for rank in ranks]):
                 try:
                     future.result()

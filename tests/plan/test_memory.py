@@ -69,8 +69,9 @@ def test_a_remainder_of_layers_goes_to_the_first_stages() -> None:
     assert [layer for stage in range(4) for layer in mapping.layers(30, stage)] == list(range(30))
 
 
-def test_json_and_text_agree() -> None:
-    result = CliRunner().invoke(cli, ["plan", str(FLAGSHIP), "--json"])
+def test_json_and_text_agree(flagship) -> None:
+    file = flagship(workload={"rate": 8, "requests": 120, "output_tokens": 16})
+    result = CliRunner().invoke(cli, ["plan", str(file), "--json"])
     data = json.loads(result.stdout)
     assert data["model"] == {
         "path": "/models/Meta-Llama-3-70B-Instruct",
@@ -81,7 +82,7 @@ def test_json_and_text_agree() -> None:
         "layers": 80,
     }
     assert data["parallel"]["world_size"] == 8
-    text = CliRunner().invoke(cli, ["plan", str(FLAGSHIP)]).stdout
+    text = CliRunner().invoke(cli, ["plan", str(file)]).stdout
     assert max(map(len, text.splitlines())) <= 100
     for figure in (
         "70,553,706,496",

@@ -1,13 +1,14 @@
 """Which release a version is of, what its table holds, and what it says of values."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from toolkit.config import Deployment
+from toolkit.config import Deployment, with_settings
 from toolkit.errors import ToolkitError
-from toolkit.releases import LATEST, RELEASES, RENAMES, Flag, Image, Parameter, Release, release_of
+from toolkit.releases import LATEST, OUR_PARAMETERS, RELEASES, RENAMES, Flag, Image, Parameter, Release, release_of
 from toolkit.releases.setting import KINDS
 from toolkit.releases.setting import flags as read_flags
 from toolkit.releases.tables import within
@@ -111,9 +112,11 @@ def test_a_removed_flag_is_no_flag(release: Release) -> None:
 
 @everywhere
 def test_every_default_is_a_value(release: Release) -> None:
-    for setting in (*release.build_flags.values(), *release.backend_parameters.values()):
+    models = (*release.model_parameters.values(), *OUR_PARAMETERS.values())
+    others = (setting for settings in models for setting in settings.values())
+    for setting in (*release.build_flags.values(), *release.backend_parameters.values(), *others):
         assert setting.kind in KINDS
-        assert (setting.kind in ("choice", "toggle", "bool")) == bool(setting.choices), setting.name
+        assert (setting.kind in ("choice", "words", "toggle", "bool")) == bool(setting.choices), setting.name
         assert setting.default is None or setting.problem(setting.default) is None, setting.name
 
 
@@ -214,10 +217,46 @@ def test_any_value_has_words_or_none(release: Release, value: object) -> None:
         assert words is None or len(words) < 400
 
 
+def flagship(release: Release) -> Deployment:
+    return with_settings(Deployment.load(FLAGSHIP), engine_options={"version": release.images[0].version})
+
+
 @everywhere
 def test_the_flagship_says_nothing_wrong(release: Release) -> None:
-    for name, value in tensorrt_llm(Deployment.load(FLAGSHIP), Path("/engines")).items():
+    said = tensorrt_llm(flagship(release), Path("/engines"))
+    assert said["enable_chunked_context"] == "true" and len(said) > 30
+    for name, value in said.items():
         assert release.backend_parameters[name].problem(value) is None, name
+    for name, setting in release.backend_parameters.items():
+        assert name in said or not setting.present, name
+
+
+def test_what_a_backend_does_not_know_is_not_said_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, known = flagship(RELEASES["1.0"]), dict(RELEASES["1.0"].backend_parameters)
+    assert "multi_block_mode" in tensorrt_llm(before, Path("/engines"))
+    del known["multi_block_mode"]
+    monkeypatch.setattr(Deployment, "release", replace(RELEASES["1.0"], backend_parameters=known))
+    assert "multi_block_mode" not in tensorrt_llm(before, Path("/engines"))
+
+
+def test_a_deployment_is_of_the_release_of_its_version_and_a_rehearsal_of_the_latest() -> None:
+    old = flagship(RELEASES["0.20"])
+    assert old.release is RELEASES["0.20"]
+    assert old.model_copy(update={"engine": "rehearsal"}).release is LATEST
+
+
+@everywhere
+def test_tensors_of_a_release(release: Release) -> None:
+    def dims(tensors: tuple[signatures.Tensor, ...]) -> dict[str, tuple[int, ...]]:
+        return {tensor.name: tensor.dims for tensor in signatures.of_release(tensors, release.name)}
+
+    several = release.name in ("1.1", "1.2")  # images in a request
+    inputs, outputs = dims(signatures.PREPROCESSING_INPUTS), dims(signatures.PREPROCESSING_OUTPUTS)
+    assert inputs["IMAGE_URL"] == ((-1,) if several else (1,))
+    assert inputs.get("IMAGE_SIZES") == ((-1, 2) if several else None)
+    assert outputs["IMAGE_SIZES"] == ((-1, 2) if several else (2,))
+    assert ("image_sizes_input" in dims(signatures.BLS_INPUTS)) == several
+    assert set(dims(signatures.TENSORRT_LLM_INPUTS)) == {one.name for one in signatures.TENSORRT_LLM_INPUTS}
 
 
 def test_renamed_are_the_names_of_now() -> None:

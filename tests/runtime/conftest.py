@@ -28,10 +28,10 @@ for start, (status, out, err, wait) in json.loads({answers!r}).items():
 
 @pytest.fixture
 def deploy(tmp_path):
-    """Makes the flagship with another `runtime`, in a folder with a space in its name."""
+    """Makes the flagship with another `runtime` and other sections, in a folder with a space in its name."""
 
-    def make(runtime: object = "host") -> Deployment:
-        content = yaml.safe_load(FLAGSHIP.read_text()) | {"runtime": runtime}
+    def make(runtime: object = "host", **sections: object) -> Deployment:
+        content = yaml.safe_load(FLAGSHIP.read_text()) | {"runtime": runtime, **sections}
         folder = tmp_path / "my configs"
         folder.mkdir(exist_ok=True)
         (folder / "flagship.yaml").write_text(yaml.safe_dump(content))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from toolkit.errors import ToolkitError
-from toolkit.runtime import Needs, end_by_force, script, wrap
+from toolkit.runtime import Needs, Part, end_by_force, script, wrap
 
 GOLDEN = Path(__file__).parent / "golden"
 KINDS = ["host", "docker", "enroot", "apptainer"]
@@ -64,6 +64,22 @@ def test_docker_reads_several_gpus_as_one_value(deploy):
     one, two = (wrap(deploy("docker"), ["x"], Needs(gpus=gpus)).arguments for gpus in ((3,), (2, 5)))
     assert one[one.index("--gpus") + 1] == "device=3"
     assert two[two.index("--gpus") + 1] == '"device=2,5"'
+
+
+@pytest.mark.parametrize(
+    ("kind", "inside"), [("host", "5,2,7"), ("docker", "1,0,2"), ("enroot", "1,0,2"), ("apptainer", "5,2,7")]
+)
+def test_gpus_are_seen_in_the_order_given(deploy, kind, inside):
+    """docker and enroot show these three and count them from 0 along the bus."""
+    wrapped = wrap(deploy(kind), ["x"], Needs(gpus=(5, 2, 7)))
+    told = [*wrapped.arguments, *(f"{name}={value}" for name, value in wrapped.environment.items())]
+    assert f"CUDA_VISIBLE_DEVICES={inside}" in told and "CUDA_DEVICE_ORDER=PCI_BUS_ID" in told
+
+
+def test_a_command_in_parts_is_explained_part_by_part(deploy):
+    parts = [Part(("mpirun", "--x"), "first reason"), Part(("-n", "1", "y"), "second reason")]
+    text = script(deploy("docker"), parts, Needs())
+    assert text.index("# first reason\n  mpirun\n  --x\n  # second reason\n  -n 1 y\n)") > 0
 
 
 def test_docker_without_gpus_ports_or_cores(deploy):

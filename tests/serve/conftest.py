@@ -1,3 +1,5 @@
+import contextlib
+import os
 import shutil
 import signal
 import socket
@@ -12,6 +14,7 @@ import yaml
 
 from toolkit import artifacts, repository
 from toolkit.config import Deployment
+from toolkit.sections import PORTS, PORTS_APART
 from toolkit.serve.janitor import Member, members
 from toolkit.serve.state import State, read_state
 
@@ -28,18 +31,27 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def free_ports_of_replicas(replicas: int) -> tuple[int, int, int]:
+    """Those of the first of several replicas."""
+    for base in range(20000 + os.getpid() % 1000 * 10, 32000, 10 * replicas):
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            for port in (base + PORTS_APART * replica + n for replica in range(replicas) for n in range(3)):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            return base, base + 1, base + 2
+    raise AssertionError("no free ports")
+
+
 @pytest.fixture
 def deploy(tmp_path: Path, tiny_llama: Path) -> Callable[..., Deployment]:
     """Makes a deployment of tp x pp ranks whose models need no engine (tests/serve/models)."""
 
-    def make(tp: int = 1, pp: int = 1, **serving: object) -> Deployment:
-        http_port, grpc_port, metrics_port = free_ports(3)
-        ports = {"http_port": http_port, "grpc_port": grpc_port, "metrics_port": metrics_port}
+    def make(tp: int = 1, pp: int = 1, replicas: int = 1, **serving: object) -> Deployment:
+        ports = dict(zip(PORTS, free_ports(3) if replicas == 1 else free_ports_of_replicas(replicas), strict=True))
         file = tmp_path / "trial.yaml"
         content = {
             "engine": "rehearsal",
             "model": {"path": str(tiny_llama)},
-            "parallel": {"tp": tp, "pp": pp},
+            "parallel": {"tp": tp, "pp": pp, "replicas": replicas},
             "limits": {"max_sequences": 8, "max_num_tokens": 256, "max_seq_len": 256},
             "hardware": {"gpu": "none"},
             "serving": {**ports, "drain_timeout_s": 20, "startup_timeout_s": 60, **serving},
@@ -87,7 +99,7 @@ class Serving:
         self._folder = folder
         code = f"{prelude}\nimport sys; from toolkit.serve.__main__ import main; sys.exit(main(*sys.argv[1:]))"
         self.process = subprocess.Popen(
-            [sys.executable, "-c", code, str(deployment.file), "rehearsal"],
+            [sys.executable, "-c", code, str(deployment.file), deployment.engine],
             stdout=(folder / "stdout").open("w"),
             stderr=(folder / "stderr").open("w"),
         )
@@ -119,8 +131,10 @@ class Serving:
 
     def member(self, rank: int | None, model: str = "") -> Member:
         """The process of a rank, of one of its models, or of mpirun (None)."""
-        found = members(self.state.run)
-        return next(member for member in found if (member.rank, member.model) == (rank, model))
+        return next(member for member in self.members() if (member.rank, member.model) == (rank, model))
+
+    def members(self) -> list[Member]:
+        return members(self.state.run)
 
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)

@@ -1,14 +1,19 @@
+import os
 import shlex
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import toolkit
-from toolkit.config import Deployment
-from toolkit.serve import command
-from toolkit.serve.command import command_line, dry_run
+from toolkit.config import Deployment, with_settings
+from toolkit.runtime import Part, cores_near
+from toolkit.serve import dry_run
+from toolkit.serve.command import command_line
 from toolkit.serve.janitor import Run
+from toolkit.serve.launch import shell_text
 from toolkit.serve.tritonserver import NGC_BINARY, Mpirun, TritonServer
+from toolkit.topology import parse_topology
 
 ROOT = Path(toolkit.__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
@@ -19,10 +24,25 @@ def flagship() -> Deployment:
     return Deployment.load(ROOT / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml")
 
 
-def test_the_flagship_s_dry_run(monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "mode", "golden"),
+    [("host", "leader", "flagship.sh"), ("docker", "orchestrator", "flagship-docker-orchestrator.sh")],
+)
+def test_the_flagship_s_dry_run(monkeypatch, tmp_path, kind, mode, golden):
+    table = ROOT / "tests" / "doctor" / "recorded" / "dgx-h100.txt"
+    monkeypatch.setattr("toolkit.serve.gpus.read_topology", lambda: parse_topology(table.read_text()))
+    for node, cores in ((0, "0-55,112-167"), (1, "56-111,168-223")):
+        (tmp_path / f"node{node}").mkdir()
+        (tmp_path / f"node{node}" / "cpulist").write_text(cores)
+    monkeypatch.setattr("toolkit.serve.gpus.cores_near", partial(cores_near, folder=tmp_path))
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
+    monkeypatch.setattr(os, "getgid", lambda: 1000)
     monkeypatch.setattr("toolkit.serve.tritonserver.NGC_BINARY", Path("/nowhere/tritonserver"))
-    shown = dry_run(flagship())
-    assert shown.replace(str(flagship().output), "OUTPUT") + "\n" == (GOLDEN / "flagship.txt").read_text()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    deployment = with_settings(flagship(), serving={"mode": mode}, runtime={"kind": kind})
+    shown = dry_run(deployment).replace(str(deployment.output), "/OUTPUT").replace(str(deployment.file), "FILE") + "\n"
+    assert shown == (GOLDEN / golden).read_text()
 
 
 def test_a_dry_run_can_be_pasted_into_a_shell(deploy):
@@ -34,8 +54,12 @@ def test_a_dry_run_can_be_pasted_into_a_shell(deploy):
     assert words.count(":") == 3 and words[-1] != ":"
 
 
-def blocks(arguments: list[str]) -> list[list[str]]:
-    text = " ".join(arguments)
+def flat(parts: list[Part]) -> list[str]:
+    return [argument for part in parts for argument in part.arguments]
+
+
+def blocks(arguments: list[Part]) -> list[list[str]]:
+    text = " ".join(flat(arguments))
     return [block.split() for block in text.partition(" -n ")[2].split(" : -n ")]
 
 
@@ -57,17 +81,15 @@ def test_one_block_a_rank(deploy, tp, pp):
 
 
 @pytest.mark.parametrize(
-    "version, rehearsal, options",
+    "version, binary, options",
     [
-        ((5, 0), True, "--allow-run-as-root --bind-to none --map-by :OVERSUBSCRIBE --output tag"),
-        ((4, 1), True, "--allow-run-as-root --bind-to none --noprefix --oversubscribe --tag-output"),
-        ((5, 0), False, "--allow-run-as-root --bind-to none --output tag"),
-        ((4, 1), False, "--allow-run-as-root --bind-to none --noprefix --tag-output"),
+        ((5, 0), "/usr/bin/mpirun", "--allow-run-as-root --bind-to none --map-by :OVERSUBSCRIBE --output tag"),
+        ((4, 1), "/usr/bin/mpirun", "--allow-run-as-root --bind-to none --noprefix --oversubscribe --tag-output"),
+        ((4, 1), "mpirun", "--allow-run-as-root --bind-to none --oversubscribe --tag-output"),
     ],
 )
-def test_what_each_open_mpi_is_told(deploy, version, rehearsal, options):
-    deployment = deploy() if rehearsal else flagship()
-    arguments = command_line(deployment, TritonServer(NGC_BINARY), Mpirun(Path("mpirun"), version), RUN)
+def test_what_each_open_mpi_is_told(version, binary, options):
+    arguments = flat(command_line(flagship(), TritonServer(NGC_BINARY), Mpirun(Path(binary), version), RUN))
     assert " ".join(arguments[1 : arguments.index("-n")]) == options
 
 
@@ -75,5 +97,5 @@ def test_paths_with_spaces_stay_one_argument(deploy):
     deployment = deploy()
     server = TritonServer(Path("/opt/my server"))
     arguments = command_line(deployment, server, Mpirun(Path("mpirun"), (5, 0)), RUN)
-    assert "/opt/my server" in arguments
-    assert "'/opt/my server'" in command._shell_text({}, arguments)
+    assert "/opt/my server" in flat(arguments)
+    assert "'/opt/my server'" in shell_text({}, arguments)

@@ -2,7 +2,7 @@ import io
 
 import pytest
 
-from toolkit.serve.logs import Logs
+from toolkit.serve.logs import ORCHESTRATOR, Logs
 
 # Written by Open MPI 5.0.11 and 4.1.8 for two ranks; 4.1 tags every piece, also in the middle of a line.
 OPEN_MPI_5 = """\
@@ -21,6 +21,21 @@ OPEN_MPI_4 = """\
 --------------------------------------------------------------------------
 prterun noticed that process rank 1 exited on signal 9 (Killed).
 """
+
+
+def test_workers_of_an_orchestrator_are_the_ranks(tmp_path):
+    logs = Logs(tmp_path, 2, lambda line: None, verbose=False, orchestrated=True)
+    # Open MPI 4.1: the workers are its second job.
+    logs.follow(io.StringIO("[1,0]<stderr>:starts workers\n[2,0]<stderr>:one\n[2,1]<stderr>:two\nprterun noticed\n"))
+    logs.finish()
+    names = ("orchestrator", "rank0", "rank1", "mpirun")
+    assert [(tmp_path / f"{name}.log").read_text() for name in names] == [
+        "starts workers\n",
+        "one\n",
+        "two\n",
+        "prterun noticed\n",
+    ]
+    assert logs.last(ORCHESTRATOR) == ["starts workers"] and logs.last(1) == ["two"]
 
 
 @pytest.mark.parametrize("output", [OPEN_MPI_5, OPEN_MPI_4], ids=["5.0", "4.1"])

@@ -137,3 +137,16 @@ def test_too_little_memory(deploy):
     preflight.check_memory(deployment, available=int(5.2 * GIB))
     with pytest.raises(ToolkitError, match=r"4 ranks need about 5\.\d GiB of memory, 4\.5 GiB are available"):
         preflight.check_memory(deployment, available=int(4.5 * GIB))
+
+
+def test_all_replicas_count(deploy):
+    """Twice what one needs; one of them alone needs half."""
+    deployment = deploy(tp=2, replicas=2)
+    first, _ = deployment.apart()
+    assert preflight.shared_memory_needed(deployment) == 2 * preflight.shared_memory_needed(first)
+    with (deployment.engine_dir / "rank0.engine").open("wb") as file:
+        file.truncate(GIB)  # sparse; 2 GiB when widened, and 0.5 GiB for two ranks
+    preflight.check_memory(first, available=3 * GIB)
+    preflight.check_memory(deployment, available=6 * GIB)
+    with pytest.raises(ToolkitError, match=r"4 ranks need about 5\.\d GiB of memory, 4\.5 GiB are available"):
+        preflight.check_memory(deployment, available=int(4.5 * GIB))

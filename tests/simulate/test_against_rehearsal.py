@@ -27,11 +27,11 @@ SIZES = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, 
 @pytest.mark.slow
 @pytest.mark.parametrize("pp", [1, 2])
 def test_simulated_percentiles_are_those_of_the_engine(make_llama, deploy, tmp_path, monkeypatch, pp):
-    workload = {"rate": 2.5, "requests": 50, "prompt_tokens": {"min": 10, "max": 40}}
+    workload = {"rate": 2.5, "requests": 30, "prompt_tokens": {"min": 10, "max": 40}}
     workload |= {"output_tokens": {"min": 10, "max": 60}, "seed": pp}
     deployment = deploy(make_llama(**SIZES), pp=pp, workload=workload)
     content = {"format": FORMAT, "kind": "steps", "model": model_of(deployment.shape, "steps")}
-    content |= time_steps(deployment, 8.0, lambda done, total: None)
+    content |= time_steps(deployment, 5.0, lambda done, total: None)
     traffic, log = traffic_of(deployment), tmp_path / "steps.jsonl"
     monkeypatch.setenv(VARIABLE, str(log))
     samples = engine_samples(deployment, traffic)

@@ -115,3 +115,9 @@ def test_a_sample_survives_json():
 
     original = sample(10, 20, 30, tokens_in=7, prefill_ms=3.5, counted_by="server")
     assert Sample.from_dict(json.loads(json.dumps({**original.as_dict(), "unknown": 1}))) == original
+
+
+def test_requests_of_each_replica():
+    asked = [sample(10, replica=replica) for replica in (0, 2, 2, 0, 2)] + [failed()]
+    assert Measured(asked, {}).per_replica == (2, 0, 3)
+    assert Measured([sample(10)], {}).per_replica == ()

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 
+from tests.commands import toolkit
 from tests.verify.test_tampering import flipped_bit, gate_and_up, nan
-
-
-def toolkit(*arguments) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "toolkit", *map(str, arguments)], capture_output=True, text=True)
 
 
 def test_the_same(pristine, llama):

@@ -61,6 +61,7 @@ def _measure_steps(deployment: Deployment, budget_s: float, tell: Callable[[int,
     from toolkit.calibrate.steps import engine_settings, time_steps
     from toolkit.serve.preflight import check
 
+    _require_one_replica(deployment)
     engine_settings(deployment)
     check(deployment)  # rather than after a minute of measuring
     found = time_steps(deployment, (1 - IN_SERVICE) * budget_s, tell)
@@ -69,12 +70,20 @@ def _measure_steps(deployment: Deployment, budget_s: float, tell: Callable[[int,
     return {**found, **time_service(deployment, alone, IN_SERVICE * budget_s, tell)}
 
 
+def _require_one_replica(deployment: Deployment) -> None:
+    """Replicas of a rehearsal share the machine's cores, so the steps of one alone would say too little."""
+    if deployment.parallel.replicas > 1:
+        what = f"parallel.replicas: {deployment.parallel.replicas} share the cores, and one is measured at a time"
+        raise ToolkitError(what, where=deployment.file, hint="Set it to 1.")
+
+
 def planned(deployment: Deployment) -> list[str]:
     """A line for each thing that would be timed. Raises ToolkitError where it could not be."""
     if kind_of(deployment) == "steps":
         from toolkit.calibrate.grid import grid
         from toolkit.calibrate.steps import engine_settings, named
 
+        _require_one_replica(deployment)
         return [named(plan) for plan in grid(engine_settings(deployment).scheduling)]
     from toolkit.calibrate.layers import named_point, points, require_device
 

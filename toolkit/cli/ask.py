@@ -20,14 +20,16 @@ if TYPE_CHECKING:
 @click.option("--max-tokens", type=int, default=128, show_default=True, help="Tokens to generate at most.")
 @json_option
 def ask(deployment: Deployment, question: str, protocol: str, raw: bool, max_tokens: int, as_json: bool) -> None:
-    """Ask the served model a QUESTION and stream its answer."""
+    """Ask the served model a QUESTION and stream its answer; of several replicas, the first that is ready."""
     from toolkit.client import GenerateRequest, connect
     from toolkit.client.chat import chat_prompt
+    from toolkit.load.target import first_ready
 
     prompt = question if raw else chat_prompt(deployment.model.path, question)
     request = GenerateRequest(prompt, max_tokens)
+    url = first_ready(deployment, protocol).url(protocol)
     pieces, arrivals, sent = [], [], time.perf_counter()
-    with connect(deployment.url(protocol)) as client:
+    with connect(url) as client:
         for event in client.generate_stream(request, deadline_s=deployment.loadtest.timeout_s):
             pieces.append(event.text)
             arrivals.append(event.received)

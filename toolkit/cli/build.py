@@ -27,6 +27,7 @@ def build(deployment: Deployment, checkpoint: Path | None, dry_run: bool) -> Non
     was cut off goes on with the ranks that are left.
     """
     from toolkit.checkpoint import convert
+    from toolkit.doctor.gate import require
     from toolkit.engine import build as run
     from toolkit.engine import dry_run as describe
     from toolkit.engine import require_buildable
@@ -35,11 +36,12 @@ def build(deployment: Deployment, checkpoint: Path | None, dry_run: bool) -> Non
         return click.echo(describe(deployment, checkpoint))
     for line in require_buildable(deployment):
         note(line)
+    require(deployment, "build", note, checkpoint)
     if checkpoint is None:
         with progress("convert") as report:
             converted = convert(deployment, report)
         note("converted" if converted else "already converted from the same source")
-    with progress("build", unit="") as report:
+    with progress("build", unit="ranks") as report:
         built = run(deployment, report, checkpoint)
     note("built" if built else "already built from the same checkpoint; nothing to do")
     click.echo(deployment.engine_dir)

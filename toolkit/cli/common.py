@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from toolkit.cli.plain_progress import PlainProgress
+
 if TYPE_CHECKING:
     from toolkit.config import Deployment
 
@@ -73,9 +75,9 @@ def next_command(deployment: Deployment, command: str) -> None:
 
 @contextlib.contextmanager
 def progress(label: str, unit: str = "B") -> Iterator[Progress]:
-    """A progress bar on stderr for work that reports (done, total); nothing at all when stderr is not a terminal."""
+    """A progress bar on stderr for work that reports (done, total); lines now and then where that is no terminal."""
     if not sys.stderr.isatty():
-        yield lambda done, total: None
+        yield PlainProgress(label, unit, note)
         return
     from rich.console import Console
     from rich.progress import (

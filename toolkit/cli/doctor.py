@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -13,23 +14,40 @@ if TYPE_CHECKING:
 
 @click.command()
 @optional_deployment
+@click.option(
+    "--bundle",
+    metavar="[FILE.tar.gz]",
+    is_flag=False,
+    flag_value=Path(),
+    type=click.Path(path_type=Path),
+    help="Also write all that tells why it runs or not into one file, to send: versions, logs, locks, reports; "
+    "no weights, no secrets.",
+)
 @json_option
-def doctor(deployment: Deployment | None, as_json: bool) -> None:
+def doctor(deployment: Deployment | None, bundle: Path | None, as_json: bool) -> None:
     """Compare this machine with what the deployment needs; without CONFIG, with what a rehearsal needs.
 
     GPUs, memory, disk, programs, ports, each ok, a warning or an error with what to do. Changes nothing.
     Exit codes: 0 no error, 1 errors.
     """
     from toolkit.doctor import examine
+    from toolkit.doctor.bundle import write_bundle
     from toolkit.doctor.report import doctor_data, doctor_text
 
     diagnosis = examine(deployment)
+    written = None if bundle is None else write_bundle(diagnosis, None if bundle == Path() else bundle)
     if as_json:
-        print_json(doctor_data(diagnosis))
+        print_json(doctor_data(diagnosis) | ({"bundle": written.as_data()} if written else {}))
     else:
         from rich.console import Console
 
         Console(highlight=False, width=100).print(doctor_text(diagnosis))
+    if written:
+        for name, why in written.missing.items():
+            note(f"not in the bundle: {name}: {why}")
+        note(f"bundle: {len(written.files)} files, {written.size / 1e3:,.0f} kB")
+        if not as_json:
+            click.echo(written.path)
     if diagnosis.count("error"):
         sys.exit(1)
     if deployment is None:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toolkit.cli.common import deployment_options, dry_run_option
+from toolkit.cli.common import deployment_options, dry_run_option, note
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
@@ -16,11 +16,17 @@ if TYPE_CHECKING:
 @click.option("--verbose", is_flag=True, help="Show every line that a rank prints.")
 @dry_run_option
 def serve(deployment: Deployment, detach: bool, verbose: bool, dry_run: bool) -> None:
-    """Start the server and all its ranks; Ctrl-C lets running requests finish and stops it."""
+    """Start the server and all its ranks; Ctrl-C lets running requests finish and stops it.
+
+    Exit codes: 0 when it was stopped as asked, 1 when it could not be started or a rank ended, 2 for a wrong command
+    line.
+    """
     if dry_run:
-        from toolkit.serve.command import dry_run as describe
+        from toolkit.serve import dry_run as describe
 
         return click.echo(describe(deployment))
+    from toolkit.doctor.gate import require
     from toolkit.serve import serve as run
 
+    require(deployment, "serve", note)
     run(deployment, detach=detach, verbose=verbose)

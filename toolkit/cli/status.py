@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -14,10 +15,13 @@ if TYPE_CHECKING:
 @deployment_options
 @json_option
 def status(deployment: Deployment, as_json: bool) -> None:
-    """Say whether the deployment is being served, by which process, and how it is."""
-    from dataclasses import asdict
+    """Say whether the deployment is being served, by which process, and how it is.
 
-    from toolkit.serve import status as run
+    Exit codes: 0, and 1 when some of its replicas are ready and others are not.
+    """
+    from toolkit.serve import overview
 
-    found = run(deployment)
-    print_json(asdict(found)) if as_json else click.echo(found)
+    found = overview(deployment)
+    print_json(found.data()) if as_json else click.echo(found)
+    if found.degraded:
+        sys.exit(1)

@@ -1,7 +1,7 @@
 """What this machine has against what a deployment needs.
 
 `machine` looks (gpus, host, programs, places, topology, kernel, settings), `checks` judges what was seen,
-`report` shows it.
+`report` shows it. `bundle` writes it, and all else that tells why something runs or not, into one file to send.
 """
 
 from __future__ import annotations

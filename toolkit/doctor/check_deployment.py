@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from toolkit.doctor.check import Check, Status, gb, needs_gpus, place, verdict
+from toolkit.doctor.check_gpus import of_ranks
 from toolkit.doctor.machine import Machine
+from toolkit.doctor.places import NO_TOKENIZER, TOKENIZER_FROM
 from toolkit.engine import STAGE, require_buildable
 from toolkit.engine.rehearsal_build import VERSION
 from toolkit.errors import ToolkitError
@@ -70,6 +72,22 @@ def built(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     yield verdict("engine", good, found, f"{version}, pp {parallel.pp} x tp {parallel.tp}", fix, status)
 
 
+def built_on(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    """An engine holds code for the compute capability (SM) that it was built on, and no other."""
+    if machine.places is None or machine.places.built is None or deployment is None or deployment.engine != "tensorrt":
+        return
+    sm, here = machine.places.built.sm, sorted({gpu.sm for gpu in of_ranks(machine, deployment) if gpu.sm})
+    if sm and here:
+        fix = f"Build it on these: toolkit build {deployment.file}; or serve it on GPUs as it was built on."
+        yield verdict("engine SM", here == [sm], f"built on SM {sm}", f"SM {', '.join(here)}, of the GPUs here", fix)
+
+
+def tokenizer(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    """All of the model that engines need to be served. Not among the doctor's lines, which judge the whole model."""
+    if machine.places is not None and not machine.places.model.tokenizer:
+        yield Check("model", "error", f"{place(machine.places.model.path)}: {NO_TOKENIZER}", "", TOKENIZER_FROM)
+
+
 def ports(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     if machine.places is None:
         return
@@ -85,4 +103,4 @@ def ports(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
         yield Check("ports", "ok", f"{free}: free")
 
 
-RULES = (model, disks, engines, built, ports)
+RULES = (model, disks, engines, built, built_on, ports)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from toolkit.doctor.check import Check, Status, gib, listed, needs_gpus, verdict
@@ -12,18 +12,16 @@ from toolkit.doctor.gpus import Gpu
 from toolkit.doctor.machine import Machine
 from toolkit.doctor.ranks import gpus_of_ranks
 from toolkit.plan.memory import GIB, plan_memory
-from toolkit.serve.tritonserver import NGC_IMAGE
+from toolkit.releases import LATEST
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
 
-IMAGE_DRIVER = (590, 44)
-IMAGE_CUDA = (13, 1)
-"""Of `NGC_IMAGE`. Source: docs/introduction/compatibility.md of triton-inference-server/server."""
 MEMORY_TOLERANCE = 0.99
 """Drivers differ in how much of a GPU's memory they show."""
 IDLE_BYTES = GIB // 2
 """What a GPU may hold that nobody uses: persistence, a monitor."""
+OTHERS = "Stop it (nvidia-smi shows what runs there), or choose other GPUs by CUDA_VISIBLE_DEVICES."
 ON_THE_NODE = (
     "Run this on the GPU node (in a container: docker run --gpus all); "
     "on this machine rehearse with --engine rehearsal."
@@ -38,12 +36,12 @@ def count(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     if deployment is None or not needs_gpus(deployment):
         yield Check("GPUs", "ok", found, "none: a rehearsal runs on the CPU")
         return
-    world = deployment.mapping.world_size
-    needed = f"{world}, one for each rank"
+    ranks = deployment.all_ranks
+    needed = f"{ranks}, one for each rank"
     if not gpus.seen:
         yield Check("GPUs", "error", found, needed, gpus.fix or ON_THE_NODE)
     else:
-        yield verdict("GPUs", len(gpus.seen) >= world, found, needed, ELSEWHERE)
+        yield verdict("GPUs", len(gpus.seen) >= ranks, found, needed, ELSEWHERE)
 
 
 def opened(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
@@ -96,22 +94,30 @@ def in_use(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     if machine.places is not None and machine.places.running and needs_gpus(deployment):
         yield Check("in use", "ok", f"by this deployment, which is running (process {machine.places.running})")
         return
-    used = {gpu: gpu.used_bytes for gpu in of_ranks(machine, deployment) if (gpu.used_bytes or 0) > IDLE_BYTES}
+    gpus = of_ranks(machine, deployment)
+    if deployment is None or not needs_gpus(deployment):
+        yield from use_of(gpus, None)
+    else:
+        yield from use_of(gpus, _planned_bytes(machine, deployment))
+
+
+def use_of(gpus: Sequence[Gpu], planned: Mapping[int, int] | None) -> Iterator[Check]:
+    """By whom they are used, against the bytes that each is to have free; None: nothing is needed of them."""
+    used = {gpu: gpu.used_bytes for gpu in gpus if (gpu.used_bytes or 0) > IDLE_BYTES}
     if not used:
-        if any(gpu.used_bytes is not None for gpu in of_ranks(machine, deployment)):
+        if any(gpu.used_bytes is not None for gpu in gpus):
             yield Check("in use", "ok", "by nobody")
         return
     most = max(size for size in used.values() if size)
-    found = f"up to {gib(most)} on {listed([gpu.index for gpu in used])}, by {_holders(list(used))}"
-    if deployment is None or not needs_gpus(deployment):
+    found = f"{listed([gpu.index for gpu in used])} by {_holders(list(used))}, up to {gib(most)}"
+    if planned is None:
         yield Check("in use", "ok", found)
         return
-    planned = _planned_bytes(machine, deployment)
     status: Status = "warning"
     if any((gpu.memory_bytes or 0) - (gpu.used_bytes or 0) < planned[gpu.index] for gpu in used):
         status = "error"
     needed = f"{gib(max(planned.values()))} free on the fullest GPU"
-    yield Check("in use", status, found, needed, "End what runs there: nvidia-smi shows it.")
+    yield Check("in use", status, found, needed, OTHERS)
 
 
 def mig(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
@@ -126,18 +132,19 @@ def driver(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     if not gpus.driver:
         return
     found = f"{gpus.driver}, for CUDA {gpus.cuda} and older" if gpus.cuda else gpus.driver
-    if not needs_gpus(deployment):
+    if deployment is None or not needs_gpus(deployment):
         yield Check("driver", "ok", found)
         return
-    version = tuple(map(int, re.findall(r"\d+", gpus.driver)[:2]))
-    needed = f"{'.'.join(map(str, IMAGE_DRIVER))} or newer for {NGC_IMAGE.rpartition('/')[2]}"
+    release = deployment.release
+    image = release.image(deployment.engine_options.version) or (*release.images, *LATEST.images)[0]
+    new = _first_two(gpus.driver) >= _first_two(image.driver)
+    needed = f"{_shown(image.driver)} or newer for {image.tag.rpartition('/')[2]}"
     fix = "Update the driver. About older branches on data center GPUs see docs/doctor.md."
-    yield verdict("driver", version >= IMAGE_DRIVER, found, needed, fix)
-    cuda = tuple(map(int, re.findall(r"\d+", gpus.cuda)[:2]))
-    if version >= IMAGE_DRIVER and cuda and cuda < IMAGE_CUDA:
+    yield verdict("driver", new, found, needed, fix)
+    cuda = _first_two(gpus.cuda)
+    if new and cuda and cuda < _first_two(image.cuda):
         fix = "Another libcuda is found before the driver's: look at LD_LIBRARY_PATH and at what ldconfig -p lists."
-        needed = f"{'.'.join(map(str, IMAGE_CUDA))} or newer, as this driver can"
-        yield Check("CUDA", "error", gpus.cuda, needed, fix)
+        yield Check("CUDA", "error", gpus.cuda, f"{_shown(image.cuda)} or newer, as this driver can", fix)
 
 
 RULES = (count, opened, model, memory, in_use, mig, driver)
@@ -153,6 +160,15 @@ def kind(name: str) -> str:
     if not form and chip[0] in ("H100", "H200", "B200"):  # NVIDIA names the form only where it is not SXM
         form = "sxm"
     return chip[0].lower().replace(" ", "-") + (f"-{form}" if form else "")
+
+
+def _first_two(version: str) -> tuple[int, ...]:
+    """(590, 44) of 590.44.01."""
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
+
+
+def _shown(version: str) -> str:
+    return ".".join(map(str, _first_two(version)))
 
 
 def _chip(kind: str) -> str:
@@ -177,4 +193,4 @@ def _planned_bytes(machine: Machine, deployment: Deployment) -> dict[int, int]:
     """By the GPU's number; the plan knows ranks."""
     plan, gpus = plan_memory(deployment), gpus_of_ranks(machine, deployment)
     of_rank = {rank: plan.used_bytes(stage) for stage in plan.stages for rank in stage.gpus}
-    return {gpu.index: of_rank[rank] for rank, gpu in enumerate(gpus)}
+    return {gpu.index: of_rank[number % len(of_rank)] for number, gpu in enumerate(gpus)}

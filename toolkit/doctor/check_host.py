@@ -30,11 +30,11 @@ def cores(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     if deployment is None:
         yield Check("cores", "ok", found)
     elif deployment.engine == "rehearsal":
-        ranks = deployment.mapping.world_size
+        ranks = deployment.all_ranks
         fix = "It works, and is slow: the ranks share the cores. Fewer ranks are faster: parallel: {tp: 1, pp: 1}"
         yield verdict("cores", host.usable_cores >= ranks, found, f"{ranks}, one for each rank", fix, "warning")
     else:
-        ranks, each = deployment.mapping.world_size, deployment.hardware.cores_per_gpu
+        ranks, each = deployment.all_ranks, deployment.hardware.cores_per_gpu
         fix = "It works, and may keep the GPUs waiting. Give the container or the job more cores."
         needed = f"{ranks * each} = {ranks} GPUs x {each} (hardware.cores_per_gpu)"
         yield verdict("cores", host.usable_cores >= ranks * each, found, needed, fix, "warning")
@@ -56,9 +56,9 @@ def memory(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     elif needs_gpus(deployment):
         yield _memory_of_the_node(host, deployment, found)
     else:
-        size = plan_memory(deployment).all_bytes
+        size = plan_memory(deployment).all_bytes * deployment.parallel.replicas
         fix = "Stop other programs, rehearse with fewer ranks, or with a smaller model."
-        needed = f"{gib(size)} for {deployment.mapping.world_size} ranks"
+        needed = f"{gib(size)} for {deployment.all_ranks} ranks"
         yield verdict("memory", host.available_bytes >= size, found, needed, fix)
 
 
@@ -83,7 +83,7 @@ def limits(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     host = machine.host
     found = f"{_size(host.locked_bytes)} locked memory, {_size(host.stack_bytes)} stack, "
     found += f"{'unlimited' if host.open_files is None else host.open_files} open files"
-    if deployment is None or not needs_gpus(deployment):
+    if deployment is None or not needs_gpus(deployment) or deployment.runtime.kind == "docker":  # it sets its own
         yield Check("limits", "ok", found)
         return
     files = FILES_OF_A_SERVER + deployment.limits.max_sequences + deployment.limits.max_queue_size

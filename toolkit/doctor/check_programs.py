@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from toolkit.doctor.check import Check, needs_gpus, place, verdict
 from toolkit.doctor.machine import Machine
 from toolkit.doctor.programs import Program
-from toolkit.releases import release_of
-from toolkit.serve.tritonserver import NGC_IMAGE
+from toolkit.runtime.images import advised
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
@@ -17,44 +16,59 @@ if TYPE_CHECKING:
 BACKENDS = {"rehearsal": "python", "tensorrt": "tensorrtllm", "pytorch": "python"}
 """The backend of tritonserver that runs each engine."""
 IN_THE_IMAGE = "Run it in the image: docker run --gpus all --net host --shm-size=2g --ulimit memlock=-1 "
-IN_THE_IMAGE += f"--ulimit stack=67108864 --ulimit nofile=65536 -it {NGC_IMAGE}"
+IN_THE_IMAGE += "--ulimit stack=67108864 --ulimit nofile=65536 -it {}"
+
+
+def container(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    """With it, tritonserver, mpirun and tensorrt-llm are those of the image."""
+    found = machine.programs.container
+    if found is not None and deployment is not None:
+        problem = found.problem.removeprefix(f"{deployment.file}: ").removeprefix("runtime.kind: ")
+        yield verdict("runtime", not found.problem, problem or f"{_shown(found)}, and the image", "", found.fix)
 
 
 def tritonserver(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     programs = machine.programs
+    if programs.container is not None:
+        return
     server, needs_image = programs.tritonserver, needs_gpus(deployment)
     if server.path is not None:
         yield Check("tritonserver", "ok", _shown(server), "that of the NGC image" if needs_image else "")
-    elif needs_image and programs.docker is not None:
-        yield Check("tritonserver", "warning", "not here, but docker is", "the one in the NGC image", IN_THE_IMAGE)
+    elif deployment is not None and needs_image and programs.docker is not None:
+        fix = IN_THE_IMAGE.format(advised(deployment))
+        yield Check("tritonserver", "warning", "not here, but docker is", "the one in the NGC image", fix)
     else:
         yield Check("tritonserver", "error", server.problem, "", server.fix)
 
 
 def backends(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     programs = machine.programs
-    if programs.tritonserver.path is None:
+    if programs.tritonserver.path is None or programs.container is not None:
         return
-    needed = BACKENDS[deployment.engine if deployment else "rehearsal"]
-    fix = f"Use the tritonserver of {NGC_IMAGE}" if needs_gpus(deployment) else "Install it again: nvidia-pytriton"
+    needed, fix = BACKENDS[deployment.engine if deployment else "rehearsal"], "Install it again: nvidia-pytriton"
+    if deployment is not None and needs_gpus(deployment):
+        fix = f"Use the tritonserver of {advised(deployment)}"
     yield verdict("backends", needed in programs.backends, ", ".join(programs.backends) or "none", needed, fix)
 
 
 def mpirun(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     programs = machine.programs
+    if programs.container is not None:
+        return
     if programs.mpirun.path is not None:
         yield Check("mpirun", "ok", _shown(programs.mpirun))
-    elif needs_gpus(deployment) and programs.tritonserver.path is None and programs.docker is not None:
-        yield Check("mpirun", "warning", "not here; the NGC image has one", "", IN_THE_IMAGE)
-    else:
+    elif deployment is None or not needs_gpus(deployment) or programs.tritonserver.path or not programs.docker:
         yield Check("mpirun", "error", programs.mpirun.problem, "", programs.mpirun.fix)
+    else:
+        fix = IN_THE_IMAGE.format(advised(deployment))
+        yield Check("mpirun", "warning", "not here; the NGC image has one", "", fix)
 
 
 def tensorrt_llm(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     found = machine.programs.packages.get("tensorrt-llm")
-    if found is not None and deployment is not None and needs_gpus(deployment):
+    if machine.programs.container is None and found is not None and deployment is not None and needs_gpus(deployment):
         wanted = deployment.engine_options.version
-        fix = f"Use {release_of(wanted).images[0].tag}, or set engine.version to what is here."
+        fix = f"Use {advised(deployment)}, or set engine.version to what is here."
         yield verdict("tensorrt-llm", found.partition("+")[0] == wanted, found, wanted, fix)
 
 
@@ -71,7 +85,7 @@ def tools(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     yield Check("tools", "ok", found, "" if needs_gpus(deployment) else "none of them")
 
 
-RULES = (tritonserver, backends, mpirun, tensorrt_llm, packages, tools)
+RULES = (container, tritonserver, backends, mpirun, tensorrt_llm, packages, tools)
 
 
 def _shown(program: Program) -> str:

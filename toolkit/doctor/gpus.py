@@ -32,7 +32,8 @@ class Gpu:
     """One GPU. Memory is in bytes, `used_bytes` without what the driver keeps for itself; None: not told.
 
     `bus` is its PCI address. `ecc_errors` counts the memory errors that ECC could not correct since the driver
-    was loaded. `problem` is what NVML said of a GPU that it counts and cannot open.
+    was loaded. `sm` is its compute capability, 9.0 of an H100; "": not told. `problem` is what NVML said of a GPU that
+    it counts and cannot open.
     """
 
     index: int
@@ -44,6 +45,7 @@ class Gpu:
     problem: str = ""
     bus: str = ""
     ecc_errors: int | None = None
+    sm: str = ""
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,7 @@ def _gpu(nvml: Any, index: int, handle: Any) -> Gpu:
     mig = _ask(nvml, nvml.nvmlDeviceGetMigMode, handle)
     processes = _ask(nvml, nvml.nvmlDeviceGetComputeRunningProcesses, handle)
     pci = _ask(nvml, nvml.nvmlDeviceGetPciInfo, handle)
+    capability = _ask(nvml, nvml.nvmlDeviceGetCudaComputeCapability, handle)
     ecc = nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
     return Gpu(
         index=index,
@@ -162,6 +165,7 @@ def _gpu(nvml: Any, index: int, handle: Any) -> Gpu:
         processes=tuple(Process(process.pid, _process_name(process.pid)) for process in processes or ()),
         bus=pci.busId if pci else "",
         ecc_errors=_ask(nvml, nvml.nvmlDeviceGetTotalEccErrors, handle, *ecc),
+        sm=".".join(map(str, capability or ())),
     )
 
 

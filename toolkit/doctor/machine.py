@@ -34,7 +34,7 @@ class Machine:
 
 def look(deployment: Deployment | None) -> Machine:
     """Look at this machine with the eyes of a deployment, or of a rehearsal of anything. Never raises."""
-    gpus, programs = look_at_gpus(), look_at_programs(deployment.engine if deployment else "rehearsal")
+    gpus, programs = look_at_gpus(), look_at_programs(deployment)
     return Machine(
         gpus=gpus,
         host=look_at_host(),

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from toolkit.config import Deployment
 
 
+NO_TOKENIZER = "no tokenizer.json"
+TOKENIZER_FROM = "Copy it from the model's repository; prompts are encoded by it."
+
+
 @dataclass(frozen=True)
 class Model:
     """The directory at model.path. `problem` is "" when it can be converted and served; `weights` counts files."""
@@ -34,6 +38,8 @@ class Model:
     fix: str = ""
     weights: int = 0
     weight_bytes: int = 0
+    tokenizer: bool = True
+    """Whether its tokenizer.json is there, which is all of it that engines need to be served."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,8 @@ class Built:
     tp: int = 0
     pp: int = 0
     problem: str = ""
+    sm: str = ""
+    """The compute capability that it was built on, the only one that runs it; "": not known."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +100,9 @@ def look_at_places(deployment: Deployment) -> Places:
         model=model,
         disks=tuple(_disks(deployment, model)),
         made=_made(deployment),
-        ports=tuple(_port(deployment, name) for name in PORTS),
+        ports=tuple(_port(replica, name) for replica in deployment.apart() for name in PORTS),
         shared_memory_bytes=_shared_memory(deployment),
-        running=holder(deployment),
+        running=next(filter(None, map(holder, deployment.apart())), None),
         built=_built(deployment.engine_dir / "config.json"),
     )
 
@@ -102,14 +110,15 @@ def look_at_places(deployment: Deployment) -> Places:
 def _model(deployment: Deployment) -> Model:
     path = deployment.model.path
     if not os.path.lexists(path):
-        return Model(path, "no such directory", _where_from(deployment))
+        return Model(path, "no such directory", _where_from(deployment), tokenizer=False)
+    tokenizer = os.path.isfile(path / "tokenizer.json")  # noqa: PTH113 - as below
     try:
         source = open_source(path)
         check_source(source, deployment.shape)
     except ToolkitError as error:
-        return Model(path, error.what, error.hint or "")
-    if not (path / "tokenizer.json").is_file():
-        return Model(path, "no tokenizer.json", "Copy it from the model's repository; prompts are encoded by it.")
+        return Model(path, error.what, error.hint or "", tokenizer=tokenizer)
+    if not tokenizer:
+        return Model(path, NO_TOKENIZER, TOKENIZER_FROM, tokenizer=False)
     weights = {tensor.file for tensor in source.tensors.values()}
     return Model(path, weights=len(weights), weight_bytes=sum(tensor.size for tensor in source.tensors.values()))
 
@@ -167,11 +176,18 @@ def _built(path: Path) -> Built | None:
         return Built(path, problem=error.what)
     pretrained = content.get("pretrained_config")
     mapping = pretrained.get("mapping") if isinstance(pretrained, dict) else None
-    sizes = [mapping.get(name) for name in ("tp_size", "pp_size")] if isinstance(mapping, dict) else [None]
+    tp, pp = (mapping.get("tp_size"), mapping.get("pp_size")) if isinstance(mapping, dict) else (None, None)
     version = content.get("version")
-    if not isinstance(version, str) or not all(isinstance(size, int) for size in sizes):
+    if not isinstance(version, str) or not isinstance(tp, int) or not isinstance(pp, int):
         return Built(path, problem="has no version, or no mapping of its ranks")
-    return Built(path, version, *sizes)
+    return Built(path, version, tp, pp, sm=_sm(path.parent))
+
+
+def _sm(directory: Path) -> str:
+    with contextlib.suppress(ToolkitError):
+        if lock := artifacts.read_lock(directory):
+            return str(lock.settings.get("sm") or "")
+    return ""
 
 
 def _begun(directory: Path) -> int:
@@ -200,4 +216,4 @@ def _shared_memory(deployment: Deployment) -> int:
     try:
         return shared_memory_needed(deployment)
     except (ParseError, OSError, ValueError):  # a damaged repository, which `toolkit serve` refuses by name
-        return deployment.mapping.world_size * REHEARSAL_SEGMENT_BYTES
+        return deployment.all_ranks * REHEARSAL_SEGMENT_BYTES

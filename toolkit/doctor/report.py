@@ -55,8 +55,10 @@ def _title(diagnosis: Diagnosis) -> Text:
     deployment = diagnosis.deployment
     if deployment is None:
         return Text("this machine, and what a rehearsal needs")
-    parallel, ranks = deployment.parallel, deployment.mapping.world_size
+    parallel, ranks = deployment.parallel, deployment.all_ranks
     size = f"engine {deployment.engine}, {ranks} rank{'s' if ranks > 1 else ''} = pp {parallel.pp} x tp {parallel.tp}"
+    if parallel.replicas > 1:
+        size += f" x {parallel.replicas} replicas"
     return Text.assemble((deployment.name, "bold"), f"  {size}")
 
 

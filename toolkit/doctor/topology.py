@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 from toolkit.doctor.gpus import Gpus
 from toolkit.errors import ToolkitError
-from toolkit.topology import UNKNOWN, Topology, parse_topology
-
-TIMEOUT_S = 10
+from toolkit.topology import UNKNOWN, Topology, read_topology
 
 
 def look_at_topology(gpus: Gpus, nvidia_smi: Path | None) -> Topology:
@@ -18,7 +15,7 @@ def look_at_topology(gpus: Gpus, nvidia_smi: Path | None) -> Topology:
         return Topology()
     if nvidia_smi is not None:
         try:
-            told = parse_topology(_table(nvidia_smi))
+            told = read_topology(nvidia_smi)
         except ToolkitError:
             return topology_of_links(gpus)
         if told.gpus == tuple(gpu.index for gpu in gpus.seen):
@@ -37,12 +34,3 @@ def topology_of_links(gpus: Gpus) -> Topology:
         cores=("",) * len(numbers),
         source="NVML",
     )
-
-
-def _table(nvidia_smi: Path) -> str:
-    """What it prints; "" where it does not run."""
-    try:
-        command = [str(nvidia_smi), "topo", "-m"]
-        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return ""

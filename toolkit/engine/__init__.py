@@ -54,6 +54,13 @@ def require_buildable(deployment: Deployment) -> list[str]:
     return sources(tensorrt_flags(deployment))
 
 
+def is_built(deployment: Deployment) -> bool:
+    """Whether the engine is there, whole, and made from the checkpoint that is there. For engine tensorrt."""
+    from toolkit.engine.tensorrt.build import is_built_tensorrt
+
+    return deployment.engine == "tensorrt" and is_built_tensorrt(deployment)
+
+
 def dry_run(deployment: Deployment, checkpoint: Path | None = None) -> str:
     """The build as a shell script, with where each flag comes from. Raises ToolkitError as `build` would for flags."""
     _refuse_pytorch(deployment)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from typing import Any
 
+from toolkit.lint import parameter_rules
 from toolkit.lint.finding import Finding
-from toolkit.lint.repository import PLACEHOLDER, Model, Repository, type_name
+from toolkit.lint.repository import Model, Repository, type_name
 from toolkit.releases import RENAMES, Release
 from toolkit.repository import signatures
 
@@ -25,27 +25,11 @@ def check(repository: Repository, release: Release) -> Iterator[Finding]:
         return
     yield from _renamed(repository)
     if executor.kind == "tensorrtllm" or "gpt_model_type" in executor.parameters:
-        yield from _parameters(executor, release)
+        effect = "the backend only warns, and takes its default"
+        yield from parameter_rules.check(executor, release.backend_parameters, f"the backend of {release.name}", effect)
         yield from _surprises(executor)
-        yield from _tensors(executor)
+        yield from _tensors(executor, release)
     yield from _queue(executor)
-
-
-def _parameters(executor: Model, release: Release) -> Iterator[Finding]:
-    for name, value in executor.parameters.items():
-        known = release.backend_parameters.get(name)
-        if known is None:
-            new = RENAMES.get(name)
-            close = [new[0]] if new else difflib.get_close_matches(name, release.backend_parameters, n=1)
-            fix = f"Did you mean {close[0]}?" if close else "Remove it; docs/contracts.md lists those that are known."
-            what = f"parameter {name} is not known to the backend of {release.name}, which ignores it"
-            yield executor.finding("parameter-unknown", "warning", what, fix, at=name)
-        elif not PLACEHOLDER.search(value) and (problem := known.problem(value)):
-            what = f"parameter {name}: {problem}; the backend only warns, and takes its default"
-            yield executor.finding("parameter-value", "error", what, "Correct it.", at=name)
-    for name, known in release.backend_parameters.items():
-        if known.required and name not in executor.parameters:
-            yield executor.finding("parameter-missing", "error", f"parameter {name} is missing", "Add it.")
 
 
 def _surprises(executor: Model) -> Iterator[Finding]:
@@ -71,13 +55,14 @@ def _surprises(executor: Model) -> Iterator[Finding]:
         yield executor.finding("chunked-context", "warning", what, "Say true.", at="enable_chunked_context")
 
 
-def _tensors(executor: Model) -> Iterator[Finding]:
+def _tensors(executor: Model, release: Release) -> Iterator[Finding]:
     config: Any = executor.config
     for wanted, given, side in (
         (signatures.TENSORRT_LLM_INPUTS, config.input, "input"),
         (signatures.TENSORRT_LLM_OUTPUTS, config.output, "output"),
     ):
-        known, found = {tensor.name: tensor for tensor in wanted}, {tensor.name: tensor for tensor in given}
+        known = {tensor.name: tensor for tensor in signatures.of_release(wanted, release.name)}
+        found = {tensor.name: tensor for tensor in given}
         for name, tensor in known.items():
             if tensor.required and name not in found:
                 what = f"{side} {name} is missing"
@@ -112,9 +97,8 @@ def _queue(executor: Model) -> Iterator[Finding]:
     elif not config.dynamic_batching.default_queue_policy.max_queue_size:
         what = "max_queue_size is 0: requests queue without end, and time out instead of being refused"
         yield executor.finding("queue", "warning", what, "Set it: dynamic_batching.default_queue_policy.")
-    instances = sum(group.count or 1 for group in config.instance_group)
-    if instances > 1 and not executor.parameters.get("gpu_device_ids"):
-        what = f"has {instances} instances and no gpu_device_ids: all of them load the engine on the same GPUs"
+    if executor.instances > 1 and not executor.parameters.get("gpu_device_ids"):
+        what = f"has {executor.instances} instances and no gpu_device_ids: all of them load the engine on the same GPUs"
         yield executor.finding(
             "instances", "error", what, "Set count: 1, or say which GPUs each has.", at="instance_group"
         )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from toolkit.lint import engine_rules, ensemble_rules, executor_rules, file_rules, text_rules
+from toolkit.lint import engine_rules, ensemble_rules, executor_rules, file_rules, model_rules, text_rules
 from toolkit.lint.finding import Finding
 from toolkit.lint.repository import Repository, read_repository
 from toolkit.releases import LATEST, Release, release_of
 
-RULES = (file_rules.check, ensemble_rules.check, executor_rules.check, engine_rules.check, text_rules.check)
+MODULES = (file_rules, ensemble_rules, executor_rules, model_rules, engine_rules, text_rules)
 
 
 def lint(folder: Path, engine: Path | None = None, release: str | None = None) -> list[Finding]:
@@ -20,7 +20,7 @@ def lint(folder: Path, engine: Path | None = None, release: str | None = None) -
     """
     repository = read_repository(folder, engine)
     known = _release(repository, release)
-    found = {finding: None for rule in RULES for finding in rule(repository, known)}
+    found = {finding: None for module in MODULES for finding in module.check(repository, known)}
     return sorted(found, key=lambda finding: (finding.level != "error", str(finding.path), finding.line or 0))
 
 

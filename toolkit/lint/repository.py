@@ -14,6 +14,8 @@ from toolkit.jsonfile import read_json
 from toolkit.lint.finding import Finding
 
 CONFIG = "config.pbtxt"
+OURS_ONLY = {"eos_token_ids", "pad_token_id", "vocab_size"}
+"""Parameters that no model of NVIDIA's reads."""
 PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
 
 
@@ -43,6 +45,10 @@ class Model:
     def parameters(self) -> dict[str, str]:
         found = {} if self.config is None else self.config.parameters
         return {key: found[key].string_value for key in found}
+
+    @property
+    def instances(self) -> int:
+        return 0 if self.config is None else sum(group.count or 1 for group in self.config.instance_group) or 1
 
     def line_of(self, text: str) -> int | None:
         """The first line with a name in quotes."""
@@ -95,6 +101,11 @@ class Repository:
         """The model that generates: backend tensorrtllm, or whatever is called tensorrt_llm."""
         by_backend = (model for model in self.models.values() if model.kind == "tensorrtllm")
         return next(by_backend, self.models.get("tensorrt_llm"))
+
+    @property
+    def ours(self) -> bool:
+        """Whether its Python models are those of `toolkit repo`, which read other parameters than NVIDIA's."""
+        return any(OURS_ONLY & set(model.parameters) for model in self.models.values())
 
     @property
     def ensembles(self) -> Iterator[Model]:

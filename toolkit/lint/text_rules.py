@@ -1,4 +1,4 @@
-"""Text in and out: the tokenizer, the tokens that end an answer, and the names that models call each other by."""
+"""Text in and out: the tokenizer, and the tokens that end an answer."""
 
 from __future__ import annotations
 
@@ -20,11 +20,6 @@ def check(repository: Repository, release: Release) -> Iterator[Finding]:
             continue
         if "tokenizer_dir" in model.parameters:
             yield from _tokenizer(model)
-    bls = repository.models.get("tensorrt_llm_bls")
-    called = bls.parameters.get("tensorrt_llm_model_name", "tensorrt_llm") if bls else ""
-    if bls and called and not PLACEHOLDER.search(called) and called not in repository.models:
-        what = f"tensorrt_llm_model_name {called} is no model of this repository"
-        yield bls.finding("bls-model", "error", what, "Use tensorrt_llm.", at=called)
 
 
 def _tokenizer(model: Model) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""The server that a load test is aimed at."""
+"""The servers that requests are aimed at: one, or one for each replica."""
 
 from __future__ import annotations
 
@@ -8,9 +8,24 @@ from toolkit.errors import ToolkitError
 
 
 def require_ready(deployment: Deployment, protocol: str) -> None:
-    """Raise ToolkitError when the server does not say that it is ready."""
-    url = deployment.url(protocol)
-    with connect(url) as client:
-        if not client.ready():
-            hint = f"Start it: toolkit serve {deployment.file}"
-            raise ToolkitError("no server is ready here", where=url, hint=hint)
+    """Raise ToolkitError when the server, or one of several, does not say that it is ready."""
+    for replica in deployment.apart():
+        if not _is_ready(replica, protocol):
+            what, hint = "no server is ready here", f"Start it: toolkit serve {deployment.file}"
+            if replica.replica is not None:
+                what = f"replica {replica.replica} of {deployment.parallel.replicas} is not ready"
+                hint = f"See: toolkit status {deployment.file}"
+            raise ToolkitError(what, where=replica.url(protocol), hint=hint)
+
+
+def first_ready(deployment: Deployment, protocol: str) -> Deployment:
+    """The first replica that is ready; the first of all where none is."""
+    replicas = deployment.apart()
+    if len(replicas) == 1:
+        return deployment
+    return next((replica for replica in replicas if _is_ready(replica, protocol)), replicas[0])
+
+
+def _is_ready(deployment: Deployment, protocol: str) -> bool:
+    with connect(deployment.url(protocol)) as client:
+        return client.ready()

@@ -7,6 +7,8 @@ to read a stream in Locust wait for a buffer to fill and show a first token of 2
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
+from itertools import count
 from typing import Any
 
 from gevent.event import AsyncResult
@@ -63,6 +65,9 @@ SHARE = Share()
 WORKLOAD: AsyncResult = AsyncResult()
 """Users wait for it: a worker process may be told to start them before Locust has told us that it is up."""
 
+USERS = count()
+"""Numbers the users of this process, who take the replicas in turn."""
+
 events.test_start.add_listener(SHARE.forget)
 
 
@@ -116,7 +121,12 @@ class StreamingUser(User):
         self.protocol = self.environment.parsed_options.protocol
         deployment = self.workload.deployment
         self.timeout_s = deployment.loadtest.timeout_s
-        self.client = connect(deployment.url(self.protocol), first_event_timeout_s=self.timeout_s)
+        replicas = deployment.apart()
+        # Users of several processes would all begin with the same one.
+        number = next(USERS) + getattr(self.environment.runner, "worker_index", 0)
+        target = replicas[number % len(replicas)]
+        self.replica = target.replica
+        self.client = connect(target.url(self.protocol), first_event_timeout_s=self.timeout_s)
         self.free_since = now()
 
     @task
@@ -131,6 +141,7 @@ class StreamingUser(User):
             protocol=self.protocol,
             deadline_s=self.timeout_s,
         )
+        sample = replace(sample, replica=self.replica)
         self.free_since = sample.ended
         self._tell_locust(sample)
         self.environment.runner.send_message(conductor.SAMPLE, sample.as_dict())

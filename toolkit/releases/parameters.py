@@ -2,7 +2,8 @@
 
 Sources: NVIDIA/TensorRT-LLM triton_backend/: all_models/inflight_batcher_llm/tensorrt_llm/config.pbtxt@2a9abd95 (the
 same as in 1.1.0rc6) and @0c8de69a, inflight_batcher_llm/src/model_instance_state.cc@c8c6df08 and @0c8de69a, and
-model_state.cc@5cdd6921. The default is what an empty or missing value comes to.
+model_state.cc@5cdd6921. The default is what an empty or missing value comes to; `required`: neither may be;
+`present`: it may be empty, not missing.
 """
 
 from __future__ import annotations
@@ -61,9 +62,9 @@ _PARAMETERS = f"""
     cuda_graph_mode                   bool                 false                -     -
     cuda_graph_cache_size             int32(0..)           0                    -     -
     speculative_decoding_fast_logits  bool                 false                -     orchestrator mode
-    tokenizer_dir                     path                 -                    -     must be there; not used
-    guided_decoding_backend           choice(xgrammar)     -                    -     must be there
-    xgrammar_tokenizer_info_path      path                 -                    -     must be there
+    tokenizer_dir                     path                 present              -     not used
+    guided_decoding_backend           choice(xgrammar)     present              -     -
+    xgrammar_tokenizer_info_path      path                 present              -     -
 """
 
 RENAMES: Mapping[str, tuple[str, str]] = {

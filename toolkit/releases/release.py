@@ -11,6 +11,7 @@ from types import MappingProxyType
 from toolkit.errors import ToolkitError, shown
 from toolkit.releases.flags import build_flags, removed_flags
 from toolkit.releases.images import Image, images
+from toolkit.releases.models import model_parameters
 from toolkit.releases.parameters import backend_parameters
 from toolkit.releases.setting import Flag, Parameter
 from toolkit.releases.tables import NAMES
@@ -24,6 +25,7 @@ class Release:
     images: tuple[Image, ...]
     build_flags: Mapping[str, Flag]
     backend_parameters: Mapping[str, Parameter]
+    model_parameters: Mapping[str, Mapping[str, Parameter]]
     removed_flags: Mapping[str, str]
 
     @property
@@ -31,16 +33,29 @@ class Release:
         """Those in a container, oldest first."""
         return tuple(sorted({image.version for image in self.images}, key=lambda text: [*map(int, text.split("."))]))
 
+    def image(self, version: str) -> Image | None:
+        """The newest with exactly this version: an engine runs under no other."""
+        return next((image for image in self.images if image.version == version), None)
+
 
 RELEASES: Mapping[str, Release] = MappingProxyType(
     {
-        name: Release(name, tuple(images(name)), build_flags(name), backend_parameters(name), removed_flags(name))
+        name: Release(
+            name,
+            tuple(images(name)),
+            build_flags(name),
+            backend_parameters(name),
+            model_parameters(name),
+            removed_flags(name),
+        )
         for name in NAMES
     }
 )
 """By name, oldest first."""
 
 LATEST = RELEASES[NAMES[-1]]
+WITHOUT_ENGINES = Release("1.3", (), {}, {}, {}, {})
+"""What comes after engines: engine: pytorch alone runs on it (toolkit.releases.llm_api)."""
 
 
 def release_of(version: str, *, where: str | Path | None = None) -> Release:

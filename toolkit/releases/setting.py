@@ -15,7 +15,7 @@ from toolkit.releases.tables import NAMES, names, rows, within
 
 BOOLEANS = ("true", "True", "TRUE", "1", "false", "False", "FALSE", "0")
 TOGGLES = ("enable", "disable")
-KINDS = ("int", "float", "bool", "toggle", "switch", "choice", "text", "path", "csv", "groups", "list")
+KINDS = ("int", "float", "bool", "toggle", "switch", "choice", "words", "text", "path", "csv", "groups", "list")
 
 INT32_MAX = 2**31 - 1
 SIZE_MAX = 2**64 - 1
@@ -38,6 +38,7 @@ class Setting:
     toggle          enable or disable, or of the two only what `choices` has
     switch          takes no value: True is given, False not given
     choice          one of `choices`
+    words           the same, in capital letters or small ones
     csv, groups     whole numbers with commas; such lists with semicolons
     list            one word or more, each an argument of its own
     text, path      any; a path is not empty
@@ -73,7 +74,7 @@ class Setting:
         if self.kind in ("csv", "groups"):
             lists = text.split(";") if self.kind == "groups" else [text]
             return all(re.fullmatch(r"\d+(,\d+)*", numbers, re.ASCII) for numbers in lists)
-        return text in self.choices
+        return (text.lower() if self.kind == "words" else text) in self.choices
 
     def _is_number(self, text: str) -> bool:
         form = r"[+-]?\d{1,20}" if self.kind == "int" else r"[+-]?(\d{1,20}\.?\d*|\.\d+)([eE][+-]?\d{1,3})?"
@@ -117,9 +118,11 @@ class Flag(Setting):
 
 @dataclass(frozen=True)
 class Parameter(Setting):
-    """A string parameter in config.pbtxt. An empty one is not set, which is fine unless it is `required`."""
+    """A string parameter in config.pbtxt. An empty one is not set, which is fine unless it is `required`; some have
+    to be there all the same: `present`, as all required ones."""
 
     required: bool = False
+    present: bool = False
 
     def problem(self, value: object) -> str | None:
         if value == "" and not self.required:
@@ -136,11 +139,12 @@ def flags(text: str, release: str) -> Mapping[str, Flag]:
 
 
 def parameters(text: str, release: str) -> Mapping[str, Parameter]:
-    """As `flags`; the default `required` stands for none and no empty value."""
+    """As `flags`; the defaults `required` and `present` stand for none."""
     found = {}
     for cells in _cells(text, release):
-        required = cells["default"] == "required"
-        found[cells["name"]] = Parameter(**{**cells, "default": None} if required else cells, required=required)
+        required, present = cells["default"] == "required", cells["default"] in ("required", "present")
+        given = {**cells, "default": None} if present else cells
+        found[cells["name"]] = Parameter(**given, required=required, present=present)
     return MappingProxyType(found)
 
 

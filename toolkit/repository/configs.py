@@ -90,8 +90,9 @@ def _tensorrt_llm_bls(deployment: Deployment) -> Any:
 
 def _ensemble(deployment: Deployment) -> Any:
     config = pb.ModelConfig(name="ensemble", platform="ensemble", max_batch_size=deployment.limits.max_sequences)
-    config.input.extend(model_inputs(signatures.ENSEMBLE_INPUTS))
-    config.output.extend(model_outputs(signatures.ENSEMBLE_OUTPUTS))
+    release = deployment.release.name
+    config.input.extend(model_inputs(signatures.of_release(signatures.ENSEMBLE_INPUTS, release)))
+    config.output.extend(model_outputs(signatures.of_release(signatures.ENSEMBLE_OUTPUTS, release)))
     generation = _same_names(signatures.GENERATION, without=signatures.TENSORRT_LLM_FROM_PREPROCESSING)
     steps = (
         ("preprocessing", signatures.PREPROCESSING_FROM_REQUEST, signatures.PREPROCESSING_TO_ENSEMBLE),
@@ -120,8 +121,9 @@ def _model(
     scalars: bool = False,
 ) -> Any:
     config = pb.ModelConfig(name=name, backend=backend, max_batch_size=deployment.limits.max_sequences)
-    config.input.extend(model_inputs(inputs, scalars))
-    config.output.extend(model_outputs(outputs))
+    release = deployment.release.name
+    config.input.extend(model_inputs(signatures.of_release(inputs, release), scalars))
+    config.output.extend(model_outputs(signatures.of_release(outputs, release)))
     config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
     for key, value in values.items():
         config.parameters[key].string_value = value

@@ -19,14 +19,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from toolkit.repository.configs import model_inputs, model_outputs
 from toolkit.repository.llm_args import as_yaml, llm_args
 from toolkit.repository.parameters import CANCELLATION_CHECK_PERIOD_MS, STATS_CHECK_PERIOD_MS
-from toolkit.repository.signatures import (
-    ENSEMBLE_INPUTS,
-    ENSEMBLE_OUTPUTS,
-    LLMAPI_INPUTS,
-    LLMAPI_OUTPUTS,
-    LLMAPI_RENAMED,
-    STOP,
-)
+from toolkit.repository.signatures import BLS_INPUTS, ENSEMBLE_INPUTS, ENSEMBLE_OUTPUTS, table
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
@@ -34,14 +27,49 @@ if TYPE_CHECKING:
 
 MODEL = "tensorrt_llm"
 
+INPUTS = table("""
+    text_input                                                           STRING[1]   required
+    streaming, stop                                                      BOOL[1]
+    sampling_param_best_of, sampling_param_top_k                         INT32[1]
+    sampling_param_max_tokens                                            INT32[1]
+    sampling_param_temperature, sampling_param_top_p                     FP32[1]
+    sampling_param_frequency_penalty, sampling_param_presence_penalty    FP32[1]
+    sampling_param_stop                                                  STRING[-1]
+    sampling_param_seed                                                  UINT64[1]
+    sampling_param_exclude_input_from_output                             BOOL[1]
+    sampling_param_return_perf_metrics                                   BOOL[1]
+    return_finish_reason, return_stop_reason, return_cumulative_logprob  BOOL[1]
+""")
+OUTPUTS = table("""
+    finish_reason, stop_reason                                           STRING[-1]
+    cumulative_logprob                                                   FP32[-1]
+    kv_cache_reused_block, kv_cache_missed_block                         INT32[-1]
+    kv_cache_hit_rate                                                    FP32[-1]
+""")
+STOP = tuple(tensor for tensor in BLS_INPUTS if tensor.name == "stop")
+
+RENAMED = {
+    "stream": "streaming",
+    "stop_words": "sampling_param_stop",
+    "exclude_input_in_output": "sampling_param_exclude_input_from_output",
+    **{
+        name: f"sampling_param_{name}"
+        for name in (
+            *("max_tokens", "temperature", "top_k", "top_p", "seed"),
+            *("frequency_penalty", "presence_penalty", "return_perf_metrics"),
+        )
+    },
+}
+"""Inputs of the ensemble that tensorrt_llm has by another name."""
+
 
 def llmapi_configs() -> dict[str, Any]:
     """The ModelConfig of each model by name."""
-    taken = {*(tensor.name for tensor in LLMAPI_INPUTS), *LLMAPI_RENAMED}
+    taken = {*(tensor.name for tensor in INPUTS), *RENAMED}
     others = [tensor for tensor in ENSEMBLE_INPUTS if tensor.name not in taken]
     config = pb.ModelConfig(name=MODEL, backend="python", max_batch_size=1)
-    config.input.extend(model_inputs([*LLMAPI_INPUTS, *others]))
-    config.output.extend(model_outputs([*ENSEMBLE_OUTPUTS, *LLMAPI_OUTPUTS]))
+    config.input.extend(model_inputs([*INPUTS, *others]))
+    config.output.extend(model_outputs([*ENSEMBLE_OUTPUTS, *OUTPUTS]))
     config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
     config.model_transaction_policy.decoupled = True
     return {model.name: model for model in (config, _ensemble(), _bls())}
@@ -68,7 +96,7 @@ def _ensemble() -> Any:
     config.input.extend(model_inputs(ENSEMBLE_INPUTS))
     config.output.extend(model_outputs(ENSEMBLE_OUTPUTS))
     step = config.ensemble_scheduling.step.add(model_name=MODEL, model_version=-1)
-    step.input_map.update({LLMAPI_RENAMED.get(tensor.name, tensor.name): tensor.name for tensor in ENSEMBLE_INPUTS})
+    step.input_map.update({RENAMED.get(tensor.name, tensor.name): tensor.name for tensor in ENSEMBLE_INPUTS})
     step.output_map.update({tensor.name: tensor.name for tensor in ENSEMBLE_OUTPUTS})
     return config
 
@@ -81,7 +109,7 @@ def _bls() -> Any:
     config.model_transaction_policy.decoupled = True
     values = {
         "tensorrt_llm_model_name": MODEL,
-        "renamed_inputs": json.dumps(LLMAPI_RENAMED),
+        "renamed_inputs": json.dumps(RENAMED),
         "cancellation_check_period_ms": str(CANCELLATION_CHECK_PERIOD_MS),
     }
     for name, value in values.items():

@@ -1,6 +1,6 @@
 """The string parameters of each model's config.pbtxt, from a Deployment.
 
-Every parameter of the tensorrtllm backend 1.2.1 that bears on this kind of deployment is said aloud, also
+Every parameter of the tensorrtllm backend that bears on this kind of deployment is said aloud, also
 where it equals the default: several defaults (KV reuse on, no chunked context) surprise people.
 """
 
@@ -55,9 +55,9 @@ def tensorrt_llm_bls(deployment: Deployment) -> dict[str, str]:
 
 
 def tensorrt_llm(deployment: Deployment, engine_dir: Path) -> dict[str, str]:
-    """Values of section 4.4's table. An empty one means "not set" to the backend, but some must be there."""
+    """Those that the backend of the release knows. An empty one means "not set", but some must be there."""
     kv_cache, scheduler = deployment.kv_cache, deployment.scheduler
-    return {
+    said = {
         "gpt_model_type": "inflight_fused_batching",
         "gpt_model_path": str(engine_dir),
         "encoder_model_path": "",
@@ -94,6 +94,7 @@ def tensorrt_llm(deployment: Deployment, engine_dir: Path) -> dict[str, str]:
         "guided_decoding_backend": "",
         "xgrammar_tokenizer_info_path": "",
     }
+    return {name: value for name, value in said.items() if name in deployment.release.backend_parameters}
 
 
 def kv_cache_tokens(deployment: Deployment) -> int:

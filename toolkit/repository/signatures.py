@@ -1,9 +1,10 @@
-"""The tensors of the five Triton models, named, typed and shaped as in TensorRT-LLM 1.2's own repository.
+"""The tensors of the five Triton models, named, typed and shaped as in TensorRT-LLM's own repository.
 
 One line a tensor (or several that differ in name only): names, TYPE[dims], flags. Inputs are optional
 unless flagged `required`. `ragged`: requests with different shapes may share a batch. `scalar`: the
-backend sees [batch] where the client sends [batch, 1]. Sources: NVIDIA/TensorRT-LLM
-triton_backend/all_models/inflight_batcher_llm/*/config.pbtxt; docs/repository.md says how they connect.
+backend sees [batch] where the client sends [batch, 1]. `1.1-`: only in the releases of this span, which is read as
+in toolkit.releases.tables; without one in all. docs/contracts.md says where it is from, docs/repository.md how they
+connect.
 
 Release 0.19 and before called `min_tokens` `min_length` and `seed` `random_seed`; those names are not here.
 """
@@ -11,7 +12,10 @@ Release 0.19 and before called `min_tokens` `min_length` and `seed` `random_seed
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from toolkit.releases.tables import NAMES, within
 
 TYPES = ("BOOL", "UINT8", "INT32", "INT64", "UINT64", "FP16", "FP32", "STRING")
 FLAGS = ("required", "ragged", "scalar")
@@ -27,21 +31,33 @@ class Tensor:
     required: bool = False
     ragged: bool = False
     scalar: bool = False
+    span: str = "-"
 
 
-def _table(text: str) -> tuple[Tensor, ...]:
+def of_release(tensors: Iterable[Tensor], release: str) -> tuple[Tensor, ...]:
+    """Those that a release has."""
+    return tuple(tensor for tensor in tensors if within(tensor.span, release))
+
+
+def table(text: str) -> tuple[Tensor, ...]:
     """Read a table as below; a line that does not follow the form is a ValueError naming it."""
     tensors: list[Tensor] = []
     for line in filter(None, map(str.strip, text.splitlines())):
-        match = re.fullmatch(r"(?P<names>[\w, ]+?) +(?P<type>[A-Z0-9]+)\[(?P<dims>[-\d, ]+)\](?P<flags>[a-z ]*)", line)
-        flags = match["flags"].split() if match else []
+        match = re.fullmatch(
+            r"(?P<names>[\w, ]+?) +(?P<type>[A-Z0-9]+)\[(?P<dims>[-\d, ]+)\](?P<rest>[-\d.a-z ]*)", line
+        )
+        rest = match["rest"].split() if match else []
+        flags = [word for word in rest if "-" not in word]
+        span = next((word for word in rest if "-" in word), "-")
         if not match or match["type"] not in TYPES or not set(flags) <= set(FLAGS):
             raise ValueError(f"not a line of a tensor table: {line!r}")
         dims = tuple(int(size) for size in match["dims"].split(","))
         for name in match["names"].split(","):
-            tensors.append(Tensor(name.strip(), match["type"], dims, **dict.fromkeys(flags, True)))
-    if len({tensor.name for tensor in tensors}) != len(tensors):
-        raise ValueError("a tensor is in the table twice")
+            tensors.append(Tensor(name.strip(), match["type"], dims, **dict.fromkeys(flags, True), span=span))
+    for release in NAMES:
+        names = [tensor.name for tensor in of_release(tensors, release)]
+        if len(set(names)) != len(names):
+            raise ValueError(f"a tensor is in the table of {release} twice")
     return tuple(tensors)
 
 
@@ -96,19 +112,20 @@ _RESULTS = """
     total_accepted_draft_tokens, total_draft_tokens                 INT32[1]
 """
 
-GENERATION = _table(_GENERATION)
-RESULTS = _table(_RESULTS)
+GENERATION = table(_GENERATION)
+RESULTS = table(_RESULTS)
 
-ENSEMBLE_INPUTS = _table(_TEXT + _GENERATION)
-ENSEMBLE_OUTPUTS = _table("text_output  STRING[-1]" + _RESULTS)
+ENSEMBLE_INPUTS = table(_TEXT + _GENERATION)
+ENSEMBLE_OUTPUTS = table("text_output  STRING[-1]" + _RESULTS)
 
-BLS_INPUTS = _table(
+BLS_INPUTS = table(
     _TEXT
     + _GENERATION
     + """
     image_input               FP16[-1,3,-1,-1]
     image_bytes_input         UINT8[-1,-1,-1,-1]
     image_url_input           STRING[1]
+    image_sizes_input         INT64[-1,2]         1.1-
     video_bytes_input         UINT8[-1,-1,-1,-1]
     num_draft_tokens          INT32[1]
     use_draft_logits          BOOL[1]
@@ -117,19 +134,21 @@ BLS_INPUTS = _table(
 )
 BLS_OUTPUTS = ENSEMBLE_OUTPUTS
 
-PREPROCESSING_INPUTS = _table("""
+PREPROCESSING_INPUTS = table("""
     QUERY                             STRING[1]           required
     REQUEST_OUTPUT_LEN                INT32[1]            required
     DECODER_QUERY                     STRING[1]
     IMAGE_BYTES, VIDEO_BYTES          UINT8[-1,-1,-1,-1]
-    IMAGE_URL                         STRING[1]
+    IMAGE_URL                         STRING[1]           -1.0
+    IMAGE_URL                         STRING[-1]          1.1-
+    IMAGE_SIZES                       INT64[-1,2]         1.1-
     BAD_WORDS_DICT, STOP_WORDS_DICT   STRING[-1]
     EMBEDDING_BIAS_WORDS              STRING[-1]
     EMBEDDING_BIAS_WEIGHTS            FP32[-1]
     END_ID, PAD_ID                    INT32[1]
     PROMPT_TABLE_EXTRA_ID             UINT64[1]
 """)
-PREPROCESSING_OUTPUTS = _table("""
+PREPROCESSING_OUTPUTS = table("""
     INPUT_ID                          INT32[-1]
     REQUEST_INPUT_LEN                 INT32[1]
     DECODER_INPUT_ID                  INT32[-1]
@@ -143,20 +162,21 @@ PREPROCESSING_OUTPUTS = _table("""
     ASPECT_RATIO_IDS                  INT64[-1]
     ASPECT_RATIO_MASK                 INT64[-1,-1]
     CROSS_ATTENTION_MASK              INT64[-1,-1,-1]
-    IMAGE_SIZES                       INT64[-1,2]
+    IMAGE_SIZES                       INT64[2]            -1.0
+    IMAGE_SIZES                       INT64[-1,2]         1.1-
     IS_VIDEO_INPUT                    BOOL[1]
     ATTENTION_MASK                    INT64[-1]
     IMAGE_GRID_THW                    INT64[3]
     VISION_INPUT_ID                   INT32[-1]
 """)
 
-POSTPROCESSING_INPUTS = _table("""
+POSTPROCESSING_INPUTS = table("""
     TOKENS_BATCH                      INT32[-1,-1]        required
     SEQUENCE_LENGTH                   INT32[-1]           required
 """)
-POSTPROCESSING_OUTPUTS = _table("OUTPUT  STRING[-1]")
+POSTPROCESSING_OUTPUTS = table("OUTPUT  STRING[-1]")
 
-TENSORRT_LLM_INPUTS = _table(
+TENSORRT_LLM_INPUTS = table(
     """
     input_ids                                        INT32[-1]     ragged
     input_lengths, request_output_len                INT32[1]      required scalar
@@ -191,7 +211,7 @@ TENSORRT_LLM_INPUTS = _table(
     """
     + _GENERATION
 )
-TENSORRT_LLM_OUTPUTS = _table(
+TENSORRT_LLM_OUTPUTS = table(
     """
     output_ids                                       INT32[-1,-1]
     sequence_length                                  INT32[-1]
@@ -250,39 +270,3 @@ TENSORRT_LLM_RENAMED = (
 TENSORRT_LLM_TO_ENSEMBLE = (("output_ids", "_TOKENS_BATCH"), ("sequence_length", "_SEQUENCE_LENGTH"))
 POSTPROCESSING_FROM_ENSEMBLE = (("TOKENS_BATCH", "_TOKENS_BATCH"), ("SEQUENCE_LENGTH", "_SEQUENCE_LENGTH"))
 POSTPROCESSING_TO_ENSEMBLE = (("OUTPUT", "text_output"),)
-
-# The model of engine: pytorch, text in and text out. toolkit/repository/llmapi.py says where the names are from.
-LLMAPI_INPUTS = _table("""
-    text_input                                                           STRING[1]   required
-    streaming, stop                                                      BOOL[1]
-    sampling_param_best_of, sampling_param_top_k                         INT32[1]
-    sampling_param_max_tokens                                            INT32[1]
-    sampling_param_temperature, sampling_param_top_p                     FP32[1]
-    sampling_param_frequency_penalty, sampling_param_presence_penalty    FP32[1]
-    sampling_param_stop                                                  STRING[-1]
-    sampling_param_seed                                                  UINT64[1]
-    sampling_param_exclude_input_from_output                             BOOL[1]
-    sampling_param_return_perf_metrics                                   BOOL[1]
-    return_finish_reason, return_stop_reason, return_cumulative_logprob  BOOL[1]
-""")
-LLMAPI_OUTPUTS = _table("""
-    finish_reason, stop_reason                                           STRING[-1]
-    cumulative_logprob                                                   FP32[-1]
-    kv_cache_reused_block, kv_cache_missed_block                         INT32[-1]
-    kv_cache_hit_rate                                                    FP32[-1]
-""")
-STOP = tuple(tensor for tensor in BLS_INPUTS if tensor.name == "stop")
-
-# Inputs of the ensemble that this model has by another name.
-LLMAPI_RENAMED = {
-    "stream": "streaming",
-    "stop_words": "sampling_param_stop",
-    "exclude_input_in_output": "sampling_param_exclude_input_from_output",
-    **{
-        name: f"sampling_param_{name}"
-        for name in (
-            *("max_tokens", "temperature", "top_k", "top_p", "seed"),
-            *("frequency_penalty", "presence_penalty", "return_perf_metrics"),
-        )
-    },
-}

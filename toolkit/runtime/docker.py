@@ -11,10 +11,16 @@ from toolkit.config import Deployment
 from toolkit.runtime.cores import ranges
 from toolkit.runtime.images import image
 from toolkit.runtime.mounts import Mount, as_csv, mounts
-from toolkit.runtime.needs import Needs, Part, Wrapped, container_name, further_options
+from toolkit.runtime.needs import Needs, Part, Wrapped, container_name, cuda_order, further_options
 
 HOME = "/tmp"
 """The one folder of the image that any user may write in. trtllm-build leaves its timing cache where it stands."""
+NOT_STARTED = {
+    125: "docker did not start the container",
+    126: "the program in the image could not be run",
+    127: "the image has no such program",
+}
+"""Exit codes of `docker run` that are not the command's own."""
 
 
 def in_docker(deployment: Deployment, needs: Needs) -> Wrapped:
@@ -34,7 +40,7 @@ def in_docker(deployment: Deployment, needs: Needs) -> Wrapped:
         *(Part(("--env", f"{name}={value}"), "for the command") for name, value in needs.environment.items()),
         *(Part(("--env", name), "a secret: by name, docker takes its value from here") for name in needs.secrets),
         *further_options(deployment),
-        Part((image(deployment),), "runtime.image" if deployment.runtime.image else "the project's NGC image"),
+        Part((image(deployment),), "runtime.image" if deployment.runtime.image else "NVIDIA's, with engine.version"),
     ]
     return Wrapped(tuple(parts), secrets={name: name for name in needs.secrets})
 
@@ -44,7 +50,10 @@ def _gpus(needs: Needs) -> list[Part]:
         return []
     # docker reads the value as CSV, so several numbers take quotes of their own.
     value = as_csv("device=" + ",".join(map(str, needs.gpus)))
-    return [Part(("--gpus", value), "these GPUs and no others; inside they count from 0")]
+    parts = [Part(("--gpus", value), "these GPUs and no others; inside they count from 0")]
+    for name, value in cuda_order(needs.gpus).items():
+        parts.append(Part(("--env", f"{name}={value}"), "the order of the ranks, as they count inside"))
+    return parts
 
 
 def _machine(needs: Needs) -> list[Part]:

@@ -11,7 +11,7 @@ from toolkit.errors import ToolkitError
 from toolkit.runtime.cores import pinned
 from toolkit.runtime.images import image_file
 from toolkit.runtime.mounts import as_fstab, mounts
-from toolkit.runtime.needs import Needs, Part, Wrapped, further_options
+from toolkit.runtime.needs import Needs, Part, Wrapped, cuda_order, further_options
 
 
 def in_enroot(deployment: Deployment, needs: Needs) -> Wrapped:
@@ -21,12 +21,14 @@ def in_enroot(deployment: Deployment, needs: Needs) -> Wrapped:
                 f"enroot hands on no variable with a line break in it: {name}", hint="Use another runtime."
             )
     gpus = {"NVIDIA_VISIBLE_DEVICES": ",".join(map(str, needs.gpus)) or "void"}
+    order = cuda_order(needs.gpus)
     parts = [
         *pinned(needs),
         Part(("enroot", "start"), "runtime.kind: enroot"),
         Part(("--rw",), "its root can be written, in memory: gone when it ends"),
         *(Part(("--mount", as_fstab(mount)), mount.why) for mount in mounts(needs)),
         *(Part(("--env", f"{name}={value}"), "the GPUs that it sees") for name, value in gpus.items()),
+        *(Part(("--env", f"{name}={value}"), "the order of the ranks") for name, value in order.items()),
         Part(("--env", "HOME=/tmp"), "a home that can be written; enroot's own /tmp, in memory"),
         *(Part(("--env", f"{name}={value}"), "for the command") for name, value in needs.environment.items()),
         *(Part(("--env", name), "a secret: by name, enroot takes its value from here") for name in needs.secrets),

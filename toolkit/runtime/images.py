@@ -6,13 +6,31 @@ import shlex
 from pathlib import Path
 
 from toolkit.config import Deployment
-from toolkit.serve.tritonserver import NGC_IMAGE
+from toolkit.errors import ToolkitError
 
 SUFFIXES = {"enroot": ".sqsh", "apptainer": ".sif"}
 
 
 def image(deployment: Deployment) -> str:
-    return deployment.runtime.image or NGC_IMAGE
+    """`runtime.image`, or NVIDIA's newest with the TensorRT-LLM of `engine.version`. ToolkitError where none has it."""
+    if deployment.runtime.image is not None:
+        return deployment.runtime.image
+    version, release = deployment.engine_options.version, deployment.release
+    found = release.image(version)
+    if found is None:
+        what = f"runtime.image: no image of NVIDIA's has TensorRT-LLM {version}"
+        others = f", or set engine.version to {' or '.join(release.versions)}" if release.versions else ""
+        hint = f"Name one that has it{others}."
+        raise ToolkitError(what, where=deployment.file, hint=hint)
+    return found.tag
+
+
+def advised(deployment: Deployment) -> str:
+    """The image by its name, for advice: words where none is known."""
+    try:
+        return image(deployment)
+    except ToolkitError:
+        return f"an image with TensorRT-LLM {deployment.engine_options.version}"
 
 
 def image_file(deployment: Deployment) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from toolkit.config import Deployment
 class Needs:
     """What a command takes. Paths are the same inside a container as outside of it.
 
-    Paths written must be there before a container starts. `gpus` are numbered as nvidia-smi does. `ports` are
+    Paths written must be there before a container starts. `gpus` are numbered as nvidia-smi does, and the command
+    sees them in this order. `ports` are
     those it listens on, at the addresses of the YAML. `secrets` are variables of this process that are handed on
     by name. `cores` are logical CPUs by number and `nodes` the NUMA nodes for its memory, as `cores_near` gives
     them; none: wherever the kernel likes. `memory_gb` (10^9 bytes) is hardware.host_memory_gb when it is None.
@@ -41,6 +42,17 @@ class Part:
 
     arguments: tuple[str, ...]
     why: str
+
+
+def cuda_order(gpus: Sequence[int]) -> dict[str, str]:
+    """The variables for a container that is given these GPUs and no others, in this order.
+
+    Inside they count from 0 along the bus, in whatever order they were asked for.
+    """
+    order = [sorted(gpus).index(gpu) for gpu in gpus]
+    if order == sorted(order):
+        return {}
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, order))}
 
 
 def container_name(deployment: Deployment, needs: Needs) -> str:

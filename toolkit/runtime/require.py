@@ -10,10 +10,13 @@ from typing import Any
 
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError, shown
+from toolkit.releases import release_of
 from toolkit.runtime.images import fetch, image, image_file
 from toolkit.runtime.needs import Needs, container_name
 from toolkit.runtime.wrap import end_by_force
 
+BACKENDS = "/opt/tritonserver/backends"
+"""Where NVIDIA's images have them."""
 TIMEOUT_S = 20
 """A daemon that answers takes under a second."""
 INSTALL = {
@@ -40,6 +43,7 @@ def require_runtime(deployment: Deployment, needs: Needs | None = None) -> None:
         _require_docker(deployment)
         _require_free_name(deployment, needs)
     elif kind in ("enroot", "apptainer"):
+        image_file(deployment)  # for its error: what is wrong in the YAML comes before what the machine lacks
         _require_program(deployment, kind, "runtime.kind")
         # By these two enroot starts an image as it is; otherwise it would have to be unpacked before.
         for helper in ("squashfuse", "fuse-overlayfs") if kind == "enroot" else ():
@@ -52,6 +56,22 @@ def require_runtime(deployment: Deployment, needs: Needs | None = None) -> None:
             raise ToolkitError(
                 "is not here, and the command reads it", where=path, hint="Make it, or correct the YAML."
             )
+
+
+def require_backend(deployment: Deployment, backend: str) -> None:
+    """Raise a ToolkitError where docker's image has no such backend of Triton: a container that lists them, a second.
+
+    Images in files are not opened: of these Triton itself says it, at its start.
+    """
+    if deployment.runtime.kind != "docker":
+        return
+    run = ("docker", "run", "--rm", "--pull=never", "--network=none", "--entrypoint", "ls")
+    answer = _ask(deployment, *run, image(deployment), BACKENDS)
+    if backend not in answer.stdout.split():
+        found = f"has {', '.join(answer.stdout.split())}" if not answer.returncode else "has none at all"
+        tag = release_of(deployment.engine_options.version, where=deployment.file).images[0].tag
+        what = f"runtime.image: {image(deployment)} has no backend {backend} in {BACKENDS}: it {found}"
+        raise ToolkitError(what, where=deployment.file, hint=f"Use {tag}.")
 
 
 def _require_program(deployment: Deployment, name: str, field: str, install: str | None = None) -> None:
@@ -68,6 +88,7 @@ def _require_image_file(deployment: Deployment) -> None:
 
 def _require_docker(deployment: Deployment) -> None:
     """The program, its daemon, a way to the GPUs, the image: in the order in which each needs the one before."""
+    name = image(deployment)
     _require_program(deployment, "docker", "runtime.kind")
     info = _docker_info(deployment)
     if not _reaches_gpus(info):
@@ -77,7 +98,6 @@ def _require_docker(deployment: Deployment) -> None:
         what = "docker runs without root here, where root in a container is this user, and other users are nobody"
         hint = "Set runtime.options: [--user, '0:0']."
         raise ToolkitError(f"runtime.kind: {what}", where=deployment.file, hint=hint)
-    name = image(deployment)
     if _ask(deployment, "docker", "image", "inspect", "--format", "{{.Id}}", name).returncode:
         raise ToolkitError(f"runtime.image: {name} is not on this machine", hint=f"Run: {fetch(deployment)}")
 

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 
 from toolkit.config import Deployment
 from toolkit.errors import printable
-from toolkit.runtime.needs import Needs, Wrapped
+from toolkit.runtime.needs import Needs, Part, Wrapped
 from toolkit.runtime.wrap import wrap
 
 
-def script(deployment: Deployment, command: Sequence[str], needs: Needs) -> str:
-    """The whole script, as text. It holds no secret: those are taken from where it is started.
+def script(deployment: Deployment, command: Sequence[str] | Sequence[Part], needs: Needs) -> str:
+    """The whole script, as text, with the command as `wrap` takes it.
 
-    Raises ToolkitError as `wrap` does.
+    It holds no secret: those are taken from where it is started. Raises ToolkitError as `wrap` does.
     """
     return "\n".join(_lines(deployment, wrap(deployment, command, needs), needs)) + "\n"
 

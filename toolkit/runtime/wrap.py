@@ -10,17 +10,16 @@ from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.runtime.apptainer import in_apptainer
 from toolkit.runtime.cores import pinned
-from toolkit.runtime.docker import in_docker
+from toolkit.runtime.docker import NOT_STARTED, in_docker
 from toolkit.runtime.enroot import in_enroot
 from toolkit.runtime.needs import Needs, Part, Wrapped, container_name
-from toolkit.secrecy import is_secret, tells_a_secret
-
-SHORTEST_SECRET = 8
-"""A secret of fewer characters is found in arguments by chance."""
+from toolkit.secrecy import SHORTEST_SECRET, is_secret, tells_a_secret
 
 
-def wrap(deployment: Deployment, command: Sequence[str], needs: Needs) -> Wrapped:
-    """The command as `runtime` starts it. Nothing is looked at or started: that is `require_runtime`.
+def wrap(deployment: Deployment, command: Sequence[str] | Sequence[Part], needs: Needs) -> Wrapped:
+    """The command as `runtime` starts it, given whole or in parts that say why they are there.
+
+    Nothing is looked at or started: that is `require_runtime`.
 
     Raises ToolkitError where a secret would stand on the command line, or a path cannot be mounted.
     """
@@ -29,9 +28,20 @@ def wrap(deployment: Deployment, command: Sequence[str], needs: Needs) -> Wrappe
             raise ToolkitError(f"{name} is a secret, and given by value", hint="Hand it on by name.")
     wrappers = {"host": _on_host, "docker": in_docker, "enroot": in_enroot, "apptainer": in_apptainer}
     wrapped = wrappers[deployment.runtime.kind](deployment, needs)
-    wrapped = replace(wrapped, parts=(*wrapped.parts, Part(tuple(command), "the command itself")))
+    wrapped = replace(wrapped, parts=(*wrapped.parts, *_as_parts(command)))
     _refuse_secrets(wrapped, needs)
     return wrapped
+
+
+def _as_parts(command: Sequence[str] | Sequence[Part]) -> list[Part]:
+    parts = [part for part in command if isinstance(part, Part)]
+    words = [word for word in command if not isinstance(word, Part)]
+    return [*parts, *([Part(tuple(words), "the command itself")] if words else [])]
+
+
+def not_started(deployment: Deployment, code: int) -> str:
+    """What an exit code says of why the runtime did not start its command; "" where it may be the command's own."""
+    return NOT_STARTED.get(code, "") if deployment.runtime.kind == "docker" else ""
 
 
 def end_by_force(deployment: Deployment, needs: Needs) -> list[str] | None:

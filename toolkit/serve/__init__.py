@@ -1,6 +1,6 @@
 """Serving: start a group of ranks, prove it ready, watch it, drain it, and leave nothing behind."""
 
-from toolkit.serve.command import dry_run
-from toolkit.serve.control import Status, serve, status, stop
+from toolkit.serve.control import Overview, Status, overview, serve, status, stop
+from toolkit.serve.launch import dry_run
 
-__all__ = ["Status", "dry_run", "serve", "status", "stop"]
+__all__ = ["Overview", "Status", "dry_run", "overview", "serve", "status", "stop"]

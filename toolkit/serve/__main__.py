@@ -1,22 +1,44 @@
-"""The supervisor in the background: `python -m toolkit.serve FILE ENGINE`, started by serve(detach=True)."""
+"""A supervisor in a process of its own: `python -m toolkit.serve FILE ENGINE`, started by toolkit.serve.replicas."""
 
 from __future__ import annotations
 
+import argparse
+import os
+import signal
 import sys
+import threading
 
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.serve.control import ERROR
+from toolkit.serve.replicas import ERROR, HELD
 from toolkit.serve.supervisor import serve_here
 
 
-def main(file: str, engine: str, *options: str) -> int:
+def main(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("file")
+    parser.add_argument("engine")
+    parser.add_argument("--replica", type=int)
+    parser.add_argument("--verbose", action="store_true")
+    parser.add_argument(HELD, action="store_true", dest="held")
+    options = parser.parse_args(arguments)
+    if options.held:
+        threading.Thread(target=_end_with_our_starter, name="held", daemon=True).start()
     try:
-        serve_here(Deployment.load(file, engine), verbose="--verbose" in options)
+        deployment = Deployment.load(options.file, options.engine)
+        if options.replica is not None:
+            deployment = deployment.apart()[options.replica]
+        serve_here(deployment, options.verbose)
     except ToolkitError as error:
         print(f"{ERROR}{error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _end_with_our_starter() -> None:
+    """Stdin ends with the process that started us, unless it let us go with a byte. Drain then."""
+    if not os.read(sys.stdin.fileno(), 1):
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -1,90 +1,92 @@
-"""The command line that starts a group: NVIDIA's leader mode, one mpirun with one tritonserver a rank.
+"""The command line that starts a group: one mpirun, and what it starts.
 
-Rank 0 opens the ports and answers. The others load only `tensorrt_llm`, whose initialisation never
-returns there, so they can be given the same ports. Source: launch_triton_server.py of
+NVIDIA's leader mode is one tritonserver a rank. Rank 0 opens the ports and answers. The others load only
+`tensorrt_llm`, whose initialisation never returns there, so they can be given the same ports. In its orchestrator mode
+one tritonserver starts the ranks itself, as worker processes, by MPI_Comm_spawn. Source: launch_triton_server.py of
 tensorrtllm_backend, whose command lines these are, with addresses to bind to and without its repeats.
 """
 
 from __future__ import annotations
 
 import math
-import shlex
-from collections.abc import Mapping
 from pathlib import Path
 
 from toolkit.config import Deployment
-from toolkit.errors import ToolkitError
-from toolkit.rules import check_can_be_served
+from toolkit.runtime import Part
 from toolkit.serve.janitor import RUN_ID, Run
-from toolkit.serve.tritonserver import NGC_BINARY, Mpirun, TritonServer, find, find_mpirun
+from toolkit.serve.tritonserver import Mpirun, TritonServer
 
 LEADER_MODEL = "tensorrt_llm"
 REHEARSAL_PORT = "TOOLKIT_REHEARSAL_PORT"
+ORCHESTRATOR = "TRTLLM_ORCHESTRATOR"
 EXIT_MARGIN_S = 10
 """How much longer than the drain Triton itself would wait: the supervisor ends the drain, not Triton."""
+REASONS = (
+    "--bind-to none: Open MPI binds small groups to one core a rank, which would starve Triton's threads",
+    "--oversubscribe: also where there are fewer cores than ranks, and for an orchestrator's workers",
+    "--tag-output: every line with its rank, so that each has its own log",
+    "--model-repository: made by toolkit repo, from the engines of toolkit build",
+    "--model-control-mode, --load-model: ranks above 0 load the engine alone and wait for rank 0",
+    "--*-address, --*-port: serving.host and the ports of the YAML",
+    "--exit-timeout-secs: serving.drain_timeout_s and a margin, so that the drain is not Triton's to end",
+    "--disable-auto-complete-config: the configs are whole; guessing loads models twice",
+    "--backend-config=python,shm-region-prefix-name: shared memory of its own for each rank and run",
+)
+"""Where the options are from, as a dry run tells it."""
+ORCHESTRATOR_REASONS = (
+    "--pinned-memory-pool-byte-size, --enable-peer-access, --cuda-memory-pool-byte-size: the GPUs are the workers'",
+)
 
 
-def command_line(deployment: Deployment, server: TritonServer, mpirun: Mpirun, run: Run) -> list[str]:
-    """The arguments that start the group. On one node every rank inherits mpirun's environment."""
-    arguments = [str(mpirun.binary), *_mpirun_options(deployment, mpirun)]
+def is_orchestrated(deployment: Deployment) -> bool:
+    return deployment.serving.mode == "orchestrator"
+
+
+def command_line(deployment: Deployment, server: TritonServer, mpirun: Mpirun, run: Run) -> list[Part]:
+    """What starts the group. On one node every rank inherits mpirun's environment."""
+    parts = [Part((str(mpirun.binary), *_mpirun_options(mpirun)), "starts the ranks, and ends them all")]
+    if is_orchestrated(deployment):
+        return [*parts, Part(tuple(_rank_block(deployment, server, run, 0)), "starts the ranks, as its workers")]
+    last = deployment.mapping.world_size - 1
     for rank in deployment.mapping.ranks:
-        arguments += [*_rank_block(deployment, server, run, rank), ":"]
-    return arguments[:-1]
+        block = _rank_block(deployment, server, run, rank)
+        role = "opens the ports and answers" if rank == 0 else "computes its part"
+        parts.append(Part((*block, *([":"] if rank < last else [])), f"rank {rank}: {role}"))
+    return parts
 
 
-def environment(server: TritonServer, run: Run, rehearsal_port: int | None) -> dict[str, str]:
+def environment(deployment: Deployment, server: TritonServer, run: Run, rehearsal_port: int | None) -> dict[str, str]:
     """The variables to start it with, on top of those of this process.
 
     `rehearsal_port` is where the ranks of a rehearsal meet.
     """
     variables = {**server.environment, RUN_ID: run.id, "TMPDIR": str(run.tmp)}
+    if is_orchestrated(deployment):
+        variables[ORCHESTRATOR] = "1"
     if rehearsal_port is not None:
         variables[REHEARSAL_PORT] = str(rehearsal_port)
     return variables
 
 
-def dry_run(deployment: Deployment) -> str:
-    """The command line as text for a shell, one rank block a line.
-
-    Without the NGC image it is shown as it is run there. The run id and the rehearsal's port, which are
-    new for each run, are shown as `dry-run` and 0.
-    """
-    check_can_be_served(deployment)
-    run = Run("dry-run", Path("/tmp/toolkit-dry-run"))
-    rehearsal = deployment.engine == "rehearsal"
-    try:
-        server, mpirun = find(deployment.engine), find_mpirun()
-    except ToolkitError:
-        if rehearsal:
-            raise
-        server, mpirun = TritonServer(NGC_BINARY), Mpirun(Path("mpirun"), (4, 1))
-    variables = environment(server, run, 0 if rehearsal else None)
-    return _shell_text(variables, command_line(deployment, server, mpirun, run))
+def exit_timeout(deployment: Deployment) -> int:
+    """Seconds that Triton may take to end."""
+    return math.ceil(deployment.serving.drain_timeout_s) + EXIT_MARGIN_S
 
 
-def _shell_text(variables: Mapping[str, str], arguments: list[str]) -> str:
-    lines = [["env", *(f"{name}={value}" for name, value in variables.items())], []]
-    for argument in arguments:
-        if argument == "-n":
-            lines.append([])
-        lines[-1].append(argument)
-    return " \\\n  ".join(shlex.join(line) for line in lines)
-
-
-def _mpirun_options(deployment: Deployment, mpirun: Mpirun) -> list[str]:
+def _mpirun_options(mpirun: Mpirun) -> list[str]:
     # Open MPI binds small groups to one core a rank, which would starve Triton's threads.
     options = ["--allow-run-as-root", "--bind-to", "none"]
     new = mpirun.version >= (5, 0)
-    if not new:  # called by its path, it would put its folder, and a python3 there, first on PATH
+    # Called by its path, an older one would put its folder, and a python3 there, first on PATH.
+    if not new and mpirun.binary != Path(mpirun.binary.name):
         options.append("--noprefix")
-    if deployment.engine == "rehearsal":  # usually more ranks than cores
-        options += ["--map-by", ":OVERSUBSCRIBE"] if new else ["--oversubscribe"]
-    return options + (["--output", "tag"] if new else ["--tag-output"])
+    if new:
+        return [*options, "--map-by", ":OVERSUBSCRIBE", "--output", "tag"]
+    return [*options, "--oversubscribe", "--tag-output"]
 
 
 def _rank_block(deployment: Deployment, server: TritonServer, run: Run, rank: int) -> list[str]:
     serving = deployment.serving
-    exit_timeout = math.ceil(serving.drain_timeout_s) + EXIT_MARGIN_S
     block = ["-n", "1", str(server.binary), f"--model-repository={deployment.repository_dir}"]
     if rank > 0:
         block += ["--model-control-mode=explicit", f"--load-model={LEADER_MODEL}"]
@@ -95,9 +97,12 @@ def _rank_block(deployment: Deployment, server: TritonServer, run: Run, rank: in
         f"--grpc-port={serving.grpc_port}",
         f"--metrics-address={serving.host}",
         f"--metrics-port={serving.metrics_port}",
-        f"--exit-timeout-secs={exit_timeout}",
+        f"--exit-timeout-secs={exit_timeout(deployment)}",
         "--disable-auto-complete-config",
     ]
+    if is_orchestrated(deployment):  # the GPUs' memory is for the workers
+        block += ["--pinned-memory-pool-byte-size=0", "--enable-peer-access=false"]
+        block += [f"--cuda-memory-pool-byte-size={gpu}:0" for gpu in deployment.mapping.ranks]
     if server.backend_directory:
         block.append(f"--backend-directory={server.backend_directory}")
     return [*block, f"--backend-config=python,shm-region-prefix-name={run.shm_prefix}{rank}-"]

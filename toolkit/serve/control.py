@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from toolkit.config import Deployment
-from toolkit.errors import ToolkitError
 from toolkit.serve.health import Probe
 from toolkit.serve.janitor import members
-from toolkit.serve.state import Phase, holder, read_state
+from toolkit.serve.replicas import END_MARGIN_S, KILLED, serve_apart
+from toolkit.serve.state import Phase, holder, read_state, served_already, served_otherwise
 from toolkit.serve.supervisor import clean_up_after, serve_here
 
 POLL_S = 0.1
-END_MARGIN_S = 20
-"""Beyond the drain: Triton's grace and the sweep."""
-ERROR = "error: "
-"""How the background supervisor begins the line of its log that says why it failed."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """What is known of a deployment's run now.
+    """What is known of a deployment's run now, or of one replica's.
 
     `pid` is the supervisor's, None when nothing runs. `since` is when the phase began (seconds since
     1970). `ready` is what the server says now; `running` counts requests, None where it cannot be known.
@@ -44,6 +40,8 @@ class Status:
     metrics: str
     run_dir: Path
     message: str
+    replica: int | None = None
+    """Which one it is of several."""
 
     def __str__(self) -> str:
         since = f" since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(self.since))}" if self.since else ""
@@ -64,29 +62,64 @@ class Status:
 def serve(deployment: Deployment, *, detach: bool = False, verbose: bool = False) -> None:
     """Serve a deployment: until asked to stop, or with `detach` in the background, returning once ready.
 
-    A ready line goes to stdout, progress and logs to stderr (run_dir/serve.log when detached). `verbose`
-    shows every line of every rank. Raises ToolkitError when it cannot be started, is being served
-    already, or breaks; no process and no shared memory of it is left then.
+    A ready line of each replica goes to stdout, progress and logs to stderr (run_dir/serve.log when detached).
+    `verbose` shows every line of every rank. Raises ToolkitError when it cannot be started, is being served
+    already, or breaks; no process and no shared memory of it is left then. One of several replicas may break
+    while the others go on serving: that is raised when they have ended, too.
     """
-    if not detach:
-        return serve_here(deployment, verbose)
-    if pid := holder(deployment):
-        raise ToolkitError(
-            f"is being served already, by process {pid}",
-            where=deployment.file,
-            hint=f"Use it, or stop it: toolkit stop {deployment.file}",
-        )
-    _serve_in_background(deployment, verbose)
+    if others := served_otherwise(deployment):
+        raise served_already(deployment, holder(others[0]))
+    if detach or len(deployment.apart()) > 1:
+        serve_apart(deployment, detach=detach, verbose=verbose)
+    else:
+        serve_here(deployment, verbose)
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What is known of every replica of a deployment."""
+
+    replicas: tuple[Status, ...]
+
+    @property
+    def ready(self) -> int:
+        """How many answer ready."""
+        return sum(one.ready for one in self.replicas)
+
+    @property
+    def degraded(self) -> bool:
+        """Some are ready and some are not."""
+        return 0 < self.ready < len(self.replicas)
+
+    def data(self) -> dict[str, Any]:
+        """For JSON. Of several replicas `ready` says whether all are."""
+        if len(self.replicas) == 1:
+            return asdict(self.replicas[0])
+        ready = self.ready == len(self.replicas)
+        return {"ready": ready, "ready_replicas": self.ready, "replicas": [asdict(one) for one in self.replicas]}
+
+    def __str__(self) -> str:
+        if len(self.replicas) == 1:
+            return str(self.replicas[0])
+        lines = [f"ready: {self.ready} of {len(self.replicas)} replicas"]
+        for number, one in enumerate(self.replicas):
+            lines.append(f"replica {number}: " + str(one).replace("\n", "\n  "))
+        return "\n".join(lines)
+
+
+def overview(deployment: Deployment) -> Overview:
+    """The status of every replica; never raises."""
+    return Overview(tuple(map(status, deployment.apart())))
 
 
 def status(deployment: Deployment) -> Status:
-    """What is known of the deployment's run now; never raises."""
+    """What is known now of the run of a deployment of one replica, or of one of `apart()`; never raises."""
     pid, state = holder(deployment), read_state(deployment)
     probe, serving = Probe(deployment), deployment.serving
     phase: Phase = "stopped" if state is None else state.phase
     message = "" if state is None else state.message
     if pid is None and phase in ("loading", "ready", "draining"):
-        phase, message = "failed", "its supervisor was killed"
+        phase, message = "failed", KILLED
     found = members(state.run) if pid is not None and state is not None else []
     return Status(
         phase=phase,
@@ -101,21 +134,33 @@ def status(deployment: Deployment) -> Status:
         metrics=f"http://{probe.host}:{serving.metrics_port}/metrics",
         run_dir=deployment.run_dir,
         message=message,
+        replica=deployment.replica,
     )
 
 
 def stop(deployment: Deployment) -> str:
-    """Drain and stop the deployment's run, wherever it was started; says in one line what happened."""
-    pid = holder(deployment)
+    """Drain and stop the deployment's run, wherever it was started; says what happened, in a line a replica."""
+    replicas, start = (*deployment.apart(), *served_otherwise(deployment)), time.monotonic()
+    pids = [holder(replica) for replica in replicas]
+    for pid in pids:
+        if pid is not None:
+            _send(pid, signal.SIGTERM)  # all, before any is waited for
+    said = [_stopped(replica, pid, start) for replica, pid in zip(replicas, pids, strict=True)]
+    if len(said) == 1 or not any(pids):
+        return said[0]
+    names = ["" if one.replica is None else f"replica {one.replica}: " for one in replicas]
+    return "\n".join(f"{name}{what}" for name, what in zip(names, said, strict=True))
+
+
+def _stopped(deployment: Deployment, pid: int | None, start: float) -> str:
+    """Wait until a supervisor that was asked at `start` has ended, and say how it did."""
     if pid is None:
         clean_up_after(read_state(deployment))
         return "nothing was running"
-    start = time.monotonic()
-    os.kill(pid, signal.SIGTERM)
     deadline = start + deployment.serving.drain_timeout_s + END_MARGIN_S
     while holder(deployment) == pid:
         if time.monotonic() > deadline:
-            os.kill(pid, signal.SIGKILL)  # its janitor ends the rest
+            _send(pid, signal.SIGKILL)  # its janitor ends the rest
             deadline += END_MARGIN_S
         time.sleep(POLL_S)
     state, took = read_state(deployment), time.monotonic() - start
@@ -124,39 +169,6 @@ def stop(deployment: Deployment) -> str:
     return f"stopped process {pid} in {took:.1f} s: {state.message}"
 
 
-def _serve_in_background(deployment: Deployment, verbose: bool) -> None:
-    deployment.run_dir.mkdir(parents=True, exist_ok=True)
-    log = deployment.run_dir / "serve.log"
-    if log.exists():
-        log.replace(log.with_suffix(".previous.log"))
-    command = [sys.executable, "-m", "toolkit.serve", str(deployment.file), deployment.engine]
-    with log.open("w") as output:
-        supervisor = subprocess.Popen(
-            [*command, *(["--verbose"] if verbose else [])],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        _wait_until_ready(supervisor, log)
-    except BaseException:
-        supervisor.terminate()
-        supervisor.wait()
-        raise
-
-
-def _wait_until_ready(supervisor: subprocess.Popen[bytes], log: Path) -> None:
-    """Hand on the supervisor's progress until it is ready; raise its error when it ends."""
-    with log.open() as progress:
-        while True:
-            ended = supervisor.poll() is not None
-            for line in progress:
-                if line.startswith(ERROR):
-                    raise ToolkitError(line.removeprefix(ERROR))
-                print(line, end="", file=sys.stdout if line.startswith("ready: ") else sys.stderr, flush=True)
-                if line.startswith("next: "):
-                    return
-            if ended:
-                raise ToolkitError("the supervisor ended without saying why", where=log)
-            time.sleep(POLL_S)
+def _send(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
+        os.kill(pid, number)

@@ -10,12 +10,12 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.serve.janitor import Janitor, Member, Run, members, sweep
-from toolkit.serve.logs import Logs
+from toolkit.serve.janitor import Janitor, Member, Run, members, of_ranks, sweep
+from toolkit.serve.launch import Launch
+from toolkit.serve.logs import ORCHESTRATOR, Logs, name_of
 
 PR_SET_CHILD_SUBREAPER = 36
 """<linux/prctl.h>"""
@@ -25,31 +25,33 @@ MPIRUN_REPORT_S = 3.0
 
 @dataclass(frozen=True)
 class Death:
-    """The process whose end broke the group. `rank` is None for mpirun itself."""
+    """The process whose end broke the group: a rank, ORCHESTRATOR, or None for mpirun itself, with its exit code."""
 
     rank: int | None
     how: str
+    code: int | None = None
 
     @property
     def killed(self) -> bool:
         return "killed by" in self.how
 
     def __str__(self) -> str:
-        return f"{'mpirun' if self.rank is None else f'rank {self.rank}'} {self.how}"
+        return f"{name_of(self.rank)} {self.how}"
 
 
 class Group:
     """Starts the processes, knows which rank each belongs to, and says which ended first."""
 
-    def __init__(self, command: list[str], environ: Mapping[str, str], run: Run, logs: Logs, cwd: Path) -> None:
+    def __init__(self, launch: Launch, run: Run, logs: Logs, cwd: Path, orchestrated: bool = False) -> None:
         self.logs = logs
-        self._run, self._janitor = run, Janitor(run)
+        self._run, self._by_force, self._janitor = run, launch.by_force, Janitor(run, launch.by_force)
+        self._orchestrated = orchestrated
         self._ended = False
         _adopt_orphans()
         # A session of its own, so that the terminal's Ctrl-C reaches only the supervisor, which drains.
         self._mpirun = subprocess.Popen(
-            command,
-            env=dict(environ),
+            launch.arguments,
+            env=dict(launch.environ),
             cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -62,7 +64,8 @@ class Group:
         logs.follow(self._mpirun.stdout)
         self._selector = selectors.DefaultSelector()
         self._watched: dict[int, Member] = {}
-        self._watch(Member(self._mpirun.pid, os.getpid(), None, tuple(command)))
+        self._ranks: dict[int | None, Member] = {}
+        self._watch(Member(self._mpirun.pid, os.getpid(), None, tuple(launch.arguments)))
 
     def look(self, models: bool = False) -> int:
         """Watch the rank processes found by now, and the model processes too when `models`.
@@ -70,10 +73,14 @@ class Group:
         Returns how many ranks are running. Model processes are watched only once the group is ready:
         before, a model that cannot load ends its own server, which then says why.
         """
-        for member in members(self._run):
-            if member.parent == self._mpirun.pid or (models and member.model):
+        found = members(self._run)
+        for member in of_ranks(found):
+            if self._ranks.setdefault(self._key(member), member) is member:
                 self._watch(member)
-        return len(self._ranks())
+        for member in found if models else []:
+            if member.model:
+                self._watch(member)
+        return sum(rank != ORCHESTRATOR for rank in self._ranks)
 
     def wait(self, timeout_s: float) -> Death | None:
         """The death that breaks the group, as soon as there is one; None after `timeout_s` without.
@@ -97,13 +104,13 @@ class Group:
         return total * os.sysconf("SC_PAGE_SIZE")
 
     def end_leader(self) -> None:
-        """Ask rank 0 alone to end: mpirun would end all the ranks at once."""
-        if leader := self._ranks().get(0):
+        """Ask the server that answers to end, alone: mpirun would end all the ranks at once."""
+        if leader := self._leader():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(leader.pid, signal.SIGTERM)
 
     def leader_is_alive(self) -> bool:
-        leader = self._ranks().get(0)
+        leader = self._leader()
         return leader is not None and any(member.pid == leader.pid for member in members(self._run))
 
     def end(self) -> None:
@@ -111,7 +118,7 @@ class Group:
         if self._ended:
             return
         self._ended = True
-        killed = sweep(self._run)
+        killed = sweep(self._run, self._by_force)
         self._janitor.dismiss()
         self._mpirun.wait()
         self.logs.finish()
@@ -128,36 +135,42 @@ class Group:
             self._selector.register(os.pidfd_open(member.pid), selectors.EVENT_READ, member)
             self._watched[member.pid] = member
 
-    def _ranks(self) -> dict[int, Member]:
-        found = self._watched.values()
-        return {m.rank: m for m in found if m.rank is not None and m.parent == self._mpirun.pid}
+    def _leader(self) -> Member | None:
+        return self._ranks.get(ORCHESTRATOR if self._orchestrated else 0)
+
+    def _key(self, member: Member) -> int | None:
+        """Which rank of the deployment it is: the server that starts workers is of none, and Open MPI's rank 0."""
+        alone = self._orchestrated and member.rank is not None and not (member.worker or member.model)
+        return ORCHESTRATOR if alone else member.rank
 
     def _culprit(self, ended: list[Member]) -> Death:
         """Of processes seen to end at once, the one that was killed: the others followed it."""
         models = [member for member in ended if member.model]
-        deaths = [Death(m.rank, f"lost its {m.model} process {m.pid}: {_how(m.pid)}") for m in models]
-        if len(models) < len(ended) and (report := self._mpirun_report()):
+        deaths = [Death(self._key(m), f"lost its {m.model} process {m.pid}: {_how(m.pid)}") for m in models]
+        if len(models) < len(ended) and (report := self._mpirun_report(ended)):
             deaths.insert(0, report)
         if deaths:
             return next((death for death in deaths if death.killed), deaths[0])
         member = min(ended, key=lambda member: -1 if member.rank is None else member.rank)
         if member.rank is None:
-            return Death(None, _describe(self._mpirun.wait()))
-        return Death(member.rank, f"(process {member.pid}) ended by itself")
+            code = self._mpirun.wait()
+            return Death(None, _describe(code), code)
+        return Death(self._key(member), f"(process {member.pid}) ended, mpirun did not say how")
 
-    def _mpirun_report(self) -> Death | None:
-        """What mpirun, the parent that collected the rank's exit status, says of it."""
+    def _mpirun_report(self, ended: list[Member]) -> Death | None:
+        """What mpirun, the parent that collected the exit status of one of these, says of it."""
+        known = {member.rank: self._key(member) for member in ended}
         deadline = time.monotonic() + MPIRUN_REPORT_S
         while True:
-            ended = self._mpirun.poll() is not None
-            if ended:
+            all_said = self._mpirun.poll() is not None
+            if all_said:
                 self.logs.finish(0.5)
             text = " ".join(" ".join(self.logs.last(None)).split())
             if found := re.search(r"process rank (\d+) with PID (\d+) .*?exited on signal (\d+)", text):
-                return Death(int(found[1]), _describe(-int(found[3])))
+                return Death(known.get(int(found[1]), int(found[1])), _describe(-int(found[3])))
             if found := re.search(r"Process name: \[.*?,(\d+)\] Exit code: (\d+)", text):
-                return Death(int(found[1]), _describe(int(found[2])))
-            if ended or time.monotonic() > deadline:
+                return Death(known.get(int(found[1]), int(found[1])), _describe(int(found[2])))
+            if all_said or time.monotonic() > deadline:
                 return None
             time.sleep(0.05)
 

@@ -21,6 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RUN_ID = "TOOLKIT_RUN_ID"
+WORKER = "trtllmExecutorWorker"
+"""The program of a rank in orchestrator mode."""
+FORCE_S = 30
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -43,7 +46,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Member:
-    """A living process of a run. `rank` is None for mpirun itself."""
+    """A living process of a run. `rank` is Open MPI's, None for mpirun itself and whatever started it."""
 
     pid: int
     parent: int
@@ -55,6 +58,16 @@ class Member:
         """The Triton model whose Python process this is (argv: stub, MODEL/1/model.py, ...), else ''."""
         script = next((part for part in self.command[1:] if part.endswith("/model.py")), None)
         return Path(script).parents[1].name if script else ""
+
+    @property
+    def worker(self) -> bool:
+        return any(Path(part).name == WORKER for part in self.command[:2])
+
+
+def of_ranks(found: list[Member]) -> list[Member]:
+    """Those of a run that mpirun started, wherever mpirun itself runs: their parent is of no rank."""
+    inside = {member.pid for member in found if member.rank is not None}
+    return [m for m in found if m.rank is not None and m.parent not in inside and not m.model]
 
 
 def members(run: Run) -> list[Member]:
@@ -80,8 +93,11 @@ def _members(mark: bytes) -> Iterator[Member]:
             )
 
 
-def sweep(run: Run, timeout_s: float = 10) -> list[int]:
-    """Kill the run's processes and remove its segments and temporary files. Returns the pids killed."""
+def sweep(run: Run, by_force: tuple[str, ...] = (), timeout_s: float = 10) -> list[int]:
+    """Kill the run's processes and remove its segments and temporary files. Returns the pids killed.
+
+    If there were any, `by_force` is run as well: it ends a container, which a daemon may hold.
+    """
     killed: dict[int, None] = {}
     deadline = time.monotonic() + timeout_s
     # A process forked while we looked is found by the next look, so only two empty looks mean the end.
@@ -94,6 +110,9 @@ def sweep(run: Run, timeout_s: float = 10) -> list[int]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
+    if killed and by_force:
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(by_force, stdin=subprocess.DEVNULL, capture_output=True, timeout=FORCE_S)
     for segment in run.segments():
         segment.unlink(missing_ok=True)
     shutil.rmtree(run.tmp, ignore_errors=True)
@@ -103,8 +122,8 @@ def sweep(run: Run, timeout_s: float = 10) -> list[int]:
 class Janitor:
     """The janitor process of a run, watched by the supervisor."""
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, run: Run, by_force: tuple[str, ...] = ()) -> None:
+        self._run, self._by_force = run, by_force
         self._start()
 
     def keep_alive(self) -> None:
@@ -121,7 +140,7 @@ class Janitor:
         self._process.wait()
 
     def _start(self) -> None:
-        command = [sys.executable, "-IS", __file__, self._run.id, str(self._run.tmp)]
+        command = [sys.executable, "-IS", __file__, self._run.id, str(self._run.tmp), *self._by_force]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
 
@@ -129,7 +148,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     sys.stdin.buffer.read()
-    sweep(Run(sys.argv[1], Path(sys.argv[2])))
+    sweep(Run(sys.argv[1], Path(sys.argv[2])), tuple(sys.argv[3:]))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+ORCHESTRATOR = -1
+"""In place of a rank: the server whose workers the ranks are."""
 LAST_LINES = 12
 LAST_ROUTINE_LINES = 3
 
 # Before every piece that a rank writes, also in the middle of a line. Open MPI 5.0 adds a space.
-_TAG = re.compile(r"\[1,(\d+)\]<std(?:out|err)>:")
+# The first number is that of the job: in orchestrator mode the workers are a job of their own.
+_TAG = re.compile(r"\[(\d+,\d+)\]<std(?:out|err)>:")
 # Triton's own information and its tables; both are in the rank's file.
 _ROUTINE = re.compile(r"^(I\d{4} \d\d:\d\d:\d\d\.|\+-|\| |\s*$|Signal \(\d+\) received\.)")
 # What the wheel's tritonserver says on every machine without a GPU.
@@ -23,24 +26,36 @@ _NO_GPU = re.compile(
 )
 
 
+def name_of(rank: int | None) -> str:
+    """rank 3; mpirun, the parent of them all, for None."""
+    return {None: "mpirun", ORCHESTRATOR: "orchestrator"}.get(rank, f"rank {rank}")
+
+
 class Logs:
     """Reads mpirun's output until it ends, in a thread of its own.
 
-    Lines of rank N go to rankN.log, mpirun's own to mpirun.log; the previous run's files are kept as
+    Lines of rank N go to rankN.log, mpirun's own to mpirun.log (Open MPI 5 gives it those of workers, too), those of
+    an orchestrator to orchestrator.log; the previous run's files are kept as
     *.previous.log. Each line that is not routine (each one at all when `verbose`) is also echoed.
     """
 
-    def __init__(self, folder: Path, world_size: int, echo: Callable[[str], None], verbose: bool) -> None:
-        self._echo, self._verbose = echo, verbose
+    def __init__(
+        self, folder: Path, world_size: int, echo: Callable[[str], None], verbose: bool, orchestrated: bool = False
+    ) -> None:
+        self._echo, self._verbose, self._orchestrated = echo, verbose, orchestrated
+        self._folder = folder
         self._routine: dict[int | None, deque[str]] = defaultdict(lambda: deque(maxlen=LAST_ROUTINE_LINES))
         self._telling: dict[int | None, deque[str]] = defaultdict(lambda: deque(maxlen=LAST_LINES))
-        self._files = {rank: _fresh(folder / f"rank{rank}.log") for rank in range(world_size)}
-        self._own = _fresh(folder / "mpirun.log")
+        sources = (None, *([ORCHESTRATOR] if orchestrated else []), *range(world_size))
+        self._files = {source: _fresh(self.file(source)) for source in sources}
         self._thread: threading.Thread | None = None
 
     def follow(self, stream: IO[str]) -> None:
         self._thread = threading.Thread(target=self._read, args=(stream,), name="logs", daemon=True)
         self._thread.start()
+
+    def file(self, rank: int | None) -> Path:
+        return self._folder / f"{name_of(rank).replace(' ', '')}.log"
 
     def last(self, rank: int | None) -> list[str]:
         """The last lines of a rank (of mpirun for None): those that are not routine, where there are any."""
@@ -57,23 +72,27 @@ class Logs:
             own, *pieces = _TAG.split(line.rstrip("\n"))
             if not pieces:
                 self._take(None, own)
-            ranks = [int(rank) for rank in pieces[::2]]
+            ranks = [self._rank(tag) for tag in pieces[::2]]
             for rank, text in zip(ranks, pieces[1::2], strict=True):
                 begun[rank] += text if begun[rank] else text.removeprefix(" ")
             # The end of the line is that of its last piece; the others go on in a later line.
             for rank in ranks[-1:]:
                 self._take(rank, begun.pop(rank))
-        for file in (*self._files.values(), self._own):
+        for file in self._files.values():
             file.close()
 
+    def _rank(self, tag: str) -> int:
+        job, _, rank = tag.partition(",")
+        return ORCHESTRATOR if self._orchestrated and job == "1" else int(rank)
+
     def _take(self, rank: int | None, text: str) -> None:
-        file = self._own if rank is None else self._files[rank]
+        file = self._files[rank]
         file.write(text + "\n")
         file.flush()
         routine = bool(_ROUTINE.search(text) or _NO_GPU.search(text))
         (self._routine if routine else self._telling)[rank].append(text)
         if self._verbose or not (routine or rank is None):
-            self._echo(text if rank is None else f"rank {rank} | {text}")
+            self._echo(text if rank is None else f"{name_of(rank)} | {text}")
 
 
 def _fresh(path: Path) -> IO[str]:

@@ -29,7 +29,7 @@ REHEARSAL_MODEL_BYTES = 30 * MIB
 
 
 def check(deployment: Deployment) -> None:
-    """Raise a ToolkitError for the first thing that would keep the group from serving."""
+    """Raise a ToolkitError for the first thing that would keep the group, or every replica's, from serving."""
     check_repository(deployment)
     if deployment.engine == "tensorrt":
         check_version(deployment)
@@ -65,14 +65,16 @@ def check_version(deployment: Deployment) -> None:
 
 
 def check_ports(deployment: Deployment) -> None:
-    for name in PORTS:
-        check_port(deployment, name)
+    for replica in deployment.apart():
+        for name in PORTS:
+            check_port(replica, name)
 
 
 def check_port(deployment: Deployment, name: str) -> None:
     """Raise a ToolkitError when nobody could listen on this one of `PORTS`."""
     serving = deployment.serving
     port = getattr(serving, name)
+    replica = "" if deployment.replica is None else f"replica {deployment.replica} "
     family = socket.AF_INET6 if ":" in serving.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         # As servers do: a port whose last connection just ended counts as free.
@@ -81,24 +83,25 @@ def check_port(deployment: Deployment, name: str) -> None:
             probe.bind((serving.host, port))
         except OSError as error:
             raise ToolkitError(
-                f"serving.{name}: cannot listen on {serving.host}:{port}: {_why(error, port)}",
+                f"serving.{name}: {replica}cannot listen on {serving.host}:{port}: {_why(error, port)}",
                 where=deployment.file,
                 hint="Stop that process or change the port." if _holder(port) else "Change the port.",
             ) from None
 
 
 def shared_memory_needed(deployment: Deployment) -> int:
-    """Bytes of /dev/shm that the group takes. Without a repository its own ranks are all that is counted."""
+    """Bytes of /dev/shm that its groups take. Without a repository their own ranks are all that is counted."""
+    groups = len(deployment.apart())
     if deployment.engine != "rehearsal":
-        return GPU_SHARED_MEMORY_BYTES
-    return (deployment.mapping.world_size + model_processes(deployment)) * REHEARSAL_SEGMENT_BYTES
+        return groups * GPU_SHARED_MEMORY_BYTES
+    return groups * (deployment.mapping.world_size + model_processes(deployment)) * REHEARSAL_SEGMENT_BYTES
 
 
 def check_shared_memory(deployment: Deployment, folder: Path = SHARED_MEMORY) -> None:
     needed, free = shared_memory_needed(deployment), shutil.disk_usage(folder).free
     if free < needed:
         raise ToolkitError(
-            f"{free // MIB} MiB free, {needed // MIB} MiB needed by {deployment.mapping.world_size} ranks",
+            f"{free // MIB} MiB free, {needed // MIB} MiB needed by {deployment.all_ranks} ranks",
             where=folder,
             hint="Remove what is left there, or make it larger (docker run --shm-size=2g).",
         )
@@ -110,10 +113,11 @@ def check_memory(deployment: Deployment, available: int | None = None) -> None:
     widened = 1 if deployment.model.dtype == "float32" else 2
     needed = stored * widened + deployment.mapping.world_size * REHEARSAL_RANK_BYTES
     needed += model_processes(deployment) * REHEARSAL_MODEL_BYTES
+    needed *= len(deployment.apart())
     available = available_memory() if available is None else available
     if available < needed:
         raise ToolkitError(
-            f"{deployment.mapping.world_size} ranks need about {needed / 2**30:.1f} GiB of memory, "
+            f"{deployment.all_ranks} ranks need about {needed / 2**30:.1f} GiB of memory, "
             f"{available / 2**30:.1f} GiB are available",
             where=deployment.file,
             hint="Stop other programs, rehearse with fewer ranks, or with a smaller model.",

@@ -69,6 +69,15 @@ def holder(deployment: Deployment) -> int | None:
     return None
 
 
+def served_otherwise(deployment: Deployment) -> list[Deployment]:
+    """What goes on from when the YAML had another number of replicas."""
+    folders = (deployment.output / "run").glob("replica*")
+    numbers = [int(name) for folder in folders if (name := folder.name.removeprefix("replica")).isdecimal()]
+    known = {replica.replica for replica in deployment.apart()}
+    others = [deployment.model_copy(update={"replica": number}) for number in (None, *sorted(numbers))]
+    return [other for other in others if other.replica not in known and holder(other)]
+
+
 @contextlib.contextmanager
 def exclusive(deployment: Deployment) -> Iterator[None]:
     """Hold the deployment's lock, or raise a ToolkitError that names the pid which holds it."""
@@ -79,15 +88,17 @@ def exclusive(deployment: Deployment) -> Iterator[None]:
         raise ToolkitError(f"cannot be written: {error.strerror}", where=deployment.run_dir) from None
     with stream:
         if not _try_lock(stream):
-            raise ToolkitError(
-                f"is being served already, by process {holder(deployment)}",
-                where=deployment.file,
-                hint=f"Use it, or stop it: toolkit stop {deployment.file}",
-            )
+            raise served_already(deployment, holder(deployment))
         stream.truncate(0)
         stream.write(str(os.getpid()))
         stream.flush()
         yield
+
+
+def served_already(deployment: Deployment, pid: int | None) -> ToolkitError:
+    """The error that a second `toolkit serve` ends with."""
+    hint = f"Use it, or stop it: toolkit stop {deployment.file}"
+    return ToolkitError(f"is being served already, by process {pid}", where=deployment.file, hint=hint)
 
 
 def _try_lock(stream: Any) -> bool:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import secrets
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -18,14 +17,16 @@ from typing import NoReturn
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.rules import check_can_be_served
+from toolkit.runtime import not_started
 from toolkit.serve import preflight
-from toolkit.serve.command import command_line, environment
+from toolkit.serve.budget import Budget, startup_budget
+from toolkit.serve.command import is_orchestrated
 from toolkit.serve.group import Death, Group
 from toolkit.serve.health import Answer, FirstToken, HangWatch, Probe
 from toolkit.serve.janitor import Run, sweep
+from toolkit.serve.launch import launch, programs
 from toolkit.serve.logs import Logs
 from toolkit.serve.state import Phase, State, exclusive, read_state, write_state
-from toolkit.serve.tritonserver import find, find_mpirun
 
 TICK_S = 0.2
 PROGRESS_S = 3.0
@@ -43,14 +44,14 @@ def serve_here(deployment: Deployment, verbose: bool = False) -> None:
     A ready line goes to stdout, everything else to stderr. Raises ToolkitError when the deployment cannot
     be started, is being served already, or when the group breaks; nothing of it is left then.
     """
-    with exclusive(deployment), _stop_requests() as stop:
+    with exclusive(deployment), stop_requests() as stop:
         clean_up_after(read_state(deployment))
         run = Run(secrets.token_hex(4), Path(tempfile.mkdtemp(prefix="toolkit-run-")))
         supervisor = _Supervisor(deployment, run, stop)
         try:
             supervisor.enter("loading")
-            with _started(deployment, run, verbose) as group:
-                outcome = supervisor.serve(group)
+            with _started(deployment, run, verbose) as (group, budget):
+                outcome = supervisor.serve(group, budget)
         except BaseException as error:
             supervisor.enter("failed", str(error) or type(error).__name__)
             raise
@@ -70,18 +71,22 @@ def note(message: str) -> None:
 
 
 @contextlib.contextmanager
-def _started(deployment: Deployment, run: Run, verbose: bool) -> Iterator[Group]:
-    """The group's processes, all gone when the block ends."""
+def _started(deployment: Deployment, run: Run, verbose: bool) -> Iterator[tuple[Group, Budget]]:
+    """The group's processes, all gone when the block ends, and how long they may load."""
     try:
         check_can_be_served(deployment)
-        server, mpirun = find(deployment.engine), find_mpirun()
+        server, mpirun = programs(deployment)
         preflight.check(deployment)
-        variables = environment(server, run, _free_port() if deployment.engine == "rehearsal" else None)
-        command = command_line(deployment, server, mpirun, run)
-        logs = Logs(deployment.run_dir, deployment.mapping.world_size, note, verbose)
-        group = Group(command, {**os.environ, **variables}, run, logs, deployment.run_dir)
+        start = launch(deployment, server, mpirun, run)
+        for line in start.lines:
+            note(line)
+        orchestrated = is_orchestrated(deployment)
+        logs = Logs(deployment.run_dir, deployment.mapping.world_size, note, verbose, orchestrated)
+        budget = startup_budget(deployment)
+        note(f"budget {budget}")
+        group = Group(start, run, logs, deployment.run_dir, orchestrated)
         try:
-            yield group
+            yield group, budget
         finally:
             group.end()
     finally:
@@ -95,7 +100,7 @@ class StopRequests:
 
 
 @contextlib.contextmanager
-def _stop_requests() -> Iterator[StopRequests]:
+def stop_requests() -> Iterator[StopRequests]:
     """Counts SIGTERM, SIGINT and SIGHUP instead of ending on them. Signals reach the main thread only."""
     requests = StopRequests()
 
@@ -128,9 +133,9 @@ class _Supervisor:
         self._state = self._state.next(phase, message)
         write_state(self._deployment, self._state)
 
-    def serve(self, group: Group) -> str:
+    def serve(self, group: Group, budget: Budget) -> str:
         """From loading to drained; says what became of the requests that ran."""
-        if not self._load(group):
+        if not self._load(group, budget):
             return "before it was ready"
         group.look(models=True)
         self.enter("ready")
@@ -140,12 +145,12 @@ class _Supervisor:
         self.enter("draining")
         return self._drain(group)
 
-    def _load(self, group: Group) -> bool:
+    def _load(self, group: Group, budget: Budget) -> bool:
         """Wait until a token was really generated. False when asked to stop meanwhile."""
         world, ranks, said = self._deployment.mapping.world_size, 0, 0.0
         start = time.monotonic()
         note(f"starting {world} rank{'s' if world > 1 else ''}; logs in {self._deployment.run_dir}")
-        first = FirstToken(self._probe, self._deployment.serving.startup_timeout_s)
+        first = FirstToken(self._probe, budget.seconds)
         first.start()
         try:
             while first.is_alive():
@@ -161,19 +166,19 @@ class _Supervisor:
                     note(f"loading: {elapsed:.0f} s, {ranks} of {world} ranks running, {gib:.1f} GiB")
         finally:
             first.end()
-        self._check_first(first.answer, ranks)
+        self._check_first(first.answer, ranks, budget)
         note(f"loaded: first token after {time.monotonic() - start:.1f} s")
         return True
 
-    def _check_first(self, answer: Answer | None, ranks: int) -> None:
+    def _check_first(self, answer: Answer | None, ranks: int, budget: Budget) -> None:
         if answer is not None and answer.status == 200:
             return
-        limit = self._deployment.serving.startup_timeout_s
         world = self._deployment.mapping.world_size
-        what = f"not ready after {limit:g} s (serving.startup_timeout_s), {ranks} of {world} ranks running"
+        what = f"not ready after {budget.seconds:g} s ({budget.why}), {ranks} of {world} ranks running"
         if answer is not None:
             what = f"all models are loaded, but a one-token request fails: {answer.error}"
-        hint = f"The ranks' logs are in {self._deployment.run_dir}."
+        longer = "" if answer is not None else " If they only need longer, set serving.startup_timeout_s."
+        hint = f"The ranks' logs are in {self._deployment.run_dir}.{longer}"
         raise ToolkitError(what, where=self._deployment.file, hint=hint)
 
     def _watch(self, group: Group) -> None:
@@ -221,8 +226,7 @@ class _Supervisor:
         return time.monotonic() < deadline and self._stop.count < 2
 
     def _fail(self, group: Group, death: Death) -> NoReturn:
-        name = "mpirun" if death.rank is None else f"rank{death.rank}"
-        log = self._deployment.run_dir / f"{name}.log"
+        log = group.logs.file(death.rank)
         group.end()
         lines = group.logs.last(death.rank)
         if lines:
@@ -231,6 +235,8 @@ class _Supervisor:
             note(f"  {line}")
         world = self._deployment.mapping.world_size
         what = f"{death}; all {world} ranks were ended" if world > 1 else str(death)
+        if why := not_started(self._deployment, death.code or 0):
+            what += f": {why}"
         if any(STARVED in line for line in lines):
             what += ". Triton gives up a model whose process gets no processor time for a second, as on a busy machine"
         raise ToolkitError(what, where=log, hint=self._again())
@@ -249,9 +255,3 @@ class _Supervisor:
 
 def _requests(count: int | None) -> str:
     return "unknown requests" if count is None else f"{count} request{'s' * (count != 1)}"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -25,8 +25,8 @@ from typing import Any
 
 from toolkit.artifacts import digest_of
 from toolkit.errors import ToolkitError
+from toolkit.releases import LATEST
 
-NGC_IMAGE = "nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3"
 NGC_BINARY = Path("/opt/tritonserver/bin/tritonserver")
 INSTALL = "Run: pip install 'toolkit[rehearsal]'"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -55,19 +55,21 @@ class Mpirun:
     version: tuple[int, int]
 
 
-def find(engine: str = "rehearsal", cache: Path | None = None) -> TritonServer:
-    """The tritonserver for an engine: a rehearsal takes that of the wheel, the others that of the NGC image.
+def find(engine: str = "rehearsal", cache: Path | None = None, image: str = LATEST.images[0].tag) -> TritonServer:
+    """The tritonserver for an engine: a rehearsal takes that of the wheel, the others that of the NGC image or of PATH.
 
-    `cache` is the folder for what the wheel lacks (default: the user's cache folder). Raises ToolkitError
-    with the fix when there is no server, or when it cannot run with this Python.
+    `cache` is the folder for what the wheel lacks (default: the user's cache folder), `image` the one to advise.
+    Raises ToolkitError with the fix when there is no server, or when it cannot run with this Python.
     """
     if engine != "rehearsal":
-        if not NGC_BINARY.is_file():
+        found = NGC_BINARY if NGC_BINARY.is_file() else shutil.which("tritonserver")
+        if found is None:
             raise ToolkitError(
-                f"engine: {engine} needs the tritonserver of the NGC image, and {NGC_BINARY} is not here",
-                hint=f"Run this inside {NGC_IMAGE}, or rehearse with --engine rehearsal.",
+                f"engine: {engine} needs the tritonserver of the NGC image, and neither {NGC_BINARY} nor one on PATH "
+                "is here",
+                hint=f"Run this inside {image}, set runtime: docker, or rehearse with --engine rehearsal.",
             )
-        return TritonServer(NGC_BINARY)
+        return TritonServer(Path(found))
     package = importlib.util.find_spec("pytriton")
     if package is not None and package.origin:
         return _from_wheel(Path(package.origin).parent, cache or _user_cache())

@@ -43,6 +43,8 @@ class Sample:
     prefill_ms: float | None = None
     """The server's own first_token_time - first_scheduled_time; None when it does not say."""
     error: str | None = None
+    replica: int | None = None
+    """Which one was asked, of several."""
 
     @property
     def ok(self) -> bool:
@@ -155,6 +157,12 @@ class Measured:
     @cached_property
     def errors(self) -> Counter[str]:
         return Counter(sample.error for sample in self.samples if sample.error is not None)
+
+    @cached_property
+    def per_replica(self) -> tuple[int, ...]:
+        """Requests of each replica, for imbalance to be seen; none where there is only one."""
+        found = Counter(sample.replica for sample in self.samples if sample.replica is not None)
+        return tuple(found[number] for number in range(max(found, default=-1) + 1))
 
     @cached_property
     def duration_s(self) -> float:

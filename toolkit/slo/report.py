@@ -77,6 +77,7 @@ def as_json(deployment: Deployment, run: Run, verdict: Verdict) -> dict[str, Any
             "warmup": run.warmup,
             "cut_short": run.cut_short,
             "token_counts_from": counted_by(run),
+            "requests_per_replica": list(verdict.measured.per_replica),
             "settings": dict(run.settings),
         },
         "deployment": deployment.model_dump(mode="json"),

@@ -65,6 +65,8 @@ def _totals(verdict: Verdict) -> Table:
             table.add_row(target.label, wording.limit(target), value, _outcome([target]))
     failed = f"{measured.failed} of {len(measured.samples)}"
     table.add_row("Failed requests", wording.NOTHING, failed, _outcome([]))
+    if measured.per_replica:
+        table.add_row("Requests per replica", wording.NOTHING, wording.listed(measured.per_replica), _outcome([]))
     return table
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from toolkit.slo.verdict import Target
 
@@ -25,6 +26,10 @@ def quantity(value: float | None, unit: str) -> str:
     if unit == "share":
         return f"{value * 100:.4g} %"
     return f"{number(value)} ms" if unit == "ms" else number(value)
+
+
+def listed(counts: Sequence[int]) -> str:
+    return " + ".join(f"{count:,}" for count in counts)
 
 
 def limit(target: Target) -> str:

@@ -54,7 +54,7 @@ command=(
   --env TMPDIR=/OUTPUT/run/tmp
   # a secret: by name, docker takes its value from here
   --env HF_TOKEN
-  # the project's NGC image
+  # NVIDIA's, with engine.version
   nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3
   # the command itself
   mpirun -n 1 tritonserver

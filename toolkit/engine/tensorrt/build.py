@@ -9,7 +9,6 @@ then all are built again, with what the timing cache remembers.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from importlib.metadata import version
@@ -17,23 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from toolkit import checkpoint, engine, runtime
-from toolkit.artifacts import digest_of, is_current, produce
+from toolkit.artifacts import Alone, alone, digest_of, is_current, produce, read_lock
 from toolkit.config import Deployment
 from toolkit.engine.rehearsal_build import build_config
-from toolkit.engine.source import Source, find_source
+from toolkit.engine.source import find_source
 from toolkit.engine.tensorrt.flags import BuildFlag, Places, arguments, derive, sources
 from toolkit.engine.tensorrt.log import BuildLog
 from toolkit.engine.tensorrt.run import run
+from toolkit.engine.tensorrt.work import PROGRAM, Work, work_dir
 from toolkit.errors import ToolkitError
-from toolkit.jsonfile import read_json
 from toolkit.limits import available_memory
 from toolkit.plan.host import plan_host
-from toolkit.releases import release_of
 from toolkit.runtime import Needs, end_by_force, require_runtime, wrap
+from toolkit.runtime.images import advised
 
-PROGRAM = "trtllm-build"
-STATE = "ranks.json"
-"""In the working directory: what it is for, and the sizes of the ranks that are whole."""
 TIMING = ("input_timing_cache", "output_timing_cache")
 NOT_OF_THE_ENGINE = ("checkpoint_dir", "output_dir", "workers", *TIMING, "log_level")
 """Flags that leave the engine as it is."""
@@ -49,27 +45,34 @@ def build_tensorrt(
     if is_current(deployment.engine_dir, engine.STAGE, inputs, settings):
         return False
     require_program(deployment)
-    work = _Work(deployment, source, digest_of([inputs, settings]))
-    done = work.done()
-    if len(done) < deployment.mapping.world_size:
-        done = _build(deployment, flags, work, done, progress)
-    found = work.checked_config()
-
-    def write(partial: Path) -> None:
-        for rank in deployment.mapping.ranks:
-            (work.directory / f"rank{rank}.engine").replace(partial / f"rank{rank}.engine")
-        shutil.copyfile(work.directory / "config.json", partial / "config.json")
-
-    made = produce(
-        deployment.engine_dir,
-        engine.STAGE,
-        inputs=inputs,
-        settings=settings,
-        versions={"toolkit": version("toolkit"), "engine": found["version"]},
-        write=write,
-    )
-    shutil.rmtree(work.directory, ignore_errors=True)
+    with alone(deployment.output / "build.lock", "is being built by") as lock:
+        if is_current(deployment.engine_dir, engine.STAGE, inputs, settings):
+            return False  # another has finished it just now
+        work = Work(deployment, source.directory, digest_of([inputs, settings]))
+        done = work.done()
+        if len(done) < deployment.mapping.world_size:
+            _build(deployment, flags, work, done, progress, lock)
+        found = work.checked_config()
+        made = produce(
+            deployment.engine_dir,
+            engine.STAGE,
+            inputs=inputs,
+            settings=settings,
+            versions={"toolkit": version("toolkit"), "engine": found["version"]},
+            write=work.hand_over,
+        )
+        shutil.rmtree(work.directory, ignore_errors=True)
     return made
+
+
+def is_built_tensorrt(deployment: Deployment) -> bool:
+    """See `toolkit.engine.is_built`."""
+    try:
+        source = find_source(deployment, None, lambda done, total: None)
+        settings = _settings(deployment, _flags(deployment, deployment.checkpoint_dir, workers=1))
+        return is_current(deployment.engine_dir, engine.STAGE, {checkpoint.STAGE: source.digest}, settings)
+    except ToolkitError:
+        return False
 
 
 def tensorrt_flags(
@@ -86,9 +89,8 @@ def check_flags(deployment: Deployment) -> None:
 
 
 def _flags(deployment: Deployment, checkpoint_dir: Path, workers: int) -> list[BuildFlag]:
-    release = release_of(deployment.engine_options.version, where=deployment.file)
-    places = Places(checkpoint_dir, _work_dir(deployment), _timing_cache(deployment))
-    return derive(deployment, release, places, workers)
+    places = Places(checkpoint_dir, work_dir(deployment), _timing_cache(deployment))
+    return derive(deployment, deployment.release, places, workers)
 
 
 def require_program(deployment: Deployment) -> None:
@@ -96,8 +98,7 @@ def require_program(deployment: Deployment) -> None:
     if deployment.runtime.kind != "host":
         require_runtime(deployment)
     elif shutil.which(PROGRAM) is None:
-        release = release_of(deployment.engine_options.version, where=deployment.file)
-        hint = f"Run this inside {release.images[0].tag}, or set runtime: docker."
+        hint = f"Run this inside {advised(deployment)}, or set runtime: docker."
         raise ToolkitError(f"{PROGRAM} is not here", hint=hint)
 
 
@@ -121,13 +122,9 @@ def workers_of(deployment: Deployment, gpus: int | None = None) -> int:
     if deployment.engine_options.workers is not None:
         return deployment.engine_options.workers
     if gpus is None:
-        from toolkit.doctor.gpus import look_at_gpus
+        from toolkit.doctor.ranks import gpus_here
 
-        seen = look_at_gpus()
-        gpus = len(seen.seen)
-        if not gpus:
-            hint = seen.fix or "Run it on the GPU node (docker run --gpus all), or rehearse with --engine rehearsal."
-            raise ToolkitError(f"building needs a GPU, here is none: {seen.problem}", where=deployment.file, hint=hint)
+        gpus = len(gpus_here()) or 1  # none at all is refused by name before a build begins
     needed, free = plan_host(deployment).build_rank_bytes, available_memory()
     if free < needed:
         what = f"building a rank takes about {needed / 1e9:.0f} GB of host memory, {free / 1e9:.0f} GB are free"
@@ -135,67 +132,15 @@ def workers_of(deployment: Deployment, gpus: int | None = None) -> int:
     return min(gpus, deployment.mapping.world_size, free // needed)
 
 
-class _Work:
-    """The directory that the program writes to, and which of its ranks are whole."""
-
-    def __init__(self, deployment: Deployment, source: Source, purpose: str) -> None:
-        self.deployment, self.source, self.purpose = deployment, source, purpose
-        self.directory = _work_dir(deployment)
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ToolkitError(f"cannot be written: {error.strerror}", where=self.directory) from None
-
-    def done(self) -> set[int]:
-        """Ranks of an earlier attempt at the same engine. What else is there goes."""
-        state = self.directory / STATE
-        found = read_json(state) if state.exists() else {}
-        sizes = found.get("sizes", {}) if found.get("purpose") == self.purpose else {}
-        whole = {int(rank) for rank, size in sizes.items() if _size(self.file(int(rank))) == size}
-        if not (self.directory / "config.json").exists():
-            whole = set()
-        for path in self.directory.iterdir():
-            if path != state and path.name != "config.json" and path not in map(self.file, whole):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        return whole
-
-    def mark(self, ranks: set[int]) -> None:
-        """Remember that these are on disk, to their ends."""
-        sizes = {rank: _size(self.file(rank)) for rank in ranks}
-        draft = self.directory / (STATE + ".new")
-        draft.write_text(json.dumps({"purpose": self.purpose, "sizes": sizes}), encoding="utf-8")
-        draft.replace(self.directory / STATE)
-
-    def checkpoint_without(self, done: set[int]) -> Path:
-        """A checkpoint with the files of the other ranks only."""
-        view = self.directory / "checkpoint"
-        view.mkdir()
-        names = ["config.json", *(f"rank{r}.safetensors" for r in self.deployment.mapping.ranks if r not in done)]
-        for name in names:
-            (view / name).symlink_to(self.source.directory.resolve() / name)
-        return view
-
-    def checked_config(self) -> dict[str, Any]:
-        """The engine's config.json. Raises ToolkitError when it is not that of the deployment's engine."""
-        found = read_json(self.directory / "config.json")
-        wanted = self.deployment.engine_options.version
-        if found.get("version") != wanted:
-            what = f"engine.version: says {wanted}, {PROGRAM} is of TensorRT-LLM {found.get('version')}"
-            raise ToolkitError(what, where=self.deployment.file, hint="Correct it, or use the image that holds it.")
-        return found
-
-    def file(self, rank: int) -> Path:
-        return self.directory / f"rank{rank}.engine"
-
-
 def _build(
     deployment: Deployment,
     flags: list[BuildFlag],
-    work: _Work,
+    work: Work,
     done: set[int],
     progress: Callable[[int, int], None],
-) -> set[int]:
-    """Run the program for the ranks that are left; all ranks, when they are on disk."""
+    lock: Alone,
+) -> None:
+    """Run the program for the ranks that are left. Raises ToolkitError unless all are on disk then."""
     ranks = set(deployment.mapping.ranks)
     workers = int(next(flag.value or 1 for flag in flags if flag.name == "workers"))
     given = flags
@@ -217,11 +162,14 @@ def _build(
         progress(len(done) + log.written, len(ranks))
 
     progress(len(done), len(ranks))
-    needs = _needs(deployment, work.source.directory, workers)
+    needs = _needs(deployment, work.checkpoint, workers)
     wrapped = wrap(deployment, [PROGRAM, *arguments(given)], needs)
-    log, code = run(wrapped, work.directory, log_file(deployment), tell, end_by_force(deployment, needs))
+    log, code = run(wrapped, work.directory, log_file(deployment), tell, end_by_force(deployment, needs), lock)
+    if code == 0:  # it fails when any rank does
+        whole |= {rank for rank in ranks if work.file(rank).is_file()}
+        work.mark(whole)
     if whole == ranks and (code == 0 or done):
-        return whole
+        return
     what, hint = log.failure(killed=code < 0 or code > 128)
     hint = (hint or f"The whole log is in {log_file(deployment)}.").format(workers=workers)
     if code == 0:
@@ -236,22 +184,25 @@ def _settings(deployment: Deployment, flags: list[BuildFlag]) -> dict[str, Any]:
         **build_config(deployment),
         "version": deployment.engine_options.version,
         "gpu": deployment.hardware.gpu,
+        "sm": _sm(deployment),
         "flags": {flag.name: flag.value for flag in flags if flag.name not in NOT_OF_THE_ENGINE},
     }
+
+
+def _sm(deployment: Deployment) -> str | None:
+    """The compute capability here, which engines are for; without a GPU in sight, that of the engine that is there."""
+    from toolkit.doctor.ranks import gpus_here
+
+    if gpus := gpus_here():
+        return gpus[0].sm or None
+    lock = read_lock(deployment.engine_dir)
+    return lock.settings.get("sm") if lock else None
 
 
 def log_file(deployment: Deployment) -> Path:
     return deployment.output / "build.log"
 
 
-def _work_dir(deployment: Deployment) -> Path:
-    return deployment.engine_dir.with_name("engine.building")
-
-
 def _timing_cache(deployment: Deployment) -> Path:
     """Kernels' times are of one release and one kind of GPU."""
     return deployment.output / f"timing-{deployment.engine_options.version}-{deployment.hardware.gpu}.cache"
-
-
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None

@@ -47,6 +47,11 @@ FAILURES = (
         FEWER,
     ),
     Failure(
+        re.compile(r"trtllm-build\W+(?:executable file|command) not found|trtllm-build\W+No such file"),
+        "is not in the image",
+        "Use one of docs/contracts.md that has engines, or correct runtime.image.",
+    ),
+    Failure(
         re.compile(r"no kernel image is available|[Uu]nsupported (?:SM|compute|GPU)|SM \S+ is not supported"),
         "this release of TensorRT-LLM has no kernels for this GPU",
         "Use the release and the image that support it: docs/contracts.md.",
@@ -81,16 +86,15 @@ class BuildLog:
     last: list[str] = field(default_factory=list)
 
     def take(self, line: str) -> None:
-        """One more line."""
+        """One more line. Ranks write at once, so that it may hold what two of them have said."""
         self.last = [*self.last[1 - KEPT_LINES :], line]
         if found := VERSION.search(line):
             self.version = self.version or found[1]
-        if found := SERIALIZING.search(line):
-            self.begun.add(int(found[1]))
+        self.begun.update(int(found[1]) for found in SERIALIZING.finditer(line))
         if found := PEAK.search(line):
             self.peak_bytes = max(self.peak_bytes, int(found[1]) << 20)
-        self.networks += NETWORK in line
-        self.written += SERIALIZED in line
+        self.networks += line.count(NETWORK)
+        self.written += line.count(SERIALIZED)
         self.finished = self.finished or bool(FINISHED.search(line))
 
     def failure(self, killed: bool) -> tuple[str, str | None]:

@@ -9,9 +9,10 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from toolkit.artifacts import Alone
 from toolkit.engine.tensorrt.log import BuildLog
 from toolkit.errors import ToolkitError
 from toolkit.runtime import Wrapped
@@ -29,13 +30,15 @@ def run(
     log_path: Path,
     tell: Callable[[BuildLog], None],
     by_force: list[str] | None = None,
+    lock: Alone | None = None,
     stall_s: float = STALL_S,
 ) -> tuple[BuildLog, int]:
     """Run it in `work` to its end; what it said and its exit status, below 0 for a signal.
 
     `by_force` is a further command that ends what the process alone does not (`toolkit.runtime.end_by_force`).
-    `tell` is called after each line and about once a second. Whatever is raised here, by `tell`, or by Ctrl-C, ends the
-    program and all that it started. Raises ToolkitError when it hangs or cannot be started.
+    `tell` is called after each line and about once a second. Whatever is raised here, by `tell`, by Ctrl-C or SIGTERM,
+    ends the program and all that it started. SIGKILL leaves it running, and then it holds `lock` until it ends. Raises
+    ToolkitError when it hangs or cannot be started.
     """
     log_path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -49,11 +52,14 @@ def run(
             text=True,
             errors="replace",
             start_new_session=True,
+            pass_fds=[lock.descriptor] if lock else (),
         )
     except OSError as error:
         raise ToolkitError(f"{command.arguments[0]} cannot be started: {error.strerror}") from None
     try:
-        with log_path.open("w", encoding="utf-8") as keep:
+        if lock:
+            lock.share(process.pid)
+        with _ended_by_signals(), log_path.open("w", encoding="utf-8") as keep:
             log = _follow(process, lambda line: print(line, file=keep, flush=True), work, tell, stall_s)
         return log, process.wait()
     finally:
@@ -61,6 +67,26 @@ def run(
             with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                 subprocess.run(by_force, stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
         _end(process)
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM, and SIGHUP unless under nohup, end the block by an exception, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    numbers = [signal.SIGTERM, *([] if ignored else [signal.SIGHUP])]
+    before = [(number, signal.signal(number, end)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 def _follow(

@@ -78,7 +78,7 @@ class Asked:
 
     def __init__(self, request):
         self.request = request
-        for name in ("IMAGE_BYTES", "IMAGE_URL", "VIDEO_BYTES", "DECODER_QUERY"):
+        for name in ("IMAGE_BYTES", "IMAGE_URL", "IMAGE_SIZES", "VIDEO_BYTES", "DECODER_QUERY"):
             if self.has(name):
                 raise Refused(f"{name}: this model takes a text prompt only")
         self.prompts = [decoded(row[0], "text_input") for row in self.values("QUERY")]

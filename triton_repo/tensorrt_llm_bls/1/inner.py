@@ -14,6 +14,7 @@ TO_PREPROCESSING = (
     ("DECODER_QUERY", "decoder_text_input"),
     ("IMAGE_BYTES", "image_bytes_input"),
     ("IMAGE_URL", "image_url_input"),
+    ("IMAGE_SIZES", "image_sizes_input"),
     ("VIDEO_BYTES", "video_bytes_input"),
     ("REQUEST_OUTPUT_LEN", "max_tokens"),
     ("BAD_WORDS_DICT", "bad_words"),

@@ -1,0 +1,73 @@
+"""docs/gpu-checklist.md: every command of it can be typed as it stands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from toolkit.cli.main import COMMANDS, cli
+from toolkit.config import Deployment
+from toolkit.plan.host import plan_host, rank_bytes
+from toolkit.runtime.images import image
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/gpu-checklist.md").read_text()
+PLANNED = {"migrate"} - set(COMMANDS)
+"""Not in this release yet."""
+
+
+def typed() -> Iterator[tuple[str, ...]]:
+    """The arguments of each `toolkit` command of the page, with what the shell puts in the place of $C."""
+    variables: dict[str, str] = {}
+    for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL):
+        for line in block.splitlines():
+            if given := re.fullmatch(r"([A-Z])=(\S+)", line):
+                variables[given[1]] = given[2]
+            line = re.sub(r"\$([A-Z])\b", lambda name: variables[name[1]], line)
+            if line.startswith("toolkit "):
+                yield tuple(word for word in shlex.split(line.partition(" > ")[0])[1:])
+
+
+def test_all_stages_are_on_the_page() -> None:
+    used = [arguments[0] for arguments in typed()]
+    assert set(used) >= {*COMMANDS} - {"init", "sample"}
+    assert used.index("convert") < used.index("verify") < used.index("build") < used.index("serve") < used.index("stop")
+
+
+@pytest.mark.parametrize("arguments", sorted(set(typed())), ids=" ".join)
+def test_the_command_its_options_and_its_yaml_exist(arguments: tuple[str, ...]) -> None:
+    if arguments[0] in PLANNED:
+        pytest.skip("not in this release yet")
+    if arguments == ("--version",):
+        return
+    command = cli.get_command(click.Context(cli), arguments[0])
+    assert command is not None, arguments[0]
+    found = command.make_context(arguments[0], list(arguments[1:])).params  # as when it is typed, but nothing runs
+    if config := found.get("config"):
+        assert (ROOT / config).is_file() or str(config).endswith("-pytorch.yaml"), config
+
+
+def test_paths_follow_from_the_yamls() -> None:
+    flagship = Deployment.load(ROOT / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml")
+    assert set(re.findall(r"work/[a-z0-9-]*[a-z0-9]", PAGE)) == {str(flagship.output.relative_to(ROOT))}
+    assert str(flagship.model.path) in PAGE and set(re.findall(r"nvcr\.io/\S+", PAGE)) == {image(flagship)}
+
+
+def test_sizes_are_those_of_the_plan() -> None:
+    """The table of bytes, from which the predicted times are computed."""
+    layouts = [
+        Deployment.load(ROOT / f"build_configs/llama3-70b-h100-{name}-fp16.yaml") for name in ("pp4tp2", "tp8", "2xtp4")
+    ]
+    plans = [plan_host(layout) for layout in layouts]
+    ranks = [rank_bytes(layout) for layout in layouts]
+    for row in (
+        [f"{plan.checkpoint_bytes / 1e9:.1f} GB" for plan in plans],
+        [f"{max(sizes) / 1e9:.1f} GB" for sizes in ranks],
+        [f"{plan.workers} of {len(sizes)}" for plan, sizes in zip(plans, ranks, strict=True)],
+    ):
+        assert f"| {' | '.join(row)} |" in PAGE

@@ -1,0 +1,188 @@
+#!/usr/bin/env bash
+# Where the ranks run:
+#   GPUs in their order, as their links are not known: nobody looked
+#   stage 0: GPUs 0, 1 (unknown): layers 0-19
+#   stage 1: GPUs 2, 3 (unknown): layers 20-39
+#   stage 2: GPUs 4, 5 (unknown): layers 40-59
+#   stage 3: GPUs 6, 7 (unknown): layers 60-79
+# Where each option of Triton and mpirun comes from:
+#   --bind-to none: Open MPI binds small groups to one core a rank, which would starve Triton's threads
+#   --oversubscribe: also where there are fewer cores than ranks, and for an orchestrator's workers
+#   --tag-output: every line with its rank, so that each has its own log
+#   --model-repository: made by toolkit repo, from the engines of toolkit build
+#   --model-control-mode, --load-model: ranks above 0 load the engine alone and wait for rank 0
+#   --*-address, --*-port: serving.host and the ports of the YAML
+#   --exit-timeout-secs: serving.drain_timeout_s and a margin, so that the drain is not Triton's to end
+#   --disable-auto-complete-config: the configs are whole; guessing loads models twice
+#   --backend-config=python,shm-region-prefix-name: shared memory of its own for each rank and run
+# Made by the toolkit from FILE, runtime: docker.
+set -euo pipefail
+
+mkdir -p -- /tmp/toolkit-dry-run
+
+command=(
+  # runtime.kind: docker
+  docker run
+  # removed when it ends; its name, for docker ps and docker stop
+  --rm
+  --name toolkit-llama3-70b-h100-pp4tp2-fp16-serve
+  # a first process that hands on signals and takes in orphans, as mpirun's ranks may become
+  --init
+  # an image of 14 GB is fetched when asked for, not at a start
+  --pull=never
+  # these GPUs and no others; inside they count from 0
+  --gpus '"device=0,1,2,3,4,5,6,7"'
+  # ranks share /dev/shm (64 MB in docker otherwise); the machine's own, where the toolkit sees and clears it
+  --ipc=host
+  # pinned host memory, for copies to the GPUs: no limit
+  --ulimit memlock=-1
+  # 64 MiB of stack a thread, as NVIDIA's images want
+  --ulimit stack=67108864
+  # ports 8000, 8001, 8002 at the address in the YAML: 127.0.0.1 of another network would not be this machine's
+  --network host
+  # docker stop kills after so many seconds; the default of 10 would cut a drain off
+  --stop-timeout 50
+  # files that it writes belong to who started it, not to root
+  --user 1000:1000
+  # a home that this user may write in: caches, compiled kernels
+  --env HOME=/tmp
+  --workdir /tmp
+  # this user has no name in the image, and PyTorch asks for one
+  --env USER=toolkit
+  # hardware.host_memory_gb; over it the kernel kills
+  --memory 256000000000
+  # memory and swap together, so no swap: one rank that swaps stalls all
+  --memory-swap 256000000000
+  # hardware.cores_per_gpu 16 x 8
+  --cpus 128
+  # written here, and so on this machine
+  --mount type=bind,source=/tmp/toolkit-dry-run,target=/tmp/toolkit-dry-run
+  # read here, at its own place, never written
+  --mount type=bind,source=/OUTPUT/engine,target=/OUTPUT/engine,readonly
+  # read here, at its own place, never written
+  --mount type=bind,source=/OUTPUT/repository,target=/OUTPUT/repository,readonly
+  # for the command
+  --env TOOLKIT_RUN_ID=dry-run
+  # for the command
+  --env TMPDIR=/tmp/toolkit-dry-run
+  # NVIDIA's, with engine.version
+  nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3
+  # starts the ranks, and ends them all
+  mpirun
+  --allow-run-as-root
+  --bind-to none
+  --oversubscribe
+  --tag-output
+  # rank 0: opens the ports and answers
+  -n 1 /opt/tritonserver/bin/tritonserver
+  --model-repository=/OUTPUT/repository
+  --http-address=127.0.0.1
+  --http-port=8000
+  --grpc-address=127.0.0.1
+  --grpc-port=8001
+  --metrics-address=127.0.0.1
+  --metrics-port=8002
+  --exit-timeout-secs=40
+  --disable-auto-complete-config
+  --backend-config=python,shm-region-prefix-name=toolkit-dry-run-0- :
+  # rank 1: computes its part
+  -n 1 /opt/tritonserver/bin/tritonserver
+  --model-repository=/OUTPUT/repository
+  --model-control-mode=explicit
+  --load-model=tensorrt_llm
+  --http-address=127.0.0.1
+  --http-port=8000
+  --grpc-address=127.0.0.1
+  --grpc-port=8001
+  --metrics-address=127.0.0.1
+  --metrics-port=8002
+  --exit-timeout-secs=40
+  --disable-auto-complete-config
+  --backend-config=python,shm-region-prefix-name=toolkit-dry-run-1- :
+  # rank 2: computes its part
+  -n 1 /opt/tritonserver/bin/tritonserver
+  --model-repository=/OUTPUT/repository
+  --model-control-mode=explicit
+  --load-model=tensorrt_llm
+  --http-address=127.0.0.1
+  --http-port=8000
+  --grpc-address=127.0.0.1
+  --grpc-port=8001
+  --metrics-address=127.0.0.1
+  --metrics-port=8002
+  --exit-timeout-secs=40
+  --disable-auto-complete-config
+  --backend-config=python,shm-region-prefix-name=toolkit-dry-run-2- :
+  # rank 3: computes its part
+  -n 1 /opt/tritonserver/bin/tritonserver
+  --model-repository=/OUTPUT/repository
+  --model-control-mode=explicit
+  --load-model=tensorrt_llm
+  --http-address=127.0.0.1
+  --http-port=8000
+  --grpc-address=127.0.0.1
+  --grpc-port=8001
+  --metrics-address=127.0.0.1
+  --metrics-port=8002
+  --exit-timeout-secs=40
+  --disable-auto-complete-config
+  --backend-config=python,shm-region-prefix-name=toolkit-dry-run-3- :
+  # rank 4: computes its part
+  -n 1 /opt/tritonserver/bin/tritonserver
+  --model-repository=/OUTPUT/repository
+  --model-control-mode=explicit
+  --load-model=tensorrt_llm
+  --http-address=127.0.0.1
+  --http-port=8000
+  --grpc-address=127.0.0.1
+  --grpc-port=8001
+  --metrics-address=127.0.0.1
+  --metrics-port=8002
+  --exit-timeout-secs=40
+  --disable-auto-complete-config
+  --backend-config=python,shm-region-prefix-name=toolkit-dry-run-4- :
+  # rank 5: computes its part
+  -n 1 /opt/tritonserver/bin/tritonserver
+  --model-repository=/OUTPUT/repository
+  --model-control-mode=explicit
+  --load-model=tensorrt_llm
+  --http-address=127.0.0.1
+  --http-port=8000
+  --grpc-address=127.0.0.1
+  --grpc-port=8001
+  --metrics-address=127.0.0.1
+  --metrics-port=8002
+  --exit-timeout-secs=40
+  --disable-auto-complete-config
+  --backend-config=python,shm-region-prefix-name=toolkit-dry-run-5- :
+  # rank 6: computes its part
+  -n 1 /opt/tritonserver/bin/tritonserver
+  --model-repository=/OUTPUT/repository
+  --model-control-mode=explicit
+  --load-model=tensorrt_llm
+  --http-address=127.0.0.1
+  --http-port=8000
+  --grpc-address=127.0.0.1
+  --grpc-port=8001
+  --metrics-address=127.0.0.1
+  --metrics-port=8002
+  --exit-timeout-secs=40
+  --disable-auto-complete-config
+  --backend-config=python,shm-region-prefix-name=toolkit-dry-run-6- :
+  # rank 7: computes its part
+  -n 1 /opt/tritonserver/bin/tritonserver
+  --model-repository=/OUTPUT/repository
+  --model-control-mode=explicit
+  --load-model=tensorrt_llm
+  --http-address=127.0.0.1
+  --http-port=8000
+  --grpc-address=127.0.0.1
+  --grpc-port=8001
+  --metrics-address=127.0.0.1
+  --metrics-port=8002
+  --exit-timeout-secs=40
+  --disable-auto-complete-config
+  --backend-config=python,shm-region-prefix-name=toolkit-dry-run-7-
+)
+# In place of this shell, so that signals reach it.
+exec "${command[@]}"

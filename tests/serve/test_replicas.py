@@ -1,0 +1,186 @@
+"""Several replicas under supervisors that are doubles (supervisor_double.py): who is told what, and what is left."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from toolkit.config import with_settings
+from toolkit.errors import ToolkitError
+from toolkit.serve import Overview, overview, replicas, serve, stop
+from toolkit.serve.state import State, exclusive, served_otherwise, write_state
+
+DOUBLE = Path(__file__).with_name("supervisor_double.py")
+
+
+@pytest.fixture
+def two(deploy, monkeypatch):
+    """two("1 fail") -> a deployment of two replicas, whose supervisors follow these lines."""
+
+    def make(*steps: str):
+        deployment = deploy(replicas=2)
+        deployment.file.with_name("steps").write_text("\n".join(steps))
+        return deployment
+
+    monkeypatch.setattr(replicas, "SUPERVISOR", (sys.executable, "-S", str(DOUBLE)))
+    return make
+
+
+@pytest.fixture
+def ask_to_stop(capfd):
+    """ask_to_stop(text, times) sends SIGTERM once all of `text` was printed, and a moment later again."""
+    said: list[str] = []
+
+    def ask(text: str, times: int) -> None:
+        deadline = time.monotonic() + 20
+        while text not in "".join(said) and time.monotonic() < deadline:
+            time.sleep(0.05)
+            said.extend(capfd.readouterr())
+        for _ in range(times):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.4)
+
+    def begin(text: str = "next: ", times: int = 1) -> list[str]:
+        threads.append(threading.Thread(target=ask, args=(text, times)))
+        threads[-1].start()
+        return said
+
+    threads: list[threading.Thread] = []
+    yield begin
+    for thread in threads:
+        thread.join()
+
+
+def log_of(deployment, replica: int) -> list[str]:
+    return deployment.file.with_name(f"{replica}.log").read_text().split("\n")
+
+
+def is_alive(deployment, replica: int) -> bool:
+    return Path(f"/proc/{log_of(deployment, replica)[0]}").exists()
+
+
+def test_all_get_ready_and_drain(two, ask_to_stop, capfd):
+    deployment = two()
+    said = ask_to_stop()
+    serve(deployment)
+    text = "".join([*said, *capfd.readouterr()])
+    for replica in (0, 1):
+        assert text.count(f"replica {replica} | ready: http://{replica}\n") == 1
+        assert f"replica {replica} | stopped: none cut" in text
+        assert "asked 1" in log_of(deployment, replica)
+    assert text.count("next: toolkit ask") == 1
+
+
+def test_asked_twice_they_end_at_once(two, ask_to_stop):
+    deployment = two("0 stubborn", "1 stubborn")
+    ask_to_stop(times=2)
+    serve(deployment)
+    assert "asked 2" in log_of(deployment, 0) and "asked 2" in log_of(deployment, 1)
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_one_that_cannot_load_ends_all(two, detach):
+    deployment = two("1 fail")
+    with pytest.raises(ToolkitError) as error:
+        serve(deployment, detach=detach)
+    assert str(error.value) == "replica 1 failed: rank 0 has no memory. Buy some."
+    assert not is_alive(deployment, 0) and not is_alive(deployment, 1)
+
+
+def test_one_that_says_nothing_is_named_with_its_log(two):
+    deployment = two("0 traceback")
+    with pytest.raises(ToolkitError, match=r"replica 0 failed: its supervisor ended without saying why: .*serve.log"):
+        serve(deployment)
+
+
+@pytest.mark.parametrize(
+    ("step", "why"), [("fail-later", "rank 0 was killed by SIGKILL"), ("die", "its supervisor was killed")]
+)
+def test_one_that_breaks_is_told_and_the_other_goes_on(two, ask_to_stop, step, why):
+    deployment = two(f"1 {step}")
+    said = ask_to_stop("still serving: replica 0")
+    with pytest.raises(ToolkitError, match=f"^replica 1 failed: {why}$"):
+        serve(deployment)
+    assert f"replica 1 failed: {why}\nstill serving: replica 0\n" in "".join(said)
+    assert "asked 1" in log_of(deployment, 0)
+
+
+def test_when_all_have_broken_it_ends(two):
+    deployment = two("0 fail-later", "1 die")
+    with pytest.raises(ToolkitError, match=r"replica 0 failed: rank 0 .*; replica 1 failed: its supervisor was"):
+        serve(deployment)
+
+
+def test_detached_they_go_on_alone(two):
+    deployment = two()
+    serve(deployment, detach=True)
+    try:
+        assert is_alive(deployment, 0) and is_alive(deployment, 1)
+        log = deployment.apart()[1].run_dir / "serve.log"
+        assert log.read_text().startswith("starting 1 rank\nready: http://1\n")
+    finally:
+        for replica in (0, 1):
+            os.kill(int(log_of(deployment, replica)[0]), signal.SIGTERM)
+
+
+def test_what_is_served_is_left_alone(two, capfd):
+    deployment = two("0 fail")
+    first, second = deployment.apart()
+    with exclusive(first):
+        serve(deployment, detach=True)
+        os.kill(int(log_of(deployment, 1)[0]), signal.SIGTERM)
+        assert f"replica 0 is being served already, by process {os.getpid()}" in capfd.readouterr().err
+        assert not deployment.file.with_name("0.log").exists()
+        with exclusive(second), pytest.raises(ToolkitError, match="is being served already"):
+            serve(deployment)
+
+
+def test_what_another_number_of_replicas_left_running_is_found(two):
+    deployment = two()
+    single = with_settings(deployment, parallel={"replicas": 1})
+    with exclusive(single), pytest.raises(ToolkitError, match=f"is being served already, by process {os.getpid()}"):
+        serve(deployment)
+    with exclusive(deployment.apart()[1]):
+        with pytest.raises(ToolkitError, match=f"is being served already, by process {os.getpid()}"):
+            serve(single)
+        assert [one.replica for one in served_otherwise(single)] == [1]
+        assert served_otherwise(deployment) == []
+    assert stop(single) == "nothing was running"
+
+
+def test_the_ports_of_all_are_checked_before_the_first_starts(two):
+    import socket
+
+    deployment = two()
+    port = deployment.serving.grpc_port + 10
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(ToolkitError) as error:
+        serve(deployment)
+    assert f"serving.grpc_port: replica 1 cannot listen on 127.0.0.1:{port}: taken by" in str(error.value)
+    assert not deployment.run_dir.exists()
+
+
+def test_the_overview_says_how_many_are_ready_and_why_not(two, monkeypatch):
+    deployment = two()
+    first, second = deployment.apart()
+    assert overview(deployment).data()["ready_replicas"] == 0
+    monkeypatch.setattr("toolkit.serve.health.Probe.ready", lambda self: True)
+    with exclusive(first), exclusive(second):
+        write_state(first, State("ready", os.getpid(), "none", "/nowhere"))
+        write_state(second, State("failed", os.getpid(), "none", "/nowhere", message="rank 0 was killed by SIGKILL"))
+        found: Overview = overview(deployment)
+    assert (found.ready, found.degraded) == (1, True)
+    lines = str(found).splitlines()
+    assert lines[0] == "ready: 1 of 2 replicas"
+    assert any(line.startswith("replica 1: failed") for line in lines)
+    assert "  rank 0 was killed by SIGKILL" in lines
+    assert f":{deployment.serving.http_port + 10} " in str(found)
+    data = found.data()
+    assert (data["ready"], data["ready_replicas"], [one["replica"] for one in data["replicas"]]) == (False, 1, [0, 1])
+
+
+def test_nothing_to_stop(two):
+    assert stop(two()) == "nothing was running"

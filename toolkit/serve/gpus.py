@@ -1,0 +1,92 @@
+"""The GPUs of a group in the order of its ranks, and the cores beside them.
+
+Rank r takes the r-th GPU that CUDA_VISIBLE_DEVICES leaves visible (TensorRT-LLM: rank modulo the visible GPUs), so all
+ranks are given the same list.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+from toolkit.config import Deployment
+from toolkit.errors import ToolkitError, shown
+from toolkit.placement import Placement, in_order, place, placement_lines
+from toolkit.runtime import cores_near
+from toolkit.runtime.cores import ranges
+from toolkit.topology import Topology, read_topology, unknown_topology
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+@dataclass(frozen=True)
+class Share:
+    """What of the machine a group gets. `gpus` are in the order of the ranks; `lines` tell it to people.
+
+    Without `cores` and `nodes` the kernel chooses them.
+    """
+
+    gpus: tuple[int, ...]
+    cores: tuple[int, ...] = ()
+    nodes: tuple[int, ...] = ()
+    lines: tuple[str, ...] = ()
+
+
+def share_of(deployment: Deployment) -> Share:
+    """The share of one group; other replicas get what is left of the same placement.
+
+    Raises ToolkitError when there are too few GPUs or cores.
+    """
+    placement, topology, lines = _placed(deployment)
+    replica = deployment.replica or 0
+    gpus = placement.gpus(replica)
+    start = replica * deployment.mapping.pp
+    own = Placement(deployment.mapping, placement.groups[start : start + deployment.mapping.pp])
+    lines += placement_lines(own, topology, deployment.shape.num_hidden_layers)
+    nodes = [topology.numa_of(gpu) for gpu in (gpu for group in placement.groups for gpu in group)]
+    known = [node for node in nodes if node is not None]
+    if len(known) < len(nodes):
+        return Share(gpus, lines=tuple(lines))
+    before, per_gpu = replica * len(gpus), deployment.hardware.cores_per_gpu
+    # The lowest cores of a node come first, so a replica's own are those that its predecessors leave.
+    cores, _ = cores_near(known[: before + len(gpus)], per_gpu)
+    taken = cores_near(known[:before], per_gpu)[0] if before else ()
+    cores = tuple(core for core in cores if core not in set(taken))
+    _, near = cores_near(known[before : before + len(gpus)], per_gpu)
+    lines.append(f"cores {ranges(cores)}, {per_gpu} for each GPU, and the memory of NUMA nodes {ranges(near)}")
+    return Share(gpus, cores, near, tuple(lines))
+
+
+def _placed(deployment: Deployment) -> tuple[Placement, Topology, list[str]]:
+    allowed, replicas = _allowed(), deployment.parallel.replicas
+    ranks = deployment.mapping.world_size * replicas
+    try:
+        topology = read_topology()
+    except ToolkitError as error:
+        topology = unknown_topology(range(ranks) if allowed is None else allowed)
+        _require_gpus(deployment, topology, ranks)
+        lines = [f"GPUs in their order, as their links are not known: {error}"]
+        return in_order(deployment.mapping, topology.gpus), topology, lines
+    if allowed is not None:
+        topology = topology.only(allowed)
+    _require_gpus(deployment, topology, ranks)
+    return place(deployment.mapping, topology, replicas), topology, []
+
+
+def _require_gpus(deployment: Deployment, topology: Topology, ranks: int) -> None:
+    if len(topology.gpus) < ranks:
+        there = f"{VISIBLE} leaves" if VISIBLE in os.environ else "nvidia-smi shows"
+        what = f"parallel: {ranks} ranks need {ranks} GPUs, {there} {len(topology.gpus)}"
+        raise ToolkitError(what, where=deployment.file, hint="Give it more, or rehearse with --engine rehearsal.")
+
+
+def _allowed() -> list[int] | None:
+    """The GPUs that the shell or a batch system leaves to this process; None for all."""
+    value = os.environ.get(VISIBLE)
+    if value is None:
+        return None
+    if not re.fullmatch(r"\s*\d{1,4}(\s*,\s*\d{1,4})*\s*", value):
+        hint = "Give numbers as nvidia-smi counts, or unset it."
+        raise ToolkitError(f"{shown(value)} does not name GPUs by number", where=VISIBLE, hint=hint)
+    return list(dict.fromkeys(map(int, value.split(","))))

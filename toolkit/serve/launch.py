@@ -1,0 +1,126 @@
+"""How a group is started where its deployment runs: a rehearsal on this machine, the others as `runtime` says."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.config import Deployment
+from toolkit.errors import ToolkitError
+from toolkit.rules import check_can_be_served
+from toolkit.runtime import Needs, Part, end_by_force, require_runtime, script, wrap
+from toolkit.runtime.images import advised
+from toolkit.serve.command import (
+    EXIT_MARGIN_S,
+    ORCHESTRATOR_REASONS,
+    REASONS,
+    command_line,
+    environment,
+    exit_timeout,
+    is_orchestrated,
+)
+from toolkit.serve.gpus import Share, share_of
+from toolkit.serve.janitor import RUN_ID, Run
+from toolkit.serve.tritonserver import NGC_BINARY, Mpirun, TritonServer, find, find_mpirun
+
+SHEBANG = "#!/usr/bin/env bash\n"
+IN_THE_IMAGE = TritonServer(NGC_BINARY), Mpirun(Path("mpirun"), (4, 1))
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A process to start, with its whole environment.
+
+    `by_force` ends what ending that process does not (`toolkit.runtime.end_by_force`); `lines` are for people.
+    """
+
+    arguments: list[str]
+    environ: Mapping[str, str]
+    by_force: tuple[str, ...] = ()
+    lines: tuple[str, ...] = ()
+
+
+def programs(deployment: Deployment) -> tuple[TritonServer, Mpirun]:
+    """Those of this machine, looked for; in a container those of the image, where they are known to be."""
+    if deployment.engine != "rehearsal" and deployment.runtime.kind != "host":
+        return IN_THE_IMAGE
+    return find(deployment.engine, image=advised(deployment)), find_mpirun()
+
+
+def launch(deployment: Deployment, server: TritonServer, mpirun: Mpirun, run: Run) -> Launch:
+    """What starts the group. Raises ToolkitError for what the runtime lacks, and for too few GPUs or cores."""
+    command = command_line(deployment, server, mpirun, run)
+    if deployment.engine == "rehearsal":
+        variables = environment(deployment, server, run, _free_port())
+        return Launch(_arguments(command), {**os.environ, **variables})
+    share = share_of(deployment)
+    needs = _needs(deployment, server, run, share)
+    require_runtime(deployment, needs)
+    wrapped = wrap(deployment, command, needs)
+    # Docker's client, too, is a process of the run.
+    environ = {**wrapped.environ(), RUN_ID: run.id}
+    return Launch(wrapped.arguments, environ, tuple(end_by_force(deployment, needs) or ()), share.lines)
+
+
+def dry_run(deployment: Deployment) -> str:
+    """What `toolkit serve` would start, as text that a shell runs as it stands; all replicas, where there are several.
+
+    Without the NGC image it is shown as it is run there. The run id and the rehearsal's port, which are
+    new for each run, are shown as `dry-run` and 0.
+    """
+    if len(replicas := deployment.apart()) > 1:
+        each = (f"(  # replica {one.replica}\n{dry_run(one).removeprefix(SHEBANG)}\n) &" for one in replicas)
+        return "\n\n".join([SHEBANG.rstrip(), *each, "wait"])
+    check_can_be_served(deployment)
+    run = Run("dry-run", Path("/tmp/toolkit-dry-run"))
+    if deployment.engine == "rehearsal":
+        server, mpirun = programs(deployment)
+        return shell_text(environment(deployment, server, run, 0), command_line(deployment, server, mpirun, run))
+    try:
+        server, mpirun = programs(deployment)
+    except ToolkitError:
+        server, mpirun = IN_THE_IMAGE
+    share = share_of(deployment)
+    text = script(deployment, command_line(deployment, server, mpirun, run), _needs(deployment, server, run, share))
+    shebang, _, rest = text.partition("\n")
+    reasons = (*REASONS, *(ORCHESTRATOR_REASONS if is_orchestrated(deployment) else ()))
+    header = ["# Where the ranks run:", *(f"#   {line}" for line in share.lines)]
+    header += ["# Where each option of Triton and mpirun comes from:", *(f"#   {line}" for line in reasons)]
+    return "\n".join([shebang, *header, rest.rstrip("\n")])
+
+
+def _needs(deployment: Deployment, server: TritonServer, run: Run, share: Share) -> Needs:
+    """The tokenizer is in the repository, and the engines are where it says."""
+    replica = "" if deployment.replica is None else f"-{deployment.replica}"
+    serving = deployment.serving
+    return Needs(
+        reads=(deployment.repository_dir, deployment.engine_dir),
+        writes=(run.tmp,),
+        gpus=share.gpus,
+        cores=share.cores,
+        nodes=share.nodes,
+        ports=(serving.http_port, serving.grpc_port, serving.metrics_port),
+        environment=environment(deployment, server, run, None),
+        name=f"toolkit-{deployment.name}-serve{replica}",
+        memory_gb=deployment.hardware.host_memory_gb / deployment.parallel.replicas,
+        stop_s=exit_timeout(deployment) + EXIT_MARGIN_S,
+    )
+
+
+def _arguments(command: Sequence[Part]) -> list[str]:
+    return [argument for part in command for argument in part.arguments]
+
+
+def shell_text(variables: Mapping[str, str], command: Sequence[Part]) -> str:
+    lines = [["env", *(f"{name}={value}" for name, value in variables.items())]]
+    return " \\\n  ".join(shlex.join(line) for line in (*lines, *(part.arguments for part in command)))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,209 @@
+"""Supervisors in processes of their own: one for each replica, and the one that serves in the background.
+
+A supervisor holds a pipe from the process that started it. End of file means that this process is gone, and
+the supervisor drains; a byte before that lets it go on alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import TextIO
+
+from toolkit.config import Deployment
+from toolkit.errors import ToolkitError
+from toolkit.serve import preflight
+from toolkit.serve.state import holder, read_state, served_already
+from toolkit.serve.supervisor import StopRequests, clean_up_after, note, stop_requests
+
+POLL_S = 0.1
+END_MARGIN_S = 20
+"""Beyond the drain: Triton's grace and the sweep."""
+SUPERVISOR = (sys.executable, "-m", "toolkit.serve")
+HELD = "--held"
+"""The option of a supervisor that ends with the process that started it."""
+ERROR, READY, NEXT = "error: ", "ready: ", "next: "
+"""How a supervisor begins its lines that say why it failed, that it is ready, and what to do then."""
+KILLED = "its supervisor was killed"
+
+
+def serve_apart(deployment: Deployment, *, detach: bool, verbose: bool) -> None:
+    """Serve each replica that is not, under a supervisor of its own; with `detach` return once they are ready.
+
+    When one fails before all are ready, all are ended. Later the others go on without it, and the error is
+    raised when all have ended. Asked to stop, all drain at once. Raises ToolkitError; nothing is left then.
+    """
+    replicas = _not_served(deployment)
+    for replica in replicas:
+        clean_up_after(read_state(replica))
+    if len(replicas) == deployment.parallel.replicas > 1:
+        preflight.check(deployment)  # for all of them, before the first takes its share
+    supervisors: list[_Supervisor] = []
+    with stop_requests() as stop:
+        try:
+            for replica in replicas:
+                supervisors.append(_Supervisor(replica, verbose))
+            ready = _load(supervisors, stop)
+            if detach and not ready:
+                raise ToolkitError("was asked to stop before it was ready", where=deployment.file)
+            if detach:
+                return _let_go(supervisors)
+            if ready:
+                _watch(supervisors, stop)
+        finally:
+            _end(supervisors, stop)
+    _raise_errors(supervisors)
+
+
+def _not_served(deployment: Deployment) -> list[Deployment]:
+    """The replicas that nobody serves: usually all, else those that have ended while the others go on."""
+    replicas = deployment.apart()
+    served = {replica.replica: pid for replica in replicas if (pid := holder(replica))}
+    if len(served) == len(replicas):
+        raise served_already(deployment, next(iter(served.values())))
+    for number, pid in served.items():
+        note(f"replica {number} is being served already, by process {pid}")
+    return [replica for replica in replicas if replica.replica not in served]
+
+
+class _Supervisor:
+    """The supervisor of one deployment in a process of its own. What it says is in its log."""
+
+    def __init__(self, deployment: Deployment, verbose: bool) -> None:
+        self.name = "" if deployment.replica is None else f"replica {deployment.replica}"
+        self.ready = self.free = False
+        self.next = self._said = ""
+        self.drain_s = deployment.serving.drain_timeout_s
+        self._log, output = _fresh_log(deployment)
+        options = [HELD, *(["--verbose"] if verbose else [])]
+        if deployment.replica is not None:
+            options += ["--replica", str(deployment.replica)]
+        with output:
+            self._process = subprocess.Popen(
+                [*SUPERVISOR, str(deployment.file), deployment.engine, *options],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches it once, from us
+            )
+
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    @property
+    def error(self) -> str:
+        """Why it failed; "" while it runs, and when it ended as it was asked to."""
+        if self._said or self._process.poll() in (None, 0, -signal.SIGTERM):
+            return self._said
+        return KILLED if self._process.returncode < 0 else f"its supervisor ended without saying why: {self._log.name}"
+
+    def tell(self) -> None:
+        """Hand on what it has said since."""
+        for line in self._log:
+            if line.startswith(ERROR):
+                self._said = line.removeprefix(ERROR).strip()
+            elif line.startswith(NEXT):
+                self.ready, self.next = True, line
+            else:
+                stream = sys.stdout if line.startswith(READY) else sys.stderr
+                with contextlib.suppress(OSError):  # its terminal may be gone
+                    print(f"{self.name} | {line}" if self.name else line, end="", file=stream, flush=True)
+
+    def let_go(self) -> None:
+        """From now on it goes on without us."""
+        assert self._process.stdin
+        self.free = True
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._process.stdin.fileno(), b"\n")
+
+    def ask_to_end(self) -> None:
+        """As Ctrl-C does: at first it drains, asked again it ends at once."""
+        self._process.terminate()
+
+    def kill(self) -> None:
+        self._process.kill()  # its janitor ends the rest
+
+    def close(self) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._log.close()
+
+
+def _load(supervisors: Sequence[_Supervisor], stop: StopRequests) -> bool:
+    """Wait until all are ready; raise when one of them ends before. False when asked to stop meanwhile."""
+    while not all(one.ready for one in supervisors):
+        time.sleep(POLL_S)
+        if stop.count:
+            return False
+        ended = [one for one in supervisors if one.ended]
+        for one in supervisors:
+            one.tell()
+        if ended:
+            _raise_errors(ended)
+            return False  # `toolkit stop` ended it
+    with contextlib.suppress(OSError):
+        print(supervisors[-1].next, end="", flush=True)
+    return True
+
+
+def _watch(supervisors: Sequence[_Supervisor], stop: StopRequests) -> None:
+    """Return when asked to stop, or when all have ended; say at once when one has."""
+    running = list(supervisors)
+    while running and not stop.count:
+        time.sleep(POLL_S)
+        ended = [one for one in running if one.ended]
+        for one in running:
+            one.tell()
+        running = [one for one in running if one not in ended]
+        for one in ended:
+            note(f"{one.name} failed: {one.error}" if one.error else f"{one.name} stopped")
+        if ended and running:
+            note(f"still serving: {', '.join(one.name for one in running)}")
+
+
+def _let_go(supervisors: Sequence[_Supervisor]) -> None:
+    for one in supervisors:
+        one.let_go()
+
+
+def _end(supervisors: Sequence[_Supervisor], stop: StopRequests) -> None:
+    """Drain all at once that were not let go, as often as we were asked to. Returns when they have ended."""
+    asked, deadline = 0, time.monotonic() + END_MARGIN_S + max((one.drain_s for one in supervisors), default=0)
+    while running := [one for one in supervisors if not (one.free or one.ended)]:
+        for one in running:
+            one.tell()
+            if time.monotonic() > deadline:
+                one.kill()
+            elif asked < max(1, stop.count):
+                one.ask_to_end()
+        asked += asked < max(1, stop.count)
+        time.sleep(POLL_S)
+    for one in supervisors:
+        one.tell()
+        one.close()
+
+
+def _raise_errors(supervisors: Sequence[_Supervisor]) -> None:
+    """Raise why supervisors failed, if some did."""
+    if failed := [one for one in supervisors if one.error]:
+        what = "; ".join(f"{one.name} failed: {one.error}" if one.name else one.error for one in failed)
+        raise ToolkitError(what)
+
+
+def _fresh_log(deployment: Deployment) -> tuple[TextIO, TextIO]:
+    """serve.log of the run folder, open for reading and for writing; the previous one is kept."""
+    log = deployment.run_dir / "serve.log"
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        if log.exists():
+            log.replace(log.with_suffix(".previous.log"))
+        output = log.open("w", encoding="utf-8")
+    except OSError as error:
+        raise ToolkitError(f"cannot be written: {error.strerror}", where=log.parent) from None
+    return log.open(encoding="utf-8", errors="replace"), output
