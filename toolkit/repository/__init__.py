@@ -1,5 +1,5 @@
 """The Triton model repository of a deployment: configs from types, models from triton_repo/."""
 
-from toolkit.repository.generate import generate, settings
+from toolkit.repository.generate import generate, model_digest, settings
 
-__all__ = ["generate", "settings"]
+__all__ = ["generate", "model_digest", "settings"]

@@ -1,9 +1,10 @@
 """The command line that starts a group: one mpirun, and what it starts.
 
 NVIDIA's leader mode is one tritonserver a rank. Rank 0 opens the ports and answers. The others load only
-`tensorrt_llm`, whose initialisation never returns there, so they can be given the same ports. In its orchestrator mode
-one tritonserver starts the ranks itself, as worker processes, by MPI_Comm_spawn. Source: launch_triton_server.py of
-tensorrtllm_backend, whose command lines these are, with addresses to bind to and without its repeats.
+`tensorrt_llm`, whose initialisation never returns there, so they can be given the same ports. In orchestrator mode
+one tritonserver starts the ranks itself, as worker processes, by MPI_Comm_spawn; so does the LLM API (engine: pytorch).
+Source: launch_triton_server.py of tensorrtllm_backend, whose command lines these are, with addresses to bind to and
+without its repeats.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ REASONS = (
     "--bind-to none: Open MPI binds small groups to one core a rank, which would starve Triton's threads",
     "--oversubscribe: also where there are fewer cores than ranks, and for an orchestrator's workers",
     "--tag-output: every line with its rank, so that each has its own log",
-    "--model-repository: made by toolkit repo, from the engines of toolkit build",
+    "--model-repository: made by toolkit repo",
     "--model-control-mode, --load-model: ranks above 0 load the engine alone and wait for rank 0",
     "--*-address, --*-port: serving.host and the ports of the YAML",
     "--exit-timeout-secs: serving.drain_timeout_s and a margin, so that the drain is not Triton's to end",
@@ -39,7 +40,8 @@ ORCHESTRATOR_REASONS = (
 
 
 def is_orchestrated(deployment: Deployment) -> bool:
-    return deployment.serving.mode == "orchestrator"
+    """Whether one server starts all ranks."""
+    return deployment.serving.mode == "orchestrator" or deployment.engine == "pytorch"
 
 
 def command_line(deployment: Deployment, server: TritonServer, mpirun: Mpirun, run: Run) -> list[Part]:
@@ -61,7 +63,7 @@ def environment(deployment: Deployment, server: TritonServer, run: Run, rehearsa
     `rehearsal_port` is where the ranks of a rehearsal meet.
     """
     variables = {**server.environment, RUN_ID: run.id, "TMPDIR": str(run.tmp)}
-    if is_orchestrated(deployment):
+    if deployment.serving.mode == "orchestrator":
         variables[ORCHESTRATOR] = "1"
     if rehearsal_port is not None:
         variables[REHEARSAL_PORT] = str(rehearsal_port)

@@ -140,7 +140,7 @@ class Group:
 
     def _key(self, member: Member) -> int | None:
         """Which rank of the deployment it is: the server that starts workers is of none, and Open MPI's rank 0."""
-        alone = self._orchestrated and member.rank is not None and not (member.worker or member.model)
+        alone = self._orchestrated and member.rank is not None and member.server
         return ORCHESTRATOR if alone else member.rank
 
     def _culprit(self, ended: list[Member]) -> Death:

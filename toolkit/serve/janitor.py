@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RUN_ID = "TOOLKIT_RUN_ID"
-WORKER = "trtllmExecutorWorker"
 """The program of a rank in orchestrator mode."""
 FORCE_S = 30
 SHARED_MEMORY = Path("/dev/shm")
@@ -60,8 +59,9 @@ class Member:
         return Path(script).parents[1].name if script else ""
 
     @property
-    def worker(self) -> bool:
-        return any(Path(part).name == WORKER for part in self.command[:2])
+    def server(self) -> bool:
+        """Whether it is a tritonserver, and not a worker that one started."""
+        return any(Path(part).name.startswith("tritonserver") for part in self.command[:2])
 
 
 def of_ranks(found: list[Member]) -> list[Member]:

@@ -94,11 +94,14 @@ def dry_run(deployment: Deployment) -> str:
 
 
 def _needs(deployment: Deployment, server: TritonServer, run: Run, share: Share) -> Needs:
-    """The tokenizer is in the repository, and the engines are where it says."""
+    """With engines the tokenizer is in the repository. The LLM API reads the model itself."""
     replica = "" if deployment.replica is None else f"-{deployment.replica}"
     serving = deployment.serving
     return Needs(
-        reads=(deployment.repository_dir, deployment.engine_dir),
+        reads=(
+            deployment.repository_dir,
+            deployment.model.path if deployment.engine == "pytorch" else deployment.engine_dir,
+        ),
         writes=(run.tmp,),
         gpus=share.gpus,
         cores=share.cores,

@@ -40,13 +40,16 @@ def check(deployment: Deployment) -> None:
 
 
 def check_repository(deployment: Deployment) -> None:
-    """The repository is whole, and made for this deployment from the engine that is there now."""
+    """The repository is whole, and made for this deployment from the engine, or the model, that is there now."""
     made_with, remake = {"engine": deployment.engine}, f"toolkit repo {deployment.file}"
-    engine = artifacts.require(deployment.engine_dir, "engine", made_with, f"toolkit build {deployment.file}")
-    made_for = repository.settings(deployment)
-    lock = artifacts.require(deployment.repository_dir, "repository", made_for, remake)
-    if lock.inputs.get("engine") != engine.digest:
-        what = f"was made from another engine than the one in {deployment.engine_dir}"
+    if deployment.engine == "pytorch":
+        source, place, digest = "model", deployment.model.path, repository.model_digest(deployment)
+    else:
+        engine = artifacts.require(deployment.engine_dir, "engine", made_with, f"toolkit build {deployment.file}")
+        source, place, digest = "engine", deployment.engine_dir, engine.digest
+    lock = artifacts.require(deployment.repository_dir, "repository", repository.settings(deployment), remake)
+    if lock.inputs.get(source) != digest:
+        what = f"was made from another {source} than the one in {place}"
         raise ToolkitError(what, where=deployment.repository_dir, hint=f"Run: {remake}")
 
 

@@ -1,7 +1,8 @@
 """tensorrt_llm with TensorRT-LLM's LLM API: text in, text out, no engine. model.yaml says what LLM() is told.
 
 The names of its tensors are those of NVIDIA's model of the same kind. One process serves; the LLM API starts one more
-for each GPU. Every request is a task of one asyncio loop, and one thread sends what they have to say, in its order.
+for each GPU, by the mpirun that started the server. Every request is a task of one asyncio loop, and one thread sends
+what they have to say, in its order.
 """
 
 import asyncio

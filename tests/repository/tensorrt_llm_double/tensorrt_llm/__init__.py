@@ -4,8 +4,10 @@ What is told of each sequence is all of it, in each step, as there; arguments th
 """
 
 import asyncio
+import ctypes
 import json
 import os
+import sysconfig
 import threading
 import time
 from dataclasses import asdict, dataclass, field
@@ -132,6 +134,8 @@ class LLM:
             if problem := known[name].problem(value):
                 raise ValueError(f"{name}: {problem}")
         _record({"LLM": arguments})
+        if "OMPI_COMM_WORLD_SIZE" in os.environ:
+            _spawn(arguments["tensor_parallel_size"] * arguments["pipeline_parallel_size"])
         self._model = AutoModelForCausalLM.from_pretrained(arguments["model"], dtype=torch.float32)
         self._tokenizer = AutoTokenizer.from_pretrained(arguments["model"])
         self.tokenizer = self  # encode, as of a TransformersTokenizer
@@ -196,6 +200,18 @@ class _Counted:
 
     def __exit__(self, *_):
         self._llm._active -= 1
+
+
+def _spawn(ranks):
+    """Workers, as mpi4py's pool starts them: by the mpirun that started the server. They compute nothing here."""
+    prefix = Path(sysconfig.get_path("scripts", vars={"base": os.environ["LLM_DOUBLE_PREFIX"]})).parent
+    library = ctypes.CDLL(str(prefix / "lib" / "libmpi.so.40"), mode=ctypes.RTLD_GLOBAL)
+    library.MPI_Init(None, None)
+    names = ("ompi_mpi_info_null", "ompi_mpi_comm_self")
+    null, alone = (ctypes.addressof(ctypes.c_char.in_dll(library, name)) for name in names)
+    pointer, others = ctypes.c_void_p, ctypes.c_void_p()
+    program = os.fsencode(Path(__file__).with_name("worker"))
+    library.MPI_Comm_spawn(program, None, ranks, pointer(null), 0, pointer(alone), ctypes.byref(others), None)
 
 
 def _record(event):

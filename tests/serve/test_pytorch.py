@@ -1,0 +1,112 @@
+"""engine: pytorch from the YAML to the load test: real Triton, real mpirun, with a stand-in for the LLM API.
+
+The stand-in answers by transformers in the server's process, and starts a worker a rank by mpirun, which computes
+nothing. What is checked of GPUs before a start has its own tests.
+"""
+
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.serve.conftest import Serving, free_ports
+from toolkit.client import GenerateRequest, connect
+from toolkit.config import Deployment
+from toolkit.repository import generate
+from toolkit.sections import PORTS
+from toolkit.serve import preflight, tritonserver
+
+HERE = Path(__file__).parent
+DOUBLE = HERE.parent / "repository" / "tensorrt_llm_double" / "tensorrt_llm"
+WORKER = """
+import ctypes, os, sysconfig, time
+from pathlib import Path
+library = Path(sysconfig.get_path("scripts")).parent / "lib" / "libmpi.so.40"
+ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL).MPI_Init(None, None)
+print(f"worker {os.environ['OMPI_COMM_WORLD_RANK']} of GPUs {os.environ['CUDA_VISIBLE_DEVICES']}", flush=True)
+while True:
+    time.sleep(60)
+"""
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def deployment(tmp_path, tiny_llama, monkeypatch) -> Deployment:
+    """One of tp 2 x pp 2, with its repository. On PATH is a tritonserver: the wheel's, with what it needs to start."""
+    found = tritonserver.find()
+    program = tmp_path / "bin" / "tritonserver"
+    program.parent.mkdir()
+    settings = "".join(f"export {name}='{value}'\n" for name, value in found.environment.items())
+    # A link of this name, as what runs is told by its name.
+    (program.parent / "real").mkdir()
+    (program.parent / "real" / "tritonserver").symlink_to(found.binary)
+    options = f'"$@" --backend-directory={found.backend_directory}'
+    program.write_text(f"#!/bin/sh\n{settings}exec {program.parent}/real/tritonserver {options}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("LLM_DOUBLE_PREFIX", sys.prefix)
+    content = {
+        "engine": "pytorch",
+        "model": {"path": str(tiny_llama)},
+        "parallel": {"tp": 2, "pp": 2},
+        "limits": {"max_sequences": 8, "max_num_tokens": 256, "max_seq_len": 256},
+        "serving": {**dict(zip(PORTS, free_ports(3), strict=True)), "drain_timeout_s": 20},
+        "loadtest": {"users": 2, "requests": 6, "warmup_requests": 0, "max_tokens": 8},
+        "output": str(tmp_path / "out"),
+    }
+    (tmp_path / "trial.yaml").write_text(yaml.safe_dump(content))
+    made = Deployment.load(tmp_path / "trial.yaml")
+    generate(made)
+    double = made.repository_dir / "tensorrt_llm" / "1" / "tensorrt_llm"
+    shutil.copytree(DOUBLE, double)
+    (double / "worker").write_text(f"#!{sys.executable}\n{WORKER}")
+    (double / "worker").chmod(0o755)
+    return made
+
+
+def test_ask_load_test_drain(deployment, start: Callable[..., Serving]):
+    serving = start(deployment).wait_ready()
+    assert "stage 1: GPUs 2, 3 (unknown): layers 2-3" in serving.stderr
+    logs = [(deployment.run_dir / f"rank{rank}.log").read_text() for rank in range(4)]
+    told = [re.findall(r"worker (\d) of GPUs (\S+)", log) for log in logs]
+    mpirun = (deployment.run_dir / "mpirun.log").read_text()  # Open MPI 5 does not say whose output a worker's is
+    everything = sum(told, re.findall(r"worker (\d) of GPUs (\S+)", mpirun))
+    assert sorted(everything) == [(str(rank), "0,1,2,3") for rank in range(4)]
+    for protocol in ("http", "grpc"):
+        with connect(deployment.url(protocol)) as client:
+            assert "".join(event.text for event in client.generate_stream(GenerateRequest("The capital", 8)))
+    from toolkit.load.launch import run
+
+    verdict = run(deployment)
+    assert str(verdict.outcome) == "PASS", verdict
+    serving.send(signal.SIGTERM)
+    assert serving.ended(30) == 0
+    assert "none cut" in serving.stderr
+    assert serving.left() == []
+
+
+def test_the_death_of_a_worker_ends_the_group(deployment, start):
+    serving = start(deployment).wait_ready()
+    victim = next(m for m in serving.members() if m.rank == 2)
+    os.kill(victim.pid, signal.SIGKILL)
+    assert serving.ended(30) == 1
+    assert "rank 2 was killed by SIGKILL" in serving.stderr or "rank 2 (process" in serving.stderr
+    assert serving.left() == []
+
+
+def test_a_changed_model_needs_a_new_repository(deployment, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(deployment.model.path, model)
+    deployment = deployment.model_copy(update={"model": deployment.model.model_copy(update={"path": model})})
+    generate(deployment)
+    preflight.check_repository(deployment)
+    (model / "generation_config.json").write_text('{"eos_token_id": 5}')
+    with pytest.raises(Exception, match="was made from another model than the one in"):
+        preflight.check_repository(deployment)
