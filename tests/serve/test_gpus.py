@@ -175,7 +175,9 @@ def test_what_docker_could_not_start_is_explained(make, start):
 
 def test_the_death_of_an_orchestrator_s_worker_ends_them_all(make, start):
     serving = start(make(mode="orchestrator"), UNCHECKED).wait_ready()
-    workers = [member for member in serving.members() if member.worker]
+    workers = [
+        member for member in serving.members() if not member.server and member.rank is not None and not member.model
+    ]
     assert sorted(member.rank for member in workers) == [0, 1, 2, 3]
     os.kill(next(member.pid for member in workers if member.rank == 3), signal.SIGKILL)
     assert serving.ended(10) == 1
@@ -187,7 +189,10 @@ def test_the_death_of_the_orchestrator_is_told(make, start):
     # mpirun goes on with the workers, and says nothing.
     impatient = f"{UNCHECKED}; import toolkit.serve.group as g; g.MPIRUN_REPORT_S = 0.3"
     serving = start(make(mode="orchestrator"), impatient).wait_ready()
-    os.kill(next(m.pid for m in serving.members() if m.rank == 0 and not m.worker), signal.SIGKILL)
+    os.kill(
+        next(m.pid for m in serving.members() if m.rank == 0 and m.server),
+        signal.SIGKILL,
+    )
     assert serving.ended(10) == 1
     assert "orchestrator (process " in serving.stderr.splitlines()[-1]
     assert serving.left() == []

@@ -9,7 +9,7 @@
 #   --bind-to none: Open MPI binds small groups to one core a rank, which would starve Triton's threads
 #   --oversubscribe: also where there are fewer cores than ranks, and for an orchestrator's workers
 #   --tag-output: every line with its rank, so that each has its own log
-#   --model-repository: made by toolkit repo, from the engines of toolkit build
+#   --model-repository: made by toolkit repo
 #   --model-control-mode, --load-model: ranks above 0 load the engine alone and wait for rank 0
 #   --*-address, --*-port: serving.host and the ports of the YAML
 #   --exit-timeout-secs: serving.drain_timeout_s and a margin, so that the drain is not Triton's to end
