@@ -70,7 +70,7 @@ command=(
   --env TMPDIR=/tmp/toolkit-dry-run
   # for the command
   --env TRTLLM_ORCHESTRATOR=1
-  # the project's NGC image
+  # NVIDIA's, with engine.version
   nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3
   # starts the ranks, and ends them all
   mpirun
