@@ -40,6 +40,9 @@ def check(deployment: Deployment) -> None:
 
 def check_can_be_made(deployment: Deployment) -> None:
     """Raise a ToolkitError for what can be planned and not made. FP8 needs scales that only calibration gives."""
+    if deployment.engine == "pytorch":
+        what = "engine: pytorch has nothing to convert: it loads the model itself"
+        raise ToolkitError(what, where=deployment.file, hint=f"Go on with: toolkit repo {deployment.file}")
     for field, value in (
         ("model.quantization", deployment.model.quantization),
         ("kv_cache.dtype", deployment.kv_cache.dtype),
@@ -51,7 +54,7 @@ def check_can_be_made(deployment: Deployment) -> None:
 
 def check_can_be_served(deployment: Deployment) -> None:
     """Raise a ToolkitError for what can be planned and not started."""
-    if deployment.serving.mode == "orchestrator" and deployment.engine != "tensorrt":
+    if deployment.serving.mode == "orchestrator" and deployment.engine == "rehearsal":
         what = f"serving.mode: orchestrator is the tensorrtllm backend's, engine is {deployment.engine}"
         raise ToolkitError(what, where=deployment.file, hint="Remove it: leader is the default.")
 

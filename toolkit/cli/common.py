@@ -70,6 +70,8 @@ def note(message: str) -> None:
 
 
 def next_command(deployment: Deployment, command: str) -> None:
+    if command == "build" and deployment.engine == "pytorch":  # which has no engines
+        command = "repo"
     note(f"next: toolkit {command} {deployment.file}")
 
 

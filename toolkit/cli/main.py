@@ -11,7 +11,7 @@ from toolkit.errors import ToolkitError
 
 COMMANDS = (
     *("init", "plan", "calibrate", "doctor", "convert", "verify", "build", "repo"),
-    *("lint", "serve", "status", "stop", "ask", "loadtest", "sample"),
+    *("lint", "migrate", "serve", "status", "stop", "ask", "loadtest", "sample"),
 )
 """In the order of use. Command NAME is the function `NAME` of toolkit.cli.NAME."""
 

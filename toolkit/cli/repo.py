@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 @click.command()
 @deployment_options
 def repo(deployment: Deployment) -> None:
-    """Generate the Triton model repository of the engines."""
+    """Generate the Triton model repository; with engine pytorch also the script that starts trtllm-serve."""
     from toolkit.repository import generate
 
     written = generate(deployment)
-    note("generated" if written else "already generated from the same engine; nothing to do")
+    made_from = "model" if deployment.engine == "pytorch" else "engine"
+    note("generated" if written else f"already generated from the same {made_from}; nothing to do")
     click.echo(deployment.repository_dir)
     next_command(deployment, "serve")

@@ -63,7 +63,7 @@ def environment(deployment: Deployment, server: TritonServer, run: Run, rehearsa
     `rehearsal_port` is where the ranks of a rehearsal meet.
     """
     variables = {**server.environment, RUN_ID: run.id, "TMPDIR": str(run.tmp)}
-    if deployment.serving.mode == "orchestrator":
+    if is_orchestrated(deployment) and deployment.engine == "tensorrt":
         variables[ORCHESTRATOR] = "1"
     if rehearsal_port is not None:
         variables[REHEARSAL_PORT] = str(rehearsal_port)

@@ -83,9 +83,9 @@ def tensorrt_flags(
     return _flags(deployment, checkpoint_dir or deployment.checkpoint_dir, workers_of(deployment, gpus))
 
 
-def check_flags(deployment: Deployment) -> None:
-    """Raise ToolkitError for what is wrong in the YAML, which comes before what the machine lacks."""
-    _flags(deployment, deployment.checkpoint_dir, workers=1)
+def check_flags(deployment: Deployment) -> list[BuildFlag]:
+    """The flags as for one worker. Raises ToolkitError for what is wrong in the YAML, before what the machine lacks."""
+    return _flags(deployment, deployment.checkpoint_dir, workers=1)
 
 
 def _flags(deployment: Deployment, checkpoint_dir: Path, workers: int) -> list[BuildFlag]:
