@@ -79,7 +79,7 @@ def make(tmp_path, tiny_llama, node) -> Callable[..., Deployment]:
         (deployment.engine_dir / "config.json").write_text(json.dumps(config))
         (deployment.engine_dir / "rank0.engine").write_bytes(b"x" * 2000)
         (deployment.repository_dir / "tensorrt_llm").mkdir(parents=True)
-        told = f'gpt_model_path: "{deployment.engine_dir}"\n'
+        told = f'parameters {{ key: "gpt_model_path" value {{ string_value: "{deployment.engine_dir}" }} }}\n'
         (deployment.repository_dir / "tensorrt_llm" / "config.pbtxt").write_text(told)
         return deployment
 

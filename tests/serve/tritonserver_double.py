@@ -47,7 +47,7 @@ def tell_gpu():
 
 def engine_of(repository):
     config = (repository / "tensorrt_llm" / "config.pbtxt").read_text()
-    engine = Path(re.search(r'gpt_model_path: "(.+)"', config)[1])
+    engine = Path(re.search(r'"gpt_model_path"\s*value {\s*string_value: "(.+)"', config)[1])
     return json.loads((engine / "config.json").read_text())["pretrained_config"]["mapping"]["world_size"]
 
 

@@ -44,8 +44,8 @@ def disks(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
 
 
 def engines(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
-    """For an engine that this version cannot build, engines from elsewhere are needed."""
-    if machine.places is None or deployment is None:
+    """For an engine that cannot be built here, engines from elsewhere are needed. PyTorch has none."""
+    if machine.places is None or deployment is None or deployment.engine == "pytorch":
         return
     try:
         require_buildable(deployment)
