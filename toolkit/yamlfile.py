@@ -16,6 +16,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # <<: the keys of another mapping
+                continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is not text", key_node.start_mark)
@@ -32,7 +34,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
         raise ToolkitError("no such file", where=file, hint="The examples are in build_configs/.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ToolkitError(f"cannot be read: {error}", where=file) from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date or number that cannot be
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise ToolkitError(f"is not valid YAML: {getattr(error, 'problem', error)}", where=f"{file}{line}") from None

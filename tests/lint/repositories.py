@@ -67,7 +67,7 @@ def parameter(name: str, value: str, model: str = "tensorrt_llm"):
 
     def change(repository: Path) -> None:
         path = repository / model / "config.pbtxt"
-        edit(path, rf'(key: "{name}"\s+value {{\s+string_value: )"[^"]*"', rf'\1"{value}"')
+        edit(path, rf'(key: "{name}"\s+value {{\s+string_value: )"(?:[^"\\]|\\.)*"', rf'\1"{value}"')
 
     return change
 

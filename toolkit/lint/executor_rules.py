@@ -19,7 +19,7 @@ TRUE = ("true", "True", "TRUE", "1")
 def check(repository: Repository, release: Release) -> Iterator[Finding]:
     executor = repository.executor
     if executor is None or executor.config is None:
-        if executor is None:
+        if executor is None and not repository.llm_models:
             what = "no model has backend tensorrtllm, and none is called tensorrt_llm"
             yield Finding("executor", "error", repository.folder, what, "Add it: toolkit repo CONFIG makes all five.")
         return
@@ -38,21 +38,26 @@ def _surprises(executor: Model) -> Iterator[Finding]:
     if not values.get("enable_kv_cache_reuse"):
         what = "enable_kv_cache_reuse is not set, and the backend then reuses KV blocks"
         yield executor.finding("kv-reuse-unset", "warning", what, "Say true or false.", at="enable_kv_cache_reuse")
-    fraction = values.get("kv_cache_free_gpu_mem_fraction", "")
-    if not fraction and not values.get("max_tokens_in_paged_kv_cache"):
-        what = "kv_cache_free_gpu_mem_fraction is not set: the KV cache takes 0.9 of the memory that is free"
-        fix = f"Set what stays under {MEMORY_LIMIT:.0%} of the GPU: toolkit plan CONFIG computes it."
-        yield executor.finding("kv-fraction", "warning", what, fix)
-    elif _number(fraction) > MEMORY_LIMIT and not values.get("max_tokens_in_paged_kv_cache"):
-        what = f"kv_cache_free_gpu_mem_fraction {fraction} leaves less than {1 - MEMORY_LIMIT:.0%} of a GPU free"
-        fix = "toolkit plan CONFIG computes the largest that does."
-        yield executor.finding("kv-fraction", "warning", what, fix, at="kv_cache_free_gpu_mem_fraction")
+    name = "kv_cache_free_gpu_mem_fraction"
+    if not values.get("max_tokens_in_paged_kv_cache"):
+        for what, fix in cache_memory(name, values.get(name, "")):
+            yield executor.finding("kv-fraction", "warning", what, fix, at=name)
     if values.get("gpt_model_type", "").lower() == "v1":
         what = "gpt_model_type V1 computes whole batches: no request joins one that runs"
         yield executor.finding("model-type", "warning", what, "Use inflight_fused_batching.", at="gpt_model_type")
     if values.get("enable_chunked_context") not in TRUE:
         what = "enable_chunked_context is off: a prompt longer than the engine's max_num_tokens is refused"
         yield executor.finding("chunked-context", "warning", what, "Say true.", at="enable_chunked_context")
+
+
+def cache_memory(name: str, fraction: str) -> Iterator[tuple[str, str]]:
+    """What is wrong with a KV cache of this fraction of the memory that is free, and what to do."""
+    if not fraction:
+        what = f"{name} is not set: the KV cache takes 0.9 of the memory that is free"
+        yield what, f"Set what stays under {MEMORY_LIMIT:.0%} of the GPU: toolkit plan CONFIG computes it."
+    elif _number(fraction) > MEMORY_LIMIT:
+        what = f"{name} {fraction} leaves less than {1 - MEMORY_LIMIT:.0%} of a GPU free"
+        yield what, "toolkit plan CONFIG computes the largest that does."
 
 
 def _tensors(executor: Model, release: Release) -> Iterator[Finding]:

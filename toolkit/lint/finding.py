@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from toolkit.errors import printable
+
 Level = Literal["error", "warning"]
 
 
@@ -23,7 +25,7 @@ class Finding:
 
     def __str__(self) -> str:
         place = str(self.path) if self.line is None else f"{self.path}:{self.line}"
-        return f"{place}: {self.level}: {self.what} [{self.kind}]\n    {self.fix}"
+        return f"{printable(place)}: {self.level}: {printable(self.what)} [{self.kind}]\n    {printable(self.fix)}"
 
     def data(self) -> dict[str, Any]:
         return {**asdict(self), "path": str(self.path)}

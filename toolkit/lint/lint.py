@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from toolkit.lint import engine_rules, ensemble_rules, executor_rules, file_rules, model_rules, text_rules
+from toolkit.errors import ToolkitError
+from toolkit.lint import (
+    engine_rules,
+    ensemble_rules,
+    executor_rules,
+    file_rules,
+    llmapi_rules,
+    model_rules,
+    text_rules,
+)
 from toolkit.lint.finding import Finding
 from toolkit.lint.repository import Repository, read_repository
-from toolkit.releases import LATEST, Release, release_of
+from toolkit.releases import LATEST, RELEASES, WITHOUT_ENGINES, Release, llm_api, release_of
 
-MODULES = (file_rules, ensemble_rules, executor_rules, model_rules, engine_rules, text_rules)
+MODULES = (file_rules, ensemble_rules, executor_rules, llmapi_rules, model_rules, engine_rules, text_rules)
 
 
 def lint(folder: Path, engine: Path | None = None, release: str | None = None) -> list[Finding]:
@@ -19,13 +29,26 @@ def lint(folder: Path, engine: Path | None = None, release: str | None = None) -
     model repository, or the release is not known.
     """
     repository = read_repository(folder, engine)
-    known = _release(repository, release)
+    without_engines = repository.executor is None and bool(repository.llm_models)
+    if engine is not None and without_engines:
+        what = "no model of it loads an engine, but the LLM API loads the Hugging Face model"
+        raise ToolkitError(what, where=folder, hint="Leave --engine out.")
+    known = _without_engines(release) if without_engines else _release(repository, release)
     found = {finding: None for module in MODULES for finding in module.check(repository, known)}
     return sorted(found, key=lambda finding: (finding.level != "error", str(finding.path), finding.line or 0))
 
 
 def _release(repository: Repository, given: str | None) -> Release:
-    if given is not None:
-        return release_of(given)
-    version = repository.engine.version if repository.engine else None
-    return release_of(version, where=repository.engine.folder) if version and repository.engine else LATEST
+    if given is None:
+        version = repository.engine.version if repository.engine else None
+        return release_of(version, where=repository.engine.folder) if version and repository.engine else LATEST
+    if re.match(rf"{re.escape(WITHOUT_ENGINES.name)}(?!\d)", given):
+        what = f"TensorRT-LLM {WITHOUT_ENGINES.name} has no engines, and this repository serves one"
+        raise ToolkitError(what, where=repository.folder, hint=f"Use one of {', '.join(RELEASES)}.")
+    return release_of(given)
+
+
+def _without_engines(given: str | None) -> Release:
+    """By the list of the LLM API's releases, which begins and ends later."""
+    name = llm_api.RELEASES[-1] if given is None else llm_api.llm_release_of(given)
+    return RELEASES.get(name, WITHOUT_ENGINES)

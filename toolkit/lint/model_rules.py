@@ -8,7 +8,7 @@ from typing import Any
 from toolkit.lint import parameter_rules
 from toolkit.lint.finding import Finding
 from toolkit.lint.repository import PLACEHOLDER, Model, Repository
-from toolkit.releases import OUR_PARAMETERS, Release
+from toolkit.releases import OUR_LLMAPI_BLS_PARAMETERS, OUR_PARAMETERS, Release
 
 BLS = "tensorrt_llm_bls"
 MODEL_NAMES = ("tensorrt_llm_model_name", "tensorrt_llm_draft_model_name", "multimodal_encoders_name")
@@ -17,8 +17,10 @@ TRUE = ("true", "yes", "1", "t")
 
 
 def check(repository: Repository, release: Release) -> Iterator[Finding]:
-    ours = repository.ours
-    for name, known in (OUR_PARAMETERS if ours else release.model_parameters).items():
+    ours, tables = repository.ours, OUR_PARAMETERS if repository.ours else release.model_parameters
+    if repository.ours_without_engines:
+        ours, tables = True, {BLS: OUR_LLMAPI_BLS_PARAMETERS}
+    for name, known in tables.items():
         model = repository.models.get(name)
         if model is not None and model.kind == "python":
             reader = f"{name} of toolkit repo" if ours else f"{name} of {release.name}"

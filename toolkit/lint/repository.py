@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,11 +11,11 @@ from typing import Any
 from toolkit.errors import ToolkitError
 from toolkit.jsonfile import read_json
 from toolkit.lint.finding import Finding
+from toolkit.lint.model_yaml import PLACEHOLDER, ModelYaml, model_yaml_of, read_model_yaml
 
 CONFIG = "config.pbtxt"
 OURS_ONLY = {"eos_token_ids", "pad_token_id", "vocab_size"}
 """Parameters that no model of NVIDIA's reads."""
-PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
 
 
 @dataclass
@@ -90,6 +89,15 @@ class Engine:
 
 
 @dataclass
+class LlmModel:
+    """One that generates by the LLM API: a Python model with a model.yaml, or with the inputs of NVIDIA's."""
+
+    model: Model
+    config: Any
+    yaml: ModelYaml
+
+
+@dataclass
 class Repository:
     folder: Path
     models: dict[str, Model]
@@ -98,9 +106,25 @@ class Repository:
 
     @property
     def executor(self) -> Model | None:
-        """The model that generates: backend tensorrtllm, or whatever is called tensorrt_llm."""
+        """The model that generates with an engine: backend tensorrtllm, or whatever is called tensorrt_llm."""
         by_backend = (model for model in self.models.values() if model.kind == "tensorrtllm")
-        return next(by_backend, self.models.get("tensorrt_llm"))
+        by_llm = {llm.model.name for llm in self.llm_models}
+        return next(by_backend, None if "tensorrt_llm" in by_llm else self.models.get("tensorrt_llm"))
+
+    @cached_property
+    def llm_models(self) -> list[LlmModel]:
+        """The models that generate without one."""
+        return [
+            LlmModel(model, model.config, read_model_yaml(model.folder))
+            for model in self.models.values()
+            if model.kind == "python" and (model_yaml_of(model.folder) or _has_sampling_parameters(model))
+        ]
+
+    @property
+    def ours_without_engines(self) -> bool:
+        """Whether `toolkit repo` made it for engine: pytorch."""
+        renames = any("renamed_inputs" in model.parameters for model in self.models.values())
+        return renames or any(llm.yaml.ours for llm in self.llm_models)
 
     @property
     def ours(self) -> bool:
@@ -138,6 +162,11 @@ def type_name(number: int) -> str:
 
     messages: Any = model_config_pb2
     return str(messages.DataType.Name(number)).removeprefix("TYPE_")
+
+
+def _has_sampling_parameters(model: Model) -> bool:
+    inputs: Any = model.config.input if model.config is not None else ()
+    return any(tensor.name.startswith("sampling_param_") for tensor in inputs)
 
 
 def _engine_path(executor: Model) -> str:

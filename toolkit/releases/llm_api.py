@@ -58,6 +58,10 @@ _ARGUMENTS = f"""
 """
 
 
+SECTIONS = tuple(dict.fromkeys(re.findall(r"^ +(\w+)\.", _ARGUMENTS, re.MULTILINE)))
+"""What an argument with a dot is a key of."""
+
+
 def llm_release_of(version: str, *, where: str | Path | None = None) -> str:
     """The name of the release of a version of TensorRT-LLM, as "1.2.1". Only major.minor counts.
 

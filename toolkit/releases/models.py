@@ -73,3 +73,13 @@ OUR_PARAMETERS: Mapping[str, Mapping[str, setting.Parameter]] = MappingProxyType
     {model: setting.parameters(_OURS[model], NAMES[-1]) for model in MODELS}
 )
 """Of the models of `toolkit repo`, by model and name."""
+
+OUR_LLMAPI_BLS_PARAMETERS: Mapping[str, setting.Parameter] = setting.parameters(
+    """
+    tensorrt_llm_model_name       text      required  -  -
+    renamed_inputs                text      required  -  JSON: what tensorrt_llm calls an input by another name
+    cancellation_check_period_ms  int(0..)  required  -  -
+    """,
+    NAMES[-1],
+)
+"""Of the tensorrt_llm_bls of `toolkit repo` for engine: pytorch, which has no tokenizer."""
