@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import toolkit as command
 from tests.lint import test_llmapi, test_models
 from tests.lint.repositories import (
     ENSEMBLE,
@@ -116,6 +117,28 @@ def test_ours_is_good_in_a_rehearsal(tmp_path, tiny_llama):
 def test_each_way_to_break_it_is_found(repository, kind, change, says):
     change(repository)
     check_found(repository, kind, says, "warning" if kind in WARNINGS else "error")
+
+
+AT_ONCE = (
+    *("engine-batch-size", "step-source", "tokenizer", "world-size", "instances", "step-input-missing", "backend"),
+    *("kv-reuse-unset", "tensor-missing", "placeholder", "renamed", "engine-kv-tokens", "decoupled", "ensemble-output"),
+    *("parameter-unknown", "engine-beams", "queue", "not-a-model", "batch-size", "model-type", "step-output"),
+    *("model-file", "version-directory"),
+)
+"""Kinds of mistakes that do not hide each other."""
+
+
+def test_a_repository_with_many_mistakes(repository, monkeypatch):
+    """All of them are told in one go, and the page shows how."""
+    first = {kind: change for kind, change, _ in reversed(BROKEN)}
+    for kind in AT_ONCE:
+        first[kind](repository)
+    found = {finding.kind for finding in lint(repository)}
+    assert set(AT_ONCE) <= found and len(found) >= 25
+    monkeypatch.chdir(repository.parent)
+    shown = command("lint", "repository").stdout.replace(str(repository.parent), "")
+    page = (ROOT / "docs/lint.md").read_text()
+    assert shown in page, shown
 
 
 def test_all_kinds_are_on_the_page_and_none_besides():

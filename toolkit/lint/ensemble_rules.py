@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from typing import Any
 
 from toolkit.lint.finding import Finding
 from toolkit.lint.repository import Model, Repository, type_name
 from toolkit.releases import Release
+
+FEW = 8
+"""So many names can be read in a line."""
 
 
 def check(repository: Repository, release: Release) -> Iterator[Finding]:
@@ -41,7 +45,7 @@ def _steps(ensemble: Model, repository: Repository) -> Iterator[Finding]:
         for theirs, ours in sorted(step.output_map.items()):
             if theirs not in outputs:
                 what = f"step {model.name}: has no output {theirs}"
-                yield ensemble.finding("step-output", "error", what, _one_of(outputs), at=theirs)
+                yield ensemble.finding("step-output", "error", what, _one_of(outputs, theirs), at=theirs)
             types[ours] = outputs[theirs].data_type if theirs in outputs else None
     for tensor in config.output:
         made = types.get(tensor.name, "nobody")
@@ -60,7 +64,7 @@ def _input(
 ) -> Iterator[Finding]:
     if theirs not in inputs:
         what = f"step {model.name}: has no input {theirs}"
-        yield ensemble.finding("step-input", "error", what, _one_of(inputs), at=theirs)
+        yield ensemble.finding("step-input", "error", what, _one_of(inputs, theirs), at=theirs)
     elif ours not in types:
         what = f"step {model.name}: {theirs} comes from {ours}, which is no input and no earlier step's output"
         yield ensemble.finding("step-source", "error", what, "Map it to a tensor that is there.", at=ours)
@@ -94,5 +98,8 @@ def _batches(ensemble: Model, repository: Repository) -> Iterator[Finding]:
             yield Finding("batch-size", "error", ensemble.path, what, "Triton does not load it; make them the same.")
 
 
-def _one_of(tensors: dict[str, Any]) -> str:
-    return f"It has {', '.join(sorted(tensors))}."
+def _one_of(tensors: dict[str, Any], wanted: str) -> str:
+    if len(tensors) <= FEW:
+        return f"It has {', '.join(sorted(tensors))}."
+    close = difflib.get_close_matches(wanted, tensors, n=3, cutoff=0.5)
+    return f"Did you mean {' or '.join(close)}?" if close else f"It has {len(tensors)} others: see its config.pbtxt."
