@@ -42,9 +42,10 @@ class Placement:
         stages = self.groups[replica * self.mapping.pp : (replica + 1) * self.mapping.pp]
         return tuple(gpu for group in stages for gpu in group)
 
-    def visible_devices(self, replica: int = 0) -> str:
-        """CUDA_VISIBLE_DEVICES for all ranks of a replica, with CUDA_DEVICE_ORDER=PCI_BUS_ID."""
-        return ",".join(map(str, self.gpus(replica)))
+    def stage(self, group: Group) -> str:
+        """stage 0; replica 1: stage 0."""
+        replica, stage = divmod(self.groups.index(group), self.mapping.pp)
+        return f"replica {replica}: stage {stage}" if self.replicas > 1 else f"stage {stage}"
 
     def hops(self) -> Iterator[tuple[int, int]]:
         """The pairs of GPUs that hand on what a stage computed."""
@@ -73,20 +74,12 @@ def place(mapping: Mapping, topology: Topology, replicas: int = 1) -> Placement:
     return Placement(mapping, search(mapping, replicas, gpus, inside, between))
 
 
-def cost(placement: Placement, topology: Topology) -> int:
-    """A number for comparing placements on one topology by what is inside their groups: smaller is better."""
-    inside, _ = _costs(topology)
-    return sum(map(inside, placement.groups))
-
-
 def placement_lines(placement: Placement, topology: Topology, num_layers: int) -> list[str]:
     """stage 0: GPUs 0, 1 (NV18): layers 0-19."""
     lines = []
     for place, group in enumerate(placement.groups):
-        replica, stage = divmod(place, placement.mapping.pp)
-        layers = placement.mapping.layers(num_layers, stage)
-        name = f"replica {replica}, stage {stage}" if placement.replicas > 1 else f"stage {stage}"
-        lines.append(f"{name}: {group_text(group, topology)}: layers {layers[0]}-{layers[-1]}")
+        layers = placement.mapping.layers(num_layers, place % placement.mapping.pp)
+        lines.append(f"{placement.stage(group)}: {group_text(group, topology)}: layers {layers[0]}-{layers[-1]}")
     return lines
 
 

@@ -154,11 +154,10 @@ def test_settings_that_harm(node, flagship, name, value, harms):
     assert [check.fix for check in in_a_file] == (["Take it out of /etc/nccl.conf"] if harms else [])
 
 
-def test_numbers_of_gpus_need_the_order_that_they_are_of(node, flagship):
-    told = {"CUDA_VISIBLE_DEVICES": Setting("0,1,2,3,4,5,6,7")}
-    machine = node(h100s(), settings=told)
-    assert problems(machine, flagship) == [("warning", "setting")]
-    assert checks_of(machine, flagship)["setting"].fix == "Run: export CUDA_DEVICE_ORDER=PCI_BUS_ID"
+def test_numbers_of_gpus_are_those_of_nvidia_smi(node, flagship):
+    """Serving gives its ranks CUDA_DEVICE_ORDER=PCI_BUS_ID itself."""
+    machine = node(h100s(), settings={"CUDA_VISIBLE_DEVICES": Setting("0,1,2,3,4,5,6,7")})
+    assert problems(machine, flagship) == []
 
 
 def test_settings_are_of_variables_and_of_files(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pynvml
@@ -10,34 +12,51 @@ import yaml
 
 from tests.doctor.conftest import HOST
 from tests.doctor.fake_nvml import GIB, FakeNvml, a100s_pcie, h100s
+from toolkit import repository
 from toolkit.artifacts import Lock, write_lock
 from toolkit.cli.main import main
 from toolkit.config import Deployment
 from toolkit.doctor import gpus
 from toolkit.serve import tritonserver
 
+PASSED = "serving.http_port: cannot listen on"
+"""What serve itself says of `taken_port`."""
 NO_GPU = FakeNvml([], fails={"nvmlInit": pynvml.NVML_ERROR_LIBRARY_NOT_FOUND})
 
 
 @pytest.fixture
-def deploy(tmp_path, tiny_llama):
-    """deploy(**sections of the YAML) -> Deployment of PP2 x TP2 on H100, with an engine that says so."""
+def taken_port() -> Iterator[int]:
+    """Nobody else can listen on it, so no test goes on to a start."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
 
-    def make(built_by: str = "1.2.1", sm: str = "9.0", **sections) -> Deployment:
+
+@pytest.fixture
+def deploy(tmp_path, tiny_llama, taken_port):
+    """deploy(**sections of the YAML) -> Deployment of PP2 x TP2 on H100, with engine and repository that say so."""
+
+    def make(built_by: str = "1.2.1", sm: str = "9.0", tp_built: int = 2, **sections) -> Deployment:
         content = {
             "engine": "tensorrt",
             "model": {"path": str(tiny_llama)},
             "parallel": {"tp": 2, "pp": 2},
             "limits": {"max_seq_len": 512},
+            "serving": {"http_port": taken_port},
             "output": str(tmp_path / "out"),
             **sections,
         }
         (tmp_path / "x.yaml").write_text(yaml.safe_dump(content))
         deployment = Deployment.load(tmp_path / "x.yaml")
         deployment.engine_dir.mkdir(parents=True)
-        config = {"version": built_by, "pretrained_config": {"mapping": {"tp_size": 2, "pp_size": 2}}}
+        config = {"version": built_by, "pretrained_config": {"mapping": {"tp_size": tp_built, "pp_size": 2}}}
         (deployment.engine_dir / "config.json").write_text(json.dumps(config))
-        write_lock(deployment.engine_dir, Lock("engine", {}, {"engine": "tensorrt", "sm": sm}, {}))
+        engine = Lock("engine", {}, {"engine": "tensorrt", "sm": sm}, {})
+        write_lock(deployment.engine_dir, engine)
+        made_from = {"engine": engine.digest}
+        if deployment.engine == "pytorch":
+            made_from = {"model": repository.model_digest(deployment)}
+        deployment.repository_dir.mkdir()
+        write_lock(deployment.repository_dir, Lock("repository", made_from, repository.settings(deployment), {}))
         return deployment
 
     return make
@@ -66,7 +85,7 @@ def serve(monkeypatch, capsys):
         with pytest.raises(SystemExit) as ended:
             main()
         lines = capsys.readouterr().err.splitlines()
-        passed = lines[-1].endswith(f"there is no repository here. Run: toolkit repo {deployment.file}")
+        passed = PASSED in lines[-1]
         assert ended.value.code == 1 and deployment.run_dir.exists() == passed, "only serve itself makes that folder"
         assert lines[-1].startswith("error: ") and all(line.startswith("warning: ") for line in lines[:-1])
         return lines
@@ -102,8 +121,56 @@ def test_an_engine_of_another_sm(deploy, serve, image):
 
 
 def test_an_engine_of_another_release(deploy, serve, image):
-    line = serve(deploy(built_by="1.1.0"), h100s())[-1]
-    assert "engine: of TensorRT-LLM 1.1.0, for pp 2 x tp 2; needs 1.2.1, pp 2 x tp 2. Build it again: toolkit " in line
+    (line,) = serve(deploy(built_by="1.1.0"), NO_GPU)
+    assert "was built by TensorRT-LLM 1.1.0, engine.version says 1.2.1. Run: toolkit build " in line
+
+
+def test_an_engine_of_other_parallelism(deploy, serve, image):
+    line = serve(deploy(tp_built=4), h100s())[-1]
+    assert "engine: of TensorRT-LLM 1.2.1, for pp 2 x tp 4; needs 1.2.1, pp 2 x tp 2. Build it again: toolkit " in line
+
+
+def test_what_is_not_made_yet_comes_before_what_the_machine_lacks(deploy, serve):
+    deployment = deploy()
+    (deployment.repository_dir / "lock.json").unlink()
+    (line,) = serve(deployment, NO_GPU)
+    assert line.endswith(f"/repository: there is no repository here. Run: toolkit repo {deployment.file}")
+    (deployment.engine_dir / "lock.json").unlink()
+    (line,) = serve(deployment, NO_GPU)
+    assert line.endswith(f"/engine: there is no engine here. Run: toolkit build {deployment.file}")
+
+
+def test_a_repository_of_engine_pytorch_comes_before_its_model(deploy, serve, tmp_path, tiny_llama):
+    deployment = deploy(engine="pytorch")
+    (deployment.repository_dir / "lock.json").unlink()
+    (line,) = serve(deployment, NO_GPU)
+    assert line.endswith(f"/repository: there is no repository here. Run: toolkit repo {deployment.file}")
+
+
+@pytest.mark.parametrize("engine", ["pytorch", "rehearsal"])
+def test_a_mode_that_the_engine_has_not_comes_first(deploy, serve, engine, taken_port):
+    deployment = deploy(serving={"http_port": taken_port, "mode": "orchestrator"})
+    (line,) = serve(deployment, NO_GPU, "--engine", engine)
+    assert f"serving.mode: orchestrator is the tensorrtllm backend's, engine is {engine}. Remove it" in line
+
+
+@pytest.mark.parametrize(
+    "value, says",
+    [
+        (
+            "GPU-6a1f6e53",
+            "CUDA_VISIBLE_DEVICES: 'GPU-6a1f6e53' does not name GPUs by number. Give numbers as nvidia-smi",
+        ),
+        ("0,1,2", "parallel: 4 ranks need 4 GPUs, CUDA_VISIBLE_DEVICES leaves 3. Give it more"),
+    ],
+)
+def test_variables_that_serving_refuses(deploy, serve, monkeypatch, value, says):
+    nvml = h100s()
+    for card in nvml.cards:
+        card.used = 79 * GIB
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    (line,) = serve(deploy(), nvml)
+    assert line.startswith(f"error: visible GPUs: {says}")
 
 
 def test_what_works_badly_is_told_and_does_not_end_it(deploy, serve, image, monkeypatch):
@@ -111,7 +178,7 @@ def test_what_works_badly_is_told_and_does_not_end_it(deploy, serve, image, monk
     lines = serve(deploy(), h100s(driver="580.95.05"))
     assert "warning: driver: 580.95.05, for CUDA 13.1 and older; needs 590.44" in lines[0]
     assert any("setting: NCCL_P2P_DISABLE=1: the ranks exchange through host memory" in line for line in lines)
-    assert "there is no repository here" in lines[-1], "which serve itself looks for"
+    assert PASSED in lines[-1]
 
 
 def test_a_tritonserver_without_the_backend(deploy, serve, image):
@@ -157,7 +224,7 @@ def test_an_image_without_the_backend(deploy, serve, image, docker):
 
 def test_an_image_with_the_backend(deploy, serve, image, docker):
     docker("python", "tensorrtllm")
-    assert "there is no repository here" in serve(deploy(runtime="docker"), h100s())[-1]
+    assert PASSED in serve(deploy(runtime="docker"), h100s())[-1]
 
 
 def test_a_missing_docker(deploy, serve, image, monkeypatch, tmp_path):

@@ -53,11 +53,10 @@ def test_the_flagship_fits_a_node_of_eight_h100(node, flagship):
 def test_four_a100_on_pcie_are_too_few_of_another_kind_without_nvlink(node, flagship):
     machine = node(a100s_pcie())
     found = checks_of(machine, flagship)
-    assert problems(machine, flagship) == [("error", "GPUs"), ("error", "GPU kind"), ("warning", "NVLink")]
+    assert problems(machine, flagship) == [("error", "GPUs"), ("error", "GPU kind")]
     assert (found["GPUs"].found, found["GPUs"].needed) == ("4 x NVIDIA A100 80GB PCIe", "8, one for each rank")
     assert (found["GPU kind"].found, found["GPU kind"].needed) == ("a100-pcie", "h100-sxm")
-    assert found["NVLink"].found == "0 of 2 pairs; over PCIe: GPUs 0-1, 2-3"
-    assert "It works, and is slow" in found["NVLink"].fix
+    assert found["NVLink"].found == "0 of 6 pairs of GPUs"
 
 
 def test_pcie_where_pcie_is_planned_is_slow_and_no_error(node, flagship):
@@ -72,9 +71,10 @@ def test_nvlink_matters_only_inside_the_groups(node, flagship):
     bridged = FakeNvml([Card() for _ in range(8)], nvlink=lambda a, b: a // 2 == b // 2)
     assert problems(node(bridged), flagship) == []
     shifted = FakeNvml([Card() for _ in range(8)], nvlink=lambda a, b: (a + 1) // 2 == (b + 1) // 2)
-    assert problems(node(shifted), flagship) == [("error", "NVLink"), ("warning", "rank order")]
-    assert checks_of(node(shifted), flagship)["NVLink"].found == "3 of 4 pairs; over PCIe: GPUs 0-7", "best placed"
-    assert "nvidia-fabricmanager" in checks_of(node(shifted), flagship)["NVLink"].fix, "SXM has NVLink, so it is down"
+    assert problems(node(shifted), flagship) == [("warning", "NVLink"), ("warning", "placement")]
+    down = FakeNvml([Card() for _ in range(8)], nvlink=lambda a, b: False)
+    assert problems(node(down), flagship) == [("error", "NVLink")]
+    assert "nvidia-fabricmanager" in checks_of(node(down), flagship)["NVLink"].fix, "SXM has NVLink, so it is down"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What is said of the ways between the GPUs of the ranks, and of the order that the ranks get them in."""
+"""Where the ranks will run, what is said of the ways between their GPUs, and of CUDA_VISIBLE_DEVICES."""
 
 from dataclasses import replace
 
@@ -12,13 +12,14 @@ from toolkit.config import Deployment, with_settings
 from toolkit.doctor.check import Check
 from toolkit.doctor.checks import run_checks
 from toolkit.doctor.machine import Machine
+from toolkit.doctor.ranks import gpus_of_ranks
 from toolkit.doctor.settings import Setting
+from toolkit.serve import gpus as serving
+from toolkit.topology import Topology
 
-BRIDGED = "0,4,1,5,2,6,3,7"
 
-
-def visible(value: str, order: str = "PCI_BUS_ID") -> dict[str, Setting]:
-    return {"CUDA_VISIBLE_DEVICES": Setting(value), "CUDA_DEVICE_ORDER": Setting(order)}
+def visible(value: str) -> dict[str, Setting]:
+    return {"CUDA_VISIBLE_DEVICES": Setting(value)}
 
 
 def lines(machine: Machine, deployment: Deployment | None, name: str) -> list[Check]:
@@ -47,31 +48,79 @@ def test_a_dgx(node, flagship):
         "stage 2: GPUs 4, 5 (NV18): layers 40-59",
         "stage 3: GPUs 6, 7 (NV18): layers 60-79",
     ]
-    assert (found["NVLink"].found, found["rank order"].found) == ("4 of 4 pairs", "rank r on GPU r")
+    assert found["NVLink"].found == "4 of 4 pairs"
     assert found["P2P"].found == "10 of the 10 pairs that exchange data", "4 inside of stages, 6 between them"
 
 
-def test_bridges_need_an_order_of_ranks(bridges):
-    make, deployment = bridges
-    found = checks_of(make(), deployment)
-    assert problems(make(), deployment) == [("warning", "rank order")]
-    assert (found["NVLink"].status, found["NVLink"].found) == ("ok", "4 of 4 pairs")
-    order = found["rank order"]
-    assert order.found == "rank r on GPU r: a stage on GPUs 0, 1 (NODE)"
-    assert order.needed == "the placement above: GPUs 0, 4 (NV12)"
-    assert order.fix == f"Start it after: export CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES={BRIDGED}"
-    assert lines(make(), deployment, "placement")[3].found == "stage 3: GPUs 3, 7 (NV12): layers 60-79"
+BRIDGED = ["GPUs 0, 4 (NV12)", "GPUs 1, 5 (NV12)", "GPUs 2, 6 (NV12)", "GPUs 3, 7 (NV12)"]
 
 
-def test_the_order_of_the_variable_counts(bridges):
+def stages(machine: Machine, deployment: Deployment) -> list[str]:
+    return [line.found.split(": ")[-2] for line in lines(machine, deployment, "placement") if line.status == "ok"]
+
+
+@pytest.mark.parametrize("settings", [{}, visible("0,1,2,3,4,5,6,7"), visible("7, 6,5,4,3,2,1,0")])
+def test_bridges_are_used_whatever_the_order_of_the_variable(bridges, settings):
     make, deployment = bridges
-    found = checks_of(make(settings=visible(BRIDGED)), deployment)["rank order"]
-    assert (found.status, found.found) == ("ok", f"CUDA_VISIBLE_DEVICES={BRIDGED}")
-    other = "3,7,2,6,1,5,0,4"
-    assert problems(make(settings=visible(other)), deployment) == [], "as good inside of the stages"
-    assert lines(make(settings=visible(other)), deployment, "placement")[0].found.startswith("stage 0: GPUs 3, 7")
-    worse = checks_of(make(settings=visible("0,1,4,5,2,6,3,7")), deployment)["rank order"]
-    assert (worse.status, "a stage on GPUs 0, 1 (NODE)" in worse.found) == ("warning", True)
+    machine = make(settings=settings)
+    assert problems(machine, deployment) == []
+    assert stages(machine, deployment) == BRIDGED
+    assert checks_of(machine, deployment)["NVLink"].found == "4 of 4 pairs"
+
+
+def test_what_is_shown_is_what_serve_does(bridges, monkeypatch):
+    """The same machine, variable and YAML through the function that `toolkit serve` asks."""
+    make, deployment = bridges
+    monkeypatch.setattr(serving, "read_topology", lambda: recorded("h100-pcie-bridges"))
+    for value, parallel in (("0,1,2,5,6,7", {"tp": 2, "pp": 3}), ("7,3,1,0,2", {"tp": 2, "pp": 1, "replicas": 2})):
+        placed = with_settings(deployment, parallel=parallel, hardware={"cores_per_gpu": 1})
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+        monkeypatch.setattr(serving, "cores_near", lambda nodes, per_gpu: ((0,), (0,)))
+        machine = make(settings=visible(value))
+        shares = [serving.share_of(replica) for replica in placed.apart()]
+        assert [gpu.index for gpu in gpus_of_ranks(machine, placed)] == [gpu for one in shares for gpu in one.gpus]
+        told = [line.removeprefix("replica 0: ").removeprefix("replica 1: ") for line in found(machine, placed)]
+        assert told == [line for one in shares for line in one.lines if line.startswith("stage")]
+
+
+def found(machine: Machine, deployment: Deployment) -> list[str]:
+    return [line.found for line in lines(machine, deployment, "placement")]
+
+
+def test_a_variable_that_leaves_slower_links(bridges):
+    """By hand: of GPUs 0, 1, 2 and 4 only 0-4 has a bridge, and 1-2 is on one socket. All eight have four bridges."""
+    make, deployment = bridges
+    small = with_settings(deployment, parallel={"tp": 2, "pp": 2})
+    machine = make(settings=visible("2,4,1,0"))
+    assert problems(machine, small) == [("warning", "NVLink"), ("warning", "visible GPUs"), ("warning", "P2P")]
+    line = checks_of(machine, small)["visible GPUs"]
+    assert line.found == "CUDA_VISIBLE_DEVICES=2,4,1,0: stage 1 is on GPUs 1, 2 (NODE)"
+    assert line.needed == "NV12, as other GPUs of this machine have it"
+    assert line.fix == "Unset it, or let it leave GPUs 0, 1, 4, 5; the ranks are placed on them then."
+    assert checks_of(machine, small)["NVLink"].fix.endswith("are joined better: see below.")
+    replicas = with_settings(deployment, parallel={"tp": 2, "pp": 1, "replicas": 2})
+    assert ": replica 1: stage 0 is on GPUs 1, 2 (NODE)" in checks_of(machine, replicas)["visible GPUs"].found
+    assert problems(make(settings=visible("2,3,6,7")), small) == [], "as good as any"
+
+
+def test_numa_nodes_alone_are_no_reason_to_warn(node, flagship):
+    small = with_settings(flagship, parallel={"tp": 2, "pp": 1})
+    machine = node(h100s(), topology=recorded("dgx-h100"), settings=visible("3,4"))
+    assert problems(machine, small) == [] and stages(machine, small) == ["GPUs 3, 4 (NV18)"]
+
+
+def test_without_the_table_gpus_are_taken_in_their_order(bridges):
+    """As serving does: NVML's links are shown, and are not what ranks are placed by."""
+    make, deployment = bridges
+    machine = replace(make(), topology=Topology())
+    assert stages(machine, deployment)[0] == "GPUs 0, 1 (PCIe)"
+    line = checks_of(machine, deployment)["placement"]
+    assert (line.status, line.needed) == ("warning", "NVLink, as other GPUs of this machine have it")
+    assert line.found == "GPUs in their order, as nvidia-smi topo -m tells nothing: stage 0 is on GPUs 0, 1 (PCIe)"
+    ordered = replace(machine, settings=visible("0,4,1,5,2,6,3,7"))
+    assert "visible GPUs" not in checks_of(ordered, deployment) and stages(ordered, deployment)[1].startswith(
+        "GPUs 1, 5"
+    )
 
 
 def test_only_direct_access_inside_of_stages_is_a_matter(bridges, node, flagship):
@@ -101,10 +150,9 @@ def test_pcie_only(node, flagship):
 
 def test_too_few_gpus_are_told_of_as_they_are(node, flagship, rehearsal):
     machine = node(a100s_pcie(), topology=recorded("container"))
-    found = checks_of(machine, flagship)
-    assert "placement" not in found and "rank order" not in found
-    assert found["NVLink"].found == "0 of 2 pairs; over PCIe: GPUs 0-1, 2-3"
-    assert checks_of(machine, rehearsal)["NVLink"].found == "0 of 6 pairs of GPUs"
+    assert not {"placement", "visible GPUs", "P2P"} & set(checks_of(machine, flagship))
+    for deployment in (flagship, rehearsal):
+        assert checks_of(machine, deployment)["NVLink"].found == "0 of 6 pairs of GPUs"
     one = node(FakeNvml([Card()]))
     assert "NVLink" not in checks_of(one, flagship) and "NVLink" not in checks_of(one, None)
 
@@ -116,15 +164,17 @@ def test_one_gpu_for_each_stage_needs_no_nvlink(node, flagship):
     assert found["P2P"].status == "ok"
 
 
-def test_replicas_get_an_order_each(node, flagship):
+def test_every_replica_has_its_stages(node, flagship):
     deployment = with_settings(flagship, parallel={"tp": 2, "pp": 2, "replicas": 2})
     machine = node(h100s(), topology=recorded("h100-pcie-bridges"))
-    order = lines(machine, deployment, "rank order")
-    assert "CUDA_VISIBLE_DEVICES=0,4,1,5" in order[0].fix
-    assert order[1].found == "CUDA_VISIBLE_DEVICES=2,6,3,7 for replica 1"
-    assert len(lines(machine, deployment, "placement")) == 4
+    assert found(machine, deployment) == [
+        "replica 0: stage 0: GPUs 0, 4 (NV12): layers 0-39",
+        "replica 0: stage 1: GPUs 1, 5 (NV12): layers 40-79",
+        "replica 1: stage 0: GPUs 2, 6 (NV12): layers 0-39",
+        "replica 1: stage 1: GPUs 3, 7 (NV12): layers 40-79",
+    ]
     small = node(h100s(4), topology=recorded("dgx-h100"))  # a table of other GPUs does not count
-    assert len(lines(small, deployment, "placement")) == 2, "the one that there are GPUs for"
+    assert found(small, deployment) == [], "serving refuses to start"
 
 
 def test_memory_in_use_with_replicas(node, flagship):
@@ -134,18 +184,24 @@ def test_memory_in_use_with_replicas(node, flagship):
     assert checks_of(node(nvml), deployment)["in use"].status == "error"
 
 
-@pytest.mark.parametrize("value", ["", "-1", "0,1,2", "0,1,2,3,4,5,9,6", "0,0,1,2,3,4,5,6"])
-def test_variables_that_leave_too_few_gpus(node, flagship, value):
+@pytest.mark.parametrize("table", [recorded("dgx-h100"), Topology()])
+@pytest.mark.parametrize("value, left", [("0,1,2", 3), ("0,1,2,3,4,5,9,6", 7), ("0,0,1,2,3,4,5,6", 7), ("17", 0)])
+def test_variables_that_leave_too_few_gpus(node, flagship, value, left, table):
+    machine = node(h100s(), settings=visible(value), topology=table)
+    line = checks_of(machine, flagship)["visible GPUs"]
+    assert (line.status, line.fix) == ("error", "Give it more, or rehearse with --engine rehearsal.")
+    assert line.found == f"parallel: 8 ranks need 8 GPUs, CUDA_VISIBLE_DEVICES leaves {left}"
+    assert found(machine, flagship) == []
+
+
+@pytest.mark.parametrize("value", ["", "-1", "GPU-6a1f6e53", "0,1,MIG-77", "all", "0x1", "99999999999999999999"])
+def test_variables_that_name_gpus_otherwise(node, flagship, rehearsal, value):
     machine = node(h100s(), settings=visible(value))
-    order = checks_of(machine, flagship)["rank order"]
-    assert (order.status, order.needed) == ("error", "8 GPUs, one for each rank")
-    assert order.fix.endswith("CUDA_VISIBLE_DEVICES=0,1,2,3,4,5,6,7")
-
-
-@pytest.mark.parametrize("value", ["GPU-6a1f6e53", "0,1,MIG-77", "all", "0x1", "99999999999999999999"])
-def test_variables_that_name_gpus_otherwise(node, flagship, value):
-    order = checks_of(node(h100s(), settings=visible(value)), flagship)["rank order"]
-    assert (order.status, "cannot be compared" in order.found) == ("warning", True)
+    line = checks_of(machine, flagship)["visible GPUs"]
+    assert (line.status, line.fix) == ("error", "Give numbers as nvidia-smi counts, or unset it.")
+    assert line.found == f"CUDA_VISIBLE_DEVICES: {value!r} does not name GPUs by number"
+    assert problems(machine, flagship) == [("error", "visible GPUs")]
+    assert "visible GPUs" not in checks_of(machine, rehearsal)
 
 
 def test_only_the_gpus_that_the_variable_leaves_are_looked_at(node, flagship):

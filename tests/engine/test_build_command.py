@@ -109,6 +109,12 @@ def test_extra_flags_that_contradict(refused, program):
     assert "contradicts 4, which comes from: limits" in refused(h100s(), engine={"extra": {"max_batch_size": 64}})
 
 
+def test_the_yaml_comes_before_what_the_machine_lacks(refused, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "contradicts 4, which comes from: limits" in refused(NONE, engine={"extra": {"max_batch_size": 64}})
+    assert "kv_cache.dtype: fp8 can be planned, not converted" in refused(NONE, kv_cache={"dtype": "fp8"})
+
+
 def test_a_missing_docker(refused, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "runtime.kind: there is no docker on PATH. Install Docker" in refused(h100s(), runtime="docker")

@@ -34,7 +34,7 @@ def build(deployment: Deployment, checkpoint: Path | None, dry_run: bool) -> Non
 
     if dry_run:
         return click.echo(describe(deployment, checkpoint))
-    for line in require_buildable(deployment):
+    for line in require_buildable(deployment, checkpoint):
         note(line)
     require(deployment, "build", note, checkpoint)
     if checkpoint is None:

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 from toolkit.doctor.check import Check, Status, gib, listed, needs_gpus, verdict
 from toolkit.doctor.gpus import Gpu
 from toolkit.doctor.machine import Machine
-from toolkit.doctor.ranks import gpus_of_ranks
+from toolkit.doctor.ranks import gpus_of_ranks, placement_of
+from toolkit.errors import ToolkitError
 from toolkit.plan.memory import GIB, plan_memory
 from toolkit.releases import LATEST
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
 
+VISIBLE_GPUS = "visible GPUs"
 MEMORY_TOLERANCE = 0.99
 """Drivers differ in how much of a GPU's memory they show."""
 IDLE_BYTES = GIB // 2
@@ -42,6 +44,17 @@ def count(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
         yield Check("GPUs", "error", found, needed, gpus.fix or ON_THE_NODE)
     else:
         yield verdict("GPUs", len(gpus.seen) >= ranks, found, needed, ELSEWHERE)
+
+
+def visible(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    """What CUDA_VISIBLE_DEVICES leaves, where serving refuses it."""
+    if deployment is None or not needs_gpus(deployment) or len(machine.gpus.seen) < deployment.all_ranks:
+        return
+    try:
+        placement_of(machine, deployment)
+    except ToolkitError as error:
+        found = error.what if error.where == deployment.file else f"{error.where}: {error.what}"
+        yield Check(VISIBLE_GPUS, "error", found, "", error.hint or "")
 
 
 def opened(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
@@ -147,7 +160,7 @@ def driver(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
         yield Check("CUDA", "error", gpus.cuda, f"{_shown(image.cuda)} or newer, as this driver can", fix)
 
 
-RULES = (count, opened, model, memory, in_use, mig, driver)
+RULES = (count, visible, opened, model, memory, in_use, mig, driver)
 
 
 def kind(name: str) -> str:

@@ -1,4 +1,4 @@
-"""How the GPUs of the ranks reach each other, under the best placement of the ranks and under the one they get."""
+"""Where the ranks run, and how their GPUs reach each other there."""
 
 from __future__ import annotations
 
@@ -7,93 +7,96 @@ from collections.abc import Iterator
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from toolkit.doctor.check import Check, needs_gpus, verdict
-from toolkit.doctor.check_gpus import kind
+from toolkit.doctor.check import Check, Status, needs_gpus, verdict
+from toolkit.doctor.check_gpus import VISIBLE_GPUS, kind
 from toolkit.doctor.machine import Machine
-from toolkit.doctor.ranks import VISIBLE, best, gpus_of_ranks, topology, used, visible
-from toolkit.placement import Placement, cost, group_text, placement_lines
-from toolkit.topology import UNKNOWN, Topology, is_nvlink
+from toolkit.doctor.ranks import gpus_of_ranks, placement_of, topology, visible_devices
+from toolkit.errors import ToolkitError
+from toolkit.placement import Group, Placement, group_text, place, placement_lines
+from toolkit.serve.gpus import VISIBLE
+from toolkit.topology import TABLE, UNKNOWN, Topology, is_nvlink, speed
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
 
-ORDER = "CUDA_DEVICE_ORDER"
-BUS_ORDER = "PCI_BUS_ID"
-"""The order of nvidia-smi and NVML. CUDA's own default is the fastest first."""
-
 
 def nvlink(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
-    """Between the ranks of each tensor parallel group, best placed: they exchange every layer's result."""
-    links = topology(machine)
-    if deployment is None or not needs_gpus(deployment):
+    """Between the ranks of each tensor parallel group: they exchange every layer's result."""
+    links, chosen = topology(machine), _chosen(machine, deployment)
+    if deployment is None or chosen is None:
         ways = Counter(links.way(a, b) for a, b in combinations(links.gpus, 2))
         if ways:
             found = f"{sum(number for way, number in ways.items() if is_nvlink(way))} of {ways.total()} pairs of GPUs"
             yield Check("NVLink", "ok", found + _unknown(ways))
         return
-    groups = _placed(machine, deployment).groups
-    ways = Counter(links.way(a, b) for group in groups for a, b in combinations(group, 2))
+    ways = Counter(links.way(a, b) for group in chosen.groups for a, b in combinations(group, 2))
     if not ways:
         return
-    slow = {group: links.worst(group) for group in groups if _has_pcie(links, group)}
+    slow = [group for group in chosen.groups if _has_pcie(links, group)]
     found = f"{sum(number for way, number in ways.items() if is_nvlink(way))} of {ways.total()} pairs{_unknown(ways)}"
-    if slow:
-        found += "; over PCIe: GPUs " + ", ".join("-".join(map(str, group)) for group in slow)
-    yield _nvlink(machine, deployment, found, bool(slow), bool(ways[UNKNOWN]))
-
-
-def _nvlink(machine: Machine, deployment: Deployment, found: str, slow: bool, unknown: bool) -> Check:
     needed = f"it between the {deployment.parallel.tp} GPUs of each stage"
     if not slow:
-        return verdict("NVLink", not unknown, found, needed, "See nvidia-smi topo -m.", "warning")
+        yield verdict("NVLink", not ways[UNKNOWN], found, needed, "See nvidia-smi topo -m.", "warning")
+        return
+    found += "; over PCIe: GPUs " + ", ".join("-".join(map(str, group)) for group in slow)
+    status, fix = _without_nvlink(machine, deployment, chosen, links)
+    yield Check("NVLink", status, found, needed, fix)
+
+
+def _without_nvlink(machine: Machine, deployment: Deployment, chosen: Placement, links: Topology) -> tuple[Status, str]:
+    if _slower(chosen, links):
+        return "warning", "It works, and is slow. Other GPUs of this machine are joined better: see below."
     if any(kind(gpu.name).endswith("-sxm") for gpu in gpus_of_ranks(machine, deployment)):
         fix = "SXM GPUs have NVLink, so it is down: systemctl status nvidia-fabricmanager; nvidia-smi nvlink -s"
-        return Check("NVLink", "error", found, needed, fix)
-    fix = "It works, and is slow. Lower parallel.tp and raise parallel.pp, or use GPUs with NVLink."
-    return Check("NVLink", "warning", found, needed, fix)
+        return "error", fix
+    return "warning", "It works, and is slow. Lower parallel.tp and raise parallel.pp, or use GPUs with NVLink."
 
 
 def placement(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
-    """The GPUs and layers of each stage, and whether the ranks get the GPUs that they should."""
-    if deployment is None or not needs_gpus(deployment) or (wanted := best(machine, deployment)) is None:
+    """The GPUs and layers of each stage, and whether others of this machine would do better."""
+    chosen, links = _chosen(machine, deployment), topology(machine)
+    if deployment is None or chosen is None:
         return
-    links, now = topology(machine), used(machine, deployment)
-    first = Placement(wanted.mapping, wanted.groups[: wanted.mapping.pp])
-    good = len(now.groups) == len(first.groups) and cost(now, links) <= cost(first, links)
-    shown = now if good and wanted.replicas == 1 else wanted
-    for line in placement_lines(shown, links, deployment.shape.num_hidden_layers):
+    for line in placement_lines(chosen, links, deployment.shape.num_hidden_layers):
         yield Check("placement", "ok", line)
-    yield _order(machine, now, first, links, good)
-    for replica in range(1, wanted.replicas):
-        yield Check("rank order", "ok", f"{VISIBLE}={wanted.visible_devices(replica)} for replica {replica}")
+    if slower := _slower(chosen, links):
+        mine, best, gpus = slower
+        is_on = f"{chosen.stage(mine)} is on {group_text(mine, links)}"
+        needed = f"{links.worst(best)}, as other GPUs of this machine have it"
+        if links.source != TABLE:
+            found = f"GPUs in their order, as {TABLE} tells nothing: {is_on}"
+            yield Check("placement", "warning", found, needed, f"Look why {TABLE} fails: ranks are placed by it.")
+        else:
+            fix = f"Unset it, or let it leave GPUs {', '.join(map(str, gpus))}; the ranks are placed on them then."
+            found = f"{VISIBLE}={visible_devices(machine.settings)}: {is_on}"
+            yield Check(VISIBLE_GPUS, "warning", found, needed, fix)
 
 
-def _order(machine: Machine, now: Placement, wanted: Placement, links: Topology, good: bool) -> Check:
-    setting = machine.settings.get(VISIBLE)
-    found = "rank r on GPU r" if setting is None else f"{VISIBLE}={setting.value}"
-    if setting is not None and visible(machine) is None:
-        fix = f"Name GPUs by number, as nvidia-smi does: {VISIBLE}={wanted.visible_devices()}"
-        return Check("rank order", "warning", f"{found} cannot be compared with the placement", "", fix)
-    if good:
-        return Check("rank order", "ok", found)
-    fix = f"Start it after: export {ORDER}={BUS_ORDER} {VISIBLE}={wanted.visible_devices()}"
-    if len(now.groups) < len(wanted.groups):
-        return Check("rank order", "error", found, f"{wanted.mapping.world_size} GPUs, one for each rank", fix)
-    group, wanted_group = max(
-        zip(now.groups, wanted.groups, strict=True),
-        key=lambda pair: cost(Placement(wanted.mapping, (pair[0],)), links),
-    )
-    found += f": a stage on {group_text(group, links)}"
-    return Check("rank order", "warning", found, f"the placement above: {group_text(wanted_group, links)}", fix)
+def _slower(chosen: Placement, links: Topology) -> tuple[Group, Group, list[int]] | None:
+    """What all GPUs of the machine would do better, None where nothing.
+
+    The slowest group that has a faster one in the best placement on all, that one, and the GPUs of that placement. Only
+    links count: what a NUMA node more costs is little beside them.
+    """
+    best = place(chosen.mapping, links, chosen.replicas)
+    for mine, other in zip(_slowest_first(chosen, links), _slowest_first(best, links), strict=True):
+        if (difference := speed(links.worst(mine)) - speed(links.worst(other))) != 0:
+            gpus = sorted(gpu for group in best.groups for gpu in group)
+            return (mine, other, gpus) if difference < 0 else None
+    return None
+
+
+def _slowest_first(placement: Placement, links: Topology) -> list[Group]:
+    return sorted(placement.groups, key=lambda group: speed(links.worst(group)))
 
 
 def peers(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     """Direct access (P2P) between GPUs that exchange something, where NVML tells of it."""
-    if deployment is None or not needs_gpus(deployment):
+    chosen = _chosen(machine, deployment)
+    if chosen is None:
         return
-    placed = _placed(machine, deployment)
-    inside = [pair for group in placed.groups for pair in combinations(group, 2)]
-    told = {pair: machine.gpus.peers(*pair) for pair in dict.fromkeys([*inside, *placed.hops()])}
+    inside = [pair for group in chosen.groups for pair in combinations(group, 2)]
+    told = {pair: machine.gpus.peers(*pair) for pair in dict.fromkeys([*inside, *chosen.hops()])}
     refused = [pair for pair, allowed in told.items() if allowed is False]
     if not any(allowed is not None for allowed in told.values()):
         return
@@ -108,8 +111,14 @@ def peers(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
 RULES = (nvlink, placement, peers)
 
 
-def _placed(machine: Machine, deployment: Deployment) -> Placement:
-    return best(machine, deployment) or used(machine, deployment)
+def _chosen(machine: Machine, deployment: Deployment | None) -> Placement | None:
+    """None where nothing runs on GPUs, and where serving refuses to start, which other lines tell."""
+    if deployment is None or not needs_gpus(deployment):
+        return None
+    try:
+        return placement_of(machine, deployment)
+    except ToolkitError:
+        return None
 
 
 def _has_pcie(links: Topology, group: tuple[int, ...]) -> bool:

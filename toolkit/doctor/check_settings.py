@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from toolkit.doctor.check import Check, needs_gpus
-from toolkit.doctor.check_links import BUS_ORDER, ORDER
 from toolkit.doctor.machine import Machine
-from toolkit.doctor.ranks import VISIBLE
 from toolkit.doctor.settings import Setting
 
 if TYPE_CHECKING:
@@ -46,10 +44,6 @@ def settings(machine: Machine, deployment: Deployment | None) -> Iterator[Check]
     for name, setting in harmful.items():
         fix = f"Take it out of {setting.file}" if setting.file else f"Run: unset {name}"
         yield Check("setting", "warning", f"{_shown(name, setting)}: {HARMFUL[name][1]}", "", fix)
-    if VISIBLE in machine.settings and getattr(machine.settings.get(ORDER), "value", "") != BUS_ORDER:
-        fix = f"Run: export {ORDER}={BUS_ORDER}"
-        found = f"{VISIBLE} without {ORDER}={BUS_ORDER}: CUDA may number the GPUs otherwise than nvidia-smi"
-        yield Check("setting", "warning", found, "", fix)
     others = [_shown(name, setting) for name, setting in machine.settings.items() if name not in harmful]
     worth = [f"{name}={value} {why}" for name, (value, why) in WORTH_IT.items() if name not in machine.settings]
     found = ", ".join(others) or "none: NCCL's defaults are right on one NVLink node"

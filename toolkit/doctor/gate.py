@@ -1,6 +1,7 @@
 """What is checked before engines are built and before a group is started on GPUs: the doctor's rules that concern it.
 
-The first error ends the command, in seconds instead of after hours of conversion or minutes of loading.
+The first error ends the command, in seconds instead of after hours of conversion or minutes of loading. What is wrong
+in the YAML, or not made yet, comes before what the machine lacks: it is found on any machine.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from toolkit.doctor.check import Check, Rule, needs_gpus
 from toolkit.doctor.check_settings import RULES as SETTINGS
 from toolkit.doctor.machine import Machine, look
 from toolkit.doctor.places import Places
-from toolkit.doctor.ranks import gpus_of_ranks
+from toolkit.doctor.ranks import gpus_left
 from toolkit.engine import is_built
 from toolkit.errors import ToolkitError
 from toolkit.plan.host import plan_host, rank_bytes
+from toolkit.rules import check_can_be_served
 from toolkit.runtime import require_backend
+from toolkit.serve.preflight import check_made
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
@@ -34,7 +37,7 @@ def some_gpu(machine: Machine, deployment: Deployment | None) -> Iterator[Check]
     if not machine.gpus.seen:
         fix = machine.gpus.fix or check_gpus.ON_THE_NODE
         yield Check("GPUs", "error", f"no GPU is visible: {machine.gpus.problem}", "one to build on", fix)
-    elif deployment is not None and not gpus_of_ranks(machine, deployment):
+    elif not gpus_left(machine):
         yield Check("GPUs", "error", "CUDA_VISIBLE_DEVICES hides every GPU", "one to build on", "Correct or unset it.")
 
 
@@ -43,7 +46,7 @@ def room(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     if deployment is None:
         return
     fit = max(1, machine.host.available_bytes // plan_host(deployment).build_rank_bytes)
-    gpus = gpus_of_ranks(machine, deployment)[: deployment.engine_options.workers or fit]
+    gpus = gpus_left(machine)[: deployment.engine_options.workers or fit]
     largest = max(rank_bytes(deployment))
     if machine.places is None or machine.places.running is None:
         yield from check_gpus.use_of(gpus, {gpu.index: largest for gpu in gpus})
@@ -73,8 +76,12 @@ def require(deployment: Deployment, stage: Stage, warn: Callable[[str], None], c
     What works badly is told by `warn`, a line each. A rehearsal needs nothing of this, and what is built nothing more
     to be built. `checkpoint` is one of another tool, which is built from in the place of the model.
     """
+    if stage == "serve":
+        check_can_be_served(deployment)
     if not needs_gpus(deployment) or (stage == "build" and checkpoint is None and is_built(deployment)):
         return
+    if stage == "serve":
+        check_made(deployment)
     machine = look(deployment)
     if machine.places is not None:
         machine = replace(machine, places=_to_come(machine.places, stage, checkpoint))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.errors import ToolkitError
+from toolkit.rules import check_can_be_made
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
@@ -38,12 +39,14 @@ def build(
     return build_tensorrt(deployment, progress, checkpoint)
 
 
-def require_buildable(deployment: Deployment) -> list[str]:
+def require_buildable(deployment: Deployment, checkpoint: Path | None = None) -> list[str]:
     """What the build is told, a line for each flag. Raises ToolkitError for an engine that cannot be built here.
 
-    To be asked before hours of conversion.
+    To be asked before hours of conversion. With a `checkpoint` nothing is converted.
     """
     _refuse_pytorch(deployment)
+    if checkpoint is None:
+        check_can_be_made(deployment)
     if deployment.engine == "rehearsal":
         return []
     from toolkit.engine.tensorrt.build import check_flags, require_program, tensorrt_flags

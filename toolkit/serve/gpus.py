@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from toolkit.config import Deployment
@@ -15,7 +16,7 @@ from toolkit.errors import ToolkitError, shown
 from toolkit.placement import Placement, in_order, place, placement_lines
 from toolkit.runtime import cores_near
 from toolkit.runtime.cores import ranges
-from toolkit.topology import Topology, read_topology, unknown_topology
+from toolkit.topology import TABLE, Topology, read_topology, unknown_topology
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -38,7 +39,7 @@ def share_of(deployment: Deployment) -> Share:
 
     Raises ToolkitError when there are too few GPUs or cores.
     """
-    placement, topology, lines = _placed(deployment)
+    placement, topology, lines = _placed_here(deployment)
     replica = deployment.replica or 0
     gpus = placement.gpus(replica)
     start = replica * deployment.mapping.pp
@@ -58,35 +59,43 @@ def share_of(deployment: Deployment) -> Share:
     return Share(gpus, cores, near, tuple(lines))
 
 
-def _placed(deployment: Deployment) -> tuple[Placement, Topology, list[str]]:
-    allowed, replicas = _allowed(), deployment.parallel.replicas
+def placed(deployment: Deployment, topology: Topology, allowed: Iterable[int] | None) -> Placement:
+    """Where the ranks of all replicas run, of `allowed` GPUs (None: all) of a machine whose topology this is.
+
+    Without nvidia-smi's table nobody knows enough to choose, and the GPUs are taken in their order. Raises ToolkitError
+    where they are fewer than the ranks.
+    """
+    gpus = topology.gpus if allowed is None else [gpu for gpu in allowed if gpu in topology.gpus]
+    replicas = deployment.parallel.replicas
     ranks = deployment.mapping.world_size * replicas
-    try:
-        topology = read_topology()
-    except ToolkitError as error:
-        topology = unknown_topology(range(ranks) if allowed is None else allowed)
-        _require_gpus(deployment, topology, ranks)
-        lines = [f"GPUs in their order, as their links are not known: {error}"]
-        return in_order(deployment.mapping, topology.gpus), topology, lines
-    if allowed is not None:
-        topology = topology.only(allowed)
-    _require_gpus(deployment, topology, ranks)
-    return place(deployment.mapping, topology, replicas), topology, []
-
-
-def _require_gpus(deployment: Deployment, topology: Topology, ranks: int) -> None:
-    if len(topology.gpus) < ranks:
-        there = f"{VISIBLE} leaves" if VISIBLE in os.environ else "nvidia-smi shows"
-        what = f"parallel: {ranks} ranks need {ranks} GPUs, {there} {len(topology.gpus)}"
+    if len(gpus) < ranks:
+        there = "nvidia-smi shows" if allowed is None else f"{VISIBLE} leaves"
+        what = f"parallel: {ranks} ranks need {ranks} GPUs, {there} {len(gpus)}"
         raise ToolkitError(what, where=deployment.file, hint="Give it more, or rehearse with --engine rehearsal.")
+    if topology.source != TABLE:
+        return in_order(deployment.mapping, gpus[:ranks])
+    return place(deployment.mapping, topology.only(gpus), replicas)
 
 
-def _allowed() -> list[int] | None:
-    """The GPUs that the shell or a batch system leaves to this process; None for all."""
-    value = os.environ.get(VISIBLE)
+def allowed_by(value: str | None) -> list[int] | None:
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves, as set by a shell or a batch system; None for all.
+
+    Raises ToolkitError where it does not name them by number.
+    """
     if value is None:
         return None
     if not re.fullmatch(r"\s*\d{1,4}(\s*,\s*\d{1,4})*\s*", value):
         hint = "Give numbers as nvidia-smi counts, or unset it."
         raise ToolkitError(f"{shown(value)} does not name GPUs by number", where=VISIBLE, hint=hint)
     return list(dict.fromkeys(map(int, value.split(","))))
+
+
+def _placed_here(deployment: Deployment) -> tuple[Placement, Topology, list[str]]:
+    allowed, lines = allowed_by(os.environ.get(VISIBLE)), []
+    try:
+        topology = read_topology()
+    except ToolkitError as error:
+        ranks = deployment.mapping.world_size * deployment.parallel.replicas
+        topology = unknown_topology(range(ranks) if allowed is None else allowed)
+        lines.append(f"GPUs in their order, as their links are not known: {error}")
+    return placed(deployment, topology, allowed), topology, lines

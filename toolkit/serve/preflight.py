@@ -30,24 +30,29 @@ REHEARSAL_MODEL_BYTES = 30 * MIB
 
 def check(deployment: Deployment) -> None:
     """Raise a ToolkitError for the first thing that would keep the group, or every replica's, from serving."""
-    check_repository(deployment)
-    if deployment.engine == "tensorrt":
-        check_version(deployment)
+    check_made(deployment)
     check_ports(deployment)
     check_shared_memory(deployment)
     if deployment.engine == "rehearsal":
         check_memory(deployment)
 
 
+def check_made(deployment: Deployment) -> None:
+    """What the stages before it made is there, whole, of this deployment and of one release."""
+    check_repository(deployment)
+    if deployment.engine == "tensorrt":
+        check_version(deployment)
+
+
 def check_repository(deployment: Deployment) -> None:
     """The repository is whole, and made for this deployment from the engine, or the model, that is there now."""
     made_with, remake = {"engine": deployment.engine}, f"toolkit repo {deployment.file}"
-    if deployment.engine == "pytorch":
-        source, place, digest = "model", deployment.model.path, repository.model_digest(deployment)
-    else:
+    if deployment.engine != "pytorch":
         engine = artifacts.require(deployment.engine_dir, "engine", made_with, f"toolkit build {deployment.file}")
         source, place, digest = "engine", deployment.engine_dir, engine.digest
     lock = artifacts.require(deployment.repository_dir, "repository", repository.settings(deployment), remake)
+    if deployment.engine == "pytorch":
+        source, place, digest = "model", deployment.model.path, repository.model_digest(deployment)
     if lock.inputs.get(source) != digest:
         what = f"was made from another {source} than the one in {place}"
         raise ToolkitError(what, where=deployment.repository_dir, hint=f"Run: {remake}")
