@@ -19,6 +19,7 @@ from toolkit.errors import ToolkitError, shown
 TABLE = "nvidia-smi topo -m"
 TIMEOUT_S = 10
 UNKNOWN = "unknown"
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 SLOWEST_FIRST = (UNKNOWN, "SYS", "PCIe", "NODE", "PHB", "PXB", "PIX")
 """Every way that is not NVLink. What is unknown counts as the slowest, so that a known way is taken before it."""
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -140,3 +141,16 @@ def _require_symmetric(gpus: tuple[int, ...], ways: tuple[tuple[str, ...], ...])
         if ways[i][j] != ways[j][i] or ways[i][j] == "X":
             what = f"GPU{gpus[i]} to GPU{gpus[j]} is {ways[i][j]}, and back {ways[j][i]}"
             raise ToolkitError(what, where=TABLE)
+
+
+def allowed_by(value: str | None) -> list[int] | None:
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves, as set by a shell or a batch system; None for all.
+
+    Raises ToolkitError where it does not name them by number.
+    """
+    if value is None:
+        return None
+    if not re.fullmatch(r"\s*\d{1,4}(\s*,\s*\d{1,4})*\s*", value):
+        hint = "Give numbers as nvidia-smi counts, or unset it."
+        raise ToolkitError(f"{shown(value)} does not name GPUs by number", where=VISIBLE, hint=hint)
+    return list(dict.fromkeys(map(int, value.split(","))))

@@ -13,6 +13,8 @@ from toolkit.checkpoint import convert
 from toolkit.cli.main import main
 from toolkit.doctor import gpus
 from toolkit.engine import is_built
+from toolkit.engine.tensorrt.build import script
+from toolkit.errors import ToolkitError
 
 USAGE = namedtuple("usage", "total used free")(10**10, 10**10 - 10**6, 10**6)
 
@@ -76,6 +78,15 @@ def test_without_a_gpu(refused, program):
 def test_hidden_gpus(refused, program, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     assert "CUDA_VISIBLE_DEVICES hides every GPU; needs one to build on. Correct or unset it" in refused(h100s())
+
+
+def test_a_build_keeps_to_the_gpus_of_the_batch_system(make, monkeypatch):
+    deployment = make(converted=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,2,7")
+    assert "export CUDA_VISIBLE_DEVICES=5,2\n" in script(deployment, deployment.checkpoint_dir)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8a56")
+    with pytest.raises(ToolkitError, match="does not name GPUs by number"):
+        script(deployment, deployment.checkpoint_dir)
 
 
 def test_another_kind_of_gpu(refused, program):

@@ -11,8 +11,8 @@ from toolkit.doctor.settings import Setting, look_at_settings
 from toolkit.doctor.topology import topology_of_links
 from toolkit.errors import ToolkitError
 from toolkit.placement import Placement
-from toolkit.serve.gpus import VISIBLE, allowed_by, placed
-from toolkit.topology import Topology
+from toolkit.serve.gpus import placed
+from toolkit.topology import VISIBLE, Topology, allowed_by
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment

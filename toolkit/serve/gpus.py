@@ -7,18 +7,15 @@ ranks are given the same list.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from toolkit.config import Deployment
-from toolkit.errors import ToolkitError, shown
+from toolkit.errors import ToolkitError
 from toolkit.placement import Placement, in_order, place, placement_lines
 from toolkit.runtime import cores_near
 from toolkit.runtime.cores import ranges
-from toolkit.topology import TABLE, Topology, read_topology, unknown_topology
-
-VISIBLE = "CUDA_VISIBLE_DEVICES"
+from toolkit.topology import TABLE, VISIBLE, Topology, allowed_by, read_topology, unknown_topology
 
 
 @dataclass(frozen=True)
@@ -75,19 +72,6 @@ def placed(deployment: Deployment, topology: Topology, allowed: Iterable[int] | 
     if topology.source != TABLE:
         return in_order(deployment.mapping, gpus[:ranks])
     return place(deployment.mapping, topology.only(gpus), replicas)
-
-
-def allowed_by(value: str | None) -> list[int] | None:
-    """The GPUs that CUDA_VISIBLE_DEVICES leaves, as set by a shell or a batch system; None for all.
-
-    Raises ToolkitError where it does not name them by number.
-    """
-    if value is None:
-        return None
-    if not re.fullmatch(r"\s*\d{1,4}(\s*,\s*\d{1,4})*\s*", value):
-        hint = "Give numbers as nvidia-smi counts, or unset it."
-        raise ToolkitError(f"{shown(value)} does not name GPUs by number", where=VISIBLE, hint=hint)
-    return list(dict.fromkeys(map(int, value.split(","))))
 
 
 def _placed_here(deployment: Deployment) -> tuple[Placement, Topology, list[str]]:

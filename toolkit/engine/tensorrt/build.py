@@ -9,6 +9,7 @@ then all are built again, with what the timing cache remembers.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from importlib.metadata import version
@@ -29,6 +30,7 @@ from toolkit.limits import available_memory
 from toolkit.plan.host import plan_host
 from toolkit.runtime import Needs, end_by_force, require_runtime, wrap
 from toolkit.runtime.images import advised
+from toolkit.topology import VISIBLE, allowed_by
 
 TIMING = ("input_timing_cache", "output_timing_cache")
 NOT_OF_THE_ENGINE = ("checkpoint_dir", "output_dir", "workers", *TIMING, "log_level")
@@ -103,9 +105,10 @@ def require_program(deployment: Deployment) -> None:
 
 
 def _needs(deployment: Deployment, checkpoint_dir: Path, workers: int) -> Needs:
-    """Of the program: rank r is built on GPU r modulo the workers."""
-    name = f"toolkit-{deployment.name}-build"
-    return Needs(reads=(checkpoint_dir,), writes=(deployment.output,), gpus=tuple(range(workers)), name=name)
+    """Of the program: rank r is built on GPU r modulo the workers, of those that a batch system may have left."""
+    name, allowed = f"toolkit-{deployment.name}-build", allowed_by(os.environ.get(VISIBLE))
+    gpus = tuple(range(workers) if allowed is None else allowed[:workers])
+    return Needs(reads=(checkpoint_dir,), writes=(deployment.output,), gpus=gpus, name=name)
 
 
 def script(deployment: Deployment, checkpoint_dir: Path) -> str:
