@@ -1,0 +1,100 @@
+"""What the planner would have said of a load test: the very requests that were sent, through the simulator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from toolkit.calibrate import NAME as CALIBRATION
+from toolkit.errors import ToolkitError
+from toolkit.plan.calibration import load
+from toolkit.plan.predict import predict
+from toolkit.slo.metrics import Measured, Sample
+from toolkit.slo.run import Run
+from toolkit.slo.verdict import LATENCIES, limits_of_a_request
+from toolkit.workload import Traffic
+from toolkit.workload.traffic import Planned
+
+if TYPE_CHECKING:
+    from toolkit.config import Deployment
+
+COMPARED = (("ttft_ms", 50), ("ttft_ms", 99), ("tpot_ms", 50), ("tpot_ms", 99), ("e2e_ms", 50), ("e2e_ms", 99))
+
+
+@dataclass(frozen=True)
+class Beside:
+    """One number, predicted and measured."""
+
+    label: str
+    unit: str
+    predicted: float | None
+    measured: float | None
+
+    @property
+    def difference(self) -> float | None:
+        """Of the measured value, as a share of the predicted one."""
+        if not self.predicted or self.measured is None or math.isinf(self.predicted) or math.isinf(self.measured):
+            return None
+        return self.measured / self.predicted - 1
+
+
+@dataclass(frozen=True)
+class Predicted:
+    rows: tuple[Beside, ...]
+    estimator: str
+    """Where the step times are from, in words."""
+
+
+def predicted(deployment: Deployment, run: Run) -> Predicted:
+    """The prediction beside what was measured. Prompts that begin alike count as different ones.
+
+    Raises ToolkitError, one line, where there is none: a rehearsal without a calibration, a GPU that has no figures,
+    or no request whose lengths are known.
+    """
+    known = [sample for sample in run.judged if sample.ok and sample.tokens_in and sample.tokens_out]
+    if len(known) < len(run.judged):
+        lost = len(run.judged) - len(known)
+        raise ToolkitError(f"nothing is predicted: of {lost} of {len(run.judged)} requests the lengths are not known")
+    file = deployment.output / CALIBRATION
+    prediction = predict(deployment, load(file) if file.is_file() else "table")
+    simulated = prediction.simulate(traffic_that_ran(run)).samples[run.warmup :]
+    limits = limits_of_a_request(deployment.slo)
+    return Predicted(tuple(_rows(Measured(simulated, limits), Measured(run.judged, limits))), prediction.estimator)
+
+
+def traffic_that_ran(run: Run) -> Traffic:
+    """The requests of a run as the simulator takes them, in the order in which they were due.
+
+    Of a warm-up request that failed the lengths are not known, and it is left out as the server had no work with it.
+    """
+    sent: Sequence[Sample] = [sample for sample in run.samples if sample.tokens_in and sample.tokens_out]
+    begin = min((sample.due for sample in sent), default=0.0)
+    closed = run.settings.get("loop") == "closed"
+    requests = tuple(
+        Planned(0.0 if closed else sample.due - begin, _prompt(number, sample.tokens_in or 1), sample.tokens_out)
+        for number, sample in enumerate(sent)
+    )
+    span = requests[-1].due if requests else 0.0
+    users = int(run.settings["users"]) if closed else None
+    return Traffic(requests, None if closed else (len(requests) - 1) / span if span else 1.0, users, False)
+
+
+def _prompt(number: int, length: int) -> range:
+    """Ids that no other prompt has."""
+    return range(number << 32, (number << 32) + length)
+
+
+def _rows(simulated: Measured, measured: Measured) -> list[Beside]:
+    rows = [
+        Beside(
+            f"{LATENCIES[metric]} P{q}",
+            "ms",
+            simulated.distributions[metric].percentile(q),
+            measured.distributions[metric].percentile(q),
+        )
+        for metric, q in COMPARED
+    ]
+    rows.append(Beside("Output", "tokens/s", simulated.tokens_per_s, measured.tokens_per_s))
+    return [*rows, Beside("Completed", "requests/s", simulated.requests_per_s, measured.requests_per_s)]
