@@ -1,8 +1,8 @@
 """The highest rate at which a server meets its SLO, by short load tests that grow longer as the answer comes nearer.
 
 From a first guess the rate goes up until a test fails, or down until one passes, in growing steps; then the gap is
-halved, in ratio, until it is narrower than `precision`. Chance is met in three ways: a test whose verdict is open is run
-again, longer; the rate that is found has to pass once more; and where it does not, the next lower rate has to.
+halved, in ratio, until it is narrower than `precision`. Chance is met in three ways: a test whose verdict is open is
+run again, longer; the rate that is found has to pass once more; and where it does not, the next lower rate has to.
 """
 
 from __future__ import annotations
