@@ -10,6 +10,7 @@ from itertools import combinations
 import pytest
 from transformers import AutoTokenizer
 
+from tests.repository.sources import prompts
 from tests.repository.tokenizers_for_tests import sentence_piece_tokenizer
 from toolkit.errors import ToolkitError
 from toolkit.workload.words import Piece, Writer
@@ -113,10 +114,10 @@ def test_a_tokenizer_that_puts_a_space_before_every_text(tmp_path):
     """Llama 2's: four words, and BOS."""
     tokenizer = sentence_piece_tokenizer(tmp_path / "tokenizer.json")
     writer = Writer(tmp_path / "tokenizer.json", seed=0, names=100)
-    prompts = [writer.prompt([Piece(0, 5), Piece(n, 20)]) for n in range(1, 100)]
-    ids = [tokenizer.encode(prompt).ids for prompt in prompts]
+    texts = [writer.prompt([Piece(0, 5), Piece(n, 20)]) for n in range(1, 100)]
+    ids = [tokenizer.encode(text).ids for text in texts]
     assert {len(one) for one in ids} == {25} and {one[0] for one in ids} == {1}
-    assert len(set(prompts)) == 99 and all(one[:5] == ids[0][:5] for one in ids)
+    assert len(set(texts)) == 99 and all(one[:5] == ids[0][:5] for one in ids)
 
 
 def test_what_cannot_be_exact_is_an_error_with_its_numbers(plan, tiny_llama, tmp_path):
@@ -133,9 +134,12 @@ def test_what_cannot_be_exact_is_an_error_with_its_numbers(plan, tiny_llama, tmp
         Writer(tmp_path / "tokenizer.json", 0, 1)
 
 
-def test_counts_are_those_of_preprocessing(tiny_llama):
-    writer = Writer(tiny_llama / "tokenizer.json", 0, 1)
-    assert writer.count("<|begin|>a") == writer.count("a") == 2
+def test_counts_are_those_of_preprocessing(plan, tiny_llama):
+    """The model of the repository itself: it adds BOS, once."""
+    served = prompts.PromptTokenizer(tiny_llama, add_special_tokens=True, vocab_size=512)
+    for keys in ({"prompt_tokens": 77, "requests": 3}, {"kind": "chat", "requests": 3}):
+        for request in plan(**keys):
+            assert request.prompt_tokens == len(served.prompt_ids(request.prompt))
 
 
 @pytest.mark.slow
