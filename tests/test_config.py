@@ -142,7 +142,7 @@ def test_a_mistake_is_one_line_naming_file_field_and_value(
     [
         ("engine: [", "is not valid YAML"),
         ("- a\n- b\n", "expected a mapping of keys, got list"),
-        ("", "expected a mapping of keys, got NoneType"),
+        ("", "is empty, expected a mapping of keys"),
         ("engine: rehearsal\nengine: tensorrt\n", "x.yaml:2: is not valid YAML: engine is given twice"),
         ("1: 2\n", "the key 1 is not text"),
         ("engine: rehearsal\n", "model: missing"),

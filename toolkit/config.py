@@ -82,7 +82,7 @@ class Deployment(Section):
         file = Path(file)
         content = changed(read_yaml(file), changes or {})
         for key in set(content) & NOT_IN_THE_YAML:
-            raise ToolkitError(f"{key}: unknown key", where=file, hint=_known_keys([]))
+            raise ToolkitError(f"{key}: unknown key", where=file, hint=_known_keys([], cls))
         if isinstance(content.get("engine"), dict):
             content[OPTIONS] = {**content["engine"]}
             if "kind" not in content[OPTIONS]:
@@ -97,7 +97,7 @@ class Deployment(Section):
         try:
             deployment = cls.model_validate({**_absolute_paths(content, file.resolve().parent), "file": file})
         except ValidationError as error:
-            raise _explain(error, file) from None
+            raise explain(error, file, cls) from None
         check(deployment)
         return deployment
 
@@ -224,8 +224,8 @@ def _absolute_paths(content: dict[str, Any], base: Path) -> dict[str, Any]:
 _PLAIN_MESSAGES = {"path_type": "expected a path as text", "model_type": "expected a mapping of keys"}
 
 
-def _explain(error: ValidationError, file: Path) -> ToolkitError:
-    """The first of pydantic's complaints, as one line in our form."""
+def explain(error: ValidationError, file: Path, section: type[BaseModel]) -> ToolkitError:
+    """The first of pydantic's complaints about a section read from a file, as one line in our form."""
     problems = error.errors()
     first = problems[0]
     location = [str(part) for part in first["loc"] if part not in (NUMBER, LENGTHS)]
@@ -234,7 +234,7 @@ def _explain(error: ValidationError, file: Path) -> ToolkitError:
     field = ".".join(location)
     more = f" ({len(problems) - 1} more after this one)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
-        return ToolkitError(f"{field}: unknown key{more}", where=file, hint=_known_keys(location[:-1]))
+        return ToolkitError(f"{field}: unknown key{more}", where=file, hint=_known_keys(location[:-1], section))
     if first["type"] == "missing":
         return ToolkitError(f"{field}: missing{more}", where=file, hint="Add it; build_configs/ has examples.")
     message = _PLAIN_MESSAGES.get(first["type"], first["msg"][:1].lower() + first["msg"][1:])
@@ -243,14 +243,16 @@ def _explain(error: ValidationError, file: Path) -> ToolkitError:
     return ToolkitError(f"{field}: {message}, got {first['input']!r}{more}", where=file)
 
 
-def _known_keys(location: list[str]) -> str:
-    section: type[BaseModel] = Deployment
+def _known_keys(location: list[str], section: type[BaseModel]) -> str:
     for part in [OPTIONS if part == "engine" else part for part in location[:1]] + location[1:]:
+        if part.isdigit():  # a place in a list
+            continue
         inner = _section(section.model_fields[part].annotation)
         if inner is None:
             return ""
         section = inner
-    return f"Known here: {', '.join(sorted(set(section.model_fields) - NOT_IN_THE_YAML))}."
+    names = {field.alias or name for name, field in section.model_fields.items()}
+    return f"Known here: {', '.join(sorted(names - NOT_IN_THE_YAML))}."
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:

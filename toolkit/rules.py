@@ -9,20 +9,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import fields
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, shown
 from toolkit.model import ModelShape
 from toolkit.releases import release_of
 from toolkit.releases.llm_api import llm_release_of
 from toolkit.secrecy import tells_a_secret
-from toolkit.sections import LAST_PORT, PORTS_APART, Lengths
+from toolkit.sections import LAST_PORT, PORTS_APART, Lengths, LoadWorkload, Workload
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
 
 Broken = tuple[str, str, str]
 """A rule that does not hold: (field, what is wrong, what to do)."""
+MOST_REQUESTS = 10**7
+"""Of a load test: a week of 16 a second."""
 
 
 def check(deployment: Deployment) -> None:
@@ -36,6 +40,12 @@ def check(deployment: Deployment) -> None:
     for rules in kinds:
         for field, what, hint in rules(deployment):
             raise ToolkitError(f"{field}: {what}", where=deployment.file, hint=hint)
+
+
+def check_workload(workload: LoadWorkload, file: Path) -> None:
+    """Raise a ToolkitError for the first rule that does not hold in a workload file."""
+    for field, what, hint in chain(_lengths_and_times(workload), _load_rules(workload)):
+        raise ToolkitError(f"{field}: {what}", where=file, hint=hint)
 
 
 def check_can_be_made(deployment: Deployment) -> None:
@@ -134,11 +144,14 @@ def _precision_rules(deployment: Deployment) -> Iterator[Broken]:
 
 
 def _workload_rules(deployment: Deployment) -> Iterator[Broken]:
-    workload = deployment.workload
-    for field in ("prompt_tokens", "output_tokens"):
-        given = getattr(workload, field)
+    for field, what, hint in _lengths_and_times(deployment.workload):
+        yield f"workload.{field}", what, hint
+
+
+def _lengths_and_times(workload: Workload) -> Iterator[Broken]:
+    for name in ("prompt_tokens", "output_tokens"):
+        given = getattr(workload, name)
         if isinstance(given, Lengths):
-            name = f"workload.{field}"
             if given.mean is None and given.max is None:
                 yield name, "neither max nor mean is given", "Give {min, max}, or {mean, cv}, or one number."
             if given.max is not None and given.max < given.min:
@@ -150,9 +163,47 @@ def _workload_rules(deployment: Deployment) -> Iterator[Broken]:
     for field, least in (("rate", 1e-6), ("burstiness", 1e-3)):
         value = getattr(workload, field)
         if value is not None and value < least:
-            yield f"workload.{field}", f"{value} is too small", f"Use at least {least}."
+            yield field, f"{value} is too small", f"Use at least {least}."
     if workload.arrivals == "trace" and workload.trace is None:
-        yield "workload.trace", "missing, with arrivals: trace", "Give the JSONL file to replay."
+        yield "trace", "missing, with arrivals: trace", "Give the JSONL file to replay."
+
+
+def _load_rules(workload: LoadWorkload) -> Iterator[Broken]:
+    kind, given = workload.kind, workload.model_fields_set
+    if (kind == "trace") != (workload.arrivals == "trace"):
+        yield "kind", f"{kind} with arrivals: {workload.arrivals}", "A trace says both what comes and when."
+    if kind == "jsonl" and workload.prompts is None:
+        yield "prompts", "missing, with kind: jsonl", "Give the JSONL file with your prompts."
+    kinds = {
+        "prompt_tokens": ("synthetic",),
+        "shared_prefix_tokens": ("synthetic",),
+        "output_tokens": ("synthetic", "chat", "jsonl"),
+        "prompts": ("jsonl",),
+        "trace": ("trace",),
+        "trace_form": ("trace",),
+        "turns": ("synthetic", "chat"),
+        "think_s": ("synthetic", "chat"),
+    }
+    for field in (field for field, its in kinds.items() if field in given and kind not in its):
+        yield field, f"means nothing with kind: {kind}", f"Remove it; it is for kind {', '.join(kinds[field])}."
+    yield from _shape_rules(workload, given)
+    if "think_s" in given and workload.turns == 1:
+        yield "think_s", "means nothing without turns", "It is the pause between the turns of a conversation."
+    if workload.requests > MOST_REQUESTS:
+        yield "requests", f"{shown(workload.requests)} are more than {MOST_REQUESTS:,}", "Use fewer."
+
+
+def _shape_rules(workload: LoadWorkload, given: set[str]) -> Iterator[Broken]:
+    shapes = [field for field in ("stages", "ramp", "spike") if getattr(workload, field) is not None]
+    if workload.stages == ():
+        yield "stages", "is empty", "Give {rate, seconds} for each, or remove it."
+    for shape in shapes[1:]:
+        yield shape, f"is given beside {shapes[0]}", "Keep one; stages can say what the others say."
+    for shape in shapes:
+        if workload.arrivals in ("closed", "trace"):
+            yield shape, f"has no rate to change with arrivals: {workload.arrivals}", "Use poisson, constant or gamma."
+        for field in sorted(given & {"rate", "requests"}):
+            yield field, f"{getattr(workload, field)} is given beside {shape}, which says it", "Remove one of them."
 
 
 def _limit_rules(deployment: Deployment) -> Iterator[Broken]:

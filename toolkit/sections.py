@@ -191,6 +191,66 @@ class Workload(Section):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
+class Stage(Section):
+    rate: PositiveFloat
+    seconds: PositiveFloat
+
+
+class Ramp(Section):
+    """From one rate to another in equal steps of time."""
+
+    start: Annotated[float, Field(ge=0, allow_inf_nan=False, alias="from")]
+    to: PositiveFloat
+    seconds: PositiveFloat
+
+
+class Spike(Section):
+    """`at` seconds of the base rate, then the peak, then as long as before the base again."""
+
+    base: PositiveFloat
+    peak: PositiveFloat
+    at: PositiveFloat
+    seconds: PositiveFloat
+    """Of the peak."""
+
+
+class LoadWorkload(Workload):
+    """The traffic of a load test, a file of loadtest/workloads: also what is sent, and rates that change."""
+
+    kind: Literal["synthetic", "chat", "jsonl", "trace"] = "synthetic"
+    """Words of an exact number of tokens, built-in questions, the user's own prompts, or a trace's lengths."""
+    output: Literal["fixed", "natural"] = "fixed"
+    """Exactly output_tokens, or as long as the model likes up to them; chat and jsonl: natural unless it is given."""
+    prompts: LoosePath | None = None
+    """jsonl: a line is {"prompt": ...} or {"messages": [...]}, with max_tokens if it likes."""
+    trace_form: Literal["mooncake", "guidellm"] = "mooncake"
+    """trace: timestamps are milliseconds (Mooncake, AIPerf) or seconds (guidellm)."""
+    turns: Positive = 1
+    """Requests of a conversation, each of which contains those before and their answers."""
+    think_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """From the end of an answer to the next turn."""
+    stages: Annotated[tuple[Stage, ...], Field(strict=False)] | None = None
+    ramp: Ramp | None = None
+    spike: Spike | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_follows(cls, value: Any) -> Any:
+        """What is sent says when, or the other way round, so that each need be written only once."""
+        if not isinstance(value, dict):
+            return value
+        filled = dict(value)
+        if filled.get("arrivals") == "trace":
+            filled.setdefault("kind", "trace")
+        elif filled.get("prompts") is not None:
+            filled.setdefault("kind", "jsonl")
+        if filled.get("kind") == "trace":
+            filled.setdefault("arrivals", "trace")
+        elif filled.get("kind") in ("chat", "jsonl"):
+            filled.setdefault("output", "natural")
+        return filled
+
+
 class Load(Section):
     """The load test: `users` streams at a time, each sending its next request when the last one ended."""
 

@@ -27,17 +27,19 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path, examples: str = "build_configs/") -> dict[str, Any]:
     try:
         content = yaml.load(file.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except FileNotFoundError:
-        raise ToolkitError("no such file", where=file, hint="The examples are in build_configs/.") from None
+        raise ToolkitError("no such file", where=file, hint=f"The examples are in {examples}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ToolkitError(f"cannot be read: {error}", where=file) from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date or number that cannot be
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise ToolkitError(f"is not valid YAML: {getattr(error, 'problem', error)}", where=f"{file}{line}") from None
+    if content is None:
+        raise ToolkitError("is empty, expected a mapping of keys", where=file)
     if not isinstance(content, dict):
         raise ToolkitError(f"expected a mapping of keys, got {type(content).__name__}", where=file)
     return content

@@ -108,7 +108,7 @@ WARNINGS = ("argument-unknown", "parameter-unknown", "chunked-context", "decoupl
 BROKEN = [
     ("model-yaml", without(MODEL_YAML), "LLM() is told nothing"),
     ("model-yaml", text("model: [\n"), "is not valid YAML"),
-    ("model-yaml", text(""), "expected a mapping of keys, got NoneType"),
+    ("model-yaml", text(""), "is empty, expected a mapping of keys"),
     ("model-yaml", text("model: a\nmodel: b\n"), "model is given twice"),
     ("placeholder", told(model="${model_dir}"), "${model_dir} was not filled"),
     ("placeholder", told(triton_config="${config}"), "${config} was not filled"),

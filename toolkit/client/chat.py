@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,22 +29,42 @@ def chat_prompt(model_dir: Path, question: str, system: str | None = None) -> st
     For a model without a chat template it is the question itself, after a warning to the log. Raises
     ToolkitError when the template or the tokenizer's configuration cannot be read or refuses the messages.
     """
-    config = _read_config(model_dir / CONFIG_NAME)
-    template = _template(model_dir, config)
-    if template is None:
+    template = ChatTemplate(model_dir)
+    if not template.is_there:
         log.warning("%s: the model has no chat template; the question is sent as it is", model_dir)
-        return question if system is None else f"{system}\n\n{question}"
     messages = [{"role": "user", "content": question}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
-    try:
-        return _compile(template).render(
-            messages=messages, tools=None, documents=None, add_generation_prompt=True, **_special_tokens(config)
-        )
-    except Exception as error:  # whatever the code in a template may raise
-        raise ToolkitError(
-            f"the chat template failed: {error}", where=model_dir, hint="Ask with --raw to send plain text."
-        ) from None
+    return template.render(messages)
+
+
+class ChatTemplate:
+    """A model's template, read once. Raises ToolkitError when it or the tokenizer's configuration cannot be read."""
+
+    def __init__(self, model_dir: Path) -> None:
+        self._model_dir = model_dir
+        config = _read_config(model_dir / CONFIG_NAME)
+        self._source = _template(model_dir, config)
+        self._special_tokens = _special_tokens(config)
+        self._compiled: Any = None
+
+    @property
+    def is_there(self) -> bool:
+        return self._source is not None
+
+    def render(self, messages: Sequence[dict[str, str]]) -> str:
+        """The prompt for these messages; without a template, what they say with empty lines between."""
+        if self._source is None:
+            return "\n\n".join(message["content"] for message in messages)
+        try:
+            self._compiled = self._compiled or _compile(self._source)
+            return self._compiled.render(
+                messages=messages, tools=None, documents=None, add_generation_prompt=True, **self._special_tokens
+            )
+        except Exception as error:  # whatever the code in a template may raise
+            raise ToolkitError(
+                f"the chat template failed: {error}", where=self._model_dir, hint="Ask with --raw to send plain text."
+            ) from None
 
 
 def _read_config(path: Path) -> dict[str, Any]:

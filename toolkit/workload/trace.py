@@ -4,6 +4,7 @@
 
 timestamp is in milliseconds. hash_ids name blocks of 512 prompt tokens, the last perhaps of fewer: two prompts that
 begin with the same ids begin with the same tokens. Other keys are ignored; hash_ids may be missing.
+guidellm's traces (trace_synthetic) have the same keys, with the timestamp in seconds.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from toolkit.errors import ToolkitError, shown
 TOKENS_PER_HASH = 512
 MOST_TOKENS = 10**9
 """Of a line. More is a mistake, whatever the model."""
-FORM = 'A line is {"timestamp": milliseconds, "input_length": tokens, "output_length": tokens}.'
+FORM = 'A line is {"timestamp": milliseconds (guidellm: seconds), "input_length": tokens, "output_length": tokens}.'
+UNITS = {"mooncake": (1e3, "milliseconds"), "guidellm": (1.0, "seconds")}
+"""The forms of a trace, with how much a second is in its timestamps, and in what."""
 
 
 class Traced(NamedTuple):
@@ -31,12 +34,14 @@ class Traced(NamedTuple):
     """Whether hash_ids say what the prompt has in common with others."""
 
 
-class _Line(NamedTuple):
+class Line(NamedTuple):
     number: int
-    milliseconds: float
+    due: float
+    """Seconds after the first; as the file says while it is read."""
     input_length: int
     output_length: int
-    hash_ids: list[int]
+    blocks: list[int]
+    """Those that hash_ids name, as 0, 1, 2 ... in the order in which the replay meets them."""
 
 
 def read_trace(path: Path, count: int | None = None, max_seq_len: int | None = None) -> list[Traced]:
@@ -44,18 +49,25 @@ def read_trace(path: Path, count: int | None = None, max_seq_len: int | None = N
 
     Raises ToolkitError naming file and line, also for one of them whose tokens are over `max_seq_len`.
     """
-    lines = sorted(_lines(path), key=lambda line: line.milliseconds)[:count]
+    lines = read_lines(path, count, max_seq_len)
+    return [Traced(line.due, tokens_of(line), line.output_length, bool(line.blocks)) for line in lines]
+
+
+def read_lines(
+    path: Path, count: int | None = None, max_seq_len: int | None = None, form: str = "mooncake"
+) -> list[Line]:
+    """The lines that read_trace makes requests of; these take less memory."""
+    lines = sorted(_lines(path, form), key=lambda line: line.due)[:count]
     if not lines:
         raise ToolkitError("no requests in it", where=path, hint=FORM)
-    first, names = lines[0].milliseconds, _Names()
-    requests = []
-    for line in lines:
+    (second, _), first, names = UNITS[form], lines[0].due, _Names()
+    for place, line in enumerate(lines):
         if max_seq_len is not None:
             where, hint = f"{path}:{line.number}", "Raise the limit or leave the line out."
             check_length(line.input_length, line.output_length, max_seq_len, where, hint)
-        due = (line.milliseconds - first) / 1e3
-        requests.append(Traced(due, _prompt(line, names), line.output_length, bool(line.hash_ids)))
-    return requests
+        due, blocks = (line.due - first) / second, [names[id] for id in line.blocks]
+        lines[place] = line._replace(due=due, blocks=blocks)
+    return lines
 
 
 def check_length(prompt: int, output: int, max_seq_len: int, where: str, hint: str) -> None:
@@ -65,7 +77,7 @@ def check_length(prompt: int, output: int, max_seq_len: int, where: str, hint: s
         raise ToolkitError(what, where=where, hint=hint)
 
 
-def _lines(path: Path) -> Iterator[_Line]:
+def _lines(path: Path, form: str) -> Iterator[Line]:
     try:
         if path.exists() and not path.is_file():
             raise ToolkitError("not a file", where=path, hint=FORM)
@@ -75,28 +87,28 @@ def _lines(path: Path) -> Iterator[_Line]:
         raise ToolkitError(f"cannot be read: {reason}", where=path, hint=FORM) from None
     for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON may hold what it takes for line ends
         if line.strip():
-            yield _line(line, f"{path}:{number}", number)
+            yield _line(line, f"{path}:{number}", number, form)
 
 
-def _line(line: str, where: str, number: int) -> _Line:
+def _line(line: str, where: str, number: int, form: str) -> Line:
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError):
         raise ToolkitError("not JSON", where=where, hint=FORM) from None
     if not isinstance(fields, dict):
         raise ToolkitError(f"expected an object, got {shown(fields)}", where=where, hint=FORM)
-    due = _milliseconds(fields.get("timestamp"), where)
+    due = _timestamp(fields.get("timestamp"), where, form)
     length, output = _tokens(fields, "input_length", where), _tokens(fields, "output_length", where)
-    return _Line(number, due, length, output, _hash_ids(fields, length, where))
+    return Line(number, due, length, output, _hash_ids(fields, length, where))
 
 
-def _milliseconds(value: Any, where: str) -> float:
+def _timestamp(value: Any, where: str, form: str) -> float:
     try:
         if not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value):
             return float(value)
     except OverflowError:  # a whole number that no float holds
         pass
-    raise ToolkitError(f"timestamp: expected milliseconds, got {shown(value)}", where=where, hint=FORM)
+    raise ToolkitError(f"timestamp: expected {UNITS[form][1]}, got {shown(value)}", where=where, hint=FORM)
 
 
 def _tokens(fields: dict[str, Any], name: str, where: str) -> int:
@@ -127,11 +139,11 @@ class _Names(dict[int, int]):
         return number
 
 
-def _prompt(line: _Line, names: _Names) -> Sequence[int]:
+def tokens_of(line: Line) -> Sequence[int]:
     """The tokens of each named block, then those that only this prompt has."""
     own = -(line.number << 32)
-    if not line.hash_ids:
+    if not line.blocks:
         return range(own, own - line.input_length, -1)
-    starts = (names[id] * TOKENS_PER_HASH for id in line.hash_ids)
+    starts = (block * TOKENS_PER_HASH for block in line.blocks)
     tokens = [token for start in starts for token in range(start, start + TOKENS_PER_HASH)]
     return [*tokens[: line.input_length], *range(own, own - (line.input_length - len(tokens)), -1)]

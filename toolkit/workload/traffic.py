@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from toolkit.errors import ToolkitError
@@ -80,18 +80,30 @@ def traffic_of(deployment: Deployment) -> Traffic:
 def _generated(workload: Workload, rate: float, most: int, where: str) -> Traffic:
     """Times, prompts and outputs each from a generator of their own, so that changing one leaves the others."""
     count, shared = workload.requests, workload.shared_prefix_tokens
-    seeds = (random.Random(f"{workload.seed} {what}") for what in ("times", "prompts", "outputs"))
-    intervals, prompts, outputs = next(seeds), next(seeds), next(seeds)
     closed = workload.arrivals == "closed"
-    dues = [0.0] * count if closed else list(accumulate(_interval(workload, intervals) / rate for _ in range(count)))
+    dues = [0.0] * count if closed else accumulate(interval / rate for interval in islice(intervals(workload), count))
+    sizes = enumerate(zip(dues, lengths(workload, most, where), strict=False))
+    requests = tuple(Planned(due, prompt_of(number, shared, size), output) for number, (due, (size, output)) in sizes)
+    return Traffic(requests, None if closed else rate, workload.users if closed else None, shared > 0)
+
+
+def intervals(workload: Workload) -> Iterator[float]:
+    """Times from request to request, without end, when their mean is 1."""
+    rnd = random.Random(f"{workload.seed} times")
+    shape = workload.burstiness if workload.arrivals == "gamma" else 1.0
+    while True:
+        yield 1.0 if workload.arrivals == "constant" else rnd.gammavariate(shape, 1 / shape)
+
+
+def lengths(workload: Workload, most: int, where: str) -> Iterator[tuple[int, int]]:
+    """Prompt and output tokens of request after request, without end."""
+    prompts, outputs = (random.Random(f"{workload.seed} {what}") for what in ("prompts", "outputs"))
     prompt_length = _length(workload.prompt_tokens, prompts)
     output_length = _length(workload.output_tokens, outputs)
-    requests = []
-    for number, due in enumerate(dues):
-        length, output = max(prompt_length(), shared + 1), output_length()
+    while True:
+        length, output = max(prompt_length(), workload.shared_prefix_tokens + 1), output_length()
         check_length(length, output, most, where, "Raise the limit or shorten the requests, with max for instance.")
-        requests.append(Planned(due, _prompt(number, shared, length), output))
-    return Traffic(tuple(requests), None if closed else rate, workload.users if closed else None, shared > 0)
+        yield length, output
 
 
 def _replayed(workload: Workload, most: int, where: str) -> Traffic:
@@ -103,14 +115,6 @@ def _replayed(workload: Workload, most: int, where: str) -> Traffic:
     rate = (len(planned) - 1) / span if span else float(len(planned))
     traffic = Traffic(planned, rate, None, any(r.shares for r in requests))
     return traffic.at(workload.rate) if workload.rate else traffic
-
-
-def _interval(workload: Workload, rnd: random.Random) -> float:
-    """Time to the next request when the mean is 1."""
-    if workload.arrivals == "constant":
-        return 1.0
-    shape = workload.burstiness if workload.arrivals == "gamma" else 1.0
-    return rnd.gammavariate(shape, 1 / shape)
 
 
 def _length(wanted: int | Lengths, rnd: random.Random) -> Callable[[], int]:
@@ -125,7 +129,7 @@ def _length(wanted: int | Lengths, rnd: random.Random) -> Callable[[], int]:
     return lambda: max(wanted.min, min(round(rnd.lognormvariate(centre, spread)), wanted.max or 10**9))
 
 
-def _prompt(number: int, shared: int, length: int) -> Sequence[int]:
+def prompt_of(number: int, shared: int, length: int) -> Sequence[int]:
     """Token ids that no other prompt has, after `shared` that all have."""
     own = range((number + 1) << 32, ((number + 1) << 32) + length - shared)
     return [*range(shared), *own] if shared else own

@@ -1,0 +1,181 @@
+"""What the requests of a load test say, each made when it is asked for from its number alone."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from array import array
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from toolkit.client.chat import ChatTemplate
+from toolkit.errors import ToolkitError
+from toolkit.sections import LoadWorkload
+from toolkit.workload.own import Own
+from toolkit.workload.questions import QUESTIONS
+from toolkit.workload.trace import TOKENS_PER_HASH, Line, check_length, tokens_of
+from toolkit.workload.traffic import lengths, prompt_of
+from toolkit.workload.words import Counter, Piece, Writer
+
+SHARED = 0
+"""The name of the piece that all synthetic prompts begin with; that of request number n is n + 1."""
+SHORTEN = "Raise the limit or shorten the requests."
+Messages = tuple[dict[str, str], ...]
+
+
+class Text(NamedTuple):
+    prompt: str
+    tokens: int
+    messages: Messages | None = None
+    """What the prompt was made of by a chat template, for servers that have the template themselves."""
+
+
+class Contents(ABC):
+    """The texts of all requests, by number. A conversation of `turns` has that many numbers after each other."""
+
+    outputs: Sequence[int]
+    """Tokens to ask for, by number."""
+
+    @abstractmethod
+    def text(self, number: int) -> Text:
+        """Of a request that begins a conversation, or is all there is of it."""
+
+    def after(self, number: int, before: Text, answer: str) -> Text:
+        """Of a later turn: what was said, the answer to it, and more."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def tokens(self, number: int) -> Sequence[int]:
+        """The prompt as toolkit.workload.traffic has it."""
+
+
+class Synthetic(Contents):
+    def __init__(self, workload: LoadWorkload, count: int, tokenizer_json: Path, most: int, where: str) -> None:
+        self._prompts, self.outputs = array("l"), array("l")
+        for prompt, output in islice(lengths(workload, most, where), count):
+            self._prompts.append(prompt)
+            self.outputs.append(output)
+        _check_conversations(self._prompts, self.outputs, workload.turns, most, where)
+        self._writer = Writer(tokenizer_json, workload.seed, names=count + 1)
+        self._shared = workload.shared_prefix_tokens
+        firsts = self._prompts[:: workload.turns]
+        own, marks = min(firsts) - max(self._shared, self._writer.added), self._writer.marks
+        if 0 < own < marks:  # less than that is the writer's to refuse
+            what = f"prompts of {min(firsts)} tokens have {own} of their own, {count:,} requests need {marks} to differ"
+            raise ToolkitError(what, where=where, hint="Make them longer, or send fewer.")
+
+    def text(self, number: int) -> Text:
+        size = self._prompts[number]
+        pieces = [Piece(SHARED, self._shared), Piece(number + 1, size - self._shared)]
+        return Text(self._writer.prompt(pieces[not self._shared :]), size)
+
+    def after(self, number: int, before: Text, answer: str) -> Text:
+        prompt = before.prompt + answer + self._writer.more(Piece(number + 1, self._prompts[number]))
+        return Text(prompt, self._writer.count(prompt))
+
+    def tokens(self, number: int) -> Sequence[int]:
+        return prompt_of(number, self._shared, self._prompts[number])
+
+
+class Replayed(Contents):
+    """Prompts of a trace's lengths, with its blocks where it names them."""
+
+    def __init__(self, lines: list[Line], seed: int, tokenizer_json: Path) -> None:
+        self._lines, self.outputs = lines, [line.output_length for line in lines]
+        largest = max(max([line.number, *line.blocks]) for line in lines)
+        self._writer = Writer(tokenizer_json, seed, names=2 * largest + 2)
+
+    def text(self, number: int) -> Text:
+        line = self._lines[number]
+        pieces, left = [], line.input_length
+        for block in line.blocks:
+            pieces.append(Piece(2 * block, min(TOKENS_PER_HASH, left)))
+            left -= pieces[-1].tokens
+        return Text(self._writer.prompt([*pieces, Piece(2 * line.number + 1, left)]), line.input_length)
+
+    def tokens(self, number: int) -> Sequence[int]:
+        return tokens_of(self._lines[number])
+
+
+class Chat(Contents):
+    """Our questions in the model's chat template, in the seed's order; again from the first when all are asked."""
+
+    def __init__(
+        self, workload: LoadWorkload, count: int, template: ChatTemplate, counter: Counter, most: int, where: str
+    ) -> None:
+        self._template, self._counter = template, counter
+        self._questions = random.Random(f"{workload.seed} questions").sample(QUESTIONS, len(QUESTIONS))
+        self.outputs = _outputs(workload, count)
+        texts = [self._rendered(({"role": "user", "content": question},)) for question in self._questions]
+        self._sizes = [text.tokens for text in texts]
+        prompts = [self._sizes[number % len(self._sizes)] for number in range(count)]
+        _check_conversations(prompts, self.outputs, workload.turns, most, where)
+
+    def text(self, number: int) -> Text:
+        return self._rendered((self._question(number),))
+
+    def after(self, number: int, before: Text, answer: str) -> Text:
+        said = {"role": "assistant", "content": answer}
+        return self._rendered((*(before.messages or ()), said, self._question(number)))
+
+    def tokens(self, number: int) -> Sequence[int]:
+        return prompt_of(number % len(self._sizes), 0, self._sizes[number % len(self._sizes)])
+
+    def _question(self, number: int) -> dict[str, str]:
+        return {"role": "user", "content": self._questions[number % len(self._questions)]}
+
+    def _rendered(self, messages: Messages) -> Text:
+        prompt = self._template.render(messages)
+        return Text(prompt, self._counter.count(prompt), messages)
+
+
+class Owned(Contents):
+    """The lines of the user's own file, one after the other; again from the first when all are sent."""
+
+    def __init__(
+        self,
+        workload: LoadWorkload,
+        lines: list[Own],
+        count: int,
+        template: ChatTemplate,
+        counter: Counter,
+        most: int,
+    ) -> None:
+        assert workload.prompts is not None  # toolkit/rules.py
+        self._texts = [_text(own, template, counter, workload.prompts) for own in lines]
+        drawn = _outputs(workload, count)
+        self.outputs = [lines[n % len(lines)].max_tokens or output for n, output in enumerate(drawn)]
+        for number, output in enumerate(self.outputs):
+            place = number % len(lines)
+            where = f"{workload.prompts}:{lines[place].line}"
+            check_length(self._texts[place].tokens, output, most, where, SHORTEN)
+
+    def text(self, number: int) -> Text:
+        return self._texts[number % len(self._texts)]
+
+    def tokens(self, number: int) -> Sequence[int]:
+        return prompt_of(number % len(self._texts), 0, self.text(number).tokens)
+
+
+def _text(own: Own, template: ChatTemplate, counter: Counter, file: Path) -> Text:
+    if own.messages is None:
+        assert own.prompt is not None
+        return Text(own.prompt, counter.count(own.prompt))
+    if not template.is_there:
+        what, hint = "messages, but the model has no chat template", "Give prompt instead, with the text to send."
+        raise ToolkitError(what, where=f"{file}:{own.line}", hint=hint)
+    prompt = template.render(own.messages)
+    return Text(prompt, counter.count(prompt), own.messages)
+
+
+def _outputs(workload: LoadWorkload, count: int) -> list[int]:
+    return [output for _, output in islice(lengths(workload, 2 * 10**9, ""), count)]
+
+
+def _check_conversations(prompts: Sequence[int], outputs: Sequence[int], turns: int, most: int, where: str) -> None:
+    """Raise a ToolkitError for one whose last turn holds more than the deployment takes, with all before it."""
+    for first in range(0, len(prompts), turns):
+        said, answered = sum(prompts[first : first + turns]), sum(outputs[first : first + turns])
+        check_length(said, answered, most, where, SHORTEN if turns == 1 else "Shorten the turns or have fewer.")

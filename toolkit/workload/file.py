@@ -1,0 +1,37 @@
+"""Workload files: YAML with the keys of a deployment's `workload` and those that only a load test has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from toolkit.config import explain
+from toolkit.rules import check_workload
+from toolkit.sections import LoadWorkload
+from toolkit.yamlfile import read_yaml
+
+if TYPE_CHECKING:
+    from toolkit.config import Deployment
+
+
+def load_workload(file: str | Path) -> LoadWorkload:
+    """Read and check a workload file; its paths are relative to its own folder. Raises ToolkitError, one line."""
+    file = Path(file)
+    content = read_yaml(file, examples="loadtest/workloads/")
+    for name in ("prompts", "trace"):
+        if isinstance(content.get(name), str) and content[name]:
+            content[name] = (file.resolve().parent / Path(content[name]).expanduser()).resolve()
+    try:
+        workload = LoadWorkload.model_validate(content)
+    except ValidationError as error:
+        raise explain(error, file, LoadWorkload) from None
+    check_workload(workload, file)
+    return workload
+
+
+def workload_of(deployment: Deployment) -> LoadWorkload:
+    """The workload that a deployment's YAML says, for a load test without a file."""
+    given = deployment.workload
+    return LoadWorkload.model_validate({name: getattr(given, name) for name in given.model_fields_set})

@@ -1,0 +1,189 @@
+"""The requests of a load test: when each is due and what it says, from a workload and a seed.
+
+    plan = load_plan(load_workload("loadtest/workloads/chat-1k.yaml"), deployment)
+    for number in plan.firsts: plan[number]
+
+A request is made from its number alone when it is asked for, so that workers can each make their share, and so
+that only those in flight are in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from toolkit.client.chat import ChatTemplate
+from toolkit.errors import ToolkitError
+from toolkit.rules import MOST_REQUESTS
+from toolkit.sections import LoadWorkload
+from toolkit.workload.contents import Chat, Contents, Messages, Owned, Replayed, Synthetic, Text
+from toolkit.workload.own import read_own
+from toolkit.workload.shapes import Slope, dues, shape_of
+from toolkit.workload.trace import read_lines
+from toolkit.workload.traffic import DEFAULT_RATE, Planned, Traffic, intervals
+from toolkit.workload.words import Counter
+
+if TYPE_CHECKING:
+    from toolkit.config import Deployment
+
+
+class ToSend(NamedTuple):
+    """One request, ready to be sent."""
+
+    number: int
+    due: float | None
+    """Seconds from the beginning. None in a closed loop, and for a later turn: that is due workload.think_s after
+    the answer before it has ended."""
+    prompt: str
+    prompt_tokens: int
+    max_tokens: int
+    sampling: dict[str, Any]
+    """Further inputs, by Triton's names."""
+    conversation: int | None = None
+    turn: int = 0
+    messages: Messages | None = None
+    """What the prompt was made of by the model's chat template, where it was."""
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """All requests of a run, by number."""
+
+    workload: LoadWorkload
+    contents: Contents
+    count: int
+    dues: Sequence[float] | None
+    """Of each conversation's first request; None in a closed loop."""
+    rate: float | None
+    """Mean requests/s that are due, later turns counted; None in a closed loop."""
+    users: int | None
+    """Of a closed loop; None otherwise."""
+    duration_s: float | None
+    """From the beginning until no more become due; None in a closed loop."""
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[ToSend]:
+        return (self[number] for number in self.firsts)
+
+    @property
+    def firsts(self) -> range:
+        """The numbers that begin a conversation: all of them where each request stands alone."""
+        return range(0, self.count, self.workload.turns)
+
+    def __getitem__(self, number: int) -> ToSend:
+        """The request of a number out of `firsts`."""
+        if number not in self.firsts:
+            raise IndexError(f"request {number} is not one of {self.firsts}")
+        due = None if self.dues is None else self.dues[number // self.workload.turns]
+        return self._to_send(number, due, self.contents.text(number))
+
+    def next_turn(self, before: ToSend, answer: str) -> ToSend | None:
+        """The request after one that was answered so; None at the end of the conversation."""
+        number = before.number + 1
+        if number in self.firsts or number >= self.count:
+            return None
+        said = Text(before.prompt, before.prompt_tokens, before.messages)
+        return self._to_send(number, None, self.contents.after(number, said, answer))
+
+    def _to_send(self, number: int, due: float | None, text: Text) -> ToSend:
+        output, turns = self.contents.outputs[number], self.workload.turns
+        # No token ends an answer of a fixed length: the model's own end is not among the ids, and it may be sampled.
+        sampling = {"min_tokens": output, "end_id": -1} if self.workload.output == "fixed" else {}
+        conversation, turn = (None, 0) if turns == 1 else divmod(number, turns)
+        return ToSend(number, due, text.prompt, text.tokens, output, sampling, conversation, turn, text.messages)
+
+    def first(self, count: int) -> LoadPlan:
+        """The first requests alone."""
+        if count >= self.count or self.dues is None:
+            return replace(self, count=min(count, self.count))
+        kept = self.dues[: len(range(0, count, self.workload.turns))]
+        return replace(self, count=count, dues=kept, duration_s=kept[-1])
+
+    def at(self, rate: float) -> LoadPlan:
+        """The same requests at another mean rate. Only for an open loop."""
+        assert self.dues is not None and self.rate is not None and self.duration_s is not None
+        slower = self.rate / rate
+        scaled = array("d", (due * slower for due in self.dues))
+        return replace(self, dues=scaled, rate=rate, duration_s=self.duration_s * slower)
+
+    def traffic(self) -> Traffic | None:
+        """The same requests for toolkit.simulate; None for conversations, which it does not know."""
+        if self.workload.turns > 1:
+            return None
+        due = [0.0] * self.count if self.dues is None else self.dues
+        requests = tuple(Planned(due[n], self.contents.tokens(n), self.contents.outputs[n]) for n in range(self.count))
+        shares = len({request.prompt[0] for request in requests}) < self.count
+        return Traffic(requests, self.rate, self.users, shares)
+
+
+def load_plan(workload: LoadWorkload, deployment: Deployment, file: Path | None = None) -> LoadPlan:
+    """The requests of a workload for one deployment's model and limits; `file` is the workload's, for messages.
+
+    Raises ToolkitError, one line, for what cannot be sent: a broken line of a file, a request over
+    limits.max_seq_len, a tokenizer that is not there, a prompt whose length cannot be exact.
+    """
+    from toolkit.repository.tokenizer import tokenizer_file
+
+    tokenizer_json, most = tokenizer_file(deployment), deployment.limits.max_seq_len
+    where = str(file or f"{deployment.file}: workload")
+    if workload.kind == "trace":
+        return _replay(workload, tokenizer_json, most)
+    own = read_own(workload.prompts) if workload.prompts is not None else []
+    each_once = own and "requests" not in workload.model_fields_set
+    rate = workload.rate or deployment.slo.requests_per_s or DEFAULT_RATE
+    timed = _times(workload, len(own) if each_once else workload.requests, rate, where)
+    contents: Contents
+    if workload.kind == "synthetic":
+        contents = Synthetic(workload, timed.requests, tokenizer_json, most, where)
+    else:
+        template, counter = ChatTemplate(deployment.model.path), Counter(tokenizer_json)
+        if workload.kind == "chat":
+            contents = Chat(workload, timed.requests, template, counter, most, where)
+        else:
+            contents = Owned(workload, own, timed.requests, template, counter, most)
+    users = workload.users if workload.arrivals == "closed" else None
+    return LoadPlan(workload, contents, timed.requests, timed.dues, timed.rate, users, timed.seconds)
+
+
+class _Times(NamedTuple):
+    requests: int
+    dues: Sequence[float] | None
+    rate: float | None
+    seconds: float | None
+
+
+def _times(workload: LoadWorkload, requests: int, rate: float, where: str) -> _Times:
+    """When conversations begin: at a rate so that all their turns together come at the one that is asked for."""
+    turns = workload.turns
+    if workload.arrivals == "closed":
+        return _Times(requests, None, None, None)
+    slopes = [Slope(slope.seconds, slope.rate / turns, slope.to / turns) for slope in shape_of(workload)]
+    if not slopes:
+        steps = (interval * turns / rate for interval in intervals(workload))
+        due = array("d", accumulate(islice(steps, math.ceil(requests / turns))))
+        return _Times(requests, due, rate, due[-1])
+    seconds, mean = sum(slope.seconds for slope in slopes), sum(slope.requests for slope in slopes) * turns
+    if mean > MOST_REQUESTS:
+        what = f"its rates over {seconds:g} s make {mean:,.0f} requests, expected at most {MOST_REQUESTS:,}"
+        raise ToolkitError(what, where=where, hint="Lower the rates or the seconds.")
+    due = array("d", dues(slopes, intervals(workload)))
+    if not due:
+        what = f"no request is due in {seconds:g} s of its rates, which make {mean:.2g} requests on average"
+        raise ToolkitError(what, where=where, hint="Raise the rates or the seconds.")
+    return _Times(len(due) * turns, due, mean / seconds, seconds)
+
+
+def _replay(workload: LoadWorkload, tokenizer_json: Path, most: int) -> LoadPlan:
+    assert workload.trace is not None  # toolkit/rules.py
+    lines = read_lines(workload.trace, workload.requests, most, workload.trace_form)
+    due = array("d", (line.due for line in lines))
+    rate = (len(due) - 1) / due[-1] if due[-1] else float(len(due))
+    plan = LoadPlan(workload, Replayed(lines, workload.seed, tokenizer_json), len(due), due, rate, None, due[-1])
+    return plan.at(workload.rate) if workload.rate else plan

@@ -1,0 +1,76 @@
+"""The user's own prompts: JSONL, a line for each.
+
+    {"prompt": "What is the capital of France?", "max_tokens": 20}
+    {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
+
+A prompt is sent as it is, messages in the model's chat template. Other keys are ignored.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from toolkit.errors import ToolkitError, shown
+
+FORM = 'A line is {"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]}, with max_tokens if it likes.'
+ROLES = ("system", "user", "assistant")
+
+
+class Own(NamedTuple):
+    line: int
+    prompt: str | None
+    messages: tuple[dict[str, str], ...] | None
+    """One of the two is given."""
+    max_tokens: int | None
+
+
+def read_own(path: Path) -> list[Own]:
+    """Raises ToolkitError naming file and line."""
+    try:
+        if path.exists() and not path.is_file():
+            raise ToolkitError("not a file", where=path, hint=FORM)
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ToolkitError(f"cannot be read: {reason}", where=path, hint=FORM) from None
+    lines = enumerate(text.split("\n"), 1)  # not splitlines: JSON may hold what it takes for line ends
+    found = [_own(line, number, f"{path}:{number}") for number, line in lines if line.strip()]
+    if not found:
+        raise ToolkitError("no prompts in it", where=path, hint=FORM)
+    return found
+
+
+def _own(line: str, number: int, where: str) -> Own:
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ToolkitError("not JSON", where=where, hint=FORM) from None
+    if not isinstance(fields, dict):
+        raise ToolkitError(f"expected an object, got {shown(fields)}", where=where, hint=FORM)
+    prompt, messages, most = (fields.get(name) for name in ("prompt", "messages", "max_tokens"))
+    if (prompt is None) == (messages is None):
+        what = "both prompt and messages" if prompt is not None else "neither prompt nor messages"
+        raise ToolkitError(f"has {what}", where=where, hint=FORM)
+    if prompt is not None and not _is_text(prompt):
+        raise ToolkitError(f"prompt: expected text, got {shown(prompt)}", where=where, hint=FORM)
+    if messages is not None and not (isinstance(messages, list) and messages and all(map(_is_message, messages))):
+        what = f"messages: expected a list of role ({', '.join(ROLES)}) and content, got {shown(messages)}"
+        raise ToolkitError(what, where=where, hint=FORM)
+    if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
+        raise ToolkitError(f"max_tokens: expected 1 or more, got {shown(most)}", where=where, hint=FORM)
+    kept = None if messages is None else tuple({"role": m["role"], "content": m["content"]} for m in messages)
+    return Own(number, prompt, kept, most)
+
+
+def _is_text(value: Any) -> bool:
+    """JSON can name half a character (\\ud800), which cannot be sent."""
+    try:
+        return isinstance(value, str) and bool(value.strip()) and bool(value.encode("utf-8"))
+    except UnicodeEncodeError:
+        return False
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("role") in ROLES and _is_text(value.get("content"))
