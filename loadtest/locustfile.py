@@ -6,6 +6,6 @@
 The users are in toolkit/load/users.py, so that `toolkit loadtest` has them wherever it is installed.
 """
 
-from toolkit.load.users import StreamingUser
+from toolkit.load.users import ClosedLoop, OpenLoop
 
-__all__ = ["StreamingUser"]
+__all__ = ["ClosedLoop", "OpenLoop"]

@@ -18,7 +18,7 @@ from socket import socket
 
 import pytest
 
-from toolkit.load.launch import run
+from toolkit.load.launch import Options, run
 from toolkit.load.measure import EPOCH
 from toolkit.slo import report
 from toolkit.slo.verdict import Outcome
@@ -53,7 +53,7 @@ def tpot_error_ms(run_, server) -> float:
 @pytest.mark.parametrize(("protocol", "users"), [("http", 8), ("http", 32), ("grpc", 8)])
 def test_times_are_the_servers(server, deployment, protocol, users):
     load = deployment(server, users=users, requests=2 * users, warmup_requests=users, max_tokens=25)
-    verdict = run(load, protocol=protocol)
+    verdict = run(load, Options(protocol=protocol))
     assert verdict.outcome is Outcome.PASS, verdict.reason
     found = report.read(load)
     assert len(found.samples) == 3 * users and len(verdict.measured.samples) == 2 * users
@@ -209,3 +209,56 @@ def free_port() -> int:
     with closing(socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def workload_file(folder: Path, **content: object) -> str:
+    file = folder / "trial.yaml"
+    file.write_text(json.dumps({"prompt_tokens": 40, "output_tokens": 10, "output": "fixed", **content}))
+    return str(file)
+
+
+@pytest.mark.parametrize(("protocol", "processes"), [("http", None), ("http", 2), ("grpc", None)])
+def test_open_loop_sends_when_requests_are_due(server, deployment, tmp_path, protocol, processes):
+    load = deployment(server)
+    file = workload_file(tmp_path, arrivals="constant", rate=20, requests=60)
+    verdict = run(load, Options(protocol=protocol, workload=file, processes=processes))
+    found = report.read(load)
+    assert len(found.samples) == 60 and not verdict.measured.failed, verdict.reason
+    assert found.settings["loop"] == "open" and found.settings["rate"] == pytest.approx(20)
+    dues = sorted(sample.due for sample in found.samples)
+    steps = [after - before for before, after in zip(dues, dues[1:], strict=False)]
+    assert statistics.median(steps) == pytest.approx(0.05, abs=0.002), "at the times of the workload, whoever sends"
+    assert {sample.id for sample in found.samples} == {f"load-{number}" for number in range(60)}
+    assert all(sample.tokens_out == 10 for sample in found.samples)
+    lag = statistics.median(sample.dispatch_ms for sample in found.samples)
+    assert 0 <= lag < 20, f"sent {lag:.1f} ms after it was due"
+
+
+def test_open_loop_does_not_wait_for_a_slow_server(server, deployment, tmp_path):
+    """A closed loop would send one at a time; here all are under way at once, and TTFT counts from the due time."""
+    load = deployment(server, timeout_s=30)
+    file = workload_file(tmp_path, arrivals="constant", rate=40, requests=40, output_tokens=60)
+    verdict = run(load, Options(workload=file))
+    assert len(verdict.measured.samples) == 38 and not verdict.measured.failed
+    samples = report.read(load).samples
+    last_sent = max(sample.sent for sample in samples)
+    assert sum(sample.ended > last_sent for sample in samples) > 20
+
+
+def test_the_same_seed_sends_the_same_and_another_does_not(server, deployment, tmp_path):
+    load, file = deployment(server), workload_file(tmp_path, arrivals="poisson", rate=50, requests=12)
+
+    def sent(**options: object) -> list[float]:
+        run(load, Options(workload=file, **options))
+        dues = sorted(sample.due for sample in report.read(load).samples)
+        return [round(due - dues[0], 3) for due in dues]
+
+    assert sent() == sent() != sent(seed=7)
+    slower = sent(rate=25)
+    assert slower[-1] == pytest.approx(2 * sent()[-1], rel=0.01)
+
+
+def test_a_workload_that_is_not_there(server, deployment):
+    verdict = run(deployment(server), Options(workload="no-such"))
+    assert verdict.outcome is Outcome.COULD_NOT_RUN
+    assert "--workload: 'no-such' is not known. Use a file, yaml (the deployment's own), or" in verdict.reason

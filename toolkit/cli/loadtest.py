@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,20 +16,24 @@ if TYPE_CHECKING:
 @click.option("--http", "protocol", flag_value="http", help="Load over HTTP, whatever the YAML says.")
 @click.option("--grpc", "protocol", flag_value="grpc", help="Load over gRPC, whatever the YAML says.")
 @click.option("--users", type=click.IntRange(min=1), help="Streams at a time instead of the YAML's.")
-@click.option("--requests", type=click.IntRange(min=1), help="Requests to judge instead of the YAML's.")
+@click.option("--requests", type=click.IntRange(min=1), help="Requests instead of the workload's or the YAML's.")
+@click.option("--workload", metavar="NAME", help="A file, a name in loadtest/workloads, or yaml: the deployment's own.")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Requests/s instead of the workload's.")
+@click.option("--seed", type=click.IntRange(min=0), help="Other requests of the same kind.")
+@click.option("--processes", type=click.IntRange(min=1), help="Processes that send; one sends about 5,000 tokens/s.")
+@click.option("--target", metavar="URL", help="Ask this server instead: http://, grpc://, openai+http:// ...")
 @click.option("--web-ui", is_flag=True, help="Let Locust's own page start and stop the test.")
 @json_option
-def loadtest(
-    deployment: Deployment, protocol: str | None, users: int | None, requests: int | None, web_ui: bool, as_json: bool
-) -> None:
+def loadtest(deployment: Deployment, as_json: bool, **options: Any) -> None:
     """Load the served model with Locust and judge what was measured by the SLO.
 
-    Exit codes: 0 PASS, 1 FAIL, 3 could not run.
+    Without --workload: the YAML's `loadtest`, users that ask one question after another. Exit codes: 0 PASS, 1 FAIL, 3
+    could not run.
     """
-    from toolkit.load.launch import run
+    from toolkit.load.launch import Options, run
     from toolkit.slo import report, terminal
 
-    verdict = run(deployment, protocol=protocol, users=users, requests=requests, web_ui=web_ui)
+    verdict = run(deployment, Options(**options))
     measured = bool(verdict.measured.samples)
     if as_json and measured:
         click.echo((deployment.report_dir / report.JSON_NAME).read_text(encoding="utf-8"), nl=False)

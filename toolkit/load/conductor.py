@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import gevent
@@ -19,7 +19,9 @@ from locust.runners import MasterRunner
 
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
+from toolkit.load.measure import now
 from toolkit.load.progress import Progress
+from toolkit.load.work import MODEL, Work
 from toolkit.slo import report
 from toolkit.slo.metrics import Sample
 from toolkit.slo.run import Run
@@ -32,11 +34,16 @@ LOST_AFTER_S = 10.0
 """How long there may be no user left before the missing requests are given up (workers report every 3 s)."""
 
 
+START_S = 1.0
+"""From the moment when an open loop is handed out to its beginning: requests are made meanwhile."""
+
+
 class Share:
     """The numbers of the requests that the users of this process send in one run."""
 
     def __init__(self) -> None:
         self._numbers: AsyncResult | None = None
+        self._begin = 0.0
 
     def forget(self, **_: Any) -> None:
         """Another run begins."""
@@ -44,28 +51,38 @@ class Share:
 
     def next(self, runner: Any) -> int | None:
         """The next number, or None when there are no more. Waits for the master's answer the first time."""
+        return next(self._wanted(runner).get(), None)
+
+    def all(self, runner: Any) -> tuple[Iterator[int], float]:
+        """All numbers of this process, and when the open loop begins (seconds since the Unix epoch)."""
+        return self._wanted(runner).get(), self._begin
+
+    def receive(self, environment: Environment, msg: Any, **_: Any) -> None:
+        *numbers, seconds = msg.data
+        if self._numbers is not None:
+            self._begin = now() + seconds  # and not the master's clock, which may be another machine's
+            self._numbers.set(iter(range(*numbers)))
+
+    def _wanted(self, runner: Any) -> AsyncResult:
         if self._numbers is None:
             self._numbers = AsyncResult()
             runner.send_message(SHARE_WANTED)
-        return next(self._numbers.get(), None)
-
-    def receive(self, environment: Environment, msg: Any, **_: Any) -> None:
-        if self._numbers is not None:
-            self._numbers.set(iter(range(*msg.data)))
+        return self._numbers
 
 
 class Conductor:
     """One for the master or the only process; collects one run after another, as often as a test is started."""
 
-    def __init__(self, environment: Environment, deployment: Deployment, settings: Mapping[str, Any]) -> None:
-        self.environment, self.deployment = environment, deployment
-        self.workload_settings = settings
+    def __init__(self, environment: Environment, deployment: Deployment, work: Work) -> None:
+        self.environment, self.deployment, self.work = environment, deployment, work
         self.settings: dict[str, Any] = {}
         self.samples: list[Sample] = []
         self.total = self.shares_given = 0
         self.started = 0.0
         self.verdict: Verdict | None = None
         self.running = False
+        self.begin = 0.0
+        """Of an open loop, by the monotonic clock."""
         events = environment.events
         events.test_start.add_listener(self.start)
         events.test_stop.add_listener(self.finish)
@@ -76,23 +93,31 @@ class Conductor:
 
     def start(self, **_: Any) -> None:
         options, runner = self._options, self._runner
+        self.work.again(int(options.requests))
         self.settings = {
-            **self.workload_settings,
-            "users": options.num_users,
+            "model": MODEL,
+            **self.work.settings(),
+            **({"users": options.num_users} if self.work.users else {}),
             "processes": len(runner.clients.ready) if isinstance(runner, MasterRunner) else 1,
-            "requests": int(options.requests),
+            "warmup_requests": self.work.warmup,
+            "requests": self.work.count - self.work.warmup,
+            "timeout_s": self.deployment.loadtest.timeout_s,
             "protocol": options.protocol,
         }
-        self.total = self.settings["requests"] + self.settings["warmup_requests"]
+        self.total = self.work.count
         self.samples, self.verdict, self.started, self.running = [], None, time.time(), True
         self.shares_given, self.progress = 0, Progress()
         gevent.spawn(self._watch)
 
     def give_share(self, environment: Environment, msg: Any, **_: Any) -> None:
         """Every n-th number to each of n processes; Locust leaves none without a user that could have one."""
-        processes = min(self.settings["processes"], self.settings["users"])
+        processes = min(self.settings["processes"], self.work.users or self.settings["processes"])
+        if not self.shares_given:
+            self.begin = time.monotonic() + START_S
         client = {"client_id": msg.node_id} if isinstance(self._runner, MasterRunner) else {}
-        self._runner.send_message(SHARE, (self.shares_given, self.total, processes), **client)
+        firsts = self.work.firsts
+        numbers = (self.shares_given * firsts.step, firsts.stop, processes * firsts.step)
+        self._runner.send_message(SHARE, (*numbers, max(0.0, self.begin - time.monotonic())), **client)
         self.shares_given += 1
 
     def receive(self, environment: Environment, msg: Any, **_: Any) -> None:

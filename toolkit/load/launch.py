@@ -8,64 +8,76 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.load.prompts import load_prompts
 from toolkit.load.target import require_ready
+from toolkit.load.work import work_of
 from toolkit.slo import report
 from toolkit.slo.verdict import Verdict, could_not_run
 
 USERS_FILE = Path(__file__).with_name("users.py")
+HANDED_ON = ("protocol", "users", "requests", "workload", "rate", "seed", "processes", "target")
+"""Options that the users' process has by the same names."""
 
 
-def run(
-    deployment: Deployment,
-    protocol: str | None = None,
-    users: int | None = None,
-    requests: int | None = None,
-    web_ui: bool = False,
-) -> Verdict:
-    """Load-test the running deployment; what is not given is as the YAML's `loadtest` says.
+@dataclass(frozen=True)
+class Options:
+    """What a load test is told beside the YAML; what is None is as the workload or the YAML's `loadtest` says."""
+
+    protocol: str | None = None
+    users: int | None = None
+    requests: int | None = None
+    workload: str | None = None
+    """A file, the name of one in loadtest/workloads, or `yaml`."""
+    rate: float | None = None
+    seed: int | None = None
+    processes: int | None = None
+    target: str | None = None
+    """The URL of another server than the deployment's."""
+    web_ui: bool = False
+
+
+def run(deployment: Deployment, options: Options | None = None) -> Verdict:
+    """Load-test the running deployment.
 
     Progress goes to stderr, the report to `deployment.report_dir`. With `web_ui` Locust's own page starts and
     stops the test instead, as often as one likes, until Ctrl-C; the verdict is then that of the last one.
     Ctrl-C and SIGTERM stop the test; the report of what was measured by then is still written and says so.
     Never raises for a server that is down or bad prompts: the verdict is COULD NOT RUN and says why.
     """
-    load = deployment.loadtest
-    protocol = protocol or load.protocol
+    options = options or Options()
     try:
-        load_prompts(load.prompts)
-        if not web_ui:
-            require_ready(deployment, protocol)
+        work_of(deployment, options.workload, options.rate, options.requests, options.users, options.seed)
+        if not options.web_ui and not options.target:
+            require_ready(deployment, options.protocol or deployment.loadtest.protocol)
     except ToolkitError as error:
         return could_not_run(deployment.slo, str(error))
-    command = locust_command(deployment, protocol, users or load.users, requests or load.requests, web_ui)
     started = time.time()
-    code = _run_locust(command)
+    code = _run_locust(locust_command(deployment, options))
     with contextlib.suppress(ToolkitError):
         finished = report.read(deployment)
         if finished.started >= started:
             return report.verdict_of(deployment, finished)
-    reason = "no test was started" if web_ui else f"the load generator ended with exit code {code} and no report"
+    reason = (
+        "no test was started" if options.web_ui else f"the load generator ended with exit code {code} and no report"
+    )
     return could_not_run(deployment.slo, reason)
 
 
-def locust_command(deployment: Deployment, protocol: str, users: int, requests: int, web_ui: bool) -> list[str]:
+def locust_command(deployment: Deployment, options: Options) -> list[str]:
     wanted = {
         "--locustfile": USERS_FILE,
         "--deployment": deployment.file,
         "--engine": deployment.engine,
-        "--protocol": protocol,
-        "--requests": requests,
-        "--users": users,
+        **{f"--{name}": getattr(options, name) for name in HANDED_ON},
     }
-    mode = ["--web-host", "127.0.0.1"] if web_ui else ["--headless", "--only-summary", "--skip-log-setup"]
-    options = [text for name, value in wanted.items() for text in (name, str(value))]
-    return [sys.executable, "-m", "locust", *options, *mode]
+    mode = ["--web-host", "127.0.0.1"] if options.web_ui else ["--headless", "--only-summary", "--skip-log-setup"]
+    given = [text for name, value in wanted.items() if value is not None for text in (name, str(value))]
+    return [sys.executable, "-m", "locust", *given, *mode]
 
 
 def _run_locust(command: list[str]) -> int:

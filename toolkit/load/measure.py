@@ -24,8 +24,19 @@ def now() -> float:
     return EPOCH + time.perf_counter()
 
 
-def measure(client: Client, request: GenerateRequest, *, due: float, protocol: str, deadline_s: float) -> Sample:
-    """Ask, read to the end, and say what happened; an error of any kind is part of the sample and not raised."""
+def measure(
+    client: Client,
+    request: GenerateRequest,
+    *,
+    due: float,
+    protocol: str,
+    deadline_s: float,
+    said: list[str] | None = None,
+) -> Sample:
+    """Ask, read to the end, and say what happened; an error of any kind is part of the sample and not raised.
+
+    The answer's text is appended to `said`, where that is given.
+    """
     events: list[Event] = []
     error: str | None = None
     sent = now()
@@ -37,6 +48,8 @@ def measure(client: Client, request: GenerateRequest, *, due: float, protocol: s
     except Exception as failure:  # a request that was sent must be counted, whatever became of it
         error = f"{type(failure).__name__}: {failure}"
     ended = now()
+    if said is not None:
+        said.append("".join(event.text for event in events))
     token_times = tuple(EPOCH + event.received for event in events for _ in range(_tokens(event)))
     if len(token_times) > request.max_tokens and error is None:
         error = f"the server counts {len(token_times)} tokens, {request.max_tokens} were asked for"

@@ -1,4 +1,4 @@
-"""The Locust users: each streams one answer after another, in a closed loop, over HTTP or gRPC.
+"""The Locust users: they stream answers over HTTP or gRPC, in a closed loop or an open one.
 
 They read through toolkit.client, which takes the time of each event when its bytes arrive; the usual ways
 to read a stream in Locust wait for a buffer to fill and show a first token of 200 ms as 322 ms.
@@ -6,64 +6,37 @@ to read a stream in Locust wait for a buffer to fill and show a first token of 2
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from itertools import count
 from typing import Any
 
+import gevent
 from gevent.event import AsyncResult
 from locust import User, events, task
 from locust.env import Environment
 from locust.exception import StopUser
 from locust.runners import WorkerRunner
 
-from toolkit.client import GenerateRequest, connect
+from toolkit.client import connect
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.load import conductor
 from toolkit.load.conductor import Conductor, Share
-from toolkit.load.measure import ASKED_OF_THE_SERVER, measure, now
-from toolkit.load.prompts import as_chat, load_prompts
+from toolkit.load.dispatch import dispatch
+from toolkit.load.measure import measure, now
 from toolkit.load.target import require_ready
+from toolkit.load.work import Asked, work_of
 from toolkit.slo.metrics import Sample
 from toolkit.slo.verdict import Outcome
 
-MODEL = "tensorrt_llm_bls"
 LARGEST_SPAWN_RATE = 100
 """Users started per second: Locust warns of more."""
 
-
-class Workload:
-    """What the users of this process share."""
-
-    def __init__(self, deployment: Deployment) -> None:
-        self.deployment = deployment
-        self.prompts = as_chat(deployment.model.path, load_prompts(deployment.loadtest.prompts))
-
-    def request(self, number: int) -> GenerateRequest:
-        return GenerateRequest(
-            prompt=self.prompts[number % len(self.prompts)],
-            max_tokens=self.deployment.loadtest.max_tokens,
-            model=MODEL,
-            id=f"load-{number}",
-            sampling=ASKED_OF_THE_SERVER,
-        )
-
-    def settings(self) -> dict[str, Any]:
-        load = self.deployment.loadtest
-        return {
-            "model": MODEL,
-            "loop": "closed",
-            "warmup_requests": load.warmup_requests,
-            "max_tokens": load.max_tokens,
-            "timeout_s": load.timeout_s,
-            "prompts": f"{len(self.prompts)} from {load.prompts or 'the built-in questions'}",
-        }
-
-
 SHARE = Share()
-WORKLOAD: AsyncResult = AsyncResult()
-"""Users wait for it: a worker process may be told to start them before Locust has told us that it is up."""
+WORK: AsyncResult = AsyncResult()
+"""(deployment, work). Users wait for it: a worker may be told to start them before Locust has told us that it is up."""
 
 USERS = count()
 """Numbers the users of this process, who take the replicas in turn."""
@@ -83,7 +56,11 @@ def add_options(parser: Any) -> None:
     )
     parser.add_argument("--engine", metavar="NAME", include_in_web_ui=False, help="Replaces the YAML's engine")
     parser.add_argument("--protocol", choices=["http", "grpc"], help="Default: the YAML's loadtest.protocol")
-    parser.add_argument("--requests", type=int, help="Default: the YAML's loadtest.requests")
+    parser.add_argument("--requests", type=int, help="Default: the workload's, or the YAML's loadtest.requests")
+    parser.add_argument("--workload", include_in_web_ui=False, help="A file, or a name in loadtest/workloads, or yaml")
+    parser.add_argument("--rate", type=float, include_in_web_ui=False, help="Requests/s instead of the workload's")
+    parser.add_argument("--seed", type=int, include_in_web_ui=False, help="Another seed than the workload's")
+    parser.add_argument("--target", metavar="URL", include_in_web_ui=False, help="Ask this server instead")
 
 
 @events.init.add_listener
@@ -94,14 +71,15 @@ def prepare(environment: Environment, **_: Any) -> None:
         if not options.deployment:
             raise ToolkitError("no deployment given", hint="Use --deployment CONFIG or TOOLKIT_CONFIG=CONFIG.")
         deployment = Deployment.load(options.deployment, options.engine)
-        load = deployment.loadtest
-        options.protocol = options.protocol or load.protocol
-        options.requests = options.requests or load.requests
-        options.num_users = options.num_users or load.users
+        work = work_of(deployment, options.workload, options.rate, options.requests, options.num_users, options.seed)
+        options.protocol = options.protocol or deployment.loadtest.protocol
+        options.requests = work.count - work.warmup
+        # Of an open loop one user a process sends everything.
+        options.num_users = work.users or _processes(options)
         options.spawn_rate = options.spawn_rate or min(options.num_users, LARGEST_SPAWN_RATE)
-        StreamingUser.host = deployment.url(options.protocol)  # to be shown; the web UI would ask for it
-        workload = Workload(deployment)
-        if options.headless:
+        environment.user_classes = [ClosedLoop if work.users else OpenLoop]
+        StreamingUser.host = options.target or deployment.url(options.protocol)  # to be shown
+        if options.headless and not options.target:
             require_ready(deployment, options.protocol)
     except ToolkitError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -109,49 +87,68 @@ def prepare(environment: Environment, **_: Any) -> None:
     runner: Any = environment.runner
     runner.register_message(conductor.SHARE, SHARE.receive)
     if not isinstance(runner, WorkerRunner):
-        Conductor(environment, deployment, workload.settings())
-    WORKLOAD.set(workload)
+        Conductor(environment, deployment, work)
+    WORK.set((deployment, work))
+
+
+def _processes(options: Any) -> int:
+    """How many processes there will be, of which each sends its share of an open loop."""
+    wanted = options.processes or (options.expect_workers if options.master else 1)
+    return os.cpu_count() or 1 if wanted == -1 else max(1, wanted)
 
 
 class StreamingUser(User):
-    """Asks, reads the stream to its end, and asks again, until the requests of this process are used up."""
+    """Asks, reads the stream to its end, and ships the sample. How often and when, its kinds say."""
+
+    abstract = True
 
     def on_start(self) -> None:
-        self.workload: Workload = WORKLOAD.get()
-        self.protocol = self.environment.parsed_options.protocol
-        deployment = self.workload.deployment
-        self.timeout_s = deployment.loadtest.timeout_s
+        deployment, self.work = WORK.get()
+        options = self.environment.parsed_options
+        self.protocol, self.timeout_s = options.protocol, deployment.loadtest.timeout_s
         replicas = deployment.apart()
+        urls = [options.target] if options.target else [replica.url(self.protocol) for replica in replicas]
+        self.clients = [connect(url, first_event_timeout_s=self.timeout_s) for url in urls]
         # Users of several processes would all begin with the same one.
-        number = next(USERS) + getattr(self.environment.runner, "worker_index", 0)
-        target = replicas[number % len(replicas)]
-        self.replica = target.replica
-        self.client = connect(target.url(self.protocol), first_event_timeout_s=self.timeout_s)
-        self.free_since = now()
+        self.number = next(USERS) + getattr(self.environment.runner, "worker_index", 0)
 
-    @task
-    def ask(self) -> None:
-        number = SHARE.next(self.environment.runner)
-        if number is None:
-            raise StopUser
-        sample = measure(
-            self.client,
-            self.workload.request(number),
-            due=self.free_since,
-            protocol=self.protocol,
-            deadline_s=self.timeout_s,
-        )
-        sample = replace(sample, replica=self.replica)
-        self.free_since = sample.ended
-        self._tell_locust(sample)
-        self.environment.runner.send_message(conductor.SAMPLE, sample.as_dict())
+    def converse(self, asked: Asked, due: float, replica: int) -> float:
+        """Ask, and go on with the conversation where there is one; returns when the last answer ended."""
+        replica %= len(self.clients)
+        following: Asked | None = asked
+        while following is not None:
+            said: list[str] = []
+            sample = measure(
+                self.clients[replica],
+                following.request,
+                due=due,
+                protocol=self.protocol,
+                deadline_s=self.timeout_s,
+                said=said,
+            )
+            self._tell(replace(sample, replica=replica if len(self.clients) > 1 else None))
+            following = self.work.after(following, said[0]) if sample.ok and self.work.turns > 1 else None
+            due = sample.ended + self.work.think_s
+            if following is not None:
+                gevent.sleep(max(0.0, due - now()))
+        if not sample.ok:
+            self._give_up(asked, sample)
+        return sample.ended
+
+    def _give_up(self, asked: Asked, failed: Sample) -> None:
+        """Without an answer a conversation cannot go on: the turns that it would have had count as misses."""
+        first, at = (asked.sent.number if asked.sent else 0), int(failed.id.removeprefix("load-"))
+        for number in range(at + 1, first + self.work.turns):
+            then = failed.ended
+            self._tell(Sample(f"load-{number}", self.protocol, then, then, then, error="an earlier turn of it failed"))
 
     def on_stop(self) -> None:
-        self.client.close()
+        for client in self.clients:
+            client.close()
 
-    def _tell_locust(self, sample: Sample) -> None:
-        """The request for Locust's statistics. TTFT and TPOT have lines of their own there, which do not count
-        as requests in its totals."""
+    def _tell(self, sample: Sample) -> None:
+        """To Locust's statistics, where TTFT and TPOT have lines of their own, which do not count as requests in its
+        totals; and to whoever collects the samples."""
         self.environment.events.request.fire(
             request_type=self.protocol,
             name="end-to-end",
@@ -164,3 +161,32 @@ class StreamingUser(User):
             for name, value in (("TTFT", sample.ttft_ms), ("TPOT", sample.tpot_ms)):
                 if value is not None:
                     self.environment.stats.get(name, self.protocol).log(value, 0)
+        self.environment.runner.send_message(conductor.SAMPLE, sample.as_dict())
+
+
+class ClosedLoop(StreamingUser):
+    """Asks again when its last answer has ended, until the requests of this process are used up."""
+
+    def on_start(self) -> None:
+        super().on_start()
+        self.free_since = now()
+
+    @task
+    def ask(self) -> None:
+        number = SHARE.next(self.environment.runner)
+        if number is None:
+            raise StopUser
+        self.free_since = self.converse(self.work.request(number), self.free_since, self.number)
+
+
+class OpenLoop(StreamingUser):
+    """Sends all requests of this process, each when it is due, whatever became of the others."""
+
+    @task
+    def send(self) -> None:
+        numbers, begin = SHARE.all(self.environment.runner)
+        dispatch(numbers, self.work, begin, self._converse)
+        raise StopUser
+
+    def _converse(self, number: int, asked: Asked, due: float) -> None:
+        self.converse(asked, due, number // self.work.turns)

@@ -1,0 +1,170 @@
+"""What the users of a load test send: the workload of a file, or the YAML's `loadtest`, a closed loop of questions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import toolkit
+from toolkit.client import GenerateRequest
+from toolkit.errors import ToolkitError
+from toolkit.load.measure import ASKED_OF_THE_SERVER
+from toolkit.load.prompts import as_chat, load_prompts
+from toolkit.workload.file import load_workload, workload_of
+from toolkit.workload.load_plan import LoadPlan, ToSend, load_plan
+
+if TYPE_CHECKING:
+    from toolkit.config import Deployment
+
+MODEL = "tensorrt_llm_bls"
+WORKLOADS = Path(toolkit.__file__).resolve().parent.parent / "loadtest" / "workloads"
+OF_THE_YAML = "yaml"
+"""The name of the deployment's own `workload`."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request that is due, and what of it the next turn of its conversation needs."""
+
+    request: GenerateRequest
+    sent: ToSend | None = None
+
+
+class Questions:
+    """The YAML's `loadtest`: `users` ask the same questions in turn, each when its last answer has ended."""
+
+    turns, think_s = 1, 0.0
+
+    def __init__(self, deployment: Deployment, requests: int, users: int) -> None:
+        self._load = load = deployment.loadtest
+        self.users: int | None = users
+        self.warmup = load.warmup_requests
+        self.count = requests + self.warmup
+        self._prompts = as_chat(deployment.model.path, load_prompts(load.prompts))
+
+    def again(self, requests: int) -> None:
+        """Another run of so many requests begins, as the web UI may have it."""
+        self.count = requests + self.warmup
+
+    @property
+    def firsts(self) -> range:
+        """The numbers that begin a conversation: here each."""
+        return range(self.count)
+
+    def due(self, number: int) -> float:
+        return 0.0
+
+    def request(self, number: int) -> Asked:
+        prompt = self._prompts[number % len(self._prompts)]
+        return Asked(_request(number, prompt, self._load.max_tokens, {}))
+
+    def after(self, asked: Asked, answer: str) -> Asked | None:
+        return None
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "loop": "closed",
+            "max_tokens": self._load.max_tokens,
+            "prompts": f"{len(self._prompts)} from {self._load.prompts or 'the built-in questions'}",
+            "output": "natural",
+        }
+
+
+class Planned:
+    """The requests of a workload, each made from its number."""
+
+    def __init__(self, plan: LoadPlan, name: str) -> None:
+        self._plan, self._name = plan, name
+        self.users, self.count = plan.users, plan.count
+        self.warmup = min(plan.users or plan.count // 20, plan.count // 2)
+        self.turns, self.think_s = plan.workload.turns, plan.workload.think_s
+
+    def again(self, requests: int) -> None:
+        """The same requests again: a workload has as many as it says."""
+
+    @property
+    def firsts(self) -> range:
+        return self._plan.firsts
+
+    def due(self, number: int) -> float:
+        assert self._plan.dues is not None
+        return self._plan.dues[number // self.turns]
+
+    def request(self, number: int) -> Asked:
+        return _asked(self._plan[number])
+
+    def after(self, asked: Asked, answer: str) -> Asked | None:
+        """The next turn of a conversation, None after its last."""
+        assert asked.sent is not None
+        following = self._plan.next_turn(asked.sent, answer)
+        return None if following is None else _asked(following)
+
+    def settings(self) -> dict[str, Any]:
+        workload, plan = self._plan.workload, self._plan
+        loop = {"loop": "closed"} if plan.users else {"loop": "open", "arrivals": workload.arrivals, "rate": plan.rate}
+        return {
+            **loop,
+            "workload": self._name,
+            "kind": workload.kind,
+            "output": workload.output,
+            "turns": workload.turns,
+            "seed": workload.seed,
+        }
+
+
+Work = Questions | Planned
+
+
+def work_of(
+    deployment: Deployment,
+    workload: str | None = None,
+    rate: float | None = None,
+    requests: int | None = None,
+    users: int | None = None,
+    seed: int | None = None,
+) -> Work:
+    """What to send. `workload` is a file, the name of one in loadtest/workloads, or `yaml` for the deployment's own.
+
+    What else is given replaces what it says. Raises ToolkitError, one line.
+    """
+    if workload is None:
+        load = deployment.loadtest
+        if rate is not None or seed is not None:
+            raise ToolkitError("--rate and --seed are of a workload", hint="Give one: --workload short, for instance.")
+        return Questions(deployment, requests or load.requests, users or load.users)
+    file = None if workload == OF_THE_YAML else workload_file(workload)
+    wanted = workload_of(deployment) if file is None else load_workload(file)
+    changes = {"users": users, "seed": seed}
+    wanted = wanted.model_copy(update={name: value for name, value in changes.items() if value is not None})
+    plan = load_plan(wanted, deployment, file)
+    if requests is not None:
+        plan = plan.first(requests)
+    if rate is not None:
+        if plan.users:
+            raise ToolkitError(
+                "a closed loop has no rate", where=file, hint="Leave --rate out, or use another workload."
+            )
+        plan = plan.at(rate)
+    return Planned(plan, OF_THE_YAML if file is None else file.stem)
+
+
+def workload_file(name: str) -> Path:
+    """A path, or the name of a file of loadtest/workloads. Raises ToolkitError naming those that are there."""
+    path = Path(name)
+    if path.suffix or path.exists():
+        return path
+    known = sorted(file.stem for file in WORKLOADS.glob("*.yaml"))
+    if name not in known:
+        hint = f"Use a file, {OF_THE_YAML} (the deployment's own), or {', '.join(known)}."
+        raise ToolkitError(f"--workload: {name!r} is not known", hint=hint)
+    return WORKLOADS / f"{name}.yaml"
+
+
+def _asked(sent: ToSend) -> Asked:
+    return Asked(_request(sent.number, sent.prompt, sent.max_tokens, sent.sampling), sent)
+
+
+def _request(number: int, prompt: str, max_tokens: int, sampling: dict[str, Any]) -> GenerateRequest:
+    asked = {**ASKED_OF_THE_SERVER, **sampling}
+    return GenerateRequest(prompt=prompt, max_tokens=max_tokens, model=MODEL, id=f"load-{number}", sampling=asked)
