@@ -23,7 +23,16 @@ from toolkit.known_truth import KnownTruth, Record, Settings
 
 SETTINGS = Settings(ttft_ms=200, itl_ms=20)
 TOKENS, ROUNDS = 200, 3
-RUNS = (("http", 1), ("http", 64), ("http", 100), ("http", 250), ("http", 500), ("grpc", 1), ("grpc", 64), ("grpc", 100))
+RUNS = (
+    ("http", 1),
+    ("http", 64),
+    ("http", 100),
+    ("http", 250),
+    ("http", 500),
+    ("grpc", 1),
+    ("grpc", 64),
+    ("grpc", 100),
+)
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 COLUMNS = ("protocol", "streams", "tokens/s", "CPU", "late P50", "late P99", "read P50", "read P99", "TPOT off P99")
 

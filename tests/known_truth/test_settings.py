@@ -59,6 +59,7 @@ def test_every_fault_can_be_asked_for(kind):
         ({"slots": 0}, "--slots: 0 is not a whole number from 1"),
         ({"tokens_per_event": 0}, "--tokens-per-event: 0 is not"),
         ({"http_port": 65536}, "--http-port: 65536 is not a port"),
+        ({"host": ""}, "--host: is empty"),
         ({"faults": ("hank",)}, "--fault hank: 'hank' is no kind of fault. Did you mean hang?"),
         ({"faults": ("hang:2",)}, "--fault hang:2: cannot be read. Write hang[:SHARE][:AFTER_TOKENS]"),
         ({"faults": ("hang:nan",)}, "--fault hang:nan: cannot be read"),

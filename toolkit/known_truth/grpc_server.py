@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import struct
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-# Or gRPC's core adds lines of its own to what we say of a port in use.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 import grpc
 import numpy as np
@@ -210,6 +210,13 @@ def _inputs(request: pb.ModelInferRequest) -> dict[str, Any]:
 async def start_grpc(state: State) -> tuple[grpc.aio.Server, int]:
     """The server and its port. Raises ToolkitError when the port is taken."""
     service, settings = Service(state), state.settings
+    where = f"--grpc-port {settings.grpc_port}"
+    try:
+        # gRPC would write lines of its own and not say why.
+        family, *_, address = socket.getaddrinfo(settings.host, settings.grpc_port)[0]
+        socket.create_server(address, family=family).close()
+    except OSError as error:
+        raise ToolkitError(f"cannot listen on {settings.host}: {error.strerror}", where=where) from None
     unary, streams = grpc.unary_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
     # No serializers: responses are bytes already.
     handlers = {
@@ -227,7 +234,6 @@ async def start_grpc(state: State) -> tuple[grpc.aio.Server, int]:
     except RuntimeError:
         port = 0
     if not port:
-        where = f"--grpc-port {settings.grpc_port}"
         raise ToolkitError(f"cannot listen on {settings.host}", where=where, hint="Is it in use?")
     await server.start()
     return server, port

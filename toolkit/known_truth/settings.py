@@ -39,6 +39,8 @@ class Settings:
                 _check(name, getattr(self, name), 1, 10**6, "a whole number")
         for name in ("http_port", "grpc_port"):
             _check(name, getattr(self, name), 0, 65535, "a port")
+        if not self.host:
+            raise ToolkitError("is empty", where="--host", hint="Use 127.0.0.1, or 0.0.0.0 for all.")
         self.fault_plan()
 
     def fault_plan(self) -> Faults:
