@@ -8,8 +8,7 @@ import pytest
 import yaml
 
 from toolkit.config import Deployment
-
-from .recording_probe import Running, running
+from toolkit.known_truth import KnownTruth, Settings
 
 MODEL = {
     "architectures": ["LlamaForCausalLM"],
@@ -27,7 +26,7 @@ MODEL = {
 @pytest.fixture
 def server():
     """A server that sends the first token after 200 ms and one each 20 ms after it."""
-    with running(0.2, 0.02) as found:
+    with KnownTruth(Settings(ttft_ms=200, itl_ms=20)) as found:
         yield found
 
 
@@ -35,8 +34,8 @@ def server():
 def deployment(tmp_path: Path) -> Callable[..., Deployment]:
     """Makes the deployment of a server: deployment(server, prompts=[...], slo={...}, users=8, ...)."""
 
-    def make(server: Running | None, prompts: list[str] | None = None, slo: Any = None, **load: Any) -> Deployment:
-        http, grpc = (server.http, server.grpc) if server else (1, 2)
+    def make(server: KnownTruth | None, prompts: list[str] | None = None, slo: Any = None, **load: Any) -> Deployment:
+        http, grpc = (int(url.rsplit(":", 1)[1]) for url in (server.http, server.grpc)) if server else (1, 2)
         if prompts:
             (tmp_path / "prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
             load["prompts"] = "prompts.txt"

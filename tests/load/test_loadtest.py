@@ -8,18 +8,18 @@ import signal
 import statistics
 import subprocess
 import sys
-import threading
 import time
 import urllib.parse
 import urllib.request
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 from socket import socket
 
 import pytest
 
+from toolkit.known_truth import KnownTruth, Record, Settings
 from toolkit.load.launch import Options, run
-from toolkit.load.measure import EPOCH
 from toolkit.slo import report
 from toolkit.slo.verdict import Outcome
 
@@ -29,12 +29,17 @@ LOCUSTFILE = Path(__file__).parents[2] / "loadtest" / "locustfile.py"
 LOCUST = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE)]
 
 
+def recorded(server: KnownTruth) -> dict[str, Record]:
+    """What the server sent, by request."""
+    return {record.id: record for record in server.records()}
+
+
 def delays_ms(run_, server) -> list[float]:
     """Of each token: when the load test says it arrived, less when the server sent it."""
-    seen = server.requests()
+    seen = recorded(server)
     delays = []
     for sample in run_.samples:
-        sent = [EPOCH + ns / 1e9 for ns in seen[sample.id]["token_ns"]]
+        sent = seen[sample.id].token_times
         assert sample.tokens_out == len(sent), "as many tokens counted as the server sent"
         delays += [(measured - true) * 1e3 for measured, true in zip(sample.token_times, sent, strict=True)]
     return delays
@@ -42,11 +47,11 @@ def delays_ms(run_, server) -> list[float]:
 
 def tpot_error_ms(run_, server) -> float:
     """The median error of TPOT against the server's own send times."""
-    seen = server.requests()
+    seen = recorded(server)
     errors = []
     for sample in run_.samples:
-        sent = seen[sample.id]["token_ns"]
-        errors.append(sample.tpot_ms - (sent[-1] - sent[0]) / (len(sent) - 1) / 1e6)
+        sent = seen[sample.id].token_times
+        errors.append(sample.tpot_ms - (sent[-1] - sent[0]) / (len(sent) - 1) * 1e3)
     return statistics.median(map(abs, errors))
 
 
@@ -62,30 +67,33 @@ def test_times_are_the_servers(server, deployment, protocol, users):
     assert min(delays) > -2, "a token cannot arrive before it is sent"
     assert statistics.median(delays) < 10
     assert tpot_error_ms(found, server) < 1
-    seen = server.requests()
-    first_sent = [EPOCH + seen[sample.id]["token_ns"][0] / 1e9 for sample in found.judged]
+    seen = recorded(server)
+    first_sent = [seen[sample.id].token_times[0] for sample in found.judged]
     truth = statistics.median(sent - sample.due for sent, sample in zip(first_sent, found.judged, strict=True)) * 1e3
     assert verdict.measured.distributions["ttft_ms"].percentile(50) == pytest.approx(truth, abs=10)
 
 
-def test_errors_inside_streams_refusals_and_hanging_requests_count(server, deployment):
-    load = deployment(
-        server,
-        prompts=["hello", "error now", "refuse", "busy", "mute", "cut"],
-        requests=16,
-        warmup_requests=2,
-        timeout_s=1.5,
-    )
-    verdict = run(load)
-    # Requests 2 to 17 of the cycle: "refuse" to "cut", then twice all six.
-    assert verdict.outcome is Outcome.FAIL
-    assert verdict.measured.failed == 4 + 2 * 5
+def test_errors_inside_streams_refusals_and_hanging_requests_count(deployment):
+    """Each error of the report is one that the server made on purpose, and none is missing."""
+    said = {
+        "error-in-stream": "the server of known truth breaks on demand",
+        "refuse": "the server of known truth refuses on demand",
+        "status-429": "the server of known truth is busy on demand",
+        "hang": "the answer was not whole within 1.5 s",
+    }
+    settings = Settings(faults=(*(f"{kind}:0.15" for kind in said), "truncated:0.15"), seed=3)
+    with KnownTruth(settings) as server:
+        load = deployment(server, requests=28, warmup_requests=2, timeout_s=1.5)
+        verdict = run(load)
+        seen = recorded(server)
+    judged = Counter(seen[sample.id].fault for sample in report.read(load).judged)
+    good = judged.pop(None)
+    assert len(judged) == 5 and judged.total() + good == 28
+    assert verdict.outcome is Outcome.FAIL and verdict.measured.failed == judged.total()
     errors = verdict.measured.errors
-    assert errors["Executor failed process requestId 7"] == 2
-    assert errors["prompt has 9 tokens, the limit is 8"] == 3
-    assert errors["Maximum queue size of 4 has been reached"] == 3
-    assert sum("within 1.5 s" in error for error in errors.elements()) == 3
-    assert verdict.measured.goodput_share == pytest.approx(2 / 16)
+    assert {kind: errors[text] for kind, text in said.items()} == {kind: judged[kind] for kind in said}
+    assert sum(count for error, count in errors.items() if "broke off" in error) == judged["truncated"]
+    assert verdict.measured.goodput_share == pytest.approx(good / 28)
 
 
 def test_no_server_is_one_line_and_no_report(deployment):
@@ -104,15 +112,13 @@ def test_malformed_prompts_are_one_line(server, deployment, tmp_path):
     assert "prompts.txt: holds no prompt" in verdict.reason
 
 
-def test_a_server_that_dies_in_mid_run_gives_a_report_of_both_halves(server, deployment):
-    load = deployment(server, requests=60, warmup_requests=0)
-    killer = threading.Thread(target=lambda: (wait_for_requests(server, 20), server.process.kill()))
-    killer.start()
-    verdict = run(load)
-    killer.join()
+def test_a_server_that_dies_in_mid_run_gives_a_report_of_both_halves(deployment):
+    with KnownTruth(Settings(faults=("die:24",))) as server:
+        load = deployment(server, requests=60, warmup_requests=0)
+        verdict = run(load)
     assert verdict.outcome is Outcome.FAIL
     good = len(verdict.measured.samples) - verdict.measured.failed
-    assert len(verdict.measured.samples) == 60 and 16 <= good < 60
+    assert len(verdict.measured.samples) == 60 and 20 <= good <= 24
     assert any("cannot be reached" in error for error in verdict.measured.errors)
     assert "failed" in (load.report_dir / "report.html").read_text()
 
@@ -135,15 +141,20 @@ def test_stopped_by_a_signal_the_partial_report_says_so(server, deployment):
     assert "COULD NOT RUN" in (load.report_dir / "report.html").read_text()
 
 
-def test_plain_locust_with_worker_processes_collects_every_sample(server, deployment, tmp_path):
-    load = deployment(server, prompts=["hello", "hello", "error now"])
+def test_plain_locust_with_worker_processes_collects_every_sample(deployment, tmp_path):
+    with KnownTruth(Settings(faults=("error-in-stream:0.3",))) as server:
+        check_worker_processes(server, deployment(server), tmp_path)
+
+
+def check_worker_processes(server, load, tmp_path) -> None:
     command = [*LOCUST, "--headless", "--users", "6", "--processes", "2", "--requests", "26"]
     environment = {**os.environ, "TOOLKIT_CONFIG": str(load.file)}
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1, done.stderr
     found = report.read(load)
     assert sorted(sample.id for sample in found.samples) == sorted(f"load-{n}" for n in range(30))
-    assert sum(not sample.ok for sample in found.samples) == 10
+    broken = {name for name, record in recorded(server).items() if record.fault}
+    assert {sample.id for sample in found.samples if not sample.ok} == broken and 3 < len(broken) < 20
     assert (found.settings["processes"], found.settings["users"]) == (2, 6)
     assert "FAIL" in done.stderr and str(load.report_dir / "report.html") in done.stderr
 
@@ -178,7 +189,7 @@ def test_web_ui_runs_one_test_after_another_and_shows_our_metrics(server, deploy
 
 
 def wait_for_requests(server, count: int) -> None:
-    eventually(lambda: len(server.requests()) >= count)
+    eventually(lambda: len(server.records()) >= count)
 
 
 def eventually(condition, timeout_s: float = 60):

@@ -11,9 +11,9 @@ from toolkit.errors import ToolkitError
 
 COMMANDS = (
     *("init", "plan", "calibrate", "doctor", "convert", "verify", "build", "repo"),
-    *("lint", "migrate", "serve", "status", "stop", "ask", "loadtest", "sample"),
+    *("lint", "migrate", "serve", "status", "stop", "ask", "loadtest", "known-truth", "sample"),
 )
-"""In the order of use. Command NAME is the function `NAME` of toolkit.cli.NAME."""
+"""In the order of use. Command NAME is the function `NAME` of toolkit.cli.NAME, with _ for -."""
 
 
 class LazyGroup(click.Group):
@@ -23,6 +23,7 @@ class LazyGroup(click.Group):
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
+        name = name.replace("-", "_")
         return getattr(importlib.import_module(f"toolkit.cli.{name}"), name)
 
 

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from toolkit.client import Client, Event, GenerateRequest
+from toolkit.clock import EPOCH, now
 from toolkit.errors import ToolkitError
 from toolkit.slo.metrics import Sample
-
-EPOCH = time.time() - time.perf_counter()
-"""Turns time.perf_counter() into seconds since the Unix epoch: steady within a process, and comparable between."""
 
 ASKED_OF_THE_SERVER = {
     "return_perf_metrics": True,
     "return_num_input_tokens": True,
     "return_num_output_tokens": True,
 }
-
-
-def now() -> float:
-    """Seconds since the Unix epoch, from the steady clock that samples are measured with."""
-    return EPOCH + time.perf_counter()
 
 
 def measure(

@@ -1,0 +1,96 @@
+"""toolkit known-truth as it is typed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from toolkit.errors import ToolkitError
+from toolkit.known_truth import KnownTruth, Settings, read_records
+
+from .raw import post
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "toolkit", "known-truth"]
+
+
+def start(*options: str) -> subprocess.Popen[str]:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*COMMAND, *options], text=True, cwd=ROOT, **pipes)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_serves_until_it_is_stopped(tmp_path, number):
+    """Also with a stream still running, which is recorded as one that has no end."""
+    with start(
+        "--ttft-ms", "1", "--itl-ms", "1", "--tokens", "3", "--slots", "2", "--record", f"{tmp_path}/r"
+    ) as process:
+        assert process.stdout and process.stderr
+        ready, http, grpc = process.stdout.readline().split()
+        assert (ready, http[:7], grpc[:7]) == ("ready:", "http://", "grpc://")
+        assert process.stderr.readline() == "capacity: 666.7 answers of 3 tokens a second\n"
+        raw = post(http, "/v2/models/ensemble/generate_stream", text_input="x", max_tokens=9, stream=True)
+        assert len(raw.events()) == 3
+        address = http.removeprefix("http://").split(":")
+        with socket.create_connection((address[0], int(address[1]))) as hanging:
+            body = b'{"text_input":"x","max_tokens":99999,"stream":true,"ignore_eos":true}'
+            head = b"POST /v2/models/ensemble/generate_stream HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body)
+            hanging.sendall(head + body)
+            hanging.recv(10)
+            process.send_signal(number)
+            said = process.communicate(timeout=10)[1]
+    assert process.returncode == 0 and said.startswith("2 requests, ") and "late by P50" in said
+    assert [(record.whole, record.tokens) for record in read_records(tmp_path / "r")] == [(True, 3), (False, 99999)]
+
+
+def test_json_is_a_line_when_ready_and_one_at_the_end():
+    with start("--json") as process:
+        assert process.stdout
+        assert set(json.loads(process.stdout.readline())) == {"http", "grpc"}
+        process.terminate()
+        done = json.loads(process.communicate(timeout=10)[0])
+    assert (done["requests"], done["late_p50_ms"], process.returncode) == (0, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--itl-ms", "-3"), "error: --itl-ms: -3.0 is not milliseconds"),
+        (("--fault", "crash"), "error: --fault crash: 'crash' is no kind of fault. There are error-in-stream,"),
+        (("--record", "/nowhere/x"), "error: /nowhere/x: cannot be written: No such file or directory"),
+        (("--host", "nowhere.invalid"), "error: --http-port 0: cannot listen on nowhere.invalid"),
+    ],
+)
+def test_wrong_options_are_one_line(options, said):
+    done = subprocess.run([*COMMAND, *options], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(said) and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_a_port_in_use_is_one_line(truth, protocol):
+    port = truth.url(protocol).rsplit(":", 1)[1]
+    done = subprocess.run([*COMMAND, f"--{protocol}-port", port], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert f"--{protocol}-port" in done.stderr and "cannot listen on 127.0.0.1" in done.stderr
+
+
+def test_one_that_does_not_start_says_why(truth):
+    port = int(truth.http.rsplit(":", 1)[1])
+    with pytest.raises(ToolkitError, match="did not start: --http-port"), KnownTruth(Settings(http_port=port)):
+        pass
+
+
+def test_records_that_are_none_are_one_line(tmp_path):
+    file = tmp_path / "r"
+    file.write_text('{"x": 1}\n')
+    with pytest.raises(ToolkitError, match="r: line 1: is no record of toolkit known-truth"):
+        list(read_records(file))
+    with pytest.raises(ToolkitError, match="cannot be read"):
+        list(read_records(tmp_path / "nowhere"))
