@@ -69,6 +69,12 @@ def test_completions_by_the_path(probe):
             ask(client, "textless")
 
 
+def test_a_base_without_an_endpoint_is_for_chat(probe):
+    with connect(probe.url("openai") + "/v1/") as client:
+        assert client.ready()
+        assert [event.text for event in ask(client, "base", 1)] == [" é0", ""]
+
+
 def test_inputs_are_sent_by_openais_names(client, probe):
     sampling = {
         "temperature": 0.5, "top_p": 0.9, "top_k": 40, "seed": 7, "min_tokens": 2, "end_id": -1,

@@ -261,7 +261,6 @@ def test_a_connection_that_the_server_closed_meanwhile_is_replaced(probe):
         "http://h:1/x",
         "openai://h:1",
         "openai+http://",
-        "openai+http://h:1/v1",
         "openai+http://h:1/v1/completions?x=1",
         "http://me:pass@h:1",
         "openai+https://me:pass@h/v1/completions",

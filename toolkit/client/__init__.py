@@ -35,8 +35,9 @@ def connect(url: str, *, connect_timeout_s: float = 5.0, first_event_timeout_s: 
     """A client for Triton at `http://HOST:PORT` or `grpc://HOST:PORT`, or for a server with OpenAI's API at
     `openai+http://HOST:PORT` or `openai+https://HOST`; nothing is sent yet.
 
-    OpenAI's may have the path of an endpoint, /v1/completions or (the default) /v1/chat/completions; its API key
-    is in the variable OPENAI_API_KEY. GenerateRequest.model is then the name of the model that is served.
+    OpenAI's may have a path: that of an endpoint, as /v1/completions, or what its endpoints begin with, for chat;
+    without one it is /v1/chat/completions. Its API key is in the variable OPENAI_API_KEY, and GenerateRequest.model
+    is the name of the model that is served.
 
     A connection must come about within `connect_timeout_s`, and the first event of an answer within
     `first_event_timeout_s` of asking. Raises ToolkitError for a URL of another form.
@@ -62,10 +63,11 @@ def connect(url: str, *, connect_timeout_s: float = 5.0, first_event_timeout_s: 
         from toolkit.client.grpc_client import GrpcClient
 
         return GrpcClient(url, host, port, connect_timeout_s, first_event_timeout_s)
-    elif parts.scheme in ("openai+http", "openai+https") and (not path or path.endswith("/completions")):
+    elif parts.scheme in ("openai+http", "openai+https"):
         from toolkit.client.openai_client import OpenAiClient
 
         tls = parts.scheme == "openai+https"
-        port, path = port or (443 if tls else 80), path or "/v1/chat/completions"
+        port = port or (443 if tls else 80)
+        path = path if path.endswith("/completions") else f"{path or '/v1'}/chat/completions"
         return OpenAiClient(url, host, port, connect_timeout_s, first_event_timeout_s, tls=tls, path=path)
     raise refusal

@@ -17,7 +17,7 @@ from toolkit.client.connections import Connections, chunks, server_sent_events, 
 from toolkit.client.openai_answer import Answer, result
 from toolkit.client.request import GenerateRequest
 from toolkit.errors import InputRefused, ToolkitError
-from toolkit.secrecy import INSTEAD
+from toolkit.secrecy import INSTEAD, SHORTEST_SECRET
 
 KEY = "OPENAI_API_KEY"
 CHAT, COMPLETIONS = "/chat/completions", "/completions"
@@ -116,7 +116,7 @@ class OpenAiClient(Client):
         try:
             yield
         except ToolkitError as error:
-            if self._key and self._key in str(error):
+            if len(self._key) >= SHORTEST_SECRET and self._key in str(error):
                 raise type(error)(error.what.replace(self._key, INSTEAD), where=self.url) from None
             raise
 

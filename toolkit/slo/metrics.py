@@ -39,7 +39,7 @@ class Sample:
     """The arrival of the first event with text in it; None when there was none."""
     tokens_in: int | None = None
     counted_by: Literal["server", "events"] = "events"
-    """Whether the server said how many tokens each event holds, or each event was taken for one token."""
+    """Whether the server said how many tokens each event, or all of them, hold, or each was taken for one token."""
     prefill_ms: float | None = None
     """The server's own first_token_time - first_scheduled_time; None when it does not say."""
     error: str | None = None
