@@ -1,6 +1,6 @@
 """How far the times that our client reports are from the truth, and what it costs.
 
-    python benchmarks/client.py             our client: both protocols, threads and gevent, 1, 16 and 64 streams
+    python benchmarks/client.py             our client: each protocol, threads and gevent, 1, 16 and 64 streams
     python benchmarks/client.py readers     the HTTP libraries that could have been under it
 
 The server is tests/client/probe.py in a process of its own (TTFT 200 ms, ITL 20 ms); each of its events
@@ -47,7 +47,7 @@ def row(name: str, streams: int, done: list[Stream], cpu: float) -> str:
 
 
 def our_client(probe) -> Iterator[str]:
-    for protocol in ("http", "grpc"):
+    for protocol in ("http", "openai", "grpc"):
         for how in ("threads", "gevent"):
             for streams in STREAMS:
                 done, cpu = in_own_process(how, probe.url(protocol), streams, TOKENS, ROUNDS)

@@ -17,7 +17,7 @@ def paced_probe():
         yield running
 
 
-@pytest.fixture(params=["http", "grpc"])
+@pytest.fixture(params=["http", "grpc", "openai"])
 def protocol(request) -> str:
     return request.param
 

@@ -23,7 +23,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.client import Client, DeadlineExceeded, GenerateRequest, connect
+from toolkit.client import Client, DeadlineExceeded, Event, GenerateRequest, connect
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,17 @@ class Stream:
 def one_stream(client: Client, tokens: int) -> Stream:
     asked = time.perf_counter()
     events = list(client.generate_stream(GenerateRequest("measure", tokens), deadline_s=60))
-    sent = [event.outputs["last_token_time_ns"] / 1e9 for event in events]
-    return Stream(asked, events[0].outputs["arrival_time_ns"] / 1e9, sent, [event.received for event in events])
+    events = [event for event in events if event.text]  # OpenAI's last one says only why the answer ends
+    moments = [_moments(event) for event in events]
+    sent, arrived = [sent for sent, _ in moments], moments[0][1]
+    return Stream(asked, arrived, sent, [event.received for event in events])
+
+
+def _moments(event: Event) -> tuple[float, float]:
+    """(when the event was sent, when the request had arrived): of OpenAI's API they are the text."""
+    outputs = event.outputs
+    found = (outputs["last_token_time_ns"], outputs["arrival_time_ns"]) if outputs else event.text.split()
+    return int(found[0]) / 1e9, int(found[1]) / 1e9
 
 
 def streams_at_once(url: str, streams: int, tokens: int, rounds: int = 1, waiting: int = 0) -> list[Stream]:

@@ -1,4 +1,5 @@
-"""A stand-in for Triton whose timings are known: HTTP generate / generate_stream and gRPC ModelStreamInfer.
+"""A stand-in for Triton whose timings are known: HTTP generate / generate_stream and gRPC ModelStreamInfer; and, at
+the HTTP port too, OpenAI's API (openai_probe.py).
 
 Every event carries the moment it was handed to the socket (`last_token_time_ns`, of the clock that
 time.perf_counter() reads, which is one for all processes of a machine), so a test compares what a client
@@ -22,6 +23,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.client import openai_probe
 
 
 @dataclass
@@ -93,28 +97,53 @@ class HttpProbe:
         headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
         body = await reader.readexactly(int(headers.get("content-length", 0)))
         if method == "GET":
-            return self.answer_get(writer, path)
+            return self.answer_get(writer, path, headers)
         inputs = json.loads(body)
-        seen = Seen(inputs.pop("text_input"), inputs, "http", connection)
+        is_openai = path.startswith("/v1/")
+        prompt = openai_probe.prompt_of(inputs) if is_openai else inputs.pop("text_input")
+        seen = Seen(prompt, {**inputs, **bearer(headers)}, "openai" if is_openai else "http", connection)
         self.probe.log.append(seen)
         scenario = seen.prompt.split()[0]
         seen.is_gone = lambda: reader.at_eof() or writer.is_closing()
         if scenario in WHOLE_ANSWERS:
             return self.whole(writer, *WHOLE_ANSWERS[scenario])
-        if scenario == "mute":
-            while not seen.is_gone():
-                await asyncio.sleep(0.01)
-            seen.cancelled = True
-            return False
+        if scenario == "drip":
+            return await self.drip(writer)
+        if scenario in HEADS:
+            writer.write(HEADS[scenario])
+            return await self.hang(seen)
+        if scenario == "echo":
+            words = f"Incorrect API key provided: {headers['authorization']}"
+            return self.whole(writer, 401, json.dumps({"error": {"message": words, "code": "invalid_api_key"}}))
+        if is_openai:
+            return await openai_probe.answer(self, writer, seen, scenario, path)
         if path.endswith("/generate"):
             return await self.generate(writer, seen)
         return await self.stream(writer, seen, scenario)
 
-    def answer_get(self, writer, path: str) -> bool:
+    async def drip(self, writer) -> bool:
+        """A byte now and then, for 5 s: each comes in time, and all of them never do."""
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n")
+        for _ in range(98):
+            writer.write(b" ")
+            await asyncio.sleep(0.05)
+        return False
+
+    async def hang(self, seen: Seen) -> bool:
+        while not seen.is_gone():
+            await asyncio.sleep(0.01)
+        seen.cancelled = True
+        return False
+
+    def answer_get(self, writer, path: str, headers: dict[str, str]) -> bool:
         if path == "/probe/log":
             return self.whole(writer, 200, json.dumps([seen.record() for seen in self.probe.log]))
         if path == "/v2/health/ready":
             return self.whole(writer, 200 if self.probe.ready else 400, "")
+        if path == "/v1/models":
+            if "wrong" in headers.get("authorization", ""):
+                return self.whole(writer, 401, '{"error": {"message": "Invalid API key"}}')
+            return self.whole(writer, 200 if self.probe.ready else 503, '{"object": "list", "data": []}')
         return self.whole(writer, 404, '{"error":"Not Found"}')
 
     async def generate(self, writer, seen: Seen) -> bool:
@@ -136,6 +165,8 @@ class HttpProbe:
                 if scenario == "cut":
                     return False
                 break
+            if number == 2 and scenario == "stall":
+                return await self.hang(seen)
             if scenario == "dribble":  # one event in two chunks, the second half an interval later
                 data = sse(self.event(seen, piece(number)))
                 self.chunk(writer, data[:9])
@@ -145,6 +176,8 @@ class HttpProbe:
                 self.chunk(writer, sse(self.event(seen, piece(number))))
         if not seen.cancelled:
             writer.write(b"0\r\n\r\n")
+        if scenario == "extra":
+            self.chunk(writer, sse(self.event(seen, " more")))
         return not seen.cancelled and scenario != "goodbye"
 
     @staticmethod
@@ -169,6 +202,10 @@ def piece(number: int) -> str:
     return f" é{number}"
 
 
+def bearer(headers: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if name == "authorization"}
+
+
 REFUSAL = "prompt has 9 tokens, the limit is 8"
 WHOLE_ANSWERS = {
     "refuse": (400, f'data: {{"error":"{REFUSAL}"}}\n\n', "text/event-stream"),
@@ -178,6 +215,12 @@ WHOLE_ANSWERS = {
     "html": (200, "<html>Welcome</html>", "text/html"),
     "sized": (200, 'data: {"text_output": "x"}\n\n', "text/event-stream"),
     "hollow": (200, "[]"),
+}
+# What arrives, and then nothing more.
+HEADS = {
+    "mute": b"",
+    "late": openai_probe.STREAM,
+    "banner": b"SSH-2.0-OpenSSH_9.6\r\n",
 }
 # What arrives in the place of the third event.
 BREAKS = {
@@ -251,7 +294,9 @@ def grpc_server(probe: Probe):
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, REFUSAL)
             if scenario == "busy":
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "Maximum queue size of 4 has been reached")
-            if scenario == "mute":
+            if scenario == "late":
+                await context.send_initial_metadata(())
+            if scenario in ("mute", "late"):
                 await asyncio.sleep(3600)
             if not seen.inputs["stream"][0]:
                 texts = [piece(number) async for number in probe.pace(seen, seen.inputs["max_tokens"][0])]
@@ -263,6 +308,8 @@ def grpc_server(probe: Probe):
                     answer = response_of(seen, piece(number))
                     answer.infer_response.outputs[1].shape[:] = [7]
                     return await context.write(answer)
+                if number == 2 and scenario == "stall":
+                    await asyncio.sleep(3600)
                 if number == 2 and scenario == "error":
                     message = "Executor failed process requestId 7"
                     return await context.write(pb.ModelStreamInferResponse(error_message=message))
@@ -295,13 +342,14 @@ async def serve(ttft_s: float, itl_s: float) -> None:
 class RunningProbe:
     http: str
     grpc: str
+    process: subprocess.Popen[str] | None = None
 
     def log(self) -> list[dict[str, Any]]:
         with urllib.request.urlopen(f"{self.http}/probe/log") as answer:
             return json.load(answer)
 
     def url(self, protocol: str) -> str:
-        return self.http if protocol == "http" else self.grpc
+        return {"http": self.http, "grpc": self.grpc, "openai": f"openai+{self.http}"}[protocol]
 
 
 @contextlib.contextmanager
@@ -311,7 +359,7 @@ def running_probe(ttft_s: float = 0.2, itl_s: float = 0.02):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin and process.stdout
         ports = json.loads(process.stdout.readline())
-        yield RunningProbe(f"http://127.0.0.1:{ports['http']}", f"grpc://127.0.0.1:{ports['grpc']}")
+        yield RunningProbe(f"http://127.0.0.1:{ports['http']}", f"grpc://127.0.0.1:{ports['grpc']}", process)
         process.stdin.close()
 
 

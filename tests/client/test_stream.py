@@ -1,4 +1,4 @@
-"""What comes back, over both protocols: events, whole answers, errors, cancellation and deadlines."""
+"""What comes back, over each protocol: events, whole answers, errors, cancellation and deadlines."""
 
 import itertools
 import socket
@@ -13,9 +13,10 @@ from toolkit.client import (
     ServerRefused,
     connect,
 )
-from toolkit.client.http_client import server_sent_events
+from toolkit.client.connections import server_sent_events
 from toolkit.errors import ToolkitError
 
+SCHEMES = {"http": "http", "grpc": "grpc", "openai": "openai+http"}
 SAMPLING = {
     "temperature": 1,
     "top_p": 0.5,
@@ -29,7 +30,8 @@ SAMPLING = {
 
 
 def ask(client, prompt: str, tokens: int = 5, **limits):
-    return list(client.generate_stream(GenerateRequest(prompt, tokens), **limits))
+    """The events with text: OpenAI's last one only says why the answer ends."""
+    return [event for event in client.generate_stream(GenerateRequest(prompt, tokens), **limits) if event.text]
 
 
 def seen_of(probe, prompt: str) -> dict:
@@ -37,6 +39,11 @@ def seen_of(probe, prompt: str) -> dict:
     return next(seen for seen in reversed(probe.log()) if seen["prompt"] == prompt)
 
 
+BOTH = pytest.mark.parametrize("protocol", ["http", "grpc"])
+"""Triton's."""
+
+
+@BOTH
 def test_events_carry_text_and_outputs(client):
     events = ask(client, "hello", tokens=4)
     assert [event.text for event in events] == [" é0", " é1", " é2", " é3"]
@@ -48,12 +55,16 @@ def test_events_carry_text_and_outputs(client):
     }  # fmt: skip
 
 
-def test_whole_answer(client):
+def test_whole_answer(client, protocol):
+    asked = time.perf_counter()
     result = client.generate(GenerateRequest("hello", 3))
     assert result.text == " é0 é1 é2"
-    assert result.outputs["output_log_probs"] == [-0.25, -0.25]
+    assert asked + 0.02 < result.received < time.perf_counter()
+    if protocol != "openai":
+        assert result.outputs["output_log_probs"] == [-0.25, -0.25]
 
 
+@BOTH
 def test_server_gets_every_input(client, probe, protocol):
     prompt = f"inputs {protocol} “ü”\n"
     ask_all = GenerateRequest(prompt, 1, id="request 7", sampling=SAMPLING)
@@ -78,10 +89,10 @@ def test_stream_input_says_whether_it_streams(client, probe, protocol):
         ("busy", ServerFailed, "Maximum queue size of 4 has been reached"),
         ("error", ServerFailed, "Executor failed process requestId 7"),
         ("cut", ServerFailed, "broke off|the backend died"),
-        ("textless", ServerFailed, "expected one text_output"),
+        ("textless", ServerFailed, "expected one text_output|expected text"),
     ],
 )
-def test_errors_of_both_protocols(client, scenario, kind, words):
+def test_errors_of_each_protocol(client, scenario, kind, words):
     with pytest.raises(kind, match=words) as caught:
         ask(client, scenario)
     assert "\n" not in str(caught.value)
@@ -93,29 +104,35 @@ def test_errors_of_both_protocols(client, scenario, kind, words):
         ("nonsense", r"answered 404 X: '<html>no such page"),
         ("html", "answered with text/html, expected text/event-stream"),
         ("hollow", "answered with application/json"),
-        ("sized", "without chunks"),
-        ("empty", "ended without an event"),
+        ("sized", "without chunks|expected one choice"),
         ("unfinished", "ended within an event"),
         ("garbage", "expected JSON"),
         ("number", "expected a JSON object"),
         ("page", "<html>.* is no part of an event"),
     ],
 )
-def test_what_is_not_a_stream_over_http(probe, scenario, words):
-    with connect(probe.http) as client, pytest.raises((ServerFailed, ServerRefused), match=words):
+@pytest.mark.parametrize("protocol", ["http", "openai"])
+def test_what_is_not_a_stream_over_http(client, scenario, words):
+    with pytest.raises((ServerFailed, ServerRefused), match=words):
         ask(client, scenario)
 
 
 @pytest.mark.parametrize(("scenario", "words"), [("html", "text/html"), ("hollow", "JSON object")])
-def test_what_is_not_an_answer_over_http(probe, scenario, words):
-    with connect(probe.http) as client, pytest.raises(ServerFailed, match=words):
+@pytest.mark.parametrize("protocol", ["http", "openai"])
+def test_what_is_not_an_answer_over_http(client, scenario, words):
+    with pytest.raises(ServerFailed, match=words):
         client.generate(GenerateRequest(scenario, 1))
 
 
-@pytest.mark.parametrize(("scenario", "words"), [("empty", "without an event"), ("mangled", "its shape says")])
-def test_what_is_not_a_stream_over_grpc(probe, scenario, words):
-    with connect(probe.grpc) as client, pytest.raises(ServerFailed, match=words):
-        ask(client, scenario)
+def test_what_is_not_a_stream_over_grpc(probe):
+    with connect(probe.grpc) as client, pytest.raises(ServerFailed, match="its shape says"):
+        ask(client, "mangled")
+
+
+@BOTH
+def test_a_stream_without_an_event(client):
+    with pytest.raises(ServerFailed, match="ended without an event"):
+        ask(client, "empty")
 
 
 def test_events_before_an_error_are_delivered(client):
@@ -179,7 +196,7 @@ def test_deadline_of_a_whole_answer(client):
 
 
 def test_nobody_there(protocol):
-    with connect(f"{protocol}://127.0.0.1:{unused_port()}") as client:
+    with connect(f"{SCHEMES[protocol]}://127.0.0.1:{unused_port()}") as client:
         assert not client.ready()
         with pytest.raises(ServerFailed, match=r"refused.*Is the server started"):
             ask(client, "hello")
@@ -197,7 +214,7 @@ def test_a_server_that_does_not_take_connections(protocol):
             one.connect_ex(full.getsockname())
         start = time.perf_counter()
         with (
-            connect(f"{protocol}://127.0.0.1:{full.getsockname()[1]}", connect_timeout_s=0.3) as client,
+            connect(f"{SCHEMES[protocol]}://127.0.0.1:{full.getsockname()[1]}", connect_timeout_s=0.3) as client,
             pytest.raises(ServerFailed, match="Is the server started"),
         ):
             ask(client, "hello")
@@ -234,10 +251,27 @@ def test_a_connection_that_the_server_closed_meanwhile_is_replaced(probe):
         assert len(ask(client, "hello again")) == 5
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000", "https://host:1", "http://host", "grpc://host:x", "http://h:1/x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "127.0.0.1:8000",
+        "https://host:1",
+        "http://host",
+        "grpc://host:x",
+        "http://h:1/x",
+        "openai://h:1",
+        "openai+http://",
+        "openai+http://h:1/v1/completions?x=1",
+        "http://me:pass@h:1",
+        "openai+https://me:pass@h/v1/completions",
+    ],
+)
 def test_addresses_that_are_none(url):
-    with pytest.raises(ToolkitError, match="Use http://HOST:PORT or grpc://HOST:PORT"):
+    with pytest.raises(
+        ToolkitError, match=r"Use http://HOST:PORT, grpc://HOST:PORT, or openai.http://HOST:PORT"
+    ) as caught:
         connect(url)
+    assert "pass" not in str(caught.value)
 
 
 def unused_port() -> int:

@@ -6,9 +6,10 @@ import time
 
 import pytest
 
-from toolkit.client import Event, GenerateRequest, ServerFailed, connect
+from toolkit.client import Event, GenerateRequest, Result, ServerFailed, connect
 from toolkit.known_truth import KnownTruth, Settings
-from toolkit.load.measure import EPOCH, measure, now
+from toolkit.load.measure import EPOCH, measure, measure_whole, now
+from toolkit.slo.metrics import Measured
 
 REQUEST = GenerateRequest("hello", 4, id="r1")
 
@@ -54,6 +55,49 @@ def test_more_tokens_than_were_asked_for_is_an_error_and_no_throughput():
 def test_without_counts_each_event_is_a_token():
     sample = measured(("a", 10.1, {}), ("b", 10.2, {}))
     assert (sample.tokens_out, sample.counted_by, sample.prefill_ms) == (2, "events", None)
+
+
+@pytest.mark.parametrize(
+    ("total", "groups"),
+    [(3, [1, 1, 1]), (2, [1, 1, 0]), (5, [2, 3, 0]), (None, [1, 1, 0])],
+)
+def test_a_total_is_shared_by_the_events_that_nobody_counted(total, groups):
+    """Two texts and the reason to end: as many tokens as events are one each, others are those of the texts."""
+    last = {} if total is None else {"num_output_tokens": 0, "total_output_tokens": total}
+    request = GenerateRequest("hello", 8)
+    events = ("a", 10.1, {}), ("b", 10.2, {}), ("", 10.3, {"finish_reason": "length"}), ("", 10.4, last)
+    events = events[: 3 if total is None else 4]
+    sample = measure(Scripted(*events), request, due=EPOCH + 10, protocol="openai", deadline_s=9)
+    assert [sample.token_times.count(EPOCH + at) for at in (10.1, 10.2, 10.3)] == groups
+    assert (sample.ok, sample.tokens_out, sample.counted_by) == (True, sum(groups), "server" if total else "events")
+
+
+class Whole:
+    """A client whose answer in one piece came at 12 s, or fails."""
+
+    def __init__(self, outputs, error=None):
+        self.outputs, self.error = outputs, error
+
+    def generate(self, request, deadline_s=None):
+        if self.error:
+            raise self.error
+        return Result("abc", 12.0, self.outputs)
+
+
+def test_a_whole_answer_is_measured_to_its_end_and_has_no_first_token():
+    asked = {"due": EPOCH + 10, "protocol": "http", "deadline_s": 9}
+    sample = measure_whole(Whole({"num_output_tokens": 3, "num_input_tokens": 7}), REQUEST, **asked)
+    assert (sample.ok, sample.tokens_out, sample.tokens_in, sample.streamed) == (True, 3, 7, False)
+    assert sample.e2e_ms == pytest.approx(2000)
+    assert (sample.ttft_ms, sample.tpot_ms, sample.itl_ms, sample.first_text) == (None, None, [], None)
+    found = Measured([sample], {"ttft_ms": 1.0}).distributions
+    assert len(found["ttft_ms"]) == 0 and len(found["e2e_ms"]) == 1
+    uncounted = measure_whole(Whole({}), REQUEST, **asked)
+    assert uncounted.tokens_out == 0 and uncounted.e2e_ms == pytest.approx(2000)
+    assert measure_whole(Whole({"num_output_tokens": 5}), REQUEST, **asked).error == (
+        "the server counts 5 tokens, 4 were asked for"
+    )
+    assert measure_whole(Whole({}, ServerFailed("out of blocks")), REQUEST, **asked).error == "out of blocks"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,9 @@ import pytest
 import tritonclient.grpc as grpcclient
 from tokenizers import Tokenizer
 
+from toolkit.client import GenerateRequest, connect
+from toolkit.load.measure import ASKED_OF_THE_SERVER, measure_whole, now
+
 from .conftest import scripted_repository, serving
 
 pytestmark = pytest.mark.slow
@@ -179,6 +182,17 @@ def test_other_outputs_of_a_whole_answer_read_token_by_token(server, tokenizer):
     assert answer["text_output"] == text
     assert answer["output_log_probs"] == [-0.5] * count
     assert answer["cum_log_probs"] == -0.5 * count and answer["num_output_tokens"] == count
+
+
+@BOTH
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_whole_answers_are_measured_with_their_tokens(server, tokenizer, model, protocol):
+    """A decoupled model answers a request that does not stream with one response, which counts all its tokens."""
+    asked = GenerateRequest("Hello world", 60, model=model, sampling=ASKED_OF_THE_SERVER)
+    with connect(f"{protocol}://127.0.0.1:{getattr(server, protocol)}") as client:
+        sample = measure_whole(client, asked, due=now(), protocol=protocol, deadline_s=30)
+    assert (sample.error, sample.tokens_out) == (None, len(ids_of(tokenizer, "Hello world")) + 1)
+    assert sample.ttft_ms is None and sample.e2e_ms > 0
 
 
 @pytest.mark.parametrize("stop_words", [[], ["never there"]])

@@ -1,4 +1,4 @@
-"""What both clients share: the events they give, the errors they raise, and how long they wait."""
+"""What all clients share: the events they give, the errors they raise, and how long they wait."""
 
 from __future__ import annotations
 
@@ -36,14 +36,16 @@ class Event:
     received: float
     """time.perf_counter() when its last byte had been read from the connection, in seconds."""
     outputs: dict[str, Any]
-    """The other output tensors by name; one element is a plain value, several are a flat list."""
+    """The other outputs by name; one element is a plain value, several are a flat list. `num_output_tokens` are
+    the tokens of this event, where the server says; `total_output_tokens` those of the answer so far."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A whole answer; `outputs` as in Event."""
+    """A whole answer; `received` and `outputs` as in Event."""
 
     text: str
+    received: float
     outputs: dict[str, Any]
 
 

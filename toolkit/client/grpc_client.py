@@ -81,7 +81,9 @@ class GrpcClient(Client):
             raise ServerFailed(
                 f"answered with {len(answers)} responses, expected 1", where=self.url, hint="Use generate_stream."
             )
-        return Result(*_text_and_outputs(answers[0][0]))
+        [(answer, received)] = answers
+        text, outputs = _text_and_outputs(answer)
+        return Result(text, received, outputs)
 
     def ready(self) -> bool:
         try:

@@ -36,7 +36,7 @@ def _write(text: str) -> None:
 
 def line(samples: Sequence[Sample], total: int, elapsed_s: float) -> str:
     good = [sample for sample in samples if sample.ok]
-    ttft = Distribution(sample.ttft_ms for sample in good).percentile(50)
+    ttft = Distribution(sample.ttft_ms for sample in good if sample.ttft_ms is not None).percentile(50)
     tokens = sum(sample.tokens_out for sample in good) / max(elapsed_s, 1e-3)
     timing = "" if ttft is None else f", TTFT P50 {ttft:,.0f} ms, {tokens:,.0f} tokens/s"
     return f"{len(samples)} of {total} requests{timing}, {len(samples) - len(good)} failed, {elapsed_s:.0f} s"

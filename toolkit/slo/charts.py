@@ -62,9 +62,12 @@ def _latency_over_time(run: Run, limits: Mapping[str, float]) -> Chart:
     limit = limits.get("ttft_ms")
 
     def draw(axes: Axes) -> None:
-        def dots(samples: Sequence[Sample], latencies: Sequence[float], **style: Any) -> None:
-            due = [sample.due - start for sample in samples]
-            axes.scatter(due, [latency / 1e3 for latency in latencies], **{"s": 9, "linewidths": 0, **style})
+        def dots(samples: Sequence[Sample], latencies: Sequence[float | None], **style: Any) -> None:
+            pairs = zip(samples, latencies, strict=True)
+            known = [(sample.due - start, latency / 1e3) for sample, latency in pairs if latency is not None]
+            axes.scatter(
+                [due for due, _ in known], [latency for _, latency in known], **{"s": 9, "linewidths": 0, **style}
+            )
 
         if warmup:
             dots(warmup, [s.e2e_ms for s in warmup], color=SOFT, label="warm-up")

@@ -39,12 +39,14 @@ class Sample:
     """The arrival of the first event with text in it; None when there was none."""
     tokens_in: int | None = None
     counted_by: Literal["server", "events"] = "events"
-    """Whether the server said how many tokens each event holds, or each event was taken for one token."""
+    """Whether the server said how many tokens each event, or all of them, hold, or each was taken for one token."""
     prefill_ms: float | None = None
     """The server's own first_token_time - first_scheduled_time; None when it does not say."""
     error: str | None = None
     replica: int | None = None
     """Which one was asked, of several."""
+    streamed: bool = True
+    """False for an answer that was asked for in one piece: when its first token was there, nobody can tell."""
 
     @property
     def ok(self) -> bool:
@@ -59,8 +61,12 @@ class Sample:
         return self.token_times[-1] if self.token_times else self.ended
 
     @property
-    def ttft_ms(self) -> float:
-        """Time to first token: first event with text - due. An answer without any text counts to its end."""
+    def ttft_ms(self) -> float | None:
+        """Time to first token: first event with text - due. An answer without any text counts to its end; one
+        that was not streamed has none.
+        """
+        if not self.streamed:
+            return None
         first = self.last if self.first_text is None else self.first_text
         return (first - self.due) * 1e3
 
@@ -72,7 +78,9 @@ class Sample:
     @property
     def tpot_ms(self) -> float | None:
         """Time per output token after the first: (e2e - TTFT) / (n - 1) for n tokens; None for n < 2."""
-        return (self.e2e_ms - self.ttft_ms) / (self.tokens_out - 1) if self.tokens_out > 1 else None
+        if self.ttft_ms is None or self.tokens_out < 2:
+            return None
+        return (self.e2e_ms - self.ttft_ms) / (self.tokens_out - 1)
 
     @property
     def itl_ms(self) -> list[float]:
@@ -175,10 +183,11 @@ class Measured:
     def distributions(self) -> dict[str, Distribution]:
         """ttft_ms, tpot_ms, itl_ms, e2e_ms, prefill_ms (each as far as measured) and dispatch_ms."""
         good = [sample for sample in self.samples if sample.ok]
+        ttft = [sample.ttft_ms for sample in good if sample.ttft_ms is not None]
         tpot = [sample.tpot_ms for sample in good if sample.tpot_ms is not None]
         prefill = [sample.prefill_ms for sample in good if sample.prefill_ms is not None]
         return {
-            "ttft_ms": Distribution((sample.ttft_ms for sample in good), self.failed),
+            "ttft_ms": Distribution(ttft, self.failed),
             "tpot_ms": Distribution(tpot, self.failed),
             "itl_ms": Distribution((gap for sample in good for gap in sample.itl_ms), self.failed),
             "e2e_ms": Distribution((sample.e2e_ms for sample in good), self.failed),

@@ -1,0 +1,211 @@
+"""HTTP connections, kept and used again, on the standard library's http.client: what all clients over HTTP share.
+
+Chosen over urllib3 and requests by measurement (benchmarks/client.md): equal timing, no more work for each
+event, and the socket is at hand, so that one deadline bounds a whole answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import ssl
+import time
+from collections.abc import Iterator, Mapping
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from typing import Any
+
+from toolkit.client.base import DeadlineExceeded, ServerFailed, ServerRefused, TimeLimit, quoted
+
+READY_TIMEOUT_S = 5.0
+LARGEST_ERROR = 65536
+# What is not the request's fault: the same one may succeed later.
+BUSY = (408, 429)
+
+
+class Connections:
+    """One connection for each request in flight; idle ones are kept and used again."""
+
+    def __init__(
+        self,
+        url: str,
+        host: str,
+        port: int,
+        connect_timeout_s: float,
+        tls: ssl.SSLContext | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self._url, self._host, self._port, self._tls = url, host, port, tls
+        self._connect_timeout_s = connect_timeout_s
+        self._headers = headers or {}
+        self._idle: list[HTTPConnection] = []
+
+    @contextlib.contextmanager
+    def post(self, path: str, data: Mapping[str, Any], streams: bool, limit: TimeLimit) -> Iterator[Any]:
+        """The (response, socket) of a request that the server accepted."""
+        with self.exchange("POST", path, json.dumps(data).encode(), limit) as (response, sock):
+            if response.status != 200:
+                raise self.refusal(response)
+            expected = "text/event-stream" if streams else "application/json"
+            if response.headers.get_content_type() != expected:
+                found = response.headers.get("Content-Type")
+                raise ServerFailed(f"answered with {found}, expected {expected}", where=self._url)
+            yield response, sock
+
+    @contextlib.contextmanager
+    def exchange(self, method: str, path: str, body: bytes | None, limit: TimeLimit) -> Iterator[Any]:
+        """The (response, socket) of a request; the connection is kept only when all of it was read."""
+        connection = self._idle_connection() or self._new_connection(limit)
+        sock, response = connection.sock, None
+        try:
+            sock.settimeout(limit.left())
+            headers = {"Content-Type": "application/json"} if body else {}
+            connection.request(method, path, body, {**headers, **self._headers})
+            response = connection.getresponse()
+            yield response, sock
+        except TimeoutError:
+            connection.close()
+            raise limit.exceeded() from None
+        except (HTTPException, OSError) as error:
+            connection.close()
+            reason = str(error) or type(error).__name__
+            raise ServerFailed(f"the answer broke off: {reason}", where=self._url) from None
+        finally:
+            # A response that was read to its end is closed, and a connection that will not go on has no socket.
+            if response is not None and response.isclosed() and connection.sock is not None:
+                self._idle.append(connection)
+            else:
+                if response is not None:
+                    response.close()
+                connection.close()
+
+    def is_ready(self, path: str) -> bool:
+        """Whether a GET is answered with 200. Raises ServerRefused when the server wants another API key."""
+        limit = TimeLimit(self._url, READY_TIMEOUT_S, READY_TIMEOUT_S)
+        try:
+            with self.exchange("GET", path, None, limit) as (response, _):
+                if response.status in (401, 403):
+                    raise self.refusal(response)
+                response.read()
+                return response.status == 200
+        except (ServerFailed, DeadlineExceeded):
+            return False
+
+    def refusal(self, response: HTTPResponse) -> ServerRefused | ServerFailed:
+        """The error for an answer with an error status, in the server's own words."""
+        refused = 400 <= response.status < 500 and response.status not in BUSY
+        return (ServerRefused if refused else ServerFailed)(_error_text(response), where=self._url)
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
+
+    def _idle_connection(self) -> HTTPConnection | None:
+        """An idle connection that the server has not closed meanwhile."""
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                return None
+            if _is_open(connection.sock):
+                return connection
+            connection.close()
+
+    def _new_connection(self, limit: TimeLimit) -> HTTPConnection:
+        timeout = min(self._connect_timeout_s, limit.left())
+        if self._tls:
+            connection: HTTPConnection = HTTPSConnection(self._host, self._port, timeout=timeout, context=self._tls)
+        else:
+            connection = HTTPConnection(self._host, self._port, timeout=timeout)
+        try:
+            connection.connect()
+        except (OSError, UnicodeError) as error:  # a name that no host can have is the latter
+            connection.close()
+            reason = getattr(error, "strerror", None) or str(error)
+            hint = "Is the server started, and is this its HTTP port?"
+            raise ServerFailed(f"cannot be reached: {reason}", where=self._url, hint=hint) from None
+        return connection
+
+
+def chunks(response: HTTPResponse, sock: socket.socket, limit: TimeLimit) -> Iterator[tuple[bytes, float]]:
+    """What arrives, as soon as it arrives: read1 returns what is there and never waits to fill a buffer."""
+    while True:
+        sock.settimeout(limit.left())
+        data = response.read1()
+        if not data:
+            response.read()  # ends the response for its connection to be used again, or finds that it was cut off
+            return
+        yield data, time.perf_counter()
+
+
+def whole(response: HTTPResponse, sock: socket.socket, limit: TimeLimit) -> tuple[bytes, float]:
+    """All that arrives, and when the last of it did. Read in pieces, or a slow one could outlast the limit."""
+    limit.begun = True
+    pieces = list(chunks(response, sock, limit))
+    if not pieces:
+        raise ServerFailed("the server sent an empty answer")
+    return b"".join(data for data, _ in pieces), pieces[-1][1]
+
+
+def server_sent_events(chunks: Iterator[tuple[bytes, float]]) -> Iterator[tuple[bytes, float]]:
+    """The data of each event of a stream, with the time at which the chunk that completed it was read.
+
+    Raises ServerFailed for a line that is none of a stream's, and for a stream that ends within an event.
+    """
+    pending, data = b"", []
+    for chunk, received in chunks:
+        *lines, pending = (pending + chunk).split(b"\n")
+        for line in lines:
+            line = line.removesuffix(b"\r")
+            field, _, value = line.partition(b":")
+            if field == b"data":
+                data.append(value.removeprefix(b" "))
+            elif not line:
+                if data:
+                    yield b"\n".join(data), received
+                data = []
+            elif field not in (b"", b"event", b"id", b"retry"):
+                raise ServerFailed(f"the stream holds {quoted(line)}, which is no part of an event")
+    if pending or data:
+        raise ServerFailed(f"the stream ended within an event, after {quoted(b''.join(data) + pending)}")
+
+
+def json_object(data: bytes) -> dict[str, Any]:
+    """What the server sent, which must be a JSON object."""
+    try:
+        answer = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ServerFailed(f"the server sent {quoted(data)}, expected JSON") from None
+    if not isinstance(answer, dict):
+        raise ServerFailed(f"the server sent {quoted(data)}, expected a JSON object")
+    return answer
+
+
+def said(error: Any) -> str:
+    """The words of an error: a text, or an object with a `message`."""
+    return str(error.get("message", error) if isinstance(error, dict) else error)
+
+
+def _error_text(response: HTTPResponse) -> str:
+    """The server's own words for why it answers with an error status: Triton's, OpenAI's, vLLM's, or FastAPI's."""
+    body = response.read(LARGEST_ERROR)
+    try:
+        answer = json_object(body.strip().removeprefix(b"data:"))
+    except ServerFailed:
+        answer = {}
+    for name in ("error", "message", "detail"):
+        if answer.get(name):
+            return said(answer[name])
+    return f"answered {response.status} {response.reason}: {quoted(body)}"
+
+
+def _is_open(sock: socket.socket) -> bool:
+    """Whether an idle connection is still good; bytes nobody asked for make it as bad as its end does."""
+    sock.settimeout(0)
+    try:
+        sock.recv(1)
+    except (BlockingIOError, ssl.SSLWantReadError):
+        return True
+    except OSError:
+        pass
+    return False

@@ -1,0 +1,129 @@
+"""OpenAI's /v1/chat/completions and /v1/completions, as trtllm-serve, vLLM and others speak them.
+
+What differs from OpenAI's own: max_tokens, not max_completion_tokens, and the extensions min_tokens, ignore_eos,
+top_k and repetition_penalty, which trtllm-serve and vLLM call the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import ssl
+from collections.abc import Generator, Iterator
+from typing import Any
+
+from toolkit.client.base import Client, Event, Result
+from toolkit.client.connections import Connections, chunks, server_sent_events, whole
+from toolkit.client.openai_answer import Answer, result
+from toolkit.client.request import GenerateRequest
+from toolkit.errors import InputRefused, ToolkitError
+from toolkit.secrecy import INSTEAD, SHORTEST_SECRET
+
+KEY = "OPENAI_API_KEY"
+CHAT, COMPLETIONS = "/chat/completions", "/completions"
+# What OpenAI's API and its extensions call a model's inputs.
+SAMPLING = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "seed": "seed",
+    "min_tokens": "min_tokens",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "repetition_penalty": "repetition_penalty",
+    "stop_words": "stop",
+}
+NO_END_ID = -1
+COUNTS = ("return_num_input_tokens", "return_num_output_tokens")
+# Nothing that could be asked for here: what comes of it elsewhere are outputs that these servers do not have.
+NOT_SENT = (*COUNTS, "return_perf_metrics")
+
+
+class OpenAiClient(Client):
+    """Asks one endpoint, whose path says whether it is chat: there the prompt is the user's message, and the
+    server applies the model's chat template.
+
+    The tokens of a thinking model's reasoning are text like others, in events that say `reasoning: True`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        host: str,
+        port: int,
+        connect_timeout_s: float,
+        first_event_timeout_s: float,
+        *,
+        tls: bool,
+        path: str,
+    ) -> None:
+        super().__init__(url, first_event_timeout_s)
+        self._key = _key()
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        context = ssl.create_default_context() if tls else None
+        self._connections = Connections(url, host, port, connect_timeout_s, context, headers)
+        self._path, self._chat = path, path.endswith(CHAT)
+        self._models = path.removesuffix(CHAT if self._chat else COMPLETIONS) + "/models"
+
+    def generate_stream(
+        self, request: GenerateRequest, deadline_s: float | None = None
+    ) -> Generator[Event, None, None]:
+        limit = self._limit(deadline_s)
+        body = self._body(request, True)
+        with self._without_key(), self._connections.post(self._path, body, True, limit) as (response, sock):
+            answer = Answer(self._chat)
+            for data, received in server_sent_events(chunks(response, sock, limit)):
+                event = answer.event(data, received)
+                if event is not None:
+                    limit.begun = True
+                    yield event
+            answer.end()
+
+    def generate(self, request: GenerateRequest, deadline_s: float | None = None) -> Result:
+        limit = self._limit(deadline_s)
+        body = self._body(request, False)
+        with self._without_key(), self._connections.post(self._path, body, False, limit) as (response, sock):
+            return result(*whole(response, sock, limit), self._chat)
+
+    def ready(self) -> bool:
+        with self._without_key():
+            return self._connections.is_ready(self._models)
+
+    def close(self) -> None:
+        self._connections.close()
+
+    def _body(self, request: GenerateRequest, streams: bool) -> dict[str, Any]:
+        asked: dict[str, Any] = {"messages": [{"role": "user", "content": request.prompt}]}
+        if not self._chat:
+            asked = {"prompt": request.prompt}
+        body = {"model": request.model, **asked, "max_tokens": request.max_tokens, "stream": streams}
+        for name, value in request.sampling.items():
+            if name in SAMPLING:
+                body[SAMPLING[name]] = list(value) if isinstance(value, tuple) else value
+            elif name == "end_id" and value == NO_END_ID:
+                body["ignore_eos"] = True
+            elif name not in NOT_SENT:
+                known = ", ".join(sorted(SAMPLING))
+                hint = f"It takes {known}, and end_id {NO_END_ID} to ignore the model's own."
+                raise InputRefused(f"{value!r}: OpenAI's API has no such input", where=f"input {name}", hint=hint)
+        if streams and any(request.sampling.get(name) for name in COUNTS):
+            body["stream_options"] = {"include_usage": True}
+        return body
+
+    @contextlib.contextmanager
+    def _without_key(self) -> Iterator[None]:
+        """Servers repeat what they were sent in their errors, and an error ends in logs and reports."""
+        try:
+            yield
+        except ToolkitError as error:
+            if len(self._key) >= SHORTEST_SECRET and self._key in str(error):
+                raise type(error)(error.what.replace(self._key, INSTEAD), where=self.url) from None
+            raise
+
+
+def _key() -> str:
+    key = os.environ.get(KEY, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        hint = f"Set it again: export {KEY}=..."
+        raise ToolkitError("holds characters that no API key has", where=f"variable {KEY}", hint=hint)
+    return key
