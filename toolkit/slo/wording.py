@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from toolkit.slo.own_error import OwnError
 from toolkit.slo.verdict import Target
 
 NOTHING = "–"
@@ -38,6 +39,33 @@ def limit(target: Target) -> str:
     shares = target.unit == "share"
     texts = [quantity(bound, "share") if shares else f"{bound:,.10g}" for bound in bounds]
     return f"{target.sign} {' to '.join(texts)}{' ms' if target.unit == 'ms' else ''}"
+
+
+def interval(target: Target) -> str:
+    """The 95 % interval of the measured value: "148 to 161 ms"."""
+    if target.interval is None:
+        return NOTHING
+    low, high = target.interval
+    if target.unit == "share":
+        return f"{low * 100:.4g} to {high * 100:.4g} %"
+    return f"{number(low)} to {quantity(high, target.unit)}"
+
+
+def note(target: Target) -> str:
+    """Why the outcome is not to be trusted, and the caveats."""
+    return "; ".join(filter(None, (target.undecided, target.note)))
+
+
+def own_error(own: OwnError | None) -> str:
+    """The load generator's own error in one line."""
+    if own is None:
+        return "The load generator was not calibrated: its own error is not known."
+    metrics = {"TTFT": own.ttft_ms, "TPOT": own.tpot_ms, "ITL": own.itl_ms, "end-to-end": own.e2e_ms}
+    parts = [f"{name} {number(e.p50)} / {number(e.p99)} ms" for name, e in metrics.items() if e]
+    text = f"The load generator's own error, P50 / P99: {', '.join(parts) or 'not known'}"
+    text += f"; sent late by {number(own.dispatch_ms)} ms (P99)" if own.dispatch_ms is not None else ""
+    text += f"; busiest process {own.cpu:.0%} of a core" if own.cpu is not None else ""
+    return f"{text}; it ran out of CPU." if own.out_of_cpu else f"{text}."
 
 
 def margin(target: Target) -> str:
