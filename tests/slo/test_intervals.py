@@ -77,6 +77,16 @@ def test_too_few_requests_and_none_at_all_have_no_interval() -> None:
     assert Bootstrap(Measured([], {})).rate("requests_per_s") is None
 
 
+@pytest.mark.parametrize(
+    ("requests", "q", "open_end"), [(367, 99, True), (368, 99, False), (35, 90, True), (36, 90, False)]
+)
+def test_where_all_may_lie_below_a_percentile_it_has_no_upper_end(requests: int, q: int, open_end: bool) -> None:
+    """0.99^367 is 2.501 %, 0.99^368 is 2.476 %; 0.9^35 is 2.503 %."""
+    bootstrap = Bootstrap(Measured(lognormal(requests, seed=1), {}))
+    low, high = bootstrap.percentile_interval("ttft_ms", q)
+    assert math.isfinite(low) and math.isinf(high) is open_end
+
+
 def test_a_rate_of_random_arrivals_is_known_to_one_over_the_root_of_their_number() -> None:
     samples = [sample(100, due=due) for due in numpy.cumsum(numpy.random.default_rng(2).exponential(0.1, 900)).tolist()]
     measured = Measured(samples, {})

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 DRAWS = 1000
 FEWEST = 10
 """Requests that an interval wants."""
+UNSEEN = 0.025
+"""The chance of having seen nothing beyond a percentile, above which its interval has no upper end."""
 Z = 1.959964
 """Of 95 %."""
 Interval = tuple[float, float]
@@ -59,6 +61,13 @@ class Bootstrap:
             moved = np.where(sums[:, 1] > 0, sums[:, 0] / sums[:, 1], share) - share
         ordered = np.concatenate([found.values, np.full(found.failed, np.inf)])
         return _at_ranks(ordered, q / 100 - moved)
+
+    def percentile_interval(self, metric: str, q: float) -> Interval | None:
+        """Without an upper end where all values may well be below the percentile: for P99, of fewer than 368."""
+        found = interval(self.percentile(metric, q))
+        if found and (q / 100) ** len(self.measured.distributions[metric]) > UNSEEN:
+            return found[0], math.inf
+        return found
 
     def rate(self, name: Rate) -> Floats | None:
         """DRAWS values of a rate."""

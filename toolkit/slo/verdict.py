@@ -212,7 +212,7 @@ def _with_interval(target: Target, bootstrap: Bootstrap) -> Target:
     if target.measured is None or target.name in OF_THE_GPUS or isinstance(target.limit, tuple):
         return target
     metric, _, q = target.name.partition(".p")
-    found = interval(bootstrap.percentile(metric, int(q))) if q else None
+    found = bootstrap.percentile_interval(metric, int(q)) if q else None
     if metric == "requests_per_s":
         found = interval(bootstrap.rate("requests_per_s"))
     elif metric == "compliance":
@@ -220,9 +220,12 @@ def _with_interval(target: Target, bootstrap: Bootstrap) -> Target:
     if found is None:
         return target
     low, high = found
-    caveat = "the limit is within the interval: another run may come out otherwise"
-    note = "; ".join(filter(None, (target.note, caveat if low <= target.limit <= high else "")))
-    return replace(target, interval=found, note=note)
+    caveat = ""
+    if math.isinf(high) and math.isfinite(target.measured):
+        caveat = "" if target.note else "too few requests for an upper end of the interval"
+    elif low <= target.limit <= high:
+        caveat = "the limit is within the interval: another run may come out otherwise"
+    return replace(target, interval=found, note="; ".join(filter(None, (target.note, caveat))))
 
 
 def _at_most(target: Target) -> Target:
