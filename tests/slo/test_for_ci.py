@@ -141,6 +141,8 @@ def test_the_circumstances_are_there_again_when_the_report_is_read(deployment) -
     written(deployment, "report.json", own=OWN, server=seen)
     run = report.read(deployment)
     assert (run.own, run.server) == (OWN, seen)
+    page = (deployment.report_dir / "report.html").read_text()
+    assert "80% busy; 4.7 of 7.5 GiB of memory at most" in page and "2.00 / 15.0 ms" in page
 
 
 def test_the_job_summary_of_github(tmp_path, monkeypatch) -> None:

@@ -130,6 +130,10 @@ def test_reading_what_is_not_there_or_damaged_is_one_line(deployment):
     (deployment.report_dir / "samples.jsonl").write_text('{"id": 1}\n')
     with pytest.raises(ToolkitError, match=r"samples.jsonl:1: not a sample"):
         report.read(deployment)
+    late = '{"id": "x", "protocol": "http", "due": "late", "sent": 1, "ended": 2}\n'
+    (deployment.report_dir / "samples.jsonl").write_text(late)
+    with pytest.raises(ToolkitError, match=r"samples.jsonl:1: not a sample: a time is no number"):
+        report.read(deployment)
 
 
 def test_a_report_that_cannot_be_written_is_one_line(deployment, tmp_path):

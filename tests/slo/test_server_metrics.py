@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import threading
 
 import pytest
@@ -74,6 +75,29 @@ def test_a_gpu_without_utilisation_is_not_taken_for_idle() -> None:
 def test_a_server_that_gives_none_says_why() -> None:
     seen = watched({"one": []})
     assert seen.why_no_gpus == "the server's metrics cannot be read: Connection refused"
+
+
+def test_it_reads_over_http_and_goes_on_after_an_error(monkeypatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    statuses, read_twice = [500, 200, 200], threading.Event()
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(statuses.pop(0) if statuses else 200)
+            self.end_headers()
+            self.wfile.write(ENGINE.encode())
+            if not statuses:
+                read_twice.set()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with ServerWatch([f"http://127.0.0.1:{server.server_port}/metrics"], every_s=0.001) as watch:
+            assert read_twice.wait(10)
+        server.shutdown()
+    assert watch.seen().kv_cache_used == 0.25
 
 
 def test_warm_up_and_drain_are_left_out() -> None:

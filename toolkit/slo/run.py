@@ -55,7 +55,11 @@ def read_samples(directory: Path) -> list[Sample]:
     samples = []
     for number, line in enumerate(lines, 1):
         try:
-            samples.append(Sample.from_dict(json.loads(line)))
+            sample = Sample.from_dict(json.loads(line))
+            times = (sample.due, sample.sent, sample.ended, *sample.token_times)
+            if not all(isinstance(time, int | float) for time in times):
+                raise TypeError("a time is no number")
+            samples.append(sample)
         except (ValueError, TypeError, AttributeError) as error:
             raise ToolkitError(f"not a sample: {error}", where=f"{path}:{number}") from None
     return samples

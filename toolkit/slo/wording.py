@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from toolkit.slo.own_error import OwnError
+from toolkit.slo.server_seen import ServerSeen
 from toolkit.slo.verdict import Target
 
 NOTHING = "–"
@@ -66,6 +67,24 @@ def own_error(own: OwnError | None) -> str:
     text += f"; sent late by {number(own.dispatch_ms)} ms (P99)" if own.dispatch_ms is not None else ""
     text += f"; busiest process {own.cpu:.0%} of a core" if own.cpu is not None else ""
     return f"{text}; it ran out of CPU." if own.out_of_cpu else f"{text}."
+
+
+def server(seen: ServerSeen | None) -> list[tuple[str, str]]:
+    """What was seen of the server during the run: (name, value)."""
+    if seen is None:
+        return [("server's metrics", "not read")]
+    lines = []
+    for gpu in seen.gpus:
+        busy = "utilisation not measured" if gpu.utilisation is None else f"{gpu.utilisation:.0%} busy"
+        used, total = (f"{b / 2**30:.1f}" if b else NOTHING for b in (gpu.memory_used_bytes, gpu.memory_total_bytes))
+        lines.append((gpu.uuid, f"{busy}; {used} of {total} GiB of memory at most"))
+    if not seen.gpus:
+        lines.append(("GPUs", f"not measured: {seen.why_no_gpus}"))
+    if seen.kv_cache_used is not None:
+        lines.append(("KV cache", f"{seen.kv_cache_used:.0%} of its blocks in use at most"))
+    if seen.requests_active is not None:
+        lines.append(("requests in the server", f"{seen.requests_active:.0f} at most"))
+    return lines
 
 
 def margin(target: Target) -> str:
