@@ -104,6 +104,7 @@ MISTAKES = [
     ("serving.http_port", 0, "serving.http_port: input should be greater than or equal to 1, got 0"),
     ("serving.http_port", 8001, "serving: ports must differ, got http_port 8001, grpc_port 8001"),
     ("slo.ttft_ms", 500, "slo.ttft_ms: expected a mapping of keys, got 500"),
+    ("slo.tftt_ms.p99", 500, "slo.tftt_ms: unknown key. Known here: compliance, e2e_ms,"),
     ("slo.ttft_ms.p98", 500, "slo.ttft_ms.p98: unknown key. Known here: p50, p90, p95, p99."),
     ("slo.compliance", 99, "slo.compliance: input should be less than or equal to 1, got 99"),
     (

@@ -16,6 +16,9 @@ class ToolkitError(Exception):
         build_configs/x.yaml: parallel.tp: 3 does not divide num_attention_heads 64. Use 1, 2, 4, 8.
     """
 
+    exit_code = 1
+    """Of the program that ends by it."""
+
     def __init__(self, what: str, *, where: str | Path | None = None, hint: str | None = None) -> None:
         self.what, self.where, self.hint = what, where, hint
         text = f"{where}: {what}" if where is not None else what

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+import numpy
 
 from toolkit.slo.metrics import Sample
 
@@ -23,6 +26,16 @@ def sample(*tokens_ms: float, due: float = 0.0, **fields: Any) -> Sample:
         "first_text": times[0] if times else None,
     }
     return Sample(**{**values, **fields})
+
+
+def lognormal(requests: int, seed: int, scale: float = 1.0, tokens: int = 1, rate: float = 10.0) -> list[Sample]:
+    """Requests at random moments whose first token comes after 400 ms or so, the others each 20 ms later or so."""
+    random = numpy.random.default_rng(seed)
+    dues = numpy.cumsum(random.exponential(1 / rate, requests))
+    firsts = random.lognormal(math.log(400), 0.4, requests) * scale
+    gaps = random.gamma(8, 2.5 * scale, (requests, tokens - 1))
+    times = firsts[:, None] + numpy.concatenate([numpy.zeros((requests, 1)), numpy.cumsum(gaps, axis=1)], axis=1)
+    return [sample(*row, due=due) for row, due in zip(times.tolist(), dues.tolist(), strict=True)]
 
 
 def failed(due: float = 0.0, after_ms: float = 50, error: str = "no answer") -> Sample:

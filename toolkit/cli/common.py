@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,43 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolkit.cli.plain_progress import PlainProgress
+from toolkit.errors import ToolkitError
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
 
 Progress = Callable[[int, int], None]
+COULD_NOT_RUN = 3
+"""toolkit.slo.verdict.Outcome has it too, which would be heavy to import."""
+
+
+class VerdictCommand(click.Command):
+    """Exit codes 0, 1 and 2 are verdicts: wrong usage, a bad input and a crash, which are none, become 3."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        with _no_verdict():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, context: click.Context) -> Any:
+        with _no_verdict():
+            return super().invoke(context)
+
+
+@contextlib.contextmanager
+def _no_verdict() -> Iterator[None]:
+    try:
+        yield
+    except click.ClickException as error:
+        error.exit_code = COULD_NOT_RUN  # type: ignore[misc]
+        raise
+    except ToolkitError as error:
+        error.exit_code = COULD_NOT_RUN
+        raise
+    except (click.exceptions.Exit, click.Abort):
+        raise
+    except Exception:
+        traceback.print_exc()
+        sys.exit(COULD_NOT_RUN)
 
 
 engine_option = click.option(

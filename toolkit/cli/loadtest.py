@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit.cli.common import deployment_options, json_option, print_json
+from toolkit.cli.common import VerdictCommand, deployment_options, json_option, print_json
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
 
 
-@click.command()
+@click.command(cls=VerdictCommand)
 @deployment_options
 @click.option("--http", "protocol", flag_value="http", help="Load over HTTP, whatever the YAML says.")
 @click.option("--grpc", "protocol", flag_value="grpc", help="Load over gRPC, whatever the YAML says.")
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 def loadtest(deployment: Deployment, as_json: bool, **options: Any) -> None:
     """Load the served model with Locust and judge what was measured by the SLO.
 
-    Without --workload: the YAML's `loadtest`, users that ask one question after another. Exit codes: 0 PASS, 1 FAIL, 3
-    could not run.
+    Without --workload: the YAML's `loadtest`, users that ask one question after another. Exit codes: 0 PASS, 1 FAIL,
+    2 UNDECIDED, 3 could not run.
     """
     from toolkit.load.launch import Options, run
     from toolkit.slo import report, terminal

@@ -11,7 +11,7 @@ from toolkit.errors import ToolkitError
 
 COMMANDS = (
     *("init", "plan", "calibrate", "doctor", "convert", "verify", "build", "repo"),
-    *("lint", "migrate", "serve", "status", "stop", "ask", "loadtest", "known-truth", "sample"),
+    *("lint", "migrate", "serve", "status", "stop", "ask", "loadtest", "compare", "known-truth", "sample"),
 )
 """In the order of use. Command NAME is the function `NAME` of toolkit.cli.NAME, with _ for -."""
 
@@ -37,7 +37,10 @@ def cli() -> None:
 
 
 def main() -> None:
-    """The `toolkit` program. Exit codes: 0 done, 1 an error said in one line, 2 wrong usage."""
+    """The `toolkit` program. Exit codes: 0 done, 1 an error said in one line, 2 wrong usage.
+
+    Of loadtest and compare, whose 0, 1 and 2 are verdicts, an error and wrong usage are 3.
+    """
     try:
         sys.exit(cli(standalone_mode=False))
     except click.ClickException as error:
@@ -48,7 +51,7 @@ def main() -> None:
         sys.exit(130)
     except ToolkitError as error:
         click.echo(f"error: {error}", err=True)
-        sys.exit(1)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from toolkit.simulate.capacity import FILLS, REQUESTS, Capacity, find_capacity, 
 from toolkit.simulate.run import NOTHING
 from toolkit.simulate.steps import StepTimes, StepWork, decode, prefill
 from toolkit.slo.metrics import Measured
-from toolkit.slo.verdict import Target, at_least, judge, limits_of_a_request
+from toolkit.slo.verdict import Target, at_least, judge, limits_of_a_request, within
 from toolkit.workload import Traffic, traffic_of
 
 if TYPE_CHECKING:
@@ -144,9 +144,7 @@ class Prediction:
             return at_least(replace(target, measured=self.capacity.highest or 0.0, note=note))
         if target.name == "gpu_utilisation" and isinstance(target.limit, tuple):
             stages = [share for replica in self.simulation.utilisation for share in replica]
-            value, (low, high) = sum(stages) / len(stages), target.limit
-            margin = min(value - low, high - value) / high
-            return replace(target, measured=value, passed=low <= value <= high, margin=margin, note="")
+            return within(replace(target, measured=sum(stages) / len(stages), note=""))
         if target.name == "load_balance_variance" and not isinstance(target.limit, tuple):
             value, limit = self.memory.spread, target.limit
             return replace(target, measured=value, passed=value <= limit, margin=(limit - value) / limit, note="")

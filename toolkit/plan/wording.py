@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 NEVER = "never"
 """Of a percentile that so many refused requests reach that it has no end."""
-limit, NOTHING = wording.limit, wording.NOTHING
+limit, note, NOTHING = wording.limit, wording.note, wording.NOTHING
 
 
 def number(value: float | None) -> str:

@@ -157,6 +157,17 @@ class Measured:
     samples: Sequence[Sample]
     limits_ms: Mapping[str, float]
     """Per-request limits for goodput, by metric name: a request is good when it is inside all of them."""
+    repeats: Sequence[Sequence[Sample]] = ()
+    """Where the same test was run several times: the samples of each time; `samples` are then all of them."""
+
+    @classmethod
+    def repeated(cls, repeats: Sequence[Sequence[Sample]], limits_ms: Mapping[str, float]) -> Measured:
+        """The metrics of several runs of one test, all their requests together."""
+        return cls([sample for run in repeats for sample in run], limits_ms, repeats)
+
+    @property
+    def runs(self) -> Sequence[Sequence[Sample]]:
+        return self.repeats or (self.samples,)
 
     @cached_property
     def failed(self) -> int:
@@ -174,10 +185,10 @@ class Measured:
 
     @cached_property
     def duration_s(self) -> float:
-        """First due to last end, seconds."""
-        if not self.samples:
-            return 0.0
-        return max(sample.ended for sample in self.samples) - min(sample.due for sample in self.samples)
+        """First due to last end, seconds; of repeats, the sum."""
+        return math.fsum(
+            max(sample.ended for sample in run) - min(sample.due for sample in run) for run in self.runs if run
+        )
 
     @cached_property
     def distributions(self) -> dict[str, Distribution]:

@@ -1,11 +1,12 @@
-"""The report of a load test: samples.jsonl (raw), report.json (for machines), report.html (for people)."""
+"""The report of a load test: samples.jsonl (raw), report.json (for machines), report.html (for people), and for
+CI junit.xml and summary.md."""
 
 from __future__ import annotations
 
 import json
 import math
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -14,8 +15,12 @@ from typing import Any
 from toolkit.artifacts import atomic_directory
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
+from toolkit.jsonfile import read_json
+from toolkit.slo import junit, markdown
 from toolkit.slo.metrics import Distribution, Measured
+from toolkit.slo.own_error import OwnError
 from toolkit.slo.run import Run, read_samples, write_samples
+from toolkit.slo.server_seen import ServerSeen
 from toolkit.slo.verdict import Verdict, judge, limits_of_a_request
 
 JSON_NAME = "report.json"
@@ -31,7 +36,8 @@ NOTES = (
 
 def verdict_of(deployment: Deployment, run: Run) -> Verdict:
     limits = limits_of_a_request(deployment.slo)
-    return judge(deployment.slo, Measured(run.judged, limits), run.cut_short)
+    measured = Measured(run.judged, limits)
+    return judge(deployment.slo, measured, run.cut_short, run.own, run.server, intervals=True)
 
 
 def write(deployment: Deployment, run: Run) -> Verdict:
@@ -44,21 +50,45 @@ def write(deployment: Deployment, run: Run) -> Verdict:
         write_samples(directory, run)
         (directory / JSON_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         (directory / HTML_NAME).write_text(render(deployment, run, verdict, versions()), encoding="utf-8")
+        (directory / junit.NAME).write_text(junit.document(deployment, run, verdict, versions()), encoding="utf-8")
+        (directory / markdown.NAME).write_text(markdown.summary(deployment, run, verdict), encoding="utf-8")
     return verdict
 
 
 def read(deployment: Deployment) -> Run:
     """The run that the report was made from. Raises ToolkitError when there is none or it is damaged."""
-    path = deployment.report_dir / JSON_NAME
+    hint = f"Run: toolkit loadtest {deployment.file}"
+    return run_of(deployment.report_dir, read_content(deployment.report_dir, hint))
+
+
+def read_content(directory: Path, hint: str | None = None) -> dict[str, Any]:
+    """The report.json of a directory. Raises ToolkitError, with the hint where there is none."""
+    path = directory / JSON_NAME
+    if not path.exists():
+        raise ToolkitError("there is no report here", where=directory, hint=hint)
+    return read_json(path)
+
+
+def run_of(directory: Path, content: Mapping[str, Any]) -> Run:
+    """The run of a report whose report.json holds `content`. Raises ToolkitError when it is damaged."""
+    samples = tuple(read_samples(directory))
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))["run"]
-        samples = tuple(read_samples(deployment.report_dir))
-        return Run(samples, run["warmup"], run["started"], run["settings"], run["cut_short"])
-    except FileNotFoundError:
-        hint = f"Run: toolkit loadtest {deployment.file}"
-        raise ToolkitError("there is no report here", where=deployment.report_dir, hint=hint) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ToolkitError(f"cannot be read: {error}", where=path) from None
+        run = content["run"]
+        own, server = run.get("own_error"), run.get("server")
+        if not isinstance(run["settings"], Mapping) or not isinstance(run["warmup"], int):
+            raise TypeError("run.settings is no object, or run.warmup no whole number")
+        return Run(
+            samples,
+            run["warmup"],
+            run["started"],
+            run["settings"],
+            run["cut_short"],
+            None if own is None else OwnError.from_dict(own),
+            None if server is None else ServerSeen.from_dict(server),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ToolkitError(f"is no report: {what}", where=directory / JSON_NAME) from None
 
 
 def as_json(deployment: Deployment, run: Run, verdict: Verdict) -> dict[str, Any]:
@@ -77,6 +107,8 @@ def as_json(deployment: Deployment, run: Run, verdict: Verdict) -> dict[str, Any
             "warmup": run.warmup,
             "cut_short": run.cut_short,
             "token_counts_from": counted_by(run),
+            "own_error": None if run.own is None else run.own.as_dict(),
+            "server": None if run.server is None else run.server.as_dict(),
             "requests_per_replica": list(verdict.measured.per_replica),
             "settings": dict(run.settings),
         },
@@ -147,4 +179,10 @@ def _statistics(unit: str, found: Distribution) -> dict[str, Any]:
 
 def _finite(data: dict[str, Any]) -> dict[str, Any]:
     """JSON has no infinity: null instead."""
-    return {key: None if isinstance(value, float) and math.isinf(value) else value for key, value in data.items()}
+    return {key: _plain(value) for key, value in data.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and math.isinf(value) else value

@@ -10,6 +10,8 @@ from typing import Any
 
 from toolkit.errors import ToolkitError
 from toolkit.slo.metrics import Sample
+from toolkit.slo.own_error import OwnError
+from toolkit.slo.server_seen import ServerSeen
 
 SAMPLES_NAME = "samples.jsonl"
 
@@ -26,6 +28,10 @@ class Run:
     """How the load was made: protocol, users, requests, prompts ..."""
     cut_short: str | None = None
     """Why the run ended before all its requests, if it did."""
+    own: OwnError | None = None
+    """The load generator's own error; None when it was not calibrated."""
+    server: ServerSeen | None = None
+    """What was seen of the GPUs; None when the server's metrics were not read."""
 
     @property
     def judged(self) -> tuple[Sample, ...]:
@@ -49,7 +55,11 @@ def read_samples(directory: Path) -> list[Sample]:
     samples = []
     for number, line in enumerate(lines, 1):
         try:
-            samples.append(Sample.from_dict(json.loads(line)))
+            sample = Sample.from_dict(json.loads(line))
+            times = (sample.due, sample.sent, sample.ended, *sample.token_times)
+            if not all(isinstance(time, int | float) for time in times):
+                raise TypeError("a time is no number")
+            samples.append(sample)
         except (ValueError, TypeError, AttributeError) as error:
             raise ToolkitError(f"not a sample: {error}", where=f"{path}:{number}") from None
     return samples

@@ -1,19 +1,23 @@
 """The SLO of a deployment against what was measured: each target judged, then the run.
 
-A target that could not be measured is said to be so and never assumed. A run without requests, or one
-that was cut short, is no verdict on the server: COULD NOT RUN.
+A target that could not be measured is said to be so and never assumed. One that is nearer to its limit than
+the load generator's own error, or was measured by a generator out of CPU, is UNDECIDED. A run without
+requests, or one that was cut short, is no verdict on the server: COULD NOT RUN.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal
 
 from toolkit.sections import Slo
+from toolkit.slo.intervals import Bootstrap, Interval, interval, wilson
 from toolkit.slo.metrics import Measured
+from toolkit.slo.own_error import OwnError
+from toolkit.slo.server_seen import ServerSeen
 
 LATENCIES = {
     "ttft_ms": "TTFT",
@@ -25,11 +29,16 @@ LATENCIES = {
 """The latency metrics that the SLO knows, and what people call them."""
 
 
+OF_THE_GPUS = ("gpu_utilisation", "load_balance_variance")
+NOT_READ = "the server's metrics were not read"
+
+
 class Outcome(Enum):
-    """Of a run. The value is the exit code of `toolkit loadtest`."""
+    """Of a run. The value is the exit code of `toolkit loadtest`, and `toolkit compare` has the same codes."""
 
     PASS = 0
     FAIL = 1
+    UNDECIDED = 2
     COULD_NOT_RUN = 3
 
     def __str__(self) -> str:
@@ -47,15 +56,23 @@ class Target:
     limit: float | tuple[float, float]
     measured: float | None = None
     passed: bool | None = None
-    """None when it was not measured."""
+    """What the measured value says, certain or not. None when it was not measured."""
     margin: float | None = None
     """How far inside the limit, as a share of it: 0.25 is a quarter to spare, negative is a miss."""
     note: str = ""
     """Why it was not measured, or a caveat."""
+    interval: Interval | None = None
+    """Where the value lies with 95 % confidence."""
+    own_error: float | None = None
+    """The load generator's, in the target's unit; None when it is not known."""
+    undecided: str = ""
+    """Why `passed` cannot be trusted."""
 
     @property
     def outcome(self) -> str:
-        return "NOT MEASURED" if self.passed is None else "PASS" if self.passed else "FAIL"
+        if self.passed is None:
+            return "NOT MEASURED"
+        return "UNDECIDED" if self.undecided else "PASS" if self.passed else "FAIL"
 
 
 @dataclass(frozen=True)
@@ -65,6 +82,9 @@ class Verdict:
     """One line: why the outcome is what it is."""
     targets: tuple[Target, ...]
     measured: Measured
+    own: OwnError | None = None
+    """None when the load generator was not calibrated."""
+    server: ServerSeen | None = None
 
     @property
     def exit_code(self) -> int:
@@ -82,28 +102,48 @@ def limits_of_a_request(slo: Slo) -> dict[str, float]:
     return limits
 
 
-def judge(slo: Slo, measured: Measured, cut_short: str | None = None) -> Verdict:
-    """The verdict on a run; `cut_short` says why it did not come to its end, if it did not."""
-    targets = tuple(_targets(slo, measured))
+def judge(
+    slo: Slo,
+    measured: Measured,
+    cut_short: str | None = None,
+    own: OwnError | None = None,
+    server: ServerSeen | None = None,
+    intervals: bool = False,
+) -> Verdict:
+    """The verdict on a run; `cut_short` says why it did not come to its end, if it did not.
+
+    `own` is the load generator's error where it was calibrated, `server` what was seen of the GPUs meanwhile.
+    """
+    targets = tuple(_targets(slo, measured, server))
+    targets = tuple(_with_doubts(target, measured, own) for target in targets)
+    if intervals:
+        bootstrap = Bootstrap(measured)
+        targets = tuple(_with_interval(target, bootstrap) for target in targets)
     if cut_short:
-        return Verdict(Outcome.COULD_NOT_RUN, cut_short, targets, measured)
-    if not measured.samples:
-        return Verdict(Outcome.COULD_NOT_RUN, "no request was made", targets, measured)
-    return sum_up(targets, measured)
+        return Verdict(Outcome.COULD_NOT_RUN, cut_short, targets, measured, own, server)
+    return replace(sum_up(targets, measured), own=own, server=server)
 
 
 def sum_up(targets: tuple[Target, ...], measured: Measured) -> Verdict:
-    """The verdict that follows from judged targets, of a run with at least one request."""
-    missed = [target for target in targets if target.passed is False]
-    unknown = [target for target in targets if target.passed is None]
+    """The verdict that follows from judged targets."""
     requests = len(measured.samples)
+    if not requests:
+        return Verdict(Outcome.COULD_NOT_RUN, "no request was made", targets, measured)
+    by_outcome: dict[str, list[Target]] = {"PASS": [], "FAIL": [], "UNDECIDED": [], "NOT MEASURED": []}
+    for target in targets:
+        by_outcome[target.outcome].append(target)
+    missed, undecided, unknown = (by_outcome[name] for name in ("FAIL", "UNDECIDED", "NOT MEASURED"))
     failures = f"; {measured.failed} of {_count(requests, 'request')} failed" if measured.failed else ""
+    unsure = f"; undecided: {_labels(undecided)}" if undecided else ""
     if missed:
-        names = ", ".join(target.label for target in missed)
         missed_of = f"{len(missed)} of {_count(len(targets), 'target')} missed"
-        return Verdict(Outcome.FAIL, f"{missed_of}: {names}{failures}", targets, measured)
-    unmeasured = f"; not measured: {', '.join(target.label for target in unknown)}" if unknown else ""
-    met = f"{_count(len(targets) - len(unknown), 'target')} met over {_count(requests, 'request')}"
+        return Verdict(Outcome.FAIL, f"{missed_of}: {_labels(missed)}{unsure}{failures}", targets, measured)
+    unmeasured = f"; not measured: {_labels(unknown)}" if unknown else ""
+    if undecided:
+        reasons = list(dict.fromkeys(target.undecided for target in undecided))
+        why = f"{len(undecided)} of {_count(len(targets), 'target')} undecided, as {' and '.join(reasons)}"
+        return Verdict(Outcome.UNDECIDED, f"{why}: {_labels(undecided)}{unmeasured}{failures}", targets, measured)
+    met = f"{_count(len(by_outcome['PASS']), 'target')} met over {_count(requests, 'request')}"
     return Verdict(Outcome.PASS, f"{met}{unmeasured}{failures}", targets, measured)
 
 
@@ -113,7 +153,7 @@ def could_not_run(slo: Slo, reason: str) -> Verdict:
     return Verdict(Outcome.COULD_NOT_RUN, reason, tuple(_targets(slo, measured)), measured)
 
 
-def _targets(slo: Slo, measured: Measured) -> Iterator[Target]:
+def _targets(slo: Slo, measured: Measured, server: ServerSeen | None = None) -> Iterator[Target]:
     for metric, label in LATENCIES.items():
         distribution = measured.distributions[metric]
         for q, limit in percentiles(slo, metric):
@@ -125,13 +165,67 @@ def _targets(slo: Slo, measured: Measured) -> Iterator[Target]:
         yield at_least(Target("requests_per_s", "Requests/s", "1/s", "≥", slo.requests_per_s, rate))
     share = measured.goodput_share
     yield at_least(Target("compliance", "Inside all limits", "share", "≥", slo.compliance, share))
-    unseen = "the load test does not read the GPUs"
+    unseen = server.why_no_gpus if server else NOT_READ
     if slo.gpu_utilisation is not None:
-        bounds = slo.gpu_utilisation
-        yield Target("gpu_utilisation", "GPU utilisation", "share", "within", bounds, note=unseen)
+        bounds, used = slo.gpu_utilisation, server.gpu_utilisation if server else None
+        target = Target("gpu_utilisation", "GPU utilisation", "share", "within", bounds, used)
+        yield within(target) if used is not None else replace(target, note=unseen)
     if slo.load_balance_variance is not None:
-        bound = slo.load_balance_variance
-        yield Target("load_balance_variance", "Load-balance variance", "share", "≤", bound, note=unseen)
+        bound, uneven = slo.load_balance_variance, server.load_balance_variance if server else None
+        target = Target("load_balance_variance", "Load-balance variance", "share", "≤", bound, uneven)
+        note = unseen if uneven is None else "(most - least) / mean of the GPUs' utilisation"
+        yield _at_most(replace(target, note=note))
+
+
+def _with_doubts(target: Target, measured: Measured, own: OwnError | None) -> Target:
+    """The target with the load generator's own error, and undecided where that is too large."""
+    limit, value = target.limit, target.measured
+    if own is None or value is None or target.name in OF_THE_GPUS or isinstance(limit, tuple):
+        return target
+    metric, _, q = target.name.partition(".p")
+    error = own.of(metric, int(q)) if q else _share_error(measured, own) if metric == "compliance" else None
+    target = replace(target, own_error=error)
+    if own.out_of_cpu:
+        return replace(target, undecided="the load generator ran out of CPU")
+    # Infinity, of failed requests, is far from any limit.
+    if error and abs(value - limit) <= error:
+        return replace(target, undecided="the load generator's own error is not less than the distance to the limit")
+    return target
+
+
+def _share_error(measured: Measured, own: OwnError) -> float | None:
+    """How far the share of requests inside all limits moves when their times are as wrong as they may be."""
+    errors = {metric: own.of(metric, 99) for metric in measured.limits_ms}
+    known = {metric: error for metric, error in errors.items() if error is not None}
+    if not known or not measured.samples:
+        return None
+    limits, good = measured.limits_ms, measured.good
+    moved = []
+    for sign in (-1, 1):
+        shifted = {metric: limit + sign * known.get(metric, 0.0) for metric, limit in limits.items()}
+        moved.append(abs(replace(measured, limits_ms=shifted).good - good))
+    return max(moved) / len(measured.samples)
+
+
+def _with_interval(target: Target, bootstrap: Bootstrap) -> Target:
+    """The target with its interval, and a caveat where its limit lies in it."""
+    if target.measured is None or target.name in OF_THE_GPUS or isinstance(target.limit, tuple):
+        return target
+    metric, _, q = target.name.partition(".p")
+    found = bootstrap.percentile_interval(metric, int(q)) if q else None
+    if metric == "requests_per_s":
+        found = interval(bootstrap.rate("requests_per_s"))
+    elif metric == "compliance":
+        found = wilson(bootstrap.measured.good, len(bootstrap.measured.samples))
+    if found is None:
+        return target
+    low, high = found
+    caveat = ""
+    if math.isinf(high) and math.isfinite(target.measured):
+        caveat = "" if target.note else "too few requests for an upper end of the interval"
+    elif low <= target.limit <= high:
+        caveat = "the limit is within the interval: another run may come out otherwise"
+    return replace(target, interval=found, note="; ".join(filter(None, (target.note, caveat))))
 
 
 def _at_most(target: Target) -> Target:
@@ -139,6 +233,13 @@ def _at_most(target: Target) -> Target:
     if value is None or isinstance(limit, tuple):
         return target
     return replace(target, passed=value <= limit, margin=(limit - value) / limit)
+
+
+def within(target: Target) -> Target:
+    """The target judged by its measured value, which is to be between its two limits."""
+    assert isinstance(target.limit, tuple) and target.measured is not None
+    value, (low, high) = target.measured, target.limit
+    return replace(target, passed=low <= value <= high, margin=min(value - low, high - value) / high)
 
 
 def at_least(target: Target) -> Target:
@@ -171,6 +272,10 @@ def _absence(metric: str, measured: Measured) -> str:
         return "every request failed"
     reasons = {"prefill_ms": "the server gave no times of its own"}
     return reasons.get(metric, "no answer had two tokens")
+
+
+def _labels(targets: Iterable[Target]) -> str:
+    return ", ".join(target.label for target in targets)
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,0 +1,132 @@
+"""Verdicts with the load generator's own error, and with what was seen of the server."""
+
+from __future__ import annotations
+
+import pytest
+
+from toolkit.sections import Percentiles, Slo
+from toolkit.slo.metrics import Measured
+from toolkit.slo.own_error import AtPercentiles, OwnError
+from toolkit.slo.server_seen import GpuSeen, ServerSeen
+from toolkit.slo.verdict import Outcome, judge, limits_of_a_request
+
+from .samples import failed, sample
+
+STEADY = [sample(100, 120, due=n / 10) for n in range(100)]
+
+
+def verdict_on(slo: Slo, samples=STEADY, **options):
+    return judge(slo, Measured(samples, limits_of_a_request(slo)), **options)
+
+
+def target(verdict, name):
+    return next(target for target in verdict.targets if target.name == name)
+
+
+def own(p50: float, p99: float = 0.0, **more) -> OwnError:
+    return OwnError(ttft_ms=AtPercentiles(p50, p99), **more)
+
+
+@pytest.mark.parametrize(
+    ("limit", "error", "outcome"),
+    [
+        (110, 9, Outcome.PASS),
+        (110, 11, Outcome.UNDECIDED),
+        (90, 9, Outcome.FAIL),
+        (90, 11, Outcome.UNDECIDED),
+        (90, -11, Outcome.UNDECIDED),
+    ],
+)
+def test_an_error_larger_than_the_distance_leaves_it_undecided(limit: float, error: float, outcome: Outcome) -> None:
+    """TTFT is 100 ms; a request may take 1000."""
+    verdict = verdict_on(Slo(ttft_ms=Percentiles(p50=limit, p99=1000)), own=own(error))
+    assert verdict.outcome is outcome and verdict.exit_code == outcome.value
+    assert target(verdict, "ttft_ms.p50").own_error == abs(error)
+    if outcome is Outcome.UNDECIDED:
+        assert verdict.reason.startswith("1 of 3 targets undecided, as the load generator's own error")
+        assert "TTFT P50" in verdict.reason
+
+
+@pytest.mark.parametrize(("q", "taken"), [("p50", 1), ("p90", 20), ("p95", 20), ("p99", 20)])
+def test_the_error_is_that_of_the_nearest_percentile(q: str, taken: float) -> None:
+    verdict = verdict_on(Slo(ttft_ms=Percentiles(**{q: 200})), own=own(1, 20))
+    assert target(verdict, f"ttft_ms.{q}").own_error == taken
+
+
+def test_one_sure_miss_is_a_fail_whatever_else_is_undecided() -> None:
+    slo = Slo(ttft_ms=Percentiles(p50=101, p99=1000), tpot_ms=Percentiles(p50=10))
+    verdict = verdict_on(slo, own=own(5))
+    assert (target(verdict, "ttft_ms.p50").outcome, target(verdict, "tpot_ms.p50").outcome) == ("UNDECIDED", "FAIL")
+    assert verdict.outcome is Outcome.FAIL and "undecided: TTFT P50" in verdict.reason
+
+
+def test_a_generator_out_of_cpu_decides_nothing_that_it_measured() -> None:
+    slo = Slo(ttft_ms=Percentiles(p50=10), requests_per_s=5, gpu_utilisation=(0.7, 0.85))
+    seen = ServerSeen(gpus=(GpuSeen("a", 0.8),))
+    verdict = verdict_on(slo, own=OwnError(out_of_cpu=True), server=seen)
+    assert verdict.outcome is Outcome.UNDECIDED and "ran out of CPU" in verdict.reason
+    outcomes = {one.name: one.outcome for one in verdict.targets}
+    assert outcomes.pop("gpu_utilisation") == "PASS" and set(outcomes.values()) == {"UNDECIDED"}
+
+
+def test_compliance_is_undecided_when_the_error_can_turn_it() -> None:
+    """4 of 100 requests take 390 ms of 400: an error of 15 ms may make them misses, and 96 % is not 99 %."""
+    samples = [*STEADY[:96], *(sample(390, 410, due=n) for n in range(4))]
+    slo = Slo(ttft_ms=Percentiles(p99=400))
+    sure = verdict_on(slo, samples, own=own(1, 5))
+    unsure = verdict_on(slo, samples, own=own(1, 15))
+    assert target(sure, "compliance").outcome == "PASS" and target(sure, "compliance").own_error == 0
+    assert target(unsure, "compliance").outcome == "UNDECIDED"
+    assert target(unsure, "compliance").own_error == pytest.approx(0.04)
+
+
+def test_failed_requests_are_a_sure_miss_and_no_request_is_no_verdict() -> None:
+    slo = Slo(ttft_ms=Percentiles(p99=400))
+    assert verdict_on(slo, [*STEADY, *(failed(n) for n in range(5))], own=own(1, 1e6)).outcome is Outcome.FAIL
+    for options in ({}, {"own": own(1)}, {"own": OwnError(out_of_cpu=True)}):
+        assert verdict_on(slo, [], **options).outcome is Outcome.COULD_NOT_RUN
+    assert verdict_on(slo, own=own(1), cut_short="stopped").outcome is Outcome.COULD_NOT_RUN
+
+
+def test_without_calibration_nothing_is_undecided() -> None:
+    assert verdict_on(Slo(ttft_ms=Percentiles(p50=100.01))).outcome is Outcome.PASS
+
+
+def test_a_limit_within_the_interval_is_a_caveat_and_no_doubt() -> None:
+    samples = [sample(80 + n % 41, due=n / 10) for n in range(200)]
+    verdict = verdict_on(Slo(ttft_ms=Percentiles(p50=101), requests_per_s=1), samples, intervals=True)
+    median = target(verdict, "ttft_ms.p50")
+    low, high = median.interval
+    assert median.outcome == "PASS" and low <= 101 <= high and "the limit is within the interval" in median.note
+    assert target(verdict, "requests_per_s").interval is not None
+    assert target(verdict, "compliance").interval[0] < target(verdict, "compliance").measured
+
+
+def test_what_was_seen_of_the_gpus_is_judged() -> None:
+    """Means of 70 % and 90 %: 80 % in all, and a spread of 20 over 80."""
+    slo = Slo(gpu_utilisation=(0.7, 0.85), load_balance_variance=0.05)
+    verdict = verdict_on(slo, server=ServerSeen(gpus=(GpuSeen("a", 0.7), GpuSeen("b", 0.9))))
+    used, balance = target(verdict, "gpu_utilisation"), target(verdict, "load_balance_variance")
+    assert (used.measured, used.outcome) == (pytest.approx(0.8), "PASS")
+    assert (balance.measured, balance.outcome) == (pytest.approx(0.25), "FAIL")
+    assert verdict.outcome is Outcome.FAIL
+
+
+@pytest.mark.parametrize(
+    ("seen", "reason"),
+    [
+        (None, "the server's metrics were not read"),
+        (ServerSeen(), "the server's metrics name no GPU"),
+        (ServerSeen(gpus=(GpuSeen("a", None, 5e9),), unseen="no utilisation"), "no utilisation"),
+    ],
+)
+def test_gpus_that_were_not_seen_are_not_measured(seen: ServerSeen | None, reason: str) -> None:
+    verdict = verdict_on(Slo(gpu_utilisation=(0.7, 0.85), load_balance_variance=0.05), server=seen)
+    for name in ("gpu_utilisation", "load_balance_variance"):
+        assert (target(verdict, name).outcome, target(verdict, name).note) == ("NOT MEASURED", reason)
+    assert verdict.outcome is Outcome.PASS
+
+
+def test_one_gpu_is_used_and_has_no_balance() -> None:
+    verdict = verdict_on(Slo(load_balance_variance=0.05), server=ServerSeen(gpus=(GpuSeen("a", 0.8),)))
+    assert target(verdict, "load_balance_variance").note == "there is only one GPU"

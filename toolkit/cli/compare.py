@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from toolkit.cli.common import VerdictCommand, json_option, note, print_json
+
+PATH = click.Path(path_type=Path)
+
+
+@click.command(cls=VerdictCommand)
+@click.argument("reports", nargs=-1, type=PATH, required=True, metavar="A B [C]...")
+@click.option("--html", type=PATH, metavar="FILE", help="Write the comparison as a page with plots.")
+@json_option
+def compare(reports: tuple[Path, ...], html: Path | None, as_json: bool) -> None:
+    """Set load tests beside the first one: what differs, by how much, and whether that is more than chance.
+
+    Each is a report directory, its report.json, or the YAML of a deployment, whose last report is meant.
+
+    Exit codes: 0 no metric that the SLO of A limits is significantly worse; 1 one is; 2 it cannot be told;
+    3 could not run.
+    """
+    from toolkit.slo import compare_page, compare_text
+    from toolkit.slo.compare import compare as compared
+
+    found = compared(reports)
+    if html:
+        compare_page.write_page(found, html)
+        note(f"page: {html}")
+    if as_json:
+        print_json(compare_text.data(found))
+    else:
+        from rich.console import Console
+
+        Console(highlight=False).print(compare_text.text(found), soft_wrap=True)
+    sys.exit(found.outcome.value)

@@ -1,0 +1,99 @@
+"""A comparison of load tests for the terminal, and as data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from toolkit.slo import wording
+from toolkit.slo.compare import Change, Comparison, Report, Row
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+TONES = {"better": "PASS", "worse": "FAIL", "too few requests": "UNSURE", "within the generator's error": "UNSURE"}
+STYLES = {"PASS": "green", "FAIL": "bold red", "UNSURE": "yellow"}
+
+
+def started(report: Report) -> str:
+    return datetime.fromtimestamp(report.run.started, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def percent(change: Change) -> str:
+    """The difference to the first run: "+12.3 %"."""
+    return wording.NOTHING if change.percent is None else f"{change.percent:+,.1f} %"
+
+
+def between(change: Change) -> str:
+    """The interval of the difference: "+10.1 to +14.2 %"."""
+    if change.interval is None:
+        return wording.NOTHING
+    low, high = ("∞" if math.isinf(end) else f"{end:+,.1f}" for end in change.interval)
+    return f"{low} to {high} %"
+
+
+def label(row: Row) -> str:
+    return f"{row.label} *" if row.limited else row.label
+
+
+def text(found: Comparison) -> RenderableType:
+    """What differs between the settings, then the metrics, then the outcome."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    letters = [report.letter for report in found.reports]
+    lines = [
+        Text(f"{r.letter}  {r.name}, {len(r.run.judged)} requests, {started(r)}, {r.directory}") for r in found.reports
+    ]
+    parts: list[RenderableType] = [*lines]
+    parts += [Text(f"warning: {warning}", style="yellow") for warning in found.warnings]
+    if found.settings:
+        settings = Table("setting", *letters, header_style="bold")
+        for name, values in found.settings:
+            settings.add_row(name, *values)
+        parts.append(settings)
+    table = Table(header_style="bold")
+    table.add_column("metric")
+    table.add_column("A", justify="right")
+    for letter in letters[1:]:
+        for heading in (letter, f"{letter} - A", "95 % interval"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("")
+    for row in found.rows:
+        cells = [label(row), wording.quantity(row.first, row.unit)]
+        for change in row.changes:
+            style = STYLES.get(TONES.get(change.result, ""), "")
+            value = wording.quantity(change.value, row.unit)
+            result = f"[{style}]{change.result}[/]" if style else change.result
+            cells += [value, percent(change), between(change), result]
+        table.add_row(*cells)
+    style = {0: "bold green", 1: "bold red"}.get(found.outcome.value, "bold yellow")
+    parts += [table, Text("* limited by the SLO of A"), Text.assemble((found.headline, style), f"  {found.reason}")]
+    return Group(*parts)
+
+
+def data(found: Comparison) -> dict[str, Any]:
+    return {
+        "outcome": found.headline,
+        "exit_code": found.outcome.value,
+        "reason": found.reason,
+        "warnings": list(found.warnings),
+        "reports": [
+            {"letter": r.letter, "name": r.name, "directory": str(r.directory), "requests": len(r.run.judged)}
+            for r in found.reports
+        ],
+        "settings": {name: list(values) for name, values in found.settings},
+        "metrics": [_finite(asdict(row)) for row in found.rows],
+    }
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: null instead."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and math.isinf(value) else value

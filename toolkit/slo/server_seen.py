@@ -1,0 +1,68 @@
+"""What a server's own metrics said of its GPUs and its cache during a load test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+NO_GPUS = "the server's metrics name no GPU"
+
+
+@dataclass(frozen=True)
+class GpuSeen:
+    """One GPU; what the server did not say of it is None."""
+
+    uuid: str
+    utilisation: float | None = None
+    """Mean, 0 to 1."""
+    memory_used_bytes: float | None = None
+    """Peak."""
+    memory_total_bytes: float | None = None
+
+
+@dataclass(frozen=True)
+class ServerSeen:
+    gpus: tuple[GpuSeen, ...] = ()
+    readings: int = 0
+    """How often the metrics were read."""
+    kv_cache_used: float | None = None
+    """Peak share of the blocks of the fullest replica in use, 0 to 1."""
+    requests_active: float | None = None
+    """Peak, waiting ones included; of several replicas the sum."""
+    unseen: str = NO_GPUS
+    """Why nothing is known of the GPUs, if it is not."""
+
+    @property
+    def gpu_utilisation(self) -> float | None:
+        """Mean over all GPUs."""
+        found = self._utilisations
+        return sum(found) / len(found) if found else None
+
+    @property
+    def load_balance_variance(self) -> float | None:
+        """(most - least) / mean of the GPUs' utilisation; None of a single GPU, or when none did anything."""
+        found = self._utilisations
+        if len(found) < 2 or not any(found):
+            return None
+        return (max(found) - min(found)) * len(found) / sum(found)
+
+    @property
+    def why_no_gpus(self) -> str:
+        """Why a target of the GPUs was not measured."""
+        found = self._utilisations
+        if not found:
+            return self.unseen
+        return "there is only one GPU" if len(found) == 1 else "no GPU did anything"
+
+    @property
+    def _utilisations(self) -> list[float]:
+        return [gpu.utilisation for gpu in self.gpus if gpu.utilisation is not None]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ServerSeen:
+        values = {field.name: data[field.name] for field in fields(cls) if field.name in data}
+        return cls(**{**values, "gpus": tuple(GpuSeen(**gpu) for gpu in values.get("gpus", ()))})
