@@ -34,15 +34,21 @@ def server():
 def deployment(tmp_path: Path) -> Callable[..., Deployment]:
     """Makes the deployment of a server: deployment(server, prompts=[...], slo={...}, users=8, ...)."""
 
-    def make(server: KnownTruth | None, prompts: list[str] | None = None, slo: Any = None, **load: Any) -> Deployment:
+    def make(
+        server: KnownTruth | None,
+        prompts: list[str] | None = None,
+        slo: Any = None,
+        model: Path | None = None,
+        **load: Any,
+    ) -> Deployment:
         http, grpc = (int(url.rsplit(":", 1)[1]) for url in (server.http, server.grpc)) if server else (1, 2)
         if prompts:
             (tmp_path / "prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
             load["prompts"] = "prompts.txt"
         content = {
             "engine": "rehearsal",
-            "model": {"path": "no-such-model", "config": MODEL},
-            "limits": {"max_seq_len": 2048},
+            "model": {"path": str(model)} if model else {"path": "no-such-model", "config": MODEL},
+            "limits": {"max_seq_len": 512 if model else 2048},
             "serving": {"http_port": http, "grpc_port": grpc, "metrics_port": 3},
             "slo": slo or {"ttft_ms": {"p99": 2000}, "tpot_ms": {"p50": 100}},
             "loadtest": {"users": 4, "requests": 16, "warmup_requests": 4, "max_tokens": 10, **load},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -229,15 +230,15 @@ def workload_file(folder: Path, **content: object) -> str:
 
 
 @pytest.mark.parametrize(("protocol", "processes"), [("http", None), ("http", 2), ("grpc", None)])
-def test_open_loop_sends_when_requests_are_due(server, deployment, tmp_path, protocol, processes):
-    load = deployment(server)
+def test_open_loop_sends_when_requests_are_due(server, deployment, tmp_path, tiny_llama, protocol, processes):
+    load = deployment(server, model=tiny_llama)
     file = workload_file(tmp_path, arrivals="constant", rate=20, requests=60)
     verdict = run(load, Options(protocol=protocol, workload=file, processes=processes))
     found = report.read(load)
     assert len(found.samples) == 60 and not verdict.measured.failed, verdict.reason
     assert found.settings["loop"] == "open" and found.settings["rate"] == pytest.approx(20)
     dues = sorted(sample.due for sample in found.samples)
-    steps = [after - before for before, after in zip(dues, dues[1:], strict=False)]
+    steps = [after - before for before, after in itertools.pairwise(dues)]
     assert statistics.median(steps) == pytest.approx(0.05, abs=0.002), "at the times of the workload, whoever sends"
     assert {sample.id for sample in found.samples} == {f"load-{number}" for number in range(60)}
     assert all(sample.tokens_out == 10 for sample in found.samples)
@@ -245,9 +246,9 @@ def test_open_loop_sends_when_requests_are_due(server, deployment, tmp_path, pro
     assert 0 <= lag < 20, f"sent {lag:.1f} ms after it was due"
 
 
-def test_open_loop_does_not_wait_for_a_slow_server(server, deployment, tmp_path):
+def test_open_loop_does_not_wait_for_a_slow_server(server, deployment, tmp_path, tiny_llama):
     """A closed loop would send one at a time; here all are under way at once, and TTFT counts from the due time."""
-    load = deployment(server, timeout_s=30)
+    load = deployment(server, model=tiny_llama, timeout_s=30)
     file = workload_file(tmp_path, arrivals="constant", rate=40, requests=40, output_tokens=60)
     verdict = run(load, Options(workload=file))
     assert len(verdict.measured.samples) == 38 and not verdict.measured.failed
@@ -256,8 +257,8 @@ def test_open_loop_does_not_wait_for_a_slow_server(server, deployment, tmp_path)
     assert sum(sample.ended > last_sent for sample in samples) > 20
 
 
-def test_the_same_seed_sends_the_same_and_another_does_not(server, deployment, tmp_path):
-    load, file = deployment(server), workload_file(tmp_path, arrivals="poisson", rate=50, requests=12)
+def test_the_same_seed_sends_the_same_and_another_does_not(server, deployment, tmp_path, tiny_llama):
+    load, file = deployment(server, model=tiny_llama), workload_file(tmp_path, arrivals="poisson", rate=50, requests=12)
 
     def sent(**options: object) -> list[float]:
         run(load, Options(workload=file, **options))

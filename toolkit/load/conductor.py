@@ -21,7 +21,7 @@ from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.load.measure import now
 from toolkit.load.progress import Progress
-from toolkit.load.work import MODEL, Work
+from toolkit.load.work import MODEL, Questions, Work
 from toolkit.slo import report
 from toolkit.slo.metrics import Sample
 from toolkit.slo.run import Run
@@ -93,7 +93,8 @@ class Conductor:
 
     def start(self, **_: Any) -> None:
         options, runner = self._options, self._runner
-        self.work.again(int(options.requests))
+        if isinstance(self.work, Questions):
+            self.work.again(int(options.requests))
         self.settings = {
             "model": MODEL,
             **self.work.settings(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -76,6 +77,9 @@ def locust_command(deployment: Deployment, options: Options) -> list[str]:
         **{f"--{name}": getattr(options, name) for name in HANDED_ON},
     }
     mode = ["--web-host", "127.0.0.1"] if options.web_ui else ["--headless", "--only-summary", "--skip-log-setup"]
+    if (options.processes or 1) > 1:  # another test on this machine may have Locust's usual port
+        port = _free_port()
+        wanted |= {"--master-bind-host": "127.0.0.1", "--master-bind-port": port, "--master-port": port}
     given = [text for name, value in wanted.items() if value is not None for text in (name, str(value))]
     return [sys.executable, "-m", "locust", *given, *mode]
 
@@ -103,3 +107,8 @@ def _forward_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])

@@ -27,7 +27,7 @@ from toolkit.load.conductor import Conductor, Share
 from toolkit.load.dispatch import dispatch
 from toolkit.load.measure import measure, now
 from toolkit.load.target import require_ready
-from toolkit.load.work import Asked, work_of
+from toolkit.load.work import Asked, Questions, work_of
 from toolkit.slo.metrics import Sample
 from toolkit.slo.verdict import Outcome
 
@@ -73,7 +73,8 @@ def prepare(environment: Environment, **_: Any) -> None:
         deployment = Deployment.load(options.deployment, options.engine)
         work = work_of(deployment, options.workload, options.rate, options.requests, options.num_users, options.seed)
         options.protocol = options.protocol or deployment.loadtest.protocol
-        options.requests = work.count - work.warmup
+        if isinstance(work, Questions):  # a workload has its own number; a worker may read what the master writes here
+            options.requests = work.count - work.warmup
         # Of an open loop one user a process sends everything.
         options.num_users = work.users or _processes(options)
         options.spawn_rate = options.spawn_rate or min(options.num_users, LARGEST_SPAWN_RATE)

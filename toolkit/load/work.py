@@ -80,9 +80,6 @@ class Planned:
         self.warmup = min(plan.users or plan.count // 20, plan.count // 2)
         self.turns, self.think_s = plan.workload.turns, plan.workload.think_s
 
-    def again(self, requests: int) -> None:
-        """The same requests again: a workload has as many as it says."""
-
     @property
     def firsts(self) -> range:
         return self._plan.firsts

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from toolkit.slo.own_error import OwnError
 from toolkit.slo.server_seen import ServerSeen
@@ -94,3 +95,12 @@ def margin(target: Target) -> str:
     if math.isinf(target.margin):
         return "-∞"
     return f"{target.margin * 100:+,.{0 if abs(target.margin) >= 0.1 else 1}f} %"
+
+
+def load(settings: Mapping[str, Any]) -> str:
+    """How the load was made, in a few words."""
+    what = f", workload {settings['workload']}" if "workload" in settings else ""
+    how = f"{settings.get('users')} users, closed loop"
+    if settings.get("loop") == "open":
+        how = f"{number(settings.get('rate'))} requests/s, {settings.get('arrivals')}, open loop"
+    return f"{how}{what}, over {settings.get('protocol')}"
