@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(min=0), help="Other requests of the same kind.")
 @click.option("--processes", type=click.IntRange(min=1), help="Processes that send; one sends about 5,000 tokens/s.")
 @click.option("--target", metavar="URL", help="Ask this server instead: http://, grpc://, openai+http:// ...")
+@click.option(
+    "--self-check/--no-self-check",
+    default=True,
+    help="Measure the generator's own error first, for some seconds, on a server whose times are known.",
+)
 @click.option("--web-ui", is_flag=True, help="Let Locust's own page start and stop the test.")
 @json_option
 def loadtest(deployment: Deployment, as_json: bool, **options: Any) -> None:
@@ -33,6 +38,7 @@ def loadtest(deployment: Deployment, as_json: bool, **options: Any) -> None:
     from toolkit.load.launch import Options, run
     from toolkit.slo import report, terminal
 
+    options["self_check"] &= not options["web_ui"]
     verdict = run(deployment, Options(**options))
     measured = bool(verdict.measured.samples)
     if as_json and measured:

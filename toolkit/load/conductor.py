@@ -7,12 +7,16 @@ one process; Locust then delivers them by a plain call.
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gevent
+import psutil
 from gevent.event import AsyncResult
 from locust.env import Environment
 from locust.runners import MasterRunner
@@ -21,10 +25,14 @@ from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.load.measure import now
 from toolkit.load.progress import Progress
+from toolkit.load.self_check import SLACK_CPU
 from toolkit.load.work import MODEL, Questions, Work
 from toolkit.slo import report
 from toolkit.slo.metrics import Sample
-from toolkit.slo.run import Run
+from toolkit.slo.own_error import OwnError
+from toolkit.slo.run import Run, write_samples
+from toolkit.slo.server_metrics import ServerWatch
+from toolkit.slo.server_seen import ServerSeen
 from toolkit.slo.terminal import summary_text
 from toolkit.slo.verdict import Outcome, Verdict
 
@@ -107,6 +115,9 @@ class Conductor:
         }
         self.total = self.work.count
         self.samples, self.verdict, self.started, self.running = [], None, time.time(), True
+        self.cpu_before, self.busiest = sum(psutil.Process().cpu_times()[:2]), 0.0
+        urls = [] if options.target else [_metrics_url(replica) for replica in self.deployment.apart()]
+        self.watch = ServerWatch(urls).__enter__() if urls else None
         self.shares_given, self.progress = 0, Progress()
         gevent.spawn(self._watch)
 
@@ -134,6 +145,9 @@ class Conductor:
         cut_short = None if done >= self.total else f"stopped after {done} of {self.total} requests"
         samples = tuple(sorted(self.samples, key=lambda sample: sample.due))
         run = Run(samples, self.settings["warmup_requests"], self.started, self.settings, cut_short)
+        if self._options.samples:
+            return self._leave(run, Path(self._options.samples))
+        run = replace(run, own=self._own_error(), server=self._server_seen(run))
         if self._shows_progress:
             self.progress.clear()
         try:
@@ -143,6 +157,30 @@ class Conductor:
             return
         if not self._shows_progress:
             print(summary_text(self.verdict), report.report_page(self.deployment), sep="\n", file=sys.stderr)
+
+    def _leave(self, run: Run, folder: Path) -> None:
+        """The samples alone, for a self-check, which judges nothing."""
+        write_samples(folder, run)
+        (folder / "cpu.json").write_text(json.dumps({"cpu": self._cpu()}), encoding="utf-8")
+
+    def _own_error(self) -> OwnError | None:
+        if not self._options.own_error:
+            return None
+        own, cpu = OwnError.from_dict(json.loads(self._options.own_error)), self._cpu()
+        return replace(own, cpu=max(cpu, own.cpu or 0.0), out_of_cpu=own.out_of_cpu or cpu > SLACK_CPU)
+
+    def _cpu(self) -> float:
+        """The busiest process's share of a core: this one's, or of the workers what they last told."""
+        seconds = max(time.time() - self.started, 1e-3)
+        own = (sum(psutil.Process().cpu_times()[:2]) - self.cpu_before) / seconds
+        return max(own, self.busiest)
+
+    def _server_seen(self, run: Run) -> ServerSeen | None:
+        if self.watch is None:
+            return None
+        self.watch.__exit__(None, None, None)
+        judged = run.judged
+        return self.watch.seen(judged[0].due, judged[-1].ended) if judged else None
 
     def quit(self, **_: Any) -> None:
         """Locust is about to end: stop a test that still runs, so that its report is written, and say how it went."""
@@ -175,6 +213,9 @@ class Conductor:
             gevent.sleep(WATCH_S)
             if self._runner.user_count:
                 last_seen = time.monotonic()
+            if isinstance(self._runner, MasterRunner):
+                told = [client.cpu_usage / 100 for client in self._runner.clients.all]
+                self.busiest = max([self.busiest, *told])
             if self._shows_progress:
                 self.progress.show(self.samples, self.total, time.time() - self.started)
         if not self.running:
@@ -183,3 +224,8 @@ class Conductor:
             self._runner.quit()
         else:
             self._runner.stop()
+
+
+def _metrics_url(deployment: Deployment) -> str:
+    host = deployment.url("http").rpartition(":")[0]
+    return f"{host}:{deployment.serving.metrics_port}/metrics"

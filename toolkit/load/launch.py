@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
+from toolkit.load.self_check import own_error
 from toolkit.load.target import require_ready
 from toolkit.load.work import work_of
 from toolkit.slo import report
@@ -40,6 +43,8 @@ class Options:
     target: str | None = None
     """The URL of another server than the deployment's."""
     web_ui: bool = False
+    self_check: bool = False
+    """Whether the generator measures its own error first, on a server whose times are known."""
 
 
 def run(deployment: Deployment, options: Options | None = None) -> Verdict:
@@ -51,14 +56,19 @@ def run(deployment: Deployment, options: Options | None = None) -> Verdict:
     Never raises for a server that is down or bad prompts: the verdict is COULD NOT RUN and says why.
     """
     options = options or Options()
+    protocol = options.protocol or deployment.loadtest.protocol
     try:
-        work_of(deployment, options.workload, options.rate, options.requests, options.users, options.seed)
+        work = work_of(deployment, options.workload, options.rate, options.requests, options.users, options.seed)
         if not options.web_ui and not options.target:
-            require_ready(deployment, options.protocol or deployment.loadtest.protocol)
+            require_ready(deployment, protocol)
+        own = own_error(work, protocol, partial(_send, deployment, options)) if options.self_check else None
     except ToolkitError as error:
         return could_not_run(deployment.slo, str(error))
+    command = locust_command(deployment, options)
+    if own is not None:
+        command += ["--own-error", json.dumps(own.as_dict())]
     started = time.time()
-    code = _run_locust(locust_command(deployment, options))
+    code = _run_locust(command)
     with contextlib.suppress(ToolkitError):
         finished = report.read(deployment)
         if finished.started >= started:
@@ -67,6 +77,12 @@ def run(deployment: Deployment, options: Options | None = None) -> Verdict:
         "no test was started" if options.web_ui else f"the load generator ended with exit code {code} and no report"
     )
     return could_not_run(deployment.slo, reason)
+
+
+def _send(deployment: Deployment, options: Options, url: str, requests: int, folder: Path) -> None:
+    """A part of the test against another server, for the self-check."""
+    command = locust_command(deployment, replace(options, target=url, requests=requests))
+    _run_locust([*command, "--samples", str(folder)], quiet=True)
 
 
 def locust_command(deployment: Deployment, options: Options) -> list[str]:
@@ -84,10 +100,18 @@ def locust_command(deployment: Deployment, options: Options) -> list[str]:
     return [sys.executable, "-m", "locust", *given, *mode]
 
 
-def _run_locust(command: list[str]) -> int:
+def _run_locust(command: list[str], quiet: bool = False) -> int:
     """Run Locust to its end and return its exit code. Its tables on stdout are not ours, so they are dropped."""
     # In a session of its own, so that Ctrl-C reaches it once, from us, and it can still write the report.
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as process, _forward_to(process):
+    with (
+        subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL if quiet else None,
+            start_new_session=True,
+        ) as process,
+        _forward_to(process),
+    ):
         return process.wait()
 
 

@@ -61,6 +61,8 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--rate", type=float, include_in_web_ui=False, help="Requests/s instead of the workload's")
     parser.add_argument("--seed", type=int, include_in_web_ui=False, help="Another seed than the workload's")
     parser.add_argument("--target", metavar="URL", include_in_web_ui=False, help="Ask this server instead")
+    parser.add_argument("--samples", metavar="DIR", include_in_web_ui=False, help="Leave samples there, and no report")
+    parser.add_argument("--own-error", metavar="JSON", include_in_web_ui=False, help="The load generator's own error")
 
 
 @events.init.add_listener

@@ -1,0 +1,99 @@
+"""How wrong the load generator is, now and here: the same kind of load sent to a server whose times are known.
+
+What a sample says is compared with the server's own record. Sending late is part of the error: who waits for an answer
+does not see it. So is reading late.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toolkit.known_truth import KnownTruth, Record, Settings
+from toolkit.slo.metrics import Distribution, Sample
+from toolkit.slo.own_error import AtPercentiles, OwnError
+from toolkit.slo.run import read_samples
+
+if TYPE_CHECKING:
+    from toolkit.load.work import Work
+
+TTFT_MS, ITL_MS = 200.0, 20.0
+SECONDS = 8.0
+LEAST, MOST = 16, 2000
+"""Requests."""
+LONGEST_TOKENS = 200
+SLACK_CPU = 0.9
+"""A process that has used more of its core was late for some of what came."""
+
+Send = Callable[[str, int, Path], None]
+"""Sends so many of the test's requests to a URL, and leaves the samples in a folder, with `cpu.json`."""
+
+
+def requests_of(work: Work) -> int:
+    """How many requests show it: as many as take some seconds, at the rate or with the users of the test."""
+    if work.users is None:
+        seconds = work.due(work.firsts[-1]) or 1.0
+        wanted = work.count / seconds * SECONDS
+    else:
+        tokens = min(work.request(0).request.max_tokens, LONGEST_TOKENS)
+        wanted = work.users * max(1.0, SECONDS * 1e3 / (TTFT_MS + (tokens - 1) * ITL_MS))
+    return min(max(LEAST, round(wanted)), MOST, work.count)
+
+
+def own_error(work: Work, protocol: str, send: Send) -> OwnError:
+    """Run a short test against the built-in server. Raises ToolkitError when that cannot be started."""
+    count = requests_of(work)
+    settings = Settings(ttft_ms=TTFT_MS, itl_ms=ITL_MS, tokens=LONGEST_TOKENS)
+    with tempfile.TemporaryDirectory(prefix="toolkit-self-check-") as folder, KnownTruth(settings) as truth:
+        send(truth.url(protocol), count, Path(folder))
+        return compare(read_samples(Path(folder)), truth.records(), read_cpu(Path(folder)))
+
+
+def compare(samples: Iterable[Sample], records: Iterable[Record], cpu: float | None) -> OwnError:
+    """The error of each metric's median and tail: what the samples say, less what was sent."""
+    sent = {record.id: record for record in records if record.whole and record.fault is None}
+    pairs = [(sample, sent[sample.id]) for sample in samples if sample.ok and sample.id in sent]
+    pairs = [(sample, record) for sample, record in pairs if record.token_times]
+    if not pairs:
+        return OwnError(cpu=cpu, out_of_cpu=True)
+    ours, theirs = [sample for sample, _ in pairs], [record for _, record in pairs]
+    return OwnError(
+        ttft_ms=_apart([s.ttft_ms for s in ours if s.ttft_ms is not None], [_ttft_ms(r) for r in theirs]),
+        tpot_ms=_apart([s.tpot_ms for s in ours if s.tpot_ms is not None], [_tpot_ms(r) for r in theirs]),
+        itl_ms=_apart([gap for s in ours for gap in s.itl_ms], [gap for r in theirs for gap in _gaps_ms(r)]),
+        e2e_ms=_apart([s.e2e_ms for s in ours], [(r.token_times[-1] - r.arrived) * 1e3 for r in theirs]),
+        dispatch_ms=Distribution(s.dispatch_ms for s in ours).percentile(99),
+        cpu=cpu,
+        out_of_cpu=cpu is not None and cpu > SLACK_CPU,
+    )
+
+
+def read_cpu(folder: Path) -> float | None:
+    """The busiest process's share of a core, as the sender left it."""
+    file = folder / "cpu.json"
+    return float(json.loads(file.read_text())["cpu"]) if file.is_file() else None
+
+
+def _apart(measured: Sequence[float], true: Sequence[float]) -> AtPercentiles | None:
+    here, there = Distribution(measured), Distribution(true)
+    found = [(here.percentile(q), there.percentile(q)) for q in (50, 99)]
+    errors = [abs(a - b) for a, b in found if a is not None and b is not None]
+    return AtPercentiles(*errors) if len(errors) == 2 else None
+
+
+def _ttft_ms(record: Record) -> float:
+    return (record.token_times[0] - record.arrived) * 1e3
+
+
+def _tpot_ms(record: Record) -> float:
+    times = record.token_times
+    return (times[-1] - times[0]) / max(len(times) - 1, 1) * 1e3
+
+
+def _gaps_ms(record: Record) -> list[float]:
+    times = record.token_times
+    return [(after - before) * 1e3 for before, after in pairwise(times)]
