@@ -274,3 +274,36 @@ def test_a_workload_that_is_not_there(server, deployment):
     verdict = run(deployment(server), Options(workload="no-such"))
     assert verdict.outcome is Outcome.COULD_NOT_RUN
     assert "--workload: 'no-such' is not known. Use a file, yaml (the deployment's own), or" in verdict.reason
+
+
+def test_own_error_decides_and_leaves_open(deployment, tmp_path, tiny_llama):
+    """PASS far from the limit, FAIL far beyond it, UNDECIDED where the error of the generator itself is larger."""
+    file = workload_file(tmp_path, arrivals="constant", rate=10, requests=40, output_tokens=5)
+    outcomes = {}
+    with KnownTruth(Settings(ttft_ms=200, itl_ms=20)) as server:
+        for limit in (400, 100):
+            load = deployment(server, model=tiny_llama, slo={"ttft_ms": {"p50": limit}})
+            outcomes[limit] = run(load, Options(workload=file, self_check=True)).outcome
+        measured = report.read(load).judged
+        middle = statistics.median(sample.ttft_ms for sample in measured)
+        load = deployment(server, model=tiny_llama, slo={"ttft_ms": {"p50": middle}, "compliance": 0.01})
+        outcomes["near"] = run(load, Options(workload=file, self_check=True)).outcome
+    assert outcomes == {400: Outcome.PASS, 100: Outcome.FAIL, "near": Outcome.UNDECIDED}
+    assert report.read(load).own.ttft_ms.p50 > 0
+    assert (load.report_dir / "junit.xml").exists() and "UNDECIDED" in (load.report_dir / "summary.md").read_text()
+
+
+def test_a_capacity_that_is_known(deployment, tmp_path, tiny_llama):
+    """8 answers at a time of 0.1 + 9 x 0.01 s each: 42.1 requests/s."""
+    from toolkit.load.capacity import measure_capacity
+
+    file = workload_file(tmp_path, arrivals="constant", requests=100)
+    settings = Settings(ttft_ms=100, itl_ms=10, slots=8)
+    truth = settings.capacity(10)
+    assert truth == pytest.approx(8 / 0.19)
+    lines: list[str] = []
+    with KnownTruth(settings) as server:
+        load = deployment(server, model=tiny_llama, slo={"ttft_ms": {"p99": 300}, "requests_per_s": 30})
+        found = measure_capacity(load, Options(workload=file), lines.append, budget_s=150)
+    assert found.rate == pytest.approx(truth, rel=0.1), lines
+    assert len(lines) == len(found.trials)

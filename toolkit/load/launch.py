@@ -19,8 +19,9 @@ from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.load.self_check import own_error
 from toolkit.load.target import require_ready
-from toolkit.load.work import work_of
+from toolkit.load.work import Work, work_of
 from toolkit.slo import report
+from toolkit.slo.own_error import OwnError
 from toolkit.slo.verdict import Verdict, could_not_run
 
 USERS_FILE = Path(__file__).with_name("users.py")
@@ -45,6 +46,8 @@ class Options:
     web_ui: bool = False
     self_check: bool = False
     """Whether the generator measures its own error first, on a server whose times are known."""
+    own: OwnError | None = None
+    """That error, where it is known already."""
 
 
 def run(deployment: Deployment, options: Options | None = None) -> Verdict:
@@ -61,7 +64,7 @@ def run(deployment: Deployment, options: Options | None = None) -> Verdict:
         work = work_of(deployment, options.workload, options.rate, options.requests, options.users, options.seed)
         if not options.web_ui and not options.target:
             require_ready(deployment, protocol)
-        own = own_error(work, protocol, partial(_send, deployment, options)) if options.self_check else None
+        own = options.own or (check_itself(deployment, options, work) if options.self_check else None)
     except ToolkitError as error:
         return could_not_run(deployment.slo, str(error))
     command = locust_command(deployment, options)
@@ -77,6 +80,12 @@ def run(deployment: Deployment, options: Options | None = None) -> Verdict:
         "no test was started" if options.web_ui else f"the load generator ended with exit code {code} and no report"
     )
     return could_not_run(deployment.slo, reason)
+
+
+def check_itself(deployment: Deployment, options: Options, work: Work) -> OwnError:
+    """The generator's own error with this load. Raises ToolkitError when it cannot be measured."""
+    protocol = options.protocol or deployment.loadtest.protocol
+    return own_error(work, protocol, partial(_send, deployment, options))
 
 
 def _send(deployment: Deployment, options: Options, url: str, requests: int, folder: Path) -> None:

@@ -132,7 +132,9 @@ def work_of(
         return Questions(deployment, requests or load.requests, users or load.users)
     file = None if workload == OF_THE_YAML else workload_file(workload)
     wanted = workload_of(deployment) if file is None else load_workload(file)
-    changes = {"users": users, "seed": seed}
+    # What has times of its own has so many requests as it has; of the others there can be more.
+    own_times = wanted.arrivals == "trace" or wanted.stages or wanted.ramp or wanted.spike
+    changes = {"users": users, "seed": seed, "requests": None if own_times else requests}
     wanted = wanted.model_copy(update={name: value for name, value in changes.items() if value is not None})
     plan = load_plan(wanted, deployment, file)
     if requests is not None:

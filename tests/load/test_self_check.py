@@ -1,0 +1,64 @@
+"""The load generator's own error, by hand: what samples say against what was sent."""
+
+import pytest
+
+from toolkit.known_truth import Record
+from toolkit.load.self_check import compare
+from toolkit.slo.metrics import Sample
+
+
+def sent(number: int, arrived: float, times: tuple[float, ...], fault: str | None = None) -> Record:
+    return Record(
+        number,
+        f"load-{number}",
+        "http",
+        "generate_stream",
+        5,
+        len(times),
+        arrived,
+        arrived,
+        times[-1],
+        times,
+        0,
+        fault,
+        fault is None,
+    )
+
+
+def seen(number: int, due: float, times: tuple[float, ...], error: str | None = None) -> Sample:
+    return Sample(f"load-{number}", "http", due, due + 0.004, times[-1], times, times[0], error=error)
+
+
+def test_sending_late_and_reading_late_are_both_errors():
+    """Due at 10.000, sent at 10.004, arrived at 10.005; the first token left at 10.205 and was read at 10.207."""
+    records = [sent(n, 10.005, (10.205, 10.225, 10.245)) for n in range(3)]
+    samples = [seen(n, 10.0, (10.207, 10.228, 10.249)) for n in range(3)]
+    own = compare(samples, records, cpu=0.3)
+    assert own.ttft_ms.p50 == pytest.approx(7, abs=1e-6)  # 207 measured, 200 true
+    assert own.tpot_ms.p50 == pytest.approx(1, abs=1e-6)  # 21 measured, 20 true
+    assert own.itl_ms.p99 == pytest.approx(1, abs=1e-6)
+    assert own.e2e_ms.p50 == pytest.approx(9, abs=1e-6)  # 249 measured, 240 true
+    assert own.dispatch_ms == pytest.approx(4, abs=1e-6)
+    assert (own.cpu, own.out_of_cpu) == (0.3, False)
+
+
+def test_a_tail_of_its_own():
+    records = [sent(n, 10.0, (10.2, 10.22)) for n in range(101)]
+    samples = [seen(n, 10.0, (10.25, 10.27) if n > 90 else (10.2, 10.22)) for n in range(101)]
+    own = compare(samples, records, cpu=None)
+    assert own.ttft_ms.p50 == pytest.approx(0, abs=1e-6) and own.ttft_ms.p99 == pytest.approx(50, abs=1e-6)
+
+
+def test_broken_answers_say_nothing():
+    records = [sent(0, 10.0, (10.2, 10.22)), sent(1, 10.0, (10.9, 10.92), fault="slow")]
+    samples = [seen(0, 10.0, (10.2, 10.22)), seen(1, 10.0, (10.9, 10.92)), seen(2, 10.0, (11.0, 11.1), error="x")]
+    assert compare(samples, records, cpu=0.1).ttft_ms.p99 == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("cpu", "out"), [(0.89, False), (0.95, True)])
+def test_out_of_cpu(cpu, out):
+    assert compare([seen(0, 1.0, (1.2, 1.3))], [sent(0, 1.0, (1.2, 1.3))], cpu).out_of_cpu is out
+
+
+def test_nothing_in_common_is_no_calibration():
+    assert compare([], [], cpu=0.1).out_of_cpu is True
