@@ -7,8 +7,9 @@ import pytest
 
 from toolkit.config import Deployment, with_settings
 from toolkit.errors import ToolkitError
-from toolkit.load.predicted import Beside, predicted, traffic_that_ran
+from toolkit.load.predicted import predicted, traffic_that_ran
 from toolkit.plan.predict import predict
+from toolkit.slo.beside import Beside, Predicted
 from toolkit.slo.metrics import Sample
 from toolkit.slo.run import Run
 from toolkit.workload import traffic_of
@@ -47,6 +48,7 @@ def test_a_run_that_went_as_predicted(ran):
     for row in found.rows:
         assert row.measured == pytest.approx(row.predicted, rel=1e-3), row
     assert "closed form" in found.estimator
+    assert Predicted.from_dict(found.as_dict()) == found
 
 
 def test_a_server_that_is_slower_than_predicted(ran):

@@ -58,7 +58,8 @@ def loadtest(deployment: Deployment, as_json: bool, **options: Any) -> None:
     else:
         from rich.console import Console
 
-        Console(highlight=False).print(terminal.summary(verdict), soft_wrap=True)
+        predicted = report.read(deployment).predicted if measured else None
+        Console(highlight=False).print(terminal.summary(verdict, predicted), soft_wrap=True)
         if measured:
             click.echo(f"report: {report.report_page(deployment)}")
     sys.exit(verdict.exit_code)

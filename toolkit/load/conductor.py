@@ -7,6 +7,7 @@ one process; Locust then delivers them by a plain call.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -24,6 +25,7 @@ from locust.runners import MasterRunner
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.load.measure import now
+from toolkit.load.predicted import predicted
 from toolkit.load.progress import Progress
 from toolkit.load.self_check import SLACK_CPU
 from toolkit.load.work import MODEL, Questions, Work
@@ -148,6 +150,8 @@ class Conductor:
         if self._options.samples:
             return self._leave(run, Path(self._options.samples))
         run = replace(run, own=self._own_error(), server=self._server_seen(run))
+        with contextlib.suppress(ToolkitError):  # not every deployment can be predicted, nor every run
+            run = replace(run, predicted=predicted(self.deployment, run))
         if self._shows_progress:
             self.progress.clear()
         try:

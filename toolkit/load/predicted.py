@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from toolkit.calibrate import NAME as CALIBRATION
 from toolkit.errors import ToolkitError
 from toolkit.plan.calibration import load
 from toolkit.plan.predict import predict
+from toolkit.slo.beside import Beside, Predicted
 from toolkit.slo.metrics import Measured, Sample
 from toolkit.slo.run import Run
 from toolkit.slo.verdict import LATENCIES, limits_of_a_request
@@ -21,30 +20,6 @@ if TYPE_CHECKING:
     from toolkit.config import Deployment
 
 COMPARED = (("ttft_ms", 50), ("ttft_ms", 99), ("tpot_ms", 50), ("tpot_ms", 99), ("e2e_ms", 50), ("e2e_ms", 99))
-
-
-@dataclass(frozen=True)
-class Beside:
-    """One number, predicted and measured."""
-
-    label: str
-    unit: str
-    predicted: float | None
-    measured: float | None
-
-    @property
-    def difference(self) -> float | None:
-        """Of the measured value, as a share of the predicted one."""
-        if not self.predicted or self.measured is None or math.isinf(self.predicted) or math.isinf(self.measured):
-            return None
-        return self.measured / self.predicted - 1
-
-
-@dataclass(frozen=True)
-class Predicted:
-    rows: tuple[Beside, ...]
-    estimator: str
-    """Where the step times are from, in words."""
 
 
 def predicted(deployment: Deployment, run: Run) -> Predicted:

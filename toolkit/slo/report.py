@@ -17,6 +17,7 @@ from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.jsonfile import read_json
 from toolkit.slo import junit, markdown
+from toolkit.slo.beside import Predicted
 from toolkit.slo.metrics import Distribution, Measured
 from toolkit.slo.own_error import OwnError
 from toolkit.slo.run import Run, read_samples, write_samples
@@ -85,6 +86,7 @@ def run_of(directory: Path, content: Mapping[str, Any]) -> Run:
             run["cut_short"],
             None if own is None else OwnError.from_dict(own),
             None if server is None else ServerSeen.from_dict(server),
+            None if (told := content.get("predicted")) is None else Predicted.from_dict(told),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -100,6 +102,7 @@ def as_json(deployment: Deployment, run: Run, verdict: Verdict) -> dict[str, Any
             "targets": [_finite({**asdict(target), "outcome": target.outcome}) for target in verdict.targets],
         },
         "metrics": metrics_as_json(verdict.measured),
+        "predicted": None if run.predicted is None else run.predicted.as_dict(),
         "notes": NOTES,
         "errors": dict(verdict.measured.errors.most_common()),
         "run": {

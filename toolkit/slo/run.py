@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import ToolkitError
+from toolkit.slo.beside import Predicted
 from toolkit.slo.metrics import Sample
 from toolkit.slo.own_error import OwnError
 from toolkit.slo.server_seen import ServerSeen
@@ -32,6 +33,8 @@ class Run:
     """The load generator's own error; None when it was not calibrated."""
     server: ServerSeen | None = None
     """What was seen of the GPUs; None when the server's metrics were not read."""
+    predicted: Predicted | None = None
+    """What the planner says of the same requests; None where it can say nothing."""
 
     @property
     def judged(self) -> tuple[Sample, ...]:

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from toolkit.slo import wording
+from toolkit.slo.beside import Predicted
 from toolkit.slo.verdict import LATENCIES, Verdict
 
 STYLES = {
@@ -18,11 +19,12 @@ STYLES = {
 }
 
 
-def summary(verdict: Verdict) -> RenderableType:
-    """The latencies with P50, P90, P99, the targets, the errors, and the verdict: for rich to print."""
+def summary(verdict: Verdict, predicted: Predicted | None = None) -> RenderableType:
+    """The latencies with P50, P90, P99, what was predicted, the targets, the errors, and the verdict, for rich."""
     parts: list[RenderableType] = []
     if verdict.measured.samples:
-        parts += [_latencies(verdict), _targets(verdict), _totals(verdict)]
+        parts += [_latencies(verdict), *([_predicted(predicted)] if predicted else []), _targets(verdict)]
+        parts.append(_totals(verdict))
     parts += [Text(f"{count} x {error}", style="red") for error, count in verdict.measured.errors.most_common(5)]
     if verdict.measured.samples:
         parts += [Text(f"{', '.join(labels)}: {note}", style="yellow") for note, labels in _notes(verdict).items()]
@@ -54,6 +56,14 @@ def _latencies(verdict: Verdict) -> Table:
         distribution = verdict.measured.distributions[metric]
         if distribution.values:
             table.add_row(label, *(wording.number(distribution.percentile(q)) for q in (50, 90, 99)))
+    return table
+
+
+def _predicted(predicted: Predicted) -> Table:
+    table = _table("beside the plan", "predicted", "measured", "difference")
+    for row in predicted.rows:
+        values = (wording.number(row.predicted), wording.number(row.measured), wording.difference(row.difference))
+        table.add_row(f"{row.label}, {row.unit}", *values)
     return table
 
 

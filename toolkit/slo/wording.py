@@ -104,3 +104,8 @@ def load(settings: Mapping[str, Any]) -> str:
     if settings.get("loop") == "open":
         how = f"{number(settings.get('rate'))} requests/s, {settings.get('arrivals')}, open loop"
     return f"{how}{what}, over {settings.get('protocol')}"
+
+
+def difference(share: float | None) -> str:
+    """As "+12 %"."""
+    return NOTHING if share is None else f"{share:+.0%}".replace("%", " %")

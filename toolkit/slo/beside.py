@@ -1,0 +1,44 @@
+"""What was predicted of a load test, beside what it measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Beside:
+    """One number, predicted and measured."""
+
+    label: str
+    unit: str
+    predicted: float | None
+    measured: float | None
+
+    @property
+    def difference(self) -> float | None:
+        """Of the measured value, as a share of the predicted one."""
+        if not self.predicted or self.measured is None or math.isinf(self.predicted) or math.isinf(self.measured):
+            return None
+        return self.measured / self.predicted - 1
+
+
+@dataclass(frozen=True)
+class Predicted:
+    rows: tuple[Beside, ...]
+    estimator: str
+    """Where the step times are from, in words."""
+
+    def as_dict(self) -> dict[str, Any]:
+        rows = [{name: _finite(value) for name, value in asdict(row).items()} for row in self.rows]
+        return {"estimator": self.estimator, "rows": rows}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Predicted:
+        return cls(tuple(Beside(**row) for row in data["rows"]), data["estimator"])
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isinf(value) else value
