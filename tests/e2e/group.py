@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,8 @@ from typing import Any
 import psutil
 import yaml
 
+from tests.ports import free_ports
+
 SHARED_MEMORY = Path("/dev/shm")
 MAX_SEQUENCES = 16
 MAX_SEQ_LEN = 1024
@@ -27,17 +28,9 @@ TOKENS_PER_BLOCK = 16
 _SAMPLE = re.compile(r"^(\w+)\{(.*)\} (\S+)$")
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
 def write_yaml(folder: Path, model: Path, tp: int, pp: int) -> Path:
     """build_configs/tiny-llama-rehearsal.yaml with another place, ports and limits."""
-    http, grpc, metrics = free_ports(3)
+    http, grpc, metrics = free_ports()
     content = {
         "engine": "rehearsal",
         "model": {"path": str(model), "dtype": "float16"},
