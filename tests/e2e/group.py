@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import yaml
 
+from tests import commands
 from tests.ports import free_ports
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -55,9 +56,9 @@ def command(name: str, *arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "toolkit", *name.split(), *map(str, arguments)]
 
 
-def toolkit(name: str, *arguments: str | Path, timeout_s: float = 180) -> subprocess.CompletedProcess[str]:
+def toolkit(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run `toolkit NAME ARGUMENTS...` to its end."""
-    return subprocess.run(command(name, *arguments), capture_output=True, text=True, timeout=timeout_s)
+    return commands.toolkit(*name.split(), *arguments)
 
 
 def succeed(name: str, *arguments: str | Path) -> str:
