@@ -12,12 +12,11 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-from contextlib import closing
 from pathlib import Path
-from socket import socket
 
 import pytest
 
+from tests.ports import free_port
 from toolkit.load.launch import run
 from toolkit.load.measure import EPOCH
 from toolkit.slo import report
@@ -203,9 +202,3 @@ def post(url: str, form: dict[str, object]) -> bool:
 def get(url: str):
     with urllib.request.urlopen(url) as answer:
         return json.load(answer)
-
-
-def free_port() -> int:
-    with closing(socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
