@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from click.testing import CliRunner
 
+from tests.commands import toolkit
 from toolkit.cli.main import cli
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
@@ -112,10 +111,10 @@ def test_again(tmp_path):
         ),
     ],
 )
-def test_bad_input(tmp_path, changes, options, message):
+def test_bad_input(tmp_path, monkeypatch, changes, options, message):
+    monkeypatch.chdir(tmp_path)
     source = flagship(tmp_path, **changes)
-    command = [sys.executable, "-m", "toolkit", "migrate", str(source), *options]
-    answer = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    answer = toolkit("migrate", source, *options)
     assert answer.returncode == 1 and answer.stdout == ""
     assert message in answer.stderr and len(answer.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == [source]

@@ -1,7 +1,7 @@
 import pytest
 
 from tests.engine.conftest import deploy as deploy_engine
-from tests.serve.conftest import free_ports
+from tests.ports import free_ports
 
 __all__ = ["deploy_engine"]
 
@@ -12,7 +12,7 @@ def deploy(deploy_engine):
     from toolkit.repository import generate
 
     def make(*arguments, **sections):
-        ports = dict(zip(("http_port", "grpc_port", "metrics_port"), free_ports(3), strict=True))
+        ports = dict(zip(("http_port", "grpc_port", "metrics_port"), free_ports(), strict=True))
         deployment = deploy_engine(*arguments, **{"serving": ports, **sections})
         generate(deployment)
         return deployment

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.commands import toolkit
 from toolkit.calibrate import device as on
 from toolkit.calibrate import save
 from toolkit.calibrate.layers import points, time_layers
@@ -108,9 +109,8 @@ def test_a_model_that_splits_by_fewer_ranks_is_timed_for_those(tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_large_model_without_a_gpu_is_refused_at_once(tmp_path):
-    arguments = [sys.executable, "-m", "toolkit", "calibrate", str(FLAGSHIP), "--output", str(tmp_path / "x.json")]
     for extra in ([], ["--dry-run"]):
-        result = subprocess.run([*arguments, *extra], capture_output=True, text=True, cwd=ROOT)
+        result = toolkit("calibrate", FLAGSHIP, "--output", tmp_path / "x.json", *extra)
         assert result.returncode == 1 and not list(tmp_path.iterdir())
         assert result.stderr == (
             f"error: {FLAGSHIP}: there is no GPU here, and layers of hidden size 8192 are too large to time on a CPU "

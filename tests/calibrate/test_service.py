@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import toolkit
 from toolkit.calibrate.grid import grid
 from toolkit.calibrate.service import Served, slowdowns
 from toolkit.calibrate.steps import engine_settings
@@ -26,10 +27,6 @@ ALONE = MeasuredSteps(2, (), (HALF_S, HALF_S), (0.0, 0.0), (0.0, 0.0))
 
 def command(deployment, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "toolkit", "calibrate", str(deployment.file), *arguments]
-
-
-def toolkit(deployment, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(deployment, *arguments), capture_output=True, text=True, cwd=ROOT, timeout=120)
 
 
 def step(begin: float, end: float) -> Served:
@@ -59,7 +56,8 @@ def test_a_number_that_hardly_occurred_is_left_out():
 @pytest.mark.slow
 def test_the_command_writes_a_file_that_the_planner_reads(tiny_llama, deploy, tmp_path):
     deployment = deploy(tiny_llama, tp=2, pp=2)
-    result = toolkit(deployment, "--budget", "7", "--output", str(tmp_path / "new" / "times.json"), "--json")
+    arguments = command(deployment, "--budget", "7", "--output", str(tmp_path / "new" / "times.json"), "--json")
+    result = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert result.returncode == 0, result.stderr
     written = json.loads((tmp_path / "new" / "times.json").read_text())
     assert json.loads(result.stdout) == written
@@ -81,7 +79,7 @@ def test_the_command_writes_a_file_that_the_planner_reads(tiny_llama, deploy, tm
 def test_without_a_repository_it_says_which_command_makes_one(tiny_llama, deploy):
     deployment = deploy(tiny_llama)
     (deployment.repository_dir / "lock.json").unlink()
-    result = toolkit(deployment)
+    result = toolkit("calibrate", deployment.file)
     assert result.returncode == 1
     assert result.stderr.endswith(f"Run: toolkit repo {deployment.file}\n") and result.stderr.count("\n") == 1
 
@@ -90,7 +88,7 @@ def test_a_server_that_is_there_already_is_not_measured_with_it(tiny_llama, depl
     deployment = deploy(tiny_llama)
     begin = time.monotonic()
     with socket.create_server(("127.0.0.1", deployment.serving.http_port)):
-        result = toolkit(deployment)
+        result = toolkit("calibrate", deployment.file)
     assert result.returncode == 1 and time.monotonic() - begin < 30
     assert "serving.http_port: cannot listen on" in result.stderr and result.stderr.count("\n") == 1
 

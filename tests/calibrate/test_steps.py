@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from tests.calibrate.slow_rank import SLEPT_S, SlowSecondRank
+from tests.commands import toolkit
 from toolkit.calibrate import calibrate, planned
 from toolkit.calibrate.grid import Context, StepPlan, grid
 from toolkit.calibrate.steps import engine_settings, time_steps
@@ -29,10 +30,6 @@ def quiet(done: int, total: int) -> None:
 
 def command(deployment, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "toolkit", "calibrate", str(deployment.file), *arguments]
-
-
-def toolkit(deployment, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(deployment, *arguments), capture_output=True, text=True, cwd=ROOT, timeout=120)
 
 
 def test_a_rank_that_is_slowed_shows_in_the_time_of_its_stage(tiny_llama, deploy):
@@ -56,7 +53,7 @@ def test_a_slow_rank_of_a_stage_makes_the_stage_slow(tiny_llama, deploy):
 def test_without_an_engine_it_says_which_command_makes_one(tiny_llama, deploy):
     deployment = deploy(tiny_llama)
     (deployment.engine_dir / "lock.json").unlink()
-    result = toolkit(deployment)
+    result = toolkit("calibrate", deployment.file)
     assert result.returncode == 1
     assert result.stderr.endswith(f"engine: there is no engine here. Run: toolkit build {deployment.file}\n")
     assert not (deployment.output / "calibration.json").exists()
@@ -83,7 +80,7 @@ def test_a_broken_rank_file_is_one_line(tiny_llama, deploy, rank):
 
 def test_a_dry_run_lists_the_steps_and_writes_nothing(tiny_llama, deploy):
     deployment = deploy(tiny_llama)
-    result = toolkit(deployment, "--dry-run")
+    result = toolkit("calibrate", deployment.file, "--dry-run")
     lines = result.stdout.splitlines()
     assert len(lines) == len(grid(engine_settings(deployment).scheduling))
     assert "1 generations of 8 keys" in lines and "8 generations of 16 to 48 keys" in lines

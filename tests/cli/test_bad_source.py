@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.commands import toolkit
 
 
 @pytest.fixture
@@ -57,8 +55,7 @@ CASES = [
 def test_convert_fails_in_one_line(config: Path, spoil, message: str) -> None:
     spoil(config.parent / "model")
     before = sorted(config.parent.rglob("*"))
-    command = [sys.executable, "-m", "toolkit", "convert", str(config)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    done = toolkit("convert", config)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1 and message in done.stderr
     assert sorted(config.parent.rglob("*")) == before

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from docs.generate_cli import reference
+from tests.commands import toolkit
 from toolkit.cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[2]
@@ -18,8 +19,16 @@ NO_CONFIG = ("init", "sample", "ask", "verify", "lint", "known-truth")
 HEAVY = ("torch", "numpy", "transformers", "tritonclient", "grpc", "locust", "matplotlib", "pydantic", "rich", "yaml")
 
 
-def toolkit(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "toolkit", *arguments], capture_output=True, text=True, cwd=ROOT)
+@pytest.fixture(autouse=True)
+def _at_the_top(monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def test_it_runs_as_a_program() -> None:
+    command = [sys.executable, "-m", "toolkit", "plan", "nowhere.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: nowhere.yaml: no such file. The examples are in build_configs/.\n"
 
 
 def test_help_imports_nothing_heavy() -> None:

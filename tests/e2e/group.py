@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,9 @@ from typing import Any
 import psutil
 import yaml
 
+from tests import commands
+from tests.ports import free_ports
+
 SHARED_MEMORY = Path("/dev/shm")
 MAX_SEQUENCES = 16
 MAX_SEQ_LEN = 1024
@@ -27,17 +29,9 @@ TOKENS_PER_BLOCK = 16
 _SAMPLE = re.compile(r"^(\w+)\{(.*)\} (\S+)$")
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
 def write_yaml(folder: Path, model: Path, tp: int, pp: int) -> Path:
     """build_configs/tiny-llama-rehearsal.yaml with another place, ports and limits."""
-    http, grpc, metrics = free_ports(3)
+    http, grpc, metrics = free_ports()
     content = {
         "engine": "rehearsal",
         "model": {"path": str(model), "dtype": "float16"},
@@ -62,9 +56,9 @@ def command(name: str, *arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "toolkit", *name.split(), *map(str, arguments)]
 
 
-def toolkit(name: str, *arguments: str | Path, timeout_s: float = 180) -> subprocess.CompletedProcess[str]:
+def toolkit(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run `toolkit NAME ARGUMENTS...` to its end."""
-    return subprocess.run(command(name, *arguments), capture_output=True, text=True, timeout=timeout_s)
+    return commands.toolkit(*name.split(), *arguments)
 
 
 def succeed(name: str, *arguments: str | Path) -> str:

@@ -9,7 +9,9 @@ import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
-from .group import MAX_SEQUENCES, Group, free_ports, succeed, toolkit, write_yaml
+from tests.ports import free_ports
+
+from .group import MAX_SEQUENCES, Group, succeed, toolkit, write_yaml
 from .marks import eight_ranks, every_size, one_rank
 
 pytestmark = pytest.mark.slow
@@ -143,7 +145,7 @@ def another_deployment_of(group: Group, folder: Path) -> Path:
     output = Path(content["output"])
     shutil.copytree(output, folder / "output", ignore=shutil.ignore_patterns("run"))
     names = ("http_port", "grpc_port", "metrics_port")
-    content["serving"] |= dict(zip(names, free_ports(3), strict=True))
+    content["serving"] |= dict(zip(names, free_ports(), strict=True))
     file = folder / group.file.name
     file.write_text(yaml.safe_dump(content | {"output": str(folder / "output")}))
     return file

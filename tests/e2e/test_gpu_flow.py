@@ -16,7 +16,7 @@ import yaml
 
 from tests.commands import toolkit
 from tests.doctor.fake_nvml import h100s
-from tests.serve.conftest import free_ports
+from tests.ports import free_ports
 from toolkit.doctor import gpus
 from toolkit.sections import PORTS
 
@@ -59,7 +59,7 @@ def config(tmp_path, tiny_llama) -> Path:
     content["model"] = {"path": str(tiny_llama), "dtype": "float16"}
     content["limits"] = {"max_sequences": 64, "max_num_tokens": 256, "max_seq_len": 256, "max_queue_size": 8}
     content["hardware"] |= {"host_memory_gb": 16, "cores_per_gpu": 1}
-    content["serving"] = dict(zip(PORTS, free_ports(3), strict=True))
+    content["serving"] = dict(zip(PORTS, free_ports(), strict=True))
     content["workload"] = {"rate": 8, "prompt_tokens": 64, "output_tokens": 16, "requests": 100}
     content["output"] = str(tmp_path / "out")
     file = tmp_path / "flagship.yaml"

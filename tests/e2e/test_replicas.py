@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.serve.conftest import free_ports_of_replicas
+from tests.ports import free_ports
 
 from .group import Group, command, left_of, processes_of, succeed, toolkit, wait_for, write_yaml
 from .marks import no_group
@@ -37,7 +37,7 @@ def two(tmp_path, tiny_llama):
     """The YAML of two replicas, built and not served, and both of them."""
     file = write_yaml(tmp_path, tiny_llama, tp=2, pp=1)
     content = yaml.safe_load(file.read_text())
-    http, grpc, metrics = free_ports_of_replicas(2)
+    http, grpc, metrics = free_ports(replicas=2)
     content["parallel"]["replicas"] = 2
     content["serving"] |= {"http_port": http, "grpc_port": grpc, "metrics_port": metrics}
     file.write_text(yaml.safe_dump(content))

@@ -6,7 +6,6 @@ import contextlib
 import multiprocessing
 import os
 import queue
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from tests.ports import free_port
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -116,12 +117,6 @@ def start_workers(settings, port: int) -> list[multiprocessing.Process]:
     for worker in workers:
         worker.start()
     return workers
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 @contextlib.contextmanager

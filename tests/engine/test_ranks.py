@@ -8,8 +8,9 @@ import time
 
 import pytest
 
-from tests.engine.conftest import free_port, start_workers, started
+from tests.engine.conftest import start_workers, started
 from tests.engine.test_engine import PROMPT, soak
+from tests.ports import free_port
 from toolkit.engine.rehearsal.engine import RehearsalEngine
 from toolkit.engine.settings import EngineSettings
 from toolkit.errors import ToolkitError

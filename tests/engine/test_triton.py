@@ -15,7 +15,8 @@ import psutil
 import pytest
 import tritonclient.grpc as grpc
 
-from tests.engine.conftest import free_port, started
+from tests.engine.conftest import started
+from tests.ports import free_ports
 from toolkit.repository import generate
 from toolkit.serve import tritonserver
 
@@ -26,7 +27,7 @@ PROMPT = [5, 6, 7, 8, 9, 10]
 class Server:
     def __init__(self, repository, folder, options=()):
         found = tritonserver.find("rehearsal")
-        self.http, self.grpc, self.metrics_port = (free_port() for _ in range(3))
+        self.http, self.grpc, self.metrics_port = free_ports()
         self.log = folder / "triton.log"
         ports = {"http": self.http, "grpc": self.grpc, "metrics": self.metrics_port}
         command = [str(found.binary), f"--model-repository={repository}", "--disable-auto-complete-config"]

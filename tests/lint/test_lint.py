@@ -3,13 +3,11 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.commands import toolkit as command
+from tests.commands import toolkit
 from tests.lint import test_llmapi, test_models
 from tests.lint.repositories import (
     ENSEMBLE,
@@ -136,7 +134,7 @@ def test_a_repository_with_many_mistakes(repository, monkeypatch):
     found = {finding.kind for finding in lint(repository)}
     assert set(AT_ONCE) <= found and len(found) >= 25
     monkeypatch.chdir(repository.parent)
-    shown = command("lint", "repository").stdout.replace(str(repository.parent), "")
+    shown = toolkit("lint", "repository").stdout.replace(str(repository.parent), "")
     page = (ROOT / "docs/lint.md").read_text()
     assert shown in page, shown
 
@@ -197,29 +195,23 @@ def test_what_is_no_repository(repository, tmp_path):
         lint(tmp_path / "empty")
 
 
-def toolkit(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "toolkit", "lint", *arguments], capture_output=True, text=True, cwd=ROOT
-    )
-
-
 def test_the_command_and_its_exit_codes(repository):
-    good = toolkit(str(repository))
+    good = toolkit("lint", repository)
     assert (good.returncode, good.stdout, good.stderr) == (0, "", "nothing found\n")
     parameter("enable_kv_cache_reuse", "")(repository)
-    warned = toolkit(str(repository))
+    warned = toolkit("lint", repository)
     assert warned.returncode == 0 and "[kv-reuse-unset]" in warned.stdout and warned.stderr == "0 errors, 1 warnings\n"
     without("ensemble/1")(repository)
-    failed = toolkit(str(repository), "--json")
+    failed = toolkit("lint", repository, "--json")
     data = json.loads(failed.stdout)
     assert failed.returncode == 1 and (data["errors"], data["warnings"]) == (1, 1)
     assert data["findings"][0]["kind"] == "version-directory"
-    annotated = toolkit(str(repository), "--github")
+    annotated = toolkit("lint", repository, "--github")
     assert annotated.returncode == 1
     assert annotated.stdout.startswith(
         f"::error file={repository}/ensemble,title=toolkit lint%3A version-directory::model"
     )
-    assert toolkit("/nowhere").returncode == 1
+    assert toolkit("lint", "/nowhere").returncode == 1
 
 
 def test_annotations_are_escaped():

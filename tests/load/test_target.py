@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.serve.conftest import free_ports_of_replicas
+from tests.ports import free_ports
 from toolkit.config import with_settings
 from toolkit.errors import ToolkitError
 from toolkit.load.target import first_ready, require_ready
@@ -33,7 +33,7 @@ def ready(port: int):
 
 @pytest.fixture
 def two(deployment):
-    http_port, _, _ = free_ports_of_replicas(2)
+    http_port, _, _ = free_ports(replicas=2)
     return with_settings(deployment(None), serving={"http_port": http_port}, parallel={"replicas": 2})
 
 

@@ -44,18 +44,18 @@ def test_comparing_for_another_machine(flagship):
 
 def test_a_rate_that_no_layout_meets_says_the_best_reachable(flagship):
     slo = {"slo": {"ttft_ms": {"p99": 1500}, "requests_per_s": 1000}}
-    assert "no layout meets the SLO; the best reachable is" in plan(flagship(**SHORT, **slo), "--compare")
+    assert "no layout meets the SLO; the best reachable is" in plan(flagship(**SHORT, **slo), "--compare", "--gpus", 4)
     slow = {"slo": {"tpot_ms": {"p50": 1}, "requests_per_s": 8}}
-    assert "no layout meets the latencies at any rate;" in plan(flagship(**SHORT, **slow), "--compare")
+    assert "no layout meets the latencies at any rate;" in plan(flagship(**SHORT, **slow), "--compare", "--gpus", 4)
 
 
 def test_comparing_where_the_own_layout_or_none_fits(flagship):
     """A layout that does not fit is a row with its reason, and keeps nobody from seeing the others."""
-    own = flagship(**SHORT, parallel={"tp": 2, "pp": 1, "replicas": 4})
+    own = flagship(**SHORT, parallel={"tp": 2, "pp": 1, "replicas": 2}, hardware__gpus=4)
     text = plan(own, "--compare")
-    assert "does not fit by 4.9 GiB" in text and "yours, 4 x tp2" in text
+    assert "does not fit by 4.9 GiB" in text and "yours, 2 x tp2" in text
     data = json.loads(plan(own, "--compare", "--json"))
-    assert "prediction" not in data and data["comparison"]["best"] == "2 x tp4"
+    assert "prediction" not in data and data["comparison"]["best"] == "tp4"
     assert "no layout fits" in plan(flagship(**SHORT), "--compare", "--hardware", "l40s", "--gpus", 1)
 
 

@@ -12,15 +12,9 @@ from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.plan.claims import claims, roofline
 from toolkit.plan.layouts import compare, rank, reason, variants
-from toolkit.plan.predict import predict
 from toolkit.plan.starter import Wanted, start
 
 FLAGSHIP = Path(__file__).parents[2] / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml"
-
-
-@pytest.fixture(scope="module")
-def flagship_compared():
-    return compare(Deployment.load(FLAGSHIP))
 
 
 def test_every_layout_of_eight_gpus_once():
@@ -66,8 +60,8 @@ def test_no_layout_at_all(flagship):
         compare(Deployment.load(flagship(hardware__gpus=97)))
 
 
-def test_claims_by_hand():
-    prediction = predict(Deployment.load(FLAGSHIP))
+def test_claims_by_hand(flagship_compared):
+    prediction = flagship_compared.own.prediction
     found = {claim.said: claim for claim in claims(prediction)}
     verdicts = [claim.verdict for claim in found.values()]
     assert verdicts.count("true") == 0 and len(verdicts) == 10

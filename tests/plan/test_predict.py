@@ -9,14 +9,14 @@ from toolkit.plan.remedy import to_fit, to_meet
 from toolkit.plan.what_if import load_changed
 
 
-def test_the_flagship_misses_its_slo_and_small_steps_meet_it(flagship):
+def test_the_flagship_misses_its_slo_and_small_steps_meet_it(flagship, flagship_compared):
     """8192-token steps leave a pipeline idle behind whole prompts; 256-token steps keep its stages equally busy."""
-    prediction = predict(Deployment.load(flagship()))
+    prediction = flagship_compared.own.prediction
     targets = {target.name: target for target in prediction.targets}
     assert targets["ttft_ms.p99"].passed is False and targets["requests_per_s"].passed is False
     assert targets["requests_per_s"].measured == prediction.capacity.highest < 8
     assert prediction.capacity.bubble > 0.3
-    remedy = to_meet(prediction)
+    remedy = flagship_compared.own.remedy
     assert remedy.setting == "limits.max_num_tokens: 256" and remedy.requests_per_s > 8
     better = predict(Deployment.load(flagship(limits__max_num_tokens=256)))
     assert not better.missed and better.capacity.bubble < 0.15
@@ -36,20 +36,24 @@ def test_one_request_alone_takes_the_sum_of_its_steps(flagship):
     assert second.ttft_ms == pytest.approx(first.ttft_ms)
 
 
-def test_tensor_parallelism_answers_sooner(flagship):
-    wide = predict(Deployment.load(flagship(parallel={"tp": 8, "pp": 1})))
-    deep = predict(Deployment.load(flagship()))
+@pytest.fixture
+def wide(flagship_compared):
+    """The flagship with its eight GPUs side by side."""
+    return next(layout.prediction for layout in flagship_compared.layouts if layout.name == "tp8")
+
+
+def test_tensor_parallelism_answers_sooner(wide, flagship_compared):
+    deep = flagship_compared.own.prediction
     assert wide.pass_seconds(wide.prefill_work) < 0.5 * deep.pass_seconds(deep.prefill_work)
     assert wide.simulation.bubble == pytest.approx(0, abs=1e-9)
 
 
-def test_the_machine_s_targets_are_of_the_machine(flagship):
-    prediction = predict(Deployment.load(flagship(parallel={"tp": 8, "pp": 1})))
-    targets = {target.name: target for target in prediction.targets}
-    assert targets["gpu_utilisation"].measured == pytest.approx(prediction.simulation.utilisation[0][0])
+def test_the_machine_s_targets_are_of_the_machine(wide):
+    targets = {target.name: target for target in wide.targets}
+    assert targets["gpu_utilisation"].measured == pytest.approx(wide.simulation.utilisation[0][0])
     assert targets["gpu_utilisation"].passed is False  # one stage that always has something to do
     assert targets["load_balance_variance"].measured == 0
-    assert not prediction.missed, "a busy GPU does not make a deployment unusable"
+    assert not wide.missed, "a busy GPU does not make a deployment unusable"
 
 
 def test_a_rate_that_none_meets_says_where_it_saturates(flagship):

@@ -17,6 +17,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from tests.ports import free_ports
 from toolkit import artifacts
 from toolkit.config import Deployment
 from toolkit.repository import generate
@@ -108,19 +109,11 @@ def scripted_repository(folder: Path, model: Path) -> Path:
     return repository
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listening.getsockname()[1] for listening in sockets]
-    for listening in sockets:
-        listening.close()
-    return ports
-
-
 @contextmanager
 def serving(repository: Path, folder: Path) -> Iterator[Server]:
     """A tritonserver of the repository, ready, and gone when the block ends."""
     found = tritonserver.find("rehearsal")
-    http, grpc, metrics = free_ports(3)
+    http, grpc, metrics = free_ports()
     log = folder / "triton.log"
     command = [str(found.binary), f"--model-repository={repository}", "--http-address=127.0.0.1"]
     command += [f"--http-port={http}", "--grpc-address=127.0.0.1", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]

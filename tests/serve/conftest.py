@@ -1,8 +1,5 @@
-import contextlib
-import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,33 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.ports import free_ports
 from toolkit import artifacts, repository
 from toolkit.config import Deployment
-from toolkit.sections import PORTS, PORTS_APART
+from toolkit.sections import PORTS
 from toolkit.serve.janitor import Member, members
 from toolkit.serve.state import State, read_state
 
 MODELS = Path(__file__).parent / "models"
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def free_ports_of_replicas(replicas: int) -> tuple[int, int, int]:
-    """Those of the first of several replicas."""
-    for base in range(20000 + os.getpid() % 1000 * 10, 32000, 10 * replicas):
-        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-            for port in (base + PORTS_APART * replica + n for replica in range(replicas) for n in range(3)):
-                stack.enter_context(socket.create_server(("127.0.0.1", port)))
-            return base, base + 1, base + 2
-    raise AssertionError("no free ports")
 
 
 @pytest.fixture
@@ -46,7 +24,7 @@ def deploy(tmp_path: Path, tiny_llama: Path) -> Callable[..., Deployment]:
     """Makes a deployment of tp x pp ranks whose models need no engine (tests/serve/models)."""
 
     def make(tp: int = 1, pp: int = 1, replicas: int = 1, **serving: object) -> Deployment:
-        ports = dict(zip(PORTS, free_ports(3) if replicas == 1 else free_ports_of_replicas(replicas), strict=True))
+        ports = dict(zip(PORTS, free_ports(replicas=replicas), strict=True))
         file = tmp_path / "trial.yaml"
         content = {
             "engine": "rehearsal",

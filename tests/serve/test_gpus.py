@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.serve.conftest import Serving, free_ports
+from tests.ports import free_ports
+from tests.serve.conftest import Serving
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.serve import dry_run
@@ -61,7 +62,7 @@ def make(tmp_path, tiny_llama, node) -> Callable[..., Deployment]:
     """make(runtime, **serving) -> Deployment of PP2 x TP2, with what the double reads of repository and engine."""
 
     def load(runtime: object = "host", **serving: object) -> Deployment:
-        ports = dict(zip(("http_port", "grpc_port", "metrics_port"), free_ports(3), strict=True))
+        ports = dict(zip(("http_port", "grpc_port", "metrics_port"), free_ports(), strict=True))
         content = {
             "engine": "tensorrt",
             "model": {"path": str(tiny_llama)},

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.serve.conftest import Serving, free_ports
+from tests.ports import free_ports
+from tests.serve.conftest import Serving
 from toolkit.client import GenerateRequest, connect
 from toolkit.config import Deployment
 from toolkit.repository import generate
@@ -57,7 +58,7 @@ def deployment(tmp_path, tiny_llama, monkeypatch) -> Deployment:
         "model": {"path": str(tiny_llama)},
         "parallel": {"tp": 2, "pp": 2},
         "limits": {"max_sequences": 8, "max_num_tokens": 256, "max_seq_len": 256},
-        "serving": {**dict(zip(PORTS, free_ports(3), strict=True)), "drain_timeout_s": 20},
+        "serving": {**dict(zip(PORTS, free_ports(), strict=True)), "drain_timeout_s": 20},
         "loadtest": {"users": 2, "requests": 6, "warmup_requests": 0, "max_tokens": 8},
         "output": str(tmp_path / "out"),
     }

@@ -43,8 +43,10 @@ class BlockPool:
     def publish(self, request: Request, start: int) -> None:
         """Offer the blocks filled since position `start` for reuse. When two sequences compute one prefix
         side by side, the first to publish shares its blocks and the other's stay private."""
+        if not self.reuse:
+            return
         before, after = start // self.tokens_per_block, request.computed // self.tokens_per_block
-        if self.reuse and after > before:
+        if after > before:
             digests = self._digests(request, after)[before:]
             for block, digest in zip(request.blocks[before:after], digests, strict=True):
                 if self._block_of.setdefault(digest, block) == block:

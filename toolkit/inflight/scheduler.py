@@ -59,9 +59,9 @@ class Step:
         return self.context + self.generation
 
     def add(self, request: Request, length: int) -> None:
-        emits = request.computed + length == len(request.tokens)
+        start = request.computed
         works = self.context if request.state is State.CONTEXT else self.generation
-        works.append(Work(request, request.computed, length, emits, request.blocks))
+        works.append(Work(request, start, length, start + length == len(request.tokens), request.blocks))
         self.num_tokens += length
         request.in_flight = True
 
@@ -137,9 +137,12 @@ class Scheduler:
         if len(self._in_flight) == self.config.micro_batches:
             return None
         step = Step(self._steps % self.config.micro_batches)
-        for request in [request for request in self._ready if request.state is State.GENERATION]:
+        generation, most = State.GENERATION, min(self.config.max_batch_size, self.config.max_num_tokens)
+        for request in [request for request in self._ready if request.state is generation]:
+            if step.num_tokens == most:
+                break
             # The state again, because it may have been paused a moment ago for an older one.
-            if self._fit(step, 1) and request.state is State.GENERATION and self._grow(request):
+            if request.state is generation and self._grow(request):
                 step.add(request, 1)
         contexts = [request for request in self._ready if request.state is State.CONTEXT]
         while following := contexts.pop(0) if contexts else self._admit(step):
@@ -158,25 +161,27 @@ class Scheduler:
         """Take the results of the oldest step in flight: for each work that emits, in step order, a token
         and whether it ends its request; max_tokens ends it too. Results of cancelled requests are ignored.
         Raises ValueError for another step or another number of results."""
-        if [step] != list(self._in_flight)[:1]:
+        if not self._in_flight or self._in_flight[0] is not step:
             raise ValueError("steps complete once, in the order in which they were scheduled")
-        emitting = [work.request for work in step.works if work.emits]
-        results = list(zip(emitting, tokens, finished, strict=True))
-        for work in self._in_flight.popleft().works:
-            work.request.in_flight = False
-            work.request.computed = work.start + work.length
-            self.pool.publish(work.request, work.start)
+        works = step.works
+        results = list(zip([work.request for work in works if work.emits], tokens, finished, strict=True))
+        self._in_flight.popleft()
+        for request, start, length, _, _ in works:
+            request.in_flight = False
+            request.computed = start + length
+            self.pool.publish(request, start)
         for request, token, ends in results:
             if request.state is not State.CANCELLED:
                 request.tokens.append(token)
                 request.output.append(token)
                 ends = ends or len(request.output) >= request.max_tokens
                 request.state = State.FINISHED if ends else State.GENERATION
-        for work in step.works:
-            if work.request.state in (State.FINISHED, State.CANCELLED):
-                self._release(work.request)
+        for work in works:
+            request = work.request
+            if request.state is State.FINISHED or request.state is State.CANCELLED:
+                self._release(request)
             else:
-                self._ready.append(work.request)
+                self._ready.append(request)
         self._ready.sort(key=_by_arrival)
 
     def stats(self) -> Stats:

@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import json
 import re
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from toolkit.config import Deployment
 ASKED_MODEL = "tensorrt_llm_bls"
 CHECK_EVERY_S = 10.0
 CHECK_TIMEOUT_S = 30.0
+HOLD_S = 5.0
 CHECKS_FAILED = 2
 """A group counts as hung after this many checks in a row without an answer and without any progress."""
 
@@ -72,10 +72,16 @@ class Probe:
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
-        """Keep an HTTP connection open, where the server still takes one."""
-        with contextlib.ExitStack() as stack:
-            with contextlib.suppress(OSError):
-                stack.enter_context(socket.create_connection((self.host, self.http_port), timeout=2))
+        """Keep an HTTP connection open, where the server still takes one.
+
+        It has been answered on once: the kernel accepts connections that a busy server has not taken yet, and does not
+        wait for.
+        """
+        connection = http.client.HTTPConnection(self.host, self.http_port, timeout=HOLD_S)
+        with contextlib.closing(connection):
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                connection.request("GET", "/v2/health/live")
+                connection.getresponse().read()
             yield
 
     def _metrics(self) -> str | None:

@@ -19,10 +19,9 @@ class WorkClock:
 
     def time_of(self, work: float) -> float:
         """When it showed `work`, or when it will if the pace stays as it is."""
-        index = len(self._marks) - 1
-        if work < self._marks[index][0]:
-            index = max(bisect_right(self._marks, (work, math.inf)) - 1, 0)
-        begin, since, pace = self._marks[index]
+        begin, since, pace = self._marks[-1]
+        if work < begin:
+            begin, since, pace = self._marks[max(bisect_right(self._marks, (work, math.inf)) - 1, 0)]
         return since + (work - begin) * pace
 
     def set_pace(self, time: float, pace: float) -> None:
