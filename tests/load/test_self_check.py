@@ -2,6 +2,7 @@
 
 import pytest
 
+from toolkit.errors import ToolkitError
 from toolkit.known_truth import Record
 from toolkit.load.self_check import compare
 from toolkit.slo.metrics import Sample
@@ -61,4 +62,5 @@ def test_out_of_cpu(cpu, out):
 
 
 def test_nothing_in_common_is_no_calibration():
-    assert compare([], [], cpu=0.1).out_of_cpu is True
+    with pytest.raises(ToolkitError, match="none of its requests was answered"):
+        compare([], [], cpu=0.1)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(min=0), help="Other requests of the same kind.")
 @click.option("--processes", type=click.IntRange(min=1), help="Processes that send; one sends about 5,000 tokens/s.")
 @click.option("--target", metavar="URL", help="Ask this server instead: http://, grpc://, openai+http:// ...")
+@click.option("--model", metavar="NAME", help="The model to ask, as a server with OpenAI's API calls it.")
 @click.option(
     "--self-check/--no-self-check",
     default=True,

@@ -28,7 +28,7 @@ from toolkit.load.measure import now
 from toolkit.load.predicted import predicted
 from toolkit.load.progress import Progress
 from toolkit.load.self_check import SLACK_CPU
-from toolkit.load.work import MODEL, Questions, Work
+from toolkit.load.work import Questions, Work
 from toolkit.slo import report
 from toolkit.slo.metrics import Sample
 from toolkit.slo.own_error import OwnError
@@ -106,7 +106,7 @@ class Conductor:
         if isinstance(self.work, Questions):
             self.work.again(int(options.requests))
         self.settings = {
-            "model": MODEL,
+            "model": self.work.model,
             **self.work.settings(),
             **({"users": options.num_users} if self.work.users else {}),
             "processes": len(runner.clients.ready) if isinstance(runner, MasterRunner) else 1,

@@ -18,14 +18,14 @@ from types import FrameType
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.load.self_check import own_error
-from toolkit.load.target import require_ready
+from toolkit.load.target import require_ready, require_ready_at
 from toolkit.load.work import Work, work_of
 from toolkit.slo import report
 from toolkit.slo.own_error import OwnError
 from toolkit.slo.verdict import Verdict, could_not_run
 
 USERS_FILE = Path(__file__).with_name("users.py")
-HANDED_ON = ("protocol", "users", "requests", "workload", "rate", "seed", "processes", "target")
+HANDED_ON = ("protocol", "users", "requests", "workload", "rate", "seed", "processes", "target", "model")
 """Options that the users' process has by the same names."""
 
 
@@ -43,6 +43,8 @@ class Options:
     processes: int | None = None
     target: str | None = None
     """The URL of another server than the deployment's."""
+    model: str | None = None
+    """The model to ask, as a server with OpenAI's API calls it."""
     web_ui: bool = False
     self_check: bool = False
     """Whether the generator measures its own error first, on a server whose times are known."""
@@ -62,7 +64,9 @@ def run(deployment: Deployment, options: Options | None = None) -> Verdict:
     protocol = options.protocol or deployment.loadtest.protocol
     try:
         work = work_of(deployment, options.workload, options.rate, options.requests, options.users, options.seed)
-        if not options.web_ui and not options.target:
+        if options.target:
+            require_ready_at(options.target)
+        elif not options.web_ui:
             require_ready(deployment, protocol)
         own = options.own or (check_itself(deployment, options, work) if options.self_check else None)
     except ToolkitError as error:
@@ -90,7 +94,7 @@ def check_itself(deployment: Deployment, options: Options, work: Work) -> OwnErr
 
 def _send(deployment: Deployment, options: Options, url: str, requests: int, folder: Path) -> None:
     """A part of the test against another server, for the self-check."""
-    command = locust_command(deployment, replace(options, target=url, requests=requests))
+    command = locust_command(deployment, replace(options, target=url, requests=requests, model=None))
     _run_locust([*command, "--samples", str(folder)], quiet=True)
 
 

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from toolkit.errors import ToolkitError
 from toolkit.known_truth import KnownTruth, Record, Settings
 from toolkit.slo.metrics import Distribution, Sample
 from toolkit.slo.own_error import AtPercentiles, OwnError
@@ -54,12 +55,16 @@ def own_error(work: Work, protocol: str, send: Send) -> OwnError:
 
 
 def compare(samples: Iterable[Sample], records: Iterable[Record], cpu: float | None) -> OwnError:
-    """The error of each metric's median and tail: what the samples say, less what was sent."""
+    """The error of each metric's median and tail: what the samples say, less what was sent.
+
+    Raises ToolkitError where no sample is of a request that was answered.
+    """
     sent = {record.id: record for record in records if record.whole and record.fault is None}
     pairs = [(sample, sent[sample.id]) for sample in samples if sample.ok and sample.id in sent]
     pairs = [(sample, record) for sample, record in pairs if record.token_times]
     if not pairs:
-        return OwnError(cpu=cpu, out_of_cpu=True)
+        hint = "Run it again; --no-self-check does without, and then nothing is known of the generator's error."
+        raise ToolkitError("the self-check failed: none of its requests was answered", hint=hint)
     ours, theirs = [sample for sample, _ in pairs], [record for _, record in pairs]
     return OwnError(
         ttft_ms=_apart([s.ttft_ms for s in ours if s.ttft_ms is not None], [_ttft_ms(r) for r in theirs]),

@@ -18,6 +18,13 @@ def require_ready(deployment: Deployment, protocol: str) -> None:
             raise ToolkitError(what, where=replica.url(protocol), hint=hint)
 
 
+def require_ready_at(url: str) -> None:
+    """Raise ToolkitError for what is no URL of a server, or where none is ready."""
+    with connect(url) as client:
+        if not client.ready():
+            raise ToolkitError("no server is ready here", where=url, hint="Start it, or correct --target.")
+
+
 def first_ready(deployment: Deployment, protocol: str) -> Deployment:
     """The first replica that is ready; the first of all where none is."""
     replicas = deployment.apart()

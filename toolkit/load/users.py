@@ -61,6 +61,7 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--rate", type=float, include_in_web_ui=False, help="Requests/s instead of the workload's")
     parser.add_argument("--seed", type=int, include_in_web_ui=False, help="Another seed than the workload's")
     parser.add_argument("--target", metavar="URL", include_in_web_ui=False, help="Ask this server instead")
+    parser.add_argument("--model", metavar="NAME", include_in_web_ui=False, help="The model to ask")
     parser.add_argument("--samples", metavar="DIR", include_in_web_ui=False, help="Leave samples there, and no report")
     parser.add_argument("--own-error", metavar="JSON", include_in_web_ui=False, help="The load generator's own error")
 
@@ -73,7 +74,9 @@ def prepare(environment: Environment, **_: Any) -> None:
         if not options.deployment:
             raise ToolkitError("no deployment given", hint="Use --deployment CONFIG or TOOLKIT_CONFIG=CONFIG.")
         deployment = Deployment.load(options.deployment, options.engine)
-        work = work_of(deployment, options.workload, options.rate, options.requests, options.num_users, options.seed)
+        work = work_of(
+            deployment, options.workload, options.rate, options.requests, options.num_users, options.seed, options.model
+        )
         options.protocol = options.protocol or deployment.loadtest.protocol
         if isinstance(work, Questions):  # a workload has its own number; a worker may read what the master writes here
             options.requests = work.count - work.warmup

@@ -36,8 +36,9 @@ class Questions:
 
     turns, think_s = 1, 0.0
 
-    def __init__(self, deployment: Deployment, requests: int, users: int) -> None:
+    def __init__(self, deployment: Deployment, requests: int, users: int, model: str) -> None:
         self._load = load = deployment.loadtest
+        self.model = model
         self.users: int | None = users
         self.warmup = load.warmup_requests
         self.count = requests + self.warmup
@@ -57,7 +58,7 @@ class Questions:
 
     def request(self, number: int) -> Asked:
         prompt = self._prompts[number % len(self._prompts)]
-        return Asked(_request(number, prompt, self._load.max_tokens, {}))
+        return Asked(_request(number, prompt, self._load.max_tokens, {}, self.model))
 
     def after(self, asked: Asked, answer: str) -> Asked | None:
         return None
@@ -74,8 +75,8 @@ class Questions:
 class Planned:
     """The requests of a workload, each made from its number."""
 
-    def __init__(self, plan: LoadPlan, name: str) -> None:
-        self._plan, self._name = plan, name
+    def __init__(self, plan: LoadPlan, name: str, model: str) -> None:
+        self._plan, self._name, self.model = plan, name, model
         self.users, self.count = plan.users, plan.count
         self.warmup = min(plan.users or plan.count // 20, plan.count // 2)
         self.turns, self.think_s = plan.workload.turns, plan.workload.think_s
@@ -89,13 +90,13 @@ class Planned:
         return self._plan.dues[number // self.turns]
 
     def request(self, number: int) -> Asked:
-        return _asked(self._plan[number])
+        return self._asked(self._plan[number])
 
     def after(self, asked: Asked, answer: str) -> Asked | None:
         """The next turn of a conversation, None after its last."""
         assert asked.sent is not None
         following = self._plan.next_turn(asked.sent, answer)
-        return None if following is None else _asked(following)
+        return None if following is None else self._asked(following)
 
     def settings(self) -> dict[str, Any]:
         workload, plan = self._plan.workload, self._plan
@@ -109,6 +110,9 @@ class Planned:
             "seed": workload.seed,
         }
 
+    def _asked(self, sent: ToSend) -> Asked:
+        return Asked(_request(sent.number, sent.prompt, sent.max_tokens, sent.sampling, self.model), sent)
+
 
 Work = Questions | Planned
 
@@ -120,6 +124,7 @@ def work_of(
     requests: int | None = None,
     users: int | None = None,
     seed: int | None = None,
+    model: str | None = None,
 ) -> Work:
     """What to send. `workload` is a file, the name of one in loadtest/workloads, or `yaml` for the deployment's own.
 
@@ -129,7 +134,7 @@ def work_of(
         load = deployment.loadtest
         if rate is not None or seed is not None:
             raise ToolkitError("--rate and --seed are of a workload", hint="Give one: --workload short, for instance.")
-        return Questions(deployment, requests or load.requests, users or load.users)
+        return Questions(deployment, requests or load.requests, users or load.users, model or MODEL)
     file = None if workload == OF_THE_YAML else workload_file(workload)
     wanted = workload_of(deployment) if file is None else load_workload(file)
     # What has times of its own has so many requests as it has; of the others there can be more.
@@ -145,7 +150,7 @@ def work_of(
                 "a closed loop has no rate", where=file, hint="Leave --rate out, or use another workload."
             )
         plan = plan.at(rate)
-    return Planned(plan, OF_THE_YAML if file is None else file.stem)
+    return Planned(plan, OF_THE_YAML if file is None else file.stem, model or MODEL)
 
 
 def workload_file(name: str) -> Path:
@@ -160,10 +165,6 @@ def workload_file(name: str) -> Path:
     return WORKLOADS / f"{name}.yaml"
 
 
-def _asked(sent: ToSend) -> Asked:
-    return Asked(_request(sent.number, sent.prompt, sent.max_tokens, sent.sampling), sent)
-
-
-def _request(number: int, prompt: str, max_tokens: int, sampling: dict[str, Any]) -> GenerateRequest:
+def _request(number: int, prompt: str, max_tokens: int, sampling: dict[str, Any], model: str) -> GenerateRequest:
     asked = {**ASKED_OF_THE_SERVER, **sampling}
-    return GenerateRequest(prompt=prompt, max_tokens=max_tokens, model=MODEL, id=f"load-{number}", sampling=asked)
+    return GenerateRequest(prompt=prompt, max_tokens=max_tokens, model=model, id=f"load-{number}", sampling=asked)
