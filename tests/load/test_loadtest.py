@@ -271,7 +271,7 @@ def test_a_workload_that_is_not_there(server, deployment):
 
 def test_own_error_decides_and_leaves_open(deployment, tmp_path, tiny_llama, monkeypatch):
     """PASS far from the limit, FAIL far beyond it, UNDECIDED where the error of the generator itself is larger."""
-    file = workload_file(tmp_path, arrivals="constant", rate=10, requests=40, output_tokens=5)
+    file = workload_file(tmp_path, arrivals="constant", rate=10, requests=20, output_tokens=5)
     monkeypatch.setattr("toolkit.load.self_check.SECONDS", 2.0)
     outcomes = {}
     with KnownTruth(Settings(ttft_ms=200, itl_ms=20)) as server:
