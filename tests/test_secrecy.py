@@ -12,7 +12,7 @@ VARIABLES = {
     "HF_TOKEN": "of-the-environment",
     "DB_PASSWORD": 'two "words" & more',
     "PASSWORD": "short",
-    "HOME": "/root/x",
+    "HOME": "/home/x",
 }
 KEY = "-----BEGIN PRIVATE KEY-----\nMIIEvQ\nxyz\n-----END PRIVATE KEY-----"
 
@@ -48,7 +48,7 @@ def test_a_secret_goes(text, left):
 @pytest.mark.parametrize(
     "text",
     [
-        "loaded: first token after 10.8 s; a short text at /root/x",
+        "loaded: first token after 10.8 s; a short text at /home/x",
         '"eos_token": "<|eot_id|>", "time_to_first_token": {"unit": "ms"}',
         "max_num_tokens: 8192, tokens_per_block: 32, total_output_tokens=128",
         "KV/token/GPU 40,960 B; decode 29.5 ms a token",

@@ -138,6 +138,16 @@ class Deployment(Section):
         return math.ceil(self.limits.max_sequences / (self.parallel.pp * self.parallel.replicas))
 
     @property
+    def engine_settings(self) -> dict[str, Any]:
+        """What the engine has to be built for, as the lock of its directory names it."""
+        return {
+            "engine": self.engine,
+            "max_batch_size": self.max_batch_size,
+            "max_num_tokens": self.limits.max_num_tokens,
+            "max_seq_len": self.limits.max_seq_len,
+        }
+
+    @property
     def all_ranks(self) -> int:
         """Of every replica: as many as GPUs."""
         return self.mapping.world_size * len(self.apart())

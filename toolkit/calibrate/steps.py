@@ -23,14 +23,7 @@ MOST_BUSY = 0.3
 
 def engine_settings(deployment: Deployment) -> EngineSettings:
     """Those of the engine that `toolkit build` has made for this deployment. Raises ToolkitError without one."""
-    limits = deployment.limits
-    built_for = {
-        "engine": deployment.engine,
-        "max_batch_size": deployment.max_batch_size,
-        "max_num_tokens": limits.max_num_tokens,
-        "max_seq_len": limits.max_seq_len,
-    }
-    artifacts.require(deployment.engine_dir, "engine", built_for, f"toolkit build {deployment.file}")
+    artifacts.require(deployment.engine_dir, "engine", deployment.engine_settings, f"toolkit build {deployment.file}")
     settings = EngineSettings(
         gpt_model_path=deployment.engine_dir,
         max_tokens_in_paged_kv_cache=deployment.kv_blocks * deployment.kv_cache.tokens_per_block,

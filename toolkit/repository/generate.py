@@ -99,14 +99,9 @@ class _Contents:
 
 
 def _of_engines(deployment: Deployment) -> _Contents:
-    limits = deployment.limits
-    built_for = {
-        "engine": deployment.engine,
-        "max_batch_size": deployment.max_batch_size,
-        "max_num_tokens": limits.max_num_tokens,
-        "max_seq_len": limits.max_seq_len,
-    }
-    engines = artifacts.require(deployment.engine_dir, "engine", built_for, f"toolkit build {deployment.file}")
+    engines = artifacts.require(
+        deployment.engine_dir, "engine", deployment.engine_settings, f"toolkit build {deployment.file}"
+    )
     tokenizer = tokenizer_file(deployment)
     configs = model_configs(deployment, special_tokens(deployment), deployment.engine_dir)
     inputs = {"engine": engines.digest, "tokenizer": artifacts.fingerprint([tokenizer])}

@@ -33,7 +33,7 @@ class Text(NamedTuple):
 
 
 class Contents(ABC):
-    """The texts of all requests, by number. A conversation of `turns` has that many numbers after each other."""
+    """The texts of all requests, by number."""
 
     outputs: Sequence[int]
     """Tokens to ask for, by number."""
@@ -42,16 +42,20 @@ class Contents(ABC):
     def text(self, number: int) -> Text:
         """Of a request that begins a conversation, or is all there is of it."""
 
-    def after(self, number: int, before: Text, answer: str) -> Text:
-        """Of a later turn: what was said, the answer to it, and more."""
-        raise NotImplementedError
-
     @abstractmethod
     def tokens(self, number: int) -> Sequence[int]:
         """The prompt as toolkit.workload.traffic has it."""
 
 
-class Synthetic(Contents):
+class Conversations(Contents):
+    """Those that can go on: a conversation of `turns` has that many numbers after each other."""
+
+    @abstractmethod
+    def after(self, number: int, before: Text, answer: str) -> Text:
+        """Of a later turn: what was said, the answer to it, and more."""
+
+
+class Synthetic(Conversations):
     def __init__(self, workload: LoadWorkload, count: int, tokenizer_json: Path, most: int, where: str) -> None:
         self._prompts, self.outputs = array("l"), array("l")
         for prompt, output in islice(lengths(workload, most, where), count):
@@ -99,7 +103,7 @@ class Replayed(Contents):
         return tokens_of(self._lines[number])
 
 
-class Chat(Contents):
+class Chat(Conversations):
     """Our questions in the model's chat template, in the seed's order; again from the first when all are asked."""
 
     def __init__(

@@ -21,7 +21,7 @@ from toolkit.client.chat import ChatTemplate
 from toolkit.errors import ToolkitError
 from toolkit.rules import MOST_REQUESTS
 from toolkit.sections import LoadWorkload
-from toolkit.workload.contents import Chat, Contents, Messages, Owned, Replayed, Synthetic, Text
+from toolkit.workload.contents import Chat, Contents, Conversations, Messages, Owned, Replayed, Synthetic, Text
 from toolkit.workload.own import read_own
 from toolkit.workload.shapes import Slope, dues, shape_of
 from toolkit.workload.trace import read_lines
@@ -89,6 +89,7 @@ class LoadPlan:
         number = before.number + 1
         if number in self.firsts or number >= self.count:
             return None
+        assert isinstance(self.contents, Conversations)  # toolkit/rules.py: no others have turns
         said = Text(before.prompt, before.prompt_tokens, before.messages)
         return self._to_send(number, None, self.contents.after(number, said, answer))
 

@@ -8,11 +8,11 @@ A prompt is sent as it is, messages in the model's chat template. Other keys are
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from toolkit.errors import ToolkitError, shown
+from toolkit.workload.jsonl import read_objects
 
 FORM = 'A line is {"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]}, with max_tokens if it likes.'
 ROLES = ("system", "user", "assistant")
@@ -28,27 +28,13 @@ class Own(NamedTuple):
 
 def read_own(path: Path) -> list[Own]:
     """Raises ToolkitError naming file and line."""
-    try:
-        if path.exists() and not path.is_file():
-            raise ToolkitError("not a file", where=path, hint=FORM)
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ToolkitError(f"cannot be read: {reason}", where=path, hint=FORM) from None
-    lines = enumerate(text.split("\n"), 1)  # not splitlines: JSON may hold what it takes for line ends
-    found = [_own(line, number, f"{path}:{number}") for number, line in lines if line.strip()]
+    found = [_own(fields, number, f"{path}:{number}") for number, fields in read_objects(path, FORM)]
     if not found:
         raise ToolkitError("no prompts in it", where=path, hint=FORM)
     return found
 
 
-def _own(line: str, number: int, where: str) -> Own:
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError):
-        raise ToolkitError("not JSON", where=where, hint=FORM) from None
-    if not isinstance(fields, dict):
-        raise ToolkitError(f"expected an object, got {shown(fields)}", where=where, hint=FORM)
+def _own(fields: dict[str, Any], number: int, where: str) -> Own:
     prompt, messages, most = (fields.get(name) for name in ("prompt", "messages", "max_tokens"))
     if (prompt is None) == (messages is None):
         what = "both prompt and messages" if prompt is not None else "neither prompt nor messages"

@@ -9,13 +9,13 @@ guidellm's traces (trace_synthetic) have the same keys, with the timestamp in se
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from toolkit.errors import ToolkitError, shown
+from toolkit.workload.jsonl import read_objects
 
 TOKENS_PER_HASH = 512
 MOST_TOKENS = 10**9
@@ -57,7 +57,8 @@ def read_lines(
     path: Path, count: int | None = None, max_seq_len: int | None = None, form: str = "mooncake"
 ) -> list[Line]:
     """The lines that read_trace makes requests of; these take less memory."""
-    lines = sorted(_lines(path, form), key=lambda line: line.due)[:count]
+    read = (_line(fields, f"{path}:{number}", number, form) for number, fields in read_objects(path, FORM))
+    lines = sorted(read, key=lambda line: line.due)[:count]
     if not lines:
         raise ToolkitError("no requests in it", where=path, hint=FORM)
     (second, _), first, names = UNITS[form], lines[0].due, _Names()
@@ -77,26 +78,7 @@ def check_length(prompt: int, output: int, max_seq_len: int, where: str, hint: s
         raise ToolkitError(what, where=where, hint=hint)
 
 
-def _lines(path: Path, form: str) -> Iterator[Line]:
-    try:
-        if path.exists() and not path.is_file():
-            raise ToolkitError("not a file", where=path, hint=FORM)
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ToolkitError(f"cannot be read: {reason}", where=path, hint=FORM) from None
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON may hold what it takes for line ends
-        if line.strip():
-            yield _line(line, f"{path}:{number}", number, form)
-
-
-def _line(line: str, where: str, number: int, form: str) -> Line:
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError):
-        raise ToolkitError("not JSON", where=where, hint=FORM) from None
-    if not isinstance(fields, dict):
-        raise ToolkitError(f"expected an object, got {shown(fields)}", where=where, hint=FORM)
+def _line(fields: dict[str, Any], where: str, number: int, form: str) -> Line:
     due = _timestamp(fields.get("timestamp"), where, form)
     length, output = _tokens(fields, "input_length", where), _tokens(fields, "output_length", where)
     return Line(number, due, length, output, _hash_ids(fields, length, where))

@@ -1,0 +1,37 @@
+"""Files of JSON lines that people wrote: each line an object, and what is wrong named by file and line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import ToolkitError, shown
+
+
+def read_objects(path: Path, form: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of each line that is not blank. `form` says in an error what a line should be.
+
+    Raises ToolkitError naming file and line.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise ToolkitError("not a file", where=path, hint=form)
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ToolkitError(f"cannot be read: {reason}", where=path, hint=form) from None
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON may hold what it takes for line ends
+        if line.strip():
+            yield number, _object(line, f"{path}:{number}", form)
+
+
+def _object(line: str, where: str, form: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ToolkitError("not JSON", where=where, hint=form) from None
+    if not isinstance(fields, dict):
+        raise ToolkitError(f"expected an object, got {shown(fields)}", where=where, hint=form)
+    return fields
