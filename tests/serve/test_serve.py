@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 
@@ -289,6 +290,23 @@ def test_detach_status_and_stop(deploy, capfd):
     assert len(stream.received) == 10
     found = status(deployment)
     assert (found.phase, found.pid, found.ready, found.ranks) == ("stopped", None, False, 0)
+
+
+ASKED = {signal.SIGINT: (130, "interrupted\n"), signal.SIGTERM: (1, "was asked to stop before it was ready\n")}
+
+
+@pytest.mark.parametrize("number", ASKED)
+def test_detach_that_is_asked_to_stop_leaves_nothing(deploy, number):
+    deployment = deploy(pp=2)
+    command = [sys.executable, "-m", "toolkit", "serve", "--detach", str(deployment.file)]
+    serving = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while status(deployment).phase != "loading" and serving.poll() is None:
+        time.sleep(0.05)
+    serving.send_signal(number)
+    errors = serving.communicate(timeout=30)[1]
+    code, said = ASKED[number]
+    assert serving.returncode == code and errors.endswith(said)
+    assert (status(deployment).phase, status(deployment).pid) == ("stopped", None)
 
 
 def test_detach_raises_what_went_wrong(deploy, capfd):

@@ -89,6 +89,7 @@ def run(deployment: Deployment, options: Options | None = None) -> Verdict:
 def check_itself(deployment: Deployment, options: Options, work: Work) -> OwnError:
     """The generator's own error with this load. Raises ToolkitError when it cannot be measured."""
     protocol = options.protocol or deployment.loadtest.protocol
+    print("self-check: the same load on a server whose times are known", file=sys.stderr, flush=True)
     return own_error(work, protocol, partial(_send, deployment, options))
 
 

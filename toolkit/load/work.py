@@ -147,7 +147,9 @@ def work_of(
     if rate is not None:
         if plan.users:
             raise ToolkitError(
-                "a closed loop has no rate", where=file, hint="Leave --rate out, or use another workload."
+                "a closed loop has no rate",
+                where=file,
+                hint="Leave out --rate, --find-capacity and --sweep, or --users; or use another workload.",
             )
         plan = plan.at(rate)
     return Planned(plan, OF_THE_YAML if file is None else file.stem, model or MODEL)

@@ -36,7 +36,8 @@ def serve_apart(deployment: Deployment, *, detach: bool, verbose: bool) -> None:
     """Serve each replica that is not, under a supervisor of its own; with `detach` return once they are ready.
 
     When one fails before all are ready, all are ended. Later the others go on without it, and the error is
-    raised when all have ended. Asked to stop, all drain at once. Raises ToolkitError; nothing is left then.
+    raised when all have ended. Asked to stop, all drain at once. Raises ToolkitError, and KeyboardInterrupt where
+    Ctrl-C came before they could be left alone; nothing is left then.
     """
     replicas = _not_served(deployment)
     for replica in replicas:
@@ -50,6 +51,8 @@ def serve_apart(deployment: Deployment, *, detach: bool, verbose: bool) -> None:
                 supervisors.append(_Supervisor(replica, verbose))
             ready = _load(supervisors, stop)
             if detach and not ready:
+                if stop.interrupted:
+                    raise KeyboardInterrupt
                 raise ToolkitError("was asked to stop before it was ready", where=deployment.file)
             if detach:
                 return _let_go(supervisors)
@@ -147,6 +150,8 @@ def _load(supervisors: Sequence[_Supervisor], stop: StopRequests) -> bool:
         if ended:
             _raise_errors(ended)
             return False  # `toolkit stop` ended it
+    if stop.count:
+        return False
     with contextlib.suppress(OSError):
         print(supervisors[-1].next, end="", flush=True)
     return True

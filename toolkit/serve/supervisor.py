@@ -94,9 +94,10 @@ def _started(deployment: Deployment, run: Run, verbose: bool) -> Iterator[tuple[
 
 
 class StopRequests:
-    """How often this process was asked to stop."""
+    """How often this process was asked to stop, and whether by Ctrl-C."""
 
     count = 0
+    interrupted = False
 
 
 @contextlib.contextmanager
@@ -106,6 +107,7 @@ def stop_requests() -> Iterator[StopRequests]:
 
     def count(number: int, frame: object) -> None:
         requests.count += 1
+        requests.interrupted |= number == signal.SIGINT
 
     if threading.current_thread() is not threading.main_thread():
         yield requests

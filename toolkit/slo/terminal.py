@@ -25,6 +25,8 @@ def summary(verdict: Verdict, predicted: Predicted | None = None) -> RenderableT
     if verdict.measured.samples:
         parts += [_latencies(verdict), *([_predicted(predicted)] if predicted else []), _targets(verdict)]
         parts.append(_totals(verdict))
+        if verdict.own:
+            parts.append(Text(wording.own_error(verdict.own)))
     parts += [Text(f"{count} x {error}", style="red") for error, count in verdict.measured.errors.most_common(5)]
     if verdict.measured.samples:
         parts += [Text(f"{', '.join(labels)}: {note}", style="yellow") for note, labels in _notes(verdict).items()]
