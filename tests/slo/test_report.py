@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -41,7 +42,8 @@ def written(deployment, name: str) -> str:
 def test_json_has_aiperfs_names_and_numbers_that_numpy_finds_in_the_raw_samples(deployment):
     report.write(deployment, run_of())
     found = json.loads(written(deployment, "report.json"))["metrics"]
-    rows = [json.loads(line) for line in written(deployment, "samples.jsonl").splitlines()]
+    with gzip.open(deployment.report_dir / "samples.jsonl.gz", "rt") as raw:
+        rows = [json.loads(line) for line in raw]
     judged = [row for row in rows if not row["warmup"]]
     ttft = [(row["first_text"] - row["due"]) * 1e3 for row in judged]
     e2e = [(row["token_times"][-1] - row["due"]) * 1e3 for row in judged]
@@ -127,13 +129,17 @@ def test_reading_what_is_not_there_or_damaged_is_one_line(deployment):
     with pytest.raises(ToolkitError, match=r"there is no report here\. Run: toolkit loadtest"):
         report.read(deployment)
     report.write(deployment, run_of())
-    (deployment.report_dir / "samples.jsonl").write_text('{"id": 1}\n')
-    with pytest.raises(ToolkitError, match=r"samples.jsonl:1: not a sample"):
+    raw = deployment.report_dir / "samples.jsonl.gz"
+    raw.write_bytes(gzip.compress(b'{"id": 1}\n'))
+    with pytest.raises(ToolkitError, match=r"samples\.jsonl\.gz:1: not a sample"):
         report.read(deployment)
-    late = '{"id": "x", "protocol": "http", "due": "late", "sent": 1, "ended": 2}\n'
-    (deployment.report_dir / "samples.jsonl").write_text(late)
-    with pytest.raises(ToolkitError, match=r"samples.jsonl:1: not a sample: a time is no number"):
+    raw.write_bytes(gzip.compress(b'{"id": "x", "protocol": "http", "due": "late", "sent": 1, "ended": 2}\n'))
+    with pytest.raises(ToolkitError, match=r"samples\.jsonl\.gz:1: not a sample: a time is no number"):
         report.read(deployment)
+    for damaged in (b"no gzip", gzip.compress(b"x" * 99)[:-9]):
+        raw.write_bytes(damaged)
+        with pytest.raises(ToolkitError, match=r"samples\.jsonl\.gz: cannot be read: \w+"):
+            report.read(deployment)
 
 
 def test_a_report_that_cannot_be_written_is_one_line(deployment, tmp_path):

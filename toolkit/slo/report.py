@@ -1,4 +1,4 @@
-"""The report of a load test: samples.jsonl (raw), report.json (for machines), report.html (for people), and for
+"""The report of a load test: samples.jsonl.gz (raw), report.json (for machines), report.html (for people), and for
 CI junit.xml and summary.md."""
 
 from __future__ import annotations

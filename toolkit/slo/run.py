@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from toolkit.slo.metrics import Sample
 from toolkit.slo.own_error import OwnError
 from toolkit.slo.server_seen import ServerSeen
 
-SAMPLES_NAME = "samples.jsonl"
+SAMPLES_NAME = "samples.jsonl.gz"
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Run:
 
 def write_samples(directory: Path, run: Run) -> None:
     """One line of JSON a request, in the order they were due."""
-    with (directory / SAMPLES_NAME).open("w", encoding="utf-8") as stream:
+    with gzip.open(directory / SAMPLES_NAME, "wt", encoding="utf-8") as stream:
         for number, sample in enumerate(run.samples):
             stream.write(json.dumps({**sample.as_dict(), "warmup": number < run.warmup}) + "\n")
 
@@ -52,9 +54,10 @@ def read_samples(directory: Path) -> list[Sample]:
     """The samples of a report. Raises ToolkitError naming the line that cannot be read."""
     path = directory / SAMPLES_NAME
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ToolkitError(f"cannot be read: {error.strerror}", where=path) from None
+        with gzip.open(path, "rt", encoding="utf-8") as stream:
+            lines = stream.read().splitlines()
+    except (OSError, EOFError, zlib.error) as error:
+        raise ToolkitError(f"cannot be read: {getattr(error, 'strerror', None) or error}", where=path) from None
     samples = []
     for number, line in enumerate(lines, 1):
         try:
