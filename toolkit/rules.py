@@ -44,7 +44,7 @@ def check(deployment: Deployment) -> None:
 
 def check_workload(workload: LoadWorkload, file: Path) -> None:
     """Raise a ToolkitError for the first rule that does not hold in a workload file."""
-    for field, what, hint in chain(_lengths_and_times(workload), _load_rules(workload)):
+    for field, what, hint in chain(_load_rules(workload), _lengths_and_times(workload)):
         raise ToolkitError(f"{field}: {what}", where=file, hint=hint)
 
 
@@ -164,6 +164,11 @@ def _lengths_and_times(workload: Workload) -> Iterator[Broken]:
         value = getattr(workload, field)
         if value is not None and value < least:
             yield field, f"{value} is too small", f"Use at least {least}."
+    for field, its in (("users", "closed"), ("burstiness", "gamma"), ("trace", "trace")):
+        if field in workload.model_fields_set and workload.arrivals != its:
+            yield field, f"means nothing with arrivals: {workload.arrivals}", f"Remove it, or use arrivals: {its}."
+    if workload.arrivals == "closed" and workload.rate is not None:
+        yield "rate", "means nothing with arrivals: closed", "Remove it: users ask when their last answer has ended."
     if workload.arrivals == "trace" and workload.trace is None:
         yield "trace", "missing, with arrivals: trace", "Give the JSONL file to replay."
 

@@ -18,6 +18,8 @@ MISTAKES = [
     ({"rate": 1e-320}, "workload.rate: 1e-320 is too small"),
     ({"burstiness": -1}, "workload.burstiness: input should be greater than 0, got -1"),
     ({"users": 0}, "workload.users: input should be greater than 0, got 0"),
+    ({"users": 8}, "workload.users: means nothing with arrivals: poisson. Remove it, or use arrivals: closed."),
+    ({"trace": "t"}, "workload.trace: means nothing with arrivals: poisson. Remove it, or use arrivals: trace."),
     ({"users": True}, "workload.users: input should be a valid integer, got True"),
     ({"arrivals": "bursty"}, "workload.arrivals: input should be 'poisson', 'constant', 'gamma', 'closed' or 'trace'"),
     ({"arrivals": "trace"}, "workload.trace: missing, with arrivals: trace. Give the JSONL file to replay."),

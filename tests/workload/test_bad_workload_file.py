@@ -41,6 +41,9 @@ KEYS = [
     ({"kind": "chat", "prompts": "p"}, "prompts: means nothing with kind: chat. Remove it; it is for kind jsonl."),
     ({"kind": "chat", "prompt_tokens": 5}, "prompt_tokens: means nothing with kind: chat."),
     ({"prompts": "p", "turns": 2}, "turns: means nothing with kind: jsonl. Remove it; it is for kind synthetic, chat."),
+    ({"users": 8}, "users: means nothing with arrivals: poisson. Remove it, or use arrivals: closed."),
+    ({"burstiness": 2, "arrivals": "constant"}, "burstiness: means nothing with arrivals: constant."),
+    ({"arrivals": "closed", "rate": 2}, "rate: means nothing with arrivals: closed."),
     ({"think_s": 2}, "think_s: means nothing without turns."),
 ]
 

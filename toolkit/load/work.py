@@ -139,7 +139,11 @@ def work_of(
     wanted = workload_of(deployment) if file is None else load_workload(file)
     # What has times of its own has so many requests as it has; of the others there can be more.
     own_times = wanted.arrivals == "trace" or wanted.stages or wanted.ramp or wanted.spike
-    changes = {"users": users, "seed": seed, "requests": None if own_times else requests}
+    if users is not None and own_times:
+        what = f"--users: {users} streams at a time, and the workload says when each is sent"
+        raise ToolkitError(what, where=file, hint="Leave it out, or use another workload.")
+    arrivals = None if users is None else "closed"
+    changes = {"arrivals": arrivals, "users": users, "seed": seed, "requests": None if own_times else requests}
     wanted = wanted.model_copy(update={name: value for name, value in changes.items() if value is not None})
     plan = load_plan(wanted, deployment, file)
     if requests is not None:

@@ -1,0 +1,37 @@
+"""What options make of a workload file."""
+
+import json
+
+import pytest
+
+from toolkit.errors import ToolkitError
+from toolkit.load.work import work_of
+
+
+@pytest.fixture
+def file_of(tmp_path):
+    def write(**content: object) -> str:
+        (tmp_path / "w.yaml").write_text(json.dumps({"prompt_tokens": 40, "output_tokens": 10, **content}))
+        return str(tmp_path / "w.yaml")
+
+    return write
+
+
+def test_users_make_a_closed_loop_of_any_workload(deployment, tiny_llama, file_of):
+    load = deployment(None, model=tiny_llama)
+    opened = work_of(load, file_of(rate=5, requests=30))
+    assert (opened.users, opened.settings()["loop"], opened.settings()["rate"]) == (
+        None,
+        "open",
+        pytest.approx(5, rel=0.5),
+    )
+    closed = work_of(load, file_of(requests=30), users=7)
+    assert (closed.users, closed.count, closed.settings()["loop"]) == (7, 30, "closed")
+    with pytest.raises(ToolkitError, match="a closed loop has no rate"):
+        work_of(load, file_of(requests=30), users=7, rate=3)
+
+
+def test_users_of_what_has_times_of_its_own(deployment, tiny_llama, file_of):
+    ramp = {"from": 1, "to": 3, "seconds": 10}
+    with pytest.raises(ToolkitError, match=r"--users: 7 streams at a time, and the workload says when each is sent\."):
+        work_of(deployment(None, model=tiny_llama), file_of(ramp=ramp), users=7)
