@@ -35,3 +35,18 @@ def test_users_of_what_has_times_of_its_own(deployment, tiny_llama, file_of):
     ramp = {"from": 1, "to": 3, "seconds": 10}
     with pytest.raises(ToolkitError, match=r"--users: 7 streams at a time, and the workload says when each is sent\."):
         work_of(deployment(None, model=tiny_llama), file_of(ramp=ramp), users=7)
+
+
+def test_the_same_seed_sends_the_same_and_another_does_not(deployment, tiny_llama, file_of):
+    load, file = deployment(None, model=tiny_llama), file_of(rate=50, requests=12)
+
+    def sent(**options: object) -> tuple[list[str], list[float]]:
+        work = work_of(load, file, **options)
+        return [work.request(n).request.prompt for n in range(12)], [work.due(n) for n in range(12)]
+
+    prompts, dues = sent()
+    assert sent() == (prompts, dues)
+    slower = sent(rate=25)
+    assert slower[0] == prompts and slower[1] == pytest.approx([2 * due for due in dues], rel=0.2)
+    other = sent(seed=7)
+    assert other[0] != prompts and other[1] != dues
