@@ -56,7 +56,7 @@ def _distribution(name: str, found: Distribution, limit: float | None, colour: s
 
 def _latency_over_time(run: Run, limits: Mapping[str, float]) -> Chart:
     start = run.samples[0].due
-    warmup = [sample for sample in run.samples[: run.warmup] if sample.ok]
+    warmup = [sample for sample in run.warming if sample.ok]
     good = [sample for sample in run.judged if sample.ok]
     failed = [sample for sample in run.samples if not sample.ok]
     limit = limits.get("ttft_ms")
