@@ -16,8 +16,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from tests.ports import free_port
+from toolkit.cli.main import cli
 from toolkit.known_truth import KnownTruth, Record, Settings
 from toolkit.load.launch import Options, run
 from toolkit.slo import report
@@ -305,3 +307,37 @@ def test_a_capacity_that_is_known(deployment, tmp_path, tiny_llama, monkeypatch)
         found = measure_capacity(load, Options(workload=file), lines.append, budget_s=22)
     assert found.rate == pytest.approx(truth, rel=0.1), lines
     assert len(lines) == len(found.trials)
+    left = json.loads((load.rates_dir / "rates.json").read_text())
+    assert left["rate"] == found.rate and len(left["trials"]) == len(lines) and left["settings"]["workload"] == "trial"
+    assert len({trial["seed"] for trial in left["trials"]}) == len(lines)
+
+
+def test_a_sweep_that_cannot_go_on_keeps_what_is_there(deployment, tmp_path, tiny_llama, monkeypatch):
+    """The server dies in the second test, which is answered in part, and is not there for the third."""
+    from toolkit.load import capacity
+
+    monkeypatch.setattr(capacity, "LONGEST_S", 1.0)
+    file = workload_file(tmp_path, arrivals="constant", requests=100)
+    with KnownTruth(Settings(ttft_ms=20, itl_ms=2, faults=("die:30",))) as server:
+        load = deployment(server, model=tiny_llama)
+        told = CliRunner().invoke(
+            cli, ["loadtest", str(load.file), "--workload", file, "--sweep", "20,30,40", "--no-self-check", "--json"]
+        )
+    left = json.loads((load.rates_dir / "rates.json").read_text())
+    assert told.exit_code == 3 and json.loads(told.stdout) == left
+    assert [(trial["rate"], trial["met"]) for trial in left["trials"]] == [(20, True), (30, False)]
+    assert left["cut_short"].startswith("cut short after 2 tests: ") and left["rate"] == 20
+    assert "cut short after 2 tests" in (load.rates_dir / "rates.html").read_text()
+
+
+def test_repeats_send_other_requests_and_are_one_report(server, deployment, tmp_path, tiny_llama, capfd):
+    from toolkit.load.repeats import run_repeatedly
+
+    load = deployment(server, model=tiny_llama)
+    file = workload_file(tmp_path, arrivals="poisson", rate=40, requests=12)
+    verdict = run_repeatedly(load, Options(workload=file, seed=5), 2)
+    assert "repeat 2 of 2" in capfd.readouterr().err
+    found = report.read(load)
+    assert (verdict.outcome, found.repeats, len(found.judged)) == (Outcome.PASS, (12, 12), 24)
+    first, second = ([sample.due - one.samples[0].due for sample in one.samples] for one in found.each)
+    assert first != pytest.approx(second, abs=0.01), "another seed has other moments"

@@ -114,7 +114,7 @@ def load(settings: Mapping[str, Any]) -> str:
 
 def share(value: float | None) -> str:
     """As "12 %"."""
-    return NOTHING if value is None else f"{value * 100:.3g} %"
+    return NOTHING if value is None else f"{number(value * 100)} %"
 
 
 def difference(share: float | None) -> str:
