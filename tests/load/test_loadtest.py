@@ -326,8 +326,8 @@ def test_a_sweep_that_cannot_go_on_keeps_what_is_there(deployment, tmp_path, tin
     left = json.loads((load.rates_dir / "rates.json").read_text())
     assert told.exit_code == 3 and json.loads(told.stdout) == left
     assert [(trial["rate"], trial["met"]) for trial in left["trials"]] == [(20, True), (30, False)]
-    assert left["cut_short"].startswith("cut short after 2 tests: ") and left["rate"] == 20
-    assert "cut short after 2 tests" in (load.rates_dir / "rates.html").read_text()
+    assert left["cut_short"].startswith("cut short in test 3: ") and left["rate"] == 20
+    assert "Cut short in test 3" in (load.rates_dir / "rates.html").read_text()
 
 
 def test_repeats_send_other_requests_and_are_one_report(server, deployment, tmp_path, tiny_llama, capfd):

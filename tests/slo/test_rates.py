@@ -70,8 +70,8 @@ def test_what_is_written(deployment) -> None:
         (Rates("sweep", (trial(2, True), trial(3, True)), 0, 3.0), "the SLO is met up to 3 requests/s", "3 requests/s"),
         (Rates("capacity", (trial(2, False),), 0, None, 2.0), "no rate meets the SLO, down to 2 requests/s", "NO RATE"),
         (
-            Rates("sweep", (trial(2, None),), 0, None, 2.0, cut_short="cut short after 1 tests: stopped"),
-            "no rate meets the SLO, down to 2 requests/s; cut short after 1 tests: stopped",
+            Rates("sweep", (trial(2, None),), 0, None, 2.0, cut_short="cut short in test 2: stopped"),
+            "no rate meets the SLO, down to 2 requests/s; cut short in test 2: stopped",
             "CUT SHORT",
         ),
     ],

@@ -95,7 +95,7 @@ class _Rates:
             if not self.trials:
                 raise
             (rate, missed), why = edge(self.trials), ""
-            cut_short = f"cut short after {len(self.trials)} tests: {str(stopped) or 'stopped'}"
+            cut_short = f"cut short in test {len(self.trials) + 1}: {str(stopped) or 'stopped'}"
         found = Rates(kind, tuple(self.trials), self._started, rate, missed, why, cut_short, self._settings)
         write(self._deployment, found)
         return found

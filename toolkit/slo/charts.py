@@ -96,7 +96,7 @@ def _latency_over_time(run: Run, limits: Mapping[str, float]) -> Chart:
 def _errors(run: Run, measured: Measured) -> Chart:
     """How many failed when, by what they said."""
     start, kinds = run.samples[0].due, [error for error, _ in measured.errors.most_common(MOST_KINDS)]
-    ends: dict[str, list[float]] = {}
+    ends: dict[str, list[float]] = {kind: [] for kind in kinds}
     for sample in run.judged:
         if sample.error is not None:
             kind = sample.error if sample.error in kinds else OTHERS

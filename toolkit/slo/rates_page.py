@@ -66,7 +66,7 @@ def _explained(found: Rates) -> str:
     """The outcome in a sentence or two."""
     missed = "" if found.missed is None else f"{found.missed:.3g} requests/s misses it"
     if found.rate is None:
-        text = f"{missed[0].upper()}{missed[1:]}, the lowest that was tried." if missed else ""
+        text = f"{found.missed:.3g} requests/s, the lowest that was tried, does not meet it." if missed else ""
     elif found.kind == "capacity":
         off = f", so the answer is within {wording.share(found.within)}" if found.within is not None else ""
         beyond = f"; {missed}{off}" if missed else ": none that was tried misses it"
