@@ -16,10 +16,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from tests.ports import free_port
-from toolkit.cli.main import cli
 from toolkit.known_truth import KnownTruth, Record, Settings
 from toolkit.load.launch import Options, run
 from toolkit.slo import report
@@ -310,24 +308,6 @@ def test_a_capacity_that_is_known(deployment, tmp_path, tiny_llama, monkeypatch)
     left = json.loads((load.rates_dir / "rates.json").read_text())
     assert left["rate"] == found.rate and len(left["trials"]) == len(lines) and left["settings"]["workload"] == "trial"
     assert len({trial["seed"] for trial in left["trials"]}) == len(lines)
-
-
-def test_a_sweep_that_cannot_go_on_keeps_what_is_there(deployment, tmp_path, tiny_llama, monkeypatch):
-    """The server dies in the second test, which is answered in part, and is not there for the third."""
-    from toolkit.load import capacity
-
-    monkeypatch.setattr(capacity, "LONGEST_S", 1.0)
-    file = workload_file(tmp_path, arrivals="constant", requests=100)
-    with KnownTruth(Settings(ttft_ms=20, itl_ms=2, faults=("die:30",))) as server:
-        load = deployment(server, model=tiny_llama)
-        told = CliRunner().invoke(
-            cli, ["loadtest", str(load.file), "--workload", file, "--sweep", "20,30,40", "--no-self-check", "--json"]
-        )
-    left = json.loads((load.rates_dir / "rates.json").read_text())
-    assert told.exit_code == 3 and json.loads(told.stdout) == left
-    assert [(trial["rate"], trial["met"]) for trial in left["trials"]] == [(20, True), (30, False)]
-    assert left["cut_short"].startswith("cut short in test 3: ") and left["rate"] == 20
-    assert "Cut short in test 3" in (load.rates_dir / "rates.html").read_text()
 
 
 def test_repeats_send_other_requests_and_are_one_report(server, deployment, tmp_path, tiny_llama, capfd):
