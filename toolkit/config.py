@@ -195,6 +195,10 @@ class Deployment(Section):
         return self.output / "report"
 
     @property
+    def rates_dir(self) -> Path:
+        return self.output / "rates"
+
+    @property
     def run_dir(self) -> Path:
         return self.output / "run" if self.replica is None else self.output / "run" / f"replica{self.replica}"
 

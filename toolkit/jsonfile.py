@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping as Dict
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,15 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"{shown(name)} is there twice")
         found[name] = value
     return found
+
+
+def finite(value: Any) -> Any:
+    """What JSON can hold: null for infinity, which it does not have."""
+    if isinstance(value, dict):
+        return {name: finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and math.isinf(value) else value
 
 
 class Fields:

@@ -294,3 +294,19 @@ def test_a_capacity_that_is_known(deployment, tmp_path, tiny_llama, monkeypatch)
         found = measure_capacity(load, Options(workload=file), lines.append, budget_s=22)
     assert found.rate == pytest.approx(truth, rel=0.1), lines
     assert len(lines) == len(found.trials)
+    left = json.loads((load.rates_dir / "rates.json").read_text())
+    assert left["rate"] == found.rate and len(left["trials"]) == len(lines) and left["settings"]["workload"] == "trial"
+    assert len({trial["seed"] for trial in left["trials"]}) == len(lines)
+
+
+def test_repeats_send_other_requests_and_are_one_report(server, deployment, tmp_path, tiny_llama, capfd):
+    from toolkit.load.repeats import run_repeatedly
+
+    load = deployment(server, model=tiny_llama)
+    file = workload_file(tmp_path, arrivals="poisson", rate=40, requests=12)
+    verdict = run_repeatedly(load, Options(workload=file, seed=5), 2)
+    assert "repeat 2 of 2" in capfd.readouterr().err
+    found = report.read(load)
+    assert (verdict.outcome, found.repeats, len(found.judged)) == (Outcome.PASS, (12, 12), 24)
+    first, second = ([sample.due - one.samples[0].due for sample in one.samples] for one in found.each)
+    assert first != pytest.approx(second, abs=0.01), "another seed has other moments"

@@ -1,5 +1,6 @@
 """The search for the capacity, on servers whose capacity is known."""
 
+import itertools
 import random
 
 import pytest
@@ -74,3 +75,15 @@ def test_the_budget_is_kept():
     test, asked = queue(8.0)
     found = find_capacity(test, 8.0, budget_s=130)
     assert sum(asked) <= 130 + 60 and found.why == "the time was up"
+
+
+def test_a_rate_that_no_test_passed_is_said_to_be_untested():
+    """4, 8, and four halvings; then the server is worse, and three steps down are not enough."""
+    numbers = itertools.count(1)
+
+    def test(rate: float, seconds: float) -> Trial:
+        return Trial(rate, seconds, rate < 8.0 and next(numbers) <= 5)
+
+    found = find_capacity(test, 4.0, budget_s=1e9)
+    assert found.why == "the last step down was not tested"
+    assert not any(trial.met and trial.rate == found.rate for trial in found.trials)

@@ -4,8 +4,10 @@ import pytest
 
 from toolkit.errors import ToolkitError
 from toolkit.known_truth import Record
-from toolkit.load.self_check import compare
+from toolkit.load.scale import advice
+from toolkit.load.self_check import SLACK_CPU, Used, compare
 from toolkit.slo.metrics import Sample
+from toolkit.slo.own_error import OwnError
 
 
 def sent(number: int, arrived: float, times: tuple[float, ...], fault: str | None = None) -> Record:
@@ -64,3 +66,20 @@ def test_out_of_cpu(cpu, out):
 def test_nothing_in_common_is_no_calibration():
     with pytest.raises(ToolkitError, match="none of its requests was answered"):
         compare([], [], cpu=0.1)
+
+
+def test_what_one_process_carries():
+    """Two processes of which the busier used 0.2 of a core for 10 s: 4 s of CPU at most for 20,000 tokens."""
+    assert Used(0.2, 10.0, 2).carried(20_000) == pytest.approx(20_000 / 4 * SLACK_CPU)
+    assert Used(0.2, 10.0, 2).carried(0) is None and Used(0.0, 10.0, 1).carried(5) is None
+
+
+def test_how_many_processes_a_test_wants(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    own = OwnError(tokens_per_s=6123.0)
+    carries = "one process carries about 6,100 tokens/s here; this test asks for "
+    assert advice(own, 900.0, 1) == carries + "900"
+    assert advice(own, 12_300.0, 1) == carries + "12,000: use --processes 3"
+    assert advice(own, 12_300.0, 3) == carries + "12,000"
+    assert advice(own, 61_000.0, 1).startswith(carries + "61,000, which wants 10 workers, and this machine has 4 cores")
+    assert not advice(OwnError(), 900.0, 1)

@@ -6,7 +6,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from click.testing import CliRunner
 
+from toolkit.cli.main import cli
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.sections import Percentiles, Slo
@@ -15,6 +17,7 @@ from toolkit.slo.markdown import append_to_job_summary
 from toolkit.slo.own_error import AtPercentiles, OwnError
 from toolkit.slo.run import Run
 from toolkit.slo.server_seen import GpuSeen, ServerSeen
+from toolkit.slo.verdict import could_not_run
 
 from .samples import EPOCH, failed, sample
 
@@ -154,3 +157,26 @@ def test_the_job_summary_of_github(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path))
     with pytest.raises(ToolkitError, match=r"GITHUB_STEP_SUMMARY=.*: cannot be written"):
         append_to_job_summary("x")
+
+
+def test_a_job_summary_that_cannot_be_written_changes_no_exit_code(deployment, tmp_path, monkeypatch) -> None:
+    written(deployment, "report.json")
+    command = ["compare", str(deployment.report_dir), str(deployment.report_dir)]
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    code = CliRunner().invoke(cli, command).exit_code
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary"))
+    done = CliRunner().invoke(cli, command)
+    summary = (tmp_path / "summary").read_text()
+    assert (done.exit_code, done.stderr) == (code, f"summary: added to {tmp_path / 'summary'}\n")
+    assert summary.startswith("## UNDECIDED: A llama3-70b-h100-pp4tp2-fp16 and B ")
+    assert r"| TTFT P50 \* | 100.0 ms | 100.0 ms | +0.0 % |" in summary
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "no" / "such"))
+    done = CliRunner().invoke(cli, command)
+    why = "cannot be written: No such file or directory"
+    assert (done.exit_code, done.stderr) == (code, f"note: GITHUB_STEP_SUMMARY={tmp_path}/no/such: {why}\n")
+
+
+def test_the_job_summary_of_a_test_that_could_not_run(deployment) -> None:
+    verdict = could_not_run(deployment.slo, "no server is ready here. Start it")
+    found = report.job_summary(deployment, verdict)
+    assert found == "## COULD NOT RUN: llama3-70b-h100-pp4tp2-fp16\n\nno server is ready here. Start it.\n"

@@ -147,3 +147,13 @@ def test_a_report_that_cannot_be_written_is_one_line(deployment, tmp_path):
     blocked = deployment.model_copy(update={"output": tmp_path / "file"})
     with pytest.raises(ToolkitError, match="cannot be written"):
         report.write(blocked, run_of())
+
+
+def test_errors_over_time_are_drawn_where_there_are_any_the_rare_ones_together(deployment):
+    report.write(deployment, run_of())
+    assert "Errors over time" not in written(deployment, "report.html")
+    kinds = [failed(due=n, error=f"error {n}") for n in range(6) for _ in range(6 - n)]
+    report.write(deployment, run_of(*kinds))
+    page = written(deployment, "report.html")
+    legend = page[page.index("Errors over time") :].split("</figcaption>")[0]
+    assert re.findall(r"</i>([^<]*)</li>", legend) == ["error 0", "error 1", "error 2", "error 3", "others"]

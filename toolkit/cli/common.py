@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -100,6 +101,17 @@ def print_json(data: Any) -> None:
 def note(message: str) -> None:
     """A line for the person at the terminal: stderr, so that stdout holds results only."""
     click.echo(message, err=True)
+
+
+def job_summary(text: str) -> None:
+    """Add Markdown to the summary of the GitHub Actions job that this runs in, if it does."""
+    from toolkit.slo.markdown import SUMMARY_VARIABLE, append_to_job_summary
+
+    try:
+        if append_to_job_summary(text):
+            note(f"summary: added to {os.environ[SUMMARY_VARIABLE]}")
+    except ToolkitError as error:  # the verdict stands all the same, and so does its exit code
+        note(f"note: {error}")
 
 
 def next_command(deployment: Deployment, command: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from toolkit.cli.common import VerdictCommand, json_option, note, print_json
+from toolkit.cli.common import VerdictCommand, job_summary, json_option, note, print_json
 
 PATH = click.Path(path_type=Path)
 
@@ -35,4 +35,5 @@ def compare(reports: tuple[Path, ...], html: Path | None, as_json: bool) -> None
         from rich.console import Console
 
         Console(highlight=False).print(compare_text.text(found), soft_wrap=True)
+    job_summary(compare_text.as_markdown(found))
     sys.exit(found.outcome.value)

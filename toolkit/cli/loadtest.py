@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+import math
 import sys
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit.cli.common import VerdictCommand, deployment_options, json_option, note, print_json
+from toolkit.cli.common import (
+    COULD_NOT_RUN,
+    VerdictCommand,
+    deployment_options,
+    job_summary,
+    json_option,
+    note,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
@@ -34,6 +42,9 @@ if TYPE_CHECKING:
 @click.option(
     "--find-capacity", is_flag=True, help="Search the highest rate that meets the SLO, in ten minutes at most."
 )
+@click.option(
+    "--repeat", type=click.IntRange(min=1), default=1, metavar="N", help="The same test N times, judged together."
+)
 @click.option("--sweep", metavar="RATES", help="A test at each of these rates: 1,2,4,8.")
 @json_option
 def loadtest(deployment: Deployment, as_json: bool, **options: Any) -> None:
@@ -43,14 +54,18 @@ def loadtest(deployment: Deployment, as_json: bool, **options: Any) -> None:
     2 UNDECIDED, 3 could not run.
     """
     from toolkit.load.launch import Options, run
+    from toolkit.load.repeats import run_repeatedly
 
-    find, rates = options.pop("find_capacity"), options.pop("sweep")
+    find, rates, times = options.pop("find_capacity"), options.pop("sweep"), options.pop("repeat")
     from toolkit.slo import report, terminal
 
+    if times > 1 and (find or rates is not None or options["web_ui"]):
+        raise click.UsageError("--repeat is of a single load test: leave out --find-capacity, --sweep and --web-ui.")
     options["self_check"] &= not options["web_ui"]
-    if find or rates:
+    if find or rates is not None:
         sys.exit(_at_rates(deployment, Options(**options), rates, as_json))
-    verdict = run(deployment, Options(**options))
+    told = Options(**options)
+    verdict = run_repeatedly(deployment, told, times) if times > 1 else run(deployment, told)
     measured = bool(verdict.measured.samples)
     if as_json and measured:
         click.echo((deployment.report_dir / report.JSON_NAME).read_text(encoding="utf-8"), nl=False)
@@ -63,28 +78,35 @@ def loadtest(deployment: Deployment, as_json: bool, **options: Any) -> None:
         Console(highlight=False).print(terminal.summary(verdict, predicted), soft_wrap=True)
         if measured:
             click.echo(f"report: {report.report_page(deployment)}")
+    job_summary(report.job_summary(deployment, verdict))
     sys.exit(verdict.exit_code)
 
 
 def _at_rates(deployment: Deployment, options: Options, rates: str | None, as_json: bool) -> int:
     """The search for the capacity, or the sweep, printed; the exit code."""
     from toolkit.load.capacity import measure_capacity, sweep
+    from toolkit.slo import rates as at_rates
 
-    if rates is not None:
-        try:
-            wanted = [float(rate) for rate in rates.split(",")]
-        except ValueError:
-            raise click.UsageError(f"--sweep: expected rates as 1,2,4,8, got {rates!r}") from None
-        trials = sweep(deployment, options, wanted, note)
-        if as_json:
-            print_json([asdict(trial) for trial in trials])
-        return 0 if all(trial.met for trial in trials) else 1
-    found = measure_capacity(deployment, options, note)
-    if as_json:
-        print_json(asdict(found))
-    elif found.rate is None:
-        click.echo(f"no rate meets the SLO, down to {found.missed:.3g} requests/s")
+    if rates is None:
+        found = measure_capacity(deployment, options, note)
+        met = found.rate is not None
     else:
-        within = f"; {found.missed:.3g} misses it" if found.missed else ""
-        click.echo(f"capacity {found.rate:.3g} requests/s{within}{'; ' + found.why if found.why else ''}")
-    return 0 if found.rate is not None else 1
+        found = sweep(deployment, options, _rates(rates), note)
+        met = all(trial.met for trial in found.trials)
+    if as_json:
+        click.echo((deployment.rates_dir / at_rates.JSON_NAME).read_text(encoding="utf-8"), nl=False)
+    else:
+        click.echo(found.line)
+        click.echo(f"report: {deployment.rates_dir / at_rates.HTML_NAME}")
+    job_summary(at_rates.as_markdown(deployment, found))
+    return COULD_NOT_RUN if found.cut_short else 0 if met else 1
+
+
+def _rates(text: str) -> list[float]:
+    try:
+        rates = [float(rate) for rate in text.split(",")]
+    except ValueError:
+        rates = []
+    if not rates or not all(0 < rate < math.inf for rate in rates):
+        raise click.UsageError(f"--sweep: expected rates as 1,2,4,8, got {text!r}")
+    return rates

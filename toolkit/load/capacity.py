@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from toolkit.errors import ToolkitError
 from toolkit.load.launch import Options, check_itself, run
-from toolkit.load.search import BUDGET_S, LONGEST_S, Found, Trial, find_capacity
+from toolkit.load.search import BUDGET_S, LONGEST_S, Trial, find_capacity
 from toolkit.load.work import OF_THE_YAML, work_of
+from toolkit.slo import report
+from toolkit.slo.rates import AtRate, KeptUp, Rates, edge, write
 from toolkit.slo.verdict import Outcome, Verdict
 
 if TYPE_CHECKING:
@@ -17,37 +20,49 @@ if TYPE_CHECKING:
 
 NOT_OF_A_RATE = ("requests_per_s", "gpu_utilisation", "load_balance_variance")
 """Targets that a lower rate misses, or that are the machine's: not what says whether a rate is borne."""
-SATURATED = 0.9
-"""A server that completes less than this share of what comes is behind, whatever its latencies are so far."""
 FEWEST = 20
 """Requests of a test."""
+OF_ONE_TEST = ("rate", "seed", "requests", "warmup_requests")
+"""Settings that are not the same for all tests."""
+Tell = Callable[[str], None]
 
 
-def measure_capacity(
-    deployment: Deployment, options: Options, tell: Callable[[str], None], budget_s: float = BUDGET_S
-) -> Found:
+def measure_capacity(deployment: Deployment, options: Options, tell: Tell, budget_s: float = BUDGET_S) -> Rates:
     """Search with the workload of `options`, each test with other requests: a cache would know the same ones.
 
-    `tell` is called with a line for each test. The report that is left is the last test's. Raises ToolkitError when a
-    test could not run.
+    `tell` is called with a line for each test. What was found is left in `deployment.rates_dir`; the report that is
+    left is the last test's. A test that could not run ends the search; raises ToolkitError when it is the first.
     """
     guess = options.rate or deployment.slo.requests_per_s or deployment.workload.rate or 1.0
     at = _Rates(deployment, options, guess, tell)
-    return find_capacity(at.test, guess, budget_s=budget_s)
+
+    def search() -> tuple[float | None, float | None, str]:
+        found = find_capacity(at.test, guess, budget_s=budget_s)
+        return found.rate, found.missed, found.why
+
+    return at.leave("capacity", search)
 
 
-def sweep(deployment: Deployment, options: Options, rates: Sequence[float], tell: Callable[[str], None]) -> list[Trial]:
-    """A test at each rate, from the lowest on. Raises ToolkitError when one could not run."""
+def sweep(deployment: Deployment, options: Options, rates: Sequence[float], tell: Tell) -> Rates:
+    """A test at each rate, from the lowest on, as above."""
     at = _Rates(deployment, options, max(rates), tell)
-    return [at.test(rate, LONGEST_S) for rate in sorted(rates)]
+
+    def each() -> tuple[float | None, float | None, str]:
+        for rate in sorted(rates):
+            at.test(rate, LONGEST_S)
+        return *edge(at.trials), ""
+
+    return at.leave("sweep", each)
 
 
 class _Rates:
     """Load tests of one workload at different rates."""
 
-    def __init__(self, deployment: Deployment, options: Options, highest: float, tell: Callable[[str], None]) -> None:
+    def __init__(self, deployment: Deployment, options: Options, highest: float, tell: Tell) -> None:
         options = replace(options, workload=options.workload or OF_THE_YAML)
         self._deployment, self._tell, self._seed = deployment, tell, options.seed or 0
+        self._started, self._settings = time.time(), dict[str, Any]()
+        self.trials: list[AtRate] = []
         if options.self_check:
             work = work_of(deployment, options.workload, highest)
             own = check_itself(deployment, replace(options, rate=highest), work)
@@ -61,37 +76,47 @@ class _Rates:
         verdict = run(self._deployment, told)
         if verdict.outcome is Outcome.COULD_NOT_RUN:
             raise ToolkitError(verdict.reason)
-        trial = Trial(rate, seconds, met_by(verdict, rate), _line(verdict))
-        self._tell(f"{rate:.3g} requests/s for {seconds:.0f} s: {_word(trial.met)}: {trial.told}")
-        return trial
+        ran = report.read(self._deployment)
+        self._settings = {name: value for name, value in ran.settings.items() if name not in OF_ONE_TEST}
+        met = met_by(verdict)
+        trial = AtRate.of(verdict, rate, self._seed, met, _why(verdict, met), ran.predicted)
+        self.trials.append(trial)
+        self._tell(f"{rate:.3g} requests/s for {seconds:.0f} s: {trial.result}: {trial.said}")
+        return Trial(rate, seconds, met)
+
+    def leave(
+        self, kind: Literal["capacity", "sweep"], tests: Callable[[], tuple[float | None, float | None, str]]
+    ) -> Rates:
+        """Run the tests, and write what came of them, all of them or not."""
+        cut_short = None
+        try:
+            rate, missed, why = tests()
+        except (ToolkitError, KeyboardInterrupt) as stopped:
+            if not self.trials:
+                raise
+            (rate, missed), why = edge(self.trials), ""
+            cut_short = f"cut short in test {len(self.trials) + 1}: {str(stopped) or 'stopped'}"
+        found = Rates(kind, tuple(self.trials), self._started, rate, missed, why, cut_short, self._settings)
+        write(self._deployment, found)
+        return found
 
 
-def met_by(verdict: Verdict, rate: float) -> bool | None:
+def met_by(verdict: Verdict) -> bool | None:
     """Whether a rate is borne: every latency and the compliance are, and the server keeps up. None: it is open."""
-    targets = [target for target in verdict.targets if target.name not in NOT_OF_A_RATE]
-    if any(
-        target.outcome == "FAIL" for target in targets
-    ) or verdict.measured.requests_per_s < rate * SATURATED * _span(verdict, rate):
+    kept_up = KeptUp.of(verdict.measured)
+    if _of_a_rate(verdict, "FAIL") or (kept_up and kept_up.behind):
         return False
-    return None if any(target.outcome == "UNDECIDED" for target in targets) else True
+    return None if _of_a_rate(verdict, "UNDECIDED") else True
 
 
-def _span(verdict: Verdict, rate: float) -> float:
-    """What share of the run requests were due in: after the last one the server only ends what it has."""
-    samples = verdict.measured.samples
-    if len(samples) < 2 or not verdict.measured.duration_s:
-        return 1.0
-    return (max(s.due for s in samples) - min(s.due for s in samples)) / verdict.measured.duration_s
+def _of_a_rate(verdict: Verdict, outcome: str) -> list[str]:
+    """The targets with this outcome, of those that say whether a rate is borne."""
+    return [t.label for t in verdict.targets if t.name not in NOT_OF_A_RATE and t.outcome == outcome]
 
 
-def _word(met: bool | None) -> str:
-    return {True: "meets the SLO", False: "misses it", None: "undecided"}[met]
-
-
-def _line(verdict: Verdict) -> str:
-    found = verdict.measured.distributions
-    ttft, tpot = found["ttft_ms"].percentile(99), found["tpot_ms"].percentile(99)
-    share = verdict.measured.goodput_share
-    parts = [f"TTFT P99 {ttft:,.0f} ms" if ttft is not None else "", f"TPOT P99 {tpot:,.1f} ms" if tpot else ""]
-    parts.append(f"{share:.1%} inside all limits" if share is not None else "")
-    return ", ".join(filter(None, parts))
+def _why(verdict: Verdict, met: bool | None) -> str:
+    if met:
+        return ""
+    if met is None:
+        return f"undecided: {', '.join(_of_a_rate(verdict, 'UNDECIDED'))}"
+    return ", ".join(_of_a_rate(verdict, "FAIL")) or "fewer end than come: the queue grows"

@@ -165,7 +165,8 @@ class Conductor:
     def _leave(self, run: Run, folder: Path) -> None:
         """The samples alone, for a self-check, which judges nothing."""
         write_samples(folder, run)
-        (folder / "cpu.json").write_text(json.dumps({"cpu": self._cpu()}), encoding="utf-8")
+        used = {"cpu": self._cpu(), "seconds": time.time() - self.started, "processes": self.settings["processes"]}
+        (folder / "cpu.json").write_text(json.dumps(used), encoding="utf-8")
 
     def _own_error(self) -> OwnError | None:
         if not self._options.own_error:

@@ -17,6 +17,7 @@ from types import FrameType
 
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
+from toolkit.load.scale import advice, asked_tokens_per_s
 from toolkit.load.self_check import own_error
 from toolkit.load.target import require_ready, require_ready_at
 from toolkit.load.work import Work, work_of
@@ -90,7 +91,10 @@ def check_itself(deployment: Deployment, options: Options, work: Work) -> OwnErr
     """The generator's own error with this load. Raises ToolkitError when it cannot be measured."""
     protocol = options.protocol or deployment.loadtest.protocol
     print("self-check: the same load on a server whose times are known", file=sys.stderr, flush=True)
-    return own_error(work, protocol, partial(_send, deployment, options))
+    own = own_error(work, protocol, partial(_send, deployment, options))
+    if text := advice(own, asked_tokens_per_s(deployment, work), options.processes or 1):
+        print(f"self-check: {text}", file=sys.stderr, flush=True)
+    return own
 
 
 def _send(deployment: Deployment, options: Options, url: str, requests: int, folder: Path) -> None:

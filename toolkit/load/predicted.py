@@ -34,9 +34,9 @@ def predicted(deployment: Deployment, run: Run) -> Predicted:
         raise ToolkitError(f"nothing is predicted: of {lost} of {len(run.judged)} requests the lengths are not known")
     file = deployment.output / CALIBRATION
     prediction = predict(deployment, load(file) if file.is_file() else "table")
-    simulated = prediction.simulate(traffic_that_ran(run)).samples[run.warmup :]
     limits = limits_of_a_request(deployment.slo)
-    return Predicted(tuple(_rows(Measured(simulated, limits), Measured(run.judged, limits))), prediction.estimator)
+    runs = [prediction.simulate(traffic_that_ran(one)).samples[run.warmup :] for one in run.each]
+    return Predicted(tuple(_rows(Measured.repeated(runs, limits), run.measured(limits))), prediction.estimator)
 
 
 def traffic_that_ran(run: Run) -> Traffic:

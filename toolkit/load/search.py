@@ -30,8 +30,6 @@ class Trial:
     rate: float
     seconds: float
     met: bool | None
-    told: str = ""
-    """One line for people: what was measured."""
 
 
 @dataclass
@@ -60,7 +58,10 @@ def find_capacity(test: Test, guess: float, precision: float = PRECISION, budget
     search.bracket(min(max(guess, LOWEST_RATE), HIGHEST_RATE))
     search.narrow()
     search.confirm()
-    return search.found
+    found = search.found
+    if found.rate and not any(trial.met and trial.rate == found.rate for trial in found.trials):
+        found.why = found.why or "the last step down was not tested"
+    return found
 
 
 class _Search:

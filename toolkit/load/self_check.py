@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,7 +52,10 @@ def own_error(work: Work, protocol: str, send: Send) -> OwnError:
     settings = Settings(ttft_ms=TTFT_MS, itl_ms=ITL_MS, tokens=LONGEST_TOKENS)
     with tempfile.TemporaryDirectory(prefix="toolkit-self-check-") as folder, KnownTruth(settings) as truth:
         send(truth.url(protocol), count, Path(folder))
-        return compare(read_samples(Path(folder)), truth.records(), read_cpu(Path(folder)))
+        samples, used = read_samples(Path(folder)), read_cpu(Path(folder))
+        found = compare(samples, truth.records(), used.cpu if used else None)
+        tokens = sum(sample.tokens_out for sample in samples)
+        return replace(found, tokens_per_s=used.carried(tokens)) if used else found
 
 
 def compare(samples: Iterable[Sample], records: Iterable[Record], cpu: float | None) -> OwnError:
@@ -77,10 +81,28 @@ def compare(samples: Iterable[Sample], records: Iterable[Record], cpu: float | N
     )
 
 
-def read_cpu(folder: Path) -> float | None:
-    """The busiest process's share of a core, as the sender left it."""
+@dataclass(frozen=True)
+class Used:
+    """What a test took of the processor."""
+
+    cpu: float
+    """The busiest process's share of a core."""
+    seconds: float
+    processes: int
+
+    def carried(self, tokens: int) -> float | None:
+        """About how many tokens/s one process carries until it is out of CPU, by what these tokens took.
+
+        All that it did is counted as theirs: requests, prompts, the start. So it is too little where tokens are few.
+        """
+        took = self.cpu * self.seconds * self.processes
+        return SLACK_CPU * tokens / took if took and tokens else None
+
+
+def read_cpu(folder: Path) -> Used | None:
+    """As the sender left it."""
     file = folder / "cpu.json"
-    return float(json.loads(file.read_text())["cpu"]) if file.is_file() else None
+    return Used(**json.loads(file.read_text())) if file.is_file() else None
 
 
 def _apart(measured: Sequence[float], true: Sequence[float]) -> AtPercentiles | None:

@@ -35,6 +35,7 @@ class Questions:
     """The YAML's `loadtest`: `users` ask the same questions in turn, each when its last answer has ended."""
 
     turns, think_s = 1, 0.0
+    tokens_per_s = None
 
     def __init__(self, deployment: Deployment, requests: int, users: int, model: str) -> None:
         self._load = load = deployment.loadtest
@@ -84,6 +85,12 @@ class Planned:
     @property
     def firsts(self) -> range:
         return self._plan.firsts
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Output tokens that an open loop asks for; None in a closed one, where that is the server's to say."""
+        outputs = self._plan.contents.outputs
+        return None if self._plan.rate is None else self._plan.rate * sum(outputs) / len(outputs)
 
     def due(self, number: int) -> float:
         assert self._plan.dues is not None

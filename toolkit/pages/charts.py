@@ -6,8 +6,9 @@ matplotlib draws in stand-in colours; each is then replaced by its variable (too
 from __future__ import annotations
 
 import io
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,34 @@ class Chart:
 def limit_line(line: Callable[..., object], at: float) -> None:
     """A limit of the SLO, by axes.axhline or axes.axvline."""
     line(at, color=LIMIT, linewidth=1.6, linestyle=(0, (1, 1.5)))
+
+
+def named_limits(axes: Axes, limits: Sequence[tuple[int, float]]) -> None:
+    """A line for each percentile that the SLO limits, named at its right end; the lowest below it, so that two names
+    never overlap."""
+    for number, (q, limit) in enumerate(limits):
+        limit_line(axes.axhline, limit)
+        where: dict[str, Any] = {
+            "xycoords": ("axes fraction", "data"),
+            "va": "top" if number < len(limits) - 1 else "bottom",
+        }
+        axes.annotate(f"P{q} ≤ {limit:,.0f}", (1.01, limit), color=LIMIT, fontsize=8.5, **where)
+
+
+def scale(axes: Axes, values: Sequence[float], limits: Sequence[tuple[int, float]]) -> None:
+    """From 0, or logarithmic where a queue makes the highest many times the lowest; with the limits in sight."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    shown = [value for value in values if math.isfinite(value)] + [limit for _, limit in limits]
+    low, high = min(shown, default=1.0), max(shown, default=1.0)
+    if high > 12 * low:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_ylim(low * 0.8, high * 1.35)
+    else:
+        axes.set_ylim(0, high * 1.12)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
 
 
 def svg(draw: Callable[[Axes], None], size: tuple[float, float], name: str) -> str:

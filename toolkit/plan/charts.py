@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from toolkit.pages.charts import CARD, FAINT, INK, LIMIT, SERIES, SOFT, Chart, Key, limit_line, svg
+from toolkit.pages.charts import CARD, FAINT, INK, LIMIT, SERIES, SOFT, Chart, Key, limit_line, named_limits, scale, svg
 from toolkit.plan.memory import GIB, MemoryPlan, StagePlan
 from toolkit.plan.wording import share
 from toolkit.slo.verdict import percentiles
@@ -163,8 +163,8 @@ def _rate_chart(
         for number, line in reversed(list(enumerate(lines))):  # the user's own is first, and on top
             for q, width in ((50, 0.9), (99, 2.4 if line.own else 1.7)):
                 _curve(axes, line.points, f"{metric}_p{q}", color=SERIES[number], linewidth=width)
-        _scale(axes, [getattr(p, f"{metric}_p{q}") for line in lines for p in line.points for q in (50, 99)], limits)
-        _limits(axes, limits)
+        scale(axes, [getattr(p, f"{metric}_p{q}") for line in lines for p in line.points for q in (50, 99)], limits)
+        named_limits(axes, limits)
         if rate is not None:
             axes.axvline(rate, color=INK, linewidth=1, linestyle=(0, (4, 3)))
             axes.annotate(
@@ -178,17 +178,6 @@ def _rate_chart(
     return Chart(title, caption, svg(draw, (5.2, 3.7), metric), keys=keys)
 
 
-def _limits(axes: Axes, limits: Sequence[tuple[int, float]]) -> None:
-    """A line each, named at its right end; the lowest below it, so that two names never overlap."""
-    for number, (q, limit) in enumerate(limits):
-        limit_line(axes.axhline, limit)
-        where: dict[str, Any] = {
-            "xycoords": ("axes fraction", "data"),
-            "va": "top" if number < len(limits) - 1 else "bottom",
-        }
-        axes.annotate(f"P{q} ≤ {limit:,.0f}", (1.01, limit), color=LIMIT, fontsize=8.5, **where)
-
-
 def _curve(axes: Axes, points: Sequence[Point], name: str, **style: Any) -> None:
     """A line through the finite points; a triangle at the top where the next one is infinite."""
     values = [(point.rate, getattr(point, name)) for point in points]
@@ -196,19 +185,3 @@ def _curve(axes: Axes, points: Sequence[Point], name: str, **style: Any) -> None
     axes.plot([rate for rate, _ in finite], [value for _, value in finite], **style)
     for rate in [rate for rate, value in values if math.isinf(value)][:1]:
         axes.plot(rate, 0.98, "^", transform=axes.get_xaxis_transform(), color=style["color"], markersize=5)
-
-
-def _scale(axes: Axes, values: Sequence[float], limits: Sequence[tuple[int, float]]) -> None:
-    """From 0, or logarithmic where a queue makes the highest many times the lowest; with the limits in sight."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    shown = [value for value in values if math.isfinite(value)] + [limit for _, limit in limits]
-    low, high = min(shown, default=1.0), max(shown, default=1.0)
-    if high > 12 * low:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.set_ylim(low * 0.8, high * 1.35)
-    else:
-        axes.set_ylim(0, high * 1.12)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from toolkit.jsonfile import finite
+
 
 @dataclass(frozen=True)
 class Beside:
@@ -32,13 +34,8 @@ class Predicted:
     """Where the step times are from, in words."""
 
     def as_dict(self) -> dict[str, Any]:
-        rows = [{name: _finite(value) for name, value in asdict(row).items()} for row in self.rows]
-        return {"estimator": self.estimator, "rows": rows}
+        return {"estimator": self.estimator, "rows": [finite(asdict(row)) for row in self.rows]}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Predicted:
         return cls(tuple(Beside(**row) for row in data["rows"]), data["estimator"])
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isinf(value) else value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from toolkit.pages.charts import BAD, FIRST, INK, SMALL, SOFT, TOKEN, WIDE, Chart, limit_line, svg
+from toolkit.pages.charts import BAD, FIRST, INK, SERIES, SMALL, SOFT, TOKEN, WIDE, Chart, Key, limit_line, svg
 from toolkit.slo.metrics import Distribution, Measured, Sample
 from toolkit.slo.run import Run
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TIMELINE_ROWS = 40
+MOST_KINDS, OTHERS = 4, "others"
+"""Of errors, in the plot."""
 
 
 def charts(run: Run, measured: Measured) -> list[Chart]:
@@ -27,7 +29,10 @@ def charts(run: Run, measured: Measured) -> list[Chart]:
         found = measured.distributions[metric]
         if found.values:
             drawn.append(_distribution(name, found, measured.limits_ms.get(metric), colour))
-    return [*drawn, _timeline(run.judged)]
+    if measured.failed:
+        drawn.append(_errors(run, measured))
+    first = run.each[0].judged or run.judged  # of repeats one is enough, and there are long pauses between
+    return [*drawn, _timeline(first, "Every request" + " of the first repeat" * bool(run.repeats))]
 
 
 def _distribution(name: str, found: Distribution, limit: float | None, colour: str) -> Chart:
@@ -56,7 +61,7 @@ def _distribution(name: str, found: Distribution, limit: float | None, colour: s
 
 def _latency_over_time(run: Run, limits: Mapping[str, float]) -> Chart:
     start = run.samples[0].due
-    warmup = [sample for sample in run.samples[: run.warmup] if sample.ok]
+    warmup = [sample for sample in run.warming if sample.ok]
     good = [sample for sample in run.judged if sample.ok]
     failed = [sample for sample in run.samples if not sample.ok]
     limit = limits.get("ttft_ms")
@@ -88,6 +93,27 @@ def _latency_over_time(run: Run, limits: Mapping[str, float]) -> Chart:
     return Chart("Latency over time", caption, svg(draw, SMALL, "latency"))
 
 
+def _errors(run: Run, measured: Measured) -> Chart:
+    """How many failed when, by what they said."""
+    start, kinds = run.samples[0].due, [error for error, _ in measured.errors.most_common(MOST_KINDS)]
+    ends: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for sample in run.judged:
+        if sample.error is not None:
+            kind = sample.error if sample.error in kinds else OTHERS
+            ends.setdefault(kind, []).append(sample.ended - start)
+    colours = dict(zip(ends, SERIES, strict=False))
+
+    def draw(axes: Axes) -> None:
+        last = max(sample.ended for sample in run.samples) - start
+        axes.hist(list(ends.values()), bins=40, range=(0, last), stacked=True, color=[*colours.values()], rwidth=0.92)
+        axes.set_xlabel("s after the start")
+        _count_axis(axes)
+
+    keys = tuple(Key(colour, kind if len(kind) <= 90 else f"{kind[:89]}…") for kind, colour in colours.items())
+    caption = "Requests that failed, at the moment they ended; without warm-up."
+    return Chart("Errors over time", caption, svg(draw, SMALL, "errors"), keys=keys)
+
+
 def _in_flight(samples: Sequence[Sample]) -> Chart:
     start = samples[0].due
     changes = sorted([(s.sent - start, 1) for s in samples] + [(s.ended - start, -1) for s in samples])
@@ -107,7 +133,7 @@ def _in_flight(samples: Sequence[Sample]) -> Chart:
     return Chart("Requests in flight", caption, svg(draw, SMALL, "in-flight"))
 
 
-def _timeline(samples: Sequence[Sample]) -> Chart:
+def _timeline(samples: Sequence[Sample], every: str) -> Chart:
     """One row a request, evenly chosen when there are many: waiting, then a tick a token."""
     step = max(1, -(-len(samples) // TIMELINE_ROWS))
     shown = samples[::step]
@@ -127,7 +153,7 @@ def _timeline(samples: Sequence[Sample]) -> Chart:
         axes.set_xlabel("s after the start")
         axes.grid(False, axis="y")
 
-    which = "Every request" if step == 1 else f"One request in {step}"
+    which = every if step == 1 else every.replace("Every request", f"One request in {step}")
     failed = " A cross: it failed." if any(not sample.ok for sample in shown) else ""
     caption = f"{which}, each a row. A bar: waiting for the first token. A tick: a token arrives.{failed}"
     return Chart("Token timeline", caption, svg(draw, WIDE, "timeline"), wide=True)

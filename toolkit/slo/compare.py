@@ -39,7 +39,7 @@ RATES = {
     "goodput_per_s": "Good requests/s",
 }
 NOT_COMPARED = {"name", "file", "output", "replica"}
-NOT_THE_LOAD = {"load_generator", "processes", "model"}
+NOT_THE_LOAD = {"load_generator", "processes", "model", "repeats"}
 """Settings of a run that do not change which requests are sent."""
 NOTHING = "–"
 
@@ -142,7 +142,7 @@ class _Measurement:
 
     def __init__(self, run: Run, limits: Mapping[str, float], seed: int) -> None:
         self.own = run.own
-        self.measured = Measured(run.judged, limits)
+        self.measured = run.measured(limits)
         self.bootstrap = Bootstrap(self.measured, seed)
 
 

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from toolkit.slo import wording
+from toolkit.jsonfile import finite
+from toolkit.slo import markdown, wording
 from toolkit.slo.compare import Change, Comparison, Report, Row
 
 if TYPE_CHECKING:
@@ -75,6 +76,23 @@ def text(found: Comparison) -> RenderableType:
     return Group(*parts)
 
 
+def as_markdown(found: Comparison) -> str:
+    """For the summary of a CI job: the outcome, and the metrics."""
+    name = " and ".join(f"{report.letter} {report.name}" for report in found.reports)
+    lines = [f"## {found.headline}: {markdown.plain(name)}", "", f"{markdown.plain(found.reason)}.", ""]
+    lines += [f"- {markdown.plain(warning)}" for warning in found.warnings] + [""] * bool(found.warnings)
+    headings = [cell for r in found.reports[1:] for cell in (r.letter, f"{r.letter} - A", "95 % interval", "Result")]
+    rows = []
+    for row in found.rows:
+        cells = [label(row).replace("*", "\\*"), wording.quantity(row.first, row.unit)]
+        for change in row.changes:
+            result = f"**{change.result}**" if change.result in TONES else change.result
+            cells += [wording.quantity(change.value, row.unit), percent(change), between(change), result]
+        rows.append(tuple(cells))
+    lines += markdown.table(("Metric", "A", *headings), rows)
+    return "\n".join([*lines, "", "\\* limited by the SLO of A"]) + "\n"
+
+
 def data(found: Comparison) -> dict[str, Any]:
     return {
         "outcome": found.headline,
@@ -86,14 +104,5 @@ def data(found: Comparison) -> dict[str, Any]:
             for r in found.reports
         ],
         "settings": {name: list(values) for name, values in found.settings},
-        "metrics": [_finite(asdict(row)) for row in found.rows],
+        "metrics": [finite(asdict(row)) for row in found.rows],
     }
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity: null instead."""
-    if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and math.isinf(value) else value

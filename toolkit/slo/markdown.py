@@ -11,6 +11,7 @@ from toolkit.config import Deployment
 from toolkit.errors import ToolkitError, printable
 from toolkit.slo import wording
 from toolkit.slo.run import Run
+from toolkit.slo.spread import spreads
 from toolkit.slo.verdict import LATENCIES, Verdict
 
 NAME = "summary.md"
@@ -50,9 +51,20 @@ def summary(deployment: Deployment, run: Run, verdict: Verdict) -> str:
         seconds = f"{len(measured.samples)} requests in {wording.number(measured.duration_s)} s"
         seconds += f", after {run.warmup} to warm up" if run.warmup else ""
         lines += ["", f"{rates}; {seconds}. {wording.own_error(verdict.own)}"]
+    if found_spreads := spreads(measured):
+        numbers = tuple(str(number) for number in range(1, len(measured.repeats) + 1))
+        repeats: list[tuple[str, ...]] = [
+            (row.label, *(wording.quantity(value, row.unit) for value in row.values), wording.share(row.share))
+            for row in found_spreads
+        ]
+        lines += ["", *table(("Repeat", *numbers, "Spread"), repeats)]
     errors = [f"- {count} x {plain(error)}" for error, count in measured.errors.most_common(5)]
     lines += ["", f"{measured.failed} of {len(measured.samples)} requests failed:", "", *errors] if errors else []
     return "\n".join(lines) + "\n"
+
+
+def could_not_run(name: str, reason: str) -> str:
+    return f"## COULD NOT RUN: {plain(name)}\n\n{plain(reason)}.\n"
 
 
 def append_to_job_summary(text: str) -> bool:

@@ -30,6 +30,8 @@ class OwnError:
     """P99 of sent - due."""
     cpu: float | None = None
     """The busiest process's share of one core, 0 to 1."""
+    tokens_per_s: float | None = None
+    """About how many output tokens/s one process carries, by the processor time that one took: an estimate."""
     out_of_cpu: bool = False
     """In the calibration or in the run itself: its times say as much of the generator as of the server."""
 

@@ -14,6 +14,7 @@ from toolkit.slo import wording
 from toolkit.slo.charts import charts
 from toolkit.slo.metrics import Measured
 from toolkit.slo.run import Run
+from toolkit.slo.spread import spreads
 from toolkit.slo.verdict import LATENCIES, Verdict
 
 MEANINGS = {
@@ -39,6 +40,7 @@ def render(deployment: Deployment, run: Run, verdict: Verdict, versions: Mapping
         started=datetime.fromtimestamp(run.started, UTC).strftime("%Y-%m-%d %H:%M UTC"),
         tiles=_tiles(measured),
         latencies=_latencies(measured),
+        spreads=spreads(measured),
         charts=charts(run, measured),
         errors=measured.errors.most_common(20),
         meanings=MEANINGS,

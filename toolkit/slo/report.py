@@ -4,7 +4,6 @@ CI junit.xml and summary.md."""
 from __future__ import annotations
 
 import json
-import math
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from typing import Any
 from toolkit.artifacts import atomic_directory
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.jsonfile import read_json
+from toolkit.jsonfile import finite, read_json
 from toolkit.slo import junit, markdown
 from toolkit.slo.beside import Predicted
 from toolkit.slo.metrics import Distribution, Measured
@@ -37,7 +36,7 @@ NOTES = (
 
 def verdict_of(deployment: Deployment, run: Run) -> Verdict:
     limits = limits_of_a_request(deployment.slo)
-    measured = Measured(run.judged, limits)
+    measured = run.measured(limits)
     return judge(deployment.slo, measured, run.cut_short, run.own, run.server, intervals=True)
 
 
@@ -78,6 +77,8 @@ def run_of(directory: Path, content: Mapping[str, Any]) -> Run:
         own, server = run.get("own_error"), run.get("server")
         if not isinstance(run["settings"], Mapping) or not isinstance(run["warmup"], int):
             raise TypeError("run.settings is no object, or run.warmup no whole number")
+        if run.get("repeats") and sum(run["repeats"]) != len(samples):
+            raise ValueError(f"run.repeats has {sum(run['repeats'])} samples, there are {len(samples)}")
         return Run(
             samples,
             run["warmup"],
@@ -87,6 +88,7 @@ def run_of(directory: Path, content: Mapping[str, Any]) -> Run:
             None if own is None else OwnError.from_dict(own),
             None if server is None else ServerSeen.from_dict(server),
             None if (told := content.get("predicted")) is None else Predicted.from_dict(told),
+            tuple(run.get("repeats", ())),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -99,15 +101,17 @@ def as_json(deployment: Deployment, run: Run, verdict: Verdict) -> dict[str, Any
             "outcome": str(verdict.outcome),
             "exit_code": verdict.exit_code,
             "reason": verdict.reason,
-            "targets": [_finite({**asdict(target), "outcome": target.outcome}) for target in verdict.targets],
+            "targets": [finite({**asdict(target), "outcome": target.outcome}) for target in verdict.targets],
         },
         "metrics": metrics_as_json(verdict.measured),
+        "repeats": [metrics_as_json(one.measured(verdict.measured.limits_ms)) for one in run.each if run.repeats],
         "predicted": None if run.predicted is None else run.predicted.as_dict(),
         "notes": NOTES,
         "errors": dict(verdict.measured.errors.most_common()),
         "run": {
             "started": run.started,
             "warmup": run.warmup,
+            "repeats": list(run.repeats),
             "cut_short": run.cut_short,
             "token_counts_from": counted_by(run),
             "own_error": None if run.own is None else run.own.as_dict(),
@@ -157,6 +161,13 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
 
 
+def job_summary(deployment: Deployment, verdict: Verdict) -> str:
+    """What summary.md says, or why there is none."""
+    if verdict.measured.samples:
+        return (deployment.report_dir / markdown.NAME).read_text(encoding="utf-8")
+    return markdown.could_not_run(deployment.name, verdict.reason)
+
+
 def report_page(deployment: Deployment) -> Path:
     return deployment.report_dir / HTML_NAME
 
@@ -167,25 +178,12 @@ def _value(unit: str, value: float | None) -> dict[str, Any]:
 
 def _statistics(unit: str, found: Distribution) -> dict[str, Any]:
     values = found.values
-    return _finite(
-        {
-            "unit": unit,
-            "avg": found.mean,
-            "min": values[0] if values else None,
-            "max": values[-1] if values else None,
-            "std": found.std,
-            "count": len(values),
-            **{f"p{q}": found.percentile(q) for q in PERCENTILES},
-        }
-    )
-
-
-def _finite(data: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no infinity: null instead."""
-    return {key: _plain(value) for key, value in data.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_plain(one) for one in value]
-    return None if isinstance(value, float) and math.isinf(value) else value
+    return {
+        "unit": unit,
+        "avg": found.mean,
+        "min": values[0] if values else None,
+        "max": values[-1] if values else None,
+        "std": found.std,
+        "count": len(values),
+        **{f"p{q}": finite(found.percentile(q)) for q in PERCENTILES},
+    }

@@ -6,13 +6,14 @@ import gzip
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 from toolkit.errors import ToolkitError
 from toolkit.slo.beside import Predicted
-from toolkit.slo.metrics import Sample
+from toolkit.slo.metrics import Measured, Sample
 from toolkit.slo.own_error import OwnError
 from toolkit.slo.server_seen import ServerSeen
 
@@ -21,7 +22,7 @@ SAMPLES_NAME = "samples.jsonl.gz"
 
 @dataclass(frozen=True)
 class Run:
-    """Samples in the order they were due; the first `warmup` of them are shown but not judged."""
+    """Samples in the order they were due; the first `warmup` of them, of each repeat, are shown but not judged."""
 
     samples: tuple[Sample, ...]
     warmup: int
@@ -37,17 +38,38 @@ class Run:
     """What was seen of the GPUs; None when the server's metrics were not read."""
     predicted: Predicted | None = None
     """What the planner says of the same requests; None where it can say nothing."""
+    repeats: tuple[int, ...] = ()
+    """Where the same test was run several times: how many of the samples are of each time."""
+
+    @property
+    def each(self) -> tuple[Run, ...]:
+        """Every time it was run, by itself."""
+        if not self.repeats:
+            return (self,)
+        bounds = pairwise(accumulate(self.repeats, initial=0))
+        return tuple(replace(self, samples=self.samples[begin:end], repeats=()) for begin, end in bounds)
+
+    @property
+    def warming(self) -> tuple[Sample, ...]:
+        return tuple(sample for one in self.each for sample in one.samples[: self.warmup])
 
     @property
     def judged(self) -> tuple[Sample, ...]:
-        return self.samples[self.warmup :]
+        return tuple(sample for one in self.each for sample in one.samples[self.warmup :])
+
+    def measured(self, limits_ms: Mapping[str, float]) -> Measured:
+        if not self.repeats:
+            return Measured(self.judged, limits_ms)
+        return Measured.repeated([one.judged for one in self.each if one.judged], limits_ms)
 
 
 def write_samples(directory: Path, run: Run) -> None:
     """One line of JSON a request, in the order they were due."""
     with gzip.open(directory / SAMPLES_NAME, "wt", encoding="utf-8") as stream:
-        for number, sample in enumerate(run.samples):
-            stream.write(json.dumps({**sample.as_dict(), "warmup": number < run.warmup}) + "\n")
+        for repeat, one in enumerate(run.each, 1):
+            which = {"repeat": repeat} if run.repeats else {}
+            for number, sample in enumerate(one.samples):
+                stream.write(json.dumps({**sample.as_dict(), "warmup": number < run.warmup, **which}) + "\n")
 
 
 def read_samples(directory: Path) -> list[Sample]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -66,3 +66,31 @@ class ServerSeen:
     def from_dict(cls, data: Mapping[str, Any]) -> ServerSeen:
         values = {field.name: data[field.name] for field in fields(cls) if field.name in data}
         return cls(**{**values, "gpus": tuple(GpuSeen(**gpu) for gpu in values.get("gpus", ()))})
+
+
+def together(seen: Sequence[ServerSeen]) -> ServerSeen | None:
+    """What was seen in several runs of the same length: the mean of means, the highest of peaks."""
+    if not seen:
+        return None
+    of_gpus: dict[str, list[GpuSeen]] = {}
+    for gpu in (gpu for one in seen for gpu in one.gpus):
+        of_gpus.setdefault(gpu.uuid, []).append(gpu)
+    gpus = tuple(
+        GpuSeen(
+            uuid,
+            _mean([gpu.utilisation for gpu in found if gpu.utilisation is not None]),
+            _highest([gpu.memory_used_bytes for gpu in found]),
+            _highest([gpu.memory_total_bytes for gpu in found]),
+        )
+        for uuid, found in of_gpus.items()
+    )
+    used, active = _highest([one.kv_cache_used for one in seen]), _highest([one.requests_active for one in seen])
+    return ServerSeen(gpus, sum(one.readings for one in seen), used, active, seen[-1].unseen)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _highest(values: Sequence[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)

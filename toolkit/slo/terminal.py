@@ -8,6 +8,7 @@ from rich.text import Text
 
 from toolkit.slo import wording
 from toolkit.slo.beside import Predicted
+from toolkit.slo.spread import spreads
 from toolkit.slo.verdict import LATENCIES, Verdict
 
 STYLES = {
@@ -24,7 +25,7 @@ def summary(verdict: Verdict, predicted: Predicted | None = None) -> RenderableT
     parts: list[RenderableType] = []
     if verdict.measured.samples:
         parts += [_latencies(verdict), *([_predicted(predicted)] if predicted else []), _targets(verdict)]
-        parts.append(_totals(verdict))
+        parts += [*([_repeats(verdict)] if verdict.measured.repeats else []), _totals(verdict)]
         if verdict.own:
             parts.append(Text(wording.own_error(verdict.own)))
     parts += [Text(f"{count} x {error}", style="red") for error, count in verdict.measured.errors.most_common(5)]
@@ -75,6 +76,15 @@ def _targets(verdict: Verdict) -> Table:
         value = wording.quantity(target.measured, target.unit)
         cells = (wording.limit(target), value, wording.interval(target), wording.margin(target))
         table.add_row(target.label, *cells, Text(target.outcome, style=STYLES[target.outcome]))
+    return table
+
+
+def _repeats(verdict: Verdict) -> Table:
+    numbers = [str(number) for number in range(1, len(verdict.measured.repeats) + 1)]
+    table = _table("repeat", *numbers, "spread")
+    for row in spreads(verdict.measured):
+        values = (wording.quantity(value, row.unit) for value in row.values)
+        table.add_row(row.label, *values, wording.share(row.share))
     return table
 
 

@@ -67,7 +67,13 @@ def own_error(own: OwnError | None) -> str:
     text = f"The load generator's own error, P50 / P99: {', '.join(parts) or 'not known'}"
     text += f"; sent late by {number(own.dispatch_ms)} ms (P99)" if own.dispatch_ms is not None else ""
     text += f"; busiest process {own.cpu:.0%} of a core" if own.cpu is not None else ""
+    text += f"; one process carries about {carried(own.tokens_per_s)} tokens/s" if own.tokens_per_s else ""
     return f"{text}; it ran out of CPU." if own.out_of_cpu else f"{text}."
+
+
+def carried(tokens_per_s: float) -> str:
+    """An estimate, to two digits: "6,100"."""
+    return f"{float(f'{tokens_per_s:.2g}'):,.10g}"
 
 
 def server(seen: ServerSeen | None) -> list[tuple[str, str]]:
@@ -104,6 +110,11 @@ def load(settings: Mapping[str, Any]) -> str:
     if settings.get("loop") == "open":
         how = f"{number(settings.get('rate'))} requests/s, {settings.get('arrivals')}, open loop"
     return f"{how}{what}, over {settings.get('protocol')}"
+
+
+def share(value: float | None) -> str:
+    """As "12 %"."""
+    return NOTHING if value is None else f"{number(value * 100)} %"
 
 
 def difference(share: float | None) -> str:

@@ -1,0 +1,224 @@
+"""Load tests of one workload at different rates: a sweep, or the search for the capacity. Numbers and rates.json."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any, Literal
+
+from toolkit.artifacts import atomic_directory
+from toolkit.jsonfile import finite
+from toolkit.slo import markdown, wording
+from toolkit.slo.beside import Predicted
+from toolkit.slo.metrics import Measured, is_good
+from toolkit.slo.own_error import OwnError
+from toolkit.slo.report import versions
+from toolkit.slo.verdict import LATENCIES, Verdict
+
+if TYPE_CHECKING:
+    from toolkit.config import Deployment
+
+JSON_NAME, HTML_NAME = "rates.json", "rates.html"
+SHOWN = (50, 90, 99)
+SATURATED = 0.9
+"""A server that ends less than this share of what comes is behind, whatever its latencies are so far."""
+
+
+@dataclass(frozen=True)
+class KeptUp:
+    """How many requests came in a while, and how many ended in as long a while after it.
+
+    The beginning, when none can have ended yet, and the end, when no more come, would both make a server look slow.
+    """
+
+    came: int
+    ended: int
+    """Successfully."""
+    good: int
+    in_flight: float
+    """Of them, about so many by chance or not when the while begins and ends."""
+
+    @classmethod
+    def of(cls, measured: Measured) -> KeptUp | None:
+        """None where the test was too short to tell: answers took more than half of it."""
+        samples = sorted(measured.samples, key=lambda sample: sample.due)
+        early = [sample.ended - sample.due for sample in samples[: max(1, len(samples) // 3)] if sample.ok]
+        if not early:
+            return None
+        later, begin, end = median(early), samples[0].due, samples[-1].due
+        if later > (end - begin) / 2:
+            return None
+        ended = [sample for sample in samples if sample.ok and begin + later <= sample.ended <= end]
+        came = sum(sample.due <= end - later for sample in samples)
+        good = sum(is_good(sample, measured.limits_ms) for sample in ended)
+        return cls(came, len(ended), good, len(samples) / (end - begin) * later)
+
+    @property
+    def behind(self) -> bool:
+        """By more than chance, which moves who is still in flight at both ends."""
+        return self.came - self.ended > max((1 - SATURATED) * self.came, 3 * math.sqrt(self.in_flight))
+
+
+@dataclass(frozen=True)
+class AtRate:
+    """One load test. `met` is None where its verdict is open."""
+
+    rate: float
+    """Requests/s that were due."""
+    seconds: float
+    """From the first request that was due to the end of the last."""
+    seed: int
+    met: bool | None
+    why: str
+    """What is missed or open; nothing where the rate is borne."""
+    outcome: str
+    """The verdict of the test by all targets, those of the machine too."""
+    reason: str
+    requests: int
+    failed: int
+    latencies: Mapping[str, Mapping[str, float | None]]
+    """ttft_ms and the others, each with p50, p90 and p99."""
+    completed_per_s: float
+    good_per_s: float
+    good_share: float | None
+    tokens_per_s: float
+    kept_up: KeptUp | None = None
+    own: OwnError | None = None
+    predicted: Predicted | None = None
+
+    @classmethod
+    def of(
+        cls, verdict: Verdict, rate: float, seed: int, met: bool | None, why: str, predicted: Predicted | None
+    ) -> AtRate:
+        measured = verdict.measured
+        found = {metric: measured.distributions[metric] for metric in LATENCIES}
+        latencies = {m: {f"p{q}": d.percentile(q) for q in SHOWN} for m, d in found.items() if d.values}
+        return cls(
+            rate,
+            measured.duration_s,
+            seed,
+            met,
+            why,
+            str(verdict.outcome),
+            verdict.reason,
+            len(measured.samples),
+            measured.failed,
+            latencies,
+            measured.requests_per_s,
+            measured.goodput_per_s,
+            measured.goodput_share,
+            measured.tokens_per_s,
+            KeptUp.of(measured),
+            verdict.own,
+            predicted,
+        )
+
+    def latency(self, metric: str, q: int) -> float | None:
+        return self.latencies.get(metric, {}).get(f"p{q}")
+
+    @property
+    def said(self) -> str:
+        """One line for people: what was measured."""
+        ttft, tpot = self.latency("ttft_ms", 99), self.latency("tpot_ms", 99)
+        parts = [f"TTFT P99 {wording.number(ttft)} ms" if ttft is not None else ""]
+        parts.append(f"TPOT P99 {wording.number(tpot)} ms" if tpot is not None else "")
+        parts.append(f"{self.good_share:.1%} inside all limits" if self.good_share is not None else "")
+        return ", ".join(filter(None, parts))
+
+    @property
+    def result(self) -> str:
+        return {True: "meets the SLO", False: "misses it", None: "undecided"}[self.met]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The tests in the order in which they were run, and what follows from them."""
+
+    kind: Literal["capacity", "sweep"]
+    trials: tuple[AtRate, ...]
+    started: float
+    """Seconds since the Unix epoch."""
+    rate: float | None = None
+    """The highest that met the SLO with none below it that did not."""
+    missed: float | None = None
+    """The lowest that did not."""
+    why: str = ""
+    """Why a search ended as it did, where it is not within its precision."""
+    cut_short: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """How the load was made, the same for all."""
+
+    @property
+    def within(self) -> float | None:
+        """How far the answer may be off, as a share: the gap between what met the SLO and what missed it."""
+        return None if self.rate is None or self.missed is None else self.missed / self.rate - 1
+
+    @property
+    def line(self) -> str:
+        """The outcome in one line."""
+        end = f"; {self.cut_short or self.why}" if self.cut_short or self.why else ""
+        if self.rate is None:
+            lowest = f", down to {self.missed:.3g} requests/s" if self.missed else ""
+            return f"no rate meets the SLO{lowest}{end}"
+        what = "capacity" if self.kind == "capacity" else "the SLO is met up to"
+        return f"{what} {self.rate:.3g} requests/s{f'; {self.missed:.3g} misses it' if self.missed else ''}{end}"
+
+
+def edge(trials: Sequence[AtRate]) -> tuple[float | None, float | None]:
+    """(the highest rate that met the SLO, the lowest that did not), as far as tests were made. Open ones did not."""
+    missed = min((trial.rate for trial in trials if not trial.met), default=None)
+    borne = [trial.rate for trial in trials if trial.met and (missed is None or trial.rate < missed)]
+    return max(borne, default=None), missed
+
+
+def as_json(deployment: Deployment, found: Rates) -> dict[str, Any]:
+    return {
+        "kind": found.kind,
+        "outcome": found.line,
+        "rate": found.rate,
+        "missed": found.missed,
+        "within": found.within,
+        "why": found.why,
+        "cut_short": found.cut_short,
+        "started": found.started,
+        "trials": [finite({**asdict(trial), "predicted": _rows(trial.predicted)}) for trial in found.trials],
+        "settings": dict(found.settings),
+        "deployment": deployment.model_dump(mode="json"),
+        "versions": versions(),
+    }
+
+
+def as_markdown(deployment: Deployment, found: Rates) -> str:
+    """For the summary of a CI job."""
+    headings = ("Requests/s", "SLO", "TTFT P50", "TTFT P99", "TPOT P50", "TPOT P99", "Inside all limits", "Tokens/s")
+    rows = [
+        (
+            f"{trial.rate:.3g}",
+            {True: "met", False: "**missed**", None: "**undecided**"}[trial.met],
+            *(wording.number(trial.latency(metric, q)) for metric in ("ttft_ms", "tpot_ms") for q in (50, 99)),
+            wording.quantity(trial.good_share, "share"),
+            wording.number(trial.tokens_per_s),
+        )
+        for trial in found.trials
+    ]
+    lines = [f"## {markdown.plain(deployment.name)}: {markdown.plain(found.line)}", "", *markdown.table(headings, rows)]
+    return "\n".join([*lines, "", "Latencies in milliseconds."]) + "\n"
+
+
+def write(deployment: Deployment, found: Rates) -> Path:
+    """Replace `deployment.rates_dir` by rates.json and rates.html; returns the page."""
+    from toolkit.slo.rates_page import page
+
+    with atomic_directory(deployment.rates_dir) as directory:
+        content = json.dumps(as_json(deployment, found), indent=2)
+        (directory / JSON_NAME).write_text(f"{content}\n", encoding="utf-8")
+        (directory / HTML_NAME).write_text(page(deployment, found), encoding="utf-8")
+    return deployment.rates_dir / HTML_NAME
+
+
+def _rows(predicted: Predicted | None) -> dict[str, Any] | None:
+    return None if predicted is None else predicted.as_dict()
