@@ -96,6 +96,7 @@ class Conductor:
         events = environment.events
         events.test_start.add_listener(self.start)
         events.test_stop.add_listener(self.finish)
+        events.test_stop.add_listener(self.end_if_alone)
         events.quitting.add_listener(self.quit)
         events.cpu_warning.add_listener(self.note_cpu)
         self._runner.register_message(SHARE_WANTED, self.give_share)
@@ -177,6 +178,11 @@ class Conductor:
             return ""
         of = f"{lost} of {len(self.workers)} worker processes"
         return f": {of} died or went silent, and {missing} requests have no answer"
+
+    def end_if_alone(self, **_: Any) -> None:
+        """Locust stops a test whose last worker was lost, and would then wait for others for ever."""
+        if self._options.headless and self.workers and self._lost() == len(self.workers):
+            gevent.spawn(self._runner.quit)
 
     def _leave(self, run: Run, folder: Path) -> None:
         """The samples alone, for a self-check, which judges nothing."""
