@@ -87,7 +87,7 @@ def test_each_fault_counts_and_says_what_it_was(deployment):
     }
     settings = Settings(faults=(*(f"{kind}:0.11" for kind in said), "truncated:0.11", "slow:0.11:5"), seed=3)
     with KnownTruth(settings) as server:
-        load = deployment(server, requests=40, warmup_requests=2, timeout_s=1.5)
+        load = deployment(server, requests=40, warmup_requests=2, timeout_s=1.5, slo={"tpot_ms": {"p50": 60}})
         verdict = run(load)
         seen = recorded(server)
     judged = Counter(seen[sample.id].fault for sample in report.read(load).judged)
