@@ -15,6 +15,7 @@ import urllib.request
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.ports import free_port
@@ -73,27 +74,30 @@ def test_times_are_the_servers(server, deployment, protocol, users):
     assert verdict.measured.distributions["ttft_ms"].percentile(50) == pytest.approx(truth, abs=10)
 
 
-def test_errors_inside_streams_refusals_and_hanging_requests_count(deployment):
-    """Each error of the report is one that the server made on purpose, and none is missing."""
+def test_each_fault_counts_and_says_what_it_was(deployment):
+    """Each error of the report is one that the server made on purpose, and none is missing. Slow is no error, but
+    outside the limits."""
     said = {
         "error-in-stream": "the server of known truth breaks on demand",
         "refuse": "the server of known truth refuses on demand",
         "status-429": "the server of known truth is busy on demand",
         "hang": "the answer was not whole within 1.5 s",
+        "wrong-content-type": "answered with text/html, expected text/event-stream",
+        "token-after-end": "the server counts 11 tokens, 10 were asked for",
     }
-    settings = Settings(faults=(*(f"{kind}:0.15" for kind in said), "truncated:0.15"), seed=3)
+    settings = Settings(faults=(*(f"{kind}:0.11" for kind in said), "truncated:0.11", "slow:0.11:5"), seed=3)
     with KnownTruth(settings) as server:
-        load = deployment(server, requests=28, warmup_requests=2, timeout_s=1.5)
+        load = deployment(server, requests=40, warmup_requests=2, timeout_s=1.5, slo={"tpot_ms": {"p50": 60}})
         verdict = run(load)
         seen = recorded(server)
     judged = Counter(seen[sample.id].fault for sample in report.read(load).judged)
-    good = judged.pop(None)
-    assert len(judged) == 5 and judged.total() + good == 28
+    good, slow = judged.pop(None), judged.pop("slow")
+    assert len(judged) == 7 and judged.total() + good + slow == 40
     assert verdict.outcome is Outcome.FAIL and verdict.measured.failed == judged.total()
     errors = verdict.measured.errors
     assert {kind: errors[text] for kind, text in said.items()} == {kind: judged[kind] for kind in said}
     assert sum(count for error, count in errors.items() if "broke off" in error) == judged["truncated"]
-    assert verdict.measured.goodput_share == pytest.approx(good / 28)
+    assert verdict.measured.goodput_share == pytest.approx(good / 40), "the slow ones succeed and miss"
 
 
 def test_no_server_is_one_line_and_no_report(deployment):
@@ -141,6 +145,49 @@ def test_stopped_by_a_signal_the_partial_report_says_so(server, deployment):
     assert "COULD NOT RUN" in (load.report_dir / "report.html").read_text()
 
 
+def test_stopped_in_the_self_check_it_ends_at_once_and_leaves_nothing(server, deployment, tmp_path):
+    load, temporary = deployment(server), tmp_path / "temporary"
+    temporary.mkdir()
+    code = (
+        "import sys; from toolkit.config import Deployment; from toolkit.load.launch import Options, run;"
+        "verdict = run(Deployment.load(sys.argv[1]), Options(self_check=True)); print(verdict.reason);"
+        "sys.exit(verdict.exit_code)"
+    )
+    command = [sys.executable, "-c", code, str(load.file)]
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        eventually(lambda: "--samples" in str([child.cmdline() for child in children_of(process.pid)]))
+        started = children_of(process.pid)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=30)
+    assert (process.returncode, said) == (3, "stopped in the self-check, before the first request to the server\n")
+    assert not any(child.is_running() for child in started) and not list(temporary.iterdir())
+    assert not server.records() and not load.report_dir.exists()
+
+
+def test_killed_workers_end_the_test_and_are_named(server, deployment, tmp_path):
+    """Locust itself would wait for ever."""
+    load = deployment(server, requests=600)
+    code = (
+        "import sys; from toolkit.config import Deployment; from toolkit.load.launch import Options, run;"
+        "sys.exit(run(Deployment.load(sys.argv[1]), Options(processes=2)).exit_code)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(load.file)]) as process:
+        wait_for_requests(server, 12)
+        [master] = psutil.Process(process.pid).children()
+        workers = master.children()
+        for worker in workers:
+            worker.kill()
+        assert len(workers) == 2 and process.wait(60) == 3
+    found = report.read(load)
+    done = len(found.samples)
+    assert found.cut_short == (
+        f"stopped after {done} of 604 requests: 2 of 2 worker processes died or went silent, "
+        f"and {604 - done} requests have no answer"
+    )
+    assert 8 <= done < 604 and not master.is_running()
+
+
 def test_plain_locust_with_worker_processes_collects_every_sample(deployment, tmp_path):
     with KnownTruth(Settings(faults=("error-in-stream:0.3",))) as server:
         check_worker_processes(server, deployment(server), tmp_path)
@@ -186,6 +233,10 @@ def test_web_ui_runs_one_test_after_another_and_shows_our_metrics(server, deploy
     found = report.read(load)
     assert {sample.protocol for sample in found.samples} == {"grpc"}
     assert (len(found.samples), found.settings["users"], found.settings["requests"]) == (10, 3, 6)
+
+
+def children_of(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
 
 
 def wait_for_requests(server, count: int) -> None:

@@ -112,3 +112,22 @@ def test_a_limit_that_is_met_exactly_is_met():
     slo = Slo(ttft_ms=Percentiles(p50=0.125), compliance=1.0)
     verdict = verdict_on(slo, [sample(0.125)])
     assert target(verdict, "compliance").passed
+
+
+WHOLE = [sample(100, 100, due=n / 10, first_text=None, streamed=False) for n in range(100)]
+
+
+def test_whole_answers_cannot_pass_what_only_a_stream_shows():
+    verdict = verdict_on(Slo(ttft_ms=Percentiles(p50=200), e2e_ms=Percentiles(p50=200)), WHOLE)
+    assert verdict.outcome is Outcome.PASS and target(verdict, "e2e_ms.p50").passed
+    for name in ("ttft_ms.p50", "compliance"):
+        assert (target(verdict, name).passed, target(verdict, name).note) == (None, "the answers were not streamed")
+    assert target(verdict_on(Slo(e2e_ms=Percentiles(p50=200)), WHOLE), "compliance").passed, "all that it asks is known"
+    missed = verdict_on(Slo(ttft_ms=Percentiles(p50=200)), [*WHOLE, failed(), failed()])
+    assert missed.outcome is Outcome.FAIL and target(missed, "compliance").passed is False, "failed is missed for sure"
+
+
+def test_where_no_target_was_measured_there_is_no_pass():
+    verdict = verdict_on(Slo(ttft_ms=Percentiles(p50=200)), WHOLE)
+    assert verdict.outcome is Outcome.COULD_NOT_RUN
+    assert verdict.reason == "no target was measured: the answers were not streamed"

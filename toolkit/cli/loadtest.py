@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Requests/s instead of the workload's.")
 @click.option("--seed", type=click.IntRange(min=0), help="Other requests of the same kind.")
 @click.option("--processes", type=click.IntRange(min=1), help="Processes that send; one sends about 5,000 tokens/s.")
+@click.option("--stream/--no-stream", default=True, help="Whether answers come token by token or whole.")
 @click.option("--target", metavar="URL", help="Ask this server instead: http://, grpc://, openai+http:// ...")
-@click.option("--model", metavar="NAME", help="The model to ask, as a server with OpenAI's API calls it.")
+@click.option("--model", metavar="NAME", help="The model to ask: ensemble, tensorrt_llm_bls, or OpenAI's name of it.")
 @click.option(
     "--self-check/--no-self-check",
     default=True,

@@ -41,8 +41,8 @@ from toolkit.slo.verdict import Outcome, Verdict
 SHARE_WANTED, SHARE, SAMPLE = "toolkit-share-wanted", "toolkit-share", "toolkit-sample"
 WATCH_S = 0.5
 LOST_AFTER_S = 10.0
-"""How long there may be no user left before the missing requests are given up (workers report every 3 s)."""
-
+"""How long there may be no user left, or a worker be lost, before the missing requests are given up (workers report
+every 3 s)."""
 
 START_S = 1.0
 """From the moment when an open loop is handed out to its beginning: requests are made meanwhile."""
@@ -96,6 +96,7 @@ class Conductor:
         events = environment.events
         events.test_start.add_listener(self.start)
         events.test_stop.add_listener(self.finish)
+        events.test_stop.add_listener(self.end_if_alone)
         events.quitting.add_listener(self.quit)
         events.cpu_warning.add_listener(self.note_cpu)
         self._runner.register_message(SHARE_WANTED, self.give_share)
@@ -114,6 +115,7 @@ class Conductor:
             "requests": self.work.count - self.work.warmup,
             "timeout_s": self.deployment.loadtest.timeout_s,
             "protocol": options.protocol,
+            "answers": "whole" if options.no_stream else "streamed",
         }
         self.total = self.work.count
         self.samples, self.verdict, self.started, self.running = [], None, time.time(), True
@@ -121,6 +123,7 @@ class Conductor:
         urls = [] if options.target else [_metrics_url(replica) for replica in self.deployment.apart()]
         self.watch = ServerWatch(urls).__enter__() if urls else None
         self.shares_given, self.progress = 0, Progress()
+        self.workers = {client.id for client in runner.clients.ready} if isinstance(runner, MasterRunner) else set()
         gevent.spawn(self._watch)
 
     def give_share(self, environment: Environment, msg: Any, **_: Any) -> None:
@@ -144,7 +147,7 @@ class Conductor:
             return
         self.running = False
         done = len(self.samples)
-        cut_short = None if done >= self.total else f"stopped after {done} of {self.total} requests"
+        cut_short = None if done >= self.total else f"stopped after {done} of {self.total} requests{self._why()}"
         samples = tuple(sorted(self.samples, key=lambda sample: sample.due))
         run = Run(samples, self.settings["warmup_requests"], self.started, self.settings, cut_short)
         if self._options.samples:
@@ -161,6 +164,25 @@ class Conductor:
             return
         if not self._shows_progress:
             print(summary_text(self.verdict), report.report_page(self.deployment), sep="\n", file=sys.stderr)
+
+    def _lost(self) -> int:
+        """How many of the run's worker processes are gone or silent."""
+        if not self.workers:
+            return 0
+        clients = self._runner.clients
+        return len(self.workers - ({client.id for client in clients.all} - {client.id for client in clients.missing}))
+
+    def _why(self) -> str:
+        lost, missing = self._lost(), self.total - len(self.samples)
+        if not lost:
+            return ""
+        of = f"{lost} of {len(self.workers)} worker processes"
+        return f": {of} died or went silent, and {missing} requests have no answer"
+
+    def end_if_alone(self, **_: Any) -> None:
+        """Locust stops a test whose last worker was lost, and would then wait for others for ever."""
+        if self._options.headless and self.workers and self._lost() == len(self.workers):
+            gevent.spawn(self._runner.quit)
 
     def _leave(self, run: Run, folder: Path) -> None:
         """The samples alone, for a self-check, which judges nothing."""
@@ -216,7 +238,7 @@ class Conductor:
         last_seen = time.monotonic()
         while self.running and len(self.samples) < self.total and time.monotonic() - last_seen < LOST_AFTER_S:
             gevent.sleep(WATCH_S)
-            if self._runner.user_count:
+            if self._runner.user_count and not self._lost():
                 last_seen = time.monotonic()
             if isinstance(self._runner, MasterRunner):
                 told = [client.cpu_usage / 100 for client in self._runner.clients.all]

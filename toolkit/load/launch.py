@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -19,7 +20,7 @@ from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.load.scale import advice, asked_tokens_per_s
 from toolkit.load.self_check import own_error
-from toolkit.load.target import require_ready, require_ready_at
+from toolkit.load.target import protocol_of, require_ready, require_ready_at
 from toolkit.load.work import Work, work_of
 from toolkit.slo import report
 from toolkit.slo.own_error import OwnError
@@ -45,7 +46,9 @@ class Options:
     target: str | None = None
     """The URL of another server than the deployment's."""
     model: str | None = None
-    """The model to ask, as a server with OpenAI's API calls it."""
+    """The model to ask: of Triton, or as a server with OpenAI's API calls it."""
+    stream: bool = True
+    """Whether answers come token by token; whole ones have an end-to-end time only."""
     web_ui: bool = False
     self_check: bool = False
     """Whether the generator measures its own error first, on a server whose times are known."""
@@ -58,12 +61,13 @@ def run(deployment: Deployment, options: Options | None = None) -> Verdict:
 
     Progress goes to stderr, the report to `deployment.report_dir`. With `web_ui` Locust's own page starts and
     stops the test instead, as often as one likes, until Ctrl-C; the verdict is then that of the last one.
-    Ctrl-C and SIGTERM stop the test; the report of what was measured by then is still written and says so.
+    Ctrl-C and SIGTERM stop the test; the report of what was measured by then is still written and says so. In the
+    self-check, when nothing was measured yet, they end it at once.
     Never raises for a server that is down or bad prompts: the verdict is COULD NOT RUN and says why.
     """
     options = options or Options()
-    protocol = options.protocol or deployment.loadtest.protocol
     try:
+        protocol = protocol_of(deployment, options.protocol, options.target)
         work = work_of(deployment, options.workload, options.rate, options.requests, options.users, options.seed)
         if options.target:
             require_ready_at(options.target)
@@ -76,7 +80,7 @@ def run(deployment: Deployment, options: Options | None = None) -> Verdict:
     if own is not None:
         command += ["--own-error", json.dumps(own.as_dict())]
     started = time.time()
-    code = _run_locust(command)
+    code, _ = _run_locust(command)
     with contextlib.suppress(ToolkitError):
         finished = report.read(deployment)
         if finished.started >= started:
@@ -88,19 +92,28 @@ def run(deployment: Deployment, options: Options | None = None) -> Verdict:
 
 
 def check_itself(deployment: Deployment, options: Options, work: Work) -> OwnError:
-    """The generator's own error with this load. Raises ToolkitError when it cannot be measured."""
-    protocol = options.protocol or deployment.loadtest.protocol
+    """The generator's own error with this load. Raises ToolkitError when it cannot be measured, or is stopped."""
+    # What speaks OpenAI's API is read as Triton's HTTP is, by the same connections.
+    protocol = "grpc" if protocol_of(deployment, options.protocol, options.target) == "grpc" else "http"
     print("self-check: the same load on a server whose times are known", file=sys.stderr, flush=True)
-    own = own_error(work, protocol, partial(_send, deployment, options))
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        own = own_error(work, protocol, partial(_send, deployment, options))
+    except KeyboardInterrupt:
+        raise ToolkitError("stopped in the self-check, before the first request to the server") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if text := advice(own, asked_tokens_per_s(deployment, work), options.processes or 1):
         print(f"self-check: {text}", file=sys.stderr, flush=True)
     return own
 
 
 def _send(deployment: Deployment, options: Options, url: str, requests: int, folder: Path) -> None:
-    """A part of the test against another server, for the self-check."""
-    command = locust_command(deployment, replace(options, target=url, requests=requests, model=None))
-    _run_locust([*command, "--samples", str(folder)], quiet=True)
+    """A part of the test against another server, for the self-check. Raises KeyboardInterrupt when it was stopped."""
+    there = replace(options, target=url, protocol=None, requests=requests, model=None)
+    _, stopped = _run_locust([*locust_command(deployment, there), "--samples", str(folder)], quiet=True)
+    if stopped:
+        raise KeyboardInterrupt
 
 
 def locust_command(deployment: Deployment, options: Options) -> list[str]:
@@ -115,11 +128,12 @@ def locust_command(deployment: Deployment, options: Options) -> list[str]:
         port = _free_port()
         wanted |= {"--master-bind-host": "127.0.0.1", "--master-bind-port": port, "--master-port": port}
     given = [text for name, value in wanted.items() if value is not None for text in (name, str(value))]
-    return [sys.executable, "-m", "locust", *given, *mode]
+    return [sys.executable, "-m", "locust", *given, *([] if options.stream else ["--no-stream"]), *mode]
 
 
-def _run_locust(command: list[str], quiet: bool = False) -> int:
-    """Run Locust to its end and return its exit code. Its tables on stdout are not ours, so they are dropped."""
+def _run_locust(command: list[str], quiet: bool = False) -> tuple[int, bool]:
+    """Run Locust to its end: its exit code, and whether it was told to stop. Its tables on stdout are not ours, so
+    they are dropped."""
     # In a session of its own, so that Ctrl-C reaches it once, from us, and it can still write the report.
     with (
         subprocess.Popen(
@@ -128,24 +142,25 @@ def _run_locust(command: list[str], quiet: bool = False) -> int:
             stderr=subprocess.DEVNULL if quiet else None,
             start_new_session=True,
         ) as process,
-        _forward_to(process),
+        _forward_to(process) as asked,
     ):
-        return process.wait()
+        return process.wait(), bool(asked)
 
 
 @contextlib.contextmanager
-def _forward_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Hand Ctrl-C and SIGTERM on as SIGTERM, and as SIGKILL from the second time on."""
-    asked = False
+def _forward_to(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Hand Ctrl-C and SIGTERM on as SIGTERM, and from the second time on as SIGKILL to its workers, too. Gives the
+    list in which they are noted."""
+    asked: list[int] = []
 
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal asked
-        process.kill() if asked else process.terminate()
-        asked = True
+    def stop(number: int, _frame: FrameType | None) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL) if asked else process.terminate()
+        asked.append(number)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

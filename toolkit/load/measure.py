@@ -56,7 +56,15 @@ def measure(
     )
 
 
-def measure_whole(client: Client, request: GenerateRequest, *, due: float, protocol: str, deadline_s: float) -> Sample:
+def measure_whole(
+    client: Client,
+    request: GenerateRequest,
+    *,
+    due: float,
+    protocol: str,
+    deadline_s: float,
+    said: list[str] | None = None,
+) -> Sample:
     """The same of an answer in one piece. All its tokens come at its end; where the server does not say how many
     they are, it has none.
     """
@@ -65,6 +73,8 @@ def measure_whole(client: Client, request: GenerateRequest, *, due: float, proto
     with _noted() as noted:
         answers.append(client.generate(request, deadline_s=deadline_s))
     ended = now()
+    if said is not None:
+        said.append("".join(answer.text for answer in answers))
     tokens = _last(answers, "num_output_tokens") or 0
     return Sample(
         id=request.id or "",

@@ -25,6 +25,17 @@ def require_ready_at(url: str) -> None:
             raise ToolkitError("no server is ready here", where=url, hint="Start it, or correct --target.")
 
 
+def protocol_of(deployment: Deployment, wanted: str | None, target: str | None) -> str:
+    """What is spoken: http, grpc, or openai. Raises ToolkitError where --http or --grpc says other than the target."""
+    if target is None:
+        return wanted or deployment.loadtest.protocol
+    scheme = target.partition(":")[0]
+    spoken = "openai" if scheme.startswith("openai+") else scheme
+    if wanted not in (None, spoken):
+        raise ToolkitError(f"--{wanted} is not what this server speaks", where=target, hint=f"Leave out --{wanted}.")
+    return spoken
+
+
 def first_ready(deployment: Deployment, protocol: str) -> Deployment:
     """The first replica that is ready; the first of all where none is."""
     replicas = deployment.apart()

@@ -1,4 +1,4 @@
-"""The Locust users: they stream answers over HTTP or gRPC, in a closed loop or an open one.
+"""The Locust users: they read answers over HTTP or gRPC, streamed or whole, in a closed loop or an open one.
 
 They read through toolkit.client, which takes the time of each event when its bytes arrive; the usual ways
 to read a stream in Locust wait for a buffer to fill and show a first token of 200 ms as 322 ms.
@@ -25,8 +25,8 @@ from toolkit.errors import ToolkitError
 from toolkit.load import conductor
 from toolkit.load.conductor import Conductor, Share
 from toolkit.load.dispatch import dispatch
-from toolkit.load.measure import measure, now
-from toolkit.load.target import require_ready
+from toolkit.load.measure import measure, measure_whole, now
+from toolkit.load.target import protocol_of, require_ready
 from toolkit.load.work import Asked, Questions, work_of
 from toolkit.slo.metrics import Sample
 from toolkit.slo.verdict import Outcome
@@ -62,6 +62,7 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--seed", type=int, include_in_web_ui=False, help="Another seed than the workload's")
     parser.add_argument("--target", metavar="URL", include_in_web_ui=False, help="Ask this server instead")
     parser.add_argument("--model", metavar="NAME", include_in_web_ui=False, help="The model to ask")
+    parser.add_argument("--no-stream", action="store_true", include_in_web_ui=False, help="Ask for whole answers")
     parser.add_argument("--samples", metavar="DIR", include_in_web_ui=False, help="Leave samples there, and no report")
     parser.add_argument("--own-error", metavar="JSON", include_in_web_ui=False, help="The load generator's own error")
 
@@ -77,14 +78,14 @@ def prepare(environment: Environment, **_: Any) -> None:
         work = work_of(
             deployment, options.workload, options.rate, options.requests, options.num_users, options.seed, options.model
         )
-        options.protocol = options.protocol or deployment.loadtest.protocol
+        options.protocol = protocol_of(deployment, options.protocol, options.target)
         if isinstance(work, Questions):  # a workload has its own number; a worker may read what the master writes here
             options.requests = work.count - work.warmup
         # Of an open loop one user a process sends everything.
         options.num_users = work.users or _processes(options)
         options.spawn_rate = options.spawn_rate or min(options.num_users, LARGEST_SPAWN_RATE)
         environment.user_classes = [ClosedLoop if work.users else OpenLoop]
-        StreamingUser.host = options.target or deployment.url(options.protocol)  # to be shown
+        AskingUser.host = options.target or deployment.url(options.protocol)  # to be shown
         if options.headless and not options.target:
             require_ready(deployment, options.protocol)
     except ToolkitError as error:
@@ -103,8 +104,8 @@ def _processes(options: Any) -> int:
     return os.cpu_count() or 1 if wanted == -1 else max(1, wanted)
 
 
-class StreamingUser(User):
-    """Asks, reads the stream to its end, and ships the sample. How often and when, its kinds say."""
+class AskingUser(User):
+    """Asks, reads the answer to its end, and ships the sample. How often and when, its kinds say."""
 
     abstract = True
 
@@ -114,6 +115,7 @@ class StreamingUser(User):
         self.protocol, self.timeout_s = options.protocol, deployment.loadtest.timeout_s
         replicas = deployment.apart()
         urls = [options.target] if options.target else [replica.url(self.protocol) for replica in replicas]
+        self.measure = measure_whole if options.no_stream else measure
         self.clients = [connect(url, first_event_timeout_s=self.timeout_s) for url in urls]
         # Users of several processes would all begin with the same one.
         self.number = next(USERS) + getattr(self.environment.runner, "worker_index", 0)
@@ -124,7 +126,7 @@ class StreamingUser(User):
         following: Asked | None = asked
         while following is not None:
             said: list[str] = []
-            sample = measure(
+            sample = self.measure(
                 self.clients[replica],
                 following.request,
                 due=due,
@@ -170,7 +172,7 @@ class StreamingUser(User):
         self.environment.runner.send_message(conductor.SAMPLE, sample.as_dict())
 
 
-class ClosedLoop(StreamingUser):
+class ClosedLoop(AskingUser):
     """Asks again when its last answer has ended, until the requests of this process are used up."""
 
     def on_start(self) -> None:
@@ -185,7 +187,7 @@ class ClosedLoop(StreamingUser):
         self.free_since = self.converse(self.work.request(number), self.free_since, self.number)
 
 
-class OpenLoop(StreamingUser):
+class OpenLoop(AskingUser):
     """Sends all requests of this process, each when it is due, whatever became of the others."""
 
     @task

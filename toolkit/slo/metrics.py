@@ -207,6 +207,11 @@ class Measured:
         }
 
     @cached_property
+    def streamed(self) -> bool:
+        """Whether all answers were to come token by token, so that TTFT, TPOT and ITL can be told."""
+        return all(sample.streamed for sample in self.samples)
+
+    @cached_property
     def tokens_out(self) -> int:
         """Output tokens of the successful requests."""
         return sum(sample.tokens_out for sample in self.samples if sample.ok)

@@ -28,9 +28,10 @@ LATENCIES = {
 }
 """The latency metrics that the SLO knows, and what people call them."""
 
-
 OF_THE_GPUS = ("gpu_utilisation", "load_balance_variance")
+OF_A_STREAM = ("ttft_ms", "tpot_ms", "itl_ms")
 NOT_READ = "the server's metrics were not read"
+NOT_STREAMED = "the answers were not streamed"
 
 
 class Outcome(Enum):
@@ -139,6 +140,9 @@ def sum_up(targets: tuple[Target, ...], measured: Measured) -> Verdict:
         missed_of = f"{len(missed)} of {_count(len(targets), 'target')} missed"
         return Verdict(Outcome.FAIL, f"{missed_of}: {_labels(missed)}{unsure}{failures}", targets, measured)
     unmeasured = f"; not measured: {_labels(unknown)}" if unknown else ""
+    if targets and len(unknown) == len(targets):
+        reason = f"no target was measured: {'; '.join(dict.fromkeys(target.note for target in unknown))}"
+        return Verdict(Outcome.COULD_NOT_RUN, reason, targets, measured)
     if undecided:
         reasons = list(dict.fromkeys(target.undecided for target in undecided))
         why = f"{len(undecided)} of {_count(len(targets), 'target')} undecided, as {' and '.join(reasons)}"
@@ -163,8 +167,7 @@ def _targets(slo: Slo, measured: Measured, server: ServerSeen | None = None) -> 
     if slo.requests_per_s is not None:
         rate = measured.requests_per_s if measured.samples else None
         yield at_least(Target("requests_per_s", "Requests/s", "1/s", "≥", slo.requests_per_s, rate))
-    share = measured.goodput_share
-    yield at_least(Target("compliance", "Inside all limits", "share", "≥", slo.compliance, share))
+    yield _compliance(slo, measured)
     unseen = server.why_no_gpus if server else NOT_READ
     if slo.gpu_utilisation is not None:
         bounds, used = slo.gpu_utilisation, server.gpu_utilisation if server else None
@@ -175,6 +178,15 @@ def _targets(slo: Slo, measured: Measured, server: ServerSeen | None = None) -> 
         target = Target("load_balance_variance", "Load-balance variance", "share", "≤", bound, uneven)
         note = unseen if uneven is None else "(most - least) / mean of the GPUs' utilisation"
         yield _at_most(replace(target, note=note))
+
+
+def _compliance(slo: Slo, measured: Measured) -> Target:
+    """Of whole answers nobody can tell whether they were inside a limit of a stream: at most it can be missed."""
+    target = Target("compliance", "Inside all limits", "share", "≥", slo.compliance, measured.goodput_share)
+    judged = at_least(target)
+    if judged.passed and not measured.streamed and any(metric in OF_A_STREAM for metric in measured.limits_ms):
+        return replace(target, measured=None, note=NOT_STREAMED)
+    return judged
 
 
 def _with_doubts(target: Target, measured: Measured, own: OwnError | None) -> Target:
@@ -270,6 +282,8 @@ def _absence(metric: str, measured: Measured) -> str:
         return "no request was made"
     if measured.failed == len(measured.samples):
         return "every request failed"
+    if metric in OF_A_STREAM and not measured.streamed:
+        return NOT_STREAMED
     reasons = {"prefill_ms": "the server gave no times of its own"}
     return reasons.get(metric, "no answer had two tokens")
 

@@ -109,7 +109,8 @@ def load(settings: Mapping[str, Any]) -> str:
     how = f"{settings.get('users')} users, closed loop"
     if settings.get("loop") == "open":
         how = f"{number(settings.get('rate'))} requests/s, {settings.get('arrivals')}, open loop"
-    return f"{how}{what}, over {settings.get('protocol')}"
+    whole = ", answers not streamed" if settings.get("answers") == "whole" else ""
+    return f"{how}{what}, over {settings.get('protocol')}{whole}"
 
 
 def share(value: float | None) -> str:
