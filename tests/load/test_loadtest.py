@@ -217,7 +217,7 @@ def test_web_ui_runs_one_test_after_another_and_shows_our_metrics(server, deploy
 def test_an_open_loop_of_the_web_ui_is_as_the_form_says_each_time(server, deployment, tmp_path, tiny_llama):
     """In two processes, which both have to send what the form says; and with a number of users that means nothing."""
     load = deployment(server, model=tiny_llama)
-    file = workload_file(tmp_path, arrivals="constant", rate=2, requests=500)
+    file = workload_file(tmp_path, arrivals="constant", rate=10, requests=500)
     with web_ui(load, tmp_path, "--workload", file, "--processes", "2") as url:
         eventually(lambda: get(f"{url}/worker-count")["worker_count"] == 2)
         form = {"user_count": 37, "spawn_rate": 5, "rate": "", "requests": "", "seed": "", "protocol": "http"}
@@ -227,10 +227,10 @@ def test_an_open_loop_of_the_web_ui_is_as_the_form_says_each_time(server, deploy
         urllib.request.urlopen(f"{url}/stop", data=b"").close()
         eventually(lambda: has_ended(url, 1))
         assert "of 500 requests" in report.read(load).cut_short
-        assert post(f"{url}/swarm", {**form, "rate": 20, "requests": 30, "seed": 3})[0]
+        assert post(f"{url}/swarm", {**form, "rate": 20, "requests": 20, "seed": 3})[0]
         eventually(lambda: has_ended(url, 2))
     found = report.read(load)
-    assert found.cut_short is None and {s.id for s in found.samples} == {f"load-{number}" for number in range(30)}
+    assert found.cut_short is None and {s.id for s in found.samples} == {f"load-{number}" for number in range(20)}
     assert (found.settings["rate"], found.settings["seed"], found.settings["processes"]) == (20, 3, 2)
     dues = sorted(sample.due for sample in found.samples)
     steps = [after - before for before, after in itertools.pairwise(dues)]
