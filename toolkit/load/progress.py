@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
+import os
 import sys
 
 from toolkit.load.live import Now
@@ -17,7 +17,9 @@ class Progress:
 
     def show(self, now: Now) -> None:
         if sys.stderr.isatty():
-            _write(f"\r\x1b[K{line(now, shutil.get_terminal_size().columns - 1)}")
+            # A terminal that does not know its size says 0. Locust's stdout is not the terminal.
+            columns = (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1
+            _write(f"\r\x1b[K{line(now, columns)}")
         elif now.elapsed_s >= self._next_s:
             self._next_s = now.elapsed_s + ELSEWHERE_EVERY_S
             _write(f"{line(now)}\n")
