@@ -7,6 +7,7 @@ one process; Locust then delivers them by a plain call.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import json
 import sys
@@ -24,11 +25,12 @@ from locust.runners import MasterRunner
 
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
+from toolkit.load.chosen import Chosen
+from toolkit.load.live import Live, Now
 from toolkit.load.measure import now
 from toolkit.load.predicted import predicted
 from toolkit.load.progress import Progress
 from toolkit.load.self_check import SLACK_CPU
-from toolkit.load.work import Questions, Work
 from toolkit.slo import report
 from toolkit.slo.metrics import Sample
 from toolkit.slo.own_error import OwnError
@@ -36,7 +38,7 @@ from toolkit.slo.run import Run, write_samples
 from toolkit.slo.server_metrics import ServerWatch
 from toolkit.slo.server_seen import ServerSeen
 from toolkit.slo.terminal import summary_text
-from toolkit.slo.verdict import Outcome, Verdict
+from toolkit.slo.verdict import Outcome, Verdict, limits_of_a_request
 
 SHARE_WANTED, SHARE, SAMPLE = "toolkit-share-wanted", "toolkit-share", "toolkit-sample"
 WATCH_S = 0.5
@@ -83,12 +85,14 @@ class Share:
 class Conductor:
     """One for the master or the only process; collects one run after another, as often as a test is started."""
 
-    def __init__(self, environment: Environment, deployment: Deployment, work: Work) -> None:
-        self.environment, self.deployment, self.work = environment, deployment, work
+    def __init__(self, environment: Environment, chosen: Chosen) -> None:
+        self.environment, self.chosen = environment, chosen
+        self.deployment, self.work = chosen.deployment, chosen.work
         self.settings: dict[str, Any] = {}
         self.samples: list[Sample] = []
-        self.total = self.shares_given = 0
+        self.total = self.shares_given = self.runs = 0
         self.started = 0.0
+        self.live: Live | None = None
         self.verdict: Verdict | None = None
         self.running = False
         self.begin = 0.0
@@ -103,9 +107,7 @@ class Conductor:
         self._runner.register_message(SAMPLE, self.receive)
 
     def start(self, **_: Any) -> None:
-        options, runner = self._options, self._runner
-        if isinstance(self.work, Questions):
-            self.work.again(int(options.requests))
+        options, runner, self.work = self._options, self._runner, self.chosen.work
         self.settings = {
             "model": self.work.model,
             **self.work.settings(),
@@ -122,8 +124,9 @@ class Conductor:
         self.cpu_before, self.busiest = sum(psutil.Process().cpu_times()[:2]), 0.0
         urls = [] if options.target else [_metrics_url(replica) for replica in self.deployment.apart()]
         self.watch = ServerWatch(urls).__enter__() if urls else None
-        self.shares_given, self.progress = 0, Progress()
         self.workers = {client.id for client in runner.clients.ready} if isinstance(runner, MasterRunner) else set()
+        self.shares_given, self.progress, self.runs = 0, Progress(), self.runs + 1
+        self.live = Live(self.total, self.work.turns, limits_of_a_request(self.deployment.slo))
         gevent.spawn(self._watch)
 
     def give_share(self, environment: Environment, msg: Any, **_: Any) -> None:
@@ -138,14 +141,32 @@ class Conductor:
         self.shares_given += 1
 
     def receive(self, environment: Environment, msg: Any, **_: Any) -> None:
-        if self.running:
-            self.samples.append(Sample.from_dict(msg.data))
+        if self.running and self.live is not None:
+            sample = Sample.from_dict(msg.data)
+            self.samples.append(sample)
+            self.live.add(sample, time.time() - self.started)
+
+    def now(self) -> Now | None:
+        """How far the test is; None before the first one."""
+        if self.live is None:
+            return None
+        return self.live.now(time.time() - self.started, self._under_way(self.live))
+
+    def _under_way(self, live: Live) -> int | None:
+        if not self.running or not self.shares_given:
+            return 0
+        if self.work.users is not None:
+            return min(int(self._runner.user_count), live.total - live.done)
+        elapsed = time.monotonic() - self.begin
+        return max(0, bisect.bisect_right(self.work.firsts, elapsed, key=self.work.due) - live.over)
 
     def finish(self, **_: Any) -> None:
         """The test has stopped: write the report, once."""
         if not self.running:
             return
         self.running = False
+        if self.live and (state := self.now()):
+            self.live.mark(state, last=True)
         done = len(self.samples)
         cut_short = None if done >= self.total else f"stopped after {done} of {self.total} requests{self._why()}"
         samples = tuple(sorted(self.samples, key=lambda sample: sample.due))
@@ -243,8 +264,10 @@ class Conductor:
             if isinstance(self._runner, MasterRunner):
                 told = [client.cpu_usage / 100 for client in self._runner.clients.all]
                 self.busiest = max([self.busiest, *told])
-            if self._shows_progress:
-                self.progress.show(self.samples, self.total, time.time() - self.started)
+            if self.running and (state := self.now()) and self.live:
+                self.live.mark(state)
+                if self._shows_progress:
+                    self.progress.show(state)
         if not self.running:
             return
         if self._options.headless:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
-from collections.abc import Sequence
 
-from toolkit.slo.metrics import Distribution, Sample
+from toolkit.load.live import Now
 
 ELSEWHERE_EVERY_S = 10.0
 
 
 class Progress:
     def __init__(self) -> None:
-        self._next_s = 0.0
+        self._next_s = ELSEWHERE_EVERY_S
 
-    def show(self, samples: Sequence[Sample], total: int, elapsed_s: float) -> None:
+    def show(self, now: Now) -> None:
         if sys.stderr.isatty():
-            _write(f"\r\x1b[K{line(samples, total, elapsed_s)}")
-        elif elapsed_s >= self._next_s:
-            self._next_s = elapsed_s + ELSEWHERE_EVERY_S
-            _write(f"{line(samples, total, elapsed_s)}\n")
+            # A terminal that does not know its size says 0. Locust's stdout is not the terminal.
+            columns = (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1
+            _write(f"\r\x1b[K{line(now, columns)}")
+        elif now.elapsed_s >= self._next_s:
+            self._next_s = now.elapsed_s + ELSEWHERE_EVERY_S
+            _write(f"{line(now)}\n")
 
     def clear(self) -> None:
         if sys.stderr.isatty():
@@ -34,9 +36,36 @@ def _write(text: str) -> None:
         sys.stderr.flush()
 
 
-def line(samples: Sequence[Sample], total: int, elapsed_s: float) -> str:
-    good = [sample for sample in samples if sample.ok]
-    ttft = Distribution(sample.ttft_ms for sample in good if sample.ttft_ms is not None).percentile(50)
-    tokens = sum(sample.tokens_out for sample in good) / max(elapsed_s, 1e-3)
-    timing = "" if ttft is None else f", TTFT P50 {ttft:,.0f} ms, {tokens:,.0f} tokens/s"
-    return f"{len(samples)} of {total} requests{timing}, {len(samples) - len(good)} failed, {elapsed_s:.0f} s"
+def line(now: Now, width: int | None = None) -> str:
+    """What fits into the width, whole parts from the left; a line that wraps could not be rewritten in place."""
+    shown = ""
+    for part in _parts(now):
+        longer = f"{shown}, {part}" if shown else part
+        if width is not None and len(longer) > width:
+            break
+        shown = longer
+    return shown
+
+
+def _parts(now: Now) -> list[str]:
+    left = f", {_duration(now.left_s)} left" if now.left_s and now.done >= 3 else ""
+    parts = [f"{now.done}/{now.total} in {_duration(now.elapsed_s)}{left}"]
+    if now.failed:
+        parts.append(f"{now.failed} failed")
+    if now.ttft_p50 is not None and now.ttft_p99 is not None:
+        parts.append(f"TTFT P50 {now.ttft_p50:,.0f} P99 {now.ttft_p99:,.0f} ms")
+    if now.tpot_p50 is not None:
+        parts.append(f"TPOT P50 {now.tpot_p50:.1f} ms")
+    if now.good_share is not None:
+        # Rounded down: 99.96 % are not all of them.
+        parts.append(f"{int(now.good_share * 1000) / 10:g} % inside limits")
+    if now.done:
+        parts.append(f"{now.tokens_per_s:,.0f} tokens/s")
+    if now.under_way is not None:
+        parts.append(f"{now.under_way} in flight")
+    return parts
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02} min" if minutes else f"{rest} s"

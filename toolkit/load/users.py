@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -17,17 +18,18 @@ from gevent.event import AsyncResult
 from locust import User, events, task
 from locust.env import Environment
 from locust.exception import StopUser
-from locust.runners import WorkerRunner
+from locust.runners import MasterRunner, WorkerRunner
 
 from toolkit.client import connect
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.load import conductor
+from toolkit.load import conductor, web
+from toolkit.load.chosen import PROTOCOLS, Chosen
 from toolkit.load.conductor import Conductor, Share
 from toolkit.load.dispatch import dispatch
 from toolkit.load.measure import measure, measure_whole, now
-from toolkit.load.target import protocol_of, require_ready
-from toolkit.load.work import Asked, Questions, work_of
+from toolkit.load.target import require_ready
+from toolkit.load.work import Asked, Work
 from toolkit.slo.metrics import Sample
 from toolkit.slo.verdict import Outcome
 
@@ -35,8 +37,8 @@ LARGEST_SPAWN_RATE = 100
 """Users started per second: Locust warns of more."""
 
 SHARE = Share()
-WORK: AsyncResult = AsyncResult()
-"""(deployment, work). Users wait for it: a worker may be told to start them before Locust has told us that it is up."""
+CHOSEN: AsyncResult = AsyncResult()
+"""What is to be sent. Users wait for it: a worker may be told to start them before Locust has told us that it is up."""
 
 USERS = count()
 """Numbers the users of this process, who take the replicas in turn."""
@@ -46,7 +48,12 @@ events.test_start.add_listener(SHARE.forget)
 
 @events.init_command_line_parser.add_listener
 def add_options(parser: Any) -> None:
-    """Our options beside Locust's own. Those of a run are in the form of its web UI, too."""
+    """Our options beside Locust's own. Those of a run are in the form of its web UI, too, which asks here for them each
+    time: once it is known what is sent, the form says so, and offers the workloads that there are.
+    """
+    chosen: Chosen | None = CHOSEN.get() if CHOSEN.ready() else None
+    protocol, requests = (chosen.options.protocol, chosen.options.requests) if chosen else (None, None)
+    protocols = chosen.protocols if chosen else PROTOCOLS
     parser.add_argument(
         "--deployment",
         env_var="TOOLKIT_CONFIG",
@@ -55,11 +62,16 @@ def add_options(parser: Any) -> None:
         help="The deployment's YAML",
     )
     parser.add_argument("--engine", metavar="NAME", include_in_web_ui=False, help="Replaces the YAML's engine")
-    parser.add_argument("--protocol", choices=["http", "grpc"], help="Default: the YAML's loadtest.protocol")
-    parser.add_argument("--requests", type=int, help="Default: the workload's, or the YAML's loadtest.requests")
-    parser.add_argument("--workload", include_in_web_ui=False, help="A file, or a name in loadtest/workloads, or yaml")
-    parser.add_argument("--rate", type=float, include_in_web_ui=False, help="Requests/s instead of the workload's")
-    parser.add_argument("--seed", type=int, include_in_web_ui=False, help="Another seed than the workload's")
+    parser.add_argument(
+        "--workload",
+        choices=chosen and chosen.workloads,
+        default=chosen and chosen.workload,
+        help="A file, or a name in loadtest/workloads, or yaml: the deployment's own",
+    )
+    parser.add_argument("--rate", type=float, help="Requests/s of an open loop, instead of the workload's")
+    parser.add_argument("--requests", type=int, default=requests, help="Default: the workload's or loadtest.requests")
+    parser.add_argument("--seed", type=int, help="Another seed than the workload's")
+    parser.add_argument("--protocol", choices=protocols, default=protocol, help="Default: loadtest.protocol")
     parser.add_argument("--target", metavar="URL", include_in_web_ui=False, help="Ask this server instead")
     parser.add_argument("--model", metavar="NAME", include_in_web_ui=False, help="The model to ask")
     parser.add_argument("--no-stream", action="store_true", include_in_web_ui=False, help="Ask for whole answers")
@@ -75,16 +87,9 @@ def prepare(environment: Environment, **_: Any) -> None:
         if not options.deployment:
             raise ToolkitError("no deployment given", hint="Use --deployment CONFIG or TOOLKIT_CONFIG=CONFIG.")
         deployment = Deployment.load(options.deployment, options.engine)
-        work = work_of(
-            deployment, options.workload, options.rate, options.requests, options.num_users, options.seed, options.model
-        )
-        options.protocol = protocol_of(deployment, options.protocol, options.target)
-        if isinstance(work, Questions):  # a workload has its own number; a worker may read what the master writes here
-            options.requests = work.count - work.warmup
-        # Of an open loop one user a process sends everything.
-        options.num_users = work.users or _processes(options)
+        chosen = Chosen(deployment, options)
+        options.num_users = users_of(environment, chosen.work)
         options.spawn_rate = options.spawn_rate or min(options.num_users, LARGEST_SPAWN_RATE)
-        environment.user_classes = [ClosedLoop if work.users else OpenLoop]
         AskingUser.host = options.target or deployment.url(options.protocol)  # to be shown
         if options.headless and not options.target:
             require_ready(deployment, options.protocol)
@@ -93,13 +98,27 @@ def prepare(environment: Environment, **_: Any) -> None:
         sys.exit(Outcome.COULD_NOT_RUN.value)
     runner: Any = environment.runner
     runner.register_message(conductor.SHARE, SHARE.receive)
-    if not isinstance(runner, WorkerRunner):
-        Conductor(environment, deployment, work)
-    WORK.set((deployment, work))
+    if isinstance(runner, WorkerRunner):
+        environment.user_classes = [ClosedLoop, OpenLoop]  # the master says which
+    else:
+        conducting = Conductor(environment, chosen)
+        if environment.web_ui is not None:
+            web.extend(environment, conducting, partial(users_of, environment))
+    CHOSEN.set(chosen)
 
 
-def _processes(options: Any) -> int:
-    """How many processes there will be, of which each sends its share of an open loop."""
+def users_of(environment: Environment, work: Work) -> int:
+    """How many users of Locust's a run of this work has, whose kind is made the only one."""
+    environment.user_classes = [ClosedLoop if work.users else OpenLoop]
+    # Of an open loop one user a process sends everything.
+    return work.users or _processes(environment)
+
+
+def _processes(environment: Environment) -> int:
+    """How many processes there are, or will be, of which each sends its share of an open loop."""
+    options: Any = environment.parsed_options
+    if isinstance(environment.runner, MasterRunner) and environment.runner.clients.ready:
+        return len(environment.runner.clients.ready)
     wanted = options.processes or (options.expect_workers if options.master else 1)
     return os.cpu_count() or 1 if wanted == -1 else max(1, wanted)
 
@@ -110,7 +129,8 @@ class AskingUser(User):
     abstract = True
 
     def on_start(self) -> None:
-        deployment, self.work = WORK.get()
+        chosen: Chosen = CHOSEN.get()
+        deployment, self.work = chosen.deployment, chosen.work
         options = self.environment.parsed_options
         self.protocol, self.timeout_s = options.protocol, deployment.loadtest.timeout_s
         replicas = deployment.apart()

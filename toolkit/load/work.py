@@ -45,10 +45,6 @@ class Questions:
         self.count = requests + self.warmup
         self._prompts = as_chat(deployment.model.path, load_prompts(load.prompts))
 
-    def again(self, requests: int) -> None:
-        """Another run of so many requests begins, as the web UI may have it."""
-        self.count = requests + self.warmup
-
     @property
     def firsts(self) -> range:
         """The numbers that begin a conversation: here each."""

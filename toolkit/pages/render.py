@@ -1,4 +1,4 @@
-"""Pages from templates: self-contained HTML without script or network, for light and dark, narrow and wide."""
+"""Pages from templates: self-contained HTML without network, for light and dark, narrow and wide."""
 
 from __future__ import annotations
 

@@ -1,0 +1,117 @@
+"""Our part of Locust's web UI: a tab with charts of what a user feels, the form's fields for a run, and the report.
+
+Locust's own charts are of response times alone, and its pages take tables from Python but no charts; so the tab shows
+a page of ours, which can be opened alone, too (`/live`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from flask import Blueprint, Response, jsonify, request, send_file
+from locust.env import Environment
+from werkzeug.datastructures import ImmutableMultiDict
+
+from toolkit.errors import ToolkitError
+from toolkit.load.chosen import FIELDS
+from toolkit.load.conductor import Conductor
+from toolkit.load.work import Work
+from toolkit.pages.render import render
+from toolkit.slo import report
+from toolkit.slo.verdict import limits_of_a_request
+from toolkit.slo.wording import load as load_in_words
+
+TAB = """<script>
+setInterval(() => {
+  const shown = new URLSearchParams(location.search).get("tab") === "live";
+  const tabs = document.querySelector("[role=tablist]");
+  let frame = document.getElementById("toolkit-live");
+  if (!shown || !tabs) { frame?.remove(); return; }
+  if (!frame) {
+    frame = Object.assign(document.createElement("iframe"), {id: "toolkit-live", src: "live", title: "Live"});
+    frame.style.cssText = "border: 0; display: block; width: 100%; height: 400px";
+    (tabs.closest(".MuiContainer-root") || document.body).append(frame);
+  }
+  const inside = frame.contentDocument?.querySelector("main");
+  if (inside) frame.style.height = `${inside.scrollHeight}px`;
+}, 200);
+</script>
+"""
+"""Puts the page under Locust's tabs while ours is the chosen one."""
+
+
+def extend(environment: Environment, conductor: Conductor, users_of: Callable[[Work], int]) -> None:
+    """Add our tab, our fields and the report. `users_of` says how many users of Locust's a work has."""
+    ui: Any = environment.web_ui
+    options: Any = environment.parsed_options
+    pages = Blueprint("toolkit", __name__, url_prefix=options.web_base_path)
+
+    @pages.route("/live")
+    @ui.auth_required_if_enabled
+    def page() -> str:
+        return render("load/live.html.j2", limits=limits_of_a_request(conductor.deployment.slo))
+
+    @pages.route("/live/data")
+    @ui.auth_required_if_enabled
+    def data() -> Response:
+        return jsonify(state_of(conductor))
+
+    @pages.route("/live/report")
+    @ui.auth_required_if_enabled
+    def last_report() -> Response | tuple[str, int]:
+        if conductor.verdict is None:
+            return "no test has ended yet", 404
+        return send_file(report.report_page(conductor.deployment).resolve())
+
+    def take_form() -> Response | None:
+        """Read our fields before Locust does, which would only turn the text into what was there before."""
+        if request.endpoint != "locust.swarm":
+            return None
+        if conductor.running:
+            return _refusal("a test is under way: stop it to start another")
+        try:
+            work = conductor.chosen.by_form(request.form)
+        except ToolkitError as error:
+            return _refusal(str(error))
+        left = {name: text for name, text in request.form.items() if name not in FIELDS}
+        request.form = ImmutableMultiDict({**left, **_of_locust(users_of(work))})
+        return None
+
+    def put_tab(answer: Response) -> Response:
+        if request.endpoint == "locust.index" and answer.mimetype == "text/html":
+            answer.set_data(answer.get_data(as_text=True).replace("</body>", f"{TAB}</body>"))
+        return answer
+
+    def _of_locust(users: int) -> dict[str, str]:
+        return {"user_count": str(users), "spawn_rate": request.form.get("spawn_rate", str(users))}
+
+    ui.app.register_blueprint(pages)
+    ui.app.before_request(take_form)
+    ui.app.after_request(put_tab)
+    ui.template_args |= {
+        "extended_tabs": [{"title": "Live", "key": "live"}],
+        "extended_csv_files": [{"href": "./live/report", "title": "Verdict and report of the last test"}],
+    }
+
+
+def _refusal(message: str) -> Response:
+    return jsonify({"success": False, "message": message})
+
+
+def state_of(conductor: Conductor) -> dict[str, Any]:
+    """All that the page shows. Before the first test there is nothing; after a test its last state stays."""
+    live, verdict = conductor.live, conductor.verdict
+    if live is None:
+        return {"state": "waiting", "run": 0}
+    now = conductor.now() if conductor.running else (live.points[-1] if live.points else None)
+    return {
+        "state": "running" if conductor.running else "ended",
+        "run": conductor.runs,
+        "load": load_in_words(conductor.settings),
+        "now": now and asdict(now),
+        **live.as_dict(),
+        "verdict": verdict and {"outcome": str(verdict.outcome), "reason": verdict.reason},
+        "report": verdict and str(report.report_page(conductor.deployment)),
+    }
