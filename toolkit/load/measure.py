@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from toolkit.client import Client, Event, GenerateRequest, Result
@@ -18,53 +20,57 @@ ASKED_OF_THE_SERVER = {
 }
 
 
-def measure(
-    client: Client,
-    request: GenerateRequest,
-    *,
-    due: float,
-    protocol: str,
-    deadline_s: float,
-    said: list[str] | None = None,
-) -> Sample:
-    """Ask, read to the end, and say what happened; an error of any kind is part of the sample and not raised.
+@dataclass
+class Heard:
+    """What came of one request. Times are seconds since the Unix epoch."""
 
-    The answer's text is appended to `said`, where that is given.
-    """
+    request: GenerateRequest
+    protocol: str
+    due: float
+    sent: float
+    ended: float
+    answers: Sequence[Event | Result]
+    """The events of a stream, or the one whole answer; none where it failed before."""
+    streamed: bool
+    error: str | None
+
+    @property
+    def text(self) -> str:
+        return "".join(answer.text for answer in self.answers)
+
+    @cached_property
+    def sample(self) -> Sample:
+        """What is kept of it. To make this takes up to a millisecond, so it can be left for later."""
+        counted = _last(self.answers, "total_output_tokens"), _last(self.answers, "num_output_tokens")
+        token_times = tuple(_token_times(self.answers, counted[0]) if self.streamed else _at_its_end(self.answers))
+        texts = (EPOCH + answer.received for answer in self.answers if answer.text and self.streamed)
+        return Sample(
+            id=self.request.id or "",
+            protocol=self.protocol,
+            due=self.due,
+            sent=self.sent,
+            ended=self.ended,
+            token_times=token_times,
+            first_text=next(texts, None),
+            tokens_in=_last(self.answers, "num_input_tokens"),
+            counted_by="events" if self.streamed and counted == (None, None) else "server",
+            prefill_ms=_prefill_ms(self.answers),
+            error=self.error or _too_many(len(token_times), self.request),
+            streamed=self.streamed,
+        )
+
+
+def hear(client: Client, request: GenerateRequest, *, due: float, protocol: str, deadline_s: float) -> Heard:
+    """Ask and read the stream to its end; an error of any kind is part of what was heard and not raised."""
     events: list[Event] = []
     sent = now()
     with _noted() as noted:
         for event in client.generate_stream(request, deadline_s=deadline_s):
             events.append(event)
-    ended = now()
-    if said is not None:
-        said.append("".join(event.text for event in events))
-    total = _last(events, "total_output_tokens")
-    token_times = tuple(_token_times(events, total))
-    return Sample(
-        id=request.id or "",
-        protocol=protocol,
-        due=due,
-        sent=sent,
-        ended=ended,
-        token_times=token_times,
-        first_text=next((EPOCH + event.received for event in events if event.text), None),
-        tokens_in=_last(events, "num_input_tokens"),
-        counted_by="events" if total is None and _last(events, "num_output_tokens") is None else "server",
-        prefill_ms=_prefill_ms(events),
-        error=noted.error or _too_many(len(token_times), request),
-    )
+    return Heard(request, protocol, due, sent, now(), events, True, noted.error)
 
 
-def measure_whole(
-    client: Client,
-    request: GenerateRequest,
-    *,
-    due: float,
-    protocol: str,
-    deadline_s: float,
-    said: list[str] | None = None,
-) -> Sample:
+def hear_whole(client: Client, request: GenerateRequest, *, due: float, protocol: str, deadline_s: float) -> Heard:
     """The same of an answer in one piece. All its tokens come at its end; where the server does not say how many
     they are, it has none.
     """
@@ -72,23 +78,18 @@ def measure_whole(
     sent = now()
     with _noted() as noted:
         answers.append(client.generate(request, deadline_s=deadline_s))
-    ended = now()
-    if said is not None:
-        said.append("".join(answer.text for answer in answers))
-    tokens = _last(answers, "num_output_tokens") or 0
-    return Sample(
-        id=request.id or "",
-        protocol=protocol,
-        due=due,
-        sent=sent,
-        ended=EPOCH + answers[0].received if answers else ended,
-        token_times=tuple(EPOCH + answer.received for answer in answers for _ in range(tokens)),
-        tokens_in=_last(answers, "num_input_tokens"),
-        counted_by="server",
-        prefill_ms=_prefill_ms(answers),
-        error=noted.error or _too_many(tokens, request),
-        streamed=False,
-    )
+    ended = EPOCH + answers[0].received if answers else now()
+    return Heard(request, protocol, due, sent, ended, answers, False, noted.error)
+
+
+def measure(client: Client, request: GenerateRequest, **how: Any) -> Sample:
+    """The sample of a request that is asked for now, as `hear` does."""
+    return hear(client, request, **how).sample
+
+
+def measure_whole(client: Client, request: GenerateRequest, **how: Any) -> Sample:
+    """The same of an answer in one piece."""
+    return hear_whole(client, request, **how).sample
 
 
 class _Noted:
@@ -113,7 +114,12 @@ def _too_many(tokens: int, request: GenerateRequest) -> str | None:
     return f"the server counts {tokens} tokens, {request.max_tokens} were asked for"
 
 
-def _token_times(events: list[Event], total: int | None) -> Iterator[float]:
+def _at_its_end(answers: Sequence[Event | Result]) -> Iterator[float]:
+    for answer in answers:
+        yield from [EPOCH + answer.received] * (_last(answers, "num_output_tokens") or 0)
+
+
+def _token_times(events: Sequence[Event | Result], total: int | None) -> Iterator[float]:
     """The tokens of each event as the server says (of this event, not of the answer so far). Events that it does not
     count are one token each; where it says a total that they do not come to, they share it: those with text as
     evenly as can be, the last ones one more.

@@ -27,8 +27,9 @@ from toolkit.load import conductor, web
 from toolkit.load.chosen import PROTOCOLS, Chosen
 from toolkit.load.conductor import Conductor, Share
 from toolkit.load.dispatch import dispatch
-from toolkit.load.measure import measure, measure_whole, now
+from toolkit.load.measure import Heard, hear, hear_whole, now
 from toolkit.load.target import require_ready
+from toolkit.load.teller import Teller
 from toolkit.load.work import Asked, Work
 from toolkit.slo.metrics import Sample
 from toolkit.slo.verdict import Outcome
@@ -42,6 +43,8 @@ CHOSEN: AsyncResult = AsyncResult()
 
 USERS = count()
 """Numbers the users of this process, who take the replicas in turn."""
+
+TELLER = Teller()
 
 events.test_start.add_listener(SHARE.forget)
 
@@ -135,7 +138,7 @@ class AskingUser(User):
         self.protocol, self.timeout_s = options.protocol, deployment.loadtest.timeout_s
         replicas = deployment.apart()
         urls = [options.target] if options.target else [replica.url(self.protocol) for replica in replicas]
-        self.measure = measure_whole if options.no_stream else measure
+        self.hear = hear_whole if options.no_stream else hear
         self.clients = [connect(url, first_event_timeout_s=self.timeout_s) for url in urls]
         # Users of several processes would all begin with the same one.
         self.number = next(USERS) + getattr(self.environment.runner, "worker_index", 0)
@@ -145,66 +148,46 @@ class AskingUser(User):
         replica %= len(self.clients)
         following: Asked | None = asked
         while following is not None:
-            said: list[str] = []
-            sample = self.measure(
-                self.clients[replica],
-                following.request,
-                due=due,
-                protocol=self.protocol,
-                deadline_s=self.timeout_s,
-                said=said,
+            request = following.request
+            heard = self.hear(
+                self.clients[replica], request, due=due, protocol=self.protocol, deadline_s=self.timeout_s
             )
-            self._tell(replace(sample, replica=replica if len(self.clients) > 1 else None))
-            following = self.work.after(following, said[0]) if sample.ok and self.work.turns > 1 else None
-            due = sample.ended + self.work.think_s
+            TELLER.tell(self.environment, heard, replica if len(self.clients) > 1 else None)
+            if self.work.turns == 1:
+                break
+            if not heard.sample.ok:
+                self._give_up(asked, heard.sample)
+                break
+            following = self.work.after(following, heard.text)
+            due = heard.ended + self.work.think_s
             if following is not None:
                 gevent.sleep(max(0.0, due - now()))
-        if not sample.ok:
-            self._give_up(asked, sample)
-        return sample.ended
+        return heard.ended
 
     def _give_up(self, asked: Asked, failed: Sample) -> None:
         """Without an answer a conversation cannot go on: the turns that it would have had count as misses."""
         first, at = (asked.sent.number if asked.sent else 0), int(failed.id.removeprefix("load-"))
+        then, error = failed.ended, "an earlier turn of it failed"
         for number in range(at + 1, first + self.work.turns):
-            then = failed.ended
-            self._tell(Sample(f"load-{number}", self.protocol, then, then, then, error="an earlier turn of it failed"))
+            request = replace(asked.request, id=f"load-{number}")
+            TELLER.tell(self.environment, Heard(request, self.protocol, then, then, then, (), True, error), None)
 
     def on_stop(self) -> None:
+        TELLER.tell_all()
         for client in self.clients:
             client.close()
-
-    def _tell(self, sample: Sample) -> None:
-        """To Locust's statistics, where TTFT and TPOT have lines of their own, which do not count as requests in its
-        totals; and to whoever collects the samples."""
-        self.environment.events.request.fire(
-            request_type=self.protocol,
-            name="end-to-end",
-            response_time=sample.e2e_ms,
-            response_length=sample.tokens_out,
-            exception=None if sample.ok else ToolkitError(sample.error or ""),
-            context={},
-        )
-        if sample.ok:
-            for name, value in (("TTFT", sample.ttft_ms), ("TPOT", sample.tpot_ms)):
-                if value is not None:
-                    self.environment.stats.get(name, self.protocol).log(value, 0)
-        self.environment.runner.send_message(conductor.SAMPLE, sample.as_dict())
 
 
 class ClosedLoop(AskingUser):
     """Asks again when its last answer has ended, until the requests of this process are used up."""
 
-    def on_start(self) -> None:
-        super().on_start()
-        self.free_since = now()
-
     @task
     def ask(self) -> None:
-        number = SHARE.next(self.environment.runner)
-        if number is None:
-            raise StopUser
-        self.free_since = self.converse(self.work.request(number), self.free_since, self.number)
+        """All in one task: between two of them Locust lets every other user go first."""
+        free_since = now()
+        while (number := SHARE.next(self.environment.runner)) is not None:
+            free_since = self.converse(self.work.request(number), free_since, self.number)
+        raise StopUser
 
 
 class OpenLoop(AskingUser):
