@@ -14,7 +14,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 # Or gRPC's core writes a line of its own to the terminal when a server goes away.
@@ -35,6 +35,11 @@ READY_TIMEOUT_S = 5.0
 GEVENT_STREAMS = 4096
 # Triton's default allows a silent connection one ping in 300 s, and ends it after two that come earlier.
 KEEPALIVE_MS = 330_000
+STRUCT = {
+    **{"BOOL": "?", "INT8": "b", "INT16": "h", "INT32": "i", "INT64": "q", "FP16": "e", "FP32": "f", "FP64": "d"},
+    **{"UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q"},
+}
+"""How each of Triton's types is in a response, as `struct` has it: numpy would take longer for one number."""
 REFUSALS = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
@@ -51,7 +56,6 @@ class GrpcClient(Client):
 
     def __init__(self, url: str, host: str, port: int, connect_timeout_s: float, first_event_timeout_s: float) -> None:
         super().__init__(url, first_event_timeout_s)
-        _cooperate_with_gevent()
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._channel = grpc.insecure_channel(address, _channel_options(connect_timeout_s))
         # Declared as a stream in one direction, because one request is sent: on the wire it is the same.
@@ -69,6 +73,7 @@ class GrpcClient(Client):
     def generate_stream(
         self, request: GenerateRequest, deadline_s: float | None = None
     ) -> Generator[Event, None, None]:
+        """As Client says. Under gevent the events are given when the last is there, each with its own time."""
         with contextlib.closing(self._answers(_message(request, True), self._limit(deadline_s))) as answers:
             for answer, received in answers:
                 text, outputs = _text_and_outputs(answer)
@@ -87,7 +92,8 @@ class GrpcClient(Client):
 
     def ready(self) -> bool:
         try:
-            return self._ready(pb.ServerReadyRequest(), timeout=READY_TIMEOUT_S).ready
+            wanted = functools.partial(self._ready, pb.ServerReadyRequest(), timeout=READY_TIMEOUT_S)
+            return (_threads().apply(wanted) if _under_gevent() else wanted()).ready
         except grpc.RpcError:
             return False
 
@@ -99,18 +105,16 @@ class GrpcClient(Client):
     ) -> Generator[tuple[pb.ModelInferResponse, float], None, None]:
         """The responses to a request, each with the time at which it was there."""
         call = self._stream(message, timeout=limit.seconds)
-        too_late = threading.Timer(limit.first_event_s, call.cancel)
+        too_late = threading.Timer(limit.first_event_s, lambda: limit.begun or call.cancel())
         if limit.first_event_s < limit.seconds:
             too_late.start()
+        responses = _timed(call, limit)
         try:
-            for response in call:
-                received = time.perf_counter()
+            for response, received in _read_in_a_thread(responses) if _under_gevent() else responses:
                 if response.error_message:
                     # A stream's errors have no code: the header triton_grpc_error would ask for one, but with
                     # it Triton 2.51 crashes soon. HTTP answers 400 to any request that fails at the first.
                     raise (ServerFailed if limit.begun else ServerRefused)(response.error_message, where=self.url)
-                limit.begun = True
-                too_late.cancel()
                 yield response.infer_response, received
         except grpc.RpcError:
             raise self._error(call.code(), call.details() or "", limit) from None
@@ -129,22 +133,53 @@ class GrpcClient(Client):
         return ServerFailed(f"{code.name}: {details}", where=self.url, hint=hint)
 
 
-@functools.cache
-def _cooperate_with_gevent() -> None:
-    """Let gRPC wait in gevent's thread pool when sockets are gevent's, and make the pool large enough.
+Timed = Iterator[tuple[pb.ModelStreamInferResponse, float]]
 
-    Each stream waits in a thread of that pool: with its default of 10, every stream beyond waits for
-    another one's token, and 64 streams measure inter-token times that are wrong by 200 ms.
+
+def _timed(call: Any, limit: TimeLimit) -> Timed:
+    """The responses as they come, to the first that is an error, each with the time at which it was there."""
+    for response in call:
+        received = time.perf_counter()
+        limit.begun |= not response.error_message
+        yield response, received
+        if response.error_message:
+            return
+
+
+def _read_in_a_thread(responses: Timed) -> Timed:
+    """The same when the last is there. gRPC's own way with gevent changes threads twice for each response: with 64
+    streams that takes most of a core and shows tokens tens of milliseconds late.
     """
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is None or not monkey.is_module_patched("socket"):
-        return
+    got = []
+
+    def read() -> Exception | None:
+        try:
+            for response in responses:
+                got.append(response)
+        except Exception as error:
+            return error
+        return None
+
+    failure = _threads().apply(read)
+    yield from got
+    if failure:
+        raise failure
+
+
+def _threads() -> Any:
+    """gevent's pool of threads that it does not know; large enough, as each stream keeps one while it lives."""
     import gevent
-    import grpc.experimental.gevent
 
     pool = gevent.get_hub().threadpool
     pool.maxsize = max(pool.maxsize, GEVENT_STREAMS)
-    grpc.experimental.gevent.init_gevent()
+    return pool
+
+
+@functools.cache
+def _under_gevent() -> bool:
+    """Whether waiting for a socket is gevent's, so that waiting in gRPC would hold up everything else."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("socket"))
 
 
 def _channel_options(connect_timeout_s: float) -> list[tuple[str, Any]]:
@@ -197,8 +232,8 @@ def _values(tensor: pb.ModelInferResponse.InferOutputTensor, raw: bytes) -> Any:
         if tensor.datatype == "BYTES":
             values = [item.decode() for item in deserialize_bytes_tensor(raw)]
         else:
-            values = np.frombuffer(raw, triton_to_np_dtype(tensor.datatype)).tolist()
-    except (ValueError, TypeError, struct.error) as error:
+            values = [value for (value,) in struct.iter_unpack(f"<{STRUCT[tensor.datatype]}", raw)]
+    except (ValueError, KeyError, struct.error) as error:
         raise ServerFailed(f"output {tensor.name} ({tensor.datatype}) cannot be read: {error}") from None
     if len(values) != math.prod(tensor.shape):
         raise ServerFailed(f"output {tensor.name} has {len(values)} elements, its shape says {list(tensor.shape)}")
