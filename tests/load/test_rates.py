@@ -22,24 +22,26 @@ OPEN = {"loop": "open", "arrivals": "constant", "workload": "short", "protocol":
 
 @pytest.fixture
 def tests_of(deployment, monkeypatch):
-    """Replaces the load test: of each call its options; from the number `broken` on no server is there any more."""
+    """Replaces the load test: of each call its options; from the number `broken` on no server is there any more. Who
+    presses Ctrl-C while the report of number `stopped` is written is too late for that test."""
 
-    def make(broken: int):
+    def make(broken: int = 99, stopped: int = 99):
         asked: list[Options] = []
 
-        def run(deployment, options):
+        def attempt(deployment, options):
             asked.append(options)
             if len(asked) >= broken:
-                return could_not_run(deployment.slo, "no server is ready here")
+                return could_not_run(deployment.slo, "no server is ready here"), False
             samples = [sample(100, 120, due=n / 10) for n in range(40)]
             samples += [failed()] * 10 if (options.rate or 0) > 25 else []
             settings = {**OPEN, "rate": options.rate, "seed": options.seed}
             own = options.own or OwnError(cpu=0.1)
             own = replace(own, cpu=(own.cpu or 0) + 0.1)
-            return report.write(deployment, Run(tuple(samples), 0, EPOCH, settings, own=own))
+            verdict = report.write(deployment, Run(tuple(samples), 0, EPOCH, settings, own=own))
+            return verdict, len(asked) == stopped
 
-        monkeypatch.setattr("toolkit.load.capacity.run", run)
-        monkeypatch.setattr("toolkit.load.repeats.run", run)
+        monkeypatch.setattr("toolkit.load.capacity.attempt", attempt)
+        monkeypatch.setattr("toolkit.load.repeats.attempt", attempt)
         return deployment(None), asked
 
     return make
@@ -75,3 +77,14 @@ def test_a_repeat_that_cannot_run_is_the_last_and_those_before_are_kept(tests_of
     assert [options.self_check for options in asked] == [True, False, False], "once is enough"
     found = report.read(load)
     assert found.repeats == (40, 40) and found.own.cpu == pytest.approx(0.3), "the worst of all times"
+
+
+def test_ctrl_c_that_comes_too_late_for_a_test_ends_those_to_come(tests_of):
+    load, asked = tests_of(stopped=2)
+    command = ["loadtest", str(load.file), "--workload", "short", "--no-self-check"]
+    assert CliRunner().invoke(cli, [*command, "--sweep", "10,20,30"]).exit_code == 3 and len(asked) == 2
+    left = json.loads((load.rates_dir / "rates.json").read_text())
+    assert [trial["rate"] for trial in left["trials"]] == [10, 20] and left["cut_short"].endswith("stopped")
+    load, asked = tests_of(stopped=2)
+    verdict = run_repeatedly(load, Options(workload="short"), 4)
+    assert (verdict.exit_code, verdict.reason, len(asked)) == (3, "stopped after repeat 2 of 4", 2)

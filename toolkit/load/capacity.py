@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from toolkit.errors import ToolkitError
-from toolkit.load.launch import Options, check_itself, run
+from toolkit.load.launch import Options, attempt, check_itself
 from toolkit.load.search import BUDGET_S, LONGEST_S, Trial, find_capacity
 from toolkit.load.work import OF_THE_YAML, work_of
 from toolkit.slo import report
@@ -73,7 +73,7 @@ class _Rates:
         self._seed += 1
         requests = max(FEWEST, round(rate * seconds))
         told = replace(self._options, rate=rate, requests=requests, seed=self._seed)
-        verdict = run(self._deployment, told)
+        verdict, stopped = attempt(self._deployment, told)
         if verdict.outcome is Outcome.COULD_NOT_RUN:
             raise ToolkitError(verdict.reason)
         ran = report.read(self._deployment)
@@ -82,6 +82,8 @@ class _Rates:
         trial = AtRate.of(verdict, rate, self._seed, met, _why(verdict, met), ran.predicted)
         self.trials.append(trial)
         self._tell(f"{rate:.3g} requests/s for {seconds:.0f} s: {trial.result}: {trial.said}")
+        if stopped:
+            raise KeyboardInterrupt
         return Trial(rate, seconds, met)
 
     def leave(

@@ -65,7 +65,11 @@ def run(deployment: Deployment, options: Options | None = None) -> Verdict:
     self-check, when nothing was measured yet, they end it at once.
     Never raises for a server that is down or bad prompts: the verdict is COULD NOT RUN and says why.
     """
-    options = options or Options()
+    return attempt(deployment, options or Options())[0]
+
+
+def attempt(deployment: Deployment, options: Options) -> tuple[Verdict, bool]:
+    """The same, and whether it was asked to stop, be it too late for that: who runs several tests then ends."""
     try:
         protocol = protocol_of(deployment, options.protocol, options.target)
         work = work_of(deployment, options.workload, options.rate, options.requests, options.users, options.seed)
@@ -75,20 +79,20 @@ def run(deployment: Deployment, options: Options | None = None) -> Verdict:
             require_ready(deployment, protocol)
         own = options.own or (check_itself(deployment, options, work) if options.self_check else None)
     except ToolkitError as error:
-        return could_not_run(deployment.slo, str(error))
+        return could_not_run(deployment.slo, str(error)), False
     command = locust_command(deployment, options)
     if own is not None:
         command += ["--own-error", json.dumps(own.as_dict())]
     started = time.time()
-    code, _ = _run_locust(command)
+    code, stopped = _run_locust(command)
     with contextlib.suppress(ToolkitError):
         finished = report.read(deployment)
         if finished.started >= started:
-            return report.verdict_of(deployment, finished)
+            return report.verdict_of(deployment, finished), stopped
     reason = (
         "no test was started" if options.web_ui else f"the load generator ended with exit code {code} and no report"
     )
-    return could_not_run(deployment.slo, reason)
+    return could_not_run(deployment.slo, reason), stopped
 
 
 def check_itself(deployment: Deployment, options: Options, work: Work) -> OwnError:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from toolkit.errors import ToolkitError
-from toolkit.load.launch import Options, run
+from toolkit.load.launch import Options, attempt
 from toolkit.load.predicted import predicted
 from toolkit.load.work import work_of
 from toolkit.slo import report
@@ -28,7 +28,7 @@ def run_repeatedly(deployment: Deployment, options: Options, times: int) -> Verd
         print(f"repeat {number} of {times}", file=sys.stderr, flush=True)
         own = runs[-1].own if runs else options.own
         told = replace(options, seed=seed, own=own, self_check=options.self_check and not runs)
-        verdict = run(deployment, told)
+        verdict, stopped = attempt(deployment, told)
         if not verdict.measured.samples:
             if not runs:
                 return verdict
@@ -37,6 +37,9 @@ def run_repeatedly(deployment: Deployment, options: Options, times: int) -> Verd
         runs.append(report.read(deployment))
         if cut_short := runs[-1].cut_short:
             runs[-1] = replace(runs[-1], cut_short=f"repeat {number} of {times}: {cut_short}")
+            break
+        if stopped and number < times:
+            runs[-1] = replace(runs[-1], cut_short=f"stopped after repeat {number} of {times}")
             break
     both = one_of(runs)
     with contextlib.suppress(ToolkitError):
