@@ -128,22 +128,34 @@ def aiperf(program: str) -> Generator:
 
 
 PLAIN = """
-import json, os, time
+import gevent, json, os, time
 from locust import FastHttpUser, HttpUser, events, task
+from locust.exception import StopUser
 FOUND, LEFT = [], list(range(int(os.environ["REQUESTS"])))
-class Asker(HttpUser):
+class Requests(HttpUser):
+    abstract = True
+    def lines(self, url, body):
+        with self.client.post(url, json=body, stream=True, catch_response=True) as answer:
+            yield from answer.iter_lines(decode_unicode=True)
+class Fast(FastHttpUser):
+    abstract = True
+    def lines(self, url, body):
+        yield from self.client.iter_lines(url, "POST", json=body)
+class Asker(globals()[os.environ["KIND"]]):
     @task
     def ask(self):
         if not LEFT:
-            return self.environment.runner.quit()
+            raise StopUser
         number, begin, times = LEFT.pop(), time.perf_counter(), []
         body = {"text_input": "x " * 40, "max_tokens": int(os.environ["TOKENS"]), "stream": True, "id": str(number)}
         url = "/v2/models/tensorrt_llm_bls/generate_stream"
-        with self.client.post(url, json=body, stream=True) as answer:
-            for line in answer.iter_lines():
-                if line.startswith(b"data:"):
-                    times.append(time.perf_counter())
+        for line in self.lines(url, body):
+            if line.startswith("data:"):
+                times.append(time.perf_counter())
+                json.loads(line[5:])
         FOUND.append((begin, times))
+        if len(FOUND) == int(os.environ["REQUESTS"]):
+            gevent.spawn(self.environment.runner.quit)
 @events.quitting.add_listener
 def leave(**_):
     json.dump(FOUND, open(os.environ["FOUND"], "w"))
@@ -151,23 +163,27 @@ def leave(**_):
 """What one writes when one streams with Locust for the first time."""
 
 
-def plain_locust(truth: KnownTruth, load: Load, folder: Path) -> Told:
-    (folder / "plain.py").write_text(PLAIN)
-    told = {"REQUESTS": load.requests + load.warmup, "TOKENS": load.tokens, "FOUND": folder / "found.json"}
-    users = ["--users", str(load.streams), "--spawn-rate", str(load.streams)]
-    command = [sys.executable, "-m", "locust", "-f", str(folder / "plain.py"), "--headless", "--only-summary", *users]
-    environment = {**os.environ, **{name: str(value) for name, value in told.items()}}
-    quiet([*command, "--host", truth.url("http"), "--stop-timeout", "60"], folder, environment)
-    found = sorted(json.loads((folder / "found.json").read_text()))[load.warmup :]
-    return Told(
-        [(times[0] - begin) * 1e3 for begin, times in found],
-        [(times[-1] - times[0]) / (len(times) - 1) * 1e3 for _, times in found],
-    )
+def plain_locust(kind: str) -> Generator:
+    def run(truth: KnownTruth, load: Load, folder: Path) -> Told:
+        (folder / "plain.py").write_text(PLAIN)
+        count = load.requests + load.warmup
+        told = {"KIND": kind, "REQUESTS": count, "TOKENS": load.tokens, "FOUND": folder / "found.json"}
+        options = ["--users", str(load.streams), "--spawn-rate", str(load.streams), "--headless", "--only-summary"]
+        command = [sys.executable, "-m", "locust", "-f", str(folder / "plain.py"), *options]
+        environment = {**os.environ, **{name: str(value) for name, value in told.items()}}
+        quiet([*command, "--host", truth.url("http")], folder, environment)
+        found = sorted(json.loads((folder / "found.json").read_text()))[load.warmup :]
+        return Told(
+            [(times[0] - begin) * 1e3 for begin, times in found],
+            [(times[-1] - times[0]) / (len(times) - 1) * 1e3 for _, times in found],
+        )
+
+    return run
 
 
 def quiet(command: Sequence[str], folder: Path, environment: dict[str, str] | None = None) -> None:
     with (folder / "log").open("wb") as log:
-        code = subprocess.run(command, env=environment, stdout=log, stderr=log, cwd=ROOT, timeout=300).returncode
+        code = subprocess.run(command, env=environment, stdout=log, stderr=log, cwd=ROOT, timeout=90).returncode
     if code not in (0, 1, 2):  # verdicts
         raise SystemExit((folder / "log").read_text()[-3000:])
 
@@ -178,7 +194,8 @@ def generators(program: str | None) -> Iterator[tuple[str, Generator]]:
     yield "toolkit, OpenAI", ours("openai")
     if program:
         yield "AIPerf, OpenAI", aiperf(program)
-    yield "plain Locust, HTTP", plain_locust
+    yield "plain Locust, HttpUser", plain_locust("Requests")
+    yield "plain Locust, FastHttpUser", plain_locust("Fast")
 
 
 def measure(generator: Generator, load: Load) -> tuple[Told, list[Record], float]:

@@ -351,6 +351,26 @@ def test_open_loop_does_not_wait_for_a_slow_server(server, deployment, tmp_path,
     assert sum(sample.ended > last_sent for sample in samples) > 20
 
 
+def test_a_conversation_goes_on_with_what_was_answered(deployment, tmp_path, tiny_llama):
+    """Twelve of three turns; where one fails there is nothing to go on with, and the turns after it are misses, too."""
+    file = workload_file(tmp_path, arrivals="constant", rate=30, requests=36, turns=3)
+    with KnownTruth(Settings(ttft_ms=50, itl_ms=5, faults=("error-in-stream:0.2",), seed=2)) as server:
+        load = deployment(server, model=tiny_llama)
+        run(load, Options(workload=file))
+        sent = recorded(server)
+    found = {sample.id: sample for sample in report.read(load).samples}
+    assert len(found) == 36
+    for first in range(0, 36, 3):
+        turns = [found[f"load-{first + n}"] for n in range(3)]
+        broken = next((n for n, turn in enumerate(turns) if not turn.ok), 3)
+        words = [sent[turn.id].prompt_tokens for turn in turns[: broken + 1]]
+        assert all(after >= before + 10 for before, after in itertools.pairwise(words)), "prompt and answer before it"
+        assert all(after.due >= before.ended for before, after in itertools.pairwise(turns))
+        assert {turn.error for turn in turns[broken + 1 :]} <= {"an earlier turn of it failed"}
+        assert not {turn.id for turn in turns[broken + 1 :]} & set(sent)
+    assert 2 < sum(not sample.ok for sample in found.values()) < 30
+
+
 def test_a_workload_that_is_not_there(server, deployment):
     verdict = run(deployment(server), Options(workload="no-such"))
     assert verdict.outcome is Outcome.COULD_NOT_RUN
