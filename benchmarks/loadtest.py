@@ -2,6 +2,7 @@
 
     python benchmarks/loadtest.py streams [--aiperf PATH]     # 64 at once, and more until the error is too large
     python benchmarks/loadtest.py arrivals [--aiperf PATH]    # 50 requests/s: how evenly they are sent
+    python benchmarks/loadtest.py capacity                    # the search, where the capacity is known
 
 TTFT 200 ms, ITL 20 ms, answers of 200 tokens. Results are in benchmarks/loadtest.md.
 """
@@ -15,10 +16,12 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -60,29 +63,32 @@ class Load:
 Generator = Callable[[KnownTruth, Load, Path], Told]
 
 
+def loadtest(folder: Path, workload: dict[str, Any], url: str) -> list[str]:
+    """The command of a load test with this workload, its files written."""
+    fixed = {"output": "fixed", "prompt_tokens": 40}
+    (folder / "load.yaml").write_text(json.dumps(fixed | workload))
+    content = {
+        "engine": "rehearsal",
+        "model": {"path": str(TINY)},
+        "limits": {"max_seq_len": 512},
+        "slo": {"ttft_ms": {"p99": 1000}, "tpot_ms": {"p99": 30}, "requests_per_s": 4},
+        "output": str(folder / "out"),
+    }
+    (folder / "deployment.yaml").write_text(json.dumps(content))
+    command = [sys.executable, "-m", "toolkit", "loadtest", str(folder / "deployment.yaml")]
+    return [*command, "--workload", str(folder / "load.yaml"), "--target", url]
+
+
 def ours(protocol: str) -> Generator:
     """`toolkit loadtest`, as it is."""
 
     def run(truth: KnownTruth, load: Load, folder: Path) -> Told:
-        arrivals = (
-            {"arrivals": "closed", "users": load.streams}
-            if load.streams
-            else {"arrivals": "constant", "rate": load.rate}
-        )
-        count = {"prompt_tokens": 40, "output_tokens": load.tokens, "requests": load.requests + load.warmup}
-        (folder / "load.yaml").write_text(json.dumps({"output": "fixed", **count, **arrivals}))
-        content = {
-            "engine": "rehearsal",
-            "model": {"path": str(TINY)},
-            "limits": {"max_seq_len": 512},
-            "slo": {"ttft_ms": {"p99": 1000}},
-            "output": str(folder / "out"),
-        }
-        (folder / "deployment.yaml").write_text(json.dumps(content))
+        how = {"arrivals": "closed", "users": load.streams}
+        if load.rate:
+            how = {"arrivals": "constant", "rate": load.rate}
+        workload = {"output_tokens": load.tokens, "requests": load.requests + load.warmup, **how}
         url = f"openai+{truth.http}" if protocol == "openai" else truth.url(protocol)
-        command = [sys.executable, "-m", "toolkit", "loadtest", str(folder / "deployment.yaml"), "--no-self-check"]
-        options = ["--workload", str(folder / "load.yaml"), "--target", url, "--json"]
-        quiet([*command, *options], folder)
+        quiet([*loadtest(folder, workload, url), "--no-self-check"], folder)
         samples = sorted(report.read(Deployment.load(folder / "deployment.yaml")).samples, key=lambda one: one.due)
         judged = samples[load.warmup :]
         assert all(one.ok and one.tokens_out == load.tokens for one in judged)
@@ -95,8 +101,8 @@ def ours(protocol: str) -> Generator:
     return run
 
 
-def aiperf(program: str) -> Generator:
-    """AIPerf with one worker, over OpenAI's form: it does not speak Triton's."""
+def aiperf(program: str, workers: dict[str, object]) -> Generator:
+    """AIPerf, over OpenAI's form: it does not speak Triton's."""
 
     def run(truth: KnownTruth, load: Load, folder: Path) -> Told:
         how = {"--concurrency": load.streams} if load.streams else {"--request-rate": load.rate}
@@ -112,10 +118,10 @@ def aiperf(program: str) -> Generator:
             "--output-tokens-mean": load.tokens,
             "--extra-inputs": "ignore_eos:true",
             "--tokenizer": TINY,
-            "--workers-max": 1,
             "--ui": "none",
             "--output-artifact-dir": folder,
             **how,
+            **workers,
         }
         options = [str(word) for pair in wanted.items() for word in pair]
         quiet([program, "profile", *options, "--streaming", "--use-server-token-count"], folder)
@@ -193,7 +199,8 @@ def generators(program: str | None) -> Iterator[tuple[str, Generator]]:
     yield "toolkit, gRPC", ours("grpc")
     yield "toolkit, OpenAI", ours("openai")
     if program:
-        yield "AIPerf, OpenAI", aiperf(program)
+        yield "AIPerf, one worker", aiperf(program, {"--workers-max": 1})
+        yield "AIPerf, as it likes", aiperf(program, {})
     yield "plain Locust, HttpUser", plain_locust("Requests")
     yield "plain Locust, FastHttpUser", plain_locust("Fast")
 
@@ -255,13 +262,23 @@ def arrivals(program: str | None) -> None:
         print(f"| {name} | {RATE} | {' | '.join(cells)} | {itself} | {cpu:.1f} |", flush=True)
 
 
+def capacity(_: str | None) -> None:
+    """The search, on a server of 32 answers at a time, each of 0.2 + 99 x 0.02 s."""
+    settings = Settings(ttft_ms=200, itl_ms=20, slots=32)
+    with tempfile.TemporaryDirectory() as folder, KnownTruth(settings) as truth:
+        command = loadtest(Path(folder), {"arrivals": "constant", "output_tokens": 100}, truth.http)
+        begin = time.monotonic()
+        subprocess.run([*command, "--find-capacity"], cwd=ROOT)
+        print(f"in {time.monotonic() - begin:.0f} s; true: {settings.capacity(100):.3f} requests/s")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["streams", "arrivals"])
+    parser.add_argument("what", choices=["streams", "arrivals", "capacity"])
     parser.add_argument("--aiperf", help="Its program, in an environment of its own.")
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, load average before {os.getloadavg()[0]:.1f}")
-    {"streams": streams, "arrivals": arrivals}[options.what](options.aiperf)
+    {"streams": streams, "arrivals": arrivals, "capacity": capacity}[options.what](options.aiperf)
     print(f"load average after {os.getloadavg()[0]:.1f}")
 
 

@@ -21,6 +21,7 @@ from typing import Any
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 import grpc
+import grpc._channel
 import grpc.experimental
 import numpy as np
 from tritonclient.grpc import service_pb2 as pb
@@ -57,6 +58,8 @@ class GrpcClient(Client):
 
     def __init__(self, url: str, host: str, port: int, connect_timeout_s: float, first_event_timeout_s: float) -> None:
         super().__init__(url, first_event_timeout_s)
+        if _under_gevent():
+            _keep_locks_of_threads()
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._channel = grpc.insecure_channel(address, _channel_options(connect_timeout_s))
         # Declared as a stream in one direction, because one request is sent: on the wire it is the same.
@@ -177,6 +180,30 @@ def _threads() -> Any:
     pool = gevent.get_hub().threadpool
     pool.maxsize = max(pool.maxsize, GEVENT_STREAMS)
     return pool
+
+
+@functools.cache
+def _keep_locks_of_threads() -> None:
+    """Let gRPC have locks that are not gevent's: those hang where threads that gevent does not know meet at one, as
+    the streams of a connection do. tests/client/test_gevent.py has them meet.
+    """
+    from gevent.monkey import get_original
+    from grpc._cython import cygrpc
+
+    lock, recursive = get_original("_thread", "allocate_lock"), get_original("_thread", "RLock")
+
+    class Threading:
+        Lock, RLock = staticmethod(lock), staticmethod(recursive)
+
+        @staticmethod
+        def Condition(given: Any = None) -> threading.Condition:
+            return threading.Condition(given or recursive())
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(threading, name)
+
+    for module in (grpc._channel, cygrpc):
+        module.threading = Threading()
 
 
 @functools.cache

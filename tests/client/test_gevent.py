@@ -1,0 +1,41 @@
+"""Under gevent gRPC's answers are read by threads, which share what a connection has."""
+
+import subprocess
+import sys
+
+import pytest
+
+from toolkit.known_truth import KnownTruth, Settings
+
+MANY = """
+import gevent.monkey
+gevent.monkey.patch_all()
+import gevent, sys
+from toolkit.client import GenerateRequest, connect
+
+def ask(client, number):
+    events = list(client.generate_stream(GenerateRequest("x", 10, id=str(number)), deadline_s=20))
+    assert "".join(event.text for event in events).count(" ") >= 9, events
+    times = [event.received for event in events if event.text]
+    assert times == sorted(set(times)), "each when it was there"
+
+with connect(sys.argv[1]) as client:
+    asked = []
+    for number in range(300):
+        asked.append(gevent.spawn(ask, client, number))
+        gevent.sleep(0.01)
+    gevent.joinall(asked, timeout=15)
+    print(sum(one.successful() for one in asked))
+    left = [gevent.spawn(ask, client, number) for number in range(20)]
+    gevent.sleep(0.1)
+    gevent.killall(left)
+"""
+
+
+@pytest.mark.slow
+def test_many_streams_of_one_connection_end_and_those_that_are_left_are_cancelled():
+    with KnownTruth(Settings(ttft_ms=200, itl_ms=20)) as truth:
+        done = subprocess.run([sys.executable, "-c", MANY, truth.grpc], capture_output=True, text=True, timeout=60)
+        records = truth.records(320)
+    assert done.stdout == "300\n", done.stderr
+    assert sum(record.whole for record in records) == 300 and len(records) == 320
