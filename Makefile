@@ -2,6 +2,8 @@
 CONFIG  ?= build_configs/smollm2-rehearsal.yaml
 SMOLLM2 := models/smollm2-135m-instruct
 BIN     := .venv/bin
+# Tests that share the machine; what starts servers, or measures times, has it to itself.
+SHARED  := -m "not slow" --numprocesses auto --maxprocesses 8
 
 # The first Python of a supported version; override with: make PYTHON=/path/to/python3.12 ...
 PYTHON  ?= $(firstword $(foreach p,python3 python3.12 python3.11,$(shell $(p) -c 'import sys; (3,11) <= sys.version_info < (3,13) and print("$(p)")' 2>/dev/null)))
@@ -32,10 +34,11 @@ demo: install
 
 test: install
 	$(BIN)/toolkit sample smollm2 $(SMOLLM2)
-	$(BIN)/pytest
+	$(BIN)/pytest $(SHARED)
+	$(BIN)/pytest -m slow
 
 test-fast: install
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest $(SHARED)
 
 lint: install
 	$(BIN)/ruff check .

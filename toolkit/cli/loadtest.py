@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 @click.option("--workload", metavar="NAME", help="A file, a name in loadtest/workloads, or yaml: the deployment's own.")
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Requests/s instead of the workload's.")
 @click.option("--seed", type=click.IntRange(min=0), help="Other requests of the same kind.")
-@click.option("--processes", type=click.IntRange(min=1), help="Processes that send; one sends about 5,000 tokens/s.")
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    help="Processes that send. One reads 10,000 tokens/s over HTTP, 3,000 over gRPC.",
+)
 @click.option("--stream/--no-stream", default=True, help="Whether answers come token by token or whole.")
 @click.option("--target", metavar="URL", help="Ask this server instead: http://, grpc://, openai+http:// ...")
 @click.option("--model", metavar="NAME", help="The model to ask: ensemble, tensorrt_llm_bls, or OpenAI's name of it.")
