@@ -335,6 +335,7 @@ def test_open_loop_sends_when_requests_are_due(server, deployment, tmp_path, tin
     steps = [after - before for before, after in itertools.pairwise(dues)]
     assert statistics.median(steps) == pytest.approx(0.05, abs=0.002), "at the times of the workload, whoever sends"
     assert {sample.id for sample in found.samples} == {f"load-{number}" for number in range(60)}
+    assert {sample.worker for sample in found.samples} == set(range(processes or 1))
     assert all(sample.tokens_out == 10 for sample in found.samples)
     lag = statistics.median(sample.dispatch_ms for sample in found.samples)
     assert 0 <= lag < 20, f"sent {lag:.1f} ms after it was due"

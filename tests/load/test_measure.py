@@ -120,3 +120,16 @@ def test_against_a_server(protocol: str):
 
 def test_clock_is_unix_time():
     assert abs(now() - time.time()) < 1
+
+
+def test_the_models_tokenizer_counts_where_the_server_does_not():
+    """Two events with five tokens in them; the request is for four, but a tokenizer may be off by one."""
+    events = (("one two ", 10.1, {}), ("three four five", 10.2, {}))
+    how = {"due": EPOCH + 10, "protocol": "openai", "deadline_s": 9, "count": lambda text: len(text.split())}
+    sample = measure(Scripted(*events), REQUEST, **how)
+    assert (sample.tokens_out, sample.counted_by, sample.error) == (5, "tokenizer", None)
+    assert sample.token_times == tuple(EPOCH + at for at in (10.1, 10.1, 10.2, 10.2, 10.2))
+    counted = measure(Scripted(("one two", 10.1, {"num_output_tokens": 3})), REQUEST, **how)
+    assert (counted.tokens_out, counted.counted_by) == (3, "server")
+    whole = measure_whole(Whole({}), REQUEST, **how)
+    assert (whole.tokens_out, whole.counted_by) == (1, "tokenizer")

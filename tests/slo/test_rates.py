@@ -13,7 +13,7 @@ from toolkit.config import Deployment
 from toolkit.sections import Percentiles, Slo
 from toolkit.slo.metrics import Measured
 from toolkit.slo.own_error import AtPercentiles, OwnError
-from toolkit.slo.rates import AtRate, KeptUp, Rates, as_markdown, edge, write
+from toolkit.slo.rates import AtRate, Rates, as_markdown, edge, write
 from toolkit.slo.verdict import judge
 
 from .samples import failed, sample
@@ -80,21 +80,6 @@ def test_how_it_is_told(deployment, found, line, headline) -> None:
     assert found.line == line
     assert f"<strong>{headline}" in write(deployment, found).read_text(encoding="utf-8")
     assert as_markdown(deployment, found).startswith(f"## llama3-70b-h100-pp4tp2-fp16: {line}\n")
-
-
-def test_a_server_that_keeps_up_and_one_that_falls_behind() -> None:
-    """10 requests/s for 20 s. One server takes 1 s for each; the other serves 5 a second, the rest wait."""
-    steady = KeptUp.of(Measured([sample(1000, due=n / 10) for n in range(200)], {}))
-    assert steady is not None and not steady.behind and abs(steady.came - steady.ended) <= 1
-    queue = KeptUp.of(Measured([sample(1000 + n * 100, due=n / 10) for n in range(200)], {}))
-    assert queue is not None and queue.behind and queue.ended < 0.6 * queue.came
-    late = KeptUp.of(Measured([sample(1000, due=n / 10) for n in range(200)], {"ttft_ms": 500}))
-    assert late is not None and (late.ended, late.good) == (steady.ended, 0)
-
-
-def test_whether_a_server_keeps_up_cannot_be_told_of_answers_longer_than_the_test() -> None:
-    assert KeptUp.of(Measured([sample(9000, due=n / 10) for n in range(20)], {})) is None
-    assert KeptUp.of(Measured([failed(n) for n in range(20)], {})) is None
 
 
 def test_a_trial_says_what_was_measured() -> None:

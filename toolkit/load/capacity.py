@@ -12,7 +12,8 @@ from toolkit.load.launch import Options, attempt, check_itself
 from toolkit.load.search import BUDGET_S, LONGEST_S, Trial, find_capacity
 from toolkit.load.work import OF_THE_YAML, work_of
 from toolkit.slo import report
-from toolkit.slo.rates import AtRate, KeptUp, Rates, edge, write
+from toolkit.slo.kept_up import KeptUp
+from toolkit.slo.rates import AtRate, Rates, edge, write
 from toolkit.slo.verdict import Outcome, Verdict
 
 if TYPE_CHECKING:

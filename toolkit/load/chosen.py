@@ -7,6 +7,7 @@ process makes its requests from them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 from toolkit.config import Deployment
@@ -39,6 +40,17 @@ class Chosen:
         if self._asked != self._made_of:
             self._work, self._made_of = self._make(), self._asked
         return self._work
+
+    @cached_property
+    def count(self) -> Callable[[str], int] | None:
+        """Counts the tokens of an answer by the model's tokenizer, where that is here."""
+        from toolkit.repository.tokenizer import tokenizer_file
+        from toolkit.workload.words import Counter
+
+        try:
+            return Counter(tokenizer_file(self.deployment)).count_answer
+        except ToolkitError:
+            return None
 
     @property
     def workload(self) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from toolkit.client import Client, Event, GenerateRequest, Result
 from toolkit.clock import EPOCH, now
@@ -18,6 +18,8 @@ ASKED_OF_THE_SERVER = {
     "return_num_input_tokens": True,
     "return_num_output_tokens": True,
 }
+
+Count = Callable[[str], int]
 
 
 @dataclass
@@ -33,6 +35,8 @@ class Heard:
     """The events of a stream, or the one whole answer; none where it failed before."""
     streamed: bool
     error: str | None
+    count: Count | None = None
+    """Counts the tokens of an answer whose server does not."""
 
     @property
     def text(self) -> str:
@@ -41,8 +45,12 @@ class Heard:
     @cached_property
     def sample(self) -> Sample:
         """What is kept of it. To make this takes up to a millisecond, so it can be left for later."""
-        counted = _last(self.answers, "total_output_tokens"), _last(self.answers, "num_output_tokens")
-        token_times = tuple(_token_times(self.answers, counted[0]) if self.streamed else _at_its_end(self.answers))
+        by: Literal["server", "tokenizer", "events"] = "server"
+        total = _last(self.answers, "total_output_tokens")
+        if total is None and _last(self.answers, "num_output_tokens") is None:
+            total, by = (None, "events") if self.count is None else (self.count(self.text), "tokenizer")
+        times = _token_times(self.answers, total) if self.streamed else _at_its_end(self.answers, total)
+        token_times = tuple(times)
         texts = (EPOCH + answer.received for answer in self.answers if answer.text and self.streamed)
         return Sample(
             id=self.request.id or "",
@@ -53,33 +61,49 @@ class Heard:
             token_times=token_times,
             first_text=next(texts, None),
             tokens_in=_last(self.answers, "num_input_tokens"),
-            counted_by="events" if self.streamed and counted == (None, None) else "server",
+            counted_by=by,
             prefill_ms=_prefill_ms(self.answers),
-            error=self.error or _too_many(len(token_times), self.request),
+            error=self.error or (None if by == "tokenizer" else _too_many(len(token_times), self.request)),
             streamed=self.streamed,
         )
 
 
-def hear(client: Client, request: GenerateRequest, *, due: float, protocol: str, deadline_s: float) -> Heard:
+def hear(
+    client: Client,
+    request: GenerateRequest,
+    *,
+    due: float,
+    protocol: str,
+    deadline_s: float,
+    count: Count | None = None,
+) -> Heard:
     """Ask and read the stream to its end; an error of any kind is part of what was heard and not raised."""
     events: list[Event] = []
     sent = now()
     with _noted() as noted:
         for event in client.generate_stream(request, deadline_s=deadline_s):
             events.append(event)
-    return Heard(request, protocol, due, sent, now(), events, True, noted.error)
+    return Heard(request, protocol, due, sent, now(), events, True, noted.error, count)
 
 
-def hear_whole(client: Client, request: GenerateRequest, *, due: float, protocol: str, deadline_s: float) -> Heard:
-    """The same of an answer in one piece. All its tokens come at its end; where the server does not say how many
-    they are, it has none.
+def hear_whole(
+    client: Client,
+    request: GenerateRequest,
+    *,
+    due: float,
+    protocol: str,
+    deadline_s: float,
+    count: Count | None = None,
+) -> Heard:
+    """The same of an answer in one piece. All its tokens come at its end; where nobody says how many they are, it has
+    none.
     """
     answers: list[Result] = []
     sent = now()
     with _noted() as noted:
         answers.append(client.generate(request, deadline_s=deadline_s))
     ended = EPOCH + answers[0].received if answers else now()
-    return Heard(request, protocol, due, sent, ended, answers, False, noted.error)
+    return Heard(request, protocol, due, sent, ended, answers, False, noted.error, count)
 
 
 def measure(client: Client, request: GenerateRequest, **how: Any) -> Sample:
@@ -114,9 +138,9 @@ def _too_many(tokens: int, request: GenerateRequest) -> str | None:
     return f"the server counts {tokens} tokens, {request.max_tokens} were asked for"
 
 
-def _at_its_end(answers: Sequence[Event | Result]) -> Iterator[float]:
+def _at_its_end(answers: Sequence[Event | Result], total: int | None) -> Iterator[float]:
     for answer in answers:
-        yield from [EPOCH + answer.received] * (_last(answers, "num_output_tokens") or 0)
+        yield from [EPOCH + answer.received] * (_last(answers, "num_output_tokens") or total or 0)
 
 
 def _token_times(events: Sequence[Event | Result], total: int | None) -> Iterator[float]:

@@ -49,6 +49,7 @@ def _tell(environment: Environment, heard: Heard, replica: int | None) -> None:
     sample = heard.sample
     stats: Any = environment.stats
     runner: Any = environment.runner
+    worker = getattr(runner, "worker_index", None)
     environment.events.request.fire(
         request_type=sample.protocol,
         name="end-to-end",
@@ -61,4 +62,4 @@ def _tell(environment: Environment, heard: Heard, replica: int | None) -> None:
         for name, value in (("TTFT", sample.ttft_ms), ("TPOT", sample.tpot_ms)):
             if value is not None:
                 stats.get(name, sample.protocol).log(value, 0)
-    runner.send_message(conductor.SAMPLE, {**sample.as_dict(), "replica": replica})
+    runner.send_message(conductor.SAMPLE, {**sample.as_dict(), "replica": replica, "worker": worker})

@@ -138,6 +138,7 @@ class AskingUser(User):
         self.protocol, self.timeout_s = options.protocol, deployment.loadtest.timeout_s
         replicas = deployment.apart()
         urls = [options.target] if options.target else [replica.url(self.protocol) for replica in replicas]
+        self.count = chosen.count
         self.hear = hear_whole if options.no_stream else hear
         self.clients = [connect(url, first_event_timeout_s=self.timeout_s) for url in urls]
         # Users of several processes would all begin with the same one.
@@ -150,7 +151,12 @@ class AskingUser(User):
         while following is not None:
             request = following.request
             heard = self.hear(
-                self.clients[replica], request, due=due, protocol=self.protocol, deadline_s=self.timeout_s
+                self.clients[replica],
+                request,
+                due=due,
+                protocol=self.protocol,
+                deadline_s=self.timeout_s,
+                count=self.count,
             )
             TELLER.tell(self.environment, heard, replica if len(self.clients) > 1 else None)
             if self.work.turns == 1:

@@ -38,13 +38,16 @@ class Sample:
     first_text: float | None = None
     """The arrival of the first event with text in it; None when there was none."""
     tokens_in: int | None = None
-    counted_by: Literal["server", "events"] = "events"
-    """Whether the server said how many tokens each event, or all of them, hold, or each was taken for one token."""
+    counted_by: Literal["server", "tokenizer", "events"] = "events"
+    """Whether the server said how many tokens each event, or all of them, hold; or the model's tokenizer counted them
+    in the text; or each event was taken for one token."""
     prefill_ms: float | None = None
     """The server's own first_token_time - first_scheduled_time; None when it does not say."""
     error: str | None = None
     replica: int | None = None
     """Which one was asked, of several."""
+    worker: int | None = None
+    """Which process asked, of several."""
     streamed: bool = True
     """False for an answer that was asked for in one piece: when its first token was there, nobody can tell."""
 
@@ -189,6 +192,12 @@ class Measured:
         return math.fsum(
             max(sample.ended for sample in run) - min(sample.due for sample in run) for run in self.runs if run
         )
+
+    @property
+    def drain_s(self) -> float:
+        """From when the last request was due to the end of the last answer, seconds."""
+        last = self.runs[-1]
+        return max(sample.ended for sample in last) - max(sample.due for sample in last) if last else 0.0
 
     @cached_property
     def distributions(self) -> dict[str, Distribution]:

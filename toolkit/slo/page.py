@@ -13,6 +13,7 @@ from toolkit.pages.render import render as render_page
 from toolkit.slo import wording
 from toolkit.slo.charts import charts
 from toolkit.slo.metrics import Measured
+from toolkit.slo.report import counted_by
 from toolkit.slo.run import Run
 from toolkit.slo.spread import spreads
 from toolkit.slo.verdict import LATENCIES, Verdict
@@ -46,6 +47,7 @@ def render(deployment: Deployment, run: Run, verdict: Verdict, versions: Mapping
         meanings=MEANINGS,
         config=yaml.safe_dump(deployment.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         versions=versions,
+        counted_by=counted_by(run),
     )
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 from toolkit.artifacts import atomic_directory
 from toolkit.jsonfile import finite
 from toolkit.slo import markdown, wording
 from toolkit.slo.beside import Predicted
-from toolkit.slo.metrics import Measured, is_good
+from toolkit.slo.kept_up import KeptUp
 from toolkit.slo.own_error import OwnError
 from toolkit.slo.report import versions
 from toolkit.slo.verdict import LATENCIES, Verdict
@@ -24,43 +22,6 @@ if TYPE_CHECKING:
 
 JSON_NAME, HTML_NAME = "rates.json", "rates.html"
 SHOWN = (50, 90, 99)
-SATURATED = 0.9
-"""A server that ends less than this share of what comes is behind, whatever its latencies are so far."""
-
-
-@dataclass(frozen=True)
-class KeptUp:
-    """How many requests came in a while, and how many ended in as long a while after it.
-
-    The beginning, when none can have ended yet, and the end, when no more come, would both make a server look slow.
-    """
-
-    came: int
-    ended: int
-    """Successfully."""
-    good: int
-    in_flight: float
-    """Of them, about so many by chance or not when the while begins and ends."""
-
-    @classmethod
-    def of(cls, measured: Measured) -> KeptUp | None:
-        """None where the test was too short to tell: answers took more than half of it."""
-        samples = sorted(measured.samples, key=lambda sample: sample.due)
-        early = [sample.ended - sample.due for sample in samples[: max(1, len(samples) // 3)] if sample.ok]
-        if not early:
-            return None
-        later, begin, end = median(early), samples[0].due, samples[-1].due
-        if later > (end - begin) / 2:
-            return None
-        ended = [sample for sample in samples if sample.ok and begin + later <= sample.ended <= end]
-        came = sum(sample.due <= end - later for sample in samples)
-        good = sum(is_good(sample, measured.limits_ms) for sample in ended)
-        return cls(came, len(ended), good, len(samples) / (end - begin) * later)
-
-    @property
-    def behind(self) -> bool:
-        """By more than chance, which moves who is still in flight at both ends."""
-        return self.came - self.ended > max((1 - SATURATED) * self.came, 3 * math.sqrt(self.in_flight))
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ NOTES = (
 def verdict_of(deployment: Deployment, run: Run) -> Verdict:
     limits = limits_of_a_request(deployment.slo)
     measured = run.measured(limits)
-    return judge(deployment.slo, measured, run.cut_short, run.own, run.server, intervals=True)
+    open_loop = run.settings.get("loop") == "open"
+    return judge(deployment.slo, measured, run.cut_short, run.own, run.server, intervals=True, open_loop=open_loop)
 
 
 def write(deployment: Deployment, run: Run) -> Verdict:

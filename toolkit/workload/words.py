@@ -45,6 +45,10 @@ class Counter:
         ids = self._tokenizer.encode(text).ids
         return len(ids) - (bool(self._bos) and ids[:2] == self._bos * 2)
 
+    def count_answer(self, text: str) -> int:
+        """Without any special token."""
+        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
 
 class Writer(Counter):
     """Writes prompts for one tokenizer. The same seed and pieces give the same text, in any process."""
