@@ -146,6 +146,16 @@ def test_stopped_by_a_signal_the_partial_report_says_so(server, deployment):
     assert "COULD NOT RUN" in (load.report_dir / "report.html").read_text()
 
 
+def test_killed_itself_it_leaves_no_process_that_goes_on_sending(server, deployment):
+    load = deployment(server, requests=500)
+    command = [sys.executable, "-m", "toolkit", "loadtest", str(load.file), "--no-self-check"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        wait_for_requests(server, 8)
+        (locust,) = psutil.Process(process.pid).children()
+        process.kill()
+    assert not psutil.wait_procs([locust], timeout=20)[1]
+
+
 def test_stopped_in_the_self_check_it_ends_at_once_and_leaves_nothing(server, deployment, tmp_path):
     load, temporary = deployment(server), tmp_path / "temporary"
     temporary.mkdir()

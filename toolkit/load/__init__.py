@@ -1,5 +1,8 @@
 """Load tests of a deployment, on Locust: `toolkit.load.launch.run` for us, loadtest/locustfile.py for plain Locust.
 
-Only users.py, conductor.py and dispatch.py import Locust or gevent, and only Locust's own process imports them: that
-import patches the sockets and threads of the whole process for gevent.
+Only users.py, conductor.py, dispatch.py, teller.py and web.py import Locust or gevent, and only Locust's own process
+imports them: that import patches the sockets and threads of the whole process for gevent.
 """
+
+LAUNCHER = "TOOLKIT_LAUNCHER"
+"""In Locust's environment: the process that `toolkit loadtest` is. When that was killed, nobody could stop a test."""

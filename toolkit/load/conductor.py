@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from locust.runners import MasterRunner
 
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
+from toolkit.load import LAUNCHER
 from toolkit.load.chosen import Chosen
 from toolkit.load.live import Live, Now
 from toolkit.load.measure import now
@@ -105,6 +107,8 @@ class Conductor:
         events.cpu_warning.add_listener(self.note_cpu)
         self._runner.register_message(SHARE_WANTED, self.give_share)
         self._runner.register_message(SAMPLE, self.receive)
+        if launcher := os.environ.get(LAUNCHER):
+            gevent.spawn(self._end_with, int(launcher))
 
     def start(self, **_: Any) -> None:
         options, runner, self.work = self._options, self._runner, self.chosen.work
@@ -253,6 +257,11 @@ class Conductor:
     @property
     def _runner(self) -> Any:
         return self.environment.runner
+
+    def _end_with(self, launcher: int) -> None:
+        while os.getppid() == launcher:
+            gevent.sleep(WATCH_S)
+        self._runner.quit()
 
     def _watch(self) -> None:
         """Show progress; end the test when all samples are there, or when nobody is left to send the rest."""

@@ -18,6 +18,7 @@ from types import FrameType
 
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
+from toolkit.load import LAUNCHER
 from toolkit.load.scale import advice, asked_tokens_per_s
 from toolkit.load.self_check import own_error
 from toolkit.load.target import protocol_of, require_ready, require_ready_at
@@ -145,6 +146,7 @@ def _run_locust(command: list[str], quiet: bool = False) -> tuple[int, bool]:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL if quiet else None,
             start_new_session=True,
+            env={**os.environ, LAUNCHER: str(os.getpid())},
         ) as process,
         _forward_to(process) as asked,
     ):
