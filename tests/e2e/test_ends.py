@@ -94,7 +94,7 @@ def test_a_signal_drains(tmp_path, tiny_llama, truth, number):
     group = built(tmp_path, tiny_llama, 1)
     with serving(group) as (process, errors):
         run = group.run_id
-        streams = [Stream(group, 400) for _ in range(4)]
+        streams = [Stream(group, 900) for _ in range(4)]
         wait_for(lambda: all(stream.read for stream in streams), "all streams run")
         process.send_signal(number)
         assert process.wait(40) == 0, errors.read_text()
@@ -103,5 +103,5 @@ def test_a_signal_drains(tmp_path, tiny_llama, truth, number):
     for stream in streams:
         stream.join(5)
         events = events_of(stream.read.decode())
-        assert len(events) == 400 and text_of(events).startswith(truth.text(truth.greedy(truth.ids("A crab"), 60)))
+        assert len(events) == 900 and text_of(events).startswith(truth.text(truth.greedy(truth.ids("A crab"), 60)))
     assert left_of(run) == []

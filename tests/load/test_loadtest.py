@@ -422,7 +422,9 @@ def test_a_capacity_that_is_known(deployment, tmp_path, tiny_llama, monkeypatch)
     assert truth == pytest.approx(8 / 0.19)
     lines: list[str] = []
     with KnownTruth(settings) as server:
-        load = deployment(server, model=tiny_llama, slo={"ttft_ms": {"p99": 300}, "requests_per_s": 30})
+        load = deployment(
+            server, model=tiny_llama, slo={"ttft_ms": {"p90": 300}, "compliance": 0.9, "requests_per_s": 30}
+        )
         found = measure_capacity(load, Options(workload=file), lines.append, budget_s=16)
     assert found.rate == pytest.approx(truth, rel=0.1), lines
     assert len(lines) == len(found.trials)
