@@ -89,7 +89,7 @@ class Deployment(Section):
                 raise ToolkitError("engine.kind: missing", where=file, hint=f"Use {', '.join(ENGINES)}.")
             content["engine"] = content[OPTIONS].pop("kind")
         content.setdefault("name", file.stem)
-        content.setdefault("output", f"../work/{content['name']}")
+        content.setdefault("output", str(Path("..", "work", content["name"])))
         if engine is not None:
             if engine not in ENGINES:
                 raise ToolkitError(f"engine: {engine!r} is unknown", hint=f"Use {', '.join(ENGINES)}.")

@@ -75,35 +75,23 @@ def hear(
     due: float,
     protocol: str,
     deadline_s: float,
+    streamed: bool = True,
     count: Count | None = None,
 ) -> Heard:
-    """Ask and read the stream to its end; an error of any kind is part of what was heard and not raised."""
-    events: list[Event] = []
-    sent = now()
-    with _noted() as noted:
-        for event in client.generate_stream(request, deadline_s=deadline_s):
-            events.append(event)
-    return Heard(request, protocol, due, sent, now(), events, True, noted.error, count)
+    """Ask and read the answer to its end; an error of any kind is part of what was heard and not raised.
 
-
-def hear_whole(
-    client: Client,
-    request: GenerateRequest,
-    *,
-    due: float,
-    protocol: str,
-    deadline_s: float,
-    count: Count | None = None,
-) -> Heard:
-    """The same of an answer in one piece. All its tokens come at its end; where nobody says how many they are, it has
-    none.
+    All tokens of an answer that is not streamed come at its end; where nobody says how many they are, it has none.
     """
-    answers: list[Result] = []
+    answers: list[Event | Result] = []
     sent = now()
     with _noted() as noted:
-        answers.append(client.generate(request, deadline_s=deadline_s))
-    ended = EPOCH + answers[0].received if answers else now()
-    return Heard(request, protocol, due, sent, ended, answers, False, noted.error, count)
+        if streamed:
+            for event in client.generate_stream(request, deadline_s=deadline_s):
+                answers.append(event)
+        else:
+            answers.append(client.generate(request, deadline_s=deadline_s))
+    ended = now() if streamed or not answers else EPOCH + answers[0].received
+    return Heard(request, protocol, due, sent, ended, answers, streamed, noted.error, count)
 
 
 def measure(client: Client, request: GenerateRequest, **how: Any) -> Sample:
@@ -113,7 +101,7 @@ def measure(client: Client, request: GenerateRequest, **how: Any) -> Sample:
 
 def measure_whole(client: Client, request: GenerateRequest, **how: Any) -> Sample:
     """The same of an answer in one piece."""
-    return hear_whole(client, request, **how).sample
+    return hear(client, request, streamed=False, **how).sample
 
 
 class _Noted:

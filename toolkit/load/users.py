@@ -27,7 +27,7 @@ from toolkit.load import conductor, web
 from toolkit.load.chosen import PROTOCOLS, Chosen
 from toolkit.load.conductor import Conductor, Share
 from toolkit.load.dispatch import dispatch
-from toolkit.load.measure import Heard, hear, hear_whole, now
+from toolkit.load.measure import Heard, hear, now
 from toolkit.load.target import require_ready
 from toolkit.load.teller import Teller
 from toolkit.load.work import Asked, Work
@@ -139,7 +139,7 @@ class AskingUser(User):
         replicas = deployment.apart()
         urls = [options.target] if options.target else [replica.url(self.protocol) for replica in replicas]
         self.count = chosen.count
-        self.hear = hear_whole if options.no_stream else hear
+        self.streamed = not options.no_stream
         self.clients = [connect(url, first_event_timeout_s=self.timeout_s) for url in urls]
         # Users of several processes would all begin with the same one.
         self.number = next(USERS) + getattr(self.environment.runner, "worker_index", 0)
@@ -150,12 +150,13 @@ class AskingUser(User):
         following: Asked | None = asked
         while following is not None:
             request = following.request
-            heard = self.hear(
+            heard = hear(
                 self.clients[replica],
                 request,
                 due=due,
                 protocol=self.protocol,
                 deadline_s=self.timeout_s,
+                streamed=self.streamed,
                 count=self.count,
             )
             TELLER.tell(self.environment, heard, replica if len(self.clients) > 1 else None)
