@@ -10,7 +10,7 @@ from toolkit.slo.own_error import AtPercentiles, OwnError
 from toolkit.slo.server_seen import GpuSeen, ServerSeen
 from toolkit.slo.verdict import Outcome, judge, limits_of_a_request
 
-from .samples import failed, sample
+from .samples import EPOCH, failed, sample
 
 STEADY = [sample(100, 120, due=n / 10) for n in range(100)]
 
@@ -130,3 +130,13 @@ def test_gpus_that_were_not_seen_are_not_measured(seen: ServerSeen | None, reaso
 def test_one_gpu_is_used_and_has_no_balance() -> None:
     verdict = verdict_on(Slo(load_balance_variance=0.05), server=ServerSeen(gpus=(GpuSeen("a", 0.8),)))
     assert target(verdict, "load_balance_variance").note == "there is only one GPU"
+
+
+def test_sending_late_in_the_run_itself_is_the_generators_error_too():
+    """A server that needs 200 ms, asked 1 s late: of the 1,200 ms since it was due most are not the server's."""
+    late = [sample(1200, 1220, due=n, sent=EPOCH + n + 1.0) for n in range(120)]
+    slo = Slo.model_validate({"ttft_ms": {"p50": 300}})
+    own = OwnError(ttft_ms=AtPercentiles(1.0, 5.0))
+    found = {target.name: target for target in judge(slo, Measured(late, {"ttft_ms": 300}), own=own).targets}
+    assert (found["ttft_ms.p50"].outcome, found["ttft_ms.p50"].own_error) == ("UNDECIDED", pytest.approx(1000))
+    assert found["compliance"].outcome == "UNDECIDED"
