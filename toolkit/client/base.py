@@ -128,6 +128,12 @@ class Client(ABC):
         self.close()
 
 
+def cannot_reach(url: str, error: Exception, protocol: str) -> ServerFailed:
+    reason = getattr(error, "strerror", None) or str(error)
+    hint = f"Is the server started, and is this its {protocol} port?"
+    return ServerFailed(f"cannot be reached: {reason}", where=url, hint=hint)
+
+
 def quoted(data: bytes | str, limit: int = 120) -> str:
     """The beginning of something that a server sent, fit for a line of an error."""
     text = data.decode("utf-8", "replace") if isinstance(data, bytes) else data

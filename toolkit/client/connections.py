@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import Any
 
-from toolkit.client.base import DeadlineExceeded, ServerFailed, ServerRefused, TimeLimit, quoted
+from toolkit.client.base import DeadlineExceeded, ServerFailed, ServerRefused, TimeLimit, cannot_reach, quoted
 
 READY_TIMEOUT_S = 5.0
 LARGEST_ERROR = 65536
@@ -121,9 +121,7 @@ class Connections:
             connection.connect()
         except (OSError, UnicodeError) as error:  # a name that no host can have is the latter
             connection.close()
-            reason = getattr(error, "strerror", None) or str(error)
-            hint = "Is the server started, and is this its HTTP port?"
-            raise ServerFailed(f"cannot be reached: {reason}", where=self._url, hint=hint) from None
+            raise cannot_reach(self._url, error, "HTTP") from None
         return connection
 
 

@@ -158,7 +158,7 @@ def counted_by(run: Run) -> str:
 
 
 def versions() -> dict[str, str]:
-    packages: Iterable[str] = ("toolkit", "locust", "gevent", "grpcio")
+    packages: Iterable[str] = ("toolkit", "locust", "gevent", "h2")
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
 
 

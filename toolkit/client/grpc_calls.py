@@ -1,0 +1,271 @@
+"""Calls of gRPC, one at a time on each connection, on h2.
+
+grpcio reads in threads of its own, which under gevent takes twice the processor time and needs its locks replaced
+(benchmarks/client.md). Here, too, the socket is at hand, so that one deadline bounds a whole answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import socket
+import struct
+import time
+from collections.abc import Generator, Iterator
+from typing import Any
+from urllib.parse import unquote
+
+import grpc
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.events import (
+    ConnectionTerminated,
+    DataReceived,
+    Event,
+    ResponseReceived,
+    StreamEnded,
+    StreamReset,
+    TrailersReceived,
+)
+from h2.exceptions import ProtocolError
+from h2.settings import SettingCodes
+
+from toolkit.client.base import ServerFailed, ServerRefused, TimeLimit, cannot_reach, quoted
+
+RECEIVE_BYTES = 65536
+# What a server may send before it hears that it was read: as much as HTTP/2 can say, so that none waits for us.
+LARGEST_WINDOW = 2**31 - 1
+FIRST_WINDOW = 65535
+LONGEST_TIMEOUT_MS = 99_999_999
+PREFIX = struct.Struct(">BI")
+"""Before each message: whether it is compressed, and its length in bytes."""
+CODES = {code.value[0]: code for code in grpc.StatusCode}
+REFUSALS = {
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.ALREADY_EXISTS,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.OUT_OF_RANGE,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.UNAUTHENTICATED,
+}
+Timed = tuple[bytes, float]
+"""A message, and time.perf_counter() when its last byte had been read."""
+
+
+class Calls:
+    """One connection for each call in flight; idle ones are kept and used again."""
+
+    def __init__(self, url: str, host: str, port: int, connect_timeout_s: float) -> None:
+        self._url, self._host, self._port = url, host, port
+        self._connect_timeout_s = connect_timeout_s
+        self._idle: list[_Connection] = []
+
+    def call(self, path: str, message: bytes, limit: TimeLimit) -> Generator[Timed, None, None]:
+        """The messages of the answer to one message. Closing the iterator cancels the call on the server.
+
+        Raises ServerRefused or ServerFailed for a status that is an error and for what is no answer of gRPC's, and
+        DeadlineExceeded.
+        """
+        connection = self._idle_connection() or self._new_connection(limit)
+        ended = False
+        try:
+            trailers = yield from connection.call(path, message, limit)
+            ended = True
+        except TimeoutError:
+            raise limit.exceeded() from None
+        except ProtocolError as error:
+            reason = str(error) or type(error).__name__
+            hint = None if connection.spoke else "Is this its gRPC port?"
+            raise ServerFailed(f"the answer broke off: {reason}", where=self._url, hint=hint) from None
+        except OSError as error:
+            raise ServerFailed(f"the answer broke off: {error}", where=self._url) from None
+        finally:
+            if ended and connection.lives:
+                self._idle.append(connection)
+            else:
+                connection.close()
+        self._require_ok(trailers, limit)
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
+
+    def _require_ok(self, trailers: dict[str, str], limit: TimeLimit) -> None:
+        said = trailers.get("grpc-status", "")
+        if said == "0":
+            return
+        code = CODES.get(int(said) if said.isdecimal() else -1)
+        if code is None:
+            raise ServerFailed(f"the answer ended with the gRPC status {quoted(said)}", where=self._url)
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED or limit.is_over():
+            raise limit.exceeded()
+        details = unquote(trailers.get("grpc-message", ""))
+        if code in REFUSALS:
+            raise ServerRefused(details or code.name, where=self._url)
+        raise ServerFailed(f"{code.name}: {details}", where=self._url)
+
+    def _idle_connection(self) -> _Connection | None:
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                return None
+            if connection.still_lives():
+                return connection
+            connection.close()
+
+    def _new_connection(self, limit: TimeLimit) -> _Connection:
+        timeout = min(self._connect_timeout_s, limit.left())
+        try:
+            sock = socket.create_connection((self._host, self._port), timeout)
+        except (OSError, UnicodeError) as error:
+            raise cannot_reach(self._url, error, "gRPC") from None
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return _Connection(sock, f"{host}:{self._port}")
+
+
+class _Http2(H2Connection):
+    def _receive_goaway_frame(self, frame: Any) -> Any:
+        """h2 takes what the server is about to end for ended, and would refuse the rest of the answer in flight."""
+        state = self.state_machine.state
+        frames, events = super()._receive_goaway_frame(frame)
+        self.state_machine.state = state
+        return frames, events
+
+
+class _Connection:
+    spoke = False
+    """Whether the server has sent something that HTTP/2 allows."""
+    lives = True
+
+    def __init__(self, sock: socket.socket, authority: str) -> None:
+        self._sock, self._authority = sock, authority
+        # What is validated is text that we write ourselves, or read again below.
+        self._http2 = _Http2(
+            H2Configuration(header_encoding=None, validate_inbound_headers=False, validate_outbound_headers=False)
+        )
+        self._http2.initiate_connection()
+        self._http2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: LARGEST_WINDOW})
+        self._http2.increment_flow_control_window(LARGEST_WINDOW - FIRST_WINDOW)
+
+    def call(self, path: str, message: bytes, limit: TimeLimit) -> Generator[Timed, None, dict[str, str]]:
+        """The messages; returns the trailers. Raises OSError and ProtocolError."""
+        stream = self._http2.get_next_available_stream_id()
+        self._http2.send_headers(stream, self._headers(path, limit))
+        pending, taken, trailers = b"", 0, dict[str, str]()
+        for event, received in self._events(stream, PREFIX.pack(0, len(message)) + message, limit):
+            if isinstance(event, DataReceived):
+                pending += event.data
+                taken += event.flow_controlled_length
+                *messages, pending = _messages(pending)
+                for found in messages:
+                    yield found, received
+            elif isinstance(event, ResponseReceived):
+                trailers = _answer_of_grpc(event)
+            elif isinstance(event, TrailersReceived):
+                trailers = _texts(event.headers)
+            elif isinstance(event, StreamReset):
+                raise ConnectionError(f"the server reset the stream, {_name(event.error_code)}")
+        if pending:
+            raise ConnectionError("the stream ended within a message")
+        if taken:
+            self._http2.increment_flow_control_window(taken)
+        return trailers
+
+    def still_lives(self) -> bool:
+        """Whether an idle connection is still good, once it is read what the server sent meanwhile."""
+        self._sock.settimeout(0)
+        with contextlib.suppress(ProtocolError, ConnectionError):
+            try:
+                while self.lives:
+                    self._receive()
+            except BlockingIOError:
+                return True
+        return False
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def _headers(self, path: str, limit: TimeLimit) -> list[tuple[str, str]]:
+        timeout_ms = min(math.ceil(limit.seconds * 1000), LONGEST_TIMEOUT_MS)
+        return [
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":path", path),
+            (":authority", self._authority),
+            ("te", "trailers"),
+            ("content-type", "application/grpc"),
+            ("grpc-timeout", f"{timeout_ms}m"),
+        ]
+
+    def _events(self, stream: int, body: bytes, limit: TimeLimit) -> Iterator[tuple[Event, float]]:
+        """What comes of a stream, to its end; of the body is sent before each wait as much as the server takes."""
+        while True:
+            body = self._send(stream, body)
+            self._sock.settimeout(limit.left())
+            events, received = self._receive()
+            for event in events:
+                if getattr(event, "stream_id", None) != stream:
+                    continue
+                if isinstance(event, StreamEnded):
+                    return
+                yield event, received
+
+    def _send(self, stream: int, body: bytes) -> bytes:
+        """What is left of the body."""
+        while body:
+            room = min(self._http2.local_flow_control_window(stream), self._http2.max_outbound_frame_size)
+            if room <= 0:
+                break
+            piece, body = body[:room], body[room:]
+            self._http2.send_data(stream, piece, end_stream=not body)
+        if waiting := self._http2.data_to_send():
+            self._sock.sendall(waiting)
+        return body
+
+    def _receive(self) -> tuple[list[Any], float]:
+        data = self._sock.recv(RECEIVE_BYTES)
+        received = time.perf_counter()
+        if not data:
+            self.lives = False
+            raise ConnectionError("the server closed the connection")
+        events = self._http2.receive_data(data)
+        self.spoke = True
+        # The server is about to end, and takes no further calls.
+        self.lives &= not any(isinstance(event, ConnectionTerminated) for event in events)
+        return events, received
+
+
+def _messages(data: bytes) -> list[bytes]:
+    """The messages that are whole, and the rest."""
+    found, start = [], 0
+    while len(data) - start >= PREFIX.size:
+        compressed, length = PREFIX.unpack_from(data, start)
+        if compressed:
+            raise ProtocolError("a message is compressed, which nobody asked for")
+        end = start + PREFIX.size + length
+        if len(data) < end:
+            break
+        found.append(data[start + PREFIX.size : end])
+        start = end
+    return [*found, data[start:]]
+
+
+def _answer_of_grpc(event: ResponseReceived) -> dict[str, str]:
+    """An answer's headers, which are its trailers where it is nothing else."""
+    headers = _texts(event.headers)
+    status, kind = headers.get(":status"), headers.get("content-type", "none")
+    if status != "200" or not kind.startswith("application/grpc"):
+        raise ProtocolError(f"the server answered with HTTP status {status} and content type {kind}, not with gRPC")
+    return headers
+
+
+def _texts(headers: Any) -> dict[str, str]:
+    return {name.decode("utf-8", "replace"): value.decode("utf-8", "replace") for name, value in headers}
+
+
+def _name(code: Any) -> str:
+    return code.name if isinstance(code, ErrorCodes) else str(code)
