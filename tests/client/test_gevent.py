@@ -1,4 +1,4 @@
-"""Under gevent gRPC's answers are read by threads, which share what a connection has."""
+"""Many streams of one client at once under gevent, as users of Locust have them."""
 
 import subprocess
 import sys

@@ -17,7 +17,8 @@ from toolkit.client.base import Client, DeadlineExceeded, Event, Result, ServerF
 from toolkit.client.grpc_calls import Calls
 from toolkit.client.request import GenerateRequest
 
-SERVICE = "/inference.GRPCInferenceService"
+STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
+READY = "/inference.GRPCInferenceService/ServerReady"
 READY_TIMEOUT_S = 5.0
 STRUCT = {
     **{"BOOL": "?", "INT8": "b", "INT16": "h", "INT32": "i", "INT64": "q", "FP16": "e", "FP32": "f", "FP64": "d"},
@@ -55,10 +56,10 @@ class GrpcClient(Client):
     def ready(self) -> bool:
         limit = TimeLimit(self.url, READY_TIMEOUT_S, READY_TIMEOUT_S)
         try:
-            answers = [data for data, _ in self._calls.call(f"{SERVICE}/ServerReady", b"", limit)]
+            answers = [_parsed(pb.ServerReadyResponse, data) for data, _ in self._calls.call(READY, b"", limit)]
         except (ServerRefused, ServerFailed, DeadlineExceeded):
             return False
-        return any(_parsed(pb.ServerReadyResponse, data).ready for data in answers)
+        return any(answer.ready for answer in answers)
 
     def close(self) -> None:
         self._calls.close()
@@ -67,7 +68,7 @@ class GrpcClient(Client):
         self, message: pb.ModelInferRequest, limit: TimeLimit
     ) -> Generator[tuple[pb.ModelInferResponse, float], None, None]:
         """The responses to a request, each with the time at which it was there."""
-        call = self._calls.call(f"{SERVICE}/ModelStreamInfer", message.SerializeToString(), limit)
+        call = self._calls.call(STREAM, message.SerializeToString(), limit)
         with contextlib.closing(call) as responses:
             for data, received in responses:
                 response = _parsed(pb.ModelStreamInferResponse, data)
