@@ -1,13 +1,24 @@
 """The load generator's own error, by hand: what samples say against what was sent."""
 
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
+from toolkit.client import GenerateRequest, connect
+from toolkit.clock import now
 from toolkit.errors import ToolkitError
 from toolkit.known_truth import Record
+from toolkit.load.measure import measure
 from toolkit.load.scale import advice
-from toolkit.load.self_check import SLACK_CPU, Used, compare
+from toolkit.load.self_check import SLACK_CPU, Used, compare, own_error
 from toolkit.slo.metrics import Sample
 from toolkit.slo.own_error import OwnError
+from toolkit.slo.run import Run, write_samples
 
 
 def sent(number: int, arrived: float, times: tuple[float, ...], fault: str | None = None) -> Record:
@@ -83,3 +94,20 @@ def test_how_many_processes_a_test_wants(monkeypatch):
     assert advice(own, 12_300.0, 3) == carries + "12,000"
     assert advice(own, 61_000.0, 1).startswith(carries + "61,000, which wants 10 workers, and this machine has 4 cores")
     assert not advice(OwnError(), 900.0, 1)
+    busy = advice(replace(own, others_cpu=1.34), 900.0, 1)
+    assert busy == f"other programs keep 1.3 of 4 cores busy, so it will be less: {carries}900"
+
+
+def test_what_other_programs_take_of_the_machine():
+    """A program that never waits, beside a test that does nothing but wait."""
+    work = SimpleNamespace(users=None, count=1, firsts=range(1), due=lambda number: 1.0)
+
+    def send(url: str, count: int, folder: Path) -> None:
+        with connect(url) as client, subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+            request = GenerateRequest("x", 5, id="load-0")
+            seen = measure(client, request, due=now(), protocol="http", deadline_s=9)
+            time.sleep(1)
+            busy.kill()
+        write_samples(folder, Run((seen,), 0, 0.0, {}))
+
+    assert own_error(work, "http", send).others_cpu > 0.5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from toolkit.sections import Percentiles, Slo
@@ -130,6 +132,20 @@ def test_gpus_that_were_not_seen_are_not_measured(seen: ServerSeen | None, reaso
 def test_one_gpu_is_used_and_has_no_balance() -> None:
     verdict = verdict_on(Slo(load_balance_variance=0.05), server=ServerSeen(gpus=(GpuSeen("a", 0.8),)))
     assert target(verdict, "load_balance_variance").note == "there is only one GPU"
+
+
+def test_reading_late_in_the_run_itself_is_the_generators_error_too():
+    """400 ms at the end of an answer of 11 tokens are 40 ms of each of its gaps."""
+    late = [sample(*(100 + 40 * n for n in range(10)), 500 + 400, due=n / 10) for n in range(100)]
+    limits = {"ttft_ms": {"p50": 99}, "tpot_ms": {"p99": 50}, "itl_ms": {"p99": 50}, "e2e_ms": {"p99": 600}}
+    calibrated = OwnError(ttft_ms=AtPercentiles(0.1, 0.2), tpot_ms=AtPercentiles(0.1, 0.2))
+    for own, outcome in (
+        (calibrated, "FAIL"),
+        (replace(calibrated, read_late_ms=410.0), "UNDECIDED"),
+    ):
+        verdict = verdict_on(Slo.model_validate({**limits, "compliance": 0.01}), late, own=own)
+        assert [target(verdict, name).outcome for name in ("tpot_ms.p99", "itl_ms.p99", "e2e_ms.p99")] == [outcome] * 3
+    assert target(verdict, "tpot_ms.p99").own_error == pytest.approx(41)
 
 
 def test_sending_late_in_the_run_itself_is_the_generators_error_too():

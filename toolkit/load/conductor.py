@@ -27,6 +27,7 @@ from locust.runners import MasterRunner
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.load import LAUNCHER
+from toolkit.load.beats import BEATS
 from toolkit.load.chosen import Chosen
 from toolkit.load.live import Live, Now
 from toolkit.load.measure import now
@@ -35,7 +36,7 @@ from toolkit.load.progress import Progress
 from toolkit.load.self_check import SLACK_CPU
 from toolkit.slo import report
 from toolkit.slo.metrics import Sample
-from toolkit.slo.own_error import OwnError
+from toolkit.slo.own_error import Beat, OwnError, read_late_ms
 from toolkit.slo.run import Run, write_samples
 from toolkit.slo.server_metrics import ServerWatch
 from toolkit.slo.server_seen import ServerSeen
@@ -92,6 +93,7 @@ class Conductor:
         self.deployment, self.work = chosen.deployment, chosen.work
         self.settings: dict[str, Any] = {}
         self.samples: list[Sample] = []
+        self.beats: list[Beat] = []
         self.total = self.shares_given = self.runs = 0
         self.started = 0.0
         self.live: Live | None = None
@@ -107,6 +109,7 @@ class Conductor:
         events.cpu_warning.add_listener(self.note_cpu)
         self._runner.register_message(SHARE_WANTED, self.give_share)
         self._runner.register_message(SAMPLE, self.receive)
+        self._runner.register_message(BEATS, self.hear_beats)
         if launcher := os.environ.get(LAUNCHER):
             gevent.spawn(self._end_with, int(launcher))
 
@@ -124,7 +127,7 @@ class Conductor:
             "answers": "whole" if options.no_stream else "streamed",
         }
         self.total = self.work.count
-        self.samples, self.verdict, self.started, self.running = [], None, time.time(), True
+        self.samples, self.beats, self.verdict, self.started, self.running = [], [], None, time.time(), True
         self.cpu_before, self.busiest = sum(psutil.Process().cpu_times()[:2]), 0.0
         urls = [] if options.target else [_metrics_url(replica) for replica in self.deployment.apart()]
         self.watch = ServerWatch(urls).__enter__() if urls else None
@@ -149,6 +152,10 @@ class Conductor:
             sample = Sample.from_dict(msg.data)
             self.samples.append(sample)
             self.live.add(sample, time.time() - self.started)
+
+    def hear_beats(self, environment: Environment, msg: Any, **_: Any) -> None:
+        if self.running:
+            self.beats += msg.data
 
     def now(self) -> Now | None:
         """How far the test is; None before the first one."""
@@ -177,7 +184,7 @@ class Conductor:
         run = Run(samples, self.settings["warmup_requests"], self.started, self.settings, cut_short)
         if self._options.samples:
             return self._leave(run, Path(self._options.samples))
-        run = replace(run, own=self._own_error(), server=self._server_seen(run))
+        run = replace(run, own=self._own_error(run), server=self._server_seen(run))
         with contextlib.suppress(ToolkitError):  # not every deployment can be predicted, nor every run
             run = replace(run, predicted=predicted(self.deployment, run))
         if self._shows_progress:
@@ -215,11 +222,14 @@ class Conductor:
         used = {"cpu": self._cpu(), "seconds": time.time() - self.started, "processes": self.settings["processes"]}
         (folder / "cpu.json").write_text(json.dumps(used), encoding="utf-8")
 
-    def _own_error(self) -> OwnError | None:
+    def _own_error(self, run: Run) -> OwnError | None:
         if not self._options.own_error:
             return None
         own, cpu = OwnError.from_dict(json.loads(self._options.own_error)), self._cpu()
-        return replace(own, cpu=max(cpu, own.cpu or 0.0), out_of_cpu=own.out_of_cpu or cpu > SLACK_CPU)
+        judged, out_of_cpu = run.judged, own.out_of_cpu or cpu > SLACK_CPU
+        late = read_late_ms(self.beats, judged[0].due, max(one.ended for one in judged)) if judged else None
+        late = max((ms for ms in (late, own.read_late_ms) if ms is not None), default=None)
+        return replace(own, cpu=max(cpu, own.cpu or 0.0), out_of_cpu=out_of_cpu, read_late_ms=late)
 
     def _cpu(self) -> float:
         """The busiest process's share of a core: this one's, or of the workers what they last told."""

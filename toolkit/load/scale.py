@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from toolkit.slo.own_error import OwnError
 
 
+OTHERS_CPU = 0.25
+"""Cores: less is what any machine does beside."""
+
+
 def asked_tokens_per_s(deployment: Deployment, work: Work) -> float:
     """Output tokens/s that the test will ask for: of an open loop the rate says it, and else the users, when none of
     them waits for a first token and each has tokens as fast as the SLO wants them."""
@@ -31,6 +35,8 @@ def advice(own: OwnError, asked: float, processes: int) -> str:
         return ""
     needed, cores = math.ceil(asked / own.tokens_per_s), os.cpu_count() or 1
     text = f"one process carries about {carried(own.tokens_per_s)} tokens/s here; this test asks for {carried(asked)}"
+    if (own.others_cpu or 0.0) > OTHERS_CPU:
+        text = f"other programs keep {own.others_cpu:.1f} of {cores} cores busy, so it will be less: {text}"
     if needed <= processes:
         return text
     if needed <= cores:

@@ -24,6 +24,7 @@ from toolkit.client import connect
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.load import conductor, web
+from toolkit.load.beats import Heart
 from toolkit.load.chosen import PROTOCOLS, Chosen
 from toolkit.load.conductor import Conductor, Share
 from toolkit.load.dispatch import dispatch
@@ -45,8 +46,11 @@ USERS = count()
 """Numbers the users of this process, who take the replicas in turn."""
 
 TELLER = Teller()
+HEART = Heart()
 
 events.test_start.add_listener(SHARE.forget)
+events.test_start.add_listener(HEART.start)
+events.test_stop.add_listener(HEART.stop)
 
 
 @events.init_command_line_parser.add_listener

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
+
+from toolkit.slo.metrics import Distribution, Measured
+
+Beat = tuple[float, float]
+"""When a process of the generator was to be woken, in seconds since the Unix epoch, and by how many ms it was late."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +33,14 @@ class OwnError:
     e2e_ms: AtPercentiles | None = None
     dispatch_ms: float | None = None
     """P99 of sent - due."""
+    read_late_ms: float | None = None
+    """P99 of how late its processes were, in the test that is judged, for what had come."""
     cpu: float | None = None
     """The busiest process's share of one core, 0 to 1."""
     tokens_per_s: float | None = None
     """About how many output tokens/s one process carries, by the processor time that one took: an estimate."""
+    others_cpu: float | None = None
+    """Cores that other programs kept busy during the calibration."""
     out_of_cpu: bool = False
     """In the calibration or in the run itself: its times say as much of the generator as of the server."""
 
@@ -50,3 +59,37 @@ class OwnError:
             if isinstance(value, Mapping):
                 values[name] = AtPercentiles(**value)
         return cls(**values)
+
+
+def read_late_ms(beats: Iterable[Beat], begin: float, end: float) -> float | None:
+    """How late answers were read between two moments, P99; None where nothing beat then."""
+    return Distribution(ms for moment, ms in beats if begin <= moment <= end).percentile(99)
+
+
+def error_of(metric: str, q: int, measured: Measured, own: OwnError) -> float | None:
+    """As in the self-check, and no less than this run was late: in reading, and, for what counts from when a request
+    was due, in sending.
+    """
+    late = own.read_late_ms or 0.0
+    if metric in ("ttft_ms", "e2e_ms"):
+        late += measured.distributions["dispatch_ms"].percentile(q) or 0.0
+    elif metric == "tpot_ms":  # of an answer's first and last token, over all its gaps
+        late /= max(1.0, measured.tokens_out / max(1, len(measured.samples) - measured.failed) - 1)
+    elif metric != "itl_ms":
+        late = 0.0
+    calibrated = own.of(metric, q)
+    return calibrated if not late else max(late, calibrated or 0.0)
+
+
+def share_error(measured: Measured, own: OwnError) -> float | None:
+    """How far the share of requests inside all limits moves when their times are as wrong as they may be."""
+    errors = {metric: error_of(metric, 99, measured, own) for metric in measured.limits_ms}
+    known = {metric: error for metric, error in errors.items() if error is not None}
+    if not known or not measured.samples:
+        return None
+    limits, good = measured.limits_ms, measured.good
+    moved = []
+    for sign in (-1, 1):
+        shifted = {metric: limit + sign * known.get(metric, 0.0) for metric, limit in limits.items()}
+        moved.append(abs(replace(measured, limits_ms=shifted).good - good))
+    return max(moved) / len(measured.samples)

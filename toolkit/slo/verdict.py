@@ -17,7 +17,7 @@ from toolkit.sections import Slo
 from toolkit.slo.intervals import Bootstrap, Interval, interval, wilson
 from toolkit.slo.kept_up import without_the_drain
 from toolkit.slo.metrics import Measured
-from toolkit.slo.own_error import OwnError
+from toolkit.slo.own_error import OwnError, error_of, share_error
 from toolkit.slo.server_seen import ServerSeen
 
 LATENCIES = {
@@ -199,8 +199,8 @@ def _with_doubts(target: Target, measured: Measured, own: OwnError | None) -> Ta
     if own is None or value is None or target.name in OF_THE_GPUS or isinstance(limit, tuple):
         return target
     metric, _, q = target.name.partition(".p")
-    error = _error(metric, int(q), measured, own) if q else None
-    error = _share_error(measured, own) if metric == "compliance" else error
+    error = error_of(metric, int(q), measured, own) if q else None
+    error = share_error(measured, own) if metric == "compliance" else error
     target = replace(target, own_error=error)
     if own.out_of_cpu:
         return replace(target, undecided="the load generator ran out of CPU")
@@ -208,27 +208,6 @@ def _with_doubts(target: Target, measured: Measured, own: OwnError | None) -> Ta
     if error and abs(value - limit) <= error:
         return replace(target, undecided="the load generator's own error is not less than the distance to the limit")
     return target
-
-
-def _error(metric: str, q: int, measured: Measured, own: OwnError) -> float | None:
-    """As in the self-check; of what counts from when a request was due, no less than this run was late in sending."""
-    late = measured.distributions["dispatch_ms"].percentile(q) if metric in ("ttft_ms", "e2e_ms") else None
-    known = [error for error in (own.of(metric, q), late) if error is not None]
-    return max(known, default=None)
-
-
-def _share_error(measured: Measured, own: OwnError) -> float | None:
-    """How far the share of requests inside all limits moves when their times are as wrong as they may be."""
-    errors = {metric: _error(metric, 99, measured, own) for metric in measured.limits_ms}
-    known = {metric: error for metric, error in errors.items() if error is not None}
-    if not known or not measured.samples:
-        return None
-    limits, good = measured.limits_ms, measured.good
-    moved = []
-    for sign in (-1, 1):
-        shifted = {metric: limit + sign * known.get(metric, 0.0) for metric, limit in limits.items()}
-        moved.append(abs(replace(measured, limits_ms=shifted).good - good))
-    return max(moved) / len(measured.samples)
 
 
 def _with_interval(target: Target, bootstrap: Bootstrap) -> Target:

@@ -66,6 +66,7 @@ def own_error(own: OwnError | None) -> str:
     parts = [f"{name} {number(e.p50)} / {number(e.p99)} ms" for name, e in metrics.items() if e]
     text = f"The load generator's own error, P50 / P99: {', '.join(parts) or 'not known'}"
     text += f"; sent late by {number(own.dispatch_ms)} ms (P99)" if own.dispatch_ms is not None else ""
+    text += f"; read late by {number(own.read_late_ms)} ms (P99)" if own.read_late_ms is not None else ""
     text += f"; busiest process {own.cpu:.0%} of a core" if own.cpu is not None else ""
     text += f"; one process carries about {carried(own.tokens_per_s)} tokens/s" if own.tokens_per_s else ""
     return f"{text}; it ran out of CPU." if own.out_of_cpu else f"{text}."
