@@ -111,6 +111,29 @@ def test_a_difference_within_the_generators_error_is_not_the_servers(made) -> No
     assert found.outcome is Outcome.UNDECIDED
 
 
+def test_a_generator_that_read_late_saw_no_difference(made) -> None:
+    own = OwnError(ttft_ms=AtPercentiles(1, 2), read_late_ms=2000.0)
+    runs = [lognormal(600, 1), lognormal(600, 2, scale=1.2)]
+    found = compare([made(name, samples, own=own) for name, samples in zip("ab", runs, strict=True)])
+    assert row(found, "ttft_ms.p50").changes[0].result == "within the generator's error"
+
+
+def test_nothing_can_be_less_by_more_than_all_of_it(made) -> None:
+    """30 requests in fits and starts, and a twentieth of their rate: the intervals are wide."""
+    few = lognormal(30, 1, rate=20.0), lognormal(30, 2, rate=1.0)
+    found = compare([made(name, samples) for name, samples in zip("ab", few, strict=True)])
+    change = row(found, "requests_per_s").changes[0]
+    assert -100 < change.interval[0] < change.percent < change.interval[1] < 0 and change.result == "worse"
+
+
+def test_three_runs_fit_a_terminal(made, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    text = run(*(made(name, lognormal(600, seed)) for seed, name in enumerate("abc"))).stdout
+    assert "B - A" in text and "C - A" in text
+    tables = [line for line in text.splitlines() if line.startswith("│")]
+    assert "…" not in text and max(map(len, tables)) <= 100
+
+
 def test_a_run_cut_short_or_out_of_cpu_decides_nothing(made) -> None:
     good = lognormal(600, 1)
     a, cut = made("a", good), made("b", lognormal(600, 2, scale=2), cut_short="stopped")

@@ -21,6 +21,7 @@ from toolkit.errors import ToolkitError, shown
 from toolkit.sections import Slo
 from toolkit.slo.intervals import Bootstrap, Interval, interval, newcombe
 from toolkit.slo.metrics import Measured
+from toolkit.slo.own_error import error_of
 from toolkit.slo.report import JSON_NAME, counted_by, read_content, run_of
 from toolkit.slo.run import Run
 from toolkit.slo.verdict import LATENCIES, Outcome, limits_of_a_request, percentiles
@@ -171,8 +172,8 @@ def _latency(first: _Measurement, other: _Measurement, metric: str, q: int) -> C
     draws = [one.bootstrap.percentile(metric, q) for one in (first, other)]
     if draws[0] is None or draws[1] is None or min(map(len, pair)) * (100 - q) < BEYOND * 100:
         return Change(value, _percent(before, value), None, "too few requests")
-    change = _judged(before, value, _difference(draws[0], draws[1]), lower_is_better=True)
-    errors = [one.own.of(metric, q) if one.own else None for one in (first, other)]
+    change = _judged(before, value, _relative(draws[0], draws[1]), lower_is_better=True)
+    errors = [error_of(metric, q, one.measured, one.own) if one.own else None for one in (first, other)]
     if change.result in ("better", "worse") and abs(value - before) <= sum(error or 0.0 for error in errors):
         return Change(value, change.percent, change.interval, "within the generator's error")
     return change
@@ -183,31 +184,31 @@ def _rate(first: _Measurement, other: _Measurement, name: Any) -> Change:
     draws = [one.bootstrap.rate(name) for one in (first, other)]
     if draws[0] is None or draws[1] is None:
         return Change(value, _percent(before, value), None, "too few requests")
-    return _judged(before, value, _difference(draws[0], draws[1]), lower_is_better=False)
+    return _judged(before, value, _relative(draws[0], draws[1]), lower_is_better=False)
 
 
 def _compliance(first: Measured, other: Measured) -> Change:
     before, value = first.goodput_share, other.goodput_share
     assert before is not None and value is not None
-    between = newcombe(first.good, len(first.samples), other.good, len(other.samples))
-    return _judged(before, value, between, lower_is_better=False)
+    low, high = newcombe(first.good, len(first.samples), other.good, len(other.samples))
+    scale = 100 / (before or 1.0)
+    return _judged(before, value, (low * scale, high * scale), lower_is_better=False)
 
 
-def _judged(before: float, value: float, between: Interval, lower_is_better: bool) -> Change:
-    low, high = between
+def _judged(before: float, value: float, relative: Interval, lower_is_better: bool) -> Change:
+    low, high = relative
     result: Result = "no difference seen"
     if low > 0 or high < 0:
         result = "worse" if (low > 0) is lower_is_better else "better"
-    relative = (low / before * 100, high / before * 100) if before and math.isfinite(before) else None
-    return Change(value, _percent(before, value), relative, result)
+    return Change(value, _percent(before, value), relative if before and math.isfinite(before) else None, result)
 
 
-def _difference(before: Any, after: Any) -> Interval:
-    """The interval of `after` - `before`; two that are both infinite do not differ."""
+def _relative(before: Any, after: Any) -> Interval:
+    """The interval of `after` to `before`, in per cent; two that are both infinite, or zero, do not differ."""
     import numpy as np
 
-    with np.errstate(invalid="ignore"):
-        found = interval(np.nan_to_num(after - before, nan=0.0, posinf=math.inf, neginf=-math.inf))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = interval(np.nan_to_num((after / before - 1) * 100, nan=0.0, posinf=math.inf))
     assert found
     return found
 
@@ -244,8 +245,8 @@ def _outcome(reports: Sequence[Report], rows: Sequence[Row]) -> tuple[Outcome, s
 
 def _warnings(reports: Sequence[Report]) -> Iterator[str]:
     loads = [{k: v for k, v in _flat(r.run.settings) if k not in NOT_THE_LOAD} for r in reports]
-    for name, values in _differing(loads):
-        yield f"the load was not the same: {name} {' | '.join(values)}"
+    if differing := [f"{name} {' | '.join(values)}" for name, values in _differing(loads)]:
+        yield f"the load was not the same: {'; '.join(differing)}"
     counters = [counted_by(report.run) for report in reports]
     if len(set(counters)) > 1:
         yield f"tokens were not counted by the same: {' | '.join(counters)}"

@@ -56,24 +56,28 @@ def text(found: Comparison) -> RenderableType:
         for name, values in found.settings:
             settings.add_row(name, *values)
         parts.append(settings)
-    table = Table(header_style="bold")
-    table.add_column("metric")
-    table.add_column("A", justify="right")
-    for letter in letters[1:]:
-        for heading in (letter, f"{letter} - A", "95 % interval"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        table.add_column("")
-    for row in found.rows:
-        cells = [label(row), wording.quantity(row.first, row.unit)]
-        for change in row.changes:
-            style = STYLES.get(TONES.get(change.result, ""), "")
-            value = wording.quantity(change.value, row.unit)
-            result = f"[{style}]{change.result}[/]" if style else change.result
-            cells += [value, percent(change), between(change), result]
-        table.add_row(*cells)
+    parts += [_beside_the_first(found, number) for number in range(len(letters) - 1)]
     style = {0: "bold green", 1: "bold red"}.get(found.outcome.value, "bold yellow")
-    parts += [table, Text("* limited by the SLO of A"), Text.assemble((found.headline, style), f"  {found.reason}")]
+    parts += [Text("* limited by the SLO of A"), Text.assemble((found.headline, style), f"  {found.reason}")]
     return Group(*parts)
+
+
+def _beside_the_first(found: Comparison, number: int) -> RenderableType:
+    """A table for each of the others: those of two would not fit a terminal beside each other."""
+    from rich.table import Table
+
+    letter, table = found.reports[number + 1].letter, Table(header_style="bold")
+    table.add_column("metric", no_wrap=True)
+    for heading in ("A", letter, f"{letter} - A", "95 % interval"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("")
+    for row in found.rows:
+        change = row.changes[number]
+        style = STYLES.get(TONES.get(change.result, ""), "")
+        result = f"[{style}]{change.result}[/]" if style else change.result
+        values = (wording.quantity(value, row.unit) for value in (row.first, change.value))
+        table.add_row(label(row), *values, percent(change), between(change), result)
+    return table
 
 
 def as_markdown(found: Comparison) -> str:
