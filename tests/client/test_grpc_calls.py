@@ -12,7 +12,8 @@ import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
-from h2.events import ConnectionTerminated, RequestReceived
+from h2.events import ConnectionTerminated, DataReceived, RequestReceived, StreamEnded
+from h2.settings import SettingCodes
 from tritonclient.grpc import service_pb2 as pb
 
 from toolkit.client import GenerateRequest, ServerFailed, connect
@@ -100,6 +101,35 @@ def test_the_server_is_told_the_deadline():
     with own_server(note) as (port, _), calls_to(port, 7) as (calls, limit):
         assert list(calls.call("/test/Ask", b"", limit)) == []
     assert 6 < left[0] <= 7
+
+
+def test_a_kept_connection_waits_for_a_server_that_is_slow_to_take_a_prompt():
+    """Of a prompt of 8 MB nothing is read for a while, be there ever so much room in its window."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def talk() -> None:
+            sock, _ = listening.accept()
+            http2, taken = H2Connection(H2Configuration(client_side=False)), 0
+            http2.initiate_connection()
+            http2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 2**30})
+            http2.increment_flow_control_window(2**30)
+            with sock:
+                while True:
+                    sock.sendall(http2.data_to_send())
+                    for event in http2.receive_data(sock.recv(65536)):
+                        if isinstance(event, DataReceived):
+                            taken += len(event.data)
+                        if isinstance(event, StreamEnded):
+                            http2.send_headers(event.stream_id, [*HEAD, ("grpc-status", "0")], end_stream=True)
+                            if taken > 8_000_000:
+                                return sock.sendall(http2.data_to_send())
+                            sock.sendall(http2.data_to_send())
+                            time.sleep(0.5)
+
+        threading.Thread(target=talk, daemon=True).start()
+        with calls_to(listening.getsockname()[1]) as (calls, limit):
+            assert list(calls.call("/test/Ask", b"first", limit)) == []
+            assert list(calls.call("/test/Ask", b"x" * 8_000_000, limit)) == []
 
 
 def test_a_method_that_there_is_not():

@@ -204,8 +204,8 @@ class _Connection:
     def _events(self, stream: int, body: bytes, limit: TimeLimit) -> Iterator[tuple[Event, float]]:
         """What comes of a stream, to its end; of the body is sent before each wait as much as the server takes."""
         while True:
-            body = self._send(stream, body)
             self._sock.settimeout(limit.left())
+            body = self._send(stream, body)
             events, received = self._receive()
             for event in events:
                 if getattr(event, "stream_id", None) != stream:
