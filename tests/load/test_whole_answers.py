@@ -20,7 +20,7 @@ SLO = {"ttft_ms": {"p99": 2000}, "tpot_ms": {"p50": 100}, "itl_ms": {"p99": 100}
     ("protocol", "prefix", "model", "asked"),
     [
         ("http", "", "ensemble", "generate"),
-        ("grpc", "", "tensorrt_llm_bls", "ModelStreamInfer"),
+        ("grpc", "", "tensorrt_llm_bls", "ModelInfer"),
         ("openai", "openai+", "any", "chat"),
     ],
 )

@@ -50,6 +50,12 @@ REFUSALS = {
     grpc.StatusCode.PERMISSION_DENIED,
     grpc.StatusCode.UNAUTHENTICATED,
 }
+
+
+class Unimplemented(ServerFailed):
+    """The server has no such method, or not for such a model."""
+
+
 Timed = tuple[bytes, float]
 """A message, and time.perf_counter() when its last byte had been read."""
 
@@ -104,7 +110,8 @@ class Calls:
         details = unquote(trailers.get("grpc-message", ""))
         if code in REFUSALS:
             raise ServerRefused(details or code.name, where=self._url)
-        raise ServerFailed(f"{code.name}: {details}", where=self._url)
+        kind = Unimplemented if code is grpc.StatusCode.UNIMPLEMENTED else ServerFailed
+        raise kind(f"{code.name}: {details}", where=self._url)
 
     def _idle_connection(self) -> _Connection | None:
         while True:

@@ -14,9 +14,10 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import deserialize_bytes_tensor, triton_to_np_dtype
 
 from toolkit.client.base import Client, DeadlineExceeded, Event, Result, ServerFailed, ServerRefused, TimeLimit, quoted
-from toolkit.client.grpc_calls import Calls
+from toolkit.client.grpc_calls import Calls, Unimplemented
 from toolkit.client.request import GenerateRequest
 
+UNARY = "/inference.GRPCInferenceService/ModelInfer"
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 READY = "/inference.GRPCInferenceService/ServerReady"
 READY_TIMEOUT_S = 5.0
@@ -26,6 +27,9 @@ STRUCT = {
 }
 """How each of Triton's types is in a response, as `struct` has it: numpy would take longer for one number."""
 
+Answer = tuple[pb.ModelInferResponse, float]
+"""A response, and when it was there."""
+
 
 class GrpcClient(Client):
     """One connection for each request in flight."""
@@ -33,6 +37,7 @@ class GrpcClient(Client):
     def __init__(self, url: str, host: str, port: int, connect_timeout_s: float, first_event_timeout_s: float) -> None:
         super().__init__(url, first_event_timeout_s)
         self._calls = Calls(url, host, port, connect_timeout_s)
+        self._decoupled: set[str] = set()
 
     def generate_stream(
         self, request: GenerateRequest, deadline_s: float | None = None
@@ -43,8 +48,10 @@ class GrpcClient(Client):
                 yield Event(text, received, outputs)
 
     def generate(self, request: GenerateRequest, deadline_s: float | None = None) -> Result:
-        # Triton's unary call refuses decoupled models, so this is a stream of one response.
-        answers = list(self._answers(_message(request, False), self._limit(deadline_s)))
+        message, limit = _message(request, False), self._limit(deadline_s)
+        answers = self._unary(message, limit)
+        if answers is None:
+            answers = list(self._answers(message, limit))
         if len(answers) != 1:
             raise ServerFailed(
                 f"answered with {len(answers)} responses, expected 1", where=self.url, hint="Use generate_stream."
@@ -52,6 +59,17 @@ class GrpcClient(Client):
         [(answer, received)] = answers
         text, outputs = _text_and_outputs(answer)
         return Result(text, received, outputs)
+
+    def _unary(self, message: pb.ModelInferRequest, limit: TimeLimit) -> list[Answer] | None:
+        """The response to a request; None where the server does not give it so, as Triton for decoupled models."""
+        if message.model_name in self._decoupled:
+            return None
+        try:
+            found = list(self._calls.call(UNARY, message.SerializeToString(), limit))
+        except Unimplemented:
+            self._decoupled.add(message.model_name)
+            return None
+        return [(_parsed(pb.ModelInferResponse, data), received) for data, received in found]
 
     def ready(self) -> bool:
         limit = TimeLimit(self.url, READY_TIMEOUT_S, READY_TIMEOUT_S)
@@ -64,9 +82,7 @@ class GrpcClient(Client):
     def close(self) -> None:
         self._calls.close()
 
-    def _answers(
-        self, message: pb.ModelInferRequest, limit: TimeLimit
-    ) -> Generator[tuple[pb.ModelInferResponse, float], None, None]:
+    def _answers(self, message: pb.ModelInferRequest, limit: TimeLimit) -> Generator[Answer, None, None]:
         """The responses to a request, each with the time at which it was there."""
         call = self._calls.call(STREAM, message.SerializeToString(), limit)
         with contextlib.closing(call) as responses:
