@@ -103,11 +103,14 @@ def test_what_other_programs_take_of_the_machine():
     work = SimpleNamespace(users=None, count=1, firsts=range(1), due=lambda number: 1.0)
 
     def send(url: str, count: int, folder: Path) -> None:
-        with connect(url) as client, subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
-            request = GenerateRequest("x", 5, id="load-0")
+        request = GenerateRequest("x", 5, id="load-0")
+        with connect(url) as client:
             seen = measure(client, request, due=now(), protocol="http", deadline_s=9)
-            time.sleep(1)
-            busy.kill()
+        time.sleep(1)
         write_samples(folder, Run((seen,), 0, 0.0, {}))
 
-    assert own_error(work, "http", send).others_cpu > 0.5
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        try:  # it ends afterwards: what has ended counts as the generators
+            assert own_error(work, "http", send).others_cpu > 0.3
+        finally:
+            busy.kill()
