@@ -206,6 +206,7 @@ class _Supervisor:
         """
         limit = self._deployment.serving.drain_timeout_s
         deadline = time.monotonic() + limit
+        time.sleep(TICK_S)  # the engine shows its count every STATS_CHECK_PERIOD_MS: an older one misses the newest
         before = running = self._probe.running()
         note(f"draining: {_requests(running)} running, at most {limit:g} s; again to stop at once")
         with self._probe.hold() if before is not None else contextlib.nullcontext():
