@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
 
 import grpc
@@ -10,11 +11,13 @@ from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.grpc import service_pb2 as pb
 
 from toolkit.client import GenerateRequest, ServerRefused, connect
+from toolkit.known_truth import KnownTruth, Settings
 from toolkit.load.measure import ASKED_OF_THE_SERVER, measure, now
 
 from .raw import ask, post
 
 BLS = "/v2/models/tensorrt_llm_bls/"
+INFER = "/inference.GRPCInferenceService/ModelInfer"
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HELLO = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "Hi you"}]}]
 
@@ -152,9 +155,7 @@ def test_unary_infer_of_grpc(truth):
 
 def test_inputs_that_grpc_cannot_read_are_refused(truth):
     with grpc.insecure_channel(truth.grpc.removeprefix("grpc://")) as channel:
-        ask_for = channel.unary_unary(
-            "/inference.GRPCInferenceService/ModelInfer", pb.ModelInferRequest.SerializeToString
-        )
+        ask_for = channel.unary_unary(INFER, pb.ModelInferRequest.SerializeToString)
         request = pb.ModelInferRequest(model_name="ensemble")
         request.inputs.add(name="max_tokens", datatype="INT32", shape=[1, 1])
         with pytest.raises(grpc.RpcError, match="raw_input_contents only"):
@@ -164,3 +165,29 @@ def test_inputs_that_grpc_cannot_read_are_refused(truth):
             ask_for(request)
     with connect(truth.grpc) as client, pytest.raises(ServerRefused, match="0 is not a number of tokens"):
         client.generate(GenerateRequest("x", 0))
+
+
+def test_a_prompt_larger_than_grpc_sends_at_once(truth):
+    with connect(truth.grpc) as client:
+        client.generate(GenerateRequest("x " * 5_000_000, 2, id="large"), deadline_s=30)
+    (record,) = [record for record in truth.records() if record.id == "large"]
+    assert record.prompt_tokens == 5_000_000 and record.whole
+
+
+def test_no_limit_of_streams_on_one_connection():
+    """As the clients of one process have it, where gRPC's own library shares their connections."""
+
+    request = pb.ModelInferRequest(model_name="ensemble")
+    for name, (datatype, raw) in {"text_input": ("BYTES", b"\1\0\0\0x"), "max_tokens": ("INT32", b"\2\0\0\0")}.items():
+        request.inputs.add(name=name, datatype=datatype, shape=[1, 1])
+        request.raw_input_contents.append(raw)
+
+    async def ask_150(url: str) -> None:
+        async with grpc.aio.insecure_channel(url.removeprefix("grpc://")) as channel:
+            ask_for = channel.unary_unary(INFER, pb.ModelInferRequest.SerializeToString)
+            await asyncio.gather(*(ask_for(request) for _ in range(150)))
+
+    with KnownTruth(Settings(ttft_ms=1500, itl_ms=1)) as truth:
+        asyncio.run(ask_150(truth.grpc))
+        records = truth.records(150)
+    assert max(record.arrived for record in records) < min(record.ended for record in records)

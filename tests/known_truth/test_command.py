@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from toolkit.client import Client, DeadlineExceeded, GenerateRequest, connect
 from toolkit.errors import ToolkitError
 from toolkit.known_truth import KnownTruth, Settings, read_records
 
@@ -47,6 +50,33 @@ def test_serves_until_it_is_stopped(tmp_path, number):
             said = process.communicate(timeout=10)[1]
     assert process.returncode == 0 and said.startswith("2 requests, ") and "late by P50" in said
     assert [(record.whole, record.tokens) for record in read_records(tmp_path / "r")] == [(True, 3), (False, 99999)]
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_clients_that_leave_are_no_news(protocol):
+    """By closing the stream, and by a deadline of their own, with tokens on their way."""
+
+    def leave(client: Client, deadline_s: float) -> None:
+        with (
+            contextlib.suppress(DeadlineExceeded),
+            contextlib.closing(client.generate_stream(GenerateRequest("x", 100_000), deadline_s=deadline_s)) as stream,
+        ):
+            for _ in zip(range(200), stream, strict=False):
+                pass
+
+    with start("--ttft-ms", "1", "--itl-ms", "0.2", "--json") as process:
+        assert process.stdout and process.stderr
+        url = json.loads(process.stdout.readline())[protocol]
+        with connect(url) as client:
+            users = [threading.Thread(target=leave, args=(client, deadline)) for deadline in (0.05, 20) * 15]
+            for user in users:
+                user.start()
+            for user in users:
+                user.join()
+            assert client.generate(GenerateRequest("x", 2), deadline_s=20).text == " the of"
+        process.terminate()
+        done, said = process.communicate(timeout=10)
+    assert json.loads(done)["requests"] > 15 and said == ""
 
 
 def test_json_is_a_line_when_ready_and_one_at_the_end():

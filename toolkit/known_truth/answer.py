@@ -149,9 +149,8 @@ class Answer:
         step = self._state.settings.tokens_per_event
         for first in range(0, self.length, step):
             self._due = self.due(first)
-            wait = self._due - time.perf_counter()
-            if wait > 0:
-                await asyncio.sleep(wait)
+            # Also where it is late, or the others, and a client that has left, would have to wait for it.
+            await asyncio.sleep(max(0.0, self._due - time.perf_counter()))
             yield first, min(step, self.length - first)
 
     def mark(self, tokens: int, backlog: int = 0) -> float:

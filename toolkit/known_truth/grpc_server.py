@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-
-import grpc
 import numpy as np
+from grpclib.const import Cardinality, Handler, Status
+from grpclib.encoding.base import CodecBase
+from grpclib.exceptions import GRPCError
+from grpclib.protocol import H2Protocol
+from grpclib.server import Server, Stream
+from h2.settings import SettingCodes
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import deserialize_bytes_tensor, triton_to_np_dtype
 
@@ -23,17 +25,25 @@ from toolkit.known_truth.requests import MODELS, NoSuchModel, answer_length, kno
 from toolkit.known_truth.triton_form import perf_metrics
 
 SERVICE = "inference.GRPCInferenceService"
-CODES = {
-    400: grpc.StatusCode.INVALID_ARGUMENT,
-    404: grpc.StatusCode.NOT_FOUND,
-    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    500: grpc.StatusCode.INTERNAL,
+STATUSES = {
+    400: Status.INVALID_ARGUMENT,
+    404: Status.NOT_FOUND,
+    429: Status.RESOURCE_EXHAUSTED,
+    500: Status.INTERNAL,
 }
-OPTIONS = [
-    ("grpc.max_receive_message_length", -1),
-    # Or a second server on the same port gets a share of the first one's requests.
-    ("grpc.so_reuseport", 0),
-]
+ANY_NUMBER = 2**31 - 1
+
+
+class Codec(CodecBase):
+    """Requests are parsed; responses are bytes already."""
+
+    __content_subtype__ = "proto"
+
+    def encode(self, message: Any, message_type: Any) -> bytes:
+        return message
+
+    def decode(self, data: bytes, message_type: Any) -> Any:
+        return message_type.FromString(data)
 
 
 class GrpcForm:
@@ -99,15 +109,15 @@ class GrpcWire:
 
     backlog = 0
 
-    def __init__(self, context: grpc.aio.ServicerContext, turn: asyncio.Lock) -> None:
-        self._context, self._turn = context, turn
+    def __init__(self, stream: Stream[Any, bytes], turn: asyncio.Lock) -> None:
+        self._stream, self._turn = stream, turn
 
     async def begin(self) -> None:
         pass
 
     async def send(self, data: bytes) -> None:
         async with self._turn:
-            await self._context.write(data)
+            await self._stream.send_message(data)
 
     async def end(self) -> None:
         pass
@@ -116,7 +126,7 @@ class GrpcWire:
         await self.send(data)
 
     async def cut(self, data: bytes, streamed: bool) -> None:
-        await self._context.abort(grpc.StatusCode.UNAVAILABLE, "the connection was cut on demand")
+        raise GRPCError(Status.UNAVAILABLE, "the connection was cut on demand")
 
     async def mislead(self) -> None:
         response = pb.ModelInferResponse(model_name="welcome", model_version="1")
@@ -125,55 +135,48 @@ class GrpcWire:
     async def reject(self, status: int, message: str) -> None:
         if status == 400:  # as Triton does: a stream goes on after a request that it refuses
             return await self.send(pb.ModelStreamInferResponse(error_message=message).SerializeToString())
-        await self._context.abort(CODES[status], message)
+        raise GRPCError(STATUSES[status], message)
 
 
 class UnaryWire(GrpcWire):
     """An answer's way into the one response of ModelInfer."""
 
-    answer = pb.ModelInferResponse()
-
     async def whole(self, data: bytes) -> None:
         found = pb.ModelStreamInferResponse.FromString(data)
         if found.error_message:
-            await self._context.abort(CODES[500], found.error_message)
-        self.answer = found.infer_response
+            raise GRPCError(Status.INTERNAL, found.error_message)
+        await self.send(found.infer_response.SerializeToString())
 
     async def reject(self, status: int, message: str) -> None:
-        await self._context.abort(CODES[status], message)
+        raise GRPCError(STATUSES[status], message)
 
 
 class Service:
     def __init__(self, state: State) -> None:
         self._state = state
 
-    async def server_live(self, request: pb.ServerLiveRequest, context: Any) -> bytes:
-        return pb.ServerLiveResponse(live=True).SerializeToString()
+    def __mapping__(self) -> dict[str, Handler]:
+        streams = Handler(self.stream_infer, Cardinality.STREAM_STREAM, pb.ModelInferRequest, bytes)
+        return {
+            f"/{SERVICE}/ServerLive": _unary(_live, pb.ServerLiveRequest),
+            f"/{SERVICE}/ServerReady": _unary(_ready, pb.ServerReadyRequest),
+            f"/{SERVICE}/ModelReady": _unary(_model_ready, pb.ModelReadyRequest),
+            f"/{SERVICE}/ModelInfer": _unary(self.infer, pb.ModelInferRequest),
+            f"/{SERVICE}/ModelStreamInfer": streams,
+        }
 
-    async def server_ready(self, request: pb.ServerReadyRequest, context: Any) -> bytes:
-        return pb.ServerReadyResponse(ready=True).SerializeToString()
+    async def infer(self, request: pb.ModelInferRequest, stream: Stream[Any, bytes]) -> None:
+        await self._answer(request, UnaryWire(stream, asyncio.Lock()), streams=False)
 
-    async def model_ready(self, request: pb.ModelReadyRequest, context: Any) -> bytes:
-        return pb.ModelReadyResponse(ready=request.name in MODELS).SerializeToString()
-
-    async def infer(self, request: pb.ModelInferRequest, context: grpc.aio.ServicerContext) -> bytes:
-        wire = UnaryWire(context, asyncio.Lock())
-        await self._answer(request, wire, streams=False)
-        return wire.answer.SerializeToString()
-
-    async def stream_infer(
-        self, requests: AsyncIterator[pb.ModelInferRequest], context: grpc.aio.ServicerContext
-    ) -> None:
+    async def stream_infer(self, stream: Stream[pb.ModelInferRequest, bytes]) -> None:
         """Requests of one stream are answered at once, as Triton does it for decoupled models."""
-        turn, tasks = asyncio.Lock(), set[asyncio.Task[None]]()
+        turn = asyncio.Lock()
         try:
-            async for request in requests:
-                tasks = {task for task in tasks if not task.done()}
-                tasks.add(asyncio.create_task(self._answer(request, GrpcWire(context, turn), streams=True)))
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
+            async with asyncio.TaskGroup() as answers:
+                async for request in stream:
+                    answers.create_task(self._answer(request, GrpcWire(stream, turn), streams=True))
+        except* GRPCError as errors:
+            raise errors.exceptions[0] from None
 
     async def _answer(self, request: pb.ModelInferRequest, wire: GrpcWire, streams: bool) -> None:
         try:
@@ -188,6 +191,29 @@ class Service:
         target = "ModelStreamInfer" if streams else "ModelInfer"
         asked = Asked("grpc", target, request.id, prompt, tokens, streams and inputs.get("stream") is True)
         await give(self._state, asked, GrpcForm(request, inputs, asked.prompt_tokens), wire)
+
+
+Answering = Callable[[Any, Stream[Any, bytes]], Awaitable[None]]
+
+
+def _unary(answering: Answering, request_type: type) -> Handler:
+    async def handle(stream: Stream[Any, bytes]) -> None:
+        if (request := await stream.recv_message()) is not None:
+            await answering(request, stream)
+
+    return Handler(handle, Cardinality.UNARY_UNARY, request_type, bytes)
+
+
+async def _live(request: pb.ServerLiveRequest, stream: Stream[Any, bytes]) -> None:
+    await stream.send_message(pb.ServerLiveResponse(live=True).SerializeToString())
+
+
+async def _ready(request: pb.ServerReadyRequest, stream: Stream[Any, bytes]) -> None:
+    await stream.send_message(pb.ServerReadyResponse(ready=True).SerializeToString())
+
+
+async def _model_ready(request: pb.ModelReadyRequest, stream: Stream[Any, bytes]) -> None:
+    await stream.send_message(pb.ModelReadyResponse(ready=request.name in MODELS).SerializeToString())
 
 
 def _inputs(request: pb.ModelInferRequest) -> dict[str, Any]:
@@ -207,33 +233,32 @@ def _inputs(request: pb.ModelInferRequest) -> dict[str, Any]:
     return found
 
 
-async def start_grpc(state: State) -> tuple[grpc.aio.Server, int]:
+class _Protocol(H2Protocol):
+    """Takes any number of streams on one connection, as gRPC's own servers do; h2 takes 100."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.connection._connection.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: ANY_NUMBER})
+        self.connection.flush()
+
+
+class _Server(Server):
+    def _protocol_factory(self) -> H2Protocol:
+        made = super()._protocol_factory()
+        return _Protocol(made.handler, made.config, made.h2_config)
+
+
+async def start_grpc(state: State) -> tuple[Server, int]:
     """The server and its port. Raises ToolkitError when the port is taken."""
-    service, settings = Service(state), state.settings
-    where = f"--grpc-port {settings.grpc_port}"
+    settings = state.settings
     try:
-        # gRPC would write lines of its own and not say why.
         family, *_, address = socket.getaddrinfo(settings.host, settings.grpc_port)[0]
-        socket.create_server(address, family=family).close()
+        listening = socket.create_server(address, family=family, backlog=4096)
     except OSError as error:
+        where = f"--grpc-port {settings.grpc_port}"
         raise ToolkitError(f"cannot listen on {settings.host}: {error.strerror}", where=where) from None
-    unary, streams = grpc.unary_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
-    # No serializers: responses are bytes already.
-    handlers = {
-        "ServerLive": unary(service.server_live, pb.ServerLiveRequest.FromString),
-        "ServerReady": unary(service.server_ready, pb.ServerReadyRequest.FromString),
-        "ModelReady": unary(service.model_ready, pb.ModelReadyRequest.FromString),
-        "ModelInfer": unary(service.infer, pb.ModelInferRequest.FromString),
-        "ModelStreamInfer": streams(service.stream_infer, pb.ModelInferRequest.FromString),
-    }
-    server = grpc.aio.server(options=OPTIONS)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    try:
-        port = server.add_insecure_port(f"{host}:{settings.grpc_port}")
-    except RuntimeError:
-        port = 0
-    if not port:
-        raise ToolkitError(f"cannot listen on {settings.host}", where=where, hint="Is it in use?")
-    await server.start()
-    return server, port
+    # For each connection that it accepts. asyncio sets it only on sockets that were made with IPPROTO_TCP.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    server = _Server([Service(state)], codec=Codec())
+    await server.start(sock=listening)
+    return server, listening.getsockname()[1]

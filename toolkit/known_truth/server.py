@@ -16,8 +16,8 @@ from toolkit.errors import ToolkitError
 from toolkit.known_truth.answer import State
 from toolkit.known_truth.settings import Settings
 
-GRACE_S, GIVE_UP_S = 0.1, 2.0
-"""For streams over gRPC to end by themselves, and for all to be cancelled."""
+GIVE_UP_S = 2.0
+"""For all answers to be cancelled."""
 
 Ready = Callable[[dict[str, str]], None]
 
@@ -64,7 +64,7 @@ async def _serve(settings: Settings, ready: Ready, parent: int | None) -> dict[s
         http.close()
         for connection in list(connections):
             connection.abort()
-        await grpc.stop(GRACE_S)
+        grpc.close()
         while state.running and time.perf_counter() < begun + wall + GIVE_UP_S:  # until all answers are recorded
             await asyncio.sleep(0.005)
     return summary(state, cpu, wall)
