@@ -32,6 +32,7 @@ RUNS = (
     ("grpc", 1),
     ("grpc", 64),
     ("grpc", 100),
+    ("grpc", 150),
 )
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 COLUMNS = ("protocol", "streams", "tokens/s", "CPU", "late P50", "late P99", "read P50", "read P99", "TPOT off P99")
