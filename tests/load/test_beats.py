@@ -1,5 +1,6 @@
 """A generator that is kept from its work by other programs, which its own use of the processor does not show."""
 
+import contextlib
 import signal
 import statistics
 import threading
@@ -32,10 +33,11 @@ def test_a_generator_that_stood_still_judges_nothing(server, deployment):
         while not ended.is_set() and len(server.records()) < 8:  # its warm-up
             time.sleep(0.05)
         (generator,) = (child for child in psutil.Process().children() if "locust" in str(child.cmdline()))
-        while not ended.wait(0.15):
-            generator.send_signal(signal.SIGSTOP)
-            time.sleep(0.3)
-            generator.send_signal(signal.SIGCONT)
+        with contextlib.suppress(psutil.NoSuchProcess):  # done
+            while not ended.wait(0.15):
+                generator.send_signal(signal.SIGSTOP)
+                time.sleep(0.3)
+                generator.send_signal(signal.SIGCONT)
 
     disturbing = threading.Thread(target=disturb)
     disturbing.start()
