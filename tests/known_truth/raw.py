@@ -1,14 +1,17 @@
-"""Reads an answer from a bare socket, to hold the server to its word without any of our clients."""
+"""Asks without any of our clients, and reads from a bare socket, to hold the server to its word."""
 
 from __future__ import annotations
 
 import json
 import re
 import socket
+import struct
 import time
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
+
+from tritonclient.grpc import service_pb2 as pb
 
 
 @dataclass(frozen=True)
@@ -53,3 +56,16 @@ def ask(url: str, path: str, body: Any, method: str = "POST") -> Raw:
 
 def post(url: str, path: str, **body: Any) -> Raw:
     return ask(url, path, body)
+
+
+def infer(tokens: int) -> bytes:
+    """A request for a stream of so many tokens, over gRPC."""
+    request = pb.ModelInferRequest(model_name="ensemble")
+    for name, datatype, raw in (
+        ("text_input", "BYTES", b"\1\0\0\0x"),
+        ("max_tokens", "INT32", struct.pack("<i", tokens)),
+        ("stream", "BOOL", b"\1"),
+    ):
+        request.inputs.add(name=name, datatype=datatype, shape=[1, 1])
+        request.raw_input_contents.append(raw)
+    return request.SerializeToString()

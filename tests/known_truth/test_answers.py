@@ -14,7 +14,7 @@ from toolkit.client import GenerateRequest, ServerRefused, connect
 from toolkit.known_truth import KnownTruth, Settings
 from toolkit.load.measure import ASKED_OF_THE_SERVER, measure, now
 
-from .raw import ask, post
+from .raw import ask, infer, post
 
 BLS = "/v2/models/tensorrt_llm_bls/"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -177,15 +177,10 @@ def test_a_prompt_larger_than_grpc_sends_at_once(truth):
 def test_no_limit_of_streams_on_one_connection():
     """As the clients of one process have it, where gRPC's own library shares their connections."""
 
-    request = pb.ModelInferRequest(model_name="ensemble")
-    for name, (datatype, raw) in {"text_input": ("BYTES", b"\1\0\0\0x"), "max_tokens": ("INT32", b"\2\0\0\0")}.items():
-        request.inputs.add(name=name, datatype=datatype, shape=[1, 1])
-        request.raw_input_contents.append(raw)
-
     async def ask_150(url: str) -> None:
         async with grpc.aio.insecure_channel(url.removeprefix("grpc://")) as channel:
-            ask_for = channel.unary_unary(INFER, pb.ModelInferRequest.SerializeToString)
-            await asyncio.gather(*(ask_for(request) for _ in range(150)))
+            ask_for = channel.unary_unary(INFER)
+            await asyncio.gather(*(ask_for(infer(2)) for _ in range(150)))
 
     with KnownTruth(Settings(ttft_ms=1500, itl_ms=1)) as truth:
         asyncio.run(ask_150(truth.grpc))

@@ -9,34 +9,45 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import ResponseReceived
 
 from toolkit.client import Client, DeadlineExceeded, GenerateRequest, connect
 from toolkit.errors import ToolkitError
 from toolkit.known_truth import KnownTruth, Settings, read_records
 
-from .raw import post
+from .raw import infer, post
 
+SERVICE = "/inference.GRPCInferenceService"
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "toolkit", "known-truth"]
 
 
-def start(*options: str) -> subprocess.Popen[str]:
+@contextlib.contextmanager
+def started(*options: str) -> Iterator[subprocess.Popen[str]]:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([*COMMAND, *options], text=True, cwd=ROOT, **pipes)  # type: ignore[call-overload]
+    with subprocess.Popen([*COMMAND, *options], text=True, cwd=ROOT, **pipes) as process:  # type: ignore[call-overload]
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_serves_until_it_is_stopped(tmp_path, number):
     """Also with a stream still running, which is recorded as one that has no end."""
-    with start(
+    with started(
         "--ttft-ms", "1", "--itl-ms", "1", "--tokens", "3", "--slots", "2", "--record", f"{tmp_path}/r"
     ) as process:
         assert process.stdout and process.stderr
-        ready, http, grpc = process.stdout.readline().split()
-        assert (ready, http[:7], grpc[:7]) == ("ready:", "http://", "grpc://")
+        ready, http, url = process.stdout.readline().split()
+        assert (ready, http[:7], url[:7]) == ("ready:", "http://", "grpc://")
         assert process.stderr.readline() == "capacity: 666.7 answers of 3 tokens a second\n"
         raw = post(http, "/v2/models/ensemble/generate_stream", text_input="x", max_tokens=9, stream=True)
         assert len(raw.events()) == 3
@@ -64,7 +75,7 @@ def test_clients_that_leave_are_no_news(protocol):
             for _ in zip(range(200), stream, strict=False):
                 pass
 
-    with start("--ttft-ms", "1", "--itl-ms", "0.2", "--json") as process:
+    with started("--ttft-ms", "1", "--itl-ms", "0.2", "--json") as process:
         assert process.stdout and process.stderr
         url = json.loads(process.stdout.readline())[protocol]
         with connect(url) as client:
@@ -79,8 +90,69 @@ def test_clients_that_leave_are_no_news(protocol):
     assert json.loads(done)["requests"] > 15 and said == ""
 
 
+def test_streams_that_are_cancelled_are_no_news():
+    """By the client and by its deadline, on a connection that goes on."""
+
+    def leave(ask_for: grpc.StreamStreamMultiCallable, deadline_s: float) -> None:
+        call = ask_for(iter([infer(100_000)]), timeout=deadline_s)
+        with contextlib.suppress(grpc.RpcError):
+            for _ in zip(range(100), call, strict=False):
+                pass
+        call.cancel()
+
+    with started("--ttft-ms", "1", "--itl-ms", "0.2", "--json") as process:
+        address = json.loads(process.stdout.readline())["grpc"].removeprefix("grpc://")
+        with grpc.insecure_channel(address) as channel:
+            ask_for = channel.stream_stream(f"{SERVICE}/ModelStreamInfer")
+            users = [threading.Thread(target=leave, args=(ask_for, deadline)) for deadline in (0.05, 20) * 15]
+            for user in users:
+                user.start()
+            for user in users:
+                user.join()
+            assert len(list(ask_for(iter([infer(3)]), timeout=20))) == 3
+            ask_for(iter([infer(100_000)]), timeout=20).next()  # runs while the channel closes
+        process.terminate()
+        said = process.communicate(timeout=10)[1]
+    assert said == ""
+
+
+def half_a_message(address: str) -> str:
+    """What the server sends to a request whose message ends before its length."""
+    http2 = H2Connection(H2Configuration(header_encoding="utf-8"))
+    http2.initiate_connection()
+    head = {":method": "POST", ":scheme": "http", ":path": f"{SERVICE}/ModelInfer", ":authority": "x", "te": "trailers"}
+    http2.send_headers(1, [*head.items(), ("content-type", "application/grpc")])
+    http2.send_data(1, b"\0\0\0\0\x09half", end_stream=True)
+    host, port = address.split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        connection.sendall(http2.data_to_send())
+        while True:
+            for event in http2.receive_data(connection.recv(65536)):
+                if isinstance(event, ResponseReceived):
+                    return dict(event.headers)["grpc-status"]
+
+
+def test_messages_that_are_none_are_refused_and_are_no_news():
+    with started("--json") as process:
+        address = json.loads(process.stdout.readline())["grpc"].removeprefix("grpc://")
+        with grpc.insecure_channel(address) as channel:
+            stream = channel.stream_stream(f"{SERVICE}/ModelStreamInfer")
+            for ask_for in (
+                channel.unary_unary(f"{SERVICE}/ModelInfer"),
+                lambda message, **how: list(stream(iter([message]), **how)),
+            ):
+                with pytest.raises(grpc.RpcError, match=r"INTERNAL.*no ModelInferRequest"):
+                    ask_for(b"\xff\xff")
+                with pytest.raises(grpc.RpcError, match=r"UNIMPLEMENTED.*compressed"):
+                    ask_for(b"x" * 2000, compression=grpc.Compression.Gzip)
+        assert half_a_message(address) == str(grpc.StatusCode.INTERNAL.value[0])
+        process.terminate()
+        said = process.communicate(timeout=10)[1]
+    assert said == ""
+
+
 def test_json_is_a_line_when_ready_and_one_at_the_end():
-    with start("--json") as process:
+    with started("--json") as process:
         assert process.stdout
         assert set(json.loads(process.stdout.readline())) == {"http", "grpc"}
         process.terminate()

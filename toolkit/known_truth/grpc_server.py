@@ -9,11 +9,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import GRPCError
 from grpclib.protocol import H2Protocol
 from grpclib.server import Server, Stream
+from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import deserialize_bytes_tensor, triton_to_np_dtype
@@ -43,7 +45,10 @@ class Codec(CodecBase):
         return message
 
     def decode(self, data: bytes, message_type: Any) -> Any:
-        return message_type.FromString(data)
+        try:
+            return message_type.FromString(data)
+        except DecodeError:
+            raise GRPCError(Status.INTERNAL, f"this is no {message_type.__name__}") from None
 
 
 class GrpcForm:
@@ -117,7 +122,10 @@ class GrpcWire:
 
     async def send(self, data: bytes) -> None:
         async with self._turn:
-            await self._stream.send_message(data)
+            try:
+                await self._stream.send_message(data)
+            except ProtocolError:  # the client has left, and this answer is about to be cancelled
+                raise asyncio.CancelledError from None
 
     async def end(self) -> None:
         pass
@@ -173,7 +181,7 @@ class Service:
         turn = asyncio.Lock()
         try:
             async with asyncio.TaskGroup() as answers:
-                async for request in stream:
+                while (request := await _received(stream)) is not None:
                     answers.create_task(self._answer(request, GrpcWire(stream, turn), streams=True))
         except* GRPCError as errors:
             raise errors.exceptions[0] from None
@@ -198,10 +206,20 @@ Answering = Callable[[Any, Stream[Any, bytes]], Awaitable[None]]
 
 def _unary(answering: Answering, request_type: type) -> Handler:
     async def handle(stream: Stream[Any, bytes]) -> None:
-        if (request := await stream.recv_message()) is not None:
+        if (request := await _received(stream)) is not None:
             await answering(request, stream)
 
     return Handler(handle, Cardinality.UNARY_UNARY, request_type, bytes)
+
+
+async def _received(stream: Stream[Any, bytes]) -> Any:
+    """The next message; None after the last. What is none is for the client to know, and no fault of this server."""
+    try:
+        return await stream.recv_message()
+    except NotImplementedError:
+        raise GRPCError(Status.UNIMPLEMENTED, "compressed messages are not read here") from None
+    except (AssertionError, struct.error):  # grpclib asserts that a message is as long as it says
+        raise GRPCError(Status.INTERNAL, "the message ends too early") from None
 
 
 async def _live(request: pb.ServerLiveRequest, stream: Stream[Any, bytes]) -> None:
