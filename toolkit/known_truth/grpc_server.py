@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Mapping
@@ -15,7 +16,6 @@ from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import GRPCError
 from grpclib.protocol import H2Protocol
 from grpclib.server import Server, Stream
-from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import deserialize_bytes_tensor, triton_to_np_dtype
@@ -122,10 +122,7 @@ class GrpcWire:
 
     async def send(self, data: bytes) -> None:
         async with self._turn:
-            try:
-                await self._stream.send_message(data)
-            except ProtocolError:  # the client has left, and this answer is about to be cancelled
-                raise asyncio.CancelledError from None
+            await self._stream.send_message(data)
 
     async def end(self) -> None:
         pass
@@ -266,6 +263,11 @@ class _Server(Server):
         return _Protocol(made.handler, made.config, made.h2_config)
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """It is none that an answer went on, or ended, in the moment when its client left or its deadline passed."""
+    return record.msg != "Failed to handle cancellation"
+
+
 async def start_grpc(state: State) -> tuple[Server, int]:
     """The server and its port. Raises ToolkitError when the port is taken."""
     settings = state.settings
@@ -277,6 +279,7 @@ async def start_grpc(state: State) -> tuple[Server, int]:
         raise ToolkitError(f"cannot listen on {settings.host}: {error.strerror}", where=where) from None
     # For each connection that it accepts. asyncio sets it only on sockets that were made with IPPROTO_TCP.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    logging.getLogger("grpclib.server").addFilter(_is_news)
     server = _Server([Service(state)], codec=Codec())
     await server.start(sock=listening)
     return server, listening.getsockname()[1]
