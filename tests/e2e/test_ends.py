@@ -40,6 +40,7 @@ class Stream(threading.Thread):
         super().__init__(daemon=True)
         self._address, self._max_tokens = group.http, max_tokens
         self.read = b""
+        self.begun = threading.Event()
         self.start()
 
     def run(self) -> None:
@@ -49,6 +50,7 @@ class Stream(threading.Thread):
         with contextlib.suppress(OSError, http.client.HTTPException):
             for line in connection.getresponse():
                 self.read += line
+                self.begun.set()
 
 
 def built(folder, model, ranks: int) -> Group:
@@ -95,8 +97,8 @@ def test_a_signal_drains(tmp_path, tiny_llama, truth, number):
     with serving(group) as (process, errors):
         run = group.run_id
         streams = [Stream(group, 900) for _ in range(4)]
-        wait_for(lambda: all(stream.read for stream in streams), "all streams run")
-        process.send_signal(number)
+        assert all(stream.begun.wait(10) for stream in streams)
+        process.send_signal(number)  # before the engine has shown how many they are
         assert process.wait(40) == 0, errors.read_text()
         said = errors.read_text()
         assert "draining: 4 requests running" in said and "4 requests finished, none cut" in said, said
