@@ -102,6 +102,8 @@ class Serving(Section):
     startup_timeout_s: PositiveFloat | None = None
     """Derived from the bytes to load and the disk's rate when it is not given (toolkit/serve/budget.py)."""
     drain_timeout_s: PositiveFloat = 30
+    decoupled: bool = True
+    """A request may have several responses, so answers can be streamed. Unary clients (`infer`) need it false."""
 
     def ports(self, replica: int = 0) -> dict[str, int]:
         """Those of a replica, by field."""

@@ -58,7 +58,7 @@ def pytorch(tensorrt: Deployment) -> dict[str, str]:
     if tensorrt.release.name not in llm_api.RELEASES:
         return {}
     twin = tensorrt.model_copy(update={"engine": "pytorch"})
-    configs = {f"pytorch-{name}.pbtxt": to_text(config) for name, config in llmapi_configs().items()}
+    configs = {f"pytorch-{name}.pbtxt": to_text(config) for name, config in llmapi_configs(twin).items()}
     return {
         **configs,
         "pytorch-model.yaml": model_yaml(twin, LLAMA3_INSTRUCT),

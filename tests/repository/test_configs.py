@@ -51,6 +51,15 @@ def test_figures_of_the_flagship():
     assert int(values["max_tokens_in_paged_kv_cache"]) == pytest.approx(free / 40960, rel=1e-3)
 
 
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_serving_decoupled_is_the_policy_of_the_models_that_may_stream(decoupled):
+    deployment = Deployment.load(FLAGSHIP, changes={"serving.decoupled": decoupled})
+    configs = model_configs(deployment, LLAMA3_INSTRUCT, Path("/deployment/engine"))
+    policies = {name: config.model_transaction_policy.decoupled for name, config in configs.items()}
+    assert policies.pop("tensorrt_llm") is policies.pop("tensorrt_llm_bls") is decoupled
+    assert not any(policies.values())
+
+
 def test_a_model_that_leaves_no_room_for_a_sequence():
     flagship = Deployment.load(FLAGSHIP)
     small = flagship.hardware.model_copy(update={"gpu_memory_gib": 24.0})

@@ -15,6 +15,8 @@ from toolkit.errors import ToolkitError
 from toolkit.releases.llm_api import RELEASES, llm_arguments, llm_release_of
 from toolkit.repository import generate
 from toolkit.repository.llm_args import as_yaml, llm_args
+from toolkit.repository.llmapi import llmapi_configs, model_yaml
+from toolkit.repository.parameters import SpecialTokens
 
 FLAGSHIP = Path(__file__).parents[2] / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml"
 
@@ -63,6 +65,14 @@ def test_files(tmp_path, tiny_llama):
     model = yaml.safe_load((folder / "tensorrt_llm" / "1" / "model.yaml").read_text())
     assert model.pop("triton_config")["decoupled"] is True
     assert model == nested(llm_args(deployment))
+
+
+def test_not_decoupled(tmp_path, tiny_llama):
+    deployment = deployment_of(tmp_path, tiny_llama, more="serving: {decoupled: false}\n")
+    for name, config in llmapi_configs(deployment).items():
+        assert not config.model_transaction_policy.decoupled, name
+    own = yaml.safe_load(model_yaml(deployment, SpecialTokens((1,), 0)))["triton_config"]
+    assert own["decoupled"] is False
 
 
 def test_ensemble_hands_on_every_input_and_output(tmp_path, tiny_llama):

@@ -68,7 +68,7 @@ def _tensorrt_llm(deployment: Deployment, engine_dir: Path) -> Any:
         values=parameters.tensorrt_llm(deployment, engine_dir),
         scalars=True,
     )
-    config.model_transaction_policy.decoupled = True
+    config.model_transaction_policy.decoupled = deployment.serving.decoupled
     config.dynamic_batching.preferred_batch_size.append(config.max_batch_size)
     config.dynamic_batching.default_queue_policy.max_queue_size = deployment.limits.max_queue_size
     return config
@@ -83,7 +83,7 @@ def _tensorrt_llm_bls(deployment: Deployment) -> Any:
         outputs=signatures.BLS_OUTPUTS,
         values=parameters.tensorrt_llm_bls(deployment),
     )
-    config.model_transaction_policy.decoupled = True
+    config.model_transaction_policy.decoupled = deployment.serving.decoupled
     config.max_batch_size = 1  # one prompt a request; many requests run at once in its one instance
     return config
 

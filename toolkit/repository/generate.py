@@ -112,7 +112,7 @@ def _of_llm_api(deployment: Deployment) -> _Contents:
     check_llm_args(deployment)
     inputs = {"model": model_digest(deployment)}
     tokenizer_file(deployment)  # the LLM API reads it; whether it is the model's is found out now
-    configs, options = llmapi_configs(), deployment.repository_dir / openai.OPTIONS
+    configs, options = llmapi_configs(deployment), deployment.repository_dir / openai.OPTIONS
     texts = {
         **_config_texts(configs),
         f"{LLMAPI_MODEL}/{VERSION}/model.yaml": model_yaml(deployment, special_tokens(deployment)),
@@ -150,6 +150,7 @@ def settings(deployment: Deployment) -> dict[str, Any]:
     version = {"engine.version": deployment.engine_options.version} if deployment.engine == "pytorch" else {}
     return {
         "engine": deployment.engine,
+        "serving.decoupled": deployment.serving.decoupled,
         **version,
         **{f"engine.extra.{key}": value for key, value in extra.items()},
         **flat,

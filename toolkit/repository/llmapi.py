@@ -63,7 +63,7 @@ RENAMED = {
 """Inputs of the ensemble that tensorrt_llm has by another name."""
 
 
-def llmapi_configs() -> dict[str, Any]:
+def llmapi_configs(deployment: Deployment) -> dict[str, Any]:
     """The ModelConfig of each model by name."""
     taken = {*(tensor.name for tensor in INPUTS), *RENAMED}
     others = [tensor for tensor in ENSEMBLE_INPUTS if tensor.name not in taken]
@@ -71,15 +71,15 @@ def llmapi_configs() -> dict[str, Any]:
     config.input.extend(model_inputs([*INPUTS, *others]))
     config.output.extend(model_outputs([*ENSEMBLE_OUTPUTS, *OUTPUTS]))
     config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
-    config.model_transaction_policy.decoupled = True
-    return {model.name: model for model in (config, _ensemble(), _bls())}
+    config.model_transaction_policy.decoupled = deployment.serving.decoupled
+    return {model.name: model for model in (config, _ensemble(), _bls(deployment))}
 
 
 def model_yaml(deployment: Deployment, tokens: SpecialTokens) -> str:
     """The text of model.yaml: what LLM() is told, and what the model itself needs to know."""
     own = {
         "max_batch_size": 1,
-        "decoupled": "true",
+        "decoupled": str(deployment.serving.decoupled).lower(),
         "cancellation_check_period_ms": CANCELLATION_CHECK_PERIOD_MS,
         "stats_check_period_ms": STATS_CHECK_PERIOD_MS,
         "max_running_requests": deployment.max_batch_size * deployment.parallel.pp,
@@ -101,12 +101,12 @@ def _ensemble() -> Any:
     return config
 
 
-def _bls() -> Any:
+def _bls(deployment: Deployment) -> Any:
     config = pb.ModelConfig(name="tensorrt_llm_bls", backend="python", max_batch_size=1)
     config.input.extend(model_inputs((*ENSEMBLE_INPUTS, *STOP)))
     config.output.extend(model_outputs(ENSEMBLE_OUTPUTS))
     config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
-    config.model_transaction_policy.decoupled = True
+    config.model_transaction_policy.decoupled = deployment.serving.decoupled
     values = {
         "tensorrt_llm_model_name": MODEL,
         "renamed_inputs": json.dumps(RENAMED),
