@@ -99,7 +99,13 @@ MISTAKES = [
     (
         "hardware.gpu_memory_limit",
         85,
-        "hardware.gpu_memory_limit: input should be less than or equal to 1, got 85",
+        "hardware.gpu_memory_limit: input should be less than 1, got 85",
+    ),
+    ("hardware.gpu_memory_limit", 1.0, "hardware.gpu_memory_limit: input should be less than 1, got 1.0"),
+    (
+        "kv_cache.free_gpu_memory_fraction",
+        1.0,
+        "kv_cache.free_gpu_memory_fraction: input should be less than 1, got 1.0",
     ),
     ("serving.http_port", 0, "serving.http_port: input should be greater than or equal to 1, got 0"),
     ("serving.http_port", 8001, "serving: ports must differ, got http_port 8001, grpc_port 8001"),

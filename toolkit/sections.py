@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+"""A share of memory, and not all of it: the backend aborts for a KV cache with a fraction of 1.0."""
 LAST_PORT = 65535
 Port = Annotated[int, Field(ge=1, le=LAST_PORT)]
 PORTS = ("http_port", "grpc_port", "metrics_port")
@@ -73,7 +75,7 @@ class KvCache(Section):
     max_tokens: Positive | None = None
     dtype: Literal["auto", "fp8"] = "auto"
     """auto: as the model's dtype, or FP8 where its weights are."""
-    free_gpu_memory_fraction: Share | None = None
+    free_gpu_memory_fraction: Fraction | None = None
     """Of what weights and workspace leave free. Derived from hardware.gpu_memory_limit when it is not given."""
 
 
@@ -87,7 +89,7 @@ class Hardware(Section):
     gpus: Positive = 8
     gpu_memory_gib: PositiveFloat = 79.6
     """What the driver shows of one GPU, in GiB (an 80 GB H100 shows about 79.6)."""
-    gpu_memory_limit: Share = 0.85
+    gpu_memory_limit: Fraction = 0.85
     host_memory_gb: PositiveFloat = 256
     cores_per_gpu: Positive = 16
 

@@ -154,9 +154,9 @@ def test_what_is_wrong_with_a_flag(name: str, value: object, words: str) -> None
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("kv_cache_free_gpu_mem_fraction", "1.5", "expected a number from 0 to 1, got '1.5'"),
-        ("kv_cache_free_gpu_mem_fraction", "nan", "expected a number from 0 to 1, got 'nan'"),
-        ("kv_cache_free_gpu_mem_fraction", "0.9GB", "expected a number from 0 to 1, got '0.9GB'"),
+        ("kv_cache_free_gpu_mem_fraction", "1.5", "expected a number above 0 and below 1, got '1.5'"),
+        ("kv_cache_free_gpu_mem_fraction", "nan", "expected a number above 0 and below 1, got 'nan'"),
+        ("kv_cache_free_gpu_mem_fraction", "0.9GB", "expected a number above 0 and below 1, got '0.9GB'"),
         ("max_beam_width", 2**31, "expected a whole number of at least 1 below 2147483648, got 2147483648"),
         (
             "kv_cache_host_memory_bytes",
@@ -164,13 +164,23 @@ def test_what_is_wrong_with_a_flag(name: str, value: object, words: str) -> None
             "expected a whole number of at least 0 below 18446744073709551616, got '18446744073709551616'",
         ),
         ("enable_chunked_context", "yes", "expected true or false, got 'yes'"),
-        ("max_attention_window_size", "1;2", "expected whole numbers with commas, such as 4096,8192, got '1;2'"),
+        ("max_attention_window_size", "1;2", "expected whole numbers with commas, such as 4096,8192, each at least 1, got '1;2'"),
         (
             "gpu_device_ids",
             "0,1;",
             "expected lists of whole numbers with semicolons, such as 0,1;2,3, got '0,1;'",
         ),
-        ("sink_token_length", "4", "expected a whole number that is 0, got '4'"),
+        ("kv_cache_free_gpu_mem_fraction", "1.0", "expected a number above 0 and below 1, got '1.0'"),
+        ("kv_cache_free_gpu_mem_fraction", "0", "expected a number above 0 and below 1, got '0'"),
+        ("kv_cache_free_gpu_mem_fraction", "0.99999999", "expected a number above 0 and below 1, got '0.99999999'"),
+        ("cross_kv_cache_fraction", "1", "expected a number above 0 and below 1, got '1'"),
+        (
+            "max_attention_window_size",
+            "4096,0",
+            "expected whole numbers with commas, such as 4096,8192, each at least 1, got '4096,0'",
+        ),
+        ("sink_token_length", "0", "expected no value, an empty string, got '0'"),
+        ("sink_token_length", "4", "expected no value, an empty string, got '4'"),
         ("gpt_model_type", "", "expected V1, v1, inflight_batching or inflight_fused_batching, got ''"),
         (
             "tokenizer_dir",
@@ -198,6 +208,9 @@ def test_what_is_wrong_with_a_parameter(name: str, value: object, words: str) ->
         (LATEST.backend_parameters["enable_chunked_context"], True),
         (LATEST.backend_parameters["kv_cache_free_gpu_mem_fraction"], 0.9),
         (LATEST.backend_parameters["kv_cache_free_gpu_mem_fraction"], ".5"),
+        (LATEST.backend_parameters["kv_cache_free_gpu_mem_fraction"], "0.999999"),
+        (LATEST.backend_parameters["sink_token_length"], ""),
+        (RELEASES["1.0"].backend_parameters["sink_token_length"], "4"),
         (LATEST.backend_parameters["kv_cache_host_memory_bytes"], str(2**64 - 1)),
         (LATEST.backend_parameters["gpu_device_ids"], "0,1;2,3"),
         (LATEST.backend_parameters["max_attention_window_size"], "4096,8192"),

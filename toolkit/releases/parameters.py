@@ -2,8 +2,9 @@
 
 Sources: NVIDIA/TensorRT-LLM triton_backend/: all_models/inflight_batcher_llm/tensorrt_llm/config.pbtxt@2a9abd95 (the
 same as in 1.1.0rc6) and @0c8de69a, inflight_batcher_llm/src/model_instance_state.cc@c8c6df08 and @0c8de69a, and
-model_state.cc@5cdd6921. The default is what an empty or missing value comes to; `required`: neither may be;
-`present`: it may be empty, not missing.
+model_state.cc@5cdd6921; cpp/tensorrt_llm/executor/kvCacheConfig.cpp@b35ac1b6, whose setters end the program for a
+fraction that is not between 0 and 1, and for a window or sink of 0 tokens. The default is what an empty or missing
+value comes to; `required`: neither may be; `present`: it may be empty, not missing.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ _PARAMETERS = f"""
     max_beam_width                    int32(1..)           1                    -     -
     FORCE_CPU_ONLY_INPUT_TENSORS      choice(no|yes)       no                   -     Triton's own
     max_tokens_in_paged_kv_cache      int32(1..)           -                    -     the fraction's, if that is less
-    max_attention_window_size         csv                  -                    -     default: the whole sequence
-    sink_token_length                 int32(0..)           -                    -1.0  1.0 not confirmed
-    sink_token_length                 int32(0..0)          -                    1.1-  sinks are refused (TL#6767)
+    max_attention_window_size         csv(1..)             -                    -     default: the whole sequence
+    sink_token_length                 int32(1..)           -                    -1.0  1.0 not confirmed
+    sink_token_length                 none                 -                    1.1-  sinks are refused (TL#6767)
     batch_scheduler_policy            choice({_POLICY})    guaranteed_no_evict  -     another: the default
-    kv_cache_free_gpu_mem_fraction    float(0..1)          0.9                  -     of what the engine leaves free
-    cross_kv_cache_fraction           float(0..1)          -                    -     encoder-decoder models
+    kv_cache_free_gpu_mem_fraction    fraction             0.9                  -     of what the engine leaves free
+    cross_kv_cache_fraction           fraction             -                    -     encoder-decoder models
     kv_cache_host_memory_bytes        size                 0                    -     -
     kv_cache_onboard_blocks           bool                 true                 -     -
     enable_trt_overlap                bool                 -                    -1.1  ignored with a warning

@@ -15,7 +15,7 @@ from toolkit.releases.tables import NAMES, names, rows, within
 
 BOOLEANS = ("true", "True", "TRUE", "1", "false", "False", "FALSE", "0")
 TOGGLES = ("enable", "disable")
-KINDS = ("int", "float", "bool", "toggle", "switch", "choice", "words", "text", "path", "csv", "groups", "list")
+KINDS = ("int", "float", "bool", "toggle", "switch", "choice", "words", "text", "path", "csv", "groups", "list", "none")
 
 INT32_MAX = 2**31 - 1
 SIZE_MAX = 2**64 - 1
@@ -26,6 +26,8 @@ _TYPES: dict[str, tuple[str, float, float]] = {
     **{kind: (kind, -math.inf, math.inf) for kind in KINDS},
     "int32": ("int", -(2**31), INT32_MAX),
     "size": ("int", 0, SIZE_MAX),
+    # Above 0 and below 1 as a number of 32 bits, which is what the executor checks: the least and the greatest such.
+    "fraction": ("float", 2.0**-149, 1 - 2.0**-24),
 }
 
 
@@ -39,9 +41,10 @@ class Setting:
     switch          takes no value: True is given, False not given
     choice          one of `choices`
     words           the same, in capital letters or small ones
-    csv, groups     whole numbers with commas; such lists with semicolons
+    csv, groups     whole numbers of at least `low` with commas; such lists with semicolons
     list            one word or more, each an argument of its own
     text, path      any; a path is not empty
+    none            takes no value in this release: it stays empty
     """
 
     name: str
@@ -65,7 +68,7 @@ class Setting:
         if not isinstance(value, str | int | float | PathLike):
             return False
         text = str(value)
-        if "\0" in text or "\n" in text:
+        if "\0" in text or "\n" in text or self.kind == "none":
             return False
         if self.kind in ("int", "float"):
             return self._is_number(text)
@@ -73,7 +76,8 @@ class Setting:
             return isinstance(value, str | PathLike) and (self.kind == "text" or bool(text))
         if self.kind in ("csv", "groups"):
             lists = text.split(";") if self.kind == "groups" else [text]
-            return all(re.fullmatch(r"\d+(,\d+)*", numbers, re.ASCII) for numbers in lists)
+            whole = all(re.fullmatch(r"\d{1,20}(,\d{1,20})*", numbers, re.ASCII) for numbers in lists)
+            return whole and all(int(number) >= self.low for number in re.findall(r"\d+", text))
         return (text.lower() if self.kind == "words" else text) in self.choices
 
     def _is_number(self, text: str) -> bool:
@@ -97,13 +101,16 @@ class Setting:
             "list": "one word or more",
             "text": "text",
             "path": "a path",
+            "none": "no value, an empty string",
         }[self.kind]
         return noun + self._range()
 
     def _range(self) -> str:
         low, high = self.low, self.high
-        if low == high:
-            return f" that is {low:g}"
+        if self.kind == "csv":
+            return "" if low <= 0 else f", each at least {low:g}"
+        if (low, high) == _TYPES["fraction"][1:]:
+            return " above 0 and below 1"
         # The ends of a C++ type are worth saying only to who passes them.
         if high in (math.inf, INT32_MAX, SIZE_MAX):
             least = "" if low in (-math.inf, -(2**31)) else f" of at least {low:g}"
@@ -177,9 +184,9 @@ def _type(cell: str) -> dict[str, Any]:
         raise ValueError(f"not a type of a table: {cell!r}")
     kind, low, high = _TYPES[match[1]]
     choices: tuple[str, ...] = {"bool": BOOLEANS, "toggle": TOGGLES}.get(kind, ())
-    if match[2] and kind in ("int", "float"):
+    if match[2] and kind in ("int", "float", "csv"):
         least, _, most = match[2].partition("..")
-        number = int if kind == "int" else float
+        number = float if kind == "float" else int
         low, high = number(least) if least else low, number(most) if most else high
     elif match[2]:
         choices = tuple(match[2].split("|"))
