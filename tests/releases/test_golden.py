@@ -1,7 +1,7 @@
 """What the flagship is by each release, against checked-in copies, so that a change is seen in review.
 
-A folder a release. 1.2 has everything: the contract, listed; the repository's configs; the build with its image, as a
-script; the command that serves. Another release has, as a diff, what differs from 1.2 and nothing else.
+A folder a release. 1.2 has everything: the contract, listed; the checkpoint's config.json; the repository's configs; the
+build with its image, as a script; the command that serves. Another release has, as a diff, what differs from 1.2 and nothing else.
 
 After a change that is meant:  python tests/releases/test_golden.py
 """
@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import pytest
 
+from toolkit.checkpoint.config_json import config_text
 from toolkit.config import Deployment, with_settings
 from toolkit.engine.tensorrt import build
 from toolkit.errors import ToolkitError
@@ -34,6 +35,7 @@ def texts(release: Release) -> dict[str, str]:
     version = {"version": release.images[0].version}
     deployment = with_settings(Deployment.load(FLAGSHIP), engine_options=version)
     in_docker = with_settings(deployment, runtime={"kind": "docker"})
+    checkpoint = config_text(deployment.shape, deployment.mapping, deployment.model.dtype)
     configs = model_configs(deployment, LLAMA3_INSTRUCT, deployment.engine_dir)
     with (
         patch("toolkit.serve.gpus.read_topology", side_effect=ToolkitError("nobody looked")),
@@ -47,6 +49,7 @@ def texts(release: Release) -> dict[str, str]:
             **pytorch(in_docker),
         }
     made = {f"{name}.pbtxt": to_text(config) for name, config in configs.items()} | commands
+    made["checkpoint.json"] = checkpoint
     own = {str(deployment.output): "/OUTPUT", str(deployment.file): "FILE"}
     for place, name in own.items():
         made = {copy: text.replace(place, name) for copy, text in made.items()}
@@ -96,6 +99,8 @@ def listing(release: Release) -> str:
         lines += ["", f"parameters of NVIDIA's {model}", *map(line, parameters.values())]
     for model, parameters in OUR_PARAMETERS.items():
         lines += ["", f"parameters of our {model}", *map(line, parameters.values())]
+    keys = sorted(f"  {block}.{name}" for block, known in release.checkpoint_keys.items() for name in known)
+    lines += ["", "keys of blocks in a checkpoint's config.json", *keys]
     lines += ["", "not flags", *(f"  {name}: {why}" for name, why in release.removed_flags.items())]
     lines += ["", "renamed", *(f"  {old}: {new} since {since}" for old, (new, since) in RENAMES.items())]
     return "\n".join(lines) + "\n"

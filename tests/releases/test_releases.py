@@ -164,7 +164,11 @@ def test_what_is_wrong_with_a_flag(name: str, value: object, words: str) -> None
             "expected a whole number of at least 0 below 18446744073709551616, got '18446744073709551616'",
         ),
         ("enable_chunked_context", "yes", "expected true or false, got 'yes'"),
-        ("max_attention_window_size", "1;2", "expected whole numbers with commas, such as 4096,8192, each at least 1, got '1;2'"),
+        (
+            "max_attention_window_size",
+            "1;2",
+            "expected whole numbers with commas, such as 4096,8192, each at least 1, got '1;2'",
+        ),
         (
             "gpu_device_ids",
             "0,1;",

@@ -24,9 +24,9 @@ Progress = Callable[[int, int], None]
 def convert(deployment: Deployment, progress: Progress | None = None) -> bool:
     """Write `deployment.checkpoint_dir` from `deployment.model.path`, or finish what an earlier run began.
 
-    True when it was written now, False when it was current. Raises ToolkitError for a source that is not
-    whole, does not fit its config.json or does not fit the dtype, and then leaves no files behind. Cut off by
-    anything else, it leaves `checkpoint.partial`, and the next run goes on from there.
+    True when it, or its config.json alone, was written now; False when it was current. Raises ToolkitError for a
+    source that is not whole, does not fit its config.json or does not fit the dtype, and then leaves no files
+    behind. Cut off by anything else, it leaves `checkpoint.partial`, and the next run goes on from there.
     """
     import json
     from importlib.metadata import version
@@ -43,7 +43,7 @@ def convert(deployment: Deployment, progress: Progress | None = None) -> bool:
     check_source(source, shape)
     seen = source.seen()
     if is_current(deployment.checkpoint_dir, STAGE, source, shape, settings(deployment), progress):
-        return False
+        return _renew_config(deployment)
     refuse_others_work(deployment.checkpoint_dir)
     with atomic_directory(deployment.checkpoint_dir, resume=True) as partial:
         written = write_checkpoint(source, shape, mapping, dtype, partial, progress)
@@ -59,6 +59,26 @@ def convert(deployment: Deployment, progress: Progress | None = None) -> bool:
             seen=seen,
         )
         write_lock(partial, lock)
+    return True
+
+
+def _renew_config(deployment: Deployment) -> bool:
+    """Write config.json again if it is of an earlier toolkit and has keys that the release refuses."""
+    from dataclasses import replace
+
+    from toolkit.artifacts import read_lock, record, write_lock
+    from toolkit.checkpoint.config_json import config_text
+    from toolkit.jsonfile import read_json
+    from toolkit.releases.checkpoint import unknown_keys
+
+    directory, lock = deployment.checkpoint_dir, read_lock(deployment.checkpoint_dir)
+    config = directory / "config.json"
+    if lock is None or not any(unknown_keys(read_json(config), deployment.release.checkpoint_keys)):
+        return False
+    draft = config.with_suffix(".new")
+    draft.write_text(config_text(deployment.shape, deployment.mapping, deployment.model.dtype), encoding="utf-8")
+    draft.replace(config)
+    write_lock(directory, replace(lock, outputs={**lock.outputs, config.name: record(config)}))
     return True
 
 

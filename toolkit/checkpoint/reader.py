@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from toolkit.checkpoint.config_json import LLAMA_DEFAULTS, checkpoint_config
+from toolkit.checkpoint.config_json import checkpoint_config
 from toolkit.checkpoint.layout import Embedding
 from toolkit.checkpoint.safetensors_file import Stored, read_header
 from toolkit.errors import ToolkitError
@@ -31,9 +31,19 @@ NAMES = {
 """Fields that Hugging Face calls otherwise: theirs to ours; all others have the same name."""
 
 DEFAULT_EPSILON = 1e-5
-HARMLESS = ("runtime_defaults", "disable_weight_only_quant_plugin", "has_partial_lora_mask")
-REQUIRED: dict[str, Any] = {name: value for name, value in LLAMA_DEFAULTS.items() if name not in HARMLESS} | {
-    "position_embedding_type": "rope_gpt_neox"
+REQUIRED: dict[str, Any] = {
+    "position_embedding_type": "rope_gpt_neox",
+    "qk_layernorm": False,
+    "residual_mlp": False,
+    "remove_duplicated_kv_heads": False,
+    "fc_after_embed": False,
+    "use_input_layernorm_in_first_layer": True,
+    "use_last_layernorm": True,
+    "layer_idx_offset": 0,
+    "embedding_multiplier": 1.0,
+    "attention_multiplier": 1.0,
+    "residual_multiplier": 1.0,
+    "output_multiplier_scale": 1.0,
 }
 """What changes the arithmetic, with the only value that is supported. A field that is missing has it."""
 

@@ -7,7 +7,6 @@ next run.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import threading
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.artifacts import digest_of
-from toolkit.checkpoint.config_json import checkpoint_config
+from toolkit.checkpoint.config_json import config_text
 from toolkit.checkpoint.jobs import Job, Output, RankFile, Result, digest, jobs_of, rank_files, run
 from toolkit.checkpoint.journal import Journal
 from toolkit.checkpoint.source import Source
@@ -69,8 +68,7 @@ def write_checkpoint(
     if not laid_out or not journal.resume(lambda key, result: _holds(directory, files, by_key[key], result)):
         _lay_out(directory, files)
         journal.begin()
-    config = checkpoint_config(shape, mapping, dtype)
-    (directory / "config.json").write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
+    (directory / "config.json").write_text(config_text(shape, mapping, dtype), encoding="utf-8")
     with _opened(directory, files) as outputs:
         _run_all(jobs, source, dtype, outputs, journal, progress)
         if source.seen() != seen:

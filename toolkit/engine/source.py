@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from toolkit.checkpoint.reader import open_checkpoint
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.jsonfile import read_json
+from toolkit.releases.checkpoint import unknown_keys
 from toolkit.verify.structure import structure_differences
 
 
@@ -36,7 +37,9 @@ def _converted(deployment: Deployment) -> Source:
     """The checkpoint that `toolkit convert` wrote for this deployment."""
     directory, remake = deployment.checkpoint_dir, f"toolkit convert {deployment.file}"
     lock = require(directory, checkpoint.STAGE, checkpoint.settings(deployment), remake)
-    return Source(directory, lock.digest, read_json(directory / "config.json"))
+    config = read_json(directory / "config.json")
+    _refuse_unknown_keys(deployment, directory, config, f"Run: {remake}")
+    return Source(directory, lock.digest, config)
 
 
 def _given(deployment: Deployment, directory: Path, progress: Callable[[int, int], None]) -> Source:
@@ -53,8 +56,19 @@ def _given(deployment: Deployment, directory: Path, progress: Callable[[int, int
     for difference in structure_differences(deployment.shape, opened):
         hint = f"Is it a checkpoint of {deployment.model.path}?"
         raise ToolkitError(difference.what, where=directory / difference.where, hint=hint)
+    _refuse_unknown_keys(deployment, directory, opened.raw, "Remove it there, or convert it with that release.")
     digests = [record(directory / "config.json")["sha256"]]
     for rank in opened.mapping.ranks:
         digests.append(record(opened.file(rank))["sha256"])
         progress(rank + 1, opened.mapping.world_size)
     return Source(directory, digest_of(digests), opened.config)
+
+
+def _refuse_unknown_keys(deployment: Deployment, directory: Path, config: Mapping[str, Any], hint: str) -> None:
+    """Raise a ToolkitError for a config.json that trtllm-build would refuse. A rehearsal takes those of any release."""
+    if deployment.engine != "tensorrt":
+        return
+    release = deployment.release
+    for key in unknown_keys(config, release.checkpoint_keys):
+        what = f"{key}: TensorRT-LLM {release.name} does not know it; another release wrote it"
+        raise ToolkitError(what, where=directory / "config.json", hint=hint)

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from toolkit.errors import ToolkitError, shown
+from toolkit.releases.checkpoint import checkpoint_keys
 from toolkit.releases.flags import build_flags, removed_flags
 from toolkit.releases.images import Image, images
 from toolkit.releases.models import model_parameters
@@ -27,6 +28,7 @@ class Release:
     backend_parameters: Mapping[str, Parameter]
     model_parameters: Mapping[str, Mapping[str, Parameter]]
     removed_flags: Mapping[str, str]
+    checkpoint_keys: Mapping[str, frozenset[str]]
 
     @property
     def versions(self) -> tuple[str, ...]:
@@ -47,6 +49,7 @@ RELEASES: Mapping[str, Release] = MappingProxyType(
             backend_parameters(name),
             model_parameters(name),
             removed_flags(name),
+            checkpoint_keys(name),
         )
         for name in NAMES
     }
@@ -54,7 +57,7 @@ RELEASES: Mapping[str, Release] = MappingProxyType(
 """By name, oldest first."""
 
 LATEST = RELEASES[NAMES[-1]]
-WITHOUT_ENGINES = Release("1.3", (), {}, {}, {}, {})
+WITHOUT_ENGINES = Release("1.3", (), {}, {}, {}, {}, {})
 """What comes after engines: engine: pytorch alone runs on it (toolkit.releases.llm_api)."""
 
 
