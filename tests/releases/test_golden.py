@@ -1,7 +1,8 @@
 """What the flagship is by each release, against checked-in copies, so that a change is seen in review.
 
-A folder a release. 1.2 has everything: the contract, listed; the checkpoint's config.json; the repository's configs; the
-build with its image, as a script; the command that serves. Another release has, as a diff, what differs from 1.2 and nothing else.
+A folder a release. 1.2 has everything: the contract, listed; the checkpoint's config.json; the repository's
+configs; the build with its image, as a script; the command that serves. Another release has, as a diff, what differs
+from 1.2 and nothing else.
 
 After a change that is meant:  python tests/releases/test_golden.py
 """
