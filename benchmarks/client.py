@@ -2,6 +2,7 @@
 
     python benchmarks/client.py             our client: each protocol, threads and gevent, 1, 16 and 64 streams
     python benchmarks/client.py readers     the HTTP libraries that could have been under it
+    python benchmarks/client.py events      processor time of an OpenAI event, without a network
 
 The server is tests/client/probe.py in a process of its own (TTFT 200 ms, ITL 20 ms); each of its events
 carries the time at which it was sent. Results are in benchmarks/client.md.
@@ -9,6 +10,7 @@ carries the time at which it was sent. Results are in benchmarks/client.md.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -117,7 +119,55 @@ def readers(probe) -> Iterator[str]:
             yield row(reader.__name__.removeprefix("read_"), streams, done, busy)
 
 
+class Recorded:
+    """In the place of connections: an answer that is already there, one read for each event."""
+
+    def __init__(self, events: list[bytes]) -> None:
+        self._events = events
+
+    @contextlib.contextmanager
+    def post(self, *_: object) -> Iterator[tuple[Recorded, Recorded]]:
+        self._left = iter(self._events)
+        yield self, self
+
+    def settimeout(self, seconds: float) -> None:
+        pass
+
+    def read1(self) -> bytes:
+        return next(self._left, b"")
+
+    def read(self) -> bytes:
+        return b""
+
+
+def events() -> None:
+    """Microseconds of processor time for an event, the best of several rounds: the machine does other things, too.
+
+    Alone in a read of the socket, as from a paced server; and eight in a read, as where the reader is behind.
+    """
+    from toolkit.client import GenerateRequest, connect
+
+    head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "llama"}
+    many = 20_000
+    counted = {"usage": {"prompt_tokens": 9, "completion_tokens": 1}}
+    for name, usage, each in (("plain", {}, 1), ("usage on each", counted, 1), ("plain, eight a read", {}, 8)):
+        choice = {"index": 0, "delta": {"content": " word"}, "logprobs": None, "finish_reason": None}
+        text = b"data: " + json.dumps({**head, "choices": [choice], **usage}).encode() + b"\n\n"
+        last = {**choice, "delta": {}, "finish_reason": "stop"}
+        end = b"data: " + json.dumps({**head, "choices": [last], **usage}).encode() + b"\n\n"
+        client, took = connect("openai+http://127.0.0.1:1"), []
+        client._connections = Recorded([*[text * each] * (many // each), end, b"data: [DONE]\n\n"])  # type: ignore[attr-defined]
+        for _ in range(9):
+            begin = time.process_time()
+            found = sum(1 for event in client.generate_stream(GenerateRequest("x", 1)) if event.text)
+            took.append((time.process_time() - begin) / many * 1e6)
+            assert found == many
+        print(f"{name}: {min(took):.2f} us an event")
+
+
 def main() -> None:
+    if sys.argv[1:] == ["events"]:
+        return events()
     measured = readers if sys.argv[1:] == ["readers"] else our_client
     print(f"{os.cpu_count()} cores, load average before {os.getloadavg()[0]:.1f}")
     print("| client | streams | asking P50 | P99 | first P50 | P99 | every P50 | P99 | TPOT P99 | CPU |")

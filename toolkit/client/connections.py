@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import ssl
 import time
@@ -19,6 +20,13 @@ from toolkit.client.base import DeadlineExceeded, ServerFailed, ServerRefused, T
 
 READY_TIMEOUT_S = 5.0
 LARGEST_ERROR = 65536
+LONGEST_SAID = 400
+"""Characters: servers repeat prompts in their errors."""
+BEGINNING = 256
+BEGINS = {
+    "text/event-stream": re.compile(rb"(\xef\xbb\xbf)?\s*(data|event|id|retry|)[ ]?:"),
+    "application/json": re.compile(rb"\s*\{\s*\"(?!error)"),
+}
 # What is not the request's fault: the same one may succeed later.
 BUSY = (408, 429)
 
@@ -46,10 +54,7 @@ class Connections:
         with self.exchange("POST", path, json.dumps(data).encode(), limit) as (response, sock):
             if response.status != 200:
                 raise self.refusal(response)
-            expected = "text/event-stream" if streams else "application/json"
-            if response.headers.get_content_type() != expected:
-                found = response.headers.get("Content-Type")
-                raise ServerFailed(f"answered with {found}, expected {expected}", where=self._url)
+            self._check_type(response, "text/event-stream" if streams else "application/json")
             yield response, sock
 
     @contextlib.contextmanager
@@ -95,6 +100,18 @@ class Connections:
         """The error for an answer with an error status, in the server's own words."""
         refused = 400 <= response.status < 500 and response.status not in BUSY
         return (ServerRefused if refused else ServerFailed)(_error_text(response), where=self._url)
+
+    def _check_type(self, response: HTTPResponse, expected: str) -> None:
+        """Gateways name other types than their servers, or none: then the answer's first bytes say what it is."""
+        if response.headers.get_content_type() == expected:
+            return
+        begin = response.peek(BEGINNING)
+        if BEGINS[expected].match(begin):
+            return
+        if said_it := _words(response.read(LARGEST_ERROR)):
+            raise ServerFailed(said_it, where=self._url)
+        found = response.headers.get("Content-Type", "no Content-Type")
+        raise ServerFailed(f"answered with {found}, expected {expected}: {quoted(begin)}", where=self._url)
 
     def close(self) -> None:
         while self._idle:
@@ -145,33 +162,10 @@ def whole(response: HTTPResponse, sock: socket.socket, limit: TimeLimit) -> tupl
     return b"".join(data for data, _ in pieces), pieces[-1][1]
 
 
-def server_sent_events(chunks: Iterator[tuple[bytes, float]]) -> Iterator[tuple[bytes, float]]:
-    """The data of each event of a stream, with the time at which the chunk that completed it was read.
-
-    Raises ServerFailed for a line that is none of a stream's, and for a stream that ends within an event.
-    """
-    pending, data = b"", []
-    for chunk, received in chunks:
-        *lines, pending = (pending + chunk).split(b"\n")
-        for line in lines:
-            line = line.removesuffix(b"\r")
-            field, _, value = line.partition(b":")
-            if field == b"data":
-                data.append(value.removeprefix(b" "))
-            elif not line:
-                if data:
-                    yield b"\n".join(data), received
-                data = []
-            elif field not in (b"", b"event", b"id", b"retry"):
-                raise ServerFailed(f"the stream holds {quoted(line)}, which is no part of an event")
-    if pending or data:
-        raise ServerFailed(f"the stream ended within an event, after {quoted(b''.join(data) + pending)}")
-
-
 def json_object(data: bytes) -> dict[str, Any]:
     """What the server sent, which must be a JSON object."""
     try:
-        answer = json.loads(data)
+        answer = json.loads(data.decode())  # of bytes it would guess the encoding, at each event
     except (ValueError, RecursionError):
         raise ServerFailed(f"the server sent {quoted(data)}, expected JSON") from None
     if not isinstance(answer, dict):
@@ -180,21 +174,28 @@ def json_object(data: bytes) -> dict[str, Any]:
 
 
 def said(error: Any) -> str:
-    """The words of an error: a text, or an object with a `message`."""
-    return str(error.get("message", error) if isinstance(error, dict) else error)
+    """The words of an error: a text, an object with a `message`, or FastAPI's list, which repeats the request."""
+    if isinstance(error, list) and all(isinstance(part, dict) and "msg" in part for part in error):
+        error = "; ".join(f"{'.'.join(map(str, part.get('loc', ())))}: {part['msg']}" for part in error)
+    elif isinstance(error, dict):
+        error = error.get("message", error)
+    text = str(error)
+    return text if len(text) <= LONGEST_SAID else text[:LONGEST_SAID] + "..."
 
 
 def _error_text(response: HTTPResponse) -> str:
-    """The server's own words for why it answers with an error status: Triton's, OpenAI's, vLLM's, or FastAPI's."""
+    """The server's own words for why it answers with an error status."""
     body = response.read(LARGEST_ERROR)
+    return _words(body) or f"answered {response.status} {response.reason}: {quoted(body)}"
+
+
+def _words(body: bytes) -> str | None:
+    """What an error says: Triton's, OpenAI's, vLLM's, or FastAPI's. None where the body is none of these."""
     try:
         answer = json_object(body.strip().removeprefix(b"data:"))
     except ServerFailed:
-        answer = {}
-    for name in ("error", "message", "detail"):
-        if answer.get(name):
-            return said(answer[name])
-    return f"answered {response.status} {response.reason}: {quoted(body)}"
+        return None
+    return next((said(answer[name]) for name in ("error", "message", "detail") if answer.get(name)), None)
 
 
 def _is_open(sock: socket.socket) -> bool:

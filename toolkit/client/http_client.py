@@ -7,8 +7,9 @@ from typing import Any
 from urllib.parse import quote
 
 from toolkit.client.base import Client, Event, Result, ServerFailed, quoted
-from toolkit.client.connections import Connections, chunks, json_object, said, server_sent_events, whole
+from toolkit.client.connections import Connections, chunks, json_object, said, whole
 from toolkit.client.request import GenerateRequest
+from toolkit.client.server_sent_events import CUT_OFF, EventStream
 
 # What a JSON answer holds beside output tensors (the sequence_ ones are an ensemble's response parameters).
 NOT_OUTPUTS = ("model_name", "model_version", "id", "sequence_id", "sequence_start", "sequence_end")
@@ -27,10 +28,16 @@ class HttpClient(Client):
             if not response.chunked:
                 # Without chunks the end of the answer could not be told from a broken connection.
                 raise ServerFailed("answered without chunks, so not with a stream", where=self.url)
-            for data, received in server_sent_events(chunks(response, sock, limit)):
+            stream = EventStream(chunks(response, sock, limit))
+            for data, received, kind in stream:
+                if kind == CUT_OFF:
+                    raise ServerFailed(f"the stream ended within an event, after {quoted(data)}", where=self.url)
                 limit.begun = True
                 text, outputs = _text_and_outputs(data)
                 yield Event(text, received, outputs)
+            if stream.ignored is not None:
+                what = f"the stream holds {quoted(stream.ignored)}, which is no part of an event"
+                raise ServerFailed(what, where=self.url)
             if not limit.begun:
                 raise ServerFailed("the stream ended without an event", where=self.url)
 

@@ -1,58 +1,93 @@
-"""An answer of OpenAI's API, chunk by chunk or whole: its text, and what the server counted."""
+"""An answer of OpenAI's API, chunk by chunk or whole: its text, and what the server counted.
+
+Servers differ in what they leave out and how they spell it (docs/serving.md has the list). What is none of these is
+an error that shows the first bytes of what came.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from toolkit.client.base import Event, Result, ServerFailed, ServerRefused, quoted
-from toolkit.client.connections import json_object, said
+from toolkit.client.connections import BUSY, json_object, said
+from toolkit.client.server_sent_events import CUT_OFF, ERROR, MESSAGE
 
 DONE = b"[DONE]"
+# How servers spell, beside null, that an answer goes on.
+GOES_ON = ("", "null", "none", "not_finished")
 # Reasons to finish that leave an answer unfinished (vLLM's and TensorRT-LLM's).
-UNFINISHED = ("abort", "error", "cancelled", "timeout", "not_finished")
+UNFINISHED = ("abort", "error", "cancelled", "timeout")
+# What a chunk may call itself that has no choices and no usage.
+CHUNKS = ("chat.completion.chunk", "text_completion", "text_completion.chunk")
+# Of an error without a status: the types that say that the request itself is wrong.
+REFUSALS = ("invalid_request_error", "BadRequestError", "validation")
 
 
 class Answer:
     """A streamed answer as far as it was read."""
 
     def __init__(self, chat: bool) -> None:
-        self._chat = chat
+        self._part = "delta" if chat else None
         self._begun = self._finished = self._done = False
         # Tokens counted so far; None once a chunk came without a count, as then usage is told at the end only.
         self._counted: int | None = 0
 
-    def event(self, data: bytes, received: float) -> Event | None:
+    def event(self, data: bytes, received: float, kind: bytes = MESSAGE) -> Event | None:
         """What one chunk says; None when it says nothing, as the first one of a chat, which only has a role."""
-        if self._done:
-            raise ServerFailed(f"the server sent {quoted(data)} after the end of the stream")
         if data.strip() == DONE:
             self._done = True
             return None
+        if kind != MESSAGE and self._is_to_be_ignored(data, kind):
+            return None
+        if self._done:
+            raise ServerFailed(f"the server sent {quoted(data)} after the end of the stream")
         chunk = _checked(data, self._begun)
         choice = _choice(chunk, data)
         if choice is None:
-            outputs = self._outputs(chunk, 0)
-            return Event("", received, outputs) if outputs else None
-        text, outputs, is_empty = _text(choice, "delta" if self._chat else None, data)
-        if text and self._finished:
-            raise ServerFailed(f"the server sent {quoted(text)} after the end of the answer")
+            return self._count_alone(chunk, received)
+        text, outputs, is_empty = _text(choice, self._part, data)
         reason = choice.get("finish_reason")
+        if reason is not None:
+            reason = _reason(reason, data)
+        if self._finished and reason is None:
+            if text:
+                raise ServerFailed(f"the server sent {quoted(text)} after the end of the answer")
+            return self._count_alone(chunk, received)
         if is_empty and reason is None:
             return None
         self._begun = True
         if reason is not None:
             self._finished = True
-            outputs["finish_reason"] = _checked_reason(reason)
+            outputs["finish_reason"] = reason
         return Event(text, received, {**outputs, **self._outputs(chunk, None)})
 
-    def end(self) -> None:
-        """Raises ServerFailed when the stream ended and the answer is not whole."""
-        if not self._begun and self._done:
-            raise ServerFailed("the stream ended without an event")
-        if not self._done:
-            raise ServerFailed("the stream ended without data: [DONE], so before the answer's end")
-        if not self._finished:
-            raise ServerFailed("the stream ended without a finish_reason, so before the answer's end")
+    def end(self, ignored: bytes | None = None) -> None:
+        """Raises ServerFailed when the stream ended and the answer is not whole. `ignored` is a line that it held.
+
+        The reason why the answer finished comes after all text, so `[DONE]` need not follow it.
+        """
+        if self._finished:
+            return
+        held = "" if ignored is None else f"; it holds {quoted(ignored)}, which is no part of an event"
+        if not self._begun:
+            raise ServerFailed(f"the stream ended without an event{held}")
+        raise ServerFailed(f"the stream ended without a finish_reason, so before the answer's end{held}")
+
+    def _is_to_be_ignored(self, data: bytes, kind: bytes) -> bool:
+        """Of an event with a type. Raises ServerFailed for an error, and for a chunk that was cut off."""
+        if kind == ERROR:
+            raise _failure(_json(data) or {"error": data.decode("utf-8", "replace")}, self._begun)
+        found = _json(data)
+        if kind == CUT_OFF:
+            if found is None and not self._finished:
+                raise ServerFailed(f"the stream ended within an event, after {quoted(data)}")
+            return found is None
+        return found is None or not {"choices", "usage", "error"} & found.keys()
+
+    def _count_alone(self, chunk: dict[str, Any], received: float) -> Event | None:
+        outputs = self._outputs(chunk, 0)
+        return Event("", received, outputs) if outputs else None
 
     def _outputs(self, chunk: dict[str, Any], tokens: int | None) -> dict[str, Any]:
         """What is known of token counts: of this event when every one so far came with a count, else in total."""
@@ -74,28 +109,49 @@ def result(data: bytes, received: float, chat: bool) -> Result:
     if choice is None:
         raise ServerFailed(f"the server sent {quoted(data)}, expected choices")
     text, outputs, _ = _text(choice, "message" if chat else None, data)
-    outputs["finish_reason"] = _checked_reason(choice.get("finish_reason"))
-    outputs |= _usage(answer)
+    reason = _reason(choice.get("finish_reason"), data)
+    if reason is None:
+        raise _unfinished(choice.get("finish_reason"))
+    outputs |= {"finish_reason": reason, **_usage(answer)}
     if "total_output_tokens" in outputs:
         outputs["num_output_tokens"] = outputs["total_output_tokens"]
     return Result(text, received, outputs)
 
 
+def _json(data: bytes) -> dict[str, Any] | None:
+    """The object that the data is; None where it is none."""
+    try:
+        return json_object(data)
+    except ServerFailed:
+        return None
+
+
 def _checked(data: bytes, begun: bool) -> dict[str, Any]:
     """What the server sent, unless it is an error, which may come after a status of 200."""
     answer = json_object(data)
-    error = answer if answer.get("object") == "error" else answer.get("error")
-    if error is None:
-        return answer
-    code = error.get("code") if isinstance(error, dict) else None
-    refused = not begun and isinstance(code, int) and 400 <= code < 500
-    raise (ServerRefused if refused else ServerFailed)(said(error))
+    if answer.get("error") or answer.get("object") == "error":
+        raise _failure(answer, begun)
+    return answer
+
+
+def _failure(answer: dict[str, Any], begun: bool) -> ServerRefused | ServerFailed:
+    """An error in a stream: OpenAI's object, SGLang's and LiteLLM's; vLLM's and trtllm-serve's without `error` around
+    it; TGI's and Ollama's, whose `error` is a text; llama.cpp's.
+    """
+    error = answer.get("error") or answer
+    facts = {**answer, **error} if isinstance(error, dict) else answer
+    codes = (str(facts[name]) for name in ("code", "http_status_code", "status_code", "status") if name in facts)
+    code = next((int(code) for code in codes if re.fullmatch("[45][0-9][0-9]", code)), None)
+    refused = code < 500 and code not in BUSY if code else (facts.get("type") or facts.get("error_type")) in REFUSALS
+    return (ServerRefused if refused and not begun else ServerFailed)(said(error))
 
 
 def _choice(answer: dict[str, Any], data: bytes) -> dict[str, Any] | None:
     """The only choice; None in a chunk without one, which only says usage."""
     choices = answer.get("choices")
-    if choices == []:
+    if choices is None or choices == []:
+        if "choices" not in answer and "usage" not in answer and answer.get("object") not in CHUNKS:
+            raise ServerFailed(f"the server sent {quoted(data)}, expected choices")
         return None
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
         raise ServerFailed(f"the server sent {quoted(data)}, expected one choice")
@@ -105,23 +161,35 @@ def _choice(answer: dict[str, Any], data: bytes) -> dict[str, Any] | None:
 def _text(choice: dict[str, Any], part: str | None, data: bytes) -> tuple[str, dict[str, Any], bool]:
     """(text, outputs, whether there is nothing) of a choice, or of the delta or message in it."""
     holder = choice if part is None else choice.get(part)
+    if holder is None and not choice.keys() & {"text", "message", "delta"} - {part}:
+        return "", {}, True
     if not isinstance(holder, dict):
         raise ServerFailed(f"the server sent {quoted(data)}, expected a {part}")
     content = holder.get("text" if part is None else "content")
     # vLLM's newer name comes second: a server that has both says the same with them.
     thoughts = holder.get("reasoning_content") or holder.get("reasoning") or ""
     text = thoughts + (content or "") if isinstance(content, str | None) and isinstance(thoughts, str) else None
-    if text is None or (part is None and content is None):
+    if text is None or (part is None and content is None and choice.keys() & {"message", "delta"}):
         raise ServerFailed(f"the server sent {quoted(data)}, expected text")
     # An empty text is that of a token which is no whole character yet, except beside a role.
     is_empty = not text and ("role" in holder or content is None)
     return text, {"reasoning": True} if thoughts else {}, is_empty
 
 
-def _checked_reason(reason: Any) -> str:
-    if not isinstance(reason, str) or reason in UNFINISHED:
-        raise ServerFailed(f"the server did not finish the answer: finish_reason {reason!r}")
-    return reason
+def _reason(reason: Any, data: bytes) -> str | None:
+    """Why the answer finished; None where it goes on. Raises ServerFailed where it was broken off."""
+    if reason is None:
+        return None
+    if not isinstance(reason, str):
+        raise ServerFailed(f"the server sent {quoted(data)}, expected a finish_reason of text or null")
+    spelt = reason.lower()
+    if spelt in UNFINISHED:
+        raise _unfinished(reason)
+    return None if spelt in GOES_ON else reason
+
+
+def _unfinished(reason: Any) -> ServerFailed:
+    return ServerFailed(f"the server did not finish the answer: finish_reason {reason!r}")
 
 
 def _usage(answer: dict[str, Any]) -> dict[str, int]:

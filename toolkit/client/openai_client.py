@@ -13,9 +13,10 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 from toolkit.client.base import Client, Event, Result
-from toolkit.client.connections import Connections, chunks, server_sent_events, whole
+from toolkit.client.connections import Connections, chunks, whole
 from toolkit.client.openai_answer import Answer, result
 from toolkit.client.request import GenerateRequest
+from toolkit.client.server_sent_events import EventStream
 from toolkit.errors import InputRefused, ToolkitError
 from toolkit.secrecy import INSTEAD, SHORTEST_SECRET
 
@@ -40,8 +41,8 @@ NOT_SENT = (*COUNTS, "return_perf_metrics")
 
 
 class OpenAiClient(Client):
-    """Asks one endpoint, whose path says whether it is chat: there the prompt is the user's message, and the
-    server applies the model's chat template.
+    """Asks one endpoint, whose path says whether it is chat: that gets the request's messages, or its prompt as the
+    user's message, and applies the model's chat template. Completions get the prompt as it is.
 
     The tokens of a thinking model's reasoning are text like others, in events that say `reasoning: True`.
     """
@@ -71,13 +72,13 @@ class OpenAiClient(Client):
         limit = self._limit(deadline_s)
         body = self._body(request, True)
         with self._without_key(), self._connections.post(self._path, body, True, limit) as (response, sock):
-            answer = Answer(self._chat)
-            for data, received in server_sent_events(chunks(response, sock, limit)):
-                event = answer.event(data, received)
+            answer, stream = Answer(self._chat), EventStream(chunks(response, sock, limit))
+            for sent in stream:
+                event = answer.event(*sent)
                 if event is not None:
                     limit.begun = True
                     yield event
-            answer.end()
+            answer.end(stream.ignored)
 
     def generate(self, request: GenerateRequest, deadline_s: float | None = None) -> Result:
         limit = self._limit(deadline_s)
@@ -93,9 +94,10 @@ class OpenAiClient(Client):
         self._connections.close()
 
     def _body(self, request: GenerateRequest, streams: bool) -> dict[str, Any]:
-        asked: dict[str, Any] = {"messages": [{"role": "user", "content": request.prompt}]}
-        if not self._chat:
-            asked = {"prompt": request.prompt}
+        asked: dict[str, Any] = {"prompt": request.prompt}
+        if self._chat:
+            messages = request.messages or [{"role": "user", "content": request.prompt}]
+            asked = {"messages": [dict(message) for message in messages]}
         body = {"model": request.model, **asked, "max_tokens": request.max_tokens, "stream": streams}
         for name, value in request.sampling.items():
             if name in SAMPLING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -29,6 +29,8 @@ class GenerateRequest:
     model: str = "tensorrt_llm_bls"
     id: str | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    messages: Sequence[Mapping[str, str]] | None = field(default=None, hash=False)
+    """What the prompt was made of, each with `role` and `content`: a server of chats gets these instead of it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sampling", MappingProxyType(dict(self.sampling)))
