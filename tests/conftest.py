@@ -1,8 +1,29 @@
+import os
 from pathlib import Path
 
 import pytest
 
 FIXTURES = Path(__file__).parent / "fixtures"
+NOT_INHERITED = (
+    *("LINES", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE"),
+    *("GITHUB_STEP_SUMMARY", "OPENAI_API_KEY", "CUDA_VISIBLE_DEVICES"),
+)
+"""What the toolkit or a library reads of the shell that starts the tests."""
+
+
+@pytest.hookimpl(trylast=True)  # when pytest has its own output
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each run the same surroundings, whatever terminal, user and network it is started from.
+
+    Tables are so wide that no line wraps, however long the temporary paths are: a test of the layout sets COLUMNS.
+    """
+    if reporter := config.pluginmanager.get_plugin("terminalreporter"):
+        reporter._tw.fullwidth = reporter._tw.fullwidth  # pytest's own lines stay as wide as they are
+    for name in (*NOT_INHERITED, *(name for name in os.environ if name.startswith("TOOLKIT_"))):
+        os.environ.pop(name, None)
+    os.environ["COLUMNS"] = "1000"
+    for name in ("no_proxy", "NO_PROXY"):  # the servers of the tests are on this machine
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1", "localhost")))
 
 
 @pytest.fixture(scope="session")

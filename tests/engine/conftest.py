@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import queue
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +109,10 @@ class Answer:
         return [event.token for event in self.wait()]
 
 
-def start_workers(settings, port: int) -> list[multiprocessing.Process]:
-    from toolkit.engine.rehearsal.worker import work
+def start_workers(settings, port: int, work: Callable[..., None] | None = None) -> list[multiprocessing.Process]:
+    """The ranks above 0, each in a process of its own; `work` is what they do instead of the engine's own loop."""
+    if work is None:
+        from toolkit.engine.rehearsal.worker import work
 
     ranks = range(1, settings.mapping.world_size)
     workers = [PROCESSES.Process(target=work, args=(settings, rank, port), daemon=True) for rank in ranks]
@@ -120,8 +122,8 @@ def start_workers(settings, port: int) -> list[multiprocessing.Process]:
 
 
 @contextlib.contextmanager
-def started(deployment, **options: Any) -> Iterator[Group]:
-    """A running group of a deployment; `options` are parameters of EngineSettings."""
+def started(deployment, work: Callable[..., None] | None = None, **options: Any) -> Iterator[Group]:
+    """A running group of a deployment; `options` are parameters of EngineSettings, `work` is for `start_workers`."""
     import torch
 
     from toolkit.engine.rehearsal.engine import RehearsalEngine
@@ -129,7 +131,7 @@ def started(deployment, **options: Any) -> Iterator[Group]:
 
     settings = EngineSettings(gpt_model_path=deployment.engine_dir, **{"enable_chunked_context": True, **options})
     port, threads = free_port(), torch.get_num_threads()
-    workers = start_workers(settings, port)
+    workers = start_workers(settings, port, work)
     try:
         engine = RehearsalEngine(settings, port)
         yield Group(engine, workers)

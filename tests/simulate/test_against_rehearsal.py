@@ -1,7 +1,7 @@
 """The simulator against the engine that it stands for: real ranks, without Triton, the same requests at the same times.
 
-benchmarks/plan_rehearsal.py does it with Triton and a larger model. Here the slowdowns are those of the very run, so
-that it does not matter what else the cores did.
+benchmarks/plan_rehearsal.py does it with Triton, a larger model and the pace of the machine. Here the ranks sleep for
+most of a step, and the slowdowns are those of the very run, so that it does not matter what else the cores do.
 """
 
 import json
@@ -9,9 +9,11 @@ import time
 
 import pytest
 
+from tests.calibrate.slow_rank import PacedRank, work_paced
 from tests.engine.conftest import started
+from toolkit.calibrate.grid import grid
 from toolkit.calibrate.service import read_steps, slowdowns
-from toolkit.calibrate.steps import time_steps
+from toolkit.calibrate.steps import engine_settings, time_steps
 from toolkit.engine.rehearsal.steplog import VARIABLE
 from toolkit.plan.calibration import FORMAT, model_of, parse
 from toolkit.plan.predict import predict
@@ -20,19 +22,19 @@ from toolkit.slo.metrics import Measured, Sample
 from toolkit.workload import traffic_of
 
 WITHIN = 1.5
-SIZES = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_key_value_heads": 4}
-"""Steps of 10 ms and more, beside which a thread's way to the next request is short."""
 
 
 @pytest.mark.slow
-def test_simulated_percentiles_are_those_of_the_engine(make_llama, deploy, tmp_path, monkeypatch):
-    workload = {"rate": 2.5, "requests": 30, "prompt_tokens": {"min": 10, "max": 40}}
-    workload |= {"output_tokens": {"min": 10, "max": 60}, "seed": 2}
-    deployment = deploy(make_llama(**SIZES), pp=2, workload=workload)
+def test_simulated_percentiles_are_those_of_the_engine(tiny_llama, deploy, tmp_path, monkeypatch):
+    workload = {"rate": 4, "requests": 30, "prompt_tokens": {"min": 10, "max": 40}}
+    workload |= {"output_tokens": {"min": 5, "max": 25}, "seed": 2}
+    deployment = deploy(tiny_llama, pp=2, workload=workload)
     content = {"format": FORMAT, "kind": "steps", "model": model_of(deployment.shape, "steps")}
-    content |= time_steps(deployment, 5.0, lambda done, total: None)
+    some = grid(engine_settings(deployment).scheduling)[::2]
+    content |= time_steps(deployment, 8.0, lambda done, total: None, some, PacedRank)
     traffic, log = traffic_of(deployment), tmp_path / "steps.jsonl"
     monkeypatch.setenv(VARIABLE, str(log))
+    monkeypatch.setattr("toolkit.engine.rehearsal.engine.Rank", PacedRank)
     samples = engine_samples(deployment, traffic)
     paces = slowdowns(read_steps(log), parse(content, log).measured_steps)
     content["crowding"] = [{"in_flight": number, "slowdown": slowdown} for number, slowdown in paces.items()]
@@ -54,7 +56,7 @@ def engine_samples(deployment, traffic) -> list[Sample]:
     def note(number: int):
         return lambda event: times[number].append(time.monotonic())
 
-    with started(deployment, enable_kv_cache_reuse=False) as group:
+    with started(deployment, work_paced, enable_kv_cache_reuse=False) as group:
         from toolkit.engine.request import GenerationRequest
 
         begin = time.monotonic() + 0.2
