@@ -80,6 +80,9 @@ class TimeLimit:
 class Client(ABC):
     """A connection to one server; see `toolkit.client.connect`. Use it as a context manager, or close it."""
 
+    takes_messages = False
+    """Whether it sends a request's messages instead of its prompt, for the server to apply the chat template."""
+
     def __init__(self, url: str, first_event_timeout_s: float) -> None:
         self.url = url
         self._first_event_timeout_s = first_event_timeout_s

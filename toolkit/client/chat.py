@@ -20,7 +20,19 @@ SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token
 TEMPLATE_NAME = "chat_template.jinja"
 CONFIG_NAME = "tokenizer_config.json"
 
+Messages = tuple[dict[str, str], ...]
+"""The turns of a conversation, each with `role` and `content`."""
+
 log = logging.getLogger(__name__)
+
+
+def said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def asked(question: str, system: str | None = None) -> Messages:
+    """The messages of one question."""
+    return (*([] if system is None else [said("system", system)]), said("user", question))
 
 
 def chat_prompt(model_dir: Path, question: str, system: str | None = None) -> str:
@@ -32,10 +44,7 @@ def chat_prompt(model_dir: Path, question: str, system: str | None = None) -> st
     template = ChatTemplate(model_dir)
     if not template.is_there:
         log.warning("%s: the model has no chat template; the question is sent as it is", model_dir)
-    messages = [{"role": "user", "content": question}]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
-    return template.render(messages)
+    return template.render(asked(question, system))
 
 
 class ChatTemplate:

@@ -63,8 +63,8 @@ class OpenAiClient(Client):
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         context = ssl.create_default_context() if tls else None
         self._connections = Connections(url, host, port, connect_timeout_s, context, headers)
-        self._path, self._chat = path, path.endswith(CHAT)
-        self._models = path.removesuffix(CHAT if self._chat else COMPLETIONS) + "/models"
+        self._path, self.takes_messages = path, path.endswith(CHAT)
+        self._models = path.removesuffix(CHAT if self.takes_messages else COMPLETIONS) + "/models"
 
     def generate_stream(
         self, request: GenerateRequest, deadline_s: float | None = None
@@ -72,7 +72,7 @@ class OpenAiClient(Client):
         limit = self._limit(deadline_s)
         body = self._body(request, True)
         with self._without_key(), self._connections.post(self._path, body, True, limit) as (response, sock):
-            answer, stream = Answer(self._chat), EventStream(chunks(response, sock, limit))
+            answer, stream = Answer(self.takes_messages), EventStream(chunks(response, sock, limit))
             for sent in stream:
                 event = answer.event(*sent)
                 if event is not None:
@@ -84,7 +84,7 @@ class OpenAiClient(Client):
         limit = self._limit(deadline_s)
         body = self._body(request, False)
         with self._without_key(), self._connections.post(self._path, body, False, limit) as (response, sock):
-            return result(*whole(response, sock, limit), self._chat)
+            return result(*whole(response, sock, limit), self.takes_messages)
 
     def ready(self) -> bool:
         with self._without_key():
@@ -95,7 +95,7 @@ class OpenAiClient(Client):
 
     def _body(self, request: GenerateRequest, streams: bool) -> dict[str, Any]:
         asked: dict[str, Any] = {"prompt": request.prompt}
-        if self._chat:
+        if self.takes_messages:
             messages = request.messages or [{"role": "user", "content": request.prompt}]
             asked = {"messages": [dict(message) for message in messages]}
         body = {"model": request.model, **asked, "max_tokens": request.max_tokens, "stream": streams}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from toolkit.errors import ToolkitError
 from toolkit.load.launch import Options, attempt, check_itself
 from toolkit.load.search import BUDGET_S, LONGEST_S, Trial, find_capacity
+from toolkit.load.target import takes_messages
 from toolkit.load.work import OF_THE_YAML, work_of
 from toolkit.slo import report
 from toolkit.slo.kept_up import KeptUp
@@ -65,7 +66,8 @@ class _Rates:
         self._started, self._settings = time.time(), dict[str, Any]()
         self.trials: list[AtRate] = []
         if options.self_check:
-            work = work_of(deployment, options.workload, highest)
+            as_messages = takes_messages(options.target)
+            work = work_of(deployment, options.workload, highest, as_messages=as_messages)
             own = check_itself(deployment, replace(options, rate=highest), work)
             options = replace(options, own=own, self_check=False)
         self._options = options

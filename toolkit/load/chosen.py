@@ -12,7 +12,7 @@ from typing import Any
 
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.load.target import protocol_of
+from toolkit.load.target import protocol_of, takes_messages
 from toolkit.load.work import OF_THE_YAML, WORKLOADS, Questions, Work, work_of
 
 QUESTIONS = "questions"
@@ -90,7 +90,9 @@ class Chosen:
         return workload, options.rate, options.requests, options.streams, options.seed, options.model
 
     def _make(self) -> Work:
-        return work_of(self.deployment, *self._asked)
+        # In the self-check, which leaves samples, nobody reads what is said.
+        as_messages = bool(self.options.samples) or takes_messages(self.options.target)
+        return work_of(self.deployment, *self._asked, as_messages=as_messages)
 
     def _fill_in(self, work: Work) -> None:
         if isinstance(work, Questions):  # a workload has its own number

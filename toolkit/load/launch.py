@@ -21,7 +21,7 @@ from toolkit.errors import ToolkitError
 from toolkit.load import LAUNCHER
 from toolkit.load.scale import advice, asked_tokens_per_s
 from toolkit.load.self_check import own_error
-from toolkit.load.target import protocol_of, require_ready, require_ready_at
+from toolkit.load.target import protocol_of, require_ready, require_ready_at, takes_messages
 from toolkit.load.work import Work, work_of
 from toolkit.slo import report
 from toolkit.slo.own_error import OwnError
@@ -73,7 +73,8 @@ def attempt(deployment: Deployment, options: Options) -> tuple[Verdict, bool]:
     """The same, and whether it was asked to stop, be it too late for that: who runs several tests then ends."""
     try:
         protocol = protocol_of(deployment, options.protocol, options.target)
-        work = work_of(deployment, options.workload, options.rate, options.requests, options.users, options.seed)
+        wanted = (options.workload, options.rate, options.requests, options.users, options.seed)
+        work = work_of(deployment, *wanted, as_messages=takes_messages(options.target))
         if options.target:
             require_ready_at(options.target)
         elif not options.web_ui:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from toolkit.client.chat import chat_prompt
+from toolkit.client import Client, GenerateRequest
+from toolkit.client.chat import asked, chat_prompt
 from toolkit.errors import ToolkitError
 from toolkit.workload.questions import QUESTIONS
 
-__all__ = ["QUESTIONS", "as_chat", "load_prompts"]
+__all__ = ["QUESTIONS", "as_chat", "load_prompts", "question"]
 
 
 def load_prompts(file: Path | None) -> tuple[str, ...]:
@@ -42,6 +43,26 @@ def as_chat(model_dir: Path, prompts: tuple[str, ...]) -> tuple[str, ...]:
     if first == prompts[0]:
         return prompts
     return (first, *(chat_prompt(model_dir, prompt) for prompt in prompts[1:]))
+
+
+def question(
+    client: Client,
+    model_dir: Path,
+    text: str,
+    *,
+    system: str | None = None,
+    raw: bool = False,
+    max_tokens: int,
+    model: str,
+) -> GenerateRequest:
+    """One question for a server: as messages where that has the chat template, else as the prompt that it makes."""
+    if raw and client.takes_messages:
+        hint = "Leave out --raw, or ask openai+http://HOST:PORT/v1/completions."
+        raise ToolkitError("--raw: this server puts every question into its chat template", where=client.url, hint=hint)
+    if raw and system is not None:
+        raise ToolkitError("--system: has no place in a prompt that is sent as it is", hint="Leave out --raw.")
+    prompt = text if raw or client.takes_messages else chat_prompt(model_dir, text, system)
+    return GenerateRequest(prompt, max_tokens, model, messages=asked(text, system))
 
 
 def _prompt(line: str, where: str) -> str:

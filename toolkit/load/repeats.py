@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from toolkit.errors import ToolkitError
 from toolkit.load.launch import Options, attempt
 from toolkit.load.predicted import predicted
+from toolkit.load.target import takes_messages
 from toolkit.load.work import work_of
 from toolkit.slo import report
 from toolkit.slo.run import Run
@@ -67,7 +68,8 @@ def _seeds(deployment: Deployment, options: Options, times: int) -> Iterator[int
     first = options.seed
     if options.workload is not None and first is None:
         with contextlib.suppress(ToolkitError):  # which the first run will say
-            work = work_of(deployment, options.workload, options.rate, options.requests, options.users)
+            wanted = (options.workload, options.rate, options.requests, options.users)
+            work = work_of(deployment, *wanted, as_messages=takes_messages(options.target))
             first = work.settings()["seed"]
     for number in range(times):
         yield None if first is None else first + number

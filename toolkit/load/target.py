@@ -36,6 +36,14 @@ def protocol_of(deployment: Deployment, wanted: str | None, target: str | None) 
     return spoken
 
 
+def takes_messages(target: str | None) -> bool:
+    """Whether the server there applies the chat template itself: OpenAI's chat completions."""
+    if target is None:
+        return False
+    with connect(target) as client:
+        return client.takes_messages
+
+
 def first_ready(deployment: Deployment, protocol: str) -> Deployment:
     """The first replica that is ready; the first of all where none is."""
     replicas = deployment.apart()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import toolkit
 from toolkit.client import GenerateRequest
+from toolkit.client.chat import Messages, said
 from toolkit.errors import ToolkitError
 from toolkit.load.measure import ASKED_OF_THE_SERVER
 from toolkit.load.prompts import as_chat, load_prompts
@@ -37,13 +38,14 @@ class Questions:
     turns, think_s = 1, 0.0
     tokens_per_s = None
 
-    def __init__(self, deployment: Deployment, requests: int, users: int, model: str) -> None:
+    def __init__(self, deployment: Deployment, requests: int, users: int, model: str, as_messages: bool) -> None:
         self._load = load = deployment.loadtest
         self.model = model
         self.users: int | None = users
         self.warmup = load.warmup_requests
         self.count = requests + self.warmup
-        self._prompts = as_chat(deployment.model.path, load_prompts(load.prompts))
+        self._questions = load_prompts(load.prompts)
+        self._prompts = self._questions if as_messages else as_chat(deployment.model.path, self._questions)
 
     @property
     def firsts(self) -> range:
@@ -54,8 +56,9 @@ class Questions:
         return 0.0
 
     def request(self, number: int) -> Asked:
-        prompt = self._prompts[number % len(self._prompts)]
-        return Asked(_request(number, prompt, self._load.max_tokens, {}, self.model))
+        place = number % len(self._prompts)
+        messages = (said("user", self._questions[place]),)
+        return Asked(_request(number, self._prompts[place], messages, self._load.max_tokens, {}, self.model))
 
     def after(self, asked: Asked, answer: str) -> Asked | None:
         return None
@@ -114,7 +117,8 @@ class Planned:
         }
 
     def _asked(self, sent: ToSend) -> Asked:
-        return Asked(_request(sent.number, sent.prompt, sent.max_tokens, sent.sampling, self.model), sent)
+        request = _request(sent.number, sent.prompt, sent.messages, sent.max_tokens, sent.sampling, self.model)
+        return Asked(request, sent)
 
 
 Work = Questions | Planned
@@ -128,16 +132,19 @@ def work_of(
     users: int | None = None,
     seed: int | None = None,
     model: str | None = None,
+    *,
+    as_messages: bool = False,
 ) -> Work:
     """What to send. `workload` is a file, the name of one in loadtest/workloads, or `yaml` for the deployment's own.
 
-    What else is given replaces what it says. Raises ToolkitError, one line.
+    What else is given replaces what it says. A server that takes requests `as_messages` applies the chat template
+    itself, so the model here needs none. Raises ToolkitError, one line.
     """
     if workload is None:
         load = deployment.loadtest
         if rate is not None or seed is not None:
             raise ToolkitError("--rate and --seed are of a workload", hint="Give one: --workload short, for instance.")
-        return Questions(deployment, requests or load.requests, users or load.users, model or MODEL)
+        return Questions(deployment, requests or load.requests, users or load.users, model or MODEL, as_messages)
     file = None if workload == OF_THE_YAML else workload_file(workload)
     wanted = workload_of(deployment) if file is None else load_workload(file)
     # What has times of its own has so many requests as it has; of the others there can be more.
@@ -148,7 +155,7 @@ def work_of(
     arrivals = None if users is None else "closed"
     changes = {"arrivals": arrivals, "users": users, "seed": seed, "requests": None if own_times else requests}
     wanted = wanted.model_copy(update={name: value for name, value in changes.items() if value is not None})
-    plan = load_plan(wanted, deployment, file)
+    plan = load_plan(wanted, deployment, file, as_messages)
     if requests is not None:
         plan = plan.first(requests)
     if rate is not None:
@@ -174,6 +181,8 @@ def workload_file(name: str) -> Path:
     return WORKLOADS / f"{name}.yaml"
 
 
-def _request(number: int, prompt: str, max_tokens: int, sampling: dict[str, Any], model: str) -> GenerateRequest:
+def _request(
+    number: int, prompt: str, messages: Messages | None, max_tokens: int, sampling: dict[str, Any], model: str
+) -> GenerateRequest:
     asked = {**ASKED_OF_THE_SERVER, **sampling}
-    return GenerateRequest(prompt=prompt, max_tokens=max_tokens, model=model, id=f"load-{number}", sampling=asked)
+    return GenerateRequest(prompt, max_tokens, model, f"load-{number}", asked, messages)

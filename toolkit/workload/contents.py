@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from toolkit.client.chat import ChatTemplate
+from toolkit.client.chat import ChatTemplate, Messages, said
 from toolkit.errors import ToolkitError
 from toolkit.sections import LoadWorkload
 from toolkit.workload.own import Own
@@ -22,14 +22,13 @@ from toolkit.workload.words import Counter, Piece, Writer
 SHARED = 0
 """The name of the piece that all synthetic prompts begin with; that of request number n is n + 1."""
 SHORTEN = "Raise the limit or shorten the requests."
-Messages = tuple[dict[str, str], ...]
 
 
 class Text(NamedTuple):
     prompt: str
     tokens: int
     messages: Messages | None = None
-    """What the prompt was made of by a chat template, for servers that have the template themselves."""
+    """The same for servers that apply a chat template themselves; None for one message of the user's."""
 
 
 class Contents(ABC):
@@ -73,11 +72,14 @@ class Synthetic(Conversations):
     def text(self, number: int) -> Text:
         size = self._prompts[number]
         pieces = [Piece(SHARED, self._shared), Piece(number + 1, size - self._shared)]
-        return Text(self._writer.prompt(pieces[not self._shared :]), size)
+        prompt = self._writer.prompt(pieces[not self._shared :])
+        return Text(prompt, size, (said("user", prompt),))
 
     def after(self, number: int, before: Text, answer: str) -> Text:
-        prompt = before.prompt + answer + self._writer.more(Piece(number + 1, self._prompts[number]))
-        return Text(prompt, self._writer.count(prompt))
+        more = self._writer.more(Piece(number + 1, self._prompts[number]))
+        prompt = before.prompt + answer + more
+        messages = (*(before.messages or ()), said("assistant", answer), said("user", more.lstrip()))
+        return Text(prompt, self._writer.count(prompt), messages)
 
     def tokens(self, number: int) -> Sequence[int]:
         return prompt_of(number, self._shared, self._prompts[number])
@@ -112,7 +114,7 @@ class Chat(Conversations):
         self._template, self._counter = template, counter
         self._questions = random.Random(f"{workload.seed} questions").sample(QUESTIONS, len(QUESTIONS))
         self.outputs = _outputs(workload, count)
-        texts = [self._rendered(({"role": "user", "content": question},)) for question in self._questions]
+        texts = [self._rendered((said("user", question),)) for question in self._questions]
         self._sizes = [text.tokens for text in texts]
         prompts = [self._sizes[number % len(self._sizes)] for number in range(count)]
         _check_conversations(prompts, self.outputs, workload.turns, most, where)
@@ -121,14 +123,13 @@ class Chat(Conversations):
         return self._rendered((self._question(number),))
 
     def after(self, number: int, before: Text, answer: str) -> Text:
-        said = {"role": "assistant", "content": answer}
-        return self._rendered((*(before.messages or ()), said, self._question(number)))
+        return self._rendered((*(before.messages or ()), said("assistant", answer), self._question(number)))
 
     def tokens(self, number: int) -> Sequence[int]:
         return prompt_of(number % len(self._sizes), 0, self._sizes[number % len(self._sizes)])
 
     def _question(self, number: int) -> dict[str, str]:
-        return {"role": "user", "content": self._questions[number % len(self._questions)]}
+        return said("user", self._questions[number % len(self._questions)])
 
     def _rendered(self, messages: Messages) -> Text:
         prompt = self._template.render(messages)
@@ -146,9 +147,10 @@ class Owned(Contents):
         template: ChatTemplate,
         counter: Counter,
         most: int,
+        as_messages: bool,
     ) -> None:
         assert workload.prompts is not None  # toolkit/rules.py
-        self._texts = [_text(own, template, counter, workload.prompts) for own in lines]
+        self._texts = [_text(own, template, counter, workload.prompts, as_messages) for own in lines]
         drawn = _outputs(workload, count)
         self.outputs = [lines[n % len(lines)].max_tokens or output for n, output in enumerate(drawn)]
         for number, output in enumerate(self.outputs):
@@ -163,11 +165,11 @@ class Owned(Contents):
         return prompt_of(number % len(self._texts), 0, self.text(number).tokens)
 
 
-def _text(own: Own, template: ChatTemplate, counter: Counter, file: Path) -> Text:
+def _text(own: Own, template: ChatTemplate, counter: Counter, file: Path, as_messages: bool) -> Text:
     if own.messages is None:
         assert own.prompt is not None
         return Text(own.prompt, counter.count(own.prompt))
-    if not template.is_there:
+    if not template.is_there and not as_messages:
         what, hint = "messages, but the model has no chat template", "Give prompt instead, with the text to send."
         raise ToolkitError(what, where=f"{file}:{own.line}", hint=hint)
     prompt = template.render(own.messages)

@@ -17,11 +17,11 @@ from itertools import accumulate, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from toolkit.client.chat import ChatTemplate
+from toolkit.client.chat import ChatTemplate, Messages
 from toolkit.errors import ToolkitError
 from toolkit.rules import MOST_REQUESTS
 from toolkit.sections import LoadWorkload
-from toolkit.workload.contents import Chat, Contents, Conversations, Messages, Owned, Replayed, Synthetic, Text
+from toolkit.workload.contents import Chat, Contents, Conversations, Owned, Replayed, Synthetic, Text
 from toolkit.workload.own import read_own
 from toolkit.workload.shapes import Slope, dues, shape_of
 from toolkit.workload.trace import read_lines
@@ -47,7 +47,7 @@ class ToSend(NamedTuple):
     conversation: int | None = None
     turn: int = 0
     messages: Messages | None = None
-    """What the prompt was made of by the model's chat template, where it was."""
+    """The same for servers that apply a chat template themselves; None for one message of the user's."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,11 @@ class LoadPlan:
         return Traffic(requests, self.rate, self.users, shares)
 
 
-def load_plan(workload: LoadWorkload, deployment: Deployment, file: Path | None = None) -> LoadPlan:
+def load_plan(
+    workload: LoadWorkload, deployment: Deployment, file: Path | None = None, as_messages: bool = False
+) -> LoadPlan:
     """The requests of a workload for one deployment's model and limits; `file` is the workload's, for messages.
+    A server that takes them `as_messages` applies the chat template itself, so the model here needs none.
 
     Raises ToolkitError, one line, for what cannot be sent: a broken line of a file, a request over
     limits.max_seq_len, a tokenizer that is not there, a prompt whose length cannot be exact.
@@ -148,7 +151,7 @@ def load_plan(workload: LoadWorkload, deployment: Deployment, file: Path | None 
         if workload.kind == "chat":
             contents = Chat(workload, timed.requests, template, counter, most, where)
         else:
-            contents = Owned(workload, own, timed.requests, template, counter, most)
+            contents = Owned(workload, own, timed.requests, template, counter, most, as_messages)
     users = workload.users if workload.arrivals == "closed" else None
     return LoadPlan(workload, contents, timed.requests, timed.dues, timed.rate, users, timed.seconds)
 
