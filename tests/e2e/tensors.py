@@ -33,8 +33,9 @@ def inputs(module: ModuleType = grpc, **values: Any) -> list[Any]:
 
 
 def outputs(result: Any) -> dict[str, Any]:
-    """The output tensors of a gRPC result as nested lists, without their batch dimension."""
-    return {output.name: result.as_numpy(output.name)[0].tolist() for output in result.get_response().outputs}
+    """The output tensors of a gRPC result as nested lists, without the batch dimension, which texts have not."""
+    arrays = {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
+    return {name: (array if array.ndim == 1 else array[0]).tolist() for name, array in arrays.items()}
 
 
 def is_final(result: Any) -> bool:

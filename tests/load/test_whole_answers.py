@@ -6,6 +6,7 @@ import statistics
 
 import pytest
 
+from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.load.launch import Options, run
 from toolkit.load.target import protocol_of
@@ -50,3 +51,12 @@ def test_the_target_says_what_is_spoken(deployment):
     assert protocol_of(load, None, "openai+https://h/v1/completions") == "openai"
     with pytest.raises(ToolkitError, match="--http is not what this server speaks"):
         protocol_of(load, "http", "grpc://h:1")
+
+
+@pytest.mark.slow
+def test_a_deployment_that_is_not_decoupled_is_asked_for_whole_answers(server, deployment):
+    load = deployment(server, requests=2, warmup_requests=0, users=1)
+    load.file.write_text(load.file.read_text().replace("serving:", "serving:\n  decoupled: false"))
+    run(Deployment.load(load.file), Options())
+    assert report.read(load).settings["answers"] == "whole"
+    assert {record.target for record in server.records(2)} == {"generate"}

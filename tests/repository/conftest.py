@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from google.protobuf import text_format
+from tokenizers import Tokenizer
 from tritonclient.grpc import model_config_pb2
 
 from tests.ports import free_ports
@@ -31,6 +32,7 @@ name: test
 model: {{path: {model}}}
 limits: {{max_sequences: 8, max_num_tokens: 256, max_seq_len: 512, max_queue_size: 8}}
 kv_cache: {{max_tokens: 8192}}
+serving: {{decoupled: {decoupled}}}
 output: {output}
 """
 
@@ -67,19 +69,24 @@ class Server:
     def next_record(self, within_s: float = 5.0) -> Iterator[dict]:
         """What the scripted engine records of the one request in the block; filled in when the block ends."""
         found: dict = {}
-        before = len(self.record.read_text().splitlines())
+        before = len(self.records())
         yield found
+        found.update(self.records(before + 1, within_s)[before])
+
+    def records(self, count: int = 0, within_s: float = 5.0) -> list[dict]:
+        """What the scripted engine has recorded, as soon as these are so many."""
         end = time.monotonic() + within_s
-        while len(lines := self.record.read_text().splitlines()) == before:
-            assert time.monotonic() < end, f"the request did not end within {within_s} s"
+        while len(lines := self.record.read_text().splitlines()) < count:
+            assert time.monotonic() < end, f"{count} texts did not end within {within_s} s"
             time.sleep(0.02)
-        found.update(json.loads(lines[before]))
+        return [json.loads(line) for line in lines]
 
 
-def load_deployment(folder: Path, model: Path, engine: str = "tensorrt") -> Deployment:
+def load_deployment(folder: Path, model: Path, engine: str = "tensorrt", decoupled: bool = True) -> Deployment:
     """A deployment of `model` whose engine directory looks built."""
     file = folder / "deployment.yaml"
-    file.write_text(YAML.format(engine=engine, model=model, output=folder / "work"))
+    text = YAML.format(engine=engine, model=model, output=folder / "work", decoupled=str(decoupled).lower())
+    file.write_text(text)
     deployment = Deployment.load(file)
     artifacts.produce(
         deployment.engine_dir,
@@ -92,9 +99,9 @@ def load_deployment(folder: Path, model: Path, engine: str = "tensorrt") -> Depl
     return deployment
 
 
-def scripted_repository(folder: Path, model: Path) -> Path:
+def scripted_repository(folder: Path, model: Path, decoupled: bool = True) -> Path:
     """The repository of engine: tensorrt, with a Python model where NVIDIA's backend would be."""
-    deployment = load_deployment(folder, model)
+    deployment = load_deployment(folder, model, decoupled=decoupled)
     generate(deployment)
     repository = folder / "repository"
     shutil.copytree(deployment.repository_dir, repository)
@@ -149,8 +156,21 @@ def _wait_until_ready(port: int, process: subprocess.Popen, log: Path) -> None:
     raise AssertionError(f"tritonserver is not ready:\n{log.read_text()[-4000:]}")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
+def tokenizer(tiny_llama) -> Tokenizer:
+    return Tokenizer.from_file(str(tiny_llama / "tokenizer.json"))
+
+
+@pytest.fixture(scope="session")
 def server(tmp_path_factory, tiny_llama):
     folder = tmp_path_factory.mktemp("triton")
     with serving(scripted_repository(folder, tiny_llama), folder) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def unary_server(tmp_path_factory, tiny_llama):
+    """The same with serving.decoupled: false."""
+    folder = tmp_path_factory.mktemp("unary")
+    with serving(scripted_repository(folder, tiny_llama, decoupled=False), folder) as running:
         yield running

@@ -1,18 +1,36 @@
 """What preprocessing makes of words: ids, word lists, biases. The tokenizers library is the truth."""
 
+import shutil
+
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
+
+from toolkit.repository.token_table import write_token_table
 
 from .sources import prompts
 from .tokenizers_for_tests import sentence_piece_tokenizer
 
 BOS = 0
+MAX_SEQ_LEN = 10
+
+
+def tokenizer_in(folder, vocab_size, add_special_tokens=True):
+    """That of the tokenizer.json in a folder, which gets its token table."""
+    write_token_table(folder / "tokenizer.json", folder)
+    return prompts.PromptTokenizer(folder, add_special_tokens, vocab_size, MAX_SEQ_LEN)
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_llama):
-    return prompts.PromptTokenizer(tiny_llama, add_special_tokens=True, vocab_size=512)
+def folder(tmp_path_factory, tiny_llama):
+    made = tmp_path_factory.mktemp("tokenizer")
+    shutil.copy(tiny_llama / "tokenizer.json", made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def tiny(folder):
+    return tokenizer_in(folder, vocab_size=512)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +41,7 @@ def library(tiny_llama) -> Tokenizer:
 @pytest.fixture
 def sentence_piece(tmp_path):
     sentence_piece_tokenizer(tmp_path / "tokenizer.json")
-    return prompts.PromptTokenizer(tmp_path, add_special_tokens=True, vocab_size=300)
+    return tokenizer_in(tmp_path, vocab_size=300)
 
 
 def test_prompt_has_bos_once(tiny, library):
@@ -37,14 +55,30 @@ def test_special_tokens_inside_a_prompt_are_single_ids(tiny, library):
     assert tiny.prompt_ids("<|begin|><|user|>hi") == expected
 
 
-def test_no_special_tokens_when_told_so(tiny_llama, library):
-    plain = prompts.PromptTokenizer(tiny_llama, add_special_tokens=False, vocab_size=512)
+def test_no_special_tokens_when_told_so(folder, library):
+    plain = tokenizer_in(folder, vocab_size=512, add_special_tokens=False)
     assert plain.prompt_ids("Hello") == library.encode("Hello", add_special_tokens=False).ids
 
 
 def test_empty_prompt_is_refused(tiny):
     with pytest.raises(prompts.Refused, match="text_input: is empty"):
         tiny.prompt_ids("")
+
+
+def test_size_that_no_tokens_can_make_up(tiny, library):
+    longest = max((library.decode([id], skip_special_tokens=False) for id in range(512)), key=len)
+    most = MAX_SEQ_LEN * len(longest)
+    fits = longest.encode() * MAX_SEQ_LEN
+    tiny.check_size("text_input", [fits])
+    assert len(library.encode(fits.decode(), add_special_tokens=False).ids) == MAX_SEQ_LEN
+    with pytest.raises(prompts.Refused, match=f"stop_words: has {most + 1} bytes, expected at most {most}, max_seq_"):
+        tiny.check_size("stop_words", [fits, b"x"])
+
+
+def test_size_of_sentence_piece(sentence_piece):
+    sentence_piece.check_size("text_input", [b"x" * 70])  # " <tool>" is the longest
+    with pytest.raises(prompts.Refused, match="has 71 bytes, expected at most 70"):
+        sentence_piece.check_size("text_input", [b"x" * 71])
 
 
 def test_words_alone_and_after_a_space(tiny, library):

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from toolkit.client import GenerateRequest, connect
 from toolkit.load.measure import ASKED_OF_THE_SERVER, measure_whole, now
+from toolkit.repository.configs import PREPROCESSING_INSTANCES
 
 from .conftest import scripted_repository, serving
 
@@ -26,11 +27,6 @@ pytestmark = pytest.mark.slow
 BLS, ENSEMBLE = "tensorrt_llm_bls", "ensemble"
 BOTH = pytest.mark.parametrize("model", [BLS, ENSEMBLE])
 TEXTS = ("Hello world.", " leading space", "naïve 日本語 😀👩‍👩‍👧 \N{REPLACEMENT CHARACTER} ok", "trailing 😀")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_llama) -> Tokenizer:
-    return Tokenizer.from_file(str(tiny_llama / "tokenizer.json"))
 
 
 def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -406,6 +402,6 @@ def test_many_streams_at_once(server, model):
 def test_models_end_with_a_killed_server(tmp_path, tiny_llama):
     with serving(scripted_repository(tmp_path, tiny_llama), tmp_path) as server:
         processes = psutil.Process(server.pid).children(recursive=True)
-        assert len(processes) == 4
+        assert len(processes) == 3 + PREPROCESSING_INSTANCES
         psutil.Process(server.pid).kill()
         assert psutil.wait_procs(processes, timeout=5)[1] == []

@@ -149,8 +149,13 @@ class _Users:
                         sampling={"return_perf_metrics": True},
                     )
                     sent = time.perf_counter()
-                    events = list(client.generate_stream(request, DEADLINE_S))
-                    self.outside.append(events[0].received - sent - _inside(events[-1].outputs))
+                    if self.deployment.serving.decoupled:
+                        events = list(client.generate_stream(request, DEADLINE_S))
+                        seen, inside = events[0].received, _inside(events[-1].outputs, "first_token")
+                    else:
+                        answer = client.generate(request, DEADLINE_S)
+                        seen, inside = answer.received, _inside(answer.outputs, "last_token")
+                    self.outside.append(seen - sent - inside)
                     if time.monotonic() >= until:
                         return
         except ToolkitError as error:
@@ -169,9 +174,9 @@ def _prompts(deployment: Deployment) -> tuple[str, ...]:
     return tuple(prompt for prompt in prompts if len(tokenizer.encode(prompt).ids) <= most) or ("a",)
 
 
-def _inside(outputs: dict[str, Any]) -> float:
-    """Seconds from when the engine had the request to its first token."""
-    return (outputs["first_token_time_ns"] - outputs["arrival_time_ns"]) * 1e-9
+def _inside(outputs: dict[str, Any], token: str) -> float:
+    """Seconds from when the engine had the request to its "first_token" or "last_token"."""
+    return (outputs[f"{token}_time_ns"] - outputs["arrival_time_ns"]) * 1e-9
 
 
 @contextlib.contextmanager

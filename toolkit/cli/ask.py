@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -8,7 +9,12 @@ import click
 from toolkit.cli.common import deployment_options, json_option, note, print_json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from toolkit.client import Client, Event, GenerateRequest, Result
     from toolkit.config import Deployment
+
+COUNT = "num_output_tokens"
 
 
 @click.command()
@@ -33,13 +39,17 @@ def ask(
     max_tokens: int,
     as_json: bool,
 ) -> None:
-    """Ask the served model a QUESTION and stream its answer; of several replicas, the first that is ready."""
+    """Ask the served model a QUESTION and stream its answer; of several replicas, the first that is ready.
+
+    With `serving.decoupled: false` the answer comes whole.
+    """
     from toolkit.client import connect
     from toolkit.load import prompts
     from toolkit.load.target import first_ready, protocol_of
     from toolkit.load.work import MODEL
 
     protocol = protocol_of(deployment, protocol, target) if target else protocol or "http"
+    streamed = deployment.serving.decoupled or target is not None
     pieces, arrivals, tokens = [], [], 0
     with connect(target or first_ready(deployment, protocol).url(protocol)) as client:
         request = prompts.question(
@@ -52,14 +62,25 @@ def ask(
             model=model or MODEL,
         )
         sent = time.perf_counter()
-        for event in client.generate_stream(request, deadline_s=deployment.loadtest.timeout_s):
+        for event in _events(client, request, streamed, deployment.loadtest.timeout_s):
             pieces.append(event.text)
             arrivals.append(event.received)
-            tokens += bool(event.text) or "finish_reason" not in event.outputs  # OpenAI's last one has no token
+            last_of_openai = not event.text and "finish_reason" in event.outputs
+            tokens += event.outputs.get(COUNT, not last_of_openai)
             if not as_json:
                 click.echo(event.text, nl=False)
-    ttft_ms, e2e_ms = (arrivals[0] - sent) * 1e3, (arrivals[-1] - sent) * 1e3
+    e2e_ms = (arrivals[-1] - sent) * 1e3
+    ttft_ms = (arrivals[0] - sent) * 1e3 if streamed else None
     if as_json:
         return print_json({"text": "".join(pieces), "tokens": tokens, "ttft_ms": ttft_ms, "e2e_ms": e2e_ms})
     click.echo()
-    note(f"{tokens} tokens over {protocol}, first after {ttft_ms:.0f} ms, all in {e2e_ms / 1e3:.1f} s")
+    first = "" if ttft_ms is None else f"first after {ttft_ms:.0f} ms, "
+    note(f"{tokens} tokens over {protocol}, {first}all in {e2e_ms / 1e3:.1f} s")
+
+
+def _events(client: Client, request: GenerateRequest, streamed: bool, deadline_s: float) -> Iterator[Event | Result]:
+    """The answer token by token, or whole, with the number of its tokens."""
+    if streamed:
+        yield from client.generate_stream(request, deadline_s)
+    else:
+        yield client.generate(replace(request, sampling={**request.sampling, f"return_{COUNT}": True}), deadline_s)

@@ -94,6 +94,8 @@ def prepare(environment: Environment, **_: Any) -> None:
         if not options.deployment:
             raise ToolkitError("no deployment given", hint="Use --deployment CONFIG or TOOLKIT_CONFIG=CONFIG.")
         deployment = Deployment.load(options.deployment, options.engine)
+        if not options.target:
+            options.no_stream |= not deployment.serving.decoupled
         chosen = Chosen(deployment, options)
         options.num_users = users_of(environment, chosen.work)
         options.spawn_rate = options.spawn_rate or min(options.num_users, LARGEST_SPAWN_RATE)

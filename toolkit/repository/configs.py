@@ -17,6 +17,9 @@ from toolkit.repository.signatures import Tensor
 # The rehearsal answers as NVIDIA's backend does, in Python; llmapi.py has the repository for engine: pytorch.
 TENSORRT_LLM_BACKEND = {"tensorrt": "tensorrtllm", "rehearsal": "python"}
 
+PREPROCESSING_INSTANCES = 4
+"""A short prompt waits for none of up to three long ones that are tokenised at the same time."""
+
 
 def model_configs(deployment: Deployment, tokens: SpecialTokens, engine_dir: Path) -> dict[str, Any]:
     """The ModelConfig of each model by name. Reads no file but, where it is there, the model's config.json."""
@@ -43,6 +46,7 @@ def _preprocessing(deployment: Deployment, tokens: SpecialTokens) -> Any:
         inputs=signatures.PREPROCESSING_INPUTS,
         outputs=signatures.PREPROCESSING_OUTPUTS,
         values=parameters.preprocessing(deployment, tokens),
+        instances=PREPROCESSING_INSTANCES,
     )
 
 
@@ -84,7 +88,6 @@ def _tensorrt_llm_bls(deployment: Deployment) -> Any:
         values=parameters.tensorrt_llm_bls(deployment),
     )
     config.model_transaction_policy.decoupled = deployment.serving.decoupled
-    config.max_batch_size = 1  # one prompt a request; many requests run at once in its one instance
     return config
 
 
@@ -119,12 +122,13 @@ def _model(
     outputs: Iterable[Tensor],
     values: dict[str, str],
     scalars: bool = False,
+    instances: int = 1,
 ) -> Any:
     config = pb.ModelConfig(name=name, backend=backend, max_batch_size=deployment.limits.max_sequences)
     release = deployment.release.name
     config.input.extend(model_inputs(signatures.of_release(inputs, release), scalars))
     config.output.extend(model_outputs(signatures.of_release(outputs, release)))
-    config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
+    config.instance_group.add(count=instances, kind=pb.ModelInstanceGroup.KIND_CPU)
     for key, value in values.items():
         config.parameters[key].string_value = value
     return config

@@ -37,6 +37,9 @@ def preprocessing(deployment: Deployment, tokens: SpecialTokens) -> dict[str, st
         "eos_token_ids": ",".join(map(str, tokens.eos)),
         "pad_token_id": str(tokens.pad),
         "vocab_size": str(deployment.shape.vocab_size),
+        "max_seq_len": str(deployment.limits.max_seq_len),
+        # Only of a stream does postprocessing see more than one piece.
+        "announce_texts": _boolean(deployment.serving.decoupled),
     }
 
 

@@ -22,8 +22,11 @@ class Outputs:
         self._vocab_size = vocab_size
 
     def tensors(self, event, texts):
-        """The output tensors of an event: text_output [1, texts] and all others that the event holds."""
-        made = [pb_utils.Tensor("text_output", np.array([[text.encode("utf-8") for text in texts]], object))]
+        """The output tensors of an event: text_output [texts] and all others that the event holds.
+
+        NVIDIA's postprocessing gives texts without a batch dimension, so clients read text_output[0].
+        """
+        made = [pb_utils.Tensor("text_output", np.array([text.encode("utf-8") for text in texts], object))]
         for name in event.keys() & self._types.keys():
             values = np.array(event[name], self._types[name])
             made.append(pb_utils.Tensor(name, values.reshape(1, *self._shape(name, len(texts)))))
@@ -40,10 +43,14 @@ class Outputs:
 
 
 def joined(events, count):
-    """The events of one answer of `count` tokens as a single event."""
+    """The events of one answer as a single event, as if it had ended after its first `count` tokens."""
     whole = {name: values for event in events for name, values in event.items()}
+    total = sum(len(rows_of_tokens(event)[0]) for event in events)
     for name in PER_TOKEN & whole.keys():
-        whole[name] = [value for event in events for value in event[name]]
+        values = [value for event in events for value in event[name]]
+        whole[name] = values[: len(values) * count // total]
+    if count < total and "output_log_probs" in whole:
+        whole["cum_log_probs"] = [sum(whole["output_log_probs"])]
     if "num_output_tokens" in whole:
         whole["num_output_tokens"] = [count]
     return whole

@@ -8,47 +8,55 @@ FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
 class Reply:
-    """The responses to one request. The last one and an error end it; whatever comes after is dropped."""
+    """The responses to one request, which has one part or several. Any thread may send.
 
-    def __init__(self, sender):
-        self._sender = sender
+    It ends when all parts have ended, or with an error; what comes after that is dropped.
+    """
+
+    def __init__(self, sender, parts=1, decoupled=True):
+        self._sender, self._parts, self._decoupled = sender, parts, decoupled
         self._lock = threading.Lock()
-        self._ended = False
 
     def send(self, tensors, last=False):
-        response = pb_utils.InferenceResponse(tensors)
-        if last:
-            self._end(response)
-        elif not self._ended:
-            self._sender.send(response)
+        """`last`: a part ends with this response."""
+        self._send(pb_utils.InferenceResponse(tensors), last)
 
     def fail(self, error):
-        self._end(pb_utils.InferenceResponse(error=error))
+        """End all parts with this error."""
+        self._send(pb_utils.InferenceResponse(error=error), self._parts)
 
     def end(self):
-        """End without another response: the client sees no event."""
-        self._end(None)
+        """End a part without another response: the client sees no event.
+
+        A model that is not decoupled owes exactly one response, so there this is an error.
+        """
+        if self._decoupled:
+            self._send(None, 1)
+        else:
+            self.fail(pb_utils.TritonError("the request was stopped", pb_utils.TritonError.CANCELLED))
 
     def client_is_gone(self):
         # Triton crashes when asked about a request whose last response has been sent, hence the lock.
         with self._lock:
-            return not self._ended and self._sender.is_cancelled()
+            return self._parts > 0 and self._sender.is_cancelled()
 
-    def _end(self, response):
+    def _send(self, response, parts_ended):
         with self._lock:
-            if self._ended:
+            if not self._parts:
                 return
-            self._ended = True
-        if response is None:
-            self._sender.send(flags=FINAL)
-        else:
-            self._sender.send(response, flags=FINAL)
+            self._parts -= parts_ended
+            if self._parts and response is not None:
+                self._sender.send(response)
+            elif response is not None:
+                self._sender.send(response, flags=FINAL)
+            elif not self._parts:
+                self._sender.send(flags=FINAL)
 
 
 class CancellationWatch:
     """One thread that looks for clients that went away, and has their requests stopped until they end.
 
-    Again each time, as a request may not have reached tensorrt_llm when it is stopped first.
+    `stop` must return at once: the other clients wait for it.
     """
 
     def __init__(self, period_s):

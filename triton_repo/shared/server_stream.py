@@ -33,6 +33,9 @@ class ServerStream:
 
     def __iter__(self):
         try:
+            self._connection.connect()
+            if self._closed:
+                return
             self._connection.request("POST", f"/v2/models/{self._model}/generate_stream", self._body)
             response = self._connection.getresponse()
             for line in response:

@@ -75,5 +75,5 @@ def _tensor(name, dtype, values):
 
 
 def texts(name, text):
-    """A tensor of one text, with Triton's batch dimension."""
-    return pb_utils.Tensor(name, np.array([[text.encode("utf-8")]], object))
+    """A tensor of one text; as NVIDIA's models give it, without a batch dimension."""
+    return pb_utils.Tensor(name, np.array([text.encode("utf-8")], object))

@@ -44,8 +44,8 @@ class TritonPythonModel:
         else:
             rows = zip(tokens.reshape(-1, tokens.shape[-1]), lengths.reshape(-1), strict=True)
             texts = [self.detokenizer.decode(row[: max(0, length)].tolist()).encode() for row, length in rows]
-        output = np.array(texts, object).reshape(lengths.shape)
-        return pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", output)])
+        # A row for each text and no batch dimension: NVIDIA's clients read text_output[0].
+        return pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", np.array(texts, object))])
 
 
 class Text:

@@ -15,8 +15,12 @@ class TritonPythonModel:
         end_with_server()
         values = ModelValues(args)
         self.tokenizer = PromptTokenizer(
-            values.tokenizer_dir, values.boolean("add_special_tokens"), int(values["vocab_size"])
+            values.tokenizer_dir,
+            values.boolean("add_special_tokens"),
+            int(values["vocab_size"]),
+            int(values["max_seq_len"]),
         )
+        self.announces = values.boolean("announce_texts")
         self.eos = values.ids("eos_token_ids")
         self.pad = int(values["pad_token_id"])
 
@@ -25,12 +29,12 @@ class TritonPythonModel:
 
     def _respond(self, request):
         try:
-            asked = Asked(request)
+            asked = Asked(request, self.tokenizer)
             tensors = self._encode(asked)
         except Refused as error:
             refusal = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
             return pb_utils.InferenceResponse(error=refusal)
-        if request.request_id() and len(asked.prompts) == 1:
+        if self.announces and request.request_id() and len(asked.prompts) == 1:
             ends = tensors["OUT_END_ID"][0].tolist() + [id for (id,) in self._other_ends(asked)]
             announce(request.request_id(), tensors["REQUEST_OUTPUT_LEN"][0, 0], ends)
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in tensors.items()])
@@ -76,12 +80,15 @@ class TritonPythonModel:
 class Asked:
     """The inputs of a request, checked. Arrays have a row for each prompt."""
 
-    def __init__(self, request):
-        self.request = request
+    def __init__(self, request, tokenizer):
+        self.request, self.tokenizer = request, tokenizer
         for name in ("IMAGE_BYTES", "IMAGE_URL", "IMAGE_SIZES", "VIDEO_BYTES", "DECODER_QUERY"):
             if self.has(name):
                 raise Refused(f"{name}: this model takes a text prompt only")
-        self.prompts = [decoded(row[0], "text_input") for row in self.values("QUERY")]
+        rows = self.values("QUERY")
+        for row in rows:
+            tokenizer.check_size("text_input", row)
+        self.prompts = [decoded(row[0], "text_input") for row in rows]
         self.max_tokens = self.values("REQUEST_OUTPUT_LEN").astype(np.int32)
         if self.max_tokens.min() < 1:
             raise Refused(f"max_tokens: {self.max_tokens.min()}, expected 1 or more")
@@ -102,7 +109,10 @@ class Asked:
         """The words for each prompt."""
         values = self.values(name)
         rows = [[] for _ in self.prompts] if values is None else values
-        return [[decoded(word, name.lower()) for word in row] for row in rows]
+        told = name.lower().removesuffix("_dict")
+        for row in rows:
+            self.tokenizer.check_size(told, row)
+        return [[decoded(word, told) for word in row] for row in rows]
 
     def bias_words(self):
         """(words, weights) for each prompt."""

@@ -14,15 +14,28 @@ class Refused(ValueError):
 
 
 class PromptTokenizer:
-    """The encoding half of the tokenizer.json in a folder."""
+    """The encoding half of the tokenizer.json in a folder, for texts of at most `max_seq_len` tokens."""
 
-    def __init__(self, folder, add_special_tokens, vocab_size):
+    def __init__(self, folder, add_special_tokens, vocab_size, max_seq_len):
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
         self.add_special_tokens = add_special_tokens
         self.vocab_size = vocab_size
         self.bos = self._encode("", special=add_special_tokens)[:1]
+        self.max_seq_len = max_seq_len
+        ends = np.load(folder / "ends.npy", mmap_mode="r")
+        self.longest = int(np.diff(ends, prepend=0).max())
+
+    def check_size(self, name, values):
+        """Raise Refused for values of a STRING tensor that no tokens of a sequence can make up.
+
+        Tokenising 1 MB takes a second, so this looks at bytes alone.
+        """
+        size, most = sum(map(len, values)), self.max_seq_len * self.longest
+        if size > most:
+            what = f"max_seq_len {self.max_seq_len} times the {self.longest} bytes of the longest token"
+            raise Refused(f"{name}: has {size} bytes, expected at most {most}, {what}")
 
     def prompt_ids(self, text):
         """Ids of a prompt, with BOS once: a chat template may have written it into the text already."""

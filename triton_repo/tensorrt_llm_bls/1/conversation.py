@@ -1,37 +1,35 @@
-"""One request of tensorrt_llm_bls, from its inputs to its events."""
+"""One text of a request to tensorrt_llm_bls, from its inputs to its events."""
 
 from itertools import pairwise
 
 import numpy as np
-import triton_python_backend_utils as pb_utils
 from answer import Answer, Ends
 from outputs import joined, rows_of_tokens
-from server_stream import Failed
 
 NO_WORDS = np.empty((1, 0), object)
 
 
 class Conversation:
-    """A request under way. Made inside `execute`, which the request's tensors do not outlive; `events` runs later."""
+    """A text under way. `inputs` are those of this model, with a batch dimension of 1; `id` names it to tensorrt_llm.
 
-    def __init__(self, request, inner, outputs, detokenizer):
+    Where tensorrt_llm is not decoupled, its answers are read whole.
+    """
+
+    def __init__(self, inner, outputs, detokenizer, inputs, id, decoupled):
         self._inner, self._outputs, self._detokenizer = inner, outputs, detokenizer
-        self._inputs = {tensor.name(): tensor.as_numpy().copy() for tensor in request.inputs()}
-        self._preprocessed, self._answers = {}, {}
-        self.id = request.request_id()
-        self.is_stop_request = self._value("stop", False)
-        if self.is_stop_request and not self.id:
-            raise Failed("stop: the request has no id, expected the id of the request to stop")
-        if self._value("stream", False) and self._value("beam_width", 1) > 1:
-            raise Failed(f"beam_width: {self._value('beam_width', 1)} cannot be streamed, expected 1")
+        self._inputs, self.id, self._decoupled = inputs, id, decoupled
+        self._answers, self._stream_of_events, self._is_left = {}, None, False
 
-    def events(self):
-        """Yields (output tensors, whether these are the last). Raises Failed."""
-        if self.is_stop_request:
-            self._inner.stop(self.id)
-            yield self._outputs.tensors({}, [""]), True
-            return
-        self._preprocessed = self._inner.preprocess(self._inputs)
+    def events(self, preprocessed):
+        """Yields (output tensors, whether they are the last) for each response. Raises Failed."""
+        self._preprocessed = preprocessed
+        self._ends = Ends(
+            max_tokens=int(preprocessed["REQUEST_OUTPUT_LEN"][0, 0]),
+            end_id=int(preprocessed["OUT_END_ID"][0, 0]),
+            stop_ids=word_list(preprocessed["STOP_WORDS_IDS"][0]),
+            stop_words=self._stop_words(),
+            min_tokens=self._value("min_tokens", 0),
+        )
         if self._value("stream", False):
             yield from self._stream()
         elif any(self._stop_words()) and self._value("beam_width", 1) == 1:
@@ -39,12 +37,11 @@ class Conversation:
         else:
             yield from last_marked(self._whole())
 
-    def stop(self):
-        """Make tensorrt_llm end this request early."""
-        try:
-            self._inner.stop(self.id)
-        except Failed as failure:
-            pb_utils.Logger.log_warn(f"request {self.id} could not be stopped: {failure}")
+    def leave(self):
+        """From any thread: hear no more of tensorrt_llm. Triton then cancels the request there."""
+        self._is_left = True
+        if self._stream_of_events:
+            self._stream_of_events.close()
 
     def _stream(self):
         """An event for each token, until every answer has ended."""
@@ -54,7 +51,7 @@ class Conversation:
                 continue
             text = answer.push(ids)
             yield self._outputs.tensors(event, [text]), self._all_ended()
-            self._stop_if_ended_by_text()
+            self._leave_if_ended_by_text()
         # Stopped before its time: what is left of a character is still owed.
         rest = "".join(answer.flush() for answer in self._answers.values() if not answer.ended)
         if rest:
@@ -66,27 +63,24 @@ class Conversation:
             yield self._outputs.tensors(event, list(map(self._detokenizer.decode, rows_of_tokens(event))))
 
     def _collected(self):
-        """Whole answers, but read token by token, so that a stop word in the text can end them."""
+        """Whole answers that a stop word in the text may end. They are read token by token, where that is possible."""
         events = {}
-        for event in self._generate(streaming=True):
+        for event in self._generate(streaming=self._decoupled, exclude_input_in_output=True):
             answer, (ids, *_) = self._answer(event), rows_of_tokens(event)
             if not answer.ended and ids:
                 answer.push(ids)
                 events.setdefault(answer, []).append(event)
-                self._stop_if_ended_by_text()
+                self._leave_if_ended_by_text()
         for answer, parts in events.items():
             text = self._detokenizer.decode(self._echo() + answer.ids)
             yield self._outputs.tensors(joined(parts, len(answer.ids)), [text])
 
-    def _generate(self, streaming):
-        self._ends = Ends(
-            max_tokens=int(self._preprocessed["REQUEST_OUTPUT_LEN"][0, 0]),
-            end_id=int(self._preprocessed["OUT_END_ID"][0, 0]),
-            stop_ids=word_list(self._preprocessed["STOP_WORDS_IDS"][0]),
-            stop_words=self._stop_words(),
-            min_tokens=self._value("min_tokens", 0),
-        )
-        return self._inner.generate(self._inputs, self._preprocessed, self.id, streaming)
+    def _generate(self, streaming, **other):
+        """The events of tensorrt_llm; `other` inputs replace the client's. None after `leave`."""
+        inputs = {**self._inputs, **{name: np.array([[value]]) for name, value in other.items()}}
+        stream = self._inner.generate(inputs, self._preprocessed, self.id, streaming)
+        self._stream_of_events = stream
+        return () if self._is_left else stream
 
     def _answer(self, event):
         """The answer that an event belongs to; tensorrt_llm says which only when a request has several."""
@@ -99,10 +93,10 @@ class Conversation:
         ended = sum(answer.ended for answer in self._answers.values())
         return ended == self._value("num_return_sequences", 1)
 
-    def _stop_if_ended_by_text(self):
+    def _leave_if_ended_by_text(self):
         """tensorrt_llm does not know of an end that only the text shows."""
         if self._all_ended() and any(answer.ended_by_text for answer in self._answers.values()):
-            self.stop()
+            self.leave()
 
     def _stop_words(self):
         return [word.decode("utf-8") for word in self._inputs.get("stop_words", NO_WORDS)[0]]
@@ -111,7 +105,8 @@ class Conversation:
         """The prompt's ids where the client wants them before the answer."""
         if self._value("exclude_input_in_output", True):
             return []
-        return self._preprocessed["INPUT_ID"][0].tolist()
+        ids = self._preprocessed["INPUT_ID"][0]
+        return ids[: int(self._preprocessed["REQUEST_INPUT_LEN"][0, 0])].tolist()
 
     def _value(self, name, default):
         array = self._inputs.get(name)

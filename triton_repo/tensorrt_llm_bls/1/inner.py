@@ -1,10 +1,8 @@
 """Calls of the models inside tensorrt_llm_bls.
 
-preprocessing and `stop` are called by Triton's business logic scripting (BLS). tensorrt_llm's answer is a stream, which
-server_stream.py reads.
+preprocessing is called by Triton's business logic scripting (BLS), tensorrt_llm by server_stream.py.
 """
 
-import numpy as np
 import triton_python_backend_utils as pb_utils
 from server_stream import Failed, ServerStream, plain
 
@@ -64,27 +62,20 @@ class Inner:
         return {tensor.name(): tensor.as_numpy() for tensor in _checked(response).output_tensors()}
 
     def generate(self, inputs, preprocessed, request_id, streaming):
-        """Yields what each response of tensorrt_llm holds, lists by name. Raises Failed."""
+        """The stream of what each response of tensorrt_llm holds, lists by name. Raises Failed."""
         for name in (*NOT_SERVED, *NOT_IN_JSON):
             if name in inputs:
                 raise Failed(f"{name}: not available in this model", "UNSUPPORTED")
         values = {target: preprocessed[name] for target, name in FROM_PREPROCESSING}
         values |= {target: inputs[name] for target, name in self.to_tensorrt_llm if name in inputs}
         body = {name: plain(value) for name, value in values.items() if value.size}
-        yield from ServerStream(self.address, self.model_name, {**body, "id": request_id, "streaming": streaming})
+        return ServerStream(self.address, self.model_name, {**body, "id": request_id, "streaming": streaming})
 
     def stop(self, request_id):
         """Stop the request of this id inside tensorrt_llm; nothing happens when it has ended. Raises Failed."""
-        one = np.ones((1, 1), np.int32)
-        asked = {"input_ids": one, "input_lengths": one, "request_output_len": one, "stop": one.astype(bool)}
-        responses = pb_utils.InferenceRequest(
-            model_name=self.model_name,
-            request_id=request_id,
-            requested_output_names=["output_ids"],
-            inputs=[pb_utils.Tensor(name, value) for name, value in asked.items()],
-        ).exec(decoupled=True)
-        for response in responses:  # one, so that nothing waits for a second
-            _checked(response)
+        needed = {"input_ids": 1, "input_lengths": 1, "request_output_len": 1}
+        for _ in ServerStream(self.address, self.model_name, {**needed, "id": request_id, "stop": True}):
+            pass
 
 
 def _checked(response):

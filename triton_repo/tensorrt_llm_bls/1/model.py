@@ -1,13 +1,16 @@
 """tensorrt_llm_bls: text in, exact text out, one event a token; the model that clients should use.
 
-Each request runs in a thread of its own: preprocessing, then tensorrt_llm, then its text. A stop word in the
-text, or a client that went away, stops the request inside tensorrt_llm by the `stop` protocol of NVIDIA's
-backend: a request with the same id and stop=true.
+Each text runs in a thread of its own: preprocessing for all texts of a request, then tensorrt_llm, then its text. A
+stop word in the text, or a client that went away, ends the stream from tensorrt_llm, which cancels the request there.
 """
 
 import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from asked import Asked, row
 from conversation import Conversation
 from inner import Inner
 from model_values import ModelValues
@@ -24,46 +27,87 @@ class TritonPythonModel:
     def initialize(self, args):
         end_with_server()
         values = ModelValues(args)
+        self.decoupled = pb_utils.using_decoupled_model_transaction_policy(values.config)
         self.detokenizer = Detokenizer(values.tokenizer_dir, values.boolean("skip_special_tokens"))
         self.outputs = Outputs(values.config, int(values["vocab_size"]))
         self.inner = Inner(values["tensorrt_llm_model_name"], values.config, http_address())
-        self.ids = set()  # of the requests under way inside tensorrt_llm
+        self.running = {}  # the client's id of each conversation under way, by its id inside tensorrt_llm
         self.watch = CancellationWatch(int(values["cancellation_check_period_ms"]) / 1000)
 
     def execute(self, requests):
         for request in requests:
-            reply = Reply(request.get_response_sender())
+            sender = request.get_response_sender()
             try:
-                self._begin(request, reply)
-            except Failed as failure:
-                reply.fail(failure.error)
+                asked = Asked(request, self.decoupled)
             except Exception as fault:
-                reply.fail(fault_of_ours("tensorrt_llm_bls", fault))
+                Reply(sender).fail(error_of(fault))
+                continue
+            reply = Reply(sender, parts=asked.texts, decoupled=self.decoupled)
+            if asked.is_stop_request:
+                threading.Thread(target=self._stop, args=(asked.id, reply), daemon=True).start()
+            else:
+                conversations = [self._conversation(asked, number) for number in range(asked.texts)]
+                threading.Thread(target=self._serve, args=(asked, conversations, reply), daemon=True).start()
 
     def finalize(self):
         self.watch.end()
 
-    def _begin(self, request, reply):
-        conversation = Conversation(request, self.inner, self.outputs, self.detokenizer)
-        if not conversation.is_stop_request:
-            # An id of its own where a client uses one that is running: stopping one must not stop the other.
-            if not conversation.id or conversation.id in self.ids:
-                conversation.id = uuid.uuid4().hex
-            self.ids.add(conversation.id)
-        threading.Thread(target=self._serve, args=(conversation, reply), daemon=True).start()
+    def _conversation(self, asked, number):
+        # An id of its own where a client's is running, or has several texts: tensorrt_llm knows one text by an id.
+        id = asked.id if asked.texts == 1 and asked.id not in self.running else ""
+        id = id or uuid.uuid4().hex
+        self.running[id] = asked.id
+        inputs = row(asked.inputs, number)
+        return Conversation(self.inner, self.outputs, self.detokenizer, inputs, id, self.decoupled)
 
-    def _serve(self, conversation, reply):
+    def _serve(self, asked, conversations, reply):
         """Send every event of one request; a failure is an event too, of one line."""
-        self.watch.add(reply, stop=conversation.stop)
+
+        def leave():
+            for conversation in conversations:
+                conversation.leave()
+
+        def answer(number):
+            try:
+                self._answer(conversations[number], number, row(preprocessed, number), asked, reply)
+            except Exception as fault:
+                reply.fail(error_of(fault))
+                leave()
+
+        self.watch.add(reply, stop=leave)
         try:
-            for tensors, last in conversation.events():
-                reply.send(tensors, last)
-        except Failed as failure:
-            reply.fail(failure.error)
+            preprocessed = self.inner.preprocess(asked.inputs)
+            if asked.texts == 1:
+                answer(0)
+            else:
+                with ThreadPoolExecutor(asked.texts) as threads:
+                    threads.map(answer, range(asked.texts))
         except Exception as fault:
-            reply.fail(fault_of_ours("tensorrt_llm_bls", fault))
+            reply.fail(error_of(fault))
         finally:
             self.watch.remove(reply)
-            if not conversation.is_stop_request:
-                self.ids.discard(conversation.id)
+            for conversation in conversations:
+                del self.running[conversation.id]
+
+    def _answer(self, conversation, number, preprocessed, asked, reply):
+        """Send the events of one text; of several texts, each says which it is of."""
+        index = [pb_utils.Tensor("batch_index", np.array([[number]], np.int32))] if asked.texts > 1 else []
+        last = False
+        for tensors, last in conversation.events(preprocessed):
+            reply.send([*tensors, *index], last)
+        if not last:
             reply.end()
+
+    def _stop(self, id, reply):
+        """Stop what runs under a client's id, here or, by its own id, inside tensorrt_llm."""
+        try:
+            for inner_id in [inner for inner, client in self.running.copy().items() if client == id] or [id]:
+                self.inner.stop(inner_id)
+            reply.send(self.outputs.tensors({}, [""]), last=True)
+        except Exception as fault:
+            reply.fail(error_of(fault))
+
+
+def error_of(fault):
+    """The TritonError for an exception: one line; what the client did not cause is logged, too."""
+    return fault.error if isinstance(fault, Failed) else fault_of_ours("tensorrt_llm_bls", fault)

@@ -1,0 +1,33 @@
+"""What a request asks of tensorrt_llm_bls: its inputs, and what can be told wrong before anything runs."""
+
+from server_stream import Failed
+
+NOT_DECOUPLED = "Streaming is only supported if model is deployed using decoupled mode."
+"""The words of NVIDIA's backend."""
+
+
+class Asked:
+    """The inputs of a request, copied: its tensors do not outlive `execute`. Raises Failed."""
+
+    def __init__(self, request, decoupled):
+        self.inputs = {tensor.name(): tensor.as_numpy().copy() for tensor in request.inputs()}
+        self.id = request.request_id()
+        self.texts = len(self.inputs["text_input"])
+        self.is_stop_request = self._any("stop")
+        if self.is_stop_request and not self.id:
+            raise Failed("stop: the request has no id, expected the id of the request to stop")
+        if self._any("stream") and not decoupled:
+            raise Failed(f"stream: {NOT_DECOUPLED} Set serving.decoupled: true.")
+        if self.texts > 1 and not decoupled:
+            raise Failed(f"text_input: {self.texts} texts need a decoupled model. Set serving.decoupled: true.")
+        beams = self.inputs.get("beam_width")
+        if self._any("stream") and beams is not None and beams.max(initial=1) > 1:
+            raise Failed(f"beam_width: {beams.max()} cannot be streamed, expected 1")
+
+    def _any(self, name):
+        return bool(self.inputs[name].any()) if name in self.inputs else False
+
+
+def row(arrays, number):
+    """One text's share of the arrays of a request, by name; still with a batch dimension."""
+    return {name: array[number : number + 1] for name, array in arrays.items()}
