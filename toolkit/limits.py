@@ -1,4 +1,4 @@
-"""What the kernel lets this process take: cores and memory, under the limits of its control groups.
+"""What the kernel lets this process take: cores and memory, under the limits of its control groups, and stack.
 
 In a container or a service's slice these are less than what the machine has. Both generations are read:
 cgroup v2 (memory.max, cpu.max) and v1 (memory.limit_in_bytes, cpu.cfs_quota_us). A limit of any group
@@ -8,6 +8,7 @@ above counts too, so the smallest is the one in force. Source: Documentation/adm
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ MOUNT = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 UNLIMITED = 1 << 60
 """Bytes; v1 says "no limit" by a number near 2^63."""
+STACK_BYTES = 64 << 20
+"""The stack that a Triton thread needs: it copies there what a request body is made of. NVIDIA's images ask for it."""
 
 
 def usable_cores() -> float:
@@ -32,6 +35,12 @@ def available_memory() -> int:
     import psutil
 
     return min([psutil.virtual_memory().available, *(room for _, room in _memory())])
+
+
+def most_stack() -> int | None:
+    """Bytes to which a process started from here may raise its stack limit (ulimit -H -s); None without a limit."""
+    hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
+    return None if hard == resource.RLIM_INFINITY else hard
 
 
 def _memory() -> Iterator[tuple[int, int]]:

@@ -1,6 +1,8 @@
 """Memory errors and Xid lines; limits, settings and engines that would spoil a start."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,10 +114,27 @@ def test_limits(node, flagship, limits, status):
 
 
 def test_limits_of_a_rehearsal_are_told(node, rehearsal):
-    small = replace(HOST, locked_bytes=8 << 20, stack_bytes=8 << 20, open_files=1024)
+    small = replace(HOST, locked_bytes=8 << 20, open_files=1024)
     found = checks_of(node(h100s(), host=small), rehearsal)["limits"]
-    assert (found.status, found.found) == ("ok", "8 MiB locked memory, 8 MiB stack, 1024 open files")
+    assert (found.status, found.found) == ("ok", "8 MiB locked memory, unlimited stack, 1024 open files")
     assert host.look_at_host().open_files != 0
+
+
+@pytest.mark.parametrize("kind", ["rehearsal", "none"])
+def test_triton_needs_its_stack_in_a_rehearsal_too(node, rehearsal, kind):
+    found = checks_of(
+        node(h100s(), host=replace(HOST, stack_bytes=8 << 20)), rehearsal if kind == "rehearsal" else None
+    )
+    line = found["limits"]
+    assert (line.status, line.needed) == ("warning", "64 MiB stack")
+    assert line.fix == "Raise the hard limit, as root: ulimit -H -s unlimited"
+
+
+def test_the_stack_that_counts_is_the_hard_limit():
+    code = "import resource as r; r.setrlimit(r.RLIMIT_STACK, (1 << 20, 32 << 20))\n"
+    code += "from toolkit.doctor.host import look_at_host; print(look_at_host().stack_bytes >> 20)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "32\n", done.stderr
 
 
 def test_nothing_needs_to_be_set(node, flagship, rehearsal):

@@ -1,5 +1,6 @@
 import os
 import shlex
+import subprocess
 from functools import partial
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import pytest
 
 import toolkit
 from toolkit.config import Deployment, with_settings
+from toolkit.limits import STACK_BYTES, most_stack
 from toolkit.runtime import Part, cores_near
 from toolkit.serve import dry_run
-from toolkit.serve.command import command_line
+from toolkit.serve.command import STACK, command_line
 from toolkit.serve.janitor import Run
 from toolkit.serve.launch import shell_text
 from toolkit.serve.tritonserver import NGC_BINARY, Mpirun, TritonServer
@@ -25,10 +27,15 @@ def flagship() -> Deployment:
 
 
 @pytest.mark.parametrize(
-    ("kind", "mode", "golden"),
-    [("host", "leader", "flagship.sh"), ("docker", "orchestrator", "flagship-docker-orchestrator.sh")],
+    ("runtime", "mode", "golden"),
+    [
+        ({"kind": "host"}, "leader", "flagship.sh"),
+        ({"kind": "docker"}, "orchestrator", "flagship-docker-orchestrator.sh"),
+        ({"kind": "enroot", "image_file": Path("/images/trtllm.sqsh")}, "leader", "flagship-enroot.sh"),
+        ({"kind": "apptainer", "image_file": Path("/images/trtllm.sif")}, "orchestrator", "flagship-apptainer.sh"),
+    ],
 )
-def test_the_flagship_s_dry_run(monkeypatch, tmp_path, kind, mode, golden):
+def test_the_flagship_s_dry_run(monkeypatch, tmp_path, runtime, mode, golden):
     table = ROOT / "tests" / "doctor" / "recorded" / "dgx-h100.txt"
     monkeypatch.setattr("toolkit.serve.gpus.read_topology", lambda: parse_topology(table.read_text()))
     for node, cores in ((0, "0-55,112-167"), (1, "56-111,168-223")):
@@ -40,7 +47,7 @@ def test_the_flagship_s_dry_run(monkeypatch, tmp_path, kind, mode, golden):
     monkeypatch.setattr("toolkit.serve.tritonserver.NGC_BINARY", Path("/nowhere/tritonserver"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    deployment = with_settings(flagship(), serving={"mode": mode}, runtime={"kind": kind})
+    deployment = with_settings(flagship(), serving={"mode": mode}, runtime=runtime)
     shown = dry_run(deployment).replace(str(deployment.output), "/OUTPUT").replace(str(deployment.file), "FILE") + "\n"
     assert shown == (GOLDEN / golden).read_text()
 
@@ -49,8 +56,9 @@ def test_a_dry_run_can_be_pasted_into_a_shell(deploy):
     deployment = deploy(tp=2, pp=2)
     words = shlex.split(dry_run(deployment).replace("\\\n", ""))
     assert words[0] == "env"
-    start = next(index for index, word in enumerate(words) if word.endswith("mpirun"))
+    start = words.index("sh")
     assert all("=" in word for word in words[1:start])
+    assert words[start + 4].endswith("mpirun"), "after the shell that sets the stack limit"
     assert words.count(":") == 3 and words[-1] != ":"
 
 
@@ -90,7 +98,8 @@ def test_one_block_a_rank(deploy, tp, pp):
 )
 def test_what_each_open_mpi_is_told(version, binary, options):
     arguments = flat(command_line(flagship(), TritonServer(NGC_BINARY), Mpirun(Path(binary), version), RUN))
-    assert " ".join(arguments[1 : arguments.index("-n")]) == options
+    start = arguments.index(binary)
+    assert " ".join(arguments[start + 1 : arguments.index("-n")]) == options
 
 
 def test_paths_with_spaces_stay_one_argument(deploy):
@@ -99,3 +108,15 @@ def test_paths_with_spaces_stay_one_argument(deploy):
     arguments = command_line(deployment, server, Mpirun(Path("mpirun"), (5, 0)), RUN)
     assert "/opt/my server" in flat(arguments)
     assert "'/opt/my server'" in shell_text({}, arguments)
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+@pytest.mark.parametrize(
+    "before, after", [("-S -s 8192", "65536"), ("-s 8192", "8192"), ("-S -s $(ulimit -H -s)", "65536")]
+)
+@pytest.mark.skipif((most_stack() or STACK_BYTES) < STACK_BYTES, reason="the hard limit of the stack is lower here")
+def test_the_stack_limit_is_64_mib_or_the_most_that_is_allowed(shell, before, after):
+    """Also where it was unlimited: threads of glibc get 2 MiB then."""
+    limited = [shell, "-c", f'ulimit {before} && exec "$@"', shell, *STACK.arguments, "sh", "-c", "ulimit -s"]
+    done = subprocess.run(limited, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"{after}\n", "")

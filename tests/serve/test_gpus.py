@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,9 @@ from tests.ports import free_ports
 from tests.serve.conftest import Serving
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
+from toolkit.limits import STACK_BYTES
 from toolkit.serve import dry_run
+from toolkit.serve.janitor import Member
 from toolkit.serve.tritonserver import Mpirun
 
 HERE = Path(__file__).parent
@@ -93,6 +96,10 @@ def gpus_told(serving: Serving) -> list[str]:
     return [re.search(r"on GPU number .*", log)[0] for log in logs]
 
 
+def stack_of(member: Member) -> int:
+    return resource.prlimit(member.pid, resource.RLIMIT_STACK)[0]
+
+
 def generate(deployment: Deployment, tokens: int) -> str:
     connection = http.client.HTTPConnection("127.0.0.1", deployment.serving.http_port, timeout=20)
     body = json.dumps({"text_input": "slow", "max_tokens": tokens})
@@ -128,6 +135,7 @@ def test_the_death_of_a_rank_ends_them_all(make, start):
 
 def test_in_a_container(make, start, node):
     serving = start(make("docker"), UNCHECKED).wait_ready()
+    assert {stack_of(serving.member(rank)) for rank in range(4)} == {STACK_BYTES}
     # Inside GPUs 0, 1, 4, 5 are 0 to 3, and ranks 1 and 2 are on 4 and 1.
     order = "0,2,1,3 in PCI_BUS_ID, given 0,4,1,5"
     assert gpus_told(serving) == [f"on GPU number {rank} of {order}" for rank in range(4)]
@@ -135,6 +143,8 @@ def test_in_a_container(make, start, node):
     assert serving.ended(10) == 1
     assert "rank 2 was killed by SIGKILL" in serving.stderr.splitlines()[-1]
     assert serving.left() == []
+    # Killed above on a slow machine, where docker's client had not ended by itself yet.
+    (node / "forced").unlink(missing_ok=True)
     # Its name is free again; stopped while mpirun runs, the container is ended by docker too.
     again = start(serving.deployment, UNCHECKED).wait_ready()
     again.send(signal.SIGINT)
@@ -180,6 +190,7 @@ def test_the_death_of_an_orchestrator_s_worker_ends_them_all(make, start):
         member for member in serving.members() if not member.server and member.rank is not None and not member.model
     ]
     assert sorted(member.rank for member in workers) == [0, 1, 2, 3]
+    assert {stack_of(member) for member in serving.members()} == {STACK_BYTES}
     os.kill(next(member.pid for member in workers if member.rank == 3), signal.SIGKILL)
     assert serving.ended(10) == 1
     assert "rank 3 was killed by SIGKILL; all 4 ranks were ended" in serving.stderr.splitlines()[-1]

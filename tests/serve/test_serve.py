@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -49,6 +50,14 @@ def test_one_rank_serves_and_stops(deploy, start):
     serving.send(signal.SIGTERM)
     assert serving.ended(10) == 0
     assert serving.left() == []
+
+
+def test_a_hard_limit_of_the_stack_is_told_and_kept_to(deploy, start):
+    lower = "import resource; resource.setrlimit(resource.RLIMIT_STACK, (8 << 20, 16 << 20))"
+    serving = start(deploy(tp=2), lower).wait_ready()
+    assert "warning: stack: the hard limit is 16384 KiB, Triton needs 65536 KiB: one request of" in serving.stderr
+    limits = [resource.prlimit(member.pid, resource.RLIMIT_STACK) for member in serving.members()]
+    assert len(limits) > 2 and set(limits) == {(16 << 20, 16 << 20)}
 
 
 def test_only_the_configured_address_is_bound(deploy, start):

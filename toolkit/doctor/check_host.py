@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 from toolkit.doctor.check import Check, gib, needs_gpus, verdict
 from toolkit.doctor.host import Host
 from toolkit.doctor.machine import Machine
+from toolkit.limits import STACK_BYTES
 from toolkit.plan.memory import REHEARSAL_PROCESS_BYTES, plan_memory
 from toolkit.serve.preflight import REHEARSAL_SEGMENT_BYTES
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
 
-STACK_BYTES = 64 << 20
-"""With unlimited locked memory, what NVIDIA starts its containers with: --ulimit memlock=-1 --ulimit stack=67108864."""
 FILES_OF_A_SERVER = 1024
 """Files that a tritonserver has open without clients: libraries, devices, pipes (rounded up generously)."""
 TYPICAL_RANKS = 8
@@ -79,16 +78,23 @@ def shared_memory(machine: Machine, deployment: Deployment | None) -> Iterator[C
 
 
 def limits(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
-    """Every request in flight or in the queue holds a connection, which is an open file."""
+    """Every request in flight or in the queue holds a connection, which is an open file.
+
+    NVIDIA starts its containers with --ulimit memlock=-1 --ulimit stack=67108864.
+    """
     host = machine.host
     found = f"{_size(host.locked_bytes)} locked memory, {_size(host.stack_bytes)} stack, "
     found += f"{'unlimited' if host.open_files is None else host.open_files} open files"
-    if deployment is None or not needs_gpus(deployment) or deployment.runtime.kind == "docker":  # it sets its own
+    enough_stack = host.stack_bytes is None or host.stack_bytes >= STACK_BYTES
+    if deployment is None or not needs_gpus(deployment):
+        fix = "Raise the hard limit, as root: ulimit -H -s unlimited"
+        yield verdict("limits", enough_stack, found, f"{gib(STACK_BYTES)} stack", fix, "warning")
+        return
+    if deployment.runtime.kind == "docker":  # it sets its own
         yield Check("limits", "ok", found)
         return
     files = FILES_OF_A_SERVER + deployment.limits.max_sequences + deployment.limits.max_queue_size
-    good = host.locked_bytes is None
-    good &= host.stack_bytes is None or host.stack_bytes >= STACK_BYTES
+    good = host.locked_bytes is None and enough_stack
     good &= host.open_files is None or host.open_files >= files
     needed = f"unlimited, {gib(STACK_BYTES)}, {files}"
     fix = "Before serving, as root: ulimit -l unlimited -s 65536 -n 65536; "

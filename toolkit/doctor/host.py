@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.limits import available_memory, memory_limit, usable_cores
+from toolkit.limits import available_memory, memory_limit, most_stack, usable_cores
 from toolkit.serve.janitor import SHARED_MEMORY
 
 
@@ -17,7 +17,8 @@ class Host:
     """Sizes in bytes. Cores are logical CPUs, as the kernel counts them.
 
     `memory_limit_bytes` is a control group's, None where nothing less than the machine's memory is in force.
-    The last three are the limits that a process started from here has (ulimit), None where there is none.
+    The last three are the limits that a process started from here has (ulimit), None where there is none. That of the
+    stack is the hard limit, up to which serving raises it.
     """
 
     cores: int
@@ -50,7 +51,7 @@ def look_at_host() -> Host:
         shm_bytes=shm_bytes,
         shm_free_bytes=shm_free_bytes,
         locked_bytes=_limit(resource.RLIMIT_MEMLOCK),
-        stack_bytes=_limit(resource.RLIMIT_STACK),
+        stack_bytes=most_stack(),
         open_files=_limit(resource.RLIMIT_NOFILE),
     )
 

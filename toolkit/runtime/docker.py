@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from toolkit.config import Deployment
+from toolkit.limits import STACK_BYTES
 from toolkit.runtime.cores import ranges
 from toolkit.runtime.images import image
 from toolkit.runtime.mounts import Mount, as_csv, mounts
@@ -62,7 +63,7 @@ def _machine(needs: Needs) -> list[Part]:
     parts = [
         Part(("--ipc=host",), ipc),
         Part(("--ulimit", "memlock=-1"), "pinned host memory, for copies to the GPUs: no limit"),
-        Part(("--ulimit", "stack=67108864"), "64 MiB of stack a thread, as NVIDIA's images want"),
+        Part(("--ulimit", f"stack={STACK_BYTES}"), "64 MiB of stack a thread, as NVIDIA's images want"),
     ]
     if needs.ports:
         ports = ", ".join(map(str, needs.ports))

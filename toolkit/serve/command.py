@@ -13,6 +13,7 @@ import math
 from pathlib import Path
 
 from toolkit.config import Deployment
+from toolkit.limits import STACK_BYTES
 from toolkit.runtime import Part
 from toolkit.serve.janitor import RUN_ID, Run
 from toolkit.serve.tritonserver import Mpirun, TritonServer
@@ -20,6 +21,15 @@ from toolkit.serve.tritonserver import Mpirun, TritonServer
 LEADER_MODEL = "tensorrt_llm"
 REHEARSAL_PORT = "TOOLKIT_REHEARSAL_PORT"
 ORCHESTRATOR = "TRTLLM_ORCHESTRATOR"
+STACK = Part(
+    (
+        *("sh", "-c"),
+        f'ulimit -S -s {STACK_BYTES >> 10} 2>/dev/null || ulimit -S -s "$(ulimit -H -s)"; exec "$@"',
+        "sh",
+    ),
+    "64 MiB of stack a thread, or the most that is allowed: one request can end a Triton that has less",
+)
+"""Inside the container where there is one. All ranks inherit it from mpirun."""
 EXIT_MARGIN_S = 10
 """How much longer than the drain Triton itself would wait: the supervisor ends the drain, not Triton."""
 REASONS = (
@@ -45,8 +55,8 @@ def is_orchestrated(deployment: Deployment) -> bool:
 
 
 def command_line(deployment: Deployment, server: TritonServer, mpirun: Mpirun, run: Run) -> list[Part]:
-    """What starts the group. On one node every rank inherits mpirun's environment."""
-    parts = [Part((str(mpirun.binary), *_mpirun_options(mpirun)), "starts the ranks, and ends them all")]
+    """What starts the group. On one node every rank inherits mpirun's environment and limits."""
+    parts = [STACK, Part((str(mpirun.binary), *_mpirun_options(mpirun)), "starts the ranks, and ends them all")]
     if is_orchestrated(deployment):
         return [*parts, Part(tuple(_rank_block(deployment, server, run, 0)), "starts the ranks, as its workers")]
     last = deployment.mapping.world_size - 1

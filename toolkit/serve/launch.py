@@ -11,6 +11,7 @@ from pathlib import Path
 
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
+from toolkit.limits import STACK_BYTES, most_stack
 from toolkit.rules import check_can_be_served
 from toolkit.runtime import Needs, Part, end_by_force, require_runtime, script, wrap
 from toolkit.runtime.images import advised
@@ -56,14 +57,15 @@ def launch(deployment: Deployment, server: TritonServer, mpirun: Mpirun, run: Ru
     command = command_line(deployment, server, mpirun, run)
     if deployment.engine == "rehearsal":
         variables = environment(deployment, server, run, _free_port())
-        return Launch(_arguments(command), {**os.environ, **variables})
+        return Launch(_arguments(command), {**os.environ, **variables}, lines=_stack_warning(deployment))
     share = share_of(deployment)
     needs = _needs(deployment, server, run, share)
     require_runtime(deployment, needs)
     wrapped = wrap(deployment, command, needs)
     # Docker's client, too, is a process of the run.
     environ = {**wrapped.environ(), RUN_ID: run.id}
-    return Launch(wrapped.arguments, environ, tuple(end_by_force(deployment, needs) or ()), share.lines)
+    by_force, lines = end_by_force(deployment, needs) or (), (*share.lines, *_stack_warning(deployment))
+    return Launch(wrapped.arguments, environ, tuple(by_force), lines)
 
 
 def dry_run(deployment: Deployment) -> str:
@@ -112,6 +114,16 @@ def _needs(deployment: Deployment, server: TritonServer, run: Run, share: Share)
         memory_gb=deployment.hardware.host_memory_gb / deployment.parallel.replicas,
         stop_s=exit_timeout(deployment) + EXIT_MARGIN_S,
     )
+
+
+def _stack_warning(deployment: Deployment) -> tuple[str, ...]:
+    """One line where the hard limit keeps Triton from its stack. Docker sets limits of its own."""
+    most, in_docker = most_stack(), deployment.engine != "rehearsal" and deployment.runtime.kind == "docker"
+    if most is None or most >= STACK_BYTES or in_docker:
+        return ()
+    what = f"warning: stack: the hard limit is {most >> 10} KiB, Triton needs {STACK_BYTES >> 10} KiB: one request of "
+    what += "many small chunks or brackets can end it. Raise it as root: ulimit -H -s unlimited"
+    return (what,)
 
 
 def _arguments(command: Sequence[Part]) -> list[str]:

@@ -29,6 +29,8 @@ command=(
   numactl
   --physcpubind=0-119,168-175
   --membind=0-1
+  # 64 MiB of stack a thread, or the most that is allowed: one request can end a Triton that has less
+  sh -c 'ulimit -S -s 65536 2>/dev/null || ulimit -S -s "$(ulimit -H -s)"; exec "$@"' sh
   # starts the ranks, and ends them all
   mpirun
   --allow-run-as-root

@@ -67,6 +67,8 @@ command=(
   --env TMPDIR=/tmp/toolkit-dry-run
   # NVIDIA's, with engine.version
   nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3
+  # 64 MiB of stack a thread, or the most that is allowed: one request can end a Triton that has less
+  sh -c 'ulimit -S -s 65536 2>/dev/null || ulimit -S -s "$(ulimit -H -s)"; exec "$@"' sh
   # starts the ranks, and ends them all
   mpirun
   --allow-run-as-root

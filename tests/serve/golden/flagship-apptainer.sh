@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# Where the ranks run:
+#   stage 0: GPUs 0, 1 (NV18): layers 0-19
+#   stage 1: GPUs 2, 3 (NV18): layers 20-39
+#   stage 2: GPUs 4, 5 (NV18): layers 40-59
+#   stage 3: GPUs 6, 7 (NV18): layers 60-79
+#   cores 0-119,168-175, 16 for each GPU, and the memory of NUMA nodes 0-1
+# Where each option of Triton and mpirun comes from:
+#   --bind-to none: Open MPI binds small groups to one core a rank, which would starve Triton's threads
+#   --oversubscribe: also where there are fewer cores than ranks, and for an orchestrator's workers
+#   --tag-output: every line with its rank, so that each has its own log
+#   --model-repository: made by toolkit repo
+#   --model-control-mode, --load-model: ranks above 0 load the engine alone and wait for rank 0
+#   --*-address, --*-port: serving.host and the ports of the YAML
+#   --exit-timeout-secs: serving.drain_timeout_s and a margin, so that the drain is not Triton's to end
+#   --disable-auto-complete-config: the configs are whole; guessing loads models twice
+#   --backend-config=python,shm-region-prefix-name: shared memory of its own for each rank and run
+#   --pinned-memory-pool-byte-size, --enable-peer-access, --cuda-memory-pool-byte-size: the GPUs are the workers'
+# Made by the toolkit from FILE, runtime: apptainer.
+set -euo pipefail
+
+mkdir -p -- /tmp/toolkit-dry-run
+
+command=(
+  # the cores and the memory beside the GPUs
+  numactl
+  --physcpubind=0-119,168-175
+  --membind=0-1
+  # runtime.kind: apptainer
+  apptainer exec
+  # PYTHONPATH, LD_LIBRARY_PATH and the like of this machine do not fit what is inside
+  --cleanenv
+  # values are taken as they are, also with a $ in them
+  --no-eval
+  # the driver's libraries and all GPUs; CUDA_VISIBLE_DEVICES chooses
+  --nv
+  # a working directory that can be written
+  --pwd /tmp
+  # written here, and so on this machine
+  --mount type=bind,source=/tmp/toolkit-dry-run,destination=/tmp/toolkit-dry-run
+  # read here, at its own place, never written
+  --mount type=bind,source=/OUTPUT/engine,destination=/OUTPUT/engine,ro
+  # read here, at its own place, never written
+  --mount type=bind,source=/OUTPUT/repository,destination=/OUTPUT/repository,ro
+  # the home is the user's own: Python packages in it are not for the image's Python
+  --env PYTHONNOUSERSITE=1
+  # for the command
+  --env TOOLKIT_RUN_ID=dry-run
+  # for the command
+  --env TMPDIR=/tmp/toolkit-dry-run
+  # for the command
+  --env TRTLLM_ORCHESTRATOR=1
+  # the GPUs that it uses, as nvidia-smi counts them
+  --env CUDA_DEVICE_ORDER=PCI_BUS_ID
+  # the GPUs that it uses, as nvidia-smi counts them
+  --env CUDA_VISIBLE_DEVICES=0,1,2,3,4,5,6,7
+  # the image; see runtime.image_file
+  /images/trtllm.sif
+  # 64 MiB of stack a thread, or the most that is allowed: one request can end a Triton that has less
+  sh -c 'ulimit -S -s 65536 2>/dev/null || ulimit -S -s "$(ulimit -H -s)"; exec "$@"' sh
+  # starts the ranks, and ends them all
+  mpirun
+  --allow-run-as-root
+  --bind-to none
+  --oversubscribe
+  --tag-output
+  # starts the ranks, as its workers
+  -n 1 /opt/tritonserver/bin/tritonserver
+  --model-repository=/OUTPUT/repository
+  --http-address=127.0.0.1
+  --http-port=8000
+  --grpc-address=127.0.0.1
+  --grpc-port=8001
+  --metrics-address=127.0.0.1
+  --metrics-port=8002
+  --exit-timeout-secs=40
+  --disable-auto-complete-config
+  --pinned-memory-pool-byte-size=0
+  --enable-peer-access=false
+  --cuda-memory-pool-byte-size=0:0
+  --cuda-memory-pool-byte-size=1:0
+  --cuda-memory-pool-byte-size=2:0
+  --cuda-memory-pool-byte-size=3:0
+  --cuda-memory-pool-byte-size=4:0
+  --cuda-memory-pool-byte-size=5:0
+  --cuda-memory-pool-byte-size=6:0
+  --cuda-memory-pool-byte-size=7:0
+  --backend-config=python,shm-region-prefix-name=toolkit-dry-run-0-
+)
+# In place of this shell, so that signals reach it.
+exec "${command[@]}"

@@ -1,0 +1,169 @@
+#!/usr/bin/env bash
+# Where the ranks run:
+#   stage 0: GPUs 0, 1 (NV18): layers 0-19
+#   stage 1: GPUs 2, 3 (NV18): layers 20-39
+#   stage 2: GPUs 4, 5 (NV18): layers 40-59
+#   stage 3: GPUs 6, 7 (NV18): layers 60-79
+#   cores 0-119,168-175, 16 for each GPU, and the memory of NUMA nodes 0-1
+# Where each option of Triton and mpirun comes from:
+#   --bind-to none: Open MPI binds small groups to one core a rank, which would starve Triton's threads
+#   --oversubscribe: also where there are fewer cores than ranks, and for an orchestrator's workers
+#   --tag-output: every line with its rank, so that each has its own log
+#   --model-repository: made by toolkit repo
+#   --model-control-mode, --load-model: ranks above 0 load the engine alone and wait for rank 0
+#   --*-address, --*-port: serving.host and the ports of the YAML
+#   --exit-timeout-secs: serving.drain_timeout_s and a margin, so that the drain is not Triton's to end
+#   --disable-auto-complete-config: the configs are whole; guessing loads models twice
+#   --backend-config=python,shm-region-prefix-name: shared memory of its own for each rank and run
+# Made by the toolkit from FILE, runtime: enroot.
+set -euo pipefail
+
+mkdir -p -- /tmp/toolkit-dry-run
+export NVIDIA_VISIBLE_DEVICES=0,1,2,3,4,5,6,7
+
+command=(
+  # the cores and the memory beside the GPUs
+  numactl
+  --physcpubind=0-119,168-175
+  --membind=0-1
+  # runtime.kind: enroot
+  enroot start
+  # its root can be written, in memory: gone when it ends
+  --rw
+  # written here, and so on this machine
+  --mount /tmp/toolkit-dry-run:/tmp/toolkit-dry-run:none:x-create=auto,rbind,rw
+  # read here, at its own place, never written
+  --mount /OUTPUT/engine:/OUTPUT/engine:none:x-create=auto,rbind,ro
+  # read here, at its own place, never written
+  --mount /OUTPUT/repository:/OUTPUT/repository:none:x-create=auto,rbind,ro
+  # the GPUs that it sees
+  --env NVIDIA_VISIBLE_DEVICES=0,1,2,3,4,5,6,7
+  # a home that can be written; enroot's own /tmp, in memory
+  --env HOME=/tmp
+  # for the command
+  --env TOOLKIT_RUN_ID=dry-run
+  # for the command
+  --env TMPDIR=/tmp/toolkit-dry-run
+  # the image, started as it is; see runtime.image_file
+  /images/trtllm.sqsh
+  # 64 MiB of stack a thread, or the most that is allowed: one request can end a Triton that has less
+  sh -c 'ulimit -S -s 65536 2>/dev/null || ulimit -S -s "$(ulimit -H -s)"; exec "$@"' sh
+  # starts the ranks, and ends them all
+  mpirun
+  --allow-run-as-root
+  --bind-to none
+  --oversubscribe
+  --tag-output
+  # rank 0: opens the ports and answers
+  -n 1 /opt/tritonserver/bin/tritonserver
+  --model-repository=/OUTPUT/repository
+  --http-address=127.0.0.1
+  --http-port=8000
+  --grpc-address=127.0.0.1
+  --grpc-port=8001
+  --metrics-address=127.0.0.1
+  --metrics-port=8002
+  --exit-timeout-secs=40
+  --disable-auto-complete-config
+  --backend-config=python,shm-region-prefix-name=toolkit-dry-run-0- :
+  # rank 1: computes its part
+  -n 1 /opt/tritonserver/bin/tritonserver
+  --model-repository=/OUTPUT/repository
+  --model-control-mode=explicit
+  --load-model=tensorrt_llm
+  --http-address=127.0.0.1
+  --http-port=8000
+  --grpc-address=127.0.0.1
+  --grpc-port=8001
+  --metrics-address=127.0.0.1
+  --metrics-port=8002
+  --exit-timeout-secs=40
+  --disable-auto-complete-config
+  --backend-config=python,shm-region-prefix-name=toolkit-dry-run-1- :
+  # rank 2: computes its part
+  -n 1 /opt/tritonserver/bin/tritonserver
+  --model-repository=/OUTPUT/repository
+  --model-control-mode=explicit
+  --load-model=tensorrt_llm
+  --http-address=127.0.0.1
+  --http-port=8000
+  --grpc-address=127.0.0.1
+  --grpc-port=8001
+  --metrics-address=127.0.0.1
+  --metrics-port=8002
+  --exit-timeout-secs=40
+  --disable-auto-complete-config
+  --backend-config=python,shm-region-prefix-name=toolkit-dry-run-2- :
+  # rank 3: computes its part
+  -n 1 /opt/tritonserver/bin/tritonserver
+  --model-repository=/OUTPUT/repository
+  --model-control-mode=explicit
+  --load-model=tensorrt_llm
+  --http-address=127.0.0.1
+  --http-port=8000
+  --grpc-address=127.0.0.1
+  --grpc-port=8001
+  --metrics-address=127.0.0.1
+  --metrics-port=8002
+  --exit-timeout-secs=40
+  --disable-auto-complete-config
+  --backend-config=python,shm-region-prefix-name=toolkit-dry-run-3- :
+  # rank 4: computes its part
+  -n 1 /opt/tritonserver/bin/tritonserver
+  --model-repository=/OUTPUT/repository
+  --model-control-mode=explicit
+  --load-model=tensorrt_llm
+  --http-address=127.0.0.1
+  --http-port=8000
+  --grpc-address=127.0.0.1
+  --grpc-port=8001
+  --metrics-address=127.0.0.1
+  --metrics-port=8002
+  --exit-timeout-secs=40
+  --disable-auto-complete-config
+  --backend-config=python,shm-region-prefix-name=toolkit-dry-run-4- :
+  # rank 5: computes its part
+  -n 1 /opt/tritonserver/bin/tritonserver
+  --model-repository=/OUTPUT/repository
+  --model-control-mode=explicit
+  --load-model=tensorrt_llm
+  --http-address=127.0.0.1
+  --http-port=8000
+  --grpc-address=127.0.0.1
+  --grpc-port=8001
+  --metrics-address=127.0.0.1
+  --metrics-port=8002
+  --exit-timeout-secs=40
+  --disable-auto-complete-config
+  --backend-config=python,shm-region-prefix-name=toolkit-dry-run-5- :
+  # rank 6: computes its part
+  -n 1 /opt/tritonserver/bin/tritonserver
+  --model-repository=/OUTPUT/repository
+  --model-control-mode=explicit
+  --load-model=tensorrt_llm
+  --http-address=127.0.0.1
+  --http-port=8000
+  --grpc-address=127.0.0.1
+  --grpc-port=8001
+  --metrics-address=127.0.0.1
+  --metrics-port=8002
+  --exit-timeout-secs=40
+  --disable-auto-complete-config
+  --backend-config=python,shm-region-prefix-name=toolkit-dry-run-6- :
+  # rank 7: computes its part
+  -n 1 /opt/tritonserver/bin/tritonserver
+  --model-repository=/OUTPUT/repository
+  --model-control-mode=explicit
+  --load-model=tensorrt_llm
+  --http-address=127.0.0.1
+  --http-port=8000
+  --grpc-address=127.0.0.1
+  --grpc-port=8001
+  --metrics-address=127.0.0.1
+  --metrics-port=8002
+  --exit-timeout-secs=40
+  --disable-auto-complete-config
+  --backend-config=python,shm-region-prefix-name=toolkit-dry-run-7-
+)
+# In place of this shell, so that signals reach it.
+exec "${command[@]}"
