@@ -102,7 +102,7 @@ def run(engine, streams: int, tokens: int) -> float:
     start = time.perf_counter()
     for prompt in prompts:
         request = GenerationRequest(input_ids=prompt, request_output_len=tokens)
-        engine.submit(request, lambda event: done.release() if event.finished else None)
+        engine.submit([request], lambda event: done.release() if event.finished else None)
     for _ in range(streams):
         done.acquire()
     return streams * tokens / (time.perf_counter() - start)

@@ -59,7 +59,7 @@ def of_engine(config: Path, streams: list[int], tokens: int) -> list[float]:
             if event.finished:
                 done.set()
 
-        engine.submit(GenerationRequest(input_ids=tokenizer.encode(prompt).ids, request_output_len=length), deliver)
+        engine.submit([GenerationRequest(input_ids=tokenizer.encode(prompt).ids, request_output_len=length)], deliver)
         done.wait()
 
     rates = [say("engine", *measure(ask, number, tokens)) for number in streams]

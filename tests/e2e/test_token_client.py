@@ -37,6 +37,12 @@ def stream(group):
         yield opened
 
 
+def stream_of(stream, asked) -> list[dict]:
+    """The outputs of each response to one request."""
+    stream.send("tensorrt_llm", **asked)
+    return [outputs(response) for response in stream.rest()]
+
+
 @pytest.mark.parametrize("streaming", [True, False])
 def test_tokens_and_log_probs(stream, asked, truth, streaming):
     prompt = asked["input_ids"]
@@ -48,7 +54,8 @@ def test_tokens_and_log_probs(stream, asked, truth, streaming):
     assert [id for output in found for id in output["output_ids"][0]] == expected
     assert [output["sequence_length"] for output in found] == [[1 if streaming else 40]] * len(found)
     log_probs = truth.log_probs(prompt, expected)
-    assert [one for output in found for one in output["output_log_probs"][0]] == pytest.approx(log_probs, abs=1e-3)
+    for count, output in zip(range(1, 41) if streaming else [40], found, strict=True):  # in a stream, too, all so far
+        assert output["output_log_probs"][0] == pytest.approx(log_probs[:count], abs=1e-3)
     sums = np.cumsum(log_probs) if streaming else [sum(log_probs)]
     assert [output["cum_log_probs"][0] for output in found] == pytest.approx(list(sums), abs=1e-3)
 
@@ -92,14 +99,22 @@ def test_counts_of_tokens(stream, asked):
     assert (found["num_input_tokens"], found["num_output_tokens"]) == ([len(asked["input_ids"])], [40])
 
 
-def test_perf_metrics(stream, asked):
-    stream.send("tensorrt_llm", streaming=True, return_perf_metrics=True, **asked)
-    last = outputs(stream.rest()[-1])
+@pytest.mark.parametrize("streaming", [True, False])
+def test_perf_metrics(stream, asked, streaming):
+    """In each response; KV blocks are those of the prompt, which is found again the second time."""
+    ids = [50 + streaming, *range(60, 107)]
+    asked = asked | {"input_ids": ids, "input_lengths": len(ids), "return_perf_metrics": True, "streaming": streaming}
+    first, responses = stream_of(stream, asked)[-1], stream_of(stream, asked)
+    last = responses[-1]
     moments = ("arrival", "first_scheduled", "first_token", "last_token")
     times = [last[f"{moment}_time_ns"][0] for moment in moments]
     assert times == sorted(times) and times[0] < times[-1]
-    allocated, reused, total = (last[f"kv_cache_{kind}_blocks"][0] for kind in ("alloc_new", "reused", "alloc_total"))
-    assert allocated + reused == total == -(-(len(asked["input_ids"]) + 39) // 16)
+    assert all(response["last_token_time_ns"] == [0] for response in responses[:-1])
+    assert {response["first_token_time_ns"][0] for response in responses} == {times[2]}
+    kinds, blocks = ("alloc_new", "alloc_total", "reused"), -(-len(ids) // 16)
+    assert [first[f"kv_cache_{kind}_blocks"] for kind in kinds] == [[blocks], [blocks], [0]]
+    known = (len(ids) - 1) // 16
+    assert [last[f"kv_cache_{kind}_blocks"] for kind in kinds] == [[blocks - known], [blocks - known], [known]]
 
 
 def test_stop_request(group, stream, asked):

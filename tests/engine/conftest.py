@@ -83,7 +83,7 @@ class Group:
 
         answer = Answer()
         request = GenerationRequest(input_ids=prompt, request_output_len=tokens, **options)
-        answer.sequences = self.engine.submit(request, answer.events.put)
+        answer.sequences = self.engine.submit([request], answer.events.put)
         return answer
 
     def generate(self, prompt: list[int], tokens: int, **options: Any) -> list[int]:

@@ -24,7 +24,7 @@ from toolkit.engine.settings import EngineSettings
 engine = RehearsalEngine(EngineSettings.model_validate_json(sys.argv[1]), int(sys.argv[2]))
 print("ready", flush=True)
 while sys.argv[3] == "busy":
-    engine.submit(GenerationRequest(input_ids=[1, 2, 3], request_output_len=50), lambda event: None)
+    engine.submit([GenerationRequest(input_ids=[1, 2, 3], request_output_len=50)], lambda event: None)
     time.sleep(0.01)
 time.sleep(60)
 """

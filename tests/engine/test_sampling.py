@@ -1,5 +1,7 @@
 """Choosing tokens, against the logits processors of transformers and the arithmetic of chance."""
 
+import itertools
+import math
 from collections import Counter
 
 import pytest
@@ -30,7 +32,7 @@ def draw(logits=LOGITS, tokens=PROMPT, **options) -> int:
 
 
 def log_probs(tokens=PROMPT, **options) -> torch.Tensor:
-    return sampler(**options).adjusted(LOGITS, tokens).log_softmax(0)
+    return sampler(**options).adjusted(LOGITS, tokens).log_softmax(0).float()
 
 
 def processed(processors, tokens=PROMPT, logits=LOGITS) -> torch.Tensor:
@@ -168,3 +170,68 @@ def test_no_end_before_min_tokens():
 
 def test_end_id_minus_one_never_ends():
     assert not any(sampler(end_id=-1).ends(PROMPT, token) for token in range(SIZE))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-45, 9.9e-7])
+@pytest.mark.parametrize("options", [{"runtime_top_p": 1.0}, {"runtime_top_k": 9}, {"runtime_top_k": 9, "seed": 5}])
+def test_a_temperature_of_next_to_nothing_takes_the_likeliest(temperature, options):
+    one = sampler(temperature=temperature, return_log_probs=True, **options)
+    token, log_prob = one.next(LOGITS, PROMPT)
+    assert token == int(LOGITS.argmax())
+    assert log_prob == pytest.approx(float(LOGITS.log_softmax(0).max()), abs=1e-5)  # as at temperature 1
+
+
+def test_a_huge_temperature_makes_all_tokens_as_likely():
+    found = observed(runtime_top_p=1.0, temperature=3.4e38)
+    assert (found - 1 / SIZE).abs().max() < 0.03
+
+
+HUGE = 3.4e38
+EXTREME = {
+    "temperature": [1e-6, HUGE],
+    "repetition_penalty": [1e-45, HUGE],
+    "presence_penalty": [-HUGE, HUGE],
+    "frequency_penalty": [-HUGE, HUGE],
+    "embedding_bias": [-HUGE, HUGE],
+}
+
+
+@pytest.mark.parametrize("chosen", list(itertools.product(*EXTREME.values())))
+@pytest.mark.parametrize("drawing", [{}, {"runtime_top_p": 0.9}, {"runtime_top_k": 5, "runtime_top_p": 1e-45}])
+def test_extreme_values_together_still_give_a_token_and_its_log_prob(chosen, drawing):
+    options = dict(zip(EXTREME, chosen, strict=True))
+    bias = torch.zeros(SIZE)
+    bias[::3] = options["embedding_bias"]
+    options["embedding_bias"] = bias.numpy()
+    token, log_prob = sampler(return_log_probs=True, **options, **drawing).next(LOGITS, PROMPT)
+    assert 0 <= token < SIZE
+    assert log_prob is not None and math.isfinite(log_prob) and log_prob <= 0
+
+
+def test_top_k_is_1024_at_most():
+    logits = torch.arange(2000.0) * 1e-6  # all about as likely, the last the likeliest
+    one = sampler(runtime_top_k=2**31 - 1)
+    drawn = {one.next(logits, PROMPT)[0] for _ in range(3000)}
+    assert min(drawn) >= 2000 - 1024 and len(drawn) > 900
+
+
+def test_top_p_decays_to_its_minimum_and_is_set_back():
+    """By hand, as computeToppDecay in samplingTopPKernels.cu: p x decay after each token, or the minimum."""
+    one = sampler(
+        runtime_top_p=0.8, runtime_top_p_decay=0.5, runtime_top_p_min=0.15, runtime_top_p_reset_ids=9, temperature=9.0
+    )
+    peak, seen = torch.zeros(SIZE), []
+    for token in (8, 8, 8, 9, 8):
+        seen.append(one.top_p)
+        peak[:] = 0.0
+        peak[token] = 1e9
+        assert one.next(peak, PROMPT)[0] == token
+    assert seen == pytest.approx([0.8, 0.4, 0.2, 0.15, 0.8])
+
+
+def test_ids_that_the_vocabulary_does_not_have_are_passed_over():
+    tokens = [-1, SIZE, 2**31 - 1, 5]
+    expected = log_probs([5], repetition_penalty=1.7)
+    options = {"bad_words_list": [(SIZE,), (-3,), (5, 2**31 - 1)], "stop_words_list": [(SIZE,)], "min_tokens": 9}
+    one = Sampler(GenerationRequest(input_ids=tokens, request_output_len=9, repetition_penalty=1.7, **options), 0)
+    assert one.adjusted(LOGITS, tokens).log_softmax(0).float().allclose(expected)

@@ -1,14 +1,7 @@
 """The tensorrt_llm model inside a real Triton, over HTTP and gRPC."""
 
 import contextlib
-import json
-import os
 import queue
-import signal
-import subprocess
-import time
-import urllib.error
-import urllib.request
 
 import numpy as np
 import psutil
@@ -16,67 +9,10 @@ import pytest
 import tritonclient.grpc as grpc
 
 from tests.engine.conftest import started
-from tests.ports import free_ports
+from tests.engine.server import PROMPT, Server
 from toolkit.repository import generate
-from toolkit.serve import tritonserver
 
 pytestmark = pytest.mark.slow
-PROMPT = [5, 6, 7, 8, 9, 10]
-
-
-class Server:
-    def __init__(self, repository, folder, options=()):
-        found = tritonserver.find("rehearsal")
-        self.http, self.grpc, self.metrics_port = free_ports()
-        self.log = folder / "triton.log"
-        ports = {"http": self.http, "grpc": self.grpc, "metrics": self.metrics_port}
-        command = [str(found.binary), f"--model-repository={repository}", "--disable-auto-complete-config"]
-        command += [f"--{name}-address=127.0.0.1" for name in ports] + [
-            f"--{name}-port={ports[name]}" for name in ports
-        ]
-        command += [f"--backend-directory={found.backend_directory}"] if found.backend_directory else []
-        command += ["--model-control-mode=explicit", "--load-model=tensorrt_llm", "--exit-timeout-secs=3"]
-        command += [f"--backend-config=python,shm-region-prefix-name=engine{os.getpid()}_{self.http}_"]
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, env=found.environ(), stdout=log, stderr=log)
-
-    def wait_ready(self):
-        deadline = time.monotonic() + 60
-        while self.process.poll() is None and time.monotonic() < deadline:
-            with contextlib.suppress(OSError), urllib.request.urlopen(self.url("health/ready"), timeout=5):
-                return self
-            time.sleep(0.1)
-        raise AssertionError(self.log.read_text()[-4000:])
-
-    def url(self, path):
-        return f"http://127.0.0.1:{self.http}/v2/{path}"
-
-    def post(self, stream=False, **inputs):
-        """(status, JSON) of generate; (status, list of JSON) of generate_stream."""
-        body = {
-            "input_ids": PROMPT,
-            "input_lengths": len(inputs.get("input_ids", PROMPT)),
-            "streaming": stream,
-            **inputs,
-        }
-        url = self.url(f"models/tensorrt_llm/generate{'_stream' * stream}")
-        try:
-            with urllib.request.urlopen(url, json.dumps(body).encode(), timeout=60) as answer:
-                text = answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, json.loads(error.read().decode().removeprefix("data: "))
-        return 200, [json.loads(line[6:]) for line in text.splitlines() if line] if stream else json.loads(text)
-
-    def metrics(self):
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as answer:
-            lines = [line for line in answer.read().decode().splitlines() if not line.startswith("#")]
-        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
-
-    def wait_for(self, metric, value, timeout_s=10):
-        deadline = time.monotonic() + timeout_s
-        while self.metrics()[metric] != value:
-            assert time.monotonic() < deadline, self.metrics()
-            time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +31,7 @@ def repository(deployment):
 def server(repository, tmp_path_factory):
     one = Server(repository, tmp_path_factory.mktemp("triton")).wait_ready()
     yield one
-    one.process.send_signal(signal.SIGTERM)
-    assert one.process.wait(30) == 0
+    one.stop()
 
 
 @pytest.fixture(scope="module")
@@ -173,11 +108,13 @@ def test_log_probs_counts_and_performance(server):
     times = [answer[f"{moment}_time_ns"] for moment in ("arrival", "first_scheduled", "first_token", "last_token")]
     assert times == sorted(times)
     kinds = ("alloc_total", "alloc_new", "reused")
-    assert [answer[f"kv_cache_{kind}_blocks"] for kind in kinds] == [3, 3, 0]  # 17 positions in blocks of 8
+    assert [answer[f"kv_cache_{kind}_blocks"] for kind in kinds] == [1, 1, 0]  # a prompt of 6 tokens, blocks of 8
     _, events = server.post(stream=True, request_output_len=3, **dict.fromkeys(wanted, True))
     assert [event["num_output_tokens"] for event in events] == [1, 1, 1]  # those of the response
-    assert ["arrival_time_ns" in event for event in events] == [False, False, True]
-    assert events[-1]["cum_log_probs"] == pytest.approx(sum(event["output_log_probs"] for event in events), abs=1e-4)
+    assert [event["last_token_time_ns"] > 0 for event in events] == [False, False, True]
+    first, second, third = (np.atleast_1d(event["output_log_probs"]).tolist() for event in events)  # all so far
+    assert (first, second) == (third[:1], third[:2])
+    assert events[-1]["cum_log_probs"] == pytest.approx(sum(third), abs=1e-4)
 
 
 def test_several_sequences(server):
@@ -198,7 +135,7 @@ def test_several_sequences(server):
         ({"request_output_len": 5, "runtime_top_k": -1}, "runtime_top_k: input should be greater than or equal to 0"),
         ({"request_output_len": 5, "input_ids": []}, "input_lengths: 0 does not fit"),
         ({"request_output_len": 5, "return_context_logits": True}, "is not available in a rehearsal"),
-        ({"request_output_len": 5, "stop": True}, "stop: which request? Its id is missing"),
+        ({"request_output_len": 5, "stop": True}, "stop: Trying to stop a request but request ID is not provided"),
     ],
 )
 def test_bad_requests_are_one_line_and_the_server_goes_on(server, expected, stream, inputs, message):

@@ -280,7 +280,7 @@ def test_what_just_fits_runs(prompt: int, max_tokens: int, change: dict) -> None
 
 def test_a_full_queue_refuses_until_one_is_admitted() -> None:
     scheduler, _ = start(replace(CONFIG, max_queue_size=2), a=([1], 1), b=([2], 1))
-    with pytest.raises(Busy, match="2 requests wait"):
+    with pytest.raises(Busy, match="Maximum queue size of 2 has been reached, please try again later"):
         scheduler.submit(Request("c", [3], 1))
     scheduler.schedule()
     scheduler.submit(Request("c", [3], 1))

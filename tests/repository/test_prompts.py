@@ -117,6 +117,12 @@ def test_embedding_bias_needs_as_many_weights(tiny):
         tiny.embedding_bias(["a", "b"], [1.0])
 
 
+@pytest.mark.parametrize("weights", [[np.nan, 1.0], [np.inf, 1.0], [3e38, 3e38]])
+def test_embedding_bias_is_finite(tiny, weights):
+    with pytest.raises(prompts.Refused, match=r"embedding_bias_weights: .*expected finite numbers"):
+        tiny.embedding_bias(["a", "a"], weights)
+
+
 def test_text_must_be_utf8():
     assert prompts.decoded("é".encode(), "text_input") == "é"
     with pytest.raises(prompts.Refused, match="text_input: byte 0xff at 2 is not UTF-8"):

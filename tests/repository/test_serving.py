@@ -167,7 +167,7 @@ def test_other_outputs_pass_through(server, tokenizer, model):
     asked = {"return_log_probs": True, "return_num_output_tokens": True, "return_perf_metrics": True}
     events = server.events(model, {"text_input": "Hello world", "max_tokens": 4, "id": "outputs", **asked})
     assert [event["cum_log_probs"] for event in events] == [-0.5, -1.0, -1.5, -2.0]
-    assert all(event["output_log_probs"] == -0.5 for event in events)
+    assert [event["output_log_probs"] for event in events] == [-0.5, [-0.5] * 2, [-0.5] * 3, [-0.5] * 4]
     assert all(event["first_token_time_ns"] == 123456789 for event in events)
 
 

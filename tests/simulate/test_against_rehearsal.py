@@ -63,7 +63,7 @@ def engine_samples(deployment, traffic) -> list[Sample]:
         for number, planned in enumerate(traffic.requests):
             time.sleep(max(0.0, begin + planned.due - time.monotonic()))
             request = GenerationRequest(input_ids=prompts[number], request_output_len=planned.output_tokens)
-            group.engine.submit(request, note(number))
+            group.engine.submit([request], note(number))
         while any(len(t) < r.output_tokens for t, r in zip(times, traffic.requests, strict=True)):
             time.sleep(0.05)
     return [

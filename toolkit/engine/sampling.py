@@ -2,6 +2,7 @@
 
 embedding_bias, temperature, repetition, presence and frequency penalty (all three count prompt and output),
 min_tokens, bad words; here log-probabilities are taken; then top-k, top-p of what it left, and the draw.
+docs/sampling.md says what each does at its edges.
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ from toolkit.engine.request import GenerationRequest, Word
 
 FIRST_LOOK = 1024
 """How many of the most likely tokens top-p looks at before it has the whole vocabulary sorted."""
+MOST_TOP_K = 1024
+"""TensorRT-LLM draws from no more than these, whatever top_k asks for (its TOP_K_MAX)."""
+GREEDY_BELOW = 1e-6
+"""At a temperature below this the most likely token is taken. TensorRT-LLM adds as much to every temperature."""
 
 
 class Sampler:
@@ -22,7 +27,9 @@ class Sampler:
         self.request, self.prompt_length = request, len(request.input_ids)
         self.random = torch.Generator().manual_seed((request.seed + index) % 2**63)
         drawn = request.runtime_top_k > 1 or (request.runtime_top_k == 0 and request.runtime_top_p is not None)
-        self.greedy = request.temperature == 0 or not drawn
+        cold = request.temperature < GREEDY_BELOW
+        self.greedy, self.temperature = cold or not drawn, 1.0 if cold else request.temperature
+        self.top_k, self.top_p = min(request.runtime_top_k, MOST_TOP_K), request.runtime_top_p or 1.0
         penalties = (request.repetition_penalty, request.presence_penalty, request.frequency_penalty)
         self.penalised = penalties != (1, 0, 0)
         self.bias = None if request.embedding_bias is None else torch.tensor(request.embedding_bias)
@@ -41,6 +48,8 @@ class Sampler:
         """
         logits = self.adjusted(logits, tokens)
         token = int(logits.argmax()) if self.greedy else self._draw(logits)
+        if not self.top_k:
+            self._decay_top_p(token)
         return token, float(logits.log_softmax(0)[token]) if self.request.return_log_probs else None
 
     def ends(self, tokens: list[int], token: int) -> bool:
@@ -49,41 +58,60 @@ class Sampler:
         return token in self.ends_alone or (enough and token in _last_ids(self.request.stop_words_list, tokens))
 
     def adjusted(self, logits: Tensor, tokens: list[int]) -> Tensor:
-        """Logits after everything that is done to them before top-k and top-p."""
-        request = self.request
-        logits = logits.clone() if self.bias is None else logits + self.bias
-        logits /= request.temperature or 1.0
+        """Logits after everything that is done to them before top-k and top-p.
+
+        In float64, in which no inputs in float32 can overflow.
+        """
+        request, size = self.request, len(logits)
+        logits = logits.to(torch.float64, copy=True)
+        if self.bias is not None:
+            logits += self.bias
+        logits /= self.temperature
         if self.penalised:
-            counts = self._occurrences(tokens, len(logits))
-            penalty = torch.where(logits < 0, request.repetition_penalty, 1 / request.repetition_penalty)
-            penalised = logits * penalty - request.presence_penalty - request.frequency_penalty * counts
+            counts = self._occurrences(tokens, size).double()
+            repeated = torch.where(logits < 0, logits * request.repetition_penalty, logits / request.repetition_penalty)
+            penalised = repeated - request.presence_penalty - request.frequency_penalty * counts
             logits = torch.where(counts > 0, penalised, logits)
         if len(tokens) - self.prompt_length < request.min_tokens:
-            logits[self.ends_alone] = -torch.inf
-        logits[_last_ids(request.bad_words_list, tokens)] = -torch.inf
+            logits[_known(self.ends_alone, size)] = -torch.inf
+        logits[_known(_last_ids(request.bad_words_list, tokens), size)] = -torch.inf
         return logits
 
     def _occurrences(self, tokens: list[int], size: int) -> Tensor:
         """How often each id is in `tokens`, which only grow: each is counted once."""
-        new = torch.bincount(torch.tensor(tokens[self._counted :], dtype=torch.long), minlength=size)
+        known = _known(tokens[self._counted :], size)
+        new = torch.bincount(torch.tensor(known, dtype=torch.long), minlength=size)
         self._counts = self._counts + new if self._counted else new
         self._counted = len(tokens)
         return self._counts
 
     def _draw(self, logits: Tensor) -> int:
         """A token drawn by inverse transform, so that one random number decides it."""
-        chances, top_k, top_p = logits.softmax(0), self.request.runtime_top_k, self.request.runtime_top_p or 1.0
+        chances, top_k, top_p = logits.softmax(0), self.top_k, self.top_p
         likely, ids = chances.topk(min(top_k or FIRST_LOOK, len(chances)))
         if not top_k and likely.sum() < top_p:
             likely, ids = chances.sort(descending=True)
-        sums = likely.double().cumsum(0)
+        sums = likely.cumsum(0)
         # The fewest tokens that reach top_p of what top-k has left, or of everything.
         nucleus = int(torch.searchsorted(sums, sums[-1] * top_p if top_k else top_p)) + 1
         sums = sums[:nucleus]
         draw = torch.rand((), generator=self.random, dtype=torch.float64) * sums[-1]
         return int(ids[int(torch.searchsorted(sums, draw, right=True).clamp(max=len(sums) - 1))])
 
+    def _decay_top_p(self, token: int) -> None:
+        """top-p shrinks with each token, down to its minimum; one token sets it back."""
+        request = self.request
+        if token == request.runtime_top_p_reset_ids:
+            self.top_p = request.runtime_top_p or 1.0
+        else:
+            self.top_p = max(self.top_p * request.runtime_top_p_decay, request.runtime_top_p_min)
+
 
 def _last_ids(words: tuple[Word, ...], tokens: list[int]) -> list[int]:
     """The last ids of those words that `tokens` end with all but the last of."""
     return [word[-1] for word in words if tuple(tokens[len(tokens) - len(word) + 1 :]) == word[:-1]]
+
+
+def _known(ids: list[int], size: int) -> list[int]:
+    """Those that a vocabulary of `size` has."""
+    return [id for id in ids if 0 <= id < size]

@@ -18,6 +18,7 @@ class BlockPool:
         self.idle = OrderedDict.fromkeys(range(size))  # first those with nothing to keep, then least recent
         self._block_of: dict[bytes, int] = {}
         self._digest_of: dict[int, bytes] = {}
+        self.evicted = 0  # cached blocks that were taken for others
 
     def match(self, request: Request) -> list[int]:
         """The blocks of the longest published prefix of the request, not referenced yet (see `take`).
@@ -36,6 +37,7 @@ class BlockPool:
             block, _ = self.idle.popitem(last=False)
             if block in self._digest_of:
                 del self._block_of[self._digest_of.pop(block)]
+                self.evicted += 1
             self.references[block] = 1
             table.append(block)
         return table

@@ -26,6 +26,8 @@ class Request:
     computed: int = field(default=0, init=False)  # positions whose keys and values are in `blocks`
     blocks: list[int] = field(default_factory=list, init=False)  # block table
     reused_blocks: int = field(default=0, init=False)  # found in the cache, in all its admissions
+    taken_blocks: int = field(default=0, init=False)  # taken from the pool, in all its admissions
+    evicted_blocks: int = field(default=0, init=False)  # of those, with another prefix cached in them
     arrival: int = field(default=0, init=False)
     promised: int = field(default=0, init=False)  # blocks reserved for it and not taken yet
     digests: list[bytes] = field(default_factory=list, init=False)  # see BlockPool

@@ -96,14 +96,21 @@ class Scheduler:
         self._arrivals = self._steps = self._reused = 0
         self.pauses = 0  # how often a sequence lost its blocks, to be computed again
 
-    def submit(self, request: Request) -> None:
-        """Queue a new request. Raises InputRefused if it could never run, Busy if the queue is full."""
-        self._refuse_impossible(request)
-        if len(self._queue) >= self.config.max_queue_size:
-            raise Busy(f"{len(self._queue)} requests wait, as many as may (max_queue_size). Try again later.")
-        self._arrivals += 1
-        request.arrival = self._arrivals
-        self._queue.append(request)
+    def submit(self, *requests: Request) -> None:
+        """Queue new requests, all or none.
+
+        Raises InputRefused if one could never run, Busy, in the executor's words, if the queue has no room for all.
+        """
+        for request in requests:
+            self._refuse_impossible(request)
+        most = self.config.max_queue_size
+        if len(self._queue) + len(requests) > most:
+            what = f"Maximum queue size of {most} has been reached, please try again later"
+            raise Busy(what, hint="Or raise limits.max_queue_size.")
+        for request in requests:
+            self._arrivals += 1
+            request.arrival = self._arrivals
+            self._queue.append(request)
 
     def _refuse_impossible(self, request: Request) -> None:
         config, prompt, total = self.config, len(request.prompt), len(request.prompt) + request.max_tokens
@@ -220,7 +227,10 @@ class Scheduler:
             return None
         self._queue.popleft()
         request.state, request.computed = State.CONTEXT, len(matched) * size
+        evicted = self.pool.evicted
         request.blocks, request.promised = self.pool.take(matched, table - len(matched)), most - table
+        request.taken_blocks += table - len(matched)
+        request.evicted_blocks += self.pool.evicted - evicted
         request.reused_blocks += len(matched)
         self._reused += len(matched)
         self._reserved += most - table

@@ -4,7 +4,6 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 TOKENS = ("output_ids", "sequence_length")
-PER_TOKEN = ("output_log_probs", "generation_logits")
 
 
 class Outputs:
@@ -43,13 +42,17 @@ class Outputs:
 
 
 def joined(events, count):
-    """The events of one answer as a single event, as if it had ended after its first `count` tokens."""
-    whole = {name: values for event in events for name, values in event.items()}
+    """The events of one answer as a single event, as if it had ended after its first `count` tokens.
+
+    The last event has the log-probabilities of all tokens; logits come token by token.
+    """
+    whole = dict(events[-1])
     total = sum(len(rows_of_tokens(event)[0]) for event in events)
-    for name in PER_TOKEN & whole.keys():
-        values = [value for event in events for value in event[name]]
-        whole[name] = values[: len(values) * count // total]
+    if "generation_logits" in whole:
+        values = [value for event in events for value in event["generation_logits"]]
+        whole["generation_logits"] = values[: len(values) * count // total]
     if count < total and "output_log_probs" in whole:
+        whole["output_log_probs"] = whole["output_log_probs"][:count]
         whole["cum_log_probs"] = [sum(whole["output_log_probs"])]
     if "num_output_tokens" in whole:
         whole["num_output_tokens"] = [count]

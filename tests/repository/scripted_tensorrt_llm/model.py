@@ -118,7 +118,7 @@ class Batch:
         if text.sequences > 1:
             tensors["sequence_index"] = np.array([[sequence]], np.int32)
         if text.log_probs:
-            tensors["output_log_probs"] = np.full((1, 1, len(ids)), -0.5, np.float32)
+            tensors["output_log_probs"] = np.full((1, 1, count), -0.5, np.float32)
             tensors["cum_log_probs"] = np.array([[-0.5 * count]], np.float32)
         if text.counts:
             tensors["num_output_tokens"] = np.array([[len(ids)]], np.int32)

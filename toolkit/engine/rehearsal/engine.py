@@ -25,11 +25,12 @@ from toolkit.inflight import Request, Scheduler, State, Stats, Step
 
 
 class Generation(Request):
-    """One of the sequences of a request. Times are those of time.monotonic_ns()."""
+    """Sequence `index` of request `row` of a batch. Times are those of time.monotonic_ns()."""
 
-    def __init__(self, request: GenerationRequest, index: int, deliver: Callable[[Event], None]) -> None:
+    def __init__(self, request: GenerationRequest, row: int, index: int, deliver: Callable[[Event], None]) -> None:
         super().__init__(id(self), request.input_ids, request.request_output_len)
-        self.index, self.deliver, self.sampler = index, deliver, Sampler(request, index)
+        self.request, self.row, self.index = request, row, index
+        self.deliver, self.sampler = deliver, Sampler(request, index)
         self.cum_log_prob = 0.0
         self.arrival_ns = time.monotonic_ns()
         self.first_scheduled_ns = self.first_token_ns = self.last_token_ns = 0
@@ -70,20 +71,23 @@ class RehearsalEngine:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, request: GenerationRequest, deliver: Callable[[Event], None]) -> list[Generation]:
-        """Begin to generate; the result is what `cancel` takes. Raises InputRefused or Busy."""
-        request.check(self.settings.model["vocab_size"], self.stats().max)
-        sequences = [Generation(request, index, deliver) for index in range(request.num_return_sequences)]
+    def submit(self, requests: Sequence[GenerationRequest], deliver: Callable[[Event], None]) -> list[Generation]:
+        """Begin to generate for all of a batch; the result is what `cancel` takes.
+
+        Raises InputRefused or Busy; then none of them begins.
+        """
+        vocab_size, most = self.settings.model["vocab_size"], self.stats().max
+        for request in requests:
+            request.check(vocab_size, most)
+        sequences = [
+            Generation(request, row, index, deliver)
+            for row, request in enumerate(requests)
+            for index in range(request.num_return_sequences)
+        ]
         with self._changed:
             if self._closing:
                 raise Busy("the engine is shutting down")
-            for count, sequence in enumerate(sequences):
-                try:
-                    self._scheduler.submit(sequence)
-                except Exception:  # then none of them
-                    for earlier in sequences[:count]:
-                        self._scheduler.cancel(earlier)
-                    raise
+            self._scheduler.submit(*sequences)
             self._live.update(sequences)
             self._changed.notify()
         return sequences

@@ -57,17 +57,20 @@ class Stage:
         return self._linear(self._norm(hidden[batch.emitting], "transformer.ln_f"), "lm_head")
 
     def _embedded(self, tokens: Tensor) -> Tensor:
-        """Hidden states of token ids, of which this rank may know only some, or only some columns."""
-        table = self.weights["transformer.vocab_embedding.weight"]
-        if self.embedding_split is None:
-            return embedding(tokens, table)
+        """Hidden states of token ids, of which this rank may know only some, or only some columns.
+
+        An id outside the vocabulary is known to no rank: zeros.
+        """
+        table, split = self.weights["transformer.vocab_embedding.weight"], self.embedding_split
         (rows, columns), before = table.shape, self.tp_rank
-        if self.embedding_split == 0:
-            local = tokens - before * rows
-            known = (local >= 0) & (local < rows)
-            return self.all_reduce(embedding(local * known, table) * known[:, None])
-        zeros = (before * columns, self.hidden_size - (before + 1) * columns)
-        return self.all_reduce(pad(embedding(tokens, table), zeros))
+        local = tokens - before * rows if split == 0 else tokens
+        known = (local >= 0) & (local < rows)
+        hidden = embedding(local * known, table) * known[:, None]
+        if split is None:
+            return hidden
+        if split == 1:
+            hidden = pad(hidden, (before * columns, self.hidden_size - (before + 1) * columns))
+        return self.all_reduce(hidden)
 
     def _attention(self, layer: int, hidden: Tensor, cos: Tensor, sin: Tensor, batch: Batch) -> Tensor:
         qkv = self._linear(hidden, f"transformer.layers.{layer}.attention.qkv").unflatten(1, (-1, self.head_size))

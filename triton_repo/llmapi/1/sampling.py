@@ -1,5 +1,6 @@
 """What a request asks of the LLM API, from its tensors."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,7 +56,9 @@ class Question:
                 raise Refused(f"{name}: expected 1, got {_one(given, name, 1)}")
         if "text_input" not in given:
             raise Refused("text_input: missing")
-        arguments = {argument: _one(given, name) for argument, name in ARGUMENTS if name in given}
+        arguments = {argument: _number(given, name) for argument, name in ARGUMENTS if name in given}
+        if arguments.get("top_p", 1) <= 0:  # not given, as NVIDIA's backend for engines reads it
+            del arguments["top_p"]
         arguments |= {argument: _words(given[name]) for argument, name in WORDS if name in given}
         if arguments.get("max_tokens", 0) < 1:
             raise Refused(f"max_tokens: expected 1 or more, got {arguments.get('max_tokens')}")
@@ -95,6 +98,14 @@ def _one(given, name, default=None):
     if given[name].size != 1:
         raise Refused(f"{name}: expected one value, got shape {list(given[name].shape)}")
     return given[name].item()
+
+
+def _number(given, name):
+    """The value of an argument. The LLM API itself does not refuse NaN."""
+    value = _one(given, name)
+    if not math.isfinite(value) and (name, value) != ("sampling_param_top_p", -math.inf):
+        raise Refused(f"{name}: expected a finite number, got {value}")
+    return value
 
 
 def _text(given, name):

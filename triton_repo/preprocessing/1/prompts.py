@@ -71,8 +71,11 @@ class PromptTokenizer:
         if not any(words):
             return np.empty(0, np.float32)
         bias = np.zeros(self.vocab_size, np.float32)
-        for word, weight in zip(words, weights, strict=True):
-            np.add.at(bias, self._encode(word), np.float32(weight))
+        with np.errstate(over="ignore"):
+            for word, weight in zip(words, weights, strict=True):
+                np.add.at(bias, self._encode(word), np.float32(weight))
+        if not np.isfinite(bias).all():  # the executor would take it, and no token could be told from another
+            raise Refused(f"embedding_bias_weights: {weights}, expected finite numbers with finite sums")
         return bias
 
     def _inside(self, text):

@@ -8,19 +8,18 @@ import os
 import signal
 import threading
 import time
-from collections import defaultdict
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from answer import FINAL, Answer
 from metrics import Metrics
 
 from toolkit.engine.rehearsal.engine import RehearsalEngine
 from toolkit.engine.rehearsal.worker import work
-from toolkit.engine.request import GenerationRequest
+from toolkit.engine.request_tensors import requests_of
 from toolkit.engine.settings import EngineSettings
 from toolkit.errors import Busy, InputRefused, ToolkitError
 
-FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 SERVER = os.getppid()
 LEADER_FIRST_S = 5
 """A server cannot end well while it loads, and the first that ends ill makes mpirun end them all."""
@@ -63,9 +62,10 @@ class TritonPythonModel:
     def begin(self, request, sender):
         name, tensors = request.request_id(), {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         if not tensors.pop("stop", np.zeros(1)).any():
-            Answer(self, name, GenerationRequest.of_tensors(tensors), sender)
+            Answer(self, name, requests_of(tensors), sender)
         elif not name:
-            raise InputRefused("stop: which request? Its id is missing", hint="Send it as the request id.")
+            what = "stop: Trying to stop a request but request ID is not provided"
+            raise InputRefused(what, hint="Send its id as the request id.")
         else:
             self.cancel(lambda answer: answer.name == name)
             sender.send(pb_utils.InferenceResponse([]), flags=FINAL)
@@ -76,75 +76,6 @@ class TritonPythonModel:
 
     def finalize(self):
         self.engine.close()
-
-
-class Answer:
-    """A request under way: turns the events of its sequences into responses, the last of them FINAL."""
-
-    def __init__(self, model, name, request, sender):
-        if not model.decoupled and (request.streaming or request.num_return_sequences > 1):
-            raise InputRefused("streaming or num_return_sequences: this model is not decoupled, it gives one response")
-        self.model, self.name, self.request, self.sender = model, name, request, sender
-        excluded = request.exclude_input_in_output
-        excluded = model.settings.exclude_input_in_output if excluded is None else excluded
-        self.echo = [] if excluded or request.streaming else request.input_ids
-        self.log_probs = defaultdict(list)  # by sequence_index
-        self.unfinished = request.num_return_sequences
-        self.sequences = model.engine.submit(request, self.deliver)
-        with model.sending:
-            if self.unfinished:
-                model.answers.add(self)
-
-    def is_abandoned(self):
-        with self.model.sending:  # Triton crashes when it is asked about a request after its FINAL
-            return self.unfinished and self.sender.is_cancelled()
-
-    def deliver(self, event):
-        if event.token is not None:
-            self.log_probs[event.sequence.index].append(event.log_prob)
-        if event.finished:
-            self.model.metrics.observe(len(event.sequence.prompt), len(event.sequence.output))
-        with self.model.sending:
-            self.unfinished -= event.finished
-            flags = 0 if self.unfinished else FINAL
-            if event.token is not None if self.request.streaming else event.finished:
-                self.sender.send(pb_utils.InferenceResponse([*self.tensors(event)]), flags=flags)
-            elif flags:
-                self.sender.send(flags=flags)
-            if flags:
-                self.model.answers.discard(self)
-
-    def tensors(self, event):
-        request, sequence, log_probs = self.request, event.sequence, self.log_probs[event.sequence.index]
-        tokens = [event.token] if request.streaming else [*self.echo, *sequence.output]
-        yield tensor("output_ids", np.int32, tokens)
-        yield tensor("sequence_length", np.int32, len(tokens))
-        if request.return_log_probs:
-            yield tensor("cum_log_probs", np.float32, event.cum_log_prob)
-            yield tensor("output_log_probs", np.float32, log_probs[-1:] if request.streaming else log_probs)
-        if request.num_return_sequences > 1:
-            yield tensor("sequence_index", np.int32, sequence.index)
-        if request.return_num_input_tokens:
-            yield tensor("num_input_tokens", np.int32, len(request.input_ids))
-        if request.return_num_output_tokens:
-            yield tensor("num_output_tokens", np.int32, 1 if request.streaming else len(sequence.output))
-        if request.return_perf_metrics and event.finished:
-            yield from self.performance(sequence)
-
-    def performance(self, sequence):
-        # The last token is never computed. Blocks found again after a pause count as reused, too.
-        total = -(-(len(sequence.tokens) - 1) // self.model.settings.scheduling.tokens_per_block)
-        reused = min(sequence.reused_blocks, total)
-        for name, blocks in (("alloc_total", total), ("alloc_new", total - reused), ("reused", reused)):
-            yield tensor(f"kv_cache_{name}_blocks", np.int32, blocks)
-        for moment in ("arrival", "first_scheduled", "first_token", "last_token"):
-            yield tensor(f"{moment}_time_ns", np.int64, getattr(sequence, f"{moment}_ns"))
-
-
-def tensor(name, dtype, value):
-    """A tensor with Triton's batch dimension and another for the only beam."""
-    array = np.array(value, dtype)
-    return pb_utils.Tensor(name, array.reshape(1, 1, *array.shape))
 
 
 def every(period_ms, action):

@@ -1,0 +1,110 @@
+"""The responses to one Triton request: names, types and shapes of NVIDIA's backend."""
+
+from collections import defaultdict
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from toolkit.errors import InputRefused
+
+FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+
+class Answer:
+    """A request under way: turns the events of its sequences into responses, the last of them FINAL.
+
+    `requests` are the rows of its batch; each response belongs to one sequence of one row.
+    """
+
+    def __init__(self, model, name, requests, sender):
+        if not model.decoupled:
+            refuse_several_responses(requests)
+        self.model, self.name, self.requests, self.sender = model, name, requests, sender
+        self.log_probs = defaultdict(list)  # by sequence
+        self.unfinished = sum(request.num_return_sequences for request in requests)
+        self.sequences = model.engine.submit(requests, self.deliver)
+        with model.sending:
+            if self.unfinished:
+                model.answers.add(self)
+
+    def is_abandoned(self):
+        with self.model.sending:  # Triton crashes when it is asked about a request after its FINAL
+            return self.unfinished and self.sender.is_cancelled()
+
+    def deliver(self, event):
+        sequence, streaming = event.sequence, event.sequence.request.streaming
+        if event.log_prob is not None:
+            self.log_probs[sequence].append(event.log_prob)
+        if event.finished:
+            self.model.metrics.observe(len(sequence.prompt), len(sequence.output))
+        with self.model.sending:
+            self.unfinished -= event.finished
+            flags = 0 if self.unfinished else FINAL
+            if event.token is not None if streaming else event.finished:
+                self.sender.send(pb_utils.InferenceResponse([*self.tensors(event)]), flags=flags)
+            elif flags:
+                self.sender.send(flags=flags)
+            if flags:
+                self.model.answers.discard(self)
+
+    def tensors(self, event):
+        sequence, request = event.sequence, event.sequence.request
+        tokens = [event.token] if request.streaming else [*self.echo(request), *sequence.output]
+        yield tensor("output_ids", np.int32, tokens)
+        yield tensor("sequence_length", np.int32, len(tokens))
+        if request.return_log_probs:
+            yield tensor("cum_log_probs", np.float32, event.cum_log_prob)
+            yield tensor("output_log_probs", np.float32, self.log_probs[sequence])  # in a stream, too, all so far
+        if len(self.requests) > 1:
+            yield tensor("batch_index", np.int32, sequence.row)
+        if request.num_return_sequences > 1:
+            yield tensor("sequence_index", np.int32, sequence.index)
+        if request.return_num_input_tokens:
+            yield tensor("num_input_tokens", np.int32, len(request.input_ids))
+        if request.return_num_output_tokens:
+            yield tensor("num_output_tokens", np.int32, len(tokens))
+        if request.return_perf_metrics:
+            yield from performance(event)
+
+    def echo(self, request):
+        """The prompt, where the client wants it before a whole answer."""
+        excluded = request.exclude_input_in_output
+        excluded = self.model.settings.exclude_input_in_output if excluded is None else excluded
+        return [] if excluded else request.input_ids
+
+
+def refuse_several_responses(requests):
+    """Raises InputRefused, in the backend's words, for what a model that gives one response cannot answer."""
+    if len(requests) > 1:
+        what = "Batch size > 1 requires the tensorrt_llm backend to be using decoupled transaction policy"
+        raise InputRefused(what, hint="Send each prompt on its own, or set serving.decoupled: true.")
+    if requests[0].streaming:
+        what = "Streaming is only supported if model is deployed using decoupled mode"
+        raise InputRefused(what, hint="Set serving.decoupled: true.")
+    if requests[0].num_return_sequences > 1:
+        what = "num_return_sequences > 1 requires decoupled mode: each sequence is a response"
+        raise InputRefused(what, hint="Set serving.decoupled: true.")
+
+
+def performance(event):
+    """The ten perf metrics. The KV blocks are those of the prompt: the backend does not count later ones."""
+    sequence = event.sequence
+    blocks = {
+        "alloc_new": sequence.taken_blocks - sequence.evicted_blocks,
+        "reused": sequence.reused_blocks,
+        "alloc_total": sequence.taken_blocks,
+    }
+    for name, count in blocks.items():
+        yield tensor(f"kv_cache_{name}_blocks", np.int32, count)
+    for moment in ("arrival", "first_scheduled", "first_token"):
+        yield tensor(f"{moment}_time_ns", np.int64, getattr(sequence, f"{moment}_ns"))
+    yield tensor("last_token_time_ns", np.int64, sequence.last_token_ns if event.finished else 0)
+    yield tensor("acceptance_rate", np.float32, 0)  # this one and the next two: without a draft model
+    yield tensor("total_accepted_draft_tokens", np.int32, 0)
+    yield tensor("total_draft_tokens", np.int32, 0)
+
+
+def tensor(name, dtype, value):
+    """A tensor with Triton's batch dimension and another for the only beam."""
+    array = np.array(value, dtype)
+    return pb_utils.Tensor(name, array.reshape(1, 1, *array.shape))
