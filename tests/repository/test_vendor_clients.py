@@ -84,12 +84,12 @@ def test_a_text_has_no_batch_dimension(server: Server, model: str, streamed: boo
 @STREAMED
 def test_shapes_of_the_other_outputs(server: Server, model: str, streamed: bool) -> None:
     asked = {"return_perf_metrics": True, "return_log_probs": True, "return_num_output_tokens": True}
-    for result in stream(server, model, PROMPTS[:1], stream=streamed, max_tokens=4, **asked):
+    for count, result in enumerate(stream(server, model, PROMPTS[:1], stream=streamed, max_tokens=4, **asked), 1):
         for name, kind in PERFORMANCE.items():
             found = result.as_numpy(name)
             assert (found.shape, found.dtype) == ((1, 1), kind), name
         assert result.as_numpy("cum_log_probs").shape == result.as_numpy("num_output_tokens").shape == (1, 1)
-        assert result.as_numpy("output_log_probs").shape == (1, 1, 1 if streamed else 4)
+        assert result.as_numpy("output_log_probs").shape == (1, 1, count if streamed else 4)  # all so far
         assert result.as_numpy("batch_index") is None and result.as_numpy("sequence_index") is None
 
 
