@@ -21,6 +21,7 @@ from toolkit.params_json import PARAMS, as_config
 SUPPORTED_ARCHITECTURES = ("LlamaForCausalLM",)
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 CONFIG = "config.json"
+KEEP_ONE = "Keep the one that the model was made with."
 MOST_LAYERS = 4096
 """So that a damaged config.json is an error at once, and not after listing the tensors of a billion layers."""
 SUPPORTED = (
@@ -34,8 +35,7 @@ class ModelShape:
     """A Llama-like decoder: grouped-query attention, rotary positions, SwiGLU, RMSNorm.
 
     Names are those of Hugging Face's config.json. `rope_scaling` is None or a mapping with
-    `rope_type` ("llama3", "linear" ...) and its own fields. `eos_token_ids` and `bos_token_id` are
-    config.json's; generation_config.json may list more (see `toolkit.model.eos_token_ids`).
+    `rope_type` ("llama3", "linear" ...) and its own fields.
     """
 
     architecture: str
@@ -148,24 +148,6 @@ def parse_shape(config: Dict[str, Any], *, where: str) -> ModelShape:
     return shape
 
 
-def eos_token_ids(model_dir: Path) -> tuple[int, ...]:
-    """Every id that ends a text, in order: generation_config.json's first, then config.json's.
-
-    Llama-3-Instruct lists several and its tokenizer only one, which is why answers that never stop
-    are a common complaint.
-    """
-    ids: list[int] = []
-    for name in ("generation_config.json", "config.json"):
-        path = Path(model_dir) / name
-        if path.exists():
-            value = read_json(path, largest=LARGEST_CONFIG).get("eos_token_id")
-            found = value if isinstance(value, list) else [] if value is None else [value]
-            if not all(isinstance(id, int) for id in found):
-                raise ToolkitError(f"eos_token_id: expected whole numbers, got {shown(value)}", where=path)
-            ids += found
-    return tuple(dict.fromkeys(ids))
-
-
 def _architecture(config: Dict[str, Any], where: str) -> str:
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names else names
@@ -203,8 +185,7 @@ def _rope(config: Dict[str, Any], where: str) -> tuple[float, Dict[str, Any] | N
     found = [_scaling(config, name, where) for name in ("rope_parameters", "rope_scaling") if config.get(name)]
     if len(found) == 2 and found[0] != found[1]:
         # transformers 4 follows the one, transformers 5 the other.
-        hint = "Keep the one that the model was made with."
-        raise ToolkitError("rope_parameters: says something else than rope_scaling", where=where, hint=hint)
+        raise ToolkitError("rope_parameters: says something else than rope_scaling", where=where, hint=KEEP_ONE)
     return found[0] if found else (Fields(config, where).number("rope_theta", 10000.0), None)
 
 
@@ -214,7 +195,15 @@ def _scaling(config: Dict[str, Any], name: str, where: str) -> tuple[float, Dict
         raise ToolkitError(f"{name}: expected an object, got {shown(given)}", where=where)
     fields, outer = Fields(given, where, f"{name}."), Fields(config, where)
     theta = (fields if fields.has("rope_theta") else outer).number("rope_theta", 10000.0)
-    kind = given.get("rope_type") or given.get("type") or "default"
+    if outer.has("rope_theta") and theta != outer.number("rope_theta"):
+        what = f"{name}.rope_theta: {theta:g} differs from rope_theta {outer.number('rope_theta'):g}"
+        raise ToolkitError(what, where=where, hint=KEEP_ONE)
+    kinds = [given[key] for key in ("rope_type", "type") if given.get(key)]
+    if len(kinds) == 2 and kinds[0] != kinds[1]:
+        # transformers follows rope_type, TensorRT-LLM type.
+        what = f"{name}: rope_type {shown(kinds[0])} differs from type {shown(kinds[1])}"
+        raise ToolkitError(what, where=where, hint=KEEP_ONE)
+    kind = kinds[0] if kinds else "default"
     if kind == "default":
         return theta, None
     if kind not in ("llama3", "linear"):
@@ -225,4 +214,5 @@ def _scaling(config: Dict[str, Any], name: str, where: str) -> tuple[float, Dict
         low, high = fields.number("low_freq_factor"), fields.number("high_freq_factor")
         if low >= high:
             raise ToolkitError(f"{name}: low_freq_factor {low} is not below high_freq_factor {high}", where=where)
-    return theta, {**{key: value for key, value in given.items() if key != "rope_theta"}, "rope_type": kind}
+    fields_of_kind = {key: value for key, value in given.items() if key not in ("rope_theta", "type")}
+    return theta, fields_of_kind | {"rope_type": kind}

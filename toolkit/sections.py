@@ -36,6 +36,8 @@ class Model(Section):
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     quantization: Literal["none", "fp8"] = "none"
     """Of the layers' weights, for planning: this release converts and rehearses none."""
+    chat_template: str | None = None
+    """The name of the one to use, of a model that has several."""
     config: dict[str, Any] | None = None
     """The fields of config.json, for planning where the checkpoint is not; must agree with it where it is."""
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,15 @@ TENSORS = [
     (lambda d: added(d, f"{K_PROJ[:-7]}.qweight", torch.zeros(1)), "qweight: the checkpoint is already quantised"),
     (lambda d: added(d, f"{K_PROJ}_scale", torch.zeros(1)), "weight_scale: the checkpoint is already quantised"),
 ]
+WRAPPED = [
+    ("_orig_mod.", "_orig_mod. comes from torch.compile. Save the model inside the wrapper"),
+    ("module.", "module. comes from DataParallel or DDP of PyTorch. Save the model inside the wrapper"),
+    ("_fsdp_wrapped_module.", "_fsdp_wrapped_module. comes from FSDP of PyTorch. Save the model inside"),
+    ("_forward_module.", "_forward_module. comes from Lightning Fabric. Save the model inside"),
+    ("base_model.model.", "base_model.model. comes from PEFT. Merge it into its base model first"),
+    ("_orig_mod.module.", "_orig_mod. and module. comes from torch.compile and DataParallel or DDP of PyTorch. Save"),
+]
+"""A prefix of every tensor's name, and what is said of it."""
 FORMS = [
     (lambda d: (d / "adapter_config.json").write_text("{}"), "holds a LoRA adapter, not a whole model"),
     (lambda d: (d / "hf_quant_config.json").write_text("{}"), "already quantised by NVIDIA's Model Optimizer"),
@@ -160,6 +170,18 @@ FORMS = [
         lambda d: configured(d, rope_parameters={"rope_theta": 1e4}, rope_scaling={"type": "linear", "factor": 2.0}),
         "rope_parameters: says something else than rope_scaling",
     ),
+    (
+        lambda d: configured(d, rope_parameters=None, rope_scaling={"type": "dynamic", "rope_type": "linear"}),
+        "rope_scaling: rope_type 'linear' differs from type 'dynamic'. Keep the one that the model was made with.",
+    ),
+    (
+        lambda d: configured(d, rope_parameters={"type": "linear", "rope_type": "default", "factor": 2.0}),
+        "rope_parameters: rope_type 'default' differs from type 'linear'",
+    ),
+    (
+        lambda d: configured(d, rope_theta=1e4, rope_parameters={"rope_type": "default", "rope_theta": 5e5}),
+        "rope_parameters.rope_theta: 500000 differs from rope_theta 10000",
+    ),
     (lambda d: configured(d, rope_parameters=[1]), "rope_parameters: expected an object, got [1]"),
     (lambda d: configured(d, hidden_act="gelu"), "hidden_act: 'gelu' is not supported"),
     (lambda d: configured(d, dtype="float8_e4m3fn"), "dtype: 'float8_e4m3fn' is unknown"),
@@ -185,6 +207,72 @@ def test_one_line_that_says_what_and_where(llama_dir, spoil, message):
     assert message in text
     assert str(llama_dir) in text
     assert text.isprintable() and len(text) < 1000
+
+
+def renamed(directory: Path, rename: Callable[[str], str]) -> None:
+    save_file({rename(name): tensor for name, tensor in load_file(directory / WEIGHTS).items()}, directory / WEIGHTS)
+
+
+def refusal(directory: Path) -> str:
+    with pytest.raises(ToolkitError) as caught:
+        check_source(open_source(directory), load_shape(directory))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("prefix", "message"), WRAPPED, ids=name_of)
+def test_weights_that_a_wrapper_saved(llama_dir, prefix, message):
+    renamed(llama_dir, lambda name: prefix + name)
+    name = "model.embed_tokens.weight"
+    assert f"{llama_dir}: {name}: is called {prefix}{name} here; {message}" in refusal(llama_dir)
+
+
+@pytest.mark.parametrize(
+    ("rename", "message"),
+    [
+        (
+            lambda name: name.replace("layers.3.", "layers.3._orig_mod."),
+            "model.layers.3.input_layernorm.weight: is called model.layers.3._orig_mod.input_layernorm.weight here; "
+            "_orig_mod. comes from torch.compile",
+        ),
+        (
+            lambda name: name.replace("mlp.", "_checkpoint_wrapped_module.mlp."),
+            "_checkpoint_wrapped_module. comes from activation checkpointing of PyTorch. Save the model inside",
+        ),
+        (
+            lambda name: name.replace("q_proj.", "q_proj.base_layer."),
+            "q_proj.base_layer.weight here; base_layer. comes from PEFT. Merge it into its base model first",
+        ),
+        (
+            lambda name: f"language_model.{name}",
+            "is called language_model.model.embed_tokens.weight here. Use weights without the prefix language_model.",
+        ),
+        (
+            lambda name: name.removeprefix("model."),
+            "model.embed_tokens.weight: is called embed_tokens.weight here, as LlamaModel saves it, which has",
+        ),
+        (
+            lambda name: name.replace("k_proj.weight", "k_proj.lora_A.weight") if "layers.6" in name else name,
+            "model.layers.6.self_attn.k_proj.weight: is missing",
+        ),
+    ],
+    ids=name_of,
+)
+def test_weights_under_other_names(llama_dir, rename, message):
+    renamed(llama_dir, rename)
+    assert message in refusal(llama_dir)
+
+
+def test_weights_of_an_adapter_beside_those_of_the_model(llama_dir):
+    added(llama_dir, f"{K_PROJ[:-7]}.lora_A.weight", torch.zeros(2, 64))
+    assert "lora_A.weight: is part of a LoRA adapter. Merge it into its base model first" in refusal(llama_dir)
+
+
+@pytest.mark.parametrize("extra", [{}, {"rope_scaling": {"type": "linear", "factor": 2}}])
+def test_two_spellings_that_agree_are_taken(llama_dir, extra):
+    rope = {"rope_type": "linear", "type": "linear", "factor": 2.0, "rope_theta": 5e5}
+    configured(llama_dir, rope_theta=500000, rope_parameters=rope, **extra)
+    shape = load_shape(llama_dir)
+    assert (shape.rope_theta, shape.rope_scaling) == (5e5, {"rope_type": "linear", "factor": 2.0})
 
 
 @pytest.mark.parametrize("name", ["config.json", WEIGHTS, INDEX])

@@ -89,5 +89,5 @@ def test_a_template_that_fails_is_one_line(tmp_path, tiny_llama, template, words
 
 def test_configuration_that_cannot_be_read(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(ToolkitError, match=r"tokenizer_config\.json: cannot be read"):
+    with pytest.raises(ToolkitError, match=r"tokenizer_config\.json: is not valid JSON"):
         chat_prompt(tmp_path, "Hello?")

@@ -7,10 +7,13 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from tests.commands import toolkit
 from toolkit.errors import ToolkitError
 from toolkit.repository import generate
+from toolkit.repository.tokenizer import foreseen
 
 from .conftest import load_deployment
+from .sources import prompts
 from .tokenizers_for_tests import sentence_piece_tokenizer
 
 MODELS = {"ensemble", "preprocessing", "tensorrt_llm", "postprocessing", "tensorrt_llm_bls"}
@@ -93,7 +96,7 @@ def damage_no_tokenizer(model):
 
 def damage_larger_vocabulary(model):
     content = json.loads((model / "tokenizer.json").read_text())
-    content["added_tokens"].append({**content["added_tokens"][0], "id": 512, "content": "<|one more|>"})
+    content["model"]["vocab"]["one more"] = 512
     (model / "tokenizer.json").write_text(json.dumps(content))
 
 
@@ -107,6 +110,23 @@ def damage_eos(model):
     (model / "generation_config.json").write_text('{"eos_token_id": [1, 512]}')
 
 
+def damage_eos_in_the_config(model):
+    (model / "config.json").write_text(
+        (model / "config.json").read_text().replace('"eos_token_id": 1', '"eos_token_id": -1')
+    )
+
+
+def damage_eos_as_text(model):
+    (model / "generation_config.json").write_text('{"eos_token_id": "1"}')
+
+
+def damage_every_eos(model):
+    for name in ("generation_config.json", "config.json", "tokenizer_config.json"):
+        content = json.loads((model / name).read_text())
+        content = {key: value for key, value in content.items() if not key.startswith("eos_token")}
+        (model / name).write_text(json.dumps(content))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -116,6 +136,9 @@ def damage_eos(model):
         (damage_larger_vocabulary, r"tokenizer\.json: has token id 512, the model's vocab_size is 512"),
         (damage_decoder, r"tokenizer\.json: decoder: WordPiece is not known"),
         (damage_eos, r"generation_config\.json: eos_token_id: 512 is not a token of the model"),
+        (damage_eos_in_the_config, r"/config\.json: eos_token_id: -1 is not a token of the model"),
+        (damage_eos_as_text, r"generation_config\.json: eos_token_id: expected whole numbers, got '1'"),
+        (damage_every_eos, r"model: no token ends an answer: .* name none\. Add \"eos_token_id\" to generation_config"),
     ],
 )
 def test_unusable_tokenizer(tmp_path, model, damage, message):
@@ -130,3 +153,69 @@ def test_unusable_tokenizer(tmp_path, model, damage, message):
 def test_sentence_piece_model(tmp_path, model):
     sentence_piece_tokenizer(model / "tokenizer.json")
     assert generate(load_deployment(tmp_path, model)) is True
+
+
+def preprocessing(deployment) -> dict[str, str]:
+    text = (deployment.repository_dir / "preprocessing" / "config.pbtxt").read_text()
+    config = text_format.Parse(text, model_config_pb2.ModelConfig())
+    return {name: value.string_value for name, value in config.parameters.items()}
+
+
+@pytest.mark.parametrize("engine", ["tensorrt", "pytorch"])
+def test_the_tokenizer_alone_names_what_ends_an_answer(tmp_path, model, engine):
+    (model / "generation_config.json").write_text('{"eos_token_id": null}')
+    (model / "config.json").write_text((model / "config.json").read_text().replace('"eos_token_id": 1,', ""))
+    deployment = load_deployment(tmp_path, model, engine)
+    generate(deployment)
+    if engine == "tensorrt":
+        assert preprocessing(deployment)["eos_token_ids"] == "1"  # <|end|>, of tokenizer_config.json
+    else:
+        assert "eos_token_ids: [1]" in (deployment.repository_dir / "tensorrt_llm/1/model.yaml").read_text()
+
+
+def test_ids_that_end_an_answer_are_united(tmp_path, model):
+    (model / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
+    generate(deployment := load_deployment(tmp_path, model))
+    assert preprocessing(deployment)["eos_token_ids"] == "2,7,1"
+
+
+def with_padding_beyond(model) -> None:
+    """A padding token behind the vocabulary, as fine-tuning adds it."""
+    content = json.loads((model / "tokenizer.json").read_text())
+    content["added_tokens"].append({**content["added_tokens"][0], "id": 512, "content": "[PAD]"})
+    (model / "tokenizer.json").write_text(json.dumps(content))
+    (model / "generation_config.json").write_text('{"eos_token_id": 1, "pad_token_id": 512}')
+
+
+def test_a_padding_token_behind_the_vocabulary(tmp_path, model):
+    with_padding_beyond(model)
+    deployment = load_deployment(tmp_path, model)
+    generate(deployment)
+    assert preprocessing(deployment)["pad_token_id"] == "3"  # of config.json
+    assert foreseen(deployment) == [
+        f"{model}/tokenizer.json: the model has no [PAD] (512): its vocab_size is 512. "
+        "A prompt that holds such a token is refused."
+    ]
+    tokenizer = prompts.PromptTokenizer(deployment.repository_dir / "preprocessing/1/tokenizer", True, vocab_size=512)
+    plain = tokenizer.prompt_ids("Hello")
+    assert plain and max(plain) < 512
+    for text in ("[PAD]", "Hello [PAD] there"):
+        with pytest.raises(prompts.Refused, match=r"text_input: holds \[PAD\] \(512\), the model's last token is 511"):
+            tokenizer.prompt_ids(text)
+    with pytest.raises(prompts.Refused, match="embedding_bias_words: holds"):
+        tokenizer.embedding_bias(["[PAD]"], [1.0])
+    assert tokenizer.words(["[PAD]"]) == []
+
+
+@pytest.mark.parametrize("command", ["convert", "build"])
+def test_what_repo_will_say_is_told_before_the_conversion(tmp_path, model, command):
+    deployment = load_deployment(tmp_path, model, "rehearsal")
+    with_padding_beyond(model)
+    lines = toolkit(command, deployment.file).stderr.splitlines()
+    said = [line.startswith("warning: ") and "the model has no [PAD] (512)" in line for line in lines]
+    assert said.index(True) < next(n for n, line in enumerate(lines) if "converted" in line)
+    (model / "tokenizer.json").unlink()
+    assert (
+        f"warning: toolkit repo will refuse this model: {model}/tokenizer.json: no such file."
+        in toolkit(command, deployment.file).stderr
+    )

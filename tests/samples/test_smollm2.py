@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from toolkit.errors import ToolkitError
-from toolkit.model import eos_token_ids, load_shape
+from toolkit.model import load_shape
 from toolkit.samples import smollm2 as sample
+from toolkit.special_tokens import eos_token_ids
 
 TEXTS = [
     "What is the capital of France?",
@@ -95,7 +96,7 @@ def test_the_directory_splits_by_4_and_is_written_once(smollm2, tmp_path):
     shape = load_shape(smollm2)
     assert (shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim) == (12, 4, 64)
     assert (shape.rope_theta, shape.rms_norm_eps, shape.max_position_embeddings) == (100000.0, 1e-5, 8192)
-    assert eos_token_ids(smollm2) == (2, 0)
+    assert eos_token_ids(smollm2, shape.vocab_size) == (2, 0)
     assert sample.write(smollm2, progress=lambda done, total: pytest.fail("it was written again")) is False
     seen = []
     assert sample.write(tmp_path / "copy", progress=lambda done, total: seen.append((done, total))) is True

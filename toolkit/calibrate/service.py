@@ -170,7 +170,7 @@ def _prompts(deployment: Deployment) -> tuple[str, ...]:
     tokenizer = Tokenizer.from_file(str(deployment.repository_dir / "preprocessing/1/tokenizer/tokenizer.json"))
     limits = deployment.limits
     most = min(limits.max_num_tokens, limits.max_seq_len - ANSWER[1])
-    prompts = as_chat(deployment.model.path, QUESTIONS)
+    prompts = as_chat(deployment.model.path, QUESTIONS, deployment.model.chat_template)
     return tuple(prompt for prompt in prompts if len(tokenizer.encode(prompt).ids) <= most) or ("a",)
 
 

@@ -34,6 +34,7 @@ def convert(deployment: Deployment, progress: Progress | None = None) -> bool:
     from toolkit.artifacts import Lock, atomic_directory, record, refuse_others_work, write_lock
     from toolkit.checkpoint.digests import input_digests, is_current
     from toolkit.checkpoint.source import check_source, open_source
+    from toolkit.checkpoint.tied import check_tied
     from toolkit.checkpoint.write import write_checkpoint
     from toolkit.rules import check_can_be_made
 
@@ -41,6 +42,7 @@ def convert(deployment: Deployment, progress: Progress | None = None) -> bool:
     shape, mapping, dtype = deployment.shape, deployment.mapping, deployment.model.dtype
     source = open_source(deployment.model.path)
     check_source(source, shape)
+    check_tied(source, shape)
     seen = source.seen()
     if is_current(deployment.checkpoint_dir, STAGE, source, shape, settings(deployment), progress):
         return _renew_config(deployment)

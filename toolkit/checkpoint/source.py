@@ -14,9 +14,10 @@ from typing import Protocol
 
 from toolkit.checkpoint.layout import Shape, is_ignorable, source_shapes
 from toolkit.checkpoint.safetensors_file import DTYPES, read_header
+from toolkit.checkpoint.wrapped import wrapped
 from toolkit.consolidated import PATTERN
 from toolkit.errors import ToolkitError, Unreadable, shown
-from toolkit.foreign import ORIGINAL, refuse_foreign
+from toolkit.foreign import MERGE, ORIGINAL, refuse_foreign
 from toolkit.jsonfile import LARGEST_CONFIG, read_json
 from toolkit.model import CONFIG, ModelShape, no_shape, shape_file
 from toolkit.params_json import PARAMS
@@ -147,6 +148,8 @@ def check_source(source: Source, shape: ModelShape) -> None:
     for name, dimensions in expected.items():
         _check_tensor(source, name, dimensions)
     for name, stored in source.tensors.items():
+        if ".lora_" in name:
+            raise ToolkitError(f"{name}: is part of a LoRA adapter", where=stored.file, hint=MERGE)
         if name not in expected and not is_ignorable(shape, name):
             raise ToolkitError(
                 f"{name}: has no place in a {shape.architecture} with this {_config(source)}",
@@ -169,6 +172,8 @@ def read_blocks(stored: SourceTensor) -> Iterator[tuple[int, memoryview]]:
 
 def _check_tensor(source: Source, name: str, dimensions: Shape) -> None:
     stored = source.tensors.get(name)
+    if stored is None and (renamed := wrapped(name, source.tensors)):
+        raise ToolkitError(renamed[0], where=source.directory, hint=renamed[1])
     if stored is None:
         raise ToolkitError(
             f"{name}: is missing from {_shards_of(source)}",

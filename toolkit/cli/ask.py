@@ -60,6 +60,7 @@ def ask(
             raw=raw,
             max_tokens=max_tokens,
             model=model or MODEL,
+            template=deployment.model.chat_template,
         )
         sent = time.perf_counter()
         for event in _events(client, request, streamed, deployment.loadtest.timeout_s):

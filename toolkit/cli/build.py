@@ -31,12 +31,15 @@ def build(deployment: Deployment, checkpoint: Path | None, dry_run: bool) -> Non
     from toolkit.engine import build as run
     from toolkit.engine import dry_run as describe
     from toolkit.engine import require_buildable
+    from toolkit.repository.tokenizer import foreseen
 
     if dry_run:
         return click.echo(describe(deployment, checkpoint))
     for line in require_buildable(deployment, checkpoint):
         note(line)
     require(deployment, "build", note, checkpoint)
+    for line in foreseen(deployment):
+        note(f"warning: {line}")
     if checkpoint is None:
         with progress("convert") as report:
             converted = convert(deployment, report)

@@ -21,7 +21,10 @@ def convert(deployment: Deployment, report: bool, verify: bool) -> None:
     """
     from toolkit.checkpoint import convert as run
     from toolkit.checkpoint.numerics import Unrepresentable
+    from toolkit.repository.tokenizer import foreseen
 
+    for line in foreseen(deployment):
+        note(f"warning: {line}")
     try:
         with progress("convert") as tell:
             written = run(deployment, tell)

@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 def repo(deployment: Deployment) -> None:
     """Generate the Triton model repository; with engine pytorch also the script that starts trtllm-serve."""
     from toolkit.repository import generate
+    from toolkit.repository.tokenizer import foreseen
 
     written = generate(deployment)
+    for line in foreseen(deployment):
+        note(f"warning: {line}")
     made_from = "model" if deployment.engine == "pytorch" else "engine"
     note("generated" if written else f"already generated from the same {made_from}; nothing to do")
     click.echo(deployment.repository_dir)

@@ -14,11 +14,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, shown
+from toolkit.special_tokens import TOKENIZER_CONFIG, optional_json, special_tokens
 
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-TEMPLATE_NAME = "chat_template.jinja"
-CONFIG_NAME = "tokenizer_config.json"
+TEMPLATE = "chat_template.jinja"
+MORE_TEMPLATES = "additional_chat_templates"
+"""A folder of NAME.jinja."""
+DEFAULT = "default"
 
 Messages = tuple[dict[str, str], ...]
 """The turns of a conversation, each with `role` and `content`."""
@@ -35,26 +37,28 @@ def asked(question: str, system: str | None = None) -> Messages:
     return (*([] if system is None else [said("system", system)]), said("user", question))
 
 
-def chat_prompt(model_dir: Path, question: str, system: str | None = None) -> str:
-    """The prompt for one question, up to where the model's answer begins.
+def chat_prompt(model_dir: Path, question: str, system: str | None = None, name: str | None = None) -> str:
+    """The prompt for one question, up to where the model's answer begins, by the template of that name.
 
     For a model without a chat template it is the question itself, after a warning to the log. Raises
     ToolkitError when the template or the tokenizer's configuration cannot be read or refuses the messages.
     """
-    template = ChatTemplate(model_dir)
+    template = ChatTemplate(model_dir, name)
     if not template.is_there:
         log.warning("%s: the model has no chat template; the question is sent as it is", model_dir)
     return template.render(asked(question, system))
 
 
 class ChatTemplate:
-    """A model's template, read once. Raises ToolkitError when it or the tokenizer's configuration cannot be read."""
+    """A model's template, read once; of several that of a `name`, which is model.chat_template in the YAML.
 
-    def __init__(self, model_dir: Path) -> None:
+    Raises ToolkitError when the template or the tokenizer's configuration cannot be read, or none has the name.
+    """
+
+    def __init__(self, model_dir: Path, name: str | None = None) -> None:
         self._model_dir = model_dir
-        config = _read_config(model_dir / CONFIG_NAME)
-        self._source = _template(model_dir, config)
-        self._special_tokens = _special_tokens(config)
+        self._source = _chosen(_templates(model_dir), name, model_dir)
+        self._special_tokens = special_tokens(model_dir)
         self._compiled: Any = None
 
     @property
@@ -76,38 +80,42 @@ class ChatTemplate:
             ) from None
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ToolkitError(f"cannot be read: {error}", where=path) from None
-    if not isinstance(config, dict):
-        raise ToolkitError("is not a JSON object", where=path)
-    return config
+def _chosen(templates: dict[str, str], name: str | None, model_dir: Path) -> str | None:
+    if name is None and (not templates or DEFAULT in templates):
+        return templates.get(DEFAULT)
+    if name in templates:
+        return templates[name]
+    names = ", ".join(sorted(templates)) or "none"
+    if name is None:
+        what, hint = f"has the chat templates {names}, and none is called {DEFAULT}", "Name one in the YAML: "
+        raise ToolkitError(what, where=model_dir, hint=f"{hint}model.chat_template: {min(templates)}.")
+    what = f"model.chat_template: {shown(name)} is no chat template of the model"
+    raise ToolkitError(what, where=model_dir, hint=f"Its templates: {names}.")
 
 
-def _template(model_dir: Path, config: dict[str, Any]) -> str | None:
-    """The file of its own comes first, then the configuration: one template, or a list of named ones."""
-    path = model_dir / TEMPLATE_NAME
+def _templates(model_dir: Path) -> dict[str, str]:
+    """By name. Files of their own come in place of those in the configuration: one template, or several with names."""
+    files = {path.stem: path for path in sorted((model_dir / MORE_TEMPLATES).glob("*.jinja"))}
+    if (model_dir / TEMPLATE).exists():
+        files = {DEFAULT: model_dir / TEMPLATE, **files}
+    if files:
+        return {name: _read(path) for name, path in files.items()}
+    config = model_dir / TOKENIZER_CONFIG
+    given = optional_json(config).get("chat_template")
+    found = {DEFAULT: given} if isinstance(given, str) else {} if given is None else given
+    if isinstance(given, list) and all(isinstance(entry, dict) for entry in given):
+        found = {entry.get("name"): entry.get("template") for entry in given}
+    if not isinstance(found, dict) or not all(isinstance(part, str) for item in found.items() for part in item):
+        what = f"chat_template: expected text, or a list of {{name, template}}, got {shown(given)}"
+        raise ToolkitError(what, where=config)
+    return found
+
+
+def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        pass
     except (OSError, ValueError) as error:
         raise ToolkitError(f"cannot be read: {error}", where=path) from None
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        template = {entry.get("name"): entry.get("template") for entry in template}.get("default")
-    return template
-
-
-def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """Those a template may name; a token is its text, or an object that holds it as `content`."""
-    tokens = {name: config.get(name) for name in SPECIAL_TOKENS}
-    texts = {name: token.get("content") if isinstance(token, dict) else token for name, token in tokens.items()}
-    return {name: text for name, text in texts.items() if text is not None}
 
 
 def _compile(source: str):

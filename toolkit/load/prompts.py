@@ -37,12 +37,12 @@ def load_prompts(file: Path | None) -> tuple[str, ...]:
     return prompts
 
 
-def as_chat(model_dir: Path, prompts: tuple[str, ...]) -> tuple[str, ...]:
+def as_chat(model_dir: Path, prompts: tuple[str, ...], name: str | None = None) -> tuple[str, ...]:
     """The prompts in the model's chat template; as they are, after one warning, for a model without one."""
-    first = chat_prompt(model_dir, prompts[0])
+    first = chat_prompt(model_dir, prompts[0], name=name)
     if first == prompts[0]:
         return prompts
-    return (first, *(chat_prompt(model_dir, prompt) for prompt in prompts[1:]))
+    return (first, *(chat_prompt(model_dir, prompt, name=name) for prompt in prompts[1:]))
 
 
 def question(
@@ -54,14 +54,18 @@ def question(
     raw: bool = False,
     max_tokens: int,
     model: str,
+    template: str | None = None,
 ) -> GenerateRequest:
-    """One question for a server: as messages where that has the chat template, else as the prompt that it makes."""
+    """One question for a server: as messages where that has the chat template, else as the prompt that it makes.
+
+    `template` is the name of the one to use, of a model that has several.
+    """
     if raw and client.takes_messages:
         hint = "Leave out --raw, or ask openai+http://HOST:PORT/v1/completions."
         raise ToolkitError("--raw: this server puts every question into its chat template", where=client.url, hint=hint)
     if raw and system is not None:
         raise ToolkitError("--system: has no place in a prompt that is sent as it is", hint="Leave out --raw.")
-    prompt = text if raw or client.takes_messages else chat_prompt(model_dir, text, system)
+    prompt = text if raw or client.takes_messages else chat_prompt(model_dir, text, system, template)
     return GenerateRequest(prompt, max_tokens, model, messages=asked(text, system))
 
 

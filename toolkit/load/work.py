@@ -45,7 +45,8 @@ class Questions:
         self.warmup = load.warmup_requests
         self.count = requests + self.warmup
         self._questions = load_prompts(load.prompts)
-        self._prompts = self._questions if as_messages else as_chat(deployment.model.path, self._questions)
+        model = deployment.model
+        self._prompts = self._questions if as_messages else as_chat(model.path, self._questions, model.chat_template)
 
     @property
     def firsts(self) -> range:

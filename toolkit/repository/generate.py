@@ -24,6 +24,7 @@ from typing import Any
 import toolkit
 from toolkit import artifacts
 from toolkit.checkpoint.source import open_source
+from toolkit.checkpoint.tied import check_tied
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.params_json import PARAMS
@@ -111,6 +112,7 @@ def _of_engines(deployment: Deployment) -> _Contents:
 def _of_llm_api(deployment: Deployment) -> _Contents:
     check_llm_args(deployment)
     inputs = {"model": model_digest(deployment)}
+    check_tied(open_source(deployment.model.path), deployment.shape)
     tokenizer_file(deployment)  # the LLM API reads it; whether it is the model's is found out now
     configs, options = llmapi_configs(deployment), deployment.repository_dir / openai.OPTIONS
     texts = {

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.jsonfile import read_json
-from toolkit.model import eos_token_ids
 from toolkit.params_json import PARAMS
 from toolkit.repository.parameters import SpecialTokens
+from toolkit.special_tokens import ID_FILES, TOKENIZER, eos_token_ids, optional_json
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 MAKE_ONE = (
     "from transformers import AutoTokenizer; "
@@ -24,46 +28,59 @@ FROM_HUGGING_FACE = (
 
 def tokenizer_file(deployment: Deployment) -> Path:
     """The model's tokenizer.json. Raises ToolkitError when it is missing, broken, or not the model's."""
-    path = deployment.model.path / "tokenizer.json"
+    return _open(deployment)[0]
+
+
+def special_tokens(deployment: Deployment) -> SpecialTokens:
+    """Every id that ends an answer; the padding id, else the first of those. Raises ToolkitError where none does."""
+    directory, vocab_size = deployment.model.path, deployment.shape.vocab_size
+    eos = eos_token_ids(directory, vocab_size)
+    if not eos:
+        what = f"no token ends an answer: {', '.join(ID_FILES)} and the tokenizer name none"
+        raise ToolkitError(what, where=directory, hint='Add "eos_token_id" to generation_config.json.')
+    found = (optional_json(directory / name).get("pad_token_id") for name in ID_FILES)
+    return SpecialTokens(eos, next((id for id in found if isinstance(id, int) and 0 <= id < vocab_size), eos[0]))
+
+
+def foreseen(deployment: Deployment) -> list[str]:
+    """What `toolkit repo` will refuse or warn of, a line each: to be told before hours of conversion."""
+    try:
+        path, tokenizer = _open(deployment)
+        special_tokens(deployment)
+    except ToolkitError as error:
+        return [f"toolkit repo will refuse this model: {error}"]
+    return _beyond_the_vocabulary(path, tokenizer, deployment.shape.vocab_size)
+
+
+def _beyond_the_vocabulary(path: Path, tokenizer: Tokenizer, vocab_size: int) -> list[str]:
+    """A line on tokens that were added behind the model's vocabulary, as a padding token often is."""
+    added = tokenizer.get_added_tokens_decoder().items()
+    beyond = [f"{token.content} ({id})" for id, token in sorted(added) if id >= vocab_size]
+    if not beyond:
+        return []
+    more = f" and {len(beyond) - 3} more" if len(beyond) > 3 else ""
+    what = f"the model has no {', '.join(beyond[:3])}{more}: its vocab_size is {vocab_size}"
+    return [str(ToolkitError(what, where=path, hint="A prompt that holds such a token is refused."))]
+
+
+def _open(deployment: Deployment) -> tuple[Path, Tokenizer]:
+    from tokenizers import Tokenizer
+
+    path, vocab_size = deployment.model.path / TOKENIZER, deployment.shape.vocab_size
     if not path.is_file():
         made = f'Make it with: python -c "{MAKE_ONE.format(path=str(deployment.model.path))}"'
         in_metas_form = (deployment.model.path / PARAMS).exists()
         raise ToolkitError("no such file", where=path, hint=FROM_HUGGING_FACE if in_metas_form else made)
-    _check(path, deployment.shape.vocab_size)
-    return path
-
-
-def special_tokens(deployment: Deployment) -> SpecialTokens:
-    """EOS ids of generation_config.json and config.json; the padding id, else the first EOS id, else 0."""
-    directory, vocab_size = deployment.model.path, deployment.shape.vocab_size
-    eos = eos_token_ids(directory)
-    for id in eos:
-        if not isinstance(id, int) or not 0 <= id < vocab_size:
-            raise ToolkitError(
-                f"eos_token_id: {id!r} is not a token of the model, expected 0 to {vocab_size - 1}",
-                where=directory / "generation_config.json",
-            )
-    found = (_pad(directory / name) for name in ("generation_config.json", "config.json"))
-    pad = next((id for id in found if isinstance(id, int) and 0 <= id < vocab_size), eos[0] if eos else 0)
-    return SpecialTokens(eos, pad)
-
-
-def _check(path: Path, vocab_size: int) -> None:
-    from tokenizers import Tokenizer
-
     read_json(path)  # for its errors, which say where the file breaks off
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception
         raise ToolkitError(f"is not a tokenizer: {error}", where=path, hint="Fetch the model's files again.") from None
-    largest = max(tokenizer.get_vocab().values(), default=-1)
+    largest = max(tokenizer.get_vocab(with_added_tokens=False).values(), default=-1)
     if largest >= vocab_size:
         raise ToolkitError(
             f"has token id {largest}, the model's vocab_size is {vocab_size}",
             where=path,
             hint="The tokenizer belongs to another model; take the one that the checkpoint came with.",
         )
-
-
-def _pad(path: Path) -> object:
-    return read_json(path).get("pad_token_id") if path.exists() else None
+    return path, tokenizer

@@ -61,6 +61,7 @@ def verify(
     """Compare the checkpoint in a directory with a source. Raises ToolkitError when either cannot be read."""
     from toolkit.checkpoint.reader import open_checkpoint
     from toolkit.checkpoint.source import check_source, open_source
+    from toolkit.checkpoint.tied import check_tied
     from toolkit.model import load_shape
     from toolkit.verify.bytes import compare_bytes
     from toolkit.verify.prompts import make_prompts
@@ -69,6 +70,7 @@ def verify(
     opened, shape = open_checkpoint(checkpoint), load_shape(source)
     weights = open_source(source)
     check_source(weights, shape)
+    check_tied(weights, shape)
     tried = make_prompts(source, shape.vocab_size, prompts) if meaning else None
     structure = tuple(structure_differences(shape, opened))
     found: dict[str, Any] = {"bytes": None, "meaning": None}

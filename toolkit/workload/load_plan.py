@@ -147,7 +147,7 @@ def load_plan(
     if workload.kind == "synthetic":
         contents = Synthetic(workload, timed.requests, tokenizer_json, most, where)
     else:
-        template, counter = ChatTemplate(deployment.model.path), Counter(tokenizer_json)
+        template, counter = ChatTemplate(deployment.model.path, deployment.model.chat_template), Counter(tokenizer_json)
         if workload.kind == "chat":
             contents = Chat(workload, timed.requests, template, counter, most, where)
         else:

@@ -46,17 +46,21 @@ class PromptTokenizer:
             del ids[0]
         if not ids:
             raise Refused("text_input: has no tokens, expected a prompt")
+        self._refuse_beyond(ids, "text_input")
         return ids
 
     def words(self, words):
-        """Id sequences for each word as it may stand in a text: alone, after a space, inside a line."""
+        """Id sequences for each word as it may stand in a text: alone, after a space, inside a line.
+
+        A sequence with a token that the model does not have never comes, so it is left out.
+        """
         found = {}
         for word in filter(None, words):
             for text in dict.fromkeys((word, " " + word.removeprefix(" "))):
                 found[tuple(self._encode(text))] = True
                 found[tuple(self._inside(text))] = True
         found.pop((), None)
-        return list(found)
+        return [ids for ids in found if max(ids) < self.vocab_size]
 
     def embedding_bias(self, words, weights):
         """FP32 [vocab_size]: each word's weight on its tokens as written (" Paris" is not "Paris").
@@ -73,10 +77,19 @@ class PromptTokenizer:
         bias = np.zeros(self.vocab_size, np.float32)
         with np.errstate(over="ignore"):
             for word, weight in zip(words, weights, strict=True):
-                np.add.at(bias, self._encode(word), np.float32(weight))
+                ids = self._encode(word)
+                self._refuse_beyond(ids, "embedding_bias_words")
+                np.add.at(bias, ids, np.float32(weight))
         if not np.isfinite(bias).all():  # the executor would take it, and no token could be told from another
             raise Refused(f"embedding_bias_weights: {weights}, expected finite numbers with finite sums")
         return bias
+
+    def _refuse_beyond(self, ids, name):
+        """A tokenizer may have tokens that were added behind the model's vocabulary."""
+        beyond = next((id for id in ids if id >= self.vocab_size), None)
+        if beyond is not None:
+            token = self.tokenizer.id_to_token(beyond)
+            raise Refused(f"{name}: holds {token} ({beyond}), the model's last token is {self.vocab_size - 1}")
 
     def _inside(self, text):
         """Ids of a text in the middle of another; none where its start would merge with what is before."""

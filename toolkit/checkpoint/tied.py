@@ -1,0 +1,59 @@
+"""A tied model that stores its output matrix all the same: it must be the embedding, or readers disagree."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from toolkit.checkpoint.layout import EMBEDDING, LM_HEAD
+from toolkit.checkpoint.safetensors_file import DTYPES
+from toolkit.checkpoint.source import BLOCK_BYTES, Source, SourceTensor
+from toolkit.errors import ToolkitError
+from toolkit.model import ModelShape
+
+if TYPE_CHECKING:
+    import torch
+
+
+def check_tied(source: Source, shape: ModelShape) -> None:
+    """Raise a ToolkitError for an output matrix that is stored and is not the embedding that stands for it.
+
+    transformers 5 and NVIDIA's converter then take the stored one, transformers 4 and vLLM the embedding.
+    """
+    stored, embedding = source.tensors.get(LM_HEAD), source.tensors.get(EMBEDDING)
+    if not shape.tie_word_embeddings or stored is None or embedding is None or _same(stored, embedding):
+        return
+    raise ToolkitError(
+        f"{LM_HEAD}: differs from {EMBEDDING}, and config.json says tie_word_embeddings: true",
+        where=stored.file,
+        hint=f"Set tie_word_embeddings to false if {LM_HEAD} was trained; else remove that tensor.",
+    )
+
+
+def _same(one: SourceTensor, other: SourceTensor) -> bool:
+    """Whether they have the same values, of whatever dtype."""
+    import torch
+
+    if one.shape != other.shape or one.dtype not in DTYPES:
+        return False
+    step = max(1, BLOCK_BYTES * one.shape[0] // one.size)
+    for first in range(0, one.shape[0], step):
+        rows = min(step, one.shape[0] - first)
+        left, right = (_read(stored, first, rows) for stored in (one, other))
+        if one.dtype == other.dtype and left == right:
+            continue  # also where both are not numbers, which the conversion refuses by itself
+        values = (_values(data, stored.dtype) for data, stored in ((left, one), (right, other)))
+        if not torch.equal(*values):
+            return False
+    return True
+
+
+def _read(stored: SourceTensor, first: int, rows: int) -> bytearray:
+    data = bytearray(rows * (stored.size // stored.shape[0]))
+    stored.read_into(first, memoryview(data))
+    return data
+
+
+def _values(data: bytearray, dtype: str) -> torch.Tensor:
+    import torch
+
+    return torch.frombuffer(data, dtype=getattr(torch, DTYPES[dtype])).float()

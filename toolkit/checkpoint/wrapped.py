@@ -1,0 +1,42 @@
+"""Tensors under other names than their own, as wrappers of PyTorch and PEFT save them: what wrote them, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from toolkit.foreign import MERGE
+
+UNWRAP = "Save the model inside the wrapper, with save_pretrained, or rename the tensors."
+WRAPPERS = {
+    "_orig_mod.": ("torch.compile", UNWRAP),
+    "_fsdp_wrapped_module.": ("FSDP of PyTorch", UNWRAP),
+    "_checkpoint_wrapped_module.": ("activation checkpointing of PyTorch", UNWRAP),
+    "_forward_module.": ("Lightning Fabric", UNWRAP),
+    "base_model.model.": ("PEFT", MERGE),
+    "base_layer.": ("PEFT", MERGE),
+    "module.": ("DataParallel or DDP of PyTorch", UNWRAP),
+}
+"""A part of a name, anywhere in it: (what puts it there, what to do). Longer parts come before those they hold."""
+INNER = "model."
+
+
+def wrapped(expected: str, names: Iterable[str]) -> tuple[str, str] | None:
+    """(what is wrong, what to do) where a tensor is there under another name; None where it is not there at all."""
+    for name in names:
+        found, plain = [], name
+        for part in WRAPPERS:
+            if part in plain:
+                found.append(part)
+                plain = plain.replace(part, "")
+        if found and plain == expected:
+            writers, hints = zip(*(WRAPPERS[part] for part in found), strict=True)
+            parts = " and ".join(found)
+            what = f"{expected}: is called {name} here; {parts} comes from {' and '.join(dict.fromkeys(writers))}"
+            return what, MERGE if MERGE in hints else UNWRAP
+        if name.endswith(f".{expected}"):
+            prefix = name.removesuffix(expected)
+            return f"{expected}: is called {name} here", f"Use weights without the prefix {prefix} of every name."
+        if name == expected.removeprefix(INNER) != expected:
+            what = f"{expected}: is called {name} here, as LlamaModel saves it, which has no output matrix"
+            return what, "Save LlamaForCausalLM, with save_pretrained."
+    return None
