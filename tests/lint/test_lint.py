@@ -41,6 +41,12 @@ def eos(repository: Path) -> None:
     edit(repository / "preprocessing/config.pbtxt", 'key: "eos_token_ids"', 'key: "multimodal_model_path"')
 
 
+def no_eos(repository: Path) -> None:
+    """A tokenizer without eos_token, for NVIDIA's preprocessing."""
+    (repository / "preprocessing/1/tokenizer/tokenizer_config.json").write_text('{"eos_token": null}')
+    edit(repository / "preprocessing/config.pbtxt", 'key: "eos_token_ids"', 'key: "multimodal_model_path"')
+
+
 PAGED = {"remove_input_padding": True, "use_paged_context_fmha": False}
 PADDED = {"remove_input_padding": False, "use_paged_context_fmha": True}
 BROKEN = [
@@ -91,6 +97,8 @@ BROKEN = [
     ("tokenizer", without("preprocessing/1/tokenizer/tokenizer.json"), "has no tokenizer.json"),
     ("tokenizer", without("preprocessing/1/tokenizer"), "no such directory"),
     ("eos", eos, "ends answers with any of 128001, 128009"),
+    ("eos-none", no_eos, "the tokenizer has no eos_token, and NVIDIA's preprocessing does not load without"),
+    ("eos-none", parameter("eos_token_ids", "", "preprocessing"), "no answer ends before its max_tokens"),
 ]
 WARNINGS = ("parameter-unknown", "kv-reuse-unset", "model-type", "chunked-context", "tensor-unknown", "queue")
 WARNINGS += ("engine-batch-size", "eos", "decoupled", "kv-fraction")

@@ -11,6 +11,7 @@ from toolkit.jsonfile import read_json
 from toolkit.lint.finding import Finding
 from toolkit.lint.repository import PLACEHOLDER, Model, Repository
 from toolkit.releases import Release
+from toolkit.special_tokens import TOKENIZER_CONFIG, special_tokens
 
 
 def check(repository: Repository, release: Release) -> Iterator[Finding]:
@@ -40,9 +41,17 @@ def _tokenizer(model: Model) -> Iterator[Finding]:
 
 
 def _ends(model: Model, folder: Path) -> Iterator[Finding]:
-    """NVIDIA's preprocessing ends at one token; Llama 3's instruct models have two or three that end an answer."""
-    if model.name != "preprocessing" or "eos_token_ids" in model.parameters:
+    """NVIDIA's preprocessing ends at the tokenizer's eos_token; Llama 3's instruct models have two or three ends."""
+    if model.name != "preprocessing":
         return
+    if "eos_token_ids" in model.parameters:
+        if not model.parameters["eos_token_ids"]:
+            what, fix = "eos_token_ids is empty: no answer ends before its max_tokens", "Run toolkit repo again."
+            yield model.finding("eos-none", "error", what, fix, at="eos_token_ids")
+        return
+    if (folder / TOKENIZER_CONFIG).is_file() and "eos_token" not in _named(folder):
+        what = "the tokenizer has no eos_token, and NVIDIA's preprocessing does not load without"
+        yield model.finding("eos-none", "error", what, f"Name it in {TOKENIZER_CONFIG}.", at="tokenizer_dir")
     ids = _eos_ids(folder / "generation_config.json")
     if len(ids) > 1:
         listed = ", ".join(map(str, ids))
@@ -51,6 +60,14 @@ def _ends(model: Model, folder: Path) -> Iterator[Finding]:
         )
         fix = "Send the others as stop words, or use the repository of toolkit repo, which ends at all."
         yield model.finding("eos", "warning", what, fix, at="tokenizer_dir")
+
+
+def _named(folder: Path) -> dict[str, str]:
+    """The special tokens of a tokenizer's directory. One that cannot be read is not said to lack one."""
+    try:
+        return special_tokens(folder)
+    except ToolkitError:
+        return {"eos_token": "not known"}
 
 
 def _eos_ids(path: Path) -> list[int]:

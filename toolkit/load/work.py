@@ -45,8 +45,8 @@ class Questions:
         self.warmup = load.warmup_requests
         self.count = requests + self.warmup
         self._questions = load_prompts(load.prompts)
-        model = deployment.model
-        self._prompts = self._questions if as_messages else as_chat(model.path, self._questions, model.chat_template)
+        path, template = deployment.model.path, deployment.model.chat_template
+        self._prompts = self._questions if as_messages else as_chat(path, self._questions, template)
 
     @property
     def firsts(self) -> range:
