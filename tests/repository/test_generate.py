@@ -196,7 +196,8 @@ def test_a_padding_token_behind_the_vocabulary(tmp_path, model):
         f"{model}/tokenizer.json: the model has no [PAD] (512): its vocab_size is 512. "
         "A prompt that holds such a token is refused."
     ]
-    tokenizer = prompts.PromptTokenizer(deployment.repository_dir / "preprocessing/1/tokenizer", True, vocab_size=512)
+    folder = deployment.repository_dir / "preprocessing/1/tokenizer"
+    tokenizer = prompts.PromptTokenizer(folder, True, vocab_size=512, max_seq_len=512)
     plain = tokenizer.prompt_ids("Hello")
     assert plain and max(plain) < 512
     for text in ("[PAD]", "Hello [PAD] there"):
