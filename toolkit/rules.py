@@ -164,19 +164,24 @@ def _lengths_and_times(workload: Workload) -> Iterator[Broken]:
         value = getattr(workload, field)
         if value is not None and value < least:
             yield field, f"{value} is too small", f"Use at least {least}."
-    for field, its in (("users", "closed"), ("burstiness", "gamma"), ("trace", "trace")):
+    for field, its in (("users", "closed"), ("burstiness", "gamma")):
         if field in workload.model_fields_set and workload.arrivals != its:
             yield field, f"means nothing with arrivals: {workload.arrivals}", f"Remove it, or use arrivals: {its}."
     if workload.arrivals == "closed" and workload.rate is not None:
         yield "rate", "means nothing with arrivals: closed", "Remove it: users ask when their last answer has ended."
     if workload.arrivals == "trace" and workload.trace is None:
-        yield "trace", "missing, with arrivals: trace", "Give the JSONL file to replay."
+        yield "trace", "missing, with arrivals: trace", "Give the file to replay."
+    for field in ("trace_form", "trace_block_tokens"):
+        if field in workload.model_fields_set and workload.trace is None:
+            yield field, "means nothing without trace", "Remove it, or give the file to replay."
 
 
 def _load_rules(workload: LoadWorkload) -> Iterator[Broken]:
     kind, given = workload.kind, workload.model_fields_set
-    if (kind == "trace") != (workload.arrivals == "trace"):
-        yield "kind", f"{kind} with arrivals: {workload.arrivals}", "A trace says both what comes and when."
+    if workload.arrivals == "trace" and kind != "trace":
+        yield "kind", f"{kind} with arrivals: trace", "The times of a trace are those of its own requests: kind: trace."
+    if kind == "trace" and workload.trace is None and workload.arrivals != "trace":
+        yield "trace", "missing, with kind: trace", "Give the file to replay."
     if kind == "jsonl" and workload.prompts is None:
         yield "prompts", "missing, with kind: jsonl", "Give the JSONL file with your prompts."
     kinds = {
@@ -186,6 +191,7 @@ def _load_rules(workload: LoadWorkload) -> Iterator[Broken]:
         "prompts": ("jsonl",),
         "trace": ("trace",),
         "trace_form": ("trace",),
+        "trace_block_tokens": ("trace",),
         "turns": ("synthetic", "chat"),
         "think_s": ("synthetic", "chat"),
     }

@@ -192,9 +192,21 @@ class Workload(Section):
     shared_prefix_tokens: Annotated[int, Field(ge=0)] = 0
     """So many tokens at the beginning of every prompt are the same (a system prompt)."""
     trace: LoosePath | None = None
-    """trace: JSONL with timestamp (ms), input_length, output_length, and hash_ids where prefixes are shared."""
+    """A public trace: its lengths and texts, and with arrivals: trace its times."""
+    trace_form: Literal["mooncake", "bailian", "guidellm", "burstgpt", "azure", "sharegpt"] | None = None
+    """Found from the file unless it is given; guidellm's differs from mooncake's in the unit of its times alone."""
+    trace_block_tokens: Positive | None = None
+    """Tokens of the blocks that hash_ids name: 512 of mooncake, 16 of bailian."""
     requests: Positive = 1000
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _arrivals_follow(cls, value: Any) -> Any:
+        """A trace comes at its own times unless the workload says when."""
+        if not isinstance(value, dict) or value.get("trace") is None or value.get("kind", "trace") != "trace":
+            return value
+        return {"arrivals": "trace", **value}
 
 
 class Stage(Section):
@@ -229,8 +241,6 @@ class LoadWorkload(Workload):
     """Exactly output_tokens, or as long as the model likes up to them; chat and jsonl: natural unless it is given."""
     prompts: LoosePath | None = None
     """jsonl: a line is {"prompt": ...} or {"messages": [...]}, with max_tokens if it likes."""
-    trace_form: Literal["mooncake", "guidellm"] = "mooncake"
-    """trace: timestamps are milliseconds (Mooncake, AIPerf) or seconds (guidellm)."""
     turns: Positive = 1
     """Requests of a conversation, each of which contains those before and their answers."""
     think_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -246,7 +256,7 @@ class LoadWorkload(Workload):
         if not isinstance(value, dict):
             return value
         filled = dict(value)
-        if filled.get("arrivals") == "trace":
+        if filled.get("arrivals") == "trace" or filled.get("trace") is not None:
             filled.setdefault("kind", "trace")
         elif filled.get("prompts") is not None:
             filled.setdefault("kind", "jsonl")

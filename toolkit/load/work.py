@@ -14,6 +14,7 @@ from toolkit.load.measure import ASKED_OF_THE_SERVER
 from toolkit.load.prompts import as_chat, load_prompts
 from toolkit.workload.file import load_workload, workload_of
 from toolkit.workload.load_plan import LoadPlan, ToSend, load_plan
+from toolkit.workload.traffic import with_arrivals
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
@@ -37,6 +38,7 @@ class Questions:
 
     turns, think_s = 1, 0.0
     tokens_per_s = None
+    told: tuple[str, ...] = ()
 
     def __init__(self, deployment: Deployment, requests: int, users: int, model: str, as_messages: bool) -> None:
         self._load = load = deployment.loadtest
@@ -81,6 +83,7 @@ class Planned:
         self.users, self.count = plan.users, plan.count
         self.warmup = min(plan.users or plan.count // 20, plan.count // 2)
         self.turns, self.think_s = plan.workload.turns, plan.workload.think_s
+        self.told = plan.told
 
     @property
     def firsts(self) -> range:
@@ -115,6 +118,7 @@ class Planned:
             "output": workload.output,
             "turns": workload.turns,
             "seed": workload.seed,
+            **({"told": list(plan.told)} if plan.told else {}),
         }
 
     def _asked(self, sent: ToSend) -> Asked:
@@ -147,7 +151,7 @@ def work_of(
             raise ToolkitError("--rate and --seed are of a workload", hint="Give one: --workload short, for instance.")
         return Questions(deployment, requests or load.requests, users or load.users, model or MODEL, as_messages)
     file = None if workload == OF_THE_YAML else workload_file(workload)
-    wanted = workload_of(deployment) if file is None else load_workload(file)
+    wanted = with_arrivals(workload_of(deployment) if file is None else load_workload(file))
     # What has times of its own has so many requests as it has; of the others there can be more.
     own_times = wanted.arrivals == "trace" or wanted.stages or wanted.ramp or wanted.spike
     if users is not None and own_times:

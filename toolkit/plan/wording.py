@@ -9,6 +9,7 @@ from toolkit.plan.remedy import Remedy
 from toolkit.sections import Lengths
 from toolkit.slo import wording
 from toolkit.slo.verdict import Target
+from toolkit.workload.traffic import with_arrivals
 
 if TYPE_CHECKING:
     from toolkit.plan.predict import Prediction
@@ -77,17 +78,22 @@ def _all_of(count: int) -> str:
 
 def traffic(prediction: Prediction) -> dict[str, str]:
     """What the requests of the workload are, by name."""
-    found, workload = prediction.traffic, prediction.deployment.workload
+    found, workload = prediction.traffic, with_arrivals(prediction.deployment.workload)
     count = len(found.requests)
+    if workload.trace is not None:
+        lengths = {"prompts, answers": f"as in {workload.trace}"}
+    else:
+        lengths = {"prompts": _tokens(workload.prompt_tokens), "answers": _tokens(workload.output_tokens)}
     if workload.arrivals == "trace":
         arrivals, lengths = f"replayed from {workload.trace}", {}
     else:
-        lengths = {"prompts": _tokens(workload.prompt_tokens), "answers": _tokens(workload.output_tokens)}
         arrivals = ARRIVALS[workload.arrivals].format(shape=f"{workload.burstiness:g}", users=workload.users)
     facts = {"requests": f"{count:,}, of which the first {found.warmup:,} warm up and are not judged"}
     facts["arrivals"] = arrivals + (f", {found.rate:.3g} requests/s on average" if found.rate is not None else "")
     facts |= lengths
-    if workload.shared_prefix_tokens and lengths:
+    if found.told:
+        facts["to know"] = "; ".join(found.told)
+    if workload.trace is None and workload.shared_prefix_tokens and lengths:
         facts["in common"] = f"the first {workload.shared_prefix_tokens:,} tokens of every prompt"
     return {**facts, "seed": f"{workload.seed}; the same seed gives the same requests"}
 

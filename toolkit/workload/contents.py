@@ -15,7 +15,8 @@ from toolkit.errors import ToolkitError
 from toolkit.sections import LoadWorkload
 from toolkit.workload.own import Own
 from toolkit.workload.questions import QUESTIONS
-from toolkit.workload.trace import TOKENS_PER_HASH, Line, check_length, tokens_of
+from toolkit.workload.sharegpt import Turn
+from toolkit.workload.trace import Line, check_length, tokens_of
 from toolkit.workload.traffic import lengths, prompt_of
 from toolkit.workload.words import Counter, Piece, Writer
 
@@ -86,23 +87,40 @@ class Synthetic(Conversations):
 
 
 class Replayed(Contents):
-    """Prompts of a trace's lengths, with its blocks where it names them."""
+    """Prompts of a trace's lengths, with its blocks where it names them; again from the first when all are sent."""
 
-    def __init__(self, lines: list[Line], seed: int, tokenizer_json: Path) -> None:
-        self._lines, self.outputs = lines, [line.output_length for line in lines]
+    def __init__(self, lines: list[Line], count: int, seed: int, tokenizer_json: Path) -> None:
+        self._lines = lines
+        self.outputs = [lines[number % len(lines)].output_length for number in range(count)]
         largest = max(max([line.number, *line.blocks]) for line in lines)
         self._writer = Writer(tokenizer_json, seed, names=2 * largest + 2)
 
     def text(self, number: int) -> Text:
-        line = self._lines[number]
+        line = self._lines[number % len(self._lines)]
         pieces, left = [], line.input_length
         for block in line.blocks:
-            pieces.append(Piece(2 * block, min(TOKENS_PER_HASH, left)))
+            pieces.append(Piece(2 * block, min(line.block_tokens, left)))
             left -= pieces[-1].tokens
         return Text(self._writer.prompt([*pieces, Piece(2 * line.number + 1, left)]), line.input_length)
 
     def tokens(self, number: int) -> Sequence[int]:
-        return tokens_of(self._lines[number])
+        return tokens_of(self._lines[number % len(self._lines)])
+
+
+class Recorded(Contents):
+    """Questions out of recorded conversations, each with what was said before it; again from the first, too."""
+
+    def __init__(self, turns: list[Turn], count: int) -> None:
+        self._turns = turns
+        self.outputs = [turns[number % len(turns)].output_tokens for number in range(count)]
+
+    def text(self, number: int) -> Text:
+        turn = self._turns[number % len(self._turns)]
+        return Text(turn.prompt, turn.prompt_tokens, turn.messages)
+
+    def tokens(self, number: int) -> Sequence[int]:
+        turn = self._turns[number % len(self._turns)]
+        return prompt_of(turn.conversation, 0, turn.prompt_tokens)
 
 
 class Chat(Conversations):

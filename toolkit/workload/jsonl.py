@@ -15,16 +15,21 @@ def read_objects(path: Path, form: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
     Raises ToolkitError naming file and line.
     """
-    try:
-        if path.exists() and not path.is_file():
-            raise ToolkitError("not a file", where=path, hint=form)
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ToolkitError(f"cannot be read: {reason}", where=path, hint=form) from None
+    text = read_text(path, form)
     for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON may hold what it takes for line ends
         if line.strip():
             yield number, _object(line, f"{path}:{number}", form)
+
+
+def read_text(path: Path, form: str) -> str:
+    """All of a file, without a byte order mark. Raises ToolkitError naming it; `form` says what it should be."""
+    try:
+        if path.exists() and not path.is_file():
+            raise ToolkitError("not a file", where=path, hint=form)
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ToolkitError(f"cannot be read: {reason}", where=path, hint=form) from None
 
 
 def _object(line: str, where: str, form: str) -> dict[str, Any]:

@@ -21,11 +21,11 @@ from toolkit.client.chat import ChatTemplate, Messages
 from toolkit.errors import ToolkitError
 from toolkit.rules import MOST_REQUESTS
 from toolkit.sections import LoadWorkload
-from toolkit.workload.contents import Chat, Contents, Conversations, Owned, Replayed, Synthetic, Text
+from toolkit.workload.contents import Chat, Contents, Conversations, Owned, Recorded, Replayed, Synthetic, Text
 from toolkit.workload.own import read_own
 from toolkit.workload.shapes import Slope, dues, shape_of
-from toolkit.workload.trace import read_lines
-from toolkit.workload.traffic import DEFAULT_RATE, Planned, Traffic, intervals
+from toolkit.workload.trace import Trace, has_times
+from toolkit.workload.traffic import DEFAULT_RATE, Planned, Traffic, intervals, lines_of, turns_of, with_arrivals
 from toolkit.workload.words import Counter
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ class LoadPlan:
     """Of a closed loop; None otherwise."""
     duration_s: float | None
     """From the beginning until no more become due; None in a closed loop."""
+    told: tuple[str, ...] = ()
+    """What of a file was left out, or is in doubt."""
 
     def __len__(self) -> int:
         return self.count
@@ -137,23 +139,30 @@ def load_plan(
 
     tokenizer_json, most = tokenizer_file(deployment), deployment.limits.max_seq_len
     where = str(file or f"{deployment.file}: workload")
-    if workload.kind == "trace":
-        return _replay(workload, tokenizer_json, most)
+    workload = with_arrivals(workload)
+    rate = workload.rate or deployment.slo.requests_per_s or DEFAULT_RATE
+    if workload.trace is not None and has_times(workload.trace, workload.trace_form):
+        trace = lines_of(workload, workload.trace, most)
+        if workload.arrivals == "trace":
+            return _replay(workload, trace, tokenizer_json)
+        timed = _times(workload, len(trace.lines), rate, where)
+        contents: Contents = Replayed(trace.lines, timed.requests, workload.seed, tokenizer_json)
+        return _planned(workload, contents, timed, trace.told)
+    if workload.trace is not None:
+        turns, told = turns_of(deployment, workload, workload.trace)
+        timed = _times(workload, len(turns), rate, where)
+        return _planned(workload, Recorded(turns, timed.requests), timed, told)
     own = read_own(workload.prompts) if workload.prompts is not None else []
     each_once = own and "requests" not in workload.model_fields_set
-    rate = workload.rate or deployment.slo.requests_per_s or DEFAULT_RATE
     timed = _times(workload, len(own) if each_once else workload.requests, rate, where)
-    contents: Contents
     if workload.kind == "synthetic":
-        contents = Synthetic(workload, timed.requests, tokenizer_json, most, where)
+        return _planned(workload, Synthetic(workload, timed.requests, tokenizer_json, most, where), timed)
+    template, counter = ChatTemplate(deployment.model.path, deployment.model.chat_template), Counter(tokenizer_json)
+    if workload.kind == "chat":
+        contents = Chat(workload, timed.requests, template, counter, most, where)
     else:
-        template, counter = ChatTemplate(deployment.model.path, deployment.model.chat_template), Counter(tokenizer_json)
-        if workload.kind == "chat":
-            contents = Chat(workload, timed.requests, template, counter, most, where)
-        else:
-            contents = Owned(workload, own, timed.requests, template, counter, most, as_messages)
-    users = workload.users if workload.arrivals == "closed" else None
-    return LoadPlan(workload, contents, timed.requests, timed.dues, timed.rate, users, timed.seconds)
+        contents = Owned(workload, own, timed.requests, template, counter, most, as_messages)
+    return _planned(workload, contents, timed)
 
 
 class _Times(NamedTuple):
@@ -184,10 +193,14 @@ def _times(workload: LoadWorkload, requests: int, rate: float, where: str) -> _T
     return _Times(len(due) * turns, due, mean / seconds, seconds)
 
 
-def _replay(workload: LoadWorkload, tokenizer_json: Path, most: int) -> LoadPlan:
-    assert workload.trace is not None  # toolkit/rules.py
-    lines = read_lines(workload.trace, workload.requests, most, workload.trace_form)
-    due = array("d", (line.due for line in lines))
+def _planned(workload: LoadWorkload, contents: Contents, timed: _Times, told: tuple[str, ...] = ()) -> LoadPlan:
+    users = workload.users if workload.arrivals == "closed" else None
+    return LoadPlan(workload, contents, timed.requests, timed.dues, timed.rate, users, timed.seconds, told)
+
+
+def _replay(workload: LoadWorkload, trace: Trace, tokenizer_json: Path) -> LoadPlan:
+    due = array("d", (line.due for line in trace.lines))
     rate = (len(due) - 1) / due[-1] if due[-1] else float(len(due))
-    plan = LoadPlan(workload, Replayed(lines, workload.seed, tokenizer_json), len(due), due, rate, None, due[-1])
+    contents = Replayed(trace.lines, len(due), workload.seed, tokenizer_json)
+    plan = LoadPlan(workload, contents, len(due), due, rate, None, due[-1], trace.told)
     return plan.at(workload.rate) if workload.rate else plan

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, islice
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import accumulate, islice, repeat
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from toolkit.client.chat import ChatTemplate
 from toolkit.errors import ToolkitError
 from toolkit.sections import Lengths, Workload
-from toolkit.workload.trace import check_length, read_trace
+from toolkit.workload.sharegpt import Turn, read_turns
+from toolkit.workload.trace import Trace, check_length, has_times, read_lines, tokens_of
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
 
 DEFAULT_RATE = 1.0
+AnyWorkload = TypeVar("AnyWorkload", bound=Workload)
 
 
 class Planned(NamedTuple):
@@ -40,6 +44,8 @@ class Traffic:
     """Users of a closed loop; None otherwise."""
     shares_prefixes: bool
     """Whether prompts begin alike, so that KV blocks can be reused."""
+    told: tuple[str, ...] = ()
+    """What of a trace was left out, or is in doubt."""
 
     @property
     def warmup(self) -> int:
@@ -70,21 +76,54 @@ class Traffic:
 
 def traffic_of(deployment: Deployment) -> Traffic:
     """The traffic of the YAML's workload. Raises ToolkitError for a request that the limits do not allow."""
-    workload, where = deployment.workload, f"{deployment.file}: workload"
-    most = deployment.limits.max_seq_len
+    workload, where = with_arrivals(deployment.workload), f"{deployment.file}: workload"
+    most, rate = deployment.limits.max_seq_len, deployment.workload.rate
     if workload.arrivals == "trace":
         return _replayed(workload, most, where)
-    return _generated(workload, workload.rate or deployment.slo.requests_per_s or DEFAULT_RATE, most, where)
+    return _generated(deployment, workload, rate or deployment.slo.requests_per_s or DEFAULT_RATE, most, where)
 
 
-def _generated(workload: Workload, rate: float, most: int, where: str) -> Traffic:
+def with_arrivals(workload: AnyWorkload) -> AnyWorkload:
+    """The same, where its trace has no times with those of its rate instead."""
+    if workload.arrivals == "trace" and workload.trace and not has_times(workload.trace, workload.trace_form):
+        return workload.model_copy(update={"arrivals": "poisson"})
+    return workload
+
+
+def lines_of(workload: Workload, trace: Path, most: int) -> Trace:
+    return read_lines(trace, workload.requests, most, workload.trace_form, workload.trace_block_tokens)
+
+
+def turns_of(deployment: Deployment, workload: Workload, trace: Path) -> tuple[list[Turn], tuple[str, ...]]:
+    """Those of recorded conversations, counted by the model's own tokenizer and template."""
+    from toolkit.repository.tokenizer import tokenizer_file
+    from toolkit.workload.words import Counter
+
+    template = ChatTemplate(deployment.model.path, deployment.model.chat_template)
+    counter = Counter(tokenizer_file(deployment))
+    return read_turns(trace, workload.requests, template, counter, deployment.limits.max_seq_len)
+
+
+def _generated(deployment: Deployment, workload: Workload, rate: float, most: int, where: str) -> Traffic:
     """Times, prompts and outputs each from a generator of their own, so that changing one leaves the others."""
-    count, shared = workload.requests, workload.shared_prefix_tokens
     closed = workload.arrivals == "closed"
-    dues = [0.0] * count if closed else accumulate(interval / rate for interval in islice(intervals(workload), count))
-    sizes = enumerate(zip(dues, lengths(workload, most, where), strict=False))
-    requests = tuple(Planned(due, prompt_of(number, shared, size), output) for number, (due, (size, output)) in sizes)
-    return Traffic(requests, None if closed else rate, workload.users if closed else None, shared > 0)
+    told: tuple[str, ...] = ()
+    sizes: Iterable[tuple[Sequence[int], int]]
+    if workload.trace is None:
+        shared = workload.shared_prefix_tokens
+        drawn = enumerate(islice(lengths(workload, most, where), workload.requests))
+        sizes, shares = ((prompt_of(number, shared, size), output) for number, (size, output) in drawn), shared > 0
+    elif has_times(workload.trace, workload.trace_form):
+        lines, told = lines_of(workload, workload.trace, most)
+        sizes = [(tokens_of(line), line.output_length) for line in lines]
+        shares = any(line.blocks for line in lines)
+    else:
+        turns, told = turns_of(deployment, workload, workload.trace)
+        sizes = [(prompt_of(turn.conversation, 0, turn.prompt_tokens), turn.output_tokens) for turn in turns]
+        shares = len({turn.conversation for turn in turns}) < len(turns)
+    dues = repeat(0.0) if closed else accumulate(interval / rate for interval in intervals(workload))
+    requests = tuple(Planned(due, prompt, output) for due, (prompt, output) in zip(dues, sizes, strict=False))
+    return Traffic(requests, None if closed else rate, workload.users if closed else None, shares, told)
 
 
 def intervals(workload: Workload) -> Iterator[float]:
@@ -108,12 +147,12 @@ def lengths(workload: Workload, most: int, where: str) -> Iterator[tuple[int, in
 
 def _replayed(workload: Workload, most: int, where: str) -> Traffic:
     if workload.trace is None:
-        raise ToolkitError("trace: missing", where=where, hint="Give the JSONL file to replay.")
-    requests = read_trace(workload.trace, workload.requests, most)
-    planned = tuple(Planned(r.due, r.prompt, r.output_tokens) for r in requests)
+        raise ToolkitError("trace: missing", where=where, hint="Give the file to replay.")
+    lines, told = lines_of(workload, workload.trace, most)
+    planned = tuple(Planned(line.due, tokens_of(line), line.output_length) for line in lines)
     span = planned[-1].due
     rate = (len(planned) - 1) / span if span else float(len(planned))
-    traffic = Traffic(planned, rate, None, any(r.shares for r in requests))
+    traffic = Traffic(planned, rate, None, any(line.blocks for line in lines), told)
     return traffic.at(workload.rate) if workload.rate else traffic
 
 

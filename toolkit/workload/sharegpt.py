@@ -1,0 +1,132 @@
+"""Conversations in the form of ShareGPT: a JSON list, or JSON lines, of
+
+    {"id": "a_0", "conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}]}
+
+Each question of a human's is a request, with all that was said before it; of the answer to it the length counts. The
+answers in a prompt are those of the file, so the same file always makes the same requests.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from toolkit.client.chat import ChatTemplate, Messages, said
+from toolkit.errors import ToolkitError, shown
+from toolkit.workload.jsonl import read_text
+from toolkit.workload.words import Counter
+
+ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "model"), "assistant"),
+}
+FORM = 'A conversation is {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}.'
+BETWEEN = re.compile(r"[\s,]*")
+
+
+class Turn(NamedTuple):
+    conversation: int
+    messages: Messages
+    """All that was said, a question of the human's last."""
+    prompt: str
+    """The same in the model's chat template."""
+    prompt_tokens: int
+    output_tokens: int
+
+
+def read_turns(
+    path: Path, count: int, template: ChatTemplate, counter: Counter, most: int
+) -> tuple[list[Turn], tuple[str, ...]]:
+    """The first `count` turns of at most `most` tokens, and what to tell of those that were left out.
+
+    Raises ToolkitError naming file, line, and where in the conversation.
+    """
+    turns: list[Turn] = []
+    silent = long = 0
+    for number, messages in enumerate(_conversations(path)):
+        for place, message in enumerate(messages):
+            if message["role"] != "user":
+                continue
+            answer = messages[place + 1] if place + 1 < len(messages) else said("assistant", "")
+            output = counter.count_answer(answer["content"]) if answer["role"] == "assistant" else 0
+            if not output:
+                silent += 1
+                continue
+            prompt = template.render(messages[: place + 1])
+            turn = Turn(number, tuple(messages[: place + 1]), prompt, counter.count(prompt), output)
+            if turn.prompt_tokens + output > most:
+                long += 1
+                break  # what follows is longer still
+            turns.append(turn)
+            if len(turns) == count:
+                return turns, _told(silent, long, most)
+    if not turns:
+        left_out = "; ".join(_told(silent, long, most)) or "no question with an answer"
+        raise ToolkitError(f"no requests in it: {left_out}", where=path, hint=FORM)
+    return turns, _told(silent, long, most)
+
+
+def _told(silent: int, long: int, most: int) -> tuple[str, ...]:
+    told = []
+    if silent:
+        told.append(f"questions left out, which have no answer: {silent:,}")
+    if long:
+        told.append(f"conversations cut where they are over limits.max_seq_len {most}: {long:,}")
+    return tuple(told)
+
+
+def _conversations(path: Path) -> Iterator[list[dict[str, str]]]:
+    """One after the other, read when it is asked for: these files are large."""
+    text, decode = read_text(path, FORM), json.JSONDecoder().raw_decode
+    at, line, number = BETWEEN.match(text).end(), 1, 0  # type: ignore[union-attr]
+    line += text.count("\n", 0, at)
+    is_list = text[at : at + 1] == "["
+    at += is_list
+    while True:
+        before, at = at, BETWEEN.match(text, at).end()  # type: ignore[union-attr]
+        line += text.count("\n", before, at)
+        if text[at : at + 1] == ("]" if is_list else ""):
+            return
+        try:
+            value, end = decode(text, at)
+        except json.JSONDecodeError as error:
+            raise ToolkitError("not JSON", where=f"{path}:{error.lineno}:{error.colno}", hint=FORM) from None
+        except RecursionError:
+            raise ToolkitError("not JSON", where=f"{path}:{line}", hint=FORM) from None
+        yield _messages(value, f"{path}:{line}", f"[{number}]" if is_list else "")
+        line += text.count("\n", at, end)
+        at, number = end, number + 1
+
+
+def _messages(value: Any, where: str, place: str) -> list[dict[str, str]]:
+    found = value.get("conversations") if isinstance(value, dict) else None
+    if not isinstance(found, list):
+        raise _wrong(f"{place}.conversations".lstrip("."), "a list", found if isinstance(value, dict) else value, where)
+    messages: list[dict[str, str]] = []
+    for number, turn in enumerate(found):
+        field = f"{place}.conversations[{number}]".lstrip(".")
+        if not isinstance(turn, dict):
+            raise _wrong(field, "from and value", turn, where)
+        who, what = turn.get("from"), turn.get("value")
+        if not isinstance(who, str) or who not in ROLES:
+            raise _wrong(f"{field}.from", ", ".join(ROLES), who, where)
+        if not isinstance(what, str) or not _is_sendable(what):
+            raise _wrong(f"{field}.value", "text", what, where)
+        # Long conversations are cut into several, of which the later ones begin with an answer.
+        if messages or ROLES[who] != "assistant":
+            messages.append(said(ROLES[who], what))
+    return messages
+
+
+def _is_sendable(text: str) -> bool:
+    """JSON can name half a character (\\ud800)."""
+    return not any("\ud800" <= character <= "\udfff" for character in text) if not text.isascii() else True
+
+
+def _wrong(field: str, expected: str, got: Any, where: str) -> ToolkitError:
+    return ToolkitError(f"{field}: expected {expected}, got {shown(got)}", where=where, hint=FORM)

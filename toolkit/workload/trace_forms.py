@@ -1,0 +1,219 @@
+"""The public traces of requests in their own forms, each row read as the same few numbers.
+
+    mooncake   {"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47, 2353]}
+    bailian    the same with chat_id and parent_chat_id, timestamps in seconds, blocks of 16 tokens
+    guidellm   as mooncake, timestamps in seconds
+    burstgpt   CSV: Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type
+    azure      CSV: TIMESTAMP,ContextTokens,GeneratedTokens
+
+docs/workloads.md says where people get them. ShareGPT's conversations have no times: toolkit/workload/sharegpt.py.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from toolkit.errors import ToolkitError, shown
+from toolkit.workload.jsonl import read_objects
+
+MOST_TOKENS = 10**9
+"""Of a row. More is a mistake, whatever the model."""
+FORM = (
+    'A line is {"timestamp": milliseconds, "input_length": tokens, "output_length": tokens}, '
+    "unless trace_form names another form."
+)
+CELL = "Correct the row, or leave it out."
+BLOCKS = (
+    "Set trace_block_tokens to the tokens of a block: 512 in Mooncake's traces, 16 in Bailian's "
+    "(qwen-bailian-usagetraces) and in those of vLLM's default blocks."
+)
+SHAREGPT = "sharegpt"
+BEGINNING = 1 << 20
+
+
+class Row(NamedTuple):
+    line: int
+    due: float
+    """In the unit of its form, from whatever moment the file counts."""
+    input_length: int
+    output_length: int
+    """0 for a request that was not answered."""
+    hash_ids: list[int]
+
+
+class Lines(NamedTuple):
+    """A form of JSON lines."""
+
+    second: float
+    """How much a second is in its timestamps."""
+    unit: str
+    block_tokens: int
+
+
+class Columns(NamedTuple):
+    """A form of CSV, by the names in its header."""
+
+    due: str
+    prompt: str
+    output: str
+    seconds: Callable[[str], float]
+    unit: str
+
+
+def _timestamp(text: str) -> float:
+    """Azure's, with up to seven digits of a second, and in later traces a time zone."""
+    moment = datetime.fromisoformat(text)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+LINES = {
+    "mooncake": Lines(1e3, "milliseconds", 512),
+    "guidellm": Lines(1.0, "seconds", 512),
+    "bailian": Lines(1.0, "seconds", 16),
+}
+COLUMNS = {
+    "burstgpt": Columns("Timestamp", "Request tokens", "Response tokens", float, "seconds"),
+    "azure": Columns("TIMESTAMP", "ContextTokens", "GeneratedTokens", _timestamp, "a date and time"),
+}
+
+
+def form_of(path: Path) -> str:
+    """The form that a file has, by how it begins. Mooncake's and guidellm's differ in their unit alone: mooncake.
+
+    Raises ToolkitError where it cannot be read.
+    """
+    _check_file(path)
+    try:
+        with path.open("rb") as file:
+            begin = file.read(BEGINNING).decode("utf-8-sig", "replace").lstrip()
+    except OSError as error:
+        raise ToolkitError(f"cannot be read: {error.strerror}", where=path, hint=FORM) from None
+    if re.match(r"\[\s*\{", begin):
+        return SHAREGPT
+    first = begin.partition("\n")[0]
+    names = {name.strip() for name in next(csv.reader([first]), [])}
+    for form, columns in COLUMNS.items():
+        if {columns.due, columns.prompt, columns.output} <= names:
+            return form
+    try:
+        fields = json.loads(first)
+    except (ValueError, RecursionError):
+        fields = None
+    if isinstance(fields, dict) and "conversations" in fields:
+        return SHAREGPT
+    return "bailian" if isinstance(fields, dict) and {"chat_id", "parent_chat_id"} <= fields.keys() else "mooncake"
+
+
+def _check_file(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise ToolkitError("not a file", where=path, hint=FORM)
+
+
+def read_rows(path: Path, form: str, block_tokens: int | None = None) -> Iterator[Row]:
+    """The rows of a trace as they stand. Raises ToolkitError naming file, line and column."""
+    if form in COLUMNS:
+        yield from _rows_of_csv(path, COLUMNS[form], form)
+        return
+    lines = LINES[form]
+    for number, fields in read_objects(path, FORM):
+        yield _row_of_json(fields, number, f"{path}:{number}", lines, block_tokens or lines.block_tokens)
+
+
+def _row_of_json(fields: dict[str, Any], number: int, where: str, form: Lines, block_tokens: int) -> Row:
+    due = _time(fields.get("timestamp"), where, form)
+    output = fields.get("output_length", "missing")
+    if output is None or output == "" or (output == 0 and not isinstance(output, bool)):
+        return Row(number, due, 0, 0, [])
+    length = _tokens(fields.get("input_length"), "input_length", where)
+    return Row(
+        number, due, length, _tokens(output, "output_length", where), _hash_ids(fields, length, where, block_tokens)
+    )
+
+
+def _time(value: Any, where: str, form: Lines) -> float:
+    try:
+        if not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # a whole number that no float holds
+        pass
+    raise ToolkitError(f"timestamp: expected {form.unit}, got {shown(value)}", where=where, hint=FORM)
+
+
+def _tokens(value: Any, name: str, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_TOKENS:
+        what = f"{name}: expected from 1 to {MOST_TOKENS:,} tokens, got {shown(value)}"
+        raise ToolkitError(what, where=where, hint=FORM)
+    return value
+
+
+def _hash_ids(fields: dict[str, Any], length: int, where: str, block_tokens: int) -> list[int]:
+    ids = fields.get("hash_ids")
+    if ids is None:
+        return []
+    if not isinstance(ids, list) or any(isinstance(id, bool) or not isinstance(id, int) for id in ids):
+        raise ToolkitError(f"hash_ids: expected a list of whole numbers, got {shown(ids)}", where=where)
+    if len(ids) > math.ceil(length / block_tokens):
+        what = f"hash_ids: {len(ids)} blocks of {block_tokens} tokens are more than input_length {length}"
+        raise ToolkitError(what, where=where, hint=BLOCKS)
+    return ids
+
+
+def _rows_of_csv(path: Path, form: Columns, name: str) -> Iterator[Row]:
+    _check_file(path)
+    line = 1
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            places = _places(next(reader, []), form, f"{path}:1", name)
+            for cells in reader:
+                line = reader.line_num
+                if any(map(str.strip, cells)):
+                    yield _row_of_cells(cells, places, line, f"{path}:{line}", form)
+                line += 1
+    except csv.Error as error:
+        raise ToolkitError(f"not CSV: {error}", where=f"{path}:{line}", hint=FORM) from None
+    except UnicodeDecodeError:
+        raise ToolkitError("not UTF-8 text", where=f"{path}:{line}", hint=FORM) from None
+    except OSError as error:
+        raise ToolkitError(f"cannot be read: {error.strerror}", where=path, hint=FORM) from None
+
+
+def _places(header: list[str], form: Columns, where: str, name: str) -> list[int]:
+    """Where in a row the time, the prompt's tokens and the output's are."""
+    names, wanted = [cell.strip() for cell in header], (form.due, form.prompt, form.output)
+    missing = [column for column in wanted if column not in names]
+    if missing:
+        what = f"no column {', '.join(missing)}, of which trace_form {name} has its numbers"
+        raise ToolkitError(what, where=where, hint=f"Its header has {', '.join(wanted)}.")
+    return [names.index(column) for column in wanted]
+
+
+def _row_of_cells(cells: list[str], places: list[int], line: int, where: str, form: Columns) -> Row:
+    if max(places) >= len(cells):
+        what = f"{len(cells)} columns, expected {max(places) + 1} or more, as the header has"
+        raise ToolkitError(what, where=where, hint=CELL)
+    due, prompt, output = (cells[place].strip() for place in places)
+    try:
+        seconds = form.seconds(due)
+        if not math.isfinite(seconds):
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise ToolkitError(f"{form.due}: expected {form.unit}, got {shown(due)}", where=where, hint=CELL) from None
+    answered = 0 if not output else _count(output, form.output, where)
+    length = _tokens(_count(prompt, form.prompt, where), form.prompt, where) if answered else 0
+    return Row(line, seconds, length, answered, [])
+
+
+def _count(cell: str, name: str, where: str) -> int:
+    """A number of tokens; spreadsheets write whole numbers as 472.0."""
+    if re.fullmatch(r"[0-9]{1,9}(\.0*)?", cell):
+        return int(cell.partition(".")[0])
+    what = f"{name}: expected from 0 to {MOST_TOKENS - 1:,} tokens, got {shown(cell)}"
+    raise ToolkitError(what, where=where, hint=CELL)
