@@ -26,6 +26,14 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1", "localhost")))
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist, which then reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a server stay in one process with `--dist loadgroup`: those of a file, or of a served size."""
+    for item in items:
+        ranks = item.callspec.params.get("served") if hasattr(item, "callspec") else None
+        item.add_marker(pytest.mark.xdist_group(f"{ranks} ranks" if ranks else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def tiny_llama() -> Path:
     """The Hugging Face directory of a small model that recites fixtures/tiny_llama.txt."""

@@ -66,7 +66,7 @@ values = st.recursive(
 )
 bounded = settings(
     max_examples=300,
-    deadline=1000,
+    deadline=30_000,
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

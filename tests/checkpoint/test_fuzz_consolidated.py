@@ -25,7 +25,7 @@ VALID = saved({f"layers.{n}.attention.wq.weight": torch.ones(4, 4, dtype=torch.b
 
 @settings(
     max_examples=500,
-    deadline=2000,
+    deadline=30_000,
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

@@ -17,7 +17,7 @@ def truth(tiny_llama: Path) -> Truth:
     return Truth(tiny_llama)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path):
     """A group of `request.param` ranks. Tests of one size share it, and pytest runs them one after the other.
 

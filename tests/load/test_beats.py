@@ -48,5 +48,5 @@ def test_a_generator_that_stood_still_judges_nothing(server, deployment):
         disturbing.join()
     own = report.read(load).own
     assert statistics.median(one.ttft_ms for one in verdict.measured.samples) > 230
-    assert 200 < own.read_late_ms < 600 and own.cpu < 0.9
+    assert own.read_late_ms > 200 and own.cpu < 0.9
     assert verdict.outcome is Outcome.UNDECIDED

@@ -39,7 +39,7 @@ def test_whole_answers_have_an_end_and_no_first_token(server, deployment, protoc
     assert {outcomes[name] for name in ("ttft_ms.p99", "tpot_ms.p50", "itl_ms.p99", "compliance")} == {unknown}
     assert outcomes["e2e_ms.p50"][0] == "PASS" and verdict.outcome is Outcome.PASS, verdict.reason
     truth = statistics.median(record.token_times[-1] - record.arrived for record in records.values()) * 1e3
-    assert verdict.measured.distributions["e2e_ms"].percentile(50) == pytest.approx(truth, abs=25)
+    assert verdict.measured.distributions["e2e_ms"].percentile(50) == pytest.approx(truth, abs=80)
     assert verdict.measured.tokens_out == 60, "as the server counts them"
 
 

@@ -6,6 +6,7 @@ real but has to be given a backends directory, run bits and library paths before
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -198,8 +199,9 @@ def libpython_directory() -> Path:
     candidates = [sysconfig.get_config_var("LIBDIR"), f"{sys.base_prefix}/lib", f"{sys.base_prefix}/lib64"]
     candidates += [f"{root}/lib/{multiarch}" for root in (sys.base_prefix, "/usr")] + ["/usr/lib64"]
     for folder in filter(None, candidates):
-        if (Path(folder) / name).is_file():
-            return Path(folder)
+        with contextlib.suppress(PermissionError):  # a folder of another user
+            if (Path(folder) / name).is_file():
+                return Path(folder)
     raise ToolkitError(
         f"{name} is missing, and Triton's Python backend needs it",
         hint=f"Debian or Ubuntu: apt-get install libpython{PYTHON}; Fedora: dnf install python{PYTHON}-libs; "
