@@ -250,7 +250,9 @@ def explain(error: ValidationError, file: Path, section: type[BaseModel]) -> Too
     if first["type"] == "extra_forbidden":
         return ToolkitError(f"{field}: unknown key{more}", where=file, hint=_known_keys(location[:-1], section))
     if first["type"] == "missing":
-        return ToolkitError(f"{field}: missing{more}", where=file, hint="Add it; build_configs/ has examples.")
+        return ToolkitError(
+            f"{field}: missing{more}", where=file, hint="Add it; for examples: toolkit sample configs DIR"
+        )
     message = _PLAIN_MESSAGES.get(first["type"], first["msg"][:1].lower() + first["msg"][1:])
     if NUMBER in first["loc"]:
         message = TOKENS_EXPECTED

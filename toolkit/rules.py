@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from toolkit.distribution import PACKAGE
 from toolkit.errors import ToolkitError, shown
 from toolkit.model import ModelShape
 from toolkit.releases import release_of
@@ -37,7 +38,7 @@ def check(deployment: Deployment) -> None:
     elif deployment.engine == "pytorch":
         llm_release_of(version, where=where)
     kinds = (_parallel_rules, _precision_rules, _limit_rules, _workload_rules, _serving_rules, _runtime_rules)
-    for rules in kinds:
+    for rules in (_place_rules, *kinds):
         for field, what, hint in rules(deployment):
             raise ToolkitError(f"{field}: {what}", where=deployment.file, hint=hint)
 
@@ -239,6 +240,12 @@ def _limit_rules(deployment: Deployment) -> Iterator[Broken]:
     if (deployment.kv_cache.max_tokens or math.inf) < limits.max_seq_len:
         what = f"{deployment.kv_cache.max_tokens} cannot hold one sequence of max_seq_len {limits.max_seq_len}"
         yield "kv_cache.max_tokens", what, f"Use at least {limits.max_seq_len}."
+
+
+def _place_rules(deployment: Deployment) -> Iterator[Broken]:
+    if deployment.output.is_relative_to(PACKAGE):
+        hint = "Copy the examples and use the copy: toolkit sample configs build_configs"
+        yield "output", f"{deployment.output} is inside the installed package", hint
 
 
 def _serving_rules(deployment: Deployment) -> Iterator[Broken]:

@@ -27,11 +27,12 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(file: Path, examples: str = "build_configs/") -> dict[str, Any]:
+def read_yaml(file: Path, examples: str = "configs") -> dict[str, Any]:
+    """The content of a YAML file. `examples` is what `toolkit sample` calls examples of its kind."""
     try:
         content = yaml.load(file.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except FileNotFoundError:
-        raise ToolkitError("no such file", where=file, hint=f"The examples are in {examples}.") from None
+        raise ToolkitError("no such file", where=file, hint=f"For examples: toolkit sample {examples} DIR") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ToolkitError(f"cannot be read: {error}", where=file) from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date or number that cannot be

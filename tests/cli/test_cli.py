@@ -28,7 +28,7 @@ def test_it_runs_as_a_program() -> None:
     command = [sys.executable, "-m", "toolkit", "plan", "nowhere.yaml"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: nowhere.yaml: no such file. The examples are in build_configs/.\n"
+    assert done.stderr == "error: nowhere.yaml: no such file. For examples: toolkit sample configs DIR\n"
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -53,7 +53,7 @@ def test_every_command_has_help(command: str) -> None:
 def test_a_missing_file_is_one_line(command: str) -> None:
     result = toolkit(command, *["nowhere.yaml"] * (2 if command == "compare" else 1))
     assert (result.returncode, result.stdout) == (3 if command in ("loadtest", "compare") else 1, "")
-    assert result.stderr == "error: nowhere.yaml: no such file. The examples are in build_configs/.\n"
+    assert result.stderr == "error: nowhere.yaml: no such file. For examples: toolkit sample configs DIR\n"
 
 
 def test_wrong_usage() -> None:

@@ -48,7 +48,7 @@ PROGRAMS = Programs(
     backends=("python", "tensorrtllm"),
     docker=None,
     nvidia_smi=Path("/usr/bin/nvidia-smi"),
-    packages={"tensorrt-llm": "1.2.1"},
+    packages={"tensorrt-llm": "1.2.1", "torch": "2.9.0"},
 )
 PLACES = Places(
     model=Model(Path("/models/x"), weights=30, weight_bytes=141_107_412_992),

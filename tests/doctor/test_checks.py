@@ -10,6 +10,7 @@ import pytest
 from tests.doctor.conftest import HOST, PLACES, PROGRAMS, checks_of, problems
 from tests.doctor.fake_nvml import GIB, FakeNvml, h100s
 from toolkit.config import with_settings
+from toolkit.distribution import install
 from toolkit.doctor.places import Disk, Model, Port, look_at_places
 from toolkit.doctor.programs import Program
 from toolkit.serve.state import exclusive
@@ -29,9 +30,18 @@ def laptop(node):
 
 
 def test_a_rehearsal_needs_no_gpu_and_no_tensorrt(laptop, rehearsal):
-    programs = replace(PROGRAMS, backends=("python",), packages={})
+    programs = replace(PROGRAMS, backends=("python",), packages={"torch": "2.9.0"})
     assert problems(laptop(programs=programs), rehearsal) == []
     assert problems(laptop(programs=programs, places=None), None) == []
+
+
+def test_torch_is_needed_to_rehearse_and_to_convert(laptop, node, rehearsal, flagship):
+    without = replace(PROGRAMS, packages={})
+    for deployment in (rehearsal, None):
+        found = checks_of(laptop(programs=without), deployment)["packages"]
+        assert (found.status, found.needed, found.fix) == ("error", "torch", f"Run: {install('rehearsal')}")
+    found = checks_of(node(h100s(), programs=without), flagship)["packages"]
+    assert (found.status, found.needed, found.fix) == ("warning", "torch, to convert", f"Run: {install('convert')}")
 
 
 def test_fewer_cores_than_ranks_are_slow(laptop, rehearsal):

@@ -18,6 +18,7 @@ from tests.commands import toolkit
 from tests.doctor.fake_nvml import h100s
 from toolkit.cli.main import cli
 from toolkit.config import Deployment
+from toolkit.distribution import install
 from toolkit.doctor import gpus
 from toolkit.serve.state import exclusive
 
@@ -173,8 +174,8 @@ def test_no_tritonserver_is_an_error_line_with_the_command_that_installs_it(conf
         result = CliRunner().invoke(cli, ["doctor", *arguments, "--json"])
         found = checks(result)["tritonserver"]
         assert result.exit_code == 1 and found["status"] == "error"
-        assert found["fix"] == "Run: pip install 'toolkit[rehearsal]'"
-    assert "pip install 'toolkit[rehearsal]'" in CliRunner().invoke(cli, ["doctor"]).output
+        assert found["fix"] == f"Run: {install('rehearsal')}"
+    assert install("rehearsal") in CliRunner().invoke(cli, ["doctor"]).output
 
 
 def test_names_that_would_move_the_cursor_are_shown_escaped(config):

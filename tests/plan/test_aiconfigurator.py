@@ -3,6 +3,7 @@
 import csv
 import json
 import pickle
+import re
 import sys
 import time
 from dataclasses import replace
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 
 from toolkit.cli.main import cli
 from toolkit.config import Deployment
+from toolkit.distribution import install
 from toolkit.errors import ToolkitError
 from toolkit.mapping import Mapping
 from toolkit.plan import aiconfigurator
@@ -42,7 +44,7 @@ def installed():
 def test_without_the_package_one_line_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "aiconfigurator_core.sdk", None)
     aiconfigurator._engine.cache_clear()
-    with pytest.raises(ToolkitError, match=r"cannot be imported.*pip install 'toolkit\[aiconfigurator\]'") as caught:
+    with pytest.raises(ToolkitError, match=f"cannot be imported.*{re.escape(install('aiconfigurator'))}") as caught:
         predict(FLAGSHIP, estimator="aiconfigurator")
     assert "\n" not in str(caught.value)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from toolkit.distribution import install
 from toolkit.errors import ToolkitError
 from toolkit.model import load_shape
 from toolkit.samples import smollm2 as sample
@@ -120,7 +121,7 @@ def test_a_missing_package_is_named_with_its_installation(tmp_path, monkeypatch)
 
 def test_a_missing_gguf_library_is_named_with_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
-    assert "pip install 'toolkit[rehearsal]'" in refusal(tmp_path)
+    assert install("rehearsal") in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("size", [0, 3, 2_000, pytest.param(4_000_000, marks=pytest.mark.slow)])

@@ -1,6 +1,7 @@
 import concurrent.futures
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from toolkit.distribution import install
 from toolkit.errors import ToolkitError
 from toolkit.serve import tritonserver
 from toolkit.serve.tritonserver import Mpirun, find, find_mpirun, libpython_directory
@@ -82,7 +84,7 @@ def test_a_cache_that_cannot_be_written(wheel, tmp_path):
 def test_nothing_installed(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(tritonserver, "NGC_BINARY", Path("/nowhere/tritonserver"))
-    with pytest.raises(ToolkitError, match=r"pip install 'toolkit\[rehearsal\]'"):
+    with pytest.raises(ToolkitError, match=re.escape(install("rehearsal"))):
         find()
 
 
@@ -140,5 +142,5 @@ def test_other_mpiruns_are_refused(mpirun_on_path, answer, message):
 
 def test_no_mpirun(mpirun_on_path):
     mpirun_on_path("").unlink()
-    with pytest.raises(ToolkitError, match=r"no mpirun on PATH .* pip install 'toolkit\[rehearsal\]'"):
+    with pytest.raises(ToolkitError, match=f"no mpirun on PATH .* {re.escape(install('rehearsal'))}"):
         find_mpirun()

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from toolkit import distribution
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.plan.calibration import FORMAT, kind_of, model_of
@@ -37,9 +38,10 @@ def calibrate(
     Raises ToolkitError where there is no GPU for a large model, or when a rehearsal cannot be served now.
     """
     kind = kind_of(deployment)
+    _require_torch(kind)
     measure = _measure_steps if kind == "steps" else _measure_layers
     found = measure(deployment, budget_s or BUDGET_S[kind], tell or (lambda done, total: None))
-    versions = {name: importlib.metadata.version(name) for name in ("toolkit", "torch")}
+    versions = {"toolkit": distribution.VERSION, "torch": importlib.metadata.version("torch")}
     return {
         "format": FORMAT,
         "kind": kind,
@@ -48,6 +50,10 @@ def calibrate(
         "model": model_of(deployment.shape, kind),
         **found,
     }
+
+
+def _require_torch(kind: str) -> None:
+    distribution.require("rehearsal" if kind == "steps" else "convert", "torch")
 
 
 def _measure_layers(deployment: Deployment, budget_s: float, tell: Callable[[int, int], None]) -> dict[str, Any]:
@@ -79,7 +85,9 @@ def _require_one_replica(deployment: Deployment) -> None:
 
 def planned(deployment: Deployment) -> list[str]:
     """A line for each thing that would be timed. Raises ToolkitError where it could not be."""
-    if kind_of(deployment) == "steps":
+    kind = kind_of(deployment)
+    _require_torch(kind)
+    if kind == "steps":
         from toolkit.calibrate.grid import grid
         from toolkit.calibrate.steps import engine_settings, named
 

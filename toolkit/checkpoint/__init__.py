@@ -31,6 +31,7 @@ def convert(deployment: Deployment, progress: Progress | None = None) -> bool:
     import json
     from importlib.metadata import version
 
+    from toolkit import distribution
     from toolkit.artifacts import Lock, atomic_directory, record, refuse_others_work, write_lock
     from toolkit.checkpoint.digests import input_digests, is_current
     from toolkit.checkpoint.source import check_source, open_source
@@ -39,6 +40,7 @@ def convert(deployment: Deployment, progress: Progress | None = None) -> bool:
     from toolkit.rules import check_can_be_made
 
     check_can_be_made(deployment)
+    distribution.require("rehearsal" if deployment.engine == "rehearsal" else "convert", "torch")
     shape, mapping, dtype = deployment.shape, deployment.mapping, deployment.model.dtype
     source = open_source(deployment.model.path)
     check_source(source, shape)
@@ -56,7 +58,7 @@ def convert(deployment: Deployment, progress: Progress | None = None) -> bool:
             stage=STAGE,
             inputs=input_digests(source, {name: entry["blake3"] for name, entry in written.sources.items()}),
             settings=settings(deployment),
-            versions={"toolkit": version("toolkit"), "torch": version("torch")},
+            versions={"toolkit": distribution.VERSION, "torch": version("torch")},
             outputs={**small, **written.targets},
             seen=seen,
         )

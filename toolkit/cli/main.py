@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from toolkit.distribution import VERSION
 from toolkit.errors import ToolkitError
 
 COMMANDS = (
@@ -28,7 +29,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="toolkit", message="toolkit %(version)s")
+@click.version_option(VERSION, message="toolkit %(version)s")
 def cli() -> None:
     """Take a Llama checkpoint to a served, load-tested Triton deployment. One YAML describes it all.
 

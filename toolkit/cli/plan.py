@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolkit.cli.common import engine_option, json_option, next_command, note, print_json, progress
+from toolkit.distribution import NAME
 
 if TYPE_CHECKING:
     from toolkit.plan.plan import Plan
@@ -33,7 +34,7 @@ PATH = click.Path(path_type=Path)
     type=click.Choice(["table", "aiconfigurator"]),
     default="table",
     show_default=True,
-    help="Where step times are from: the planner's table of GPUs, or NVIDIA's measurements (toolkit[aiconfigurator]).",
+    help=f"Where step times are from: the planner's table of GPUs, or NVIDIA's measurements ({NAME}[aiconfigurator]).",
 )
 @click.option("--calibration", type=PATH, metavar="FILE", help="Use the step times of toolkit calibrate.")
 @click.option("--claims", is_flag=True, help="Hold the requirements' own expectations against the arithmetic.")

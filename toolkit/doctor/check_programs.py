@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from toolkit.distribution import install
 from toolkit.doctor.check import Check, needs_gpus, place, verdict
 from toolkit.doctor.machine import Machine
 from toolkit.doctor.programs import Program
@@ -75,7 +76,13 @@ def tensorrt_llm(machine: Machine, deployment: Deployment | None) -> Iterator[Ch
 def packages(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     programs = machine.programs
     versions = [f"Python {programs.python}", *(f"{name} {version}" for name, version in programs.packages.items())]
-    yield Check("packages", "ok", ", ".join(versions))
+    found, engine = ", ".join(versions), deployment.engine if deployment else "rehearsal"
+    if engine == "pytorch" or "torch" in programs.packages:
+        yield Check("packages", "ok", found)
+    elif engine == "rehearsal":
+        yield Check("packages", "error", found, "torch", f"Run: {install('rehearsal')}")
+    else:
+        yield Check("packages", "warning", found, "torch, to convert", f"Run: {install('convert')}")
 
 
 def tools(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:

@@ -6,11 +6,10 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from toolkit import checkpoint, engine
+from toolkit import checkpoint, distribution, engine
 from toolkit.artifacts import produce
 from toolkit.config import Deployment
 from toolkit.engine.source import find_source
@@ -36,7 +35,7 @@ def build_rehearsal(deployment: Deployment, progress: Callable[[int, int], None]
         engine.STAGE,
         inputs={checkpoint.STAGE: source.digest},
         settings={"engine": deployment.engine, **config},
-        versions={"toolkit": version("toolkit"), "engine": VERSION},
+        versions={"toolkit": distribution.VERSION, "engine": VERSION},
         write=write,
     )
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from toolkit import distribution
 from toolkit.errors import ToolkitError
 from toolkit.known_truth.answer import State
 from toolkit.known_truth.settings import Settings
@@ -28,6 +29,7 @@ def serve(settings: Settings, ready: Ready, parent: int | None = None) -> dict[s
     `ready` is called with the URLs {"http": ..., "grpc": ...}. Raises ToolkitError for a port or file that is
     not to be had.
     """
+    distribution.require("loadtest", "grpclib")
     return asyncio.run(_serve(settings, ready, parent))
 
 

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
+from toolkit import distribution
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.load import LAUNCHER
@@ -72,6 +73,7 @@ def run(deployment: Deployment, options: Options | None = None) -> Verdict:
 def attempt(deployment: Deployment, options: Options) -> tuple[Verdict, bool]:
     """The same, and whether it was asked to stop, be it too late for that: who runs several tests then ends."""
     try:
+        distribution.require("loadtest", "locust", "grpclib")
         protocol = protocol_of(deployment, options.protocol, options.target)
         wanted = (options.workload, options.rate, options.requests, options.users, options.seed)
         work = work_of(deployment, *wanted, as_messages=takes_messages(options.target))
@@ -102,6 +104,7 @@ def attempt(deployment: Deployment, options: Options) -> tuple[Verdict, bool]:
 def check_itself(deployment: Deployment, options: Options, work: Work) -> OwnError:
     """The generator's own error with this load. Raises ToolkitError when it cannot be measured, or is stopped."""
     # What speaks OpenAI's API is read as Triton's HTTP is, by the same connections.
+    distribution.require("loadtest", "locust", "grpclib")
     protocol = "grpc" if protocol_of(deployment, options.protocol, options.target) == "grpc" else "http"
     print("self-check: the same load on a server whose times are known", file=sys.stderr, flush=True)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)

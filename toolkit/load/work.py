@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import toolkit
+from toolkit import distribution
 from toolkit.client import GenerateRequest
 from toolkit.client.chat import Messages, said
 from toolkit.errors import ToolkitError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from toolkit.config import Deployment
 
 MODEL = "tensorrt_llm_bls"
-WORKLOADS = Path(toolkit.__file__).resolve().parent.parent / "loadtest" / "workloads"
+WORKLOADS = distribution.folder("loadtest") / "workloads"
 OF_THE_YAML = "yaml"
 """The name of the deployment's own `workload`."""
 

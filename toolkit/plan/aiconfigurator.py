@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from toolkit.distribution import NAME, install
 from toolkit.errors import ToolkitError
 from toolkit.model import ModelShape
 from toolkit.plan.latency import ClosedForm
@@ -24,7 +25,7 @@ from toolkit.plan.precision import Precision
 from toolkit.simulate.steps import StepWork
 
 PACKAGE, VERSION = "aiconfigurator-core", "0.12.0"
-INSTALL = "Install it, in an environment without toolkit[rehearsal]: pip install 'toolkit[aiconfigurator]'."
+INSTALL = f"Install it, in an environment without {NAME}[rehearsal]: {install('aiconfigurator')}."
 """The two cannot be together: one wants numpy 2, the other's tritonserver numpy 1."""
 SYSTEMS = {
     "h100-sxm": ("h100_sxm", "1.3.0rc20"),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from toolkit import distribution
 from toolkit.errors import ToolkitError
 from toolkit.files import atomic_file
 from toolkit.pages.charts import Chart
@@ -82,7 +82,7 @@ def page(prediction: Prediction, comparison: Comparison | None, progress: Progre
         assumptions=_assumptions(prediction),
         meanings=MEANINGS,
         config=yaml.safe_dump(deployment.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
-        version=metadata.version("toolkit"),
+        version=distribution.VERSION,
     )
 
 

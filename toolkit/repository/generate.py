@@ -15,14 +15,12 @@ in the configs are relative to it but that of the engines, so a repository can b
 
 from __future__ import annotations
 
-import importlib.metadata
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import toolkit
-from toolkit import artifacts
+from toolkit import artifacts, distribution
 from toolkit.checkpoint.source import open_source
 from toolkit.checkpoint.tied import check_tied
 from toolkit.config import Deployment
@@ -36,7 +34,7 @@ from toolkit.repository.llmapi import llmapi_configs, model_yaml
 from toolkit.repository.token_table import write_token_table
 from toolkit.repository.tokenizer import special_tokens, tokenizer_file
 
-SOURCES = Path(toolkit.__file__).resolve().parent.parent / "triton_repo"
+SOURCES = distribution.folder("triton_repo")
 VERSION = "1"
 ENGINE_MODELS = {
     name: (f"{name}/{VERSION}", "shared") for name in ("preprocessing", "postprocessing", "tensorrt_llm_bls")
@@ -82,7 +80,7 @@ def generate(deployment: Deployment) -> bool:
         "repository",
         inputs={**contents.inputs, "models": artifacts.digest_of(models)},
         settings={**settings(deployment), "configs": texts},
-        versions={"toolkit": importlib.metadata.version("toolkit")},
+        versions={"toolkit": distribution.VERSION},
         write=write,
     )
 

@@ -7,7 +7,6 @@ reach the residual stream only through new o_proj columns, which are zero.
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import json
 import re
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit import artifacts
+from toolkit import artifacts, distribution
 from toolkit.errors import ToolkitError
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def write(directory: Path, gguf_file: Path | None = None, progress: Progress | N
         STAGE,
         inputs=inputs,
         settings={"model": "SmolLM2-135M-Instruct", "num_key_value_heads": KV_HEADS, "dtype": DTYPE},
-        versions={"toolkit": importlib.metadata.version("toolkit")},
+        versions={"toolkit": distribution.VERSION},
         write=lambda partial: _write_files(partial, Gguf(source), progress or (lambda done, total: None)),
     )
 
@@ -81,12 +80,9 @@ class Gguf:
     """The metadata and tensors of a GGUF file of a Llama model."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            from gguf import GGUFReader
-        except ImportError:
-            raise ToolkitError(
-                "the package gguf is not installed", hint="Run: pip install 'toolkit[rehearsal]'"
-            ) from None
+        distribution.require("rehearsal", "gguf")
+        from gguf import GGUFReader
+
         self.path = path
         try:
             self._reader = GGUFReader(path)

@@ -8,7 +8,7 @@ import shutil
 import socket
 from pathlib import Path
 
-from toolkit import artifacts, repository
+from toolkit import artifacts, distribution, repository
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.jsonfile import read_json
@@ -30,6 +30,8 @@ REHEARSAL_MODEL_BYTES = 30 * MIB
 
 def check(deployment: Deployment) -> None:
     """Raise a ToolkitError for the first thing that would keep the group, or every replica's, from serving."""
+    if deployment.engine == "rehearsal":
+        distribution.require("rehearsal", "torch")
     check_made(deployment)
     check_ports(deployment)
     check_shared_memory(deployment)

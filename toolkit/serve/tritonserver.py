@@ -24,12 +24,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from toolkit import distribution
 from toolkit.artifacts import digest_of
 from toolkit.errors import ToolkitError
 from toolkit.releases import LATEST
 
 NGC_BINARY = Path("/opt/tritonserver/bin/tritonserver")
-INSTALL = "Run: pip install 'toolkit[rehearsal]'"
+INSTALL = f"Run: {distribution.install('rehearsal')}"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
@@ -182,7 +183,7 @@ def _write_python(folder: Path) -> None:
 
 def _python_folders() -> list[str]:
     """Where this toolkit and the packages that it is installed with are."""
-    folders = [str(Path(__file__).resolve().parents[2]), *site.getsitepackages()]
+    folders = [str(distribution.PACKAGE.parent), *site.getsitepackages()]
     if site.ENABLE_USER_SITE:
         folders.append(site.getusersitepackages())
     return [folder for folder in dict.fromkeys(folders) if Path(folder).is_dir()]

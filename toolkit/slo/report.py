@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from toolkit import distribution
 from toolkit.artifacts import atomic_directory
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
@@ -158,8 +159,8 @@ def counted_by(run: Run) -> str:
 
 
 def versions() -> dict[str, str]:
-    packages: Iterable[str] = ("toolkit", "locust", "gevent", "h2")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+    others = {name: metadata.version(name) for name in ("locust", "gevent", "h2")}
+    return {"python": platform.python_version(), "toolkit": distribution.VERSION, **others}
 
 
 def job_summary(deployment: Deployment, verdict: Verdict) -> str:

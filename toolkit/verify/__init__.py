@@ -59,6 +59,7 @@ def verify(
     bar: Bar = silent,
 ) -> Verification:
     """Compare the checkpoint in a directory with a source. Raises ToolkitError when either cannot be read."""
+    from toolkit import distribution
     from toolkit.checkpoint.reader import open_checkpoint
     from toolkit.checkpoint.source import check_source, open_source
     from toolkit.checkpoint.tied import check_tied
@@ -67,6 +68,7 @@ def verify(
     from toolkit.verify.prompts import make_prompts
     from toolkit.verify.structure import structure_differences
 
+    distribution.require("verify", "torch", *(["transformers"] if meaning else []))
     opened, shape = open_checkpoint(checkpoint), load_shape(source)
     weights = open_source(source)
     check_source(weights, shape)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def load_workload(file: str | Path) -> LoadWorkload:
     """Read and check a workload file; its paths are relative to its own folder. Raises ToolkitError, one line."""
     file = Path(file)
-    content = read_yaml(file, examples="loadtest/workloads/")
+    content = read_yaml(file, examples="workloads")
     for name in ("prompts", "trace"):
         if isinstance(content.get(name), str) and content[name]:
             content[name] = (file.resolve().parent / Path(content[name]).expanduser()).resolve()

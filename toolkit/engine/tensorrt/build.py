@@ -12,11 +12,10 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from toolkit import checkpoint, engine, runtime
+from toolkit import checkpoint, distribution, engine, runtime
 from toolkit.artifacts import Alone, alone, digest_of, is_current, produce, read_lock
 from toolkit.config import Deployment
 from toolkit.engine.rehearsal_build import build_config
@@ -60,7 +59,7 @@ def build_tensorrt(
             engine.STAGE,
             inputs=inputs,
             settings=settings,
-            versions={"toolkit": version("toolkit"), "engine": found["version"]},
+            versions={"toolkit": distribution.VERSION, "engine": found["version"]},
             write=work.hand_over,
         )
         shutil.rmtree(work.directory, ignore_errors=True)
