@@ -239,7 +239,7 @@ def test_more_requests_than_may_wait_are_refused(server):
     wait_until_active(server, 0)
     open_ones = [long_request(server, BLS) for _ in range(6)]  # 4 sequences, 2 in the queue
     status, body = server.post(BLS, {"text_input": PROMPT, "max_tokens": 4})
-    assert status in (400, 503) and "6 requests are under way or wait" in json.loads(body)["error"]
+    assert status in (400, 503) and "Maximum queue size of 6 has been reached" in json.loads(body)["error"]
     for connection, _ in open_ones:
         connection.close()
     wait_until_active(server, 0)

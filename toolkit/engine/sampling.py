@@ -68,10 +68,11 @@ class Sampler:
             logits += self.bias
         logits /= self.temperature
         if self.penalised:
-            counts = self._occurrences(tokens, size).double()
-            repeated = torch.where(logits < 0, logits * request.repetition_penalty, logits / request.repetition_penalty)
-            penalised = repeated - request.presence_penalty - request.frequency_penalty * counts
-            logits = torch.where(counts > 0, penalised, logits)
+            counts = self._occurrences(tokens, size)
+            ids = counts.nonzero()[:, 0]
+            seen = logits[ids]
+            seen = torch.where(seen < 0, seen * request.repetition_penalty, seen / request.repetition_penalty)
+            logits[ids] = seen - request.presence_penalty - request.frequency_penalty * counts[ids].double()
         if len(tokens) - self.prompt_length < request.min_tokens:
             logits[_known(self.ends_alone, size)] = -torch.inf
         logits[_known(_last_ids(request.bad_words_list, tokens), size)] = -torch.inf

@@ -84,7 +84,8 @@ class TritonPythonModel:
 
     async def _answer(self, number, name, question, reply):
         if len(self.active) >= self.most:
-            raise Busy(f"{self.most} requests are under way or wait, and no more may")
+            what = f"Maximum queue size of {self.most} has been reached, please try again later."
+            raise Busy(f"{what} It counts the requests that run, too.")
         ids = self.llm.tokenizer.encode(question.prompt)
         longest = len(ids) + question.arguments["max_tokens"]
         if longest > self.max_seq_len:
