@@ -128,6 +128,16 @@ def test_a_trace(sent, tmp_path):
     assert chat["messages"] == [{"role": "user", "content": plain["prompt"]}] and chat["max_tokens"] == 3
 
 
+def test_recorded_conversations(sent, tmp_path):
+    turns = [("system", "Be brief."), ("human", "Why?"), ("gpt", "So."), ("human", "Who?"), ("gpt", "I.")]
+    conversation = {"conversations": [{"from": name, "value": text} for name, text in turns]}
+    (tmp_path / "s.json").write_text(json.dumps([conversation]))
+    _, chat = sent(trace="s.json", conversations=2)
+    _, plain = sent(COMPLETIONS, trace="s.json", conversations=2)
+    assert roles(chat) == ["system", "user", "assistant", "user"] and chat["messages"][-1]["content"] == "Who?"
+    assert plain["prompt"] == "<system>Be brief.<user>Why?<assistant>So.<user>Who?<assistant>"
+
+
 def test_ask(server, deployment, model):
     config = deployment(None, model=model).file
     asked = [str(config), "Who?", "--target"]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import toolkit
 from toolkit.errors import ToolkitError
 from toolkit.workload import traffic_of
 from toolkit.workload.trace import read_lines, read_trace
@@ -215,3 +216,18 @@ def test_a_load_test_takes_them(plan, file, text, keys):
 def test_a_shape_sends_the_requests_again_from_the_first(plan, file):
     found = plan(trace=str(file(AZURE)), arrivals="constant", stages=[{"rate": 5, "seconds": 1}])
     assert [found[n].max_tokens for n in range(found.count)] == [44, 109, 44, 109, 44]
+
+
+def test_a_plan_tells_what_it_left_out(deployment, file):
+    config = deployment(trace=str(file(BURSTGPT))).file
+    assert "which have no output tokens: 1 of 3" in " ".join(toolkit("plan", config).stdout.split())
+    planned = json.loads(toolkit("plan", config, "--json").stdout)
+    (found,) = _named("told", planned)
+    assert found == ["rows left out, which have no output tokens: 1 of 3"]
+
+
+def _named(name: str, value: object) -> list:
+    """All values of that name in JSON."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    own = [value[name]] if isinstance(value, dict) and name in value else []
+    return own + [found for part in inner for found in _named(name, part)]

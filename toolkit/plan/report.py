@@ -10,6 +10,7 @@ from toolkit.plan.remedy import Remedy
 from toolkit.plan.report_memory import plain_table
 from toolkit.slo import wording
 from toolkit.slo.verdict import LATENCIES, Outcome, Verdict, sum_up
+from toolkit.workload.traffic import with_arrivals
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -132,12 +133,13 @@ def verdict_of(prediction: Prediction) -> Verdict:
 
 def workload_text(prediction: Prediction) -> str:
     """The traffic in one line."""
-    traffic, process = prediction.traffic, prediction.deployment.workload.arrivals
+    traffic, process = prediction.traffic, with_arrivals(prediction.deployment.workload).arrivals
     arrivals = f"{traffic.users} users" if traffic.users else f"{process} {traffic.rate:.3g}/s"
-    return (
+    requests = (
         f"{len(traffic.requests):,} requests, {arrivals}, {prediction.prompt_tokens:,} prompt + "
         f"{prediction.output_tokens:,} output tokens; the first {traffic.warmup} not judged"
     )
+    return "; ".join((requests, *traffic.told))
 
 
 def capacity_text(prediction: Prediction) -> str:
