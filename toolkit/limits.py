@@ -17,7 +17,7 @@ MEMBERSHIP = Path("/proc/self/cgroup")
 UNLIMITED = 1 << 60
 """Bytes; v1 says "no limit" by a number near 2^63."""
 STACK_BYTES = 64 << 20
-"""The stack that a Triton thread needs: it copies there what a request body is made of. NVIDIA's images ask for it."""
+"""The stack for Triton's threads: it lists the pieces of a request body there, and recurses for each bracket."""
 
 
 def usable_cores() -> float:

@@ -113,7 +113,7 @@ def _costs(topology: Topology) -> tuple[Callable[[Group], int], Callable[[Group 
 def _apart(topology: Topology, a: int, b: int) -> bool:
     """Known to be on different NUMA nodes."""
     one, other = topology.numa_of(a), topology.numa_of(b)
-    return one is not None and other is not None and one != other
+    return bool(one and other) and not set(one) & set(other)
 
 
 def _best(mapping: Mapping, replicas: int, gpus: Group, inside: Callable, between: Callable) -> Groups:

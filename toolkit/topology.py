@@ -19,13 +19,11 @@ from toolkit.errors import ToolkitError, shown
 TABLE = "nvidia-smi topo -m"
 TIMEOUT_S = 10
 UNKNOWN = "unknown"
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 SLOWEST_FIRST = (UNKNOWN, "SYS", "PCIe", "NODE", "PHB", "PXB", "PIX")
 """Every way that is not NVLink. What is unknown counts as the slowest, so that a known way is taken before it."""
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _GPU = re.compile(r"GPU([0-9]{1,4})\b")
-_CORES = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
-_NODE = re.compile(r"[0-9]{1,4}")
+_RANGES = re.compile(r"[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?)*")
 _AFFINITIES = ("CPU Affinity", "NUMA Affinity", "GPU NUMA ID")
 
 
@@ -33,12 +31,12 @@ _AFFINITIES = ("CPU Affinity", "NUMA Affinity", "GPU NUMA ID")
 class Topology:
     """The GPUs by nvidia-smi's numbers. `ways`, `numa` and `cores` are in the order of `gpus`.
 
-    `source` is where it is from. A NUMA node is None, and cores are "", where they were not told.
+    `source` is where it is from. The NUMA nodes near a GPU, mostly one, are none, and cores are "", where not told.
     """
 
     gpus: tuple[int, ...] = ()
     ways: tuple[tuple[str, ...], ...] = ()
-    numa: tuple[int | None, ...] = ()
+    numa: tuple[tuple[int, ...], ...] = ()
     cores: tuple[str, ...] = ()
     source: str = ""
 
@@ -46,7 +44,7 @@ class Topology:
         """How two GPUs reach each other, in the words of the table; X of a GPU and itself."""
         return self.ways[self.gpus.index(a)][self.gpus.index(b)]
 
-    def numa_of(self, gpu: int) -> int | None:
+    def numa_of(self, gpu: int) -> tuple[int, ...]:
         return self.numa[self.gpus.index(gpu)]
 
     def cores_of(self, gpu: int) -> str:
@@ -86,7 +84,7 @@ def unknown_topology(gpus: Iterable[int]) -> Topology:
     return Topology(
         gpus=numbers,
         ways=tuple(tuple("X" if a == b else UNKNOWN for b in numbers) for a in numbers),
-        numa=(None,) * len(numbers),
+        numa=((),) * len(numbers),
         cores=("",) * len(numbers),
     )
 
@@ -108,32 +106,54 @@ def parse_topology(text: str) -> Topology:
     start = next((number for number, line in enumerate(lines) if _AFFINITIES[0] in line), None)
     if start is None:
         raise ToolkitError(f"{shown(text.strip())} is no table of GPUs", where=TABLE)
-    columns = sum(name in lines[start] for name in _AFFINITIES)
-    gpus = tuple(int(number) for number in _GPU.findall(lines[start].partition(_AFFINITIES[0])[0]))
-    rows = {fields[0]: fields[1:] for line in lines[start + 1 :] if (fields := line.split())}
-    cells = [_row(rows, gpu, len(gpus)) for gpu in gpus]
-    ways = tuple(tuple(row[: len(gpus)]) for row in cells)
+    affinities = sum(name in lines[start] for name in _AFFINITIES)
+    reached = lines[start].partition(_AFFINITIES[0])[0]  # the names of GPUs, and behind them of NICs
+    gpus = tuple(int(number) for number in _GPU.findall(reached))
+    rows = {line.split()[0]: line for line in lines[start + 1 :] if line.split()}
+    ways = tuple(_ways(rows, gpu, len(gpus)) for gpu in gpus)
     _require_symmetric(gpus, ways)
-    # Counted from the end, as NIC columns are between.
-    near = [row[max(len(gpus), len(row) - columns) :] + [""] * columns for row in cells]
+    near = [_near(rows[f"GPU{gpu}"], 1 + len(reached.split()), affinities) for gpu in gpus]
     return Topology(
         gpus=gpus,
         ways=ways,
-        numa=tuple(int(row[1]) if columns > 1 and _NODE.fullmatch(row[1]) else None for row in near),
-        cores=tuple(row[0] if _CORES.fullmatch(row[0]) else "" for row in near),
+        numa=tuple(_numbers(numa) for _, numa in near),
+        cores=tuple(cores if _RANGES.fullmatch(cores) else "" for cores, _ in near),
         source=TABLE,
     )
 
 
-def _row(rows: dict[str, list[str]], gpu: int, gpus: int) -> list[str]:
-    """The cells of a GPU, of which the first `gpus` are ways to GPUs."""
-    row = rows.get(f"GPU{gpu}", [])
+def _near(row: str, before: int, affinities: int) -> tuple[str, str]:
+    """CPU and NUMA affinity, which stand behind so many cells; "" where a cell is blank or there is no such column.
+
+    A tab ends a cell, and a second one follows a CPU affinity of less than 8 characters on some drivers.
+    """
+    words = row.split()[before:]
+    if len(words) == affinities:  # no cell is blank
+        return words[0], "".join(words[1:2])
+    cells = [cell.strip() for cell in row.split("\t")[before:]]
+    cores, *rest = cells or [""]
+    if 0 < len(cores) < 8 and rest[:1] == [""]:
+        del rest[0]
+    return cores, "".join(rest[:1]) if affinities > 1 else ""
+
+
+def _numbers(ranges: str) -> tuple[int, ...]:
+    """0, 1, 4 of 0-1,4; none of anything else."""
+    if not _RANGES.fullmatch(ranges):
+        return ()
+    runs = [[int(end) for end in run.split("-")] for run in ranges.split(",")]
+    return tuple(number for run in runs for number in range(run[0], run[-1] + 1))
+
+
+def _ways(rows: dict[str, str], gpu: int, gpus: int) -> tuple[str, ...]:
+    """From a GPU to each GPU: the first cells of its row."""
+    row = rows.get(f"GPU{gpu}", "").split()[1 : gpus + 1]
     if len(row) < gpus:
         raise ToolkitError(f"is cut off: the row of GPU{gpu} has {len(row)} of {gpus} GPUs", where=TABLE)
-    for way in row[:gpus]:
+    for way in row:
         if way not in SLOWEST_FIRST and not re.fullmatch(r"X|NV[0-9]{1,4}", way):
             raise ToolkitError(f"{shown(way)} in the row of GPU{gpu} is no way between GPUs", where=TABLE)
-    return row
+    return tuple(row)
 
 
 def _require_symmetric(gpus: tuple[int, ...], ways: tuple[tuple[str, ...], ...]) -> None:
@@ -141,16 +161,3 @@ def _require_symmetric(gpus: tuple[int, ...], ways: tuple[tuple[str, ...], ...])
         if ways[i][j] != ways[j][i] or ways[i][j] == "X":
             what = f"GPU{gpus[i]} to GPU{gpus[j]} is {ways[i][j]}, and back {ways[j][i]}"
             raise ToolkitError(what, where=TABLE)
-
-
-def allowed_by(value: str | None) -> list[int] | None:
-    """The GPUs that CUDA_VISIBLE_DEVICES leaves, as set by a shell or a batch system; None for all.
-
-    Raises ToolkitError where it does not name them by number.
-    """
-    if value is None:
-        return None
-    if not re.fullmatch(r"\s*\d{1,4}(\s*,\s*\d{1,4})*\s*", value):
-        hint = "Give numbers as nvidia-smi counts, or unset it."
-        raise ToolkitError(f"{shown(value)} does not name GPUs by number", where=VISIBLE, hint=hint)
-    return list(dict.fromkeys(map(int, value.split(","))))

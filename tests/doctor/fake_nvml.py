@@ -26,6 +26,8 @@ class Card:
     """None: as of GPUs without ECC."""
     bus: str = ""
     sm: tuple[int, int] = (9, 0)
+    uuid: str = ""
+    """"": one by its place, of which the first 8 digits differ from the others'."""
 
 
 class FakeNvml:
@@ -110,6 +112,11 @@ class FakeNvml:
         self._maybe_fail("nvmlDeviceGetPciInfo")
         place = next(i for i, one in enumerate(self.cards) if card is one)
         return SimpleNamespace(busId=card.bus or f"00000000:{place * 16 + 0x1B:02X}:00.0")
+
+    def nvmlDeviceGetUUID(self, card: Card) -> str:
+        self._maybe_fail("nvmlDeviceGetUUID")
+        place = next(i for i, one in enumerate(self.cards) if card is one)
+        return card.uuid or f"GPU-52a3a85{place:x}-0000-0000-0000-82c69ed360fc"
 
     def nvmlDeviceGetTotalEccErrors(self, card: Card, kind: int, since: int) -> int:
         assert (kind, since) == (pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC)

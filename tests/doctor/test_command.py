@@ -19,7 +19,7 @@ from tests.doctor.fake_nvml import h100s
 from toolkit.cli.main import cli
 from toolkit.config import Deployment
 from toolkit.distribution import install
-from toolkit.doctor import gpus
+from toolkit.machine import gpus
 from toolkit.serve.state import exclusive
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ from toolkit import repository
 from toolkit.artifacts import Lock, write_lock
 from toolkit.cli.main import main
 from toolkit.config import Deployment
-from toolkit.doctor import gpus
+from toolkit.machine import gpus
 from toolkit.serve import tritonserver
 
 PASSED = "serving.http_port: cannot listen on"
@@ -157,8 +157,12 @@ def test_a_mode_that_is_not_rehearsed_comes_first(deploy, serve, taken_port):
     "value, says",
     [
         (
-            "GPU-6a1f6e53",
-            "CUDA_VISIBLE_DEVICES: 'GPU-6a1f6e53' does not name GPUs by number. Give numbers as nvidia-smi",
+            "MIG-6a1f6e53",
+            "CUDA_VISIBLE_DEVICES: 'MIG-6a1f6e53' is a part of a GPU (MIG). Give numbers or UUIDs of whole GPUs",
+        ),
+        (
+            "GPU-52a3a852,GPU-6a1f6e53",
+            "parallel: 4 ranks need 4 GPUs, CUDA_VISIBLE_DEVICES leaves 1 (no GPU has the UUID 'GPU-6a1f6e53'). Give",
         ),
         ("0,1,2", "parallel: 4 ranks need 4 GPUs, CUDA_VISIBLE_DEVICES leaves 3. Give it more"),
     ],

@@ -10,9 +10,9 @@ import pytest
 from tests.doctor.conftest import PLACES, checks_of, problems
 from tests.doctor.fake_nvml import GIB, H100, Card, FakeNvml, a100s_pcie, h100s
 from toolkit.config import Deployment, with_settings
-from toolkit.doctor import gpus as gpus_module
 from toolkit.doctor.check_gpus import kind
-from toolkit.doctor.gpus import Gpu, Gpus, look_at_gpus
+from toolkit.machine import gpus as gpus_module
+from toolkit.machine.gpus import Gpu, Gpus, look_at_gpus
 from toolkit.plan.gpus import GPUS
 
 
@@ -35,7 +35,13 @@ def test_eight_h100(seen):
     nvml = h100s()
     found = seen(nvml)
     assert (found.driver, found.cuda, found.problem) == ("590.44.01", "13.1", "")
-    assert found.seen[7] == Gpu(7, H100, int(79.65 * GIB), 3 << 20, bus="00000000:8B:00.0", ecc_errors=0, sm="9.0")
+    facts = {
+        "bus": "00000000:8B:00.0",
+        "ecc_errors": 0,
+        "sm": "9.0",
+        "uuid": "GPU-52a3a857-0000-0000-0000-82c69ed360fc",
+    }
+    assert found.seen[7] == Gpu(7, H100, int(79.65 * GIB), 3 << 20, **facts)
     assert len(found.links) == 28 and {link.way for link in found.links} == {"NVLink"}
     assert nvml.open == 0, "NVML is closed again"
 
@@ -151,6 +157,7 @@ def test_a_gpu_that_fell_off_the_bus(node, flagship):
 def test_fields_that_nvml_does_not_tell(node, seen, flagship):
     """Unified memory (GB10) tells no memory, some containers no topology and no processes."""
     silent = ("nvmlDeviceGetMemoryInfo", "nvmlDeviceGetP2PStatus", "nvmlDeviceGetComputeRunningProcesses")
+    silent += ("nvmlDeviceGetUUID",)
     cards = [Card("NVIDIA GH200 480GB", mig=None) for _ in range(8)]
     nvml = FakeNvml(cards, fails=dict.fromkeys(silent, pynvml.NVML_ERROR_NOT_SUPPORTED))
     found = seen(nvml)

@@ -185,7 +185,20 @@ def test_memory_in_use_with_replicas(node, flagship):
 
 
 @pytest.mark.parametrize("table", [recorded("dgx-h100"), Topology()])
-@pytest.mark.parametrize("value, left", [("0,1,2", 3), ("0,1,2,3,4,5,9,6", 7), ("0,0,1,2,3,4,5,6", 7), ("17", 0)])
+@pytest.mark.parametrize(
+    "value, left",
+    [
+        ("0,1,2", "3"),
+        ("0,1,2,3,4,5,9,6", "6 (there is no GPU 9)"),
+        ("0,0,1,2,3,4,5,6", "0 (GPU 0 is named twice, which hides all)"),
+        ("17", "0 (there is no GPU 17)"),
+        ("", "0 (it is empty)"),
+        ("-1", "0 (-1 ends the list)"),
+        ("all", "0 ('all' is not a number and ends the list)"),
+        ("GPU-52a3a853,GPU-52a3a851", "2"),
+        ("GPU-52a3a853,GPU-6a1f6e53", "1 (no GPU has the UUID 'GPU-6a1f6e53')"),
+    ],
+)
 def test_variables_that_leave_too_few_gpus(node, flagship, value, left, table):
     machine = node(h100s(), settings=visible(value), topology=table)
     line = checks_of(machine, flagship)["visible GPUs"]
@@ -194,14 +207,42 @@ def test_variables_that_leave_too_few_gpus(node, flagship, value, left, table):
     assert found(machine, flagship) == []
 
 
-@pytest.mark.parametrize("value", ["", "-1", "GPU-6a1f6e53", "0,1,MIG-77", "all", "0x1", "99999999999999999999"])
-def test_variables_that_name_gpus_otherwise(node, flagship, rehearsal, value):
-    machine = node(h100s(), settings=visible(value))
+def test_parts_of_gpus(node, flagship, rehearsal):
+    machine = node(h100s(), settings=visible("0,1,MIG-77"))
     line = checks_of(machine, flagship)["visible GPUs"]
-    assert (line.status, line.fix) == ("error", "Give numbers as nvidia-smi counts, or unset it.")
-    assert line.found == f"CUDA_VISIBLE_DEVICES: {value!r} does not name GPUs by number"
+    assert (line.status, line.found) == ("error", "CUDA_VISIBLE_DEVICES: 'MIG-77' is a part of a GPU (MIG)")
+    assert line.fix == "Give numbers or UUIDs of whole GPUs, as nvidia-smi -L shows them, or unset it."
     assert problems(machine, flagship) == [("error", "visible GPUs")]
     assert "visible GPUs" not in checks_of(machine, rehearsal)
+
+
+def test_uuids_where_nvml_tells_none(node, flagship):
+    machine = node(
+        h100s(fails={"nvmlDeviceGetUUID": pynvml.NVML_ERROR_NOT_SUPPORTED}), settings=visible("GPU-52a3a853")
+    )
+    line = checks_of(machine, flagship)["visible GPUs"]
+    assert line.found == "CUDA_VISIBLE_DEVICES: 'GPU-52a3a853' is a UUID, and NVML tells none of this machine"
+
+
+def test_uuids_are_the_gpus_that_they_name(node, flagship):
+    deployment = with_settings(flagship, parallel={"tp": 2, "pp": 1})
+    full = "GPU-52a3a856-0000-0000-0000-82c69ed360fc"
+    machine = node(h100s(), topology=recorded("dgx-h100"), settings=visible(f"{full},GPU-52a3a852"))
+    assert problems(machine, deployment) == []
+    assert [line.found for line in lines(machine, deployment, "placement")] == [
+        "stage 0: GPUs 2, 6 (NV18): layers 0-79"
+    ]
+    assert [gpu.index for gpu in gpus_of_ranks(machine, deployment)] == [2, 6]
+
+
+def test_a_variable_that_says_more_than_cuda_takes(node, flagship):
+    deployment = with_settings(flagship, parallel={"tp": 2, "pp": 1})
+    machine = node(h100s(), topology=recorded("dgx-h100"), settings=visible("3,4,GPU-52a3a852,5"))
+    assert problems(machine, deployment) == [("warning", "visible GPUs")]
+    line = checks_of(machine, deployment)["visible GPUs"]
+    assert line.found == (
+        "CUDA_VISIBLE_DEVICES=3,4,GPU-52a3a852,5 leaves GPUs 3, 4: 'GPU-52a3a852' is not a number and ends the list"
+    )
 
 
 def test_only_the_gpus_that_the_variable_leaves_are_looked_at(node, flagship):

@@ -11,10 +11,10 @@ from tests.doctor.fake_nvml import GIB, FakeNvml, a100s_pcie, h100s
 from toolkit.artifacts import read_lock
 from toolkit.checkpoint import convert
 from toolkit.cli.main import main
-from toolkit.doctor import gpus
 from toolkit.engine import is_built
 from toolkit.engine.tensorrt.build import script
 from toolkit.errors import ToolkitError
+from toolkit.machine import gpus
 
 USAGE = namedtuple("usage", "total used free")(10**10, 10**10 - 10**6, 10**6)
 
@@ -77,15 +77,22 @@ def test_without_a_gpu(refused, program):
 
 def test_hidden_gpus(refused, program, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    assert "CUDA_VISIBLE_DEVICES hides every GPU; needs one to build on. Correct or unset it" in refused(h100s())
+    says = "CUDA_VISIBLE_DEVICES hides every GPU: -1 ends the list; needs one to build on. Correct or unset it"
+    assert says in refused(h100s())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-8a56")
+    says = "CUDA_VISIBLE_DEVICES: 'MIG-8a56' is a part of a GPU (MIG); needs one to build on. Give numbers or UUIDs"
+    assert says in refused(h100s())
 
 
 def test_a_build_keeps_to_the_gpus_of_the_batch_system(make, monkeypatch):
+    monkeypatch.setattr(gpus, "load_library", h100s)
     deployment = make(converted=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,2,7")
     assert "export CUDA_VISIBLE_DEVICES=5,2\n" in script(deployment, deployment.checkpoint_dir)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-52a3a855,GPU-52a3a852,GPU-52a3a857")
+    assert "export CUDA_VISIBLE_DEVICES=5,2\n" in script(deployment, deployment.checkpoint_dir)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8a56")
-    with pytest.raises(ToolkitError, match="does not name GPUs by number"):
+    with pytest.raises(ToolkitError, match=r"hides every GPU: no GPU has the UUID 'GPU-8a56'\. Correct or"):
         script(deployment, deployment.checkpoint_dir)
 
 

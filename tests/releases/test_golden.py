@@ -40,7 +40,7 @@ def texts(release: Release) -> dict[str, str]:
     configs = model_configs(deployment, LLAMA3_INSTRUCT, deployment.engine_dir)
     with (
         patch("toolkit.serve.gpus.read_topology", side_effect=ToolkitError("nobody looked")),
-        patch("toolkit.serve.gpus.allowed_by", lambda value: None),
+        patch("toolkit.serve.gpus.visible_here", lambda: None),
         patch.object(os, "getuid", lambda: 1000),
         patch.object(os, "getgid", lambda: 1000),
     ):

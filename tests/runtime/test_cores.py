@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from toolkit.errors import ToolkitError
@@ -19,21 +21,32 @@ def nodes(tmp_path):
 
 
 def test_sixteen_cores_for_each_of_eight_gpus(nodes):
-    cores, memory = cores_near([0, 0, 0, 0, 1, 1, 1, 1], 16, nodes)
+    cores, memory = cores_near([(0,)] * 4 + [(1,)] * 4, 16, nodes)
     assert ranges(cores) == "0-119,168-175" and len(cores) == 128 and memory == (0, 1)
 
 
 def test_gpus_of_one_node_only(nodes):
-    assert cores_near([1, 1], 2, nodes) == ((56, 57, 58, 59), (1,))
+    assert cores_near([(1,), (1,)], 2, nodes) == ((56, 57, 58, 59), (1,))
 
 
-def test_no_node_known_is_the_first(nodes):
-    assert cores_near([-1], 2, nodes) == ((0, 1), (0,))
+def test_gpus_near_several_nodes(nodes):
+    """The lowest of both nodes; whole cores first, their second threads last."""
+    cores, memory = cores_near([(0, 1)] * 4, 30, nodes)
+    assert ranges(cores) == "0-119" and memory == (0, 1)
+    assert cores_near([(0, 1), (1,)], 57, nodes)[0] == (*range(57), *range(57, 112), 168, 169)
+
+
+def test_cores_of_the_first_gpus_do_not_depend_on_the_others(nodes):
+    of_each = [(1,), (0, 1), (0,), (0, 1)]
+    chosen = [set(cores_near(of_each[: count + 1], 20, nodes)[0]) for count in range(4)]
+    assert all(len(more - less) == 20 and less < more for less, more in pairwise(chosen))
 
 
 def test_too_few_cores(nodes):
     with pytest.raises(ToolkitError, match=r"NUMA node 0 has 112 cores, 4 GPUs x 32 need 128\. Use at most 28\."):
-        cores_near([0] * 4, 32, nodes)
+        cores_near([(0,)] * 4, 32, nodes)
+    with pytest.raises(ToolkitError, match=r"NUMA nodes 0-1 have 224 cores, 2 GPUs x 128 need 256\. Use at most 112\."):
+        cores_near([(0, 1)] * 2, 128, nodes)
 
 
 @pytest.mark.parametrize(("text", "message"), [(None, "No such file"), ("0-x", "invalid literal")])
@@ -42,7 +55,7 @@ def test_a_machine_that_does_not_tell(tmp_path, text, message):
     if text is not None:
         (tmp_path / "node0" / "cpulist").write_text(text)
     with pytest.raises(ToolkitError, match=f"does not tell the cores of NUMA node 0: {message}"):
-        cores_near([0], 1, tmp_path)
+        cores_near([(0,)], 1, tmp_path)
 
 
 @pytest.mark.parametrize(("numbers", "text"), [([], ""), ([3], "3"), ([0, 1], "0-1"), ([5, 0, 1, 2, 8], "0-2,5,8")])

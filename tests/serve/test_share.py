@@ -1,11 +1,14 @@
 from functools import partial
 from pathlib import Path
 
+import pynvml
 import pytest
 
 import toolkit
+from tests.doctor.fake_nvml import FakeNvml, h100s
 from toolkit.config import Deployment, with_settings
 from toolkit.errors import ToolkitError
+from toolkit.machine import gpus
 from toolkit.runtime import cores_near
 from toolkit.serve.gpus import share_of
 from toolkit.topology import parse_topology
@@ -22,6 +25,7 @@ def node(monkeypatch, tmp_path):
         table = parse_topology((RECORDED / f"{name}.txt").read_text())
         monkeypatch.setattr("toolkit.serve.gpus.read_topology", lambda: table)
         monkeypatch.setattr("toolkit.serve.gpus.cores_near", partial(cores_near, folder=tmp_path))
+        monkeypatch.setattr(gpus, "load_library", lambda: h100s(len(table.gpus)))
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         for number, listed in enumerate(cores):
             (tmp_path / f"node{number}").mkdir()
@@ -60,9 +64,31 @@ def test_only_the_gpus_that_a_batch_system_leaves(node, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,2,3")
     with pytest.raises(ToolkitError, match="parallel: 4 ranks need 4 GPUs, CUDA_VISIBLE_DEVICES leaves 3"):
         share_of(deployment)
+    uuids = [f"GPU-52a3a85{number}" for number in (7, 6, 3, 2)]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(uuids))
+    assert share_of(deployment) == share
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8932f937")
-    with pytest.raises(ToolkitError, match="CUDA_VISIBLE_DEVICES: 'GPU-8932f937' does not name GPUs by number"):
+    says = "CUDA_VISIBLE_DEVICES leaves 0 .no GPU has the UUID 'GPU-8932f937'.. Give it more"
+    with pytest.raises(ToolkitError, match=says):
         share_of(deployment)
+    monkeypatch.setattr(gpus, "load_library", lambda: FakeNvml([], fails={"nvmlInit": pynvml.NVML_ERROR_UNKNOWN}))
+    with pytest.raises(ToolkitError, match="CUDA_VISIBLE_DEVICES: 'GPU-8932f937' is a UUID, and NVML tells none"):
+        share_of(deployment)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,6,3,8,2")
+    with pytest.raises(ToolkitError, match="4 ranks need 4 GPUs, CUDA_VISIBLE_DEVICES leaves 3"):
+        share_of(deployment)
+
+
+def test_gpus_near_two_nodes_get_cores_and_memory_of_both(node, monkeypatch):
+    node("numa-range", "0-7,32-39", "8-15,40-47", "16-23,48-55", "24-31,56-63")
+    (deployment,) = flagship(tp=2, pp=2, cores=8)
+    share = share_of(deployment)
+    assert (share.gpus, share.nodes) == ((0, 1, 2, 3), (0, 1, 2, 3))
+    assert share.lines[-1] == "cores 0-31, 8 for each GPU, and the memory of NUMA nodes 0-3"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    (pair,) = flagship(tp=2, pp=1, cores=10)
+    share = share_of(pair)
+    assert share.lines[-1] == "cores 16-31,48-51, 10 for each GPU, and the memory of NUMA nodes 2-3"
 
 
 def test_without_nvidia_smi_the_gpus_are_in_their_order(monkeypatch, tmp_path):

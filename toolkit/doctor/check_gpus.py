@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from toolkit.doctor.check import Check, Status, gib, listed, needs_gpus, verdict
-from toolkit.doctor.gpus import Gpu
 from toolkit.doctor.machine import Machine
-from toolkit.doctor.ranks import gpus_of_ranks, placement_of
+from toolkit.doctor.ranks import gpus_of_ranks, placement_of, visible_devices, visible_to_cuda
 from toolkit.errors import ToolkitError
+from toolkit.machine.gpus import Gpu
+from toolkit.machine.visible import VISIBLE
 from toolkit.plan.memory import GIB, plan_memory
 from toolkit.releases import LATEST
 
@@ -47,7 +48,7 @@ def count(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
 
 
 def visible(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
-    """What CUDA_VISIBLE_DEVICES leaves, where serving refuses it."""
+    """What CUDA_VISIBLE_DEVICES leaves, where serving refuses it, or where it says more than CUDA takes."""
     if deployment is None or not needs_gpus(deployment) or len(machine.gpus.seen) < deployment.all_ranks:
         return
     try:
@@ -55,6 +56,11 @@ def visible(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     except ToolkitError as error:
         found = error.what if error.where == deployment.file else f"{error.where}: {error.what}"
         yield Check(VISIBLE_GPUS, "error", found, "", error.hint or "")
+        return
+    left = visible_to_cuda(machine.gpus, machine.settings)
+    if left is not None and left.ended:
+        found = f"{VISIBLE}={visible_devices(machine.settings)} leaves {listed(list(left.numbers))}: {left.ended}"
+        yield Check(VISIBLE_GPUS, "warning", found, "", "It works. Correct it where more GPUs are meant.")
 
 
 def opened(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:

@@ -12,8 +12,8 @@ from toolkit.doctor.check_gpus import VISIBLE_GPUS, kind
 from toolkit.doctor.machine import Machine
 from toolkit.doctor.ranks import gpus_of_ranks, placement_of, topology, visible_devices
 from toolkit.errors import ToolkitError
+from toolkit.machine.visible import VISIBLE
 from toolkit.placement import Group, Placement, group_text, place, placement_lines
-from toolkit.serve.gpus import VISIBLE
 from toolkit.topology import TABLE, UNKNOWN, Topology, is_nvlink, speed
 
 if TYPE_CHECKING:

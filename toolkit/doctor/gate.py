@@ -16,9 +16,10 @@ from toolkit.doctor.check import Check, Rule, needs_gpus
 from toolkit.doctor.check_settings import RULES as SETTINGS
 from toolkit.doctor.machine import Machine, look
 from toolkit.doctor.places import Places
-from toolkit.doctor.ranks import gpus_left
+from toolkit.doctor.ranks import gpus_left, visible_to_cuda
 from toolkit.engine import is_built
 from toolkit.errors import ToolkitError
+from toolkit.machine.visible import VISIBLE
 from toolkit.plan.host import plan_host, rank_bytes
 from toolkit.rules import check_can_be_served
 from toolkit.runtime import require_backend
@@ -37,8 +38,15 @@ def some_gpu(machine: Machine, deployment: Deployment | None) -> Iterator[Check]
     if not machine.gpus.seen:
         fix = machine.gpus.fix or check_gpus.ON_THE_NODE
         yield Check("GPUs", "error", f"no GPU is visible: {machine.gpus.problem}", "one to build on", fix)
-    elif not gpus_left(machine):
-        yield Check("GPUs", "error", "CUDA_VISIBLE_DEVICES hides every GPU", "one to build on", "Correct or unset it.")
+        return
+    try:
+        left = visible_to_cuda(machine.gpus, machine.settings)
+    except ToolkitError as error:
+        yield Check("GPUs", "error", f"{error.where}: {error.what}", "one to build on", error.hint or "")
+        return
+    if left is not None and not left.numbers:
+        found = f"{VISIBLE} hides every GPU: {left.ended}"
+        yield Check("GPUs", "error", found, "one to build on", "Correct or unset it.")
 
 
 def room(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:

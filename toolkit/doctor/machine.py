@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from toolkit.doctor.gpus import Gpus, look_at_gpus
 from toolkit.doctor.host import Host, look_at_host
 from toolkit.doctor.kernel import Kernel, look_at_kernel
 from toolkit.doctor.places import Places, look_at_places
 from toolkit.doctor.programs import Programs, look_at_programs
 from toolkit.doctor.settings import Setting, look_at_settings
 from toolkit.doctor.topology import look_at_topology
+from toolkit.machine.gpus import Gpus, look_at_gpus
 from toolkit.topology import Topology
 
 if TYPE_CHECKING:

@@ -5,29 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from toolkit.doctor.gpus import Gpu, Gpus, look_at_gpus
 from toolkit.doctor.machine import Machine
 from toolkit.doctor.settings import Setting, look_at_settings
 from toolkit.doctor.topology import topology_of_links
 from toolkit.errors import ToolkitError
+from toolkit.machine.gpus import Gpu, Gpus, look_at_gpus
+from toolkit.machine.visible import VISIBLE, VisibleGpus, visible_gpus
 from toolkit.placement import Placement
 from toolkit.serve.gpus import placed
-from toolkit.topology import VISIBLE, Topology, allowed_by
+from toolkit.topology import Topology
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
 
-NO_GPU = ("", "-1", "NoDevFiles")
-"""Values of CUDA_VISIBLE_DEVICES that hide every GPU."""
-
 
 def gpus_here() -> list[Gpu]:
-    """Those that CUDA_VISIBLE_DEVICES leaves to a program started now."""
+    """Those that CUDA_VISIBLE_DEVICES leaves to a program started now; none where it cannot be read."""
     return _left(look_at_gpus(), look_at_settings())
 
 
 def gpus_left(machine: Machine) -> list[Gpu]:
-    """Those that CUDA_VISIBLE_DEVICES leaves, in its order; all where it names them otherwise than by number."""
+    """Those that CUDA_VISIBLE_DEVICES leaves, in its order; none where it cannot be read."""
     return _left(machine.gpus, machine.settings)
 
 
@@ -43,7 +41,7 @@ def gpus_of_ranks(machine: Machine, deployment: Deployment) -> list[Gpu]:
 
 def placement_of(machine: Machine, deployment: Deployment) -> Placement:
     """As `toolkit serve` would place the ranks of all replicas. Raises the ToolkitError that it would raise."""
-    return placed(deployment, topology(machine), allowed_by(visible_devices(machine.settings)))
+    return placed(deployment, topology(machine), visible_to_cuda(machine.gpus, machine.settings))
 
 
 def visible_devices(settings: Mapping[str, Setting]) -> str | None:
@@ -57,11 +55,16 @@ def topology(machine: Machine) -> Topology:
     return machine.topology if same else topology_of_links(machine.gpus)
 
 
-def _left(gpus: Gpus, settings: Mapping[str, Setting]) -> list[Gpu]:
+def visible_to_cuda(gpus: Gpus, settings: Mapping[str, Setting]) -> VisibleGpus | None:
+    """What CUDA_VISIBLE_DEVICES leaves of these GPUs; None where it is not set. Raises ToolkitError as serving does."""
     value = visible_devices(settings)
-    try:
-        allowed = [] if value is not None and value.strip() in NO_GPU else allowed_by(value)
-    except ToolkitError:
-        allowed = None
+    return None if value is None else visible_gpus(value, {gpu.index: gpu.uuid for gpu in gpus.seen})
+
+
+def _left(gpus: Gpus, settings: Mapping[str, Setting]) -> list[Gpu]:
     by_number = {gpu.index: gpu for gpu in gpus.seen}
-    return [by_number[number] for number in (by_number if allowed is None else allowed) if number in by_number]
+    try:
+        left = visible_to_cuda(gpus, settings)
+    except ToolkitError:
+        return []
+    return [by_number[number] for number in (by_number if left is None else left.numbers) if number in by_number]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from toolkit.doctor.gpus import Gpus
 from toolkit.errors import ToolkitError
+from toolkit.machine.gpus import Gpus
 from toolkit.topology import UNKNOWN, Topology, read_topology
 
 
@@ -30,7 +30,7 @@ def topology_of_links(gpus: Gpus) -> Topology:
     return Topology(
         gpus=numbers,
         ways=tuple(tuple("X" if a == b else ways.get(frozenset((a, b)), UNKNOWN) for b in numbers) for a in numbers),
-        numa=(None,) * len(numbers),
+        numa=((),) * len(numbers),
         cores=("",) * len(numbers),
         source="NVML",
     )

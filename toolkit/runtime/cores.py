@@ -11,24 +11,31 @@ from toolkit.runtime.needs import Needs, Part
 NODES = Path("/sys/devices/system/node")
 
 
-def cores_near(nodes: Sequence[int], per_gpu: int, folder: Path = NODES) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The numbers of `per_gpu` logical CPUs for each GPU, on the GPU's own NUMA node; and these nodes.
+def cores_near(
+    nodes: Sequence[tuple[int, ...]], per_gpu: int, folder: Path = NODES
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The numbers of `per_gpu` logical CPUs for each GPU, on the GPU's own NUMA nodes; and these nodes.
 
-    `nodes` has the node of each GPU, -1 where the kernel knows none (one node, most virtual machines). The lowest
-    numbers of a node come first: on usual machines those are whole cores, and their second threads come last.
-    Raises ToolkitError when a node has too few.
+    `nodes` has the nodes of each GPU. The lowest numbers come first: on usual machines those are whole cores, and
+    their second threads come last. GPUs choose one after the other, so those of the first GPUs do not depend on the
+    others. Raises ToolkitError when the nodes have too few.
     """
-    wanted = [max(node, 0) for node in nodes]
-    chosen: list[int] = []
-    for node in sorted(set(wanted)):
-        there, needed = _cores_of(node, folder), wanted.count(node) * per_gpu
-        if len(there) < needed:
-            what = f"NUMA node {node} has {len(there)} cores, {wanted.count(node)} GPUs x {per_gpu} need {needed}"
-            raise ToolkitError(
-                what, where="hardware.cores_per_gpu", hint=f"Use at most {len(there) // wanted.count(node)}."
-            )
-        chosen += there[:needed]
-    return tuple(sorted(chosen)), tuple(sorted(set(wanted)))
+    used = sorted({node for own in nodes for node in own})
+    there = {node: _cores_of(node, folder) for node in used}
+    chosen: set[int] = set()
+    for own in nodes:
+        free = sorted({core for node in own for core in there[node]} - chosen)
+        if len(free) < per_gpu:
+            raise _too_few(own, nodes, sum(len(there[node]) for node in own), per_gpu)
+        chosen.update(free[:per_gpu])
+    return tuple(sorted(chosen)), tuple(used)
+
+
+def _too_few(own: tuple[int, ...], nodes: Sequence[tuple[int, ...]], cores: int, per_gpu: int) -> ToolkitError:
+    gpus = sum(not set(own).isdisjoint(others) for others in nodes)
+    name = f"NUMA nodes {ranges(own)} have" if len(own) > 1 else f"NUMA node {own[0]} has"
+    what = f"{name} {cores} cores, {gpus} GPUs x {per_gpu} need {gpus * per_gpu}"
+    return ToolkitError(what, where="hardware.cores_per_gpu", hint=f"Use at most {cores // gpus}.")
 
 
 def ranges(numbers: Iterable[int]) -> str:

@@ -6,16 +6,16 @@ ranks are given the same list.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import takewhile
 
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
+from toolkit.machine.visible import VISIBLE, VisibleGpus, visible_here
 from toolkit.placement import Placement, in_order, place, placement_lines
 from toolkit.runtime import cores_near
 from toolkit.runtime.cores import ranges
-from toolkit.topology import TABLE, VISIBLE, Topology, allowed_by, read_topology, unknown_topology
+from toolkit.topology import TABLE, Topology, read_topology, unknown_topology
 
 
 @dataclass(frozen=True)
@@ -43,31 +43,34 @@ def share_of(deployment: Deployment) -> Share:
     own = Placement(deployment.mapping, placement.groups[start : start + deployment.mapping.pp])
     lines += placement_lines(own, topology, deployment.shape.num_hidden_layers)
     nodes = [topology.numa_of(gpu) for gpu in (gpu for group in placement.groups for gpu in group)]
-    known = [node for node in nodes if node is not None]
-    if len(known) < len(nodes):
+    if not all(nodes):
         return Share(gpus, lines=tuple(lines))
     before, per_gpu = replica * len(gpus), deployment.hardware.cores_per_gpu
     # The lowest cores of a node come first, so a replica's own are those that its predecessors leave.
-    cores, _ = cores_near(known[: before + len(gpus)], per_gpu)
-    taken = cores_near(known[:before], per_gpu)[0] if before else ()
+    cores, _ = cores_near(nodes[: before + len(gpus)], per_gpu)
+    taken = cores_near(nodes[:before], per_gpu)[0] if before else ()
     cores = tuple(core for core in cores if core not in set(taken))
-    _, near = cores_near(known[before : before + len(gpus)], per_gpu)
+    _, near = cores_near(nodes[before : before + len(gpus)], per_gpu)
     lines.append(f"cores {ranges(cores)}, {per_gpu} for each GPU, and the memory of NUMA nodes {ranges(near)}")
     return Share(gpus, cores, near, tuple(lines))
 
 
-def placed(deployment: Deployment, topology: Topology, allowed: Iterable[int] | None) -> Placement:
-    """Where the ranks of all replicas run, of `allowed` GPUs (None: all) of a machine whose topology this is.
+def placed(deployment: Deployment, topology: Topology, visible: VisibleGpus | None) -> Placement:
+    """Where the ranks of all replicas run, of the visible GPUs (None: all) of a machine whose topology this is.
 
     Without nvidia-smi's table nobody knows enough to choose, and the GPUs are taken in their order. Raises ToolkitError
     where they are fewer than the ranks.
     """
-    gpus = topology.gpus if allowed is None else [gpu for gpu in allowed if gpu in topology.gpus]
+    gpus = topology.gpus
+    if visible is not None:  # NVML may have told of no GPU, and so of none that is not there
+        gpus = tuple(takewhile(lambda gpu: gpu in topology.gpus, visible.numbers))
     replicas = deployment.parallel.replicas
     ranks = deployment.mapping.world_size * replicas
     if len(gpus) < ranks:
-        there = "nvidia-smi shows" if allowed is None else f"{VISIBLE} leaves"
-        what = f"parallel: {ranks} ranks need {ranks} GPUs, {there} {len(gpus)}"
+        there = f"nvidia-smi shows {len(gpus)}"
+        if visible is not None:
+            there = f"{VISIBLE} leaves {len(gpus)}" + (f" ({visible.ended})" if visible.ended else "")
+        what = f"parallel: {ranks} ranks need {ranks} GPUs, {there}"
         raise ToolkitError(what, where=deployment.file, hint="Give it more, or rehearse with --engine rehearsal.")
     if topology.source != TABLE:
         return in_order(deployment.mapping, gpus[:ranks])
@@ -75,11 +78,11 @@ def placed(deployment: Deployment, topology: Topology, allowed: Iterable[int] | 
 
 
 def _placed_here(deployment: Deployment) -> tuple[Placement, Topology, list[str]]:
-    allowed, lines = allowed_by(os.environ.get(VISIBLE)), []
+    visible, lines = visible_here(), []
     try:
         topology = read_topology()
     except ToolkitError as error:
         ranks = deployment.mapping.world_size * deployment.parallel.replicas
-        topology = unknown_topology(range(ranks) if allowed is None else allowed)
+        topology = unknown_topology(range(ranks) if visible is None else visible.numbers)
         lines.append(f"GPUs in their order, as their links are not known: {error}")
-    return placed(deployment, topology, allowed), topology, lines
+    return placed(deployment, topology, visible), topology, lines

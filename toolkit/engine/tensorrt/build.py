@@ -9,7 +9,6 @@ then all are built again, with what the timing cache remembers.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -26,10 +25,10 @@ from toolkit.engine.tensorrt.run import run
 from toolkit.engine.tensorrt.work import PROGRAM, Work, work_dir
 from toolkit.errors import ToolkitError
 from toolkit.limits import available_memory
+from toolkit.machine.visible import VISIBLE, visible_here
 from toolkit.plan.host import plan_host
 from toolkit.runtime import Needs, end_by_force, require_runtime, wrap
 from toolkit.runtime.images import advised
-from toolkit.topology import VISIBLE, allowed_by
 
 TIMING = ("input_timing_cache", "output_timing_cache")
 NOT_OF_THE_ENGINE = ("checkpoint_dir", "output_dir", "workers", *TIMING, "log_level")
@@ -105,8 +104,10 @@ def require_program(deployment: Deployment) -> None:
 
 def _needs(deployment: Deployment, checkpoint_dir: Path, workers: int) -> Needs:
     """Of the program: rank r is built on GPU r modulo the workers, of those that a batch system may have left."""
-    name, allowed = f"toolkit-{deployment.name}-build", allowed_by(os.environ.get(VISIBLE))
-    gpus = tuple(range(workers) if allowed is None else allowed[:workers])
+    name, visible = f"toolkit-{deployment.name}-build", visible_here()
+    if visible is not None and not visible.numbers:
+        raise ToolkitError(f"hides every GPU: {visible.ended}", where=VISIBLE, hint="Correct or unset it.")
+    gpus = tuple(range(workers)) if visible is None else visible.numbers[:workers]
     return Needs(reads=(checkpoint_dir,), writes=(deployment.output,), gpus=gpus, name=name)
 
 

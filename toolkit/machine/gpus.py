@@ -32,8 +32,8 @@ class Gpu:
     """One GPU. Memory is in bytes, `used_bytes` without what the driver keeps for itself; None: not told.
 
     `bus` is its PCI address. `ecc_errors` counts the memory errors that ECC could not correct since the driver
-    was loaded. `sm` is its compute capability, 9.0 of an H100; "": not told. `problem` is what NVML said of a GPU that
-    it counts and cannot open.
+    was loaded. `sm` is its compute capability, 9.0 of an H100. `sm` and `uuid` are "" where they were not told.
+    `problem` is what NVML said of a GPU that it counts and cannot open.
     """
 
     index: int
@@ -46,6 +46,7 @@ class Gpu:
     bus: str = ""
     ecc_errors: int | None = None
     sm: str = ""
+    uuid: str = ""
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,7 @@ def _gpu(nvml: Any, index: int, handle: Any) -> Gpu:
         bus=pci.busId if pci else "",
         ecc_errors=_ask(nvml, nvml.nvmlDeviceGetTotalEccErrors, handle, *ecc),
         sm=".".join(map(str, capability or ())),
+        uuid=_ask(nvml, nvml.nvmlDeviceGetUUID, handle) or "",
     )
 
 
