@@ -15,6 +15,8 @@ from toolkit.repository.parameters import SpecialTokens
 ROOT = Path(__file__).parents[2]
 FLAGSHIP = ROOT / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml"
 RANKS = 8
+START, ANSWERS, DEFAULT = "start", "answers", "default"
+"""Effects: of an error that nothing starts with, of one that it starts with, and of a warning."""
 LLM, ENSEMBLE, BLS, BEFORE, AFTER = "tensorrt_llm", "ensemble", "tensorrt_llm_bls", "preprocessing", "postprocessing"
 
 
@@ -63,11 +65,14 @@ def edit(path: Path, old: str, new: str) -> None:
 
 
 def parameter(name: str, value: str, model: str = "tensorrt_llm"):
-    """Give a parameter of the executor, or of another model, another value."""
+    """Give a parameter of the executor, or of another model, another value, or one where it had none."""
+    new = f'key: "{name}"\n  value {{\n    string_value: "{value}"\n  }}'
 
     def change(repository: Path) -> None:
         path = repository / model / "config.pbtxt"
-        edit(path, rf'(key: "{name}"\s+value {{\s+string_value: )"(?:[^"\\]|\\.)*"', rf'\1"{value}"')
+        text = path.read_text()
+        changed, count = re.subn(rf'key: "{name}"\s+value {{(?:\s+string_value: "[^"]*")?\s+}}', new, text)
+        path.write_text(changed if count else f"{text}parameters {{\n  {new}\n}}\n")
 
     return change
 
@@ -84,10 +89,11 @@ def without(path: str):
     return change
 
 
-def check_found(repository: Path, kind: str, says: str, level: str) -> None:
-    """Findings of a kind, all of one level, one of which says something."""
+def check_found(repository: Path, kind: str, effect: str, says: str) -> None:
+    """Findings of a kind, all with one effect, one of which says something."""
     found = [finding for finding in lint(repository) if finding.kind == kind]
     assert any(says in f"{finding.what} {finding.fix}" for finding in found), lint(repository)
-    assert {finding.level for finding in found} == {level}
+    assert {finding.effect for finding in found} == {effect}, found
     for finding in found:
+        assert finding.level == ("warning" if effect == DEFAULT else "error")
         assert finding.fix and "\n" not in finding.what and finding.path.is_relative_to(repository.parent)

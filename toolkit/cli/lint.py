@@ -22,14 +22,17 @@ from toolkit.cli.common import json_option, note, print_json
 def lint(repository: Path, engine: Path | None, release: str | None, github: bool, as_json: bool) -> None:
     """Look for what is wrong with a Triton model repository, without Triton and without a GPU.
 
-    Also with one that others have made, as from NVIDIA's templates. Exit codes: 0 no error, 1 errors.
+    Also with one that others have made, as from NVIDIA's templates. An error is what Triton or the backend does not
+    start with, or answers wrongly; a warning is a default or a limit. Exit codes: 0 no error, 1 errors.
     """
+    from toolkit.lint import LEVELS
     from toolkit.lint import lint as run
 
     found = run(repository, engine, release)
     errors = sum(finding.level == "error" for finding in found)
     if as_json:
-        print_json({"errors": errors, "warnings": len(found) - errors, "findings": [one.data() for one in found]})
+        counts = {"errors": errors, "warnings": len(found) - errors}
+        print_json({**counts, "levels": dict(LEVELS), "findings": [one.data() for one in found]})
     else:
         for finding in found:
             click.echo(finding.annotation() if github else finding)

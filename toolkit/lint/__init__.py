@@ -3,7 +3,7 @@
 Ours, or one that others have made from NVIDIA's templates. `Finding` says what; `lint` finds.
 """
 
-from toolkit.lint.finding import Finding
+from toolkit.lint.finding import LEVELS, Finding
 from toolkit.lint.lint import lint
 
-__all__ = ["Finding", "lint"]
+__all__ = ["LEVELS", "Finding", "lint"]

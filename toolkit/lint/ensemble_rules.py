@@ -1,9 +1,14 @@
-"""How tensors go through the ensemble: names, types, and what each step needs."""
+"""How tensors go through the ensemble: names, types, shapes, and what each step needs.
+
+As Triton checks them, in no order of the steps (ValidateEnsembleSchedulingConfig in triton-inference-server/core
+model_config_utils.cc, ValidateEnsembleConfig in ensemble_utils.cc).
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from toolkit.lint.finding import Finding
@@ -12,93 +17,134 @@ from toolkit.releases import Release
 
 FEW = 8
 """So many names can be read in a line."""
+SAME = "Make them the same."
+
+
+@dataclass(frozen=True)
+class End:
+    """One end of a tensor of the ensemble: an input or output of it, or of a step. `type` is None where unknown."""
+
+    type: int | None
+    dims: tuple[int, ...] = ()
+    batched: bool = False
+
+    def fits(self, other: End) -> bool:
+        """Whether the shapes agree, -1 being any size: without the batch's dimension, or both with it."""
+        return _alike(self.dims, other.dims) or _alike(self.whole, other.whole)
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        return (-1, *self.dims) if self.batched else self.dims
 
 
 def check(repository: Repository, release: Release) -> Iterator[Finding]:
     for ensemble in repository.ensembles:
-        yield from _steps(ensemble, repository)
-        yield from _decoupled(ensemble, repository)
-        yield from _batches(ensemble, repository)
+        if ensemble.config is not None:
+            yield from _sections(ensemble)
+            yield from _steps(ensemble, repository)
+            yield from _batches(ensemble, repository)
+
+
+def _sections(ensemble: Model) -> Iterator[Finding]:
+    config: Any = ensemble.config
+    for name in ("instance_group", "model_warmup"):
+        if len(getattr(config, name)):
+            yield ensemble.finding("ensemble-section", "start", f"an ensemble has no {name}", "Remove it.", at=name)
+    if config.HasField("optimization"):
+        yield ensemble.finding("ensemble-section", "start", "an ensemble has no optimization", "Remove it.")
+    if not config.ensemble_scheduling.step:
+        yield ensemble.finding("ensemble-section", "start", "has no step", "Add ensemble_scheduling { step [ ... ] }.")
 
 
 def _steps(ensemble: Model, repository: Repository) -> Iterator[Finding]:
     config: Any = ensemble.config
-    types = {tensor.name: tensor.data_type for tensor in config.input}
-    for step in config.ensemble_scheduling.step:
-        model = repository.models.get(step.model_name)
+    steps = config.ensemble_scheduling.step
+    made = {tensor.name: _end(config, tensor) for tensor in config.input}
+    models = [repository.models.get(step.model_name) for step in steps]
+    for step, model in zip(steps, models, strict=True):
+        outputs = {} if model is None or model.config is None else _ends(model, "output")
+        made.update({ours: outputs.get(theirs, End(None)) for theirs, ours in step.output_map.items()})
+    for step, model in zip(steps, models, strict=True):
         if model is None:
             what = f"step {step.model_name} is no model of this repository"
             fix = f"Use one of {', '.join(sorted(repository.models))}."
-            yield ensemble.finding("step-model", "error", what, fix, at=step.model_name)
-        if model is None or model.config is None:
-            for name in step.output_map.values():
-                types.setdefault(name, None)
-            continue
-        inputs = {tensor.name: tensor for tensor in model.config.input}
-        outputs = {tensor.name: tensor for tensor in model.config.output}
-        for theirs, ours in sorted(step.input_map.items()):
-            yield from _input(ensemble, model, theirs, ours, inputs, types)
-        for name, tensor in inputs.items():
-            if name not in step.input_map and not tensor.optional:
-                what = f"step {model.name}: its input {name} is required, and nothing is mapped to it"
-                yield ensemble.finding("step-input-missing", "error", what, "Map it.", at=model.name)
-        for theirs, ours in sorted(step.output_map.items()):
-            if theirs not in outputs:
-                what = f"step {model.name}: has no output {theirs}"
-                yield ensemble.finding("step-output", "error", what, _one_of(outputs, theirs), at=theirs)
-            types[ours] = outputs[theirs].data_type if theirs in outputs else None
+            yield ensemble.finding("step-model", "start", what, fix, at=step.model_name)
+        elif model.config is not None:
+            yield from _step(ensemble, step, model, made)
     for tensor in config.output:
-        made = types.get(tensor.name, "nobody")
-        if made == "nobody":
+        if tensor.name not in made:
             what = f"output {tensor.name} is made by no step"
-            yield ensemble.finding("ensemble-output", "error", what, "Map it, or remove it.", at=tensor.name)
-        elif made is not None and made != tensor.data_type:
-            what = (
-                f"output {tensor.name} is {type_name(tensor.data_type)}, the step that makes it gives {type_name(made)}"
-            )
-            yield ensemble.finding("ensemble-type", "error", what, "Make them the same.", at=tensor.name)
+            yield ensemble.finding("ensemble-output", "start", what, "Map it, or remove it.", at=tensor.name)
+        else:
+            yield from _differ(ensemble, f"output {tensor.name}", _end(config, tensor), "its step", made[tensor.name])
+    used = {ours for step in steps for ours in step.input_map.values()} | {tensor.name for tensor in config.output}
+    for name in (name for name in made if name not in used):
+        what = f"tensor {name} is used by no step, and is no output"
+        yield ensemble.finding("ensemble-unused", "start", what, "Remove it, or map it.", at=name)
 
 
-def _input(
-    ensemble: Model, model: Model, theirs: str, ours: str, inputs: dict[str, Any], types: dict[str, Any]
-) -> Iterator[Finding]:
-    if theirs not in inputs:
-        what = f"step {model.name}: has no input {theirs}"
-        yield ensemble.finding("step-input", "error", what, _one_of(inputs, theirs), at=theirs)
-    elif ours not in types:
-        what = f"step {model.name}: {theirs} comes from {ours}, which is no input and no earlier step's output"
-        yield ensemble.finding("step-source", "error", what, "Map it to a tensor that is there.", at=ours)
-    elif types[ours] is not None and types[ours] != inputs[theirs].data_type:
-        what = (
-            f"step {model.name}: {theirs} is {type_name(inputs[theirs].data_type)}, {ours} is {type_name(types[ours])}"
-        )
-        yield ensemble.finding("ensemble-type", "error", what, "Make them the same.", at=theirs)
+def _step(ensemble: Model, step: Any, model: Model, made: dict[str, End]) -> Iterator[Finding]:
+    config: Any = model.config
+    inputs, outputs = _ends(model, "input"), _ends(model, "output")
+    for theirs, ours in sorted(step.input_map.items()):
+        if theirs not in inputs:
+            what = f"step {model.name}: has no input {theirs}"
+            yield ensemble.finding("step-input", "start", what, _one_of(inputs, theirs), at=theirs)
+        elif ours not in made:
+            what = f"step {model.name}: {theirs} comes from {ours}, which is no input and no step's output"
+            yield ensemble.finding("step-source", "start", what, "Map it to a tensor that is there.", at=ours)
+        else:
+            yield from _differ(ensemble, f"step {model.name}: {theirs}", inputs[theirs], ours, made[ours])
+    for tensor in config.input:
+        if tensor.name not in step.input_map and not tensor.optional:
+            what = f"step {model.name}: its input {tensor.name} is required, and nothing is mapped to it"
+            yield ensemble.finding("step-input-missing", "start", what, "Map it.", at=model.name)
+    for theirs in sorted(step.output_map):
+        if theirs not in outputs:
+            what = f"step {model.name}: has no output {theirs}"
+            yield ensemble.finding("step-output", "start", what, _one_of(outputs, theirs), at=theirs)
 
 
-def _decoupled(ensemble: Model, repository: Repository) -> Iterator[Finding]:
-    """Streaming needs a decoupled executor; an ensemble with one gives any number of responses."""
-    executor = repository.executor
-    if executor is None or executor.config is None:
+def _differ(ensemble: Model, here: str, one: End, there: str, other: End) -> Iterator[Finding]:
+    at = here.split()[-1]
+    if one.type is None or other.type is None:
         return
-    streams = any(tensor.name == "stream" for tensor in ensemble.config.input) if ensemble.config else False
-    if streams and not executor.config.model_transaction_policy.decoupled:
-        what = f"takes stream, and {executor.name} is not decoupled: requests with stream: true fail"
-        fix = f"Set model_transaction_policy {{ decoupled: true }} in {executor.path}."
-        yield ensemble.finding("decoupled", "warning", what, fix, at="stream")
+    if one.type != other.type:
+        what = f"{here} is {type_name(one.type)}, {there} is {type_name(other.type)}"
+        yield ensemble.finding("ensemble-type", "start", what, SAME, at=at)
+    elif not one.fits(other):
+        what = f"{here} has dims {list(one.dims)}, {there} has {list(other.dims)}"
+        yield ensemble.finding("ensemble-shape", "start", what, SAME, at=at)
 
 
 def _batches(ensemble: Model, repository: Repository) -> Iterator[Finding]:
+    """A step that takes no batches, of max_batch_size 0, is one that Triton allows."""
     config: Any = ensemble.config
     for step in config.ensemble_scheduling.step:
         model = repository.models.get(step.model_name)
-        if model and model.config is not None and config.max_batch_size > model.config.max_batch_size:
-            what = (
-                f"max_batch_size {config.max_batch_size} is more than the {model.config.max_batch_size} of {model.name}"
-            )
-            yield Finding("batch-size", "error", ensemble.path, what, "Triton does not load it; make them the same.")
+        most = 0 if model is None or model.config is None else model.config.max_batch_size
+        if 0 < most < config.max_batch_size:
+            what = f"max_batch_size {config.max_batch_size} is more than the {most} of {step.model_name}"
+            yield ensemble.finding("batch-size", "start", what, SAME)
 
 
-def _one_of(tensors: dict[str, Any], wanted: str) -> str:
+def _ends(model: Model, side: str) -> dict[str, End]:
+    return {tensor.name: _end(model.config, tensor, reshaped=False) for tensor in getattr(model.config, side)}
+
+
+def _end(config: Any, tensor: Any, reshaped: bool = True) -> End:
+    """Triton compares the reshaped dims of the ensemble's own tensors, and the dims as given of its steps."""
+    dims = tensor.reshape.shape if reshaped and tensor.HasField("reshape") else tensor.dims
+    return End(tensor.data_type, tuple(dims), config.max_batch_size > 0)
+
+
+def _alike(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    return len(one) == len(other) and all(
+        here == there or -1 in (here, there) for here, there in zip(one, other, strict=True)
+    )
+
+
+def _one_of(tensors: dict[str, End], wanted: str) -> str:
     if len(tensors) <= FEW:
         return f"It has {', '.join(sorted(tensors))}."
     close = difflib.get_close_matches(wanted, tensors, n=3, cutoff=0.5)

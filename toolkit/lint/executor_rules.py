@@ -1,11 +1,16 @@
-"""The model that generates: its parameters, its tensors and its queue, for a release of the backend."""
+"""The model that generates: its parameters, its tensors and its queue, for a release of the backend.
+
+What the backend makes of a value is in model_instance_state.cc; what the executor then does in
+trtGptModelInflightBatching.cpp.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from toolkit.lint import parameter_rules
+from toolkit.lint import parameter_rules, readings
 from toolkit.lint.finding import Finding
 from toolkit.lint.repository import Model, Repository, type_name
 from toolkit.releases import RENAMES, Release
@@ -14,6 +19,7 @@ from toolkit.repository import signatures
 MEMORY_LIMIT = 0.85
 """hardware.gpu_memory_limit of the requirements."""
 TRUE = ("true", "True", "TRUE", "1")
+LOOKAHEAD = ("lookahead_window_size", "lookahead_ngram_size", "lookahead_verification_set_size")
 
 
 def check(repository: Repository, release: Release) -> Iterator[Finding]:
@@ -21,33 +27,51 @@ def check(repository: Repository, release: Release) -> Iterator[Finding]:
     if executor is None or executor.config is None:
         if executor is None and not repository.llm_models:
             what = "no model has backend tensorrtllm, and none is called tensorrt_llm"
-            yield Finding("executor", "error", repository.folder, what, "Add it: toolkit repo CONFIG makes all five.")
+            yield Finding("executor", "answers", repository.folder, what, "Add it: toolkit repo CONFIG makes all five.")
         return
     yield from _renamed(repository)
     if executor.kind == "tensorrtllm" or "gpt_model_type" in executor.parameters:
-        effect = "the backend only warns, and takes its default"
-        yield from parameter_rules.check(executor, release.backend_parameters, f"the backend of {release.name}", effect)
+        known, reader = release.backend_parameters, f"the backend of {release.name}"
+        yield from parameter_rules.check(executor, known, reader, readings.backend)
+        yield from _together(executor)
         yield from _surprises(executor)
         yield from _tensors(executor, release)
     yield from _queue(executor)
 
 
+def _together(executor: Model) -> Iterator[Finding]:
+    """Values that stop the backend together with, or without, others."""
+    if executor.given("cross_kv_cache_fraction") and not executor.given("encoder_model_path"):
+        what = "cross_kv_cache_fraction is set, which the executor refuses for a model without an encoder"
+        yield executor.finding("parameter-value", "start", what, "Leave it empty.", at="cross_kv_cache_fraction")
+    if executor.given("decoding_mode") == "lookahead" and (missing := [n for n in LOOKAHEAD if not executor.given(n)]):
+        what = f"decoding_mode is lookahead, and {', '.join(missing)} {'are' if len(missing) > 1 else 'is'} not set"
+        yield executor.finding("parameter-value", "start", what, "Set all three.", at="decoding_mode")
+    guidance, tokens = executor.given("guided_decoding_backend"), executor.given("xgrammar_tokenizer_info_path")
+    if guidance and tokens and guidance != "xgrammar":
+        what = f"guided_decoding_backend is {guidance}, which the backend refuses"
+        yield executor.finding("parameter-value", "start", what, "Use xgrammar.", at="guided_decoding_backend")
+    elif guidance and tokens and not Path(tokens).exists():
+        what = f"xgrammar_tokenizer_info_path {tokens}: no such file"
+        fix = "Write it, or lint where it is."
+        yield executor.finding("parameter-value", "start", what, fix, at="xgrammar_tokenizer_info_path")
+
+
 def _surprises(executor: Model) -> Iterator[Finding]:
     """Values that are allowed, and do what few expect."""
-    values = executor.parameters
-    if not values.get("enable_kv_cache_reuse"):
+    if not executor.given("enable_kv_cache_reuse"):
         what = "enable_kv_cache_reuse is not set, and the backend then reuses KV blocks"
-        yield executor.finding("kv-reuse-unset", "warning", what, "Say true or false.", at="enable_kv_cache_reuse")
+        yield executor.finding("kv-reuse-unset", "default", what, "Say true or false.", at="enable_kv_cache_reuse")
     name = "kv_cache_free_gpu_mem_fraction"
-    if not values.get("max_tokens_in_paged_kv_cache"):
-        for what, fix in cache_memory(name, values.get(name, "")):
-            yield executor.finding("kv-fraction", "warning", what, fix, at=name)
-    if values.get("gpt_model_type", "").lower() == "v1":
+    if not executor.given("max_tokens_in_paged_kv_cache"):
+        for what, fix in cache_memory(name, executor.given(name)):
+            yield executor.finding("kv-fraction", "default", what, fix, at=name)
+    if executor.given("gpt_model_type").lower() == "v1":
         what = "gpt_model_type V1 computes whole batches: no request joins one that runs"
-        yield executor.finding("model-type", "warning", what, "Use inflight_fused_batching.", at="gpt_model_type")
-    if values.get("enable_chunked_context") not in TRUE:
+        yield executor.finding("model-type", "default", what, "Use inflight_fused_batching.", at="gpt_model_type")
+    if executor.given("enable_chunked_context") not in TRUE:
         what = "enable_chunked_context is off: a prompt longer than the engine's max_num_tokens is refused"
-        yield executor.finding("chunked-context", "warning", what, "Say true.", at="enable_chunked_context")
+        yield executor.finding("chunked-context", "default", what, "Say true.", at="enable_chunked_context")
 
 
 def cache_memory(name: str, fraction: str) -> Iterator[tuple[str, str]]:
@@ -71,16 +95,16 @@ def _tensors(executor: Model, release: Release) -> Iterator[Finding]:
         for name, tensor in known.items():
             if tensor.required and name not in found:
                 what = f"{side} {name} is missing"
-                yield executor.finding("tensor-missing", "error", what, "Add it; docs/contracts.md has its type.")
+                yield executor.finding("tensor-missing", "answers", what, "Add it; docs/contracts.md has its type.")
         for name, tensor in found.items():
             theirs = type_name(tensor.data_type)
             floats = {"FP16", "FP32", "BF16"}  # logits and tables may be of any of them
             if name in known and theirs != known[name].type and not {theirs, known[name].type} <= floats:
                 what = f"{side} {name} is {theirs}, the backend's is {known[name].type}"
-                yield executor.finding("tensor-type", "error", what, "Make them the same.", at=name)
+                yield executor.finding("tensor-type", "answers", what, "Make them the same.", at=name)
             elif name not in known and name not in RENAMES:
                 what = f"{side} {name} is not one of the backend's"
-                yield executor.finding("tensor-unknown", "warning", what, "Remove it.", at=name)
+                yield executor.finding("tensor-unknown", "default", what, "Remove it.", at=name)
 
 
 def _renamed(repository: Repository) -> Iterator[Finding]:
@@ -89,8 +113,9 @@ def _renamed(repository: Repository) -> Iterator[Finding]:
         for tensor in model.config.input if model.config is not None else ():
             if tensor.name in RENAMES:
                 new, since = RENAMES[tensor.name]
-                what = f"input {tensor.name} is called {new} since {since}"
-                yield model.finding("renamed", "error", what, "Rename it, also in the ensemble.", at=tensor.name)
+                what = f"input {tensor.name} is called {new} since {since}: what a request gives there is not used"
+                fix = "Rename it, also in the ensemble."
+                yield model.finding("renamed", "default", what, fix, at=tensor.name)
 
 
 def _queue(executor: Model) -> Iterator[Finding]:
@@ -98,15 +123,10 @@ def _queue(executor: Model) -> Iterator[Finding]:
     if not config.HasField("dynamic_batching"):
         what = "has no dynamic_batching: its queue policy is where the executor's longest queue comes from"
         fix = "Add dynamic_batching { default_queue_policy { max_queue_size: N } }."
-        yield executor.finding("queue", "warning", what, fix)
+        yield executor.finding("queue", "default", what, fix)
     elif not config.dynamic_batching.default_queue_policy.max_queue_size:
         what = "max_queue_size is 0: requests queue without end, and time out instead of being refused"
-        yield executor.finding("queue", "warning", what, "Set it: dynamic_batching.default_queue_policy.")
-    if executor.instances > 1 and not executor.parameters.get("gpu_device_ids"):
-        what = f"has {executor.instances} instances and no gpu_device_ids: all of them load the engine on the same GPUs"
-        yield executor.finding(
-            "instances", "error", what, "Set count: 1, or say which GPUs each has.", at="instance_group"
-        )
+        yield executor.finding("queue", "default", what, "Set it: dynamic_batching.default_queue_policy.")
 
 
 def _number(text: str) -> float:

@@ -1,22 +1,27 @@
-"""What Triton needs on disk, and what is left of a template."""
+"""What Triton needs on disk."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 
 from toolkit.lint.finding import Finding
 from toolkit.lint.repository import CONFIG, PLACEHOLDER, Model, Repository
 from toolkit.releases import Release
 
-KINDS = ("python", "tensorrtllm", "ensemble")
-FILL = "Fill it, or set it to an empty string: the backend takes ${{{name}}} for not given, and only its log says so."
+IN_THE_IMAGE = ("python", "tensorrtllm", "ensemble")
+OF_TRITON = (
+    *("tensorrt", "tensorrt_plan", "onnxruntime", "onnxruntime_onnx", "pytorch", "pytorch_libtorch", "vllm", "dali"),
+    *("tensorflow", "tensorflow_graphdef", "tensorflow_savedmodel", "openvino", "fil", "identity", "repeat", "square"),
+)
+"""Backends, and platforms of them, that other images of Triton have."""
 
 
 def check(repository: Repository, release: Release) -> Iterator[Finding]:
     for folder in sorted(path for path in repository.folder.iterdir() if path.is_dir()):
         if folder.name not in repository.models:
             what = f"has no {CONFIG}: Triton takes every folder of a repository for a model"
-            yield Finding("not-a-model", "error", folder, what, "Move it out of the repository.")
+            yield Finding("not-a-model", "start", folder, what, "Move it out of the repository.")
     for model in repository.models.values():
         yield from _of(model)
 
@@ -24,33 +29,35 @@ def check(repository: Repository, release: Release) -> Iterator[Finding]:
 def _of(model: Model) -> Iterator[Finding]:
     if model.unreadable:
         yield model.unreadable
-    yield from _placeholders(model)
-    versions = [path for path in model.folder.iterdir() if path.is_dir() and path.name.isdigit()]
-    if not versions:
+    if not model.versions:
         what = f"model {model.name} has no version directory"
         fix = f"Make {model.folder / '1'}, which may be empty; git does not keep empty folders."
-        yield Finding("version-directory", "error", model.folder, what, fix)
+        yield Finding("version-directory", "start", model.folder, what, fix)
     if model.config is None:
         return
     if model.config.name and model.config.name != model.name:
         what = f"name is {model.config.name}, its folder {model.name}"
-        yield model.finding("name", "error", what, "Make them the same, or remove the name.", at=model.config.name)
-    if model.kind not in KINDS:
-        what = (
-            f"backend {model.kind!r} is none of {', '.join(KINDS)}"
-            if model.kind
-            else "has neither backend nor platform"
-        )
-        yield model.finding("backend", "error", what, "Set backend, or platform for an ensemble.", at=model.kind)
-    if model.kind == "python" and versions and not any((version / "model.py").is_file() for version in versions):
-        what = f"backend is python, and there is no model.py in {versions[0].name}/"
-        yield model.finding("model-file", "error", what, "Copy the model's Python file there.", at="python")
+        yield model.finding("name", "start", what, "Make them the same, or remove the name.", at=model.config.name)
+    if not PLACEHOLDER.search(model.kind):
+        yield from _backend(model)
+    file = model.config.default_model_filename or "model.py"
+    if model.kind == "python" and model.versions and not model.has_file(file):
+        what = f"backend is python, and there is no {file} in {model.versions[0].name}/"
+        yield model.finding("model-file", "start", what, "Copy the model's Python file there.", at="python")
+    if any(size > model.config.max_batch_size for size in model.config.dynamic_batching.preferred_batch_size):
+        what = f"preferred_batch_size is more than max_batch_size {model.config.max_batch_size}"
+        yield model.finding("batch-size", "start", what, "Lower it.")
 
 
-def _placeholders(model: Model) -> Iterator[Finding]:
-    for number, line in enumerate(model.text.splitlines(), 1):
-        if line.lstrip().startswith("#") or (model.unreadable and model.unreadable.line == number):
-            continue
-        for name in PLACEHOLDER.findall(line):
-            what = f"${{{name}}} was not filled"
-            yield Finding("placeholder", "error", model.path, what, FILL.format(name=name), number)
+def _backend(model: Model) -> Iterator[Finding]:
+    if model.kind in IN_THE_IMAGE:
+        return
+    if model.kind in OF_TRITON:
+        what = f"backend {model.kind} is not in the image with TensorRT-LLM: Triton starts only where it is installed"
+        yield model.finding("backend", "default", what, "Install it, or serve this model elsewhere.", at=model.kind)
+        return
+    known = ", ".join(IN_THE_IMAGE)
+    what = f"backend {model.kind!r} is none of {known}" if model.kind else "has neither backend nor platform"
+    close = difflib.get_close_matches(model.kind, (*IN_THE_IMAGE, *OF_TRITON), n=1)
+    fix = f"Did you mean {close[0]}?" if close else "Set backend, or platform for an ensemble."
+    yield model.finding("backend", "start", what, fix, at=model.kind)

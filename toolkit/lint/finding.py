@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,32 +10,54 @@ from typing import Any, Literal
 from toolkit.errors import printable
 
 Level = Literal["error", "warning"]
+Effect = Literal["start", "answers", "default"]
+
+MEANING: Mapping[Effect, str] = {
+    "start": "Triton or the backend does not start.",
+    "answers": "It starts, but requests fail or get wrong answers.",
+    "default": "It starts; a default or a limit applies.",
+}
+LEVELS: Mapping[Level, str] = {
+    "error": "Triton or the backend does not start, or requests fail or get wrong answers.",
+    "warning": "It starts; a default or a limit applies.",
+}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """`kind` names the rule, docs/lint.md lists them. An error keeps the repository from working as it says; with a
-    warning it works otherwise than most people expect. `line` counts from 1; None where it is about a whole file."""
+    """`kind` names the rule, docs/lint.md lists them; `effect` says what comes of it, and so whether it is an error.
+
+    `line` counts from 1; None where it is about a whole file.
+    """
 
     kind: str
-    level: Level
+    effect: Effect
     path: Path
     what: str
     fix: str
     line: int | None = None
 
+    @property
+    def level(self) -> Level:
+        return "warning" if self.effect == "default" else "error"
+
+    @property
+    def meaning(self) -> str:
+        return MEANING[self.effect]
+
     def __str__(self) -> str:
         place = str(self.path) if self.line is None else f"{self.path}:{self.line}"
-        return f"{printable(place)}: {self.level}: {printable(self.what)} [{self.kind}]\n    {printable(self.fix)}"
+        first = f"{printable(place)}: {self.level}: {printable(self.what)} [{self.kind}]"
+        return f"{first}\n    {self.meaning} {printable(self.fix)}"
 
     def data(self) -> dict[str, Any]:
-        return {**asdict(self), "path": str(self.path)}
+        return {**asdict(self), "path": str(self.path), "level": self.level, "meaning": self.meaning}
 
     def annotation(self) -> str:
         """A workflow command of GitHub Actions, which shows it at the line of a pull request."""
         place = f"file={_escaped(str(self.path), ',:')}" + (f",line={self.line}" if self.line else "")
         title = _escaped(f"toolkit lint: {self.kind}", ",:")
-        return f"::{self.level} {place},title={title}::{_escaped(f'{self.what}. {self.fix}')}"
+        return f"::{self.level} {place},title={title}::{_escaped(f'{self.what}. {self.meaning} {self.fix}')}"
 
 
 def _escaped(text: str, also: str = "") -> str:

@@ -7,19 +7,25 @@ from pathlib import Path
 
 from toolkit.errors import ToolkitError
 from toolkit.lint import (
+    decoupled_rules,
     engine_rules,
     ensemble_rules,
     executor_rules,
     file_rules,
+    instance_rules,
     llmapi_rules,
     model_rules,
+    placeholder_rules,
     text_rules,
 )
 from toolkit.lint.finding import Finding
 from toolkit.lint.repository import Repository, read_repository
 from toolkit.releases import LATEST, RELEASES, WITHOUT_ENGINES, Release, llm_api, release_of
 
-MODULES = (file_rules, ensemble_rules, executor_rules, llmapi_rules, model_rules, engine_rules, text_rules)
+MODULES = (
+    *(file_rules, placeholder_rules, ensemble_rules, decoupled_rules, instance_rules),
+    *(executor_rules, llmapi_rules, model_rules, engine_rules, text_rules),
+)
 
 
 def lint(folder: Path, engine: Path | None = None, release: str | None = None) -> list[Finding]:

@@ -11,11 +11,11 @@ from typing import Any
 
 from toolkit.errors import shown
 from toolkit.lint.executor_rules import cache_memory
-from toolkit.lint.finding import Finding
+from toolkit.lint.finding import Effect, Finding
 from toolkit.lint.model_yaml import OURS_ONLY, PLACEHOLDER, TRITON, ModelYaml
 from toolkit.lint.repository import LlmModel, Repository
 from toolkit.releases import WITHOUT_ENGINES, Release
-from toolkit.releases.llm_api import RELEASES, SECTIONS, llm_arguments
+from toolkit.releases.llm_api import BEFORE_1_0, RELEASES, SECTIONS, UNCHECKED_ARGUMENTS, llm_arguments
 
 REQUIRED = ("decoupled", "max_batch_size")
 """Of triton_config, by NVIDIA's model."""
@@ -26,7 +26,6 @@ NO_FOLDER = "no such directory"
 def check(repository: Repository, release: Release) -> Iterator[Finding]:
     for llm in repository.llm_models:
         yield from _tensors(llm)
-        yield from _instances(llm)
         if llm.yaml.problem:
             yield llm.yaml.problem
             continue
@@ -40,32 +39,33 @@ def check(repository: Repository, release: Release) -> Iterator[Finding]:
 
 
 def _tensors(llm: LlmModel) -> Iterator[Finding]:
-    for name, tensors in (("text_input", llm.config.input), ("text_output", llm.config.output)):
-        if name not in {tensor.name for tensor in tensors}:
-            what = f"{name} is missing"
-            yield llm.model.finding("tensor-missing", "error", what, "Add it; a model of the LLM API has texts.")
+    fix = "Add it; a model of the LLM API has texts."
+    if "text_input" not in {tensor.name for tensor in llm.config.input}:
+        yield llm.model.finding("tensor-missing", "answers", "text_input is missing", fix)
+    if "text_output" not in {tensor.name for tensor in llm.config.output}:
+        yield llm.model.finding("tensor-missing", "start", "text_output is missing", fix)
 
 
 def _placeholders(yaml: ModelYaml) -> Iterator[Finding]:
     for number, line in enumerate(yaml.text.splitlines(), 1):
         for name in PLACEHOLDER.findall(re.split(r"(?:^|\s)#", line)[0]):
             what = f"${{{name}}} was not filled"
-            yield Finding("placeholder", "error", yaml.path, what, "Fill it: LLM() is given it as it is.", number)
+            yield Finding("placeholder", "start", yaml.path, what, "Fill it: LLM() is given it as it is.", number)
 
 
 def _model(yaml: ModelYaml) -> Iterator[Finding]:
     model = yaml.given.get("model")
     if model is None or model == "":
-        yield yaml.finding("model-path", "error", "model is not given", "Name the Hugging Face model.", at="model")
+        yield yaml.finding("model-path", "start", "model is not given", "Name the Hugging Face model.", at="model")
     if not isinstance(model, str) or not model or PLACEHOLDER.search(model):
         return
     problem = _no_model(Path(model))
     if problem == NO_FOLDER and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model):
         what = f"model {model} is no directory here: it is taken for a name, and downloaded when Triton starts"
-        yield yaml.finding("model-path", "warning", what, "Download it before, and give its directory.", at="model")
+        yield yaml.finding("model-path", "default", what, "Download it before, and give its directory.", at="model")
     elif problem:
         fix = "Give the directory of the Hugging Face model, or lint where it is."
-        yield yaml.finding("model-path", "error", f"model {model}: {problem}", fix, at="model")
+        yield yaml.finding("model-path", "start", f"model {model}: {problem}", fix, at="model")
 
 
 def _no_model(folder: Path) -> str | None:
@@ -84,26 +84,35 @@ def _arguments(yaml: ModelYaml, release: str) -> Iterator[Finding]:
             continue
         if name in SECTIONS:
             what = f"{name}: expected a section of keys, got {shown(value)}"
-            yield yaml.finding("argument-value", "error", what, "Correct it.", at=name)
+            yield yaml.finding("argument-value", "start", what, "Correct it.", at=name)
         elif name == "backend":
             yield from _backend(yaml, value)
+        elif name in UNCHECKED_ARGUMENTS and name not in known:
+            continue
         elif name in known:
             if problem := known[name].problem(value):
-                yield yaml.finding("argument-value", "error", f"{name}: {problem}", "Correct it.", at=name)
+                yield yaml.finding("argument-value", "start", f"{name}: {problem}", "Correct it.", at=name)
         else:
-            close = difflib.get_close_matches(name, [*known, *SECTIONS], n=1)
-            fix = f"Did you mean {close[0]}?" if close else "Look it up; the list here does not have all."
-            what = f"{name} is none of the arguments known here of LLM() of {release}, which refuses unknown ones"
-            yield yaml.finding("argument-unknown", "warning", what, fix, at=name)
+            yield _unknown(yaml, name, release, [*known, *SECTIONS])
+
+
+def _unknown(yaml: ModelYaml, name: str, release: str, known: list[str]) -> Finding:
+    if name == BEFORE_1_0:
+        fix = "Give its keys at the top level, as cuda_graph_config."
+    else:
+        close = difflib.get_close_matches(name, [*known, *UNCHECKED_ARGUMENTS], n=1)
+        fix = f"Did you mean {close[0]}?" if close else "Remove it; toolkit/releases/llm_api.py lists them."
+    what = f"{name} is no argument of LLM() of {release}, which refuses unknown ones"
+    return yaml.finding("argument-unknown", "start", what, fix, at=name)
 
 
 def _backend(yaml: ModelYaml, value: Any) -> Iterator[Finding]:
     if value == "tensorrt":
         what = f"backend tensorrt: LLM() runs on PyTorch, and from {WITHOUT_ENGINES.name} on nothing else is there"
-        yield yaml.finding("argument-value", "error", what, "Use pytorch.", at="backend")
+        yield yaml.finding("argument-value", "start", what, "Use pytorch.", at="backend")
     elif value not in BACKENDS:
         what = f"backend: expected {' or '.join(BACKENDS)}, got {shown(value)}"
-        yield yaml.finding("argument-value", "error", what, "Use pytorch.", at="backend")
+        yield yaml.finding("argument-value", "start", what, "Use pytorch.", at="backend")
 
 
 def _surprises(yaml: ModelYaml) -> Iterator[Finding]:
@@ -111,20 +120,20 @@ def _surprises(yaml: ModelYaml) -> Iterator[Finding]:
     given, cache = yaml.given, "kv_cache_config"
     if f"{cache}.enable_block_reuse" not in given:
         what = f"{cache}.enable_block_reuse is not set, and the LLM API then reuses KV blocks"
-        yield yaml.finding("kv-reuse-unset", "warning", what, "Say true or false.", at=f"{cache}.enable_block_reuse")
+        yield yaml.finding("kv-reuse-unset", "default", what, "Say true or false.", at=f"{cache}.enable_block_reuse")
     name = f"{cache}.free_gpu_memory_fraction"
     if not _unfilled(given.get(name)) and f"{cache}.max_tokens" not in given:
         for what, fix in cache_memory(name, str(given.get(name, ""))):
-            yield yaml.finding("kv-fraction", "warning", what, fix, at=name)
+            yield yaml.finding("kv-fraction", "default", what, fix, at=name)
     tokens, longest = given.get("max_num_tokens", 8192), given.get("max_seq_len")
     numbers = isinstance(tokens, int) and isinstance(longest, int)
     if numbers and tokens < longest and given.get("enable_chunked_prefill", False) is False:
         what = f"enable_chunked_prefill is off: a prompt longer than max_num_tokens {tokens} is refused, "
         what += f"where max_seq_len is {longest}"
-        yield yaml.finding("chunked-context", "warning", what, "Say true.", at="enable_chunked_prefill")
+        yield yaml.finding("chunked-context", "default", what, "Say true.", at="enable_chunked_prefill")
     if given.get("trust_remote_code") is True:
         what = "trust_remote_code is true: Python files of the model's folder run in the server"
-        yield yaml.finding("remote-code", "warning", what, "Say false; a Llama has none.", at="trust_remote_code")
+        yield yaml.finding("remote-code", "default", what, "Say false; a Llama has none.", at="trust_remote_code")
 
 
 def _triton_config(llm: LlmModel) -> Iterator[Finding]:
@@ -134,17 +143,17 @@ def _triton_config(llm: LlmModel) -> Iterator[Finding]:
             given = yaml.content.get(TRITON)
             problem = "is missing" if given is None else f"is no section of keys: {shown(given)}"
             what = f"{TRITON} {problem}, and the model does not start without"
-            yield yaml.finding("triton-config", "error", what, f"Add it, with {', '.join(REQUIRED)}.", at=TRITON)
+            yield yaml.finding("triton-config", "start", what, f"Add it, with {', '.join(REQUIRED)}.", at=TRITON)
         return
     names = (*sorted(OURS_ONLY), "cancellation_check_period_ms") if yaml.ours else REQUIRED
     for name in (name for name in names if name not in told):
         what = f"{TRITON}.{name} is missing, and the model does not start without"
-        yield yaml.finding("triton-config", "error", what, "Add it.", at=TRITON)
+        yield yaml.finding("triton-config", "start", what, "Add it.", at=TRITON)
     for name, value in told.items():
         if not _unfilled(value) and (expected := _expected(name, value, yaml.ours)):
             what = f"{TRITON}.{name}: expected {expected}, got {shown(value)}"
-            yield yaml.finding("triton-config", "error", what, "Correct it.", at=f"{TRITON}.{name}")
-    yield from _streams(llm, told.get("decoupled"))
+            yield yaml.finding("triton-config", "start", what, "Correct it.", at=f"{TRITON}.{name}")
+    yield from _policy(llm, told.get("decoupled"))
     yield from _batch(llm, told.get("max_batch_size"))
 
 
@@ -161,20 +170,20 @@ def _expected(name: str, value: Any, ours: bool) -> str | None:
     return None
 
 
-def _streams(llm: LlmModel, told: Any) -> Iterator[Finding]:
+def _policy(llm: LlmModel, told: Any) -> Iterator[Finding]:
     config, yaml, at = llm.config, llm.yaml, f"{TRITON}.decoupled"
     policy = config.model_transaction_policy.decoupled
     says = config.HasField("model_transaction_policy") or yaml.ours
     if isinstance(told, int) and says and bool(told) != policy:
         what = f"{at} is {json.dumps(bool(told))}, and {llm.model.path.name} says {json.dumps(policy)}"
-        effect = "the model goes by config.pbtxt." if yaml.ours else "Triton does not load it."
-        yield yaml.finding("triton-config", "error", what, f"Make them the same: {effect}", at=at)
-    streams = any(tensor.name == "streaming" for tensor in config.input)
-    if streams and not (policy if says else told is None or told):
-        what = f"takes streaming, and {llm.model.name} is not decoupled: requests with streaming: true fail"
-        places = [name for name, counts in (("config.pbtxt", says), (str(yaml.path), not yaml.ours)) if counts]
-        fix = f"Set decoupled to true in {' and '.join(places)}."
-        yield llm.model.finding("decoupled", "warning", what, fix, at="streaming")
+        yield _differs(yaml, what, at)
+
+
+def _differs(yaml: ModelYaml, what: str, at: str) -> Finding:
+    """NVIDIA's model hands its value to Triton, which refuses another than config.pbtxt has."""
+    effect: Effect = "default" if yaml.ours else "start"
+    takes = ": the model goes by config.pbtxt" if yaml.ours else ""
+    return yaml.finding("triton-config", effect, f"{what}{takes}", "Make them the same.", at=at)
 
 
 def _batch(llm: LlmModel, told: Any) -> Iterator[Finding]:
@@ -182,33 +191,10 @@ def _batch(llm: LlmModel, told: Any) -> Iterator[Finding]:
     if type(told) is not int or told < 0:
         return
     if told != most if yaml.ours else told < most:
-        effect = "the model goes by config.pbtxt" if yaml.ours else "Triton does not load it"
-        what = f"{at} is {told}, and config.pbtxt says {most}: {effect}"
-        yield yaml.finding("triton-config", "error", what, "Make them the same.", at=at)
+        yield _differs(yaml, f"{at} is {told}, and config.pbtxt says {most}", at)
     elif told and not yaml.ours:
         what = f"{at} is {told}: NVIDIA's model refuses requests with a batch dimension, which all then have"
-        yield yaml.finding("triton-config", "warning", what, "Use 0.", at=at)
-
-
-def _instances(llm: LlmModel) -> Iterator[Finding]:
-    """NVIDIA's gives each instance GPUs of its own, ours knows one."""
-    count, at = llm.model.instances, "instance_group"
-    if count < 2:
-        return
-    if llm.yaml.ours:
-        what = f"has {count} instances: all of them load the model on the same GPUs"
-        yield llm.model.finding("instances", "error", what, "Set count: 1.", at=at)
-        return
-    groups = [group for group in llm.model.parameters.get("gpu_device_ids", "").split(";") if group.strip()]
-    if len(groups) < count:
-        what = f"has {count} instances and gpu_device_ids for {len(groups)}: it does not start"
-        fix = "Set count: 1, or name the GPUs of each, as 0,1;2,3."
-        yield llm.model.finding("instances", "error", what, fix, at=at)
-    sizes = [llm.yaml.given.get(f"{name}_parallel_size", 1) for name in ("tensor", "pipeline")]
-    for group in groups if all(type(size) is int for size in sizes) else ():
-        if (gpus := sum(bool(gpu.strip()) for gpu in group.split(","))) < (ranks := sizes[0] * sizes[1]):
-            what = f"gpu_device_ids {group} is {gpus} GPUs, tensor_parallel_size x pipeline_parallel_size are {ranks}"
-            yield llm.model.finding("world-size", "error", what, f"Name {ranks}.", at="gpu_device_ids")
+        yield yaml.finding("triton-config", "answers", what, "Use 0.", at=at)
 
 
 def _renamed_inputs(repository: Repository) -> Iterator[Finding]:
@@ -222,7 +208,7 @@ def _renamed_inputs(repository: Repository) -> Iterator[Finding]:
         renamed = None
     if not isinstance(renamed, dict) or not all(isinstance(name, str) for name in renamed.values()):
         what = "renamed_inputs is no JSON object of names"
-        yield bls.finding("renamed-inputs", "error", what, "Make it again: toolkit repo CONFIG.", at="renamed_inputs")
+        yield bls.finding("renamed-inputs", "start", what, "Make it again: toolkit repo CONFIG.", at="renamed_inputs")
         return
     called = repository.models.get(bls.parameters.get("tensorrt_llm_model_name", ""))
     if bls.config is None or called is None or called.config is None:
@@ -231,7 +217,7 @@ def _renamed_inputs(repository: Repository) -> Iterator[Finding]:
     for name in (tensor.name for tensor in bls.config.input):
         if (theirs := renamed.get(name, name)) not in has:
             what = f"hands {name} on as {theirs}, and {called.name} has no such input"
-            yield bls.finding("renamed-inputs", "error", what, "Correct renamed_inputs.", at="renamed_inputs")
+            yield bls.finding("renamed-inputs", "answers", what, "Correct renamed_inputs.", at="renamed_inputs")
 
 
 def _unfilled(value: Any) -> bool:

@@ -1,13 +1,12 @@
-"""The Python models beside the one that generates: what they are told, and how many of each run."""
+"""The Python models beside the one that generates: what they are told, and whom they call."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-from toolkit.lint import parameter_rules
+from toolkit.lint import parameter_rules, readings
 from toolkit.lint.finding import Finding
-from toolkit.lint.repository import PLACEHOLDER, Model, Repository
+from toolkit.lint.repository import Model, Repository
 from toolkit.releases import OUR_LLMAPI_BLS_PARAMETERS, OUR_PARAMETERS, Release
 
 BLS = "tensorrt_llm_bls"
@@ -24,36 +23,32 @@ def check(repository: Repository, release: Release) -> Iterator[Finding]:
         model = repository.models.get(name)
         if model is not None and model.kind == "python":
             reader = f"{name} of toolkit repo" if ours else f"{name} of {release.name}"
-            effect = "it does not load, or takes it for false" if ours else "it takes its default"
-            yield from parameter_rules.check(model, known, reader, effect)
-    bls, postprocessing = repository.models.get(BLS), repository.models.get("postprocessing")
+            judge = readings.our_model if ours else readings.nvidias_model
+            yield from parameter_rules.check(model, known, reader, judge)
+    bls = repository.models.get(BLS)
     if bls is not None and bls.config is not None:
         yield from _called(bls, repository)
         if not ours:
             yield from _streams(bls)
             yield from _instances(bls, repository)
-    if ours and postprocessing is not None and (count := postprocessing.instances) > 1:
-        what = f"has {count} instances, and each knows only its own part of a stream's text"
-        yield postprocessing.finding("instances", "error", what, "Set count: 1.", at="instance_group")
 
 
 def _called(bls: Model, repository: Repository) -> Iterator[Finding]:
     for parameter in MODEL_NAMES:
         called = bls.parameters.get(parameter, "")
-        if called and not PLACEHOLDER.search(called) and called not in repository.models:
+        if called and not called.startswith("${") and called not in repository.models:
             what = f"{parameter} {called} is no model of this repository"
             fix = f"Use one of {', '.join(sorted(repository.models))}."
-            yield bls.finding("bls-model", "error", what, fix, at=called)
-    if not bls.parameters.get("tensorrt_llm_model_name") and "tensorrt_llm" not in repository.models:
+            yield bls.finding("bls-model", "answers", what, fix, at=called)
+    if not bls.given("tensorrt_llm_model_name") and "tensorrt_llm" not in repository.models:
         what = "tensorrt_llm_model_name is not set, and there is no tensorrt_llm, its default"
-        yield bls.finding("bls-model", "error", what, "Name the model that generates.")
+        yield bls.finding("bls-model", "answers", what, "Name the model that generates.")
 
 
 def _streams(bls: Model) -> Iterator[Finding]:
-    config: Any = bls.config
-    if config.model_transaction_policy.decoupled and bls.parameters.get("accumulate_tokens", "").lower() not in TRUE:
+    if bls.decoupled and bls.parameters.get("accumulate_tokens", "").lower() not in TRUE:
         what = "accumulate_tokens is not true: each chunk of a stream is decoded alone, and loses spaces and characters"
-        yield bls.finding("accumulate-tokens", "warning", what, "Say true.", at="accumulate_tokens")
+        yield bls.finding("accumulate-tokens", "default", what, "Say true.", at="accumulate_tokens")
 
 
 def _instances(bls: Model, repository: Repository) -> Iterator[Finding]:
@@ -64,4 +59,4 @@ def _instances(bls: Model, repository: Repository) -> Iterator[Finding]:
     what = f"has {bls.instances} instances, each with one request at a time; {executor.name} could run "
     what += str(executor.config.max_batch_size)
     fix = "Set count to the largest batch (bls_instance_count)."
-    yield bls.finding("bls-instances", "warning", what, fix, at="instance_group")
+    yield bls.finding("bls-instances", "default", what, fix, at="instance_group")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import ToolkitError
-from toolkit.lint.finding import Finding
+from toolkit.lint.finding import Effect, Finding
 from toolkit.releases.llm_api import SECTIONS
 from toolkit.yamlfile import read_yaml
 
@@ -60,10 +60,10 @@ class ModelYaml:
 
         return dict(of(yaml.compose(self.text, Loader=yaml.SafeLoader), "")) if self.content else {}
 
-    def finding(self, kind: str, level: Any, what: str, fix: str, at: str | None = None) -> Finding:
+    def finding(self, kind: str, effect: Effect, what: str, fix: str, at: str | None = None) -> Finding:
         """About the line of the key `at`, or of its section."""
         line = None if at is None else self.lines.get(at) or self.lines.get(at.partition(".")[0])
-        return Finding(kind, level, self.path, what, fix, line)
+        return Finding(kind, effect, self.path, what, fix, line)
 
 
 def model_yaml_of(folder: Path) -> Path | None:
@@ -79,11 +79,11 @@ def read_model_yaml(folder: Path) -> ModelYaml:
         path = folder / "1" / MODEL_YAML
         what = "is not there: LLM() is told nothing, not even the model"
         fix = "Write it: toolkit repo CONFIG does. NVIDIA's model reads another if LLM_CONFIG_PATH names it."
-        return ModelYaml(path, problem=Finding("model-yaml", "error", path, what, fix))
+        return ModelYaml(path, problem=Finding("model-yaml", "start", path, what, fix))
     try:
         content = read_yaml(path)
         return ModelYaml(path, path.read_text(encoding="utf-8"), content)
     except ToolkitError as error:
         line = re.search(r":(\d+)$", str(error.where))
         number = int(line[1]) if line else None
-        return ModelYaml(path, problem=Finding("model-yaml", "error", path, error.what, "Correct it.", number))
+        return ModelYaml(path, problem=Finding("model-yaml", "start", path, error.what, "Correct it.", number))

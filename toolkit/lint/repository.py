@@ -10,7 +10,7 @@ from typing import Any
 
 from toolkit.errors import ToolkitError
 from toolkit.jsonfile import read_json
-from toolkit.lint.finding import Finding
+from toolkit.lint.finding import Effect, Finding
 from toolkit.lint.model_yaml import PLACEHOLDER, ModelYaml, model_yaml_of, read_model_yaml
 
 CONFIG = "config.pbtxt"
@@ -18,7 +18,7 @@ OURS_ONLY = {"eos_token_ids", "pad_token_id", "vocab_size"}
 """Parameters that no model of NVIDIA's reads."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Model:
     """A folder of the repository. `config` is a ModelConfig message; None where it cannot be read."""
 
@@ -35,28 +35,46 @@ class Model:
     def path(self) -> Path:
         return self.folder / CONFIG
 
-    @property
+    @cached_property
     def kind(self) -> str:
-        """Its backend, or `ensemble`."""
-        return "" if self.config is None else self.config.backend or self.config.platform
+        """Its backend, or `ensemble`. Where it says none, Triton takes a model.py for a Python model."""
+        if self.config is None:
+            return ""
+        return self.config.backend or self.config.platform or ("python" if self.has_file("model.py") else "")
+
+    @cached_property
+    def versions(self) -> list[Path]:
+        return [path for path in self.folder.iterdir() if path.is_dir() and path.name.isdigit()]
+
+    def has_file(self, name: str) -> bool:
+        return any((version / name).is_file() for version in self.versions)
 
     @cached_property
     def parameters(self) -> dict[str, str]:
         found = {} if self.config is None else self.config.parameters
         return {key: found[key].string_value for key in found}
 
+    def given(self, name: str) -> str:
+        """The value of a parameter; empty where it is missing or an unfilled template."""
+        value = self.parameters.get(name, "")
+        return "" if PLACEHOLDER.search(value) else value
+
+    @property
+    def decoupled(self) -> bool:
+        return self.config is not None and self.config.model_transaction_policy.decoupled
+
     @property
     def instances(self) -> int:
         return 0 if self.config is None else sum(group.count or 1 for group in self.config.instance_group) or 1
 
     def line_of(self, text: str) -> int | None:
-        """The first line with a name in quotes."""
-        lines = self.text.splitlines()
-        return next((number for number, line in enumerate(lines, 1) if f'"{text}"' in line), None)
+        """The first line with a name in quotes, or that begins with it."""
+        lines = enumerate(self.text.splitlines(), 1)
+        return next((number for number, line in lines if f'"{text}"' in line or line.startswith(text)), None)
 
-    def finding(self, kind: str, level: Any, what: str, fix: str, at: str | None = None) -> Finding:
+    def finding(self, kind: str, effect: Effect, what: str, fix: str, at: str | None = None) -> Finding:
         """About its config.pbtxt, at the line of `at`."""
-        return Finding(kind, level, self.path, what, fix, None if at is None else self.line_of(at))
+        return Finding(kind, effect, self.path, what, fix, None if at is None else self.line_of(at))
 
 
 @dataclass
@@ -150,7 +168,7 @@ def read_repository(folder: Path, engine_dir: Path | None = None) -> Repository:
     repository = Repository(folder, models, None)
     executor = repository.executor
     path = engine_dir
-    if path is None and executor is not None and not PLACEHOLDER.search(given := _engine_path(executor)) and given:
+    if path is None and executor is not None and (given := executor.given("gpt_model_path")):
         path = Path(given)
     repository.engine = None if path is None else read_engine(path)
     return repository
@@ -167,10 +185,6 @@ def type_name(number: int) -> str:
 def _has_sampling_parameters(model: Model) -> bool:
     inputs: Any = model.config.input if model.config is not None else ()
     return any(tensor.name.startswith("sampling_param_") for tensor in inputs)
-
-
-def _engine_path(executor: Model) -> str:
-    return executor.parameters.get("gpt_model_path", "")
 
 
 def read_engine(folder: Path) -> Engine:
@@ -195,7 +209,7 @@ def _read_model(folder: Path) -> Model:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         what = f"cannot be read: {error}"
-        return Model(folder, "", None, Finding("syntax", "error", path, what, "Write it again."))
+        return Model(folder, "", None, Finding("syntax", "start", path, what, "Write it again."))
     try:
         return Model(folder, text, text_format.Parse(text, messages.ModelConfig()))
     except text_format.ParseError as error:
@@ -203,9 +217,7 @@ def _read_model(folder: Path) -> Model:
         reason = str(error).split(" : ", 1)[-1].strip()
         lines = text.splitlines()
         said = lines[line - 1].strip() if line and line <= len(lines) else ""
-        if found := PLACEHOLDER.search(said):
-            what = f"${{{found[1]}}} is left where Triton expects a value: {said}"
-            fix = f"Fill {found[1]}; NVIDIA's own list of keys does not have all of them."
-            return Model(folder, text, None, Finding("placeholder", "error", path, what, fix, line))
+        if PLACEHOLDER.search(said):
+            return Model(folder, text, None)  # placeholder_rules names the line
         what = f"is not a model configuration: {reason}"
-        return Model(folder, text, None, Finding("syntax", "error", path, what, "Correct the line.", line))
+        return Model(folder, text, None, Finding("syntax", "start", path, what, "Correct the line.", line))

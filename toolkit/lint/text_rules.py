@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,66 +14,79 @@ from toolkit.lint.repository import PLACEHOLDER, Model, Repository
 from toolkit.releases import Release
 from toolkit.special_tokens import TOKENIZER_CONFIG, special_tokens
 
+AT = "tokenizer_dir"
+FILES = ("tokenizer.json", "tokenizer.model")
+FILES_OF_OTHERS = (*FILES, "vocab.json", "vocab.txt", "spiece.model")
+"""Any of which AutoTokenizer of transformers, and so NVIDIA's models, can begin with."""
+GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
+"""Tokenizers of transformers that know no token by themselves."""
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
 
 def check(repository: Repository, release: Release) -> Iterator[Finding]:
     for name in ("preprocessing", "postprocessing", "tensorrt_llm_bls"):
         model = repository.models.get(name)
-        if model is None or model.config is None:
-            continue
-        if "tokenizer_dir" in model.parameters:
-            yield from _tokenizer(model)
+        if model is not None and model.config is not None and AT in model.parameters:
+            yield from _tokenizer(model, repository.ours)
+    if repository.ours:
+        yield from _no_end(repository)
 
 
-def _tokenizer(model: Model) -> Iterator[Finding]:
-    given = model.parameters["tokenizer_dir"]
+def _tokenizer(model: Model, ours: bool) -> Iterator[Finding]:
+    given = model.parameters[AT]
     if PLACEHOLDER.search(given):
         return
     if not given:
-        yield model.finding("tokenizer", "error", "tokenizer_dir is empty", "Set it.", at="tokenizer_dir")
+        yield model.finding("tokenizer", "start", "tokenizer_dir is empty", "Set it.", at=AT)
         return
     folder = Path(given) if Path(given).is_absolute() else (model.folder / given)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        reason = "has no tokenizer.json" if folder.is_dir() else "no such directory"
-        what = f"tokenizer_dir {given}: {reason}"
-        fix = "Copy the model's tokenizer there, or lint where it is."
-        yield model.finding("tokenizer", "error", what, fix, at="tokenizer_dir")
-    else:
+    if any((folder / name).is_file() for name in (FILES if ours else FILES_OF_OTHERS)):
         yield from _ends(model, folder)
+    elif not ours and not folder.is_dir() and HUB_NAME.fullmatch(given):
+        what = f"tokenizer_dir {given} is no directory here: it is taken for a name, and downloaded when Triton starts"
+        yield model.finding("tokenizer", "default", what, "Download it before, and give its directory.", at=AT)
+    else:
+        reason = f"has no {FILES[0]}" if folder.is_dir() else "no such directory"
+        fix = "Copy the model's tokenizer there, or lint where it is."
+        yield model.finding("tokenizer", "start", f"tokenizer_dir {given}: {reason}", fix, at=AT)
 
 
 def _ends(model: Model, folder: Path) -> Iterator[Finding]:
-    """NVIDIA's preprocessing ends at the tokenizer's eos_token; Llama 3's instruct models have two or three ends."""
-    if model.name != "preprocessing":
+    """NVIDIA's preprocessing ends at the tokenizer's token; Llama 3's instruct models have two or three."""
+    if model.name != "preprocessing" or "eos_token_ids" in model.parameters:
         return
-    if "eos_token_ids" in model.parameters:
-        if not model.parameters["eos_token_ids"]:
-            what, fix = "eos_token_ids is empty: no answer ends before its max_tokens", "Run toolkit repo again."
-            yield model.finding("eos-none", "error", what, fix, at="eos_token_ids")
-        return
-    if (folder / TOKENIZER_CONFIG).is_file() and "eos_token" not in _named(folder):
-        what = "the tokenizer has no eos_token, and NVIDIA's preprocessing does not load without"
-        yield model.finding("eos-none", "error", what, f"Name it in {TOKENIZER_CONFIG}.", at="tokenizer_dir")
-    ids = _eos_ids(folder / "generation_config.json")
-    if len(ids) > 1:
+    if _has_no_end(folder):
+        what = f"the tokenizer in {folder} has no eos_token, which NVIDIA's preprocessing asks for when it starts"
+        yield model.finding("eos-none", "start", what, f"Name it in {TOKENIZER_CONFIG}.", at=AT)
+    ids = _read(folder / "generation_config.json").get("eos_token_id")
+    if isinstance(ids, list) and len(ids) > 1:
         listed = ", ".join(map(str, ids))
-        what = (
-            f"the model ends answers with any of {listed} (generation_config.json), and this ends at one of them only"
-        )
+        what = f"generation_config.json ends answers with any of {listed}, and this ends at one of them only"
         fix = "Send the others as stop words, or use the repository of toolkit repo, which ends at all."
-        yield model.finding("eos", "warning", what, fix, at="tokenizer_dir")
+        yield model.finding("eos", "default", what, fix, at=AT)
 
 
-def _named(folder: Path) -> dict[str, str]:
-    """The special tokens of a tokenizer's directory. One that cannot be read is not said to lack one."""
+def _has_no_end(folder: Path) -> bool:
+    """Whether the tokenizer has no eos_token. Where its files do not say, its class may know one."""
     try:
-        return special_tokens(folder)
+        if "eos_token" in special_tokens(folder):
+            return False
     except ToolkitError:
-        return {"eos_token": "not known"}
+        return False
+    config = _read(folder / TOKENIZER_CONFIG)
+    return "eos_token" in config or config.get("tokenizer_class") in GENERIC_CLASSES
 
 
-def _eos_ids(path: Path) -> list[int]:
+def _no_end(repository: Repository) -> Iterator[Finding]:
+    model = repository.models.get("preprocessing")
+    if model is not None and model.parameters.get("eos_token_ids") == "":
+        what = "eos_token_ids is empty: no token ends an answer, and each runs to its max_tokens"
+        fix = "Name the model's end tokens, and run toolkit repo."
+        yield model.finding("eos-none", "answers", what, fix, at="eos_token_ids")
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        found: Any = read_json(path).get("eos_token_id")
+        return read_json(path)
     except ToolkitError:
-        return []
-    return [one for one in found if isinstance(one, int)] if isinstance(found, list) else []
+        return {}

@@ -4,7 +4,7 @@ The facts are text tables, one file a kind; docs/contracts.md says where they ar
 """
 
 from toolkit.releases.images import Image
-from toolkit.releases.models import OUR_LLMAPI_BLS_PARAMETERS, OUR_PARAMETERS
+from toolkit.releases.models import OUR_LLMAPI_BLS_PARAMETERS, OUR_PARAMETERS, TRITONS_PARAMETERS
 from toolkit.releases.parameters import RENAMES
 from toolkit.releases.release import LATEST, RELEASES, WITHOUT_ENGINES, Release, release_of
 from toolkit.releases.setting import Flag, Parameter
@@ -15,6 +15,7 @@ __all__ = [
     "OUR_PARAMETERS",
     "RELEASES",
     "RENAMES",
+    "TRITONS_PARAMETERS",
     "WITHOUT_ENGINES",
     "Flag",
     "Image",

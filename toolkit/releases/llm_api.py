@@ -58,6 +58,40 @@ _ARGUMENTS = f"""
 """
 
 
+_UNCHECKED = """
+    tokenizer tokenizer_mode skip_tokenizer_init tokenizer_revision custom_tokenizer revision max_input_len load_format
+    context_parallel_size cp_config pp_partition moe_cluster_parallel_size moe_tensor_parallel_size
+    moe_expert_parallel_size moe_config nvfp4_gemm_config enable_lm_head_tp_in_adp attention_dp_config dwdp_config
+    enable_lora lora_config peft_cache_config quant_config calib_config guided_decoding_backend batched_logits_processor
+    speculative_config decoding_config build_config batching_type normalize_log_probs gather_generation_logits
+    request_stats_max_iterations return_perf_metrics perf_metrics_max_requests prometheus_metrics_config
+    enable_iter_req_stats enable_energy_metrics max_stats_len otlp_traces_endpoint telemetry_config
+    cache_transceiver_config kv_connector_config sparse_attention_config postprocess_tokenizer_dir reasoning_parser
+    fail_fast_on_attention_window_too_large checkpoint_loader checkpoint_format checkpoint_io_policy mx_server_url
+    gms_socket_path gms_mode gms_tag mm_encoder_only video_pruning_rate model_kwargs generation_config
+    disable_flashinfer_sampling sampler_type sampler_force_async_worker enable_mixed_sampler enable_trtllm_sampler
+    kv_cache_dtype batch_wait_timeout_ms batch_wait_timeout_iters batch_wait_max_tokens_ratio torch_compile_config
+    enable_layerwise_nvtx_marker layer_wise_benchmarks_config enable_min_latency force_dynamic_quantization
+    orchestrator_type ray_worker_extension_cls ray_placement_config ray_worker_nsight_options sleep_config env_overrides
+    use_cute_dsl_blockscaling_mm use_cute_dsl_blockscaling_bmm logits_post_processors
+    kv_cache_config.max_attention_window kv_cache_config.sink_token_length kv_cache_config.onboard_blocks
+    kv_cache_config.cross_kv_cache_fraction kv_cache_config.secondary_offload_min_priority
+    kv_cache_config.event_buffer_max_size kv_cache_config.attention_dp_events_gather_period_ms
+    kv_cache_config.copy_on_partial_reuse kv_cache_config.use_uvm kv_cache_config.max_gpu_total_bytes
+    kv_cache_config.mamba_ssm_cache_dtype kv_cache_config.mamba_state_config
+    kv_cache_config.mamba_state_cache_interval kv_cache_config.use_kv_cache_manager_v2
+    kv_cache_config.max_util_for_resume scheduler_config.context_chunking_policy scheduler_config.dynamic_batch_config
+    scheduler_config.waiting_queue_policy cuda_graph_config.batch_sizes cuda_graph_config.mode
+    cuda_graph_config.num_tokens cuda_graph_config.max_num_token cuda_graph_config.seq_lens
+    cuda_graph_config.max_seq_len
+"""
+UNCHECKED_ARGUMENTS = frozenset(_UNCHECKED.split())
+"""Other arguments that one of the releases takes, by name alone. From tests/unittest/api_stability/references/llm.yaml
+in five states of 2025 and 2026, references_committed/llm.yaml@029c15cb, and the classes of llm_args.py; all of these
+refuse unknown names (StrictBaseModel). `logits_post_processors` is of the llmapi model itself, in 1.3."""
+BEFORE_1_0 = "pytorch_backend_config"
+"""The section of 0.19 and 0.20 that 1.0 took apart."""
+
 SECTIONS = tuple(dict.fromkeys(re.findall(r"^ +(\w+)\.", _ARGUMENTS, re.MULTILINE)))
 """What an argument with a dot is a key of."""
 

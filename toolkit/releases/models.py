@@ -85,3 +85,12 @@ OUR_LLMAPI_BLS_PARAMETERS: Mapping[str, setting.Parameter] = setting.parameters(
     NAMES[-1],
 )
 """Of the tensorrt_llm_bls of `toolkit repo` for engine: pytorch, which has no tokenizer."""
+
+TRITONS_PARAMETERS: Mapping[str, setting.Parameter] = setting.parameters(
+    """
+    FORCE_CPU_ONLY_INPUT_TENSORS  choice(yes|no)  -  -  -
+    EXECUTION_ENV_PATH            path            -  -  -
+    """,
+    NAMES[-1],
+)
+"""What Triton's Python backend itself reads, of any model (python_backend src/python_be.cc)."""
