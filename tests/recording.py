@@ -24,6 +24,8 @@ class Recording:
     """Of the next answers, each in a chunk of its own."""
     content_type: str | None = "text/event-stream"
     status: int = 200
+    stays_open: bool = False
+    """Whether nothing says that an answer's response has ended."""
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     """(path, body) of each."""
 
@@ -48,7 +50,8 @@ def recording_server(port: int = 0) -> Iterator[Recording]:
             self.end_headers()
             for piece in filter(None, recording.pieces):
                 self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-            self.wfile.write(b"0\r\n\r\n")
+            if not recording.stays_open:
+                self.wfile.write(b"0\r\n\r\n")
 
         def log_message(self, *_: object) -> None:
             pass

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.recording import DONE, recording_server
-from toolkit.client import GenerateRequest, ServerFailed, ServerRefused, connect
+from toolkit.client import DeadlineExceeded, GenerateRequest, ServerFailed, ServerRefused, connect
 
 CHAT, COMPLETIONS = "", "/v1/completions"
 NEVER = object()
@@ -47,10 +47,12 @@ def usage(tokens: int) -> dict[str, object]:
     return {"usage": {"prompt_tokens": 7, "completion_tokens": tokens, "total_tokens": 7 + tokens}}
 
 
-def ask(server, *pieces: bytes, path: str = CHAT, content_type: str | None = "text/event-stream"):
+def ask(
+    server, *pieces: bytes, path: str = CHAT, content_type: str | None = "text/event-stream", deadline_s: float = 60
+):
     server.pieces, server.content_type, server.status = pieces, content_type, 200
     with connect(server.url + path) as client:
-        return list(client.generate_stream(GenerateRequest("a secret prompt", 9, model="m"), deadline_s=5))
+        return list(client.generate_stream(GenerateRequest("a secret prompt", 9, model="m"), deadline_s=deadline_s))
 
 
 def answer(server, *pieces: bytes, **how) -> str:
@@ -136,6 +138,17 @@ def test_the_same_in_one_read(server, pieces):
 def test_completions(server, last, unfinished):
     pieces = [text("", unfinished), text(" a", unfinished), text(" b", unfinished), last, sse(usage(2)), DONE]
     assert answer(server, *pieces, path=COMPLETIONS) == " a b"
+
+
+def test_a_response_that_stays_open_after_done_is_not_waited_for(server):
+    """OpenAI's own client stops reading at [DONE]; ours would have waited for the deadline, and failed."""
+    server.stays_open = True
+    try:
+        assert answer(server, said(), said(" b"), STOP, DONE) == " a b"
+        with pytest.raises(DeadlineExceeded):
+            ask(server, said(), said(" b"), STOP, deadline_s=1)
+    finally:
+        server.stays_open = False
 
 
 def test_counts_wherever_they_stand(server):

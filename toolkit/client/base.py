@@ -68,6 +68,10 @@ class TimeLimit:
     def is_over(self) -> bool:
         return time.perf_counter() >= self._end()
 
+    def end_within(self, seconds: float) -> None:
+        """Bring the end nearer: to so many seconds from now, at most."""
+        self.seconds, self.begun = min(self.seconds, time.perf_counter() - self._start + seconds), True
+
     def exceeded(self) -> DeadlineExceeded:
         if not self.begun and self.first_event_s < self.seconds:
             return DeadlineExceeded(f"no answer began within {self.first_event_s:g} s", where=self.where)

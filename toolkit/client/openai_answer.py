@@ -33,6 +33,11 @@ class Answer:
         # Tokens counted so far; None once a chunk came without a count, as then usage is told at the end only.
         self._counted: int | None = 0
 
+    @property
+    def done(self) -> bool:
+        """Whether the server has said that nothing follows."""
+        return self._done
+
     def event(self, data: bytes, received: float, kind: bytes = MESSAGE) -> Event | None:
         """What one chunk says; None when it says nothing, as the first one of a chat, which only has a role."""
         if data.strip() == DONE:

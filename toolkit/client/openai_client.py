@@ -12,7 +12,7 @@ import ssl
 from collections.abc import Generator, Iterator
 from typing import Any
 
-from toolkit.client.base import Client, Event, Result
+from toolkit.client.base import Client, DeadlineExceeded, Event, Result, TimeLimit
 from toolkit.client.connections import Connections, chunks, whole
 from toolkit.client.openai_answer import Answer, result
 from toolkit.client.request import GenerateRequest
@@ -35,6 +35,8 @@ SAMPLING = {
     "stop_words": "stop",
 }
 NO_END_ID = -1
+AFTER_DONE_S = 0.2
+"""For the end of the response, after which its connection can be used again."""
 COUNTS = ("return_num_input_tokens", "return_num_output_tokens")
 # Nothing that could be asked for here: what comes of it elsewhere are outputs that these servers do not have.
 NOT_SENT = (*COUNTS, "return_perf_metrics")
@@ -72,7 +74,8 @@ class OpenAiClient(Client):
         limit = self._limit(deadline_s)
         body = self._body(request, True)
         with self._without_key(), self._connections.post(self._path, body, True, limit) as (response, sock):
-            answer, stream = Answer(self.takes_messages), EventStream(chunks(response, sock, limit))
+            answer = Answer(self.takes_messages)
+            stream = EventStream(_until_done(chunks(response, sock, limit), answer, limit))
             for sent in stream:
                 event = answer.event(*sent)
                 if event is not None:
@@ -120,6 +123,20 @@ class OpenAiClient(Client):
         except ToolkitError as error:
             if len(self._key) >= SHORTEST_SECRET and self._key in str(error):
                 raise type(error)(error.what.replace(self._key, INSTEAD), where=self.url) from None
+            raise
+
+
+def _until_done(
+    reads: Iterator[tuple[bytes, float]], answer: Answer, limit: TimeLimit
+) -> Iterator[tuple[bytes, float]]:
+    """What arrives. A server that says that it is done and sends no end to the response is not waited for."""
+    try:
+        for read in reads:
+            yield read
+            if answer.done:
+                limit.end_within(AFTER_DONE_S)
+    except (TimeoutError, DeadlineExceeded):
+        if not answer.done:
             raise
 
 
