@@ -30,7 +30,7 @@ def test_a_line_for_each_tensor(llama_dir, deploy):
     save_file(tensors, llama_dir / "model.safetensors")
     file = deploy(llama_dir, 2, 2).file
     first, again = report(file), report(file)
-    assert (first.returncode, first.stderr.splitlines()[0]) == (0, "converted")
+    assert first.returncode == 0 and "converted" in first.stderr.splitlines()
     assert again.stdout == first.stdout
     assert set(lines(first.stdout)) == set(tensors)
     assert lines(first.stdout)[Q_PROJ] == ["4,096", "3", "0", "0", "1", "1"]
@@ -44,7 +44,7 @@ def test_all_that_cannot_be_converted_comes_first(llama_dir, deploy):
     deployment = deploy(llama_dir, 2, 2)
     done = report(deployment.file)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: ")
+    assert done.stderr.splitlines()[-1].startswith("error: ")
     assert [*lines(done.stdout)][:2] == [UP_PROJ, Q_PROJ]
     assert lines(done.stdout)[UP_PROJ][2:4] == ["2", "0"]
     assert lines(done.stdout)[Q_PROJ][2:4] == ["0", "1"]

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from tests.repository.sources import prompts
 from tests.repository.tokenizers_for_tests import sentence_piece_tokenizer
 from toolkit.errors import ToolkitError
+from toolkit.repository.token_table import write_token_table
 from toolkit.workload.words import Piece, Writer
 
 
@@ -134,9 +135,11 @@ def test_what_cannot_be_exact_is_an_error_with_its_numbers(plan, tiny_llama, tmp
         Writer(tmp_path / "tokenizer.json", 0, 1)
 
 
-def test_counts_are_those_of_preprocessing(plan, tiny_llama):
+def test_counts_are_those_of_preprocessing(plan, tiny_llama, tmp_path):
     """The model of the repository itself: it adds BOS, once."""
-    served = prompts.PromptTokenizer(tiny_llama, add_special_tokens=True, vocab_size=512)
+    shutil.copy(tiny_llama / "tokenizer.json", tmp_path)
+    write_token_table(tmp_path / "tokenizer.json", tmp_path)
+    served = prompts.PromptTokenizer(tmp_path, add_special_tokens=True, vocab_size=512, max_seq_len=512)
     for keys in ({"prompt_tokens": 77, "requests": 3}, {"kind": "chat", "requests": 3}):
         for request in plan(**keys):
             assert request.prompt_tokens == len(served.prompt_ids(request.prompt))
