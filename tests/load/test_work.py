@@ -50,3 +50,18 @@ def test_the_same_seed_sends_the_same_and_another_does_not(deployment, tiny_llam
     assert slower[0] == prompts and slower[1] == pytest.approx([2 * due for due in dues], rel=0.2)
     other = sent(seed=7)
     assert other[0] != prompts and other[1] != dues
+
+
+def test_users_of_a_trace(deployment, tiny_llama, tmp_path):
+    """One with times says when each request is sent; ShareGPT's conversations have none."""
+    turns = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
+    (tmp_path / "s.json").write_text(json.dumps([{"conversations": turns}] * 5))
+    (tmp_path / "a.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03,9,4\n")
+    load = deployment(None, model=tiny_llama)
+    for trace in ("s.json", "a.csv"):
+        (tmp_path / f"{trace}.yaml").write_text(json.dumps({"trace": trace}))
+    asked = work_of(load, str(tmp_path / "s.json.yaml"), users=2, requests=3)
+    assert (asked.users, asked.count, asked.settings()["loop"]) == (2, 3, "closed")
+    assert work_of(load, str(tmp_path / "s.json.yaml"), rate=7).settings()["rate"] == 7
+    with pytest.raises(ToolkitError, match="--users: 2 streams at a time, and the workload says when"):
+        work_of(load, str(tmp_path / "a.csv.yaml"), users=2)

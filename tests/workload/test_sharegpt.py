@@ -104,6 +104,15 @@ def test_a_conversation_is_cut_where_it_is_over_the_limit(file, sent):
     assert found.told == ("conversations cut where they are over limits.max_seq_len 200: 1",)
 
 
+def test_a_model_without_a_template_is_told(file, sent, model):
+    (model / "chat_template.jinja").unlink()
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": None}))
+    file(talk("Why?", "So.", "Who?", "I."))
+    found = sent()
+    assert found[1].prompt == "Why?\n\nSo.\n\nWho?" and "no chat template" in found.told[0]
+
+
 def test_only_what_is_asked_for_is_read(file, sent):
     file(text=json.dumps([talk("Why?", "So.", "Who?", "I.")])[:-1] + ", {broken")
     assert sent(requests=2).count == 2

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from toolkit.config import Deployment
 
 DEFAULT_RATE = 1.0
+NO_TEMPLATE = "the model has no chat template: a prompt is its turns with empty lines between them"
 AnyWorkload = TypeVar("AnyWorkload", bound=Workload)
 
 
@@ -101,7 +102,8 @@ def turns_of(deployment: Deployment, workload: Workload, trace: Path) -> tuple[l
 
     template = ChatTemplate(deployment.model.path, deployment.model.chat_template)
     counter = Counter(tokenizer_file(deployment))
-    return read_turns(trace, workload.requests, template, counter, deployment.limits.max_seq_len)
+    turns, told = read_turns(trace, workload.requests, template, counter, deployment.limits.max_seq_len)
+    return turns, told if template.is_there else (*told, NO_TEMPLATE)
 
 
 def _generated(deployment: Deployment, workload: Workload, rate: float, most: int, where: str) -> Traffic:
