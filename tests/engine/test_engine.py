@@ -65,6 +65,19 @@ def test_same_seed_same_text_whoever_else_is_in_the_batch(group):
     assert group.generate(PROMPT, 25, seed=12, **options) != alone
 
 
+def test_draws_without_a_seed_differ_and_come_again_in_a_new_engine(tiny):
+    """samplingConfig.h takes the next of a generator that begins with 0 for each request that gives no seed."""
+    options = {"runtime_top_p": 0.95, "temperature": 1.3}
+    texts = []
+    for _ in range(2):
+        with started(tiny) as group:
+            texts.append([group.generate(PROMPT, 25, **options) for _ in range(3)])
+            several = group.submit(PROMPT, 25, num_return_sequences=2, **options).wait()
+            first = [event.token for event in several if event.sequence.index == 0]
+            assert first == group.generate(PROMPT, 25, seed=0, **options)
+    assert texts[0] == texts[1] and len(set(map(tuple, texts[0]))) == 3
+
+
 def test_several_sequences_of_one_request(group):
     options = {"runtime_top_p": 0.95, "temperature": 1.5}
     events = group.submit(PROMPT, 12, seed=3, num_return_sequences=3, **options).wait()

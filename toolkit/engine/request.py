@@ -33,7 +33,7 @@ class GenerationRequest(BaseModel):
     """A request, with names and defaults of TensorRT-LLM 1.2.
 
     The most likely token is taken, whatever the temperature, unless runtime_top_k > 1 or runtime_top_p ask
-    for a draw. The seed is 0 unless given, so that a request sent again gives the same text.
+    for a draw.
     Token ids may be any: those outside the vocabulary give an unspecified answer.
     """
 
@@ -48,7 +48,8 @@ class GenerationRequest(BaseModel):
     runtime_top_p_min: Annotated[float, Field(gt=0, le=1)] = 1e-6
     runtime_top_p_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     runtime_top_p_reset_ids: Annotated[int, Field(ge=0)] | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0)] | None = None
+    """Without one the engine takes the next of its own; several sequences then have 0, 1, 2 ..."""
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0

@@ -23,9 +23,9 @@ GREEDY_BELOW = 1e-6
 class Sampler:
     """Chooses the tokens of one sequence. Its state is its own: other sequences of a batch change nothing."""
 
-    def __init__(self, request: GenerationRequest, index: int) -> None:
+    def __init__(self, request: GenerationRequest, seed: int) -> None:
         self.request, self.prompt_length = request, len(request.input_ids)
-        self.random = torch.Generator().manual_seed((request.seed + index) % 2**63)
+        self.random = torch.Generator().manual_seed(seed % 2**63)
         drawn = request.runtime_top_k > 1 or (request.runtime_top_k == 0 and request.runtime_top_p is not None)
         cold = request.temperature < GREEDY_BELOW
         self.greedy, self.temperature = cold or not drawn, 1.0 if cold else request.temperature

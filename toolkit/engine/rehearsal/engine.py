@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import threading
 import time
 import traceback
@@ -27,10 +28,12 @@ from toolkit.inflight import Request, Scheduler, State, Stats, Step
 class Generation(Request):
     """Sequence `index` of request `row` of a batch. Times are those of time.monotonic_ns()."""
 
-    def __init__(self, request: GenerationRequest, row: int, index: int, deliver: Callable[[Event], None]) -> None:
+    def __init__(
+        self, request: GenerationRequest, row: int, index: int, seed: int, deliver: Callable[[Event], None]
+    ) -> None:
         super().__init__(id(self), request.input_ids, request.request_output_len)
         self.request, self.row, self.index = request, row, index
-        self.deliver, self.sampler = deliver, Sampler(request, index)
+        self.deliver, self.sampler = deliver, Sampler(request, seed + index)
         self.cum_log_prob = 0.0
         self.arrival_ns = time.monotonic_ns()
         self.first_scheduled_ns = self.first_token_ns = self.last_token_ns = 0
@@ -64,6 +67,7 @@ class RehearsalEngine:
         self._scheduler = Scheduler(settings.scheduling)
         self._changed = threading.Condition()  # guards what follows, and the scheduler
         self._live: set[Generation] = set()
+        self._seeds = random.Random(0)
         self._closing = False
         self._events: SimpleQueue[list[Event] | None] = SimpleQueue()
         loops = (self._run, self._hand_out)
@@ -80,8 +84,9 @@ class RehearsalEngine:
         for request in requests:
             request.check(vocab_size, most)
         sequences = [
-            Generation(request, row, index, deliver)
+            Generation(request, row, index, seed, deliver)
             for row, request in enumerate(requests)
+            for seed in [self._seed(request)]
             for index in range(request.num_return_sequences)
         ]
         with self._changed:
@@ -91,6 +96,12 @@ class RehearsalEngine:
             self._live.update(sequences)
             self._changed.notify()
         return sequences
+
+    def _seed(self, request: GenerationRequest) -> int:
+        """Of the first sequence. Requests without one differ, as in TensorRT-LLM; a new engine repeats them."""
+        if request.seed is not None:
+            return request.seed
+        return 0 if request.num_return_sequences > 1 else self._seeds.getrandbits(64)
 
     def cancel(self, sequences: Sequence[Generation]) -> None:
         """End those that have not ended; each gets a last event, without a token."""
