@@ -72,6 +72,7 @@ def test_what_is_shown_is_what_serve_does(bridges, monkeypatch):
     """The same machine, variable and YAML through the function that `toolkit serve` asks."""
     make, deployment = bridges
     monkeypatch.setattr(serving, "read_topology", lambda: recorded("h100-pcie-bridges"))
+    monkeypatch.setattr(serving, "given_cores", lambda: None)
     for value, parallel in (("0,1,2,5,6,7", {"tp": 2, "pp": 3}), ("7,3,1,0,2", {"tp": 2, "pp": 1, "replicas": 2})):
         placed = with_settings(deployment, parallel=parallel, hardware={"cores_per_gpu": 1})
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from itertools import pairwise
 
 import pytest
 
 from toolkit.errors import ToolkitError
 from toolkit.runtime import cores_near
-from toolkit.runtime.cores import ranges
+from toolkit.runtime.cores import given_cores, ranges
 
 
 @pytest.fixture
@@ -36,6 +37,12 @@ def test_gpus_near_several_nodes(nodes):
     assert cores_near([(0, 1), (1,)], 57, nodes)[0] == (*range(57), *range(57, 112), 168, 169)
 
 
+def test_a_node_without_memory_gives_cores_alone(nodes):
+    (nodes / "has_memory").write_text("0\n")
+    assert cores_near([(0, 1)], 2, nodes) == ((0, 1), (0,))
+    assert cores_near([(1,)], 2, nodes) == ((56, 57), ())
+
+
 def test_cores_of_the_first_gpus_do_not_depend_on_the_others(nodes):
     of_each = [(1,), (0, 1), (0,), (0, 1)]
     chosen = [set(cores_near(of_each[: count + 1], 20, nodes)[0]) for count in range(4)]
@@ -61,3 +68,13 @@ def test_a_machine_that_does_not_tell(tmp_path, text, message):
 @pytest.mark.parametrize(("numbers", "text"), [([], ""), ([3], "3"), ([0, 1], "0-1"), ([5, 0, 1, 2, 8], "0-2,5,8")])
 def test_ranges(numbers, text):
     assert ranges(numbers) == text
+
+
+@pytest.mark.parametrize("mine, given", [({*range(224)}, None), ({56, 58}, (56, 58)), ({0, 999}, None)])
+def test_cores_that_somebody_chose(nodes, monkeypatch, mine, given):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: mine)
+    assert given_cores(nodes) == given
+
+
+def test_a_kernel_that_tells_no_nodes(tmp_path):
+    assert given_cores(tmp_path) is None

@@ -42,6 +42,7 @@ def test_the_flagship_s_dry_run(monkeypatch, tmp_path, runtime, mode, golden):
         (tmp_path / f"node{node}").mkdir()
         (tmp_path / f"node{node}" / "cpulist").write_text(cores)
     monkeypatch.setattr("toolkit.serve.gpus.cores_near", partial(cores_near, folder=tmp_path))
+    monkeypatch.setattr("toolkit.serve.gpus.given_cores", lambda: None)
     monkeypatch.setattr(os, "getuid", lambda: 1000)
     monkeypatch.setattr(os, "getgid", lambda: 1000)
     monkeypatch.setattr("toolkit.serve.tritonserver.NGC_BINARY", Path("/nowhere/tritonserver"))

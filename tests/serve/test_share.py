@@ -25,6 +25,7 @@ def node(monkeypatch, tmp_path):
         table = parse_topology((RECORDED / f"{name}.txt").read_text())
         monkeypatch.setattr("toolkit.serve.gpus.read_topology", lambda: table)
         monkeypatch.setattr("toolkit.serve.gpus.cores_near", partial(cores_near, folder=tmp_path))
+        monkeypatch.setattr("toolkit.serve.gpus.given_cores", lambda: None)
         monkeypatch.setattr(gpus, "load_library", lambda: h100s(len(table.gpus)))
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         for number, listed in enumerate(cores):
@@ -89,6 +90,16 @@ def test_gpus_near_two_nodes_get_cores_and_memory_of_both(node, monkeypatch):
     (pair,) = flagship(tp=2, pp=1, cores=10)
     share = share_of(pair)
     assert share.lines[-1] == "cores 16-31,48-51, 10 for each GPU, and the memory of NUMA nodes 2-3"
+
+
+def test_the_cores_of_a_job_are_kept_to(node, monkeypatch):
+    """numactl refuses cores that a batch system's control group has not."""
+    node("dgx-h100", "0-55,112-167", "56-111,168-223")
+    monkeypatch.setattr("toolkit.serve.gpus.given_cores", lambda: (96, 97, 98, 99))
+    (deployment,) = flagship()
+    share = share_of(deployment)
+    assert (share.cores, share.nodes) == ((96, 97, 98, 99), ())
+    assert share.lines[-1] == "cores 96-99, to which this process is limited"
 
 
 def test_without_nvidia_smi_the_gpus_are_in_their_order(monkeypatch, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ NODES = Path("/sys/devices/system/node")
 def cores_near(
     nodes: Sequence[tuple[int, ...]], per_gpu: int, folder: Path = NODES
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The numbers of `per_gpu` logical CPUs for each GPU, on the GPU's own NUMA nodes; and these nodes.
+    """The numbers of `per_gpu` logical CPUs for each GPU, on the GPU's own NUMA nodes; and those of them with memory.
 
     `nodes` has the nodes of each GPU. The lowest numbers come first: on usual machines those are whole cores, and
     their second threads come last. GPUs choose one after the other, so those of the first GPUs do not depend on the
@@ -28,7 +29,14 @@ def cores_near(
         if len(free) < per_gpu:
             raise _too_few(own, nodes, sum(len(there[node]) for node in own), per_gpu)
         chosen.update(free[:per_gpu])
-    return tuple(sorted(chosen)), tuple(used)
+    return tuple(sorted(chosen)), tuple(node for node in used if _has_memory(node, folder))
+
+
+def given_cores(folder: Path = NODES) -> tuple[int, ...] | None:
+    """The cores that a batch system, a container or taskset gave to this process; None where it may use all."""
+    nodes = [int(path.name.removeprefix("node")) for path in folder.glob("node[0-9]*")]
+    mine, machine = os.sched_getaffinity(0), {core for node in nodes for core in _cores_of(node, folder)}
+    return tuple(sorted(mine)) if mine < machine else None
 
 
 def _too_few(own: tuple[int, ...], nodes: Sequence[tuple[int, ...]], cores: int, per_gpu: int) -> ToolkitError:
@@ -63,9 +71,21 @@ def pinned(needs: Needs) -> list[Part]:
 def _cores_of(node: int, folder: Path) -> list[int]:
     file = folder / f"node{node}" / "cpulist"
     try:
-        text = file.read_text().strip()
-        runs = [list(map(int, run.split("-"))) for run in text.split(",") if run]
+        return _numbers(file.read_text())
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ToolkitError(f"does not tell the cores of NUMA node {node}: {reason}", where=file) from None
+
+
+def _has_memory(node: int, folder: Path) -> bool:
+    """numactl binds no memory to a node without any, as a socket without memory modules is."""
+    try:
+        return node in _numbers((folder / "has_memory").read_text())
+    except (OSError, ValueError):
+        return True
+
+
+def _numbers(text: str) -> list[int]:
+    """The opposite of `ranges`."""
+    runs = [[int(end) for end in run.split("-")] for run in text.strip().split(",") if run]
     return [number for run in runs for number in range(run[0], run[-1] + 1)]

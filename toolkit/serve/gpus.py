@@ -14,7 +14,7 @@ from toolkit.errors import ToolkitError
 from toolkit.machine.visible import VISIBLE, VisibleGpus, visible_here
 from toolkit.placement import Placement, in_order, place, placement_lines
 from toolkit.runtime import cores_near
-from toolkit.runtime.cores import ranges
+from toolkit.runtime.cores import given_cores, ranges
 from toolkit.topology import TABLE, Topology, read_topology, unknown_topology
 
 
@@ -45,13 +45,17 @@ def share_of(deployment: Deployment) -> Share:
     nodes = [topology.numa_of(gpu) for gpu in (gpu for group in placement.groups for gpu in group)]
     if not all(nodes):
         return Share(gpus, lines=tuple(lines))
+    if given := given_cores():  # numactl refuses any others
+        lines.append(f"cores {ranges(given)}, to which this process is limited")
+        return Share(gpus, given, lines=tuple(lines))
     before, per_gpu = replica * len(gpus), deployment.hardware.cores_per_gpu
     # The lowest cores of a node come first, so a replica's own are those that its predecessors leave.
     cores, _ = cores_near(nodes[: before + len(gpus)], per_gpu)
     taken = cores_near(nodes[:before], per_gpu)[0] if before else ()
     cores = tuple(core for core in cores if core not in set(taken))
     _, near = cores_near(nodes[before : before + len(gpus)], per_gpu)
-    lines.append(f"cores {ranges(cores)}, {per_gpu} for each GPU, and the memory of NUMA nodes {ranges(near)}")
+    memory = f", and the memory of NUMA nodes {ranges(near)}" if near else ""
+    lines.append(f"cores {ranges(cores)}, {per_gpu} for each GPU{memory}")
     return Share(gpus, cores, near, tuple(lines))
 
 
