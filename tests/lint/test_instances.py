@@ -1,6 +1,7 @@
 """How many instances, on which GPUs, and whether the models that call each other agree on streaming."""
 
 import json
+import shutil
 
 import pytest
 
@@ -85,3 +86,18 @@ def test_the_model_that_is_called_is_the_one_that_counts(repository):
     config("llm", STREAM, WHOLE)(repository)
     found = [one for one in lint(repository) if one.kind == "decoupled"]
     assert len(found) == 1 and "and llm, which it calls, is not" in found[0].what
+
+
+def test_each_of_several_executors_is_looked_at(repository):
+    """As NVIDIA's docs run two instances: two folders, each with GPUs of its own."""
+    shutil.copytree(repository / LLM, repository / f"{LLM}_2")
+    config(f"{LLM}_2", f'name: "{LLM}"', f'name: "{LLM}_2"')(repository)
+    assert lint(repository) == []
+    for change in (parameter("gpt_model_type", "v2", f"{LLM}_2"), group("", f"{LLM}_2")):
+        change(repository)
+    parameter("gpu_device_ids", "0,1", f"{LLM}_2")(repository)
+    found = lint(repository)
+    assert {one.kind for one in found} == {"parameter-value", "instance-kind", "device-ids"}
+    assert {one.path.parent.name for one in found} == {f"{LLM}_2"}
+    parameter("gpt_model_path", "/nowhere", f"{LLM}_2")(repository)
+    assert "engine-path" in {one.kind for one in lint(repository)}

@@ -111,6 +111,7 @@ BROKEN = [
     ),
     ("tensor-unknown", DEFAULT, config(LLM, 'name: "streaming"', 'name: "stream"'), "input stream is not one"),
     ("tensor-type", ANSWERS, config(LLM, '(name: "seed"\\s+data_type: )TYPE_UINT64', r"\1TYPE_INT32"), "seed is INT32"),
+    ("tensor-type", ANSWERS, config(LLM, '(name: "temperature"\\s+data_type: )TYPE_FP32', r"\1TYPE_FP16"), "is FP16"),
     ("queue", DEFAULT, config(LLM, "max_queue_size: 256", "max_queue_size: 0"), "queue without end"),
     ("instances", START, config(LLM, "count: 1", "count: 2"), "has 2 instances and no gpu_device_ids"),
     ("engine-path", START, parameter("gpt_model_path", ""), "no engine to load"),
@@ -208,6 +209,19 @@ def test_a_parameter_that_the_backend_cannot_do_without(repository):
     path = repository / "tensorrt_llm/config.pbtxt"
     edit(path, r'parameters {\s+key: "gpt_model_type"\s+value {[^}]*}\s+}', "")
     assert [one.kind for one in lint(repository)] == ["parameter-missing"]
+
+
+def test_types_that_the_backend_reads_alike(repository):
+    """It copies bytes: the sign of an integer does not matter to it, as in repositories of its first releases."""
+    edit(repository / LLM / "config.pbtxt", '(name: "end_id"\\s+data_type: )TYPE_INT32', r"\1TYPE_UINT32")
+    edit(repository / LLM / "config.pbtxt", '(name: "context_logits"\\s+data_type: )TYPE_FP32', r"\1TYPE_BF16")
+    assert {one.kind for one in lint(repository)} <= {"ensemble-type"}
+
+
+def test_an_executor_that_names_no_engine(repository):
+    path = repository / "tensorrt_llm/config.pbtxt"
+    edit(path, r'parameters {\s+key: "gpt_model_path"\s+value {[^}]*}\s+}', "")
+    assert ("engine-path", START) in {(one.kind, one.effect) for one in lint(repository)}
 
 
 def test_findings_name_their_line(repository):

@@ -20,7 +20,7 @@ def check(repository: Repository, release: Release) -> Iterator[Finding]:
     bls = repository.models.get(BLS)
     if bls is None or bls.config is None:
         return
-    called = repository.models.get(bls.given("tensorrt_llm_model_name") or "tensorrt_llm")
+    called = repository.called_by(bls)
     if called is None or called.config is None or _decoupled(repository, called) == bls.decoupled:
         return
     if bls.decoupled:

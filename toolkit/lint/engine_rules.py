@@ -14,11 +14,15 @@ FALSE = ("false", "False", "FALSE", "0")
 
 
 def check(repository: Repository, release: Release) -> Iterator[Finding]:
-    executor, engine = repository.executor, repository.engine
-    if executor is None or executor.config is None or "gpt_model_path" not in executor.parameters:
-        return
+    for executor in repository.executors:
+        if executor.model.config is not None and executor.model.reads_engine:
+            yield from _of(executor.model, executor.engine, release)
+
+
+def _of(executor: Model, engine: Engine | None, release: Release) -> Iterator[Finding]:
     if engine is None:
-        if PLACEHOLDER.search(executor.parameters["gpt_model_path"]) or executor.given("encoder_model_path"):
+        unfilled = PLACEHOLDER.search(executor.parameters.get("gpt_model_path", ""))
+        if unfilled or executor.given("encoder_model_path"):
             return
         what = "gpt_model_path is empty: the backend then has no engine to load"
         yield executor.finding("engine-path", "start", what, "Set it to the engine directory.", at="gpt_model_path")

@@ -19,18 +19,27 @@ from toolkit.repository import signatures
 MEMORY_LIMIT = 0.85
 """hardware.gpu_memory_limit of the requirements."""
 TRUE = ("true", "True", "TRUE", "1")
+OF_ANY_FLOAT = (
+    *("draft_logits", "context_logits", "generation_logits", "encoder_input_features"),
+    *("prompt_embedding_table", "lora_weights"),
+)
+"""Tensors that have the type of the model."""
 LOOKAHEAD = ("lookahead_window_size", "lookahead_ngram_size", "lookahead_verification_set_size")
 
 
 def check(repository: Repository, release: Release) -> Iterator[Finding]:
-    executor = repository.executor
-    if executor is None or executor.config is None:
-        if executor is None and not repository.llm_models:
-            what = "no model has backend tensorrtllm, and none is called tensorrt_llm"
-            yield Finding("executor", "answers", repository.folder, what, "Add it: toolkit repo CONFIG makes all five.")
-        return
-    yield from _renamed(repository)
-    if executor.kind == "tensorrtllm" or "gpt_model_type" in executor.parameters:
+    if not repository.executors and not repository.llm_models:
+        what = "no model has backend tensorrtllm, and none is called tensorrt_llm"
+        yield Finding("executor", "answers", repository.folder, what, "Add it: toolkit repo CONFIG makes all five.")
+    if repository.executors:
+        yield from _renamed(repository)
+    for executor in repository.executors:
+        if executor.model.config is not None:
+            yield from _of(executor.model, release)
+
+
+def _of(executor: Model, release: Release) -> Iterator[Finding]:
+    if executor.reads_engine:
         known, reader = release.backend_parameters, f"the backend of {release.name}"
         yield from parameter_rules.check(executor, known, reader, readings.backend)
         yield from _together(executor)
@@ -98,13 +107,19 @@ def _tensors(executor: Model, release: Release) -> Iterator[Finding]:
                 yield executor.finding("tensor-missing", "answers", what, "Add it; docs/contracts.md has its type.")
         for name, tensor in found.items():
             theirs = type_name(tensor.data_type)
-            floats = {"FP16", "FP32", "BF16"}  # logits and tables may be of any of them
-            if name in known and theirs != known[name].type and not {theirs, known[name].type} <= floats:
+            if name in known and not _fits(name, theirs, known[name].type):
                 what = f"{side} {name} is {theirs}, the backend's is {known[name].type}"
                 yield executor.finding("tensor-type", "answers", what, "Make them the same.", at=name)
             elif name not in known and name not in RENAMES:
                 what = f"{side} {name} is not one of the backend's"
                 yield executor.finding("tensor-unknown", "default", what, "Remove it.", at=name)
+
+
+def _fits(name: str, given: str, wanted: str) -> bool:
+    """The backend copies bytes, so that the sign of an integer does not matter (to_trt_datatype in utils.cc)."""
+    if name in OF_ANY_FLOAT:
+        return given in ("FP16", "FP32", "BF16")
+    return given.removeprefix("U") == wanted.removeprefix("U")
 
 
 def _renamed(repository: Repository) -> Iterator[Finding]:

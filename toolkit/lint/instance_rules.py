@@ -12,7 +12,7 @@ from typing import Any
 
 from toolkit.lint.finding import Effect, Finding
 from toolkit.lint.readings import taken
-from toolkit.lint.repository import LlmModel, Model, Repository
+from toolkit.lint.repository import Executor, LlmModel, Model, Repository
 from toolkit.releases import Parameter, Release
 
 AT = "instance_group"
@@ -22,9 +22,9 @@ LISTS = {"gpu_device_ids": "GPUs", "participant_ids": "ranks"}
 
 
 def check(repository: Repository, release: Release) -> Iterator[Finding]:
-    executor = repository.executor
-    if executor is not None and executor.config is not None:
-        yield from _of_the_executor(repository, executor, release)
+    for executor in repository.executors:
+        if executor.model.config is not None:
+            yield from _of_an_executor(executor, repository.ours, release)
     for llm in repository.llm_models:
         yield from _of_the_llm_api(llm)
     postprocessing = repository.models.get("postprocessing")
@@ -32,29 +32,29 @@ def check(repository: Repository, release: Release) -> Iterator[Finding]:
         yield from _of_our_postprocessing(postprocessing)
 
 
-def _of_the_executor(repository: Repository, executor: Model, release: Release) -> Iterator[Finding]:
-    on_gpus = _on_gpus(executor)
-    if on_gpus == MISSING and repository.ours and executor.kind == "python":
+def _of_an_executor(executor: Executor, ours: bool, release: Release) -> Iterator[Finding]:
+    model, on_gpus = executor.model, _on_gpus(executor.model)
+    if on_gpus == MISSING and ours and model.kind == "python":
         on_gpus = None  # a rehearsal, which has no GPU
     if on_gpus:
         what = f"instance_group is {on_gpus}: Triton makes an instance for each GPU, and each loads the whole engine"
-        yield executor.finding("instance-kind", "start", what, GPU, at=AT)
-    groups = {name: _groups(executor, release.backend_parameters[name]) for name in LISTS}
-    ranks = repository.engine.world_size if repository.engine else None
+        yield model.finding("instance-kind", "start", what, GPU, at=AT)
+    groups = {name: _groups(model, release.backend_parameters[name]) for name in LISTS}
+    ranks = executor.engine.world_size if executor.engine else None
     for name, what in LISTS.items():
         for group in groups[name] if ranks else ():
-            yield from _group(executor, name, what, group, ranks or 0)
-    count, given = executor.instances, groups["gpu_device_ids"]
+            yield from _group(model, name, what, group, ranks or 0)
+    count, given = model.instances, groups["gpu_device_ids"]
     if count < 2 or on_gpus or len(given) >= count:
         return
     if given:
         what = f"has {count} instances and gpu_device_ids for {len(given)}: some share their GPUs"
-        yield executor.finding("instances", "default", what, "Name the GPUs of each, as 0,1;2,3.", at=AT)
+        yield model.finding("instances", "default", what, "Name the GPUs of each, as 0,1;2,3.", at=AT)
         return
     # In leader mode a rank above 0 does not come back from its first instance.
     effect: Effect = "start" if ranks is None or ranks > 1 else "default"
     what = f"has {count} instances and no gpu_device_ids: all of them load the engine on the same GPUs"
-    yield executor.finding("instances", effect, what, "Set count: 1, or say which GPUs each has.", at=AT)
+    yield model.finding("instances", effect, what, "Set count: 1, or say which GPUs each has.", at=AT)
 
 
 def _group(executor: Model, name: str, what: str, group: list[int], ranks: int) -> Iterator[Finding]:

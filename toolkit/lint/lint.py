@@ -35,7 +35,7 @@ def lint(folder: Path, engine: Path | None = None, release: str | None = None) -
     model repository, or the release is not known.
     """
     repository = read_repository(folder, engine)
-    without_engines = repository.executor is None and bool(repository.llm_models)
+    without_engines = not repository.executors and bool(repository.llm_models)
     if engine is not None and without_engines:
         what = "no model of it loads an engine, but the LLM API loads the Hugging Face model"
         raise ToolkitError(what, where=folder, hint="Leave --engine out.")
@@ -46,8 +46,9 @@ def lint(folder: Path, engine: Path | None = None, release: str | None = None) -
 
 def _release(repository: Repository, given: str | None) -> Release:
     if given is None:
-        version = repository.engine.version if repository.engine else None
-        return release_of(version, where=repository.engine.folder) if version and repository.engine else LATEST
+        engines = (executor.engine for executor in repository.executors if executor.engine)
+        engine = next((engine for engine in engines if engine.version), None)
+        return release_of(str(engine.version), where=engine.folder) if engine else LATEST
     if re.match(rf"{re.escape(WITHOUT_ENGINES.name)}(?!\d)", given):
         what = f"TensorRT-LLM {WITHOUT_ENGINES.name} has no engines, and this repository serves one"
         raise ToolkitError(what, where=repository.folder, hint=f"Use one of {', '.join(RELEASES)}.")

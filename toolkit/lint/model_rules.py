@@ -53,10 +53,10 @@ def _streams(bls: Model) -> Iterator[Finding]:
 
 def _instances(bls: Model, repository: Repository) -> Iterator[Finding]:
     """NVIDIA's answers a request before it takes the next."""
-    executor = repository.executor
-    if executor is None or executor.config is None or bls.instances >= executor.config.max_batch_size:
+    called = repository.called_by(bls)
+    if called is None or called.config is None or bls.instances >= called.config.max_batch_size:
         return
-    what = f"has {bls.instances} instances, each with one request at a time; {executor.name} could run "
-    what += str(executor.config.max_batch_size)
+    count = f"{bls.instances} instance{'s' if bls.instances > 1 else ''}"
+    what = f"has {count}, each with one request at a time; {called.name} could run {called.config.max_batch_size}"
     fix = "Set count to the largest batch (bls_instance_count)."
     yield bls.finding("bls-instances", "default", what, fix, at="instance_group")

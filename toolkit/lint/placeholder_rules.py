@@ -26,7 +26,7 @@ def check(repository: Repository, release: Release) -> Iterator[Finding]:
             if why := _stops(repository, model, name, value):
                 what = f"parameter {name} is {value}, {why}"
                 yield model.finding("placeholder", "start", what, "Fill it.", at=name)
-            elif model is not repository.executor and model.name not in OUR_PARAMETERS:
+            elif not repository.has_engine(model) and model.name not in OUR_PARAMETERS:
                 what = f"parameter {name} is {value}: {model.name} gets it as it is"
                 yield model.finding("placeholder", "default", what, "Fill it.", at=name)
             else:
@@ -69,7 +69,7 @@ def _stops(repository: Repository, model: Model, name: str, value: str) -> str |
         return "which is taken for a path: only ${multimodal_model_path} is not"
     if name == "FORCE_CPU_ONLY_INPUT_TENSORS" and model.kind == "python":
         return "which is neither yes nor no"
-    if model is repository.executor and name in STOPS:
+    if repository.has_engine(model) and name in STOPS:
         encoder_only = name == "gpt_model_path" and model.given("encoder_model_path")
         return None if encoder_only else "without which the backend does not start"
     return None

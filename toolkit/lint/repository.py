@@ -13,7 +13,7 @@ from toolkit.jsonfile import read_json
 from toolkit.lint.finding import Effect, Finding
 from toolkit.lint.model_yaml import PLACEHOLDER, ModelYaml, model_yaml_of, read_model_yaml
 
-CONFIG = "config.pbtxt"
+CONFIG, LLM = "config.pbtxt", "tensorrt_llm"
 OURS_ONLY = {"eos_token_ids", "pad_token_id", "vocab_size"}
 """Parameters that no model of NVIDIA's reads."""
 
@@ -58,6 +58,10 @@ class Model:
         """The value of a parameter; empty where it is missing or an unfilled template."""
         value = self.parameters.get(name, "")
         return "" if PLACEHOLDER.search(value) else value
+
+    @property
+    def reads_engine(self) -> bool:
+        return self.kind == "tensorrtllm" or "gpt_model_type" in self.parameters
 
     @property
     def decoupled(self) -> bool:
@@ -115,19 +119,28 @@ class LlmModel:
     yaml: ModelYaml
 
 
+@dataclass(frozen=True)
+class Executor:
+    """A model that generates with an engine, and that engine; None where it names none."""
+
+    model: Model
+    engine: Engine | None
+
+
 @dataclass
 class Repository:
     folder: Path
     models: dict[str, Model]
-    engine: Engine | None
-    """Of --engine, or of gpt_model_path where that is a folder here."""
+    executors: list[Executor] = field(default_factory=list)
 
-    @property
-    def executor(self) -> Model | None:
-        """The model that generates with an engine: backend tensorrtllm, or whatever is called tensorrt_llm."""
-        by_backend = (model for model in self.models.values() if model.kind == "tensorrtllm")
-        by_llm = {llm.model.name for llm in self.llm_models}
-        return next(by_backend, None if "tensorrt_llm" in by_llm else self.models.get("tensorrt_llm"))
+    def called_by(self, bls: Model) -> Model | None:
+        """The model that a tensorrt_llm_bls calls."""
+        return self.models.get(bls.given("tensorrt_llm_model_name") or LLM)
+
+    def has_engine(self, model: Model) -> bool:
+        """Backend tensorrtllm, or what has its parameters, or whatever is called tensorrt_llm."""
+        by_llm_api = any(llm.model is model for llm in self.llm_models)
+        return model.reads_engine or (model.name == LLM and not by_llm_api)
 
     @cached_property
     def llm_models(self) -> list[LlmModel]:
@@ -165,12 +178,10 @@ def read_repository(folder: Path, engine_dir: Path | None = None) -> Repository:
         if (folder / CONFIG).is_file():
             hint = f"This is one model; give the directory above: {folder.resolve().parent}."
         raise ToolkitError(f"is no model repository: no folder in it has a {CONFIG}", where=folder, hint=hint)
-    repository = Repository(folder, models, None)
-    executor = repository.executor
-    path = engine_dir
-    if path is None and executor is not None and (given := executor.given("gpt_model_path")):
-        path = Path(given)
-    repository.engine = None if path is None else read_engine(path)
+    repository = Repository(folder, models)
+    for model in (model for model in models.values() if repository.has_engine(model)):
+        given, engine_dir = engine_dir or model.given("gpt_model_path"), None  # --engine is of the first
+        repository.executors.append(Executor(model, read_engine(Path(given)) if given else None))
     return repository
 
 
