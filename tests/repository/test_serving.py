@@ -221,6 +221,16 @@ def test_refused(server, model, stream, changed, message):
     assert server.post(model, {"text_input": "Hello.", "max_tokens": 4})[0] == 200
 
 
+@pytest.mark.parametrize("name", ["temperature", "presence_penalty", "top_p", "repetition_penalty"])
+@pytest.mark.parametrize("number", ["1e39", "Infinity", "NaN"])
+def test_a_number_that_is_not_finite_never_reaches_the_executor(server, name, number):
+    """Triton's JSON has them all, and TensorRT-LLM would end every request in flight."""
+    body = '{"text_input": "Hello.", "max_tokens": 4, "NAME": NUMBER}'.replace("NAME", name).replace("NUMBER", number)
+    status, text = server.post_bytes(f"http://127.0.0.1:{server.http}/v2/models/{BLS}/generate", body.encode())
+    value = "nan" if number == "NaN" else "inf"
+    assert (status, json.loads(text)["error"]) == (400, f"{name}: {value}, expected a finite number")
+
+
 @BOTH
 @pytest.mark.parametrize("changed", MISTYPED)
 def test_mistyped(server, model, changed):

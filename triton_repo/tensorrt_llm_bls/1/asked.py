@@ -1,5 +1,8 @@
 """What a request asks of tensorrt_llm_bls: its inputs, and what can be told wrong before anything runs."""
 
+import math
+
+import numpy as np
 from server_stream import Failed
 
 NOT_DECOUPLED = "Streaming is only supported if model is deployed using decoupled mode."
@@ -16,6 +19,7 @@ class Asked:
         self.is_stop_request = self._any("stop")
         if self.is_stop_request and not self.id:
             raise Failed("stop: the request has no id, expected the id of the request to stop")
+        self._check_numbers()
         if self._any("stream") and not decoupled:
             raise Failed(f"stream: {NOT_DECOUPLED} Set serving.decoupled: true.")
         if self.texts > 1 and not decoupled:
@@ -23,6 +27,14 @@ class Asked:
         beams = self.inputs.get("beam_width")
         if self._any("stream") and beams is not None and beams.max(initial=1) > 1:
             raise Failed(f"beam_width: {beams.max()} cannot be streamed, expected 1")
+
+    def _check_numbers(self):
+        """The executor ends every request in flight for one infinite penalty."""
+        for name, array in self.inputs.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                value = array[~np.isfinite(array)][0]
+                if (name, value) != ("top_p", -math.inf):  # like 0, not given
+                    raise Failed(f"{name}: {value}, expected a finite number")
 
     def _any(self, name):
         return bool(self.inputs[name].any()) if name in self.inputs else False
