@@ -1,4 +1,5 @@
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -26,12 +27,19 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1", "localhost")))
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist, which then reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a server stay in one process with `--dist loadgroup`: those of a file, or of a served size."""
-    for item in items:
-        ranks = item.callspec.params.get("served") if hasattr(item, "callspec") else None
-        item.add_marker(pytest.mark.xdist_group(f"{ranks} ranks" if ranks else str(item.path)))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """With `--dist loadfile` a process has all tests of a file, and all of tests/e2e that ask a group of one size."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByServer(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            size = re.search(r"\d+ ranks?\]$", nodeid)  # see tests/e2e/marks.py
+            return size[0] if size else super()._split_scope(nodeid)
+
+    return ByServer(config, log)
 
 
 @pytest.fixture(scope="session")

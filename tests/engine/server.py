@@ -26,7 +26,7 @@ class Server:
             f"--{name}-port={ports[name]}" for name in ports
         ]
         command += [f"--backend-directory={found.backend_directory}"] if found.backend_directory else []
-        command += ["--model-control-mode=explicit", "--load-model=tensorrt_llm", "--exit-timeout-secs=3"]
+        command += ["--model-control-mode=explicit", "--load-model=tensorrt_llm", "--exit-timeout-secs=20"]
         command += [f"--backend-config=python,shm-region-prefix-name=engine{os.getpid()}_{self.http}_"]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, env=found.environ(), stdout=log, stderr=log)
@@ -71,4 +71,4 @@ class Server:
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(30) == 0
+        assert self.process.wait(60) == 0

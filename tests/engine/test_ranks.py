@@ -83,12 +83,12 @@ def test_ranks_of_two_groups_never_meet(tiny_llama, deploy):
     settings = EngineSettings(gpt_model_path=ours.engine_dir)
     workers = start_workers(settings, port)
     engine = RehearsalEngine(settings, port)
-    stray.join(20)
+    stray.join(60)
     assert stray.exitcode == 1
     with pytest.raises(ToolkitError, match=f"rank 0 cannot meet the others on port {port}"):
         RehearsalEngine(EngineSettings(gpt_model_path=theirs.engine_dir), port)
     engine.close()
-    workers[0].join(20)
+    workers[0].join(60)
     assert workers[0].exitcode == 0
 
 
