@@ -415,3 +415,40 @@ def test_models_end_with_a_killed_server(tmp_path, tiny_llama):
         assert len(processes) == 3 + PREPROCESSING_INSTANCES
         psutil.Process(server.pid).kill()
         assert psutil.wait_procs(processes, timeout=5)[1] == []
+
+
+def test_streams_that_are_left_at_once_end_together(server):
+    """The time until all have ended in the engine does not grow with their number: no stop waits for another.
+
+    It is compared with streams of the engine itself, which looks whether its client is there at each token.
+    """
+    took = {model: seconds_until_left_streams_end(server, model, clients=40) for model in ("tensorrt_llm", BLS)}
+    assert took[BLS] < 8 * max(took["tensorrt_llm"], 0.25), took
+
+
+def seconds_until_left_streams_end(server, model: str, clients: int) -> float:
+    """So many clients have their first event and leave at once; how long until the last of their requests ends."""
+    body = {"text_input": "Hello world. " * 20, "max_tokens": 400, "stream": True}
+    if model == "tensorrt_llm":
+        body = {"input_ids": [1] * 300, "input_lengths": 300, "request_output_len": 400, "streaming": True}
+    before, connections = len(server.records()), []
+    for _ in range(clients):
+        connections.append(http.client.HTTPConnection("127.0.0.1", server.http, timeout=30))
+        asked = json.dumps({**body, "frequency_penalty": 0.1})
+        connections[-1].request("POST", f"/v2/models/{model}/generate_stream", asked)
+        connections[-1].getresponse().readline()
+    start = time.monotonic()
+    for connection in connections:
+        connection.close()
+    ended = server.records(before + clients, within_s=60)[before:]
+    assert all(text["stopped"] for text in ended)
+    return time.monotonic() - start
+
+
+@BOTH
+def test_a_huge_prompt_is_refused_by_its_size(server, model):
+    status, text = server.post(model, {"text_input": "a" * 1_000_000, "max_tokens": 4})
+    assert status == 400 and "text_input: has 1000000 bytes, expected at most" in text
+    body = {"text_input": "a", "max_tokens": 4, "stop_words": ["a" * 900_000, "b" * 100_000]}
+    status, text = server.post(model, body)
+    assert status == 400 and "stop_words: has 1000000 bytes, expected at most" in text
