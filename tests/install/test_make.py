@@ -1,0 +1,69 @@
+"""The Makefile, with doubles for the programs that it runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PYTEST = """#!/bin/sh
+case "$*" in
+*"not slow"*) printf '..F\\nFAILED tests/test_a.py::test_b - wrong\\n== 1 failed, 2 passed in 1.50s ==\\n'; exit 1;;
+*) printf 's\\nSKIPPED [1] tests/test_c.py:3: there is no GPU\\n== 1 skipped in 61.20s (0:01:01) ==\\n';;
+esac
+"""
+PIP = """#!/bin/sh
+echo "Collecting torch>=2.4 (from triton-llm-toolkit==0.1.0)"
+echo "  Downloading torch.whl (190.0 MB)"
+echo "Installing collected packages: torch"
+exit %d
+"""
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    program(tmp_path, "toolkit", "#!/bin/sh\n")
+    program(tmp_path, "pytest", PYTEST)
+    return tmp_path
+
+
+def program(project: Path, name: str, text: str) -> None:
+    file = project / ".venv/bin" / name
+    file.write_text(text)
+    file.chmod(0o755)
+
+
+def make(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    command = ["make", "--no-print-directory", *arguments]
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+
+
+def test_both_halves_run_and_the_end_says_what_failed_and_what_was_skipped(project) -> None:
+    (project / ".venv/installed").touch()
+    done = make(project, "test")
+    assert done.returncode == 2
+    assert done.stdout.partition("Both halves:\n")[2].splitlines() == [
+        "FAILED tests/test_a.py::test_b - wrong",
+        "== 1 failed, 2 passed in 1.50s ==",
+        "SKIPPED [1] tests/test_c.py:3: there is no GPU",
+        "== 1 skipped in 61.20s (0:01:01) ==",
+    ]
+    program(project, "pytest", PYTEST.replace("exit 1", "exit 0"))
+    assert make(project, "test").returncode == 0
+
+
+def test_an_install_shows_what_it_gets_and_fails_when_pip_fails(project) -> None:
+    for code in (1, 0):
+        program(project, "pip", PIP % code)
+        done = make(project, "install", "PYTHON=true")
+        assert done.returncode == 2 * code, done.stderr
+        assert "torch \ninstalling all of them\n" in done.stdout
+        assert (project / ".venv/installed").exists() == (code == 0)
