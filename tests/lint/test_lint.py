@@ -73,7 +73,7 @@ BROKEN = [
         "batch-size",
         START,
         config(LLM, r"dynamic_batching {", "dynamic_batching { preferred_batch_size: 640"),
-        "than max",
+        "and max_batch_size 64",
     ),
     (
         "batch-size",
@@ -109,6 +109,7 @@ BROKEN = [
         config(LLM, 'name: "input_lengths"', 'name: "lengths"'),
         "input input_lengths is missing",
     ),
+    ("tensor-config", START, config("postprocessing", r"dims: -1", "dims: 0"), "dims are at least 1, or -1"),
     ("tensor-unknown", DEFAULT, config(LLM, 'name: "streaming"', 'name: "stream"'), "input stream is not one"),
     ("tensor-type", ANSWERS, config(LLM, '(name: "seed"\\s+data_type: )TYPE_UINT64', r"\1TYPE_INT32"), "seed is INT32"),
     ("tensor-type", ANSWERS, config(LLM, '(name: "temperature"\\s+data_type: )TYPE_FP32', r"\1TYPE_FP16"), "is FP16"),

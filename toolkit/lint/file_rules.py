@@ -1,9 +1,10 @@
-"""What Triton needs on disk."""
+"""What Triton needs of any model: on disk, and in its config.pbtxt."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
+from typing import Any
 
 from toolkit.lint.finding import Finding
 from toolkit.lint.repository import CONFIG, PLACEHOLDER, Model, Repository
@@ -44,9 +45,37 @@ def _of(model: Model) -> Iterator[Finding]:
     if model.kind == "python" and model.versions and not model.has_file(file):
         what = f"backend is python, and there is no {file} in {model.versions[0].name}/"
         yield model.finding("model-file", "start", what, "Copy the model's Python file there.", at="python")
-    if any(size > model.config.max_batch_size for size in model.config.dynamic_batching.preferred_batch_size):
-        what = f"preferred_batch_size is more than max_batch_size {model.config.max_batch_size}"
-        yield model.finding("batch-size", "start", what, "Lower it.")
+    yield from _numbers(model)
+    for side in ("input", "output"):
+        for tensor in getattr(model.config, side):
+            if problem := _problem(tensor):
+                what = f"{side} {tensor.name or 'without a name'}: {problem}"
+                yield model.finding("tensor-config", "start", what, "Correct it.", at=tensor.name or side)
+
+
+def _numbers(model: Model) -> Iterator[Finding]:
+    config: Any = model.config
+    most, preferred = config.max_batch_size, config.dynamic_batching.preferred_batch_size
+    if most < 0:
+        yield model.finding("batch-size", "start", f"max_batch_size is {most}", "Use 0 or more.", at="max_batch_size")
+    elif any(not 0 < size <= most for size in preferred):
+        what = f"preferred_batch_size is {list(preferred)}, and max_batch_size {most}"
+        yield model.finding("batch-size", "start", what, "Prefer at most that many, and at least 1.")
+    for version in config.version_policy.specific.versions if model.versions else ():
+        if not (model.folder / str(version)).is_dir():
+            what = f"version_policy names version {version}, and there is no such folder"
+            yield model.finding("version-directory", "start", what, "Make it, or name another.", at="version_policy")
+
+
+def _problem(tensor: Any) -> str | None:
+    if not tensor.name:
+        return "has no name"
+    if not tensor.data_type:
+        return "has no data_type"
+    if not tensor.dims:
+        return "has no dims"
+    wrong = [size for size in tensor.dims if size < 1 and size != -1]
+    return f"dims are at least 1, or -1 for any size, and not {wrong[0]}" if wrong else None
 
 
 def _backend(model: Model) -> Iterator[Finding]:

@@ -22,6 +22,8 @@ LISTS = {"gpu_device_ids": "GPUs", "participant_ids": "ranks"}
 
 
 def check(repository: Repository, release: Release) -> Iterator[Finding]:
+    for model in repository.models.values():
+        yield from _gpus_for_nothing(model)
     for executor in repository.executors:
         if executor.model.config is not None:
             yield from _of_an_executor(executor, repository.ours, release)
@@ -30,6 +32,14 @@ def check(repository: Repository, release: Release) -> Iterator[Finding]:
     postprocessing = repository.models.get("postprocessing")
     if repository.ours and postprocessing is not None and postprocessing.config is not None:
         yield from _of_our_postprocessing(postprocessing)
+
+
+def _gpus_for_nothing(model: Model) -> Iterator[Finding]:
+    for group in model.config.instance_group if model.config is not None else ():
+        name = group.Kind.Name(group.kind)
+        if group.gpus and name in ("KIND_CPU", "KIND_MODEL"):
+            what = f"instance_group has gpus, and is {name}"
+            yield model.finding("instance-kind", "start", what, "Remove gpus.", at=AT)
 
 
 def _of_an_executor(executor: Executor, ours: bool, release: Release) -> Iterator[Finding]:
