@@ -28,10 +28,11 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory, wheel) -> Environment:
-    """With all extras, and the examples copied into its working folder."""
+    """With all extras, in a folder with the examples and with somebody else's `toolkit`."""
     folder = tmp_path_factory.mktemp("all")
     made = make(folder / "environment", folder / "elsewhere", wheel, "all")
-    made.work.mkdir()
+    (made.work / "toolkit").mkdir(parents=True)
+    (made.work / "toolkit/__init__.py").write_text("raise ImportError('this is another project of the same name')\n")
     made.succeed("sample", "configs", "build_configs")
     made.succeed("sample", "tiny-llama", "tests/fixtures/tiny-llama")
     content = yaml.safe_load((made.work / "build_configs/tiny-llama-rehearsal.yaml").read_text())

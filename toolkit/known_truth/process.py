@@ -60,7 +60,7 @@ class KnownTruth:
         self._said = Path(self._folder.name) / "stderr"
         settings = json.dumps(asdict(replace(self.settings, record=str(self._file))))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "toolkit.known_truth", settings],
+            [sys.executable, "-P", "-m", "toolkit.known_truth", settings],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said.open("w", encoding="utf-8"),

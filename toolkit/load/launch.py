@@ -29,6 +29,8 @@ from toolkit.slo.own_error import OwnError
 from toolkit.slo.verdict import Verdict, could_not_run
 
 USERS_FILE = Path(__file__).with_name("users.py")
+LOCUST = (sys.executable, "-P", "-c", "import toolkit; from locust.main import main; main()")
+"""Locust searches the working directory first, where another `toolkit` may be: so ours is imported before."""
 HANDED_ON = ("protocol", "users", "requests", "workload", "rate", "seed", "processes", "target", "model")
 """Options that the users' process has by the same names."""
 
@@ -139,7 +141,7 @@ def locust_command(deployment: Deployment, options: Options) -> list[str]:
         port = _free_port()
         wanted |= {"--master-bind-host": "127.0.0.1", "--master-bind-port": port, "--master-port": port}
     given = [text for name, value in wanted.items() if value is not None for text in (name, str(value))]
-    return [sys.executable, "-m", "locust", *given, *([] if options.stream else ["--no-stream"]), *mode]
+    return [*LOCUST, *given, *([] if options.stream else ["--no-stream"]), *mode]
 
 
 def _run_locust(command: list[str], quiet: bool = False) -> tuple[int, bool]:

@@ -24,7 +24,7 @@ from toolkit.serve.supervisor import StopRequests, clean_up_after, note, stop_re
 POLL_S = 0.1
 END_MARGIN_S = 20
 """Beyond the drain: Triton's grace and the sweep."""
-SUPERVISOR = (sys.executable, "-m", "toolkit.serve")
+SUPERVISOR = (sys.executable, "-P", "-m", "toolkit.serve")
 HELD = "--held"
 """The option of a supervisor that ends with the process that started it."""
 ERROR, READY, NEXT = "error: ", "ready: ", "next: "
