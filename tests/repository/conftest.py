@@ -66,14 +66,14 @@ class Server:
         return [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line]
 
     @contextmanager
-    def next_record(self, within_s: float = 5.0) -> Iterator[dict]:
+    def next_record(self, within_s: float = 20.0) -> Iterator[dict]:
         """What the scripted engine records of the one request in the block; filled in when the block ends."""
         found: dict = {}
         before = len(self.records())
         yield found
         found.update(self.records(before + 1, within_s)[before])
 
-    def records(self, count: int = 0, within_s: float = 5.0) -> list[dict]:
+    def records(self, count: int = 0, within_s: float = 20.0) -> list[dict]:
         """What the scripted engine has recorded, as soon as these are so many."""
         end = time.monotonic() + within_s
         while len(lines := self.record.read_text().splitlines()) < count:

@@ -197,7 +197,7 @@ def active(server) -> int:
     return int(float(line.rpartition(" ")[2]))
 
 
-def wait_until_active(server, count, within_s=5.0):
+def wait_until_active(server, count, within_s=20.0):
     end = time.monotonic() + within_s
     while active(server) != count:
         assert time.monotonic() < end, f"{active(server)} active, expected {count}"
@@ -218,11 +218,13 @@ def long_request(server, model, id=""):
 @pytest.mark.parametrize("model", [BLS, "tensorrt_llm"])
 def test_a_client_that_goes_away_ends_its_request(server, model):
     wait_until_active(server, 0)
+    before = len(recorded(server, "cancelled"))
     connection, _ = long_request(server, model)
-    wait_until_active(server, 1, 1.0)
+    wait_until_active(server, 1)
     connection.sock.close()
     connection.close()
-    wait_until_active(server, 0, 1.0)  # on its own it would go on for two seconds
+    wait_until_active(server, 0)
+    assert len(recorded(server, "cancelled")) > before, "it ended by itself"
 
 
 def test_stop_ends_a_request_by_its_id(server):
@@ -230,9 +232,9 @@ def test_stop_ends_a_request_by_its_id(server):
     connection, response = long_request(server, BLS, id="long")
     status, body = server.post(BLS, {"text_input": "", "max_tokens": 1, "stop": True, "id": "long"})
     assert status == 200, body
-    assert len([line for line in response if line.startswith(b"data: ")]) < 60
+    assert len([line for line in response if line.startswith(b"data: ")]) < 99
     connection.close()
-    wait_until_active(server, 0, 1.0)
+    wait_until_active(server, 0)
 
 
 def test_more_requests_than_may_wait_are_refused(server):

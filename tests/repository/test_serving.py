@@ -405,7 +405,7 @@ def test_many_streams_at_once(server, model):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(200)
     assert [answers.get(n) for n in range(len(texts))] == texts
 
 

@@ -119,8 +119,8 @@ def test_ranks_sit_on_gpus_that_are_near_and_a_drain_ends_them(make, start):
     asking.start()
     time.sleep(0.3)
     serving.send(signal.SIGTERM)
-    assert serving.ended(15) == 0
-    asking.join(5)
+    assert serving.ended(30) == 0
+    asking.join(20)
     assert answers == ["x" * 8] and "stopped: 1 request finished, none cut" in serving.stderr
     assert serving.left() == []
 
@@ -128,7 +128,7 @@ def test_ranks_sit_on_gpus_that_are_near_and_a_drain_ends_them(make, start):
 def test_the_death_of_a_rank_ends_them_all(make, start):
     serving = start(make(), UNCHECKED).wait_ready()
     os.kill(serving.member(3).pid, signal.SIGKILL)
-    assert serving.ended(10) == 1
+    assert serving.ended(60) == 1
     assert "rank 3 was killed by SIGKILL; all 4 ranks were ended" in serving.stderr.splitlines()[-1]
     assert serving.left() == []
 
@@ -140,7 +140,7 @@ def test_in_a_container(make, start, node):
     order = "0,2,1,3 in PCI_BUS_ID, given 0,4,1,5"
     assert gpus_told(serving) == [f"on GPU number {rank} of {order}" for rank in range(4)]
     os.kill(serving.member(2).pid, signal.SIGKILL)
-    assert serving.ended(10) == 1
+    assert serving.ended(60) == 1
     assert "rank 2 was killed by SIGKILL" in serving.stderr.splitlines()[-1]
     assert serving.left() == []
     # Killed above on a slow machine, where docker's client had not ended by itself yet.
@@ -148,7 +148,7 @@ def test_in_a_container(make, start, node):
     # Its name is free again; stopped while mpirun runs, the container is ended by docker too.
     again = start(serving.deployment, UNCHECKED).wait_ready()
     again.send(signal.SIGINT)
-    assert again.ended(15) == 0 and "stopped: 0 requests finished" in again.stderr
+    assert again.ended(30) == 0 and "stopped: 0 requests finished" in again.stderr
     assert again.left() == [] and not list((node / "containers").iterdir())
     assert (node / "forced").read_text() == "toolkit-trial-serve\n"
 
@@ -157,8 +157,8 @@ def test_a_killed_supervisor_leaves_no_container(make, start, node):
     serving = start(make("docker"), UNCHECKED)
     serving.wait_for(lambda: (node / "containers" / "toolkit-trial-serve").exists())
     serving.send(signal.SIGKILL)
-    serving.ended(1)
-    deadline = time.monotonic() + 5
+    serving.ended(30)
+    deadline = time.monotonic() + 20
     while (serving.left() or not (node / "forced").exists()) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert serving.left() == [] and not list((node / "containers").iterdir())
@@ -168,7 +168,7 @@ def test_a_container_of_that_name_is_left_alone(make, start, node):
     (node / "containers").mkdir()
     (node / "containers" / "toolkit-trial-serve").write_text("0")
     serving = start(make("docker"), UNCHECKED)
-    assert serving.ended(10) == 1
+    assert serving.ended(60) == 1
     said = serving.stderr.splitlines()[-1]
     assert "there is a container toolkit-trial-serve already, running. If nobody needs it, run: docker rm" in said
     assert (node / "containers" / "toolkit-trial-serve").exists() and not (node / "forced").exists()
@@ -176,10 +176,10 @@ def test_a_container_of_that_name_is_left_alone(make, start, node):
 
 def test_what_docker_could_not_start_is_explained(make, start):
     serving = start(make({"kind": "docker", "image": "me/empty"}), UNCHECKED)
-    assert serving.ended(10) == 1
+    assert serving.ended(60) == 1
     assert "mpirun exited with code 127" in serving.stderr and "the image has no such program" in serving.stderr
     serving = start(make({"kind": "docker", "options": ["--nonsense"]}), UNCHECKED)
-    assert serving.ended(10) == 1
+    assert serving.ended(60) == 1
     assert "docker: unknown flag: --nonsense" in serving.stderr
     assert "docker did not start the container" in serving.stderr.splitlines()[-1]
 
@@ -192,7 +192,7 @@ def test_the_death_of_an_orchestrator_s_worker_ends_them_all(make, start):
     assert sorted(member.rank for member in workers) == [0, 1, 2, 3]
     assert {stack_of(member) for member in serving.members()} == {STACK_BYTES}
     os.kill(next(member.pid for member in workers if member.rank == 3), signal.SIGKILL)
-    assert serving.ended(10) == 1
+    assert serving.ended(60) == 1
     assert "rank 3 was killed by SIGKILL; all 4 ranks were ended" in serving.stderr.splitlines()[-1]
     assert serving.left() == []
 
@@ -205,7 +205,7 @@ def test_the_death_of_the_orchestrator_is_told(make, start):
         next(m.pid for m in serving.members() if m.rank == 0 and m.server),
         signal.SIGKILL,
     )
-    assert serving.ended(10) == 1
+    assert serving.ended(60) == 1
     assert "orchestrator (process " in serving.stderr.splitlines()[-1]
     assert serving.left() == []
 
@@ -214,7 +214,7 @@ def test_one_that_is_never_ready_is_told_its_budget(make, start):
     deployment = make()
     (deployment.repository_dir / "hang").touch()
     serving = start(deployment, f"{UNCHECKED}; import toolkit.serve.budget as b; b.SHORTEST_S = b.GPU_FIXED_S = 1")
-    assert serving.ended(15) == 1
+    assert serving.ended(60) == 1
     said = serving.stderr.splitlines()[-1]
     assert "not ready after 1 s (0.0 GB at 0.2 GB/s (assumed) x 2 + 1 s), 4 of 4 ranks running" in said
     assert "set serving.startup_timeout_s" in said

@@ -48,7 +48,7 @@ def test_one_rank_serves_and_stops(deploy, start):
     assert f"http://127.0.0.1:{port} " in serving.stdout
     assert f"next: toolkit ask {serving.deployment.file}" in serving.stdout
     serving.send(signal.SIGTERM)
-    assert serving.ended(10) == 0
+    assert serving.ended(20) == 0
     assert serving.left() == []
 
 
@@ -76,8 +76,8 @@ def test_drain_lets_http_streams_end_and_refuses_new_ones(deploy, start):
     serving.wait_for(lambda: serving.state.phase == "draining" and len(stream.received) >= 6)
     assert not status(serving.deployment).ready
     assert Probe(serving.deployment).one_token(timeout_s=2) is None
-    assert serving.ended(15) == 0
-    stream.join(1)
+    assert serving.ended(20) == 0
+    stream.join(10)
     assert stream.received == [f"{number} " for number in range(15)]
     assert "draining: 1 request running" in serving.stderr
     assert serving.left() == []
@@ -98,7 +98,7 @@ def test_drain_lets_grpc_streams_end(deploy, start, model):
         client.async_stream_infer(model, [text, count])
         serving.wait_for(lambda: len(received) >= 2)
         serving.send(signal.SIGTERM)
-        assert serving.ended(15) == 0
+        assert serving.ended(20) == 0
     assert received[:15] == [f"{number} ".encode() for number in range(15)]
 
 
@@ -107,7 +107,7 @@ def test_drain_ends_at_its_limit_and_says_what_it_cut(deploy, start):
     stream = Stream(serving.deployment, tokens=500)
     serving.wait_for(lambda: len(stream.received) >= 1)
     serving.send(signal.SIGTERM)
-    assert serving.ended(8) == 0
+    assert serving.ended(20) == 0
     assert "stopped: 1 request cut" in serving.stderr
     assert serving.left() == []
 
@@ -119,7 +119,7 @@ def test_second_ctrl_c_stops_at_once(deploy, start):
     serving.send(signal.SIGINT)
     serving.wait_for(lambda: serving.state.phase == "draining")
     serving.send(signal.SIGINT)
-    assert serving.ended(3) == 0
+    assert serving.ended(12) == 0
     assert serving.left() == []
 
 
@@ -129,17 +129,17 @@ def test_a_closed_terminal_stops_it_unless_under_nohup(deploy, start):
     time.sleep(0.5)
     assert ignoring.state.phase == "ready"
     ignoring.send(signal.SIGTERM)
-    assert ignoring.ended(10) == 0
+    assert ignoring.ended(20) == 0
     serving = start(ignoring.deployment).wait_ready()
     serving.send(signal.SIGHUP)
-    assert serving.ended(10) == 0
+    assert serving.ended(20) == 0
 
 
 def test_ctrl_c_while_loading(deploy, start):
     serving = start(deploy(tp=2, pp=2))
     serving.wait_for(lambda: "starting 4 ranks" in serving.stderr)
     serving.send(signal.SIGINT)
-    assert serving.ended(5) == 0
+    assert serving.ended(20) == 0
     assert serving.state.phase == "stopped"
     assert serving.left() == []
 
@@ -159,7 +159,7 @@ def test_a_kill_under_load_ends_the_group(deploy, start, rank, model, message):
     streams = [Stream(serving.deployment, tokens=500) for _ in range(4)]
     serving.wait_for(lambda: all(stream.received for stream in streams))
     os.kill(serving.member(rank, model).pid, signal.SIGKILL)
-    assert serving.ended(10) == 1
+    assert serving.ended(60) == 1
     assert message in serving.stderr
     assert "Traceback" not in serving.stderr
     assert serving.left() == []
@@ -173,8 +173,8 @@ def test_a_killed_supervisor_leaves_nothing(deploy, start):
     serving = start(deploy(tp=2, pp=2)).wait_ready()
     assert len(serving.left()) > 8
     serving.send(signal.SIGKILL)
-    serving.ended(1)
-    deadline = time.monotonic() + 5
+    serving.ended(20)
+    deadline = time.monotonic() + 20
     while serving.left() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert serving.left() == []
@@ -192,8 +192,8 @@ def test_a_killed_janitor_is_replaced(deploy, start):
     os.kill(janitor, signal.SIGKILL)
     serving.wait_for(lambda: janitors_of(serving) not in ([], [janitor]))
     serving.send(signal.SIGKILL)
-    serving.ended(1)
-    deadline = time.monotonic() + 5
+    serving.ended(20)
+    deadline = time.monotonic() + 20
     while (serving.left() or janitors_of(serving)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert serving.left() == [] == janitors_of(serving)
@@ -205,7 +205,7 @@ def test_the_next_serve_cleans_up_when_all_guards_were_killed(deploy, start):
     for janitor in janitors_of(serving):
         os.kill(janitor, signal.SIGKILL)
     serving.send(signal.SIGKILL)
-    serving.ended(1)
+    serving.ended(20)
     left, run = serving.left(), serving.state.run
     assert left
     again = start(serving.deployment).wait_ready()
@@ -227,7 +227,7 @@ def test_a_taken_port_is_named_with_its_process(deploy, start):
     deployment = deploy()
     with socket.create_server(("127.0.0.1", deployment.serving.grpc_port)):
         serving = start(deployment)
-        assert serving.ended(10) == 1
+        assert serving.ended(60) == 1
     port = deployment.serving.grpc_port
     assert f"serving.grpc_port: cannot listen on 127.0.0.1:{port}: taken by process {os.getpid()}" in serving.stderr
     assert serving.left() == []
@@ -239,7 +239,7 @@ def test_a_rank_that_cannot_load_is_named(deploy, start):
     broken.write_text("rank2.engine has no tensor named transformer.ln_f.weight")
     (broken.parent / "sleep0").touch()  # as a real leader, which is not ready before its ranks are
     serving = start(deployment)
-    assert serving.ended(20) == 1
+    assert serving.ended(60) == 1
     assert "rank 2 exited with code 1; all 4 ranks were ended" in serving.stderr
     assert "rank2.engine has no tensor named" in serving.stderr
     assert serving.left() == []
@@ -251,7 +251,7 @@ def test_a_rank_that_triton_gave_up_on_a_busy_machine(deploy, start):
     broken.write_text("terminate called after throwing an instance of 'boost::interprocess::lock_exception'")
     (broken.parent / "sleep0").touch()
     serving = start(deployment)
-    assert serving.ended(20) == 1
+    assert serving.ended(60) == 1
     assert "no processor time for a second, as on a busy machine" in serving.stderr.splitlines()[-1]
 
 
@@ -259,19 +259,19 @@ def test_a_group_that_never_gets_ready(deploy, start):
     deployment = deploy(startup_timeout_s=3)
     (deployment.repository_dir / "tensorrt_llm" / "sleep0").touch()
     serving = start(deployment)
-    assert serving.ended(15) == 1
+    assert serving.ended(60) == 1
     assert "not ready after 3 s (serving.startup_timeout_s)" in serving.stderr
     assert serving.left() == []
 
 
 def test_a_hung_group_is_ended(deploy, start):
-    quick = "import toolkit.serve.health as h; h.CHECK_EVERY_S, h.CHECK_TIMEOUT_S = 0.3, 0.5"
+    quick = "import toolkit.serve.health as h; h.CHECK_EVERY_S, h.CHECK_TIMEOUT_S = 0.3, 2.0"
     serving = start(deploy(pp=2), quick).wait_ready()
     time.sleep(1.5)
     assert serving.process.poll() is None, "a group that answers does not count as hung"
     os.kill(serving.member(0, "tensorrt_llm_bls").pid, signal.SIGSTOP)
-    assert serving.ended(10) == 1
-    assert "no answer to a one-token request within 0.5 s (2 in a row)" in serving.stderr
+    assert serving.ended(60) == 1
+    assert "no answer to a one-token request within 2 s (2 in a row)" in serving.stderr
     assert "the group hangs" in serving.stderr
     assert serving.left() == []
 
@@ -288,14 +288,14 @@ def test_detach_status_and_stop(deploy, capfd):
         assert (found.phase, found.ready, found.ranks, found.running) == ("ready", True, 2, 0)
         assert found.pid not in (None, os.getpid())
         stream = Stream(deployment, tokens=10)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 20
         while not stream.received and time.monotonic() < deadline:
             time.sleep(0.05)
         assert status(deployment).running == 1
     finally:
         outcome = stop(deployment)
     assert outcome.startswith(f"stopped process {found.pid} in ") and "1 request finished, none cut" in outcome
-    stream.join(1)
+    stream.join(10)
     assert len(stream.received) == 10
     found = status(deployment)
     assert (found.phase, found.pid, found.ready, found.ranks) == ("stopped", None, False, 0)

@@ -73,6 +73,7 @@ class RequestOutput:
         threading.Thread(target=self._generate, args=arguments, daemon=True).start()
 
     def abort(self):
+        _record({"cancelled": len(self.outputs[0].token_ids)})
         self._aborted.set()
 
     def __aiter__(self):
