@@ -37,7 +37,7 @@ def everything(tmp_path_factory, wheel) -> Environment:
     made.succeed("sample", "tiny-llama", "tests/fixtures/tiny-llama")
     content = yaml.safe_load((made.work / "build_configs/tiny-llama-rehearsal.yaml").read_text())
     ports = dict(zip(("http_port", "grpc_port", "metrics_port"), free_ports(), strict=True))
-    content |= {"parallel": {"tp": 1, "pp": 2}, "serving": {**ports, "startup_timeout_s": 240}}
+    content |= {"parallel": {"tp": 2, "pp": 1}, "serving": {**ports, "startup_timeout_s": 240}}
     (made.work / CONFIG).write_text(yaml.safe_dump(content))
     return made
 
