@@ -8,6 +8,7 @@ import json
 import shutil
 import time
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ name: test
 model: {{path: {model}}}
 parallel: {{tp: 2, pp: 2}}
 limits: {{max_sequences: 4, max_num_tokens: 128, max_seq_len: 128, max_queue_size: 2}}
+serving: {{decoupled: {decoupled}}}
 output: {output}
 """
 BLS, ENSEMBLE = "tensorrt_llm_bls", "ensemble"
@@ -40,9 +42,14 @@ PROMPT = "The capital of France is"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, tiny_llama):
-    folder = tmp_path_factory.mktemp("llmapi")
+    with served(tmp_path_factory.mktemp("llmapi"), tiny_llama, "true") as running:
+        yield running
+
+
+@contextmanager
+def served(folder: Path, model: Path, decoupled: str):
     file = folder / "test.yaml"
-    file.write_text(YAML.format(model=tiny_llama, output=folder / "work"))
+    file.write_text(YAML.format(model=model, output=folder / "work", decoupled=decoupled))
     deployment = Deployment.load(file)
     generate(deployment)
     repository = folder / "repository"
@@ -262,7 +269,8 @@ def test_grpc_clients_of_nvidias_ensemble(server, greedy):
     client.stop_stream()
     result, error = answers[0]
     assert error is None
-    assert result.as_numpy("text_output").flat[0].decode() == greedy(PROMPT, 6)[1]
+    assert result.as_numpy("text_output").shape == (1,)  # as NVIDIA's llmapi model gives it
+    assert result.as_numpy("text_output")[0].decode() == greedy(PROMPT, 6)[1]
 
 
 def test_metrics_of_the_engine(server):
@@ -273,9 +281,30 @@ def test_metrics_of_the_engine(server):
     assert 'nv_llm_output_token_len_count{model="tensorrt_llm",response_metric_type="total_output_tokens"' in text
 
 
+def test_unary_clients_where_decoupled_is_off(tmp_path, tiny_llama, greedy, monkeypatch):
+    monkeypatch.setenv("LLM_DOUBLE_RECORD", str(tmp_path / "record.jsonl"))
+    with (
+        served(tmp_path, tiny_llama, "false") as server,
+        grpcclient.InferenceServerClient(f"127.0.0.1:{server.grpc}") as client,
+    ):
+        text = grpcclient.InferInput("text_input", [1, 1], "BYTES")
+        text.set_data_from_numpy(np.array([[PROMPT.encode()]], object))
+        length = grpcclient.InferInput("max_tokens", [1, 1], "INT32")
+        length.set_data_from_numpy(np.array([[6]], np.int32))
+        for model in (BLS, ENSEMBLE):
+            found = client.infer(model, [text, length]).as_numpy("text_output")
+            assert (found.shape, found[0].decode()) == ((1,), greedy(PROMPT, 6)[1])
+            for asked, words in (
+                ({"stream": True}, "only supported in decoupled"),
+                ({"num_return_sequences": 2}, "above 1"),
+            ):
+                status, body = server.post(model, {"text_input": PROMPT, "max_tokens": 4, **asked})
+                assert status == 400 and words in body
+
+
 def test_a_model_that_does_not_load_says_why(tmp_path, tiny_llama):
     file = tmp_path / "test.yaml"
-    file.write_text(YAML.format(model=tiny_llama, output=tmp_path / "work"))
+    file.write_text(YAML.format(model=tiny_llama, output=tmp_path / "work", decoupled="true"))
     deployment = Deployment.load(file)
     generate(deployment)
     with pytest.raises(AssertionError), serving(deployment.repository_dir, tmp_path):

@@ -7,6 +7,7 @@ what they have to say, in its order.
 
 import asyncio
 import itertools
+import json
 import queue
 import threading
 import time
@@ -31,6 +32,7 @@ class TritonPythonModel:
         end_with_server()
         settings = yaml.safe_load((Path(args["model_repository"]) / args["model_version"] / "model.yaml").read_text())
         own = settings.pop("triton_config")
+        self.decoupled = pb_utils.using_decoupled_model_transaction_policy(json.loads(args["model_config"]))
         self.eos_token_ids, self.most = own["eos_token_ids"], own["max_active_requests"]
         self.max_seq_len = settings["max_seq_len"]
         try:
@@ -56,7 +58,7 @@ class TritonPythonModel:
         for request in requests:
             # Copied: a request's tensors do not outlive this call.
             tensors = {tensor.name(): tensor.as_numpy().copy() for tensor in request.inputs()}
-            reply = Reply(request.get_response_sender())
+            reply = Reply(request.get_response_sender(), decoupled=self.decoupled)
             asyncio.run_coroutine_threadsafe(self._serve(request.request_id(), tensors, reply), self.loop)
 
     def finalize(self):
@@ -70,7 +72,10 @@ class TritonPythonModel:
                 self._stop(name)
                 self.outbox.put((reply.send, [texts("text_output", "")], True))
                 return
-            await self._answer(number, name, Question.of_tensors(tensors), reply)
+            question = Question.of_tensors(tensors)
+            if not self.decoupled:
+                question.check_one_response()
+            await self._answer(number, name, question, reply)
         except CLIENTS_FAULTS as fault:
             self.outbox.put((reply.fail, refusal(str(fault), pb_utils.TritonError.INVALID_ARG)))
         except Busy as fault:
@@ -83,10 +88,11 @@ class TritonPythonModel:
             self.outbox.put((reply.end,))
 
     async def _answer(self, number, name, question, reply):
+        # In a thread, as a long prompt takes seconds, in which the answers of others go on.
+        ids = await self.loop.run_in_executor(None, self.llm.tokenizer.encode, question.prompt)
         if len(self.active) >= self.most:
             what = f"Maximum queue size of {self.most} has been reached, please try again later."
             raise Busy(f"{what} It counts the requests that run, too.")
-        ids = self.llm.tokenizer.encode(question.prompt)
         longest = len(ids) + question.arguments["max_tokens"]
         if longest > self.max_seq_len:
             what = f"{len(ids)} tokens and max_tokens {question.arguments['max_tokens']} are {longest}"

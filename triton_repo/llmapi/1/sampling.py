@@ -74,6 +74,13 @@ class Question:
             | ({"echo"} if _one(given, "sampling_param_exclude_input_from_output", True) is False else set()),
         )
 
+    def check_one_response(self):
+        """Raises Refused for what a model that is not decoupled cannot answer."""
+        if self.streaming:
+            raise Refused("streaming: Streaming is only supported in decoupled mode. Set serving.decoupled: true.")
+        if self.arguments.get("n", 1) > 1:
+            raise Refused("num_return_sequences: above 1 needs a decoupled model. Set serving.decoupled: true.")
+
     def sampling(self, eos_token_ids):
         """The arguments of SamplingParams, for a model that ends its answers with one of these ids."""
         arguments = {

@@ -7,6 +7,7 @@ runs. Each request has a thread, which reads tensorrt_llm's stream and hangs up 
 import json
 import threading
 
+import triton_python_backend_utils as pb_utils
 from model_values import ModelValues
 from one_line import fault_of_ours
 from outputs import Outputs
@@ -20,6 +21,7 @@ class TritonPythonModel:
     def initialize(self, args):
         end_with_server()
         values = ModelValues(args)
+        self.decoupled = pb_utils.using_decoupled_model_transaction_policy(values.config)
         self.outputs = Outputs(values.config)
         self.model, self.address = values["tensorrt_llm_model_name"], http_address()
         self.renamed = json.loads(values["renamed_inputs"])
@@ -27,7 +29,7 @@ class TritonPythonModel:
 
     def execute(self, requests):
         for request in requests:
-            reply = Reply(request.get_response_sender())
+            reply = Reply(request.get_response_sender(), decoupled=self.decoupled)
             try:
                 inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
                 body = {self.renamed.get(name, name): plain(array) for name, array in inputs.items() if array.size}
@@ -43,7 +45,8 @@ class TritonPythonModel:
         self.watch.add(reply, stop=stream.close)
         try:
             for event in stream:
-                reply.send(self.outputs.tensors(event, event.get("text_output", [""])))
+                # A model that is not decoupled owes one response, and that ends it.
+                reply.send(self.outputs.tensors(event, event.get("text_output", [""])), last=not self.decoupled)
         except Failed as failure:
             reply.fail(failure.error)
         except Exception as fault:
