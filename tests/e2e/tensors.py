@@ -51,7 +51,10 @@ class Stream:
         self._client.start_stream(lambda result, error: self._responses.put((result, error)))
 
     def send(self, model: str, id: str = "", **values: Any) -> None:
-        self._client.async_stream_infer(model, inputs(**values), request_id=id, enable_empty_final_response=True)
+        self.send_tensors(model, inputs(**values), id)
+
+    def send_tensors(self, model: str, tensors: list[Any], id: str = "") -> None:
+        self._client.async_stream_infer(model, tensors, request_id=id, enable_empty_final_response=True)
 
     def next(self, timeout_s: float = 60) -> Any:
         """The next response; raises what the server answered instead."""

@@ -53,8 +53,7 @@ def rows_of(count, input_ids, **values):
 
 
 def send(stream, count=1, id="", **values):
-    asked = tensors(**rows_of(count, **values))
-    stream._client.async_stream_infer("tensorrt_llm", asked, request_id=id, enable_empty_final_response=True)
+    stream.send_tensors("tensorrt_llm", tensors(**rows_of(count, **values)), id)
 
 
 def ask(stream, count=1, **values):
