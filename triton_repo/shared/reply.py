@@ -19,38 +19,37 @@ class Reply:
 
     def send(self, tensors, last=False):
         """`last`: a part ends with this response."""
-        self._send(pb_utils.InferenceResponse(tensors), last)
+        response = pb_utils.InferenceResponse(tensors)
+        with self._lock:
+            if self._parts:
+                self._parts -= last
+                self._sender.send(response, flags=0 if self._parts else FINAL)
 
     def fail(self, error):
         """End all parts with this error."""
-        self._send(pb_utils.InferenceResponse(error=error), self._parts)
+        response = pb_utils.InferenceResponse(error=error)
+        with self._lock:
+            if self._parts:
+                self._parts = 0
+                self._sender.send(response, flags=FINAL)
 
     def end(self):
         """End a part without another response: the client sees no event.
 
         A model that is not decoupled owes exactly one response, so there this is an error.
         """
-        if self._decoupled:
-            self._send(None, 1)
-        else:
-            self.fail(pb_utils.TritonError("the request was stopped", pb_utils.TritonError.CANCELLED))
+        if not self._decoupled:
+            return self.fail(pb_utils.TritonError("the request was stopped", pb_utils.TritonError.CANCELLED))
+        with self._lock:
+            if self._parts:
+                self._parts -= 1
+                if not self._parts:
+                    self._sender.send(flags=FINAL)
 
     def client_is_gone(self):
         # Triton crashes when asked about a request whose last response has been sent, hence the lock.
         with self._lock:
             return self._parts > 0 and self._sender.is_cancelled()
-
-    def _send(self, response, parts_ended):
-        with self._lock:
-            if not self._parts:
-                return
-            self._parts -= parts_ended
-            if self._parts and response is not None:
-                self._sender.send(response)
-            elif response is not None:
-                self._sender.send(response, flags=FINAL)
-            elif not self._parts:
-                self._sender.send(flags=FINAL)
 
 
 class CancellationWatch:
