@@ -124,11 +124,11 @@ def test_templates_are_those_of_transformers(tmp_path: Path, tiny_llama: Path, f
         assert f"has the chat templates {names}, and none is called default" in text
         assert text.endswith(f"Name one in the YAML: model.chat_template: {first}.")
     else:
-        assert text.endswith(f"model.chat_template: {name!r} is no chat template of the model. Its templates: {names}.")
+        assert text.endswith(f"model.chat_template: the model has no chat template {name!r}. Its templates: {names}.")
 
 
 def test_a_name_for_a_model_without_templates(tmp_path: Path, tiny_llama: Path) -> None:
-    with pytest.raises(ToolkitError, match=r"'chat' is no chat template of the model\. Its templates: none\."):
+    with pytest.raises(ToolkitError, match=r"the model has no chat template 'chat'\. Its templates: none\."):
         ChatTemplate(directory(tmp_path, tiny_llama, {}), "chat")
 
 

@@ -54,7 +54,7 @@ def sent(plan, model, tmp_path):
 def test_questions_are_sent_with_what_was_said_and_answers_count_as_lengths(file, sent, count):
     file(talk("Why?", "Because it is.", "And how?", "So."), talk("Who?", "Nobody at all."))
     found = sent(arrivals="constant", rate=2)
-    assert list(found.dues) == [0.5, 1.0, 1.5] and found.told == ()
+    assert list(found.dues) == [0.5, 1.0, 1.5] and found.notes == ()
     first, second, third = (found[number] for number in range(3))
     assert first.messages == ({"role": "user", "content": "Why?"},)
     assert [(m["role"], m["content"]) for m in second.messages] == [
@@ -94,14 +94,14 @@ def test_what_has_no_answer_is_left_out_and_told(file, sent):
     found = sent()
     assert [found[n].messages[-1]["content"] for n in range(found.count)] == ["Why?", "How?"]
     assert [len(found[n].messages) for n in range(found.count)] == [1, 1]
-    assert found.told == ("questions left out, which have no answer: 2",)
+    assert found.notes == ("questions left out, without an answer: 2",)
 
 
 def test_a_conversation_is_cut_where_it_is_over_the_limit(file, sent):
     file(talk("Why?", "So.", "Tell me " + "all " * 300, "No.", "Who?", "I."), talk("Who?", "You."))
     found = sent(max_seq_len=200)
     assert [found[n].messages[-1]["content"] for n in range(found.count)] == ["Why?", "Who?"]
-    assert found.told == ("conversations cut where they are over limits.max_seq_len 200: 1",)
+    assert found.notes == ("conversations cut at limits.max_seq_len 200: 1",)
 
 
 def test_a_model_without_a_template_is_told(file, sent, model):
@@ -110,7 +110,7 @@ def test_a_model_without_a_template_is_told(file, sent, model):
     (model / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": None}))
     file(talk("Why?", "So.", "Who?", "I."))
     found = sent()
-    assert found[1].prompt == "Why?\n\nSo.\n\nWho?" and "no chat template" in found.told[0]
+    assert found[1].prompt == "Why?\n\nSo.\n\nWho?" and "no chat template" in found.notes[0]
 
 
 def test_only_what_is_asked_for_is_read(file, sent):
@@ -147,7 +147,7 @@ BAD = [
     (json.dumps([talk("a", "b\ud800")]), "s.json:1: [0].conversations[1].value: expected text, got 'b"),
     ('[{"conversations": [{"from": "robot"}]}]', "s.json:1: [0].conversations[0].from: expected system, human,"),
     ('{"conversations": [{"value": "x"}]}', "s.json:1: conversations[0].from: expected system, human"),
-    (json.dumps([talk("a")]), "s.json: no requests in it: questions left out, which have no answer: 1."),
+    (json.dumps([talk("a")]), "s.json: no requests in it: questions left out, without an answer: 1."),
     ('[{"conversations": []}', "s.json:1:23: not JSON. A conversation is {"),
     ('[{"conversations": ' + "[" * 100_000, "s.json:1: not JSON."),
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import NamedTuple
 
 import pytest
 
@@ -9,7 +10,7 @@ from tests.simulate.steady import Steady, config
 from toolkit.errors import ToolkitError
 from toolkit.simulate import simulate
 from toolkit.workload import Traffic, traffic_of
-from toolkit.workload.trace import read_trace
+from toolkit.workload import trace as traces
 from toolkit.workload.traffic import Planned
 
 
@@ -25,6 +26,18 @@ def trace(tmp_path):
         return file
 
     return write
+
+
+class Asked(NamedTuple):
+    due: float
+    prompt: list[int]
+    output_tokens: int
+    shares: bool
+
+
+def read_trace(*arguments, **limits) -> list[Asked]:
+    lines = traces.read_trace(*arguments, **limits).lines
+    return [Asked(line.due, list(traces.tokens_of(line)), line.output_length, bool(line.blocks)) for line in lines]
 
 
 def common(one, other) -> int:

@@ -13,7 +13,7 @@ import pytest
 from tests.commands import toolkit
 from toolkit.errors import ToolkitError
 from toolkit.workload import traffic_of
-from toolkit.workload.trace import read_lines, read_trace
+from toolkit.workload.trace import read_trace, tokens_of
 from toolkit.workload.trace_forms import form_of
 
 MOONCAKE = '{"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47, 2353]}\n'
@@ -60,48 +60,49 @@ def test_the_form_is_found_from_the_file(file, text, form, before):
 
 
 def test_bailians_blocks_have_16_tokens_and_its_times_are_seconds(file):
-    one, other = read_trace(file(BAILIAN))
-    assert (one.due, other.due, len(one.prompt), len(other.prompt)) == (0, 1.25, 70, 100)
-    assert list(one.prompt) == list(other.prompt)[:70]  # the fifth block holds 6 of its 16 tokens in the first
+    lines = read_trace(file(BAILIAN)).lines
+    one, other = (list(tokens_of(line)) for line in lines)
+    assert ([line.due for line in lines], len(one), len(other)) == ([0, 1.25], 70, 100)
+    assert one == other[:70]  # the fifth block holds 6 of its 16 tokens in the first
 
 
 def test_azures_times_have_seven_digits_or_a_time_zone(file):
-    found = read_lines(file(AZURE)).lines
+    found = read_trace(file(AZURE)).lines
     assert [(line.number, line.input_length, line.output_length) for line in found] == [(2, 374, 44), (3, 396, 109)]
     assert found[1].due == pytest.approx(0.052, abs=1e-6)
     later = (
         "TIMESTAMP,ContextTokens,GeneratedTokens\n2024-05-10 00:00:00.009930+00:00,2162,5\n2024-05-10T00:00:01Z,9,5\n"
     )
-    assert read_lines(file(later)).lines[1].due == pytest.approx(0.99007, abs=1e-6)
+    assert read_trace(file(later)).lines[1].due == pytest.approx(0.99007, abs=1e-6)
 
 
 def test_burstgpts_failed_requests_are_left_out_and_told(file):
-    found = read_lines(file(BURSTGPT))
+    found = read_trace(file(BURSTGPT))
     assert [(line.due, line.input_length, line.output_length) for line in found.lines] == [
         (0, 472, 18),
         (113, 417, 276),
     ]
-    assert found.told == ("rows left out, which have no output tokens: 1 of 3",)
+    assert found.notes == ("left out 1 of 3 rows, which have no output tokens",)
 
 
 @pytest.mark.parametrize("blank", ["", " ", "0", "0.0"])
 def test_a_blank_output_is_no_output(file, blank):
     rows = f"2023-11-16 18:17:03,7,{blank}\r\n\r\n2023-11-16 18:17:05,472.0,9\r\n"
-    found = read_lines(file("TIMESTAMP,ContextTokens,GeneratedTokens\r\n" + rows))
+    found = read_trace(file("TIMESTAMP,ContextTokens,GeneratedTokens\r\n" + rows))
     assert [(line.number, line.input_length) for line in found.lines] == [(4, 472)]
-    assert found.told == ("rows left out, which have no output tokens: 1 of 2",)
+    assert found.notes == ("left out 1 of 2 rows, which have no output tokens",)
 
 
 @pytest.mark.parametrize("output", ["0", "null", '""', "0.0"])
 def test_the_same_in_lines_of_json(file, output):
-    found = read_lines(file(MOONCAKE + f'{{"timestamp": 1, "input_length": 0, "output_length": {output}}}\n'))
+    found = read_trace(file(MOONCAKE + f'{{"timestamp": 1, "input_length": 0, "output_length": {output}}}\n'))
     assert len(found.lines) == 1 and found.lines[0].due == 0
-    assert found.told[0] == "rows left out, which have no output tokens: 1 of 2"
+    assert found.notes[0] == "left out 1 of 2 rows, which have no output tokens"
 
 
 def test_what_is_beside_the_columns_is_ignored_and_quotes_are_csvs(file):
     text = 'Timestamp,"Request tokens",Note,Response tokens\n1.5,"8","two\nlines, a ""comma""",9\n2,7,x,6,more\n'
-    assert [(line.number, line.input_length, line.due) for line in read_lines(file(text)).lines] == [
+    assert [(line.number, line.input_length, line.due) for line in read_trace(file(text)).lines] == [
         (3, 8, 0),
         (4, 7, 0.5),
     ]
@@ -136,20 +137,18 @@ BAD = [
 @pytest.mark.parametrize(("text", "message"), BAD, ids=lambda value: value[-30:].strip()[:20])
 def test_a_mistake_is_one_line_that_names_line_and_column(file, text, message):
     with pytest.raises(ToolkitError) as caught:
-        read_lines(file(text))
+        read_trace(file(text))
     path, _, said = str(caught.value).rpartition("/")
     assert message in said and path == str(file(text).parent)
     assert "\n" not in said and len(said) < 330
 
 
 def test_a_form_that_is_given_is_taken_at_its_word(file):
-    with pytest.raises(
-        ToolkitError, match=r"trace:1: no column TIMESTAMP, .*, of which trace_form azure has its numbers"
-    ):
-        read_lines(file(BURSTGPT), form="azure")
+    with pytest.raises(ToolkitError, match=r"trace:1: no column TIMESTAMP, .*, which trace_form azure needs"):
+        read_trace(file(BURSTGPT), form="azure")
     with pytest.raises(ToolkitError, match=r"trace:1: not JSON"):
-        read_lines(file(BURSTGPT), form="mooncake")
-    assert [line.due for line in read_lines(file(GUIDELLM + GUIDELLM.replace("0.5", "2")), form="guidellm").lines] == [
+        read_trace(file(BURSTGPT), form="mooncake")
+    assert [line.due for line in read_trace(file(GUIDELLM + GUIDELLM.replace("0.5", "2")), form="guidellm").lines] == [
         0,
         1.5,
     ]
@@ -158,7 +157,7 @@ def test_a_form_that_is_given_is_taken_at_its_word(file):
 def test_text_that_is_not_utf8(file, tmp_path):
     (tmp_path / "trace").write_bytes(AZURE.encode() + b"2023-11-16 18:17:09,\xff,3\n")
     with pytest.raises(ToolkitError, match=r"trace:\d: not UTF-8 text"):
-        read_lines(tmp_path / "trace")
+        read_trace(tmp_path / "trace")
 
 
 def test_blocks_that_do_not_fit_name_the_known_sizes(file):
@@ -169,25 +168,24 @@ def test_blocks_that_do_not_fit_name_the_known_sizes(file):
         match=r"5 blocks of 512 .* input_length 70\. Set trace_block_tokens .*: 512 in Moonc.* 16 in Bai.*vLLM",
     ):
         read_trace(file(plain))
-    one, other = read_trace(file(plain), form="guidellm", block_tokens=16)
-    assert list(one.prompt) == list(other.prompt)[:70]
+    lines = read_trace(file(plain), form="guidellm", block_tokens=16).lines
+    one, other = (list(tokens_of(line)) for line in lines)
+    assert one == other[:70]
 
 
 def test_a_block_that_is_too_small_is_told(file):
     """14 blocks of 512 tokens name 224 of 6955 when they are taken for 16 each."""
     text = json.dumps({"timestamp": 0, "input_length": 6955, "output_length": 5, "hash_ids": list(range(14))})
-    assert read_lines(file(text)).told == ()
-    (told,) = read_lines(file(text), block_tokens=16).told
-    assert (
-        told == "hash_ids name 14 of the 435 blocks of 16 tokens that these prompts have: is trace_block_tokens right?"
-    )
+    assert read_trace(file(text)).notes == ()
+    (note,) = read_trace(file(text), block_tokens=16).notes
+    assert note == "hash_ids name only 14 of 435 blocks of 16 tokens: check trace_block_tokens"
 
 
 @pytest.mark.parametrize(("text", "rate"), [(BAILIAN, 0.8), (BURSTGPT, 1 / 113), (AZURE, 1 / 0.052)])
 def test_a_plan_takes_them(deployment, file, text, rate):
     traffic = traffic_of(deployment(trace=str(file(text))))
     assert traffic.rate == pytest.approx(rate, rel=1e-4) and len(traffic.requests) == 2
-    assert traffic.shares_prefixes == (text is BAILIAN) and len(traffic.told) == (text is BURSTGPT)
+    assert traffic.shares_prefixes == (text is BAILIAN) and len(traffic.notes) == (text is BURSTGPT)
 
 
 def test_a_plan_takes_their_lengths_at_other_times(deployment, file):
@@ -220,10 +218,10 @@ def test_a_shape_sends_the_requests_again_from_the_first(plan, file):
 
 def test_a_plan_tells_what_it_left_out(deployment, file):
     config = deployment(trace=str(file(BURSTGPT))).file
-    assert "which have no output tokens: 1 of 3" in " ".join(toolkit("plan", config).stdout.split())
+    assert "left out 1 of 3 rows, which have no output tokens" in " ".join(toolkit("plan", config).stdout.split())
     planned = json.loads(toolkit("plan", config, "--json").stdout)
-    (found,) = _named("told", planned)
-    assert found == ["rows left out, which have no output tokens: 1 of 3"]
+    (found,) = _named("notes", planned)
+    assert found == ["left out 1 of 3 rows, which have no output tokens"]
 
 
 def _named(name: str, value: object) -> list:

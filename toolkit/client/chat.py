@@ -28,17 +28,17 @@ Messages = tuple[dict[str, str], ...]
 log = logging.getLogger(__name__)
 
 
-def said(role: str, content: str) -> dict[str, str]:
+def chat_message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def asked(question: str, system: str | None = None) -> Messages:
+def chat_messages(question: str, system: str | None = None) -> Messages:
     """The messages of one question."""
-    return (*([] if system is None else [said("system", system)]), said("user", question))
+    return (*([] if system is None else [chat_message("system", system)]), chat_message("user", question))
 
 
 def chat_prompt(model_dir: Path, question: str, system: str | None = None, name: str | None = None) -> str:
-    """The prompt for one question, up to where the model's answer begins, by the template of that name.
+    """The prompt for one question, up to where the model's answer begins, with the template called `name`.
 
     For a model without a chat template it is the question itself, after a warning to the log. Raises
     ToolkitError when the template or the tokenizer's configuration cannot be read or refuses the messages.
@@ -46,11 +46,11 @@ def chat_prompt(model_dir: Path, question: str, system: str | None = None, name:
     template = ChatTemplate(model_dir, name)
     if not template.is_there:
         log.warning("%s: the model has no chat template; the question is sent as it is", model_dir)
-    return template.render(asked(question, system))
+    return template.render(chat_messages(question, system))
 
 
 class ChatTemplate:
-    """A model's template, read once; of several that of a `name`, which is model.chat_template in the YAML.
+    """A model's template, read once. A model with several needs a `name`: model.chat_template in the YAML.
 
     Raises ToolkitError when the template or the tokenizer's configuration cannot be read, or none has the name.
     """
@@ -87,14 +87,14 @@ def _chosen(templates: dict[str, str], name: str | None, model_dir: Path) -> str
         return templates[name]
     names = ", ".join(sorted(templates)) or "none"
     if name is None:
-        what, hint = f"has the chat templates {names}, and none is called {DEFAULT}", "Name one in the YAML: "
-        raise ToolkitError(what, where=model_dir, hint=f"{hint}model.chat_template: {min(templates)}.")
-    what = f"model.chat_template: {shown(name)} is no chat template of the model"
+        what = f"has the chat templates {names}, and none is called {DEFAULT}"
+        raise ToolkitError(what, where=model_dir, hint=f"Name one in the YAML: model.chat_template: {min(templates)}.")
+    what = f"model.chat_template: the model has no chat template {shown(name)}"
     raise ToolkitError(what, where=model_dir, hint=f"Its templates: {names}.")
 
 
 def _templates(model_dir: Path) -> dict[str, str]:
-    """By name. Files of their own come in place of those in the configuration: one template, or several with names."""
+    """All templates by name. Template files replace those in the configuration, which are one text or a list."""
     files = {path.stem: path for path in sorted((model_dir / MORE_TEMPLATES).glob("*.jinja"))}
     if (model_dir / TEMPLATE).exists():
         files = {DEFAULT: model_dir / TEMPLATE, **files}

@@ -79,8 +79,8 @@ def attempt(deployment: Deployment, options: Options) -> tuple[Verdict, bool]:
         protocol = protocol_of(deployment, options.protocol, options.target)
         wanted = (options.workload, options.rate, options.requests, options.users, options.seed)
         work = work_of(deployment, *wanted, as_messages=takes_messages(options.target))
-        for told in work.told:
-            print(f"{options.workload}: {told}", file=sys.stderr, flush=True)
+        for note in work.notes:
+            print(f"{options.workload}: {note}", file=sys.stderr, flush=True)
         if options.target:
             require_ready_at(options.target)
         elif not options.web_ui:

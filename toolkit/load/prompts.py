@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from toolkit.client import Client, GenerateRequest
-from toolkit.client.chat import asked, chat_prompt
+from toolkit.client.chat import chat_messages, chat_prompt
 from toolkit.errors import ToolkitError
 from toolkit.workload.questions import QUESTIONS
 
@@ -66,7 +66,7 @@ def question(
     if raw and system is not None:
         raise ToolkitError("--system: has no place in a prompt that is sent as it is", hint="Leave out --raw.")
     prompt = text if raw or client.takes_messages else chat_prompt(model_dir, text, system, template)
-    return GenerateRequest(prompt, max_tokens, model, messages=asked(text, system))
+    return GenerateRequest(prompt, max_tokens, model, messages=chat_messages(text, system))
 
 
 def _prompt(line: str, where: str) -> str:

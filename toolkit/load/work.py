@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit import distribution
 from toolkit.client import GenerateRequest
-from toolkit.client.chat import Messages, said
+from toolkit.client.chat import Messages, chat_message
 from toolkit.errors import ToolkitError
 from toolkit.load.measure import ASKED_OF_THE_SERVER
 from toolkit.load.prompts import as_chat, load_prompts
@@ -38,7 +38,7 @@ class Questions:
 
     turns, think_s = 1, 0.0
     tokens_per_s = None
-    told: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __init__(self, deployment: Deployment, requests: int, users: int, model: str, as_messages: bool) -> None:
         self._load = load = deployment.loadtest
@@ -60,7 +60,7 @@ class Questions:
 
     def request(self, number: int) -> Asked:
         place = number % len(self._prompts)
-        messages = (said("user", self._questions[place]),)
+        messages = (chat_message("user", self._questions[place]),)
         return Asked(_request(number, self._prompts[place], messages, self._load.max_tokens, {}, self.model))
 
     def after(self, asked: Asked, answer: str) -> Asked | None:
@@ -83,7 +83,7 @@ class Planned:
         self.users, self.count = plan.users, plan.count
         self.warmup = min(plan.users or plan.count // 20, plan.count // 2)
         self.turns, self.think_s = plan.workload.turns, plan.workload.think_s
-        self.told = plan.told
+        self.notes = plan.notes
 
     @property
     def firsts(self) -> range:
@@ -118,7 +118,7 @@ class Planned:
             "output": workload.output,
             "turns": workload.turns,
             "seed": workload.seed,
-            **({"told": list(plan.told)} if plan.told else {}),
+            **({"notes": list(plan.notes)} if plan.notes else {}),
         }
 
     def _asked(self, sent: ToSend) -> Asked:

@@ -94,7 +94,7 @@ def prediction_data(prediction: Prediction, remedy: Remedy | None) -> dict[str, 
             "warmup": traffic.warmup,
             "mean_prompt_tokens": prediction.prompt_tokens,
             "mean_output_tokens": prediction.output_tokens,
-            "told": list(traffic.told),
+            "notes": list(traffic.notes),
         },
         "metrics": {
             name: {f"p{q}": _finite(found.percentile(q)) for q in PERCENTILES}

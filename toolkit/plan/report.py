@@ -139,7 +139,7 @@ def workload_text(prediction: Prediction) -> str:
         f"{len(traffic.requests):,} requests, {arrivals}, {prediction.prompt_tokens:,} prompt + "
         f"{prediction.output_tokens:,} output tokens; the first {traffic.warmup} not judged"
     )
-    return "; ".join((requests, *traffic.told))
+    return "; ".join((requests, *traffic.notes))
 
 
 def capacity_text(prediction: Prediction) -> str:

@@ -91,8 +91,8 @@ def traffic(prediction: Prediction) -> dict[str, str]:
     facts = {"requests": f"{count:,}, of which the first {found.warmup:,} warm up and are not judged"}
     facts["arrivals"] = arrivals + (f", {found.rate:.3g} requests/s on average" if found.rate is not None else "")
     facts |= lengths
-    if found.told:
-        facts["to know"] = "; ".join(found.told)
+    if found.notes:
+        facts["notes"] = "; ".join(found.notes)
     if workload.trace is None and workload.shared_prefix_tokens and lengths:
         facts["in common"] = f"the first {workload.shared_prefix_tokens:,} tokens of every prompt"
     return {**facts, "seed": f"{workload.seed}; the same seed gives the same requests"}

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from toolkit.client.chat import ChatTemplate, Messages, said
+from toolkit.client.chat import ChatTemplate, Messages, chat_message
 from toolkit.errors import ToolkitError
 from toolkit.sections import LoadWorkload
 from toolkit.workload.own import Own
@@ -29,7 +29,7 @@ class Text(NamedTuple):
     prompt: str
     tokens: int
     messages: Messages | None = None
-    """The same for servers that apply a chat template themselves; None for one message of the user's."""
+    """The prompt as messages, for servers that apply the chat template; None: it is one message from the user."""
 
 
 class Contents(ABC):
@@ -74,12 +74,12 @@ class Synthetic(Conversations):
         size = self._prompts[number]
         pieces = [Piece(SHARED, self._shared), Piece(number + 1, size - self._shared)]
         prompt = self._writer.prompt(pieces[not self._shared :])
-        return Text(prompt, size, (said("user", prompt),))
+        return Text(prompt, size, (chat_message("user", prompt),))
 
     def after(self, number: int, before: Text, answer: str) -> Text:
         more = self._writer.more(Piece(number + 1, self._prompts[number]))
         prompt = before.prompt + answer + more
-        messages = (*(before.messages or ()), said("assistant", answer), said("user", more.lstrip()))
+        messages = (*(before.messages or ()), chat_message("assistant", answer), chat_message("user", more.lstrip()))
         return Text(prompt, self._writer.count(prompt), messages)
 
     def tokens(self, number: int) -> Sequence[int]:
@@ -87,7 +87,7 @@ class Synthetic(Conversations):
 
 
 class Replayed(Contents):
-    """Prompts of a trace's lengths, with its blocks where it names them; again from the first when all are sent."""
+    """Prompts with the lengths of a trace, and its blocks where it names them. After the last comes the first again."""
 
     def __init__(self, lines: list[Line], count: int, seed: int, tokenizer_json: Path) -> None:
         self._lines = lines
@@ -108,7 +108,7 @@ class Replayed(Contents):
 
 
 class Recorded(Contents):
-    """Questions out of recorded conversations, each with what was said before it; again from the first, too."""
+    """Questions from recorded conversations, each with the turns before it. After the last comes the first again."""
 
     def __init__(self, turns: list[Turn], count: int) -> None:
         self._turns = turns
@@ -132,7 +132,7 @@ class Chat(Conversations):
         self._template, self._counter = template, counter
         self._questions = random.Random(f"{workload.seed} questions").sample(QUESTIONS, len(QUESTIONS))
         self.outputs = _outputs(workload, count)
-        texts = [self._rendered((said("user", question),)) for question in self._questions]
+        texts = [self._rendered((chat_message("user", question),)) for question in self._questions]
         self._sizes = [text.tokens for text in texts]
         prompts = [self._sizes[number % len(self._sizes)] for number in range(count)]
         _check_conversations(prompts, self.outputs, workload.turns, most, where)
@@ -141,13 +141,13 @@ class Chat(Conversations):
         return self._rendered((self._question(number),))
 
     def after(self, number: int, before: Text, answer: str) -> Text:
-        return self._rendered((*(before.messages or ()), said("assistant", answer), self._question(number)))
+        return self._rendered((*(before.messages or ()), chat_message("assistant", answer), self._question(number)))
 
     def tokens(self, number: int) -> Sequence[int]:
         return prompt_of(number % len(self._sizes), 0, self._sizes[number % len(self._sizes)])
 
     def _question(self, number: int) -> dict[str, str]:
-        return said("user", self._questions[number % len(self._questions)])
+        return chat_message("user", self._questions[number % len(self._questions)])
 
     def _rendered(self, messages: Messages) -> Text:
         prompt = self._template.render(messages)

@@ -32,6 +32,15 @@ def read_text(path: Path, form: str) -> str:
         raise ToolkitError(f"cannot be read: {reason}", where=path, hint=form) from None
 
 
+def is_unicode(text: str) -> bool:
+    """False for half a character, which JSON can name (\\ud800) and no request can hold."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _object(line: str, where: str, form: str) -> dict[str, Any]:
     try:
         fields = json.loads(line)

@@ -47,7 +47,7 @@ class ToSend(NamedTuple):
     conversation: int | None = None
     turn: int = 0
     messages: Messages | None = None
-    """The same for servers that apply a chat template themselves; None for one message of the user's."""
+    """The prompt as messages, for servers that apply the chat template; None: it is one message from the user."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class LoadPlan:
     """Of a closed loop; None otherwise."""
     duration_s: float | None
     """From the beginning until no more become due; None in a closed loop."""
-    told: tuple[str, ...] = ()
-    """What of a file was left out, or is in doubt."""
+    notes: tuple[str, ...] = ()
+    """What was left out of a file, and what looks wrong in it."""
 
     def __len__(self) -> int:
         return self.count
@@ -147,11 +147,11 @@ def load_plan(
             return _replay(workload, trace, tokenizer_json)
         timed = _times(workload, len(trace.lines), rate, where)
         contents: Contents = Replayed(trace.lines, timed.requests, workload.seed, tokenizer_json)
-        return _planned(workload, contents, timed, trace.told)
+        return _planned(workload, contents, timed, trace.notes)
     if workload.trace is not None:
-        turns, told = turns_of(deployment, workload, workload.trace)
+        turns, notes = turns_of(deployment, workload, workload.trace)
         timed = _times(workload, len(turns), rate, where)
-        return _planned(workload, Recorded(turns, timed.requests), timed, told)
+        return _planned(workload, Recorded(turns, timed.requests), timed, notes)
     own = read_own(workload.prompts) if workload.prompts is not None else []
     each_once = own and "requests" not in workload.model_fields_set
     timed = _times(workload, len(own) if each_once else workload.requests, rate, where)
@@ -193,14 +193,14 @@ def _times(workload: LoadWorkload, requests: int, rate: float, where: str) -> _T
     return _Times(len(due) * turns, due, mean / seconds, seconds)
 
 
-def _planned(workload: LoadWorkload, contents: Contents, timed: _Times, told: tuple[str, ...] = ()) -> LoadPlan:
+def _planned(workload: LoadWorkload, contents: Contents, timed: _Times, notes: tuple[str, ...] = ()) -> LoadPlan:
     users = workload.users if workload.arrivals == "closed" else None
-    return LoadPlan(workload, contents, timed.requests, timed.dues, timed.rate, users, timed.seconds, told)
+    return LoadPlan(workload, contents, timed.requests, timed.dues, timed.rate, users, timed.seconds, notes)
 
 
 def _replay(workload: LoadWorkload, trace: Trace, tokenizer_json: Path) -> LoadPlan:
     due = array("d", (line.due for line in trace.lines))
     rate = (len(due) - 1) / due[-1] if due[-1] else float(len(due))
     contents = Replayed(trace.lines, len(due), workload.seed, tokenizer_json)
-    plan = LoadPlan(workload, contents, len(due), due, rate, None, due[-1], trace.told)
+    plan = LoadPlan(workload, contents, len(due), due, rate, None, due[-1], trace.notes)
     return plan.at(workload.rate) if workload.rate else plan

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from toolkit.errors import ToolkitError, shown
-from toolkit.workload.jsonl import read_objects
+from toolkit.workload.jsonl import is_unicode, read_objects
 
 FORM = 'A line is {"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]}, with max_tokens if it likes.'
 ROLES = ("system", "user", "assistant")
@@ -51,11 +51,7 @@ def _own(fields: dict[str, Any], number: int, where: str) -> Own:
 
 
 def _is_text(value: Any) -> bool:
-    """JSON can name half a character (\\ud800), which cannot be sent."""
-    try:
-        return isinstance(value, str) and bool(value.strip()) and bool(value.encode("utf-8"))
-    except UnicodeEncodeError:
-        return False
+    return isinstance(value, str) and bool(value.strip()) and is_unicode(value)
 
 
 def _is_message(value: Any) -> bool:

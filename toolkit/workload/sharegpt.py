@@ -2,8 +2,8 @@
 
     {"id": "a_0", "conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}]}
 
-Each question of a human's is a request, with all that was said before it; of the answer to it the length counts. The
-answers in a prompt are those of the file, so the same file always makes the same requests.
+Each question of a human is a request. Its prompt holds everything before it, with the file's own answers, so the same
+file always makes the same requests. It asks for as many tokens as the answer to it has.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from toolkit.client.chat import ChatTemplate, Messages, said
+from toolkit.client.chat import ChatTemplate, Messages, chat_message
 from toolkit.errors import ToolkitError, shown
-from toolkit.workload.jsonl import read_text
+from toolkit.workload.jsonl import is_unicode, read_text
 from toolkit.workload.words import Counter
 
 ROLES = {
@@ -32,7 +32,7 @@ BETWEEN = re.compile(r"[\s,]*")
 class Turn(NamedTuple):
     conversation: int
     messages: Messages
-    """All that was said, a question of the human's last."""
+    """The conversation up to a question of the human."""
     prompt: str
     """The same in the model's chat template."""
     prompt_tokens: int
@@ -42,7 +42,7 @@ class Turn(NamedTuple):
 def read_turns(
     path: Path, count: int, template: ChatTemplate, counter: Counter, most: int
 ) -> tuple[list[Turn], tuple[str, ...]]:
-    """The first `count` turns of at most `most` tokens, and what to tell of those that were left out.
+    """The first `count` turns of at most `most` tokens, and notes on what was left out.
 
     Raises ToolkitError naming file, line, and where in the conversation.
     """
@@ -52,7 +52,7 @@ def read_turns(
         for place, message in enumerate(messages):
             if message["role"] != "user":
                 continue
-            answer = messages[place + 1] if place + 1 < len(messages) else said("assistant", "")
+            answer = messages[place + 1] if place + 1 < len(messages) else chat_message("assistant", "")
             output = counter.count_answer(answer["content"]) if answer["role"] == "assistant" else 0
             if not output:
                 silent += 1
@@ -64,24 +64,24 @@ def read_turns(
                 break  # what follows is longer still
             turns.append(turn)
             if len(turns) == count:
-                return turns, _told(silent, long, most)
+                return turns, _notes(silent, long, most)
     if not turns:
-        left_out = "; ".join(_told(silent, long, most)) or "no question with an answer"
+        left_out = "; ".join(_notes(silent, long, most)) or "no question with an answer"
         raise ToolkitError(f"no requests in it: {left_out}", where=path, hint=FORM)
-    return turns, _told(silent, long, most)
+    return turns, _notes(silent, long, most)
 
 
-def _told(silent: int, long: int, most: int) -> tuple[str, ...]:
-    told = []
+def _notes(silent: int, long: int, most: int) -> tuple[str, ...]:
+    notes = []
     if silent:
-        told.append(f"questions left out, which have no answer: {silent:,}")
+        notes.append(f"questions left out, without an answer: {silent:,}")
     if long:
-        told.append(f"conversations cut where they are over limits.max_seq_len {most}: {long:,}")
-    return tuple(told)
+        notes.append(f"conversations cut at limits.max_seq_len {most}: {long:,}")
+    return tuple(notes)
 
 
 def _conversations(path: Path) -> Iterator[list[dict[str, str]]]:
-    """One after the other, read when it is asked for: these files are large."""
+    """Parses one conversation at a time: these files are large."""
     text, decode = read_text(path, FORM), json.JSONDecoder().raw_decode
     at, line, number = BETWEEN.match(text).end(), 1, 0  # type: ignore[union-attr]
     line += text.count("\n", 0, at)
@@ -115,17 +115,12 @@ def _messages(value: Any, where: str, place: str) -> list[dict[str, str]]:
         who, what = turn.get("from"), turn.get("value")
         if not isinstance(who, str) or who not in ROLES:
             raise _wrong(f"{field}.from", ", ".join(ROLES), who, where)
-        if not isinstance(what, str) or not _is_sendable(what):
+        if not isinstance(what, str) or not is_unicode(what):
             raise _wrong(f"{field}.value", "text", what, where)
         # Long conversations are cut into several, of which the later ones begin with an answer.
         if messages or ROLES[who] != "assistant":
-            messages.append(said(ROLES[who], what))
+            messages.append(chat_message(ROLES[who], what))
     return messages
-
-
-def _is_sendable(text: str) -> bool:
-    """JSON can name half a character (\\ud800)."""
-    return not any("\ud800" <= character <= "\udfff" for character in text) if not text.isascii() else True
 
 
 def _wrong(field: str, expected: str, got: Any, where: str) -> ToolkitError:

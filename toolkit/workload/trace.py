@@ -1,7 +1,7 @@
 """The requests of a trace: when each is due, how long it is, and what its prompt has in common with others.
 
-Rows without output tokens (requests that failed) are left out, and told. hash_ids name blocks of prompt tokens, the
-last perhaps of fewer: two prompts that begin with the same ids begin with the same tokens.
+Rows without output tokens (requests that failed) are left out, and counted in a note. hash_ids name blocks of prompt
+tokens, of which the last may be shorter: two prompts that begin with the same ids begin with the same tokens.
 """
 
 from __future__ import annotations
@@ -16,16 +16,7 @@ from toolkit.errors import ToolkitError, shown
 from toolkit.workload.trace_forms import FORM, LINES, SHAREGPT, Row, form_of, read_rows
 
 FEWEST_NAMED = 0.5
-"""Of the blocks that prompts have, where hash_ids are given: with fewer named, the blocks' size is in doubt."""
-
-
-class Traced(NamedTuple):
-    due: float
-    """Seconds after the first request."""
-    prompt: Sequence[int]
-    output_tokens: int
-    shares: bool
-    """Whether hash_ids say what the prompt has in common with others."""
+"""If hash_ids name less than this share of the blocks in the prompts, trace_block_tokens is probably wrong."""
 
 
 class Line(NamedTuple):
@@ -41,12 +32,12 @@ class Line(NamedTuple):
 
 class Trace(NamedTuple):
     lines: list[Line]
-    told: tuple[str, ...]
-    """What was left out, or is in doubt."""
+    notes: tuple[str, ...]
+    """What was left out, and what looks wrong."""
 
 
 def has_times(path: Path, form: str | None = None) -> bool:
-    """Whether a trace says when its requests come."""
+    """Whether a trace has the times of its requests."""
     return (form or form_of(path)) != SHAREGPT
 
 
@@ -56,23 +47,11 @@ def read_trace(
     max_seq_len: int | None = None,
     form: str | None = None,
     block_tokens: int | None = None,
-) -> list[Traced]:
-    """The first `count` requests of a trace (None: all), the earliest first.
-
-    Raises ToolkitError naming file and line, also for one of them whose tokens are over `max_seq_len`.
-    """
-    lines = read_lines(path, count, max_seq_len, form, block_tokens).lines
-    return [Traced(line.due, tokens_of(line), line.output_length, bool(line.blocks)) for line in lines]
-
-
-def read_lines(
-    path: Path,
-    count: int | None = None,
-    max_seq_len: int | None = None,
-    form: str | None = None,
-    block_tokens: int | None = None,
 ) -> Trace:
-    """The lines that read_trace makes requests of; these take less memory. The form is found where none is given."""
+    """The first `count` requests of a trace (None: all), the earliest first. The form is found where none is given.
+
+    Raises ToolkitError naming file and line, also for a request with more tokens than `max_seq_len`.
+    """
     form = form or form_of(path)
     if block_tokens is None:
         block_tokens = LINES[form].block_tokens if form in LINES else 1
@@ -92,7 +71,7 @@ def read_lines(
         lines.append(
             Line(row.line, (row.due - first) / second, row.input_length, row.output_length, blocks, block_tokens)
         )
-    return Trace(lines, (*unanswered.told(), *_doubts(lines, block_tokens)))
+    return Trace(lines, (*unanswered.notes(), *_doubts(lines, block_tokens)))
 
 
 def check_length(prompt: int, output: int, max_seq_len: int, where: str, hint: str) -> None:
@@ -121,12 +100,12 @@ def _doubts(lines: list[Line], block_tokens: int) -> Iterator[str]:
     blocks = sum(math.ceil(line.input_length / block_tokens) for line in naming)
     named = sum(len(line.blocks) for line in naming)
     if named < FEWEST_NAMED * blocks:
-        share = f"{named:,} of the {blocks:,} blocks of {block_tokens} tokens that these prompts have"
-        yield f"hash_ids name {share}: is trace_block_tokens right?"
+        share = f"{named:,} of {blocks:,} blocks of {block_tokens} tokens"
+        yield f"hash_ids name only {share}: check trace_block_tokens"
 
 
 class _Count:
-    """Counts the rows that pass, and those of them that were not answered, which it keeps back."""
+    """Counts rows, and leaves out those that were not answered."""
 
     def __init__(self) -> None:
         self.rows = self.unanswered = 0
@@ -139,9 +118,9 @@ class _Count:
             else:
                 self.unanswered += 1
 
-    def told(self) -> Iterator[str]:
+    def notes(self) -> Iterator[str]:
         if self.unanswered:
-            yield f"rows left out, which have no output tokens: {self.unanswered:,} of {self.rows:,}"
+            yield f"left out {self.unanswered:,} of {self.rows:,} rows, which have no output tokens"
 
 
 class _Names(dict[int, int]):

@@ -1,4 +1,4 @@
-"""The public traces of requests in their own forms, each row read as the same few numbers.
+"""Reads public traces of requests, each in its own format, into rows of the same few numbers.
 
     mooncake   {"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47, 2353]}
     bailian    the same with chat_id and parent_chat_id, timestamps in seconds, blocks of 16 tokens
@@ -24,7 +24,7 @@ from toolkit.errors import ToolkitError, shown
 from toolkit.workload.jsonl import read_objects
 
 MOST_TOKENS = 10**9
-"""Of a row. More is a mistake, whatever the model."""
+"""In a row. More is a mistake for any model."""
 FORM = (
     'A line is {"timestamp": milliseconds, "input_length": tokens, "output_length": tokens}, '
     "unless trace_form names another form."
@@ -41,7 +41,7 @@ BEGINNING = 1 << 20
 class Row(NamedTuple):
     line: int
     due: float
-    """In the unit of its form, from whatever moment the file counts."""
+    """In the unit of its form, from any start."""
     input_length: int
     output_length: int
     """0 for a request that was not answered."""
@@ -52,7 +52,7 @@ class Lines(NamedTuple):
     """A form of JSON lines."""
 
     second: float
-    """How much a second is in its timestamps."""
+    """A second in the unit of its timestamps."""
     unit: str
     block_tokens: int
 
@@ -85,7 +85,7 @@ COLUMNS = {
 
 
 def form_of(path: Path) -> str:
-    """The form that a file has, by how it begins. Mooncake's and guidellm's differ in their unit alone: mooncake.
+    """The form of a file, from its beginning. Mooncake's and guidellm's differ only in their unit: taken as mooncake.
 
     Raises ToolkitError where it cannot be read.
     """
@@ -190,8 +190,8 @@ def _places(header: list[str], form: Columns, where: str, name: str) -> list[int
     names, wanted = [cell.strip() for cell in header], (form.due, form.prompt, form.output)
     missing = [column for column in wanted if column not in names]
     if missing:
-        what = f"no column {', '.join(missing)}, of which trace_form {name} has its numbers"
-        raise ToolkitError(what, where=where, hint=f"Its header has {', '.join(wanted)}.")
+        what = f"no column {', '.join(missing)}, which trace_form {name} needs"
+        raise ToolkitError(what, where=where, hint=f"Its header must have {', '.join(wanted)}.")
     return [names.index(column) for column in wanted]
 
 

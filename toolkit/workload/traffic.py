@@ -14,13 +14,13 @@ from toolkit.client.chat import ChatTemplate
 from toolkit.errors import ToolkitError
 from toolkit.sections import Lengths, Workload
 from toolkit.workload.sharegpt import Turn, read_turns
-from toolkit.workload.trace import Trace, check_length, has_times, read_lines, tokens_of
+from toolkit.workload.trace import Trace, check_length, has_times, read_trace, tokens_of
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
 
 DEFAULT_RATE = 1.0
-NO_TEMPLATE = "the model has no chat template: a prompt is its turns with empty lines between them"
+NO_TEMPLATE = "the model has no chat template: a prompt is its turns, separated by empty lines"
 AnyWorkload = TypeVar("AnyWorkload", bound=Workload)
 
 
@@ -45,8 +45,8 @@ class Traffic:
     """Users of a closed loop; None otherwise."""
     shares_prefixes: bool
     """Whether prompts begin alike, so that KV blocks can be reused."""
-    told: tuple[str, ...] = ()
-    """What of a trace was left out, or is in doubt."""
+    notes: tuple[str, ...] = ()
+    """What was left out of a trace, and what looks wrong in it."""
 
     @property
     def warmup(self) -> int:
@@ -85,47 +85,47 @@ def traffic_of(deployment: Deployment) -> Traffic:
 
 
 def with_arrivals(workload: AnyWorkload) -> AnyWorkload:
-    """The same, where its trace has no times with those of its rate instead."""
+    """The workload; if its trace has no times (ShareGPT), with random arrivals at its rate."""
     if workload.arrivals == "trace" and workload.trace and not has_times(workload.trace, workload.trace_form):
         return workload.model_copy(update={"arrivals": "poisson"})
     return workload
 
 
 def lines_of(workload: Workload, trace: Path, most: int) -> Trace:
-    return read_lines(trace, workload.requests, most, workload.trace_form, workload.trace_block_tokens)
+    return read_trace(trace, workload.requests, most, workload.trace_form, workload.trace_block_tokens)
 
 
 def turns_of(deployment: Deployment, workload: Workload, trace: Path) -> tuple[list[Turn], tuple[str, ...]]:
-    """Those of recorded conversations, counted by the model's own tokenizer and template."""
+    """The turns of recorded conversations, in the model's chat template and counted by its tokenizer; and notes."""
     from toolkit.repository.tokenizer import tokenizer_file
     from toolkit.workload.words import Counter
 
     template = ChatTemplate(deployment.model.path, deployment.model.chat_template)
     counter = Counter(tokenizer_file(deployment))
-    turns, told = read_turns(trace, workload.requests, template, counter, deployment.limits.max_seq_len)
-    return turns, told if template.is_there else (*told, NO_TEMPLATE)
+    turns, notes = read_turns(trace, workload.requests, template, counter, deployment.limits.max_seq_len)
+    return turns, notes if template.is_there else (*notes, NO_TEMPLATE)
 
 
 def _generated(deployment: Deployment, workload: Workload, rate: float, most: int, where: str) -> Traffic:
     """Times, prompts and outputs each from a generator of their own, so that changing one leaves the others."""
     closed = workload.arrivals == "closed"
-    told: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     sizes: Iterable[tuple[Sequence[int], int]]
     if workload.trace is None:
         shared = workload.shared_prefix_tokens
         drawn = enumerate(islice(lengths(workload, most, where), workload.requests))
         sizes, shares = ((prompt_of(number, shared, size), output) for number, (size, output) in drawn), shared > 0
     elif has_times(workload.trace, workload.trace_form):
-        lines, told = lines_of(workload, workload.trace, most)
+        lines, notes = lines_of(workload, workload.trace, most)
         sizes = [(tokens_of(line), line.output_length) for line in lines]
         shares = any(line.blocks for line in lines)
     else:
-        turns, told = turns_of(deployment, workload, workload.trace)
+        turns, notes = turns_of(deployment, workload, workload.trace)
         sizes = [(prompt_of(turn.conversation, 0, turn.prompt_tokens), turn.output_tokens) for turn in turns]
         shares = len({turn.conversation for turn in turns}) < len(turns)
     dues = repeat(0.0) if closed else accumulate(interval / rate for interval in intervals(workload))
     requests = tuple(Planned(due, prompt, output) for due, (prompt, output) in zip(dues, sizes, strict=False))
-    return Traffic(requests, None if closed else rate, workload.users if closed else None, shares, told)
+    return Traffic(requests, None if closed else rate, workload.users if closed else None, shares, notes)
 
 
 def intervals(workload: Workload) -> Iterator[float]:
@@ -150,11 +150,11 @@ def lengths(workload: Workload, most: int, where: str) -> Iterator[tuple[int, in
 def _replayed(workload: Workload, most: int, where: str) -> Traffic:
     if workload.trace is None:
         raise ToolkitError("trace: missing", where=where, hint="Give the file to replay.")
-    lines, told = lines_of(workload, workload.trace, most)
+    lines, notes = lines_of(workload, workload.trace, most)
     planned = tuple(Planned(line.due, tokens_of(line), line.output_length) for line in lines)
     span = planned[-1].due
     rate = (len(planned) - 1) / span if span else float(len(planned))
-    traffic = Traffic(planned, rate, None, any(line.blocks for line in lines), told)
+    traffic = Traffic(planned, rate, None, any(line.blocks for line in lines), notes)
     return traffic.at(workload.rate) if workload.rate else traffic
 
 
