@@ -1,5 +1,7 @@
 """Predictions judged by the SLO: what they are made of, and what is refused."""
 
+import json
+
 import pytest
 
 from toolkit.config import Deployment
@@ -61,6 +63,21 @@ def test_a_rate_that_none_meets_says_where_it_saturates(flagship):
     target = {target.name: target for target in prediction.targets}["requests_per_s"]
     assert target.measured == 0 and "no rate meets the latencies; saturates at" in target.note
     assert to_meet(prediction) is None
+
+
+@pytest.mark.parametrize("rows", [1, 2, 10, 64, 100])
+def test_a_trace_too_short_to_fill_the_deployment_has_the_capacity_of_a_long_one(flagship, tmp_path, rows):
+    """Its requests are sent over and over: one request says nothing of the rate, and 64 run at once."""
+    parallel = {"tp": 8, "pp": 1}
+    trace = tmp_path / "short.jsonl"
+    lines = ({"timestamp": 125 * n, "input_length": 100, "output_length": 10} for n in range(rows))
+    trace.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    short = predict(Deployment.load(flagship(workload={"trace": str(trace)}, parallel=parallel)))
+    equal = {"arrivals": "constant", "rate": 8, "prompt_tokens": 100, "output_tokens": 10}
+    long = predict(Deployment.load(flagship(workload=equal, parallel=parallel)))
+    assert short.repeats and not long.repeats
+    assert short.capacity.saturated == pytest.approx(long.capacity.saturated, rel=0.1)
+    assert short.capacity.highest == pytest.approx(long.capacity.highest, rel=0.1)
 
 
 @pytest.mark.parametrize(

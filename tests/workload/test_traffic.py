@@ -144,3 +144,16 @@ def test_the_first_requests_say_their_own_rate(deployment):
     assert first.requests == traffic.requests[:100]
     assert first.rate == pytest.approx(1 / statistics.fmean(intervals(first)))
     assert traffic.first(10**6).requests == traffic.requests
+
+
+def test_an_open_loop_again_and_again(deployment):
+    """At its own rate, with prompts that have in common what they have in common, and nothing with those before."""
+    once = traffic_of(deployment(**SOME, requests=10, shared_prefix_tokens=16, rate=5))
+    thrice = once.repeated(25)
+    assert len(thrice.requests) == 25 and thrice.requests[:10] == once.requests
+    assert lengths(thrice) == (lengths(once) * 3)[:25]
+    tokens = [[set(request.prompt) for request in thrice.requests[at : at + 10]] for at in (0, 10, 20)]
+    assert all(len(set.intersection(*group)) == 16 for group in tokens)
+    assert not set.union(*tokens[0]) & set.union(*tokens[1]) and not set.union(*tokens[1]) & set.union(*tokens[2])
+    assert intervals(thrice)[:9] == pytest.approx(intervals(thrice)[10:19]) and min(intervals(thrice)) > 0
+    assert thrice.rate == pytest.approx(once.first(10).rate)

@@ -69,22 +69,35 @@ class Prediction:
     def capacity(self) -> Capacity:
         deployment = self.deployment
         replicas, slo = deployment.parallel.replicas, deployment.slo
-        return find_capacity(self._long_traffic, self.scheduling, self.times, replicas, slo, self.front_s)
+        return find_capacity(self.long_traffic, self.scheduling, self.times, replicas, slo, self.front_s)
 
     def meets_at(self, rate: float) -> bool:
         """Whether every latency target and the compliance hold when so many requests/s come."""
-        traffic, slo = self._long_traffic.opened().first(REQUESTS).at(rate), self.deployment.slo
+        traffic, slo = self.long_traffic.opened().first(REQUESTS).at(rate), self.deployment.slo
         replicas, give_up = self.deployment.parallel.replicas, hopeless(slo, traffic)
         run = simulate(traffic, self.scheduling, self.times, replicas, give_up=give_up, front_s=self.front_s)
         return run.complete and meets_latencies(run, slo)
 
     @cached_property
-    def _long_traffic(self) -> Traffic:
-        """The traffic with enough requests to fill the deployment and go on; of a trace, what it has."""
-        needed = max(REQUESTS, FILLS * self.deployment.limits.max_sequences)
-        if len(self.traffic.requests) >= needed:
+    def long_traffic(self) -> Traffic:
+        """The traffic with enough requests to fill the deployment and go on; a short trace is sent again and again."""
+        return self._enough.opened().repeated(self._needed) if self.repeats else self._enough
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the trace has too few requests to fill the deployment."""
+        return len(self._enough.requests) < self._needed
+
+    @property
+    def _needed(self) -> int:
+        return max(REQUESTS, FILLS * self.deployment.limits.max_sequences)
+
+    @cached_property
+    def _enough(self) -> Traffic:
+        """As many requests as are needed; of a trace, all that it has."""
+        if len(self.traffic.requests) >= self._needed:
             return self.traffic
-        return traffic_of(with_settings(self.deployment, workload={"requests": needed}))
+        return traffic_of(with_settings(self.deployment, workload={"requests": self._needed}))
 
     @cached_property
     def scheduling(self) -> SchedulerConfig:

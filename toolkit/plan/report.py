@@ -134,9 +134,11 @@ def verdict_of(prediction: Prediction) -> Verdict:
 def workload_text(prediction: Prediction) -> str:
     """The traffic in one line."""
     traffic, process = prediction.traffic, with_arrivals(prediction.deployment.workload).arrivals
-    arrivals = f"{traffic.users} users" if traffic.users else f"{process} {traffic.rate:.3g}/s"
+    count = len(traffic.requests)
+    open_loop = f"{process} {traffic.rate:.3g}/s" if count > 1 else process
+    arrivals = f"{traffic.users} users" if traffic.users else open_loop
     requests = (
-        f"{len(traffic.requests):,} requests, {arrivals}, {prediction.prompt_tokens:,} prompt + "
+        f"{count:,} request{'s' * (count != 1)}, {arrivals}, {prediction.prompt_tokens:,} prompt + "
         f"{prediction.output_tokens:,} output tokens; the first {traffic.warmup} not judged"
     )
     return "; ".join((requests, *traffic.notes))
@@ -145,7 +147,8 @@ def workload_text(prediction: Prediction) -> str:
 def capacity_text(prediction: Prediction) -> str:
     highest, saturated = prediction.capacity.highest, prediction.capacity.saturated
     meets = f"{highest:.1f} requests/s meet the latencies" if highest else "no rate meets the latencies"
-    return f"{meets}; saturated at {saturated:.1f} requests/s"
+    again = "; the trace over and over" if prediction.repeats else ""
+    return f"{meets}; saturated at {saturated:.1f} requests/s{again}"
 
 
 def comparison_text(comparison: Comparison) -> RenderableType:

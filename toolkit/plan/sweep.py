@@ -49,7 +49,7 @@ def points_of(prediction: Prediction, saturated: float) -> tuple[Point, ...]:
     """One layout's points, the lowest rate first; none if there is no telling what it can serve."""
     if not 0 < saturated < math.inf:
         return ()
-    traffic = prediction.traffic.opened()
+    traffic = prediction.long_traffic.opened()
     traffic = replace(traffic, requests=traffic.requests[:REQUESTS])
     return tuple(_point(prediction, share * saturated, traffic) for share in SHARES)
 

@@ -68,6 +68,20 @@ class Traffic:
         span = requests[-1].due - requests[0].due
         return replace(self, requests=requests, rate=(len(requests) - 1) / span if span else self.rate)
 
+    def repeated(self, count: int) -> Traffic:
+        """`count` requests of an open loop: these again and again, each time with prompts that are new."""
+        size = len(self.requests)
+        span = self.requests[-1].due - self.requests[0].due
+        period = span * size / (size - 1) if span else size / (self.rate or DEFAULT_RATE)
+        ids = [(min(request.prompt), max(request.prompt)) for request in self.requests if self.shares_prefixes]
+        width = max(high for _, high in ids) - min(low for low, _ in ids) + 1 if ids else 0
+        requests = [
+            request._replace(due=request.due + copy * period, prompt=_renamed(request.prompt, copy * width))
+            for copy in range(math.ceil(count / size))
+            for request in self.requests
+        ]
+        return replace(self, requests=tuple(requests[:count]), rate=size / period)
+
     def at(self, rate: float) -> Traffic:
         """The same requests in the same order at another mean rate. Only for an open loop."""
         assert self.rate is not None
@@ -156,6 +170,13 @@ def _replayed(workload: Workload, most: int, where: str) -> Traffic:
     rate = (len(planned) - 1) / span if span else float(len(planned))
     traffic = Traffic(planned, rate, None, any(line.blocks for line in lines), notes)
     return traffic.at(workload.rate) if workload.rate else traffic
+
+
+def _renamed(prompt: Sequence[int], by: int) -> Sequence[int]:
+    """The same tokens under other ids, as far away."""
+    if isinstance(prompt, range):
+        return range(prompt.start + by, prompt.stop + by, prompt.step)
+    return [token + by for token in prompt] if by else prompt
 
 
 def _length(wanted: int | Lengths, rnd: random.Random) -> Callable[[], int]:
