@@ -1,4 +1,4 @@
-"""This project as it is installed: its name at the registry, version and extras, and the folders it brings along."""
+"""The installed package: its name at the registry, its version, extras and bundled folders."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from toolkit.errors import ToolkitError
 
 NAME = "triton-llm-toolkit"
-"""At the registry, where `toolkit` is another project. The import and the command are `toolkit`."""
+"""`toolkit` at the registry is another project. The import and the command are `toolkit`."""
 VERSION = "0.1.0"
 PACKAGE = Path(__file__).resolve().parent
 
@@ -26,6 +26,6 @@ def require(extra: str, *modules: str) -> None:
 
 
 def folder(name: str) -> Path:
-    """A folder of the repository's top level: a wheel has it inside the package, a clone next to it."""
+    """A top-level folder of the repository: inside the package in a wheel, next to it in a clone."""
     packed = PACKAGE / "bundled" / name
     return packed if packed.is_dir() else PACKAGE.parent / name

@@ -31,7 +31,7 @@ _AFFINITIES = ("CPU Affinity", "NUMA Affinity", "GPU NUMA ID")
 class Topology:
     """The GPUs by nvidia-smi's numbers. `ways`, `numa` and `cores` are in the order of `gpus`.
 
-    `source` is where it is from. The NUMA nodes near a GPU, mostly one, are none, and cores are "", where not told.
+    `source` is where it is from. A GPU is near one NUMA node or several: none, and cores are "", where that is unknown.
     """
 
     gpus: tuple[int, ...] = ()
@@ -107,7 +107,7 @@ def parse_topology(text: str) -> Topology:
     if start is None:
         raise ToolkitError(f"{shown(text.strip())} is no table of GPUs", where=TABLE)
     affinities = sum(name in lines[start] for name in _AFFINITIES)
-    reached = lines[start].partition(_AFFINITIES[0])[0]  # the names of GPUs, and behind them of NICs
+    reached = lines[start].partition(_AFFINITIES[0])[0]  # the names of GPUs, then those of NICs
     gpus = tuple(int(number) for number in _GPU.findall(reached))
     rows = {line.split()[0]: line for line in lines[start + 1 :] if line.split()}
     ways = tuple(_ways(rows, gpu, len(gpus)) for gpu in gpus)
@@ -116,14 +116,14 @@ def parse_topology(text: str) -> Topology:
     return Topology(
         gpus=gpus,
         ways=ways,
-        numa=tuple(_numbers(numa) for _, numa in near),
+        numa=tuple(numbers_in(numa) if _RANGES.fullmatch(numa) else () for _, numa in near),
         cores=tuple(cores if _RANGES.fullmatch(cores) else "" for cores, _ in near),
         source=TABLE,
     )
 
 
 def _near(row: str, before: int, affinities: int) -> tuple[str, str]:
-    """CPU and NUMA affinity, which stand behind so many cells; "" where a cell is blank or there is no such column.
+    """CPU and NUMA affinity, which follow `before` cells; "" where a cell is blank or there is no such column.
 
     A tab ends a cell, and a second one follows a CPU affinity of less than 8 characters on some drivers.
     """
@@ -137,11 +137,9 @@ def _near(row: str, before: int, affinities: int) -> tuple[str, str]:
     return cores, "".join(rest[:1]) if affinities > 1 else ""
 
 
-def _numbers(ranges: str) -> tuple[int, ...]:
-    """0, 1, 4 of 0-1,4; none of anything else."""
-    if not _RANGES.fullmatch(ranges):
-        return ()
-    runs = [[int(end) for end in run.split("-")] for run in ranges.split(",")]
+def numbers_in(ranges: str) -> tuple[int, ...]:
+    """0, 1, 4 for "0-1,4", as the kernel and nvidia-smi write lists of numbers. Raises ValueError for other text."""
+    runs = [[int(end) for end in run.split("-")] for run in ranges.split(",") if run]
     return tuple(number for run in runs for number in range(run[0], run[-1] + 1))
 
 

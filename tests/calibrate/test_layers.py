@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 import time
@@ -144,8 +145,9 @@ def test_layers_of_a_small_model_on_this_machine(two_gpus, tmp_path):
     known = Deployment.model_copy(
         deployment, update={"hardware": deployment.hardware.model_copy(update={"gpu": "h100-sxm"})}
     )
-    differences = calibration.differences(known)
-    assert all(0.1 < one.fitted.median < 10 for one in differences if one.part != "lm_head"), differences
+    for one in calibration.differences(known):
+        table, fitted = (abs(math.log(ratio.median)) for ratio in (one.table, one.fitted))
+        assert fitted < max(math.log(2), table / 2) or one.part == "lm_head", one
     content = json.loads(file.read_text())
     assert set(content["versions"]) == {"python", "toolkit", "torch"}
 

@@ -20,6 +20,7 @@ from toolkit.serve import status
 from toolkit.simulate.steps import decode
 
 ROOT = Path(__file__).parents[2]
+BUDGET_S = 7
 HALF_S = (0.5, *[0.0] * 9)
 ALONE = MeasuredSteps(2, (), (HALF_S, HALF_S), (0.0, 0.0), (0.0, 0.0))
 """Two stages that take half a second, whatever the step."""
@@ -56,7 +57,9 @@ def test_a_number_that_hardly_occurred_is_left_out():
 @pytest.mark.slow
 def test_the_command_writes_a_file_that_the_planner_reads(tiny_llama, deploy, tmp_path):
     deployment = deploy(tiny_llama, pp=2)
-    arguments = command(deployment, "--budget", "7", "--output", str(tmp_path / "new" / "times.json"), "--json")
+    arguments = command(
+        deployment, "--budget", str(BUDGET_S), "--output", str(tmp_path / "new" / "times.json"), "--json"
+    )
     result = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert result.returncode == 0, result.stderr
     written = json.loads((tmp_path / "new" / "times.json").read_text())
@@ -70,9 +73,9 @@ def test_the_command_writes_a_file_that_the_planner_reads(tiny_llama, deploy, tm
     one = next(row for row in calibration.steps if row.kind == "generation").work
     assert sum(times.stage_seconds(one)) > 0 and times.hop_seconds(one) >= 0 and times.finish_seconds(one) > 0
     assert {one.part for one in calibration.differences(deployment)} == {row["kind"] for row in written["rows"]}
-    assert calibration.outside_s > 0
+    assert 0 < calibration.outside_s < BUDGET_S
     assert written["crowding"] and {one["in_flight"] for one in written["crowding"]} <= {1, 2}
-    assert all(one["slowdown"] > 0 for one in written["crowding"])
+    assert all(0.1 < one["slowdown"] < 100 for one in written["crowding"]), "a ratio of two times of this run"
     assert status(deployment).phase == "stopped"
 
 

@@ -222,7 +222,7 @@ def test_uuids_where_nvml_tells_none(node, flagship):
         h100s(fails={"nvmlDeviceGetUUID": pynvml.NVML_ERROR_NOT_SUPPORTED}), settings=visible("GPU-52a3a853")
     )
     line = checks_of(machine, flagship)["visible GPUs"]
-    assert line.found == "CUDA_VISIBLE_DEVICES: 'GPU-52a3a853' is a UUID, and NVML tells none of this machine"
+    assert line.found == "CUDA_VISIBLE_DEVICES: 'GPU-52a3a853' is a UUID, but NVML shows no UUIDs here"
 
 
 def test_uuids_are_the_gpus_that_they_name(node, flagship):

@@ -1,30 +1,52 @@
-"""Token ids to hidden states, whole or sharded over two ranks: any INT32, as TensorRT-LLM takes them."""
+"""Token ids to text, with the embedding whole on each rank or cut in two: any INT32, as TensorRT-LLM takes them."""
 
-from types import SimpleNamespace
+from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
 
-from toolkit.engine.rehearsal.model import Stage
+from tests.engine.conftest import started
+from tests.verify.vendor import NEW_MAPPING, write
+from toolkit.engine import build
 
-VOCABULARY, HIDDEN = 10, 6
-TABLE = torch.randn(VOCABULARY, HIDDEN, generator=torch.Generator().manual_seed(2))
-IDS = torch.tensor([0, 9, 4, 5, 10, 11, -1, 2**31 - 1, -(2**31)])
-SPLITS = {None: [TABLE], 0: TABLE.split(5, 0), 1: TABLE.split(3, 1)}
+pytestmark = pytest.mark.slow
+KNOWN = [5, 300, 17, 150, 151]
+STRANGE = [5, 301, -1, 2**31 - 1, 17, -(2**31), 302]
+"""With ids outside of the 301 that the model has, also of those that fill up the second rank's half."""
+TOKENS = 8
 
 
-@pytest.mark.parametrize("split", SPLITS)
-def test_known_ids_have_their_row_and_others_zeros(split):
-    parts = []
-    for rank, weight in enumerate(SPLITS[split]):
-        stage = SimpleNamespace(
-            weights={"transformer.vocab_embedding.weight": weight},
-            embedding_split=split,
-            tp_rank=rank,
-            hidden_size=HIDDEN,
-            all_reduce=lambda part: part,
-        )
-        parts.append(Stage._embedded(stage, IDS))  # type: ignore[arg-type]
-    hidden = sum(parts)
-    assert torch.equal(hidden[:4], TABLE[IDS[:4]])
-    assert not hidden[4:].any()
+@pytest.fixture(scope="module")
+def llama(make_llama) -> Path:
+    return make_llama()
+
+
+@pytest.fixture(scope="module")
+def expected(llama) -> list[list[int]]:
+    """By transformers, with zeros for an id that the model does not have."""
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(llama, dtype=torch.float16).float()
+    table = model.get_input_embeddings().weight.detach()
+
+    def row(id: int) -> torch.Tensor:
+        return table[id] if 0 <= id < len(table) else torch.zeros(table.shape[1])
+
+    def greedy(ids: list[int]) -> list[int]:
+        for _ in range(TOKENS):
+            embedded = torch.stack([row(id) for id in ids])[None]
+            ids = [*ids, int(model(inputs_embeds=embedded).logits[0, -1].argmax())]
+        return ids[-TOKENS:]
+
+    with torch.no_grad():
+        return [greedy(KNOWN), greedy(STRANGE)]
+
+
+@pytest.mark.parametrize("embedding_dim", [None, 0, 1], ids=["whole", "rows", "columns"])
+def test_known_ids_have_their_row_and_others_zeros(llama, deploy, expected, tmp_path, embedding_dim):
+    deployment = deploy(llama, tp=2, dtype="float16")
+    build(deployment, checkpoint=write(tmp_path / "vendor", llama, 2, 1, NEW_MAPPING, embedding_dim))
+    with started(deployment) as group:
+        assert [group.generate(ids, TOKENS) for ids in (KNOWN, STRANGE)] == expected

@@ -52,7 +52,7 @@ def test_numbers_and_uuids_also_shortened(value, numbers):
         ("0," + "9" * 5000, (0,), "'99999"),
         ("0,1,0", (), "GPU 0 is named twice, which hides all"),
         ("GPU-8932f937,GPU-8932f937-d72c", (), "GPU 1 is named twice, which hides all"),
-        ("GPU-5,GPU-8932f9,GPU-c", (0,), "'GPU-8932f9' begins the UUIDs of GPUs 1, 2"),
+        ("GPU-5,GPU-8932f9,GPU-c", (0,), "'GPU-8932f9' fits the UUIDs of GPUs 1, 2"),
         ("GPU-5,GPU-dead,GPU-c", (0,), "no GPU has the UUID 'GPU-dead'"),
         ("GPU-52A3A85D", (), "no GPU has the UUID 'GPU-52A3A85D'"),
         (f"{UUIDS[0]}f", (), f"no GPU has the UUID '{UUIDS[0]}f'"),
@@ -85,7 +85,7 @@ def test_parts_of_gpus_are_refused(value, part):
 
 @pytest.mark.parametrize("uuids", [{}, {0: "", 1: ""}])
 def test_uuids_that_nobody_can_look_up(uuids):
-    with pytest.raises(ToolkitError, match=r"'GPU-5' is a UUID, and NVML tells none of this machine\. See nvidia-smi"):
+    with pytest.raises(ToolkitError, match=r"'GPU-5' is a UUID, but NVML shows no UUIDs here\. See nvidia-smi"):
         visible_gpus("GPU-5,GPU-6", uuids)
 
 

@@ -73,7 +73,7 @@ def test_only_the_gpus_that_a_batch_system_leaves(node, monkeypatch):
     with pytest.raises(ToolkitError, match=says):
         share_of(deployment)
     monkeypatch.setattr(gpus, "load_library", lambda: FakeNvml([], fails={"nvmlInit": pynvml.NVML_ERROR_UNKNOWN}))
-    with pytest.raises(ToolkitError, match="CUDA_VISIBLE_DEVICES: 'GPU-8932f937' is a UUID, and NVML tells none"):
+    with pytest.raises(ToolkitError, match="CUDA_VISIBLE_DEVICES: 'GPU-8932f937' is a UUID, but NVML shows no UUIDs"):
         share_of(deployment)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,6,3,8,2")
     with pytest.raises(ToolkitError, match="4 ranks need 4 GPUs, CUDA_VISIBLE_DEVICES leaves 3"):

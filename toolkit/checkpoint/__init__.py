@@ -67,11 +67,12 @@ def convert(deployment: Deployment, progress: Progress | None = None) -> bool:
 
 
 def _renew_config(deployment: Deployment) -> bool:
-    """Write config.json again if it is of an earlier toolkit and has keys that the release refuses."""
+    """Write config.json again if an earlier toolkit wrote it with keys that the release refuses."""
     from dataclasses import replace
 
     from toolkit.artifacts import read_lock, record, write_lock
     from toolkit.checkpoint.config_json import config_text
+    from toolkit.files import atomic_file
     from toolkit.jsonfile import read_json
     from toolkit.releases.checkpoint import unknown_keys
 
@@ -79,9 +80,8 @@ def _renew_config(deployment: Deployment) -> bool:
     config = directory / "config.json"
     if lock is None or not any(unknown_keys(read_json(config), deployment.release.checkpoint_keys)):
         return False
-    draft = config.with_suffix(".new")
-    draft.write_text(config_text(deployment.shape, deployment.mapping, deployment.model.dtype), encoding="utf-8")
-    draft.replace(config)
+    with atomic_file(config) as draft:
+        draft.write_text(config_text(deployment.shape, deployment.mapping, deployment.model.dtype), encoding="utf-8")
     write_lock(directory, replace(lock, outputs={**lock.outputs, config.name: record(config)}))
     return True
 

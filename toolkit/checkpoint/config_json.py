@@ -1,8 +1,8 @@
 """The config.json of a TensorRT-LLM checkpoint: global sizes and the mapping; nothing in it differs between ranks.
 
-It holds what every supported release takes, and leaves out what has the value that a Llama has by default. So the same
-checkpoint is built by any of them. Names are those of models/modeling_utils.py, models/llama/config.py and mapping.py;
-toolkit/releases/checkpoint.py has the blocks in which a key too many is an error.
+It holds only keys that every supported release takes, and none with a Llama's default value, so each release can build
+the same checkpoint. Names are those of models/modeling_utils.py, models/llama/config.py and mapping.py;
+toolkit/releases/checkpoint.py has the blocks in which an unknown key is an error.
 """
 
 from __future__ import annotations

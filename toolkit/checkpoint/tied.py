@@ -1,4 +1,4 @@
-"""A tied model that stores its output matrix all the same: it must be the embedding, or readers disagree."""
+"""A tied model that also stores an output matrix: the matrix must equal the embedding, because readers disagree."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def check_tied(source: Source, shape: ModelShape) -> None:
-    """Raise a ToolkitError for an output matrix that is stored and is not the embedding that stands for it.
+    """Raise a ToolkitError if a stored output matrix differs from the embedding that it is tied to.
 
-    transformers 5 and NVIDIA's converter then take the stored one, transformers 4 and vLLM the embedding.
+    transformers 5 and NVIDIA's converter take the stored one, transformers 4 and vLLM the embedding.
     """
     stored, embedding = source.tensors.get(LM_HEAD), source.tensors.get(EMBEDDING)
     if not shape.tie_word_embeddings or stored is None or embedding is None or _same(stored, embedding):
@@ -30,7 +30,7 @@ def check_tied(source: Source, shape: ModelShape) -> None:
 
 
 def _same(one: SourceTensor, other: SourceTensor) -> bool:
-    """Whether they have the same values, of whatever dtype."""
+    """Whether both have the same values, also in different dtypes."""
     import torch
 
     if one.shape != other.shape or one.dtype not in DTYPES:
@@ -40,7 +40,7 @@ def _same(one: SourceTensor, other: SourceTensor) -> bool:
         rows = min(step, one.shape[0] - first)
         left, right = (_read(stored, first, rows) for stored in (one, other))
         if one.dtype == other.dtype and left == right:
-            continue  # also where both are not numbers, which the conversion refuses by itself
+            continue  # NaN equals itself here; the conversion refuses NaN
         values = (_values(data, stored.dtype) for data, stored in ((left, one), (right, other)))
         if not torch.equal(*values):
             return False

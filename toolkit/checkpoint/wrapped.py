@@ -1,4 +1,4 @@
-"""Tensors under other names than their own, as wrappers of PyTorch and PEFT save them: what wrote them, what to do."""
+"""Tensors whose names a wrapper of PyTorch or PEFT has changed: which wrapper, and what to do."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ WRAPPERS = {
     "base_layer.": ("PEFT", MERGE),
     "module.": ("DataParallel or DDP of PyTorch", UNWRAP),
 }
-"""A part of a name, anywhere in it: (what puts it there, what to do). Longer parts come before those they hold."""
+"""A part of a name: (what adds it, what to do). A part comes before the shorter parts that it contains."""
 INNER = "model."
 
 
 def wrapped(expected: str, names: Iterable[str]) -> tuple[str, str] | None:
-    """(what is wrong, what to do) where a tensor is there under another name; None where it is not there at all."""
+    """(what is wrong, what to do) if the expected tensor has another name here; None if it is missing."""
     for name in names:
         found, plain = [], name
         for part in WRAPPERS:

@@ -69,7 +69,7 @@ class TimeLimit:
         return time.perf_counter() >= self._end()
 
     def end_within(self, seconds: float) -> None:
-        """Bring the end nearer: to so many seconds from now, at most."""
+        """End at most `seconds` from now; never later than before."""
         self.seconds, self.begun = min(self.seconds, time.perf_counter() - self._start + seconds), True
 
     def exceeded(self) -> DeadlineExceeded:
@@ -85,7 +85,7 @@ class Client(ABC):
     """A connection to one server; see `toolkit.client.connect`. Use it as a context manager, or close it."""
 
     takes_messages = False
-    """Whether it sends a request's messages instead of its prompt, for the server to apply the chat template."""
+    """True if it sends messages instead of a prompt, and the server applies the chat template."""
 
     def __init__(self, url: str, first_event_timeout_s: float) -> None:
         self.url = url

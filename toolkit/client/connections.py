@@ -21,7 +21,7 @@ from toolkit.client.base import DeadlineExceeded, ServerFailed, ServerRefused, T
 READY_TIMEOUT_S = 5.0
 LARGEST_ERROR = 65536
 LONGEST_SAID = 400
-"""Characters: servers repeat prompts in their errors."""
+"""Characters of a server's error that are shown: some servers repeat the prompt in it."""
 BEGINNING = 256
 BEGINS = {
     "text/event-stream": re.compile(rb"(\xef\xbb\xbf)?\s*(data|event|id|retry|)[ ]?:"),
@@ -102,7 +102,7 @@ class Connections:
         return (ServerRefused if refused else ServerFailed)(_error_text(response), where=self._url)
 
     def _check_type(self, response: HTTPResponse, expected: str) -> None:
-        """Gateways name other types than their servers, or none: then the answer's first bytes say what it is."""
+        """If the Content-Type is another one or missing, as behind some gateways, the first bytes decide."""
         if response.headers.get_content_type() == expected:
             return
         begin = response.peek(BEGINNING)
@@ -165,7 +165,7 @@ def whole(response: HTTPResponse, sock: socket.socket, limit: TimeLimit) -> tupl
 def json_object(data: bytes) -> dict[str, Any]:
     """What the server sent, which must be a JSON object."""
     try:
-        answer = json.loads(data.decode())  # of bytes it would guess the encoding, at each event
+        answer = json.loads(data.decode())  # from bytes, json would guess the encoding for each event
     except (ValueError, RecursionError):
         raise ServerFailed(f"the server sent {quoted(data)}, expected JSON") from None
     if not isinstance(answer, dict):
@@ -174,7 +174,7 @@ def json_object(data: bytes) -> dict[str, Any]:
 
 
 def said(error: Any) -> str:
-    """The words of an error: a text, an object with a `message`, or FastAPI's list, which repeats the request."""
+    """The message in an error: a text, an object with a `message`, or FastAPI's list without the request in it."""
     if isinstance(error, list) and all(isinstance(part, dict) and "msg" in part for part in error):
         error = "; ".join(f"{'.'.join(map(str, part.get('loc', ())))}: {part['msg']}" for part in error)
     elif isinstance(error, dict):
@@ -190,7 +190,7 @@ def _error_text(response: HTTPResponse) -> str:
 
 
 def _words(body: bytes) -> str | None:
-    """What an error says: Triton's, OpenAI's, vLLM's, or FastAPI's. None where the body is none of these."""
+    """The message of an error from Triton, OpenAI, vLLM or FastAPI; None for any other body."""
     try:
         answer = json_object(body.strip().removeprefix(b"data:"))
     except ServerFailed:

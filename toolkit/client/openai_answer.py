@@ -1,7 +1,7 @@
 """An answer of OpenAI's API, chunk by chunk or whole: its text, and what the server counted.
 
-Servers differ in what they leave out and how they spell it (docs/serving.md has the list). What is none of these is
-an error that shows the first bytes of what came.
+Servers differ in what they leave out and how they spell it (docs/serving.md has the list). Anything else is an error
+that shows the first bytes of what came.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from toolkit.client.connections import BUSY, json_object, said
 from toolkit.client.server_sent_events import CUT_OFF, ERROR, MESSAGE
 
 DONE = b"[DONE]"
-# How servers spell, beside null, that an answer goes on.
+# How servers spell that an answer goes on, apart from null.
 GOES_ON = ("", "null", "none", "not_finished")
 # Reasons to finish that leave an answer unfinished (vLLM's and TensorRT-LLM's).
 UNFINISHED = ("abort", "error", "cancelled", "timeout")
-# What a chunk may call itself that has no choices and no usage.
+# The `object` of a chunk that may lack both choices and usage.
 CHUNKS = ("chat.completion.chunk", "text_completion", "text_completion.chunk")
-# Of an error without a status: the types that say that the request itself is wrong.
+# Types of an error without a status that mean: the request itself is wrong.
 REFUSALS = ("invalid_request_error", "BadRequestError", "validation")
 
 
@@ -68,7 +68,7 @@ class Answer:
         return Event(text, received, {**outputs, **self._outputs(chunk, None)})
 
     def end(self, ignored: bytes | None = None) -> None:
-        """Raises ServerFailed when the stream ended and the answer is not whole. `ignored` is a line that it held.
+        """Raises ServerFailed if the stream ended before the answer. `ignored` is a line outside of events.
 
         The reason why the answer finished comes after all text, so `[DONE]` need not follow it.
         """
@@ -80,7 +80,7 @@ class Answer:
         raise ServerFailed(f"the stream ended without a finish_reason, so before the answer's end{held}")
 
     def _is_to_be_ignored(self, data: bytes, kind: bytes) -> bool:
-        """Of an event with a type. Raises ServerFailed for an error, and for a chunk that was cut off."""
+        """Whether to ignore an event that has a type. Raises ServerFailed for an error, or a chunk that was cut off."""
         if kind == ERROR:
             raise _failure(_json(data) or {"error": data.decode("utf-8", "replace")}, self._begun)
         found = _json(data)
@@ -124,7 +124,7 @@ def result(data: bytes, received: float, chat: bool) -> Result:
 
 
 def _json(data: bytes) -> dict[str, Any] | None:
-    """The object that the data is; None where it is none."""
+    """The JSON object in the data; None if it is something else."""
     try:
         return json_object(data)
     except ServerFailed:
@@ -140,8 +140,8 @@ def _checked(data: bytes, begun: bool) -> dict[str, Any]:
 
 
 def _failure(answer: dict[str, Any], begun: bool) -> ServerRefused | ServerFailed:
-    """An error in a stream: OpenAI's object, SGLang's and LiteLLM's; vLLM's and trtllm-serve's without `error` around
-    it; TGI's and Ollama's, whose `error` is a text; llama.cpp's.
+    """An error in a stream: an object in `error` (OpenAI, SGLang, LiteLLM, llama.cpp), the object itself (vLLM,
+    trtllm-serve), or a text in `error` (TGI, Ollama).
     """
     error = answer.get("error") or answer
     facts = {**answer, **error} if isinstance(error, dict) else answer
@@ -182,7 +182,7 @@ def _text(choice: dict[str, Any], part: str | None, data: bytes) -> tuple[str, d
 
 
 def _reason(reason: Any, data: bytes) -> str | None:
-    """Why the answer finished; None where it goes on. Raises ServerFailed where it was broken off."""
+    """Why the answer finished; None if it goes on. Raises ServerFailed if it was broken off."""
     if reason is None:
         return None
     if not isinstance(reason, str):

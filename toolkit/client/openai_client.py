@@ -36,15 +36,15 @@ SAMPLING = {
 }
 NO_END_ID = -1
 AFTER_DONE_S = 0.2
-"""For the end of the response, after which its connection can be used again."""
+"""How long to wait after [DONE] for the end of the response: then the connection can be used again."""
 COUNTS = ("return_num_input_tokens", "return_num_output_tokens")
 # Nothing that could be asked for here: what comes of it elsewhere are outputs that these servers do not have.
 NOT_SENT = (*COUNTS, "return_perf_metrics")
 
 
 class OpenAiClient(Client):
-    """Asks one endpoint, whose path says whether it is chat: that gets the request's messages, or its prompt as the
-    user's message, and applies the model's chat template. Completions get the prompt as it is.
+    """Asks one endpoint. Chat completions get the request's messages, or the prompt as one user message, and apply the
+    model's chat template. Completions get the prompt as it is.
 
     The tokens of a thinking model's reasoning are text like others, in events that say `reasoning: True`.
     """
@@ -129,7 +129,7 @@ class OpenAiClient(Client):
 def _until_done(
     reads: Iterator[tuple[bytes, float]], answer: Answer, limit: TimeLimit
 ) -> Iterator[tuple[bytes, float]]:
-    """What arrives. A server that says that it is done and sends no end to the response is not waited for."""
+    """The reads of a response. A server that leaves it open after [DONE] is not waited for."""
     try:
         for read in reads:
             yield read

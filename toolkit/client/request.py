@@ -30,7 +30,7 @@ class GenerateRequest:
     id: str | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict, hash=False)
     messages: Sequence[Mapping[str, str]] | None = field(default=None, hash=False)
-    """What the prompt was made of, each with `role` and `content`: a server of chats gets these instead of it."""
+    """The prompt as messages with `role` and `content`: chat completions get these instead of the prompt."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sampling", MappingProxyType(dict(self.sampling)))

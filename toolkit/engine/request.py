@@ -22,7 +22,7 @@ def _unless_positive(value: Any) -> Any:
 
 
 def _finite(bias: np.ndarray | None) -> np.ndarray | None:
-    """Raises InputRefused for NaN or infinity in a bias. The executor takes them, and then every token is one."""
+    """Raises InputRefused for NaN or infinity in a bias: the executor takes them, and the answer is noise."""
     if bias is not None and not np.isfinite(bias).all():
         (place,) = np.argwhere(~np.isfinite(bias))[0]
         raise InputRefused(f"embedding_bias: {bias[place]} for token {place}", hint="Give a finite number.")
@@ -33,8 +33,7 @@ class GenerationRequest(BaseModel):
     """A request, with names and defaults of TensorRT-LLM 1.2.
 
     The most likely token is taken, whatever the temperature, unless runtime_top_k > 1 or runtime_top_p ask
-    for a draw.
-    Token ids may be any: those outside the vocabulary give an unspecified answer.
+    for a draw. Any token id is taken: those outside the vocabulary give an unspecified answer.
     """
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
@@ -49,7 +48,7 @@ class GenerationRequest(BaseModel):
     runtime_top_p_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     runtime_top_p_reset_ids: Annotated[int, Field(ge=0)] | None = None
     seed: Annotated[int, Field(ge=0)] | None = None
-    """Without one the engine takes the next of its own; several sequences then have 0, 1, 2 ..."""
+    """If it is not given, the engine takes its next random number; with several sequences they are 0, 1, 2 ..."""
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -64,7 +63,7 @@ class GenerationRequest(BaseModel):
     return_perf_metrics: bool = False
     return_num_input_tokens: bool = False
     return_num_output_tokens: bool = False
-    # Of beam search, which is not rehearsed: their values are checked, and change nothing.
+    # For beam search, which is not rehearsed: their values are checked and have no effect.
     beam_width: Literal[1] = 1
     len_penalty: Annotated[float, Field(ge=0)] = 1.0
     beam_search_diversity_rate: Annotated[float, Field(ge=0)] = 0.0

@@ -15,7 +15,7 @@ from toolkit.engine.request import GenerationRequest, Word
 FIRST_LOOK = 1024
 """How many of the most likely tokens top-p looks at before it has the whole vocabulary sorted."""
 MOST_TOP_K = 1024
-"""TensorRT-LLM draws from no more than these, whatever top_k asks for (its TOP_K_MAX)."""
+"""TensorRT-LLM draws from at most this many tokens, for any larger top_k (TOP_K_MAX)."""
 GREEDY_BELOW = 1e-6
 """At a temperature below this the most likely token is taken. TensorRT-LLM adds as much to every temperature."""
 
@@ -58,9 +58,9 @@ class Sampler:
         return token in self.ends_alone or (enough and token in _last_ids(self.request.stop_words_list, tokens))
 
     def adjusted(self, logits: Tensor, tokens: list[int]) -> Tensor:
-        """Logits after everything that is done to them before top-k and top-p.
+        """Logits after all steps before top-k and top-p.
 
-        In float64, in which no inputs in float32 can overflow.
+        In float64, so that no float32 inputs overflow.
         """
         request, size = self.request, len(logits)
         logits = logits.to(torch.float64, copy=True)
@@ -100,7 +100,7 @@ class Sampler:
         return int(ids[int(torch.searchsorted(sums, draw, right=True).clamp(max=len(sums) - 1))])
 
     def _decay_top_p(self, token: int) -> None:
-        """top-p shrinks with each token, down to its minimum; one token sets it back."""
+        """top-p shrinks with each token down to its minimum; the reset token sets it back."""
         request = self.request
         if token == request.runtime_top_p_reset_ids:
             self.top_p = request.runtime_top_p or 1.0
@@ -114,5 +114,5 @@ def _last_ids(words: tuple[Word, ...], tokens: list[int]) -> list[int]:
 
 
 def _known(ids: list[int], size: int) -> list[int]:
-    """Those that a vocabulary of `size` has."""
+    """The ids that a vocabulary of `size` has."""
     return [id for id in ids if 0 <= id < size]

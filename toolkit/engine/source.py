@@ -65,7 +65,7 @@ def _given(deployment: Deployment, directory: Path, progress: Callable[[int, int
 
 
 def _refuse_unknown_keys(deployment: Deployment, directory: Path, config: Mapping[str, Any], hint: str) -> None:
-    """Raise a ToolkitError for a config.json that trtllm-build would refuse. A rehearsal takes those of any release."""
+    """Raise a ToolkitError for a key that trtllm-build would refuse. A rehearsal takes the keys of any release."""
     if deployment.engine != "tensorrt":
         return
     release = deployment.release

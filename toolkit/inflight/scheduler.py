@@ -99,7 +99,7 @@ class Scheduler:
     def submit(self, *requests: Request) -> None:
         """Queue new requests, all or none.
 
-        Raises InputRefused if one could never run, Busy, in the executor's words, if the queue has no room for all.
+        Raises InputRefused if one could never run; Busy, in the executor's words, if the queue has no room for all.
         """
         for request in requests:
             self._refuse_impossible(request)

@@ -90,7 +90,7 @@ class Chosen:
         return workload, options.rate, options.requests, options.streams, options.seed, options.model
 
     def _make(self) -> Work:
-        # In the self-check, which leaves samples, nobody reads what is said.
+        # The self-check (which has `samples`) needs no chat template: nobody reads its prompts.
         as_messages = bool(self.options.samples) or takes_messages(self.options.target)
         return work_of(self.deployment, *self._asked, as_messages=as_messages)
 

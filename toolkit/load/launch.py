@@ -30,7 +30,7 @@ from toolkit.slo.verdict import Verdict, could_not_run
 
 USERS_FILE = Path(__file__).with_name("users.py")
 LOCUST = (sys.executable, "-P", "-c", "import toolkit; from locust.main import main; main()")
-"""Locust searches the working directory first, where another `toolkit` may be: so ours is imported before."""
+"""Imports our `toolkit` first: Locust looks in the working directory first, where another one may be."""
 HANDED_ON = ("protocol", "users", "requests", "workload", "rate", "seed", "processes", "target", "model")
 """Options that the users' process has by the same names."""
 

@@ -56,15 +56,15 @@ def question(
     model: str,
     template: str | None = None,
 ) -> GenerateRequest:
-    """One question for a server: as messages where that has the chat template, else as the prompt that it makes.
+    """One question: as messages if the server applies the chat template, else as the prompt made by the template.
 
-    `template` is the name of the one to use, of a model that has several.
+    `template` names one of a model's several templates.
     """
     if raw and client.takes_messages:
         hint = "Leave out --raw, or ask openai+http://HOST:PORT/v1/completions."
-        raise ToolkitError("--raw: this server puts every question into its chat template", where=client.url, hint=hint)
+        raise ToolkitError("--raw: this server always applies its chat template", where=client.url, hint=hint)
     if raw and system is not None:
-        raise ToolkitError("--system: has no place in a prompt that is sent as it is", hint="Leave out --raw.")
+        raise ToolkitError("--system cannot be combined with --raw", hint="Leave out --raw.")
     prompt = text if raw or client.takes_messages else chat_prompt(model_dir, text, system, template)
     return GenerateRequest(prompt, max_tokens, model, messages=chat_messages(text, system))
 

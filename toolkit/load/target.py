@@ -37,7 +37,7 @@ def protocol_of(deployment: Deployment, wanted: str | None, target: str | None) 
 
 
 def takes_messages(target: str | None) -> bool:
-    """Whether the server there applies the chat template itself: OpenAI's chat completions."""
+    """Whether the target applies the chat template itself, as OpenAI's chat completions do."""
     if target is None:
         return False
     with connect(target) as client:

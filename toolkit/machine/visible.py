@@ -24,7 +24,7 @@ _MIG = "MIG-"
 
 @dataclass(frozen=True)
 class VisibleGpus:
-    """`numbers` are nvidia-smi's, in the order of the variable. `ended` is why the list ends early; "": it is whole."""
+    """`numbers` are nvidia-smi's, in the order of the variable. `ended` says why the list ends early; "" if whole."""
 
     numbers: tuple[int, ...]
     ended: str = ""
@@ -33,18 +33,13 @@ class VisibleGpus:
 def visible_here() -> VisibleGpus | None:
     """What the variable of this process leaves; None where it is not set. Raises ToolkitError as `visible_gpus`."""
     value = os.environ.get(VISIBLE)
-    return None if value is None else visible_gpus(value, uuids_here())
-
-
-def uuids_here() -> dict[int, str]:
-    """The UUID of each GPU by its number; nothing where NVML tells nothing."""
-    return {gpu.index: gpu.uuid for gpu in look_at_gpus().seen}
+    return None if value is None else visible_gpus(value, {gpu.index: gpu.uuid for gpu in look_at_gpus().seen})
 
 
 def visible_gpus(value: str, uuids: Mapping[int, str]) -> VisibleGpus:
-    """What a value leaves of the GPUs with these UUIDs. Without any, numbers are taken as they are.
+    """What a value leaves of the GPUs with these UUIDs, by number. If no GPU is known, numbers are taken as they are.
 
-    Raises ToolkitError where it names parts of GPUs (MIG), or UUIDs while none are known.
+    Raises ToolkitError if it names parts of GPUs (MIG), or a UUID while no UUID is known.
     """
     if not value.strip():
         return VisibleGpus((), "it is empty")
@@ -67,7 +62,7 @@ def _require_whole_gpus(entries: list[str], uuids: Mapping[int, str]) -> None:
         if entry.startswith(_MIG):
             raise ToolkitError(f"{shown(entry)} is a part of a GPU (MIG)", where=VISIBLE, hint=WAYS_TO_NAME)
     if entries[0].startswith(_UUID) and not any(uuids.values()):
-        what = f"{shown(entries[0])} is a UUID, and NVML tells none of this machine"
+        what = f"{shown(entries[0])} is a UUID, but NVML shows no UUIDs here"
         raise ToolkitError(what, where=VISIBLE, hint="See nvidia-smi -L, or give numbers as nvidia-smi counts.")
 
 
@@ -87,7 +82,7 @@ def _by_uuid(entry: str, uuids: Mapping[int, str]) -> int | str:
         return found[0]
     if not found:
         return f"no GPU has the UUID {shown(entry)}"
-    return f"{shown(entry)} begins the UUIDs of GPUs {', '.join(map(str, found))}"
+    return f"{shown(entry)} fits the UUIDs of GPUs {', '.join(map(str, found))}"
 
 
 def _not_a_gpu(entry: str, expected: str) -> str:

@@ -1,4 +1,4 @@
-"""Blocks of a checkpoint's config.json that TensorRT-LLM passes to constructors: a key too many is an error.
+"""Blocks of a checkpoint's config.json that TensorRT-LLM passes to constructors: an unknown key is an error.
 
 All other keys are free: what LLaMAConfig does not know becomes an attribute, with a warning. Sources: NVIDIA/
 TensorRT-LLM tensorrt_llm/mapping.py, layers/moe.py in 0.20.0 and 1.1.0rc6 (both sides of Ataraksia/TensorRT-LLM
@@ -30,7 +30,7 @@ _KEYS = """
 
 
 def checkpoint_keys(release: str) -> Mapping[str, frozenset[str]]:
-    """The keys of each such block, by its name."""
+    """The keys that a release takes, by block."""
     keys: dict[str, set[str]] = {}
     for block, cell, span in rows(_KEYS, columns=3):
         if within(span, release):
@@ -39,6 +39,6 @@ def checkpoint_keys(release: str) -> Mapping[str, frozenset[str]]:
 
 
 def unknown_keys(config: Mapping[str, Any], known: Mapping[str, frozenset[str]]) -> Iterator[str]:
-    """Those of a config.json that stop trtllm-build, as `mapping.auto_parallel`."""
+    """Keys of a config.json that stop trtllm-build, such as `mapping.auto_parallel`."""
     for block, keys in known.items():
         yield from (f"{block}.{name}" for name in config.get(block) or {} if name not in keys)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from toolkit.errors import ToolkitError
 from toolkit.runtime.needs import Needs, Part
+from toolkit.topology import numbers_in
 
 NODES = Path("/sys/devices/system/node")
 
@@ -33,7 +34,7 @@ def cores_near(
 
 
 def given_cores(folder: Path = NODES) -> tuple[int, ...] | None:
-    """The cores that a batch system, a container or taskset gave to this process; None where it may use all."""
+    """The cores that a batch system, a container or taskset left to this process; None if it may use all."""
     nodes = [int(path.name.removeprefix("node")) for path in folder.glob("node[0-9]*")]
     mine, machine = os.sched_getaffinity(0), {core for node in nodes for core in _cores_of(node, folder)}
     return tuple(sorted(mine)) if mine < machine else None
@@ -68,24 +69,18 @@ def pinned(needs: Needs) -> list[Part]:
     return []
 
 
-def _cores_of(node: int, folder: Path) -> list[int]:
+def _cores_of(node: int, folder: Path) -> tuple[int, ...]:
     file = folder / f"node{node}" / "cpulist"
     try:
-        return _numbers(file.read_text())
+        return numbers_in(file.read_text().strip())
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ToolkitError(f"does not tell the cores of NUMA node {node}: {reason}", where=file) from None
 
 
 def _has_memory(node: int, folder: Path) -> bool:
-    """numactl binds no memory to a node without any, as a socket without memory modules is."""
+    """numactl fails for a node without memory, such as a socket without memory modules."""
     try:
-        return node in _numbers((folder / "has_memory").read_text())
+        return node in numbers_in((folder / "has_memory").read_text().strip())
     except (OSError, ValueError):
         return True
-
-
-def _numbers(text: str) -> list[int]:
-    """The opposite of `ranges`."""
-    runs = [[int(end) for end in run.split("-")] for run in text.strip().split(",") if run]
-    return [number for run in runs for number in range(run[0], run[-1] + 1)]

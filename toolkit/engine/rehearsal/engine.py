@@ -76,7 +76,7 @@ class RehearsalEngine:
             thread.start()
 
     def submit(self, requests: Sequence[GenerationRequest], deliver: Callable[[Event], None]) -> list[Generation]:
-        """Begin to generate for all of a batch; the result is what `cancel` takes.
+        """Begin to generate for all requests of a batch; the result is what `cancel` takes.
 
         Raises InputRefused or Busy; then none of them begins.
         """
@@ -98,7 +98,10 @@ class RehearsalEngine:
         return sequences
 
     def _seed(self, request: GenerationRequest) -> int:
-        """Of the first sequence. Requests without one differ, as in TensorRT-LLM; a new engine repeats them."""
+        """The seed of a request's first sequence. Without a given seed, requests draw differently, as in TensorRT-LLM.
+
+        A new engine starts the same series again.
+        """
         if request.seed is not None:
             return request.seed
         return 0 if request.num_return_sequences > 1 else self._seeds.getrandbits(64)

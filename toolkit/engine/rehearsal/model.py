@@ -57,9 +57,9 @@ class Stage:
         return self._linear(self._norm(hidden[batch.emitting], "transformer.ln_f"), "lm_head")
 
     def _embedded(self, tokens: Tensor) -> Tensor:
-        """Hidden states of token ids, of which this rank may know only some, or only some columns.
+        """Hidden states of token ids. With a split embedding this rank has only some rows, or only some columns.
 
-        An id outside the vocabulary is known to no rank: zeros.
+        An id outside the vocabulary gives zeros.
         """
         table, split = self.weights["transformer.vocab_embedding.weight"], self.embedding_split
         (rows, columns), before = table.shape, self.tp_rank

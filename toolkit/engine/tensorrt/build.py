@@ -103,7 +103,7 @@ def require_program(deployment: Deployment) -> None:
 
 
 def _needs(deployment: Deployment, checkpoint_dir: Path, workers: int) -> Needs:
-    """Of the program: rank r is built on GPU r modulo the workers, of those that a batch system may have left."""
+    """The program's needs: rank r is built on GPU r modulo the workers, of the visible GPUs."""
     name, visible = f"toolkit-{deployment.name}-build", visible_here()
     if visible is not None and not visible.numbers:
         raise ToolkitError(f"hides every GPU: {visible.ended}", where=VISIBLE, hint="Correct or unset it.")
