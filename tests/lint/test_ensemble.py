@@ -33,7 +33,12 @@ BROKEN = [
         config("preprocessing", '(name: "QUERY"\\s+data_type: )TYPE_STRING', r"\1TYPE_INT32"),
         "QUERY is",
     ),
-    ("ensemble-section", START, config(ENSEMBLE, r"\Z", "instance_group { count: 1 }"), "has no instance_group"),
+    (
+        "ensemble-section",
+        START,
+        config(ENSEMBLE, r"\Z", "instance_group { count: 1 }"),
+        "instance_group is not allowed",
+    ),
     (
         "ensemble-shape",
         START,
@@ -44,7 +49,7 @@ BROKEN = [
         "ensemble-unused",
         START,
         config(ENSEMBLE, r"input {", 'input { name: "x" dims: 1 } input {'),
-        "x is used by no step",
+        "no step uses tensor x",
     ),
 ]
 

@@ -109,7 +109,7 @@ BROKEN = [
         config(LLM, 'name: "input_lengths"', 'name: "lengths"'),
         "input input_lengths is missing",
     ),
-    ("tensor-config", START, config("postprocessing", r"dims: -1", "dims: 0"), "dims are at least 1, or -1"),
+    ("tensor-config", START, config("postprocessing", r"dims: -1", "dims: 0"), "dims must be 1 or more, or -1"),
     ("tensor-unknown", DEFAULT, config(LLM, 'name: "streaming"', 'name: "stream"'), "input stream is not one"),
     ("tensor-type", ANSWERS, config(LLM, '(name: "seed"\\s+data_type: )TYPE_UINT64', r"\1TYPE_INT32"), "seed is INT32"),
     ("tensor-type", ANSWERS, config(LLM, '(name: "temperature"\\s+data_type: )TYPE_FP32', r"\1TYPE_FP16"), "is FP16"),

@@ -126,7 +126,7 @@ BROKEN = [
     ("placeholder", START, told(triton_config="${config}"), "${config} was not filled"),
     ("model-yaml", START, text("max_num_tokens: " + "9" * 5000), "is not valid YAML"),
     ("model-yaml", START, text("max_seq_len: 2026-99-99"), "is not valid YAML"),
-    ("model-path", DEFAULT, told(model="Example/Model-1.1B"), "taken for a name, and downloaded"),
+    ("model-path", DEFAULT, told(model="Example/Model-1.1B"), "counts as a name and is downloaded"),
     ("model-path", START, told(model=None), "model is not given"),
     ("model-path", START, told(model="/" + "long" * 2000), "cannot be read: File name too long"),
     ("model-path", START, told(model="/nowhere/at/all"), "model /nowhere/at/all: no such directory"),
@@ -138,7 +138,7 @@ BROKEN = [
         "Did you mean kv_cache_config.enable_block",
     ),
     ("argument-unknown", START, told(enable_chunked_prefil=True), "Did you mean enable_chunked_prefill?"),
-    ("argument-unknown", START, told(unheard_of__section=1), "unheard_of is no argument of LLM()"),
+    ("argument-unknown", START, told(unheard_of__section=1), "unheard_of is not an argument of LLM()"),
     ("argument-value", START, told(max_num_tokens="many"), "max_num_tokens: expected a whole number of at least 1"),
     (
         "argument-value",

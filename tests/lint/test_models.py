@@ -136,7 +136,7 @@ BROKEN = [
     ),
     ("parameter-value", DEFAULT, nvidias(parameter("accumulate_tokens", "y", BLS)), "accumulate_tokens: expected true"),
     ("eos-none", START, nvidias(no_end), "has no eos_token, which NVIDIA's preprocessing asks for"),
-    ("tokenizer", DEFAULT, nvidias(parameter("tokenizer_dir", "meta-llama/Llama-2-7b-hf", AFTER)), "taken for a name"),
+    ("tokenizer", DEFAULT, nvidias(parameter("tokenizer_dir", "meta-llama/Llama-2-7b-hf", AFTER)), "counts as a name"),
     ("parameter-missing", START, config(AFTER, '"tokenizer_dir"', '"tokenizer"'), "tokenizer_dir is missing"),
     (
         "parameter-missing",

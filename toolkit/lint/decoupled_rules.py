@@ -1,6 +1,6 @@
 """Whether the models that call each other agree on streaming: model_transaction_policy { decoupled }.
 
-An ensemble is what its steps are: Triton sets it (ValidateEnsembleConfig in triton-inference-server/core
+An ensemble is as decoupled as its steps: Triton sets it (ValidateEnsembleConfig in triton-inference-server/core
 ensemble_utils.cc), whatever its own file says.
 """
 
@@ -34,7 +34,7 @@ def check(repository: Repository, release: Release) -> Iterator[Finding]:
 
 
 def _decoupled(repository: Repository, model: Model) -> bool:
-    """Of NVIDIA's llmapi model model.yaml says it."""
+    """NVIDIA's llmapi model takes it from model.yaml."""
     for llm in repository.llm_models:
         if llm.model is model and not llm.yaml.ours and llm.yaml.triton is not None:
             return bool(llm.yaml.triton.get("decoupled"))

@@ -1,6 +1,6 @@
 """How tensors go through the ensemble: names, types, shapes, and what each step needs.
 
-As Triton checks them, in no order of the steps (ValidateEnsembleSchedulingConfig in triton-inference-server/core
+Triton checks them without an order of the steps (ValidateEnsembleSchedulingConfig in triton-inference-server/core
 model_config_utils.cc, ValidateEnsembleConfig in ensemble_utils.cc).
 """
 
@@ -22,14 +22,14 @@ SAME = "Make them the same."
 
 @dataclass(frozen=True)
 class End:
-    """One end of a tensor of the ensemble: an input or output of it, or of a step. `type` is None where unknown."""
+    """One end of a tensor in the ensemble: an input or output of the ensemble or of a step. `type`: None if unknown."""
 
     type: int | None
     dims: tuple[int, ...] = ()
     batched: bool = False
 
     def fits(self, other: End) -> bool:
-        """Whether the shapes agree, -1 being any size: without the batch's dimension, or both with it."""
+        """Whether the shapes agree (-1 is any size), both without or both with the batch dimension."""
         return _alike(self.dims, other.dims) or _alike(self.whole, other.whole)
 
     @property
@@ -47,11 +47,10 @@ def check(repository: Repository, release: Release) -> Iterator[Finding]:
 
 def _sections(ensemble: Model) -> Iterator[Finding]:
     config: Any = ensemble.config
-    for name in ("instance_group", "model_warmup"):
-        if len(getattr(config, name)):
-            yield ensemble.finding("ensemble-section", "start", f"an ensemble has no {name}", "Remove it.", at=name)
-    if config.HasField("optimization"):
-        yield ensemble.finding("ensemble-section", "start", "an ensemble has no optimization", "Remove it.")
+    given = [name for name in ("instance_group", "model_warmup") if len(getattr(config, name))]
+    for name in (*given, *(["optimization"] if config.HasField("optimization") else [])):
+        what = f"{name} is not allowed in an ensemble"
+        yield ensemble.finding("ensemble-section", "start", what, "Remove it.", at=name)
     if not config.ensemble_scheduling.step:
         yield ensemble.finding("ensemble-section", "start", "has no step", "Add ensemble_scheduling { step [ ... ] }.")
 
@@ -79,7 +78,7 @@ def _steps(ensemble: Model, repository: Repository) -> Iterator[Finding]:
             yield from _differ(ensemble, f"output {tensor.name}", _end(config, tensor), "its step", made[tensor.name])
     used = {ours for step in steps for ours in step.input_map.values()} | {tensor.name for tensor in config.output}
     for name in (name for name in made if name not in used):
-        what = f"tensor {name} is used by no step, and is no output"
+        what = f"no step uses tensor {name}, and it is not an output"
         yield ensemble.finding("ensemble-unused", "start", what, "Remove it, or map it.", at=name)
 
 
@@ -91,7 +90,7 @@ def _step(ensemble: Model, step: Any, model: Model, made: dict[str, End]) -> Ite
             what = f"step {model.name}: has no input {theirs}"
             yield ensemble.finding("step-input", "start", what, _one_of(inputs, theirs), at=theirs)
         elif ours not in made:
-            what = f"step {model.name}: {theirs} comes from {ours}, which is no input and no step's output"
+            what = f"step {model.name}: {theirs} comes from {ours}, which is neither an input nor made by a step"
             yield ensemble.finding("step-source", "start", what, "Map it to a tensor that is there.", at=ours)
         else:
             yield from _differ(ensemble, f"step {model.name}: {theirs}", inputs[theirs], ours, made[ours])
@@ -118,7 +117,7 @@ def _differ(ensemble: Model, here: str, one: End, there: str, other: End) -> Ite
 
 
 def _batches(ensemble: Model, repository: Repository) -> Iterator[Finding]:
-    """A step that takes no batches, of max_batch_size 0, is one that Triton allows."""
+    """Triton allows a step that takes no batches (max_batch_size 0)."""
     config: Any = ensemble.config
     for step in config.ensemble_scheduling.step:
         model = repository.models.get(step.model_name)
@@ -133,7 +132,7 @@ def _ends(model: Model, side: str) -> dict[str, End]:
 
 
 def _end(config: Any, tensor: Any, reshaped: bool = True) -> End:
-    """Triton compares the reshaped dims of the ensemble's own tensors, and the dims as given of its steps."""
+    """Triton compares reshaped dims of the ensemble with the plain dims of its steps."""
     dims = tensor.reshape.shape if reshaped and tensor.HasField("reshape") else tensor.dims
     return End(tensor.data_type, tuple(dims), config.max_batch_size > 0)
 

@@ -15,7 +15,7 @@ OF_TRITON = (
     *("tensorrt", "tensorrt_plan", "onnxruntime", "onnxruntime_onnx", "pytorch", "pytorch_libtorch", "vllm", "dali"),
     *("tensorflow", "tensorflow_graphdef", "tensorflow_savedmodel", "openvino", "fil", "identity", "repeat", "square"),
 )
-"""Backends, and platforms of them, that other images of Triton have."""
+"""Backends, and names of platforms, that other images of Triton have."""
 
 
 def check(repository: Repository, release: Release) -> Iterator[Finding]:
@@ -60,7 +60,7 @@ def _numbers(model: Model) -> Iterator[Finding]:
         yield model.finding("batch-size", "start", f"max_batch_size is {most}", "Use 0 or more.", at="max_batch_size")
     elif any(not 0 < size <= most for size in preferred):
         what = f"preferred_batch_size is {list(preferred)}, and max_batch_size {most}"
-        yield model.finding("batch-size", "start", what, "Prefer at most that many, and at least 1.")
+        yield model.finding("batch-size", "start", what, "Use sizes from 1 to max_batch_size.")
     for version in config.version_policy.specific.versions if model.versions else ():
         if not (model.folder / str(version)).is_dir():
             what = f"version_policy names version {version}, and there is no such folder"
@@ -75,7 +75,7 @@ def _problem(tensor: Any) -> str | None:
     if not tensor.dims:
         return "has no dims"
     wrong = [size for size in tensor.dims if size < 1 and size != -1]
-    return f"dims are at least 1, or -1 for any size, and not {wrong[0]}" if wrong else None
+    return f"dims must be 1 or more, or -1 for any size, got {wrong[0]}" if wrong else None
 
 
 def _backend(model: Model) -> Iterator[Finding]:

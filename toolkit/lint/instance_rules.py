@@ -1,8 +1,8 @@
 """How many instances of a model there are, and on which GPUs.
 
-Triton makes an instance for every GPU where instance_group is KIND_GPU, or missing and the backend names no kind of its
-own (NormalizeInstanceGroup in triton-inference-server/core model_config_utils.cc). The tensorrtllm backend chooses its
-GPUs itself, so that each instance loads all of the engine (tensorrtllm_backend#127, #481).
+Triton makes an instance for every GPU if instance_group is KIND_GPU, or if it is missing and the backend has no kind of
+its own (NormalizeInstanceGroup in triton-inference-server/core model_config_utils.cc). The tensorrtllm backend chooses
+its GPUs itself, so each instance loads the whole engine (tensorrtllm_backend#127, #481).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from toolkit.releases import Parameter, Release
 
 AT = "instance_group"
 MISSING = "missing"
-GPU = "Set kind: KIND_CPU: which GPUs are used is said elsewhere."
+GPU = "Set kind: KIND_CPU; other settings say which GPUs are used."
 LISTS = {"gpu_device_ids": "GPUs", "participant_ids": "ranks"}
 
 
@@ -78,7 +78,7 @@ def _group(executor: Model, name: str, what: str, group: list[int], ranks: int) 
 
 
 def _of_the_llm_api(llm: LlmModel) -> Iterator[Finding]:
-    """NVIDIA's model gives each instance GPUs of its own, ours knows one."""
+    """NVIDIA's model gives each instance its own GPUs; ours has one instance."""
     model, count = llm.model, llm.model.instances
     if on_gpus := _on_gpus(model):
         what = f"instance_group is {on_gpus}: Triton makes an instance for each GPU, and each loads the whole model"
@@ -109,7 +109,7 @@ def _of_our_postprocessing(model: Model) -> Iterator[Finding]:
 
 
 def _on_gpus(model: Model) -> str | None:
-    """Which kind of group gives an instance to each of several GPUs, or None."""
+    """The kind of a group that makes an instance for each GPU; None if there is no such group."""
     config: Any = model.config
     if not config.instance_group:
         return MISSING
@@ -121,6 +121,6 @@ def _on_gpus(model: Model) -> str | None:
 
 
 def _groups(executor: Model, setting: Parameter) -> list[list[int]]:
-    """A list for each instance, as the backend reads them."""
+    """The list for each instance, as the backend reads it."""
     text = taken(setting, executor.given(setting.name))
     return [[int(number) for number in group.split(",")] for group in text.split(";")] if text else []

@@ -61,7 +61,7 @@ def _model(yaml: ModelYaml) -> Iterator[Finding]:
         return
     problem = _no_model(Path(model))
     if problem == NO_FOLDER and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model):
-        what = f"model {model} is no directory here: it is taken for a name, and downloaded when Triton starts"
+        what = f"model {model} is not a directory here: it counts as a name and is downloaded at the start"
         yield yaml.finding("model-path", "default", what, "Download it before, and give its directory.", at="model")
     elif problem:
         fix = "Give the directory of the Hugging Face model, or lint where it is."
@@ -102,7 +102,7 @@ def _unknown(yaml: ModelYaml, name: str, release: str, known: list[str]) -> Find
     else:
         close = difflib.get_close_matches(name, [*known, *UNCHECKED_ARGUMENTS], n=1)
         fix = f"Did you mean {close[0]}?" if close else "Remove it; toolkit/releases/llm_api.py lists them."
-    what = f"{name} is no argument of LLM() of {release}, which refuses unknown ones"
+    what = f"{name} is not an argument of LLM() in {release}, which refuses unknown ones"
     return yaml.finding("argument-unknown", "start", what, fix, at=name)
 
 
@@ -180,7 +180,7 @@ def _policy(llm: LlmModel, told: Any) -> Iterator[Finding]:
 
 
 def _differs(yaml: ModelYaml, what: str, at: str) -> Finding:
-    """NVIDIA's model hands its value to Triton, which refuses another than config.pbtxt has."""
+    """NVIDIA's model hands its value to Triton, which refuses it if config.pbtxt has another."""
     effect: Effect = "default" if yaml.ours else "start"
     takes = ": the model goes by config.pbtxt" if yaml.ours else ""
     return yaml.finding("triton-config", effect, f"{what}{takes}", "Make them the same.", at=at)

@@ -1,4 +1,4 @@
-"""The Python models beside the one that generates: what they are told, and whom they call."""
+"""The Python models next to the one that generates: their parameters, and which models they call."""
 
 from __future__ import annotations
 

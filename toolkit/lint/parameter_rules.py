@@ -12,7 +12,7 @@ from toolkit.releases import RENAMES, TRITONS_PARAMETERS, Parameter
 
 
 def check(model: Model, known: Mapping[str, Parameter], reader: str, judge: readings.Judge) -> Iterator[Finding]:
-    """`reader` is who reads them, in words; `judge` how. Unfilled templates are placeholder_rules' affair."""
+    """`reader` names who reads them, `judge` says how. placeholder_rules.py handles unfilled templates."""
     own = TRITONS_PARAMETERS if model.kind == "python" else {}
     for name, value in model.parameters.items():
         if name not in known and name not in own:

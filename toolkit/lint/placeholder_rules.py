@@ -49,7 +49,7 @@ def _outside_of_parameters(model: Model, values: set[str]) -> Iterator[Finding]:
 
 
 def _unfilled_parameters(model: Model) -> dict[str, str]:
-    """By the text, so that a file which cannot be read yet has them too."""
+    """From the text, because a file with placeholders may not be readable yet."""
     found = PARAMETER.findall("\n".join(_without_comments(model)))
     return {name: value for name, value in found if PLACEHOLDER.search(value)}
 
@@ -59,12 +59,12 @@ def _without_comments(model: Model) -> list[str]:
 
 
 def _stops(repository: Repository, model: Model, name: str, value: str) -> str | None:
-    """Why the model does not start with this placeholder as a value, or None."""
+    """Why the model does not start with this placeholder as a value; None if it starts."""
     if repository.ours and model.name in OUR_PARAMETERS:
         known = OUR_PARAMETERS[model.name].get(name)
         return "which cannot be read" if known is not None and known.kind != "words" else None
     if model.name in ("preprocessing", "postprocessing") and name == "tokenizer_dir":
-        return "which is no tokenizer"
+        return "which is not a tokenizer"
     if name == "multimodal_model_path" and value != "${multimodal_model_path}":
         return "which is taken for a path: only ${multimodal_model_path} is not"
     if name == "FORCE_CPU_ONLY_INPUT_TENSORS" and model.kind == "python":

@@ -1,8 +1,8 @@
-"""How those who read a parameter take its text, and what comes of a value that is none.
+"""How each reader takes the text of a parameter, and the effect of a bad value.
 
-The C++ backend reads numbers as std::stoi, std::stoull and std::stof do: the longest beginning that is a number. Where
-there is none it writes a warning and takes its default (model_state.cc, model_instance_state.cc). The executor then
-ends for some numbers (kvCacheConfig.cpp, executorConfig.cpp).
+The C++ backend reads numbers as std::stoi, std::stoull and std::stof do: the longest beginning that is a number.
+Without one it writes a warning and takes its default (model_state.cc, model_instance_state.cc). The executor then
+aborts on some numbers (kvCacheConfig.cpp, executorConfig.cpp).
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from toolkit.lint.finding import Effect
 from toolkit.releases.setting import INT32_MAX, SIZE_MAX, Setting
 
 Judge = Callable[[Setting, str], tuple[Effect, str] | None]
-"""What is wrong with the text of a parameter, and what comes of it."""
+"""(effect, what is wrong) for the text of a parameter; None if it is good."""
 
 ENDS = {
     *("max_beam_width", "max_tokens_in_paged_kv_cache", "max_attention_window_size", "sink_token_length"),
     *("kv_cache_free_gpu_mem_fraction", "cross_kv_cache_fraction", "kv_cache_host_memory_bytes"),
     *("iter_stats_max_iterations", "request_stats_max_iterations"),
 }
-"""Parameters for which the executor ends when the number is out of range."""
+"""Parameters whose numbers out of range make the executor abort."""
 STOPS = {"gpt_model_type", "gpt_model_path"}
-"""Parameters without which, or with an unfilled template in which, the backend does not start."""
+"""Parameters that the backend needs to start: neither missing nor an unfilled template."""
 FLOAT_MAX = 3.4028235e38
 FLOAT = re.compile(r"\s*[+-]?(?:inf(?:inity)?|nan|(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)", re.IGNORECASE | re.ASCII)
 INTEGER = re.compile(r"\s*[+-]?\d+", re.ASCII)
@@ -43,7 +43,7 @@ def backend(setting: Setting, text: str) -> tuple[Effect, str] | None:
         return "default", f"{problem}: the backend warns in its log and takes its default{default}"
     if problem := setting.problem(value):
         ends = setting.name in ENDS
-        return ("start", f"{problem}, at which the executor ends") if ends else ("default", problem)
+        return ("start", f"{problem}, and the executor aborts on it") if ends else ("default", problem)
     return None if value == re.sub(r"\s", "", text) else ("default", f"{shown(text)} is read as {value}")
 
 
@@ -65,7 +65,7 @@ def tritons_own(setting: Setting, text: str) -> tuple[Effect, str] | None:
 
 
 def taken(setting: Setting, text: str) -> str | None:
-    """The value that the C++ backend takes from a text, written plainly; None where it takes its default."""
+    """The value that the C++ backend takes from a text; None if it takes its default."""
     if setting.kind in ("int", "none"):
         return _integer(text, unsigned=setting.high == SIZE_MAX)
     if setting.kind == "float":

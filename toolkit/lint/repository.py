@@ -121,7 +121,7 @@ class LlmModel:
 
 @dataclass(frozen=True)
 class Executor:
-    """A model that generates with an engine, and that engine; None where it names none."""
+    """A model that generates with an engine, and the engine; None if gpt_model_path is empty."""
 
     model: Model
     engine: Engine | None
@@ -138,7 +138,7 @@ class Repository:
         return self.models.get(bls.given("tensorrt_llm_model_name") or LLM)
 
     def has_engine(self, model: Model) -> bool:
-        """Backend tensorrtllm, or what has its parameters, or whatever is called tensorrt_llm."""
+        """Whether it has backend tensorrtllm or its parameters, or is called tensorrt_llm."""
         by_llm_api = any(llm.model is model for llm in self.llm_models)
         return model.reads_engine or (model.name == LLM and not by_llm_api)
 
@@ -180,7 +180,7 @@ def read_repository(folder: Path, engine_dir: Path | None = None) -> Repository:
         raise ToolkitError(f"is no model repository: no folder in it has a {CONFIG}", where=folder, hint=hint)
     repository = Repository(folder, models)
     for model in (model for model in models.values() if repository.has_engine(model)):
-        given, engine_dir = engine_dir or model.given("gpt_model_path"), None  # --engine is of the first
+        given, engine_dir = engine_dir or model.given("gpt_model_path"), None  # --engine is for the first
         repository.executors.append(Executor(model, read_engine(Path(given)) if given else None))
     return repository
 

@@ -17,9 +17,9 @@ from toolkit.special_tokens import TOKENIZER_CONFIG, special_tokens
 AT = "tokenizer_dir"
 FILES = ("tokenizer.json", "tokenizer.model")
 FILES_OF_OTHERS = (*FILES, "vocab.json", "vocab.txt", "spiece.model")
-"""Any of which AutoTokenizer of transformers, and so NVIDIA's models, can begin with."""
+"""AutoTokenizer of transformers, and so NVIDIA's models, can start from any of these."""
 GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
-"""Tokenizers of transformers that know no token by themselves."""
+"""Tokenizers of transformers without special tokens of their own."""
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -43,7 +43,7 @@ def _tokenizer(model: Model, ours: bool) -> Iterator[Finding]:
     if any((folder / name).is_file() for name in (FILES if ours else FILES_OF_OTHERS)):
         yield from _ends(model, folder)
     elif not ours and not folder.is_dir() and HUB_NAME.fullmatch(given):
-        what = f"tokenizer_dir {given} is no directory here: it is taken for a name, and downloaded when Triton starts"
+        what = f"tokenizer_dir {given} is not a directory here: it counts as a name and is downloaded at the start"
         yield model.finding("tokenizer", "default", what, "Download it before, and give its directory.", at=AT)
     else:
         reason = f"has no {FILES[0]}" if folder.is_dir() else "no such directory"
@@ -67,7 +67,7 @@ def _ends(model: Model, folder: Path) -> Iterator[Finding]:
 
 
 def _has_no_end(folder: Path) -> bool:
-    """Whether the tokenizer has no eos_token. Where its files do not say, its class may know one."""
+    """Whether the tokenizer has no eos_token. If its files do not say, its class may have one."""
     try:
         if "eos_token" in special_tokens(folder):
             return False
