@@ -46,15 +46,28 @@ def test_4_mb_in_chunks_of_4_bytes(group, truth, model):
     assert json.loads(answer.read())["text_output"] == expected(truth)
 
 
-def test_30_mb_in_one_piece(group, truth):
-    status, text = group.post("tensorrt_llm_bls", ASKED.rjust(30_000_000))
-    assert status == 200 and json.loads(text)["text_output"] == expected(truth)
+@pytest.mark.parametrize("kind, size", [("x-www-form-urlencoded", 30_000_000), ("json", 70_000_000)])
+def test_many_mb_in_one_piece(group, truth, kind, size):
+    """Triton keeps two bytes of stack for each byte of a form, which is what urllib and `curl -d` call every body."""
+    connection = http.client.HTTPConnection(group.http, timeout=120)
+    headers = {"Content-Type": f"application/{kind}"}
+    connection.request("POST", "/v2/models/tensorrt_llm_bls/generate", ASKED.rjust(size), headers)
+    answer = connection.getresponse()
+    assert answer.status == 200
+    assert json.loads(answer.read())["text_output"] == expected(truth)
 
 
 @pytest.mark.parametrize("body", NESTED.values(), ids=NESTED)
 def test_brackets_without_end(group, body):
     status, text = group.post("tensorrt_llm_bls", body)
     assert status == 500 and "failed to parse the request JSON buffer" in json.loads(text)["error"]
+
+
+def test_arrays_in_arrays_as_the_value_of_an_input(group):
+    """Triton measures such a value by recursion: two frames of stack for each array."""
+    body = b'{"max_tokens": 3, "text_input": ' + b"[" * 200_000 + b"]" * 200_000 + b"}"
+    status, text = group.post("tensorrt_llm_bls", body)
+    assert status == 400 and "expected 1 string elements" in json.loads(text)["error"]
 
 
 def test_every_process_has_the_stack(group):
