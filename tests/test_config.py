@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -164,9 +165,48 @@ def test_a_file_that_is_no_deployment(tmp_path: Path, text: str, message: str) -
 
 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
-    (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ToolkitError, match="cannot be read"):
+    (tmp_path / "x.yaml").write_bytes(b"engine: rehearsal\n# caf\xe9\n")
+    with pytest.raises(ToolkitError, match=r"x.yaml:2: is not UTF-8 text: byte 0xe9\. Save it as UTF-8\."):
         Deployment.load(tmp_path / "x.yaml")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('model: {path: "a\\0b"}', "model.path: 'a\\x00b' is not a path: embedded null byte"),
+        ("output: ~nobody-of-this-name/x", "output: '~nobody-of-this-name/x' is not a path: Could not determine home"),
+        ("workload: {trace: ~nobody-of-this-name/x}", "workload.trace: '~nobody-of-this-name/x' is not a path"),
+        ("hardware: {gpus: 1000000000000}", "hardware.gpus: input should be less than 2147483648, got 1000000000000"),
+        ("parallel: {tp: 3}\nhardware: {gpus: 2000000000}", "parallel.tp: 3 does not divide"),
+    ],
+)
+def test_values_that_nothing_can_be_done_with(tmp_path: Path, line: str, message: str) -> None:
+    content = yaml.safe_load(FLAGSHIP.read_text()) | yaml.safe_load(line)
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ToolkitError, match=re.escape(f"x.yaml: {message}")):
+        Deployment.load(tmp_path / "x.yaml")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (os.mkfifo, "is a named pipe, expected a file"),
+        (Path.mkdir, "is a directory, expected a file"),
+        (lambda file: file.symlink_to("/dev/zero"), "is a device, expected a file"),
+        (lambda file: file.symlink_to("nowhere"), "is a link to nowhere, which is not there"),
+        (lambda file: file.symlink_to(file), "cannot be read: Too many levels of symbolic links"),
+        (lambda file: (file.touch(), os.truncate(file, 5 << 30)), "is larger than 4 MiB, the most that"),
+        (lambda file: file.write_text("a: " + "[" * 20_000), "is not valid YAML: nested too deeply"),
+    ],
+)
+def test_what_is_no_file_of_settings(tmp_path: Path, make, message: str) -> None:
+    """Some of these would never end to be read, or only when the memory is full."""
+    file = tmp_path / "x.yaml"
+    make(file)
+    with pytest.raises(ToolkitError, match=re.escape(f"x.yaml: {message}")):
+        Deployment.load(file)
 
 
 def test_the_checkpoint_contradicts_the_yaml(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ from toolkit.sections import (
     Slo,
     Workload,
 )
-from toolkit.yamlfile import read_yaml
+from toolkit.yamlfile import absolute_path, read_yaml
 
 Engine = Literal["tensorrt", "pytorch", "rehearsal"]
 ENGINES: tuple[Engine, ...] = ("tensorrt", "pytorch", "rehearsal")
@@ -95,7 +95,7 @@ class Deployment(Section):
                 raise ToolkitError(f"engine: {engine!r} is unknown", hint=f"Use {', '.join(ENGINES)}.")
             content["engine"] = engine
         try:
-            deployment = cls.model_validate({**_absolute_paths(content, file.resolve().parent), "file": file})
+            deployment = cls.model_validate({**_absolute_paths(content, file), "file": file})
         except ValidationError as error:
             raise explain(error, file, cls) from None
         check(deployment)
@@ -221,17 +221,14 @@ def changed(content: dict[str, Any], changes: Dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-def _absolute_paths(content: dict[str, Any], base: Path) -> dict[str, Any]:
-    """Make the YAML's paths absolute; anything that is not text is left for validation to refuse."""
-
-    def absolute(value: Any) -> Any:
-        return (base / Path(value).expanduser()).resolve() if isinstance(value, str) and value else value
-
-    resolved = dict(content, output=absolute(content["output"]))
+def _absolute_paths(content: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Make the YAML's paths absolute. Raises ToolkitError for text that cannot be a path."""
+    resolved = dict(content, output=absolute_path(content["output"], file, "output"))
     paths = (("model", "path"), ("runtime", "image_file"), ("loadtest", "prompts"), ("workload", "trace"))
     for section, key in paths:
         if isinstance(resolved.get(section), dict) and key in resolved[section]:
-            resolved[section] = dict(resolved[section], **{key: absolute(resolved[section][key])})
+            path = absolute_path(resolved[section][key], file, f"{section}.{key}")
+            resolved[section] = dict(resolved[section], **{key: path})
     return resolved
 
 

@@ -12,6 +12,8 @@ from typing import BinaryIO
 
 from toolkit.errors import ToolkitError
 
+LARGEST_TEXT = 4 << 20
+"""Bytes; what people write by hand has a few kB."""
 KINDS = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
 
 
@@ -37,6 +39,29 @@ def open_file(path: Path, missing: str | None = None) -> BinaryIO:
         kind = KINDS.get(stat.S_IFMT(mode), "a device")
         raise ToolkitError(f"is {kind}, expected a file", where=path, hint=missing)
     return os.fdopen(descriptor, "rb")
+
+
+def read_bytes(path: Path, largest: int, missing: str | None = None) -> bytes:
+    """All of a file of at most `largest` bytes. Raises ToolkitError."""
+    try:
+        with open_file(path, missing) as stream:
+            content = stream.read(largest + 1)
+    except OSError as error:
+        raise ToolkitError(f"cannot be read: {error.strerror}", where=path) from None
+    if len(content) > largest:
+        raise ToolkitError(f"is larger than {largest >> 20} MiB, the most that such a file can have", where=path)
+    return content
+
+
+def read_text(path: Path, missing: str | None = None) -> str:
+    """All of a small file of UTF-8. Raises ToolkitError."""
+    content = read_bytes(path, LARGEST_TEXT, missing)
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        what = f"is not UTF-8 text: byte 0x{content[error.start]:02x}"
+        raise ToolkitError(what, where=f"{path}:{line}", hint="Save it as UTF-8.") from None
 
 
 @contextlib.contextmanager

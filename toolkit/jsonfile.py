@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import ToolkitError, shown
-from toolkit.files import open_file
+from toolkit.files import read_bytes
 
 LARGEST = 64 << 20
 """Bytes; tokenizer.json of large vocabularies has about 35 MB."""
@@ -24,13 +24,7 @@ def read_json(path: Path, missing: str | None = None, largest: int = LARGEST) ->
 
     Raises ToolkitError, also for an object that has one name twice, of which any reader takes another value.
     """
-    try:
-        with open_file(path, missing) as stream:
-            content = stream.read(largest + 1)
-    except OSError as error:
-        raise ToolkitError(f"cannot be read: {error.strerror}", where=path) from None
-    if len(content) > largest:
-        raise ToolkitError(f"is larger than {largest >> 20} MiB, which no such file is", where=path)
+    content = read_bytes(path, largest, missing)
     try:
         value = json.loads(content.decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, or a number of 4300 digits

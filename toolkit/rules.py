@@ -92,7 +92,11 @@ def context_length(shape: ModelShape) -> int:
 def tensor_parallel_degrees(shape: ModelShape, gpus: int) -> list[int]:
     """Every `tp` that the model can be split by, up to a number of GPUs."""
     heads, kv_heads, ffn = shape.num_attention_heads, shape.num_key_value_heads, shape.intermediate_size
-    return [n for n in range(1, gpus + 1) if not heads % n and not ffn % n and not min(kv_heads % n, n % kv_heads)]
+    return [
+        n
+        for n in range(1, min(gpus, heads) + 1)
+        if not heads % n and not ffn % n and not min(kv_heads % n, n % kv_heads)
+    ]
 
 
 def _parallel_rules(deployment: Deployment) -> Iterator[Broken]:

@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, shown
+from toolkit.files import read_text
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -29,13 +30,12 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 def read_yaml(file: Path, examples: str = "configs") -> dict[str, Any]:
     """The content of a YAML file. `examples` is what `toolkit sample` calls examples of its kind."""
+    text = read_text(file, missing=f"For examples: toolkit sample {examples} DIR")
     try:
-        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except FileNotFoundError:
-        raise ToolkitError("no such file", where=file, hint=f"For examples: toolkit sample {examples} DIR") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ToolkitError(f"cannot be read: {error}", where=file) from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date or number that cannot be
+        content = yaml.load(text, Loader=_UniqueKeyLoader)
+    except RecursionError:
+        raise ToolkitError("is not valid YAML: nested too deeply", where=file) from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that cannot be
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise ToolkitError(f"is not valid YAML: {getattr(error, 'problem', error)}", where=f"{file}{line}") from None
@@ -44,3 +44,16 @@ def read_yaml(file: Path, examples: str = "configs") -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ToolkitError(f"expected a mapping of keys, got {type(content).__name__}", where=file)
     return content
+
+
+def absolute_path(value: Any, file: Path, field: str) -> Any:
+    """The path in a field of a YAML file, relative to the file's own folder.
+
+    What is not text is left for the validation to refuse. Raises ToolkitError for text that cannot be a path.
+    """
+    if not isinstance(value, str) or not value:
+        return value
+    try:
+        return (file.resolve().parent / Path(value).expanduser()).resolve()
+    except (ValueError, RuntimeError, OSError) as error:  # a NUL character, ~ of an unknown user, links in a circle
+        raise ToolkitError(f"{field}: {shown(value)} is not a path: {error}", where=file) from None

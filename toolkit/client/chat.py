@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import ToolkitError, shown
+from toolkit.files import read_text
 from toolkit.special_tokens import TOKENIZER_CONFIG, optional_json, special_tokens
 
 TEMPLATE = "chat_template.jinja"
@@ -99,7 +100,7 @@ def _templates(model_dir: Path) -> dict[str, str]:
     if (model_dir / TEMPLATE).exists():
         files = {DEFAULT: model_dir / TEMPLATE, **files}
     if files:
-        return {name: _read(path) for name, path in files.items()}
+        return {name: read_text(path) for name, path in files.items()}
     config = model_dir / TOKENIZER_CONFIG
     given = optional_json(config).get("chat_template")
     found = {DEFAULT: given} if isinstance(given, str) else {} if given is None else given
@@ -109,13 +110,6 @@ def _templates(model_dir: Path) -> dict[str, str]:
         what = f"chat_template: expected text, or a list of {{name, template}}, got {shown(given)}"
         raise ToolkitError(what, where=config)
     return found
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ToolkitError(f"cannot be read: {error}", where=path) from None
 
 
 def _compile(source: str):

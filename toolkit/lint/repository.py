@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import ToolkitError
+from toolkit.files import read_text
 from toolkit.jsonfile import read_json
 from toolkit.lint.finding import Effect, Finding
 from toolkit.lint.model_yaml import PLACEHOLDER, ModelYaml, model_yaml_of, read_model_yaml
@@ -217,10 +218,9 @@ def _read_model(folder: Path) -> Model:
     path = folder / CONFIG
     messages: Any = model_config_pb2
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        what = f"cannot be read: {error}"
-        return Model(folder, "", None, Finding("syntax", "start", path, what, "Write it again."))
+        text = read_text(path)
+    except ToolkitError as error:
+        return Model(folder, "", None, Finding("syntax", "start", path, error.what, error.hint or "Write it again."))
     try:
         return Model(folder, text, text_format.Parse(text, messages.ModelConfig()))
     except text_format.ParseError as error:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from toolkit.config import explain
 from toolkit.rules import check_workload
 from toolkit.sections import LoadWorkload
-from toolkit.yamlfile import read_yaml
+from toolkit.yamlfile import absolute_path, read_yaml
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
@@ -21,8 +21,8 @@ def load_workload(file: str | Path) -> LoadWorkload:
     file = Path(file)
     content = read_yaml(file, examples="workloads")
     for name in ("prompts", "trace"):
-        if isinstance(content.get(name), str) and content[name]:
-            content[name] = (file.resolve().parent / Path(content[name]).expanduser()).resolve()
+        if name in content:
+            content[name] = absolute_path(content[name], file, name)
     try:
         workload = LoadWorkload.model_validate(content)
     except ValidationError as error:
