@@ -16,6 +16,16 @@ class SlowSecondRank(Rank):
         return super().compute(message)
 
 
+class LateSecondRank(Rank):
+    """As on a busy machine: the core is taken from it after it has sent its result."""
+
+    def compute(self, message):
+        result = super().compute(message)
+        if self.rank == 1:
+            time.sleep(SLEPT_S)
+        return result
+
+
 class PacedRank(Rank):
     """Asleep for most of a step, so that its time hardly depends on what else the cores do."""
 

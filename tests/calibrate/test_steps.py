@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.calibrate.slow_rank import SLEPT_S, SlowSecondRank
+from tests.calibrate.slow_rank import SLEPT_S, LateSecondRank, SlowSecondRank
 from tests.commands import toolkit
 from toolkit.calibrate import calibrate, planned
 from toolkit.calibrate.grid import Context, StepPlan, grid
@@ -44,6 +44,12 @@ def test_a_rank_that_is_slowed_shows_in_the_time_of_its_stage(tiny_llama, deploy
     assert row["hop_seconds"] < SLEPT_S / 2 and row["finish_seconds"] < SLEPT_S / 2
     parts = first + second + row["hop_seconds"] + row["finish_seconds"]
     assert row["step_seconds"] == pytest.approx(parts, abs=0.05)
+
+
+def test_a_rank_that_comes_to_its_end_late_takes_no_time_from_the_next_stage(tiny_llama, deploy):
+    (row,) = time_steps(deploy(tiny_llama, pp=3), 1.0, quiet, FEW[:1], LateSecondRank)["rows"]
+    assert all(seconds > 0 for seconds in row["stage_seconds"])
+    assert row["stage_seconds"][1] < SLEPT_S / 2
 
 
 def test_a_slow_rank_of_a_stage_makes_the_stage_slow(tiny_llama, deploy):

@@ -88,11 +88,12 @@ def _next(pipes: Sequence[Connection], rank: int) -> Any:
 
 def _lap(stages: list[list[Span]], chosen: int) -> Lap:
     at, seconds, hops = stages[0][0][0], list[int](), 0
-    for stage in stages:
-        # What a rank has sent is at work elsewhere before the rank itself, or another of its stage, has come to its
-        # end. That time is counted once, for the stage that ends later.
-        begin = max(at, min(span[0] for span in stage))
-        end = min(max(begin, *(span[1] for span in stage)), chosen)
+    # A rank has sent its result before it comes to its end: on busy cores long before. Its stage is done at the latest
+    # when all ranks of the next one have begun, and then no stage is left without time.
+    following = [*(max(begin for begin, _ in stage) for stage in stages[1:]), chosen]
+    for stage, latest in zip(stages, following, strict=True):
+        begin = max(at, min(begin for begin, _ in stage))
+        end = min(max(end for _, end in stage), latest)
         hops += begin - at
         seconds.append(end - begin)
         at = end
