@@ -68,7 +68,7 @@ class Limits(Section):
     max_seq_len: Positive = 8192
     """Prompt and answer together, per sequence."""
     max_queue_size: Positive = 256
-    """Requests that may wait; further ones are refused at once."""
+    """Requests that may wait beyond the max_sequences that run; further ones are refused at once."""
 
 
 class KvCache(Section):

@@ -6,18 +6,16 @@ from toolkit.engine.settings import EngineSettings
 from toolkit.errors import ToolkitError
 
 
-def of(engine_dir="/nowhere", queue=None, **parameters):
+def of(engine_dir="/nowhere", **parameters):
     config = {"name": "tensorrt_llm", "parameters": {"gpt_model_path": {"string_value": str(engine_dir)}}}
     config["parameters"] |= {name: {"string_value": value} for name, value in parameters.items()}
-    if queue is not None:
-        config["dynamic_batching"] = {"default_queue_policy": {"max_queue_size": queue}}
     return EngineSettings.of_model(config)
 
 
 def test_sizes_of_the_engine_and_options_of_the_model(tiny):
     settings = of(
         tiny.engine_dir,
-        queue=9,
+        max_queue_size="9",
         batch_scheduler_policy="max_utilization",
         enable_chunked_context="True",
         enable_kv_cache_reuse="0",
@@ -47,6 +45,7 @@ def test_unset_parameters_mean_what_the_backend_means(tiny):
         ("max_tokens_in_paged_kv_cache", "many"),
         ("max_beam_width", "4"),
         ("stats_check_period_ms", "-1"),
+        ("max_queue_size", "-1"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(name, value):

@@ -209,6 +209,19 @@ def test_metrics_of_nvidias_backend(server):
     assert bounds == {"10", "50", "100", "500", "1000", "+Inf"}
 
 
+def test_each_request_of_a_burst_is_an_execution(server, open_stream):
+    """As NVIDIA's backend counts; CI of its own compares the counts of the models."""
+    counts = [f'nv_inference_{name}{{model="tensorrt_llm",version="1"}}' for name in ("count", "exec_count")]
+    before, stream = server.metrics(), open_stream()
+    for number in range(64):
+        stream.send(id=f"{number}", request_output_len=[[1]])
+    finals = 0
+    while finals < 64:
+        finals += stream.get()[2]
+    after = server.metrics()
+    assert [after[name] - before[name] for name in counts] == [64, 64]
+
+
 def test_the_model_ends_with_its_server(repository, tmp_path):
     server = Server(repository, tmp_path).wait_ready()
     models = psutil.Process(server.process.pid).children(recursive=True)

@@ -205,8 +205,7 @@ class FakeEngine:
         assert stats.paused == sum(request.state is State.PAUSED for request in self.requests)
         running = [request for request in self.requests if request.blocks]
         assert len(running) <= stats.max == config.max_batch_size * config.micro_batches
-        waiting = sum(request.state is State.WAITING for request in self.requests)
-        assert waiting <= config.max_queue_size
+        assert stats.active <= stats.max + config.max_queue_size
 
     def check_sharing(self) -> None:
         holders: dict[int, tuple[int, list[int]]] = {}

@@ -278,12 +278,25 @@ def test_what_just_fits_runs(prompt: int, max_tokens: int, change: dict) -> None
     assert requests["x"].output == [0] * max_tokens
 
 
-def test_a_full_queue_refuses_until_one_is_admitted() -> None:
-    scheduler, _ = start(replace(CONFIG, max_queue_size=2), a=([1], 1), b=([2], 1))
-    with pytest.raises(Busy, match="Maximum queue size of 2 has been reached, please try again later"):
-        scheduler.submit(Request("c", [3], 1))
-    scheduler.schedule()
-    scheduler.submit(Request("c", [3], 1))
+def test_a_full_queue_refuses_until_a_request_ends() -> None:
+    """Two sequences in each of two micro-batches run at once; two more wait for their end in the executor's queue."""
+    scheduler, requests = start(replace(CONFIG, max_queue_size=2), **{name: ([1], 5) for name in "abcdef"})
+    full = "Maximum queue size of 2 has been reached, please try again later"
+    with pytest.raises(Busy, match=full):
+        scheduler.submit(Request("g", [1], 1))
+    complete(scheduler, scheduler.schedule(), 7, 7)
+    with pytest.raises(Busy, match=full):
+        scheduler.submit(Request("g", [1], 1))
+    scheduler.cancel(requests["a"])
+    scheduler.submit(Request("g", [1], 1))
+
+
+def test_more_requests_at_once_than_the_queue_holds_are_refused() -> None:
+    """They all pass through the executor's queue, also when nothing runs."""
+    scheduler = Scheduler(replace(CONFIG, max_queue_size=2))
+    with pytest.raises(Busy, match="Maximum queue size of 2"):
+        scheduler.submit(*(Request(name, [1], 1) for name in "abc"))
+    scheduler.submit(*(Request(name, [1], 1) for name in "ab"))
 
 
 def test_steps_complete_in_order_once_with_a_result_for_each_work_that_emits() -> None:

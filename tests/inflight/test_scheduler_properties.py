@@ -6,7 +6,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from tests.inflight.fake_engine import VOCABULARY, FakeEngine
 from toolkit.errors import Busy, InputRefused
-from toolkit.inflight import Request, SchedulerConfig, State
+from toolkit.inflight import Request, SchedulerConfig
 
 # Texts that begin alike, so that blocks are shared.
 STEM = [(7 * position) % VOCABULARY for position in range(24)]
@@ -41,7 +41,7 @@ class AnyTrace(RuleBasedStateMachine):
     @rule(prompt=prompts, max_tokens=st.integers(0, 12))
     def submit(self, prompt: list[int], max_tokens: int) -> None:
         stats = self.engine.scheduler.stats()
-        queued = sum(request.state in (State.WAITING, State.PAUSED) for request in self.engine.requests)
+        queued = max(0, stats.active - stats.max)
         try:
             self.engine.submit(Request(len(self.engine.requests), prompt, max_tokens))
         except InputRefused:

@@ -51,6 +51,13 @@ def test_figures_of_the_flagship():
     assert int(values["max_tokens_in_paged_kv_cache"]) == pytest.approx(free / 40960, rel=1e-3)
 
 
+def test_in_a_rehearsal_only_the_engine_has_a_queue():
+    """Triton's own would refuse a burst before the executor does, and hand over several requests as one execution."""
+    config = rehearsal()["tensorrt_llm"]
+    assert config.backend == "python" and not config.HasField("dynamic_batching")
+    assert config.parameters["max_queue_size"].string_value == "64"
+
+
 @pytest.mark.parametrize("decoupled", [True, False])
 def test_serving_decoupled_is_the_policy_of_the_models_that_may_stream(decoupled):
     deployment = Deployment.load(FLAGSHIP, changes={"serving.decoupled": decoupled})
@@ -67,13 +74,14 @@ def test_a_model_that_leaves_no_room_for_a_sequence():
         model_configs(flagship.model_copy(update={"hardware": small}), LLAMA3_INSTRUCT, Path("/deployment/engine"))
 
 
-def test_rehearsal_differs_from_engines_in_backend_and_sizes_only():
+def test_rehearsal_differs_from_engines_in_backend_queue_and_sizes_only():
     engines = model_configs(Deployment.load(FLAGSHIP), LLAMA3_INSTRUCT, Path("/deployment/engine"))
     for name, config in rehearsal().items():
         assert list(config.input) == list(engines[name].input)
         assert list(config.output) == list(engines[name].output)
         assert config.ensemble_scheduling == engines[name].ensemble_scheduling
-        assert set(config.parameters) == set(engines[name].parameters)
+        own = {"max_queue_size"} if name == "tensorrt_llm" else set()
+        assert set(config.parameters) == set(engines[name].parameters) | own
     assert rehearsal()["tensorrt_llm"].backend == "python"
     assert rehearsal()["tensorrt_llm"].parameters["max_tokens_in_paged_kv_cache"].string_value == "8192"
 

@@ -154,6 +154,6 @@ def test_a_pause_before_the_first_token_counts_too():
 def test_what_finds_the_queue_full_is_refused_and_counted():
     requests = tuple(Planned(0.0, prompt(n, 4), 2) for n in range(10))
     run = simulate(Traffic(requests, 1.0, None, False), config(max_queue_size=3), Steady([1.0]))
-    assert run.refused == 7 and run.complete
-    assert [sample.error for sample in run.samples] == [None] * 3 + ["the queue is full"] * 7
-    assert [sample.ended for sample in run.samples] == [2, 4, 6] + [0] * 7
+    assert run.refused == 6 and run.complete  # one runs, three wait
+    assert [sample.error for sample in run.samples] == [None] * 4 + ["the queue is full"] * 6
+    assert [sample.ended for sample in run.samples] == [2, 4, 6, 8] + [0] * 6

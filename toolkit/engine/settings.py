@@ -46,16 +46,15 @@ class EngineSettings(BaseModel):
     cancellation_check_period_ms: Milliseconds = 100
     stats_check_period_ms: Milliseconds = 100
     max_queue_size: Annotated[int, Field(ge=0)] = 0
-    """Of dynamic_batching.default_queue_policy; 0 is no limit, as in Triton."""
+    """No parameter of NVIDIA's backend, which takes it from Triton's queue policy; 0 is no limit there, too."""
 
     @classmethod
     def of_model(cls, config: dict[str, Any]) -> EngineSettings:
         """From a Triton model configuration. Raises ToolkitError naming the parameter that cannot be."""
         values = {name: entry["string_value"] for name, entry in config["parameters"].items()}
         given = {name: value for name, value in values.items() if value and not value.startswith("${")}
-        queue = config.get("dynamic_batching", {}).get("default_queue_policy", {})
         try:
-            return cls(**{"max_queue_size": queue.get("max_queue_size", 0)} | given)
+            return cls(**given)
         except ValidationError as error:
             first = error.errors()[0]
             problem = f"{first['loc'][0]}: {first['msg'].lower()}, got {first['input']!r}"

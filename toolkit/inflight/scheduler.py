@@ -33,7 +33,7 @@ class SchedulerConfig:
     policy: Literal["guaranteed_no_evict", "max_utilization"]
     chunked_context: bool  # a context may be computed in several steps
     reuse: bool  # equal prefixes share blocks
-    max_queue_size: int  # requests that wait, paused ones included; more are refused
+    max_queue_size: int  # requests beyond those that can run at once; more are refused
     max_seq_len: int  # prompt + output
 
 
@@ -100,11 +100,12 @@ class Scheduler:
         """Queue new requests, all or none.
 
         Raises InputRefused if one could never run; Busy, in the executor's words, if the queue has no room for all.
+        The executor takes as many out of its queue as can run at once, also those that no step has room for yet.
         """
         for request in requests:
             self._refuse_impossible(request)
-        most = self.config.max_queue_size
-        if len(self._queue) + len(requests) > most:
+        stats, most = self.stats(), self.config.max_queue_size
+        if max(0, stats.active - stats.max) + len(requests) > most:
             what = f"Maximum queue size of {most} has been reached, please try again later"
             raise Busy(what, hint="Or raise limits.max_queue_size.")
         for request in requests:

@@ -13,7 +13,7 @@ from typing import Any
 from toolkit.lint import parameter_rules, readings
 from toolkit.lint.finding import Finding
 from toolkit.lint.repository import Model, Repository, type_name
-from toolkit.releases import RENAMES, Release
+from toolkit.releases import OUR_REHEARSAL_PARAMETERS, RENAMES, Release
 from toolkit.repository import signatures
 
 MEMORY_LIMIT = 0.85
@@ -35,17 +35,19 @@ def check(repository: Repository, release: Release) -> Iterator[Finding]:
         yield from _renamed(repository)
     for executor in repository.executors:
         if executor.model.config is not None:
-            yield from _of(executor.model, release)
+            yield from _of(executor.model, repository.is_rehearsal(executor.model), release)
 
 
-def _of(executor: Model, release: Release) -> Iterator[Finding]:
+def _of(executor: Model, rehearsal: bool, release: Release) -> Iterator[Finding]:
     if executor.reads_engine:
-        known, reader = release.backend_parameters, f"the backend of {release.name}"
+        own = OUR_REHEARSAL_PARAMETERS if rehearsal else {}
+        known, reader = {**release.backend_parameters, **own}, f"the backend of {release.name}"
         yield from parameter_rules.check(executor, known, reader, readings.backend)
         yield from _together(executor)
         yield from _surprises(executor)
         yield from _tensors(executor, release)
-    yield from _queue(executor)
+    if not rehearsal:
+        yield from _queue(executor)
 
 
 def _together(executor: Model) -> Iterator[Finding]:

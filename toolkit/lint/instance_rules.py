@@ -26,7 +26,7 @@ def check(repository: Repository, release: Release) -> Iterator[Finding]:
         yield from _gpus_for_nothing(model)
     for executor in repository.executors:
         if executor.model.config is not None:
-            yield from _of_an_executor(executor, repository.ours, release)
+            yield from _of_an_executor(executor, repository.is_rehearsal(executor.model), release)
     for llm in repository.llm_models:
         yield from _of_the_llm_api(llm)
     postprocessing = repository.models.get("postprocessing")
@@ -42,10 +42,10 @@ def _gpus_for_nothing(model: Model) -> Iterator[Finding]:
             yield model.finding("instance-kind", "start", what, "Remove gpus.", at=AT)
 
 
-def _of_an_executor(executor: Executor, ours: bool, release: Release) -> Iterator[Finding]:
+def _of_an_executor(executor: Executor, rehearsal: bool, release: Release) -> Iterator[Finding]:
     model, on_gpus = executor.model, _on_gpus(executor.model)
-    if on_gpus == MISSING and ours and model.kind == "python":
-        on_gpus = None  # a rehearsal, which has no GPU
+    if on_gpus == MISSING and rehearsal:
+        on_gpus = None
     if on_gpus:
         what = f"instance_group is {on_gpus}: Triton makes an instance for each GPU, and each loads the whole engine"
         yield model.finding("instance-kind", "start", what, GPU, at=AT)

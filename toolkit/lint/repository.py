@@ -163,6 +163,10 @@ class Repository:
         """Whether its Python models are those of `toolkit repo`, which read other parameters than NVIDIA's."""
         return any(OURS_ONLY & set(model.parameters) for model in self.models.values())
 
+    def is_rehearsal(self, executor: Model) -> bool:
+        """Whether `toolkit repo` made it for engine: rehearsal: it has no GPU and no queue of Triton's."""
+        return self.ours and executor.kind == "python"
+
     @property
     def ensembles(self) -> Iterator[Model]:
         return (model for model in self.models.values() if model.kind == "ensemble")

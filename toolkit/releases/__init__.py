@@ -4,7 +4,12 @@ The facts are text tables, one file a kind; docs/contracts.md says where they ar
 """
 
 from toolkit.releases.images import Image
-from toolkit.releases.models import OUR_LLMAPI_BLS_PARAMETERS, OUR_PARAMETERS, TRITONS_PARAMETERS
+from toolkit.releases.models import (
+    OUR_LLMAPI_BLS_PARAMETERS,
+    OUR_PARAMETERS,
+    OUR_REHEARSAL_PARAMETERS,
+    TRITONS_PARAMETERS,
+)
 from toolkit.releases.parameters import RENAMES
 from toolkit.releases.release import LATEST, RELEASES, WITHOUT_ENGINES, Release, release_of
 from toolkit.releases.setting import Flag, Parameter
@@ -13,6 +18,7 @@ __all__ = [
     "LATEST",
     "OUR_LLMAPI_BLS_PARAMETERS",
     "OUR_PARAMETERS",
+    "OUR_REHEARSAL_PARAMETERS",
     "RELEASES",
     "RENAMES",
     "TRITONS_PARAMETERS",

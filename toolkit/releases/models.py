@@ -86,6 +86,14 @@ OUR_LLMAPI_BLS_PARAMETERS: Mapping[str, setting.Parameter] = setting.parameters(
 )
 """Of the tensorrt_llm_bls of `toolkit repo` for engine: pytorch, which has no tokenizer."""
 
+OUR_REHEARSAL_PARAMETERS: Mapping[str, setting.Parameter] = setting.parameters(
+    """
+    max_queue_size  int(0..)  0  -  NVIDIA's backend takes it from dynamic_batching
+    """,
+    NAMES[-1],
+)
+"""Of the tensorrt_llm of `toolkit repo` for engine: rehearsal, beside those of NVIDIA's backend."""
+
 TRITONS_PARAMETERS: Mapping[str, setting.Parameter] = setting.parameters(
     """
     FORCE_CPU_ONLY_INPUT_TENSORS  choice(yes|no)  -  -  -
