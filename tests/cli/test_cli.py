@@ -101,3 +101,9 @@ def test_the_pages_name_only_commands_that_exist() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for command in re.findall(r"^(?:    |\$ )toolkit ([a-z-]+)", page.read_text(), re.MULTILINE):
             assert command in COMMANDS, f"{page.name}: toolkit {command}"
+
+
+def test_more_load_processes_than_the_machine_can_run() -> None:
+    result = toolkit("loadtest", "build_configs/tiny-llama-rehearsal.yaml", "--processes", 20000)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (3, "", 1)
+    assert result.stderr.startswith("error: --processes: 20000 is more than this machine can run. Give at most ")

@@ -33,6 +33,8 @@ LOCUST = (sys.executable, "-P", "-c", "import toolkit; from locust.main import m
 """Imports our `toolkit` first: Locust looks in the working directory first, where another one may be."""
 HANDED_ON = ("protocol", "users", "requests", "workload", "rate", "seed", "processes", "target", "model")
 """Options that the users' process has by the same names."""
+MOST_PROCESSES = max(8, 4 * (os.cpu_count() or 1))
+"""Each process keeps a core busy. Thousands of them stop the machine before one request is sent."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,11 @@ class Options:
     """Whether the generator measures its own error first, on a server whose times are known."""
     own: OwnError | None = None
     """That error, where it is known already."""
+
+    def __post_init__(self) -> None:
+        if (self.processes or 1) > MOST_PROCESSES:
+            what = f"--processes: {self.processes} is more than this machine can run"
+            raise ToolkitError(what, hint=f"Give at most {MOST_PROCESSES}; each process keeps a core busy.")
 
 
 def run(deployment: Deployment, options: Options | None = None) -> Verdict:
