@@ -184,7 +184,7 @@ def _lengths_and_times(workload: Workload) -> Iterator[Broken]:
 def _load_rules(workload: LoadWorkload) -> Iterator[Broken]:
     kind, given = workload.kind, workload.model_fields_set
     if workload.arrivals == "trace" and kind != "trace":
-        yield "kind", f"{kind} with arrivals: trace", "The times of a trace are those of its own requests: kind: trace."
+        yield "kind", f"{kind} with arrivals: trace", "A trace has times for its own requests only: use kind: trace."
     if kind == "trace" and workload.trace is None and workload.arrivals != "trace":
         yield "trace", "missing, with kind: trace", "Give the file to replay."
     if kind == "jsonl" and workload.prompts is None:

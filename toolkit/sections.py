@@ -37,7 +37,7 @@ class Model(Section):
     quantization: Literal["none", "fp8"] = "none"
     """Of the layers' weights, for planning: this release converts and rehearses none."""
     chat_template: str | None = None
-    """The name of the one to use, of a model that has several."""
+    """Which chat template to use, if the model has several."""
     config: dict[str, Any] | None = None
     """The fields of config.json, for planning where the checkpoint is not; must agree with it where it is."""
 
@@ -194,16 +194,16 @@ class Workload(Section):
     trace: LoosePath | None = None
     """A public trace: its lengths and texts, and with arrivals: trace its times."""
     trace_form: Literal["mooncake", "bailian", "guidellm", "burstgpt", "azure", "sharegpt"] | None = None
-    """Found from the file unless it is given; guidellm's differs from mooncake's in the unit of its times alone."""
+    """Found from the file if it is not given; guidellm's differs from mooncake's only in the unit of its times."""
     trace_block_tokens: Positive | None = None
-    """Tokens of the blocks that hash_ids name: 512 of mooncake, 16 of bailian."""
+    """Tokens of a block in hash_ids: 512 in mooncake's traces, 16 in bailian's."""
     requests: Positive = 1000
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="before")
     @classmethod
     def _arrivals_follow(cls, value: Any) -> Any:
-        """A trace comes at its own times unless the workload says when."""
+        """With a trace, arrivals are its own times by default."""
         if not isinstance(value, dict) or value.get("trace") is None or value.get("kind", "trace") != "trace":
             return value
         return {"arrivals": "trace", **value}

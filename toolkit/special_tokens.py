@@ -20,14 +20,14 @@ TOKENIZER, TOKENIZER_CONFIG, MAP = "tokenizer.json", "tokenizer_config.json", "s
 ID_FILES = ("generation_config.json", "config.json")
 LLAMA_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast")
 LLAMA_DEFAULTS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-"""Of these classes, which transformers leaves for another one where tokenizer.json works on bytes."""
+"""Defaults of these classes. If tokenizer.json works on bytes, transformers takes another class."""
 
 
 def special_tokens(model_dir: Path) -> dict[str, str]:
     """The text of each token of `NAMES` that the directory names. Raises ToolkitError for a file that is broken."""
     config = optional_json(model_dir / TOKENIZER_CONFIG)
     named = {name: config[name] for name in NAMES if name in config}
-    if "added_tokens_decoder" not in config:  # newer directories have it, and the map is a leftover there
+    if "added_tokens_decoder" not in config:  # newer directories have it, and transformers ignores their map
         tokens_map = optional_json(model_dir / MAP)
         named |= {name: tokens_map[name] for name in NAMES if name in tokens_map}
     if config.get("tokenizer_class") in LLAMA_CLASSES and not _works_on_bytes(model_dir / TOKENIZER):
@@ -40,7 +40,7 @@ def eos_token_ids(model_dir: Path, vocab_size: int) -> tuple[int, ...]:
     """Every id that ends a text: generation_config.json's first, then config.json's, then the tokenizer's own.
 
     Llama-3-Instruct lists several and its tokenizer has one; other models name one in the tokenizer alone. Raises
-    ToolkitError for an id in a file that is no token of the model; an eos_token that is none can never come.
+    ToolkitError for an id outside the vocabulary. An eos_token outside of it can never come, and is left out.
     """
     ids = [id for name in ID_FILES for id in _ids(model_dir / name, vocab_size)]
     own = _id_of(model_dir / TOKENIZER, special_tokens(model_dir).get("eos_token"))
@@ -50,7 +50,7 @@ def eos_token_ids(model_dir: Path, vocab_size: int) -> tuple[int, ...]:
 
 
 def optional_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; an empty one where there is no such file."""
+    """The object in a JSON file; an empty one if there is no file."""
     return read_json(path) if path.exists() else {}
 
 
@@ -75,7 +75,7 @@ def _ids(path: Path, vocab_size: int) -> Iterator[int]:
 
 
 def _id_of(tokenizer_json: Path, text: str | None) -> int | None:
-    """The id of a token by its text; None where the tokenizer does not have it."""
+    """The id of a token; None if the tokenizer does not have it."""
     if text is None or not tokenizer_json.exists():
         return None
     from tokenizers import Tokenizer

@@ -29,7 +29,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def read_yaml(file: Path, examples: str = "configs") -> dict[str, Any]:
-    """The content of a YAML file. `examples` is what `toolkit sample` calls examples of its kind."""
+    """The content of a YAML file. `examples` is the name of its kind in `toolkit sample`."""
     text = read_text(file, missing=f"For examples: toolkit sample {examples} DIR")
     try:
         content = yaml.load(text, Loader=_UniqueKeyLoader)

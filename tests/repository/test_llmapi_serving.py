@@ -231,7 +231,8 @@ def test_a_client_that_goes_away_ends_its_request(server, model):
     connection.sock.close()
     connection.close()
     wait_until_active(server, 0)
-    assert len(recorded(server, "cancelled")) > before, "it ended by itself"
+    tokens = recorded(server, "cancelled")[before:]
+    assert tokens and max(tokens) < 100, "it ended by itself"
 
 
 def test_stop_ends_a_request_by_its_id(server):

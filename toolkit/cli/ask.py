@@ -66,8 +66,7 @@ def ask(
         for event in _events(client, request, streamed, deployment.loadtest.timeout_s):
             pieces.append(event.text)
             arrivals.append(event.received)
-            last_of_openai = not event.text and "finish_reason" in event.outputs
-            tokens += event.outputs.get(COUNT, not last_of_openai)
+            tokens += _tokens(event)
             if not as_json:
                 click.echo(event.text, nl=False)
     e2e_ms = (arrivals[-1] - sent) * 1e3
@@ -77,6 +76,13 @@ def ask(
     click.echo()
     first = "" if ttft_ms is None else f"first after {ttft_ms:.0f} ms, "
     note(f"{tokens} tokens over {protocol}, {first}all in {e2e_ms / 1e3:.1f} s")
+
+
+def _tokens(event: Event | Result) -> int:
+    """As the server counts them; else one, but none for the last chunk of OpenAI's API, which only has a reason."""
+    if COUNT in event.outputs:
+        return int(event.outputs[COUNT])
+    return 0 if not event.text and "finish_reason" in event.outputs else 1
 
 
 def _events(client: Client, request: GenerateRequest, streamed: bool, deadline_s: float) -> Iterator[Event | Result]:

@@ -60,7 +60,7 @@ def visible(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     left = visible_to_cuda(machine.gpus, machine.settings)
     if left is not None and left.ended:
         found = f"{VISIBLE}={visible_devices(machine.settings)} leaves {listed(list(left.numbers))}: {left.ended}"
-        yield Check(VISIBLE_GPUS, "warning", found, "", "It works. Correct it where more GPUs are meant.")
+        yield Check(VISIBLE_GPUS, "warning", found, "", "Serving works with these. Correct it if you meant more GPUs.")
 
 
 def opened(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:

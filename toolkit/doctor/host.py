@@ -17,8 +17,8 @@ class Host:
     """Sizes in bytes. Cores are logical CPUs, as the kernel counts them.
 
     `memory_limit_bytes` is a control group's, None where nothing less than the machine's memory is in force.
-    The last three are the limits that a process started from here has (ulimit), None where there is none. That of the
-    stack is the hard limit, up to which serving raises it.
+    The last three are the limits that a process started from here has (ulimit), None where there is none; the
+    stack's is the hard limit, because serving raises the soft one to it.
     """
 
     cores: int

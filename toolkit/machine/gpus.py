@@ -32,7 +32,7 @@ class Gpu:
     """One GPU. Memory is in bytes, `used_bytes` without what the driver keeps for itself; None: not told.
 
     `bus` is its PCI address. `ecc_errors` counts the memory errors that ECC could not correct since the driver
-    was loaded. `sm` is its compute capability, 9.0 of an H100. `sm` and `uuid` are "" where they were not told.
+    was loaded. `sm` is its compute capability, 9.0 of an H100. `sm` and `uuid` are "" if unknown.
     `problem` is what NVML said of a GPU that it counts and cannot open.
     """
 

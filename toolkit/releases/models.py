@@ -48,8 +48,8 @@ _OURS = {
         eos_token_ids          csv                    present   -  each ends an answer; empty: none does
         pad_token_id           int(0..)               required  -  -
         vocab_size             int(1..)               required  -  -
-        max_seq_len            int(1..)               required  -  a text of more bytes than so many tokens is refused
-        announce_texts         words(true|false|1|0)  required  -  to postprocessing, which makes their streams exact
+        max_seq_len            int(1..)               required  -  texts that are surely longer are refused
+        announce_texts         words(true|false|1|0)  required  -  to postprocessing, for exact streams
     """,
     "postprocessing": """
         tokenizer_dir          path                   present   -  relative to the model's folder

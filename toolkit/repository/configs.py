@@ -18,7 +18,7 @@ from toolkit.repository.signatures import Tensor
 TENSORRT_LLM_BACKEND = {"tensorrt": "tensorrtllm", "rehearsal": "python"}
 
 PREPROCESSING_INSTANCES = 4
-"""A short prompt waits for none of up to three long ones that are tokenised at the same time."""
+"""With four, a short prompt does not wait while three long ones are tokenised."""
 
 
 def model_configs(deployment: Deployment, tokens: SpecialTokens, engine_dir: Path) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def preprocessing(deployment: Deployment, tokens: SpecialTokens) -> dict[str, st
         "pad_token_id": str(tokens.pad),
         "vocab_size": str(deployment.shape.vocab_size),
         "max_seq_len": str(deployment.limits.max_seq_len),
-        # Only of a stream does postprocessing see more than one piece.
+        # Only a stream reaches postprocessing in more than one piece.
         "announce_texts": _boolean(deployment.serving.decoupled),
     }
 

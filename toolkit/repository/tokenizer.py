@@ -32,7 +32,7 @@ def tokenizer_file(deployment: Deployment) -> Path:
 
 
 def special_tokens(deployment: Deployment) -> SpecialTokens:
-    """Every id that ends an answer; the padding id, else the first of those. Raises ToolkitError where none does."""
+    """Every id that ends an answer; the padding id, else the first of those. Raises ToolkitError if no id ends it."""
     directory, vocab_size = deployment.model.path, deployment.shape.vocab_size
     eos = eos_token_ids(directory, vocab_size)
     if not eos:
@@ -43,7 +43,7 @@ def special_tokens(deployment: Deployment) -> SpecialTokens:
 
 
 def foreseen(deployment: Deployment) -> list[str]:
-    """What `toolkit repo` will refuse or warn of, a line each: to be told before hours of conversion."""
+    """What `toolkit repo` will refuse or warn of, one line each: known before hours of conversion."""
     try:
         path, tokenizer = _open(deployment)
         special_tokens(deployment)
@@ -53,7 +53,7 @@ def foreseen(deployment: Deployment) -> list[str]:
 
 
 def _beyond_the_vocabulary(path: Path, tokenizer: Tokenizer, vocab_size: int) -> list[str]:
-    """A line on tokens that were added behind the model's vocabulary, as a padding token often is."""
+    """A warning about tokens that were added after the model's vocabulary, often a padding token."""
     added = tokenizer.get_added_tokens_decoder().items()
     beyond = [f"{token.content} ({id})" for id, token in sorted(added) if id >= vocab_size]
     if not beyond:

@@ -1,4 +1,4 @@
-"""Files of this project to begin with: example deployments, example workloads, and the smallest model."""
+"""Copies examples of this project: deployments, workloads, and the smallest model."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def placed(deployment: Deployment, topology: Topology, visible: VisibleGpus | No
     where they are fewer than the ranks.
     """
     gpus = topology.gpus
-    if visible is not None:  # NVML may have told of no GPU, and so of none that is not there
+    if visible is not None:  # without NVML its numbers may be of GPUs that are not there
         gpus = tuple(takewhile(lambda gpu: gpu in topology.gpus, visible.numbers))
     replicas = deployment.parallel.replicas
     ranks = deployment.mapping.world_size * replicas

@@ -117,7 +117,7 @@ def _needs(deployment: Deployment, server: TritonServer, run: Run, share: Share)
 
 
 def _stack_warning(deployment: Deployment) -> tuple[str, ...]:
-    """One line where the hard limit keeps Triton from its stack. Docker sets limits of its own."""
+    """A warning if the hard limit is below the stack that Triton needs. Docker sets its own limits."""
     most, in_docker = most_stack(), deployment.engine != "rehearsal" and deployment.runtime.kind == "docker"
     if most is None or most >= STACK_BYTES or in_docker:
         return ()

@@ -88,7 +88,7 @@ class TritonPythonModel:
             self.outbox.put((reply.end,))
 
     async def _answer(self, number, name, question, reply):
-        # In a thread, as a long prompt takes seconds, in which the answers of others go on.
+        # In a thread: a long prompt takes seconds, and other answers must go on.
         ids = await self.loop.run_in_executor(None, self.llm.tokenizer.encode, question.prompt)
         if len(self.active) >= self.most:
             what = f"Maximum queue size of {self.most} has been reached, please try again later."

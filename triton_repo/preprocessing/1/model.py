@@ -109,10 +109,10 @@ class Asked:
         """The words for each prompt."""
         values = self.values(name)
         rows = [[] for _ in self.prompts] if values is None else values
-        told = name.lower().removesuffix("_dict")
+        input_name = name.lower().removesuffix("_dict")
         for row in rows:
-            self.tokenizer.check_size(told, row)
-        return [[decoded(word, told) for word in row] for row in rows]
+            self.tokenizer.check_size(input_name, row)
+        return [[decoded(word, input_name) for word in row] for row in rows]
 
     def bias_words(self):
         """(words, weights) for each prompt."""

@@ -28,9 +28,9 @@ class PromptTokenizer:
         self.longest = int(np.diff(ends, prepend=0).max())
 
     def check_size(self, name, values):
-        """Raise Refused for values of a STRING tensor that no tokens of a sequence can make up.
+        """Raise Refused for values of a STRING tensor with more bytes than a sequence of tokens can have.
 
-        Tokenising 1 MB takes a second, so this looks at bytes alone.
+        It looks at the size only, because tokenising a huge text takes long.
         """
         size, most = sum(map(len, values)), self.max_seq_len * self.longest
         if size > most:
@@ -52,7 +52,7 @@ class PromptTokenizer:
     def words(self, words):
         """Id sequences for each word as it may stand in a text: alone, after a space, inside a line.
 
-        A sequence with a token that the model does not have never comes, so it is left out.
+        A sequence with a token that the model does not have can never come, so it is left out.
         """
         found = {}
         for word in filter(None, words):
@@ -80,12 +80,12 @@ class PromptTokenizer:
                 ids = self._encode(word)
                 self._refuse_beyond(ids, "embedding_bias_words")
                 np.add.at(bias, ids, np.float32(weight))
-        if not np.isfinite(bias).all():  # the executor would take it, and no token could be told from another
+        if not np.isfinite(bias).all():  # the executor would take it, and the answer would be noise
             raise Refused(f"embedding_bias_weights: {weights}, expected finite numbers with finite sums")
         return bias
 
     def _refuse_beyond(self, ids, name):
-        """A tokenizer may have tokens that were added behind the model's vocabulary."""
+        """A tokenizer may have tokens that were added after the model's vocabulary."""
         beyond = next((id for id in ids if id >= self.vocab_size), None)
         if beyond is not None:
             token = self.tokenizer.id_to_token(beyond)

@@ -54,7 +54,7 @@ class Answer:
         yield tensor("sequence_length", np.int32, len(tokens))
         if request.return_log_probs:
             yield tensor("cum_log_probs", np.float32, event.cum_log_prob)
-            yield tensor("output_log_probs", np.float32, self.log_probs[sequence])  # in a stream, too, all so far
+            yield tensor("output_log_probs", np.float32, self.log_probs[sequence])  # all so far, also in a stream
         if len(self.requests) > 1:
             yield tensor("batch_index", np.int32, sequence.row)
         if request.num_return_sequences > 1:
@@ -74,7 +74,7 @@ class Answer:
 
 
 def refuse_several_responses(requests):
-    """Raises InputRefused, in the backend's words, for what a model that gives one response cannot answer."""
+    """Raises InputRefused, in the backend's words, for a request that needs several responses."""
     if len(requests) > 1:
         what = "Batch size > 1 requires the tensorrt_llm backend to be using decoupled transaction policy"
         raise InputRefused(what, hint="Send each prompt on its own, or set serving.decoupled: true.")
@@ -99,7 +99,7 @@ def performance(event):
     for moment in ("arrival", "first_scheduled", "first_token"):
         yield tensor(f"{moment}_time_ns", np.int64, getattr(sequence, f"{moment}_ns"))
     yield tensor("last_token_time_ns", np.int64, sequence.last_token_ns if event.finished else 0)
-    yield tensor("acceptance_rate", np.float32, 0)  # this one and the next two: without a draft model
+    yield tensor("acceptance_rate", np.float32, 0)  # 0, as the next two: there is no draft model
     yield tensor("total_accepted_draft_tokens", np.int32, 0)
     yield tensor("total_draft_tokens", np.int32, 0)
 

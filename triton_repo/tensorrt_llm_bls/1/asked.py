@@ -1,4 +1,4 @@
-"""What a request asks of tensorrt_llm_bls: its inputs, and what can be told wrong before anything runs."""
+"""The inputs of a request to tensorrt_llm_bls, and what is refused before anything runs."""
 
 import math
 
@@ -41,5 +41,5 @@ class Asked:
 
 
 def row(arrays, number):
-    """One text's share of the arrays of a request, by name; still with a batch dimension."""
+    """The row of one text in each array of a request, by name; the batch dimension stays."""
     return {name: array[number : number + 1] for name, array in arrays.items()}

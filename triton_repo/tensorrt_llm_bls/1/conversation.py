@@ -10,7 +10,7 @@ NO_WORDS = np.empty((1, 0), object)
 
 
 class Conversation:
-    """A text under way. `inputs` are those of this model, with a batch dimension of 1; `id` names it to tensorrt_llm.
+    """One text. `inputs` are those of this model, with a batch dimension of 1; `id` is its request id in tensorrt_llm.
 
     Where tensorrt_llm is not decoupled, its answers are read whole.
     """
@@ -38,7 +38,7 @@ class Conversation:
             yield from last_marked(self._whole())
 
     def leave(self):
-        """From any thread: hear no more of tensorrt_llm. Triton then cancels the request there."""
+        """Stop reading from tensorrt_llm, from any thread. Triton then cancels the request there."""
         self._is_left = True
         if self._stream_of_events:
             self._stream_of_events.close()

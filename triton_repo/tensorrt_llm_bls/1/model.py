@@ -53,7 +53,7 @@ class TritonPythonModel:
         self.watch.end()
 
     def _conversation(self, asked, number):
-        # An id of its own where a client's is running, or has several texts: tensorrt_llm knows one text by an id.
+        # A new id if the client's is in use or names several texts: tensorrt_llm needs one id for each text.
         id = asked.id if asked.texts == 1 and asked.id not in self.running else ""
         id = id or uuid.uuid4().hex
         self.running[id] = asked.id
@@ -90,7 +90,7 @@ class TritonPythonModel:
                 del self.running[conversation.id]
 
     def _answer(self, conversation, number, preprocessed, asked, reply):
-        """Send the events of one text; of several texts, each says which it is of."""
+        """Send the events of one text, with its batch_index if the request has several."""
         index = [pb_utils.Tensor("batch_index", np.array([[number]], np.int32))] if asked.texts > 1 else []
         last = False
         for tensors, last in conversation.events(preprocessed):
@@ -99,7 +99,7 @@ class TritonPythonModel:
             reply.end()
 
     def _stop(self, id, reply):
-        """Stop what runs under a client's id, here or, by its own id, inside tensorrt_llm."""
+        """Stop the texts that run under a client's id; without any, the request of that id inside tensorrt_llm."""
         try:
             for inner_id in [inner for inner, client in self.running.copy().items() if client == id] or [id]:
                 self.inner.stop(inner_id)
