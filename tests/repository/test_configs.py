@@ -51,11 +51,12 @@ def test_figures_of_the_flagship():
     assert int(values["max_tokens_in_paged_kv_cache"]) == pytest.approx(free / 40960, rel=1e-3)
 
 
-def test_in_a_rehearsal_only_the_engine_has_a_queue():
-    """Triton's own would refuse a burst before the executor does, and hand over several requests as one execution."""
+def test_in_a_rehearsal_triton_refuses_nothing_that_the_engine_has_room_for():
+    """64 requests run and 64 wait, and each is an execution, as NVIDIA's backend counts."""
     config = rehearsal()["tensorrt_llm"]
-    assert config.backend == "python" and not config.HasField("dynamic_batching")
-    assert config.parameters["max_queue_size"].string_value == "64"
+    assert config.backend == "python" and config.parameters["max_queue_size"].string_value == "64"
+    assert config.dynamic_batching.default_queue_policy.max_queue_size == 64 + 64
+    assert list(config.dynamic_batching.preferred_batch_size) == [1]
 
 
 @pytest.mark.parametrize("decoupled", [True, False])

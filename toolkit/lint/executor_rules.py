@@ -46,8 +46,7 @@ def _of(executor: Model, rehearsal: bool, release: Release) -> Iterator[Finding]
         yield from _together(executor)
         yield from _surprises(executor)
         yield from _tensors(executor, release)
-    if not rehearsal:
-        yield from _queue(executor)
+    yield from _queue(executor)
 
 
 def _together(executor: Model) -> Iterator[Finding]:

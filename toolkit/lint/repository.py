@@ -164,7 +164,7 @@ class Repository:
         return any(OURS_ONLY & set(model.parameters) for model in self.models.values())
 
     def is_rehearsal(self, executor: Model) -> bool:
-        """Whether `toolkit repo` made it for engine: rehearsal: it has no GPU and no queue of Triton's."""
+        """Whether `toolkit repo` made it for engine: rehearsal: it has no GPU, and parameters of its own."""
         return self.ours and executor.kind == "python"
 
     @property

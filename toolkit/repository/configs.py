@@ -73,13 +73,15 @@ def _tensorrt_llm(deployment: Deployment, engine_dir: Path) -> Any:
         scalars=True,
     )
     config.model_transaction_policy.decoupled = deployment.serving.decoupled
+    batching, queue = config.dynamic_batching, deployment.limits.max_queue_size
+    batching.preferred_batch_size.append(config.max_batch_size)
+    batching.default_queue_policy.max_queue_size = queue
     if deployment.engine == "rehearsal":
-        # NVIDIA's backend counts each request as one execution, and empties Triton's queue at once. A Python model
-        # does both only without a queue of Triton's, so all requests reach the engine, which bounds its own.
-        config.parameters["max_queue_size"].string_value = str(deployment.limits.max_queue_size)
-    else:
-        config.dynamic_batching.preferred_batch_size.append(config.max_batch_size)
-        config.dynamic_batching.default_queue_policy.max_queue_size = deployment.limits.max_queue_size
+        # NVIDIA's backend counts each request as one execution, and empties Triton's queue in no time. A Python model
+        # counts batches and takes longer: Triton holds for it what the engine has room for, and refuses no sooner.
+        batching.preferred_batch_size[:] = [1]
+        batching.default_queue_policy.max_queue_size = config.max_batch_size + queue
+        config.parameters["max_queue_size"].string_value = str(queue)
     return config
 
 
