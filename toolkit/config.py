@@ -251,7 +251,7 @@ def explain(error: ValidationError, file: Path, section: type[BaseModel]) -> Too
             f"{field}: missing{more}", where=file, hint="Add it; for examples: toolkit sample configs DIR"
         )
     message = _PLAIN_MESSAGES.get(first["type"], first["msg"][:1].lower() + first["msg"][1:])
-    if NUMBER in first["loc"]:
+    if NUMBER in first["loc"] and first["type"] != "less_than":  # which names the limit itself
         message = TOKENS_EXPECTED
     return ToolkitError(f"{field}: {message}, got {first['input']!r}{more}", where=file)
 

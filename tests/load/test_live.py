@@ -76,7 +76,9 @@ def options(deployment, tiny_llama):
     from argparse import Namespace
 
     found = deployment(None, model=tiny_llama)
-    names = dict.fromkeys(("workload", "rate", "requests", "num_users", "seed", "model", "protocol", "target"))
+    names = dict.fromkeys(
+        ("workload", "rate", "requests", "num_users", "seed", "model", "protocol", "target", "samples")
+    )
     return found, Namespace(**names)
 
 
