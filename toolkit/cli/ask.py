@@ -45,11 +45,11 @@ def ask(
     """
     from toolkit.client import connect
     from toolkit.load import prompts
-    from toolkit.load.target import first_ready, protocol_of
+    from toolkit.load.target import can_stream, first_ready, protocol_of
     from toolkit.load.work import MODEL
 
     protocol = protocol_of(deployment, protocol, target) if target else protocol or "http"
-    streamed = deployment.serving.decoupled or target is not None
+    streamed = can_stream(deployment, target)
     pieces, arrivals, tokens = [], [], 0
     with connect(target or first_ready(deployment, protocol).url(protocol)) as client:
         request = prompts.question(

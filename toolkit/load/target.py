@@ -36,6 +36,11 @@ def protocol_of(deployment: Deployment, wanted: str | None, target: str | None) 
     return spoken
 
 
+def can_stream(deployment: Deployment, target: str | None) -> bool:
+    """Whether answers can come token by token. Also the Triton at `target` serves what the YAML says."""
+    return deployment.serving.decoupled or (target is not None and target.startswith("openai+"))
+
+
 def takes_messages(target: str | None) -> bool:
     """Whether the target applies the chat template itself, as OpenAI's chat completions do."""
     if target is None:

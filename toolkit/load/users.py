@@ -29,7 +29,7 @@ from toolkit.load.chosen import PROTOCOLS, Chosen
 from toolkit.load.conductor import Conductor, Share
 from toolkit.load.dispatch import dispatch
 from toolkit.load.measure import Heard, hear, now
-from toolkit.load.target import require_ready
+from toolkit.load.target import can_stream, require_ready
 from toolkit.load.teller import Teller
 from toolkit.load.work import Asked, Work
 from toolkit.slo.metrics import Sample
@@ -94,8 +94,7 @@ def prepare(environment: Environment, **_: Any) -> None:
         if not options.deployment:
             raise ToolkitError("no deployment given", hint="Use --deployment CONFIG or TOOLKIT_CONFIG=CONFIG.")
         deployment = Deployment.load(options.deployment, options.engine)
-        if not options.target:
-            options.no_stream |= not deployment.serving.decoupled
+        options.no_stream |= not can_stream(deployment, options.target)
         chosen = Chosen(deployment, options)
         options.num_users = users_of(environment, chosen.work)
         options.spawn_rate = options.spawn_rate or min(options.num_users, LARGEST_SPAWN_RATE)
