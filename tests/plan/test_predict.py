@@ -8,6 +8,7 @@ from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.plan.predict import FRONT_S, predict
 from toolkit.plan.remedy import to_fit, to_meet
+from toolkit.plan.report import workload_text
 from toolkit.plan.what_if import load_changed
 
 
@@ -63,6 +64,18 @@ def test_a_rate_that_none_meets_says_where_it_saturates(flagship):
     target = {target.name: target for target in prediction.targets}["requests_per_s"]
     assert target.measured == 0 and "no rate meets the latencies; saturates at" in target.note
     assert to_meet(prediction) is None
+
+
+@pytest.mark.parametrize(
+    ("workload", "text"),
+    [
+        ({"arrivals": "closed", "users": 3, "requests": 6}, "6 requests, 3 users, "),
+        ({"arrivals": "constant", "rate": 2, "requests": 6}, "6 requests, constant 2/s, "),
+        ({"arrivals": "constant", "rate": 2, "requests": 1}, "1 request, constant, "),
+    ],
+)
+def test_the_workload_in_a_line(flagship, workload, text):
+    assert workload_text(predict(Deployment.load(flagship(workload=workload)))).startswith(text)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 10, 64, 100])

@@ -135,8 +135,10 @@ def workload_text(prediction: Prediction) -> str:
     """The traffic in one line."""
     traffic, process = prediction.traffic, with_arrivals(prediction.deployment.workload).arrivals
     count = len(traffic.requests)
-    open_loop = f"{process} {traffic.rate:.3g}/s" if count > 1 else process
-    arrivals = f"{traffic.users} users" if traffic.users else open_loop
+    if traffic.users:
+        arrivals = f"{traffic.users} users"
+    else:
+        arrivals = f"{process} {traffic.rate:.3g}/s" if count > 1 else process
     requests = (
         f"{count:,} request{'s' * (count != 1)}, {arrivals}, {prediction.prompt_tokens:,} prompt + "
         f"{prediction.output_tokens:,} output tokens; the first {traffic.warmup} not judged"
