@@ -179,6 +179,9 @@ def _lengths_and_times(workload: Workload) -> Iterator[Broken]:
     for field in ("trace_form", "trace_block_tokens"):
         if field in workload.model_fields_set and workload.trace is None:
             yield field, "means nothing without trace", "Remove it, or give the file to replay."
+    for field in ("prompt_tokens", "output_tokens", "shared_prefix_tokens"):
+        if field in workload.model_fields_set and workload.trace is not None:
+            yield field, "means nothing beside trace, which has the lengths of each request", "Remove one of them."
 
 
 def _load_rules(workload: LoadWorkload) -> Iterator[Broken]:

@@ -25,6 +25,10 @@ MISTAKES = [
     ),
     ({"trace_block_tokens": 16}, "workload.trace_block_tokens: means nothing without trace."),
     ({"trace": "t", "trace_block_tokens": 0}, "workload.trace_block_tokens: input should be greater than 0, got 0"),
+    (
+        {"trace": "t", "prompt_tokens": 5},
+        "workload.prompt_tokens: means nothing beside trace, which has the lengths of each request. Remove one",
+    ),
     ({"users": True}, "workload.users: input should be a valid integer, got True"),
     ({"arrivals": "bursty"}, "workload.arrivals: input should be 'poisson', 'constant', 'gamma', 'closed' or 'trace'"),
     ({"arrivals": "trace"}, "workload.trace: missing, with arrivals: trace. Give the file to replay."),

@@ -55,6 +55,9 @@ def read_trace(
     form = form or form_of(path)
     if block_tokens is None:
         block_tokens = LINES[form].block_tokens if form in LINES else 1
+    elif form not in LINES:
+        what = f"trace_block_tokens: means nothing: a file of the form {form} has no hash_ids"
+        raise ToolkitError(what, where=path, hint="Remove it.")
     unanswered = _Count()
     answered = unanswered.apart_from(read_rows(path, form, block_tokens))
     rows = sorted(answered, key=_due) if count is None else heapq.nsmallest(count, answered, key=_due)
