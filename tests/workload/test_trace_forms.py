@@ -13,7 +13,7 @@ import pytest
 from tests.commands import toolkit
 from toolkit.errors import ToolkitError
 from toolkit.workload import traffic_of
-from toolkit.workload.trace import read_lines, read_trace, tokens_of
+from toolkit.workload.trace import read_trace, tokens_of
 from toolkit.workload.trace_forms import form_of
 
 MOONCAKE = '{"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47, 2353]}\n'
@@ -234,5 +234,7 @@ def _named(name: str, value: object) -> list:
 def test_blocks_mean_nothing_where_no_row_names_any(tmp_path):
     file = tmp_path / "burst.csv"
     file.write_text("Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n5,ChatGPT,47,18,65,x\n")
-    with pytest.raises(ToolkitError, match=r"burst.csv: trace_block_tokens: means nothing: a file of the form burstgpt"):
-        read_lines(file, block_tokens=16)
+    with pytest.raises(
+        ToolkitError, match=r"burst.csv: trace_block_tokens: means nothing: a file of the form burstgpt"
+    ):
+        read_trace(file, block_tokens=16)
