@@ -66,6 +66,7 @@ WHOLE = {
     "finish_reason 'null'": [said(finish="null"), said(" b", "NULL"), STOP, DONE],
     "finish_reason 'None'": [said(finish="None"), said(" b", "none"), STOP, DONE],
     "finish_reason not finished": [said(finish="not_finished"), said(" b"), STOP, DONE],
+    "finish_reason false": [said(finish=False), said(" b", False), STOP, DONE],
     "finish_reason absent": [said(finish=NEVER), said(" b", NEVER), STOP, DONE],
     "finish_reason with the last text": [said(), said(" b", "length"), DONE],
     "finish_reason again": [said(), said(" b"), STOP, delta({}, "stop", **usage(2)), DONE],

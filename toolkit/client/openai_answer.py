@@ -183,7 +183,7 @@ def _text(choice: dict[str, Any], part: str | None, data: bytes) -> tuple[str, d
 
 def _reason(reason: Any, data: bytes) -> str | None:
     """Why the answer finished; None if it goes on. Raises ServerFailed if it was broken off."""
-    if reason is None:
+    if reason is None or reason is False:
         return None
     if not isinstance(reason, str):
         raise ServerFailed(f"the server sent {quoted(data)}, expected a finish_reason of text or null")
