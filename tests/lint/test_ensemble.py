@@ -2,10 +2,15 @@
 
 import pytest
 
-from tests.lint.repositories import ENSEMBLE, START, check_found, config
+from tests.lint.repositories import ANSWERS, ENSEMBLE, START, check_found, config
 from toolkit.lint import lint
 
 BROKEN = [
+    *(
+        # Seen on a real Triton: it starts, and each request fails with "unexpected shape" or an exception.
+        ("batch-size", ANSWERS, config(name, r"max_batch_size: \d+\n", ""), "the batch dimension")
+        for name in ("preprocessing", "tensorrt_llm_bls")
+    ),
     (
         "step-model",
         START,
@@ -63,6 +68,6 @@ def test_each_way_to_break_it_is_found(repository, kind, effect, change, says):
 
 
 def test_a_step_that_takes_no_batches_is_allowed(repository):
-    """As Triton does: it gives it one request at a time."""
+    """As Triton does: it gives it one request at a time. postprocessing then answers as before."""
     config("postprocessing", r"max_batch_size: \d+\n", "")(repository)
     assert "batch-size" not in {one.kind for one in lint(repository)}

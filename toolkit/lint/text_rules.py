@@ -20,13 +20,20 @@ FILES_OF_OTHERS = (*FILES, "vocab.json", "vocab.txt", "spiece.model")
 """AutoTokenizer of transformers, and so NVIDIA's models, can start from any of these."""
 GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 """Tokenizers of transformers without special tokens of their own."""
+READ_BATCHES = ("preprocessing", "tensorrt_llm_bls")
+"""Their code expects a batch dimension in each tensor. postprocessing answers without one."""
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def check(repository: Repository, release: Release) -> Iterator[Finding]:
     for name in ("preprocessing", "postprocessing", "tensorrt_llm_bls"):
         model = repository.models.get(name)
-        if model is not None and model.config is not None and AT in model.parameters:
+        if model is None or model.config is None:
+            continue
+        if name in READ_BATCHES and not model.config.max_batch_size:
+            what = "max_batch_size is 0: Triton takes the batch dimension away, which this model reads"
+            yield model.finding("batch-size", "answers", what, "Set it to that of the ensemble.")
+        if AT in model.parameters:
             yield from _tokenizer(model, repository.ours)
     if repository.ours:
         yield from _no_end(repository)
