@@ -4,9 +4,9 @@ SHELL   := bash
 CONFIG  ?= build_configs/smollm2-rehearsal.yaml
 SMOLLM2 := models/smollm2-135m-instruct
 BIN     := .venv/bin
-# Two halves. What starts servers waits most of the time, so two processes share the machine: see docs/tour.md.
+# Two halves: tests that share the machine, and what starts servers or measures times, one after the other.
 SHARED  := -m "not slow" --numprocesses auto --maxprocesses 8
-SERVERS := -m slow --numprocesses 2 --dist loadfile
+SERVERS := -m slow
 
 # The first Python of a supported version; override with: make PYTHON=/path/to/python3.12 ...
 PYTHON  ?= $(firstword $(foreach p,python3 python3.12 python3.11,$(shell $(p) -c 'import sys; (3,11) <= sys.version_info < (3,13) and print("$(p)")' 2>/dev/null)))
