@@ -50,18 +50,25 @@ def test_full_queue(group, truth, model):
     NVIDIA's backend answers 503. Triton 2.51 turns every error of a decoupled Python model into 400.
     """
     ids = truth.ids("A crab")
-    body = {"text_input": "A crab", "max_tokens": 300, "end_id": -1}
-    if model == "tensorrt_llm":
-        body = {"input_ids": ids, "input_lengths": len(ids), "request_output_len": 300}
-    clients = MAX_SEQUENCES + QUEUE + 40
-    with ThreadPoolExecutor(clients) as pool:
-        answers = list(pool.map(lambda _: group.post(model, body), range(clients)))
-    texts = [text for status, text in answers if status == 200]
-    refusals = [(status, json.loads(text)["error"]) for status, text in answers if status != 200]
-    assert len(texts) >= MAX_SEQUENCES + QUEUE and len(set(texts)) == 1
-    assert refusals and {status for status, _ in refusals} <= {400, 503}
+
+    def ask(length: int) -> tuple[int, str]:
+        body = {"text_input": "A crab", "max_tokens": length, "end_id": -1}
+        if model == "tensorrt_llm":
+            body = {"input_ids": ids, "input_lengths": len(ids), "request_output_len": length}
+        return group.post(model, body)
+
+    with ThreadPoolExecutor(MAX_SEQUENCES + QUEUE + 12) as pool:
+        running = [pool.submit(ask, LONG) for _ in range(MAX_SEQUENCES)]
+        wait_for(lambda: group.requests("active") == MAX_SEQUENCES, "all that can run, run")
+        waiting = [pool.submit(ask, 20) for _ in range(QUEUE)]
+        wait_for(lambda: group.requests("waiting") == QUEUE, "the queue is full")
+        refusals = list(pool.map(ask, [20] * 12))
+        for kind in (running, waiting):
+            assert {asked.result()[0] for asked in kind} == {200} and len({asked.result()[1] for asked in kind}) == 1
     words = ("limits.max_queue_size", "Exceeds maximum queue size")  # the engine's, and Triton's own in a burst
-    assert all(any(word in message for word in words) and "\n" not in message for _, message in refusals)
+    for status, text in refusals:
+        message = json.loads(text)["error"]
+        assert status in (400, 503) and any(word in message for word in words) and "\n" not in message
 
 
 def leave(group, model: str, clients: int) -> int:

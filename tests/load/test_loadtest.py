@@ -84,7 +84,8 @@ def test_each_fault_counts_and_says_what_it_was(deployment):
         "refuse": "the server of known truth refuses on demand",
         "status-429": "the server of known truth is busy on demand",
         "hang": "the answer was not whole within 1.5 s",
-        "wrong-content-type": "answered with text/html, expected text/event-stream",
+        "wrong-content-type": "answered with text/html, expected text/event-stream: "
+        "'<html><body>Welcome</body></html>\\n'",
         "token-after-end": "the server counts 11 tokens, 10 were asked for",
     }
     settings = Settings(faults=(*(f"{kind}:0.11" for kind in said), "truncated:0.11", "slow:0.11:5"), seed=3)

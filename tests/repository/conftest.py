@@ -108,6 +108,8 @@ def scripted_repository(folder: Path, model: Path, decoupled: bool = True) -> Pa
     path = repository / "tensorrt_llm" / "config.pbtxt"
     config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
     config.backend = "python"
+    # NVIDIA's backend empties Triton's queue at once, a Python model batch after batch.
+    config.dynamic_batching.default_queue_policy.max_queue_size += config.max_batch_size
     config.parameters["record"].string_value = str(folder / "record.jsonl")
     path.write_text(text_format.MessageToString(config))
     for source in (SCRIPTED, SOURCES / "shared" / "server_process.py"):
