@@ -132,7 +132,7 @@ def test_stop_request(server):
 def test_a_client_that_cancels_ends_its_request(server):
     active = 'nv_trt_llm_request_metrics{model="tensorrt_llm",request_type="active",version="1"}'
     with grpc.InferenceServerClient(f"127.0.0.1:{server.grpc}") as client:
-        call = client.async_infer("tensorrt_llm", inputs(request_output_len=[[900]]), callback=lambda *_: None)
+        call = client.async_infer("tensorrt_llm", inputs(request_output_len=[[900]]), callback=lambda **_: None)
         server.wait_for(active, 1)
         call.cancel()
         server.wait_for(active, 0)
@@ -150,3 +150,22 @@ def test_a_full_queue_says_so_in_the_executors_words(server):
     assert answers > QUEUE and answers + len(errors) == 40
     full = f"Maximum queue size of {QUEUE} has been reached, please try again later"
     assert any(full in message and "limits.max_queue_size" in message for message in errors), errors
+
+
+def test_one_request_too_many_is_refused_in_the_words_that_each_client_looks_for(client, server):
+    """NVIDIA's test_max_queue_size.py looks for the executor's over HTTP and for those of Triton's queue over gRPC.
+
+    Which of the two queues is full depends on how fast the requests come: here they are slow, so it is the executor's.
+    """
+    active = 'nv_trt_llm_request_metrics{model="tensorrt_llm",request_type="active",version="1"}'
+    with grpc.InferenceServerClient(f"127.0.0.1:{server.grpc}") as other:
+        long = inputs(request_output_len=[[900]])
+        calls = [other.async_infer("tensorrt_llm", long, callback=lambda **_: None) for _ in range(2 + QUEUE)]
+        server.wait_for(active, len(calls))
+        with pytest.raises(InferenceServerException) as caught:
+            client.infer("tensorrt_llm", inputs(client.module))
+        for call in calls:
+            call.cancel()
+        server.wait_for(active, 0)
+    for words in (f"Maximum queue size of {QUEUE} has been reached", "Exceeds maximum queue size"):
+        assert words in caught.value.message()

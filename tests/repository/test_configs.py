@@ -55,7 +55,7 @@ def test_in_a_rehearsal_triton_refuses_nothing_that_the_engine_has_room_for():
     """64 requests run and 64 wait, and each is an execution, as NVIDIA's backend counts."""
     config = rehearsal()["tensorrt_llm"]
     assert config.backend == "python" and config.parameters["max_queue_size"].string_value == "64"
-    assert config.dynamic_batching.default_queue_policy.max_queue_size == 64 + 64
+    assert config.dynamic_batching.default_queue_policy.max_queue_size == 64 + 64 + 1
     assert list(config.dynamic_batching.preferred_batch_size) == [1]
 
 

@@ -107,7 +107,8 @@ class Scheduler:
         stats, most = self.stats(), self.config.max_queue_size
         if max(0, stats.active - stats.max) + len(requests) > most:
             what = f"Maximum queue size of {most} has been reached, please try again later"
-            raise Busy(what, hint="Or raise limits.max_queue_size.")
+            # The words of Triton for its own queue: NVIDIA's gRPC client knows no others.
+            raise Busy(what, hint="Exceeds maximum queue size: wait, or raise limits.max_queue_size.")
         for request in requests:
             self._arrivals += 1
             request.arrival = self._arrivals

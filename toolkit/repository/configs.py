@@ -79,8 +79,9 @@ def _tensorrt_llm(deployment: Deployment, engine_dir: Path) -> Any:
     if deployment.engine == "rehearsal":
         # NVIDIA's backend counts each request as one execution, and empties Triton's queue in no time. A Python model
         # counts batches and takes longer: Triton holds for it what the engine has room for, and refuses no sooner.
+        # The one more is for the engine to refuse: NVIDIA's HTTP client looks for the engine's words in every burst.
         batching.preferred_batch_size[:] = [1]
-        batching.default_queue_policy.max_queue_size = config.max_batch_size + queue
+        batching.default_queue_policy.max_queue_size = config.max_batch_size + queue + 1
         config.parameters["max_queue_size"].string_value = str(queue)
     return config
 
