@@ -65,7 +65,7 @@ def pytorch(tensorrt: Deployment) -> dict[str, str]:
     configs = {f"pytorch-{name}.pbtxt": to_text(config) for name, config in llmapi_configs(twin).items()}
     return {
         **configs,
-        "pytorch-model.yaml": model_yaml(twin, LLAMA3_INSTRUCT),
+        "pytorch-model.yaml": model_yaml(twin, LLAMA3_INSTRUCT, longest_token_bytes=128),
         "pytorch-trtllm-serve.yaml": openai.options_text(twin),
         "pytorch-trtllm-serve.sh": openai.script_text(twin, twin.repository_dir / openai.OPTIONS),
     }

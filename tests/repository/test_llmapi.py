@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from google.protobuf import text_format
+from tokenizers import Tokenizer
 from tritonclient.grpc import model_config_pb2
 
 from toolkit.config import Deployment
@@ -63,7 +64,11 @@ def test_files(tmp_path, tiny_llama):
     assert names == {"ensemble", "tensorrt_llm", "tensorrt_llm_bls"}
     assert list((folder / "ensemble" / "1").iterdir()) == []
     model = yaml.safe_load((folder / "tensorrt_llm" / "1" / "model.yaml").read_text())
-    assert model.pop("triton_config")["decoupled"] is True
+    own = model.pop("triton_config")
+    assert own["decoupled"] is True
+    library = Tokenizer.from_file(str(tiny_llama / "tokenizer.json"))
+    texts = [library.decode([id], skip_special_tokens=False) for id in range(library.get_vocab_size())]
+    assert own["longest_token_bytes"] == max(len(text.encode()) for text in texts)
     assert model == nested(llm_args(deployment))
 
 
@@ -71,7 +76,7 @@ def test_not_decoupled(tmp_path, tiny_llama):
     deployment = deployment_of(tmp_path, tiny_llama, more="serving: {decoupled: false}\n")
     for name, config in llmapi_configs(deployment).items():
         assert not config.model_transaction_policy.decoupled, name
-    own = yaml.safe_load(model_yaml(deployment, SpecialTokens((1,), 0)))["triton_config"]
+    own = yaml.safe_load(model_yaml(deployment, SpecialTokens((1,), 0), 16))["triton_config"]
     assert own["decoupled"] is False
 
 

@@ -34,3 +34,14 @@ def test_top_p_of_0_or_less_is_not_given(top_p):
 def test_numbers_that_are_not_finite_are_refused(name, value):
     with pytest.raises(sampling.Refused, match=f"sampling_param_{name}: expected a finite number, got {value}"):
         arguments(**{f"sampling_param_{name}": value})
+
+
+def test_texts_that_no_tokens_can_make_up_are_refused_by_their_size():
+    tensors = {"text_input": np.array([[b"x" * 40]], object)}
+    sampling.check_sizes(tensors, max_seq_len=10, longest_token_bytes=4)
+    message = "text_input: has 40 bytes, expected at most 30, max_seq_len 10 times the 3 bytes of the longest token"
+    with pytest.raises(sampling.Refused, match=message):
+        sampling.check_sizes(tensors, max_seq_len=10, longest_token_bytes=3)
+    tensors = {"text_input": np.array([[b"x"]], object), "bad_words": np.array([[b"x" * 20, b"x" * 20]], object)}
+    with pytest.raises(sampling.Refused, match="bad_words: has 40 bytes"):
+        sampling.check_sizes(tensors, max_seq_len=10, longest_token_bytes=3)

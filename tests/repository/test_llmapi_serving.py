@@ -16,6 +16,7 @@ import pytest
 import torch
 import tritonclient.grpc as grpcclient
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from tritonclient.utils import InferenceServerException
 
 from toolkit.client import GenerateRequest, connect
 from toolkit.config import Deployment
@@ -181,6 +182,7 @@ def test_the_prompt_before_the_answer(server, greedy):
         ({"return_context_logits": True}, "return_context_logits: is not available with engine: pytorch"),
         ({"max_tokens": 0}, "max_tokens: expected 1 or more, got 0"),
         ({"max_tokens": 128}, "expected at most 128"),
+        ({"text_input": "x" * 100_000}, "text_input: has 100000 bytes, expected at most "),
         ({"top_p": 2.0}, "require 0 <= top_p <= 1"),
     ],
 )
@@ -301,6 +303,11 @@ def test_unary_clients_where_decoupled_is_off(tmp_path, tiny_llama, greedy, monk
             ):
                 status, body = server.post(model, {"text_input": PROMPT, "max_tokens": 4, **asked})
                 assert status == 400 and words in body
+            length.set_data_from_numpy(np.array([[0]], np.int32))
+            with pytest.raises(InferenceServerException, match="max_tokens: expected 1 or more") as caught:
+                client.infer(model, [text, length])
+            assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+            length.set_data_from_numpy(np.array([[6]], np.int32))
 
 
 def test_a_model_that_does_not_load_says_why(tmp_path, tiny_llama):

@@ -18,7 +18,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit import artifacts, distribution
 from toolkit.checkpoint.source import open_source
@@ -31,8 +31,11 @@ from toolkit.repository.configs import model_configs, to_text
 from toolkit.repository.llm_args import check_llm_args
 from toolkit.repository.llmapi import MODEL as LLMAPI_MODEL
 from toolkit.repository.llmapi import llmapi_configs, model_yaml
-from toolkit.repository.token_table import write_token_table
-from toolkit.repository.tokenizer import special_tokens, tokenizer_file
+from toolkit.repository.token_table import longest_token_bytes, write_token_table
+from toolkit.repository.tokenizer import open_tokenizer, special_tokens
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 SOURCES = distribution.folder("triton_repo")
 VERSION = "1"
@@ -70,8 +73,9 @@ def generate(deployment: Deployment) -> bool:
         if contents.tokenizer:
             kept = directory / "preprocessing" / VERSION / "tokenizer"
             kept.mkdir()
-            shutil.copyfile(contents.tokenizer, kept / contents.tokenizer.name)
-            write_token_table(contents.tokenizer, kept)
+            source, tokenizer = contents.tokenizer
+            shutil.copyfile(source, kept / source.name)
+            write_token_table(source, kept, tokenizer)
 
     texts = {path: artifacts.digest_of(text) for path, text in contents.texts.items()}
     models = {name: artifacts.fingerprint(files) for name, files in copies.items()}
@@ -94,28 +98,28 @@ class _Contents:
     """By the path in the repository."""
     inputs: dict[str, str]
     """Digests of what it is made from."""
-    tokenizer: Path | None = None
+    tokenizer: tuple[Path, Tokenizer] | None = None
 
 
 def _of_engines(deployment: Deployment) -> _Contents:
     engines = artifacts.require(
         deployment.engine_dir, "engine", deployment.engine_settings, f"toolkit build {deployment.file}"
     )
-    tokenizer = tokenizer_file(deployment)
+    path, tokenizer = open_tokenizer(deployment)
     configs = model_configs(deployment, special_tokens(deployment), deployment.engine_dir)
-    inputs = {"engine": engines.digest, "tokenizer": artifacts.fingerprint([tokenizer])}
-    return _Contents(tuple(configs), _config_texts(configs), inputs, tokenizer)
+    inputs = {"engine": engines.digest, "tokenizer": artifacts.fingerprint([path])}
+    return _Contents(tuple(configs), _config_texts(configs), inputs, (path, tokenizer))
 
 
 def _of_llm_api(deployment: Deployment) -> _Contents:
     check_llm_args(deployment)
     inputs = {"model": model_digest(deployment)}
     check_tied(open_source(deployment.model.path), deployment.shape)
-    tokenizer_file(deployment)  # the LLM API reads it; whether it is the model's is found out now
+    longest = longest_token_bytes(*open_tokenizer(deployment))
     configs, options = llmapi_configs(deployment), deployment.repository_dir / openai.OPTIONS
     texts = {
         **_config_texts(configs),
-        f"{LLMAPI_MODEL}/{VERSION}/model.yaml": model_yaml(deployment, special_tokens(deployment)),
+        f"{LLMAPI_MODEL}/{VERSION}/model.yaml": model_yaml(deployment, special_tokens(deployment), longest),
         openai.OPTIONS: openai.options_text(deployment),
         openai.SCRIPT: openai.script_text(deployment, options),
     }

@@ -75,7 +75,7 @@ def llmapi_configs(deployment: Deployment) -> dict[str, Any]:
     return {model.name: model for model in (config, _ensemble(), _bls(deployment))}
 
 
-def model_yaml(deployment: Deployment, tokens: SpecialTokens) -> str:
+def model_yaml(deployment: Deployment, tokens: SpecialTokens, longest_token_bytes: int) -> str:
     """The text of model.yaml: what LLM() is told, and what the model itself needs to know."""
     own = {
         "max_batch_size": 1,
@@ -85,6 +85,7 @@ def model_yaml(deployment: Deployment, tokens: SpecialTokens) -> str:
         "max_running_requests": deployment.max_batch_size * deployment.parallel.pp,
         "max_active_requests": deployment.max_batch_size * deployment.parallel.pp + deployment.limits.max_queue_size,
         "eos_token_ids": list(tokens.eos),
+        "longest_token_bytes": longest_token_bytes,
     }
     lines = "".join(f"  {name}: {value}\n" for name, value in own.items())
     return f"{as_yaml(llm_args(deployment))}triton_config:  # what LLM() is not told\n{lines}"

@@ -7,28 +7,33 @@ tokenizer.json of Llama 3 takes seconds and 100 MB in each. triton_repo/shared/t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import ToolkitError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 TEXT, BYTE, HIDDEN = 0, 1, 2
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
-def write_token_table(tokenizer_file: Path, folder: Path) -> None:
-    """Write bytes.npy, ends.npy, kinds.npy and decoder.npy. Raises ToolkitError for an unknown decoder."""
+def write_token_table(tokenizer_file: Path, folder: Path, tokenizer: Tokenizer | None = None) -> None:
+    """Write bytes.npy, ends.npy, kinds.npy and decoder.npy. Raises ToolkitError for an unknown decoder.
+
+    `tokenizer` is the file's, where the caller has read it.
+    """
     import numpy as np
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    tokenizer = tokenizer or Tokenizer.from_file(str(tokenizer_file))
     decoder = Decoder(tokenizer_file)
     special = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     contents, kinds = [], []
-    for id in range(max(tokenizer.get_vocab().values(), default=-1) + 1):
-        # Not get_vocab's spelling: an added token may be normalised, and decodes as the library normalised it.
-        content, kind = decoder.read(tokenizer.id_to_token(id) or "")
+    for id, token in enumerate(spellings(tokenizer)):
+        content, kind = decoder.read(token)
         contents.append(content)
         kinds.append(HIDDEN if id in special else kind)
     arrays: dict[str, np.ndarray] = {
@@ -39,6 +44,22 @@ def write_token_table(tokenizer_file: Path, folder: Path) -> None:
     }
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array, allow_pickle=False)
+
+
+def longest_token_bytes(tokenizer_file: Path, tokenizer: Tokenizer) -> int:
+    """The bytes of the longest token. With an unknown decoder, those of the longest spelling, which are no fewer."""
+    try:
+        read = Decoder(tokenizer_file).read
+    except ToolkitError:
+        return max(len(token.encode()) for token in spellings(tokenizer))
+    return max(len(read(token)[0]) for token in spellings(tokenizer))
+
+
+def spellings(tokenizer: Tokenizer) -> Iterator[str]:
+    """Each token by its id, "" where an id has none."""
+    for id in range(max(tokenizer.get_vocab().values(), default=-1) + 1):
+        # Not get_vocab's spelling: an added token may be normalised, and decodes as the library normalised it.
+        yield tokenizer.id_to_token(id) or ""
 
 
 class Decoder:

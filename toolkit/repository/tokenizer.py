@@ -28,7 +28,7 @@ FROM_HUGGING_FACE = (
 
 def tokenizer_file(deployment: Deployment) -> Path:
     """The model's tokenizer.json. Raises ToolkitError when it is missing, broken, or not the model's."""
-    return _open(deployment)[0]
+    return open_tokenizer(deployment)[0]
 
 
 def special_tokens(deployment: Deployment) -> SpecialTokens:
@@ -45,7 +45,7 @@ def special_tokens(deployment: Deployment) -> SpecialTokens:
 def foreseen(deployment: Deployment) -> list[str]:
     """What `toolkit repo` will refuse or warn of, one line each: known before hours of conversion."""
     try:
-        path, tokenizer = _open(deployment)
+        path, tokenizer = open_tokenizer(deployment)
         special_tokens(deployment)
     except ToolkitError as error:
         return [f"toolkit repo will refuse this model: {error}"]
@@ -63,7 +63,8 @@ def _beyond_the_vocabulary(path: Path, tokenizer: Tokenizer, vocab_size: int) ->
     return [str(ToolkitError(what, where=path, hint="A prompt that holds such a token is refused."))]
 
 
-def _open(deployment: Deployment) -> tuple[Path, Tokenizer]:
+def open_tokenizer(deployment: Deployment) -> tuple[Path, Tokenizer]:
+    """The model's tokenizer.json and what it holds. Raises ToolkitError as `tokenizer_file` does."""
     from tokenizers import Tokenizer
 
     path, vocab_size = deployment.model.path / TOKENIZER, deployment.shape.vocab_size

@@ -20,7 +20,7 @@ from engine_stats import Statistics
 from metrics import Metrics
 from one_line import fault_of_ours
 from reply import CancellationWatch, Reply
-from sampling import Question, Refused
+from sampling import Question, Refused, check_sizes
 from server_process import end_with_server
 
 CLIENTS_FAULTS = (Refused, ValueError, TypeError)
@@ -34,7 +34,7 @@ class TritonPythonModel:
         own = settings.pop("triton_config")
         self.decoupled = pb_utils.using_decoupled_model_transaction_policy(json.loads(args["model_config"]))
         self.eos_token_ids, self.most = own["eos_token_ids"], own["max_active_requests"]
-        self.max_seq_len = settings["max_seq_len"]
+        self.max_seq_len, self.longest_token_bytes = settings["max_seq_len"], own["longest_token_bytes"]
         try:
             # Not before now: it takes half a minute, and looks at the GPUs.
             from tensorrt_llm import LLM, SamplingParams
@@ -72,6 +72,7 @@ class TritonPythonModel:
                 self._stop(name)
                 self.outbox.put((reply.send, [texts("text_output", "")], True))
                 return
+            check_sizes(tensors, self.max_seq_len, self.longest_token_bytes)
             question = Question.of_tensors(tensors)
             if not self.decoupled:
                 question.check_one_response()

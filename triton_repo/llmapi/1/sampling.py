@@ -99,6 +99,19 @@ class Question:
         return arguments
 
 
+def check_sizes(tensors, max_seq_len, longest_token_bytes):
+    """Raise Refused for texts with more bytes than `max_seq_len` tokens can have.
+
+    It looks at the sizes only, because tokenising a huge text takes long.
+    """
+    most = max_seq_len * longest_token_bytes
+    for name in ("text_input", *(name for _, name in WORDS)):
+        size = sum(map(len, tensors[name].flat)) if name in tensors else 0
+        if size > most:
+            what = f"max_seq_len {max_seq_len} times the {longest_token_bytes} bytes of the longest token"
+            raise Refused(f"{name}: has {size} bytes, expected at most {most}, {what}")
+
+
 def _one(given, name, default=None):
     if name not in given:
         return default
