@@ -208,6 +208,42 @@ def test_what_needs_a_decoupled_model_is_refused(
         client.infer(model, inputs(grpc, prompts, **values))
 
 
+@BOTH
+@PROTOCOLS
+@pytest.mark.parametrize(
+    ("prompt", "values", "named"),
+    [
+        ("", {}, "text_input: is empty"),
+        ("x" * 100_000, {}, "text_input: has 100000 bytes"),
+        ("Hello", {"embedding_bias_words": ["a"]}, "embedding_bias_words, embedding_bias_weights: 1 words and"),
+        ("Hello", {"top_k": -1}, "runtime_top_k: -1"),
+    ],
+    ids=["empty", "huge", "bias", "top_k"],
+)
+def test_a_refusal_has_the_code_of_a_clients_fault(
+    unary_server: Server, model: str, module: ModuleType, prompt: str, values: dict[str, Any], named: str
+) -> None:
+    port, code = (unary_server.http, "400") if module is http else (unary_server.grpc, "StatusCode.INVALID_ARGUMENT")
+    with (
+        module.InferenceServerClient(f"127.0.0.1:{port}") as client,
+        pytest.raises(InferenceServerException, match=named) as caught,
+    ):
+        client.infer(model, inputs(module, (prompt,), **values))
+    assert caught.value.status() == code
+
+
+@BOTH
+@PROTOCOLS
+def test_a_full_engine_has_a_code_of_its_own(unary_server: Server, model: str, module: ModuleType) -> None:
+    port, code = (unary_server.http, "503") if module is http else (unary_server.grpc, "StatusCode.UNAVAILABLE")
+    with (
+        module.InferenceServerClient(f"127.0.0.1:{port}") as client,
+        pytest.raises(InferenceServerException, match="try again later") as caught,
+    ):
+        client.infer(model, inputs(module, ("Hello",), top_k=503))
+    assert caught.value.status() == code
+
+
 def test_a_stop_word_in_the_text_cuts_a_whole_answer(unary_server: Server, tokenizer: Tokenizer) -> None:
     asked = {"stop_words": ["wor", "never"], "return_log_probs": True, "return_num_output_tokens": True}
     with grpc.InferenceServerClient(f"127.0.0.1:{unary_server.grpc}") as client:

@@ -13,6 +13,8 @@ import socket
 import triton_python_backend_utils as pb_utils
 
 EVENT = b"data: "
+FULL = "try again later"
+"""Words of the executor when its queue is full. Triton's generate answers 400 to every error of a model."""
 CODES = {400: "INVALID_ARG", 404: "NOT_FOUND", 501: "UNSUPPORTED", 503: "UNAVAILABLE"}
 
 
@@ -67,5 +69,5 @@ def _listed(line, status):
     """The values of an event, each a list. Raises Failed for an error event."""
     event = json.loads(line)
     if "error" in event:
-        raise Failed(event["error"], CODES.get(status, "INTERNAL"))
+        raise Failed(event["error"], "UNAVAILABLE" if FULL in event["error"] else CODES.get(status, "INTERNAL"))
     return {name: value if isinstance(value, list) else [value] for name, value in event.items()}

@@ -23,6 +23,7 @@ TO_PREPROCESSING = (
     ("PAD_ID", "pad_id"),
     ("PROMPT_TABLE_EXTRA_ID", "prompt_table_extra_id"),
 )
+PREPROCESSED = {name for pair in TO_PREPROCESSING for name in pair}
 # (input of tensorrt_llm, output of preprocessing)
 FROM_PREPROCESSING = (
     ("input_ids", "INPUT_ID"),
@@ -79,9 +80,12 @@ class Inner:
 
 
 def _checked(response):
-    """The response; raises Failed with the model's own message and class."""
+    """The response; raises Failed with the model's own message.
+
+    Triton's BLS loses the code of an error, but a refusal of preprocessing begins with the inputs that it is about.
+    """
     if response.has_error():
-        failure = Failed(response.error().message())
-        failure.error = pb_utils.TritonError(str(failure), response.error().code())
-        raise failure
+        message = response.error().message()
+        names = set(message.partition(":")[0].split(", "))
+        raise Failed(message, "INVALID_ARG" if names <= PREPROCESSED else "INTERNAL")
     return response
