@@ -17,6 +17,11 @@ LARGEST_TEXT = 4 << 20
 KINDS = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
 
 
+def kind_of(mode: int) -> str:
+    """What `st_mode` says a path is, with its article."""
+    return "a file" if stat.S_ISREG(mode) else KINDS.get(stat.S_IFMT(mode), "a device")
+
+
 def open_file(path: Path, missing: str | None = None) -> BinaryIO:
     """Open a file, or what a link leads to, for reading; `missing` is the hint for where there is none.
 
@@ -36,8 +41,7 @@ def open_file(path: Path, missing: str | None = None) -> BinaryIO:
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
-        kind = KINDS.get(stat.S_IFMT(mode), "a device")
-        raise ToolkitError(f"is {kind}, expected a file", where=path, hint=missing)
+        raise ToolkitError(f"is {kind_of(mode)}, expected a file", where=path, hint=missing)
     return os.fdopen(descriptor, "rb")
 
 
@@ -81,8 +85,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
     try:
         yield partial
         if target.exists() and not target.is_file():  # also /dev/null, which root could replace
-            kind = KINDS.get(stat.S_IFMT(target.stat().st_mode), "a device")
-            raise ToolkitError(f"is {kind}, expected a file", where=target)
+            raise ToolkitError(f"is {kind_of(target.stat().st_mode)}, expected a file", where=target)
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)

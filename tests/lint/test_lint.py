@@ -1,8 +1,10 @@
 """A good repository has no findings; each way to break it has one, of its kind, at its line."""
 
 import json
+import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,17 @@ def no_eos(repository: Path) -> None:
     edit(repository / "preprocessing/config.pbtxt", 'key: "eos_token_ids"', 'key: "multimodal_model_path"')
 
 
+def no_file(make: Callable[[Path], None]):
+    """Put something else in the place of a config.pbtxt."""
+
+    def change(repository: Path) -> None:
+        path = repository / "postprocessing/config.pbtxt"
+        path.unlink()
+        make(path)
+
+    return change
+
+
 PAGED = {"remove_input_padding": True, "use_paged_context_fmha": False}
 PADDED = {"remove_input_padding": False, "use_paged_context_fmha": True}
 BROKEN = [
@@ -57,6 +70,8 @@ BROKEN = [
     ("placeholder", START, config(LLM, r"max_batch_size: \d+", "max_batch_size: ${triton_batch}"), "expects a value"),
     ("syntax", START, config(LLM, r"max_batch_size: \d+", "max_batch_size: many"), "is not a model configuration"),
     ("syntax", START, config("postprocessing", "name:", "nme:"), "is not a model configuration"),
+    ("syntax", START, no_file(os.mkfifo), "is a named pipe, expected a file"),
+    ("syntax", START, no_file(Path.mkdir), "is a directory, expected a file"),
     ("not-a-model", START, lambda folder: (folder / "notes").mkdir(), "every folder of a repository"),
     ("version-directory", START, without("ensemble/1"), "model ensemble has no version directory"),
     ("name", START, config(LLM, 'name: "tensorrt_llm"', 'name: "llama"'), "name is llama, its folder tensorrt_llm"),
@@ -244,6 +259,8 @@ def test_another_engine_and_release(repository, tmp_path):
 def test_what_is_no_repository(repository, tmp_path):
     with pytest.raises(ToolkitError, match="no such directory"):
         lint(tmp_path / "none")
+    with pytest.raises(ToolkitError, match=r"is a file, expected a directory\. Give the directory with a folder for"):
+        lint(repository / "tensorrt_llm/config.pbtxt")
     with pytest.raises(
         ToolkitError, match=r"no folder in it has a config.pbtxt.*This is one model; give the directory"
     ):
@@ -258,7 +275,7 @@ def test_the_command_and_its_exit_codes(repository):
     assert (good.returncode, good.stdout, good.stderr) == (0, "", "nothing found\n")
     parameter("enable_kv_cache_reuse", "")(repository)
     warned = toolkit("lint", repository)
-    assert warned.returncode == 0 and "[kv-reuse-unset]" in warned.stdout and warned.stderr == "0 errors, 1 warnings\n"
+    assert warned.returncode == 0 and "[kv-reuse-unset]" in warned.stdout and warned.stderr == "0 errors, 1 warning\n"
     without("ensemble/1")(repository)
     failed = toolkit("lint", repository, "--json")
     data = json.loads(failed.stdout)
@@ -267,6 +284,7 @@ def test_the_command_and_its_exit_codes(repository):
     assert (first["kind"], first["level"], first["effect"]) == ("version-directory", "error", START)
     assert (last["level"], last["effect"]) == ("warning", DEFAULT) and "a default or a limit" in last["meaning"]
     assert set(data["levels"]) == {"error", "warning"} and "does not start" in data["levels"]["error"]
+    assert toolkit("lint", repository).stderr == "1 error, 1 warning\n"
     annotated = toolkit("lint", repository, "--github")
     assert annotated.returncode == 1
     assert annotated.stdout.startswith(

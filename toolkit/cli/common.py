@@ -90,6 +90,13 @@ def _with_deployment(command: Callable[..., Any], required: bool) -> Callable[..
     return wrapped
 
 
+def one_protocol(http: bool, grpc: bool) -> str | None:
+    """What --http and --grpc choose, None without either. Raises UsageError for both."""
+    if http and grpc:
+        raise click.UsageError("--http and --grpc contradict each other. Give one of them.")
+    return "http" if http else "grpc" if grpc else None
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 
@@ -101,6 +108,10 @@ def print_json(data: Any) -> None:
 def note(message: str) -> None:
     """A line for the person at the terminal: stderr, so that stdout holds results only."""
     click.echo(message, err=True)
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def job_summary(text: str) -> None:

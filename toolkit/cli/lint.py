@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from toolkit.cli.common import json_option, note, print_json
+from toolkit.cli.common import counted, json_option, note, print_json
 
 
 @click.command()
@@ -36,6 +36,7 @@ def lint(repository: Path, engine: Path | None, release: str | None, github: boo
     else:
         for finding in found:
             click.echo(finding.annotation() if github else finding)
-        note(f"{errors} errors, {len(found) - errors} warnings" if found else "nothing found")
+        warnings = counted(len(found) - errors, "warning")
+        note(f"{counted(errors, 'error')}, {warnings}" if found else "nothing found")
     if errors:
         sys.exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import ToolkitError
-from toolkit.files import read_text
+from toolkit.files import kind_of, read_text
 from toolkit.jsonfile import read_json
 from toolkit.lint.finding import Effect, Finding
 from toolkit.lint.model_yaml import PLACEHOLDER, ModelYaml, model_yaml_of, read_model_yaml
@@ -174,12 +175,15 @@ class Repository:
 
 def read_repository(folder: Path, engine_dir: Path | None = None) -> Repository:
     """Raises ToolkitError when it is no model repository: no folder of it has a config.pbtxt."""
+    hint = "Give the directory with a folder for each model."
     if not folder.is_dir():
-        raise ToolkitError("no such directory", where=folder, hint="Give the directory with a folder for each model.")
+        is_there = folder.exists()
+        what = f"is {kind_of(folder.stat().st_mode)}, expected a directory" if is_there else "no such directory"
+        raise ToolkitError(what, where=folder, hint=hint)
     folders = sorted(path for path in folder.iterdir() if path.is_dir())
-    models = {path.name: _read_model(path) for path in folders if (path / CONFIG).is_file()}
+    # Also where the file is a dead link or a named pipe: reading it says so.
+    models = {path.name: _read_model(path) for path in folders if os.path.lexists(path / CONFIG)}
     if not models:
-        hint = "Give the directory with a folder for each model."
         if (folder / CONFIG).is_file():
             hint = f"This is one model; give the directory above: {folder.resolve().parent}."
         raise ToolkitError(f"is no model repository: no folder in it has a {CONFIG}", where=folder, hint=hint)
