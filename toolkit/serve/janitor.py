@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RUN_ID = "TOOLKIT_RUN_ID"
-"""The program of a rank in orchestrator mode."""
+"""Environment variable that marks every process of a run."""
 FORCE_S = 30
 SHARED_MEMORY = Path("/dev/shm")
 

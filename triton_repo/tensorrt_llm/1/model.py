@@ -23,8 +23,10 @@ from toolkit.errors import Busy, InputRefused, ToolkitError
 SERVER = os.getppid()
 LEADER_FIRST_S = 5
 """A server cannot end well while it loads, and the first that ends ill makes mpirun end them all."""
-PATIENCE_S = 10
-"""Triton's calls wait with Python's lock held, for ever if the server has died: then an alarm ends us."""
+PATIENCE_S = 120
+"""Triton's calls wait with Python's lock held, for ever if the server has died. No thread of ours can run then, so an
+alarm ends this process. Every half second it is put off. A machine that stalls for a minute, by swapping or when it is
+suspended, must not end a healthy rehearsal: hence so long. Under `toolkit serve` the janitor ends us sooner."""
 
 
 class TritonPythonModel:
