@@ -119,6 +119,7 @@ MISTAKES = [
         [0.9, 0.7],
         "slo.gpu_utilisation: [0.9, 0.7] is not [lowest, highest]. Exchange them.",
     ),
+    ("loadtest.users", 10**6, "loadtest.users: 1,000,000 are more than 64,000. Use fewer."),
     (
         "loadtest.protocol",
         "websocket",

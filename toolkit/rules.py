@@ -28,6 +28,10 @@ Broken = tuple[str, str, str]
 """A rule that does not hold: (field, what is wrong, what to do)."""
 MOST_REQUESTS = 10**7
 """Of a load test: a week of 16 a second."""
+MOST_USERS = 64_000
+"""Each has a connection of its own, and a machine has 64,511 ports for connections to one server."""
+LEAST_RATE, MOST_RATE = 1e-6, 1e6
+"""Requests/s. The most is far more than the processes of a machine send."""
 
 
 def check(deployment: Deployment) -> None:
@@ -37,8 +41,8 @@ def check(deployment: Deployment) -> None:
         release_of(version, where=where)
     elif deployment.engine == "pytorch":
         llm_release_of(version, where=where)
-    kinds = (_parallel_rules, _precision_rules, _limit_rules, _workload_rules, _serving_rules, _runtime_rules)
-    for rules in (_place_rules, *kinds):
+    kinds = (_parallel_rules, _precision_rules, _limit_rules, _workload_rules, _load_test_rules, _serving_rules)
+    for rules in (_place_rules, *kinds, _runtime_rules):
         for field, what, hint in rules(deployment):
             raise ToolkitError(f"{field}: {what}", where=deployment.file, hint=hint)
 
@@ -165,10 +169,12 @@ def _lengths_and_times(workload: Workload) -> Iterator[Broken]:
                 yield name, f"mean {given.mean} is less than min {given.min}", "It would not be the mean."
             elif given.mean is not None and given.mean > (given.max or math.inf):
                 yield name, f"mean {given.mean} is more than max {given.max}", "It would not be the mean."
-    for field, least in (("rate", 1e-6), ("burstiness", 1e-3)):
+    for field, least in (("rate", LEAST_RATE), ("burstiness", 1e-3)):
         value = getattr(workload, field)
         if value is not None and value < least:
             yield field, f"{value} is too small", f"Use at least {least}."
+    if workload.rate is not None and workload.rate > MOST_RATE:
+        yield "rate", f"{workload.rate:g} requests/s are too many", f"Use at most {MOST_RATE:,.0f}."
     for field, its in (("users", "closed"), ("burstiness", "gamma")):
         if field in workload.model_fields_set and workload.arrivals != its:
             yield field, f"means nothing with arrivals: {workload.arrivals}", f"Remove it, or use arrivals: {its}."
@@ -223,6 +229,13 @@ def _shape_rules(workload: LoadWorkload, given: set[str]) -> Iterator[Broken]:
             yield shape, f"has no rate to change with arrivals: {workload.arrivals}", "Use poisson, constant or gamma."
         for field in sorted(given & {"rate", "requests"}):
             yield field, f"{getattr(workload, field)} is given beside {shape}, which says it", "Remove one of them."
+
+
+def _load_test_rules(deployment: Deployment) -> Iterator[Broken]:
+    load = deployment.loadtest
+    for field, value, most in (("users", load.users, MOST_USERS), ("requests", load.requests, MOST_REQUESTS)):
+        if value > most:
+            yield f"loadtest.{field}", f"{value:,} are more than {most:,}", "Use fewer."
 
 
 def _limit_rules(deployment: Deployment) -> Iterator[Broken]:

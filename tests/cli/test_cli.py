@@ -107,3 +107,28 @@ def test_more_load_processes_than_the_machine_can_run() -> None:
     result = toolkit("loadtest", "build_configs/tiny-llama-rehearsal.yaml", "--processes", 20000)
     assert (result.returncode, result.stdout, result.stderr.count("\n")) == (3, "", 1)
     assert result.stderr.startswith("error: --processes: 20000 is more than this machine can run. Give at most ")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--http", "--grpc"), "--http and --grpc contradict each other. Give one of them."),
+        (("--find-capacity", "--sweep", "1"), "--find-capacity and --sweep contradict each other. Give one of them."),
+    ],
+)
+def test_options_of_a_load_test_that_contradict_each_other(options: tuple[str, ...], said: str) -> None:
+    result = toolkit("loadtest", "build_configs/tiny-llama-rehearsal.yaml", *options)
+    assert (result.returncode, result.stdout) == (3, "")
+    assert result.stderr.endswith(f"Error: {said}\n")
+
+
+def test_a_question_goes_over_one_protocol() -> None:
+    result = toolkit("ask", "build_configs/tiny-llama-rehearsal.yaml", "Why?", "--http", "--grpc")
+    assert result.returncode == 2 and "--http and --grpc contradict each other" in result.stderr
+
+
+@pytest.mark.parametrize("rates", ["x", "1,,2", "nan", "1,1e99", "0"])
+def test_rates_are_read_before_anything_else(rates: str) -> None:
+    result = toolkit("loadtest", "nowhere.yaml", "--sweep", rates)
+    assert result.returncode == 3
+    assert "--sweep: expected rates as 1,2,4,8, each from 1e-06 to 1,000,000 requests/s, got" in result.stderr

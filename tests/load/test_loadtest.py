@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import os
 import signal
 import statistics
@@ -382,6 +383,21 @@ def test_a_conversation_goes_on_with_what_was_answered(deployment, tmp_path, tin
         assert {turn.error for turn in turns[broken + 1 :]} <= {"an earlier turn of it failed"}
         assert not {turn.id for turn in turns[broken + 1 :]} & set(sent)
     assert 2 < sum(not sample.ok for sample in found.values()) < 30
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"users": 99_999_999_999}, "users: expected from 1 to 64,000, got 99999999999"),
+        ({"users": 64_001, "workload": "short"}, "users: expected from 1 to 64,000, got 64001"),
+        ({"requests": 10**8}, "requests: expected from 1 to 10,000,000, got 100000000"),
+        ({"rate": 1e9, "workload": "short"}, "rate: expected from 1e-06 to 1,000,000, got 1000000000.0"),
+        ({"rate": math.nan, "workload": "short"}, "rate: expected from 1e-06 to 1,000,000, got nan"),
+    ],
+)
+def test_numbers_that_no_test_can_have(deployment, options, said):
+    verdict = run(deployment(None), Options(**options))
+    assert (verdict.outcome, verdict.reason) == (Outcome.COULD_NOT_RUN, said)
 
 
 def test_a_workload_that_is_not_there(server, deployment):

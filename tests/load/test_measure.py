@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
 
 from toolkit.client import Event, GenerateRequest, Result, ServerFailed, connect
+from toolkit.client.chat import chat_message
 from toolkit.known_truth import KnownTruth, Settings
 from toolkit.load.measure import EPOCH, measure, measure_whole, now
 from toolkit.slo.metrics import Measured
@@ -44,6 +46,26 @@ def test_counts_of_the_server_are_used_and_text_starts_the_clock_of_ttft():
     assert sample.ttft_ms == pytest.approx(300, abs=0.01)
     assert sample.itl_ms == pytest.approx([100 / 3] * 3, abs=0.01)
     assert sample.prefill_ms == pytest.approx(87.5)
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("bad input: {prompt}", "bad input: [prompt]"),
+        ("bad input: {escaped}, 'max_tokens': 4", "bad input: [prompt], 'max_tokens': 4"),
+        ("bad input: {prompt:.30}... is too long", "bad input: [prompt]... is too long"),
+        ("too many requests", "too many requests"),
+    ],
+)
+@pytest.mark.parametrize("prompt", ["Was fehlt mir?", "Ich heiße Ann,\nund das ist mein Befund: alles ist gut."])
+def test_a_prompt_that_the_server_repeats_is_not_in_the_error(prompt, said, kept):
+    failure = ServerFailed(said.format(prompt=prompt, escaped=json.dumps(prompt)[1:-1]))
+    for request in (
+        GenerateRequest(prompt, 4),
+        GenerateRequest("x", 4, messages=(chat_message("system", "Be kind."), chat_message("user", prompt))),
+    ):
+        sample = measure(Scripted(error=failure), request, due=EPOCH, protocol="openai", deadline_s=9)
+        assert sample.error == kept
 
 
 def test_more_tokens_than_were_asked_for_is_an_error_and_no_throughput():

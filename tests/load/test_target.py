@@ -7,14 +7,17 @@ from contextlib import contextmanager
 import pytest
 
 from tests.ports import free_ports
+from toolkit.client import GenerateRequest, connect
 from toolkit.config import with_settings
 from toolkit.errors import ToolkitError
-from toolkit.load.target import first_ready, require_ready
+from toolkit.load.target import first_ready, require_ready, require_ready_at, with_hint
 
 
 class Ready(http.server.BaseHTTPRequestHandler):
+    """Says that it is Triton and ready."""
+
     def do_GET(self) -> None:
-        self.send_response(200)
+        self.send_response(200 if self.path == "/v2/health/ready" else 404)
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
@@ -57,3 +60,37 @@ def test_a_load_test_needs_all_of_them(two):
             require_ready(two, "http")
         with ready(two.serving.http_port):
             require_ready(two, "http")
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_a_model_that_the_server_does_not_have(server, deployment, protocol):
+    require_ready(deployment(server), protocol, "ensemble")
+    url = getattr(server, protocol)
+    message = f"^{url}: --model: 'nope' is not served here: .*Use one of ensemble, tensorrt_llm_bls,"
+    with pytest.raises(ToolkitError, match=message):
+        require_ready(deployment(server), protocol, "nope")
+    with pytest.raises(ToolkitError, match=message):
+        require_ready_at(url, "nope")
+    assert not server.records(), "a request that is refused is none"
+
+
+def test_a_model_by_another_name_than_the_server_lists(server):
+    """The server takes any name, as llama.cpp's does: then it is no mistake."""
+    require_ready_at(f"openai+{server.http}", "another-name")
+
+
+def asked(url: str, model: str) -> str:
+    """What a person hears who asks there."""
+    with connect(url) as client, pytest.raises(ToolkitError) as caught, with_hint(client, model):
+        client.generate(GenerateRequest("Why?", 4, model), deadline_s=2)
+    return str(caught.value)
+
+
+def test_a_hint_for_the_wrong_server(server):
+    grpc_port = server.grpc.removeprefix("grpc://")
+    with ready(port := free_ports()[0]):  # which has no OpenAI API
+        for url in (f"openai+http://127.0.0.1:{port}", f"http://{grpc_port}", f"grpc://127.0.0.1:{port}"):
+            assert "Is it the right port? Triton's are http:// and grpc://" in asked(url, "ensemble"), url
+    assert asked(server.http, "nope").endswith(
+        "'nope' is not found. Use one of ensemble, tensorrt_llm_bls, tensorrt_llm."
+    )

@@ -16,6 +16,7 @@ MISTAKES = [
     ({"rate": float("nan")}, "workload.rate: input should be a finite number, got nan"),
     ({"rate": "8/s"}, "workload.rate: input should be a valid number, got '8/s'"),
     ({"rate": 1e-320}, "workload.rate: 1e-320 is too small"),
+    ({"rate": 1e9}, "workload.rate: 1e+09 requests/s are too many. Use at most 1,000,000."),
     ({"burstiness": -1}, "workload.burstiness: input should be greater than 0, got -1"),
     ({"users": 0}, "workload.users: input should be greater than 0, got 0"),
     ({"users": 8}, "workload.users: means nothing with arrivals: poisson. Remove it, or use arrivals: closed."),

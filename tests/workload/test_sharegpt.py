@@ -51,6 +51,12 @@ def sent(plan, model, tmp_path):
     return lambda **keys: plan(model=model, trace="s.json", **keys)
 
 
+def test_blocks_mean_nothing_in_conversations(file, sent):
+    file(talk("Why?", "Because it is."))
+    with pytest.raises(ToolkitError, match=r"trace_block_tokens: means nothing: a file of the form sharegpt has no"):
+        sent(arrivals="constant", trace_block_tokens=16)
+
+
 def test_questions_are_sent_with_what_was_said_and_answers_count_as_lengths(file, sent, count):
     file(talk("Why?", "Because it is.", "And how?", "So."), talk("Who?", "Nobody at all."))
     found = sent(arrivals="constant", rate=2)

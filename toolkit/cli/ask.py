@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toolkit.cli.common import deployment_options, json_option, note, print_json
+from toolkit.cli.common import deployment_options, json_option, note, one_protocol, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,8 +20,8 @@ COUNT = "num_output_tokens"
 @click.command()
 @deployment_options
 @click.argument("question")
-@click.option("--http", "protocol", flag_value="http", help="Ask over HTTP (the default).")
-@click.option("--grpc", "protocol", flag_value="grpc", help="Ask over gRPC.")
+@click.option("--http", is_flag=True, help="Ask over HTTP (the default).")
+@click.option("--grpc", is_flag=True, help="Ask over gRPC.")
 @click.option("--raw", is_flag=True, help="Send the text as it is, without the model's chat template.")
 @click.option("--system", metavar="TEXT", help="Tell the model this before the question, as its system message.")
 @click.option("--target", metavar="URL", help="Ask this server instead: http://, grpc://, openai+http:// ...")
@@ -31,7 +31,8 @@ COUNT = "num_output_tokens"
 def ask(
     deployment: Deployment,
     question: str,
-    protocol: str | None,
+    http: bool,
+    grpc: bool,
     raw: bool,
     system: str | None,
     target: str | None,
@@ -43,9 +44,10 @@ def ask(
 
     With `serving.decoupled: false` the answer comes whole.
     """
+    protocol = one_protocol(http, grpc)
     from toolkit.client import connect
     from toolkit.load import prompts
-    from toolkit.load.target import can_stream, first_ready, protocol_of
+    from toolkit.load.target import can_stream, first_ready, protocol_of, with_hint
     from toolkit.load.work import MODEL
 
     protocol = protocol_of(deployment, protocol, target) if target else protocol or "http"
@@ -63,12 +65,13 @@ def ask(
             template=deployment.model.chat_template,
         )
         sent = time.perf_counter()
-        for event in _events(client, request, streamed, deployment.loadtest.timeout_s):
-            pieces.append(event.text)
-            arrivals.append(event.received)
-            tokens += _tokens(event)
-            if not as_json:
-                click.echo(event.text, nl=False)
+        with with_hint(client, request.model):
+            for event in _events(client, request, streamed, deployment.loadtest.timeout_s):
+                pieces.append(event.text)
+                arrivals.append(event.received)
+                tokens += _tokens(event)
+                if not as_json:
+                    click.echo(event.text, nl=False)
     e2e_ms = (arrivals[-1] - sent) * 1e3
     ttft_ms = (arrivals[0] - sent) * 1e3 if streamed else None
     if as_json:

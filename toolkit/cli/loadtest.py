@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from toolkit.cli.common import (
     job_summary,
     json_option,
     note,
+    one_protocol,
     print_json,
 )
 
@@ -21,10 +21,25 @@ if TYPE_CHECKING:
     from toolkit.load.launch import Options
 
 
+def _rates(_context: click.Context, _parameter: click.Parameter, text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    from toolkit.rules import LEAST_RATE, MOST_RATE
+
+    try:
+        rates = [float(rate) for rate in text.split(",")]
+    except ValueError:
+        rates = []
+    if not rates or not all(LEAST_RATE <= rate <= MOST_RATE for rate in rates):
+        accepted = f"each from {LEAST_RATE:g} to {MOST_RATE:,.0f} requests/s"
+        raise click.UsageError(f"--sweep: expected rates as 1,2,4,8, {accepted}, got {text!r}")
+    return rates
+
+
 @click.command(cls=VerdictCommand)
 @deployment_options
-@click.option("--http", "protocol", flag_value="http", help="Load over HTTP, whatever the YAML says.")
-@click.option("--grpc", "protocol", flag_value="grpc", help="Load over gRPC, whatever the YAML says.")
+@click.option("--http", is_flag=True, help="Load over HTTP, whatever the YAML says.")
+@click.option("--grpc", is_flag=True, help="Load over gRPC, whatever the YAML says.")
 @click.option("--users", type=click.IntRange(min=1), help="Streams at a time instead of the YAML's.")
 @click.option("--requests", type=click.IntRange(min=1), help="Requests instead of the workload's or the YAML's.")
 @click.option("--workload", metavar="NAME", help="A file, a name in loadtest/workloads, or yaml: the deployment's own.")
@@ -50,25 +65,29 @@ if TYPE_CHECKING:
 @click.option(
     "--repeat", type=click.IntRange(min=1), default=1, metavar="N", help="The same test N times, judged together."
 )
-@click.option("--sweep", metavar="RATES", help="A test at each of these rates: 1,2,4,8.")
+@click.option("--sweep", metavar="RATES", callback=_rates, help="A test at each of these rates: 1,2,4,8.")
 @json_option
-def loadtest(deployment: Deployment, as_json: bool, **options: Any) -> None:
+def loadtest(
+    deployment: Deployment, http: bool, grpc: bool, sweep: list[float] | None, as_json: bool, **options: Any
+) -> None:
     """Load the served model with Locust and judge what was measured by the SLO.
 
     Without --workload: the YAML's `loadtest`, users that ask one question after another. Exit codes: 0 PASS, 1 FAIL,
     2 UNDECIDED, 3 could not run.
     """
+    options["protocol"] = one_protocol(http, grpc)
+    find, times = options.pop("find_capacity"), options.pop("repeat")
     from toolkit.load.launch import Options, run
     from toolkit.load.repeats import run_repeatedly
-
-    find, rates, times = options.pop("find_capacity"), options.pop("sweep"), options.pop("repeat")
     from toolkit.slo import report, terminal
 
-    if times > 1 and (find or rates is not None or options["web_ui"]):
+    if find and sweep:
+        raise click.UsageError("--find-capacity and --sweep contradict each other. Give one of them.")
+    if times > 1 and (find or sweep or options["web_ui"]):
         raise click.UsageError("--repeat is of a single load test: leave out --find-capacity, --sweep and --web-ui.")
     options["self_check"] &= not options["web_ui"]
-    if find or rates is not None:
-        sys.exit(_at_rates(deployment, Options(**options), rates, as_json))
+    if find or sweep:
+        sys.exit(_at_rates(deployment, Options(**options), sweep, as_json))
     told = Options(**options)
     verdict = run_repeatedly(deployment, told, times) if times > 1 else run(deployment, told)
     measured = bool(verdict.measured.samples)
@@ -87,16 +106,17 @@ def loadtest(deployment: Deployment, as_json: bool, **options: Any) -> None:
     sys.exit(verdict.exit_code)
 
 
-def _at_rates(deployment: Deployment, options: Options, rates: str | None, as_json: bool) -> int:
+def _at_rates(deployment: Deployment, options: Options, rates: list[float] | None, as_json: bool) -> int:
     """The search for the capacity, or the sweep, printed; the exit code."""
-    from toolkit.load.capacity import measure_capacity, sweep
+    from toolkit.load.capacity import measure_capacity
+    from toolkit.load.capacity import sweep as sweep_rates
     from toolkit.slo import rates as at_rates
 
     if rates is None:
         found = measure_capacity(deployment, options, note)
         met = found.rate is not None
     else:
-        found = sweep(deployment, options, _rates(rates), note)
+        found = sweep_rates(deployment, options, rates, note)
         met = all(trial.met for trial in found.trials)
     if as_json:
         click.echo((deployment.rates_dir / at_rates.JSON_NAME).read_text(encoding="utf-8"), nl=False)
@@ -105,13 +125,3 @@ def _at_rates(deployment: Deployment, options: Options, rates: str | None, as_js
         click.echo(f"report: {deployment.rates_dir / at_rates.HTML_NAME}")
     job_summary(at_rates.as_markdown(deployment, found))
     return COULD_NOT_RUN if found.cut_short else 0 if met else 1
-
-
-def _rates(text: str) -> list[float]:
-    try:
-        rates = [float(rate) for rate in text.split(",")]
-    except ValueError:
-        rates = []
-    if not rates or not all(0 < rate < math.inf for rate in rates):
-        raise click.UsageError(f"--sweep: expected rates as 1,2,4,8, got {text!r}")
-    return rates

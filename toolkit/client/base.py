@@ -111,6 +111,10 @@ class Client(ABC):
         """Whether the server says that it and its models are ready. False when it cannot be reached."""
 
     @abstractmethod
+    def models(self) -> list[str]:
+        """The models that the server lists as ready; none where it lists none or cannot be asked."""
+
+    @abstractmethod
     def close(self) -> None:
         """End all connections."""
 

@@ -22,6 +22,7 @@ READY_TIMEOUT_S = 5.0
 LARGEST_ERROR = 65536
 LONGEST_SAID = 400
 """Characters of a server's error that are shown: some servers repeat the prompt in it."""
+LONGEST_REASON = 80
 BEGINNING = 256
 BEGINS = {
     "text/event-stream": re.compile(rb"(\xef\xbb\xbf)?\s*(data|event|id|retry|)[ ]?:"),
@@ -73,8 +74,9 @@ class Connections:
             raise limit.exceeded() from None
         except (HTTPException, OSError) as error:
             connection.close()
-            reason = str(error) or type(error).__name__
-            raise ServerFailed(f"the answer broke off: {reason}", where=self._url) from None
+            reason = str(error) or type(error).__name__  # of what is not HTTP, it is all that came
+            shortened = reason if len(reason) <= LONGEST_REASON else reason[:LONGEST_REASON] + "..."
+            raise ServerFailed(f"the answer broke off: {shortened}", where=self._url) from None
         finally:
             # A response that was read to its end is closed, and a connection that will not go on has no socket.
             if response is not None and response.isclosed() and connection.sock is not None:
@@ -95,6 +97,16 @@ class Connections:
                 return response.status == 200
         except (ServerFailed, DeadlineExceeded):
             return False
+
+    def listed(self, method: str, path: str) -> Any:
+        """What a server answers in JSON when it is asked for a list; None where it does not."""
+        limit = TimeLimit(self._url, READY_TIMEOUT_S, READY_TIMEOUT_S)
+        try:
+            with self.exchange(method, path, b"{}" if method == "POST" else None, limit) as (response, _):
+                body = response.read()
+                return json.loads(body.decode()) if response.status == 200 else None
+        except (ServerFailed, DeadlineExceeded, ValueError, RecursionError):
+            return None
 
     def refusal(self, response: HTTPResponse) -> ServerRefused | ServerFailed:
         """The error for an answer with an error status, in the server's own words."""
@@ -171,6 +183,12 @@ def json_object(data: bytes) -> dict[str, Any]:
     if not isinstance(answer, dict):
         raise ServerFailed(f"the server sent {quoted(data)}, expected a JSON object")
     return answer
+
+
+def names_in(entries: Any, key: str, **having: str) -> list[str]:
+    """The texts under `key` in a list of objects, of those that have these other values. [] for anything else."""
+    objects = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    return [entry[key] for entry in objects if isinstance(entry.get(key), str) and having.items() <= entry.items()]
 
 
 def said(error: Any) -> str:

@@ -20,6 +20,7 @@ from toolkit.client.request import GenerateRequest
 UNARY = "/inference.GRPCInferenceService/ModelInfer"
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 READY = "/inference.GRPCInferenceService/ServerReady"
+INDEX = "/inference.GRPCInferenceService/RepositoryIndex"
 READY_TIMEOUT_S = 5.0
 STRUCT = {
     **{"BOOL": "?", "INT8": "b", "INT16": "h", "INT32": "i", "INT64": "q", "FP16": "e", "FP32": "f", "FP64": "d"},
@@ -72,12 +73,19 @@ class GrpcClient(Client):
         return [(_parsed(pb.ModelInferResponse, data), received) for data, received in found]
 
     def ready(self) -> bool:
+        return any(answer.ready for answer in self._told(READY, pb.ServerReadyResponse))
+
+    def models(self) -> list[str]:
+        answers = self._told(INDEX, pb.RepositoryIndexResponse)
+        return [model.name for answer in answers for model in answer.models if model.state == "READY"]
+
+    def _told(self, method: str, kind: Any) -> list[Any]:
+        """The answer to a request without fields; none where the server gives none in time."""
         limit = TimeLimit(self.url, READY_TIMEOUT_S, READY_TIMEOUT_S)
         try:
-            answers = [_parsed(pb.ServerReadyResponse, data) for data, _ in self._calls.call(READY, b"", limit)]
+            return [_parsed(kind, data) for data, _ in self._calls.call(method, b"", limit)]
         except (ServerRefused, ServerFailed, DeadlineExceeded):
-            return False
-        return any(answer.ready for answer in answers)
+            return []
 
     def close(self) -> None:
         self._calls.close()

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from toolkit.client.base import Client, Event, Result, ServerFailed, quoted
-from toolkit.client.connections import Connections, chunks, json_object, said, whole
+from toolkit.client.connections import Connections, chunks, json_object, names_in, said, whole
 from toolkit.client.request import GenerateRequest
 from toolkit.client.server_sent_events import CUT_OFF, EventStream
 
@@ -50,6 +50,10 @@ class HttpClient(Client):
 
     def ready(self) -> bool:
         return self._connections.is_ready("/v2/health/ready")
+
+    def models(self) -> list[str]:
+        index = self._connections.listed("POST", "/v2/repository/index")
+        return names_in(index, "name", state="READY")
 
     def close(self) -> None:
         self._connections.close()

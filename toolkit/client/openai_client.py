@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 from toolkit.client.base import Client, DeadlineExceeded, Event, Result, TimeLimit
-from toolkit.client.connections import Connections, chunks, whole
+from toolkit.client.connections import Connections, chunks, names_in, whole
 from toolkit.client.openai_answer import Answer, result
 from toolkit.client.request import GenerateRequest
 from toolkit.client.server_sent_events import EventStream
@@ -92,6 +92,10 @@ class OpenAiClient(Client):
     def ready(self) -> bool:
         with self._without_key():
             return self._connections.is_ready(self._models)
+
+    def models(self) -> list[str]:
+        answer = self._connections.listed("GET", self._models)
+        return names_in(answer.get("data"), "id") if isinstance(answer, dict) else []
 
     def close(self) -> None:
         self._connections.close()

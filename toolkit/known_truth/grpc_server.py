@@ -166,6 +166,7 @@ class Service:
             f"/{SERVICE}/ServerLive": _unary(_live, pb.ServerLiveRequest),
             f"/{SERVICE}/ServerReady": _unary(_ready, pb.ServerReadyRequest),
             f"/{SERVICE}/ModelReady": _unary(_model_ready, pb.ModelReadyRequest),
+            f"/{SERVICE}/RepositoryIndex": _unary(_index, pb.RepositoryIndexRequest),
             f"/{SERVICE}/ModelInfer": _unary(self.infer, pb.ModelInferRequest),
             f"/{SERVICE}/ModelStreamInfer": streams,
         }
@@ -229,6 +230,11 @@ async def _ready(request: pb.ServerReadyRequest, stream: Stream[Any, bytes]) -> 
 
 async def _model_ready(request: pb.ModelReadyRequest, stream: Stream[Any, bytes]) -> None:
     await stream.send_message(pb.ModelReadyResponse(ready=request.name in MODELS).SerializeToString())
+
+
+async def _index(request: pb.RepositoryIndexRequest, stream: Stream[Any, bytes]) -> None:
+    models = [pb.RepositoryIndexResponse.ModelIndex(name=name, version="1", state="READY") for name in MODELS]
+    await stream.send_message(pb.RepositoryIndexResponse(models=models).SerializeToString())
 
 
 def _inputs(request: pb.ModelInferRequest) -> dict[str, Any]:

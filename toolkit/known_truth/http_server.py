@@ -105,6 +105,9 @@ class Connection(asyncio.Protocol):
 
     async def _post(self, method: str, path: str, body: bytes) -> None:
         wire = HttpWire(self, path in OPENAI)
+        if (method, path) == ("POST", "/v2/repository/index"):
+            index = [{"name": model, "version": "1", "state": "READY"} for model in MODELS]
+            return self.respond(200, json.dumps(index).encode())
         try:
             found = read_request(path, body, self._state.settings) if method == "POST" else None
         except InputRefused as error:

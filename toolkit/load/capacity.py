@@ -8,10 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from toolkit.errors import ToolkitError
-from toolkit.load.launch import Options, attempt, check_itself
+from toolkit.load.launch import Options, attempt, check_itself, work_for
 from toolkit.load.search import BUDGET_S, LONGEST_S, Trial, find_capacity
-from toolkit.load.target import takes_messages
-from toolkit.load.work import OF_THE_YAML, work_of
+from toolkit.load.work import OF_THE_YAML
 from toolkit.slo import report
 from toolkit.slo.kept_up import KeptUp
 from toolkit.slo.rates import AtRate, Rates, edge, write
@@ -66,9 +65,8 @@ class _Rates:
         self._started, self._settings = time.time(), dict[str, Any]()
         self.trials: list[AtRate] = []
         if options.self_check:
-            as_messages = takes_messages(options.target)
-            work = work_of(deployment, options.workload, highest, as_messages=as_messages)
-            own = check_itself(deployment, replace(options, rate=highest), work)
+            at_highest = replace(options, rate=highest)
+            own = check_itself(deployment, at_highest, work_for(deployment, at_highest))
             options = replace(options, own=own, self_check=False)
         self._options = options
 

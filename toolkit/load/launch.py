@@ -84,14 +84,13 @@ def attempt(deployment: Deployment, options: Options) -> tuple[Verdict, bool]:
     try:
         distribution.require("loadtest", "locust", "grpclib")
         protocol = protocol_of(deployment, options.protocol, options.target)
-        wanted = (options.workload, options.rate, options.requests, options.users, options.seed)
-        work = work_of(deployment, *wanted, as_messages=takes_messages(options.target))
+        work = work_for(deployment, options)
         for note in work.notes:
             print(f"{options.workload}: {note}", file=sys.stderr, flush=True)
         if options.target:
-            require_ready_at(options.target)
+            require_ready_at(options.target, options.model)
         elif not options.web_ui:
-            require_ready(deployment, protocol)
+            require_ready(deployment, protocol, options.model)
         own = options.own or (check_itself(deployment, options, work) if options.self_check else None)
     except ToolkitError as error:
         return could_not_run(deployment.slo, str(error)), False
@@ -108,6 +107,12 @@ def attempt(deployment: Deployment, options: Options) -> tuple[Verdict, bool]:
         "no test was started" if options.web_ui else f"the load generator ended with exit code {code} and no report"
     )
     return could_not_run(deployment.slo, reason), stopped
+
+
+def work_for(deployment: Deployment, options: Options) -> Work:
+    """What these options send. Raises ToolkitError, one line."""
+    wanted = (options.workload, options.rate, options.requests, options.users, options.seed, options.model)
+    return work_of(deployment, *wanted, as_messages=takes_messages(options.target))
 
 
 def check_itself(deployment: Deployment, options: Options, work: Work) -> OwnError:

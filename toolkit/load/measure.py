@@ -11,6 +11,7 @@ from typing import Any, Literal
 from toolkit.client import Client, Event, GenerateRequest, Result
 from toolkit.clock import EPOCH, now
 from toolkit.errors import ToolkitError
+from toolkit.load.server_words import without_prompt
 from toolkit.slo.metrics import Sample
 
 ASKED_OF_THE_SERVER = {
@@ -91,7 +92,8 @@ def hear(
         else:
             answers.append(client.generate(request, deadline_s=deadline_s))
     ended = now() if streamed or not answers else EPOCH + answers[0].received
-    return Heard(request, protocol, due, sent, ended, answers, streamed, noted.error, count)
+    error = noted.error and without_prompt(noted.error, request)
+    return Heard(request, protocol, due, sent, ended, answers, streamed, error, count)
 
 
 def measure(client: Client, request: GenerateRequest, **how: Any) -> Sample:

@@ -9,10 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from toolkit.errors import ToolkitError
-from toolkit.load.launch import Options, attempt
+from toolkit.load.launch import Options, attempt, work_for
 from toolkit.load.predicted import predicted
-from toolkit.load.target import takes_messages
-from toolkit.load.work import work_of
 from toolkit.slo import report
 from toolkit.slo.run import Run
 from toolkit.slo.server_seen import together
@@ -68,8 +66,6 @@ def _seeds(deployment: Deployment, options: Options, times: int) -> Iterator[int
     first = options.seed
     if options.workload is not None and first is None:
         with contextlib.suppress(ToolkitError):  # which the first run will say
-            wanted = (options.workload, options.rate, options.requests, options.users)
-            work = work_of(deployment, *wanted, as_messages=takes_messages(options.target))
-            first = work.settings()["seed"]
+            first = work_for(deployment, options).settings()["seed"]
     for number in range(times):
         yield None if first is None else first + number

@@ -2,27 +2,71 @@
 
 from __future__ import annotations
 
-from toolkit.client import connect
+import contextlib
+from collections.abc import Iterator
+
+from toolkit.client import Client, DeadlineExceeded, GenerateRequest, ServerFailed, ServerRefused, connect
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 
+PROBE_S = 10.0
+WRONG_SERVER = (
+    "No server is ready here. Is it the right port? Triton's are http:// and grpc://; a server with OpenAI's API is "
+    "openai+http://."
+)
 
-def require_ready(deployment: Deployment, protocol: str) -> None:
-    """Raise ToolkitError when the server, or one of several, does not say that it is ready."""
+
+def require_ready(deployment: Deployment, protocol: str, model: str | None = None) -> None:
+    """Raise ToolkitError when the server, or one of several, is not ready or does not have the model."""
     for replica in deployment.apart():
-        if not _is_ready(replica, protocol):
-            what, hint = "no server is ready here", f"Start it: toolkit serve {deployment.file}"
-            if replica.replica is not None:
-                what = f"replica {replica.replica} of {deployment.parallel.replicas} is not ready"
-                hint = f"See: toolkit status {deployment.file}"
-            raise ToolkitError(what, where=replica.url(protocol), hint=hint)
+        with connect(replica.url(protocol)) as client:
+            if not client.ready():
+                what, hint = "no server is ready here", f"Start it: toolkit serve {deployment.file}"
+                if replica.replica is not None:
+                    what = f"replica {replica.replica} of {deployment.parallel.replicas} is not ready"
+                    hint = f"See: toolkit status {deployment.file}"
+                raise ToolkitError(what, where=client.url, hint=hint)
+            _require_model(client, model)
 
 
-def require_ready_at(url: str) -> None:
-    """Raise ToolkitError for what is no URL of a server, or where none is ready."""
+def require_ready_at(url: str, model: str | None = None) -> None:
+    """Raise ToolkitError if `url` is invalid, or the server there is not ready or does not have the model."""
     with connect(url) as client:
         if not client.ready():
             raise ToolkitError("no server is ready here", where=url, hint="Start it, or correct --target.")
+        _require_model(client, model)
+
+
+def _require_model(client: Client, model: str | None) -> None:
+    """A model that the server does not list may still be served under an alias: a request for one token decides."""
+    names = [] if model is None else client.models()
+    if model is None or not names or model in names:
+        return
+    try:
+        client.generate(GenerateRequest("Hello", 1, model), PROBE_S)
+    except ServerRefused as refusal:
+        what = f"--model: {model!r} is not served here: {refusal.what}"
+        raise ToolkitError(what, where=client.url, hint=f"Use one of {', '.join(names)}.") from None
+    except ToolkitError:
+        pass  # the test itself shows what a server fails at
+
+
+@contextlib.contextmanager
+def with_hint(client: Client, model: str) -> Iterator[None]:
+    """Adds to an error what is wrong with the server, if that is plain: it is not ready, or has no such model."""
+    try:
+        yield
+    except (ServerRefused, ServerFailed, DeadlineExceeded) as error:
+        if error.hint is not None:
+            raise
+        names = client.models()
+        if names and model not in names:
+            hint = f"Use one of {', '.join(names)}."
+        elif not client.ready():
+            hint = WRONG_SERVER
+        else:
+            raise
+        raise type(error)(error.what, where=client.url, hint=hint) from None
 
 
 def protocol_of(deployment: Deployment, wanted: str | None, target: str | None) -> str:

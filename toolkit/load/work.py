@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from toolkit import distribution
 from toolkit.client import GenerateRequest
 from toolkit.client.chat import Messages, chat_message
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, shown
 from toolkit.load.measure import ASKED_OF_THE_SERVER
 from toolkit.load.prompts import as_chat, load_prompts
+from toolkit.rules import LEAST_RATE, MOST_RATE, MOST_REQUESTS, MOST_USERS
 from toolkit.workload.file import load_workload, workload_of
 from toolkit.workload.load_plan import LoadPlan, ToSend, load_plan
 from toolkit.workload.traffic import with_arrivals
@@ -145,6 +146,9 @@ def work_of(
     What else is given replaces what it says. A server that takes requests `as_messages` applies the chat template
     itself, so the model here needs none. Raises ToolkitError, one line.
     """
+    _check_range("rate", rate, LEAST_RATE, MOST_RATE)
+    _check_range("requests", requests, 1, MOST_REQUESTS)
+    _check_range("users", users, 1, MOST_USERS)
     if workload is None:
         load = deployment.loadtest
         if rate is not None or seed is not None:
@@ -160,6 +164,7 @@ def work_of(
     arrivals = None if users is None else "closed"
     changes = {"arrivals": arrivals, "users": users, "seed": seed, "requests": None if own_times else requests}
     wanted = wanted.model_copy(update={name: value for name, value in changes.items() if value is not None})
+    _check_range("users", wanted.users, 1, MOST_USERS)
     plan = load_plan(wanted, deployment, file, as_messages)
     if requests is not None:
         plan = plan.first(requests)
@@ -172,6 +177,12 @@ def work_of(
             )
         plan = plan.at(rate)
     return Planned(plan, OF_THE_YAML if file is None else file.stem, model or MODEL)
+
+
+def _check_range(name: str, value: float | None, least: float, most: float) -> None:
+    """Raise ToolkitError for a number that no test can have, from the command line, the form or a workload."""
+    if value is not None and not least <= value <= most:
+        raise ToolkitError(f"{name}: expected from {least:g} to {most:,.0f}, got {shown(value)}")
 
 
 def workload_file(name: str) -> Path:

@@ -141,7 +141,7 @@ def load_plan(
     where = str(file or f"{deployment.file}: workload")
     workload = with_arrivals(workload)
     rate = workload.rate or deployment.slo.requests_per_s or DEFAULT_RATE
-    if workload.trace is not None and has_times(workload.trace, workload.trace_form):
+    if workload.trace is not None and has_times(workload.trace_form):
         trace = lines_of(workload, workload.trace, most)
         if workload.arrivals == "trace":
             return _replay(workload, trace, tokenizer_json)

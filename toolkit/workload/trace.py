@@ -36,9 +36,15 @@ class Trace(NamedTuple):
     """What was left out, and what looks wrong."""
 
 
-def has_times(path: Path, form: str | None = None) -> bool:
-    """Whether a trace has the times of its requests."""
-    return (form or form_of(path)) != SHAREGPT
+def has_times(form: str | None) -> bool:
+    """Whether a trace of this form has the times of its requests."""
+    return form != SHAREGPT
+
+
+def no_blocks(path: Path, form: str) -> ToolkitError:
+    """The error for `trace_block_tokens` with a trace that names no blocks."""
+    what = f"trace_block_tokens: means nothing: a file of the form {form} has no hash_ids"
+    return ToolkitError(what, where=path, hint="Remove it.")
 
 
 def read_trace(
@@ -56,8 +62,7 @@ def read_trace(
     if block_tokens is None:
         block_tokens = LINES[form].block_tokens if form in LINES else 1
     elif form not in LINES:
-        what = f"trace_block_tokens: means nothing: a file of the form {form} has no hash_ids"
-        raise ToolkitError(what, where=path, hint="Remove it.")
+        raise no_blocks(path, form)
     unanswered = _Count()
     answered = unanswered.apart_from(read_rows(path, form, block_tokens))
     rows = sorted(answered, key=_due) if count is None else heapq.nsmallest(count, answered, key=_due)

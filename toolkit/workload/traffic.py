@@ -14,7 +14,8 @@ from toolkit.client.chat import ChatTemplate
 from toolkit.errors import ToolkitError
 from toolkit.sections import Lengths, Workload
 from toolkit.workload.sharegpt import Turn, read_turns
-from toolkit.workload.trace import Trace, check_length, has_times, read_trace, tokens_of
+from toolkit.workload.trace import Trace, check_length, has_times, no_blocks, read_trace, tokens_of
+from toolkit.workload.trace_forms import SHAREGPT, form_of
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
@@ -99,10 +100,12 @@ def traffic_of(deployment: Deployment) -> Traffic:
 
 
 def with_arrivals(workload: AnyWorkload) -> AnyWorkload:
-    """The workload; if its trace has no times (ShareGPT), with random arrivals at its rate."""
-    if workload.arrivals == "trace" and workload.trace and not has_times(workload.trace, workload.trace_form):
-        return workload.model_copy(update={"arrivals": "poisson"})
-    return workload
+    """The workload with the form of its trace; if that has no times (ShareGPT), with random arrivals at its rate."""
+    if workload.trace is None:
+        return workload
+    form = workload.trace_form or form_of(workload.trace)
+    changes = {"arrivals": "poisson"} if workload.arrivals == "trace" and not has_times(form) else {}
+    return workload.model_copy(update={"trace_form": form, **changes})
 
 
 def lines_of(workload: Workload, trace: Path, most: int) -> Trace:
@@ -114,6 +117,8 @@ def turns_of(deployment: Deployment, workload: Workload, trace: Path) -> tuple[l
     from toolkit.repository.tokenizer import tokenizer_file
     from toolkit.workload.words import Counter
 
+    if workload.trace_block_tokens is not None:
+        raise no_blocks(trace, SHAREGPT)
     template = ChatTemplate(deployment.model.path, deployment.model.chat_template)
     counter = Counter(tokenizer_file(deployment))
     turns, notes = read_turns(trace, workload.requests, template, counter, deployment.limits.max_seq_len)
@@ -129,7 +134,7 @@ def _generated(deployment: Deployment, workload: Workload, rate: float, most: in
         shared = workload.shared_prefix_tokens
         drawn = enumerate(islice(lengths(workload, most, where), workload.requests))
         sizes, shares = ((prompt_of(number, shared, size), output) for number, (size, output) in drawn), shared > 0
-    elif has_times(workload.trace, workload.trace_form):
+    elif has_times(workload.trace_form):
         lines, notes = lines_of(workload, workload.trace, most)
         sizes = [(tokens_of(line), line.output_length) for line in lines]
         shares = any(line.blocks for line in lines)

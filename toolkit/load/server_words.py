@@ -1,0 +1,29 @@
+"""What a server says of a request that failed, without the request's prompt: errors go to logs, reports and metrics."""
+
+from __future__ import annotations
+
+import json
+from itertools import groupby
+
+from toolkit.client import GenerateRequest
+
+SHARED = 16
+"""So many characters in a row that are in the prompt, too, are taken for a part of it."""
+SHORTEST = 8
+"""A prompt of fewer characters is found in a text by chance."""
+INSTEAD = "[prompt]"
+
+
+def without_prompt(text: str, request: GenerateRequest) -> str:
+    """The text with every part of the prompt replaced, whether it stands there as it is or as JSON escapes it."""
+    prompts = [request.prompt, *(message["content"] for message in request.messages or ())]
+    forms = [form for prompt in prompts for form in (prompt, json.dumps(prompt)[1:-1])]
+    for form in forms:
+        if SHORTEST <= len(form) < SHARED:
+            text = text.replace(form, INSTEAD)
+    every, hidden = "\0".join(forms), bytearray(len(text))
+    for start in range(len(text) - SHARED + 1):
+        if text[start : start + SHARED] in every:
+            hidden[start : start + SHARED] = b"\1" * SHARED
+    parts = groupby(zip(hidden, text, strict=True), key=lambda pair: pair[0])
+    return "".join(INSTEAD if part else "".join(shown for _, shown in pairs) for part, pairs in parts)
