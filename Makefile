@@ -4,9 +4,10 @@ SHELL   := bash
 CONFIG  ?= build_configs/smollm2-rehearsal.yaml
 SMOLLM2 := models/smollm2-135m-instruct
 BIN     := .venv/bin
-# Two halves: tests that share the machine, and what starts servers or measures times, one after the other.
+# Three parts: what needs no server; what starts servers, two test files at a time; what measures times, one by one.
 SHARED  := -m "not slow" --numprocesses auto --maxprocesses 8
-SERVERS := -m slow
+SERVERS := -m "slow and not alone" --numprocesses 2 --dist loadfile
+TIMED   := -m "slow and alone"
 
 # The first Python of a supported version; override with: make PYTHON=/path/to/python3.12 ...
 PYTHON  ?= $(firstword $(foreach p,python3 python3.12 python3.11,$(shell $(p) -c 'import sys; (3,11) <= sys.version_info < (3,13) and print("$(p)")' 2>/dev/null)))
@@ -43,14 +44,15 @@ demo: install
 	run 'ask $(CONFIG) "What is the capital of France?"'; \
 	run 'loadtest $(CONFIG)'
 
-# Both halves run, whatever fails. The end says again what failed, and what was skipped and why.
+# All parts run, whatever fails. The end says again what failed, and what was skipped and why.
 test: install
 	$(BIN)/toolkit sample smollm2 $(SMOLLM2)
-	@mkdir -p work/tests; code=0; \
-	$(BIN)/pytest -rfEs $(SHARED) | tee work/tests/shared.txt || code=1; \
-	$(BIN)/pytest -rfEs $(SERVERS) | tee work/tests/slow.txt || code=1; \
-	printf '\nBoth halves:\n'; \
-	grep -hE '^(FAILED|ERROR|SKIPPED) |^=+ .* in [0-9.]+s' work/tests/shared.txt work/tests/slow.txt; \
+	@mkdir -p work/tests; rm -f work/tests/*.txt; code=0; \
+	$(BIN)/pytest -rfEs $(SHARED) | tee work/tests/1-shared.txt || code=1; \
+	$(BIN)/pytest -rfEs $(SERVERS) | tee work/tests/2-servers.txt || code=1; \
+	$(BIN)/pytest -rfEs $(TIMED) | tee work/tests/3-timed.txt || code=1; \
+	printf '\nAll parts:\n'; \
+	grep -hE '^(FAILED|ERROR|SKIPPED) |^=+ .* in [0-9.]+s' work/tests/*.txt; \
 	exit $$code
 
 test-fast: install

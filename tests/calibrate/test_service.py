@@ -19,6 +19,8 @@ from toolkit.plan.measured import MeasuredSteps
 from toolkit.serve import status
 from toolkit.simulate.steps import decode
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).parents[2]
 BUDGET_S = 7
 HALF_S = (0.5, *[0.0] * 9)

@@ -21,6 +21,8 @@ from toolkit.config import with_settings
 from toolkit.errors import ToolkitError
 from toolkit.plan.calibration import FORMAT, model_of, parse
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).parents[2]
 FEW = [StepPlan(generations=(30,)), StepPlan((Context(0, 20),)), StepPlan((Context(0, 16),), (9, 9, 9))]
 

@@ -68,7 +68,7 @@ def succeed(name: str, *arguments: str | Path) -> str:
     return done.stdout
 
 
-def wait_for(condition: Callable[[], Any], what: str, within_s: float = 10) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, within_s: float = 30) -> Any:
     """What the condition gives as soon as it gives something true."""
     deadline = time.monotonic() + within_s
     while not (found := condition()):

@@ -55,6 +55,13 @@ def test_values_at_rest(group):
         assert group.requests(kind) == 0
 
 
+def full(group) -> dict[tuple[str, str], float] | None:
+    """All metrics of a moment in which 20 requests are active and 16 are in a step; None in any other moment."""
+    found = {(name, value): float(number) for name, value, number in samples(group.metrics_text())}
+    requests = [found["nv_trt_llm_request_metrics", kind] for kind in ("active", "scheduled")]
+    return found if requests == [20, 16] else None
+
+
 @one_rank
 def test_values_while_requests_run(group):
     """20 requests on 16 places, each of 2 + 900 tokens: 57 blocks, of which all 16 find enough."""
@@ -63,8 +70,7 @@ def test_values_while_requests_run(group):
         for number in range(20):
             asked = {"input_ids": [0, 65 + number], "input_lengths": 2, "request_output_len": 900, "streaming": True}
             stream.send("tensorrt_llm", id=f"{number}", **asked)
-        wait_for(lambda: group.requests("active") == 20 and group.requests("scheduled") == 16, "16 of 20 run")
-        found = {(name, value): float(number) for name, value, number in samples(group.metrics_text())}
+        found = wait_for(lambda: full(group), "16 of 20 run", within_s=60)
         stream.cancel()
     requests = {
         kind: found["nv_trt_llm_request_metrics", kind] for kind in ("active", "scheduled", "waiting", "context")

@@ -14,6 +14,8 @@ from toolkit.slo import report
 from toolkit.slo.own_error import AtPercentiles, OwnError, read_late_ms
 from toolkit.slo.verdict import Outcome
 
+pytestmark = pytest.mark.alone
+
 CALIBRATED = OwnError(ttft_ms=AtPercentiles(0.5, 1.0), tpot_ms=AtPercentiles(0.1, 0.1))
 
 

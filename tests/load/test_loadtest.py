@@ -27,7 +27,7 @@ from toolkit.slo import report
 from toolkit.slo.own_error import AtPercentiles, OwnError
 from toolkit.slo.verdict import Outcome
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 LOCUSTFILE = Path(__file__).parents[2] / "loadtest" / "locustfile.py"
 LOCUST = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE)]

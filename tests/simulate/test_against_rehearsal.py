@@ -21,6 +21,8 @@ from toolkit.simulate import simulate
 from toolkit.slo.metrics import Measured, Sample
 from toolkit.workload import traffic_of
 
+pytestmark = pytest.mark.alone
+
 WITHIN = 1.5
 
 

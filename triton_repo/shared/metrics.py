@@ -7,6 +7,8 @@ import triton_python_backend_utils as pb_utils
 
 
 class Metrics:
+    """Each metric is changed by one thread: two that change one at once crash Triton 2.51."""
+
     def __init__(self, model, version, scheduling):
         self.scheduling, self.labels, self.shown = scheduling, {"model": model, "version": version}, None
         self.families, self.gauges = [], {}

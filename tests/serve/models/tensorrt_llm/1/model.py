@@ -26,6 +26,7 @@ class TritonPythonModel:
         )
         labels = {"request_type": "active", "model": "tensorrt_llm", "version": "1"}
         self.active = self.family.Metric(labels=labels)
+        self.lock = threading.Lock()  # two threads that change one metric at once crash Triton 2.51
 
     def execute(self, requests):
         for request in requests:
@@ -36,9 +37,13 @@ class TritonPythonModel:
             return pb_utils.get_input_tensor_by_name(request, name).as_numpy().ravel()[0]
 
         text, count = value("text_input").decode(), int(value("max_tokens"))
-        self.active.increment(1)
+        self.count(1)
         for number in range(count):
             time.sleep(0.2 if text == "slow" else 0)
             token = pb_utils.Tensor("text_output", np.array([f"{number} "], dtype=object))
             sender.send(pb_utils.InferenceResponse([token]), flags=int(number == count - 1))
-        self.active.increment(-1)
+        self.count(-1)
+
+    def count(self, more):
+        with self.lock:
+            self.active.increment(more)
