@@ -9,12 +9,15 @@ import json
 import queue
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psutil
 import pytest
 import tritonclient.grpc as grpcclient
+from google.protobuf import text_format
 from tokenizers import Tokenizer
+from tritonclient.grpc import model_config_pb2
 
 from toolkit.client import GenerateRequest, connect
 from toolkit.load.measure import ASKED_OF_THE_SERVER, measure_whole, now
@@ -452,3 +455,40 @@ def test_a_huge_prompt_is_refused_by_its_size(server, model):
     body = {"text_input": "a", "max_tokens": 4, "stop_words": ["a" * 900_000, "b" * 100_000]}
     status, text = server.post(model, body)
     assert status == 400 and "stop_words: has 1000000 bytes, expected at most" in text
+
+
+@pytest.fixture(scope="module")
+def patient_server(tmp_path_factory, tiny_llama):
+    """One that takes prompts of a megabyte."""
+    folder = tmp_path_factory.mktemp("patient")
+    repository = scripted_repository(folder, tiny_llama)
+    path = repository / "preprocessing" / "config.pbtxt"
+    config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+    config.parameters["max_seq_len"].string_value = "1000000"
+    path.write_text(text_format.MessageToString(config))
+    with serving(repository, folder) as running:
+        yield running
+
+
+@BOTH
+def test_short_requests_do_not_wait_while_huge_prompts_are_tokenised(patient_server, model):
+    """Three prompts of 1 MB at once. A short request that waited for one of them would end after it."""
+    huge = {"text_input": ("Tyger Tyger, burning bright. " * 40_000)[:1_000_000], "max_tokens": 4, "top_k": -1}
+    start = time.monotonic()
+
+    def send() -> float:
+        status, text = patient_server.post(model, huge)
+        assert status == 400 and "runtime_top_k: -1" in text  # refused by the engine: it was tokenised
+        return time.monotonic() - start
+
+    with ThreadPoolExecutor(3) as threads:
+        sent = [threads.submit(send) for _ in range(3)]
+        short = []
+        while not any(one.done() for one in sent):
+            before = time.monotonic() - start
+            assert patient_server.post(model, {"text_input": "Hello.", "max_tokens": 4})[0] == 200
+            short.append((before, time.monotonic() - start))
+        first = min(one.result() for one in sent)
+    # The huge ones are not there yet when the first short ones are sent.
+    overtook = [end for begin, end in short if begin > first / 10 and end < first]
+    assert len(overtook) >= 3, (short, first)
