@@ -11,7 +11,7 @@ import pytest
 
 from .group import MAX_SEQUENCES, QUEUE, processes_of, text_of, wait_for
 from .marks import both_models, one_rank
-from .tensors import Stream
+from .tensors import Stream, outputs
 
 pytestmark = [pytest.mark.slow, one_rank]
 
@@ -50,26 +50,22 @@ def test_full_queue(group, truth, model):
     NVIDIA's backend answers 503. Triton 2.51 turns every error of a decoupled Python model into 400.
     """
     ids = truth.ids("A crab")
-
-    def ask(length: int) -> tuple[int, str]:
-        body = {"text_input": "A crab", "max_tokens": length, "end_id": -1}
-        if model == "tensorrt_llm":
-            body = {"input_ids": ids, "input_lengths": len(ids), "request_output_len": length}
-        return group.post(model, body)
-
-    with ThreadPoolExecutor(MAX_SEQUENCES + QUEUE + 12) as pool:
-        running = [pool.submit(ask, LONG) for _ in range(MAX_SEQUENCES)]
-        wait_for(lambda: group.requests("active") == MAX_SEQUENCES, "all that can run, run")
-        waiting = [pool.submit(ask, 20) for _ in range(QUEUE)]
+    body = {"text_input": "A crab", "max_tokens": 20, "end_id": -1}
+    if model == "tensorrt_llm":
+        body = {"input_ids": ids, "input_lengths": len(ids), "request_output_len": 20}
+    lengths = [LONG] + [20] * (QUEUE // MAX_SEQUENCES)  # few requests with many sequences: they come at once
+    with Stream(group.grpc) as stream, ThreadPoolExecutor(12) as pool:
+        for length in lengths:
+            asked = {"input_ids": ids, "input_lengths": len(ids), "request_output_len": length}
+            stream.send("tensorrt_llm", num_return_sequences=MAX_SEQUENCES, **asked)
         wait_for(lambda: group.requests("waiting") == QUEUE, "the queue is full")
-        refusals = [(status, text) for status, text in pool.map(ask, [20] * 12) if status != 200]
-        for kind in (running, waiting):
-            assert {asked.result()[0] for asked in kind} == {200} and len({asked.result()[1] for asked in kind}) == 1
+        refusals = list(pool.map(lambda _: group.post(model, body), range(12)))
+        texts = [outputs(stream.next())["output_ids"] for _ in range(MAX_SEQUENCES * len(lengths))]
     words = ("limits.max_queue_size", "Exceeds maximum queue size")  # the engine's, and Triton's own in a burst
-    assert refusals
     for status, text in refusals:
         message = json.loads(text)["error"]
         assert status in (400, 503) and any(word in message for word in words) and "\n" not in message
+    assert Counter(len(text[0]) for text in texts) == {LONG: MAX_SEQUENCES, 20: QUEUE}
 
 
 def leave(group, model: str, clients: int) -> int:

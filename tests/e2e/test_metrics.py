@@ -56,7 +56,7 @@ def test_values_at_rest(group):
 
 
 def full(group) -> dict[tuple[str, str], float] | None:
-    """All metrics of a moment in which 20 requests are active and 16 are in a step; None in any other moment."""
+    """All metrics of a moment in which 20 sequences are active and 16 are in a step; None in any other moment."""
     found = {(name, value): float(number) for name, value, number in samples(group.metrics_text())}
     requests = [found["nv_trt_llm_request_metrics", kind] for kind in ("active", "scheduled")]
     return found if requests == [20, 16] else None
@@ -64,12 +64,12 @@ def full(group) -> dict[tuple[str, str], float] | None:
 
 @one_rank
 def test_values_while_requests_run(group):
-    """20 requests on 16 places, each of 2 + 900 tokens: 57 blocks, of which all 16 find enough."""
+    """20 sequences on 16 places, each of 2 + 900 tokens: 57 blocks, of which all 16 find enough."""
     before = group.metric("nv_trt_llm_general_metrics", "iteration_counter")
     with Stream(group.grpc) as stream:
-        for number in range(20):
+        for number in range(2):  # few requests with many sequences: all are there before the first one ends
             asked = {"input_ids": [0, 65 + number], "input_lengths": 2, "request_output_len": 900, "streaming": True}
-            stream.send("tensorrt_llm", id=f"{number}", **asked)
+            stream.send("tensorrt_llm", id=f"{number}", num_return_sequences=10, **asked)
         found = wait_for(lambda: full(group), "16 of 20 run", within_s=60)
         stream.cancel()
     requests = {
