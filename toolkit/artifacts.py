@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
-from toolkit.errors import ToolkitError, Unreadable
+from toolkit.errors import ToolkitError, Unreadable, no_permission
 
 LOCK_NAME = "lock.json"
 
@@ -108,6 +108,8 @@ def read_lock(directory: Path) -> Lock | None:
         return Lock(**json.loads(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except PermissionError as error:
+        raise no_permission(error) from None
     except (OSError, ValueError, TypeError) as error:
         raise ToolkitError(
             f"cannot be read: {error}", where=path, hint="Delete the directory and make it again."
@@ -185,7 +187,7 @@ def _locked(directory: Path) -> Iterator[None]:
             raise BlockingIOError  # it was finished, and renamed, a moment ago
         yield
     except BlockingIOError:
-        raise ToolkitError("is being written by another process", where=directory, hint="Wait until it is.") from None
+        raise ToolkitError("is being written by another process", where=directory, hint="Wait for it to end.") from None
     finally:
         os.close(descriptor)
 

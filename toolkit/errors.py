@@ -42,6 +42,11 @@ class Unreadable(ToolkitError):
         super().__init__(f"cannot be read: {error.strerror}", where=path, hint="Run it again when it can.")
 
 
+def no_permission(error: PermissionError) -> ToolkitError:
+    """The line for a file or directory that this user may not open."""
+    return ToolkitError(f"cannot be opened: {error.strerror}", where=error.filename, hint="Check its permissions.")
+
+
 def shown(value: Any) -> str:
     """A value out of an input as a message quotes it: short, however long or deep the value is."""
     return _Short().repr(value)

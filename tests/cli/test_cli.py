@@ -114,6 +114,14 @@ def test_more_load_processes_than_the_machine_can_run() -> None:
     [
         (("--http", "--grpc"), "--http and --grpc contradict each other. Give one of them."),
         (("--find-capacity", "--sweep", "1"), "--find-capacity and --sweep contradict each other. Give one of them."),
+        (
+            ("--web-ui", "--sweep", "1"),
+            "--web-ui cannot be combined with --find-capacity or --sweep. Give one of them.",
+        ),
+        (
+            ("--web-ui", "--find-capacity"),
+            "--web-ui cannot be combined with --find-capacity or --sweep. Give one of them.",
+        ),
     ],
 )
 def test_options_of_a_load_test_that_contradict_each_other(options: tuple[str, ...], said: str) -> None:

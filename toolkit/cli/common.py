@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolkit.cli.plain_progress import PlainProgress
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, no_permission
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
@@ -51,6 +51,10 @@ def _no_verdict() -> Iterator[None]:
         raise
     except (click.exceptions.Exit, click.Abort):
         raise
+    except PermissionError as error:
+        refused = no_permission(error)
+        refused.exit_code = COULD_NOT_RUN
+        raise refused from error
     except Exception:
         traceback.print_exc()
         sys.exit(COULD_NOT_RUN)

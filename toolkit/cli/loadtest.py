@@ -83,6 +83,8 @@ def loadtest(
 
     if find and sweep:
         raise click.UsageError("--find-capacity and --sweep contradict each other. Give one of them.")
+    if options["web_ui"] and (find or sweep):
+        raise click.UsageError("--web-ui cannot be combined with --find-capacity or --sweep. Give one of them.")
     if times > 1 and (find or sweep or options["web_ui"]):
         raise click.UsageError("--repeat is of a single load test: leave out --find-capacity, --sweep and --web-ui.")
     options["self_check"] &= not options["web_ui"]

@@ -8,7 +8,7 @@ import sys
 import click
 
 from toolkit.distribution import VERSION
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, no_permission
 
 COMMANDS = (
     *("init", "plan", "calibrate", "doctor", "convert", "verify", "build", "repo"),
@@ -53,6 +53,11 @@ def main() -> None:
     except ToolkitError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        click.echo(f"error: {no_permission(error)}", err=True)
+        sys.exit(ToolkitError.exit_code)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from toolkit import distribution
+from toolkit.artifacts import alone
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.load import LAUNCHER
@@ -91,9 +92,15 @@ def attempt(deployment: Deployment, options: Options) -> tuple[Verdict, bool]:
             require_ready_at(options.target, options.model)
         elif not options.web_ui:
             require_ready(deployment, protocol, options.model)
-        own = options.own or (check_itself(deployment, options, work) if options.self_check else None)
+        with alone(deployment.output / "loadtest.lock", "is being load-tested by"):
+            return _test(deployment, options, work)
     except ToolkitError as error:
         return could_not_run(deployment.slo, str(error)), False
+
+
+def _test(deployment: Deployment, options: Options, work: Work) -> tuple[Verdict, bool]:
+    """As `attempt`. Raises ToolkitError when the generator cannot measure its own error."""
+    own = options.own or (check_itself(deployment, options, work) if options.self_check else None)
     command = locust_command(deployment, options)
     if own is not None:
         command += ["--own-error", json.dumps(own.as_dict())]

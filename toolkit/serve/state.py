@@ -64,6 +64,8 @@ def holder(deployment: Deployment) -> int | None:
                 fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return int(stream.read() or 0)
+    except PermissionError:
+        raise  # somebody else may be serving it
     except (OSError, ValueError):
         pass
     return None
