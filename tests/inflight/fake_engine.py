@@ -77,6 +77,7 @@ class FakeEngine:
         self.reused: Counter[Request] = Counter()  # blocks, in earlier admissions
         self.ended: list[Request] = []
         self.steps = 0
+        self.turn = 0  # the micro-batch that the executor's loop comes to next
 
     def submit(self, request: Request) -> None:
         self.scheduler.submit(request)
@@ -92,8 +93,9 @@ class FakeEngine:
 
     def launch(self) -> Step | None:
         """Schedule a step and run its first stage."""
-        idle = {request: request.blocks for request in self.requests if request.blocks and not request.in_flight}
+        idle = {request: request.blocks for request in self.requests if self.is_idle(request)}
         step = self.scheduler.schedule()
+        self.check_turn(step)
         self.check_age(idle, step.works if step else [])
         for request in self.requests:
             if request.state is State.PAUSED:
@@ -106,6 +108,11 @@ class FakeEngine:
             self.in_flight.append((step, inputs, self.first.run(step.works, inputs)))
         self.check()
         return step
+
+    def is_idle(self, request: Request) -> bool:
+        """Whether a step may take it: it runs, and the step in flight that computes its last token is none."""
+        return bool(request.blocks) and request not in self.ended and request.state is not State.CANCELLED \
+            and self.next_position[request] < len(request.tokens)
 
     def land(self) -> None:
         """Run the last stage of the oldest step in flight and complete it."""
@@ -144,26 +151,41 @@ class FakeEngine:
         assert 1 <= len(works) <= config.max_batch_size
         assert step.num_tokens == sum(work.length for work in works) <= config.max_num_tokens
         assert len(self.in_flight) < config.micro_batches
-        assert 0 <= step.micro_batch < config.micro_batches
-        assert step.micro_batch not in [other.micro_batch for other, *_ in self.in_flight]
-        others = [work.request for other, *_ in self.in_flight for work in other.works]
-        requests = [work.request for work in works]
-        assert len({*others, *requests}) == len(others) + len(requests), "a sequence is in two works"
+        assert len({work.request for work in works}) == len(works), "a sequence is twice in a step"
+        for other, *_ in self.in_flight:
+            for work in other.works:
+                again = work.request in [work.request for work in works]
+                assert not again or not work.emits, "a sequence goes on before its token is known"
         for work in works:
             self.check_work(work)
         for work in step.generation:
             assert work.length == 1
             assert work.emits
 
+    def check_turn(self, step: Step | None) -> None:
+        """Micro-batches take turns. Those with nothing to run are passed over; one in flight is waited for."""
+        busy = {other.micro_batch for other, *_ in self.in_flight}
+        if step:
+            while self.turn != step.micro_batch:
+                assert self.turn not in busy, "a micro-batch in flight was passed over"
+                self.turn = (self.turn + 1) % self.config.micro_batches
+            assert self.turn not in busy, "a micro-batch is in flight twice"
+            self.turn = (self.turn + 1) % self.config.micro_batches
+        elif busy:
+            while self.turn not in busy:
+                self.turn = (self.turn + 1) % self.config.micro_batches
+            assert self.turn == self.in_flight[0][0].micro_batch, "what is waited for is the oldest"
+
     def check_age(self, idle: dict[Request, list[int]], works: list[Work]) -> None:
-        """Among those that were idle before a step: the youngest are paused, the oldest run."""
+        """Among those that a step could take: the youngest are paused, the oldest run."""
         kept = [request.arrival for request, blocks in idle.items() if request.blocks is blocks]
         paused = [request.arrival for request, blocks in idle.items() if request.blocks is not blocks]
         assert max(kept, default=0) < min(paused, default=len(self.requests) + 1)
         arrivals = [work.request.arrival for work in works if work.request.state is State.GENERATION]
         assert arrivals == sorted(arrivals)
         contexts = [work.request.arrival for work in works if work.request.state is State.CONTEXT]
-        left_out = [request.arrival for request in idle if request.state is State.CONTEXT and not request.in_flight]
+        taken = [work.request for work in works]
+        left_out = [request.arrival for request in idle if request.state is State.CONTEXT and request not in taken]
         assert max(contexts, default=0) < min(left_out, default=len(self.requests) + 1)
 
     def check_work(self, work: Work) -> None:
@@ -197,11 +219,13 @@ class FakeEngine:
         assert stats.blocks_free + stats.blocks_used == stats.blocks_max == config.num_blocks
         assert stats.blocks_used == len(held)
         self.check_sharing()
-        assert all(request.computed == 0 for request in self.requests if not request.blocks)
+        assert all(request.scheduled == request.computed == 0 for request in self.requests if not request.blocks)
+        assert all(request.computed <= request.scheduled <= len(request.tokens) for request in self.requests)
         in_flight = [work.request for step, *_ in self.in_flight for work in step.works]
         unended = {request for request in self.requests if request not in self.ended}
         assert stats.active == len(unended | set(in_flight)) == stats.scheduled + stats.waiting
-        assert stats.scheduled == len(in_flight)
+        assert stats.scheduled == len(set(in_flight))
+        assert all(request.in_flight == in_flight.count(request) for request in self.requests)
         assert stats.paused == sum(request.state is State.PAUSED for request in self.requests)
         running = [request for request in self.requests if request.blocks]
         assert len(running) <= stats.max == config.max_batch_size * config.micro_batches

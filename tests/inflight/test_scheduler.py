@@ -4,47 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from tests.inflight.traces import CONFIG, complete, described, start
 from toolkit.errors import Busy, InputRefused
-from toolkit.inflight import Request, Scheduler, SchedulerConfig, State, Stats, Step
-
-CONFIG = SchedulerConfig(
-    max_batch_size=2,
-    max_num_tokens=8,
-    micro_batches=2,
-    num_blocks=8,
-    tokens_per_block=4,
-    policy="guaranteed_no_evict",
-    chunked_context=True,
-    reuse=True,
-    max_queue_size=10,
-    max_seq_len=20,
-)
-
-
-def described(step: Step | None) -> tuple | None:
-    """(slot, [context works], [generation works]), each work (id, start, length, emits, blocks)."""
-    if step is None:
-        return None
-    works = [
-        [(w.request.id, w.start, w.length, w.emits, list(w.blocks)) for w in part]
-        for part in (step.context, step.generation)
-    ]
-    assert [*step.context, *step.generation] == step.works
-    return step.micro_batch, *works
-
-
-def complete(scheduler: Scheduler, step: Step | None, *tokens: int) -> None:
-    assert step
-    scheduler.complete(step, list(tokens), [False] * len(tokens))
-
-
-def start(config: SchedulerConfig, **sizes: tuple[list[int], int]) -> tuple[Scheduler, dict[str, Request]]:
-    scheduler = Scheduler(config)
-    requests = {name: Request(name, prompt, most) for name, (prompt, most) in sizes.items()}
-    for request in requests.values():
-        scheduler.submit(request)
-    return scheduler, requests
-
+from toolkit.inflight import Request, Scheduler, State, Stats
 
 def test_two_micro_batches_chunks_reservation_and_reuse() -> None:
     stem = list(range(100, 110))
@@ -53,16 +15,17 @@ def test_two_micro_batches_chunks_reservation_and_reuse() -> None:
     # a needs 4 blocks in the end (13 positions) and 3 now; its first 8 positions fill the step.
     one = scheduler.schedule()
     assert described(one) == (0, [("a", 0, 8, False, [0, 1, 2])], [])
-    # b has the same first 8 tokens, but nobody has computed them yet. It needs 3 blocks, now and in the end.
+    # The rest of a follows at once. b has the same first 8 tokens, but nobody has computed them yet. It needs 3 blocks,
+    # now and in the end, and the step has room for one block of it.
     two = scheduler.schedule()
-    assert described(two) == (1, [("b", 0, 8, False, [3, 4, 5])], [])
+    assert described(two) == (1, [("a", 8, 2, True, [0, 1, 2]), ("b", 0, 4, False, [3, 4, 5])], [])
     assert scheduler.schedule() is None  # both slots are in flight
     assert scheduler.stats() == Stats(
         active=3,
         max=4,
         scheduled=2,
         context=2,
-        context_tokens=16,
+        context_tokens=14,
         waiting=1,
         paused=0,
         iterations=2,
@@ -70,48 +33,47 @@ def test_two_micro_batches_chunks_reservation_and_reuse() -> None:
         blocks_free=2,
         blocks_used=6,
         blocks_reused=0,
+        micro_batch=1,
     )
 
     # The step has room for c, which needs 2 blocks. 2 are free, but one is promised to a.
     complete(scheduler, one)
     three = scheduler.schedule()
-    assert described(three) == (0, [("a", 8, 2, True, [0, 1, 2])], [])
-    complete(scheduler, two)
+    assert described(three) == (0, [("b", 4, 6, True, [3, 4, 5])], [])
+    complete(scheduler, two, 50)
     four = scheduler.schedule()
-    assert described(four) == (1, [("b", 8, 2, True, [3, 4, 5])], [])
-    complete(scheduler, three, 50)
+    assert described(four) == (1, [], [("a", 10, 1, True, [0, 1, 2])])
+    complete(scheduler, three, 60)
     five = scheduler.schedule()
-    assert described(five) == (0, [], [("a", 10, 1, True, [0, 1, 2])])
-    complete(scheduler, four, 60)
+    assert described(five) == (0, [], [("b", 10, 1, True, [3, 4, 5])])
+    complete(scheduler, four, 51)
     six = scheduler.schedule()
-    assert described(six) == (1, [], [("b", 10, 1, True, [3, 4, 5])])
-    complete(scheduler, five, 51)
-    seven = scheduler.schedule()
-    assert described(seven) == (0, [], [("a", 11, 1, True, [0, 1, 2])])
+    assert described(six) == (1, [], [("a", 11, 1, True, [0, 1, 2])])
 
     # b ends. Its blocks were never shared (a published that prefix first), so they are the next to be used.
-    complete(scheduler, six, 61)
+    complete(scheduler, five, 61)
     assert requests["b"].state is State.FINISHED
-    eight = scheduler.schedule()
-    assert described(eight) == (1, [("c", 0, 3, True, [3])], [])
+    seven = scheduler.schedule()
+    assert described(seven) == (0, [("c", 0, 3, True, [3])], [])
 
     # a ends with 3 full blocks in the cache: 10 tokens of prompt, 2 of output (the third is not computed).
-    complete(scheduler, seven, 52)
+    complete(scheduler, six, 52)
     assert requests["a"].output == [50, 51, 52]
     assert requests["a"].state is State.FINISHED
-    complete(scheduler, eight, 70)
+    assert scheduler.schedule() is None  # slot 1 has nothing to run, slot 0 is in flight
+    complete(scheduler, seven, 70)
 
     # d equals the cached 12 tokens but must compute one of its own: 2 blocks. e goes on from them: 3 blocks.
     d, e = Request("d", [*stem, 50, 51], 1), Request("e", [*stem, 50, 51, 52], 1)
     scheduler.submit(d)
     scheduler.submit(e)
+    eight = scheduler.schedule()
+    assert described(eight) == (0, [("d", 8, 4, True, [0, 1, 4])], [("c", 3, 1, True, [3])])
     nine = scheduler.schedule()
-    assert described(nine) == (0, [("d", 8, 4, True, [0, 1, 4])], [("c", 3, 1, True, [3])])
-    ten = scheduler.schedule()
-    assert described(ten) == (1, [("e", 12, 1, True, [0, 1, 2, 5])], [])
+    assert described(nine) == (1, [("e", 12, 1, True, [0, 1, 2, 5])], [])
     assert (d.reused_blocks, e.reused_blocks, scheduler.stats().blocks_reused) == (2, 3, 5)
-    complete(scheduler, nine, 80, 71)
-    complete(scheduler, ten, 90)
+    complete(scheduler, eight, 80, 71)
+    complete(scheduler, nine, 90)
     assert [request.output for request in (requests["c"], d, e)] == [[70, 71], [80], [90]]
     assert scheduler.stats().blocks_free == 8
 
@@ -189,16 +151,16 @@ def test_a_long_prompt_is_not_overtaken() -> None:
 
 
 def test_a_context_that_has_begun_is_not_overtaken() -> None:
-    scheduler, _ = start(replace(CONFIG, max_num_tokens=4), long=([1] * 12, 1), short=([2] * 3, 3))
+    scheduler, _ = start(replace(CONFIG, max_num_tokens=4), short=([2] * 3, 3), long=([1] * 12, 1))
     steps = [scheduler.schedule(), scheduler.schedule()]
-    assert described(steps[0]) == (0, [("long", 0, 4, False, [0, 1, 2])], [])
-    assert described(steps[1]) == (1, [("short", 0, 3, True, [3])], [])
-    complete(scheduler, steps[0])
-    complete(scheduler, steps[1], 9)
+    assert described(steps[0]) == (0, [("short", 0, 3, True, [0])], [])
+    assert described(steps[1]) == (1, [("long", 0, 4, False, [1, 2, 3])], [])
     scheduler.submit(Request("late", [3, 3], 1))
+    complete(scheduler, steps[0], 9)
     # 3 positions are left: no whole block for `long`, and `late`, which would fit, comes after it.
-    assert described(scheduler.schedule()) == (0, [], [("short", 3, 1, True, [3])])
-    assert described(scheduler.schedule()) == (1, [("long", 4, 4, False, [0, 1, 2])], [])
+    assert described(scheduler.schedule()) == (0, [], [("short", 3, 1, True, [0])])
+    complete(scheduler, steps[1])
+    assert described(scheduler.schedule()) == (1, [("long", 4, 4, False, [1, 2, 3])], [])
 
 
 def test_an_end_by_the_engine_and_an_end_by_max_tokens() -> None:

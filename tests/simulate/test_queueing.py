@@ -101,16 +101,6 @@ def test_tokens_go_back_before_they_count():
     assert run.seconds == 9.25 and run.bubble == pytest.approx(1 - 6 / (2 * 8.25))
 
 
-def test_a_chunked_prompt_passes_the_stages_one_chunk_at_a_time():
-    """64 tokens in chunks of 16 over two stages: a chunk needs the keys of the one before on each stage, but the
-    scheduler, as TensorRT-LLM's, schedules the next chunk when the last one has come back: 4 x 2 s."""
-    times = Steady([1.0, 1.0])
-    run = simulate(due_at([0.0], prompt_tokens=64), config(max_num_tokens=16, micro_batches=2), times)
-    assert run.seconds == 8
-    assert [work.context_pairs for work in times.works] == [136, 392, 648, 904]  # sum: 64 x 65 / 2
-    assert [work.emitted for work in times.works] == [0, 0, 0, 1]
-
-
 def test_a_rehearsal_shares_its_cores_and_chooses_tokens_on_the_first_stage():
     """One thread computes the first stage (1 s) and chooses tokens (0.5 s): two sequences of two tokens, one stage.
 

@@ -22,8 +22,9 @@ class Request:
     output: list[int] = field(default_factory=list, init=False)
     tokens: list[int] = field(init=False)  # prompt + output
     state: State = field(default=State.WAITING, init=False)
-    in_flight: bool = field(default=False, init=False)  # in a step that is not complete
-    computed: int = field(default=0, init=False)  # positions whose keys and values are in `blocks`
+    in_flight: int = field(default=0, init=False)  # steps that are not complete: several chunks, or one token
+    scheduled: int = field(default=0, init=False)  # positions in `blocks` that a step, complete or not, computes
+    computed: int = field(default=0, init=False)  # those of complete steps: their keys and values are there
     blocks: list[int] = field(default_factory=list, init=False)  # block table
     reused_blocks: int = field(default=0, init=False)  # found in the cache, in all its admissions
     taken_blocks: int = field(default=0, init=False)  # taken from the pool, in all its admissions

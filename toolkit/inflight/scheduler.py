@@ -1,4 +1,15 @@
-"""What runs in each step, by the policies of TensorRT-LLM's executor, which is what we rehearse:
+"""What runs in each step, by the rules of TensorRT-LLM's executor, which is what we rehearse.
+
+Its loop takes the micro-batches in turn: it waits for the tokens of micro-batch k, fetches new requests, fills k
+from all that may run now, starts it, and goes on to k + 1. Four rules follow (docs/rehearsal.md names the source files):
+
+- A context that is cut into chunks has one in each micro-batch: they follow each other through the stages. Only its
+  last chunk, and a generation, have to come back before the sequence is in another step.
+- A new request goes into the micro-batch whose turn it is, next to its generations, until max_batch_size are in it.
+- What a micro-batch runs is decided when its last step has ended, and not when the first stage has nothing to do.
+- Requests come in between: while the loop waits for a micro-batch, nothing begins, even if another one is empty.
+
+What a micro-batch is filled with:
 
 - Generation first, so that running streams do not stutter for a new prompt; then context. Oldest first.
 - Greedy: a step takes all that is ready up to its limits. max_batch_size is per micro-batch.
@@ -59,11 +70,12 @@ class Step:
         return self.context + self.generation
 
     def add(self, request: Request, length: int) -> None:
-        start = request.computed
+        start, end = request.scheduled, request.scheduled + length
         works = self.context if request.state is State.CONTEXT else self.generation
-        works.append(Work(request, start, length, start + length == len(request.tokens), request.blocks))
+        works.append(Work(request, start, length, end == len(request.tokens), request.blocks))
         self.num_tokens += length
-        request.in_flight = True
+        request.scheduled = end
+        request.in_flight += 1
 
 
 class Stats(NamedTuple):
@@ -71,7 +83,7 @@ class Stats(NamedTuple):
 
     active: int  # submitted and not ended
     max: int  # that can run at once
-    scheduled: int  # in a step in flight
+    scheduled: int  # in steps in flight; counted once, however many chunks of it are
     context: int  # of those, in the context phase; the rest generate
     context_tokens: int  # in steps in flight
     waiting: int  # active and not scheduled
@@ -81,6 +93,7 @@ class Stats(NamedTuple):
     blocks_free: int  # cached ones included: they can be taken
     blocks_used: int
     blocks_reused: int  # found in the cache since the start
+    micro_batch: int  # of the newest step
 
 
 class Scheduler:
@@ -90,10 +103,13 @@ class Scheduler:
         self.config = config
         self.pool = BlockPool(config.num_blocks, config.tokens_per_block, config.reuse)
         self._queue: deque[Request] = deque()  # waiting or paused; by arrival
-        self._ready: list[Request] = []  # admitted and in no step; by arrival
+        self._ready: list[Request] = []  # admitted, with positions that no step computes yet; by arrival
         self._in_flight: deque[Step] = deque()
+        self._slots: list[Step | None] = [None] * config.micro_batches
+        self._turn = 0  # the micro-batch that is scheduled next
+        self._newest = 0  # the micro-batch of the newest step
         self._reserved = 0  # blocks promised to admitted requests and not taken yet
-        self._arrivals = self._steps = self._reused = 0
+        self._active = self._arrivals = self._steps = self._reused = 0
         self.pauses = 0  # how often a sequence lost its blocks, to be computed again
 
     def submit(self, *requests: Request) -> None:
@@ -104,8 +120,8 @@ class Scheduler:
         """
         for request in requests:
             self._refuse_impossible(request)
-        stats, most = self.stats(), self.config.max_queue_size
-        if max(0, stats.active - stats.max) + len(requests) > most:
+        most, at_once = self.config.max_queue_size, self.config.max_batch_size * self.config.micro_batches
+        if max(0, self._active - at_once) + len(requests) > most:
             what = f"Maximum queue size of {most} has been reached, please try again later"
             # The words of Triton for its own queue: NVIDIA's gRPC client knows no others.
             raise Busy(what, hint="Exceeds maximum queue size: wait, or raise limits.max_queue_size.")
@@ -113,6 +129,7 @@ class Scheduler:
             self._arrivals += 1
             request.arrival = self._arrivals
             self._queue.append(request)
+        self._active += len(requests)
 
     def _refuse_impossible(self, request: Request) -> None:
         config, prompt, total = self.config, len(request.prompt), len(request.prompt) + request.max_tokens
@@ -131,40 +148,32 @@ class Scheduler:
 
     def cancel(self, request: Request) -> None:
         """End a request at any moment; no effect if it has ended. If it is in flight, its blocks go back,
-        and it stops counting as active, when its step completes."""
+        and it stops counting as active, when the last of its steps completes."""
+        if request.state in (State.FINISHED, State.CANCELLED):
+            return
         if request.state in (State.WAITING, State.PAUSED):
             self._queue.remove(request)
         elif request in self._ready:
             self._ready.remove(request)
-            self._release(request)
-        elif not request.in_flight:
-            return
         request.state = State.CANCELLED
+        if not request.in_flight:
+            self._end(request)
 
     def schedule(self) -> Step | None:
-        """The next micro-batch. None if all slots are in flight, or nothing can run before a `complete`."""
-        if len(self._in_flight) == self.config.micro_batches:
-            return None
-        step = Step(self._steps % self.config.micro_batches)
-        generation, most = State.GENERATION, min(self.config.max_batch_size, self.config.max_num_tokens)
-        for request in [request for request in self._ready if request.state is generation]:
-            if step.num_tokens == most:
-                break
-            # The state again, because it may have been paused a moment ago for an older one.
-            if request.state is generation and self._grow(request):
-                step.add(request, 1)
-        contexts = [request for request in self._ready if request.state is State.CONTEXT]
-        while following := contexts.pop(0) if contexts else self._admit(step):
-            length = self._fit(step, len(following.tokens) - following.computed)
-            if not length:
-                break
-            step.add(following, length)
-        if not step.num_tokens:
-            return None
-        self._ready = [request for request in self._ready if not request.in_flight]
-        self._in_flight.append(step)
-        self._steps += 1
-        return step
+        """The next step in turn. Micro-batches that have nothing to run are passed over, up to one in flight.
+        None if the turn is that one's, which has to `complete` first, or if none has anything to run."""
+        for _ in self._slots:
+            if self._slots[self._turn]:
+                return None
+            step = self._fill(Step(self._turn))
+            self._turn = (self._turn + 1) % len(self._slots)
+            if step.num_tokens:
+                self._slots[step.micro_batch] = step
+                self._in_flight.append(step)
+                self._steps += 1
+                self._newest = step.micro_batch
+                return step
+        return None
 
     def complete(self, step: Step, tokens: list[int], finished: list[bool]) -> None:
         """Take the results of the oldest step in flight: for each work that emits, in step order, a token
@@ -175,34 +184,54 @@ class Scheduler:
         works = step.works
         results = list(zip([work.request for work in works if work.emits], tokens, finished, strict=True))
         self._in_flight.popleft()
-        for request, start, length, _, _ in works:
-            request.in_flight = False
-            request.computed = start + length
-            self.pool.publish(request, start)
+        self._slots[step.micro_batch] = None
+        for request, start, length, _, blocks in works:
+            request.in_flight -= 1
+            if blocks is request.blocks:  # they are not after a pause while the chunk was in flight
+                request.computed = start + length
+                self.pool.publish(request, start)
+            if request.state is State.CANCELLED and not request.in_flight:
+                self._end(request)
         for request, token, ends in results:
-            if request.state is not State.CANCELLED:
-                request.tokens.append(token)
-                request.output.append(token)
-                ends = ends or len(request.output) >= request.max_tokens
-                request.state = State.FINISHED if ends else State.GENERATION
-        for work in works:
-            request = work.request
-            if request.state is State.FINISHED or request.state is State.CANCELLED:
-                self._release(request)
+            if request.state is State.CANCELLED:
+                continue
+            request.tokens.append(token)
+            request.output.append(token)
+            if ends or len(request.output) >= request.max_tokens:
+                request.state = State.FINISHED
+                self._end(request)
             else:
+                request.state = State.GENERATION
                 self._ready.append(request)
         self._ready.sort(key=_by_arrival)
 
     def stats(self) -> Stats:
-        context = sum(len(step.context) for step in self._in_flight)
-        context_tokens = sum(work.length for step in self._in_flight for work in step.context)
+        works = [work for step in self._in_flight for work in step.context]
+        context, context_tokens = len({work.request for work in works}), sum(work.length for work in works)
         scheduled = context + sum(len(step.generation) for step in self._in_flight)
-        waiting = len(self._queue) + len(self._ready)
         paused = sum(request.state is State.PAUSED for request in self._queue)
         most = self.config.max_batch_size * self.config.micro_batches
         blocks, free = self.config.num_blocks, len(self.pool.idle)
-        requests = (scheduled + waiting, most, scheduled, context, context_tokens, waiting, paused)
-        return Stats(*requests, self._steps, blocks, free, blocks - free, self._reused)
+        requests = (self._active, most, scheduled, context, context_tokens, self._active - scheduled, paused)
+        return Stats(*requests, self._steps, blocks, free, blocks - free, self._reused, self._newest)
+
+    def _fill(self, step: Step) -> Step:
+        """Put into a step all that is ready, as far as it goes in."""
+        generation, most = State.GENERATION, min(self.config.max_batch_size, self.config.max_num_tokens)
+        for request in [request for request in self._ready if request.state is generation]:
+            if step.num_tokens == most:
+                break
+            # The state again, because it may have been paused a moment ago for an older one.
+            if request.state is generation and self._grow(request):
+                step.add(request, 1)
+        contexts = [request for request in self._ready if request.state is State.CONTEXT]
+        while following := contexts.pop(0) if contexts else self._admit(step):
+            length = self._fit(step, len(following.tokens) - following.scheduled)
+            if not length:
+                break
+            step.add(following, length)
+        self._ready = [request for request in self._ready if request.scheduled < len(request.tokens)]
+        return step
 
     def _fit(self, step: Step, remaining: int) -> int:
         """How many of a sequence's remaining positions go into the step: all, or whole blocks of them
@@ -227,8 +256,9 @@ class Scheduler:
         in_use = sum(self.pool.references[block] > 0 for block in matched)
         if most - in_use > unpromised or not self._fit(step, len(request.tokens) - len(matched) * size):
             return None
-        self._queue.popleft()
-        request.state, request.computed = State.CONTEXT, len(matched) * size
+        insort(self._ready, self._queue.popleft(), key=_by_arrival)
+        request.state = State.CONTEXT
+        request.scheduled = request.computed = len(matched) * size
         evicted = self.pool.evicted
         request.blocks, request.promised = self.pool.take(matched, table - len(matched)), most - table
         request.taken_blocks += table - len(matched)
@@ -241,7 +271,7 @@ class Scheduler:
     def _grow(self, request: Request) -> bool:
         """Give it a block if its next position needs one. False if it has to wait, because others in
         flight hold the blocks; with none in flight the oldest can pause all others, so it goes on."""
-        if request.computed < len(request.blocks) * self.config.tokens_per_block:
+        if request.scheduled < len(request.blocks) * self.config.tokens_per_block:
             return True
         while not self.pool.idle:
             youngest = self._ready[-1]
@@ -258,7 +288,13 @@ class Scheduler:
             self._reserved -= 1
         return True
 
+    def _end(self, request: Request) -> None:
+        self._release(request)
+        self._active -= 1
+
     def _release(self, request: Request) -> None:
+        """Give its blocks back. Chunks of it that are in flight still write them, but before any later step does: each
+        stage computes the steps in order."""
         self.pool.release(request.blocks)
         self._reserved -= request.promised
-        request.blocks, request.computed, request.promised = [], 0, 0
+        request.blocks, request.scheduled, request.computed, request.promised = [], 0, 0, 0

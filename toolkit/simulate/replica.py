@@ -1,7 +1,8 @@
 """One group of pipeline stages: `toolkit.inflight` decides each step, a model of step times says how long it takes.
 
 Steps pass the stages in the order in which they were scheduled. A stage begins a step when it has ended the one
-before and the stage in front has handed this one over; so all of a step is known when it begins, in seconds of work.
+before and the stage in front has handed this one over; so all of a step is known when it is scheduled, in seconds of
+work. A micro-batch is scheduled when its last step has ended, or when a request comes while nothing is in flight.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Sequence(Request):
         super().__init__(number, planned.prompt, planned.output_tokens)
         self.due = due
         self.started: float | None = None
-        """When its first step began."""
+        """When its first step was scheduled."""
         self.token_times: list[float] = []
         self.refused: float | None = None
         """When it found the queue full."""
@@ -62,7 +63,7 @@ class Interval(NamedTuple):
 
 
 class InFlight(NamedTuple):
-    """A step between its beginning and its end, by the work clock."""
+    """A step that is scheduled and has not ended, by the work clock."""
 
     end: float
     spans: list[tuple[float, float]]
@@ -88,8 +89,7 @@ class Replica:
     """Time moves by `advance`; `next_event` says when that is worth calling.
 
     In a rehearsal (`times.one_thread`) rank 0 schedules, computes the first stage and chooses tokens, one after the
-    other: it prefers to begin a step, and waits for the end of the oldest when none can begin; what comes meanwhile
-    is looked at after that. On GPUs these do not wait for each other.
+    other. On GPUs a step that is scheduled waits for the first stage in its stream, and the loop goes on at once.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Replica:
         self._front: deque[tuple[float, Sequence]] = deque()  # on their way to the scheduler
         self._front_s, self._front_free = front_s, 0.0
         self._record = record
-        self._stuck = True  # nothing can begin before a request comes or a step ends
+        self._waiting = True  # for the oldest step in flight or, with none, for a request
         self._accounted = 0.0
 
     def submit(self, sequence: Sequence, now: float) -> None:
@@ -120,7 +120,7 @@ class Replica:
         self.outstanding += 1
 
     def next_event(self) -> float:
-        """When a request comes, a step ends or the first stage can begin one, whichever is first; inf when idle."""
+        """When a request comes, a step ends or the one thread can begin one, whichever is first; inf when idle."""
         return min(self._next_begin(), self._next_end(), self._front[0][0] if self._front else math.inf)
 
     def advance(self, now: float) -> list[Sequence]:
@@ -128,13 +128,10 @@ class Replica:
         self._account(now)
         ended = self._admit(now)
         while True:
-            can_begin = self._next_begin() <= now
-            if can_begin and self._one_thread:
+            if self._next_begin() <= now:
                 self._begin(now)
             elif self._next_end() <= now:
                 ended += self._end(now)
-            elif can_begin:
-                self._begin(now)
             else:
                 return ended
             self._clock.set_pace(now, self.times.slowdown(max(len(self._in_flight), 1)))
@@ -149,13 +146,15 @@ class Replica:
             except Busy:
                 sequence.refused = now
                 refused.append(sequence)
-            if not (self._one_thread and self._in_flight):
-                self._stuck = False
+            if not self._in_flight:
+                self._waiting = False
         self.outstanding -= len(refused)
         return refused
 
     def _next_begin(self) -> float:
-        return math.inf if self._stuck else self._clock.time_of(self._stage_free[0])
+        if self._waiting:
+            return math.inf
+        return self._clock.time_of(self._stage_free[0]) if self._one_thread else self._accounted
 
     def _next_end(self) -> float:
         if not self._in_flight:
@@ -166,7 +165,7 @@ class Replica:
     def _begin(self, now: float) -> None:
         step = self.scheduler.schedule()
         if step is None:
-            self._stuck = True
+            self._waiting = True
             return
         for part in step.context:
             sequence: Any = part.request
@@ -192,7 +191,7 @@ class Replica:
         self.scheduler.complete(done.step, [0] * len(emitting), [False] * len(emitting))
         for sequence in emitting:
             sequence.token_times.append(now)
-        self._stuck = False
+        self._waiting = False
         ended = [sequence for sequence in emitting if sequence.state is State.FINISHED]
         self.outstanding -= len(ended)
         return ended

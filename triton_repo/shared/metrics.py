@@ -35,8 +35,7 @@ class Metrics:
         }
         self.show("kv_cache_block", "kv_cache_block_type", blocks)
         batch = {"total_context_tokens": stats.context_tokens, "paused_requests": stats.paused}
-        batch |= {"generation_requests": stats.scheduled - stats.context}
-        batch |= {"micro_batch_id": max(stats.iterations - 1, 0) % self.scheduling.micro_batches}
+        batch |= {"generation_requests": stats.scheduled - stats.context, "micro_batch_id": stats.micro_batch}
         self.show("inflight_batcher", "inflight_batcher_specific_metric", batch)
         general = {"timestamp": time.time_ns() // 1000, "iteration_counter": stats.iterations}
         self.show("general", "general_type", general)

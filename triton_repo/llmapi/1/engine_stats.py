@@ -8,7 +8,8 @@ class Statistics:
 
     def __init__(self, llm, most, micro_batches):
         self._llm, self._most, self._last, self._seen = llm, most, {}, 0
-        self.scheduling = SimpleNamespace(tokens_per_block=0, micro_batches=micro_batches)
+        self._micro_batches = micro_batches
+        self.scheduling = SimpleNamespace(tokens_per_block=0)
 
     def read(self, active):
         """Waits a moment for steps that were not read yet. `active` requests are under way now."""
@@ -22,6 +23,7 @@ class Statistics:
             batch.get(name, 0) if active else 0
             for name in ("numScheduledRequests", "numContextRequests", "numPausedRequests", "numCtxTokens")
         )
+        iterations = self._last.get("iter", self._seen)
         return SimpleNamespace(
             active=active,
             max=self._most,
@@ -34,6 +36,7 @@ class Statistics:
             blocks_free=cache.get("freeNumBlocks", 0),
             blocks_used=cache.get("usedNumBlocks", 0),
             blocks_reused=cache.get("reusedBlocks", 0),
-            iterations=self._last.get("iter", self._seen),
+            iterations=iterations,
+            micro_batch=max(iterations - 1, 0) % self._micro_batches,
             gpu_bytes=self._last.get("gpuMemUsage", 0),
         )
