@@ -12,7 +12,7 @@ from toolkit.simulate.run import Simulation, simulate
 from toolkit.simulate.steps import StepTimes
 from toolkit.slo.metrics import Sample, is_good
 from toolkit.slo.verdict import judge, limits_of_a_request, percentiles
-from toolkit.workload import Planned, Traffic
+from toolkit.workload import Traffic
 
 REQUESTS = 320
 """Of each tried rate: enough for a P99, few enough for a search in two seconds."""
@@ -23,8 +23,8 @@ LIKELY = (0.875, 0.75, 0.5)
 """Of the saturated throughput: where the highest rate is looked for first."""
 LOWEST, FEW = 0.02, 8
 """The lowest rate tried, as a share of the saturated throughput, and the requests that it is first tried with."""
-OVERLOAD = 1.25
-"""A rate is more than can be served when it is so many times what was."""
+GOLDEN = (math.sqrt(5) - 1) / 2
+"""The multiples of it, modulo 1, are spread evenly over 0 to 1, however many of them are taken."""
 
 
 @dataclass(frozen=True)
@@ -56,31 +56,18 @@ def find_capacity(
 
 
 def saturate(traffic: Traffic, config: SchedulerConfig, times: StepTimes, replicas: int) -> Simulation:
-    """The requests of an open loop, due faster than they can be served, with a queue for all of them.
+    """All requests at once, with a queue for them. Those that begin together get outputs of every length up to theirs.
 
-    Not all at once and not from a closed loop: sequences of one length that begin together stay together, and a
-    pipeline in which all prefill or all decode has no bubbles that real traffic has. By Little's law no rate above
-    (requests in flight) / (time of one alone) can be served. A rate that is nearly served is raised all the same, as
-    a queue that is empty now and then does not saturate.
+    Sequences of one length that begin together end together, and those after them again: then a step has many prompts,
+    the next ones none, and the throughput is one that no traffic gets which comes by and by.
     """
-    users = config.max_batch_size * config.micro_batches * replicas
-    patient = replace(config, max_queue_size=len(traffic.requests))
-    rate = users / _alone_s(traffic, config, times)
-    while True:
-        run = simulate(traffic.at(rate), patient, times, replicas)
-        served = middle_throughput(run)
-        if rate > OVERLOAD * served or math.isinf(served):
-            return run
-        rate *= OVERLOAD
-
-
-def _alone_s(traffic: Traffic, config: SchedulerConfig, times: StepTimes) -> float:
-    """Seconds that a request of mean lengths takes when nothing else runs."""
-    requests = traffic.requests
-    prompt = sum(len(request.prompt) for request in requests) // len(requests)
-    output = sum(request.output_tokens for request in requests) // len(requests)
-    mean = Planned(0.0, range(prompt), output)
-    return simulate(replace(traffic, requests=(mean,)), config, times).seconds
+    count = len(traffic.requests)
+    together = min(config.max_batch_size * config.micro_batches * replicas, count // FILLS)
+    requests = [planned._replace(due=0.0) for planned in traffic.requests]
+    for number, planned in enumerate(requests[:together], 1):
+        share = GOLDEN * number % 1
+        requests[number - 1] = planned._replace(output_tokens=math.ceil(share * planned.output_tokens))
+    return simulate(replace(traffic, requests=tuple(requests)), replace(config, max_queue_size=count), times, replicas)
 
 
 def middle_throughput(run: Simulation) -> float:
