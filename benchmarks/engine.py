@@ -1,10 +1,11 @@
 """Tokens a second of the rehearsal engine driven directly, without Triton: one line for each case.
 
     python benchmarks/engine.py CONFIG [--tp 1 --pp 1] [--streams 1 16] [--tokens 48] [--repeat 3]
+                                       [--prompt 16] [--max-num-tokens N]
 
 CONFIG is converted and built if it is not. Prompts of 16 random tokens, greedy, no end, all submitted at
 once; the median of `repeat` runs, after one to warm up. A run counts from the first submission to the
-last token.
+last token. The first token is that of the median stream.
 """
 
 from __future__ import annotations
@@ -22,8 +23,6 @@ from pathlib import Path
 
 import yaml
 
-PROMPT = 16
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -32,17 +31,21 @@ def main() -> None:
     parser.add_argument("--pp", type=int)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--prompt", type=int, default=16)
+    parser.add_argument("--max-num-tokens", type=int)
     parser.add_argument("--repeat", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        engine, workers = start(variant(options.config, options.tp, options.pp, Path(folder)))
+        engine, workers = start(variant(options, Path(folder)))
         mapping = engine.settings.mapping
         for streams in options.streams:
-            run(engine, streams, options.tokens)
-            rates = [run(engine, streams, options.tokens) for _ in range(options.repeat)]
+            run(engine, streams, options.prompt, options.tokens)
+            runs = [run(engine, streams, options.prompt, options.tokens) for _ in range(options.repeat)]
+            rates, firsts = zip(*runs, strict=True)
             print(
                 f"{options.config.stem} tp{mapping.tp} pp{mapping.pp} {streams} streams: "
-                f"{statistics.median(rates):.1f} tok/s ({min(rates):.1f} to {max(rates):.1f}), "
+                f"{statistics.median(rates):.1f} tok/s ({min(rates):.1f} to {max(rates):.1f}), first token "
+                f"{statistics.median(firsts):.0f} ms ({min(firsts):.0f} to {max(firsts):.0f}), "
                 f"load average {os.getloadavg()[0]:.1f}",
                 flush=True,
             )
@@ -51,12 +54,16 @@ def main() -> None:
             worker.join()
 
 
-def variant(config: Path, tp: int | None, pp: int | None, folder: Path) -> Path:
-    """The config itself, or a copy in the folder with another tp or pp, and an output of its own."""
-    if not (tp or pp):
+def variant(options: argparse.Namespace, folder: Path) -> Path:
+    """The config itself, or a copy in the folder with what is changed, and an output of its own."""
+    config = options.config
+    layout = {name: value for name, value in (("tp", options.tp), ("pp", options.pp)) if value}
+    if not (layout or options.max_num_tokens):
         return config
     content = yaml.safe_load(config.read_text())
-    content["parallel"] |= {name: value for name, value in (("tp", tp), ("pp", pp)) if value}
+    content["parallel"] |= layout
+    if options.max_num_tokens:
+        content.setdefault("limits", {})["max_num_tokens"] = options.max_num_tokens
     content["model"]["path"] = str((config.parent / content["model"]["path"]).resolve())
     mapping = content["parallel"]
     content |= {"name": f"{config.stem}-tp{mapping['tp']}pp{mapping['pp']}", "output": str(folder / "output")}
@@ -92,20 +99,25 @@ def start(config: Path):
     return RehearsalEngine(settings, port), workers
 
 
-def run(engine, streams: int, tokens: int) -> float:
-    """Tokens a second of `streams` requests submitted at once."""
+def run(engine, streams: int, prompt: int, tokens: int) -> tuple[float, float]:
+    """Tokens a second of `streams` requests submitted at once, and the ms to the first token of the median one."""
     from toolkit.engine.request import GenerationRequest
 
-    rnd, done = random.Random(streams), threading.Semaphore(0)
+    rnd, done, firsts = random.Random(streams), threading.Semaphore(0), {}
     size = engine.settings.model["vocab_size"]
-    prompts = [[rnd.randrange(size) for _ in range(PROMPT)] for _ in range(streams)]
+    prompts = [[rnd.randrange(size) for _ in range(prompt)] for _ in range(streams)]
     start = time.perf_counter()
-    for prompt in prompts:
-        request = GenerationRequest(input_ids=prompt, request_output_len=tokens)
-        engine.submit([request], lambda event: done.release() if event.finished else None)
+
+    def note(event) -> None:
+        firsts.setdefault(event.sequence, time.perf_counter() - start)
+        if event.finished:
+            done.release()
+
+    for ids in prompts:
+        engine.submit([GenerationRequest(input_ids=ids, request_output_len=tokens)], note)
     for _ in range(streams):
         done.acquire()
-    return streams * tokens / (time.perf_counter() - start)
+    return streams * tokens / (time.perf_counter() - start), statistics.median(firsts.values()) * 1e3
 
 
 if __name__ == "__main__":

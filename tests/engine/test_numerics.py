@@ -102,3 +102,24 @@ def test_chunks_and_reuse_change_nothing(make_llama, deploy, options):
     with started(deployment, **options) as group:
         for prompt, (tokens, _) in zip(PROMPTS, reference(model), strict=True):
             assert group.generate(prompt, LENGTH) == tokens
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("tp", "pp"), [(1, 4), (2, 2)])
+def test_chunks_that_follow_each_other_through_the_stages_change_nothing(deep, deploy, tp, pp):
+    """A block a step, of 8 tokens: the prompt of 75 tokens is in as many steps at once as there are stages."""
+    deployment = deploy(deep, tp, pp, limits={"max_sequences": 4 * pp, "max_num_tokens": 8, "max_seq_len": 128})
+    check(deployment, deep)
+    in_flight = []
+    with started(deployment) as group:
+        begin = group.engine._begin
+
+        def watch(step, now):
+            in_flight.append(group.engine.stats().context_tokens)
+            return begin(step, now)
+
+        group.engine._begin = watch
+        found = group.generate(PROMPTS[-1], 1)
+    assert found == reference(deep)[-1][0][:1]
+    assert in_flight[:pp] == [8 * (step + 1) for step in range(pp)]
+    assert len(in_flight) == 10 and max(in_flight) == 8 * pp
