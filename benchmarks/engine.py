@@ -88,6 +88,7 @@ def start(config: Path):
         gpt_model_path=deployment.engine_dir,
         max_tokens_in_paged_kv_cache=deployment.kv_blocks * deployment.kv_cache.tokens_per_block,
         enable_kv_cache_reuse=False,
+        enable_chunked_context=deployment.scheduler.chunked_context,
     )
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.calibrate.slow_rank import PacedRank, work_paced
+from tests.calibrate.slow_rank import STEP_S, TOKEN_S, PacedRank, work_paced
 from tests.engine.conftest import started
 from toolkit.calibrate.grid import grid
 from toolkit.calibrate.service import read_steps, slowdowns
@@ -48,6 +48,20 @@ def test_simulated_percentiles_are_those_of_the_engine(tiny_llama, deploy, tmp_p
     for name in ("ttft_ms", "tpot_ms"):
         ratio = predicted.distributions[name].percentile(50) / measured.distributions[name].percentile(50)
         assert 1 / WITHIN < ratio < WITHIN, json.dumps({name: ratio})
+
+
+@pytest.mark.slow
+def test_chunks_follow_each_other_through_the_stages_of_the_engine(tiny_llama, deploy, monkeypatch):
+    """A stage sleeps for 46 ms of each chunk of 32 tokens. 12 chunks, each after the last has left the fourth stage,
+    could not take less than 12 x 4 x 46 = 2,208 ms; following each other they take 15 x 46 = 690 and what is computed."""
+    workload = {"rate": 1, "requests": 1, "prompt_tokens": 384, "output_tokens": 1}
+    limits = {"max_sequences": 8, "max_num_tokens": 32, "max_seq_len": 448}
+    deployment = deploy(tiny_llama, pp=4, limits=limits, workload=workload)
+    monkeypatch.setattr("toolkit.engine.rehearsal.engine.Rank", PacedRank)
+    (sample,) = engine_samples(deployment, traffic_of(deployment))
+    print(f"TTFT {sample.ttft_ms:.0f} ms")
+    chunk_ms = 1e3 * (STEP_S + 32 * TOKEN_S)
+    assert 15 * chunk_ms < sample.ttft_ms < 12 * 4 * chunk_ms
 
 
 def engine_samples(deployment, traffic) -> list[Sample]:
