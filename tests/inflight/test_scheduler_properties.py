@@ -104,6 +104,24 @@ def crowded_configs(draw: st.DrawFn) -> SchedulerConfig:
     )
 
 
+@st.composite
+def chunking_configs(draw: st.DrawFn) -> SchedulerConfig:
+    """Steps of a block or two, so that a prompt is in every micro-batch at once, also when it is cancelled or paused."""
+    block = draw(st.integers(1, 3))
+    return SchedulerConfig(
+        max_batch_size=draw(st.integers(1, 4)),
+        max_num_tokens=draw(st.integers(block, 2 * block + 1)),
+        micro_batches=draw(st.integers(2, 4)),
+        num_blocks=-(-40 // block) + draw(st.integers(0, 8)),
+        tokens_per_block=block,
+        policy=draw(st.sampled_from(["guaranteed_no_evict", "max_utilization"])),
+        chunked_context=True,
+        reuse=draw(st.booleans()),
+        max_queue_size=100,
+        max_seq_len=40,
+    )
+
+
 arrivals = st.tuples(
     prompts.filter(bool),
     st.integers(1, 12),  # max_tokens
@@ -112,8 +130,8 @@ arrivals = st.tuples(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(crowded_configs(), st.lists(arrivals, min_size=6, max_size=16))
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.one_of(crowded_configs(), chunking_configs()), st.lists(arrivals, min_size=6, max_size=16))
 def test_a_crowd(config: SchedulerConfig, crowd: list[tuple[list[int], int, int, int | None]]) -> None:
     engine = FakeEngine(config)
     cancellations: list[tuple[int, Request]] = []
