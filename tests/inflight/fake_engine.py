@@ -111,8 +111,12 @@ class FakeEngine:
 
     def is_idle(self, request: Request) -> bool:
         """Whether a step may take it: it runs, and the step in flight that computes its last token is none."""
-        return bool(request.blocks) and request not in self.ended and request.state is not State.CANCELLED \
+        return (
+            bool(request.blocks)
+            and request not in self.ended
+            and request.state is not State.CANCELLED
             and self.next_position[request] < len(request.tokens)
+        )
 
     def land(self) -> None:
         """Run the last stage of the oldest step in flight and complete it."""

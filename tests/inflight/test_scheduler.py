@@ -8,6 +8,7 @@ from tests.inflight.traces import CONFIG, complete, described, start
 from toolkit.errors import Busy, InputRefused
 from toolkit.inflight import Request, Scheduler, State, Stats
 
+
 def test_two_micro_batches_chunks_reservation_and_reuse() -> None:
     stem = list(range(100, 110))
     scheduler, requests = start(CONFIG, a=(stem, 3), b=([*stem[:8], 1, 2], 2), c=([7, 8, 9], 2))

@@ -106,7 +106,7 @@ def crowded_configs(draw: st.DrawFn) -> SchedulerConfig:
 
 @st.composite
 def chunking_configs(draw: st.DrawFn) -> SchedulerConfig:
-    """Steps of a block or two, so that a prompt is in every micro-batch at once, also when it is cancelled or paused."""
+    """Steps of a block or two: a prompt is in every micro-batch at once, also when it is cancelled or paused."""
     block = draw(st.integers(1, 3))
     return SchedulerConfig(
         max_batch_size=draw(st.integers(1, 4)),

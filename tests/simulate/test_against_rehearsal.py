@@ -52,8 +52,9 @@ def test_simulated_percentiles_are_those_of_the_engine(tiny_llama, deploy, tmp_p
 
 @pytest.mark.slow
 def test_chunks_follow_each_other_through_the_stages_of_the_engine(tiny_llama, deploy, monkeypatch):
-    """A stage sleeps for 46 ms of each chunk of 32 tokens. 12 chunks, each after the last has left the fourth stage,
-    could not take less than 12 x 4 x 46 = 2,208 ms; following each other they take 15 x 46 = 690 and what is computed."""
+    """A stage sleeps for 46 ms of each chunk of 32 tokens. 12 chunks, each begun when the one before has left the
+    fourth stage, could not take less than 12 x 4 x 46 = 2,208 ms. Following each other they take 15 x 46 = 690 ms and
+    what is computed."""
     workload = {"rate": 1, "requests": 1, "prompt_tokens": 384, "output_tokens": 1}
     limits = {"max_sequences": 8, "max_num_tokens": 32, "max_seq_len": 448}
     deployment = deploy(tiny_llama, pp=4, limits=limits, workload=workload)

@@ -11,7 +11,9 @@ from .steady import Steady, config, due_at, prompt
 def run(times: Steady, *requests: tuple[float, int, int], **changed: int) -> Simulation:
     """Requests (due, prompt tokens, output tokens) through two micro-batches."""
     planned = tuple(Planned(due, prompt(n, length), output) for n, (due, length, output) in enumerate(requests))
-    return simulate(Traffic(planned, 1.0, None, False), config(**{"micro_batches": 2, **changed}), times, record=(0, 99))
+    return simulate(
+        Traffic(planned, 1.0, None, False), config(**{"micro_batches": 2, **changed}), times, record=(0, 99)
+    )
 
 
 def test_a_chunk_follows_the_one_before_on_each_stage():
