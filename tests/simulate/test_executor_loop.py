@@ -46,16 +46,16 @@ def test_a_new_request_joins_the_micro_batch_in_turn():
 
 
 def test_a_step_is_decided_when_the_last_one_of_its_micro_batch_has_ended():
-    """Stages of 3 and 1 s. Prompts a and b, of a step each: a ends at 4 s, b at 7 s. At 4 s a's next step is decided and
-    waits for the first stage until 6 s. c comes at 5 s, too late for it, and goes with b: 9-12, 12-13.
+    """Stages of 3 and 1 s. Prompts a and b, of a step each: a ends at 4 s, b at 7 s. At 4 s a's next step is decided,
+    and waits for the first stage until 6 s. c comes at 5 s, too late for it, and goes with b: 9-12, 12-13.
     """
     result = run(Steady([3.0, 1.0]), (0.0, 16, 2), (0.0, 16, 2), (5.0, 1, 1), max_batch_size=2, max_num_tokens=16)
     assert [sample.token_times for sample in result.samples] == [(4, 10), (7, 13), (13,)]
 
 
 def test_a_request_that_comes_while_a_micro_batch_is_waited_for_waits_too():
-    """One a micro-batch, stages of 1 s. a ends at 2 s; nothing else is there, so the loop waits for b, until 3 s. c comes
-    at 2.5 s, when the first stage and a micro-batch are free, and begins after b: stage 0 from 4 to 5 s."""
+    """One a micro-batch, stages of 1 s. a ends at 2 s; nothing else is there, so the loop waits for b, until 3 s. c
+    comes at 2.5 s, when the first stage and a micro-batch are free, and begins after b: stage 0 from 4 to 5 s."""
     result = run(Steady([1.0, 1.0]), (0.0, 1, 1), (0.0, 1, 2), (2.5, 1, 1))
     assert [sample.token_times for sample in result.samples] == [(2,), (3, 5), (6,)]
     first_stage = [(interval.start, interval.micro_batch) for interval in result.intervals if interval.stage == 0]
