@@ -87,12 +87,11 @@ def rows(engine: EngineHandle, dtype: str):
     for tokens in (128, 256, 512, 1024, 2048, 4096, 8192):
         us = micros(engine.run_static_per_op(batch_size=1, isl=tokens, osl=2)[0])
         yield from dense(us, tokens, dtype)
-        if dtype == "16":
-            yield "context", tokens, tokens, us["attention"]
-    for sequences in (1, 4, 16, 32, 64, 128):
+        yield "context", tokens, tokens, us["attention"]
+    for sequences in (1, 4, 16, 32, 64, 128, 256, 512, 1024):
         for context in (256, 1024, 4096):
             us = micros(engine.decode_step_per_op(sequences, context, 2))
-            if context == 1024 and sequences < 128:  # 128 rows are in the contexts above
+            if context == 1024 and sequences < 128:  # 128 and more rows are in the contexts above
                 yield from dense(us, sequences, dtype)
             yield "generation", sequences, context + 1, us["attention"]
 

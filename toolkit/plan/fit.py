@@ -20,11 +20,12 @@ from toolkit.plan.precision import Precision
 Part = Literal["linear", "elementwise", "context", "generation", "all_reduce", "lm_head"]
 
 SHARES_AND_FLOORS = {
-    ("linear", False): ("linear_flops", "weight_bytes", "linear_s"),
+    ("linear", False): ("linear_flops", "weight_bytes", "knee", "linear_s"),
     ("linear", True): ("linear_flops_fp8", "linear_fp8_s"),
     ("elementwise", False): ("elementwise_bytes", "elementwise_s"),
-    ("context", False): ("context_flops", "context_s"),
-    ("generation", False): ("key_bytes", "generation_s"),
+    ("context", False): ("context_flops", "context_bytes", "context_s"),
+    ("context", True): ("context_flops_fp8",),
+    ("generation", False): ("key_bytes", "extra_keys", "generation_s"),
     ("generation", True): ("generation_fp8_s",),
     ("all_reduce", False): ("one_shot_link", "all_reduce_s", "ring_link", "ring_s"),
 }
@@ -48,9 +49,9 @@ def predicted_s(form: ClosedForm, timing: Timing) -> float:
     """The closed form's time for what was measured."""
     part, tokens = timing.part, timing.tokens
     if part == "context":
-        return form.context_s(tokens * (timing.context + 1) / 2)
+        return form.context_s(tokens, tokens * (timing.context + 1) / 2)
     if part == "generation":
-        return form.generation_s(tokens * timing.context)
+        return form.generation_s(tokens, tokens * timing.context)
     parts: dict[str, Callable[[int], float]] = {
         "linear": form.linear_s,
         "elementwise": form.elementwise_s,
@@ -65,8 +66,6 @@ def fit_rates(shape: ModelShape, gpu: Gpu, timings: Sequence[Timing]) -> Rates:
     rates = gpu.rates
     for (part, fp8), names in SHARES_AND_FLOORS.items():
         wanted = [timing for timing in timings if (timing.part, timing.fp8) == (part, fp8)]
-        if part == "all_reduce" and not gpu.nvlink:
-            names = (*names, "contention")
         if len(wanted) > len(names):
             rates = _fit(shape, replace(gpu, rates=rates), wanted, names)
     return rates
@@ -84,7 +83,7 @@ def _fit(shape: ModelShape, gpu: Gpu, timings: Sequence[Timing], names: Sequence
         return [math.log(predicted_s(forms[t.tp, t.fp8], t) / t.seconds) for t in timings]
 
     start = [math.log(getattr(gpu.rates, name)) for name in names]
-    most = [math.inf if name.endswith("_s") or name == "contention" else 0.0 for name in names]  # a share is at most 1
+    most = [math.inf if name.endswith("_s") or name in ("extra_keys", "knee") else 0.0 for name in names]  # a share is at most 1
     found = least_squares(misses, start, loss="soft_l1", f_scale=0.05, bounds=([-math.inf] * len(names), most))
     return rates(found.x.tolist())
 

@@ -24,6 +24,8 @@ class Rates:
     """The same in FP8, share of the FP8 peak."""
     weight_bytes: float
     """Weights streamed from memory, share of its bandwidth."""
+    knee: float
+    """Between memory-bound and compute-bound a product takes (a**knee + m**knee) ** (1/knee) of its two times."""
     linear_s: float
     """Each matrix product, seconds."""
     linear_fp8_s: float
@@ -33,10 +35,16 @@ class Rates:
     elementwise_s: float
     context_flops: float
     """Attention of prompts (causal half of the square), share of the 16-bit peak."""
+    context_flops_fp8: float
+    """The same with weights and KV cache in FP8, share of the FP8 peak."""
+    context_bytes: float
+    """Queries, keys and values of prompts on their way to it, share of bandwidth."""
     context_s: float
     """Attention of prompts, seconds a layer."""
     key_bytes: float
     """Attention of a decode step: keys and values read, share of bandwidth."""
+    extra_keys: float
+    """What a sequence costs there beside its keys, as if it had so many more."""
     generation_s: float
     """Attention of a decode step, seconds a layer."""
     generation_fp8_s: float
@@ -49,8 +57,6 @@ class Rates:
     """All-reduce that moves 2 (tp - 1) / tp of the message (large ones), share of the link's one-way rate."""
     ring_s: float
     """Its floor, seconds."""
-    contention: float = 1.28
-    """How a PCIe bus slows with more ranks: its rate is divided by (tp - 1) ** contention (L40S). Not on NVLink."""
     hop_link: float = 0.8
     """Point-to-point between stages, share of the link's one-way rate."""
     hop_s: float = 10e-6
@@ -77,58 +83,64 @@ class Gpu:
     """0 where there is none."""
     nvlink_gpus: int
     """How many GPUs it joins."""
+    sharp: bool
+    """Whether NVLink's switches add up what the ranks send (NVLink SHARP)."""
     pcie: float
     rates: Rates
     measured: bool
     """Whether the rates were fitted to times of this GPU; if not, they are the H100 SXM's, on its own data sheet."""
 
-    def link(self, tp: int) -> float:
-        """What one of `tp` GPUs that talk at once can send, bytes/s."""
-        return self.nvlink if tp <= self.nvlink_gpus else self.pcie / (tp - 1) ** self.rates.contention
+    def joined(self, gpus: int) -> bool:
+        """Whether NVLink joins so many."""
+        return gpus <= self.nvlink_gpus
+
+    def link(self, gpus: int) -> float:
+        """What one of so many GPUs can send to another, bytes/s."""
+        return self.nvlink if self.joined(gpus) else self.pcie
 
 
 _H100 = Rates(
-    linear_flops=0.775, linear_flops_fp8=0.629, weight_bytes=0.840, linear_s=3.66e-6, linear_fp8_s=14.0e-6,
-    elementwise_bytes=0.8, elementwise_s=3e-6, context_flops=0.414, context_s=32.4e-6, key_bytes=0.739,
-    generation_s=11.6e-6, generation_fp8_s=7.65e-6, one_shot_link=0.611, all_reduce_s=2.85e-6, ring_link=0.741,
-    ring_s=25.8e-6,
+    linear_flops=0.775, linear_flops_fp8=0.629, weight_bytes=0.839, knee=5.35, linear_s=3.69e-6,
+    linear_fp8_s=14.1e-6, elementwise_bytes=0.8, elementwise_s=3e-6, context_flops=0.539, context_flops_fp8=0.362,
+    context_bytes=0.34, context_s=28.2e-6, key_bytes=0.904, extra_keys=30.5, generation_s=10.5e-6,
+    generation_fp8_s=6.81e-6, one_shot_link=0.612, all_reduce_s=2.85e-6, ring_link=0.604, ring_s=27.8e-6,
 )  # fmt: skip
 _H200 = Rates(
-    linear_flops=0.771, linear_flops_fp8=0.653, weight_bytes=0.843, linear_s=4.08e-6, linear_fp8_s=14.0e-6,
-    elementwise_bytes=0.8, elementwise_s=3e-6, context_flops=0.410, context_s=32.2e-6, key_bytes=0.571,
-    generation_s=11.7e-6, generation_fp8_s=7.54e-6, one_shot_link=0.635, all_reduce_s=2.80e-6, ring_link=0.729,
-    ring_s=20.3e-6,
+    linear_flops=0.773, linear_flops_fp8=0.654, weight_bytes=0.844, knee=4.43, linear_s=4.03e-6,
+    linear_fp8_s=13.9e-6, elementwise_bytes=0.8, elementwise_s=3e-6, context_flops=0.532, context_flops_fp8=0.364,
+    context_bytes=0.25, context_s=28.2e-6, key_bytes=0.898, extra_keys=104, generation_s=11.2e-6,
+    generation_fp8_s=7.17e-6, one_shot_link=0.629, all_reduce_s=2.79e-6, ring_link=0.597, ring_s=21.9e-6,
 )  # fmt: skip
 _A100 = Rates(
-    linear_flops=0.819, linear_flops_fp8=0.629, weight_bytes=0.806, linear_s=10.6e-6, linear_fp8_s=14.0e-6,
-    elementwise_bytes=0.8, elementwise_s=3e-6, context_flops=0.345, context_s=37.8e-6, key_bytes=0.839,
-    generation_s=15.8e-6, generation_fp8_s=7.65e-6, one_shot_link=0.489, all_reduce_s=4.84e-6, ring_link=0.653,
-    ring_s=45.5e-6,
+    linear_flops=0.834, linear_flops_fp8=0.629, weight_bytes=0.813, knee=2.19, linear_s=8.74e-6, linear_fp8_s=14e-6,
+    elementwise_bytes=0.8, elementwise_s=3e-6, context_flops=0.433, context_flops_fp8=0.3, context_bytes=0.274,
+    context_s=29.9e-6, key_bytes=0.904, extra_keys=30.5, generation_s=13.6e-6, generation_fp8_s=7.65e-6,
+    one_shot_link=0.489, all_reduce_s=4.84e-6, ring_link=0.653, ring_s=45.5e-6,
 )  # fmt: skip
 _L40S = Rates(
-    linear_flops=0.576, linear_flops_fp8=0.485, weight_bytes=0.780, linear_s=1e-9, linear_fp8_s=7.10e-6,
-    elementwise_bytes=0.8, elementwise_s=3e-6, context_flops=0.345, context_s=31.5e-6, key_bytes=1.0,
-    generation_s=8.12e-6, generation_fp8_s=11.6e-6, one_shot_link=0.342, all_reduce_s=6.92e-6, ring_link=0.644,
-    ring_s=25.4e-6,
+    linear_flops=0.591, linear_flops_fp8=0.498, weight_bytes=0.795, knee=2.79, linear_s=1e-9, linear_fp8_s=6.87e-6,
+    elementwise_bytes=0.8, elementwise_s=3e-6, context_flops=0.397, context_flops_fp8=0.4, context_bytes=0.855,
+    context_s=26.7e-6, key_bytes=0.781, extra_keys=0.001, generation_s=7.19e-6, generation_fp8_s=10.9e-6,
+    one_shot_link=0.342, all_reduce_s=6.92e-6, ring_link=0.644, ring_s=25.4e-6,
 )  # fmt: skip
 _B200 = Rates(
-    linear_flops=0.655, linear_flops_fp8=0.561, weight_bytes=0.787, linear_s=3.60e-6, linear_fp8_s=16.6e-6,
-    elementwise_bytes=0.8, elementwise_s=3e-6, context_flops=0.355, context_s=35.8e-6, key_bytes=0.917,
-    generation_s=10.6e-6, generation_fp8_s=10.7e-6, one_shot_link=0.624, all_reduce_s=4.82e-6, ring_link=0.627,
-    ring_s=28.8e-6,
+    linear_flops=0.665, linear_flops_fp8=0.566, weight_bytes=0.791, knee=3.2, linear_s=3.48e-6, linear_fp8_s=16.5e-6,
+    elementwise_bytes=0.8, elementwise_s=3e-6, context_flops=0.456, context_flops_fp8=0.293, context_bytes=0.224,
+    context_s=31.5e-6, key_bytes=0.978, extra_keys=0.001, generation_s=9.2e-6, generation_fp8_s=9.81e-6,
+    one_shot_link=0.624, all_reduce_s=4.82e-6, ring_link=0.475, ring_s=30.6e-6,
 )  # fmt: skip
 
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        #    name      GiB shown  bytes/s   FLOP/s   in FP8  NVLink, of  PCIe   rates  measured
-        Gpu("h100-sxm", 79.6, 3.35e12, 989e12, 1979e12, 450e9, 8, 64e9, _H100, True),
-        Gpu("h100-pcie", 79.6, 2.00e12, 756e12, 1513e12, 0, 1, 64e9, _H100, False),
-        Gpu("h100-nvl", 93.6, 3.90e12, 835e12, 1671e12, 300e9, 2, 64e9, _H100, False),
-        Gpu("h200-sxm", 139.8, 4.80e12, 989e12, 1979e12, 450e9, 8, 64e9, _H200, True),
-        Gpu("a100-sxm", 79.3, 2.039e12, 312e12, None, 300e9, 8, 32e9, _A100, True),
-        Gpu("l40s", 44.5, 0.864e12, 362e12, 733e12, 0, 1, 32e9, _L40S, True),
-        Gpu("b200-sxm", 178.4, 7.70e12, 2250e12, 4500e12, 900e9, 8, 128e9, _B200, True),
+        #    name      GiB shown  bytes/s   FLOP/s   in FP8  NVLink, of  SHARP PCIe  rates  measured
+        Gpu("h100-sxm", 79.6, 3.35e12, 989e12, 1979e12, 450e9, 8, True, 64e9, _H100, True),
+        Gpu("h100-pcie", 79.6, 2.00e12, 756e12, 1513e12, 0, 1, False, 64e9, _H100, False),
+        Gpu("h100-nvl", 93.6, 3.90e12, 835e12, 1671e12, 300e9, 2, False, 64e9, _H100, False),
+        Gpu("h200-sxm", 139.8, 4.80e12, 989e12, 1979e12, 450e9, 8, True, 64e9, _H200, True),
+        Gpu("a100-sxm", 79.3, 2.039e12, 312e12, None, 300e9, 8, False, 32e9, _A100, True),
+        Gpu("l40s", 44.5, 0.864e12, 362e12, 733e12, 0, 1, False, 32e9, _L40S, True),
+        Gpu("b200-sxm", 178.4, 7.70e12, 2250e12, 4500e12, 900e9, 8, True, 128e9, _B200, True),
     )
 }
 

@@ -19,6 +19,8 @@ from toolkit.plan.gpus import Gpu
 from toolkit.plan.precision import Precision
 from toolkit.simulate.steps import StepWork
 
+PCIE_RING = 0.58
+PCIE_HOP_S = 4e-6
 KNEE = 5.0
 """Between memory-bound and compute-bound a product takes (a**k + m**k) ** (1/k) of its two times a and m."""
 
@@ -63,9 +65,9 @@ class ClosedForm:
         """One layer of the step on one GPU."""
         seconds = self._dense_s(work.tokens)
         if work.contexts:
-            seconds += self.context_s(work.context_pairs)
+            seconds += self.context_s(work.context_tokens, work.context_pairs)
         if work.generations:
-            seconds += self.generation_s(work.keys)
+            seconds += self.generation_s(work.generations, work.keys)
         return seconds
 
     def linear_s(self, tokens: int) -> float:
@@ -78,27 +80,45 @@ class ClosedForm:
         moved = tokens * self.precision.activation_bytes * (8 * shape.hidden_size + 3 * self._ffn)
         return 3 * rates.elementwise_s + moved / (self.gpu.bandwidth * rates.elementwise_bytes)
 
-    def context_s(self, pairs: float) -> float:
-        """Attention of the contexts of one layer: 2 products of 2 FLOPs a pair, head and head element."""
-        rates = self.gpu.rates
-        return rates.context_s + 4 * pairs * self._queries / (self.gpu.flops * rates.context_flops)
+    def context_s(self, tokens: int, pairs: float) -> float:
+        """Attention of the contexts of one layer: 2 products of 2 FLOPs a pair, head and head element.
 
-    def generation_s(self, keys: float) -> float:
-        """Attention of the generations of one layer: every key and value read once."""
+        Before it queries, keys and values get their positions and go into the KV cache: read and written once.
+        """
         rates = self.gpu.rates
-        read = keys * 2 * self._keys * self.precision.kv_bytes
+        in_fp8 = self.precision.fp8 and self.precision.kv_bytes == 1
+        peak = (self.gpu.flops_fp8 or 0) * rates.context_flops_fp8 if in_fp8 else self.gpu.flops * rates.context_flops
+        moved = 2 * tokens * (self._queries + 2 * self._keys) * self.precision.activation_bytes
+        placed = moved / (self.gpu.bandwidth * rates.context_bytes)
+        return rates.context_s + placed + 4 * pairs * self._queries / peak
+
+    def generation_s(self, sequences: int, keys: float) -> float:
+        """Attention of the generations of one layer: every key and value read once.
+
+        A kernel with little to read ends in its floor. One with more pays the floor once more, until enough reads
+        are in flight to fill the memory's bandwidth: the more of it, the more bytes there are.
+        """
+        rates = self.gpu.rates
+        read = self.key_bytes(keys + rates.extra_keys * sequences)
         floor = rates.generation_fp8_s if self.precision.kv_bytes == 1 else rates.generation_s
-        return floor + read / (self.gpu.bandwidth * rates.key_bytes)
+        filling = floor * (1 - math.exp(-read / (self.gpu.bandwidth * floor)))
+        return floor + filling + read / (self.gpu.bandwidth * rates.key_bytes)
+
+    def key_bytes(self, keys: float) -> float:
+        """What so many keys and their values take in one layer of one GPU."""
+        return keys * 2 * self._keys * self.precision.kv_bytes
 
     def all_reduce_s(self, tokens: int) -> float:
         """One all-reduce of the hidden states, by the faster of the two ways; 0 without tensor parallelism."""
         tp, rates, size = self.mapping.tp, self.gpu.rates, self._hidden_bytes(tokens)
         if tp == 1:
             return 0.0
-        link = self.gpu.link(tp)
-        one_shot = rates.all_reduce_s + (tp - 1) * size / (link * rates.one_shot_link)
-        ring = rates.ring_s + 2 * (tp - 1) / tp * size / (link * rates.ring_link)
-        return min(one_shot, ring)
+        ring = 2 * (tp - 1) / tp * size
+        if not self.gpu.joined(tp):
+            return 2 * (tp - 1) * PCIE_HOP_S + ring / (self.gpu.pcie * PCIE_RING)
+        moved = min(ring, (1 + 1 / tp) * size) if self.gpu.sharp else ring
+        one_shot = rates.all_reduce_s + (tp - 1) * size / (self.gpu.nvlink * rates.one_shot_link)
+        return min(one_shot, rates.ring_s + moved / (self.gpu.nvlink * rates.ring_link))
 
     def lm_head_s(self, rows: int) -> float:
         """The product with lm_head, which stays in 16 bits when the layers are FP8."""
@@ -121,7 +141,7 @@ class ClosedForm:
         moved = inner * outer * size + rows * (inner + outer) * precision.activation_bytes
         arithmetic, memory = 2 * rows * inner * outer / peak, moved / (self.gpu.bandwidth * rates.weight_bytes)
         larger = max(arithmetic, memory)
-        return floor + larger * (1 + (min(arithmetic, memory) / larger) ** KNEE) ** (1 / KNEE)
+        return floor + larger * (1 + (min(arithmetic, memory) / larger) ** rates.knee) ** (1 / rates.knee)
 
     def _dense_s(self, tokens: int) -> float:
         """What depends on the number of tokens only; a run asks for few different ones, many times."""
