@@ -19,7 +19,7 @@ from toolkit.config import Deployment
 from toolkit.mapping import Mapping
 from toolkit.plan.fit import Timing, closed_form, fit_rates, predicted_s
 from toolkit.plan.gpus import GPUS, Gpu
-from toolkit.plan.latency import ClosedForm
+from toolkit.plan.latency import ALONE, ClosedForm
 from toolkit.plan.precision import Precision
 from toolkit.simulate.steps import decode, prefill
 
@@ -63,7 +63,7 @@ def step_errors() -> dict[tuple[str, str, str], list[float]]:
     gpus = {tp: refitted(GPUS["h100-sxm"], without_tp=tp) for tp in (1, 2, 4, 8)}
     for row in rows:
         tp, pp, context = int(row["tp"]), int(row["pp"]), int(row["context"])
-        form = ClosedForm(shape, Mapping(tp=tp, pp=pp), gpus[tp], PRECISIONS[row["weights"], row["kv"]])
+        form = ClosedForm(shape, Mapping(tp=tp, pp=pp), gpus[tp], PRECISIONS[row["weights"], row["kv"]], ALONE)
         work = prefill(context) if row["phase"] == "prefill" else decode(int(row["sequences"]), context)
         seconds = sum(form.stage_seconds(work)) + (pp - 1) * form.hop_seconds(work)
         precision = {"16": "16 bits", "fp8": "FP8"}[row["weights"]] + (", KV 16" if row["weights"] != row["kv"] else "")

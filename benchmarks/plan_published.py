@@ -1,60 +1,184 @@
-"""The planner's saturated throughput beside NVIDIA's published tables: output tokens/s of one group of H100 SXM.
+"""The planner's throughput beside NVIDIA's published tables, whole run against whole run: output tokens/s of a group.
 
-    python benchmarks/plan_published.py
+    python benchmarks/plan_published.py                 # every point
+    python benchmarks/plan_published.py --summary       # only the errors of groups of points
 
-Published: TensorRT-LLM's performance overview of release 0.17 (Llama-3.x-70B, FP8 weights and KV cache, one group,
-all requests at once, request counts not given). Settings that the tables do not give are guesses: up to 1,024
-sequences, 8,192 tokens a step, 95 % of free memory for the KV cache, no chunked context.
+`data/published.csv` holds what the performance overviews of TensorRT-LLM 0.14 to 1.2 say of Llama models: all requests
+at once, equal lengths, total output tokens over total seconds. Its column `earlier` is what the planner predicted
+before its step times were made as they are. Settings are those of the releases' own trtllm-bench (see `settings`).
+Which points were used to set constants, and which were not, is in benchmarks/plan.md.
 """
 
 from __future__ import annotations
 
+import argparse
+import csv
+import math
 import statistics
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.config import Deployment, with_settings
-from toolkit.plan.predict import predict
-from toolkit.simulate import simulate
-from toolkit.simulate.capacity import middle_throughput
-from toolkit.workload import traffic_of
+from burst import Burst, Limits
 
-FLAGSHIP = Path(__file__).parent.parent / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml"
-PUBLISHED = {
-    (2, 128, 128): 6377,
-    (2, 500, 2000): 4914,
-    (2, 1000, 1000): 4227,
-    (2, 2048, 128): 749,
-    (4, 128, 128): 9619,
-    (4, 1000, 1000): 7727,
+from toolkit.mapping import Mapping
+from toolkit.model import ModelShape
+from toolkit.plan.gpus import GPUS, Gpu
+from toolkit.plan.latency import ClosedForm
+from toolkit.plan.memory import GIB, activation_bytes, context_bytes, model_bytes, plan_stage
+from toolkit.plan.precision import Precision
+
+DATA = Path(__file__).parent / "data"
+PRECISIONS = {"fp8": Precision(1, 1, 2, True), "fp16": Precision()}
+REQUESTS = {
+    (128, 128): 30000, (1000, 2000): 1500, (128, 4096): 1500, (2048, 2048): 1500, (5000, 500): 1500,
+    (8192, 1024): 1500, (1024, 8192): 1500, (20000, 2000): 1000, (32768, 1024): 1000,
+}  # fmt: skip
+"""Requests of a run by (prompt, output), as the overviews have them; 3,000 of the others."""
+TRAINING = "0.17"
+"""The release whose points set the constants of `toolkit.plan.latency.Overheads` and of memory."""
+
+
+def shape(vocabulary: int, hidden: int, ffn: int, layers: int, heads: int) -> ModelShape:
+    return ModelShape(
+        "LlamaForCausalLM", vocabulary, hidden, ffn, layers, heads, 8, 128, 131072, 1e-5, 5e5, None,
+        tie_word_embeddings=False, attention_bias=False, mlp_bias=False, hidden_act="silu", dtype="float16",
+    )  # fmt: skip
+
+
+SHAPES = {
+    "Llama-3.1-8B": shape(128256, 4096, 14336, 32, 32),
+    "Llama-3.1-70B": shape(128256, 8192, 28672, 80, 64),
+    "Llama-3.3-70B": shape(128256, 8192, 28672, 80, 64),
+    "Llama-3.1-405B": shape(128256, 16384, 53248, 126, 128),
 }
-SEQUENCES = 1024
+
+
+@dataclass(frozen=True)
+class Point:
+    """A row of the file."""
+
+    release: str
+    model: str
+    precision: str
+    gpu: str
+    tp: int
+    prompt: int
+    output: int
+    published: float
+    """Output tokens/s."""
+    earlier: float
+    """What the planner used to predict."""
+
+    @property
+    def held_out(self) -> bool:
+        """Whether no constant was set from it."""
+        return self.release != TRAINING and not self.sets_logits
+
+    @property
+    def sets_logits(self) -> bool:
+        """Of the few points whose memory is mostly logits, and which set LOGITS_BYTES."""
+        return (self.release, self.gpu, self.precision, self.tp) == (
+            "0.14",
+            "h100-sxm",
+            "fp8",
+            1,
+        ) and "70B" in self.model
+
+    def predicted(self) -> float:
+        """Output tokens/s of the run; 0 where the memory that is predicted holds no sequence."""
+        gpu, precision, model = GPUS[self.gpu], PRECISIONS[self.precision], SHAPES[self.model]
+        mapping = Mapping(tp=self.tp, pp=1)
+        sequences, tokens, share = settings(self)
+        stage = plan_stage(model, mapping, 0, precision)
+        used = stage.weight_bytes + context_bytes(gpu, self.tp)
+        used += activation_bytes(model, self.tp, tokens, sequences, precision)
+        pool = int(share * (gpu.memory_gib * GIB - used)) // stage.kv_bytes_per_token
+        count = REQUESTS.get((self.prompt, self.output), 3000)
+        times = ClosedForm(model, mapping, gpu, precision)
+        limits = Limits(sequences, tokens, pool)
+        return count * self.output / Burst(times, self.prompt, self.output, count, limits).run()
+
+    def error(self) -> float:
+        return self.predicted() / self.published - 1
+
+
+def points() -> list[Point]:
+    with (DATA / "published.csv").open() as file:
+        return [
+            Point(r["release"], r["model"], r["precision"], r["gpu"], *(int(r[name]) for name in ("tp", "isl", "osl")),
+                  float(r["tokens_per_s"]), float(r["earlier"]))
+            for r in csv.DictReader(file)
+        ]  # fmt: skip
+
+
+def settings(point: Point) -> tuple[int, int, float]:
+    """(max_batch_size, max_num_tokens, share of free memory for the KV cache) of trtllm-bench in that release.
+
+    0.14 has a table of them in its benchmark_config.yml. Later releases estimate how many requests fit, and round up.
+    """
+    if point.release == "0.14":
+        if point.model == "Llama-3.1-8B":
+            return 2048, 8192, 0.9
+        two = (2048, 1024) if point.prompt + point.output == 4096 else (256, 1024)
+        return (*{1: (2048, 2048), 2: two, 4: (2048, 1024), 8: (8192, 16384)}[point.tp], 0.9)
+    fit = _requests_that_fit(GPUS[point.gpu], SHAPES[point.model], PRECISIONS[point.precision], point)
+    sequences = min(fit, 4096)
+    tokens = min(sequences * (1 + point.prompt / point.output), 32768)
+    return (
+        _rounded(sequences, 64, ((256, 32), (1024, 128)), 256),
+        _rounded(tokens, 2048, ((4096, 256), (8192, 512)), 1024),
+        0.95,
+    )
+
+
+def _requests_that_fit(gpu: Gpu, model: ModelShape, precision: Precision, point: Point) -> float:
+    """By trtllm-bench's own estimate, which knows weights and KV cache only."""
+    heads = max(point.tp, model.num_key_value_heads)
+    per_token = 2 * model.num_hidden_layers * heads * model.head_dim * precision.kv_bytes
+    weights = model.parameters * precision.weight_bytes / 1e9 * GIB  # it takes 10^9 bytes for a GiB
+    return 0.95 * (point.tp * gpu.memory_gib * GIB - weights) / per_token / (point.prompt + point.output)
+
+
+def _rounded(value: float, least: int, steps: Iterable[tuple[int, int]], last: int) -> int:
+    """Up to a multiple of the step that belongs to the value."""
+    step = next((step for below, step in steps if value < below), last)
+    return max(least, step * math.ceil(value / step))
 
 
 def main() -> None:
-    ratios = []
-    for (tp, prompt, output), published in PUBLISHED.items():
-        predicted = throughput(tp, prompt, output)
-        ratios.append(predicted / published)
-        print(f"tp{tp} {prompt:5}/{output:<5} published {published:6,}  predicted {predicted:7,.0f}  {ratios[-1]:.2f}")
-    print(f"median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--summary", action="store_true")
+    summary = parser.parse_args().summary
+    groups: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for point in points():
+        predicted = point.predicted()
+        before, now = point.earlier / point.published - 1, predicted / point.published - 1
+        use = "held out" if point.held_out else "used"
+        for group in (f"all, {use}", f"{point.release}, {use}", f"{point.gpu} {point.precision}, {use}"):
+            groups[group].append((before, now))
+        if not summary:
+            print(
+                f"{point.release:5} {point.model:15} {point.precision:5} {point.gpu:9} tp{point.tp} "
+                f"{point.prompt:5}/{point.output:<5} published {point.published:9,.0f}  earlier {before:+7.1%}  "
+                f"now {predicted:9,.0f} {now:+7.1%}  {use}"
+            )
+    for group, errors in sorted(groups.items()):
+        before, now = zip(*errors, strict=True)
+        print(f"{group:28} {len(errors):4} points   earlier {describe(before)}   now {describe(now)}")
 
 
-def throughput(tp: int, prompt: int, output: int) -> float:
-    """Output tokens/s in the middle half of a run of four times as many requests as fit."""
-    sizes = {"prompt_tokens": prompt, "output_tokens": output, "requests": 4 * SEQUENCES}
-    deployment = with_settings(
-        Deployment.load(FLAGSHIP),
-        parallel={"tp": tp, "pp": 1},
-        hardware={"gpus": tp, "gpu_memory_limit": 0.95},
-        model={"quantization": "fp8"},
-        limits={"max_sequences": SEQUENCES, "max_queue_size": 4 * SEQUENCES, "max_seq_len": prompt + output},
-        scheduler={"chunked_context": False, "policy": "max_utilization"},
-        workload=sizes,
-    )
-    prediction = predict(deployment)
-    together = replace(traffic_of(deployment).at(1e6), users=None)
-    return middle_throughput(simulate(together, prediction.scheduling, prediction.times)) * output
+def describe(errors: Iterable[float]) -> str:
+    size, ninth, bias = accuracy(errors)
+    return f"median {size:5.1%}  P90 {ninth:6.1%}  bias {bias:+6.1%}"
+
+
+def accuracy(errors: Iterable[float]) -> tuple[float, float, float]:
+    """Median and 90th percentile of the errors' sizes, and their median."""
+    errors = list(errors)
+    sizes = sorted(map(abs, errors))
+    return statistics.median(sizes), sizes[math.ceil(0.9 * len(sizes)) - 1], statistics.median(errors)
 
 
 if __name__ == "__main__":

@@ -76,8 +76,8 @@ class Aiconfigurator:
         return self.form.slowdown(in_flight)
 
     def stage_seconds(self, work: StepWork) -> list[float]:
-        layer, rates = self.layer_s(work), self.form.gpu.rates
-        fixed = rates.step_s + rates.sequence_s * (work.contexts + work.generations)
+        layer = self.layer_s(work)
+        fixed = self.form.overheads.sequence_s * (work.contexts + work.generations)
         seconds = [count * layer + fixed for count in self._layers]
         seconds[0] += self._seconds(("embedding",), 1, work.tokens)
         seconds[-1] += self._seconds(("logits_gemm",), work.emitted, 1) if work.emitted else 0.0

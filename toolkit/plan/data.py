@@ -6,10 +6,10 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from toolkit.model import DTYPE_BYTES
 from toolkit.plan.host import plan_host
 from toolkit.plan.layouts import Comparison, Layout, reason
-from toolkit.plan.memory import MemoryPlan, StagePlan, plan_memory
+from toolkit.plan.memory import MemoryPlan, StagePlan, model_bytes, plan_memory
+from toolkit.plan.precision import stored_precision
 from toolkit.plan.predict import Prediction
 from toolkit.plan.remedy import Remedy
 
@@ -32,7 +32,7 @@ def memory_data(deployment: Deployment) -> dict[str, Any]:
             "dtype": deployment.model.dtype,
             "quantization": deployment.model.quantization,
             "parameters": shape.parameters,
-            "bytes": shape.parameters * DTYPE_BYTES[deployment.model.dtype],
+            "bytes": model_bytes(shape, stored_precision(deployment)),
             "layers": shape.num_hidden_layers,
         },
         "parallel": {**parallel.model_dump(), "world_size": deployment.mapping.world_size},

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from toolkit.mapping import Mapping
 from toolkit.model import ModelShape
 from toolkit.plan.gpus import Gpu, Rates
-from toolkit.plan.latency import ClosedForm
+from toolkit.plan.latency import ALONE, ClosedForm
 from toolkit.plan.precision import Precision
 
 Part = Literal["linear", "elementwise", "context", "generation", "all_reduce", "lm_head"]
@@ -30,6 +30,11 @@ SHARES_AND_FLOORS = {
     ("all_reduce", False): ("one_shot_link", "all_reduce_s", "ring_link", "ring_s"),
 }
 """The rates that the times of a part, in FP8 or not, determine; in the order in which they are fitted."""
+
+SHARES = {name for names in SHARES_AND_FLOORS.values() for name in names if not name.endswith("_s")} - {
+    "extra_keys",
+    "knee",
+}
 
 
 class Timing(NamedTuple):
@@ -83,11 +88,11 @@ def _fit(shape: ModelShape, gpu: Gpu, timings: Sequence[Timing], names: Sequence
         return [math.log(predicted_s(forms[t.tp, t.fp8], t) / t.seconds) for t in timings]
 
     start = [math.log(getattr(gpu.rates, name)) for name in names]
-    most = [math.inf if name.endswith("_s") or name in ("extra_keys", "knee") else 0.0 for name in names]  # a share is at most 1
+    most = [0.0 if name in SHARES else math.inf for name in names]  # a share is at most 1
     found = least_squares(misses, start, loss="soft_l1", f_scale=0.05, bounds=([-math.inf] * len(names), most))
     return rates(found.x.tolist())
 
 
 def closed_form(shape: ModelShape, gpu: Gpu, tp: int, fp8: bool) -> ClosedForm:
-    """The closed form of one stage with all layers, in 16 bits or with weights and KV cache in FP8."""
-    return ClosedForm(shape, Mapping(tp=tp, pp=1), gpu, Precision(1, 1, 2, True) if fp8 else Precision())
+    """Kernels alone, of one stage with all layers, in 16 bits or with weights and KV cache in FP8."""
+    return ClosedForm(shape, Mapping(tp=tp, pp=1), gpu, Precision(1, 1, 2, True) if fp8 else Precision(), ALONE)

@@ -61,10 +61,6 @@ class Rates:
     """Point-to-point between stages, share of the link's one-way rate."""
     hop_s: float = 10e-6
     """Its floor, seconds."""
-    step_s: float = 0.0
-    """Each step on each stage, whatever it computes, seconds."""
-    sequence_s: float = 0.0
-    """Each sequence of a step on each stage, seconds."""
 
 
 @dataclass(frozen=True)

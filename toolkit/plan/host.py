@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from toolkit.model import DTYPE_BYTES
 from toolkit.plan.memory import plan_stage
-from toolkit.plan.precision import Precision
+from toolkit.plan.precision import stored_precision
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
@@ -46,8 +45,6 @@ def plan_host(deployment: Deployment) -> HostPlan:
 
 def rank_bytes(deployment: Deployment) -> list[int]:
     """The weights in each rank's file, which have the model's dtype whatever computes with them."""
-    shape, mapping, size = deployment.shape, deployment.mapping, DTYPE_BYTES[deployment.model.dtype]
-    fp8 = deployment.model.quantization == "fp8"
-    precision = Precision(1 if fp8 else size, size, size, fp8)
-    stages = [plan_stage(shape, mapping, stage, precision) for stage in range(mapping.pp)]
+    shape, mapping, stored = deployment.shape, deployment.mapping, stored_precision(deployment)
+    stages = [plan_stage(shape, mapping, stage, stored) for stage in range(mapping.pp)]
     return [stage.weight_bytes for stage in stages for _ in stage.gpus]

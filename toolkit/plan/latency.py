@@ -19,10 +19,24 @@ from toolkit.plan.gpus import Gpu
 from toolkit.plan.precision import Precision
 from toolkit.simulate.steps import StepWork
 
-PCIE_RING = 0.58
-PCIE_HOP_S = 4e-6
-KNEE = 5.0
-"""Between memory-bound and compute-bound a product takes (a**k + m**k) ** (1/k) of its two times a and m."""
+PCIE_RING, PCIE_HOP_S = 0.56, 8e-6
+"""All-reduce over PCIe: the ring's share of the one-way rate, and the seconds of each of its 2 (tp - 1) hops. From
+two first-token latencies that NVIDIA published for L40S (benchmarks/plan.md)."""
+
+
+@dataclass(frozen=True)
+class Overheads:
+    """What a step of a running engine takes beyond its kernels when each is timed alone (benchmarks/plan.md)."""
+
+    sequence_s: float = 2e-6
+    """Each sequence of a step: preparing its inputs, choosing its token, answering."""
+    ring_hop_s: float = 4e-6
+    """Each of the 2 (tp - 1) hops of an all-reduce that is not one-shot: ranks wait for the slowest."""
+    products_16: float = 1.1
+    """16-bit products, factor: an engine's are TensorRT's own kernels, one for a range of sizes."""
+
+
+RUN, ALONE = Overheads(), Overheads(0.0, 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -33,6 +47,7 @@ class ClosedForm:
     mapping: Mapping
     gpu: Gpu
     precision: Precision
+    overheads: Overheads = RUN
 
     one_thread = False
 
@@ -44,8 +59,8 @@ class ClosedForm:
         return 1.0  # a GPU has its own memory and compute
 
     def stage_seconds(self, work: StepWork) -> list[float]:
-        layer, rates = self.layer_s(work), self.gpu.rates
-        fixed = rates.step_s + rates.sequence_s * (work.contexts + work.generations)
+        layer = self.layer_s(work)
+        fixed = self.overheads.sequence_s * (work.contexts + work.generations)
         seconds = [count * layer + fixed for count in self._layers]
         seconds[0] += self.embedding_s(work.tokens)
         seconds[-1] += self.lm_head_s(work.emitted)
@@ -72,7 +87,8 @@ class ClosedForm:
 
     def linear_s(self, tokens: int) -> float:
         """The four products of a layer: qkv, attention's output, gate and up together, down."""
-        return sum(self._product_s(tokens, inner, outer, self.precision.fp8) for inner, outer in self._products)
+        alone = sum(self._product_s(tokens, inner, outer, self.precision.fp8) for inner, outer in self._products)
+        return alone if self.precision.fp8 else alone * self.overheads.products_16
 
     def elementwise_s(self, tokens: int) -> float:
         """Two norms with their residuals (four reads and writes of the hidden state each), and SwiGLU."""
@@ -118,7 +134,8 @@ class ClosedForm:
             return 2 * (tp - 1) * PCIE_HOP_S + ring / (self.gpu.pcie * PCIE_RING)
         moved = min(ring, (1 + 1 / tp) * size) if self.gpu.sharp else ring
         one_shot = rates.all_reduce_s + (tp - 1) * size / (self.gpu.nvlink * rates.one_shot_link)
-        return min(one_shot, rates.ring_s + moved / (self.gpu.nvlink * rates.ring_link))
+        hops = 2 * (tp - 1) * self.overheads.ring_hop_s
+        return min(one_shot, rates.ring_s + hops + moved / (self.gpu.nvlink * rates.ring_link))
 
     def lm_head_s(self, rows: int) -> float:
         """The product with lm_head, which stays in 16 bits when the layers are FP8."""

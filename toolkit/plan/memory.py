@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING
 
 from toolkit.mapping import Mapping
 from toolkit.model import ModelShape
+from toolkit.plan.gpus import GPUS, Gpu
 from toolkit.plan.precision import Precision, precision_of
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
 
 GIB = 2**30
-CONTEXT_BYTES = int(3.83 * GIB)
-"""CUDA context, libraries and NCCL buffers of a rank (aiconfigurator-core 0.12, H100 SXM: 3.50 + 0.33 GiB)."""
-ACTIVATION_BYTES_PER_TOKEN_AND_HIDDEN = 0.81 * GIB / (8192 * 8192)
-"""Activation workspace: 0.81 GiB at 8192 tokens a step and hidden size 8192 (same source)."""
+CONTEXT_BYTES = int(2.2 * GIB)
+"""CUDA context and libraries of a rank. This and the next three are estimates: benchmarks/plan.md says from what."""
+COMMUNICATION_BYTES, SHARP_BYTES = int(0.15 * GIB), GIB
+"""Buffers of all-reduces on a rank that has partners, and what those of NVLink SHARP take beside them."""
+LOGITS_BYTES = 16
+"""Each token of the vocabulary and sequence of a step: float32 logits, their copy, and what sorting takes."""
 REHEARSAL_PROCESS_BYTES = int(0.3 * GIB)
 """A rank of a rehearsal before its weights: tritonserver, Python and PyTorch (measured, resident)."""
 
@@ -55,6 +58,7 @@ class MemoryPlan:
     limit_bytes: int
     context_bytes: int
     activation_bytes: int
+    """Hidden states of a step in its widest layer, and the logits of its sequences."""
     wanted_tokens: int
     """Tokens of `limits.max_sequences` sequences of `limits.max_seq_len`; of a rehearsal, those of its KV pool."""
     max_seq_len: int
@@ -132,23 +136,46 @@ def plan_memory(deployment: Deployment, parallel_embedding: bool = False) -> Mem
     `parallel_embedding`: with the embedding shared out over the tensor parallel ranks.
     """
     shape, mapping, limits, hardware = deployment.shape, deployment.mapping, deployment.limits, deployment.hardware
-    activations = ACTIVATION_BYTES_PER_TOKEN_AND_HIDDEN * limits.max_num_tokens * shape.hidden_size
-    context, wanted = CONTEXT_BYTES, math.ceil(limits.max_sequences / deployment.parallel.replicas) * limits.max_seq_len
+    precision = precision_of(deployment)
+    activations = activation_bytes(shape, mapping.tp, limits.max_num_tokens, deployment.max_batch_size, precision)
+    context = context_bytes(GPUS.get(hardware.gpu), mapping.tp)
+    wanted = math.ceil(limits.max_sequences / deployment.parallel.replicas) * limits.max_seq_len
     if deployment.engine == "rehearsal":
         context, activations = REHEARSAL_PROCESS_BYTES, 0
         wanted = deployment.kv_blocks * deployment.kv_cache.tokens_per_block
-    precision = precision_of(deployment)
     gpu_bytes = int(hardware.gpu_memory_gib * GIB)
     return MemoryPlan(
         stages=tuple(plan_stage(shape, mapping, stage, precision, parallel_embedding) for stage in range(mapping.pp)),
         gpu_bytes=gpu_bytes,
         limit_bytes=int(gpu_bytes * hardware.gpu_memory_limit),
         context_bytes=context,
-        activation_bytes=int(activations),
+        activation_bytes=activations,
         wanted_tokens=wanted,
         max_seq_len=limits.max_seq_len,
         most_tokens=deployment.kv_cache.max_tokens,
     )
+
+
+def model_bytes(shape: ModelShape, precision: Precision) -> int:
+    """All parameters once: the layers' matrices in their precision, the rest as the activations are."""
+    matrices = shape.num_hidden_layers * _layer_elements(shape, tp=1)[0]
+    return matrices * precision.weight_bytes + (shape.parameters - matrices) * precision.activation_bytes
+
+
+def context_bytes(gpu: Gpu | None, tp: int) -> int:
+    """What a rank holds before it computes anything: the CUDA context, libraries, buffers to talk to its partners."""
+    sharp = gpu is not None and gpu.sharp
+    return CONTEXT_BYTES + (COMMUNICATION_BYTES + sharp * SHARP_BYTES if tp > 1 else 0)
+
+
+def activation_bytes(shape: ModelShape, tp: int, tokens: int, sequences: int, precision: Precision) -> int:
+    """What a rank needs for a step of so many tokens and sequences, at its widest place, the MLP.
+
+    There a token has its hidden state, gate and up, and their product, of which tensor parallelism shares out all
+    but the first; each sequence has its logits.
+    """
+    widest = shape.hidden_size + 3 * shape.intermediate_size // tp
+    return tokens * widest * precision.activation_bytes + sequences * shape.vocab_size * LOGITS_BYTES
 
 
 def plan_stage(

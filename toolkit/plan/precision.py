@@ -29,3 +29,9 @@ def precision_of(deployment: Deployment) -> Precision:
     size, fp8 = DTYPE_BYTES[deployment.model.dtype], deployment.model.quantization == "fp8"
     kv = 1 if fp8 or deployment.kv_cache.dtype == "fp8" else size
     return Precision(1 if fp8 else size, kv, size, fp8)
+
+
+def stored_precision(deployment: Deployment) -> Precision:
+    """Of the weights in files, which have the model's dtype whatever computes with them."""
+    size, fp8 = DTYPE_BYTES[deployment.model.dtype], deployment.model.quantization == "fp8"
+    return Precision(1 if fp8 else size, size, size, fp8)

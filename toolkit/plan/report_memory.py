@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from toolkit.model import DTYPE_BYTES
 from toolkit.plan.host import plan_host
-from toolkit.plan.memory import GIB, MemoryPlan, plan_memory
+from toolkit.plan.memory import GIB, MemoryPlan, model_bytes, plan_memory
+from toolkit.plan.precision import stored_precision
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -25,13 +25,14 @@ def memory_text(deployment: Deployment) -> RenderableType:
 
 def _heading(deployment: Deployment) -> str:
     shape, limits, parallel = deployment.shape, deployment.limits, deployment.parallel
-    size = shape.parameters * DTYPE_BYTES[deployment.model.dtype]
+    size = model_bytes(shape, stored_precision(deployment))
     replicas = f"{parallel.replicas} replicas x " if parallel.replicas > 1 else ""
-    fp8 = ", layers in FP8" if deployment.model.quantization == "fp8" else ""
+    dtype = deployment.model.dtype
+    stored = f"with layers in FP8, the rest as {dtype}" if deployment.model.quantization == "fp8" else f"as {dtype}"
     return "\n".join(
         [
             f"[bold]{deployment.name}[/bold]  engine {deployment.engine}",
-            f"parameters  {shape.parameters:,} = {size / 1e9:.2f} GB ({gib(size)}) as {deployment.model.dtype}{fp8}",
+            f"parameters  {shape.parameters:,} = {size / 1e9:.2f} GB ({gib(size)}) {stored}",
             f"world size  {deployment.mapping.world_size} = pp {parallel.pp} x tp {parallel.tp}, one rank a GPU"
             + (f"; {parallel.replicas} replicas" if replicas else ""),
             f"in flight   {limits.max_sequences} sequences = {replicas}{parallel.pp} micro-batches x "
@@ -73,7 +74,7 @@ def _memory_lines(deployment: Deployment, memory: MemoryPlan) -> str:
     lines = [
         f"KV wanted   {memory.wanted_tokens:,} tokens = {wanted} sequences x {limits.max_seq_len:,}",
         f"workspace   {gib(memory.workspace_bytes)} a GPU: {gib(memory.context_bytes)} CUDA and NCCL, "
-        f"{gib(memory.activation_bytes)} activations (estimates)",
+        f"{gib(memory.activation_bytes)} activations and logits (estimates)",
         f"KV capacity {memory.pool_tokens:,} tokens = {memory.full_sequences:,} full sequences = "
         f"{memory.pool_tokens // deployment.kv_cache.tokens_per_block:,} blocks; the fullest GPU decides",
         f"limit       {hardware.gpu_memory_limit:.0%} of {hardware.gpu_memory_gib} GiB = {gib(memory.limit_bytes)}; "
