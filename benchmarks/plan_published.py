@@ -4,7 +4,8 @@
     python benchmarks/plan_published.py --summary       # only the errors of groups of points
 
 `data/published.csv` holds what the performance overviews of TensorRT-LLM 0.14 to 1.2 say of Llama models: all requests
-at once, equal lengths, total output tokens over total seconds. Its column `earlier` is what the planner predicted
+at once, equal lengths, total output tokens over total seconds. `data/first_tokens.csv` has the first-token latencies
+of one prompt alone, of 0.9. The column `earlier` is what the planner predicted
 before its step times were made as they are. Settings are those of the releases' own trtllm-bench (see `settings`).
 Which points were used to set constants, and which were not, is in benchmarks/plan.md.
 """
@@ -26,8 +27,9 @@ from toolkit.mapping import Mapping
 from toolkit.model import ModelShape
 from toolkit.plan.gpus import GPUS, Gpu
 from toolkit.plan.latency import ClosedForm
-from toolkit.plan.memory import GIB, activation_bytes, context_bytes, model_bytes, plan_stage
+from toolkit.plan.memory import GIB, activation_bytes, context_bytes, plan_stage
 from toolkit.plan.precision import Precision
+from toolkit.simulate.steps import prefill
 
 DATA = Path(__file__).parent / "data"
 PRECISIONS = {"fp8": Precision(1, 1, 2, True), "fp16": Precision()}
@@ -40,9 +42,9 @@ TRAINING = "0.17"
 """The release whose points set the constants of `toolkit.plan.latency.Overheads` and of memory."""
 
 
-def shape(vocabulary: int, hidden: int, ffn: int, layers: int, heads: int) -> ModelShape:
+def shape(vocabulary: int, hidden: int, ffn: int, layers: int, heads: int, kv_heads: int = 8) -> ModelShape:
     return ModelShape(
-        "LlamaForCausalLM", vocabulary, hidden, ffn, layers, heads, 8, 128, 131072, 1e-5, 5e5, None,
+        "LlamaForCausalLM", vocabulary, hidden, ffn, layers, heads, kv_heads, 128, 131072, 1e-5, 5e5, None,
         tie_word_embeddings=False, attention_bias=False, mlp_bias=False, hidden_act="silu", dtype="float16",
     )  # fmt: skip
 
@@ -52,6 +54,8 @@ SHAPES = {
     "Llama-3.1-70B": shape(128256, 8192, 28672, 80, 64),
     "Llama-3.3-70B": shape(128256, 8192, 28672, 80, 64),
     "Llama-3.1-405B": shape(128256, 16384, 53248, 126, 128),
+    "Llama-2-70B": shape(32000, 8192, 28672, 80, 64),
+    "Llama-2-7B": shape(32000, 4096, 11008, 32, 32, kv_heads=32),
 }
 
 
@@ -113,6 +117,16 @@ def points() -> list[Point]:
         ]  # fmt: skip
 
 
+def first_tokens() -> Iterable[tuple[str, float, float]]:
+    """(what, milliseconds published, predicted) of one prompt alone, data/first_tokens.csv."""
+    with (DATA / "first_tokens.csv").open() as file:
+        for r in csv.DictReader(file):
+            mapping, gpu = Mapping(tp=int(r["tp"]), pp=1), GPUS[r["gpu"]]
+            times = ClosedForm(SHAPES[r["model"]], mapping, gpu, PRECISIONS[r["precision"]])
+            what = f"{r['model']} {r['precision']} {r['gpu']} tp{r['tp']}, {r['isl']} tokens"
+            yield what, float(r["ms"]), 1e3 * sum(times.stage_seconds(prefill(int(r["isl"]))))
+
+
 def settings(point: Point) -> tuple[int, int, float]:
     """(max_batch_size, max_num_tokens, share of free memory for the KV cache) of trtllm-bench in that release.
 
@@ -163,6 +177,11 @@ def main() -> None:
                 f"{point.release:5} {point.model:15} {point.precision:5} {point.gpu:9} tp{point.tp} "
                 f"{point.prompt:5}/{point.output:<5} published {point.published:9,.0f}  earlier {before:+7.1%}  "
                 f"now {predicted:9,.0f} {now:+7.1%}  {use}"
+            )
+    if not summary:
+        for what, published, milliseconds in first_tokens():
+            print(
+                f"first token, {what:40} {published:6.1f} ms  {milliseconds:6.1f} {milliseconds / published - 1:+7.1%}"
             )
     for group, errors in sorted(groups.items()):
         before, now = zip(*errors, strict=True)

@@ -10,7 +10,7 @@ from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.mapping import Mapping
 from toolkit.plan.gpus import GPUS, gpu_named
-from toolkit.plan.latency import ClosedForm
+from toolkit.plan.latency import ALONE, RUN, ClosedForm
 from toolkit.plan.precision import Precision
 from toolkit.simulate.steps import StepWork, decode, prefill
 
@@ -45,36 +45,76 @@ def test_the_table_holds_what_the_fit_gives(name):
     """To the three digits that are written there."""
     fitted = benchmark("plan_fit").refitted(GPUS[name]).rates
     for rate, value in vars(GPUS[name].rates).items():
-        assert getattr(fitted, rate) == pytest.approx(value, rel=6e-3, abs=2e-9), rate
+        least = 0.01 if rate == "extra_keys" else 2e-9
+        assert getattr(fitted, rate) == pytest.approx(value, rel=6e-3, abs=least), rate
 
 
 def test_a_decode_step_by_hand():
     """One generation, no context: the weights of 20 layers of half a model, 50 GB of 100 GB a stage's GPU pair.
 
     A layer's matrices on one of two ranks are 427,819,008 elements (docs/planning.md), streamed at 84 %
-    of 3.35 TB/s, with 3.66 us for each of the four products; the rest is floors of a few microseconds.
+    of 3.35 TB/s, with 3.69 us for each of the four products; the rest is floors of a few microseconds.
     """
-    weights = 427_819_008 * 2 / (0.84 * 3.35e12)
-    floors = 4 * 3.66e-6 + 3 * 3e-6 + 11.6e-6 + 2 * 2.85e-6
+    weights = 427_819_008 * 2 / (0.839 * 3.35e12)
+    floors = 3 * 3e-6 + 10.5e-6 + 2 * 2.85e-6
     layer = form(2, 4).layer_s(decode(1, 1))
-    assert layer == pytest.approx(weights + floors, rel=0.01)
+    assert layer == pytest.approx(1.1 * (weights + 4 * 3.69e-6) + floors, rel=0.01)
+
+
+def test_what_a_run_adds_to_its_kernels():
+    """2 us a sequence and stage; 10 % of 16-bit products; 3 us a hop of an all-reduce too large for one shot."""
+    work = decode(16, 1088)
+    alone, run = (ClosedForm(SHAPE, Mapping(tp=8, pp=1), H100, Precision(), o) for o in (ALONE, RUN))
+    more = 0.1 * 80 * alone.linear_s(16) + 16 * 2e-6
+    assert sum(run.stage_seconds(work)) - sum(alone.stage_seconds(work)) == pytest.approx(more)
+    assert run.all_reduce_s(1024) - alone.all_reduce_s(1024) == pytest.approx(14 * 3e-6)
+    fp8 = Precision(1, 1, 2, True)
+    assert form(1, 1, precision=fp8).linear_s(16) == ClosedForm(SHAPE, Mapping(), H100, fp8, ALONE).linear_s(16)
 
 
 def test_a_prefill_step_by_hand():
     """4096 tokens at tp 1: compute-bound, 2 FLOPs a parameter and token at 77.5 % of 989 TFLOP/s."""
     arithmetic = 2 * 4096 * 855_638_016 / (0.775 * 989e12)
-    attention = 4 * (4096 * 4097 / 2) * 8192 / (0.414 * 989e12) + 32.4e-6
+    placed = 2 * 4096 * 10240 * 2 / (0.34 * 3.35e12)
+    attention = 4 * (4096 * 4097 / 2) * 8192 / (0.539 * 989e12) + placed + 28.2e-6
     elementwise = 4096 * 2 * (8 * 8192 + 3 * 28672) / (0.8 * 3.35e12) + 9e-6
     assert form(1, 8).layer_s(prefill(4096)) == pytest.approx(
-        arithmetic + attention + elementwise + 4 * 3.66e-6, rel=0.01
+        1.1 * (arithmetic + 4 * 3.69e-6) + attention + elementwise, rel=0.01
     )
+
+
+def test_attention_of_a_decode_step_by_hand():
+    """Its floor, once more while reads fill the bandwidth, and 64 x (2048 + 30.5) keys of 4096 B at 90.4 % of it."""
+    read = 64 * (2048 + 30.5) * 4096
+    assert form(1, 1).generation_s(64, 64 * 2048) == pytest.approx(2 * 10.5e-6 + read / (0.904 * 3.35e12), rel=0.01)
+    assert form(1, 1).generation_s(1, 1) == pytest.approx(10.5e-6, rel=0.01)
+
+
+def test_attention_of_prompts_is_faster_in_fp8_if_the_cache_is():
+    whole, cache = Precision(1, 1, 2, True), Precision(1, 2, 2, True)
+    plain = form(1, 1).context_s(8192, 8192 * 8193 / 2)
+    assert form(1, 1, precision=cache).context_s(8192, 8192 * 8193 / 2) == plain
+    assert 0.7 < form(1, 1, precision=whole).context_s(8192, 8192 * 8193 / 2) / plain < 0.85
+
+
+def test_all_reduces_by_hand():
+    """4096 tokens of hidden 8192: 67 MB. On H100 NVLink's switches add, and a rank moves 1 + 1/8 of them; on A100 a
+    ring moves 2 x 7/8; over PCIe the same, at 56 % of 32 GB/s."""
+    size, alone = (
+        4096 * 8192 * 2,
+        lambda gpu, tp: ClosedForm(SHAPE, Mapping(tp=tp, pp=1), GPUS[gpu], Precision(), ALONE),
+    )
+    h100, a100 = alone("h100-sxm", 8), alone("a100-sxm", 8)
+    assert h100.all_reduce_s(4096) == pytest.approx(14 * 2.81e-6 + 1.125 * size / (0.579 * 450e9), rel=0.01)
+    assert a100.all_reduce_s(4096) == pytest.approx(14 * 3.56e-6 + 1.75 * size / (0.586 * 300e9), rel=0.01)
+    assert alone("l40s", 4).all_reduce_s(4096) == pytest.approx(6 * 8e-6 + 1.5 * size / (0.56 * 32e9))
 
 
 def test_the_last_stage_has_lm_head_and_the_first_the_embedding():
     first, second, third, last = form(2, 4).stage_seconds(decode(16, 1088))
     head = 64128 * 8192 * 2 / (0.84 * 3.35e12)
     assert second == third
-    assert last - second == pytest.approx(head, rel=0.02)
+    assert last - second == pytest.approx(head, rel=0.03)
     assert 0 < first - second < 10e-6
     # A step in the middle of a prompt emits nothing, and needs no lm_head.
     times = form(2, 4).stage_seconds(StepWork(512, 512 * 600, 1, 0, 0, 0))
@@ -84,14 +124,16 @@ def test_the_last_stage_has_lm_head_and_the_first_the_embedding():
 def test_stages_with_more_layers_take_longer():
     seven = ClosedForm(SHAPE, Mapping(tp=1, pp=7), H100, Precision())
     times = seven.stage_seconds(decode(8, 512))
-    assert times[1] / times[4] == pytest.approx(12 / 11)  # 80 layers over 7 stages: 12, 12, 12, 11, 11, 11, 11
+    assert times[1] / times[4] == pytest.approx(
+        12 / 11, rel=1e-3
+    )  # 80 layers over 7 stages: 12, 12, 12, 11, 11, 11, 11
 
 
 def test_fp8_halves_the_weights_but_not_lm_head():
     plain, fp8 = form(2, 4), form(2, 4, precision=Precision(1, 1, 2, True))
     assert fp8.lm_head_s(16) == plain.lm_head_s(16)
-    assert fp8.generation_s(100_000) < 0.6 * plain.generation_s(100_000)
-    assert 0.5 < fp8.linear_s(1) / plain.linear_s(1) < 0.7
+    assert fp8.generation_s(50, 100_000) < 0.6 * plain.generation_s(50, 100_000)
+    assert 0.5 < fp8.linear_s(1) / plain.linear_s(1) < 0.75
 
 
 def test_links_decide_all_reduces_and_hops():

@@ -27,7 +27,7 @@ SHARES_AND_FLOORS = {
     ("context", True): ("context_flops_fp8",),
     ("generation", False): ("key_bytes", "extra_keys", "generation_s"),
     ("generation", True): ("generation_fp8_s",),
-    ("all_reduce", False): ("one_shot_link", "all_reduce_s", "ring_link", "ring_s"),
+    ("all_reduce", False): ("one_shot_link", "all_reduce_s", "ring_link", "ring_hop_s"),
 }
 """The rates that the times of a part, in FP8 or not, determine; in the order in which they are fitted."""
 

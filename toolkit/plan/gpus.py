@@ -54,9 +54,9 @@ class Rates:
     all_reduce_s: float
     """Its floor, seconds."""
     ring_link: float
-    """All-reduce that moves 2 (tp - 1) / tp of the message (large ones), share of the link's one-way rate."""
-    ring_s: float
-    """Its floor, seconds."""
+    """All-reduce that moves each byte once or twice (large messages), share of the link's one-way rate."""
+    ring_hop_s: float
+    """Each of its 2 (tp - 1) hops, seconds."""
     hop_link: float = 0.8
     """Point-to-point between stages, share of the link's one-way rate."""
     hop_s: float = 10e-6
@@ -96,34 +96,34 @@ class Gpu:
 
 
 _H100 = Rates(
-    linear_flops=0.775, linear_flops_fp8=0.629, weight_bytes=0.839, knee=5.35, linear_s=3.69e-6,
-    linear_fp8_s=14.1e-6, elementwise_bytes=0.8, elementwise_s=3e-6, context_flops=0.539, context_flops_fp8=0.362,
-    context_bytes=0.34, context_s=28.2e-6, key_bytes=0.904, extra_keys=30.5, generation_s=10.5e-6,
-    generation_fp8_s=6.81e-6, one_shot_link=0.612, all_reduce_s=2.85e-6, ring_link=0.604, ring_s=27.8e-6,
+    linear_flops=0.775, linear_flops_fp8=0.673, weight_bytes=0.839, knee=5.35, linear_s=3.69e-6,
+    linear_fp8_s=13.6e-6, elementwise_bytes=0.8, elementwise_s=3e-6, context_flops=0.539, context_flops_fp8=0.362,
+    context_bytes=0.34, context_s=28.2e-6, key_bytes=0.907, extra_keys=30.7, generation_s=10.4e-6,
+    generation_fp8_s=6.76e-6, one_shot_link=0.612, all_reduce_s=2.85e-6, ring_link=0.579, ring_hop_s=2.81e-6,
 )  # fmt: skip
 _H200 = Rates(
-    linear_flops=0.773, linear_flops_fp8=0.654, weight_bytes=0.844, knee=4.43, linear_s=4.03e-6,
-    linear_fp8_s=13.9e-6, elementwise_bytes=0.8, elementwise_s=3e-6, context_flops=0.532, context_flops_fp8=0.364,
-    context_bytes=0.25, context_s=28.2e-6, key_bytes=0.898, extra_keys=104, generation_s=11.2e-6,
-    generation_fp8_s=7.17e-6, one_shot_link=0.629, all_reduce_s=2.79e-6, ring_link=0.597, ring_s=21.9e-6,
+    linear_flops=0.773, linear_flops_fp8=0.686, weight_bytes=0.844, knee=4.43, linear_s=4.03e-6,
+    linear_fp8_s=13.7e-6, elementwise_bytes=0.8, elementwise_s=3e-6, context_flops=0.532, context_flops_fp8=0.364,
+    context_bytes=0.25, context_s=28.2e-6, key_bytes=0.896, extra_keys=100, generation_s=11.1e-6,
+    generation_fp8_s=7.11e-6, one_shot_link=0.629, all_reduce_s=2.79e-6, ring_link=0.57, ring_hop_s=2.13e-6,
 )  # fmt: skip
 _A100 = Rates(
     linear_flops=0.834, linear_flops_fp8=0.629, weight_bytes=0.813, knee=2.19, linear_s=8.74e-6, linear_fp8_s=14e-6,
     elementwise_bytes=0.8, elementwise_s=3e-6, context_flops=0.433, context_flops_fp8=0.3, context_bytes=0.274,
     context_s=29.9e-6, key_bytes=0.904, extra_keys=30.5, generation_s=13.6e-6, generation_fp8_s=7.65e-6,
-    one_shot_link=0.489, all_reduce_s=4.84e-6, ring_link=0.653, ring_s=45.5e-6,
+    one_shot_link=0.532, all_reduce_s=4.96e-6, ring_link=0.586, ring_hop_s=3.56e-6,
 )  # fmt: skip
 _L40S = Rates(
-    linear_flops=0.591, linear_flops_fp8=0.498, weight_bytes=0.795, knee=2.79, linear_s=1e-9, linear_fp8_s=6.87e-6,
+    linear_flops=0.591, linear_flops_fp8=0.545, weight_bytes=0.795, knee=2.79, linear_s=1e-9, linear_fp8_s=5.3e-6,
     elementwise_bytes=0.8, elementwise_s=3e-6, context_flops=0.397, context_flops_fp8=0.4, context_bytes=0.855,
-    context_s=26.7e-6, key_bytes=0.781, extra_keys=0.001, generation_s=7.19e-6, generation_fp8_s=10.9e-6,
-    one_shot_link=0.342, all_reduce_s=6.92e-6, ring_link=0.644, ring_s=25.4e-6,
+    context_s=26.7e-6, key_bytes=0.781, extra_keys=0.905, generation_s=6.81e-6, generation_fp8_s=10.8e-6,
+    one_shot_link=0.342, all_reduce_s=6.92e-6, ring_link=0.644, ring_hop_s=4e-6,
 )  # fmt: skip
 _B200 = Rates(
-    linear_flops=0.665, linear_flops_fp8=0.566, weight_bytes=0.791, knee=3.2, linear_s=3.48e-6, linear_fp8_s=16.5e-6,
+    linear_flops=0.665, linear_flops_fp8=0.601, weight_bytes=0.791, knee=3.2, linear_s=3.48e-6, linear_fp8_s=16.3e-6,
     elementwise_bytes=0.8, elementwise_s=3e-6, context_flops=0.456, context_flops_fp8=0.293, context_bytes=0.224,
-    context_s=31.5e-6, key_bytes=0.978, extra_keys=0.001, generation_s=9.2e-6, generation_fp8_s=9.81e-6,
-    one_shot_link=0.624, all_reduce_s=4.82e-6, ring_link=0.475, ring_s=30.6e-6,
+    context_s=31.5e-6, key_bytes=0.999, extra_keys=0.001, generation_s=9.31e-6, generation_fp8_s=9.87e-6,
+    one_shot_link=0.611, all_reduce_s=4.77e-6, ring_link=0.43, ring_hop_s=2.38e-6,
 )  # fmt: skip
 
 GPUS = {

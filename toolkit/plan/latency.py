@@ -30,7 +30,7 @@ class Overheads:
 
     sequence_s: float = 2e-6
     """Each sequence of a step: preparing its inputs, choosing its token, answering."""
-    ring_hop_s: float = 4e-6
+    ring_hop_s: float = 3e-6
     """Each of the 2 (tp - 1) hops of an all-reduce that is not one-shot: ranks wait for the slowest."""
     products_16: float = 1.1
     """16-bit products, factor: an engine's are TensorRT's own kernels, one for a range of sizes."""
@@ -117,8 +117,8 @@ class ClosedForm:
         rates = self.gpu.rates
         read = self.key_bytes(keys + rates.extra_keys * sequences)
         floor = rates.generation_fp8_s if self.precision.kv_bytes == 1 else rates.generation_s
-        filling = floor * (1 - math.exp(-read / (self.gpu.bandwidth * floor)))
-        return floor + filling + read / (self.gpu.bandwidth * rates.key_bytes)
+        reading = read / (self.gpu.bandwidth * rates.key_bytes)
+        return floor + floor * (1 - math.exp(-reading / floor)) + reading
 
     def key_bytes(self, keys: float) -> float:
         """What so many keys and their values take in one layer of one GPU."""
@@ -134,8 +134,8 @@ class ClosedForm:
             return 2 * (tp - 1) * PCIE_HOP_S + ring / (self.gpu.pcie * PCIE_RING)
         moved = min(ring, (1 + 1 / tp) * size) if self.gpu.sharp else ring
         one_shot = rates.all_reduce_s + (tp - 1) * size / (self.gpu.nvlink * rates.one_shot_link)
-        hops = 2 * (tp - 1) * self.overheads.ring_hop_s
-        return min(one_shot, rates.ring_s + hops + moved / (self.gpu.nvlink * rates.ring_link))
+        hops = 2 * (tp - 1) * (rates.ring_hop_s + self.overheads.ring_hop_s)
+        return min(one_shot, hops + moved / (self.gpu.nvlink * rates.ring_link))
 
     def lm_head_s(self, rows: int) -> float:
         """The product with lm_head, which stays in 16 bits when the layers are FP8."""
@@ -151,7 +151,9 @@ class ClosedForm:
         """[rows, inner] x [inner, outer]."""
         rates, precision = self.gpu.rates, self.precision
         if fp8:
-            peak, floor, size = (self.gpu.flops_fp8 or 0) * rates.linear_flops_fp8, rates.linear_fp8_s, 1
+            peak, size = (self.gpu.flops_fp8 or 0) * rates.linear_flops_fp8, 1
+            quantised = rows * inner * (precision.activation_bytes + 1)  # the input, read in 16 bits and written in FP8
+            floor = rates.linear_fp8_s + quantised / (self.gpu.bandwidth * rates.elementwise_bytes)
         else:
             size = 2 if precision.fp8 else precision.weight_bytes
             peak, floor = self.gpu.flops * rates.linear_flops, rates.linear_s
