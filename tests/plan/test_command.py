@@ -53,7 +53,7 @@ def test_comparing_where_the_own_layout_or_none_fits(flagship):
     """A layout that does not fit is a row with its reason, and keeps nobody from seeing the others."""
     own = flagship(**SHORT, parallel={"tp": 2, "pp": 1, "replicas": 2}, hardware__gpus=4)
     text = plan(own, "--compare")
-    assert "does not fit by 4.4 GiB" in text and "yours, 2 x tp2" in text
+    assert "does not fit by 4.5 GiB" in text and "yours, 2 x tp2" in text
     data = json.loads(plan(own, "--compare", "--json"))
     assert "prediction" not in data and data["comparison"]["best"] == "tp4"
     assert "no layout fits" in plan(flagship(**SHORT), "--compare", "--hardware", "l40s", "--gpus", 1)

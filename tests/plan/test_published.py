@@ -40,10 +40,10 @@ def test_held_out_throughputs_are_within_the_limits(published):
     assert median <= 0.07 and ninth <= 0.15 and abs(bias) <= 0.03, (median, ninth, bias)
 
 
-def test_no_kind_of_gpu_and_precision_is_far_off(published):
-    for gpu, precision in (("h100-sxm", "fp8"), ("h200-sxm", "fp8"), ("a100-sxm", "fp16"), ("l40s", "fp8")):
-        points = [p for p in published.points() if p.held_out and (p.gpu, p.precision) == (gpu, precision)]
-        assert published.accuracy(point.error() for point in points[::3])[0] <= 0.08, (gpu, precision)
+@pytest.mark.parametrize(("gpu", "precision"), [("a100-sxm", "fp16"), ("l40s", "fp8")])
+def test_gpus_with_few_points_are_not_hidden_behind_the_others(published, gpu, precision):
+    points = [p for p in published.points() if p.held_out and (p.gpu, p.precision) == (gpu, precision)]
+    assert published.accuracy(point.error() for point in points)[0] <= 0.08
 
 
 def test_sixteen_bits_on_the_h100_where_an_engine_was_tuned_by_its_own_release(published):

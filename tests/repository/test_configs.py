@@ -45,9 +45,9 @@ def test_figures_of_the_flagship():
     assert values["batch_scheduler_policy"] == "guaranteed_no_evict"
     assert values["enable_chunked_context"] == values["enable_kv_cache_reuse"] == "true"
     # By hand: 85 % of 79.6 GiB, less the weights of a GPU of the first stage (20 layers of 855.65 million parameters
-    # halved by tp, and the whole embedding, 2 bytes each) and 3.83 + 0.81 GiB of workspace, at 40,960 bytes a token.
+    # halved by tp, and the whole embedding, 2 bytes each) and 3.35 + 0.812 GiB of workspace, at 40,960 bytes a token.
     weights = 20 * 855.65e6 / 2 * 2 + 128256 * 8192 * 2
-    free = 0.85 * 79.6 * 2**30 - weights - (3.83 + 0.81) * 2**30
+    free = 0.85 * 79.6 * 2**30 - weights - (3.35 + 0.8118) * 2**30
     assert int(values["max_tokens_in_paged_kv_cache"]) == pytest.approx(free / 40960, rel=1e-3)
 
 

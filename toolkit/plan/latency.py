@@ -139,8 +139,10 @@ class ClosedForm:
 
     def lm_head_s(self, rows: int) -> float:
         """The product with lm_head, which stays in 16 bits when the layers are FP8."""
-        vocabulary = math.ceil(self.shape.vocab_size / self.mapping.tp)
-        return self._product_s(rows, self.shape.hidden_size, vocabulary, fp8=False) if rows else 0.0
+        if rows not in self._heads:
+            vocabulary = math.ceil(self.shape.vocab_size / self.mapping.tp)
+            self._heads[rows] = self._product_s(rows, self.shape.hidden_size, vocabulary, fp8=False) if rows else 0.0
+        return self._heads[rows]
 
     def embedding_s(self, tokens: int) -> float:
         """A table lookup: one read and one write of the hidden states."""
@@ -174,6 +176,10 @@ class ClosedForm:
 
     @cached_property
     def _dense(self) -> dict[int, float]:
+        return {}
+
+    @cached_property
+    def _heads(self) -> dict[int, float]:
         return {}
 
     @cached_property
