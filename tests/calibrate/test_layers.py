@@ -87,7 +87,7 @@ def test_enough_copies_that_none_is_found_in_the_cache(part):
 
 def test_seconds_are_those_of_one_call():
     calls = [lambda: time.sleep(0.01), lambda: time.sleep(0.03)]
-    assert on.seconds(CPU, calls) == pytest.approx(0.02, rel=0.1)
+    assert 0.02 <= on.seconds(CPU, calls) < 0.03, "the mean: neither the longest nor the sum"
     assert on.seconds(CPU, [lambda: None]) < 1e-4
 
 
