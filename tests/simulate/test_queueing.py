@@ -2,11 +2,13 @@
 
 import random
 import statistics
+from dataclasses import replace
 from itertools import accumulate, pairwise
 
 import pytest
 
 from toolkit.simulate import Simulation, simulate
+from toolkit.workload import Traffic
 
 from .steady import Steady, config, due_at
 
@@ -118,3 +120,27 @@ def test_ranks_that_outnumber_the_cores_slow_each_other_down():
     times = Steady([1.0, 1.0], cores=2, ranks_per_stage=2)
     assert burst(1, times).seconds == 2
     assert burst(2, times).intervals[2][2:4] == (1.0, 3.0)  # the second on the first stage
+
+
+def users(*begin: float, requests: int, output_tokens: int = 1) -> Traffic:
+    """A closed loop of equal requests, whose users begin at these times."""
+    rest = [0.0] * (requests - len(begin))
+    traffic = due_at([*begin, *rest], prompt_tokens=16, output_tokens=output_tokens)
+    return replace(traffic, rate=None, users=len(begin))
+
+
+def test_users_who_begin_together_wait_for_each_other_for_ever():
+    """Prompts fill a step of 0.1 s each. Three users of one token: each waits for the prompts of the two others."""
+    together = simulate(users(0.0, 0.0, 0.0, requests=12), config(max_batch_size=3, max_num_tokens=16), Steady([0.1]))
+    assert [sample.ttft_ms for sample in together.samples[3:]] == pytest.approx([300.0] * 9)
+
+
+def test_users_who_begin_one_by_one_go_on_so():
+    """Answers of 10 steps of 0.1 s. The second user comes in the middle of a step and of the first one's answer.
+
+    Later each comes when a step has just begun: TTFT is that step and the own prompt, never another's prompt.
+    """
+    traffic = users(0.0, 0.45, requests=8, output_tokens=10)
+    apart = simulate(traffic, config(max_batch_size=2, max_num_tokens=17), Steady([0.1]))
+    assert [sample.due for sample in apart.samples] == pytest.approx([0.0, 0.45, 1.0, 1.5, 2.1, 2.6, 3.2, 3.7])
+    assert [sample.ttft_ms for sample in apart.samples] == pytest.approx([100.0, 150.0, *[200.0] * 6])

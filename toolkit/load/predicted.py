@@ -48,7 +48,7 @@ def traffic_that_ran(run: Run) -> Traffic:
     begin = min((sample.due for sample in sent), default=0.0)
     closed = run.settings.get("loop") == "closed"
     requests = tuple(
-        Planned(0.0 if closed else sample.due - begin, _prompt(number, sample.tokens_in or 1), sample.tokens_out)
+        Planned(sample.due - begin, _prompt(number, sample.tokens_in or 1), sample.tokens_out)
         for number, sample in enumerate(sent)
     )
     span = requests[-1].due if requests else 0.0

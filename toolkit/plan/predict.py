@@ -54,7 +54,19 @@ class Prediction:
 
     @cached_property
     def traffic(self) -> Traffic:
-        return traffic_of(self.deployment)
+        """The workload of the YAML. Users of a closed loop do not begin together."""
+        traffic = traffic_of(self.deployment)
+        if traffic.users is None:
+            return traffic
+        return traffic.starting_over(self._round_seconds(traffic), self.deployment.workload.seed)
+
+    def _round_seconds(self, traffic: Traffic) -> float:
+        """About how long each user waits for an answer: all users' prompts, and the steps of one answer."""
+        users = min(traffic.users or 1, self.deployment.limits.max_sequences)
+        batch = math.ceil(users / (self.deployment.parallel.pp * self.deployment.parallel.replicas))
+        prompt, output = _means(traffic)
+        prompts = batch * max(self.times.stage_seconds(prefill(prompt))) * self.deployment.parallel.pp
+        return prompts + output * self.pass_seconds(decode(batch, prompt + output / 2))
 
     @cached_property
     def simulation(self) -> Simulation:
@@ -123,11 +135,11 @@ class Prediction:
     @property
     def prompt_tokens(self) -> int:
         """Mean of the traffic's prompts."""
-        return round(sum(len(request.prompt) for request in self.traffic.requests) / len(self.traffic.requests))
+        return _means(self.traffic)[0]
 
     @property
     def output_tokens(self) -> int:
-        return round(sum(request.output_tokens for request in self.traffic.requests) / len(self.traffic.requests))
+        return _means(self.traffic)[1]
 
     @property
     def prefill_work(self) -> StepWork:
@@ -162,6 +174,13 @@ class Prediction:
             value, limit = self.memory.spread, target.limit
             return replace(target, measured=value, passed=value <= limit, margin=(limit - value) / limit, note="")
         return target
+
+
+def _means(traffic: Traffic) -> tuple[int, int]:
+    """Mean prompt and output tokens."""
+    count = len(traffic.requests)
+    prompts, outputs = (len(r.prompt) for r in traffic.requests), (r.output_tokens for r in traffic.requests)
+    return round(sum(prompts) / count), round(sum(outputs) / count)
 
 
 def predict(deployment: Deployment, estimator: Estimator = "table") -> Prediction:

@@ -76,7 +76,8 @@ class _Run:
     def __init__(self, traffic: Traffic, replicas: list[Replica]) -> None:
         self.traffic, self.replicas = traffic, replicas
         self.waiting = deque(enumerate(traffic.requests))
-        self.due = [0.0] * (traffic.users or 0)  # closed loop, a heap: since when users are ready
+        # Closed loop, a heap: since when users are ready.
+        self.due = sorted(planned.due for planned in traffic.requests[: traffic.users or 0])
         self.ended: list[tuple[int, Sample]] = []
         self.refused = 0
         self.clock = 0.0

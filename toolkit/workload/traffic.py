@@ -26,10 +26,11 @@ AnyWorkload = TypeVar("AnyWorkload", bound=Workload)
 
 
 class Planned(NamedTuple):
-    """One request to come. In a closed loop `due` is 0: its user sends it when the last one has ended."""
+    """One request to come."""
 
     due: float
-    """Seconds from the beginning."""
+    """Seconds from the beginning. In a closed loop, of the users' first requests; the others are sent when the one
+    before has ended."""
     prompt: Sequence[int]
     """Token ids, of which only equality with those of other prompts means anything."""
     output_tokens: int
@@ -53,6 +54,17 @@ class Traffic:
     def warmup(self) -> int:
         """How many of the first requests are not judged: a twentieth, in a closed loop all users' first."""
         return min(self.users or len(self.requests) // 20, len(self.requests) // 2)
+
+    def starting_over(self, seconds: float, seed: int) -> Traffic:
+        """A closed loop whose users begin at random times within so many seconds, and not together.
+
+        Users with requests of equal length who begin together stay next to each other for ever: each then waits for
+        the prompts of all the others. Users who came one by one do not.
+        """
+        rnd = random.Random(f"{seed} users")
+        starts = sorted(rnd.uniform(0, seconds) for _ in range(self.users or 0))
+        first = tuple(r._replace(due=due) for r, due in zip(self.requests, starts, strict=False))
+        return replace(self, requests=first + self.requests[len(first) :])
 
     def opened(self) -> Traffic:
         """The same requests as an open loop: at Poisson times, 1 a second, where they have no times of their own."""
