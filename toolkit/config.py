@@ -46,6 +46,8 @@ ENGINES: tuple[Engine, ...] = ("tensorrt", "pytorch", "rehearsal")
 OPTIONS = "engine_options"
 """The field for what `engine` holds beside its kind."""
 NOT_IN_THE_YAML = {"file", OPTIONS, "replica"}
+PATHS = (("model", "path"), ("runtime", "image_file"), ("loadtest", "prompts"), ("workload", "trace"))
+"""The keys of sections that are paths, relative to the YAML's folder; so is `output`."""
 REHEARSAL_KV_TOKENS = 16384
 """Upper bound of a rehearsal's KV pool when the YAML names none, so that eight ranks fit a laptop."""
 
@@ -224,8 +226,7 @@ def changed(content: dict[str, Any], changes: Dict[str, Any]) -> dict[str, Any]:
 def _absolute_paths(content: dict[str, Any], file: Path) -> dict[str, Any]:
     """Make the YAML's paths absolute. Raises ToolkitError for text that cannot be a path."""
     resolved = dict(content, output=absolute_path(content["output"], file, "output"))
-    paths = (("model", "path"), ("runtime", "image_file"), ("loadtest", "prompts"), ("workload", "trace"))
-    for section, key in paths:
+    for section, key in PATHS:
         if isinstance(resolved.get(section), dict) and key in resolved[section]:
             path = absolute_path(resolved[section][key], file, f"{section}.{key}")
             resolved[section] = dict(resolved[section], **{key: path})

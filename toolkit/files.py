@@ -68,6 +68,21 @@ def read_text(path: Path, missing: str | None = None) -> str:
         raise ToolkitError(what, where=f"{path}:{line}", hint="Save it as UTF-8.") from None
 
 
+def check_writable(target: Path) -> None:
+    """Raise a ToolkitError where `atomic_file` could not write: to be called before long work."""
+    target = Path(target)
+    if target.exists() and not target.is_file():
+        raise _not_a_file(target)
+    try:
+        tempfile.TemporaryFile(dir=target.parent).close()
+    except OSError as error:
+        raise ToolkitError(f"cannot be written: {error.strerror}", where=target) from None
+
+
+def _not_a_file(target: Path) -> ToolkitError:
+    return ToolkitError(f"is {kind_of(target.stat().st_mode)}, expected a file", where=target)
+
+
 @contextlib.contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
     """A file beside the target, to be written, that takes its place at the end, or leaves nothing after an error.
@@ -85,7 +100,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
     try:
         yield partial
         if target.exists() and not target.is_file():  # also /dev/null, which root could replace
-            raise ToolkitError(f"is {kind_of(target.stat().st_mode)}, expected a file", where=target)
+            raise _not_a_file(target)
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)

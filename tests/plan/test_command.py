@@ -1,19 +1,35 @@
 """`toolkit plan` as it is typed: what it prints, what its JSON holds, what it refuses."""
 
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from subprocess import DEVNULL, PIPE
 
 import pytest
-from click.testing import CliRunner
+import yaml
+from click.testing import CliRunner, Result
 
 from toolkit.cli.main import cli
 from toolkit.errors import ToolkitError
 from toolkit.simulate.steps import StepWork
 
+FLAGSHIP = Path(__file__).parents[2] / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml"
+
 SHORT = {"workload": {"rate": 8, "requests": 120, "output_tokens": 16}}
 
 
+MET = {"slo": {"ttft_ms": {"p99": 60_000}}}
+MISSED = {"slo": {"ttft_ms": {"p99": 1}}}
+
+
+def ran(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, ["plan", *map(str, arguments)])
+
+
 def plan(*arguments: object) -> str:
-    result = CliRunner().invoke(cli, ["plan", *map(str, arguments)])
+    result = ran(*arguments)
     if result.exception:
         raise result.exception
     return result.stdout
@@ -103,6 +119,9 @@ def test_a_calibration_is_predicted_with_and_shown(flagship, tmp_path):
         (["--calibration", "x.json", "--estimator", "aiconfigurator"], "two sources of step times"),
         (["--gpus", "0"], "Invalid value for '--gpus'"),
         (["--objective", "fun"], "Invalid value for '--objective'"),
+        (["--write", "x.yaml"], "--write writes changed settings. Give some: --what-if NAME=VALUE."),
+        (["--write", "x.yaml", "--gpus", "4", "--compare"], "--write writes the settings given, and --compare"),
+        (["--force"], "--force is of --write."),
     ],
 )
 def test_wrong_usage(flagship, arguments, message):
@@ -117,12 +136,79 @@ def test_wrong_usage(flagship, arguments, message):
         (["--gpus", "4"], "parallel: tp 2 x pp 4 needs 8 GPUs, hardware.gpus is 4"),
         (["--calibration", "nowhere.json"], "nowhere.json: no such file. Make one with: toolkit calibrate CONFIG"),
         (["--html", "nowhere/plan.html"], "nowhere/plan.html: cannot be written"),
+        (["--what-if", "tp=4", "pp=2", "--write", "nowhere/x.yaml"], "nowhere/x.yaml: cannot be written"),
     ],
 )
 def test_a_mistake_is_one_line(flagship, arguments, message):
     with pytest.raises(ToolkitError, match=message) as error:
         plan(flagship(**SHORT), *arguments)
     assert "\n" not in str(error.value)
+
+
+def test_what_cannot_be_written_is_said_before_the_work(flagship, tmp_path):
+    """Nothing has been printed by then."""
+    (tmp_path / "folder").mkdir()
+    for target, message in (("folder", "is a directory, expected a file"), ("no/plan.html", "cannot be written: No")):
+        result = ran(flagship(**SHORT), "--html", tmp_path / target)
+        assert result.stdout == "" and message in str(result.exception)
+
+
+def test_checking_for_ci(flagship):
+    """0 where the SLO is met, 1 where it is missed, 3 where nothing can be said; without --check always 0."""
+    missed = flagship(**SHORT, **MISSED)
+    assert ran(missed, "--check").exit_code == 1
+    assert json.loads(ran(missed, "--check", "--json").stdout)["prediction"]["meets_slo"] is False
+    assert ran(missed).exit_code == 0
+    assert ran(flagship(**SHORT, **MET), "--check").exit_code == 0
+    error = ran(flagship(**SHORT, hardware__gpu="h900"), "--check").exception
+    assert isinstance(error, ToolkitError) and error.exit_code == 3
+
+
+def test_next_names_what_was_planned(flagship, tmp_path):
+    """What no file says yet is to be written first, and then built."""
+    file, target = flagship(**SHORT, **MET), tmp_path / "small.yaml"
+    assert f"next: toolkit build {file}" in ran(file).stderr
+    changed = ran(file, "--what-if", "max_num_tokens=256", "--gpus", 8).stderr
+    assert f"next: toolkit plan {file} --what-if limits.max_num_tokens=256 --write changed-changed.yaml" in changed
+    written = ran(file, "--what-if", "max_num_tokens=256", "--write", target).stderr
+    assert f"written: {target}\nnext: toolkit build {target}" in written
+    assert "max_num_tokens: 256" in target.read_text()
+    again = ran(file, "--what-if", "max_num_tokens=512", "--write", target)
+    assert "is already there" in str(again.exception) and "max_num_tokens: 256" in target.read_text()
+
+
+def test_layouts_are_said_in_words(flagship):
+    text = plan(flagship(**SHORT, parallel={"tp": 4, "replicas": 2}))
+    assert "layout      2 x tp4: 2 replicas of one stage on 4 GPUs" in text
+
+
+@pytest.mark.slow
+def test_sigterm_leaves_no_page_that_was_begun(flagship, tmp_path):
+    """In the middle of the work: the first half is printed by then."""
+    arguments = ["plan", FLAGSHIP, "--html", tmp_path / "plan.html"]
+    process = subprocess.Popen([sys.executable, "-m", "toolkit", *arguments], stdout=PIPE, stderr=DEVNULL)
+    process.stdout.readline()
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 143 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_sigterm_leaves_no_yaml_that_init_has_begun(tmp_path):
+    model, output = tmp_path / "model", tmp_path / "out"
+    model.mkdir(), output.mkdir()
+    config = yaml.safe_load(FLAGSHIP.read_text())["model"]["config"]
+    (model / "config.json").write_text(json.dumps(config))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "toolkit", "init", model, "--output", output / "made.yaml"],
+        stdout=DEVNULL,
+        stderr=DEVNULL,
+    )
+    while not list(output.iterdir()):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(60) == 143 and list(output.iterdir()) == []
 
 
 def test_the_page_is_written_beside_the_text(flagship, tmp_path):

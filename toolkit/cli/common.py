@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,10 +130,11 @@ def job_summary(text: str) -> None:
         note(f"note: {error}")
 
 
-def next_command(deployment: Deployment, command: str) -> None:
+def next_command(deployment: Deployment, command: str, file: Path | None = None, options: Sequence[str] = ()) -> None:
+    """Say the command that comes next; of `file` if the deployment has just been written there."""
     if command == "build" and deployment.engine == "pytorch":  # which has no engines
         command = "repo"
-    note(f"next: toolkit {command} {deployment.file}")
+    note(f"next: {shlex.join(['toolkit', command, str(file or deployment.file), *options])}")
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from toolkit.cli.common import json_option, note, print_json, progress
+from toolkit.processes import ended_by_signals
 
 PATH = click.Path(path_type=Path)
 
@@ -48,8 +49,9 @@ def init(model_dir: Path, force: bool, as_json: bool, **options: Any) -> None:
     from toolkit.plan.data import comparison_data
     from toolkit.plan.report import comparison_text
     from toolkit.plan.starter import Wanted, start
+    from toolkit.plan.wording import layout_in_words
 
-    with progress("simulating layouts", "layouts") as report:
+    with ended_by_signals(), progress("simulating layouts", "layouts") as report:
         started = start(Wanted(model_dir, **options), force, report)
     if as_json:
         print_json({"file": str(started.file), "comparison": comparison_data(started.comparison)})
@@ -57,5 +59,6 @@ def init(model_dir: Path, force: bool, as_json: bool, **options: Any) -> None:
         from rich.console import Console
 
         Console(highlight=False, width=100).print(comparison_text(started.comparison))
-        click.echo(f"\n{started.file}: {started.comparison.best.name}")
+        best = started.comparison.best
+        click.echo(f"\n{started.file}: {best.name}, {layout_in_words(best.deployment)}")
     note(f"next: toolkit plan {started.file}")

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit.cli.common import engine_option, json_option, next_command, note, print_json, progress
+from toolkit.cli.common import COULD_NOT_RUN, engine_option, json_option, next_command, note, print_json, progress
 from toolkit.distribution import NAME
+from toolkit.errors import ToolkitError
+from toolkit.processes import ended_by_signals
 
 if TYPE_CHECKING:
+    from toolkit.config import Deployment
     from toolkit.plan.plan import Plan
 
 PATH = click.Path(path_type=Path)
@@ -19,6 +24,8 @@ PATH = click.Path(path_type=Path)
 @click.argument("more", nargs=-1, metavar="[NAME=VALUE]...")
 @engine_option
 @click.option("--what-if", "changes", multiple=True, metavar="NAME=VALUE", help="Plan with other settings of the YAML.")
+@click.option("--write", "target", type=PATH, metavar="FILE", help="Write the YAML with these settings, comments kept.")
+@click.option("--force", is_flag=True, help="Let --write replace FILE.")
 @click.option("--compare", is_flag=True, help="Predict and rank every TP x PP x replicas on the GPUs.")
 @click.option(
     "--objective",
@@ -39,29 +46,63 @@ PATH = click.Path(path_type=Path)
 @click.option("--calibration", type=PATH, metavar="FILE", help="Use the step times of toolkit calibrate.")
 @click.option("--claims", is_flag=True, help="Hold the requirements' own expectations against the arithmetic.")
 @click.option("--html", type=PATH, metavar="FILE", help="Write the plan as a page with plots.")
+@click.option(
+    "--check", is_flag=True, help="For CI: exit 1 if the SLO is predicted to be missed, 3 if there is no plan."
+)
 @json_option
-def plan(config: Path, more: tuple[str, ...], changes: tuple[str, ...], html: Path | None, **options: Any) -> None:
+def plan(config: Path, more: tuple[str, ...], changes: tuple[str, ...], **options: Any) -> None:
     """Show what the deployment needs and predict what it will do: memory, step times, percentiles, SLO.
 
     \b
     toolkit plan CONFIG --compare --html plan.html
     toolkit plan CONFIG --what-if max_batch_size=128 dtype=fp8 rate=12
+    toolkit plan CONFIG --what-if max_num_tokens=256 --write FILE
     """
-    from toolkit.plan.calibration import load
-    from toolkit.plan.plan import Plan
-    from toolkit.plan.what_if import load_changed
-
     if more and not changes:
         raise click.UsageError(f"Got {more[0]!r} after CONFIG. Settings follow --what-if.")
-    if options["calibration"] and options["estimator"] != "table":
-        raise click.UsageError("--calibration and --estimator are two sources of step times. Give one.")
-    estimator = load(options["calibration"]) if options["calibration"] else options["estimator"]
     settings = [*changes, *more]
     settings += [f"hardware={options['hardware']}"] if options["hardware"] else []
-    deployment = load_changed(config, options["engine"], settings, options["gpus"], any_layout=options["compare"])
+    _check_usage(options, bool(settings or options["gpus"] or options["engine"]))
+    try:
+        with ended_by_signals():
+            meets = _planned(config, settings, options)
+    except ToolkitError as error:
+        if options["check"]:
+            error.exit_code = COULD_NOT_RUN
+        raise
+    if not meets:
+        sys.exit(1)
+
+
+def _check_usage(options: dict[str, Any], changed: bool) -> None:
+    if options["calibration"] and options["estimator"] != "table":
+        raise click.UsageError("--calibration and --estimator are two sources of step times. Give one.")
+    if options["target"] and not changed:
+        raise click.UsageError("--write writes changed settings. Give some: --what-if NAME=VALUE.")
+    if options["target"] and options["compare"]:
+        raise click.UsageError("--write writes the settings given, and --compare tries many. Give one.")
+    if options["force"] and not options["target"]:
+        raise click.UsageError("--force is of --write.")
+
+
+def _planned(config: Path, settings: list[str], options: dict[str, Any]) -> bool:
+    """Plan, print and write. False if --check is given and the SLO is predicted to be missed."""
+    from toolkit.config import Deployment
+    from toolkit.plan.calibration import load
+    from toolkit.plan.edit_yaml import check_free, write_edited
+    from toolkit.plan.plan import Plan
+    from toolkit.plan.what_if import changes_of
+
+    engine, target, html = options["engine"], options["target"], options["html"]
+    estimator = load(options["calibration"]) if options["calibration"] else options["estimator"]
+    changes = changes_of(config, engine, settings, options["gpus"], any_layout=options["compare"])
+    deployment = Deployment.load(config, engine, changes)
+    if target:
+        check_free(target, options["force"])
     with progress("simulating layouts", "layouts") as report:
-        compared, claims, objective = options["compare"], options["claims"], options["objective"]
-        made = Plan(deployment, compared, claims, objective, report, estimator)
+        made = Plan(deployment, options["compare"], options["claims"], options["objective"], report, estimator)
+        if html:
+            made.check_page(html)
         if options["as_json"]:
             print_json(made.as_data())
         else:
@@ -69,7 +110,25 @@ def plan(config: Path, more: tuple[str, ...], changes: tuple[str, ...], html: Pa
         if html:
             made.write_page(html)
             note(f"page: {html}")
-    next_command(deployment, "build")
+    if target:
+        write_edited(config, target, changes, engine, options["force"])
+        note(f"written: {target}")
+    _next(made.shown, config, target)
+    return not options["check"] or made.meets
+
+
+def _next(shown: Deployment, config: Path, written: Path | None) -> None:
+    """Of a deployment that no file says yet, the command that writes one."""
+    from toolkit.config import Deployment
+    from toolkit.plan.what_if import settings_of
+
+    settings = settings_of(shown, config)
+    engine = ["--engine", shown.engine] if shown.engine != Deployment.load(config).engine else []
+    if written or not settings:
+        next_command(shown, "build", written, [] if written else engine)
+        return
+    file = f"{config.stem}-changed{config.suffix}"
+    note(f"next: {shlex.join(['toolkit', 'plan', str(config), *engine, '--what-if', *settings, '--write', file])}")
 
 
 def _print(made: Plan) -> None:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from multiprocessing import get_context
 from typing import TYPE_CHECKING, Literal
 
 from toolkit.config import with_settings
@@ -18,6 +15,7 @@ from toolkit.plan import remedy
 from toolkit.plan.memory import GIB, MemoryPlan, plan_memory
 from toolkit.plan.predict import Predict, Prediction, predict
 from toolkit.plan.remedy import Remedy
+from toolkit.processes import forked_pool
 from toolkit.rules import check
 from toolkit.slo.verdict import Target
 
@@ -90,8 +88,7 @@ def compare(
         what = f"hardware.gpus: no tp x pp spreads this model over {deployment.hardware.gpus} GPUs"
         raise ToolkitError(what, where=deployment.file)
     layouts = []
-    workers = min(len(os.sched_getaffinity(0)), len(candidates))
-    with ProcessPoolExecutor(workers, get_context("fork")) as pool:
+    with forked_pool(len(candidates)) as pool:
         futures = [pool.submit(evaluate, candidate, predict) for candidate in candidates]
         for number, future in enumerate(futures, 1):
             layouts.append(future.result())

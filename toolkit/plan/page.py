@@ -54,8 +54,8 @@ def write_page(
 
     Simulates each layout that fits at several rates, a second or two each; `progress` is told of every one done.
     """
+    content = page(prediction, comparison, progress)
     with atomic_file(file) as draft:
-        content = page(prediction, comparison, progress)
         try:
             draft.write_text(content, encoding="utf-8")
         except OSError as error:
@@ -94,17 +94,9 @@ def _facts(prediction: Prediction) -> list[str]:
     weights = "FP8" if model.quantization == "fp8" else model.dtype
     return [
         f"{model.path.name}, {deployment.shape.parameters / 1e9:.3g} B parameters, {weights}",
-        f"{layout_name(deployment)}: {_layout_in_words(prediction)}",
+        f"{layout_name(deployment)}: {wording.layout_in_words(deployment)}",
         f"{ranks} ranks on CPU" if deployment.engine == "rehearsal" else f"{ranks} x {deployment.hardware.gpu}",
     ]
-
-
-def _layout_in_words(prediction: Prediction) -> str:
-    parallel = prediction.deployment.parallel
-    one, stages = "rank" if prediction.deployment.engine == "rehearsal" else "GPU", parallel.pp
-    ranks = f"{parallel.tp} {one}s" if parallel.tp > 1 else f"one {one}"
-    text = f"{stages} pipeline stages on {ranks} each" if stages > 1 else f"one stage on {ranks}"
-    return f"{parallel.replicas} replicas of {text}" if parallel.replicas > 1 else text
 
 
 def _remedy(prediction: Prediction, comparison: Comparison | None) -> Remedy | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import ToolkitError
+from toolkit.files import check_writable
 from toolkit.plan import data
 from toolkit.plan.calibration import Calibration
 from toolkit.plan.claims import Claim, claims
@@ -76,6 +77,15 @@ class Plan:
         found = self._layout.prediction if self._layout else None
         return found or self.predict(self.shown)
 
+    @property
+    def meets(self) -> bool:
+        """Whether the SLO is predicted to be met. Raises ToolkitError where nothing is predicted."""
+        from toolkit.plan import report
+
+        if not self.predictable:
+            raise ToolkitError("--check: there is no prediction", hint=report.calibrate_hint(self.deployment))
+        return self.fits and not self.prediction.missed
+
     @cached_property
     def remedy(self) -> Remedy | None:
         if self._layout and self._layout.prediction:
@@ -130,11 +140,16 @@ class Plan:
             yield report.claims_text(self.claims)
         yield report.prediction_text(self.prediction, self.remedy)
 
-    def write_page(self, file: Path) -> None:
-        """The plan as an HTML page."""
+    def check_page(self, file: Path) -> None:
+        """Raise a ToolkitError, before the work, where `write_page` could not write."""
         from toolkit.plan import report
-        from toolkit.plan.page import write_page
 
         if not self.predictable:
             raise ToolkitError("--html: there is no prediction to show", hint=report.calibrate_hint(self.deployment))
+        check_writable(file)
+
+    def write_page(self, file: Path) -> None:
+        """The plan as an HTML page."""
+        from toolkit.plan.page import write_page
+
         write_page(file, self.prediction, self.comparison if self.with_comparison else None, self.progress)

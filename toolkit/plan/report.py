@@ -8,6 +8,7 @@ from toolkit.plan.layouts import Comparison, Layout, reason
 from toolkit.plan.predict import Prediction
 from toolkit.plan.remedy import Remedy
 from toolkit.plan.report_memory import plain_table
+from toolkit.plan.wording import LAYOUT, layout_in_words
 from toolkit.slo import wording
 from toolkit.slo.verdict import LATENCIES, Outcome, Verdict, sum_up
 from toolkit.workload.traffic import with_arrivals
@@ -173,7 +174,7 @@ def comparison_text(comparison: Comparison) -> RenderableType:
         own = layout is comparison.own
         name = f"{layout.name} (yours)" if own else layout.name
         reasons.add_row(str(number), name, reason(layout, comparison), style="bold" if own else "")
-    return Group(table, f"[dim]{units}[/dim]", "", reasons)
+    return Group(table, f"[dim]{units}\n{LAYOUT}[/dim]", "", reasons)
 
 
 def _cells(layout: Layout) -> list[str]:
@@ -202,11 +203,12 @@ def _ms(value: float | None) -> str:
 
 def own_text(comparison: Comparison) -> str:
     """Which is the best, and where the user's own layout came."""
+    best = f"best: {comparison.best.name} ({layout_in_words(comparison.best.deployment)})"
     if comparison.own is None:
-        text = f"best: {comparison.best.name}, whose figures are above"
+        text = f"{best}, whose figures are above"
         return text if comparison.best.meets else f"{text}\n{_best_reachable(comparison)}"
     place = comparison.layouts.index(comparison.own) + 1
-    text = f"best: {comparison.best.name}; yours, {comparison.own.name}, is {place} of {len(comparison.layouts)}"
+    text = f"{best}; yours, {comparison.own.name}, is {place} of {len(comparison.layouts)}"
     return text if comparison.best.meets else f"{text}\n{_best_reachable(comparison)}"
 
 

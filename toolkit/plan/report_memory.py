@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from toolkit.plan.host import plan_host
+from toolkit.plan.layouts import layout_name
 from toolkit.plan.memory import GIB, MemoryPlan, model_bytes, plan_memory
 from toolkit.plan.precision import stored_precision
+from toolkit.plan.wording import layout_in_words
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -33,6 +35,7 @@ def _heading(deployment: Deployment) -> str:
         [
             f"[bold]{deployment.name}[/bold]  engine {deployment.engine}",
             f"parameters  {shape.parameters:,} = {size / 1e9:.2f} GB ({gib(size)}) {stored}",
+            f"layout      {layout_name(deployment)}: {layout_in_words(deployment)}",
             f"world size  {deployment.mapping.world_size} = pp {parallel.pp} x tp {parallel.tp}, one rank a GPU"
             + (f"; {parallel.replicas} replicas" if replicas else ""),
             f"in flight   {limits.max_sequences} sequences = {replicas}{parallel.pp} micro-batches x "

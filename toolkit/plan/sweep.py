@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 
 from toolkit.plan.layouts import Progress
 from toolkit.plan.predict import Prediction
+from toolkit.processes import forked_pool
 from toolkit.workload import Traffic
 
 REQUESTS = 240
@@ -33,10 +31,8 @@ class Point:
 def sweep(predictions: Sequence[Prediction], progress: Progress | None = None) -> list[tuple[Point, ...]]:
     """The points of each, several at a time."""
     found = []
-    with ProcessPoolExecutor(min(len(os.sched_getaffinity(0)), len(predictions)), get_context("fork")) as pool:
-        bare = [
-            replace(prediction) for prediction in predictions
-        ]  # what is sent to a process should have no runs in it
+    with forked_pool(len(predictions)) as pool:
+        bare = [replace(prediction) for prediction in predictions]  # no runs in what is sent to a process
         saturated = [prediction.capacity.saturated for prediction in predictions]
         for number, points in enumerate(pool.map(points_of, bare, saturated), 1):
             found.append(points)

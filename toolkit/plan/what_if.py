@@ -10,6 +10,7 @@ import yaml
 
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError, shown
+from toolkit.plan.edit_yaml import inline
 from toolkit.plan.gpus import GPUS
 from toolkit.sections import Hardware, KvCache, Limits, Model, Parallel, Scheduler, Section, Slo, Workload
 
@@ -39,9 +40,20 @@ def load_changed(
     gpus: int | None = None,
     any_layout: bool = False,
 ) -> Deployment:
-    """The deployment of a YAML with `settings` changed, validated as if the YAML said so, on `gpus` GPUs.
+    """The deployment of a YAML with `settings` changed, validated as if the YAML said so. Raises ToolkitError."""
+    return Deployment.load(file, engine, changes_of(file, engine, settings, gpus, any_layout))
 
-    With `any_layout` a layout that needs more GPUs than that is put aside, for all to be compared.
+
+def changes_of(
+    file: Path,
+    engine: str | None = None,
+    settings: Iterable[str] = (),
+    gpus: int | None = None,
+    any_layout: bool = False,
+) -> dict[str, Any]:
+    """What settings, and another number of GPUs, change in a YAML: "section.key": value.
+
+    With `any_layout` a layout that needs more GPUs than there are is put aside, for all to be compared.
 
     Short names: `dtype` (float16, bfloat16, or fp8 for weights and KV cache), `hardware` (a GPU of the table, with
     its memory), `max_batch_size` (of a micro-batch). Raises ToolkitError for an unknown name or a bad value.
@@ -65,7 +77,16 @@ def load_changed(
     if batch is not None:
         mapping = Deployment.load(file, engine, changes).parallel
         changes["limits.max_sequences"] = batch * mapping.pp * mapping.replicas
-    return Deployment.load(file, engine, changes)
+    return changes
+
+
+def settings_of(deployment: Deployment, file: Path) -> list[str]:
+    """NAME=VALUE of each setting in which a deployment differs from what its YAML says."""
+    written, found = Deployment.load(file, deployment.engine), []
+    for section in SECTIONS:
+        now, then = (getattr(one, section).model_dump(mode="json") for one in (deployment, written))
+        found += [f"{section}.{key}={inline(value)}" for key, value in now.items() if value != then[key]]
+    return found
 
 
 def _changes(name: str, value: Any) -> dict[str, Any]:

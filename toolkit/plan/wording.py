@@ -12,6 +12,7 @@ from toolkit.slo.verdict import Target
 from toolkit.workload.traffic import with_arrivals
 
 if TYPE_CHECKING:
+    from toolkit.config import Deployment
     from toolkit.plan.predict import Prediction
 
 NEVER = "never"
@@ -36,6 +37,20 @@ def rate(value: float | None) -> str:
     if value is None:
         return "none"
     return NOTHING if math.isinf(value) else number(value)
+
+
+LAYOUT = (
+    "layouts: N x, that many replicas, which share the requests; ppN, its pipeline stages; tpN, the GPUs of a stage"
+)
+
+
+def layout_in_words(deployment: Deployment) -> str:
+    """Of 2 x tp4: "2 replicas of one stage on 4 GPUs"."""
+    parallel = deployment.parallel
+    one, stages = "rank" if deployment.engine == "rehearsal" else "GPU", parallel.pp
+    ranks = f"{parallel.tp} {one}s" if parallel.tp > 1 else f"one {one}"
+    text = f"{stages} pipeline stages on {ranks} each" if stages > 1 else f"one stage on {ranks}"
+    return f"{parallel.replicas} replicas of {text}" if parallel.replicas > 1 else text
 
 
 def share(value: float) -> str:

@@ -9,12 +9,13 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from toolkit.artifacts import Alone
 from toolkit.engine.tensorrt.log import BuildLog
 from toolkit.errors import ToolkitError
+from toolkit.processes import ended_by_signals
 from toolkit.runtime import Wrapped
 
 STALL_S = 1800.0
@@ -59,7 +60,7 @@ def run(
     try:
         if lock:
             lock.share(process.pid)
-        with _ended_by_signals(), log_path.open("w", encoding="utf-8") as keep:
+        with ended_by_signals(), log_path.open("w", encoding="utf-8") as keep:
             log = _follow(process, lambda line: print(line, file=keep, flush=True), work, tell, stall_s)
         return log, process.wait()
     finally:
@@ -67,26 +68,6 @@ def run(
             with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                 subprocess.run(by_force, stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
         _end(process)
-
-
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM, and SIGHUP unless under nohup, end the block by an exception, as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    numbers = [signal.SIGTERM, *([] if ignored else [signal.SIGHUP])]
-    before = [(number, signal.signal(number, end)) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
 
 
 def _follow(

@@ -1,0 +1,115 @@
+"""Settings changed in the text of a YAML file: its comments and its order stay."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from toolkit.config import PATHS, changed
+from toolkit.errors import ToolkitError
+from toolkit.files import atomic_file, check_writable, read_text
+from toolkit.yamlfile import absolute_path
+
+
+def write_edited(
+    source: Path, target: Path, changes: Mapping[str, Any], engine: str | None = None, force: bool = False
+) -> None:
+    """Write the deployment of `source` with `changes` ("section.key": value) as a YAML file of its own.
+
+    It gets a name of its own, and so a folder of its own for what is built; relative paths lead where they led.
+    Raises ToolkitError for a file that is there, unless `force`, and for one that cannot be written.
+    """
+    check_free(target, force)
+    text = read_text(source)
+    content = yaml.safe_load(text)
+    own: dict[str, Any] = {}
+    if source.resolve() != target.resolve() and "name" in content:
+        own["name"] = re.sub(r"[^A-Za-z0-9._-]+|^[^A-Za-z0-9]+", "-", target.stem).strip("-") or "model"
+    if source.resolve().parent != target.resolve().parent:
+        own |= _absolute(content, source)
+    if engine is not None:
+        own["engine.kind" if isinstance(content.get("engine"), dict) else "engine"] = engine
+    with atomic_file(target) as partial:
+        partial.write_text(edited(text, {**own, **changes}), encoding="utf-8")
+
+
+def check_free(target: Path, force: bool) -> None:
+    """Raise a ToolkitError where `write_edited` could not write: to be called before long work."""
+    if target.exists() and not force:
+        raise ToolkitError("is already there", where=target, hint="Give another FILE, or --force to replace it.")
+    check_writable(target)
+
+
+def _absolute(content: Mapping[str, Any], source: Path) -> dict[str, str]:
+    """The paths of a YAML that is to be in another folder, by "section.key"."""
+    found = {}
+    for section, key in PATHS:
+        block = content.get(section)
+        if isinstance(block, dict) and block.get(key) is not None:
+            found[f"{section}.{key}"] = str(absolute_path(block[key], source, key))
+    if "output" in content:
+        found["output"] = str(absolute_path(content["output"], source, "output"))
+    return found
+
+
+def edited(text: str, changes: Mapping[str, Any]) -> str:
+    """The text with "section.key" set to other values. Where that cannot be done in place, the whole text anew."""
+    wanted = changed(yaml.safe_load(text), dict(changes))
+    found = text if text.endswith("\n") else f"{text}\n"
+    for name, value in changes.items():
+        found = _with(found, name.split(".", 1), value)
+    try:
+        same = yaml.safe_load(found) == wanted
+    except yaml.YAMLError:  # of a form that is not known here: anchors, tags
+        same = False
+    return found if same else yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True)
+
+
+def inline(value: Any) -> str:
+    """A value as YAML on one line."""
+    return yaml.safe_dump(value, default_flow_style=True, width=1000, sort_keys=False).removesuffix("...\n").strip()
+
+
+def _with(text: str, keys: list[str], value: Any) -> str:
+    """The text with one value changed, or added at the end of the deepest block that is there."""
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    while isinstance(node, yaml.MappingNode) and node.value:
+        inner = next((inner for key, inner in node.value if key.value == keys[0]), None)
+        if inner is None:
+            return _added(text, node, keys, value)
+        if len(keys) == 1:
+            return _replaced(text, inner, value)
+        node, keys = inner, keys[1:]
+    return text
+
+
+def _replaced(text: str, node: yaml.Node, value: Any) -> str:
+    """A block ends where the next key begins: what is between (comments, empty lines) is not part of its value."""
+    start, end = node.start_mark.index, node.end_mark.index
+    if isinstance(node, yaml.CollectionNode) and not node.flow_style:
+        start = len(text[:start].rstrip())
+        end = _last(node).end_mark.index
+        return f"{text[:start]} {inline(value)}{text[end:]}"
+    return text[:start] + inline(value) + text[end:]
+
+
+def _last(node: yaml.Node) -> yaml.Node:
+    """The last scalar of a block, or its last mapping or list in braces."""
+    while isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
+        node = node.value[-1][1] if isinstance(node, yaml.MappingNode) else node.value[-1]
+    return node
+
+
+def _added(text: str, block: yaml.MappingNode, keys: list[str], value: Any) -> str:
+    for key in reversed(keys[1:]):
+        value = {key: value}
+    if block.flow_style:
+        end = block.end_mark.index - 1
+        return f"{text[:end].rstrip()}, {keys[0]}: {inline(value)}{text[end:]}"
+    end = text.find("\n", _last(block).end_mark.index)
+    line = f"{' ' * block.value[0][0].start_mark.column}{keys[0]}: {inline(value)}"
+    return f"{text[:end]}\n{line}{text[end:]}"
