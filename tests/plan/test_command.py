@@ -17,7 +17,7 @@ from toolkit.simulate.steps import StepWork
 
 FLAGSHIP = Path(__file__).parents[2] / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml"
 
-SHORT = {"workload": {"rate": 8, "requests": 120, "output_tokens": 16}}
+SHORT = {"workload": {"rate": 3, "requests": 120, "output_tokens": 16}}
 
 
 MET = {"slo": {"ttft_ms": {"p99": 60_000}}}

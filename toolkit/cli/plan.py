@@ -135,7 +135,7 @@ def _print(made: Plan) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, width=100)
-    for number, part in enumerate(made.as_text()):
+    for number, part in enumerate(made.as_text(charts=console.is_terminal)):
         if number:
             console.print()
         console.print(part)

@@ -138,7 +138,7 @@ def rate_charts(lines: Sequence[Line], slo: Slo, rate: float | None) -> list[Cha
     keys = tuple(Key(SERIES[number], name) for number, name in enumerate(names))
     ttft = (
         "Time to first token (TTFT) against rate",
-        "Where a line shoots up the layout is full: the queue grows for as long as such a load lasts.",
+        "Where a line shoots up the layout is full.",
     )
     tpot = ("Time per output token (TPOT) against rate", "How fast an answer is written once it has begun.")
     return [
@@ -174,7 +174,10 @@ def _rate_chart(
         axes.set_xlabel("requests/s")
         axes.set_ylabel("ms")
 
-    caption = f"Thick: P99, thin: P50. {meaning}" + " A triangle: too many refused, so that it has no end." * endless
+    caption = (
+        f"Thick: P99, thin: P50. {meaning}"
+        + " A triangle: it has no end, as too many are refused or the queue grows." * endless
+    )
     return Chart(title, caption, svg(draw, (5.2, 3.7), metric), keys=keys)
 
 

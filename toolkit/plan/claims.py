@@ -6,11 +6,12 @@ is computed from the deployment's own model, GPU and workload.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from toolkit.config import with_settings
 from toolkit.errors import ToolkitError
+from toolkit.plan.claim import Claim, Verdict
+from toolkit.plan.claims_features import feature_claims
 from toolkit.plan.memory import GIB, plan_memory, plan_stage
 from toolkit.plan.precision import precision_of
 from toolkit.plan.predict import Predict, Prediction, predict
@@ -19,17 +20,8 @@ from toolkit.simulate.steps import decode, prefill
 if TYPE_CHECKING:
     from toolkit.config import Deployment
 
-Verdict = Literal["true", "false", "depends"]
 PREFILL_MS, DECODE_MS, RATE = 250.0, 25.0, 10.0
 """What the requirements expect at the median, and the requests/s."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    said: str
-    verdict: Verdict
-    because: str
-    """The arithmetic, in one or two sentences."""
 
 
 def claims(prediction: Prediction, predict: Predict = predict) -> list[Claim]:
@@ -45,6 +37,7 @@ def claims(prediction: Prediction, predict: Predict = predict) -> list[Claim]:
         _rate(prediction),
         _all_together(prediction),
         _link(prediction),
+        *feature_claims(prediction),
     ]
 
 

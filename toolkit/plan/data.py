@@ -12,11 +12,14 @@ from toolkit.plan.memory import MemoryPlan, StagePlan, model_bytes, plan_memory
 from toolkit.plan.precision import stored_precision
 from toolkit.plan.predict import Prediction
 from toolkit.plan.remedy import Remedy
+from toolkit.plan.seeds import SEEDS, Spread, with_intervals
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
     from toolkit.plan.calibration import Calibration
-    from toolkit.plan.claims import Claim
+    from toolkit.plan.claim import Claim
+    from toolkit.slo.intervals import Interval
+    from toolkit.slo.verdict import Target
 
 PERCENTILES = (50, 90, 99)
 
@@ -80,7 +83,9 @@ def _memory(deployment: Deployment, memory: MemoryPlan) -> dict[str, Any]:
     }
 
 
-def prediction_data(prediction: Prediction, remedy: Remedy | None) -> dict[str, Any]:
+def prediction_data(prediction: Prediction, remedy: Remedy | None, spread: Spread | None = None) -> dict[str, Any]:
+    """Latencies that have no steady state are null; `intervals` are the lowest and the highest of all seeds."""
+    overload = prediction.overload
     run, capacity, traffic = prediction.simulation, prediction.capacity, prediction.traffic
     return {
         "estimator": prediction.estimator,
@@ -97,17 +102,17 @@ def prediction_data(prediction: Prediction, remedy: Remedy | None) -> dict[str, 
             "notes": list(traffic.notes),
         },
         "metrics": {
-            name: {f"p{q}": _finite(found.percentile(q)) for q in PERCENTILES}
-            for name, found in prediction.measured.distributions.items()
+            name: {f"p{q}": _finite(prediction.percentile(name, q)) for q in PERCENTILES}
+            for name in prediction.measured.distributions
             if name != "dispatch_ms"
         },
+        "steady_state": overload is None,
+        "overload": {**overload._asdict(), "queue_growth_per_s": overload.growth} if overload else None,
+        "intervals": _intervals(spread) if spread else None,
         "tokens_per_s": prediction.measured.tokens_per_s,
         "requests_per_s": prediction.measured.requests_per_s,
-        "goodput_per_s": prediction.measured.goodput_per_s,
-        "targets": [
-            {**asdict(target), "measured": _finite(target.measured), "margin": _finite(target.margin)}
-            for target in prediction.targets
-        ],
+        "goodput_per_s": None if overload else prediction.measured.goodput_per_s,
+        "targets": [_target(target) for target in with_intervals(prediction.targets, spread)],
         "meets_slo": not prediction.missed,
         "capacity": asdict(capacity),
         "stage_utilisation": run.utilisation,
@@ -118,6 +123,16 @@ def prediction_data(prediction: Prediction, remedy: Remedy | None) -> dict[str, 
         "refused": run.refused,
         "remedy": asdict(remedy) if remedy else None,
     }
+
+
+def _intervals(spread: Spread) -> dict[str, Any]:
+    figures = {name: _ends(interval) for name, interval in spread.figures.items()}
+    return {"seeds": SEEDS, **figures, "highest_requests_per_s": _ends(spread.highest)}
+
+
+def _target(target: Target) -> dict[str, Any]:
+    finite = {"measured": _finite(target.measured), "margin": _finite(target.margin)}
+    return {**asdict(target), **finite, "interval": _ends(target.interval)}
 
 
 def comparison_data(comparison: Comparison) -> dict[str, Any]:
@@ -158,6 +173,10 @@ def calibration_data(calibration: Calibration, deployment: Deployment) -> dict[s
 
 def claims_data(found: list[Claim]) -> list[dict[str, Any]]:
     return [asdict(claim) for claim in found]
+
+
+def _ends(interval: Interval | None) -> list[float | None] | None:
+    return None if interval is None else [_finite(end) for end in interval]
 
 
 def _finite(value: float | None) -> float | None:

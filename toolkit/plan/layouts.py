@@ -138,7 +138,7 @@ def rank(layout: Layout, objective: Objective) -> tuple[float, ...]:
     prediction = layout.prediction
     if prediction is None:
         return (2, layout.memory.fullest.weight_bytes)
-    capacity, latency = prediction.capacity, prediction.measured.distributions["e2e_ms"].percentile(50)
+    capacity, latency = prediction.capacity, prediction.percentile("e2e_ms", 50)
     assert latency is not None
     highest = capacity.highest or 0.0
     if objective == "latency":
@@ -184,7 +184,7 @@ def _miss(target: Target) -> str:
     measured, limit = target.measured, target.limit
     assert measured is not None and not isinstance(limit, tuple)
     if math.isinf(measured):
-        return f"{target.label}: requests are refused"
+        return f"{target.label}: {target.note or 'requests are refused'}"
     if target.unit == "ms":
         return f"{target.label} by {measured - limit:,.0f} ms"
     if target.unit == "1/s":

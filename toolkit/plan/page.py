@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from toolkit.plan import wording
 from toolkit.plan.charts import Line, memory_chart, rate_charts
 from toolkit.plan.layouts import Comparison, Layout, Objective, Progress, layout_name, reason
 from toolkit.plan.memory import GIB
-from toolkit.plan.predict import Prediction
+from toolkit.plan.predict import UNSTEADY, Prediction
 from toolkit.plan.remedy import Remedy, to_meet
+from toolkit.plan.seeds import Spread, with_intervals
 from toolkit.plan.sweep import sweep
 from toolkit.plan.timeline import timeline_chart
 
@@ -48,13 +50,17 @@ ORDER: dict[Objective, str] = {
 
 
 def write_page(
-    file: Path, prediction: Prediction, comparison: Comparison | None, progress: Progress | None = None
+    file: Path,
+    prediction: Prediction,
+    comparison: Comparison | None,
+    progress: Progress | None = None,
+    spread: Spread | None = None,
 ) -> None:
     """Write the page whole or not at all. Raises ToolkitError when it cannot be written.
 
     Simulates each layout that fits at several rates, a second or two each; `progress` is told of every one done.
     """
-    content = page(prediction, comparison, progress)
+    content = page(prediction, comparison, progress, spread)
     with atomic_file(file) as draft:
         try:
             draft.write_text(content, encoding="utf-8")
@@ -62,7 +68,12 @@ def write_page(
             raise ToolkitError(f"could not be written: {error.strerror}", where=file) from None
 
 
-def page(prediction: Prediction, comparison: Comparison | None, progress: Progress | None = None) -> str:
+def page(
+    prediction: Prediction,
+    comparison: Comparison | None,
+    progress: Progress | None = None,
+    spread: Spread | None = None,
+) -> str:
     """The page as HTML."""
     deployment = prediction.deployment
     return render(
@@ -71,8 +82,8 @@ def page(prediction: Prediction, comparison: Comparison | None, progress: Progre
         facts=_facts(prediction),
         verdict=wording.verdict(prediction, _remedy(prediction, comparison)),
         words=wording,
-        targets=prediction.targets,
-        endless=any(wording.quantity(t.measured, t.unit) == wording.NEVER for t in prediction.targets),
+        targets=with_intervals(prediction.targets, spread),
+        endless=any(wording.measured(target) == wording.NEVER for target in prediction.targets),
         tiles=_tiles(prediction),
         charts=_charts(prediction, comparison, progress),
         comparison=comparison,
@@ -108,9 +119,9 @@ def _remedy(prediction: Prediction, comparison: Comparison | None) -> Remedy | N
 
 def _tiles(prediction: Prediction) -> list[tuple[str, str, str]]:
     """The few numbers that a reader wants first: (name, value, unit)."""
-    found, capacity, memory = prediction.measured.distributions, prediction.capacity, prediction.memory
+    capacity, memory = prediction.capacity, prediction.memory
     tiles = [
-        (f"{label} P{q}", wording.number(found[name].percentile(q)), "ms")
+        (f"{label} P{q}", *_tile(prediction, name, q))
         for name, label in (("ttft_ms", "TTFT"), ("tpot_ms", "TPOT"))
         for q in (50, 99)
     ]
@@ -124,6 +135,13 @@ def _tiles(prediction: Prediction) -> list[tuple[str, str, str]]:
         )
         tiles.append((name, f"{abs(free):.1f}", unit))
     return tiles
+
+
+def _tile(prediction: Prediction, metric: str, q: int) -> tuple[str, str]:
+    """(value, unit) of a percentile."""
+    value = prediction.percentile(metric, q)
+    unsteady = prediction.overload and value is not None and math.isinf(value)
+    return (wording.NOTHING, UNSTEADY) if unsteady else (wording.number(value), "ms")
 
 
 def _charts(prediction: Prediction, comparison: Comparison | None, progress: Progress | None) -> list[Chart]:
@@ -169,8 +187,8 @@ def _outcome(layout: Layout) -> str:
 def _numbers(prediction: Prediction | None) -> list[str]:
     if prediction is None:
         return [wording.NOTHING] * 7
-    found, capacity = prediction.measured.distributions, prediction.capacity
-    latencies = [wording.number(found[name].percentile(q)) for name in ("ttft_ms", "tpot_ms") for q in (50, 99)]
+    capacity = prediction.capacity
+    latencies = [wording.number(prediction.percentile(name, q)) for name in ("ttft_ms", "tpot_ms") for q in (50, 99)]
     return [
         *latencies,
         wording.rate(capacity.highest),

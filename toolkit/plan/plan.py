@@ -16,6 +16,7 @@ from toolkit.plan.claims import Claim, claims
 from toolkit.plan.layouts import Comparison, Layout, Objective, compare
 from toolkit.plan.predict import Estimator, Predict, Prediction, predict
 from toolkit.plan.remedy import Remedy, to_meet
+from toolkit.plan.seeds import Spread, spread_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -77,6 +78,11 @@ class Plan:
         found = self._layout.prediction if self._layout else None
         return found or self.predict(self.shown)
 
+    @cached_property
+    def spread(self) -> Spread | None:
+        """What other seeds give. Of a comparison, whose layouts are many, none."""
+        return None if self.with_comparison else spread_of(self.prediction)
+
     @property
     def meets(self) -> bool:
         """Whether the SLO is predicted to be met. Raises ToolkitError where nothing is predicted."""
@@ -106,17 +112,19 @@ class Plan:
         if isinstance(self.estimator, Calibration):
             found["calibration"] = data.calibration_data(self.estimator, self.deployment)
         if self.predictable and self.fits:
-            found["prediction"] = data.prediction_data(self.prediction, self.remedy)
+            found["prediction"] = data.prediction_data(self.prediction, self.remedy, self.spread)
         if self.with_comparison:
             found["comparison"] = data.comparison_data(self.comparison)
         if self.with_claims:
             found["claims"] = data.claims_data(self.claims)
         return found
 
-    def as_text(self) -> Iterator[RenderableType]:
+    def as_text(self, charts: bool = False) -> Iterator[RenderableType]:
         """Part by part, for a terminal of 100 columns: what is known at once comes at once."""
         from toolkit.plan import report
+        from toolkit.plan.rate_chart import rate_chart
         from toolkit.plan.report_memory import memory_text
+        from toolkit.plan.sweep import curve
 
         if self.predictable:
             self.predict(self.deployment).traffic  # noqa: B018 - a bad workload is said before anything is printed
@@ -126,6 +134,8 @@ class Plan:
             return
         if self.fits:
             yield from self._predicted()
+            if charts and (points := curve(self.prediction)):
+                yield rate_chart(points, self.prediction.deployment.slo, self.prediction.traffic.rate)
         if self.with_comparison:
             yield report.comparison_text(self.comparison)
             yield report.own_text(self.comparison)
@@ -138,7 +148,7 @@ class Plan:
             yield report.calibration_text(self.estimator, self.deployment)
         if self.with_claims:
             yield report.claims_text(self.claims)
-        yield report.prediction_text(self.prediction, self.remedy)
+        yield report.prediction_text(self.prediction, self.remedy, self.spread)
 
     def check_page(self, file: Path) -> None:
         """Raise a ToolkitError, before the work, where `write_page` could not write."""
@@ -152,4 +162,5 @@ class Plan:
         """The plan as an HTML page."""
         from toolkit.plan.page import write_page
 
-        write_page(file, self.prediction, self.comparison if self.with_comparison else None, self.progress)
+        compared = self.comparison if self.with_comparison else None
+        write_page(file, self.prediction, compared, self.progress, self.spread)

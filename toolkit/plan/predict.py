@@ -18,12 +18,22 @@ from toolkit.plan.latency import ClosedForm
 from toolkit.plan.memory import MemoryPlan, plan_memory
 from toolkit.plan.precision import precision_of
 from toolkit.simulate import Simulation, simulate
-from toolkit.simulate.capacity import FILLS, REQUESTS, Capacity, find_capacity, hopeless, meets_latencies
+from toolkit.simulate.capacity import (
+    FILLS,
+    REQUESTS,
+    Capacity,
+    find_capacity,
+    highest_near,
+    hopeless,
+    meets_latencies,
+)
+from toolkit.simulate.overload import Overload, overload_of
 from toolkit.simulate.run import NOTHING
 from toolkit.simulate.steps import StepTimes, StepWork, decode, prefill
 from toolkit.slo.metrics import Measured
-from toolkit.slo.verdict import Target, at_least, judge, limits_of_a_request, within
+from toolkit.slo.verdict import Target, at_least, judge, limits_of_a_request, percentiles, within
 from toolkit.workload import Traffic, traffic_of
+from toolkit.workload.traffic import with_arrivals
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
@@ -32,6 +42,9 @@ Estimator = Literal["table", "aiconfigurator"] | Calibration
 Predict = Callable[["Deployment"], "Prediction"]
 
 
+WITH_THE_QUEUE = ("ttft_ms", "e2e_ms")
+"""Latencies in which the time in the queue is."""
+UNSTEADY = "no steady state"
 FRONT_S = 0.002
 """Each request, one after the other: tokenizing and the way through Triton's Python models. Of 8 sent at once the
 engine has one every 1.8 ms (measured in a rehearsal of the 0.8M model, tensorrt_llm_bls, 2 cores)."""
@@ -82,6 +95,29 @@ class Prediction:
         deployment = self.deployment
         replicas, slo = deployment.parallel.replicas, deployment.slo
         return find_capacity(self.long_traffic, self.scheduling, self.times, replicas, slo, self.front_s)
+
+    @cached_property
+    def overload(self) -> Overload | None:
+        """What comes and what is served, where more comes. None of a closed loop, whose users wait."""
+        if self.traffic.rate is None:
+            return None
+        steady_arrivals = with_arrivals(self.deployment.workload).arrivals != "trace"
+        return overload_of(self.simulation, self.traffic.rate, self.capacity.saturated, steady_arrivals)
+
+    def percentile(self, metric: str, q: float) -> float | None:
+        """Of a latency, ms. math.inf where the queue is part of it and grows for as long as the load lasts."""
+        if self.overload and metric in WITH_THE_QUEUE:
+            return math.inf
+        return self.measured.distributions[metric].percentile(q)
+
+    def highest_near(self, known: Capacity) -> float | None:
+        """As capacity.highest; faster, where the capacity under other requests of the same kind is known."""
+        near, most = known.highest, known.saturated
+        if near is None or not math.isfinite(most):
+            return self.capacity.highest
+        deployment = self.deployment
+        replicas, slo = deployment.parallel.replicas, deployment.slo
+        return highest_near(near, most, self.long_traffic, self.scheduling, self.times, replicas, slo, self.front_s)
 
     def meets_at(self, rate: float) -> bool:
         """Whether every latency target and the compliance hold when so many requests/s come."""
@@ -161,7 +197,11 @@ class Prediction:
         return simulate(traffic, self.scheduling, self.times, replicas, record, front_s=self.front_s)
 
     def _predicted(self, target: Target) -> Target:
-        """Targets that judge() cannot know from samples: of the deployment, not of requests."""
+        """Targets that judge() cannot know from samples: of the deployment, or of a queue that grows and grows."""
+        if self.overload and target.name.partition(".")[0] in WITH_THE_QUEUE:
+            return replace(target, measured=math.inf, passed=False, margin=-math.inf, note=UNSTEADY)
+        if self.overload and target.name == "compliance" and any(map(self._limited, WITH_THE_QUEUE)):
+            return at_least(replace(target, measured=0.0, note=UNSTEADY))
         if target.name == "requests_per_s":
             saturated = self.capacity.saturated
             full = f"; saturates at {saturated:.1f}" if math.isfinite(saturated) else ""
@@ -174,6 +214,9 @@ class Prediction:
             value, limit = self.memory.spread, target.limit
             return replace(target, measured=value, passed=value <= limit, margin=(limit - value) / limit, note="")
         return target
+
+    def _limited(self, metric: str) -> bool:
+        return bool(percentiles(self.deployment.slo, metric))
 
 
 def _means(traffic: Traffic) -> tuple[int, int]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from toolkit.plan import wording
 from toolkit.plan.layouts import Comparison, Layout, reason
-from toolkit.plan.predict import Prediction
+from toolkit.plan.predict import UNSTEADY, WITH_THE_QUEUE, Prediction
 from toolkit.plan.remedy import Remedy
 from toolkit.plan.report_memory import plain_table
+from toolkit.plan.seeds import WITHIN, Spread, with_intervals
 from toolkit.plan.wording import LAYOUT, layout_in_words
-from toolkit.slo import wording
-from toolkit.slo.verdict import LATENCIES, Outcome, Verdict, sum_up
+from toolkit.slo.verdict import LATENCIES, Outcome, Target, Verdict, sum_up
 from toolkit.workload.traffic import with_arrivals
 
 if TYPE_CHECKING:
@@ -81,48 +83,57 @@ def claims_text(claims: list[Claim]) -> Table:
     return table
 
 
-def prediction_text(prediction: Prediction, remedy: Remedy | None) -> RenderableType:
+def prediction_text(prediction: Prediction, remedy: Remedy | None, spread: Spread | None = None) -> RenderableType:
     """The workload, the percentiles beside their targets, and what the stages do."""
     from rich.console import Group
 
     run, capacity = prediction.simulation, prediction.capacity
     shares = [share for replica in run.utilisation for share in replica]
     busy = f"{min(shares):.0%} to {max(shares):.0%}" if max(shares) - min(shares) > 0.005 else f"{max(shares):.0%}"
-    verdict = verdict_of(prediction)
+    verdict, targets = verdict_of(prediction), with_intervals(prediction.targets, spread)
     style = "green" if verdict.outcome is Outcome.PASS else "bold red"
     lines = [
         f"verdict     [{style}]{verdict.outcome}[/]  {verdict.reason}",
-        f"capacity    {capacity_text(prediction)}",
+        f"capacity    {capacity_text(prediction, spread)}",
         f"stages      busy {busy} of the time, idle bubble {run.bubble:.0%}; {capacity.bubble:.0%} when saturated",
         f"KV pool     {run.kv_mean:.1%} in use on average, {run.kv_peak:.1%} at most; "
         f"{run.recomputed} sequences paused, {run.refused} requests refused",
     ]
+    if unsure := [target.label for target in targets if WITHIN in target.note]:
+        lines.insert(1, f"chance      by other seeds otherwise: {', '.join(unsure)}")
+    if prediction.overload:
+        lines.insert(0, f"overload    {wording.overload(prediction)}")
     if remedy:
         lines.append(f"[bold]remedy      {remedy} would meet the SLO[/bold]")
-    tables = (_percentiles(prediction), "", _targets(prediction), "")
+    tables = (_percentiles(prediction, spread), "", _targets(targets), "")
     return Group(f"workload    {workload_text(prediction)}", "", *tables, *lines)
 
 
-def _percentiles(prediction: Prediction) -> Table:
-    """Each latency, in milliseconds."""
+def _percentiles(prediction: Prediction, spread: Spread | None) -> Table:
+    """Each latency, in milliseconds; in brackets what other seeds give."""
     table = plain_table()
     for column in ("predicted, ms", "P50", "P90", "P99"):
         table.add_column(column, justify="left" if column.startswith("pre") else "right")
     for metric, label in LATENCIES.items():
-        found = prediction.measured.distributions[metric]
-        table.add_row(label, *(wording.number(found.percentile(q)) for q in (50, 90, 99)))
+        if prediction.overload and metric in WITH_THE_QUEUE:
+            table.add_row(label, UNSTEADY)
+            continue
+        spans = [wording.span(spread.of(f"{metric}.p{q}") if spread else None) for q in (50, 90, 99)]
+        values = [wording.number(prediction.percentile(metric, q)) for q in (50, 90, 99)]
+        table.add_row(label, *(value + span for value, span in zip(values, spans, strict=True)))
     return table
 
 
-def _targets(prediction: Prediction) -> Table:
+def _targets(targets: Sequence[Target]) -> Table:
     """Each target of the SLO with what is predicted, how far inside it that is, and the verdict."""
-    table = plain_table()
-    for column in ("target", "limit", "predicted", "margin", ""):
+    table, seeds = plain_table(), any(target.interval for target in targets)
+    for column in ("target", "limit", "predicted", *[wording.INTERVAL][:seeds], "margin", ""):
         table.add_column(column, justify="left" if column in ("target", "") else "right")
-    for target in prediction.targets:
-        value = wording.quantity(target.measured, target.unit)
+    for target in targets:
+        value = UNSTEADY if target.note == UNSTEADY else wording.measured(target)
         style = {"PASS": "green", "FAIL": "bold red"}.get(target.outcome, "yellow")
-        cells = (wording.limit(target), value, wording.margin(target), f"[{style}]{target.outcome}[/]")
+        interval = [wording.interval(target)][:seeds]
+        cells = (wording.limit(target), value, *interval, wording.margin(target), f"[{style}]{target.outcome}[/]")
         table.add_row(target.label, *cells)
     return table
 
@@ -147,11 +158,15 @@ def workload_text(prediction: Prediction) -> str:
     return "; ".join((requests, *traffic.notes))
 
 
-def capacity_text(prediction: Prediction) -> str:
+def capacity_text(prediction: Prediction, spread: Spread | None = None) -> str:
     highest, saturated = prediction.capacity.highest, prediction.capacity.saturated
-    meets = f"{highest:.1f} requests/s meet the latencies" if highest else "no rate meets the latencies"
+    meets = "no rate meets the latencies"
+    if highest:
+        meets = (
+            f"{wording.number(highest)}{wording.span(spread.highest if spread else None)} requests/s meet the latencies"
+        )
     again = "; the trace over and over" if prediction.repeats else ""
-    return f"{meets}; saturated at {saturated:.1f} requests/s{again}"
+    return f"{meets}; saturated at {wording.number(saturated)} requests/s{again}"
 
 
 def comparison_text(comparison: Comparison) -> RenderableType:
@@ -166,6 +181,8 @@ def comparison_text(comparison: Comparison) -> RenderableType:
         style = "bold" if layout is comparison.own else ""
         table.add_row(str(number), *_cells(layout), style=style)
     units = "TTFT and TPOT in ms at the workload's rate; meets, saturates: requests/s; blast: lost with one GPU"
+    if any(layout.prediction and layout.prediction.overload for layout in comparison.layouts):
+        units += f"\n{wording.NEVER}: more requests come than are served, so the queue grows, and TTFT with it"
     reasons = plain_table()
     reasons.show_header = False
     for _ in range(3):
@@ -182,23 +199,18 @@ def _cells(layout: Layout) -> list[str]:
     blast = f"{layout.blast_radius:.0%}"
     if prediction is None:
         return [layout.name, str(layout.gpus), *["–"] * 7, blast]
-    found = prediction.measured.distributions
-    latencies = [_ms(found[name].percentile(q)) for name in ("ttft_ms", "tpot_ms") for q in (50, 99)]
+    latencies = [wording.number(prediction.percentile(name, q)) for name in ("ttft_ms", "tpot_ms") for q in (50, 99)]
     capacity = prediction.capacity
-    highest = f"{capacity.highest:.1f}" if capacity.highest else "–"
+    highest = wording.number(capacity.highest)
     return [
         layout.name,
         str(layout.gpus),
         *latencies,
         highest,
-        f"{capacity.saturated:.1f}",
+        wording.number(capacity.saturated),
         f"{capacity.bubble:.0%}",
         blast,
     ]
-
-
-def _ms(value: float | None) -> str:
-    return wording.number(value)
 
 
 def own_text(comparison: Comparison) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from toolkit.plan.layouts import Progress
 from toolkit.plan.predict import Prediction
 from toolkit.processes import forked_pool
-from toolkit.workload import Traffic
 
 REQUESTS = 240
 """Of each rate: enough for a P99. All rates of a layout take a second or two."""
@@ -19,7 +18,10 @@ SHARES = (0.25, 0.45, 0.7, 0.85, 0.95, 1.1)
 
 @dataclass(frozen=True)
 class Point:
-    """One rate (requests/s) and what requests then wait, in ms; math.inf where too many are refused."""
+    """One rate (requests/s) and what requests then wait, in ms.
+
+    math.inf where too many are refused, and of TTFT where more come than are served: it has no steady state.
+    """
 
     rate: float
     ttft_p50: float
@@ -41,20 +43,41 @@ def sweep(predictions: Sequence[Prediction], progress: Progress | None = None) -
     return found
 
 
+def curve(prediction: Prediction) -> list[Point]:
+    """The points of one layout and that of its workload, several rates at a time; none without a saturated rate."""
+    saturated, rate = prediction.capacity.saturated, prediction.traffic.rate
+    if not 0 < saturated < math.inf:
+        return []
+    bare, rates = replace(prediction), [share * saturated for share in SHARES]
+    with forked_pool(len(SHARES)) as pool:
+        futures = [pool.submit(_point_at, bare, at, saturated) for at in rates]
+        own = [] if rate is None else [_own(prediction, rate)]
+        found = [*own, *(future.result() for future in futures)]
+    return sorted(found, key=lambda point: point.rate)
+
+
 def points_of(prediction: Prediction, saturated: float) -> tuple[Point, ...]:
     """One layout's points, the lowest rate first; none if there is no telling what it can serve."""
     if not 0 < saturated < math.inf:
         return ()
+    return tuple(_point_at(prediction, share * saturated, saturated) for share in SHARES)
+
+
+def _point_at(prediction: Prediction, rate: float, saturated: float) -> Point:
     traffic = prediction.long_traffic.opened()
     traffic = replace(traffic, requests=traffic.requests[:REQUESTS])
-    return tuple(_point(prediction, share * saturated, traffic) for share in SHARES)
-
-
-def _point(prediction: Prediction, rate: float, traffic: Traffic) -> Point:
     found = prediction.simulate(traffic.at(rate)).measured({}).distributions
+    point = _point(rate, lambda metric, q: found[metric].percentile(q))
+    return replace(point, ttft_p50=math.inf, ttft_p99=math.inf) if rate > saturated else point
 
+
+def _own(prediction: Prediction, rate: float) -> Point:
+    return _point(rate, prediction.percentile)
+
+
+def _point(rate: float, percentile: Callable[[str, float], float | None]) -> Point:
     def ms(metric: str, q: float) -> float:
-        value = found[metric].percentile(q)
+        value = percentile(metric, q)
         return math.nan if value is None else value
 
     return Point(rate, ms("ttft_ms", 50), ms("ttft_ms", 99), ms("tpot_ms", 50), ms("tpot_ms", 99))

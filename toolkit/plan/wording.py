@@ -6,8 +6,10 @@ import math
 from typing import TYPE_CHECKING
 
 from toolkit.plan.remedy import Remedy
+from toolkit.plan.seeds import SEEDS
 from toolkit.sections import Lengths
 from toolkit.slo import wording
+from toolkit.slo.intervals import Interval
 from toolkit.slo.verdict import Target
 from toolkit.workload.traffic import with_arrivals
 
@@ -16,16 +18,66 @@ if TYPE_CHECKING:
     from toolkit.plan.predict import Prediction
 
 NEVER = "never"
-"""Of a percentile that so many refused requests reach that it has no end."""
+"""Of a percentile without end: so many requests are refused, or the queue grows."""
+INTERVAL = f"{SEEDS} seeds"
 limit, note, NOTHING = wording.limit, wording.note, wording.NOTHING
 
 
-def number(value: float | None) -> str:
-    return NEVER if value is not None and math.isinf(value) else wording.number(value)
+def number(value: float | None, limit: float | tuple[float, float] | None = None) -> str:
+    """Two significant digits, as more would say what is not known; more where rounding would pass the limit."""
+    if value is None or math.isinf(value):
+        return NOTHING if value is None else NEVER
+    bounds = limit if isinstance(limit, tuple) else (limit,)
+    for digits in range(2, 7):
+        rounded = float(f"{value:.{digits}g}")
+        if all(bound is None or (rounded > bound) == (value > bound) for bound in bounds):
+            break
+    places = digits - 1 - math.floor(math.log10(abs(rounded))) if rounded else 0
+    return f"{rounded:,.{max(0, places)}f}"
 
 
-def quantity(value: float | None, unit: str) -> str:
-    return NEVER if value is not None and math.isinf(value) else wording.quantity(value, unit)
+def quantity(value: float | None, unit: str, limit: float | tuple[float, float] | None = None) -> str:
+    if value is None or math.isinf(value):
+        return NOTHING if value is None else NEVER
+    if unit == "share":
+        return f"{value * 100:.3g} %"
+    return f"{number(value, limit)} ms" if unit == "ms" else number(value, limit)
+
+
+def measured(target: Target) -> str:
+    """The predicted value of a target."""
+    return quantity(target.measured, target.unit, target.limit)
+
+
+def interval(target: Target) -> str:
+    """What the seeds give: "148 to 161 ms"."""
+    if target.interval is None:
+        return NOTHING
+    low, high = (quantity(end, target.unit) for end in target.interval)
+    unit = {"share": " %", "ms": " ms"}.get(target.unit, "")
+    return high if low == high else f"{low.removesuffix(unit)} to {high}"
+
+
+def span(interval: Interval | None) -> str:
+    """An interval in brackets after a number, or nothing."""
+    if interval is None or number(interval[0]) == number(interval[1]):
+        return ""
+    return f" ({number(interval[0])} to {number(interval[1])})"
+
+
+def overload(prediction: Prediction) -> str:
+    """What comes and what is served, where more comes; empty where all is served."""
+    found = prediction.overload
+    if found is None:
+        return ""
+    places = prediction.deployment.limits.max_queue_size
+    text = f"{number(found.arrivals)} requests/s come and {number(found.served)} are served: no steady state"
+    if found.growth <= 0:
+        return text
+    return (
+        f"{text}. The queue grows by {number(found.growth)} requests/s, and its {places:,} places are taken after "
+        f"{number(places / found.growth)} s; then requests are refused"
+    )
 
 
 def margin(target: Target) -> str:
@@ -64,7 +116,7 @@ def missed_by(target: Target) -> str:
     if isinstance(bound, tuple):
         return f"{target.label}, {quantity(value, target.unit)} and not {limit(target)}"
     if math.isinf(value):
-        return f"{target.label}, as too many requests are refused"
+        return f"{target.label}, {target.note or 'as too many requests are refused'}"
     short = abs(value - bound)
     if target.unit == "share":
         points = short * 100
@@ -79,6 +131,7 @@ def verdict(prediction: Prediction, remedy: Remedy | None) -> tuple[str, str, st
     if not missed:
         return "PASS", "PASS", f"Meets {_all_of(sum(target.passed is True for target in targets))}."
     text = f"Misses {len(missed)} of {len(targets)} targets: {'; '.join(map(missed_by, missed))}."
+    text += f" {overload(prediction)}." if prediction.overload else ""
     if not prediction.missed:
         return "FAIL", "UNSURE", f"{text} Every target of latency and rate is met."
     if remedy:

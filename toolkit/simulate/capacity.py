@@ -45,14 +45,51 @@ def find_capacity(
     """Overload it, then bisect between nearly nothing and the throughput that came out."""
     opened = traffic.opened().first(max(REQUESTS, FILLS * config.max_batch_size * config.micro_batches * replicas))
     full = saturate(opened, config, times, replicas)
+    most = middle_throughput(full)
+    return Capacity(most, full.bubble, _highest(_meets(opened, config, times, replicas, slo, front_s), most))
+
+
+def highest_near(
+    near: float,
+    most: float,
+    traffic: Traffic,
+    config: SchedulerConfig,
+    times: StepTimes,
+    replicas: int,
+    slo: Slo,
+    front_s: float = 0.0,
+) -> float | None:
+    """The highest rate up to `most`, where it is near one that other requests of the same kind have: a few runs.
+
+    To PRECISION, as `find_capacity`; None where no rate down to LOWEST of `near` meets.
+    """
+    opened = traffic.opened().first(max(REQUESTS, FILLS * config.max_batch_size * config.micro_batches * replicas))
+    meets = _meets(opened, config, times, replicas, slo, front_s)
+    step, low, high = PRECISION, near, near
+    if meets(near):
+        while low < most and meets(high := min(low * (1 + step), most)):
+            low, step = high, 2 * step
+        if low == most:
+            return most
+    else:
+        while not meets(low := high / (1 + step)):
+            high, step = low, 2 * step
+            if low < LOWEST * near:
+                return None
+    return _bisected(meets, low, high)
+
+
+def _meets(
+    opened: Traffic, config: SchedulerConfig, times: StepTimes, replicas: int, slo: Slo, front_s: float
+) -> Callable[..., bool]:
+    """Whether the traffic meets the latencies at a rate; of its first requests only, if so many are given."""
 
     def meets(rate: float, requests: int | None = None) -> bool:
         tried = (opened if requests is None else opened.first(requests)).at(rate)
         run = simulate(tried, config, times, replicas, give_up=hopeless(slo, tried), front_s=front_s)
         return run.complete and meets_latencies(run, slo)
 
-    most = middle_throughput(full)
-    return Capacity(most, full.bubble, _highest(meets, most))
+    return meets
 
 
 def saturate(traffic: Traffic, config: SchedulerConfig, times: StepTimes, replicas: int) -> Simulation:
@@ -126,10 +163,16 @@ def _highest(meets: Callable[..., bool], most: float) -> float | None:
             low = share * most
             break
         high = share * most
+    low = _bisected(meets, low, high)
+    return low if low > lowest or meets(low) else None
+
+
+def _bisected(meets: Callable[..., bool], low: float, high: float) -> float:
+    """The largest rate that meets, to PRECISION, between one that does and one that does not."""
     while high - low > PRECISION * high:
         middle = (low + high) / 2
         if meets(middle):
             low = middle
         else:
             high = middle
-    return low if low > lowest or meets(low) else None
+    return low

@@ -31,6 +31,10 @@ def quantity(value: float | None, unit: str) -> str:
     return f"{number(value)} ms" if unit == "ms" else number(value)
 
 
+def measured(target: Target) -> str:
+    return quantity(target.measured, target.unit)
+
+
 def listed(counts: Sequence[int]) -> str:
     return " + ".join(f"{count:,}" for count in counts)
 

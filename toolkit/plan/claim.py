@@ -1,0 +1,16 @@
+"""An expectation of the requirements, held against the arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Verdict = Literal["true", "false", "depends"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    said: str
+    verdict: Verdict
+    because: str
+    """The arithmetic, in a few sentences."""

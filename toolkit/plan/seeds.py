@@ -1,0 +1,95 @@
+"""How far chance moves a prediction: the same traffic from other seeds.
+
+Five seeds: the median of all seeds lies between the lowest and the highest of five with a probability of
+1 - 2 / 2^5 = 94 %, whatever their distribution is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from toolkit.config import with_settings
+from toolkit.processes import forked_pool
+from toolkit.slo.intervals import Interval
+from toolkit.slo.verdict import LATENCIES, Target
+
+if TYPE_CHECKING:
+    from toolkit.plan.predict import Prediction
+    from toolkit.simulate.capacity import Capacity
+
+SEEDS = 5
+PERCENTILES = (50, 90, 95, 99)
+WITHIN = "the limit lies between the seeds: other requests of the same kind may come out otherwise"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The lowest and the highest that SEEDS seeds give of each figure."""
+
+    figures: Mapping[str, Interval]
+    """By the name of a target. None of latencies where there is no steady state."""
+    highest: Interval | None
+    """Of the rate that meets the latencies, 0 where none does."""
+
+    def of(self, name: str) -> Interval | None:
+        return self.highest if name == "requests_per_s" else self.figures.get(name)
+
+
+def spread_of(prediction: Prediction) -> Spread | None:
+    """What other seeds give; None of a trace, and where nothing is left to chance. Takes all cores for some seconds."""
+    if prediction.deployment.workload.trace is not None:
+        return None
+    others = [_seeded(prediction, number) for number in range(1, SEEDS)]
+    if others[0].traffic.requests == prediction.traffic.requests:
+        return None
+    with forked_pool(SEEDS) as pool:
+        latencies = [pool.submit(figures_of, replace(other)) for other in others]
+        if prediction.overload:
+            for future in latencies:
+                future.cancel()
+            latencies = []
+        capacities = [pool.submit(_highest, replace(other), prediction.capacity) for other in others]
+        prediction.measured  # noqa: B018 - meanwhile
+        figures = [figures_of(prediction), *(future.result() for future in latencies)] if latencies else []
+        highest = [prediction.capacity.highest or 0.0, *(future.result() for future in capacities)]
+    named = [name for name in (figures or [{}])[0] if all(name in one for one in figures)]
+    return Spread({name: _range([one[name] for one in figures]) for name in named}, _range(highest))
+
+
+def figures_of(prediction: Prediction) -> dict[str, float]:
+    """The percentiles of each latency, and the share of requests inside all limits."""
+    found, measured = {}, prediction.measured
+    for metric in LATENCIES:
+        for q in PERCENTILES:
+            value = measured.distributions[metric].percentile(q)
+            if value is not None:
+                found[f"{metric}.p{q}"] = value
+    return {**found, "compliance": measured.goodput_share or 0.0}
+
+
+def with_intervals(targets: Sequence[Target], spread: Spread | None) -> tuple[Target, ...]:
+    """The targets with what other seeds give, and a caveat where some of those come out otherwise."""
+    return tuple(_with_interval(target, spread.of(target.name) if spread else None) for target in targets)
+
+
+def _with_interval(target: Target, interval: Interval | None) -> Target:
+    if interval is None or isinstance(target.limit, tuple):
+        return target
+    low, high = interval
+    caveat = WITHIN if low <= target.limit <= high and low < high else ""
+    return replace(target, interval=interval, note="; ".join(filter(None, (target.note, caveat))))
+
+
+def _highest(prediction: Prediction, known: Capacity) -> float:
+    return prediction.highest_near(known) or 0.0
+
+
+def _seeded(prediction: Prediction, number: int) -> Prediction:
+    seed = prediction.deployment.workload.seed + number
+    return replace(prediction, deployment=with_settings(prediction.deployment, workload={"seed": seed}))
+
+
+def _range(values: Sequence[float]) -> Interval:
+    return min(values), max(values)

@@ -1,0 +1,52 @@
+"""Whether more requests come than are served: then there is no steady state, and no latency to speak of."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from toolkit.simulate.run import Simulation
+
+CHANCE = 3
+"""Standard deviations. The number of requests in a system varies by about its root, as of Poisson arrivals."""
+LEAST = 0.03
+"""Of the requests that come in the second half of a run: what the queue grows by is more than that."""
+
+
+class Overload(NamedTuple):
+    """Requests/s."""
+
+    arrivals: float
+    served: float
+
+    @property
+    def growth(self) -> float:
+        """Of the queue, until it is full."""
+        return self.arrivals - self.served
+
+
+def overload_of(run: Simulation, rate: float, saturated: float, steady_arrivals: bool) -> Overload | None:
+    """The overload of an open loop of `rate` requests/s; None where all that comes is served.
+
+    It is one where more comes than the saturated throughput, and where the queue grew in the second half of the time
+    in which requests came by more than chance moves it. The second says nothing of arrivals that are not
+    `steady_arrivals`, as those of a trace, where a rush at the end is no overload.
+    """
+    served = _served_behind(run) if steady_arrivals else None
+    if served is None and rate <= saturated:
+        return None
+    return Overload(rate, min(saturated if served is None else served, rate))
+
+
+def _served_behind(run: Simulation) -> float | None:
+    """Requests/s that ended while the queue grew; None where that it grew may be chance."""
+    samples = run.samples
+    if len(samples) < 2 or not run.complete:
+        return None
+    last = samples[-1].due
+    half = (samples[0].due + last) / 2
+    before, after = (sum(s.due <= time < s.ended for s in samples) for time in (half, last))
+    came = sum(sample.due > half for sample in samples)
+    if after - before <= max(LEAST * came, CHANCE * math.sqrt(before + after)):
+        return None
+    return sum(sample.ok and half < sample.ended <= last for sample in samples) / (last - half)
