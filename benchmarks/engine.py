@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        engine, workers = start(variant(options, Path(folder)))
+        engine, workers = start(variant(options.config, Path(folder), options.tp, options.pp, options.max_num_tokens))
         mapping = engine.settings.mapping
         for streams in options.streams:
             run(engine, streams, options.prompt, options.tokens)
@@ -54,16 +54,15 @@ def main() -> None:
             worker.join()
 
 
-def variant(options: argparse.Namespace, folder: Path) -> Path:
+def variant(config: Path, folder: Path, tp: int | None, pp: int | None, max_num_tokens: int | None = None) -> Path:
     """The config itself, or a copy in the folder with what is changed, and an output of its own."""
-    config = options.config
-    layout = {name: value for name, value in (("tp", options.tp), ("pp", options.pp)) if value}
-    if not (layout or options.max_num_tokens):
+    layout = {name: value for name, value in (("tp", tp), ("pp", pp)) if value}
+    if not (layout or max_num_tokens):
         return config
     content = yaml.safe_load(config.read_text())
     content["parallel"] |= layout
-    if options.max_num_tokens:
-        content.setdefault("limits", {})["max_num_tokens"] = options.max_num_tokens
+    if max_num_tokens:
+        content.setdefault("limits", {})["max_num_tokens"] = max_num_tokens
     content["model"]["path"] = str((config.parent / content["model"]["path"]).resolve())
     mapping = content["parallel"]
     content |= {"name": f"{config.stem}-tp{mapping['tp']}pp{mapping['pp']}", "output": str(folder / "output")}

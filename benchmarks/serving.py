@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--protocol", choices=("http", "grpc"), default="http")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        config = variant(options.config, options.tp, options.pp, Path(folder))
+        config = variant(options.config, Path(folder), options.tp, options.pp)
         for _ in range(options.rounds):
             direct = of_engine(config, options.streams, options.tokens)
             served = of_server(config, options.streams, options.tokens, options.protocol)
