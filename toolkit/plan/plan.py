@@ -81,7 +81,7 @@ class Plan:
     @cached_property
     def spread(self) -> Spread | None:
         """What other seeds give. Of a comparison, whose layouts are many, none."""
-        return None if self.with_comparison else spread_of(self.prediction)
+        return None if self.with_comparison else spread_of(self.prediction, lambda: self.remedy)
 
     @property
     def meets(self) -> bool:
@@ -112,7 +112,7 @@ class Plan:
         if isinstance(self.estimator, Calibration):
             found["calibration"] = data.calibration_data(self.estimator, self.deployment)
         if self.predictable and self.fits:
-            found["prediction"] = data.prediction_data(self.prediction, self.remedy, self.spread)
+            found["prediction"] = data.prediction_data(self.prediction, spread=self.spread, remedy=self.remedy)
         if self.with_comparison:
             found["comparison"] = data.comparison_data(self.comparison)
         if self.with_claims:
@@ -148,7 +148,7 @@ class Plan:
             yield report.calibration_text(self.estimator, self.deployment)
         if self.with_claims:
             yield report.claims_text(self.claims)
-        yield report.prediction_text(self.prediction, self.remedy, self.spread)
+        yield report.prediction_text(self.prediction, spread=self.spread, remedy=self.remedy)
 
     def check_page(self, file: Path) -> None:
         """Raise a ToolkitError, before the work, where `write_page` could not write."""

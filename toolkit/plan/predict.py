@@ -22,10 +22,12 @@ from toolkit.simulate.capacity import (
     FILLS,
     REQUESTS,
     Capacity,
+    Saturation,
     find_capacity,
     highest_near,
     hopeless,
     meets_latencies,
+    saturation_of,
 )
 from toolkit.simulate.overload import Overload, overload_of
 from toolkit.simulate.run import NOTHING
@@ -94,7 +96,13 @@ class Prediction:
     def capacity(self) -> Capacity:
         deployment = self.deployment
         replicas, slo = deployment.parallel.replicas, deployment.slo
-        return find_capacity(self.long_traffic, self.scheduling, self.times, replicas, slo, self.front_s)
+        traffic, full = self.long_traffic, self.saturation
+        return find_capacity(traffic, self.scheduling, self.times, replicas, slo, self.front_s, full)
+
+    @cached_property
+    def saturation(self) -> Saturation:
+        replicas = self.deployment.parallel.replicas
+        return saturation_of(self.long_traffic, self.scheduling, self.times, replicas)
 
     @cached_property
     def overload(self) -> Overload | None:
@@ -102,7 +110,7 @@ class Prediction:
         if self.traffic.rate is None:
             return None
         steady_arrivals = with_arrivals(self.deployment.workload).arrivals != "trace"
-        return overload_of(self.simulation, self.traffic.rate, self.capacity.saturated, steady_arrivals)
+        return overload_of(self.simulation, self.traffic.rate, self.saturation.throughput, steady_arrivals)
 
     def percentile(self, metric: str, q: float) -> float | None:
         """Of a latency, ms. math.inf where the queue is part of it and grows for as long as the load lasts."""

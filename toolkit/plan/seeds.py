@@ -6,7 +6,7 @@ Five seeds: the median of all seeds lies between the lowest and the highest of f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -37,21 +37,25 @@ class Spread:
         return self.highest if name == "requests_per_s" else self.figures.get(name)
 
 
-def spread_of(prediction: Prediction) -> Spread | None:
-    """What other seeds give; None of a trace, and where nothing is left to chance. Takes all cores for some seconds."""
+def spread_of(prediction: Prediction, meanwhile: Callable[[], object] = lambda: None) -> Spread | None:
+    """What other seeds give; None of a trace, and where nothing is left to chance. Takes all cores for some seconds.
+
+    `meanwhile` is called when the others are under way.
+    """
     if prediction.deployment.workload.trace is not None:
         return None
     others = [_seeded(prediction, number) for number in range(1, SEEDS)]
     if others[0].traffic.requests == prediction.traffic.requests:
         return None
     with forked_pool(SEEDS) as pool:
-        latencies = [pool.submit(figures_of, replace(other)) for other in others]
+        begun, latencies = 0, []
         if prediction.overload:
-            for future in latencies:
-                future.cancel()
-            latencies = []
-        capacities = [pool.submit(_highest, replace(other), prediction.capacity) for other in others]
-        prediction.measured  # noqa: B018 - meanwhile
+            begun = 1  # other processes have nothing else to do until this one's capacity is known
+        else:
+            latencies = [pool.submit(figures_of, replace(other)) for other in others]
+        capacities = [pool.submit(_highest, replace(other), None) for other in others[:begun]]
+        capacities += [pool.submit(_highest, replace(other), prediction.capacity) for other in others[begun:]]
+        meanwhile()
         figures = [figures_of(prediction), *(future.result() for future in latencies)] if latencies else []
         highest = [prediction.capacity.highest or 0.0, *(future.result() for future in capacities)]
     named = [name for name in (figures or [{}])[0] if all(name in one for one in figures)]
@@ -82,8 +86,9 @@ def _with_interval(target: Target, interval: Interval | None) -> Target:
     return replace(target, interval=interval, note="; ".join(filter(None, (target.note, caveat))))
 
 
-def _highest(prediction: Prediction, known: Capacity) -> float:
-    return prediction.highest_near(known) or 0.0
+def _highest(prediction: Prediction, known: Capacity | None) -> float:
+    """The rate that meets the latencies; faster where the capacity under other requests of the kind is known."""
+    return (prediction.highest_near(known) if known else prediction.capacity.highest) or 0.0
 
 
 def _seeded(prediction: Prediction, number: int) -> Prediction:

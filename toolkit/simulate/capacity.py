@@ -28,6 +28,16 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True)
+class Saturation:
+    """A deployment with as many requests in flight as may be, whatever they wait."""
+
+    throughput: float
+    """Requests/s; math.inf where the traffic is too little to tell."""
+    bubble: float
+    """Idle share of the stages."""
+
+
+@dataclass(frozen=True)
 class Capacity:
     """What a deployment can do with its traffic. Requests/s."""
 
@@ -40,13 +50,28 @@ class Capacity:
 
 
 def find_capacity(
-    traffic: Traffic, config: SchedulerConfig, times: StepTimes, replicas: int, slo: Slo, front_s: float = 0.0
+    traffic: Traffic,
+    config: SchedulerConfig,
+    times: StepTimes,
+    replicas: int,
+    slo: Slo,
+    front_s: float = 0.0,
+    full: Saturation | None = None,
 ) -> Capacity:
-    """Overload it, then bisect between nearly nothing and the throughput that came out."""
-    opened = traffic.opened().first(max(REQUESTS, FILLS * config.max_batch_size * config.micro_batches * replicas))
-    full = saturate(opened, config, times, replicas)
-    most = middle_throughput(full)
-    return Capacity(most, full.bubble, _highest(_meets(opened, config, times, replicas, slo, front_s), most))
+    """Overload it, unless it is known how it is when full, and bisect from nearly nothing to that throughput."""
+    full = full or saturation_of(traffic, config, times, replicas)
+    meets = _meets(_enough(traffic, config, replicas), config, times, replicas, slo, front_s)
+    return Capacity(full.throughput, full.bubble, _highest(meets, full.throughput))
+
+
+def saturation_of(traffic: Traffic, config: SchedulerConfig, times: StepTimes, replicas: int) -> Saturation:
+    run = saturate(_enough(traffic, config, replicas), config, times, replicas)
+    return Saturation(middle_throughput(run), run.bubble)
+
+
+def _enough(traffic: Traffic, config: SchedulerConfig, replicas: int) -> Traffic:
+    """The first requests of an open loop, enough for a P99 and to fill the deployment and go on."""
+    return traffic.opened().first(max(REQUESTS, FILLS * config.max_batch_size * config.micro_batches * replicas))
 
 
 def highest_near(
@@ -63,9 +88,8 @@ def highest_near(
 
     To PRECISION, as `find_capacity`; None where no rate down to LOWEST of `near` meets.
     """
-    opened = traffic.opened().first(max(REQUESTS, FILLS * config.max_batch_size * config.micro_batches * replicas))
-    meets = _meets(opened, config, times, replicas, slo, front_s)
-    step, low, high = PRECISION, near, near
+    meets = _meets(_enough(traffic, config, replicas), config, times, replicas, slo, front_s)
+    step, low, high = 2 * PRECISION, near, near
     if meets(near):
         while low < most and meets(high := min(low * (1 + step), most)):
             low, step = high, 2 * step
