@@ -110,7 +110,8 @@ def _flash_attention(prediction: Prediction) -> Claim:
     share = ""
     context_s, layer_s, whole = getattr(times, "context_s", None), getattr(times, "layer_s", None), prefill(tokens)
     if context_s and layer_s:
-        share = f"; it is {context_s(whole.context_tokens, whole.context_pairs) / layer_s(whole):.0%} of a prompt's time here"
+        part = context_s(whole.context_tokens, whole.context_pairs) / layer_s(whole)
+        share = f"; it is {part:.0%} of a prompt's time here"
     if deployment.engine_options.extra.get("context_fmha") in ("disable", False):
         return Claim("Attention is FlashAttention-2", "false", "engine.extra.context_fmha turns the fused kernel off")
     because = (
