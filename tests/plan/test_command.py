@@ -121,7 +121,7 @@ def test_a_calibration_is_predicted_with_and_shown(flagship, tmp_path):
         (["--objective", "fun"], "Invalid value for '--objective'"),
         (["--write", "x.yaml"], "--write writes changed settings. Give some: --what-if NAME=VALUE."),
         (["--write", "x.yaml", "--gpus", "4", "--compare"], "--write writes the settings given, and --compare"),
-        (["--force"], "--force is of --write."),
+        (["--force"], "--force needs --write."),
     ],
 )
 def test_wrong_usage(flagship, arguments, message):
@@ -160,6 +160,8 @@ def test_checking_for_ci(flagship):
     assert json.loads(ran(missed, "--check", "--json").stdout)["prediction"]["meets_slo"] is False
     assert ran(missed).exit_code == 0
     assert ran(flagship(**SHORT, **MET), "--check").exit_code == 0
+    idle = flagship(**SHORT, slo={"ttft_ms": {"p99": 60_000}, "gpu_utilisation": [0.98, 0.99]})
+    assert "FAIL" in ran(idle).stdout and ran(idle, "--check").exit_code == 1, "the exit code is the printed verdict"
     error = ran(flagship(**SHORT, hardware__gpu="h900"), "--check").exception
     assert isinstance(error, ToolkitError) and error.exit_code == 3
 

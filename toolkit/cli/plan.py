@@ -82,7 +82,7 @@ def _check_usage(options: dict[str, Any], changed: bool) -> None:
     if options["target"] and options["compare"]:
         raise click.UsageError("--write writes the settings given, and --compare tries many. Give one.")
     if options["force"] and not options["target"]:
-        raise click.UsageError("--force is of --write.")
+        raise click.UsageError("--force needs --write.")
 
 
 def _planned(config: Path, settings: list[str], options: dict[str, Any]) -> bool:

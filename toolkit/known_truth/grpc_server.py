@@ -211,7 +211,7 @@ def _unary(answering: Answering, request_type: type) -> Handler:
 
 
 async def _received(stream: Stream[Any, bytes]) -> Any:
-    """The next message; None after the last. What is none is for the client to know, and no fault of this server."""
+    """The next message, or None at the end of the stream. A malformed message becomes a gRPC error, not a traceback."""
     try:
         return await stream.recv_message()
     except NotImplementedError:

@@ -113,7 +113,7 @@ def prediction_data(prediction: Prediction, remedy: Remedy | None, spread: Sprea
         "requests_per_s": prediction.measured.requests_per_s,
         "goodput_per_s": None if overload else prediction.measured.goodput_per_s,
         "targets": [_target(target) for target in with_intervals(prediction.targets, spread)],
-        "meets_slo": not prediction.missed,
+        "meets_slo": prediction.meets_slo,
         "capacity": asdict(capacity),
         "stage_utilisation": run.utilisation,
         "bubble": run.bubble,

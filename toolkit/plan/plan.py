@@ -90,7 +90,7 @@ class Plan:
 
         if not self.predictable:
             raise ToolkitError("--check: there is no prediction", hint=report.calibrate_hint(self.deployment))
-        return self.fits and not self.prediction.missed
+        return self.fits and self.prediction.meets_slo
 
     @cached_property
     def remedy(self) -> Remedy | None:

@@ -165,6 +165,11 @@ class Prediction:
         return tuple(self._predicted(target) for target in judge(self.deployment.slo, self.measured).targets)
 
     @property
+    def meets_slo(self) -> bool:
+        """Whether no target is missed: what the printed verdict says, and the exit code of --check."""
+        return all(target.passed is not False for target in self.targets)
+
+    @property
     def missed(self) -> list[Target]:
         """Targets of requests and of their rate that are missed. Those of the machine do not make it unusable."""
         of_the_machine = ("gpu_utilisation", "load_balance_variance")

@@ -8,9 +8,9 @@ from typing import NamedTuple
 from toolkit.simulate.run import Simulation
 
 CHANCE = 3
-"""Standard deviations. The number of requests in a system varies by about its root, as of Poisson arrivals."""
+"""Standard deviations of the number of requests in the system, about the root of it under Poisson arrivals."""
 LEAST = 0.03
-"""Of the requests that come in the second half of a run: what the queue grows by is more than that."""
+"""The least growth of the queue that counts, as a share of the requests that arrive in the run's second half."""
 
 
 class Overload(NamedTuple):
@@ -21,16 +21,16 @@ class Overload(NamedTuple):
 
     @property
     def growth(self) -> float:
-        """Of the queue, until it is full."""
+        """How fast the queue grows until it is full."""
         return self.arrivals - self.served
 
 
 def overload_of(run: Simulation, rate: float, saturated: float, steady_arrivals: bool) -> Overload | None:
     """The overload of an open loop of `rate` requests/s; None where all that comes is served.
 
-    It is one where more comes than the saturated throughput, and where the queue grew in the second half of the time
-    in which requests came by more than chance moves it. The second says nothing of arrivals that are not
-    `steady_arrivals`, as those of a trace, where a rush at the end is no overload.
+    There is an overload if the rate is above the saturated throughput, or if the queue grows in the second half of the
+    arrivals by more than chance explains. The second test needs `steady_arrivals`: a rush at the end of a trace is no
+    overload.
     """
     served = _served_behind(run) if steady_arrivals else None
     if served is None and rate <= saturated:
@@ -39,7 +39,7 @@ def overload_of(run: Simulation, rate: float, saturated: float, steady_arrivals:
 
 
 def _served_behind(run: Simulation) -> float | None:
-    """Requests/s that ended while the queue grew; None where that it grew may be chance."""
+    """Requests/s that ended while the queue grew, or None if the growth may be chance."""
     samples = run.samples
     if len(samples) < 2 or not run.complete:
         return None
