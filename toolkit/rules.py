@@ -68,10 +68,14 @@ def check_can_be_made(deployment: Deployment) -> None:
 
 
 def check_can_be_served(deployment: Deployment) -> None:
-    """Raise a ToolkitError for what can be planned and not started."""
+    """Raise a ToolkitError for what can be planned and not started, or has a chat template that the model has not."""
     if deployment.serving.mode == "orchestrator" and deployment.engine == "rehearsal":
         what = f"serving.mode: orchestrator is the tensorrtllm backend's, engine is {deployment.engine}"
         raise ToolkitError(what, where=deployment.file, hint="Remove it: leader is the default.")
+    if deployment.model.chat_template is not None:
+        from toolkit.client.chat import ChatTemplate
+
+        ChatTemplate(deployment.model.path, deployment.model.chat_template)
 
 
 def check_same_shape(found: ModelShape, stated: ModelShape, deployment: Deployment) -> None:

@@ -45,6 +45,8 @@ def ask(
     With `serving.decoupled: false` the answer comes whole.
     """
     protocol = one_protocol(http, grpc)
+    if raw and system is not None:
+        raise click.UsageError("--system cannot be combined with --raw: it belongs to the chat template.")
     from toolkit.client import connect
     from toolkit.load import prompts
     from toolkit.load.target import can_stream, first_ready, protocol_of, with_hint

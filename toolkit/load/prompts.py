@@ -63,8 +63,6 @@ def question(
     if raw and client.takes_messages:
         hint = "Leave out --raw, or ask openai+http://HOST:PORT/v1/completions."
         raise ToolkitError("--raw: this server always applies its chat template", where=client.url, hint=hint)
-    if raw and system is not None:
-        raise ToolkitError("--system cannot be combined with --raw", hint="Leave out --raw.")
     prompt = text if raw or client.takes_messages else chat_prompt(model_dir, text, system, template)
     return GenerateRequest(prompt, max_tokens, model, messages=chat_messages(text, system))
 
