@@ -14,7 +14,7 @@ class State(Enum):
     CANCELLED = auto()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Request:
     id: Hashable
     prompt: Sequence[int]

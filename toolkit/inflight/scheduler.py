@@ -69,12 +69,17 @@ class Step:
     def works(self) -> list[Work]:
         return self.context + self.generation
 
-    def add(self, request: Request, length: int) -> None:
+    def add_context(self, request: Request, length: int) -> None:
         start, end = request.scheduled, request.scheduled + length
-        works = self.context if request.state is State.CONTEXT else self.generation
-        works.append(Work(request, start, length, end == len(request.tokens), request.blocks))
+        self.context.append(Work(request, start, length, end == len(request.tokens), request.blocks))
         self.num_tokens += length
         request.scheduled = end
+        request.in_flight += 1
+
+    def add_generation(self, request: Request) -> None:
+        self.generation.append(Work(request, request.scheduled, 1, True, request.blocks))
+        self.num_tokens += 1
+        request.scheduled += 1
         request.in_flight += 1
 
 
@@ -185,15 +190,17 @@ class Scheduler:
         results = list(zip([work.request for work in works if work.emits], tokens, finished, strict=True))
         self._in_flight.popleft()
         self._slots[step.micro_batch] = None
+        reuse, cancelled, generation = self.pool.reuse, State.CANCELLED, State.GENERATION
         for request, start, length, _, blocks in works:
             request.in_flight -= 1
             if blocks is request.blocks:  # they are not after a pause while the chunk was in flight
                 request.computed = start + length
-                self.pool.publish(request, start)
-            if request.state is State.CANCELLED and not request.in_flight:
+                if reuse:
+                    self.pool.publish(request, start)
+            if request.state is cancelled and not request.in_flight:
                 self._end(request)
         for request, token, ends in results:
-            if request.state is State.CANCELLED:
+            if request.state is cancelled:
                 continue
             request.tokens.append(token)
             request.output.append(token)
@@ -201,7 +208,7 @@ class Scheduler:
                 request.state = State.FINISHED
                 self._end(request)
             else:
-                request.state = State.GENERATION
+                request.state = generation
                 self._ready.append(request)
         self._ready.sort(key=_by_arrival)
 
@@ -218,18 +225,21 @@ class Scheduler:
     def _fill(self, step: Step) -> Step:
         """Put into a step all that is ready, as far as it goes in."""
         generation, most = State.GENERATION, min(self.config.max_batch_size, self.config.max_num_tokens)
+        size = self.config.tokens_per_block
         for request in [request for request in self._ready if request.state is generation]:
             if step.num_tokens == most:
                 break
             # The state again, because it may have been paused a moment ago for an older one.
-            if request.state is generation and self._grow(request):
-                step.add(request, 1)
+            if request.state is generation and (
+                request.scheduled < len(request.blocks) * size or self._grow(request)
+            ):
+                step.add_generation(request)
         contexts = [request for request in self._ready if request.state is State.CONTEXT]
         while following := contexts.pop(0) if contexts else self._admit(step):
             length = self._fit(step, len(following.tokens) - following.scheduled)
             if not length:
                 break
-            step.add(following, length)
+            step.add_context(following, length)
         self._ready = [request for request in self._ready if request.scheduled < len(request.tokens)]
         return step
 
@@ -269,10 +279,8 @@ class Scheduler:
         return request
 
     def _grow(self, request: Request) -> bool:
-        """Give it a block if its next position needs one. False if it has to wait, because others in
+        """Give it the block that its next position needs. False if it has to wait, because others in
         flight hold the blocks; with none in flight the oldest can pause all others, so it goes on."""
-        if request.scheduled < len(request.blocks) * self.config.tokens_per_block:
-            return True
         while not self.pool.idle:
             youngest = self._ready[-1]
             if youngest is request:
