@@ -1,18 +1,16 @@
 """Every layout, ranked, with its reason; the first YAML that comes of it; the requirements' claims."""
 
-import json
 from pathlib import Path
 
 import pytest
-import yaml
 from click.testing import CliRunner
 
 from toolkit.cli.main import cli
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.plan.claims import claims, roofline
-from toolkit.plan.layouts import compare, rank, reason, variants
-from toolkit.plan.starter import Wanted, start
+from toolkit.plan.layouts import compare, rank, variants
+from toolkit.plan.reasons import reason, without_a_pipeline
 
 FLAGSHIP = Path(__file__).parents[2] / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml"
 
@@ -26,17 +24,39 @@ def test_every_layout_of_eight_gpus_once():
 
 def test_ranking_and_reasons(flagship_compared):
     names = [layout.name for layout in flagship_compared.layouts]
-    assert len(names) == 10 and names[0] == "2 x tp4"
-    assert flagship_compared.own.name == "pp4 x tp2" and not flagship_compared.own.meets
+    assert len(names) == 10 and names[0] == "pp2 x tp4"
+    assert flagship_compared.own.name == "pp4 x tp2" and not flagship_compared.own.meets_slo
     reasons = {layout.name: reason(layout, flagship_compared) for layout in flagship_compared.layouts}
-    assert reasons["2 x tp4"] == "meets the SLO with the most to spare"
-    assert "one GPU lost takes 100%, not 50%" in reasons["tp8"]
-    assert "meets with limits.max_num_tokens: 256" in reasons["pp4 x tp2"] and "idle bubble" in reasons["pp4 x tp2"]
+    assert reasons["pp2 x tp4"].startswith("meets the SLO with the most to spare")
+    assert reasons["2 x tp4"].startswith("misses GPU utilisation")
+    assert "idle bubble" in reasons["pp4 x tp2"]
+    assert reason(flagship_compared.own, flagship_compared).startswith("misses TTFT P99 (no steady state)")
     # 66.688 GiB of weights, 4.16 of workspace and 8192 tokens of 163,840 B, against 67.66 GiB.
     assert reasons["4 x tp2"] == f"does not fit by {66.688 + 4.16 + 1.25 - 67.66:.1f} GiB a GPU; " + (
         "fits with hardware.gpu_memory_limit: 0.91"
     )
     assert all(reasons.values())
+
+
+def test_each_layout_has_the_limits_it_serves_best_with(flagship_compared):
+    """Never more tokens than the YAML's 8,192, nor more sequences in a replica than its 64."""
+    own, row = flagship_compared.own, flagship_compared.own_row
+    assert own.deployment.limits.max_num_tokens == 8192 and not own.meets_slo
+    assert row.deployment.limits.max_num_tokens == 256
+    assert [target.name for target in row.missed] == ["gpu_utilisation"], "no size of its steps meets all targets"
+    assert row.prediction.capacity.highest > 1.5 * own.prediction.capacity.highest
+    for layout in flagship_compared.layouts:
+        limits, parallel = layout.deployment.limits, layout.deployment.parallel
+        assert limits.max_num_tokens <= 8192 and limits.max_sequences <= 64 * parallel.replicas
+    two = next(layout for layout in flagship_compared.layouts if layout.name == "2 x tp4")
+    assert two.deployment.limits.max_sequences > 64, "a second replica has 64 of its own"
+
+
+def test_a_band_of_gpu_utilisation_that_wants_a_pipeline(flagship_compared):
+    text = without_a_pipeline(flagship_compared)
+    assert "within 70 % to 85 %: no layout without a pipeline can meet it" in text and "2 x tp4 serves most" in text
+    flat = [layout for layout in flagship_compared.layouts if layout.prediction and layout.deployment.parallel.pp == 1]
+    assert flat and all([target.name for target in layout.missed] == ["gpu_utilisation"] for layout in flat)
 
 
 def test_objectives_order_by_their_own_figure(flagship_compared):
@@ -50,14 +70,14 @@ def test_objectives_order_by_their_own_figure(flagship_compared):
 def test_the_cheapest_layout_leaves_gpus_unused(flagship):
     workload = {"rate": 2, "requests": 100, "output_tokens": 32}
     comparison = compare(Deployment.load(flagship(workload=workload, slo={"requests_per_s": 2})), "cost")
-    assert comparison.best.meets and comparison.best.gpus == 4
-    assert min(layout.gpus for layout in comparison.layouts if layout.meets) == 4
+    assert comparison.best.meets_slo and comparison.best.gpus == 4
+    assert min(layout.gpus for layout in comparison.layouts if layout.meets_slo) == 4
 
 
 def test_no_layout_at_all(flagship):
-    """97 GPUs: one stage for 97 ranks or more stages than layers, or more replicas than sequences."""
-    with pytest.raises(ToolkitError, match=r"hardware.gpus: no tp x pp spreads this model over 97 GPUs"):
-        compare(Deployment.load(flagship(hardware__gpus=97)))
+    """6007 GPUs: one stage for as many ranks, more stages than layers, or more replicas than there are ports."""
+    with pytest.raises(ToolkitError, match=r"hardware.gpus: no tp x pp spreads this model over 6007 GPUs"):
+        compare(Deployment.load(flagship(hardware__gpus=6007)))
 
 
 def test_claims_by_hand(flagship_compared):
@@ -89,54 +109,3 @@ def test_a_rehearsal_has_one_layout_and_no_claims(option):
     rehearsal = FLAGSHIP.with_name("tiny-llama-rehearsal.yaml")
     result = CliRunner().invoke(cli, ["plan", str(rehearsal), option])
     assert isinstance(result.exception, ToolkitError) and option in str(result.exception)
-
-
-@pytest.fixture
-def model(tmp_path) -> Path:
-    directory = tmp_path / "My Llama"
-    directory.mkdir()
-    config = yaml.safe_load(FLAGSHIP.read_text())["model"]["config"]
-    (directory / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 8}))
-    return directory
-
-
-def test_init_writes_a_yaml_that_every_command_reads(model, tmp_path):
-    file = tmp_path / "first.yaml"
-    started = start(Wanted(model, file, gpus=2, rate=4, slo=("requests_per_s=3", "ttft_ms.p99=900")))
-    deployment = Deployment.load(file)
-    assert deployment.model.path == model and deployment.model.dtype == "bfloat16"
-    assert deployment.parallel == started.comparison.best.deployment.parallel
-    assert (deployment.slo.requests_per_s, deployment.slo.ttft_ms.p99, deployment.workload.rate) == (3, 900, 4)
-    comments = [line for line in file.read_text().splitlines() if line.startswith("#")]
-    assert len(comments) > 10
-    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".yaml"] == ["My Llama"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"hardware": "h900"}, "hardware.gpu: 'h900' is not in the planner's table"),
-        ({"workload": "chat"}, "--workload: 'chat' is unknown. Use chat-1k"),
-        ({"slo": ("fast",)}, "--slo: 'fast' is no target"),
-        ({"slo": ("ttft_ms.p99=-1",)}, "slo.ttft_ms.p99: input should be greater than 0"),
-        ({"slo": ("speed=1",)}, "slo.speed: unknown key"),
-        ({"gpus": 1, "hardware": "l40s"}, "no layout fits on 1 l40s"),
-    ],
-)
-def test_a_bad_init_is_one_line_and_leaves_nothing(model, tmp_path, changes, message):
-    if changes.get("hardware") == "l40s":  # 80 layers do not fit, 8 would
-        config = json.loads((model / "config.json").read_text())
-        (model / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 80}))
-    with pytest.raises(ToolkitError, match=message):
-        start(Wanted(model, tmp_path / "first.yaml", **changes))
-    assert [path.name for path in tmp_path.iterdir()] == ["My Llama"]
-
-
-def test_init_replaces_nothing_unasked(model, tmp_path):
-    file = tmp_path / "first.yaml"
-    file.write_text("mine")
-    with pytest.raises(ToolkitError, match=r"first.yaml: is already there"):
-        start(Wanted(model, file))
-    assert file.read_text() == "mine"
-    start(Wanted(model, file, gpus=1), force=True)
-    assert Deployment.load(file).parallel.tp == 1

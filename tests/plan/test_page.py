@@ -171,7 +171,7 @@ def test_the_sweep_goes_past_what_the_layout_can_serve(prediction):
 
 def test_every_layout_is_in_the_table_in_the_plots_and_marked_if_it_is_yours(compared, comparison):
     (table,) = [table for table in compared.of("table") if table.startswith("Layout")]
-    names = ["1 tp8 PASS", "2 pp4 x tp2 yours", "3 8 x tp1 TOO BIG"]
+    names = ["1 tp8 FAIL", "2 pp4 x tp2 yours", "3 8 x tp1 TOO BIG"]
     assert [table.index(name) for name in names] == sorted(table.index(name) for name in names)
     assert "does not fit by" in table and "12 %" in table
     assert [classes for _, name, classes in compared.attributes if name == "class"].count("own") == 1
@@ -252,11 +252,14 @@ def test_the_verdict_in_a_sentence(prediction, monkeypatch):
         return wording.verdict(found, remedy)
 
     assert judged(good) == ("PASS", "PASS", "Meets its one target.")
-    assert judged(late, good, remedy=Remedy("limits.max_num_tokens: 256", 12.75)) == (
+    assert judged(late, good, remedy=Remedy("limits.max_num_tokens: 256", 12.75, meets_slo=True)) == (
         "FAIL",
         "FAIL",
-        "Misses 1 of 2 targets: TTFT P99 by 500 ms. With limits.max_num_tokens: 256 it would meet the latencies "
-        "and serve 13 requests/s.",
+        "Misses 1 of 2 targets: TTFT P99 by 500 ms. With limits.max_num_tokens: 256 it would serve 13 requests/s "
+        "in time and meet the SLO.",
+    )
+    assert judged(late, good, remedy=Remedy("model.quantization: fp8", None, missed=("TTFT P99",)))[2].endswith(
+        "With model.quantization: fp8 it would still miss TTFT P99."
     )
     assert judged(good, idle) == (
         "FAIL",

@@ -7,22 +7,32 @@ import pytest
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.plan.predict import FRONT_S, predict
-from toolkit.plan.remedy import to_fit, to_meet
+from toolkit.plan.remedies import remedies
+from toolkit.plan.remedy import to_fit
 from toolkit.plan.report import workload_text
 from toolkit.plan.what_if import load_changed
+from toolkit.slo.server_seen import GpuSeen, ServerSeen
+from toolkit.slo.verdict import Outcome, judge, limits_of_a_request
 
 
-def test_the_flagship_misses_its_slo_and_small_steps_meet_it(flagship, flagship_compared):
-    """8192-token steps leave a pipeline idle behind whole prompts; 256-token steps keep its stages equally busy."""
+def test_the_flagship_misses_its_slo_and_small_steps_meet_its_latencies(flagship, flagship_compared):
+    """8192-token steps leave a pipeline idle behind whole prompts; 256-token steps keep its stages busy.
+
+    Too busy for the band of GPU utilisation; but 512-token steps, inside it, are too slow.
+    """
     prediction = flagship_compared.own.prediction
     targets = {target.name: target for target in prediction.targets}
     assert targets["ttft_ms.p99"].passed is False and targets["requests_per_s"].passed is False
     assert targets["requests_per_s"].measured == prediction.capacity.highest < 8
     assert prediction.capacity.bubble > 0.3
-    remedy = flagship_compared.own.remedy
-    assert remedy.setting == "limits.max_num_tokens: 256" and remedy.requests_per_s > 8
+    found = {remedy.setting: remedy for remedy in remedies(prediction, predict, flagship_compared)}
+    remedy = found["limits.max_num_tokens: 256"]
+    assert remedy.requests_per_s > 8 and remedy.missed == ("GPU utilisation",)
     better = predict(Deployment.load(flagship(limits__max_num_tokens=256)))
-    assert not better.missed and better.capacity.bubble < 0.15
+    assert [target.label for target in better.verdict.missed] == ["GPU utilisation"]
+    assert better.capacity.bubble < prediction.capacity.bubble / 2
+    slower = predict(Deployment.load(flagship(limits__max_num_tokens=512)))
+    assert "ttft_ms.p99" in [target.name for target in slower.verdict.missed]
 
 
 def test_one_request_alone_takes_the_sum_of_its_steps(flagship):
@@ -56,14 +66,23 @@ def test_the_machine_s_targets_are_of_the_machine(wide):
     assert targets["gpu_utilisation"].measured == pytest.approx(wide.simulation.utilisation[0][0])
     assert targets["gpu_utilisation"].passed is False  # one stage that always has something to do
     assert targets["load_balance_variance"].measured == 0
-    assert not wide.missed, "a busy GPU does not make a deployment unusable"
+
+
+def test_plan_and_load_test_have_one_definition_of_meeting_the_slo(wide):
+    """The load test judges the simulated samples, with the GPUs as the simulation used them, and comes to the same."""
+    slo, run = wide.deployment.slo, wide.simulation
+    assert len(run.utilisation) == 1 and len(run.utilisation[0]) == 1
+    seen = ServerSeen(tuple(GpuSeen(str(gpu), run.utilisation[0][0]) for gpu in range(8)))
+    tested = judge(slo, run.measured(limits_of_a_request(slo)), server=seen, open_loop=True)
+    assert tested.outcome is wide.verdict.outcome is Outcome.FAIL and not wide.meets_slo
+    assert [t.name for t in tested.missed] == [t.name for t in wide.verdict.missed] == ["gpu_utilisation"]
 
 
 def test_a_rate_that_none_meets_says_where_it_saturates(flagship):
     prediction = predict(Deployment.load(flagship(slo={"tpot_ms": {"p50": 1}, "requests_per_s": 8})))
     target = {target.name: target for target in prediction.targets}["requests_per_s"]
     assert target.measured == 0 and "no rate meets the latencies; saturates at" in target.note
-    assert to_meet(prediction) is None
+    assert not any(remedy.meets_slo for remedy in remedies(prediction, predict))
 
 
 @pytest.mark.parametrize(

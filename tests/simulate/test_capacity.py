@@ -41,6 +41,18 @@ def test_d_d_1_serves_up_to_its_service_rate(limit_ms, rate):
     assert found.highest == pytest.approx(1 / SERVICE, rel=0.05)
 
 
+@pytest.mark.parametrize("replicas", [2, 4])
+@pytest.mark.parametrize("share", [0.6, 0.9])
+def test_one_replica_stands_for_all(replicas, share):
+    """The TTFT of requests that go to the replica with the fewest, and of one replica that gets each n-th of them."""
+    traffic = poisson(5, count=2000).at(share * replicas / SERVICE)
+    together = simulate(traffic, config(), Steady([SERVICE]), replicas)
+    one = simulate(traffic.dealt(replicas), config(), Steady([SERVICE]))
+    for q in (50, 90):
+        all_of_them = together.measured({}).distributions["ttft_ms"].percentile(q)
+        assert one.measured({}).distributions["ttft_ms"].percentile(q) == pytest.approx(all_of_them, rel=0.25)
+
+
 @pytest.mark.parametrize("replicas", [1, 2, 4])
 def test_replicas_multiply_it(replicas):
     found = find_capacity(constant(), config(), Steady([SERVICE]), replicas, LAX)

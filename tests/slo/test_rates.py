@@ -49,7 +49,7 @@ def test_what_is_written(deployment) -> None:
     text = (deployment.rates_dir / "rates.json").read_text(encoding="utf-8")
     content = json.loads(text)
     assert "Infinity" not in text and content["within"] == pytest.approx(0.1)
-    assert content["outcome"] == found.line == "capacity 4 requests/s; 4.4 misses it"
+    assert content["outcome"] == found.line == "capacity 4 requests/s; 4.4 misses them"
     first, over, broken = content["trials"]
     assert (first["rate"], first["met"], first["requests"], first["failed"]) == (4, True, 40, 0)
     assert first["latencies"]["ttft_ms"]["p50"] == pytest.approx(100, abs=0.01)
@@ -59,7 +59,7 @@ def test_what_is_written(deployment) -> None:
     assert (over["good_share"], over["why"]) == (0.0, "TTFT P99")
     assert broken["latencies"]["ttft_ms"]["p99"] is None and broken["failed"] == 40
     html = page.read_text(encoding="utf-8")
-    assert "4 requests/s</strong>" in html and "4.4 requests/s misses it, so the answer is within 10.0 %." in html
+    assert "4 requests/s</strong>" in html and "4.4 requests/s misses them, so the answer is within 10.0 %." in html
     assert html.count('role="img"') == 4 and "∞" in html and "A triangle" in html
     assert not re.search(r'(src|href)="http|<script', html), "it needs nothing but itself"
 
@@ -67,11 +67,19 @@ def test_what_is_written(deployment) -> None:
 @pytest.mark.parametrize(
     ("found", "line", "headline"),
     [
-        (Rates("sweep", (trial(2, True), trial(3, True)), 0, 3.0), "the SLO is met up to 3 requests/s", "3 requests/s"),
-        (Rates("capacity", (trial(2, False),), 0, None, 2.0), "no rate meets the SLO, down to 2 requests/s", "NO RATE"),
+        (
+            Rates("sweep", (trial(2, True), trial(3, True)), 0, 3.0),
+            "the latencies are met up to 3 requests/s",
+            "3 requests/s",
+        ),
+        (
+            Rates("capacity", (trial(2, False),), 0, None, 2.0),
+            "no rate meets the latencies, down to 2 requests/s",
+            "NO RATE",
+        ),
         (
             Rates("sweep", (trial(2, None),), 0, None, 2.0, cut_short="cut short in test 2: stopped"),
-            "no rate meets the SLO, down to 2 requests/s; cut short in test 2: stopped",
+            "no rate meets the latencies, down to 2 requests/s; cut short in test 2: stopped",
             "CUT SHORT",
         ),
     ],

@@ -26,6 +26,21 @@ PATH = click.Path(path_type=Path)
 )
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Requests/s. Default: that of the SLO.")
 @click.option(
+    "--quantization",
+    type=click.Choice(["none", "fp8"]),
+    help="Precision of the layers. Default: none, or fp8 where the model fits only so.",
+)
+@click.option(
+    "--max-sequences",
+    type=click.IntRange(min=1),
+    help="In flight at most, over all replicas. Default: as many as serve best, up to 512.",
+)
+@click.option(
+    "--max-seq-len",
+    type=click.IntRange(min=1),
+    help="Prompt and answer together. Default: 8192, or what the model was made for if that is less.",
+)
+@click.option(
     "--slo",
     multiple=True,
     metavar="NAME=VALUE",
@@ -44,7 +59,7 @@ PATH = click.Path(path_type=Path)
 def init(model_dir: Path, force: bool, as_json: bool, **options: Any) -> None:
     """Write a first YAML for a model, with comments, and the layout that serves the workload best.
 
-    Only the model's config.json is read. The layout is the first of toolkit plan --compare.
+    Only the model's config.json is read. Layout and batch limits are the first of toolkit plan --compare.
     """
     from toolkit.plan.data import comparison_data
     from toolkit.plan.report import comparison_text
@@ -60,5 +75,5 @@ def init(model_dir: Path, force: bool, as_json: bool, **options: Any) -> None:
 
         Console(highlight=False, width=100).print(comparison_text(started.comparison))
         best = started.comparison.best
-        click.echo(f"\n{started.file}: {best.name}, {layout_in_words(best.deployment)}")
+        click.echo(f"\n{started.file}: {best.name}, {layout_in_words(best.deployment)}; {started.why}")
     note(f"next: toolkit plan {started.file}")

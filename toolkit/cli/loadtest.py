@@ -60,7 +60,7 @@ def _rates(_context: click.Context, _parameter: click.Parameter, text: str | Non
 )
 @click.option("--web-ui", is_flag=True, help="Let Locust's own page start and stop the test.")
 @click.option(
-    "--find-capacity", is_flag=True, help="Search the highest rate that meets the SLO, in ten minutes at most."
+    "--find-capacity", is_flag=True, help="Search the highest rate that meets the latencies, in ten minutes at most."
 )
 @click.option(
     "--repeat", type=click.IntRange(min=1), default=1, metavar="N", help="The same test N times, judged together."

@@ -230,9 +230,7 @@ class Scheduler:
             if step.num_tokens == most:
                 break
             # The state again, because it may have been paused a moment ago for an older one.
-            if request.state is generation and (
-                request.scheduled < len(request.blocks) * size or self._grow(request)
-            ):
+            if request.state is generation and (request.scheduled < len(request.blocks) * size or self._grow(request)):
                 step.add_generation(request)
         contexts = [request for request in self._ready if request.state is State.CONTEXT]
         while following := contexts.pop(0) if contexts else self._admit(step):

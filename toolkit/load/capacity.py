@@ -1,4 +1,4 @@
-"""The highest rate at which a running deployment meets its SLO, by load tests of its workload."""
+"""The highest rate at which a running deployment meets the latencies of its SLO, by load tests of its workload."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ from toolkit.load.work import OF_THE_YAML
 from toolkit.slo import report
 from toolkit.slo.kept_up import KeptUp
 from toolkit.slo.rates import AtRate, Rates, edge, write
-from toolkit.slo.verdict import Outcome, Verdict
+from toolkit.slo.verdict import Outcome, Verdict, of_a_rate
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
 
-NOT_OF_A_RATE = ("requests_per_s", "gpu_utilisation", "load_balance_variance")
-"""Targets that a lower rate misses, or that are the machine's: not what says whether a rate is borne."""
 FEWEST = 20
 """Requests of a test."""
 OF_ONE_TEST = ("rate", "seed", "requests", "warmup_requests")
@@ -114,7 +112,7 @@ def met_by(verdict: Verdict) -> bool | None:
 
 def _of_a_rate(verdict: Verdict, outcome: str) -> list[str]:
     """The targets with this outcome, of those that say whether a rate is borne."""
-    return [t.label for t in verdict.targets if t.name not in NOT_OF_A_RATE and t.outcome == outcome]
+    return [target.label for target in of_a_rate(verdict.targets) if target.outcome == outcome]
 
 
 def _why(verdict: Verdict, met: bool | None) -> str:

@@ -1,4 +1,4 @@
-"""The highest rate at which a server meets its SLO, by short load tests that grow longer as the answer comes nearer.
+"""The highest rate at which a server meets the latencies, by short load tests that grow longer near the answer.
 
 From a first guess the rate goes up until a test fails, or down until one passes, in growing steps; then the gap is
 halved, in ratio, until it is narrower than `precision`. Chance is met in three ways: a test whose verdict is open is
@@ -19,6 +19,8 @@ REQUESTS = 100
 """A test has at least so many, as far as LONGEST_S goes: a P99 of fewer is one request."""
 STEPS_DOWN = 3
 """So often the rate that passed once and failed then is lowered."""
+LARGEST_STEP = 4.0
+"""A factor. A guess may be far off, and yet a rate far above what is served takes long to drain."""
 LOWEST_RATE = 1 / 60
 HIGHEST_RATE = 10_000.0
 
@@ -34,7 +36,7 @@ class Trial:
 
 @dataclass
 class Found:
-    """`rate` is the highest that met the SLO, `missed` the lowest that did not; None where there was none."""
+    """`rate` is the highest that met the latencies, `missed` the lowest that did not; None where there was none."""
 
     rate: float | None = None
     missed: float | None = None
@@ -44,7 +46,7 @@ class Found:
 
     @property
     def within(self) -> float | None:
-        """How far the answer may be off, as a share: the gap between what met the SLO and what missed it."""
+        """How far the answer may be off, as a share: the gap between what met the latencies and what missed them."""
         return None if self.rate is None or self.missed is None else self.missed / self.rate - 1
 
 
@@ -70,7 +72,7 @@ class _Search:
         self.found = Found()
 
     def bracket(self, rate: float) -> None:
-        """A rate that meets the SLO and one that misses it. A guess may be far off, so the steps grow: 2, 4, 16 ..."""
+        """Find a rate that meets the latencies and one that misses them. The first step is of 2, the next ones of 4."""
         up, factor = self._meets(rate), 2.0
         while (self.found.missed if up else self.found.rate) is None and LOWEST_RATE < rate < HIGHEST_RATE:
             rate = min(rate * factor, HIGHEST_RATE) if up else max(rate / factor, LOWEST_RATE)
@@ -78,7 +80,7 @@ class _Search:
                 self.found.why = "the time was up"
                 return
             self._meets(rate)
-            factor *= factor
+            factor = LARGEST_STEP
 
     def narrow(self) -> None:
         found = self.found

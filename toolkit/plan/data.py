@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from toolkit.plan.host import plan_host
-from toolkit.plan.layouts import Comparison, Layout, reason
+from toolkit.plan.layouts import Comparison, Layout
 from toolkit.plan.memory import MemoryPlan, StagePlan, model_bytes, plan_memory
 from toolkit.plan.precision import stored_precision
 from toolkit.plan.predict import Prediction
+from toolkit.plan.reasons import reason
 from toolkit.plan.remedy import Remedy
 from toolkit.plan.seeds import SEEDS, Spread, with_intervals
 
@@ -83,7 +85,7 @@ def _memory(deployment: Deployment, memory: MemoryPlan) -> dict[str, Any]:
     }
 
 
-def prediction_data(prediction: Prediction, remedy: Remedy | None, spread: Spread | None = None) -> dict[str, Any]:
+def prediction_data(prediction: Prediction, remedies: Sequence[Remedy], spread: Spread | None = None) -> dict[str, Any]:
     """Latencies that have no steady state are null; `intervals` are the lowest and the highest of all seeds."""
     overload = prediction.overload
     run, capacity, traffic = prediction.simulation, prediction.capacity, prediction.traffic
@@ -121,7 +123,7 @@ def prediction_data(prediction: Prediction, remedy: Remedy | None, spread: Sprea
         "kv_peak": run.kv_peak,
         "recomputed": run.recomputed,
         "refused": run.refused,
-        "remedy": asdict(remedy) if remedy else None,
+        "remedies": [asdict(remedy) for remedy in remedies],
     }
 
 
@@ -149,11 +151,13 @@ def _layout(layout: Layout, comparison: Comparison) -> dict[str, Any]:
         "name": layout.name,
         **layout.deployment.parallel.model_dump(),
         "gpus": layout.gpus,
+        "max_sequences": layout.deployment.limits.max_sequences,
+        "max_num_tokens": layout.deployment.limits.max_num_tokens,
         "fits": layout.prediction is not None,
-        "meets_slo": layout.meets,
+        "meets_slo": layout.meets_slo,
         "blast_radius": layout.blast_radius,
         "reason": reason(layout, comparison),
-        "prediction": prediction_data(layout.prediction, layout.remedy) if layout.prediction else None,
+        "prediction": prediction_data(layout.prediction, ()) if layout.prediction else None,
         "remedy": asdict(layout.remedy) if layout.remedy else None,
     }
 

@@ -1,30 +1,33 @@
-"""Every way to spread the model over the GPUs, predicted under the same traffic and ranked, with the reasons."""
+"""Every way to spread the model over the GPUs, each with its best batch limits, under the same traffic, ranked."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, TypeVar
 
 from toolkit.config import with_settings
 from toolkit.errors import ToolkitError
 from toolkit.mapping import Mapping
 from toolkit.plan import remedy
-from toolkit.plan.memory import GIB, MemoryPlan, plan_memory
+from toolkit.plan.memory import MemoryPlan, plan_memory
 from toolkit.plan.predict import Predict, Prediction, predict
 from toolkit.plan.remedy import Remedy
+from toolkit.plan.tuning import STEPS, Ceiling, Objective, Tuned, fits, tuned
 from toolkit.processes import forked_pool
 from toolkit.rules import check
-from toolkit.slo.verdict import Target
+from toolkit.simulate.capacity import PRECISION
+from toolkit.slo.verdict import OF_THE_GPUS, Target
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
 
-Objective = Literal["slo", "latency", "throughput", "cost"]
 OBJECTIVES: tuple[Objective, ...] = ("slo", "latency", "throughput", "cost")
 Progress = Callable[[int, int], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,9 @@ class Layout:
     prediction: Prediction | None
     """None where not one sequence fits."""
     remedy: Remedy | None
-    """What would make it fit or meet the SLO, where it does not."""
+    """What would make it fit, where it does not."""
+    at_most: float | None = None
+    """Requests/s that no batch limits can beat, where that ended the search for better ones."""
 
     @property
     def name(self) -> str:
@@ -55,21 +60,28 @@ class Layout:
         return plan_memory(self.deployment)
 
     @property
-    def meets(self) -> bool:
-        return self.prediction is not None and not self.missed
+    def meets_slo(self) -> bool:
+        return self.prediction is not None and self.prediction.meets_slo
 
     @property
-    def missed(self) -> list[Target]:
-        return self.prediction.missed if self.prediction else []
+    def missed(self) -> tuple[Target, ...]:
+        return self.prediction.verdict.missed if self.prediction else ()
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All layouts, the best first, and which of them is the user's own (None: not among them)."""
+    """All layouts, each with the batch limits it serves best with, the best layout first."""
 
     layouts: tuple[Layout, ...]
     own: Layout | None
+    """The user's own, with the limits of the YAML; None where it does not use the GPUs as they are."""
     objective: Objective
+
+    @property
+    def own_row(self) -> Layout | None:
+        """The user's own layout with the limits it serves best with: `own` itself if the YAML has them."""
+        own = self.own and self.own.deployment.parallel
+        return next((layout for layout in self.layouts if layout.deployment.parallel == own), None)
 
     @property
     def best(self) -> Layout:
@@ -81,22 +93,73 @@ def compare(
     objective: Objective = "slo",
     progress: Progress | None = None,
     predict: Predict = predict,
+    ceiling: Ceiling | None = None,
 ) -> Comparison:
-    """Evaluate every layout of the model on `hardware.gpus` GPUs, several at a time. Raises ToolkitError if none is."""
-    candidates = list(variants(deployment, fewer_gpus=objective == "cost"))
+    """Evaluate every layout of the model on `hardware.gpus` GPUs, several at a time. Raises ToolkitError if none is.
+
+    No limit is above the `ceiling`: that of the YAML, if it is not given.
+    """
+    highest = ceiling or Ceiling.of(deployment)
+    candidates = [one for one in variants(deployment, fewer_gpus=objective == "cost") if highest.of_replica(one)]
     if not candidates:
         what = f"hardware.gpus: no tp x pp spreads this model over {deployment.hardware.gpus} GPUs"
         raise ToolkitError(what, where=deployment.file)
-    layouts = []
-    with forked_pool(len(candidates)) as pool:
-        futures = [pool.submit(evaluate, candidate, predict) for candidate in candidates]
-        for number, future in enumerate(futures, 1):
-            layouts.append(future.result())
-            if progress:
-                progress(number, len(candidates))
-    ranked = tuple(sorted(layouts, key=lambda layout: rank(layout, objective)))
-    own = [layout for layout in ranked if layout.deployment.parallel == deployment.parallel]
-    return Comparison(ranked, own[0] if own else None, objective)
+    tune = partial(evaluate, predict=predict, ceiling=highest, objective=objective)
+    flat = [partial(tune, candidate) for candidate in candidates if candidate.parallel.pp == 1]
+    has_own = ceiling is None and any(candidate.parallel == deployment.parallel for candidate in candidates)
+    count = len(candidates) + has_own
+    done = itertools.count(1)
+
+    def tick() -> None:
+        if progress:
+            progress(next(done), count)
+
+    with forked_pool(count) as pool:
+        own_task = [partial(evaluate, deployment, predict)] if has_own else []
+        layouts = _results(pool, [*own_task, *flat], tick)
+        own = layouts.pop(0) if has_own else None
+        beaten = _served(layouts, objective)
+        deep = [partial(tune, candidate, beaten=beaten) for candidate in candidates if candidate.parallel.pp > 1]
+        layouts += _results(pool, deep, tick)
+    same = [layout for layout in layouts if own and layout.deployment == own.deployment]
+    return Comparison(tuple(_ranked(layouts, objective)), same[0] if same else own, objective)
+
+
+def _ranked(layouts: Iterable[Layout], objective: Objective) -> list[Layout]:
+    """The best first. Of those whose rates are equal as far as they are known, the one with the fewest stages."""
+    ranked = sorted(layouts, key=lambda layout: rank(layout, objective))
+    first = ranked[0]
+    if objective != "slo" or not first.meets_slo or not first.prediction:
+        return ranked
+    rates = [(one, one.prediction.capacity.highest or 0.0) for one in ranked if one.prediction and one.meets_slo]
+    equal = [one for one, rate in rates if rate >= rates[0][1] * (1 - PRECISION)]
+    best = min(equal, key=lambda layout: (layout.deployment.parallel.pp, layout.blast_radius))
+    return [best, *(layout for layout in ranked if layout is not best)]
+
+
+def _served(layouts: Iterable[Layout], objective: Objective) -> float:
+    """Requests/s that another layout has to serve at least, to be the first."""
+    if objective == "throughput":
+        return max((layout.prediction.saturation.throughput for layout in layouts if layout.prediction), default=0.0)
+    if objective == "latency":
+        return 0.0
+    meeting = [layout.prediction.capacity.highest for layout in layouts if layout.prediction and layout.meets_slo]
+    return max(filter(None, meeting), default=0.0) if objective == "slo" else 0.0
+
+
+def _results(pool: Executor, tasks: Sequence[Callable[[], T]], tick: Callable[[], None]) -> list[T]:
+    """What the tasks return, in their order; calls `tick` as each ends."""
+    results = []
+    for future in [pool.submit(task) for task in tasks]:
+        results.append(future.result())
+        tick()
+    return results
+
+
+def any_fits(deployment: Deployment) -> bool:
+    """Whether any layout holds a whole sequence, with steps as small as may be."""
+    small = with_settings(deployment, limits={"max_num_tokens": min(STEPS[0], deployment.limits.max_num_tokens)})
+    return any(map(fits, variants(small)))
 
 
 def variants(deployment: Deployment, fewer_gpus: bool = False) -> Iterable[Deployment]:
@@ -111,33 +174,43 @@ def variants(deployment: Deployment, fewer_gpus: bool = False) -> Iterable[Deplo
                     yield variant
 
 
-def fits(deployment: Deployment) -> bool:
-    """Whether a whole sequence fits beside the weights."""
-    return plan_memory(deployment).pool_tokens >= deployment.limits.max_seq_len
-
-
 def _is_valid(deployment: Deployment) -> bool:
+    """Whether the layout can be served. Its batch limits are yet to be chosen: those of the YAML do not rule it out."""
     try:
-        check(deployment)
+        one_each = deployment.parallel.pp * deployment.parallel.replicas
+        check(with_settings(deployment, limits={"max_sequences": one_each}))
     except ToolkitError:
         return False
     return True
 
 
-def evaluate(deployment: Deployment, predict: Predict = predict) -> Layout:
-    """One layout, with everything that its row needs computed."""
-    if not fits(deployment):
+def evaluate(
+    deployment: Deployment,
+    predict: Predict = predict,
+    ceiling: Ceiling | None = None,
+    objective: Objective = "slo",
+    beaten: float = 0.0,
+) -> Layout:
+    """One layout, with everything that its row needs computed; under a `ceiling` with the limits that it serves best
+    with, else with those it has."""
+    if ceiling:
+        found = tuned(deployment, ceiling, predict, objective, beaten)
+    else:
+        found = Tuned(predict(deployment)) if fits(deployment) else None
+    if found is None:
         return Layout(deployment, None, remedy.to_fit(deployment))
-    prediction = predict(deployment)
-    layout = Layout(deployment, prediction, None)
-    return Layout(deployment, prediction, remedy.to_meet(prediction)) if layout.missed else layout
+    _ = found.prediction.verdict  # computed here, in the process of this layout
+    return Layout(found.prediction.deployment, found.prediction, None, found.at_most)
 
 
 def rank(layout: Layout, objective: Objective) -> tuple[float, ...]:
-    """Smaller is better. What does not fit is last."""
+    """Smaller is better. What does not fit is last.
+
+    Of those that miss the SLO, the ones that miss only what it wants of the GPUs come first.
+    """
     prediction = layout.prediction
     if prediction is None:
-        return (2, layout.memory.fullest.weight_bytes)
+        return (3, layout.memory.fullest.weight_bytes)
     capacity, latency = prediction.capacity, prediction.percentile("e2e_ms", 50)
     assert latency is not None
     highest = capacity.highest or 0.0
@@ -145,55 +218,10 @@ def rank(layout: Layout, objective: Objective) -> tuple[float, ...]:
         return (0, latency)
     if objective == "throughput":
         return (0, -capacity.saturated)
+    missing = 0 if layout.meets_slo else 1 if all(target.name in OF_THE_GPUS for target in layout.missed) else 2
     if objective == "cost":
-        return (not layout.meets, layout.gpus, -highest)
-    return (not layout.meets, -highest, -capacity.saturated)
-
-
-BEST = {
-    "slo": "meets the SLO with the most to spare",
-    "latency": "answers soonest",
-    "throughput": "the highest throughput",
-    "cost": "meets the SLO on the fewest GPUs",
-}
-
-
-def reason(layout: Layout, comparison: Comparison) -> str:
-    """One line: why it is where it is."""
-    prediction, best = layout.prediction, comparison.best
-    if prediction is None:
-        memory = layout.memory
-        needed = layout.deployment.limits.max_seq_len * memory.fullest.kv_bytes_per_token
-        over = memory.fullest.weight_bytes + memory.workspace_bytes + needed - memory.limit_bytes
-        return f"does not fit by {over / GIB:.1f} GiB a GPU{_would(layout, 'fits')}"
-    parts = []
-    if layout.missed:
-        parts.append(f"misses {_miss(layout.missed[0])}{_would(layout, 'meets')}")
-    elif layout is not best:
-        parts.append("meets the SLO")
-    if layout is best and (layout.meets or comparison.objective in ("latency", "throughput")):
-        parts.append(BEST[comparison.objective])
-    if prediction.capacity.bubble > 0.05:
-        parts.append(f"idle bubble {prediction.capacity.bubble:.0%} when full")
-    if layout.blast_radius != best.blast_radius:
-        parts.append(f"one GPU lost takes {layout.blast_radius:.0%}, not {best.blast_radius:.0%}")
-    return "; ".join(parts)
-
-
-def _miss(target: Target) -> str:
-    measured, limit = target.measured, target.limit
-    assert measured is not None and not isinstance(limit, tuple)
-    if math.isinf(measured):
-        return f"{target.label}: {target.note or 'requests are refused'}"
-    if target.unit == "ms":
-        return f"{target.label} by {measured - limit:,.0f} ms"
-    if target.unit == "1/s":
-        return f"{limit:g} req/s by {limit - measured:.1f}"
-    return f"{target.label} by {limit - measured:.0%}"
-
-
-def _would(layout: Layout, verb: str) -> str:
-    return f"; {verb} with {layout.remedy}" if layout.remedy else ""
+        return (missing, layout.gpus, -highest)
+    return (missing, -highest, -capacity.saturated)
 
 
 def layout_name(deployment: Deployment) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from toolkit.pages.charts import Chart
 from toolkit.pages.render import render
 from toolkit.plan import wording
 from toolkit.plan.charts import Line, memory_chart, rate_charts
-from toolkit.plan.layouts import Comparison, Layout, Objective, Progress, layout_name, reason
+from toolkit.plan.layouts import Comparison, Layout, Objective, Progress, layout_name
 from toolkit.plan.memory import GIB
 from toolkit.plan.predict import UNSTEADY, Prediction
-from toolkit.plan.remedy import Remedy, to_meet
+from toolkit.plan.reasons import reason, without_a_pipeline
+from toolkit.plan.remedy import Remedy
 from toolkit.plan.seeds import Spread, with_intervals
 from toolkit.plan.sweep import sweep
 from toolkit.plan.timeline import timeline_chart
@@ -42,7 +43,7 @@ MEANINGS = {
     "One GPU lost": "share of capacity that goes with one GPU: all tp x pp GPUs of a replica fail as one",
 }
 ORDER: dict[Objective, str] = {
-    "slo": "Those that meet the SLO first, then by the highest rate that does",
+    "slo": "Those that meet the SLO first, then by the highest rate within the latencies",
     "latency": "By the median time of a whole answer",
     "throughput": "By saturated throughput",
     "cost": "Those that meet the SLO first, then by the number of GPUs",
@@ -53,6 +54,7 @@ def write_page(
     file: Path,
     prediction: Prediction,
     comparison: Comparison | None,
+    remedies: Sequence[Remedy] = (),
     progress: Progress | None = None,
     spread: Spread | None = None,
 ) -> None:
@@ -60,7 +62,7 @@ def write_page(
 
     Simulates each layout that fits at several rates, a second or two each; `progress` is told of every one done.
     """
-    content = page(prediction, comparison, progress, spread)
+    content = page(prediction, comparison, remedies, progress, spread)
     with atomic_file(file) as draft:
         try:
             draft.write_text(content, encoding="utf-8")
@@ -71,6 +73,7 @@ def write_page(
 def page(
     prediction: Prediction,
     comparison: Comparison | None,
+    remedies: Sequence[Remedy] = (),
     progress: Progress | None = None,
     spread: Spread | None = None,
 ) -> str:
@@ -80,7 +83,7 @@ def page(
         "plan/page.html.j2",
         deployment=deployment,
         facts=_facts(prediction),
-        verdict=wording.verdict(prediction, _remedy(prediction, comparison)),
+        verdict=wording.verdict(prediction, remedies[0] if remedies else None),
         words=wording,
         targets=with_intervals(prediction.targets, spread),
         endless=any(wording.measured(target) == wording.NEVER for target in prediction.targets),
@@ -88,6 +91,7 @@ def page(
         charts=_charts(prediction, comparison, progress),
         comparison=comparison,
         rows=_rows(comparison) if comparison else [],
+        without_a_pipeline=without_a_pipeline(comparison) if comparison else None,
         order=ORDER[comparison.objective] if comparison else "",
         traffic=wording.traffic(prediction),
         assumptions=_assumptions(prediction),
@@ -110,13 +114,6 @@ def _facts(prediction: Prediction) -> list[str]:
     ]
 
 
-def _remedy(prediction: Prediction, comparison: Comparison | None) -> Remedy | None:
-    """What would make the deployment meet its targets, if it misses any that users notice."""
-    if comparison and comparison.own:
-        return comparison.own.remedy
-    return to_meet(prediction) if prediction.missed else None
-
-
 def _tiles(prediction: Prediction) -> list[tuple[str, str, str]]:
     """The few numbers that a reader wants first: (name, value, unit)."""
     capacity, memory = prediction.capacity, prediction.memory
@@ -125,7 +122,7 @@ def _tiles(prediction: Prediction) -> list[tuple[str, str, str]]:
         for name, label in (("ttft_ms", "TTFT"), ("tpot_ms", "TPOT"))
         for q in (50, 99)
     ]
-    tiles.append(("Highest rate", wording.rate(capacity.highest), "requests/s inside the SLO"))
+    tiles.append(("Highest rate", wording.rate(capacity.highest), "requests/s within the latencies"))
     tiles.append(("Saturated", wording.rate(capacity.saturated), "requests/s"))
     tiles.append(("Bubble when full", wording.share(capacity.bubble), "of stage time"))
     if prediction.deployment.engine != "rehearsal":
@@ -155,7 +152,7 @@ def _lines(prediction: Prediction, comparison: Comparison | None, progress: Prog
     """The user's own layout first, then the best of the others."""
     predictions = [prediction]
     for layout in comparison.layouts if comparison else ():
-        if layout.prediction and layout is not (comparison and comparison.own):
+        if layout.prediction and layout is not (comparison and comparison.own_row):
             predictions.append(layout.prediction)
     predictions = predictions[:MOST_LINES]
     points = sweep(predictions, progress)
@@ -169,11 +166,12 @@ def _rows(comparison: Comparison) -> Iterable[dict[str, Any]]:
         row = {
             "rank": rank,
             "name": layout.name,
-            "own": layout is comparison.own,
+            "own": layout is comparison.own_row,
             "reason": reason(layout, comparison),
         }
         row |= {
             "gpus": layout.gpus,
+            "limits": [f"{layout.deployment.limits.max_sequences:,}", f"{layout.deployment.limits.max_num_tokens:,}"],
             "outcome": _outcome(layout),
             "lost": wording.share(layout.blast_radius),
         }
@@ -181,7 +179,7 @@ def _rows(comparison: Comparison) -> Iterable[dict[str, Any]]:
 
 
 def _outcome(layout: Layout) -> str:
-    return "TOO BIG" if layout.prediction is None else "PASS" if layout.meets else "FAIL"
+    return "TOO BIG" if layout.prediction is None else "PASS" if layout.meets_slo else "FAIL"
 
 
 def _numbers(prediction: Prediction | None) -> list[str]:

@@ -15,7 +15,8 @@ from toolkit.plan.calibration import Calibration
 from toolkit.plan.claims import Claim, claims
 from toolkit.plan.layouts import Comparison, Layout, Objective, compare
 from toolkit.plan.predict import Estimator, Predict, Prediction, predict
-from toolkit.plan.remedy import Remedy, to_meet
+from toolkit.plan.remedies import remedies
+from toolkit.plan.remedy import Remedy
 from toolkit.plan.seeds import Spread, spread_of
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Plan:
     @cached_property
     def spread(self) -> Spread | None:
         """What other seeds give. Of a comparison, whose layouts are many, none."""
-        return None if self.with_comparison else spread_of(self.prediction, lambda: self.remedy)
+        return None if self.with_comparison else spread_of(self.prediction, lambda: self.remedies)
 
     @property
     def meets(self) -> bool:
@@ -93,10 +94,9 @@ class Plan:
         return self.fits and self.prediction.meets_slo
 
     @cached_property
-    def remedy(self) -> Remedy | None:
-        if self._layout and self._layout.prediction:
-            return self._layout.remedy
-        return to_meet(self.prediction) if self.prediction.missed else None
+    def remedies(self) -> tuple[Remedy, ...]:
+        """What would help, if the SLO is missed; the best first."""
+        return remedies(self.prediction, self.predict, self.comparison if self.with_comparison else None)
 
     @cached_property
     def comparison(self) -> Comparison:
@@ -112,7 +112,7 @@ class Plan:
         if isinstance(self.estimator, Calibration):
             found["calibration"] = data.calibration_data(self.estimator, self.deployment)
         if self.predictable and self.fits:
-            found["prediction"] = data.prediction_data(self.prediction, spread=self.spread, remedy=self.remedy)
+            found["prediction"] = data.prediction_data(self.prediction, spread=self.spread, remedies=self.remedies)
         if self.with_comparison:
             found["comparison"] = data.comparison_data(self.comparison)
         if self.with_claims:
@@ -148,7 +148,7 @@ class Plan:
             yield report.calibration_text(self.estimator, self.deployment)
         if self.with_claims:
             yield report.claims_text(self.claims)
-        yield report.prediction_text(self.prediction, spread=self.spread, remedy=self.remedy)
+        yield report.prediction_text(self.prediction, spread=self.spread, remedies=self.remedies)
 
     def check_page(self, file: Path) -> None:
         """Raise a ToolkitError, before the work, where `write_page` could not write."""
@@ -162,5 +162,5 @@ class Plan:
         """The plan as an HTML page."""
         from toolkit.plan.page import write_page
 
-        compared = self.comparison if self.with_comparison else None
-        write_page(file, self.prediction, compared, self.progress, self.spread)
+        comparison = self.comparison if self.with_comparison else None
+        write_page(file, self.prediction, comparison, self.remedies, self.progress, self.spread)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from toolkit.config import with_settings
 from toolkit.errors import ToolkitError
@@ -18,22 +18,13 @@ from toolkit.plan.latency import ClosedForm
 from toolkit.plan.memory import MemoryPlan, plan_memory
 from toolkit.plan.precision import precision_of
 from toolkit.simulate import Simulation, simulate
-from toolkit.simulate.capacity import (
-    FILLS,
-    REQUESTS,
-    Capacity,
-    Saturation,
-    find_capacity,
-    highest_near,
-    hopeless,
-    meets_latencies,
-    saturation_of,
-)
+from toolkit.simulate.capacity import Capacity, Saturation, Trial, requests_needed
 from toolkit.simulate.overload import Overload, overload_of
 from toolkit.simulate.run import NOTHING
 from toolkit.simulate.steps import StepTimes, StepWork, decode, prefill
 from toolkit.slo.metrics import Measured
-from toolkit.slo.verdict import Target, at_least, judge, limits_of_a_request, percentiles, within
+from toolkit.slo.server_seen import GpuSeen, ServerSeen
+from toolkit.slo.verdict import Target, Verdict, at_least, judge, limits_of_a_request, percentiles, sum_up
 from toolkit.workload import Traffic, traffic_of
 from toolkit.workload.traffic import with_arrivals
 
@@ -47,6 +38,8 @@ Predict = Callable[["Deployment"], "Prediction"]
 WITH_THE_QUEUE = ("ttft_ms", "e2e_ms")
 """Latencies in which the time in the queue is."""
 UNSTEADY = "no steady state"
+BRIEF = 200
+"""Requests that settings are compared by, where their order is enough."""
 FRONT_S = 0.002
 """Each request, one after the other: tokenizing and the way through Triton's Python models. Of 8 sent at once the
 engine has one every 1.8 ms (measured in a rehearsal of the 0.8M model, tensorrt_llm_bls, 2 cores)."""
@@ -62,6 +55,10 @@ class Prediction:
     """Where the step times are from, in words."""
     front_s: float = FRONT_S
     """Of each request, one after the other, before its scheduler has it."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which gets the results and not the requests that they came of."""
+        return {name: value for name, value in vars(self).items() if name not in ("brief", "_enough", "long_traffic")}
 
     @cached_property
     def memory(self) -> MemoryPlan:
@@ -93,16 +90,19 @@ class Prediction:
         return self.simulation.measured(limits_of_a_request(self.deployment.slo))
 
     @cached_property
+    def brief(self) -> Simulation:
+        """The beginning of the workload, to compare settings by."""
+        closed = self.traffic.users is not None
+        return self.simulation if closed else self.simulate(self.traffic.first(BRIEF))
+
+    @cached_property
     def capacity(self) -> Capacity:
-        deployment = self.deployment
-        replicas, slo = deployment.parallel.replicas, deployment.slo
-        traffic, full = self.long_traffic, self.saturation
-        return find_capacity(traffic, self.scheduling, self.times, replicas, slo, self.front_s, full)
+        _ = self.saturation  # kept for those who ask for it alone
+        return self._trial.capacity()
 
     @cached_property
     def saturation(self) -> Saturation:
-        replicas = self.deployment.parallel.replicas
-        return saturation_of(self.long_traffic, self.scheduling, self.times, replicas)
+        return self._trial.saturation
 
     @cached_property
     def overload(self) -> Overload | None:
@@ -123,16 +123,17 @@ class Prediction:
         near, most = known.highest, known.saturated
         if near is None or not math.isfinite(most):
             return self.capacity.highest
-        deployment = self.deployment
-        replicas, slo = deployment.parallel.replicas, deployment.slo
-        return highest_near(near, most, self.long_traffic, self.scheduling, self.times, replicas, slo, self.front_s)
+        return self._trial.highest_near(near, most)
 
     def meets_at(self, rate: float) -> bool:
         """Whether every latency target and the compliance hold when so many requests/s come."""
-        traffic, slo = self.long_traffic.opened().first(REQUESTS).at(rate), self.deployment.slo
-        replicas, give_up = self.deployment.parallel.replicas, hopeless(slo, traffic)
-        run = simulate(traffic, self.scheduling, self.times, replicas, give_up=give_up, front_s=self.front_s)
-        return run.complete and meets_latencies(run, slo)
+        return self._trial.meets(rate)
+
+    @property
+    def _trial(self) -> Trial:
+        replicas, slo = self.deployment.parallel.replicas, self.deployment.slo
+        known = vars(self).get("saturation")
+        return Trial(self.long_traffic, self.scheduling, self.times, replicas, slo, self.front_s, known)
 
     @cached_property
     def long_traffic(self) -> Traffic:
@@ -146,7 +147,7 @@ class Prediction:
 
     @property
     def _needed(self) -> int:
-        return max(REQUESTS, FILLS * self.deployment.limits.max_sequences)
+        return self.deployment.parallel.replicas * requests_needed(self.scheduling)
 
     @cached_property
     def _enough(self) -> Traffic:
@@ -161,19 +162,18 @@ class Prediction:
 
     @cached_property
     def targets(self) -> tuple[Target, ...]:
-        """Each target of the SLO with the predicted value, verdict and margin."""
-        return tuple(self._predicted(target) for target in judge(self.deployment.slo, self.measured).targets)
+        """Each target of the SLO, judged as the load test judges it."""
+        judged = judge(self.deployment.slo, self.measured, server=self.seen(self.simulation)).targets
+        return tuple(map(self._predicted, judged))
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """The load test's own verdict, on the predicted targets."""
+        return sum_up(self.targets, self.measured)
 
     @property
     def meets_slo(self) -> bool:
-        """Whether no target is missed: what the printed verdict says, and the exit code of --check."""
-        return all(target.passed is not False for target in self.targets)
-
-    @property
-    def missed(self) -> list[Target]:
-        """Targets of requests and of their rate that are missed. Those of the machine do not make it unusable."""
-        of_the_machine = ("gpu_utilisation", "load_balance_variance")
-        return [target for target in self.targets if target.passed is False and target.name not in of_the_machine]
+        return self.verdict.meets_slo
 
     @property
     def balance(self) -> float:
@@ -209,8 +209,13 @@ class Prediction:
         replicas = self.deployment.parallel.replicas
         return simulate(traffic, self.scheduling, self.times, replicas, record, front_s=self.front_s)
 
+    def seen(self, run: Simulation) -> ServerSeen:
+        """What a server's metrics would show of the GPUs."""
+        shares = [share for replica in run.utilisation for share in replica for _ in range(self.deployment.mapping.tp)]
+        return ServerSeen(tuple(GpuSeen(str(number), share) for number, share in enumerate(shares)))
+
     def _predicted(self, target: Target) -> Target:
-        """Targets that judge() cannot know from samples: of the deployment, or of a queue that grows and grows."""
+        """Targets that judge() cannot know from samples: what could be served, and a queue that grows and grows."""
         if self.overload and target.name.partition(".")[0] in WITH_THE_QUEUE:
             return replace(target, measured=math.inf, passed=False, margin=-math.inf, note=UNSTEADY)
         if self.overload and target.name == "compliance" and any(map(self._limited, WITH_THE_QUEUE)):
@@ -220,12 +225,6 @@ class Prediction:
             full = f"; saturates at {saturated:.1f}" if math.isfinite(saturated) else ""
             note = "" if self.capacity.highest else f"no rate meets the latencies{full}"
             return at_least(replace(target, measured=self.capacity.highest or 0.0, note=note))
-        if target.name == "gpu_utilisation" and isinstance(target.limit, tuple):
-            stages = [share for replica in self.simulation.utilisation for share in replica]
-            return within(replace(target, measured=sum(stages) / len(stages), note=""))
-        if target.name == "load_balance_variance" and not isinstance(target.limit, tuple):
-            value, limit = self.memory.spread, target.limit
-            return replace(target, measured=value, passed=value <= limit, margin=(limit - value) / limit, note="")
         return target
 
     def _limited(self, metric: str) -> bool:

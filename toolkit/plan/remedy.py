@@ -1,36 +1,43 @@
-"""The nearest setting that would do, for a deployment that does not fit or misses its targets."""
+"""A change of settings that would help, and the one that makes a deployment fit."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from toolkit.config import with_settings
 from toolkit.plan.gpus import GPUS
 from toolkit.plan.memory import plan_memory
-from toolkit.plan.predict import Prediction
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
 
-CHUNKS = (256, 512, 1024, 2048, 4096)
-"""Of max_num_tokens. Small steps keep the stages of a pipeline equally busy, and decode steps short."""
 HIGHEST_LIMIT = 0.95
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """A change of one setting, and what it would give."""
+    """A change of settings, and what it would give."""
 
     setting: str
-    """FIELD: VALUE, as in the YAML."""
+    """FIELD: VALUE, as in the YAML; of several, with a comma between them."""
     requests_per_s: float | None = None
-    """The highest rate that then meets the SLO; None where only memory was looked at."""
+    """The highest rate that then meets the latencies; None where only memory was looked at."""
+    meets_slo: bool = False
+    missed: tuple[str, ...] = ()
+    """Labels of the targets that it still misses."""
 
     def __str__(self) -> str:
-        gain = f" ({self.requests_per_s:.1f} req/s)" if self.requests_per_s else ""
-        return f"{self.setting}{gain}"
+        return f"{self.setting}{self.gain}"
+
+    @property
+    def gain(self) -> str:
+        """What it gives, in brackets; nothing where only memory was looked at."""
+        if self.requests_per_s is None and not self.missed:
+            return ""
+        rate = f"{self.requests_per_s:.1f} req/s" if self.requests_per_s else "no rate in time"
+        return f" ({rate}; {'meets the SLO' if self.meets_slo else 'misses ' + ', '.join(self.missed)})"
 
 
 def to_fit(deployment: Deployment) -> Remedy | None:
@@ -45,18 +52,4 @@ def to_fit(deployment: Deployment) -> Remedy | None:
         halved = with_settings(deployment, model={"quantization": "fp8"})
         if plan_memory(halved).token_capacity >= needed:
             return Remedy("model.quantization: fp8")
-    return None
-
-
-def to_meet(prediction: Prediction) -> Remedy | None:
-    """The smallest step size under which the workload, at the SLO's rate, meets the latencies; None if none does."""
-    deployment, traffic = prediction.deployment, prediction.traffic.opened()
-    if prediction.capacity.highest is None or not deployment.scheduler.chunked_context:
-        return None  # too slow even alone, or steps are whole prompts
-    rate = deployment.slo.requests_per_s or traffic.rate or 1.0
-    for chunk in CHUNKS:
-        if deployment.max_batch_size < chunk < deployment.limits.max_num_tokens:
-            smaller = replace(prediction, deployment=with_settings(deployment, limits={"max_num_tokens": chunk}))
-            if smaller.meets_at(rate) and (smaller.capacity.highest or 0) >= rate:
-                return Remedy(f"limits.max_num_tokens: {chunk}", smaller.capacity.highest)
     return None

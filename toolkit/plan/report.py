@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from toolkit.plan import wording
-from toolkit.plan.layouts import Comparison, Layout, reason
+from toolkit.plan.layouts import Comparison, Layout
 from toolkit.plan.predict import UNSTEADY, WITH_THE_QUEUE, Prediction
+from toolkit.plan.reasons import reason, too_busy, without_a_pipeline
 from toolkit.plan.remedy import Remedy
 from toolkit.plan.report_memory import plain_table
 from toolkit.plan.seeds import WITHIN, Spread, with_intervals
 from toolkit.plan.wording import LAYOUT, layout_in_words
-from toolkit.slo.verdict import LATENCIES, Outcome, Target, Verdict, sum_up
+from toolkit.slo.verdict import LATENCIES, Target
 from toolkit.workload.traffic import with_arrivals
 
 if TYPE_CHECKING:
@@ -83,15 +84,15 @@ def claims_text(claims: list[Claim]) -> Table:
     return table
 
 
-def prediction_text(prediction: Prediction, remedy: Remedy | None, spread: Spread | None = None) -> RenderableType:
+def prediction_text(prediction: Prediction, remedies: Sequence[Remedy], spread: Spread | None = None) -> RenderableType:
     """The workload, the percentiles beside their targets, and what the stages do."""
     from rich.console import Group
 
     run, capacity = prediction.simulation, prediction.capacity
     shares = [share for replica in run.utilisation for share in replica]
     busy = f"{min(shares):.0%} to {max(shares):.0%}" if max(shares) - min(shares) > 0.005 else f"{max(shares):.0%}"
-    verdict, targets = verdict_of(prediction), with_intervals(prediction.targets, spread)
-    style = "green" if verdict.outcome is Outcome.PASS else "bold red"
+    verdict, targets = prediction.verdict, with_intervals(prediction.targets, spread)
+    style = "green" if verdict.meets_slo else "bold red"
     lines = [
         f"verdict     [{style}]{verdict.outcome}[/]  {verdict.reason}",
         f"capacity    {capacity_text(prediction, spread)}",
@@ -103,8 +104,16 @@ def prediction_text(prediction: Prediction, remedy: Remedy | None, spread: Sprea
         lines.insert(1, f"chance      by other seeds otherwise: {', '.join(unsure)}")
     if prediction.overload:
         lines.insert(0, f"overload    {wording.overload(prediction)}")
-    if remedy:
-        lines.append(f"[bold]remedy      {remedy} would meet the SLO[/bold]")
+    if too_busy(prediction):
+        lines.append("note        without a pipeline a GPU computes whenever a request is in flight")
+    for number, remedy in enumerate(remedies):
+        name = "" if number else "remedies" if len(remedies) > 1 else "remedy"
+        style = "bold" if remedy.meets_slo else "none"
+        lines.append(f"[{style}]{name:12}{remedy}[/{style}]")
+    if not remedies and not prediction.meets_slo:
+        lines.append("remedy      none found among batch limits, the likeliest layout and FP8")
+    elif remedies and not any(remedy.meets_slo for remedy in remedies):
+        lines.append("            none of them meets the SLO; toolkit plan --compare tries every layout")
     tables = (_percentiles(prediction, spread), "", _targets(targets), "")
     return Group(f"workload    {workload_text(prediction)}", "", *tables, *lines)
 
@@ -138,11 +147,6 @@ def _targets(targets: Sequence[Target]) -> Table:
     return table
 
 
-def verdict_of(prediction: Prediction) -> Verdict:
-    """The verdict on the predicted targets."""
-    return sum_up(prediction.targets, prediction.measured)
-
-
 def workload_text(prediction: Prediction) -> str:
     """The traffic in one line."""
     traffic, process = prediction.traffic, with_arrivals(prediction.deployment.workload).arrivals
@@ -174,37 +178,46 @@ def comparison_text(comparison: Comparison) -> RenderableType:
     from rich.console import Group
 
     table = plain_table()
-    columns = ("", "layout", "GPUs", "TTFT P50", "P99", "TPOT P50", "P99", "meets", "saturates", "bubble", "blast")
-    for column in columns:
+    with_gpus = len({layout.gpus for layout in comparison.layouts}) > 1
+    columns = ["", "layout", *(["GPUs"] if with_gpus else []), "seqs", "tokens", "TTFT P50", "P99", "TPOT P50", "P99"]
+    for column in (*columns, "in time", "full", "bubble", "blast"):
         table.add_column(column, justify="left" if column in ("", "layout") else "right", no_wrap=True)
-    for number, layout in enumerate(comparison.layouts, 1):
-        style = "bold" if layout is comparison.own else ""
-        table.add_row(str(number), *_cells(layout), style=style)
-    units = "TTFT and TPOT in ms at the workload's rate; meets, saturates: requests/s; blast: lost with one GPU"
-    if any(layout.prediction and layout.prediction.overload for layout in comparison.layouts):
+    rows = [(str(number), layout, layout is comparison.own_row) for number, layout in enumerate(comparison.layouts, 1)]
+    if comparison.own and comparison.own is not comparison.own_row:
+        rows.append(("now", comparison.own, True))
+    for number, layout, own in rows:
+        table.add_row(number, *_cells(layout, with_gpus), style="bold" if own else "")
+    units = (
+        "each with the limits that serve best: seqs, max_sequences; tokens, max_num_tokens\n"
+        "TTFT, TPOT: ms at the workload's rate; in time, full: requests/s within the latencies, saturated\n"
+        "bubble: idle share of a full pipeline; blast: lost with one GPU"
+    )
+    if any(layout.prediction and layout.prediction.overload for _, layout, _ in rows):
         units += f"\n{wording.NEVER}: more requests come than are served, so the queue grows, and TTFT with it"
     reasons = plain_table()
     reasons.show_header = False
     for _ in range(3):
         reasons.add_column(vertical="top")
-    for number, layout in enumerate(comparison.layouts, 1):
-        own = layout is comparison.own
+    for number, layout, own in rows:
         name = f"{layout.name} (yours)" if own else layout.name
-        reasons.add_row(str(number), name, reason(layout, comparison), style="bold" if own else "")
-    return Group(table, f"[dim]{units}\n{LAYOUT}[/dim]", "", reasons)
+        reasons.add_row(number, name, reason(layout, comparison), style="bold" if own else "")
+    notes = filter(None, [without_a_pipeline(comparison)])
+    return Group(table, f"[dim]{units}\n{LAYOUT}[/dim]", "", reasons, *notes)
 
 
-def _cells(layout: Layout) -> list[str]:
+def _cells(layout: Layout, with_gpus: bool) -> list[str]:
     prediction = layout.prediction
-    blast = f"{layout.blast_radius:.0%}"
+    blast, limits = f"{layout.blast_radius:.0%}", layout.deployment.limits
+    name = [layout.name, *([str(layout.gpus)] if with_gpus else [])]
     if prediction is None:
-        return [layout.name, str(layout.gpus), *["–"] * 7, blast]
+        return [*name, *["–"] * 9, blast]
     latencies = [wording.number(prediction.percentile(name, q)) for name in ("ttft_ms", "tpot_ms") for q in (50, 99)]
     capacity = prediction.capacity
     highest = wording.number(capacity.highest)
     return [
-        layout.name,
-        str(layout.gpus),
+        *name,
+        f"{limits.max_sequences:,}",
+        f"{limits.max_num_tokens:,}",
         *latencies,
         highest,
         wording.number(capacity.saturated),
@@ -218,10 +231,12 @@ def own_text(comparison: Comparison) -> str:
     best = f"best: {comparison.best.name} ({layout_in_words(comparison.best.deployment)})"
     if comparison.own is None:
         text = f"{best}, whose figures are above"
-        return text if comparison.best.meets else f"{text}\n{_best_reachable(comparison)}"
-    place = comparison.layouts.index(comparison.own) + 1
-    text = f"{best}; yours, {comparison.own.name}, is {place} of {len(comparison.layouts)}"
-    return text if comparison.best.meets else f"{text}\n{_best_reachable(comparison)}"
+        return text if comparison.best.meets_slo else f"{text}\n{_best_reachable(comparison)}"
+    assert comparison.own_row is not None
+    place = comparison.layouts.index(comparison.own_row) + 1
+    with_limits = "" if comparison.own is comparison.own_row else " with its best limits"
+    text = f"{best}; yours, {comparison.own.name}, is {place} of {len(comparison.layouts)}{with_limits}"
+    return text if comparison.best.meets_slo else f"{text}\n{_best_reachable(comparison)}"
 
 
 def _best_reachable(comparison: Comparison) -> str:

@@ -40,7 +40,7 @@ class Spread:
 def spread_of(prediction: Prediction, meanwhile: Callable[[], object] = lambda: None) -> Spread | None:
     """What other seeds give; None of a trace, and where nothing is left to chance. Takes all cores for some seconds.
 
-    `meanwhile` is called when the others are under way.
+    `meanwhile` is done here while other processes simulate.
     """
     if prediction.deployment.workload.trace is not None:
         return None

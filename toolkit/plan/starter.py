@@ -1,4 +1,5 @@
-"""A first YAML for a model: everything has a stated default, and the layout is the one that `--compare` ranks first."""
+"""A first YAML for a model: everything has a stated default; layout and batch limits are those that `--compare` ranks
+first."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -14,13 +15,22 @@ from toolkit.config import Deployment, changed
 from toolkit.errors import ToolkitError, shown
 from toolkit.files import atomic_file
 from toolkit.model import ModelShape, load_shape
+from toolkit.plan import wording
 from toolkit.plan.gpus import gpu_named
-from toolkit.plan.layouts import Comparison, Objective, compare
+from toolkit.plan.layouts import Comparison, Objective, any_fits, compare
+from toolkit.plan.reasons import reason
+from toolkit.plan.tuning import Ceiling
 from toolkit.rules import context_length
 from toolkit.workload.presets import PRESETS
 
 Progress = Callable[[int, int], None]
 MAX_SEQ_LEN = 8192
+REQUESTS = 500
+"""Of the workload: enough for a P99, and half the time of the default for each of the layouts."""
+MAX_NUM_TOKENS = 8192
+MAX_SEQUENCES = 512
+"""In flight, over all replicas: the most that is looked at where nothing is asked for."""
+Quantization = Literal["none", "fp8"]
 SLO: dict[str, Any] = {
     "ttft_ms": {"p99": 1500},
     "tpot_ms": {"p50": 50, "p99": 100},
@@ -40,6 +50,11 @@ class Wanted:
     hardware: str = "h100-sxm"
     workload: str = "chat-1k"
     rate: float | None = None
+    quantization: Quantization | None = None
+    """None: none, or FP8 where the model fits only so."""
+    max_sequences: int | None = None
+    """The most in flight over all replicas."""
+    max_seq_len: int | None = None
     slo: tuple[str, ...] = ()
     """NAME=VALUE, as in ttft_ms.p99=1500."""
     objective: Objective = "slo"
@@ -50,6 +65,16 @@ class Started:
     file: Path
     comparison: Comparison
 
+    @property
+    def why(self) -> str:
+        """The batch limits, and the reason of the choice with what the next best would serve, in a line."""
+        best, following = self.comparison.best, self.comparison.layouts[1:2]
+        rates = [(one.name, one.prediction.capacity.highest) for one in (best, *following) if one.prediction]
+        served = ", ".join(f"{name} {wording.rate(rate)}" for name, rate in rates)
+        limits, fp8 = best.deployment.limits, best.deployment.model.quantization == "fp8"
+        chosen = f"max_sequences {limits.max_sequences}, max_num_tokens {limits.max_num_tokens}{', FP8' * fp8}"
+        return f"{chosen}: {reason(best, self.comparison)}; requests/s in time: {served}"
+
 
 def start(wanted: Wanted, force: bool = False, progress: Progress | None = None) -> Started:
     """Write the YAML and say how the layouts came out. Raises ToolkitError; nothing is then written."""
@@ -59,22 +84,37 @@ def start(wanted: Wanted, force: bool = False, progress: Progress | None = None)
     if file.exists() and not force:
         raise ToolkitError("is already there", where=file, hint="Give another --output, or --force to replace it.")
     with atomic_file(file) as partial:
-        comparison = compare(_loaded(partial, content, wanted), wanted.objective, progress)
+        draft = _loaded(partial, content, wanted)
+        if wanted.quantization is None and gpu_named(wanted.hardware).flops_fp8 and not any_fits(draft):
+            content["model"]["quantization"] = "fp8"
+            draft = _loaded(partial, content, wanted)
+        ceiling = Ceiling(draft.limits.max_num_tokens, wanted.max_sequences or MAX_SEQUENCES, 0)
+        comparison = compare(draft, wanted.objective, progress, ceiling=ceiling)
         if comparison.best.prediction is None:
             raise ToolkitError(_nothing_fits(comparison, wanted), hint="Use more or larger GPUs.")
+        best = comparison.best.deployment
         content["parallel"] = _parallel(comparison)
+        content["limits"] |= {name: getattr(best.limits, name) for name in ("max_sequences", "max_num_tokens")}
         _loaded(partial, content, wanted, comparison)
     return Started(file, comparison)
 
 
 def _content(wanted: Wanted, shape: ModelShape, name: str) -> dict[str, Any]:
-    gpu, longest = gpu_named(wanted.hardware), min(MAX_SEQ_LEN, context_length(shape))
+    gpu, context = gpu_named(wanted.hardware), context_length(shape)
+    longest = wanted.max_seq_len or min(MAX_SEQ_LEN, context)
+    if longest > context:
+        what = f"--max-seq-len: {longest} is more than the model's context length {context}"
+        raise ToolkitError(what, hint=f"Use at most {context}.")
+    if wanted.quantization == "fp8" and gpu.flops_fp8 is None:
+        what = f"--quantization: {gpu.name} has no FP8 tensor cores"
+        raise ToolkitError(what, hint="Use none, or another GPU.")
     if wanted.workload not in PRESETS:
         raise ToolkitError(f"--workload: {shown(wanted.workload)} is unknown", hint=f"Use {', '.join(PRESETS)}.")
     preset = PRESETS[wanted.workload]
     if preset.prompt_tokens + preset.output_tokens > longest:
         fitting = [name for name, p in PRESETS.items() if p.prompt_tokens + p.output_tokens <= longest]
-        what = f"--workload: {wanted.workload} is longer than the model's {longest} tokens"
+        whose = "--max-seq-len" if wanted.max_seq_len else "the model's"
+        what = f"--workload: {wanted.workload} is longer than {whose} {longest} tokens"
         raise ToolkitError(what, hint=f"Use {', '.join(fitting)}." if fitting else None)
     slo = changed(SLO, dict(_slo(wanted.slo)))
     return {
@@ -83,9 +123,15 @@ def _content(wanted: Wanted, shape: ModelShape, name: str) -> dict[str, Any]:
         "model": {
             "path": str(wanted.model.resolve()),
             "dtype": shape.dtype if shape.dtype in ("float16", "bfloat16") else "float16",
+            **({"quantization": "fp8"} if wanted.quantization == "fp8" else {}),
         },
         "parallel": {"tp": 1, "pp": 1},
-        "limits": {"max_sequences": 64, "max_num_tokens": longest, "max_seq_len": longest, "max_queue_size": 256},
+        "limits": {
+            "max_sequences": 64,  # both are chosen with the layout
+            "max_num_tokens": min(MAX_NUM_TOKENS, longest),
+            "max_seq_len": longest,
+            "max_queue_size": 256,
+        },
         "kv_cache": {"tokens_per_block": 32, "reuse": True},
         "scheduler": {"policy": "guaranteed_no_evict", "chunked_context": True},
         "hardware": {
@@ -100,6 +146,7 @@ def _content(wanted: Wanted, shape: ModelShape, name: str) -> dict[str, Any]:
             "rate": wanted.rate or slo["requests_per_s"],
             "prompt_tokens": preset.prompt_tokens,
             "output_tokens": preset.output_tokens,
+            "requests": REQUESTS,
         },
         "slo": slo,
         "loadtest": {"users": 64, "requests": 1000, "warmup_requests": 64, "max_tokens": preset.output_tokens},
@@ -133,6 +180,7 @@ def _loaded(file: Path, content: dict[str, Any], wanted: Wanted, comparison: Com
         raise ToolkitError(error.what, hint=error.hint) from None
 
 
+BRING = "It is built from a checkpoint that NVIDIA's tools quantised: toolkit build --checkpoint DIR"
 COMMENTS = {
     "name": "what reports and folders are called",
     "engine": "tensorrt needs GPUs; the same file rehearses without one: toolkit COMMAND FILE --engine rehearsal",
@@ -152,9 +200,11 @@ def _text(content: dict[str, Any], wanted: Wanted, comparison: Comparison | None
     head = [f"# Made by: toolkit init {wanted.model}"]
     if comparison:
         best = comparison.best
-        verdict = "" if best.meets else " (and misses it)"
+        verdict = "" if best.meets_slo else " (and misses it)"
         place = f"{len(comparison.layouts)} layouts on {wanted.gpus} {wanted.hardware}"
         head.append(f"# Of {place}, {best.name} serves {wanted.workload} best under this SLO{verdict}: a prediction.")
+        if content["model"].get("quantization") == "fp8" and wanted.quantization is None:
+            head.append(f"# In FP8, as no layout fits in 16 bits. {BRING}")
     parts = ["\n".join(head)]
     for name, value in content.items():
         if isinstance(value, dict):

@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from toolkit.inflight import SchedulerConfig
 from toolkit.sections import Slo
 from toolkit.simulate.run import Simulation, simulate
-from toolkit.simulate.steps import StepTimes
+from toolkit.simulate.steps import StepTimes, decode
 from toolkit.slo.metrics import Sample, is_good
-from toolkit.slo.verdict import judge, limits_of_a_request, percentiles
+from toolkit.slo.verdict import judge, limits_of_a_request, of_a_rate, percentiles
 from toolkit.workload import Traffic
 
 REQUESTS = 320
 """Of each tried rate: enough for a P99, few enough for a search in two seconds."""
-FILLS = 4
-"""More than REQUESTS where as many could run at once: so many times what can, so that they fill it and go on."""
+FILLS, MORE = 4, 640
+"""More than REQUESTS where as many could run at once: so many times what can, or so many more than that, so that they
+fill it and go on."""
 PRECISION = 0.03
 LIKELY = (0.875, 0.75, 0.5)
 """Of the saturated throughput: where the highest rate is looked for first."""
@@ -49,6 +51,78 @@ class Capacity:
     """The highest rate that meets every latency target and the compliance; None if none does."""
 
 
+@dataclass(frozen=True)
+class Trial:
+    """Runs at different rates of one replica, which stands for all: each request goes to the one with the fewest, so
+    that requests of about one length go to each in turn. One replica is full after its own share of the requests."""
+
+    traffic: Traffic
+    """Of all replicas."""
+    config: SchedulerConfig
+    times: StepTimes
+    replicas: int
+    slo: Slo
+    front_s: float = 0.0
+    known: Saturation | None = None
+    """How it is when full, if that was simulated before."""
+
+    def meets(self, rate: float, requests: int | None = None) -> bool:
+        """Whether the latencies and the compliance hold when so many requests/s come to all replicas together."""
+        traffic = self._share if requests is None else self._share.first(requests)
+        tried = traffic.at(rate / self.replicas)
+        run = simulate(tried, self.config, self.times, give_up=hopeless(self.slo, tried), front_s=self.front_s)
+        return run.complete and meets_latencies(run, self.slo)
+
+    def capacity(self) -> Capacity:
+        """Overload it, then bisect between nearly nothing and the throughput that came out."""
+        full = self.saturation
+        highest = None if self._too_slow_alone else _highest(self.meets, full.throughput)
+        return Capacity(full.throughput, full.bubble, highest)
+
+    @property
+    def _too_slow_alone(self) -> bool:
+        """Whether even a lone sequence, with hardly any context, gets its tokens too late."""
+        work = decode(1, 1)
+        step = sum(self.times.stage_seconds(work)) + (self.times.stages - 1) * self.times.hop_seconds(work)
+        return any(step * 1e3 > limit for _, limit in percentiles(self.slo, "tpot_ms"))
+
+    def highest_near(self, near: float, most: float) -> float | None:
+        """The highest rate up to `most`, where it is near one that other requests of the same kind have: a few runs.
+
+        To PRECISION, as `capacity`; None where no rate down to LOWEST of `near` meets.
+        """
+        step, low, high = PRECISION, near, near
+        if self.meets(near):
+            while low < most and self.meets(high := min(low * (1 + step), most)):
+                low, step = high, 2 * step
+            if low == most:
+                return most
+        else:
+            while not self.meets(low := high / (1 + step)):
+                high, step = low, 2 * step
+                if low < LOWEST * near:
+                    return None
+        return _bisected(self.meets, low, high)
+
+    @cached_property
+    def saturation(self) -> Saturation:
+        if self.known:
+            return self.known
+        run = saturate(self._share, self.config, self.times)
+        return Saturation(self.replicas * middle_throughput(run), run.bubble)
+
+    @cached_property
+    def _share(self) -> Traffic:
+        """What one replica gets: enough to fill it and go on."""
+        return self.traffic.opened().dealt(self.replicas).first(requests_needed(self.config))
+
+
+def requests_needed(config: SchedulerConfig) -> int:
+    """Of one replica."""
+    at_once = config.max_batch_size * config.micro_batches
+    return max(REQUESTS, min(FILLS * at_once, at_once + MORE))
+
+
 def find_capacity(
     traffic: Traffic,
     config: SchedulerConfig,
@@ -58,77 +132,24 @@ def find_capacity(
     front_s: float = 0.0,
     full: Saturation | None = None,
 ) -> Capacity:
-    """Overload it, unless it is known how it is when full, and bisect from nearly nothing to that throughput."""
-    full = full or saturation_of(traffic, config, times, replicas)
-    meets = _meets(_enough(traffic, config, replicas), config, times, replicas, slo, front_s)
-    return Capacity(full.throughput, full.bubble, _highest(meets, full.throughput))
+    """Of a deployment with so many replicas; `full` if it is known how it is when full."""
+    return Trial(traffic, config, times, replicas, slo, front_s, full).capacity()
 
 
-def saturation_of(traffic: Traffic, config: SchedulerConfig, times: StepTimes, replicas: int) -> Saturation:
-    run = saturate(_enough(traffic, config, replicas), config, times, replicas)
-    return Saturation(middle_throughput(run), run.bubble)
-
-
-def _enough(traffic: Traffic, config: SchedulerConfig, replicas: int) -> Traffic:
-    """The first requests of an open loop, enough for a P99 and to fill the deployment and go on."""
-    return traffic.opened().first(max(REQUESTS, FILLS * config.max_batch_size * config.micro_batches * replicas))
-
-
-def highest_near(
-    near: float,
-    most: float,
-    traffic: Traffic,
-    config: SchedulerConfig,
-    times: StepTimes,
-    replicas: int,
-    slo: Slo,
-    front_s: float = 0.0,
-) -> float | None:
-    """The highest rate up to `most`, where it is near one that other requests of the same kind have: a few runs.
-
-    To PRECISION, as `find_capacity`; None where no rate down to LOWEST of `near` meets.
-    """
-    meets = _meets(_enough(traffic, config, replicas), config, times, replicas, slo, front_s)
-    step, low, high = 2 * PRECISION, near, near
-    if meets(near):
-        while low < most and meets(high := min(low * (1 + step), most)):
-            low, step = high, 2 * step
-        if low == most:
-            return most
-    else:
-        while not meets(low := high / (1 + step)):
-            high, step = low, 2 * step
-            if low < LOWEST * near:
-                return None
-    return _bisected(meets, low, high)
-
-
-def _meets(
-    opened: Traffic, config: SchedulerConfig, times: StepTimes, replicas: int, slo: Slo, front_s: float
-) -> Callable[..., bool]:
-    """Whether the traffic meets the latencies at a rate; of its first requests only, if so many are given."""
-
-    def meets(rate: float, requests: int | None = None) -> bool:
-        tried = (opened if requests is None else opened.first(requests)).at(rate)
-        run = simulate(tried, config, times, replicas, give_up=hopeless(slo, tried), front_s=front_s)
-        return run.complete and meets_latencies(run, slo)
-
-    return meets
-
-
-def saturate(traffic: Traffic, config: SchedulerConfig, times: StepTimes, replicas: int) -> Simulation:
+def saturate(traffic: Traffic, config: SchedulerConfig, times: StepTimes) -> Simulation:
     """All requests at once, with a queue for them. Those that begin together get outputs of every length up to theirs.
 
     Sequences of one length that begin together end together, and those after them again: then a step has many prompts,
     the next ones none, and the throughput is one that no traffic gets which comes by and by.
     """
     count = len(traffic.requests)
-    together = min(config.max_batch_size * config.micro_batches * replicas, count // FILLS)
+    at_once = config.max_batch_size * config.micro_batches
+    together = at_once if count >= requests_needed(config) else min(at_once, count // FILLS)
     requests = [planned._replace(due=0.0) for planned in traffic.requests]
     for number, planned in enumerate(requests[:together], 1):
         share = GOLDEN * number % 1
         requests[number - 1] = planned._replace(output_tokens=math.ceil(share * planned.output_tokens))
-    return simulate(replace(traffic, requests=tuple(requests)), replace(config, max_queue_size=count), times, replicas)
+    return simulate(replace(traffic, requests=tuple(requests)), replace(config, max_queue_size=count), times)
 
 
 def middle_throughput(run: Simulation) -> float:
@@ -143,9 +164,8 @@ def middle_throughput(run: Simulation) -> float:
 
 def meets_latencies(run: Simulation, slo: Slo) -> bool:
     """Whether every target that a request's times decide is met."""
-    latencies = slo.model_copy(update={"requests_per_s": None, "gpu_utilisation": None, "load_balance_variance": None})
-    measured = run.measured(limits_of_a_request(slo))
-    return all(target.passed is not False for target in judge(latencies, measured).targets)
+    targets = judge(slo, run.measured(limits_of_a_request(slo))).targets
+    return all(target.passed is not False for target in of_a_rate(targets))
 
 
 def hopeless(slo: Slo, traffic: Traffic) -> Callable[[Sample], bool]:

@@ -103,7 +103,7 @@ class Replica:
         self.number, self.scheduler, self.times = number, Scheduler(config), times
         self.usage = Usage(busy=[0.0] * times.stages)
         self.outstanding = 0
-        self._one_thread = times.one_thread
+        self._one_thread, self._most_in_flight = times.one_thread, config.micro_batches
         self._clock = WorkClock()
         self._stage_free = [0.0] * times.stages  # by the work clock
         self._in_flight: deque[InFlight] = deque()
@@ -128,13 +128,14 @@ class Replica:
         self._account(now)
         ended = self._admit(now)
         while True:
-            if self._next_begin() <= now:
+            if not self._waiting and self._next_begin() <= now:
                 self._begin(now)
-            elif self._next_end() <= now:
+            elif self._in_flight and self._next_end() <= now:
                 ended += self._end(now)
             else:
                 return ended
-            self._clock.set_pace(now, self.times.slowdown(max(len(self._in_flight), 1)))
+            if self._one_thread:  # in a rehearsal, whose ranks share the machine's cores
+                self._clock.set_pace(now, self.times.slowdown(max(len(self._in_flight), 1)))
 
     def _admit(self, now: float) -> list[Sequence]:
         """Hand the scheduler what has come. Returns what it refused."""
@@ -160,7 +161,7 @@ class Replica:
         if not self._in_flight:
             return math.inf
         end = self._in_flight[0].end
-        return self._clock.time_of(max(end, self._stage_free[0]) if self._one_thread else end)
+        return self._clock.time_of(max(end, self._stage_free[0])) if self._one_thread else end
 
     def _begin(self, now: float) -> None:
         step = self.scheduler.schedule()
@@ -171,7 +172,7 @@ class Replica:
             sequence: Any = part.request
             if sequence.started is None:
                 sequence.started = now
-        work, ready, spans = work_of(step), self._clock.at(now), []
+        work, ready, spans = work_of(step), self._clock.at(now) if self._one_thread else now, []
         hop = self.times.hop_seconds(work)
         for stage, seconds in enumerate(self.times.stage_seconds(work)):
             start = max(ready, self._stage_free[stage])
@@ -180,6 +181,7 @@ class Replica:
             ready = end + hop
         finish = 0.0 if self._one_thread else self.times.finish_seconds(work)
         self._in_flight.append(InFlight(end + finish, spans, step, work))
+        self._waiting = len(self._in_flight) == self._most_in_flight
 
     def _end(self, now: float) -> list[Sequence]:
         done = self._in_flight.popleft()
@@ -198,14 +200,16 @@ class Replica:
 
     def _note(self, done: InFlight) -> None:
         """Take note of when the stages computed a step, which only its end tells."""
-        what = (done.step.micro_batch, done.work.context_tokens, done.work.generations)
-        for stage, span in enumerate(done.spans):
-            start, end = map(self._clock.time_of, span)
-            self.usage.busy[stage] += end - start
-            if start < self._record[1] and end > self._record[0]:
+        spans, busy, (first, last) = done.spans, self.usage.busy, self._record
+        if self._one_thread:
+            spans = [(self._clock.time_of(start), self._clock.time_of(end)) for start, end in spans]
+            if not self._in_flight:
+                self._clock.forget()
+        for stage, (start, end) in enumerate(spans):
+            busy[stage] += end - start
+            if start < last and end > first:
+                what = (done.step.micro_batch, done.work.context_tokens, done.work.generations)
                 self.usage.intervals.append(Interval(self.number, stage, start, end, *what))
-        if not self._in_flight:
-            self._clock.forget()
 
     def _account(self, now: float) -> None:
         elapsed, self._accounted = now - self._accounted, now

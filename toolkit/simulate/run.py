@@ -81,14 +81,17 @@ class _Run:
         self.ended: list[tuple[int, Sample]] = []
         self.refused = 0
         self.clock = 0.0
+        self.next_events = [math.inf] * len(replicas)
 
     def run(self, give_up: Callable[[Sample], bool] | None) -> None:
-        while (now := min(self._next_due(), *(replica.next_event() for replica in self.replicas))) < math.inf:
+        while (now := min(self._next_due(), min(self.next_events))) < math.inf:
             self.clock = now
             while self._next_due() <= now:
                 self._submit()
-            for replica in self.replicas:
-                for sequence in replica.advance(now):
+            for number, next_event in enumerate(self.next_events):
+                if next_event > now:
+                    continue  # nothing happens in this replica
+                for sequence in self._advance(number):
                     sample = sequence.sample()
                     self.refused += not sample.ok
                     self._note(sample)
@@ -128,6 +131,13 @@ class _Run:
             heappop(self.due)
         replica = min(self.replicas, key=lambda replica: replica.outstanding)
         replica.submit(Sequence(number, planned, due), due)
+        self.next_events[replica.number] = replica.next_event()
+
+    def _advance(self, number: int) -> list[Sequence]:
+        replica = self.replicas[number]
+        ended = replica.advance(self.clock)
+        self.next_events[number] = replica.next_event()
+        return ended
 
     def _note(self, sample: Sample) -> None:
         self.ended.append((int(sample.id), sample))

@@ -92,7 +92,7 @@ class AtRate:
 
     @property
     def result(self) -> str:
-        return {True: "meets the SLO", False: "misses it", None: "undecided"}[self.met]
+        return {True: "meets the latencies", False: "misses them", None: "undecided"}[self.met]
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Rates:
     started: float
     """Seconds since the Unix epoch."""
     rate: float | None = None
-    """The highest that met the SLO with none below it that did not."""
+    """The highest that met the latencies with none below it that did not."""
     missed: float | None = None
     """The lowest that did not."""
     why: str = ""
@@ -115,7 +115,7 @@ class Rates:
 
     @property
     def within(self) -> float | None:
-        """How far the answer may be off, as a share: the gap between what met the SLO and what missed it."""
+        """How far the answer may be off, as a share: the gap between what met the latencies and what missed them."""
         return None if self.rate is None or self.missed is None else self.missed / self.rate - 1
 
     @property
@@ -124,13 +124,13 @@ class Rates:
         end = f"; {self.cut_short or self.why}" if self.cut_short or self.why else ""
         if self.rate is None:
             lowest = f", down to {self.missed:.3g} requests/s" if self.missed else ""
-            return f"no rate meets the SLO{lowest}{end}"
-        what = "capacity" if self.kind == "capacity" else "the SLO is met up to"
-        return f"{what} {self.rate:.3g} requests/s{f'; {self.missed:.3g} misses it' if self.missed else ''}{end}"
+            return f"no rate meets the latencies{lowest}{end}"
+        what = "capacity" if self.kind == "capacity" else "the latencies are met up to"
+        return f"{what} {self.rate:.3g} requests/s{f'; {self.missed:.3g} misses them' if self.missed else ''}{end}"
 
 
 def edge(trials: Sequence[AtRate]) -> tuple[float | None, float | None]:
-    """(the highest rate that met the SLO, the lowest that did not), as far as tests were made. Open ones did not."""
+    """(the highest rate that met the latencies, the lowest that did not), of the tests made. Open ones did not."""
     missed = min((trial.rate for trial in trials if not trial.met), default=None)
     borne = [trial.rate for trial in trials if trial.met and (missed is None or trial.rate < missed)]
     return max(borne, default=None), missed

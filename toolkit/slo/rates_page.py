@@ -58,21 +58,22 @@ def _tone(found: Rates) -> str:
 
 def _headline(found: Rates) -> str:
     if found.rate is None:
-        return "CUT SHORT" if found.cut_short else "NO RATE MEETS THE SLO"
+        return "CUT SHORT" if found.cut_short else "NO RATE MEETS THE LATENCIES"
     return f"{found.rate:.3g} requests/s"
 
 
 def _explained(found: Rates) -> str:
     """The outcome in a sentence or two."""
-    missed = "" if found.missed is None else f"{found.missed:.3g} requests/s misses it"
+    missed = "" if found.missed is None else f"{found.missed:.3g} requests/s misses them"
     if found.rate is None:
-        text = f"{found.missed:.3g} requests/s, the lowest that was tried, does not meet it." if missed else ""
+        text = f"{found.missed:.3g} requests/s, the lowest that was tried, does not meet them." if missed else ""
     elif found.kind == "capacity":
-        off = f", so the answer is within {wording.share(found.within)}" if found.within is not None else ""
-        beyond = f"; {missed}{off}" if missed else ": none that was tried misses it"
-        text = f"The highest rate that meets the SLO{beyond}."
+        near = found.within is not None and found.within < 1
+        off = f", so the answer is within {wording.share(found.within)}" if near else ""
+        beyond = f"; {missed}{off}" if missed else ": none that was tried misses them"
+        text = f"The highest rate that meets the latencies{beyond}."
     else:
-        text = f"All rates of the sweep up to this one meet the SLO{f'; {missed}' if missed else ''}."
+        text = f"All rates of the sweep up to this one meet the latencies{f'; {missed}' if missed else ''}."
     ending = found.cut_short or found.why
     return f"{text} {ending[0].upper()}{ending[1:]}." if ending else text
 
@@ -128,7 +129,7 @@ def _latency_chart(found: Rates, slo: Slo, metric: str, meaning: str) -> Chart:
         _rates_axis(axes, found)
         axes.set_ylabel("ms")
 
-    caption = f"{meaning} A full circle: the SLO is met at this rate."
+    caption = f"{meaning} A full circle: the latencies are met at this rate."
     caption += " Dashed: predicted of the same requests." if any(foretold.values()) else ""
     caption += " A triangle: so many failed that it has no end." if _endless(measured) else ""
     keys = tuple(Key(colour, f"P{q}") for q, colour in COLOURS.items())

@@ -30,6 +30,8 @@ LATENCIES = {
 """The latency metrics that the SLO knows, and what people call them."""
 
 OF_THE_GPUS = ("gpu_utilisation", "load_balance_variance")
+NOT_OF_A_RATE = ("requests_per_s", *OF_THE_GPUS)
+"""Targets that say nothing on whether requests are in time at one rate: a lower rate misses them, or the GPUs do."""
 OF_A_STREAM = ("ttft_ms", "tpot_ms", "itl_ms")
 NOT_READ = "the server's metrics were not read"
 NOT_STREAMED = "the answers were not streamed"
@@ -91,6 +93,23 @@ class Verdict:
     @property
     def exit_code(self) -> int:
         return self.outcome.value
+
+    @property
+    def meets_slo(self) -> bool:
+        """What "meets the SLO" means in every command: no target failed, and the verdict is PASS."""
+        return self.outcome is Outcome.PASS
+
+    @property
+    def missed(self) -> tuple[Target, ...]:
+        return tuple(target for target in self.targets if target.outcome == "FAIL")
+
+
+def of_a_rate(targets: Iterable[Target]) -> list[Target]:
+    """The targets that say whether requests are in time at one rate: latencies and compliance.
+
+    Where they pass, a rate "meets the latencies"; only a verdict on all targets "meets the SLO".
+    """
+    return [target for target in targets if target.name not in NOT_OF_A_RATE]
 
 
 def limits_of_a_request(slo: Slo) -> dict[str, float]:
@@ -265,7 +284,7 @@ def percentiles(slo: Slo, metric: str) -> list[tuple[int, float]]:
 def _caveat(q: int, samples: int) -> str:
     """A percentile says something when at least one sample can lie beyond it."""
     needed = math.ceil(100 / (100 - q))
-    return f"{samples} samples; P{q} wants at least {needed}" if samples < needed else ""
+    return f"{_count(samples, 'sample')}; P{q} wants at least {needed}" if samples < needed else ""
 
 
 def _absence(metric: str, measured: Measured) -> str:

@@ -81,6 +81,11 @@ class Traffic:
         span = requests[-1].due - requests[0].due
         return replace(self, requests=requests, rate=(len(requests) - 1) / span if span else self.rate)
 
+    def dealt(self, replicas: int) -> Traffic:
+        """What one of several replicas gets of an open loop, if requests go to each in turn."""
+        rate = None if self.rate is None else self.rate / replicas
+        return replace(self, requests=self.requests[::replicas], rate=rate)
+
     def repeated(self, count: int) -> Traffic:
         """`count` requests of an open loop: these again and again, each time with prompts that are new."""
         size = len(self.requests)

@@ -1,0 +1,85 @@
+"""What no batch limits can beat: the requests a replica can serve, from its step times alone, without a simulation.
+
+The prompts of a full replica come either evenly, a part of one in each step, or whole, one in a step now and then:
+whichever takes less time. Real steps are less regular, and stages wait for each other besides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from toolkit.simulate.steps import StepTimes, StepWork, decode, prefill
+from toolkit.slo.verdict import percentiles
+
+if TYPE_CHECKING:
+    from toolkit.plan.predict import Prediction
+    from toolkit.sections import Slo
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Of one replica under requests of the traffic's mean lengths."""
+
+    times: StepTimes
+    prompt: int
+    output: int
+
+    @classmethod
+    def of(cls, prediction: Prediction) -> Bounds:
+        return cls(prediction.times, prediction.prompt_tokens, prediction.output_tokens)
+
+    def token_s(self, sequences: float) -> float:
+        """From token to token of every sequence, with so many of them spread evenly over the micro-batches."""
+        stages, work = self.times.stages, self._step(max(1.0, sequences / self.times.stages))
+        seconds = self._seconds(max(1.0, sequences / stages))
+        through = sum(seconds) + (stages - 1) * self.times.hop_seconds(work) + self.times.finish_seconds(work)
+        return max(through, stages * max(seconds))
+
+    def rate(self, sequences: int, max_num_tokens: int) -> float:
+        """Requests/s at most, with so many sequences in flight and so many tokens a step."""
+        by_sequences = sequences / (self.output * self.token_s(sequences))
+        tokens = self.prompt + self.output - 1
+        full = self._seconds(max_num_tokens * self.output / tokens)
+        return min(by_sequences, max_num_tokens / (tokens * max(full)))
+
+    def sequences(self, token_s: float, most: int) -> int:
+        """How many, up to `most`, get each token within so many seconds; 0 where not even one does."""
+        low, high = 0, most
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.token_s(middle) <= token_s else (low, middle - 1)
+        return low
+
+    def _seconds(self, sequences: float) -> list[float]:
+        """On each stage, of a step with so many sequences."""
+        even, starting = self.times.stage_seconds(self._step(sequences)), sequences / self.output
+        if starting >= 1:
+            return even
+        without = decode(round(sequences - starting), self.prompt + self.output / 2)
+        with_one = prefill(self.prompt)._replace(
+            generations=without.generations, keys=without.keys, emitted=without.emitted + 1
+        )
+        times = zip(self.times.stage_seconds(without), self.times.stage_seconds(with_one), strict=True)
+        now_and_then = [(1 - starting) * most + starting * few for most, few in times]
+        return min(even, now_and_then, key=max)
+
+    def _step(self, sequences: float) -> StepWork:
+        """The mean step of so many sequences. Each is in `output` steps, in one of them with its prompt."""
+        starting = sequences / self.output
+        generating = sequences - starting
+        return StepWork(
+            context_tokens=round(starting * self.prompt),
+            context_pairs=starting * self.prompt * (self.prompt + 1) / 2,
+            contexts=1 if starting else 0,
+            generations=round(generating),
+            keys=round(generating * (self.prompt + self.output / 2)),
+            emitted=round(sequences),
+        )
+
+
+def token_limit_s(slo: Slo, output: int) -> float | None:
+    """The time a token may take by the SLO, if it says any: TPOT's least limit, or an answer's over its tokens."""
+    limits = [limit for _, limit in percentiles(slo, "tpot_ms")]
+    limits += [limit / output for _, limit in percentiles(slo, "e2e_ms")]
+    return min(limits) / 1e3 if limits else None
