@@ -1,5 +1,7 @@
+import multiprocessing.process
 import os
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ NOT_INHERITED = (
     *("GITHUB_STEP_SUMMARY", "OPENAI_API_KEY", "CUDA_VISIBLE_DEVICES"),
 )
 """What the toolkit or a library reads of the shell that starts the tests."""
+LONGEST_FOLDER = 60
+"""Characters. In a folder of its own there multiprocessing makes a socket, whose path may have 107."""
 
 
 @pytest.hookimpl(trylast=True)  # when pytest has its own output
@@ -23,6 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in (*NOT_INHERITED, *(name for name in os.environ if name.startswith("TOOLKIT_"))):
         os.environ.pop(name, None)
     os.environ["COLUMNS"] = "1000"
+    if len(tempfile.gettempdir()) > LONGEST_FOLDER:
+        multiprocessing.process.current_process()._config["tempdir"] = tempfile.mkdtemp(dir="/tmp")
     for name in ("no_proxy", "NO_PROXY"):  # the servers of the tests are on this machine
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1", "localhost")))
 
