@@ -19,8 +19,6 @@ from toolkit.plan.measured import MeasuredSteps
 from toolkit.serve import status
 from toolkit.simulate.steps import decode
 
-pytestmark = pytest.mark.alone
-
 ROOT = Path(__file__).parents[2]
 BUDGET_S = 7
 HALF_S = (0.5, *[0.0] * 9)
@@ -56,6 +54,7 @@ def test_a_number_that_hardly_occurred_is_left_out():
     assert slowdowns([*often, step(200.0, 201.0), step(200.9, 209.0)], ALONE) == pytest.approx({1: 1.0}, rel=0.1)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_the_command_writes_a_file_that_the_planner_reads(tiny_llama, deploy, tmp_path):
     deployment = deploy(tiny_llama, pp=2)

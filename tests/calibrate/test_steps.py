@@ -21,8 +21,6 @@ from toolkit.config import with_settings
 from toolkit.errors import ToolkitError
 from toolkit.plan.calibration import FORMAT, model_of, parse
 
-pytestmark = pytest.mark.alone
-
 ROOT = Path(__file__).parents[2]
 FEW = [StepPlan(generations=(30,)), StepPlan((Context(0, 20),)), StepPlan((Context(0, 16),), (9, 9, 9))]
 
@@ -96,6 +94,7 @@ def test_a_dry_run_lists_the_steps_and_writes_nothing(tiny_llama, deploy):
     assert not (deployment.output / "calibration.json").exists()
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_fitted_times_predict_steps_that_were_not_in_the_fit(tiny_llama, deploy):
     """Random ones, timed in the same run, after others of their kind as in service."""

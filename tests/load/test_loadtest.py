@@ -27,7 +27,7 @@ from toolkit.slo import report
 from toolkit.slo.own_error import AtPercentiles, OwnError
 from toolkit.slo.verdict import Outcome
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 LOCUSTFILE = Path(__file__).parents[2] / "loadtest" / "locustfile.py"
 LOCUST = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE)]
@@ -59,6 +59,7 @@ def tpot_error_ms(run_, server) -> float:
     return statistics.median(map(abs, errors))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("protocol", "users"), [("http", 8), ("http", 32), ("grpc", 8)])
 def test_times_are_the_servers(server, deployment, protocol, users):
     load = deployment(server, users=users, requests=2 * users, warmup_requests=users, max_tokens=25)
@@ -77,6 +78,7 @@ def test_times_are_the_servers(server, deployment, protocol, users):
     assert verdict.measured.distributions["ttft_ms"].percentile(50) == pytest.approx(truth, abs=50)
 
 
+@pytest.mark.alone
 def test_each_fault_counts_and_says_what_it_was(deployment):
     """Each error of the report is one that the server made on purpose, and none is missing. Slow is no error, but
     outside the limits."""
@@ -131,6 +133,7 @@ def test_a_server_that_dies_in_mid_run_gives_a_report_of_both_halves(deployment)
     assert "failed" in (load.report_dir / "report.html").read_text()
 
 
+@pytest.mark.alone
 def test_stopped_by_a_signal_the_partial_report_says_so(server, deployment):
     """The load test in a process of its own, as from a shell: Ctrl-C arrives there."""
     load = deployment(server, requests=500)
@@ -336,6 +339,7 @@ def workload_file(folder: Path, **content: object) -> str:
     return str(file)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("protocol", "processes"), [("http", None), ("http", 2), ("grpc", None)])
 def test_open_loop_sends_when_requests_are_due(server, deployment, tmp_path, tiny_llama, protocol, processes):
     load = deployment(server, model=tiny_llama)
@@ -354,6 +358,7 @@ def test_open_loop_sends_when_requests_are_due(server, deployment, tmp_path, tin
     assert 0 <= lag < 60, f"sent {lag:.1f} ms after it was due"
 
 
+@pytest.mark.alone
 def test_open_loop_does_not_wait_for_a_slow_server(server, deployment, tmp_path, tiny_llama):
     """A closed loop would send one at a time; here all are under way at once, and TTFT counts from the due time."""
     load = deployment(server, model=tiny_llama, timeout_s=30)
@@ -365,6 +370,7 @@ def test_open_loop_does_not_wait_for_a_slow_server(server, deployment, tmp_path,
     assert sum(sample.ended > last_sent for sample in samples) > 20
 
 
+@pytest.mark.alone
 def test_a_conversation_goes_on_with_what_was_answered(deployment, tmp_path, tiny_llama):
     """Twelve of three turns; where one fails there is nothing to go on with, and the turns after it are misses, too."""
     file = workload_file(tmp_path, arrivals="constant", rate=30, requests=36, turns=3)
@@ -406,6 +412,7 @@ def test_a_workload_that_is_not_there(server, deployment):
     assert "--workload: 'no-such' is not known. Use a file, yaml (the deployment's own), or" in verdict.reason
 
 
+@pytest.mark.alone
 def test_own_error_decides_and_leaves_open(deployment, tmp_path, tiny_llama, monkeypatch):
     """PASS far from the limit, FAIL far beyond it, UNDECIDED where the error of the generator itself is larger."""
     file = workload_file(tmp_path, arrivals="constant", rate=10, requests=20, output_tokens=5)
@@ -426,6 +433,7 @@ def test_own_error_decides_and_leaves_open(deployment, tmp_path, tiny_llama, mon
     assert (load.report_dir / "junit.xml").exists() and "UNDECIDED" in (load.report_dir / "summary.md").read_text()
 
 
+@pytest.mark.alone
 def test_a_capacity_that_is_known(deployment, tmp_path, tiny_llama, monkeypatch):
     """8 answers at a time of 0.1 + 9 x 0.01 s each: 42.1 requests/s. With tests of 2 to 3 s, for want of time."""
     from toolkit.load import search
@@ -451,6 +459,7 @@ def test_a_capacity_that_is_known(deployment, tmp_path, tiny_llama, monkeypatch)
     assert len({trial["seed"] for trial in left["trials"]}) == len(lines)
 
 
+@pytest.mark.alone
 def test_repeats_send_other_requests_and_are_one_report(server, deployment, tmp_path, tiny_llama, capfd):
     from toolkit.load.repeats import run_repeatedly
 

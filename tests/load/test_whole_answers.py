@@ -13,8 +13,6 @@ from toolkit.load.target import can_stream, protocol_of
 from toolkit.slo import report, wording
 from toolkit.slo.verdict import Outcome
 
-pytestmark = pytest.mark.alone
-
 SLO = {"ttft_ms": {"p99": 2000}, "tpot_ms": {"p50": 100}, "itl_ms": {"p99": 100}, "e2e_ms": {"p50": 5000}}
 
 
