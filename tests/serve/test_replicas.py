@@ -61,7 +61,10 @@ def log_of(deployment, replica: int) -> list[str]:
 
 
 def is_alive(deployment, replica: int) -> bool:
-    return Path(f"/proc/{log_of(deployment, replica)[0]}").exists()
+    try:
+        return Path(f"/proc/{log_of(deployment, replica)[0]}").exists()
+    except FileNotFoundError:  # it was ended before it could write its log
+        return False
 
 
 def test_all_get_ready_and_drain(two, ask_to_stop, capfd):
