@@ -4,6 +4,7 @@ SHELL   := bash
 CONFIG  ?= build_configs/smollm2-rehearsal.yaml
 SMOLLM2 := models/smollm2-135m-instruct
 BIN     := .venv/bin
+FUZZ_EXAMPLES ?= 2000
 # Three parts: what needs no server; what starts servers, two test files at a time; what measures times, one by one.
 SHARED  := -m "not slow" --numprocesses auto --maxprocesses 8
 SERVERS := -m "slow and not alone" --numprocesses 2 --dist loadfile
@@ -19,7 +20,7 @@ NAMES   := while read -r step name _; do case "$$step $$name" in \
 	"Installing collected") printf '\ninstalling all of them\n';; \
 	esac; done
 
-.PHONY: install demo test test-fast lint format docs clean
+.PHONY: install demo test test-fast fuzz lint format docs clean
 
 install: .venv/installed
 
@@ -57,6 +58,10 @@ test: install
 
 test-fast: install
 	$(BIN)/pytest $(SHARED)
+
+# Spoilt files of every kind, other ones each time; the fast tests try a few, the same each time.
+fuzz: install
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/pytest tests/fuzz --timeout 0 --numprocesses auto --maxprocesses 8
 
 lint: install
 	$(BIN)/ruff check .

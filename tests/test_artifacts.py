@@ -98,11 +98,44 @@ def test_the_digest_follows_the_content(tmp_path: Path) -> None:
     assert len(digests) == 2
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"stage": 1}'])
-def test_a_broken_lock_is_one_line(tmp_path: Path, content: str) -> None:
+WHOLE = {"stage": "thing", "inputs": {}, "settings": {}, "versions": {}, "outputs": {"x": {"size": 1}}, "seen": {}}
+BROKEN = [
+    ("", "is not valid JSON: "),
+    ("{", "is not valid JSON: "),
+    ("[" * 100_000, "is not valid JSON: "),
+    ("[]", "holds a JSON list, expected an object"),
+    ('{"stage": 1}', "stage: 1 is not what a lock has"),
+    *[
+        (json.dumps(WHOLE | {name: value}), f"{name}: {value!r} is not what a lock has")
+        for name in ("inputs", "settings", "versions", "outputs", "seen")
+        for value in (5, "x", [1])
+    ],
+    (json.dumps(WHOLE | {"outputs": {"x": 5}}), "outputs.x: 5 is not what a lock has"),
+    (json.dumps(WHOLE | {"outputs": {"x": {"size": "1"}}}), "outputs.x: {'size': '1'} is not what a lock has"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), BROKEN, ids=lambda value: value[:40])
+def test_a_broken_lock_is_one_line(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "lock.json").write_text(content)
-    with pytest.raises(ToolkitError, match="cannot be read"):
+    with pytest.raises(ToolkitError) as caught:
+        artifacts.require(tmp_path, "thing", {}, "toolkit make")
+    assert f"{tmp_path}/lock.json: {message}" in str(caught.value)
+    assert str(caught.value).endswith(". Delete the directory and make it again.")
+
+
+@pytest.mark.parametrize("link", ["/dev/zero", "lock.json"])
+def test_a_lock_that_has_no_end(tmp_path: Path, link: str) -> None:
+    (tmp_path / "lock.json").symlink_to(link)
+    with pytest.raises(
+        ToolkitError, match=r"lock.json: (is a device, expected a file|cannot be read: Too many levels)"
+    ):
         artifacts.read_lock(tmp_path)
+
+
+def test_a_lock_of_a_later_release_may_have_more(tmp_path: Path) -> None:
+    (tmp_path / "lock.json").write_text(json.dumps(WHOLE | {"more": 5}))
+    assert artifacts.read_lock(tmp_path).stage == "thing"
 
 
 def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:

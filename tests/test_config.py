@@ -74,8 +74,8 @@ MISTAKES = [
     ("model.path", 5, "model.path: expected a path as text, got 5"),
     ("model.config", None, "model.path: no config.json in"),
     ("model.config.architectures", ["GPT2LMHeadModel"], "architectures: 'GPT2LMHeadModel' is not supported."),
-    ("model.config.hidden_size", "big", "hidden_size: expected a positive whole number, got 'big'"),
-    ("model.config.rope_theta", -1, "rope_theta: expected a positive number, got -1"),
+    ("model.config.hidden_size", "big", "hidden_size: expected a whole number from 1 to 1,048,576, got 'big'"),
+    ("model.config.rope_theta", -1, "rope_theta: expected a number from 1 to 1e+12, got -1"),
     ("model.config.num_key_value_heads", 7, "num_key_value_heads: 7 does not divide num_attention_heads 64"),
     ("limits.max_seq_len", 9000, "limits.max_seq_len: 9000 is more than the model's context length 8192."),
     (
@@ -126,6 +126,22 @@ MISTAKES = [
         "loadtest.protocol: input should be 'http' or 'grpc', got 'websocket'",
     ),
     ("name", "a b", "name: string should match pattern"),
+    ("name", 5, "name: input should be a valid string, got 5"),
+    ("name", "a" * 101, "name: string should have at most 100 characters, got 'aaa"),
+    ("serving.host", "::1", "serving.host: '::1' is IPv6, on which Triton does not open all its ports. Use 127.0.0.1"),
+    ("serving.host", "", "serving.host: '' is no IPv4 address and no name. Use 127.0.0.1, 0.0.0.0, or an address of"),
+    ("serving.host", "a" * 64, "serving.host: 'aaa"),
+    ("serving.host", "a." * 200, "serving.host: 'a.a.a"),
+    ("serving.host", "a" * 100_000 + "!", "serving.host: 'aaa"),
+    ("serving.host", "a b", "serving.host: 'a b' is no IPv4 address and no name"),
+    ("serving.host", "a\nb", "serving.host: 'a\\nb' is no IPv4 address and no name"),
+    ("output", "/", "output: / is not a folder for one deployment. Give a folder below it."),
+    ("output", "../../../../../../../../../../../..", "output: / is not a folder for one deployment."),
+    ("output", "a" * 300, "' is not a path: File name too long"),
+    ("slo.ttft_ms.p50", "x" * 5000, "slo.ttft_ms.p50: input should be a valid number"),
+    ("slo." + "x" * 5000, 5, f"slo.{'x' * 100}...: unknown key. Known here: compliance, e2e_ms"),
+    ("workload.requests", 2**31 - 1, "workload.requests: 2147483647 are more than 10,000,000. Use fewer."),
+    ("model.config.rms_norm_eps", 1e19, "rms_norm_eps: expected a number from 1e-12 to 0.1, got 1e+19"),
 ]
 
 
@@ -143,7 +159,7 @@ def test_a_mistake_is_one_line_naming_file_field_and_value(
         load(tmp_path, content)
     assert message in str(caught.value)
     assert str(caught.value).startswith(str(tmp_path / "x.yaml"))
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize(
@@ -206,7 +222,7 @@ def test_what_is_no_file_of_settings(tmp_path: Path, make, message: str) -> None
     """Some of these would never end to be read, or only when the memory is full."""
     file = tmp_path / "x.yaml"
     make(file)
-    with pytest.raises(ToolkitError, match=re.escape(f"x.yaml: {message}")):
+    with pytest.raises(ToolkitError, match=rf"x\.yaml(:1)?: {re.escape(message)}"):
         Deployment.load(file)
 
 

@@ -22,7 +22,7 @@ KEY = "-----BEGIN PRIVATE KEY-----\nMIIEvQ\nxyz\n-----END PRIVATE KEY-----"
     [
         ("logged in with of-the-environment.", f"logged in with {INSTEAD}."),
         (json.dumps({"x": VARIABLES["DB_PASSWORD"]}), json.dumps({"x": INSTEAD})),
-        ("http://u/?q=two%20%22words%22%20%26%20more", f"http://u/?q={INSTEAD}"),
+        ("http://u/?q=two%20%22words%22%20%26%20more", f"http://u/?{INSTEAD}"),
         (f"I 12:00 token is {HF} now", f"I 12:00 token is {INSTEAD} now"),
         (f"key={NVAPI}", f"key={INSTEAD}"),
         ("NGC_API_KEY=abc rest", f"NGC_API_KEY={INSTEAD} rest"),
@@ -39,6 +39,14 @@ KEY = "-----BEGIN PRIVATE KEY-----\nMIIEvQ\nxyz\n-----END PRIVATE KEY-----"
         ("HTTP Proxy: http://me:pass@proxy:3128", f"HTTP Proxy: http://{INSTEAD}@proxy:3128"),
         ("Authorization: Bearer abcdefgh12", f"Authorization: Bearer {INSTEAD}"),
         (f"before {KEY} after", f"before {INSTEAD} after"),
+        ("GET https://u/m.bin?X-Amz-Signature=0a1&x=2 HTTP/1.1", f"GET https://u/m.bin?{INSTEAD} HTTP/1.1"),
+        ("<a href='s3://b/c?sig=0a1'>", f"<a href='s3://b/c?{INSTEAD}'>"),
+        ("# my key: 0a1b rest", f"# my key: {INSTEAD} rest"),
+        ("key: '0a1b'", f"key: '{INSTEAD}'"),
+        ("ssh_key=0a1b", f"ssh_key={INSTEAD}"),
+        ("pass: 0a1b, user: me", f"pass: {INSTEAD}, user: me"),
+        ('{"pass": "0a1b", "pwd": "c d"}', f'{{"pass": "{INSTEAD}", "pwd": "{INSTEAD}"}}'),
+        ("Passphrase = 0a1b", f"Passphrase = {INSTEAD}"),
     ],
 )
 def test_a_secret_goes(text, left):
@@ -53,6 +61,9 @@ def test_a_secret_goes(text, left):
         "max_num_tokens: 8192, tokens_per_block: 32, total_output_tokens=128",
         "KV/token/GPU 40,960 B; decode 29.5 ms a token",
         "pip install hf_transfer; HF_TOKEN; ghp_x; https://nvcr.io/nvidia@sha256",
+        'parameters { key: "FORCE_CPU" value: { string_value: "yes" } }',
+        'parameters [{\n  key: "max_tokens"\n  value { string_value: "5" } }]',
+        "monkey: x; PWD=/home/x; key: 5; TTFT P99: PASS; what is this? http://u/x",
     ],
 )
 def test_what_is_none_stays(text):
@@ -61,11 +72,16 @@ def test_what_is_none_stays(text):
 
 def test_data_stays_data():
     data = {"NGC_API_KEY": "a", "eos_token": "</s>", "list": ["HF_TOKEN=", {"a_token": 5}, None], "cmd": f"x {HF}"}
+    data |= {"key": "x", "my key": "y", "pass": "z", "pass_rate": "9 %"}
     assert Scrubber({}).data(data) == {
         "NGC_API_KEY": INSTEAD,
         "eos_token": "</s>",
         "list": ["HF_TOKEN=", {"a_token": 5}, None],
         "cmd": f"x {INSTEAD}",
+        "key": "x",
+        "my key": INSTEAD,
+        "pass": INSTEAD,
+        "pass_rate": "9 %",
     }
 
 

@@ -14,12 +14,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
-from toolkit.errors import ToolkitError, Unreadable, no_permission
+from toolkit.errors import ToolkitError, Unreadable, cannot_use, clipped, shown
+from toolkit.jsonfile import read_json
 
 LOCK_NAME = "lock.json"
 
@@ -105,15 +106,28 @@ def read_lock(directory: Path) -> Lock | None:
     """The lock of a directory; None when it has none. Raises ToolkitError when it cannot be read."""
     path = Path(directory) / LOCK_NAME
     try:
-        return Lock(**json.loads(path.read_text(encoding="utf-8")))
+        path.lstat()
+        return _checked(read_json(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except PermissionError as error:
-        raise no_permission(error) from None
-    except (OSError, ValueError, TypeError) as error:
-        raise ToolkitError(
-            f"cannot be read: {error}", where=path, hint="Delete the directory and make it again."
-        ) from None
+    except OSError as error:
+        raise cannot_use(error) from None
+    except ToolkitError as error:
+        hint = error.hint or "Delete the directory and make it again."
+        raise ToolkitError(error.what, where=path, hint=hint) from None
+
+
+def _checked(values: dict[str, Any]) -> Lock:
+    """The lock, if every field has its type. Raises ToolkitError."""
+    given: dict[str, Any] = {"outputs": {}, "seen": {}} | values
+    for one in fields(Lock):
+        kind = str if one.name == "stage" else dict
+        if not isinstance(given.get(one.name), kind):
+            raise ToolkitError(f"{one.name}: {shown(given.get(one.name))} is not what a lock has")
+    for name, output in given["outputs"].items():
+        if not isinstance(output, dict) or not isinstance(output.get("size"), int):
+            raise ToolkitError(f"outputs.{clipped(name)}: {shown(output)} is not what a lock has")
+    return Lock(**{one.name: given[one.name] for one in fields(Lock)})
 
 
 def write_lock(directory: Path, lock: Lock) -> None:

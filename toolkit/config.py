@@ -7,6 +7,7 @@ field and the model, are in toolkit/rules.py, so that a mistake is found before 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping as Dict
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, clipped, is_unicode, shown
 from toolkit.mapping import Mapping
 from toolkit.model import ModelShape, load_shape, no_shape, parse_shape, shape_file
 from toolkit.releases import LATEST, WITHOUT_ENGINES, Release, release_of
@@ -52,10 +53,16 @@ REHEARSAL_KV_TOKENS = 16384
 """Upper bound of a rehearsal's KV pool when the YAML names none, so that eight ranks fit a laptop."""
 
 
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+"""A regular expression: it is part of the names of folders and containers."""
+LONGEST_NAME = 100
+"""Characters of a name, and of a key that a message quotes."""
+
+
 class Deployment(Section):
     """Everything about one deployment. Make one with `Deployment.load`."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=rf"^{NAME}$", max_length=LONGEST_NAME)]
     file: LoosePath
     model: Model
     engine: Engine
@@ -82,6 +89,8 @@ class Deployment(Section):
         Raises ToolkitError, one line.
         """
         file = Path(file)
+        if not is_unicode(str(file.absolute())):  # no lock file or command line could name it
+            raise ToolkitError("its path is not UTF-8 text", where=file, hint="Rename the folder.")
         content = changed(read_yaml(file), changes or {})
         for key in set(content) & NOT_IN_THE_YAML:
             raise ToolkitError(f"{key}: unknown key", where=file, hint=_known_keys([], cls))
@@ -90,11 +99,15 @@ class Deployment(Section):
             if "kind" not in content[OPTIONS]:
                 raise ToolkitError("engine.kind: missing", where=file, hint=f"Use {', '.join(ENGINES)}.")
             content["engine"] = content[OPTIONS].pop("kind")
-        content.setdefault("name", file.stem)
-        content.setdefault("output", str(Path("..", "work", content["name"])))
+        if "name" not in content and not re.fullmatch(NAME, file.stem):
+            what = f"its name, {shown(file.stem)}, cannot be that of a deployment"
+            hint = "Add `name: NAME` to it, of letters, digits, '.', '_' and '-'; or rename the file."
+            raise ToolkitError(what, where=file, hint=hint)
+        name = content.setdefault("name", file.stem)
+        content.setdefault("output", str(Path("..", "work", name if isinstance(name, str) else "")))
         if engine is not None:
             if engine not in ENGINES:
-                raise ToolkitError(f"engine: {engine!r} is unknown", hint=f"Use {', '.join(ENGINES)}.")
+                raise ToolkitError(f"engine: {shown(engine)} is unknown", hint=f"Use {', '.join(ENGINES)}.")
             content["engine"] = engine
         try:
             deployment = cls.model_validate({**_absolute_paths(content, file), "file": file})
@@ -177,7 +190,7 @@ class Deployment(Section):
 
     def url(self, protocol: str) -> str:
         """Where clients on this machine reach the server: http://HOST:PORT or grpc://HOST:PORT."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.serving.host, self.serving.host)
+        host = "127.0.0.1" if self.serving.host == "0.0.0.0" else self.serving.host
         return f"{protocol}://{host}:{self.serving.http_port if protocol == 'http' else self.serving.grpc_port}"
 
     @property
@@ -226,11 +239,22 @@ def changed(content: dict[str, Any], changes: Dict[str, Any]) -> dict[str, Any]:
 def _absolute_paths(content: dict[str, Any], file: Path) -> dict[str, Any]:
     """Make the YAML's paths absolute. Raises ToolkitError for text that cannot be a path."""
     resolved = dict(content, output=absolute_path(content["output"], file, "output"))
+    if isinstance(content["output"], str) and content["output"]:
+        _check_output(resolved["output"], file.resolve().parent / Path(content["output"]).expanduser(), file)
     for section, key in PATHS:
         if isinstance(resolved.get(section), dict) and key in resolved[section]:
             path = absolute_path(resolved[section][key], file, f"{section}.{key}")
             resolved[section] = dict(resolved[section], **{key: path})
     return resolved
+
+
+def _check_output(output: Path, written: Path, file: Path) -> None:
+    """Raise a ToolkitError for a folder that nothing should be written into. `written` is the path before links."""
+    if output == output.parent:
+        raise ToolkitError("output: / is not a folder for one deployment", where=file, hint="Give a folder below it.")
+    if written.is_symlink() and not output.exists():
+        what = f"output: {shown(str(written))} is a link to {shown(str(output))}, which is not there"
+        raise ToolkitError(what, where=file, hint="Make that folder, or remove the link.")
 
 
 _PLAIN_MESSAGES = {"path_type": "expected a path as text", "model_type": "expected a mapping of keys"}
@@ -243,7 +267,7 @@ def explain(error: ValidationError, file: Path, section: type[BaseModel]) -> Too
     location = [str(part) for part in first["loc"] if part not in (NUMBER, LENGTHS)]
     if location[0] == OPTIONS:
         location[0] = "engine"
-    field = ".".join(location)
+    field = ".".join(clipped(part, LONGEST_NAME) for part in location)
     more = f" ({len(problems) - 1} more after this one)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
         return ToolkitError(f"{field}: unknown key{more}", where=file, hint=_known_keys(location[:-1], section))
@@ -254,7 +278,7 @@ def explain(error: ValidationError, file: Path, section: type[BaseModel]) -> Too
     message = _PLAIN_MESSAGES.get(first["type"], first["msg"][:1].lower() + first["msg"][1:])
     if NUMBER in first["loc"] and first["type"] != "less_than":  # which names the limit itself
         message = TOKENS_EXPECTED
-    return ToolkitError(f"{field}: {message}, got {first['input']!r}{more}", where=file)
+    return ToolkitError(f"{field}: {message}, got {shown(first['input'])}{more}", where=file)
 
 
 def _known_keys(location: list[str], section: type[BaseModel]) -> str:

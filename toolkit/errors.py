@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from pathlib import Path
 from typing import Any
+
+LONGEST_LINE = 1000
+"""Characters of a message, whatever an input holds."""
+LONGEST_QUOTE = 200
+"""Characters of a text that a message quotes."""
 
 
 class ToolkitError(Exception):
@@ -21,10 +27,10 @@ class ToolkitError(Exception):
 
     def __init__(self, what: str, *, where: str | Path | None = None, hint: str | None = None) -> None:
         self.what, self.where, self.hint = what, where, hint
-        text = f"{where}: {what}" if where is not None else what
-        if hint:
-            text = f"{text.rstrip('.')}. {hint}"
-        super().__init__(printable(" ".join(text.split())))
+        text = _line(what, where, hint)
+        if len(text) > LONGEST_LINE:
+            text = clipped(_line(clipped(what, LONGEST_LINE // 2), where, hint), LONGEST_LINE - 3)
+        super().__init__(text)
 
 
 class InputRefused(ToolkitError):
@@ -42,14 +48,34 @@ class Unreadable(ToolkitError):
         super().__init__(f"cannot be read: {error.strerror}", where=path, hint="Run it again when it can.")
 
 
+def _line(what: str, where: str | Path | None, hint: str | None) -> str:
+    text = f"{where}: {what}" if where is not None else what
+    if hint:
+        text = f"{text.rstrip('.')}. {hint}"
+    return printable(" ".join(text.split()))
+
+
 def no_permission(error: PermissionError) -> ToolkitError:
     """The line for a file or directory that this user may not open."""
     return ToolkitError(f"cannot be opened: {error.strerror}", where=error.filename, hint="Check its permissions.")
 
 
+def cannot_use(error: OSError) -> ToolkitError:
+    """The line for a file or directory that the kernel refuses: of another user, or of a name that is too long."""
+    if isinstance(error, PermissionError):
+        return no_permission(error)
+    return ToolkitError(f"cannot be opened: {error.strerror}", where=error.filename)
+
+
 def shown(value: Any) -> str:
     """A value out of an input as a message quotes it: short, however long or deep the value is."""
-    return _Short().repr(value)
+    return clipped(_Short().repr(value))
+
+
+def clipped(text: str, limit: int = LONGEST_QUOTE) -> str:
+    """The beginning of a text, fit for a message."""
+    text = printable(" ".join(text[: 2 * limit].split()))
+    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 class _Short(reprlib.Repr):
@@ -67,4 +93,27 @@ def printable(text: str) -> str:
     """Names in an input may hold anything, also what moves a terminal's cursor or cannot be encoded."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def is_unicode(text: str) -> bool:
+    """False for half a character, which JSON (\\ud800) and a file's name can hold, and no request or file of UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+_HARMFUL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def harmless(text: str) -> str:
+    """A text of several lines that another program wrote, as a terminal or a page may show it: what controls the
+    cursor or the direction of writing is escaped, and so is what UTF-8 cannot hold.
+    """
+    return _HARMFUL.sub(lambda found: _escaped(found[0]), text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -35,6 +36,8 @@ def open_file(path: Path, missing: str | None = None) -> BinaryIO:
             what = f"is a link to {path.readlink()}, which is not there"
             raise ToolkitError(what, where=path, hint=missing or "Download the file again.") from None
         raise ToolkitError("no such file", where=path, hint=missing) from None
+    except ValueError as error:  # a NUL character
+        raise ToolkitError(f"is not a path: {error}", where=path) from None
     except OSError as error:
         hint = "Check its permissions." if isinstance(error, PermissionError) else None
         raise ToolkitError(f"cannot be read: {error.strerror}", where=path, hint=hint) from None
@@ -68,6 +71,18 @@ def read_text(path: Path, missing: str | None = None) -> str:
         raise ToolkitError(what, where=f"{path}:{line}", hint="Save it as UTF-8.") from None
 
 
+def private(path: str, flags: int) -> int:
+    """An opener for `open`: a new file is readable by its owner alone."""
+    return os.open(path, flags, 0o600)
+
+
+def make_private(directory: Path) -> None:
+    """Make a directory, if it is not there, that only this user can look into; one that is there becomes so."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if directory.stat().st_uid == os.geteuid():
+        directory.chmod(0o700)
+
+
 def check_writable(target: Path) -> None:
     """Raise a ToolkitError where `atomic_file` could not write: to be called before long work."""
     target = Path(target)
@@ -90,17 +105,16 @@ def atomic_file(target: Path) -> Iterator[Path]:
     Raises ToolkitError when the folder is not there or cannot be written to.
     """
     target = Path(target)
-    try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
-        os.fchmod(descriptor, 0o644)
-        os.close(descriptor)
-    except OSError as error:
-        raise ToolkitError(f"cannot be written: {error.strerror}", where=target) from None
-    partial = Path(name)
-    try:
+    partial = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
+    try:  # from before it is there: an interrupt may come at any point
+        try:
+            os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+        except OSError as error:
+            raise ToolkitError(f"cannot be written: {error.strerror}", where=target) from None
         yield partial
         if target.exists() and not target.is_file():  # also /dev/null, which root could replace
             raise _not_a_file(target)
         partial.replace(target)
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()

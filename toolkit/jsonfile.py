@@ -62,17 +62,19 @@ class Fields:
     def integer(self, name: str, default: int | None = None, at_most: int = LARGEST_INTEGER) -> int:
         """A whole number from 1 to `at_most`."""
         value = self._value(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-            raise self._error(name, f"expected a positive whole number, got {shown(value)}")
-        if value > at_most:
-            raise self._error(name, f"expected at most {at_most}, got {shown(value)}")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= at_most:
+            raise self._error(name, f"expected a whole number from 1 to {at_most:,}, got {shown(value)}")
         return value
 
-    def number(self, name: str, default: float | None = None) -> float:
-        """A number above 0; NaN, infinity and what is nearly that are none."""
+    def number(
+        self, name: str, default: float | None = None, at_least: float = 0.0, at_most: float = LARGEST_NUMBER
+    ) -> float:
+        """A number above 0, from `at_least` to `at_most`; NaN and infinity are none."""
         value = self._value(name, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < LARGEST_NUMBER:
-            raise self._error(name, f"expected a positive number, got {shown(value)}")
+        number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+        if not number or not at_least <= value <= at_most:
+            accepted = f"from {at_least:g} to {at_most:g}" if at_least else f"above 0, at most {at_most:g}"
+            raise self._error(name, f"expected a number {accepted}, got {shown(value)}")
         return float(value)
 
     def boolean(self, name: str) -> bool:

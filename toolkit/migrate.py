@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from toolkit.errors import ToolkitError
-from toolkit.files import atomic_file
+from toolkit.errors import ToolkitError, printable
+from toolkit.files import atomic_file, read_text
+from toolkit.plan.edit_yaml import edited
+from toolkit.yamlfile import parse_yaml
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
@@ -106,26 +106,15 @@ def migrate(twin: Twin) -> bool:
 def _text(deployment: Deployment, twin: Deployment) -> str:
     """The YAML with another engine, name and output; all else, comments too, stays as it is."""
     source = Path(deployment.file)
-    text = source.read_text(encoding="utf-8")
-    values = {
-        "engine": f"{{kind: pytorch, version: {twin.engine_options.version}}}",
-        "name": f"{deployment.name}-pytorch",
-        "output": lambda given: f"{given}-pytorch",
-    }
-    root: Any = yaml.compose(text, Loader=yaml.SafeLoader)
-    for key, value in reversed(root.value):
-        if key.value in values:
-            new = values[key.value]
-            new = new(value.value.rstrip("/")) if callable(new) else new
-            text = f"{text[: key.end_mark.index]}: {new}{text[_end(value) :]}"
-    return f"# The PyTorch twin of {source.name}, by toolkit migrate: no engines, all else the same.\n{text}"
-
-
-def _end(node: Any) -> int:
-    """Where the last of a value is; a block's own end is where the next key begins, comments between included."""
-    while not isinstance(node, yaml.ScalarNode) and not node.flow_style and node.value:
-        node = node.value[-1][1] if isinstance(node, yaml.MappingNode) else node.value[-1]
-    return int(node.end_mark.index)
+    text = read_text(source)
+    content = parse_yaml(text)
+    changes: dict[str, Any] = {"engine": {"kind": "pytorch", "version": twin.engine_options.version}}
+    if "name" in content:
+        changes["name"] = f"{deployment.name}-pytorch"
+    if "output" in content:
+        changes["output"] = f"{content['output'].rstrip('/')}-pytorch"
+    head = f"# The PyTorch twin of {printable(source.name)}, by toolkit migrate: no engines, all else the same."
+    return f"{head}\n{edited(text, changes)}"
 
 
 def _changes(deployment: Deployment, twin: Deployment) -> Iterator[Change]:

@@ -16,7 +16,7 @@ from toolkit.consolidated import vocabulary
 from toolkit.errors import ToolkitError, shown
 from toolkit.foreign import ORIGINAL, refuse_foreign
 from toolkit.jsonfile import LARGEST_CONFIG, Fields, read_json
-from toolkit.params_json import PARAMS, as_config
+from toolkit.params_json import EPS, PARAMS, THETA, as_config
 
 SUPPORTED_ARCHITECTURES = ("LlamaForCausalLM",)
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
@@ -117,21 +117,21 @@ def parse_shape(config: Dict[str, Any], *, where: str) -> ModelShape:
     architecture = _architecture(config, where)
     _refuse_quantised(config, where)
     field = Fields(config, where)
-    hidden, heads = field.integer("hidden_size"), field.integer("num_attention_heads")
+    hidden, heads = field.integer("hidden_size", at_most=2**20), field.integer("num_attention_heads", at_most=2**16)
     theta, scaling = _rope(config, where)
     if not field.has("head_dim") and hidden % heads:
         raise ToolkitError(f"hidden_size: {hidden} is not a multiple of num_attention_heads {heads}", where=where)
     shape = ModelShape(
         architecture=architecture,
-        vocab_size=field.integer("vocab_size"),
+        vocab_size=field.integer("vocab_size", at_most=2**24),
         hidden_size=hidden,
-        intermediate_size=field.integer("intermediate_size"),
+        intermediate_size=field.integer("intermediate_size", at_most=2**24),
         num_hidden_layers=field.integer("num_hidden_layers", at_most=MOST_LAYERS),
         num_attention_heads=heads,
         num_key_value_heads=field.integer("num_key_value_heads", default=heads),
-        head_dim=field.integer("head_dim", default=hidden // heads),
-        max_position_embeddings=field.integer("max_position_embeddings"),
-        rms_norm_eps=field.number("rms_norm_eps", default=1e-6),
+        head_dim=field.integer("head_dim", default=hidden // heads, at_most=2**14),
+        max_position_embeddings=field.integer("max_position_embeddings", at_most=2**30),
+        rms_norm_eps=field.number("rms_norm_eps", 1e-6, *EPS),
         rope_theta=theta,
         rope_scaling=scaling,
         tie_word_embeddings=field.boolean("tie_word_embeddings"),
@@ -186,7 +186,7 @@ def _rope(config: Dict[str, Any], where: str) -> tuple[float, Dict[str, Any] | N
     if len(found) == 2 and found[0] != found[1]:
         # transformers 4 follows the one, transformers 5 the other.
         raise ToolkitError("rope_parameters: says something else than rope_scaling", where=where, hint=KEEP_ONE)
-    return found[0] if found else (Fields(config, where).number("rope_theta", 10000.0), None)
+    return found[0] if found else (Fields(config, where).number("rope_theta", 10000.0, *THETA), None)
 
 
 def _scaling(config: Dict[str, Any], name: str, where: str) -> tuple[float, Dict[str, Any] | None]:
@@ -194,7 +194,7 @@ def _scaling(config: Dict[str, Any], name: str, where: str) -> tuple[float, Dict
     if not isinstance(given, dict):
         raise ToolkitError(f"{name}: expected an object, got {shown(given)}", where=where)
     fields, outer = Fields(given, where, f"{name}."), Fields(config, where)
-    theta = (fields if fields.has("rope_theta") else outer).number("rope_theta", 10000.0)
+    theta = (fields if fields.has("rope_theta") else outer).number("rope_theta", 10000.0, *THETA)
     if outer.has("rope_theta") and theta != outer.number("rope_theta"):
         what = f"{name}.rope_theta: {theta:g} differs from rope_theta {outer.number('rope_theta'):g}"
         raise ToolkitError(what, where=where, hint=KEEP_ONE)
@@ -208,7 +208,7 @@ def _scaling(config: Dict[str, Any], name: str, where: str) -> tuple[float, Dict
         return theta, None
     if kind not in ("llama3", "linear"):
         raise ToolkitError(f"{name}: type {shown(kind)} is not supported", where=where, hint="Use llama3 or linear.")
-    fields.number("factor")
+    fields.number("factor", at_most=1e6)
     if kind == "llama3":
         fields.integer("original_max_position_embeddings")
         low, high = fields.number("low_freq_factor"), fields.number("high_freq_factor")

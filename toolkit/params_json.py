@@ -12,6 +12,8 @@ from typing import Any
 from toolkit.errors import ToolkitError, shown
 from toolkit.jsonfile import Fields
 
+EPS, THETA = (1e-12, 0.1), (1.0, 1e12)
+"""The least and the most of rms_norm_eps and of rope_theta: what is beyond them is damaged."""
 PARAMS = "params.json"
 EXTRA = ("max_position_embeddings", "rope_scaling_factor")
 
@@ -43,7 +45,7 @@ def as_config(params: dict[str, Any], where: str, vocabulary: Callable[[], int])
             hint = "Use the original 16-bit text model."
             raise ToolkitError(f"{name}: this is {what}, which is not supported", where=where, hint=hint)
     fields = Fields(params, where)
-    theta, dim, layers = fields.number("rope_theta", 10000.0), fields.integer("dim"), fields.integer("n_layers")
+    theta, dim, layers = fields.number("rope_theta", 10000.0, *THETA), fields.integer("dim"), fields.integer("n_layers")
     scaled = fields.boolean("use_scaled_rope")
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -54,7 +56,7 @@ def as_config(params: dict[str, Any], where: str, vocabulary: Callable[[], int])
         "num_attention_heads": fields.integer("n_heads"),
         "num_key_value_heads": fields.integer("n_kv_heads") if fields.has("n_kv_heads") else None,
         "max_position_embeddings": _context(fields, theta, scaled),
-        "rms_norm_eps": fields.number("norm_eps", 1e-5),
+        "rms_norm_eps": fields.number("norm_eps", 1e-5, *EPS),
         "rope_theta": theta,
         "rope_scaling": _scaling(fields, dim, layers) if scaled else None,
         "dtype": "bfloat16",

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
+
+PR_SET_PDEATHSIG = 1
+"""<linux/prctl.h>"""
+ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 @contextlib.contextmanager
@@ -33,9 +38,34 @@ def ended_by_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def forked_pool(most: int) -> Iterator[Executor]:
-    """A process for each core, `most` at most. After an error or a signal, work that has not begun is not begun."""
-    pool = ProcessPoolExecutor(max(1, min(len(os.sched_getaffinity(0)), most)), get_context("fork"))
+    """A process for each core, `most` at most. An error or a signal ends them at once, whatever they are doing."""
+    workers = max(1, min(len(os.sched_getaffinity(0)), most))
+    others, well = set(active_children()), False
+    pool = ProcessPoolExecutor(workers, get_context("fork"), initializer=_begin_worker)
     try:
+        with _held_signals():
+            pool.submit(int)  # forks them all
         yield pool
+        well = True
     finally:
+        for worker in [] if well else set(active_children()) - others:
+            worker.kill()
         pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _held_signals() -> Iterator[None]:
+    """Signals wait until the end of the block. While a process forks, Python drops what their handlers raise."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin_worker() -> None:
+    """Leave Ctrl-C to the parent, which kills its workers, and end with it, however it ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)

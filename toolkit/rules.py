@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from toolkit.distribution import PACKAGE
 from toolkit.errors import ToolkitError, shown
+from toolkit.hosts import serving_problem
 from toolkit.model import ModelShape
 from toolkit.releases import release_of
 from toolkit.releases.llm_api import llm_release_of
@@ -83,8 +84,8 @@ def check_same_shape(found: ModelShape, stated: ModelShape, deployment: Deployme
     for name in (field.name for field in fields(ModelShape) if field.name != "dtype"):
         if getattr(found, name) != getattr(stated, name):
             raise ToolkitError(
-                f"model.config.{name}: {getattr(stated, name)!r}, but the model in "
-                f"{deployment.model.path} has {getattr(found, name)!r}",
+                f"model.config.{name}: {shown(getattr(stated, name))}, but the model in "
+                f"{deployment.model.path} has {shown(getattr(found, name))}",
                 where=deployment.file,
                 hint="Correct model.config or remove it.",
             )
@@ -108,12 +109,8 @@ def tensor_parallel_degrees(shape: ModelShape, gpus: int) -> list[int]:
 
 
 def _parallel_rules(deployment: Deployment) -> Iterator[Broken]:
-    shape, tp, pp, gpus = (
-        deployment.shape,
-        deployment.parallel.tp,
-        deployment.parallel.pp,
-        deployment.hardware.gpus,
-    )
+    shape, gpus = deployment.shape, deployment.hardware.gpus
+    tp, pp = deployment.parallel.tp, deployment.parallel.pp
     heads, kv_heads, ffn = shape.num_attention_heads, shape.num_key_value_heads, shape.intermediate_size
     choose = f"Use {', '.join(map(str, tensor_parallel_degrees(shape, gpus)))}."
     if heads % tp:
@@ -179,6 +176,8 @@ def _lengths_and_times(workload: Workload) -> Iterator[Broken]:
             yield field, f"{value} is too small", f"Use at least {least}."
     if workload.rate is not None and workload.rate > MOST_RATE:
         yield "rate", f"{workload.rate:g} requests/s are too many", f"Use at most {MOST_RATE:,.0f}."
+    if workload.requests > MOST_REQUESTS:
+        yield "requests", f"{shown(workload.requests)} are more than {MOST_REQUESTS:,}", "Use fewer."
     for field, its in (("users", "closed"), ("burstiness", "gamma")):
         if field in workload.model_fields_set and workload.arrivals != its:
             yield field, f"means nothing with arrivals: {workload.arrivals}", f"Remove it, or use arrivals: {its}."
@@ -218,8 +217,6 @@ def _load_rules(workload: LoadWorkload) -> Iterator[Broken]:
     yield from _shape_rules(workload, given)
     if "think_s" in given and workload.turns == 1:
         yield "think_s", "means nothing without turns", "It is the pause between the turns of a conversation."
-    if workload.requests > MOST_REQUESTS:
-        yield "requests", f"{shown(workload.requests)} are more than {MOST_REQUESTS:,}", "Use fewer."
 
 
 def _shape_rules(workload: LoadWorkload, given: set[str]) -> Iterator[Broken]:
@@ -274,17 +271,21 @@ def _place_rules(deployment: Deployment) -> Iterator[Broken]:
 
 def _serving_rules(deployment: Deployment) -> Iterator[Broken]:
     serving = deployment.serving
+    if problem := serving_problem(serving.host):
+        hint = "Use 127.0.0.1, 0.0.0.0, or an address of this machine."
+        yield "serving.host", f"{shown(serving.host)} {problem}", hint
     ports = serving.ports()
     if len(set(ports.values())) < len(ports):
         given = ", ".join(f"{name} {port}" for name, port in ports.items())
         yield "serving", f"ports must differ, got {given}", "Give each its own."
-    every = [port for replica in range(deployment.parallel.replicas) for port in serving.ports(replica).values()]
-    those = f"ports of {deployment.parallel.replicas} replicas, {PORTS_APART} apart,"
+    replicas = deployment.parallel.replicas
+    those, last = f"ports of {replicas} replicas, {PORTS_APART} apart,", max(serving.ports(replicas - 1).values())
+    if last > LAST_PORT:
+        yield "serving", f"{those} go up to {last}", f"Give lower ones: the last is {LAST_PORT}."
+    every = [port for replica in range(replicas) for port in serving.ports(replica).values()]
     if len(set(every)) < len(every):
         what = f"{those} must differ, got {', '.join(map(str, every))}"
         yield "serving", what, f"Give those of one replica less than {PORTS_APART} apart."
-    if max(every) > LAST_PORT:
-        yield "serving", f"{those} go up to {max(every)}", f"Give lower ones: the last is {LAST_PORT}."
     lowest, highest = deployment.slo.gpu_utilisation or (0.0, 1.0)
     if lowest > highest:
         yield "slo.gpu_utilisation", f"[{lowest}, {highest}] is not [lowest, highest]", "Exchange them."

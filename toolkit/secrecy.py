@@ -23,6 +23,16 @@ _OPTION = re.compile(rf"""(--(?=[a-z])[a-z0-9_-]{{0,40}}{_WORD}["']?,?\s+)({_VAL
 """--hf-token x; "--hf-token", "x"."""
 _PARAMETER = re.compile(rf"""({_WORD}"\s*value:?\s*\{{\s*string_value:\s*)({_VALUE})""", re.IGNORECASE)
 """A parameter of a config.pbtxt."""
+_SAID = re.compile(
+    rf"""(?<![A-Za-z0-9_-])((?:[a-z0-9]+[_-])*(?:key|pass|passphrase|pwd)(?:\\?["'])?[ \t]*[:=][ \t]*)"""
+    rf"""(?!"[^"\n]*"[\s,]*value\b)({_VALUE})""",
+    re.IGNORECASE,
+)
+"""my key: x, "pass": "x"; not key: "name" value: ..., a parameter of a config.pbtxt."""
+_SAID_NAME = re.compile(r"(?:^|[ _-])pass(?:phrase)?$|[ _-]key$", re.IGNORECASE)
+"""The same of a name in JSON, where key alone is a word for many things."""
+_QUERY = re.compile(r"""(://[^\s"'<>?]+\?)[^\s"'<>]+""")
+"""What follows the ? of a URL: signatures and tokens."""
 _SHAPES = re.compile(
     r"hf_(?=[A-Za-z]*[0-9A-Z])[A-Za-z0-9]{8,}|nvapi-[\w-]{8,}|gh[pousr]_\w{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}"
     r"|\bsk-[\w-]{16,}|\bxox[abprs]-[\w-]{10,}|\bAKIA[0-9A-Z]{16}\b|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"
@@ -59,6 +69,7 @@ class Scrubber:
 
     def text(self, text: str) -> str:
         text = _SHAPES.sub(INSTEAD, self._values.sub(INSTEAD, text))
+        text = _SAID.sub(_without_value_said, _QUERY.sub(rf"\1{INSTEAD}", text))
         text = _ASSIGNED.sub(_without_value, text)
         return _PARAMETER.sub(_hidden, _OPTION.sub(_hidden, text))
 
@@ -82,7 +93,7 @@ def _forms(value: str) -> Iterator[str]:
 
 
 def _names_a_secret(name: str) -> bool:
-    return is_secret(name) and not _OF_TEXT.match(name)
+    return (is_secret(name) and not _OF_TEXT.match(name)) or _SAID_NAME.search(name) is not None
 
 
 def _without_value(found: re.Match[str]) -> str:
@@ -90,6 +101,11 @@ def _without_value(found: re.Match[str]) -> str:
     if _OF_TEXT.search(found.string, max(0, start - 10), found.end(1)) or (":" in between and _NUMBER.fullmatch(value)):
         return found[0]
     return found[1] + between + _quoted(value)
+
+
+def _without_value_said(found: re.Match[str]) -> str:
+    is_folder = found[2].startswith("/") and "pwd" in found[1].lower()
+    return found[0] if is_folder or _NUMBER.fullmatch(found[2]) else _hidden(found)
 
 
 def _hidden(found: re.Match[str]) -> str:

@@ -98,6 +98,7 @@ class Hardware(Section):
 
 class Serving(Section):
     host: str = "127.0.0.1"
+    """An IPv4 address or a name: where the server listens."""
     http_port: Port = 8000
     grpc_port: Port = 8001
     metrics_port: Port = 8002

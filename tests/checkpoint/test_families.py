@@ -135,7 +135,7 @@ UNKNOWN = [
     ({**SCALED, "use_scaled_rope": "yes"}, "use_scaled_rope: expected true or false, got 'yes'"),
     ({**SCALED, "use_scaled_rope": False, "rope_theta": 3e5}, 'rope_theta: 300000.0 .*Add "max_position_embeddings"'),
     ({**SCALED, "dim": None}, "dim: missing"),
-    ({**SCALED, "n_heads": 0}, "n_heads: expected a positive whole number, got 0"),
+    ({**SCALED, "n_heads": 0}, "n_heads: expected a whole number from 1 to 2,147,483,647, got 0"),
     ({**SCALED, "quantization_args": {"scheme": "int4"}}, "quantization_args: this is a quantised model"),
     ({**SCALED, "vision_chunk_size": 448}, "vision_chunk_size: this is a model with vision"),
     ({**SCALED, "moe_args": {"num_experts": 16}}, "moe_args: this is a mixture of experts"),

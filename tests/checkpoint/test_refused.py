@@ -186,10 +186,22 @@ FORMS = [
     (lambda d: configured(d, hidden_act="gelu"), "hidden_act: 'gelu' is not supported"),
     (lambda d: configured(d, dtype="float8_e4m3fn"), "dtype: 'float8_e4m3fn' is unknown"),
     (lambda d: configured(d, dtype=["float16"]), "dtype: ['float16'] is unknown"),
-    (lambda d: configured(d, num_hidden_layers=10**9), "num_hidden_layers: expected at most 4096, got 1000000000"),
-    (lambda d: configured(d, hidden_size=10**400), "hidden_size: expected at most"),
-    (lambda d: configured(d, rms_norm_eps=float("inf")), "rms_norm_eps: expected a positive number, got inf"),
-    (lambda d: configured(d, rms_norm_eps=float("nan")), "rms_norm_eps: expected a positive number, got nan"),
+    (
+        lambda d: configured(d, num_hidden_layers=10**9),
+        "num_hidden_layers: expected a whole number from 1 to 4,096, got 10",
+    ),
+    (
+        lambda d: configured(d, hidden_size=10**400),
+        "hidden_size: expected a whole number from 1 to 1,048,576, got a number of",
+    ),
+    (lambda d: configured(d, rms_norm_eps=float("inf")), "rms_norm_eps: expected a number from 1e-12 to 0.1, got inf"),
+    (lambda d: configured(d, rms_norm_eps=1e19), "rms_norm_eps: expected a number from 1e-12 to 0.1, got 1e+19"),
+    (lambda d: configured(d, vocab_size=-5), "vocab_size: expected a whole number from 1 to 16,777,216, got -5"),
+    (lambda d: configured(d, intermediate_size=2**25), "intermediate_size: expected a whole number from 1 to 16,777,2"),
+    (lambda d: configured(d, head_dim=10**6), "head_dim: expected a whole number from 1 to 16,384, got 1000000"),
+    (lambda d: configured(d, max_position_embeddings=2**31 - 1), "max_position_embeddings: expected a whole number"),
+    (lambda d: configured(d, rope_parameters={"rope_theta": 1e30}), "rope_theta: expected a number from 1 to 1e+12"),
+    (lambda d: configured(d, rms_norm_eps=float("nan")), "rms_norm_eps: expected a number from 1e-12 to 0.1, got nan"),
 ]
 
 

@@ -20,6 +20,7 @@ SECRETS = {
     "NCCL_TEST_PASSWORD": "correct horse battery",
 }
 ELSEWHERE = {"a log": "hf_" + "Zy98Xw76Vu54Ts32Rq10Po98Nm76", "docker": "proxy-pass-word"}
+ELSEWHERE |= {"a key": "0a1b-key", "a pass": "0a1b-pass", "a query": "0a1b-signature", "a field": "0a1b-field"}
 """Secrets that no variable has."""
 
 
@@ -86,9 +87,13 @@ def half_built(output: Path) -> None:
     (output / "build.log").write_text("[TRT] building\n")
     (output / "run/rank0.log").write_text(
         f"login {ELSEWHERE['a log']}\n--hf-token {SECRETS['HF_TOKEN']}\nend of rank 0\n"
+        f"GET https://bucket/model.bin?X-Signature={ELSEWHERE['a query']}&x=1\nmy key: {ELSEWHERE['a key']}\n"
+        f"user: me, pass: {ELSEWHERE['a pass']}\n"
     )
     (output / "run/state.json").write_text('{"phase": "failed"}')
-    (output / "report/report.json").write_text('{"verdict": {"outcome": "FAIL"}}')
+    (output / "report/report.json").write_text(
+        json.dumps({"verdict": {"outcome": "FAIL"}, "pass": ELSEWHERE["a field"]})
+    )
     (output / "calibration.json").write_text('{"rows": []}')
 
 
@@ -113,6 +118,7 @@ def test_a_machine_without_gpus_and_with_nothing_built(config, monkeypatch):
 
 def test_the_manifest_tells_what_is_in_it_and_what_is_not(config):
     doctor(config, "--bundle", "b.tar.gz")
+    assert (config.parent / "b.tar.gz").stat().st_mode & 0o777 == 0o600
     found = unpacked(config.parent / "b.tar.gz")
     manifest = json.loads(found.pop("MANIFEST.json"))
     assert {file["name"]: (file["size"], file["sha256"]) for file in manifest["files"]} == {

@@ -9,10 +9,12 @@ import threading
 import time
 
 import pytest
+import tritonclient.grpc as grpcclient
 
 from .conftest import SHAPES
-from .group import Group, command, events_of, left_of, processes_of, succeed, text_of, wait_for, write_yaml
+from .group import Group, command, events_of, left_of, processes_of, succeed, text_of, toolkit, wait_for, write_yaml
 from .marks import no_group
+from .tensors import inputs
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("served"), no_group]
 
@@ -69,7 +71,7 @@ def test_kill_9_of_rank_5_under_load(tmp_path, tiny_llama, truth):
         (rank_5,) = [
             found
             for found in processes_of(run)
-            if found.environ().get("OMPI_COMM_WORLD_RANK") == "5" and "tritonserver" in found.name()
+            if found.environ().get("OMPI_COMM_WORLD_RANK") == "5" and "tritonserver" not in found.name()
         ]
         assert len(left_of(run)) > 16  # servers, models, segments
         rank_5.kill()
@@ -78,11 +80,15 @@ def test_kill_9_of_rank_5_under_load(tmp_path, tiny_llama, truth):
         assert time.monotonic() - killed < 10
         said = errors.read_text()
     (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert "rank 5 was killed by SIGKILL" in error
+    assert f"rank 5 lost its tensorrt_llm process {rank_5.pid}: was killed by SIGKILL" in error
     assert f"toolkit serve {group.file}" in error
     assert "Traceback" not in said
     assert left_of(run) == []
-    assert json.loads(succeed("status", group.file, "--json"))["phase"] == "failed"
+    for stream in streams:
+        stream.join(5)
+        assert "has ended, and the rest of the answer is lost" in events_of(stream.read.decode())[-1]["error"]
+    status = toolkit("status", group.file, "--json")
+    assert (status.returncode, json.loads(status.stdout)["phase"]) == (3, "failed")
     with serving(group) as (process, errors):
         expected = truth.greedy(truth.ids("A crab"), 20)
         assert group.ask(text_input="A crab", max_tokens=20)["text_output"] == truth.text(expected)
@@ -107,3 +113,69 @@ def test_a_signal_drains(tmp_path, tiny_llama, truth, number):
         events = events_of(stream.read.decode())
         assert len(events) == 900 and text_of(events).startswith(truth.text(truth.greedy(truth.ids("A crab"), 60)))
     assert left_of(run) == []
+
+
+class Asking(threading.Thread):
+    """A gRPC client that asks again as soon as it has an answer, until the server is gone."""
+
+    def __init__(self, group: Group, model: str) -> None:
+        super().__init__(daemon=True)
+        self._address, self._model = group.grpc, model
+        self.whole: list[int] = []
+        self.errors: list[str] = []
+        self.start()
+
+    def run(self) -> None:
+        with grpcclient.InferenceServerClient(self._address) as client:
+            client.start_stream(self._take)
+            self._answered = threading.Event()
+            while not self.errors:
+                self._tokens = 0
+                self._answered.clear()
+                asked = inputs(text_input="A crab", max_tokens=60, end_id=-1, stream=True)
+                client.async_stream_infer(self._model, asked, enable_empty_final_response=True)
+                if not self._answered.wait(40):
+                    self.errors.append("no answer")
+
+    def _take(self, result, error) -> None:
+        if error:
+            self.errors.append(str(error))
+            self._answered.set()
+        elif result.get_response().parameters["triton_final_response"].bool_param:
+            self.whole.append(self._tokens)
+            self._answered.set()
+        else:
+            self._tokens += 1
+
+
+@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
+def test_a_drain_refuses_new_grpc_requests(tmp_path, tiny_llama, model):
+    """Clients that ask on and on do not keep it from ending, and none of their answers is cut."""
+    group = built(tmp_path, tiny_llama, 1)
+    with serving(group) as (process, errors):
+        clients = [Asking(group, model) for _ in range(4)]
+        wait_for(lambda: all(len(client.whole) > 2 for client in clients), "all are answered")
+        process.send_signal(signal.SIGTERM)
+        asked = time.monotonic()
+        assert process.wait(40) == 0
+        assert time.monotonic() - asked < 20
+        assert "none cut" in errors.read_text()
+    for client in clients:
+        client.join(10)
+        assert len(set(client.whole)) == 1, "the last answers are as long as the first"
+        assert "this server is ending" in client.errors[0]
+
+
+def test_a_triton_that_somebody_told_to_end(tmp_path, tiny_llama):
+    """Noticed at once, and said; what runs ends first."""
+    group = built(tmp_path, tiny_llama, 1)
+    with serving(group) as (process, errors):
+        stream = Stream(group, 300)
+        assert stream.begun.wait(10)
+        (server,) = [one for one in processes_of(group.run_id) if one.name() == "tritonserver"]
+        server.terminate()
+        wait_for(lambda: "rank 0 was told to end by SIGTERM, not by toolkit stop" in errors.read_text(), "noticed", 3)
+        assert process.wait(40) == 1
+        assert "all ranks were ended, 1 request finished, none cut" in errors.read_text()
+    stream.join(5)
+    assert len(events_of(stream.read.decode())) == 300

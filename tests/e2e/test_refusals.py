@@ -172,3 +172,14 @@ def test_numbers_that_are_none(group, value):
         stream.send("tensorrt_llm_bls", text_input="Tyger", max_tokens=3, temperature=value)
         with pytest.raises(InferenceServerException, match="temperature"):
             stream.next()
+
+
+@both_models
+def test_no_prompt_and_no_answer_is_logged(group, model):
+    marker = "Xyzzy plugh"
+    answer = group.events(model, text_input=f"{marker} Tyger Tyger", max_tokens=8)
+    assert answer
+    for wrong in ({"text_input": marker * 600}, {"text_input": marker, "stop_words": marker, "top_p": 1.5}):
+        assert group.post(model, {"max_tokens": 8, **wrong})[0] >= 400
+    for log in group.run_dir.glob("*.log"):
+        assert marker not in log.read_text(errors="replace"), log

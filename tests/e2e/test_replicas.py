@@ -92,4 +92,5 @@ def test_kill_9_of_what_serves_both(two):
     process.send_signal(signal.SIGKILL)
     process.wait()
     wait_for(lambda: not any(map(left_of, runs)), "both drained", within_s=30)
-    wait_for(lambda: succeed("status", file).startswith("ready: 0 of 2 replicas\n"), "both stopped")
+    wait_for(lambda: toolkit("status", file).stdout.startswith("ready: 0 of 2 replicas\n"), "both stopped")
+    assert toolkit("status", file).returncode == 3

@@ -264,9 +264,16 @@ def test_findings_name_their_line(ours):
 
 def test_yaml_may_say_things_once_for_several_places(ours):
     path = ours / MODEL_YAML
-    text = "of_all: &all {enable_padding: true}\nof_itself: &it {of_itself: *it}\n" + path.read_text()
+    text = "of_all: &all {enable_padding: true}\n" + path.read_text()
     path.write_text(text.replace("cuda_graph_config:", "cuda_graph_config:\n  <<: *all", 1))
-    assert [(one.kind, one.line) for one in lint(ours)] == [("argument-unknown", 1), ("argument-unknown", 2)]
+    assert [(one.kind, one.line) for one in lint(ours)] == [("argument-unknown", 1)]
+
+
+def test_yaml_may_not_stand_inside_itself(ours):
+    path = ours / MODEL_YAML
+    path.write_text(f"of_itself: &it {{of_itself: *it}}\n{path.read_text()}")
+    (found,) = lint(ours)
+    assert (found.kind, found.line) == ("model-yaml", 1) and "*it is inside of what it stands for" in found.what
 
 
 def test_what_moves_a_cursor_is_escaped(ours):

@@ -16,6 +16,7 @@ TAKEN = [
     ("max_beam_width", "0x10", "0"),
     ("max_beam_width", "two", None),
     ("max_beam_width", "99999999999", None),
+    ("max_beam_width", "9" * 5000, None),
     ("kv_cache_host_memory_bytes", "-1", str(2**64 - 1)),
     ("kv_cache_host_memory_bytes", "1GB", "1"),
     (FRACTION, "0,5", "0"),

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from toolkit.config import Deployment, with_settings
 from toolkit.errors import ToolkitError
@@ -48,7 +49,7 @@ def test_a_run_that_went_as_predicted(ran):
     for row in found.rows:
         assert row.measured == pytest.approx(row.predicted, rel=1e-3), row
     assert "closed form" in found.estimator
-    assert Predicted.from_dict(found.as_dict()) == found
+    assert TypeAdapter(Predicted).validate_python(found.as_dict()) == found
 
 
 def test_a_server_that_is_slower_than_predicted(ran):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,8 @@ def test_without_a_file_there_are_questions_of_our_own():
         ("p.jsonl", '{"text": "a"}', 'p.jsonl:1: has no "prompt"'),
         ("p.jsonl", '{"prompt": 3}', 'p.jsonl:1: has no "prompt"'),
         ("p.jsonl", '"a"', 'p.jsonl:1: has no "prompt"'),
+        ("p.jsonl", "[" * 100_000, "p.jsonl:1: is not JSON"),
+        ("p.jsonl", '{"prompt": "\\ud800"}', 'p.jsonl:1: has no "prompt" with text in it'),
         ("p.txt", "\n \n", "holds no prompt"),
         ("p.txt", b"ok\n\xff\xfe", "is not UTF-8 text"),
     ],
@@ -45,8 +48,16 @@ def test_a_malformed_file_is_one_line_that_says_where(tmp_path, name, content, c
     assert complaint in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.mkdir()])
+def test_a_file_that_has_no_end(tmp_path, make):
+    make(tmp_path / "p.txt")
+    with pytest.raises(ToolkitError, match=r"p\.txt: is a (named pipe|device|directory), expected a file"):
+        load_prompts(tmp_path / "p.txt")
+
+
 def test_a_missing_file_says_what_to_do(tmp_path):
-    with pytest.raises(ToolkitError, match=r"No such file.*loadtest\.prompts"):
+    with pytest.raises(ToolkitError, match=r"no such file.*loadtest\.prompts"):
         load_prompts(tmp_path / "none.txt")
 
 

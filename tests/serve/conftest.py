@@ -72,12 +72,12 @@ def write_engine_and_repository(deployment: Deployment) -> None:
 class Serving:
     """`toolkit serve` of a deployment in a process of its own, whose signals and exit code are real."""
 
-    def __init__(self, deployment: Deployment, folder: Path, prelude: str = "") -> None:
+    def __init__(self, deployment: Deployment, folder: Path, prelude: str = "", python: str = sys.executable) -> None:
         self.deployment = deployment
         self._folder = folder
         code = f"{prelude}\nimport sys; from toolkit.serve.__main__ import main; sys.exit(main(*sys.argv[1:]))"
         self.process = subprocess.Popen(
-            [sys.executable, "-c", code, str(deployment.file), deployment.engine],
+            [python, "-c", code, str(deployment.file), deployment.engine],
             stdout=(folder / "stdout").open("w"),
             stderr=(folder / "stderr").open("w"),
         )
@@ -131,10 +131,10 @@ class Serving:
 def start(tmp_path: Path) -> Iterator[Callable[..., Serving]]:
     started: list[Serving] = []
 
-    def start_one(deployment: Deployment, prelude: str = "") -> Serving:
+    def start_one(deployment: Deployment, prelude: str = "", python: str = sys.executable) -> Serving:
         folder = tmp_path / f"serving{len(started)}"
         folder.mkdir()
-        started.append(Serving(deployment, folder, prelude))
+        started.append(Serving(deployment, folder, prelude, python))
         return started[-1]
 
     yield start_one

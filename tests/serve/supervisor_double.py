@@ -1,9 +1,11 @@
 """In the place of `python -m toolkit.serve`: says and does what a file beside the deployment tells this replica.
 
-The file has a line for each: `REPLICA STEP STEP ...`. A step is `fail`, `traceback`, `die`, `fail-later`, `stubborn`;
-without one it gets ready and serves until it is asked to stop. What became of it is in REPLICA.log.
+The file has a line for each: `REPLICA STEP STEP ...`. A step is `fail`, `traceback`, `die`, `fail-later`, `stubborn`,
+`mute` (its log is full, and only its state says that it is ready); without one it gets ready and serves until it is
+asked to stop. What became of it is in REPLICA.log.
 """
 
+import json
 import os
 import signal
 import sys
@@ -34,7 +36,12 @@ if "fail" in steps:
     sys.exit(1)
 if "traceback" in steps:
     sys.exit("Traceback: a mistake of ours")
-say(f"ready: http://{replica}\nnext: toolkit ask {file}")
+if "mute" in steps:
+    state = {"phase": "ready", "pid": os.getpid(), "run_id": "00000000", "since": 0.0, "message": ""}
+    state["tmp"] = "/nowhere/toolkit-run-00000000-x"
+    (file.parent / "out" / "run" / f"replica{replica}" / "state.json").write_text(json.dumps(state))
+else:
+    say(f"ready: http://{replica}\nnext: toolkit ask {file}")
 if "die" in steps:
     time.sleep(0.3)
     os.kill(os.getpid(), signal.SIGKILL)

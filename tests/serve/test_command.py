@@ -55,7 +55,9 @@ def test_the_flagship_s_dry_run(monkeypatch, tmp_path, runtime, mode, golden):
 
 def test_a_dry_run_can_be_pasted_into_a_shell(deploy):
     deployment = deploy(tp=2, pp=2)
-    words = shlex.split(dry_run(deployment).replace("\\\n", ""))
+    shebang, set_, *making, command = dry_run(deployment).replace("\\\n", "").splitlines()
+    assert (shebang, set_, len(making)) == ("#!/usr/bin/env bash", "set -euo pipefail", 3)
+    words = shlex.split(command)
     assert words[0] == "env"
     start = words.index("sh")
     assert all("=" in word for word in words[1:start])
@@ -86,7 +88,7 @@ def test_one_block_a_rank(deploy, tp, pp):
         for protocol in ("http", "grpc", "metrics"):
             assert f"--{protocol}-address=10.1.2.3" in block
             assert f"--{protocol}-port={getattr(deployment.serving, f'{protocol}_port')}" in block
-        assert "--backend-directory=/opt/backends" in block
+        assert f"--backend-directory={RUN.backends}" in block
 
 
 @pytest.mark.parametrize(

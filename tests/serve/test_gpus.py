@@ -234,11 +234,14 @@ def test_the_dry_run_is_a_script_that_runs(make, runtime, visible, node, tmp_pat
     text = dry_run(deployment)
     assert "#   stage 1: GPUs 1, 5 (NV12): layers " in text
     (tmp_path / "serve.sh").write_text(text)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     ran = subprocess.run(["bash", str(tmp_path / "serve.sh")], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     said = ran.stdout.splitlines()
     assert visible in said and "TOOLKIT_RUN_ID=dry-run" in said
-    assert said.count(f"--model-repository={deployment.repository_dir}") == 4 and said.count(":") == 3
+    (folder,) = tmp_path.glob("toolkit-run-*")
+    assert said.count(f"--model-repository={folder}/models") == 4 and said.count(":") == 3
+    assert folder.stat().st_mode & 0o077 == 0 and (folder / "models" / "tensorrt_llm" / "config.pbtxt").is_file()
 
 
 def test_orchestrator_mode_is_not_rehearsed(make):

@@ -1,11 +1,13 @@
 import http.server
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from toolkit.serve import health
 from toolkit.serve.health import HangWatch, Probe
+from toolkit.serve.janitor import Run
 
 METRICS = """\
 # TYPE nv_trt_llm_request_metrics gauge
@@ -61,9 +63,12 @@ def server(deploy, monkeypatch):
         server.shutdown()
 
 
-def watch(probe: Probe, seconds: float) -> tuple[bool, list[str]]:
-    warnings: list[str] = []
-    watch = HangWatch(probe, warnings.append)
+NOBODY = Run("00000000", Path("/nowhere"))
+
+
+def watch(probe: Probe, seconds: float) -> tuple[bool, list[str | None]]:
+    warnings: list[str | None] = []
+    watch = HangWatch(probe, NOBODY, warnings.append)
     watch.start()
     hung = watch.hung.wait(seconds)
     watch.end()

@@ -6,13 +6,13 @@ import time
 
 import pytest
 
-from toolkit.serve.janitor import RUN_ID, SHARED_MEMORY, Janitor, Run, members, sweep
+from toolkit.serve.janitor import RUN_ID, SHARED_MEMORY, Janitor, Member, Run, members, sweep
 
 
 @pytest.fixture
-def run(tmp_path):
-    run = Run(f"test{os.getpid()}", tmp_path / "tmp")
-    run.tmp.mkdir()
+def run(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    run = Run.new()
     yield run
     sweep(run)
 
@@ -64,5 +64,21 @@ def test_the_janitor_sweeps_when_its_pipe_ends(run):
     janitor = Janitor(run)
     time.sleep(0.3)
     assert process.poll() is None
+    janitor.dismiss()
+    assert process.wait(5) == -signal.SIGKILL
+
+
+def test_a_suspended_janitor_is_woken(run):
+    process, janitor = spawn(run, "import time; print('up', flush=True); time.sleep(100)"), Janitor(run)
+    process.stdout.readline()
+    os.kill(janitor.pid, signal.SIGSTOP)
+    member, deadline = Member(janitor.pid, 0, None, ()), time.monotonic() + 20
+    while not member.suspended and time.monotonic() < deadline:
+        time.sleep(0.01)
+    janitor.keep_alive()
+    while member.suspended and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not member.suspended
+    os.kill(janitor.pid, signal.SIGSTOP)
     janitor.dismiss()
     assert process.wait(5) == -signal.SIGKILL

@@ -77,3 +77,11 @@ def test_routine_lines_are_told_where_there_are_no_others(tmp_path):
     logs.follow(io.StringIO('[1,0]<stderr>: I1122 13:21:14.844761 9001 a.cc:1] "loading"\n'))
     logs.finish()
     assert logs.last(0) == ['I1122 13:21:14.844761 9001 a.cc:1] "loading"']
+
+
+def test_a_signal_to_end_is_told_apart_from_one_that_it_dies_by(tmp_path):
+    logs = Logs(tmp_path, 3, print, verbose=False)
+    lines = [f"[1,{rank}]<stderr>: Signal ({number}) received.\n" for rank, number in ((0, 11), (1, 15), (2, 6))]
+    logs.follow(io.StringIO("".join(lines)))
+    logs.finish()
+    assert logs.told_to_end == {1: 15}

@@ -1,5 +1,6 @@
 """Several replicas under supervisors that are doubles (supervisor_double.py): who is told what, and what is left."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ import pytest
 from toolkit.config import with_settings
 from toolkit.errors import ToolkitError
 from toolkit.serve import Overview, overview, replicas, serve, stop
-from toolkit.serve.state import State, exclusive, served_otherwise, write_state
+from toolkit.serve.state import Phase, State, exclusive, served_otherwise, write_state
 
 DOUBLE = Path(__file__).with_name("supervisor_double.py")
 
@@ -56,6 +57,10 @@ def ask_to_stop(capfd):
         thread.join()
 
 
+def state(phase: Phase, message: str = "") -> State:
+    return State(phase, os.getpid(), "00000000", "/nowhere/toolkit-run-00000000-x", message=message)
+
+
 def log_of(deployment, replica: int) -> list[str]:
     return deployment.file.with_name(f"{replica}.log").read_text().split("\n")
 
@@ -93,6 +98,14 @@ def test_one_that_cannot_load_ends_all(two, detach):
         serve(deployment, detach=detach)
     assert str(error.value) == "replica 1 failed: rank 0 has no memory. Buy some."
     assert not is_alive(deployment, 0) and not is_alive(deployment, 1)
+
+
+def test_one_whose_log_is_full_is_ready_when_its_state_says_so(two, capfd):
+    deployment = two("1 mute")
+    serve(deployment, detach=True)
+    for replica in (0, 1):
+        os.kill(int(log_of(deployment, replica)[0]), signal.SIGTERM)
+    assert "replica1/serve.log: cannot be written, but its state is ready\n" in capfd.readouterr().err
 
 
 def test_one_that_says_nothing_is_named_with_its_log(two):
@@ -173,10 +186,10 @@ def test_the_overview_says_how_many_are_ready_and_why_not(two, monkeypatch):
     assert overview(deployment).data()["ready_replicas"] == 0
     monkeypatch.setattr("toolkit.serve.health.Probe.ready", lambda self: True)
     with exclusive(first), exclusive(second):
-        write_state(first, State("ready", os.getpid(), "none", "/nowhere"))
-        write_state(second, State("failed", os.getpid(), "none", "/nowhere", message="rank 0 was killed by SIGKILL"))
+        write_state(first, state("ready"))
+        write_state(second, state("failed", "rank 0 was killed by SIGKILL"))
         found: Overview = overview(deployment)
-    assert (found.ready, found.degraded) == (1, True)
+    assert (found.ready, found.exit_code) == (1, 1)
     lines = str(found).splitlines()
     assert lines[0] == "ready: 1 of 2 replicas"
     assert any(line.startswith("replica 1: failed") for line in lines)
@@ -184,6 +197,28 @@ def test_the_overview_says_how_many_are_ready_and_why_not(two, monkeypatch):
     assert f":{deployment.serving.http_port + 10} " in str(found)
     data = found.data()
     assert (data["ready"], data["ready_replicas"], [one["replica"] for one in data["replicas"]]) == (False, 1, [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("phases", "code"),
+    [
+        (("ready", "ready"), 0),
+        (("ready", "loading"), 1),
+        (("ready", "failed"), 1),
+        (("unresponsive", "stopped"), 1),
+        (("loading", "failed"), 2),
+        (("draining", "stopped"), 3),
+        (("stopped", "failed"), 3),
+    ],
+)
+def test_what_the_exit_code_of_status_says(two, monkeypatch, phases, code):
+    deployment = two()
+    monkeypatch.setattr("toolkit.serve.health.Probe.ready", lambda self: True)
+    with contextlib.ExitStack() as stack:
+        for replica, phase in zip(deployment.apart(), phases, strict=True):
+            stack.enter_context(exclusive(replica))
+            write_state(replica, state(phase))
+        assert overview(deployment).exit_code == code
 
 
 def test_nothing_to_stop(two):

@@ -1,6 +1,7 @@
 """Real groups of tritonserver and mpirun, whose models are trivial (tests/serve/models)."""
 
 import http.client
+import ipaddress
 import json
 import os
 import resource
@@ -11,11 +12,13 @@ import sys
 import threading
 import time
 
+import psutil
 import pytest
 
 from toolkit.errors import ToolkitError
 from toolkit.serve import serve, status, stop
 from toolkit.serve.health import Probe
+from toolkit.serve.loopback import device_of, socket_of
 
 pytestmark = pytest.mark.slow
 
@@ -66,6 +69,24 @@ def test_only_the_configured_address_is_bound(deploy, start):
     for port in (ports.http_port, ports.grpc_port, ports.metrics_port):
         with socket.socket() as probe:  # 127.0.0.2 is free where 0.0.0.0 is not listened on
             probe.bind(("127.0.0.2", port))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_nothing_else_listens_to_other_machines(deploy, start, host):
+    serving = start(deploy(pp=2, host=host)).wait_ready()
+    assert "cannot be kept to this machine" not in serving.stderr
+    public, found = {*serving.deployment.serving.ports().values()}, []
+    for member in serving.members():
+        for connection in psutil.Process(member.pid).net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and not is_loopback(connection.laddr.ip):
+                with socket_of(member.pid, connection.fd) as listening:
+                    found.append((connection.laddr.port, device_of(listening)))
+    assert {device for port, device in found if port not in public} == {b"lo\0"}, "mpirun's, on this machine alone"
+    assert {port for port, device in found if not device} == ({*public} if host == "0.0.0.0" else set())
+
+
+def is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.removeprefix("::ffff:")).is_loopback
 
 
 def test_drain_lets_http_streams_end_and_refuses_new_ones(deploy, start):
@@ -169,6 +190,14 @@ def test_a_kill_under_load_ends_the_group(deploy, start, rank, model, message):
         start(serving.deployment).wait_ready()
 
 
+def test_an_mpirun_that_somebody_told_to_end(deploy, start):
+    serving = start(deploy(pp=2)).wait_ready()
+    os.kill(serving.member(None).pid, signal.SIGTERM)
+    assert serving.ended(60) == 1
+    assert "mpirun was told to end by a signal, and ended its ranks (exited with code 1)" in serving.stderr
+    assert serving.left() == []
+
+
 def test_a_killed_supervisor_leaves_nothing(deploy, start):
     serving = start(deploy(tp=2, pp=2)).wait_ready()
     assert len(serving.left()) > 8
@@ -251,8 +280,23 @@ def test_a_rank_that_triton_gave_up_on_a_busy_machine(deploy, start):
     broken.write_text("terminate called after throwing an instance of 'boost::interprocess::lock_exception'")
     (broken.parent / "sleep0").touch()
     serving = start(deployment)
-    assert serving.ended(60) == 1
+    assert serving.ended(120) == 1
     assert "no processor time for a second, as on a busy machine" in serving.stderr.splitlines()[-1]
+    assert [n for n in (2, 1, 0) if f"Starting again, at most {n} more time" in serving.stderr] == [2, 1]
+    assert serving.left() == []
+
+
+def test_a_rank_that_triton_gave_up_once(deploy, start):
+    deployment = deploy(tp=2, pp=1)
+    broken = deployment.repository_dir / "tensorrt_llm" / "broken1"
+    broken.write_text("terminate called after throwing an instance of 'boost::interprocess::lock_exception'")
+    (broken.parent / "sleep0").touch()
+    serving = start(deployment)
+    serving.wait_for(lambda: "starting 2 ranks" in serving.stderr)
+    broken.unlink()  # the run has a copy of its own
+    (broken.parent / "sleep0").unlink()
+    serving.wait_ready()
+    assert "Starting again, at most 2 more times" in serving.stderr
 
 
 def test_a_group_that_never_gets_ready(deploy, start):
@@ -265,15 +309,75 @@ def test_a_group_that_never_gets_ready(deploy, start):
 
 
 def test_a_hung_group_is_ended(deploy, start):
-    quick = "import toolkit.serve.health as h; h.CHECK_EVERY_S, h.CHECK_TIMEOUT_S = 0.3, 2.0"
+    quick = "import toolkit.serve.health as h; h.CHECK_EVERY_S, h.CHECK_TIMEOUT_S = 0.3, 2.0; "
+    quick += "import toolkit.serve.janitor as j; j.Member.suspended = False"  # it is found by what the group does
     serving = start(deploy(pp=2), quick).wait_ready()
     time.sleep(1.5)
     assert serving.process.poll() is None, "a group that answers does not count as hung"
     os.kill(serving.member(0, "tensorrt_llm_bls").pid, signal.SIGSTOP)
+    serving.wait_for(lambda: "(1 in a row)" in serving.stderr)
+    serving.wait_for(lambda: serving.state.phase == "unresponsive", 1)
+    assert status(serving.deployment).ready is False
     assert serving.ended(60) == 1
-    assert "no answer to a one-token request within 2 s (2 in a row)" in serving.stderr
-    assert "the group hangs" in serving.stderr
+    assert "a one-token request" in serving.stderr and "(2 in a row)" in serving.stderr
+    assert "the group hangs: " in serving.stderr and "; all ranks were ended" in serving.stderr
     assert serving.left() == []
+
+
+def test_a_suspended_process_is_named_and_the_group_ended(deploy, start):
+    """At the real pace."""
+    serving = start(deploy(pp=2)).wait_ready()
+    victim = serving.member(1, "tensorrt_llm").pid
+    os.kill(victim, signal.SIGSTOP)
+    assert serving.ended(20) == 1
+    assert f"the group hangs: its process {victim} (tensorrt_llm) is suspended (SIGSTOP)" in serving.stderr
+    assert serving.left() == []
+
+
+def test_a_group_that_was_hung_for_a_while(deploy, start):
+    quick = "import toolkit.serve.health as h; h.CHECK_EVERY_S, h.CHECK_TIMEOUT_S, h.LOOK_TIMEOUT_S = 0.3, 0.5, 0.5; "
+    quick += "h.CHECKS_FAILED = 1000; import toolkit.serve.janitor as j; j.Member.suspended = False"
+    serving = start(deploy(), quick).wait_ready()
+    victim = serving.member(0).pid  # Triton bears it that it is suspended itself, and not always that its models are
+    os.kill(victim, signal.SIGSTOP)
+    serving.wait_for(lambda: serving.state.phase == "unresponsive")
+    os.kill(victim, signal.SIGCONT)
+    serving.wait_for(lambda: serving.state.phase == "ready")
+    assert "a token was generated again" in serving.stderr
+
+
+def test_stop_wakes_a_suspended_supervisor(deploy, start, capsys):
+    serving = start(deploy()).wait_ready()
+    serving.send(signal.SIGSTOP)
+    asked = time.monotonic()
+    assert stop(serving.deployment).startswith(f"stopped process {serving.process.pid} in ")
+    assert time.monotonic() - asked < 15
+    assert f"process {serving.process.pid} is suspended (SIGSTOP): it goes on, to drain" in capsys.readouterr().err
+
+
+def test_what_a_run_writes_is_for_its_user_alone(deploy, start):
+    serving = start(deploy(pp=2)).wait_ready()
+    run = serving.state.run
+    paths = [*run.segments(), run.tmp, serving.deployment.run_dir, *serving.deployment.run_dir.glob("*.log")]
+    assert len(paths) > 8
+    assert [path for path in paths if path.stat().st_mode & 0o077] == []
+
+
+def test_serving_goes_on_when_nothing_can_be_written(deploy, start):
+    """Requests are answered, and the drain waits for them."""
+    serving = start(deploy()).wait_ready()
+    run_dir = serving.deployment.run_dir
+    (run_dir / "state.json").unlink()
+    for name in ("state.json", "state.partial"):
+        (run_dir / name).mkdir()  # so that not even root can write it
+    stream = Stream(serving.deployment, tokens=10)
+    serving.wait_for(lambda: len(stream.received) >= 2)
+    serving.send(signal.SIGTERM)
+    assert serving.ended(20) == 0
+    stream.join(10)
+    assert len(stream.received) == 10
+    assert f"{run_dir}: cannot be written: toolkit status does not know that this run is draining" in serving.stderr
+    assert "stopped: 1 request finished, none cut" in serving.stderr
 
 
 def test_detach_status_and_stop(deploy, capfd):

@@ -12,7 +12,7 @@ import pytest
 from toolkit.distribution import install
 from toolkit.errors import ToolkitError
 from toolkit.serve import tritonserver
-from toolkit.serve.tritonserver import Mpirun, find, find_mpirun, libpython_directory
+from toolkit.serve.tritonserver import Mpirun, find, find_libpython, find_mpirun
 
 
 @pytest.fixture
@@ -100,7 +100,34 @@ def test_engines_need_the_image(monkeypatch, tmp_path):
 def test_missing_libpython(monkeypatch):
     monkeypatch.setattr(Path, "is_file", lambda path: False)
     with pytest.raises(ToolkitError, match=r"apt-get install libpython3\.1\d; Fedora: dnf install"):
-        libpython_directory()
+        find_libpython()
+
+
+def libpmix_of_somebody_else(folder: Path) -> Path:
+    """A folder as that of Debian's libpython, with a library that the wheel's mpirun brings in another version."""
+    folder.mkdir()
+    (folder / find_libpython().name).symlink_to(find_libpython())
+    (folder / "libpmix.so.2").write_bytes(b"another one")
+    return folder
+
+
+def test_other_libraries_beside_libpython_are_not_taken(tmp_path, monkeypatch):
+    folder = libpmix_of_somebody_else(tmp_path / "usr")
+    monkeypatch.setattr("sysconfig.get_config_var", lambda name: str(folder) if name == "LIBDIR" else None)
+    server = find(cache=tmp_path / "cache")
+    folders = [Path(part) for part in server.environment["LD_LIBRARY_PATH"].split(":")]
+    assert folder not in folders
+    assert [sorted(map(str, part.glob("libpython*"))) for part in folders].count([]) < len(folders)
+    ran = subprocess.run([find_mpirun().binary, "--version"], env=server.environ(), capture_output=True, text=True)
+    assert "Open MPI" in ran.stdout, ran.stderr
+
+
+def test_other_libraries_on_the_library_path_come_last(tmp_path, monkeypatch):
+    """As a cluster's `module load openmpi` has them."""
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(libpmix_of_somebody_else(tmp_path / "opt")))
+    mpirun = find_mpirun()
+    ran = subprocess.run([mpirun.binary, "-n", "1", "true"], env=find(cache=tmp_path).environ(), capture_output=True)
+    assert ran.returncode == 0 or b"root" in ran.stderr, ran.stderr
 
 
 @pytest.fixture

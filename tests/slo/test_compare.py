@@ -178,6 +178,45 @@ def test_what_is_no_report_is_one_line(made, tmp_path) -> None:
         compare([made("none", []), a])
 
 
+SPOILT = [
+    (("deployment", "slo", "compliance"), math.nan, "deployment.slo.compliance: input should be "),
+    (("deployment",), [], "deployment.slo: there is none"),
+    (("run", "started"), 1e300, "is no report: run.started: input should be less than 250000000000, got 1e+300"),
+]
+
+
+@pytest.mark.parametrize(("place", "value", "complaint"), SPOILT, ids=lambda value: str(value)[:30])
+def test_values_that_no_report_has(made, place, value, complaint) -> None:
+    a = made("a", lognormal(20, 1))
+    content = json.loads((a / "report.json").read_text())
+    inner = content
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    (a / "report.json").write_text(json.dumps(content))
+    with pytest.raises(ToolkitError, match=re.escape(f"report.json: {complaint}")):
+        compare([a, a])
+
+
+def test_what_a_report_names_does_nothing_to_the_terminal(made, tmp_path) -> None:
+    """Settings are no markup of rich, and their control characters are shown; also in a report of another program."""
+    a, b = made("a", lognormal(20, 1)), made("b", lognormal(20, 2))
+    content = json.loads((b / "report.json").read_text())
+    deep = {}
+    for _ in range(300):
+        deep = {"x": deep}
+    content["run"]["settings"] |= {"[/red]": "[bold]\x1b[2Jx[/]", "deep": deep, "long" * 500: "y" * 5000}
+    content["deployment"] |= {"name": "n\x1b[31m\ud800" + "z" * 5000, "loadtest": "none"}
+    content["versions"] = 5
+    (b / "report.json").write_text(json.dumps(content))
+    done = run(a, b, "--html", tmp_path / "page.html")
+    assert done.exit_code == 2 and r"[bold]\x1b[2Jx[/]" in done.stdout and r"B  n\x1b[31m\ud800zzz" in done.stdout
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    for text in (done.stdout, page):
+        assert all(c.isprintable() or c in "\n\xa0\u202f" for c in text)
+    assert json.loads(run(a, b, "--json").stdout)["reports"][1]["name"].startswith(r"n\x1b[31m\ud800zz")
+
+
 def test_the_page_is_self_contained_and_escapes(made) -> None:
     a, b = made("a", lognormal(600, 1)), made("<b>", lognormal(600, 2, scale=1.3), {"model": "<script>"})
     page = compare_page.page(compare([a, b, a]))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
+import os
 import re
 from pathlib import Path
 
@@ -61,6 +63,11 @@ def test_json_has_aiperfs_names_and_numbers_that_numpy_finds_in_the_raw_samples(
     assert found["input_sequence_length"]["avg"] == 12 and found["output_sequence_length"]["avg"] == 8
 
 
+def test_a_report_is_for_its_user_alone(deployment):
+    report.write(deployment, run_of())
+    assert deployment.report_dir.stat().st_mode & 0o777 == 0o700
+
+
 def test_what_was_written_gives_the_same_verdict_when_read(deployment):
     verdict = report.write(deployment, run_of(failed(due=3)))
     again = report.verdict_of(deployment, report.read(deployment))
@@ -100,6 +107,16 @@ def test_page_escapes_what_a_server_says(deployment):
     assert "<script>" not in page and "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in page
 
 
+def test_control_characters_of_a_server_are_shown(deployment):
+    """ToolkitError escapes them when a request fails; a sample may come from elsewhere."""
+    verdict = report.write(deployment, run_of(*(failed(due=2, error="a\x1b[31mb\x07\u202e\ud800") for _ in range(9))))
+    for name in ("report.html", "summary.md"):
+        text = written(deployment, name)
+        assert "x1b" in text and "u202e" in text and "ud800" in text
+        assert all(c.isprintable() or c in "\n\xa0\u202f" for c in text), name
+    assert r"9 x a\x1b[31mb" in summary_text(verdict)
+
+
 @pytest.mark.parametrize(
     ("samples", "outcome"),
     [
@@ -125,6 +142,21 @@ def test_terminal_shows_each_target_and_what_was_not_measured(deployment):
     assert "PASS  5 targets met over 120 requests; not measured: Prefill P50" in text
 
 
+BAD_SAMPLES = [
+    ("due", math.nan, "due: input should be "),
+    ("ended", math.inf, "ended: input should be less than 250000000000, got inf"),
+    ("ended", -math.inf, "ended: input should be greater than or equal to 0, got -inf"),
+    ("token_times", [1, math.nan], "token_times.1: input should be "),
+    ("token_times", 5, "token_times: input should be a valid "),
+    ("first_text", 1e300, "first_text: input should be less than 250000000000, got 1e+300"),
+    ("prefill_ms", math.inf, "prefill_ms: input should be less than 1000"),
+    ("tokens_in", "many", "tokens_in: input should be a valid integer, unable to parse"),
+    ("replica", 10**12, "replica: input should be less than 65536, got 1000000000000"),
+    ("error", [1], "error: input should be a valid string, got [1]"),
+    ("id", "\ud800", "invalid JSON: "),
+]
+
+
 def test_reading_what_is_not_there_or_damaged_is_one_line(deployment):
     with pytest.raises(ToolkitError, match=r"there is no report here\. Run: toolkit loadtest"):
         report.read(deployment)
@@ -134,12 +166,78 @@ def test_reading_what_is_not_there_or_damaged_is_one_line(deployment):
     with pytest.raises(ToolkitError, match=r"samples\.jsonl\.gz:1: not a sample"):
         report.read(deployment)
     raw.write_bytes(gzip.compress(b'{"id": "x", "protocol": "http", "due": "late", "sent": 1, "ended": 2}\n'))
-    with pytest.raises(ToolkitError, match=r"samples\.jsonl\.gz:1: not a sample: a time is no number"):
+    with pytest.raises(ToolkitError, match=r"samples\.jsonl\.gz:1: not a sample: due: .*, got 'late'"):
         report.read(deployment)
+    for field, value, complaint in BAD_SAMPLES:
+        line = json.dumps({"id": "x", "protocol": "http", "due": 1, "sent": 1, "ended": 2, field: value})
+        raw.write_bytes(gzip.compress(f"{line}\n".encode()))
+        with pytest.raises(ToolkitError) as caught:
+            report.read(deployment)
+        assert f"samples.jsonl.gz:1: not a sample: {complaint}" in str(caught.value)
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 500
     for damaged in (b"no gzip", gzip.compress(b"x" * 99)[:-9]):
         raw.write_bytes(damaged)
         with pytest.raises(ToolkitError, match=r"samples\.jsonl\.gz: cannot be read: \w+"):
             report.read(deployment)
+
+
+def write_files_alone(deployment) -> None:
+    """What a report is read from, without the page, which takes a second."""
+    deployment.report_dir.mkdir(parents=True)
+    content = report.as_json(deployment, run_of(), report.verdict_of(deployment, run_of()))
+    (deployment.report_dir / "report.json").write_text(json.dumps(content))
+    report.write_samples(deployment.report_dir, run_of())
+
+
+BAD_RUNS = [
+    ("started", math.inf, "run.started: input should be less than 250000000000, got inf"),
+    ("started", "now", "run.started: input should be a valid number"),
+    ("warmup", -1, "run.warmup: input should be greater than or equal to 0, got -1"),
+    ("settings", [], "run.settings: input should be a valid dictionary, got []"),
+    ("cut_short", 5, "run.cut_short: input should be a valid string, got 5"),
+    ("own_error", {"ttft_ms": {"p50": math.nan, "p99": 1}}, "run.own_error.ttft_ms.p50: input should be "),
+    (
+        "server",
+        {"gpus": [{"uuid": "x", "utilisation": math.inf}]},
+        "run.server.gpus.0.utilisation: input should be less",
+    ),
+    ("repeats", [1, 2], "run.repeats has 3 samples, there are 124"),
+    ("repeats", "x", "run.repeats: input should be a valid tuple, got 'x'"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "complaint"), BAD_RUNS, ids=lambda value: str(value)[:20])
+def test_a_run_that_cannot_have_been(deployment, field, value, complaint):
+    write_files_alone(deployment)
+    file = deployment.report_dir / "report.json"
+    content = json.loads(file.read_text())
+    content["run"][field] = value
+    file.write_text(json.dumps(content))
+    with pytest.raises(ToolkitError) as caught:
+        report.read(deployment)
+    assert f"report.json: is no report: {complaint}" in str(caught.value)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["report.json", "samples.jsonl.gz"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.mkdir()])
+def test_files_that_have_no_end(deployment, name, make):
+    write_files_alone(deployment)
+    (deployment.report_dir / name).unlink()
+    make(deployment.report_dir / name)
+    with pytest.raises(ToolkitError, match=rf"{name}: is a (named pipe|device|directory), expected a file"):
+        report.read(deployment)
+
+
+@pytest.mark.timeout(60)
+def test_a_line_of_samples_without_an_end(deployment):
+    """A gigabyte of zeros is a megabyte of gzip."""
+    write_files_alone(deployment)
+    with gzip.open(deployment.report_dir / "samples.jsonl.gz", "wb", compresslevel=1) as stream:
+        for _ in range(64):
+            stream.write(b" " * (1 << 20))
+    with pytest.raises(ToolkitError, match=r"samples\.jsonl\.gz:1: not a sample: invalid JSON"):
+        report.read(deployment)
 
 
 def test_a_report_that_cannot_be_written_is_one_line(deployment, tmp_path):

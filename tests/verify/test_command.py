@@ -104,3 +104,18 @@ def test_build_from_another_tools_checkpoint(llama, deploy, pristine, tmp_path):
     done = toolkit("build", deployment.file, "--checkpoint", tmp_path / "foreign")
     assert (done.returncode, done.stdout) == (0, f"{deployment.engine_dir}\n")
     assert not deployment.checkpoint_dir.exists(), "nothing is converted"
+
+
+def test_names_in_a_checkpoint_do_nothing_to_the_terminal(checkpoint, llama):
+    """A header of safetensors may name a tensor as it likes."""
+    file = checkpoint / "rank0.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    first = next(name for name in header if name != "__metadata__")
+    renamed = {("\x1b[2J\n" + "x" * 900 if name == first else name): entry for name, entry in header.items()}
+    text = json.dumps(renamed).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    done = toolkit("verify", checkpoint, "--against", llama, "--bytes")
+    assert done.returncode == 1 and r"\x1b[2J" in done.stdout
+    assert all(line.isprintable() and len(line) < 1100 for line in done.stdout.splitlines())

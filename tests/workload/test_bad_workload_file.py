@@ -151,6 +151,14 @@ def test_a_file_without_an_end(plan):
         plan(prompts="/dev/zero")
 
 
+def test_a_file_that_does_not_fit_into_memory(plan, tmp_path):
+    """Next to nothing of it is on the disk."""
+    with (tmp_path / "own.jsonl").open("wb") as stream:
+        stream.truncate(1 << 40)
+    with pytest.raises(ToolkitError, match=r"own.jsonl: is larger than 2 GiB\. Cut it\."):
+        plan(prompts="own.jsonl")
+
+
 def test_a_broken_line_of_a_trace(plan, tmp_path):
     good = {"timestamp": 0, "input_length": 9, "output_length": 9}
     for bad, message in (

@@ -155,6 +155,8 @@ BAD = [
     (line(True), "timestamp: expected milliseconds, got True."),
     (line(float("nan")), "timestamp: expected milliseconds, got nan."),
     (line(float("inf")), "timestamp: expected milliseconds, got inf."),
+    (line(0) + "\n" + line(1e300), "trace.jsonl:2: its time 1e+300 is more than 10 years after that of line 1, 0."),
+    (line(-1e308) + "\n" + line(1e308), "trace.jsonl:2: its time 1e+308 is more than 10 years after that of line 1,"),
     (line(10**400), "timestamp: expected milliseconds, got a number of 1329 bits."),
     ('{"timestamp": 0, "output_length": 5}', "trace.jsonl:1: input_length: expected from 1 to 1,000,000,000 tokens,"),
     (line(tokens=0), "input_length: expected from 1 to 1,000,000,000 tokens, got 0."),

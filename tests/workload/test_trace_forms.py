@@ -131,6 +131,8 @@ BAD = [
         "trace:1: hash_ids: 6 blocks of 16 tokens are more than input_length 70. Set trace_",
     ),
     ("a,b,c\n1,2,3\n", "trace:1: not JSON. A line is {"),
+    ('"' + "a" * 200_000, "trace:1: not JSON. A line is {"),
+    (BURSTGPT + "1e300,m,3,5,8,l\n", "trace:5: its time 1e+300 is more than 10 years after that of line 2, 5."),
 ]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from toolkit.checkpoint.config_json import checkpoint_config
 from toolkit.checkpoint.layout import Embedding
 from toolkit.checkpoint.safetensors_file import Stored, read_header
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, shown
 from toolkit.jsonfile import LARGEST_CONFIG, read_json
 from toolkit.mapping import Mapping
 from toolkit.model import DTYPE_BYTES, ModelShape, parse_shape
@@ -83,12 +83,12 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     raw = read_json(path, missing="Give the directory of a TensorRT-LLM checkpoint.", largest=LARGEST_CONFIG)
     for block in ("mapping", "quantization", "moe"):
         if not isinstance(raw.get(block) or {}, dict):
-            raise ToolkitError(f"{block}: expected an object, got {raw[block]!r}", where=path)
+            raise ToolkitError(f"{block}: expected an object, got {shown(raw[block])}", where=path)
     for field, found, wanted in _unsupported(raw):
-        raise ToolkitError(f"{field}: {found!r} is not supported, only {wanted!r}", where=path)
+        raise ToolkitError(f"{field}: {shown(found)} is not supported, only {shown(wanted)}", where=path)
     if raw.get("dtype") not in [*DTYPE_BYTES]:
         hint = f"Known: {', '.join(DTYPE_BYTES)}."
-        raise ToolkitError(f"dtype: {raw.get('dtype')!r} is unknown", where=path, hint=hint)
+        raise ToolkitError(f"dtype: {shown(raw.get('dtype'))} is unknown", where=path, hint=hint)
     mapping, shape = _mapping(raw.get("mapping") or {}, path), _shape(raw, path)
     ranks = tuple(_rank(directory, rank, mapping) for rank in mapping.ranks)
     _refuse_more_ranks(directory, mapping)
@@ -125,7 +125,7 @@ def _mapping(block: Dict[str, Any], path: Path) -> Mapping:
     sizes = {name: block.get(name, 1) for name in ("tp_size", "pp_size", "cp_size")}
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ToolkitError(f"mapping.{name}: expected a positive whole number, got {size!r}", where=path)
+            raise ToolkitError(f"mapping.{name}: expected a positive whole number, got {shown(size)}", where=path)
     mapping = Mapping(tp=sizes["tp_size"], pp=sizes["pp_size"])
     if sizes["cp_size"] != 1:
         raise ToolkitError(f"mapping.cp_size: {sizes['cp_size']} is not supported, only 1", where=path)
@@ -140,7 +140,7 @@ def _embedding(raw: Dict[str, Any], path: Path) -> Embedding:
         return "whole"
     dimension = raw.get("embedding_sharding_dim", 0)
     if dimension not in (0, 1):
-        raise ToolkitError(f"embedding_sharding_dim: expected 0 or 1, got {dimension!r}", where=path)
+        raise ToolkitError(f"embedding_sharding_dim: expected 0 or 1, got {shown(dimension)}", where=path)
     return "columns" if dimension else "rows"
 
 

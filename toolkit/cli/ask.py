@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -48,6 +49,7 @@ def ask(
     if raw and system is not None:
         raise click.UsageError("--system cannot be combined with --raw: it belongs to the chat template.")
     from toolkit.client import connect
+    from toolkit.errors import harmless
     from toolkit.load import prompts
     from toolkit.load.target import can_stream, first_ready, protocol_of, with_hint
     from toolkit.load.work import MODEL
@@ -73,7 +75,8 @@ def ask(
                 arrivals.append(event.received)
                 tokens += _tokens(event)
                 if not as_json:
-                    click.echo(event.text, nl=False)
+                    text = harmless(event.text) if sys.stdout.isatty() else event.text
+                    click.echo(text, nl=False, color=True)  # which keeps it as it is
     e2e_ms = (arrivals[-1] - sent) * 1e3
     ttft_ms = (arrivals[0] - sent) * 1e3 if streamed else None
     if as_json:

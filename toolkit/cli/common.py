@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolkit.cli.plain_progress import PlainProgress
-from toolkit.errors import ToolkitError, no_permission
+from toolkit.errors import ToolkitError, cannot_use, harmless
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
@@ -30,6 +30,8 @@ COULD_NOT_RUN = 3
 
 class VerdictCommand(click.Command):
     """Exit codes 0, 1 and 2 are verdicts: wrong usage, a bad input and a crash, which are none, become 3."""
+
+    wrong_usage = COULD_NOT_RUN
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
         with _no_verdict():
@@ -52,11 +54,11 @@ def _no_verdict() -> Iterator[None]:
         raise
     except (click.exceptions.Exit, click.Abort):
         raise
-    except PermissionError as error:
-        refused = no_permission(error)
-        refused.exit_code = COULD_NOT_RUN
-        raise refused from error
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            refused = cannot_use(error)
+            refused.exit_code = COULD_NOT_RUN
+            raise refused from error
         traceback.print_exc()
         sys.exit(COULD_NOT_RUN)
 
@@ -110,9 +112,14 @@ def print_json(data: Any) -> None:
     click.echo(json.dumps(data, indent=2, default=str))
 
 
+def tell(result: object) -> None:
+    """A result for the person at the terminal, in which another program's text may stand."""
+    click.echo(harmless(str(result)))
+
+
 def note(message: str) -> None:
     """A line for the person at the terminal: stderr, so that stdout holds results only."""
-    click.echo(message, err=True)
+    click.echo(harmless(message), err=True)
 
 
 def counted(count: int, noun: str) -> str:

@@ -32,8 +32,8 @@ def compare(reports: tuple[Path, ...], html: Path | None, as_json: bool) -> None
     if as_json:
         print_json(compare_text.data(found))
     else:
-        from rich.console import Console
+        from toolkit.terminal import Terminal
 
-        Console(highlight=False).print(compare_text.text(found), soft_wrap=True)
+        Terminal().print(compare_text.text(found), soft_wrap=True)
     job_summary(compare_text.as_markdown(found))
     sys.exit(found.outcome.value)

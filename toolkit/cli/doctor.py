@@ -39,9 +39,9 @@ def doctor(deployment: Deployment | None, bundle: Path | None, as_json: bool) ->
     if as_json:
         print_json(doctor_data(diagnosis) | ({"bundle": written.as_data()} if written else {}))
     else:
-        from rich.console import Console
+        from toolkit.terminal import Terminal
 
-        Console(highlight=False, width=100).print(doctor_text(diagnosis))
+        Terminal(width=100).print(doctor_text(diagnosis))
     if written:
         for name, why in written.missing.items():
             note(f"not in the bundle: {name}: {why}")

@@ -71,9 +71,9 @@ def init(model_dir: Path, force: bool, as_json: bool, **options: Any) -> None:
     if as_json:
         print_json({"file": str(started.file), "comparison": comparison_data(started.comparison)})
     else:
-        from rich.console import Console
+        from toolkit.terminal import Terminal
 
-        Console(highlight=False, width=100).print(comparison_text(started.comparison))
+        Terminal(width=100).print(comparison_text(started.comparison))
         best = started.comparison.best
         click.echo(f"\n{started.file}: {best.name}, {layout_in_words(best.deployment)}; {started.why}")
     note(f"next: toolkit plan {started.file}")

@@ -14,6 +14,7 @@ from toolkit.cli.common import (
     note,
     one_protocol,
     print_json,
+    tell,
 )
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 def _rates(_context: click.Context, _parameter: click.Parameter, text: str | None) -> list[float] | None:
     if text is None:
         return None
+    from toolkit.errors import shown
     from toolkit.rules import LEAST_RATE, MOST_RATE
 
     try:
@@ -32,7 +34,7 @@ def _rates(_context: click.Context, _parameter: click.Parameter, text: str | Non
         rates = []
     if not rates or not all(LEAST_RATE <= rate <= MOST_RATE for rate in rates):
         accepted = f"each from {LEAST_RATE:g} to {MOST_RATE:,.0f} requests/s"
-        raise click.UsageError(f"--sweep: expected rates as 1,2,4,8, {accepted}, got {text!r}")
+        raise click.UsageError(f"--sweep: expected rates as 1,2,4,8, {accepted}, got {shown(text)}")
     return rates
 
 
@@ -98,10 +100,10 @@ def loadtest(
     elif as_json:
         print_json({"verdict": str(verdict.outcome), "reason": verdict.reason})
     else:
-        from rich.console import Console
+        from toolkit.terminal import Terminal
 
         predicted = report.read(deployment).predicted if measured else None
-        Console(highlight=False).print(terminal.summary(verdict, predicted), soft_wrap=True)
+        Terminal().print(terminal.summary(verdict, predicted), soft_wrap=True)
         if measured:
             click.echo(f"report: {report.report_page(deployment)}")
     job_summary(report.job_summary(deployment, verdict))
@@ -123,7 +125,7 @@ def _at_rates(deployment: Deployment, options: Options, rates: list[float] | Non
     if as_json:
         click.echo((deployment.rates_dir / at_rates.JSON_NAME).read_text(encoding="utf-8"), nl=False)
     else:
-        click.echo(found.line)
+        tell(found.line)
         click.echo(f"report: {deployment.rates_dir / at_rates.HTML_NAME}")
     job_summary(at_rates.as_markdown(deployment, found))
     return COULD_NOT_RUN if found.cut_short else 0 if met else 1

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
+from typing import Any
 
 import click
 
 from toolkit.distribution import VERSION
-from toolkit.errors import ToolkitError, no_permission
+from toolkit.errors import ToolkitError, cannot_use, is_unicode, shown
 
 COMMANDS = (
     *("init", "plan", "calibrate", "doctor", "convert", "verify", "build", "repo"),
@@ -27,6 +29,15 @@ class LazyGroup(click.Group):
         name = name.replace("-", "_")
         return getattr(importlib.import_module(f"toolkit.cli.{name}"), name)
 
+    def resolve_command(self, context: click.Context, arguments: list[str]) -> Any:
+        name, command, rest = super().resolve_command(context, arguments)
+        for argument in rest:
+            if not argument.isascii() and not is_unicode(argument):
+                error = click.UsageError(f"{shown(argument)} is not UTF-8 text. Is it a file's name? Rename it.")
+                error.exit_code = getattr(command, "wrong_usage", error.exit_code)  # type: ignore[misc]
+                raise error
+        return name, command, rest
+
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(VERSION, message="toolkit %(version)s")
@@ -42,6 +53,8 @@ def main() -> None:
 
     Of loadtest and compare, whose 0, 1 and 2 are verdicts, an error and wrong usage are 3.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # where its encoding has no such character, as ≤ in ISO 8859-1
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         sys.exit(cli(standalone_mode=False))
     except click.ClickException as error:
@@ -53,10 +66,10 @@ def main() -> None:
     except ToolkitError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except PermissionError as error:
+    except OSError as error:
         if error.filename is None:
             raise
-        click.echo(f"error: {no_permission(error)}", err=True)
+        click.echo(f"error: {cannot_use(error)}", err=True)
         sys.exit(ToolkitError.exit_code)
 
 

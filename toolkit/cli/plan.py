@@ -132,9 +132,9 @@ def _next(shown: Deployment, config: Path, written: Path | None) -> None:
 
 
 def _print(made: Plan) -> None:
-    from rich.console import Console
+    from toolkit.terminal import Terminal
 
-    console = Console(highlight=False, width=100)
+    console = Terminal(width=100)
     for number, part in enumerate(made.as_text(charts=console.is_terminal)):
         if number:
             console.print()

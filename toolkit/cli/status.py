@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toolkit.cli.common import deployment_options, json_option, print_json
+from toolkit.cli.common import deployment_options, json_option, print_json, tell
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
@@ -17,11 +17,10 @@ if TYPE_CHECKING:
 def status(deployment: Deployment, as_json: bool) -> None:
     """Say whether the deployment is being served, by which process, and how it is.
 
-    Exit codes: 0, and 1 when some of its replicas are ready and others are not.
+    Exit codes: 0 ready; 1 degraded: some replicas are not ready, or one answers no more; 2 loading; 3 not served.
     """
     from toolkit.serve import overview
 
     found = overview(deployment)
-    print_json(found.data()) if as_json else click.echo(found)
-    if found.degraded:
-        sys.exit(1)
+    print_json(found.data()) if as_json else tell(found)
+    sys.exit(found.exit_code)

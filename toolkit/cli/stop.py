@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toolkit.cli.common import deployment_options, json_option, print_json
+from toolkit.cli.common import deployment_options, json_option, print_json, tell
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
@@ -18,4 +18,4 @@ def stop(deployment: Deployment, as_json: bool) -> None:
     from toolkit.serve import stop as run
 
     outcome = run(deployment)
-    print_json({"result": outcome}) if as_json else click.echo(outcome)
+    print_json({"result": outcome}) if as_json else tell(outcome)

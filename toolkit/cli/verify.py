@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toolkit.cli.common import json_option, note, print_json, progress
+from toolkit.cli.common import json_option, note, print_json, progress, tell
 
 if TYPE_CHECKING:
     from toolkit.verify import Verification
@@ -41,6 +41,6 @@ def show(result: Verification, as_json: bool = False, on_stderr: bool = False) -
         print_json(report.as_dict(result))
     else:
         for line in report.lines(result):
-            (note if on_stderr else click.echo)(line)
+            (note if on_stderr else tell)(line)
     if not result.same:
         sys.exit(1)

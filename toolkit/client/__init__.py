@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 
 from toolkit.client.base import Client, DeadlineExceeded, Event, Result, ServerFailed, ServerRefused
 from toolkit.client.request import GenerateRequest
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, clipped
+from toolkit.hosts import can_be_a_host
 
 __all__ = [
     "Client",
@@ -44,7 +45,7 @@ def connect(url: str, *, connect_timeout_s: float = 5.0, first_event_timeout_s: 
     """
     refusal = ToolkitError(
         "is not the address of a server",
-        where=re.sub("//[^/]*@", "//", url),  # a password may stand there
+        where=clipped(re.sub("//[^/]*@", "//", url)),  # a password may stand there
         hint="Use http://HOST:PORT, grpc://HOST:PORT, or openai+http://HOST:PORT for a server with OpenAI's API.",
     )
     try:
@@ -53,7 +54,7 @@ def connect(url: str, *, connect_timeout_s: float = 5.0, first_event_timeout_s: 
     except ValueError:
         raise refusal from None
     path = parts.path.rstrip("/")
-    if not host or parts.query or parts.fragment or parts.username is not None:
+    if not host or not can_be_a_host(host) or parts.query or parts.fragment or parts.username is not None:
         pass
     elif parts.scheme == "http" and port and not path:
         from toolkit.client.http_client import HttpClient

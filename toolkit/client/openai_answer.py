@@ -12,6 +12,7 @@ from typing import Any
 from toolkit.client.base import Event, Result, ServerFailed, ServerRefused, quoted
 from toolkit.client.connections import BUSY, json_object, said
 from toolkit.client.server_sent_events import CUT_OFF, ERROR, MESSAGE
+from toolkit.errors import shown
 
 DONE = b"[DONE]"
 # How servers spell that an answer goes on, apart from null.
@@ -194,7 +195,7 @@ def _reason(reason: Any, data: bytes) -> str | None:
 
 
 def _unfinished(reason: Any) -> ServerFailed:
-    return ServerFailed(f"the server did not finish the answer: finish_reason {reason!r}")
+    return ServerFailed(f"the server did not finish the answer: finish_reason {shown(reason)}")
 
 
 def _usage(answer: dict[str, Any]) -> dict[str, int]:

@@ -17,7 +17,7 @@ from toolkit.client.connections import Connections, chunks, names_in, whole
 from toolkit.client.openai_answer import Answer, result
 from toolkit.client.request import GenerateRequest
 from toolkit.client.server_sent_events import EventStream
-from toolkit.errors import InputRefused, ToolkitError
+from toolkit.errors import InputRefused, ToolkitError, shown
 from toolkit.secrecy import INSTEAD, SHORTEST_SECRET
 
 KEY = "OPENAI_API_KEY"
@@ -114,7 +114,7 @@ class OpenAiClient(Client):
             elif name not in NOT_SENT:
                 known = ", ".join(sorted(SAMPLING))
                 hint = f"It takes {known}, and end_id {NO_END_ID} to ignore the model's own."
-                raise InputRefused(f"{value!r}: OpenAI's API has no such input", where=f"input {name}", hint=hint)
+                raise InputRefused(f"{shown(value)}: OpenAI's API has no such input", where=f"input {name}", hint=hint)
         if streams and any(request.sampling.get(name) for name in COUNTS):
             body["stream_options"] = {"include_usage": True}
         return body

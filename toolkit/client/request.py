@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from toolkit.errors import InputRefused
+from toolkit.errors import InputRefused, shown
 from toolkit.repository.signatures import BLS_INPUTS, ENSEMBLE_INPUTS, Tensor
 
 LARGEST_FP32 = 3.4028234663852886e38
@@ -97,4 +97,4 @@ def _check(tensor: Tensor, value: Any) -> None:
         words = f"a list, each item {words}"
     elif is_right(value):
         return
-    raise InputRefused(f"{value!r} is not {words}", where=f"input {tensor.name}")
+    raise InputRefused(f"{shown(value)} is not {words}", where=f"input {tensor.name}")

@@ -60,6 +60,7 @@ def write_bundle(diagnosis: Diagnosis, target: Path | None = None) -> Bundle:
     if bundle.path.is_dir():
         raise ToolkitError("--bundle: is a directory, expected a file", where=bundle.path)
     with atomic_file(bundle.path) as partial:
+        partial.chmod(0o600)
         try:
             with tarfile.open(partial, "w:gz") as archive:
                 _fill(archive, bundle, diagnosis, now)

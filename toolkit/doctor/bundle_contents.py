@@ -203,8 +203,8 @@ def _names(folder: Path) -> str:
 
 def _shown(part: RenderableType) -> str:
     """As on a terminal, with nothing wrapped: half a secret could not be told from other text."""
-    from rich.console import Console
+    from toolkit.terminal import Terminal
 
-    console = Console(file=io.StringIO(), width=100_000, highlight=False, color_system=None)
+    console = Terminal(file=io.StringIO(), width=100_000, color_system=None)
     console.print(part)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"  # type: ignore[attr-defined]

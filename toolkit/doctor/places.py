@@ -102,9 +102,17 @@ def look_at_places(deployment: Deployment) -> Places:
         made=_made(deployment),
         ports=tuple(_port(replica, name) for replica in deployment.apart() for name in PORTS),
         shared_memory_bytes=_shared_memory(deployment),
-        running=next(filter(None, map(holder, deployment.apart())), None),
+        running=_running(deployment),
         built=_built(deployment.engine_dir / "config.json"),
     )
+
+
+def _running(deployment: Deployment) -> int | None:
+    """The process that serves it; None also where that is closed to this user: then its ports are seen to be taken."""
+    try:
+        return next(filter(None, map(holder, deployment.apart())), None)
+    except ToolkitError:
+        return None
 
 
 def _model(deployment: Deployment) -> Model:

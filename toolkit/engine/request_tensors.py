@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from toolkit.engine.request import GenerationRequest, Word
-from toolkit.errors import InputRefused
+from toolkit.errors import InputRefused, shown
 
 WORDS = ("stop_words_list", "bad_words_list")
 NOT_REHEARSED = (
@@ -52,7 +52,7 @@ def _request(row: dict[str, np.ndarray]) -> GenerationRequest:
         return GenerationRequest(**{**values, "input_ids": ids[:length].tolist()})
     except ValidationError as error:
         first = error.errors()[0]
-        got = "" if first["type"] == "missing" else f", got {first['input']!r}"
+        got = "" if first["type"] == "missing" else f", got {shown(first['input'])}"
         raise InputRefused(f"{first['loc'][0]}: {first['msg'].lower()}{got}") from None
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from toolkit.config import REHEARSAL_KV_TOKENS
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, shown
 from toolkit.inflight import SchedulerConfig
 from toolkit.jsonfile import read_json
 from toolkit.mapping import Mapping
@@ -57,7 +57,7 @@ class EngineSettings(BaseModel):
             return cls(**given)
         except ValidationError as error:
             first = error.errors()[0]
-            problem = f"{first['loc'][0]}: {first['msg'].lower()}, got {first['input']!r}"
+            problem = f"{first['loc'][0]}: {first['msg'].lower()}, got {shown(first['input'])}"
             raise ToolkitError(problem, where=f"parameters of model {config.get('name')}") from None
 
     @cached_property

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from toolkit.errors import ToolkitError, shown
+from toolkit.hosts import can_be_a_host
 from toolkit.known_truth.faults import Fault, Faults
 
 SLOWER = 10
@@ -39,8 +40,9 @@ class Settings:
                 _check(name, getattr(self, name), 1, 10**6, "a whole number")
         for name in ("http_port", "grpc_port"):
             _check(name, getattr(self, name), 0, 65535, "a port")
-        if not self.host:
-            raise ToolkitError("is empty", where="--host", hint="Use 127.0.0.1, or 0.0.0.0 for all.")
+        if not can_be_a_host(self.host):
+            what = f"{shown(self.host)} is no address and no name"
+            raise ToolkitError(what, where="--host", hint="Use 127.0.0.1, or 0.0.0.0 for all.")
         self.fault_plan()
 
     def fault_plan(self) -> Faults:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from toolkit.lint.finding import Finding
 from toolkit.lint.repository import PLACEHOLDER, Engine, Model, Repository
 from toolkit.releases import Release
 
+NUMBER = re.compile("[0-9]{1,20}")
 FALSE = ("false", "False", "FALSE", "0")
 
 
@@ -64,11 +66,11 @@ def _limits(executor: Model, engine: Engine) -> Iterator[Finding]:
         what = f"max_batch_size {config.max_batch_size} is more than the engine's {most}{stages}"
         yield executor.finding("engine-batch-size", "default", what, "The rest waits in the executor; lower it.")
     beams, built = executor.parameters.get("max_beam_width", ""), engine.build.get("max_beam_width")
-    if beams.isdigit() and isinstance(built, int) and int(beams) > built:
+    if NUMBER.fullmatch(beams) and isinstance(built, int) and int(beams) > built:
         what = f"max_beam_width {beams} is more than the engine's {built}"
         yield executor.finding("engine-beams", "start", what, f"Use at most {built}.", at="max_beam_width")
     tokens, longest = executor.given("max_tokens_in_paged_kv_cache"), engine.build.get("max_seq_len")
-    if tokens.isdigit() and isinstance(longest, int) and int(tokens) < longest:
+    if NUMBER.fullmatch(tokens) and isinstance(longest, int) and int(tokens) < longest:
         at = "max_tokens_in_paged_kv_cache"
         what = f"{at} {tokens} does not hold one sequence of the engine's max_seq_len {longest}: "
         what += "a longer one sees its last tokens only"

@@ -6,8 +6,8 @@ trtGptModelInflightBatching.cpp.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from toolkit.lint import parameter_rules, readings
@@ -61,7 +61,7 @@ def _together(executor: Model) -> Iterator[Finding]:
     if guidance and tokens and guidance != "xgrammar":
         what = f"guided_decoding_backend is {guidance}, which the backend refuses"
         yield executor.finding("parameter-value", "start", what, "Use xgrammar.", at="guided_decoding_backend")
-    elif guidance and tokens and not Path(tokens).exists():
+    elif guidance and tokens and not os.path.lexists(tokens):  # unlike Path.exists, never raises
         what = f"xgrammar_tokenizer_info_path {tokens}: no such file"
         fix = "Write it, or lint where it is."
         yield executor.finding("parameter-value", "start", what, fix, at="xgrammar_tokenizer_info_path")

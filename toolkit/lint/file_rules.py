@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterator
 from typing import Any
 
+from toolkit.errors import shown
 from toolkit.lint.finding import Finding
 from toolkit.lint.repository import CONFIG, PLACEHOLDER, Model, Repository
 from toolkit.releases import Release
@@ -86,7 +87,7 @@ def _backend(model: Model) -> Iterator[Finding]:
         yield model.finding("backend", "default", what, "Install it, or serve this model elsewhere.", at=model.kind)
         return
     known = ", ".join(IN_THE_IMAGE)
-    what = f"backend {model.kind!r} is none of {known}" if model.kind else "has neither backend nor platform"
+    what = f"backend {shown(model.kind)} is none of {known}" if model.kind else "has neither backend nor platform"
     close = difflib.get_close_matches(model.kind, (*IN_THE_IMAGE, *OF_TRITON), n=1)
     fix = f"Did you mean {close[0]}?" if close else "Set backend, or platform for an ensemble."
     yield model.finding("backend", "start", what, fix, at=model.kind)

@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from toolkit.errors import printable
+from toolkit.errors import LONGEST_LINE, clipped, harmless, printable
 
+LONGEST = LONGEST_LINE // 2
+"""Characters of what is wrong, and of what to do."""
 Level = Literal["error", "warning"]
 Effect = Literal["start", "answers", "default"]
 
@@ -47,17 +49,18 @@ class Finding:
 
     def __str__(self) -> str:
         place = str(self.path) if self.line is None else f"{self.path}:{self.line}"
-        first = f"{printable(place)}: {self.level}: {printable(self.what)} [{self.kind}]"
-        return f"{first}\n    {self.meaning} {printable(self.fix)}"
+        first = f"{printable(place)}: {self.level}: {clipped(self.what, LONGEST)} [{self.kind}]"
+        return f"{first}\n    {self.meaning} {clipped(self.fix, LONGEST)}"
 
     def data(self) -> dict[str, Any]:
         return {**asdict(self), "path": str(self.path), "level": self.level, "meaning": self.meaning}
 
     def annotation(self) -> str:
         """A workflow command of GitHub Actions, which shows it at the line of a pull request."""
-        place = f"file={_escaped(str(self.path), ',:')}" + (f",line={self.line}" if self.line else "")
+        place = f"file={_escaped(printable(str(self.path)), ',:')}" + (f",line={self.line}" if self.line else "")
         title = _escaped(f"toolkit lint: {self.kind}", ",:")
-        return f"::{self.level} {place},title={title}::{_escaped(f'{self.what}. {self.meaning} {self.fix}')}"
+        text = harmless(f"{self.what[:LONGEST]}. {self.meaning} {self.fix[:LONGEST]}")
+        return f"::{self.level} {place},title={title}::{_escaped(text)}"
 
 
 def _escaped(text: str, also: str = "") -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from toolkit.lint.finding import Effect, Finding
 from toolkit.lint.readings import taken
-from toolkit.lint.repository import Executor, LlmModel, Model, Repository
+from toolkit.lint.repository import Executor, LlmModel, Model, Repository, enum_name
 from toolkit.releases import Parameter, Release
 
 AT = "instance_group"
@@ -36,7 +36,7 @@ def check(repository: Repository, release: Release) -> Iterator[Finding]:
 
 def _gpus_for_nothing(model: Model) -> Iterator[Finding]:
     for group in model.config.instance_group if model.config is not None else ():
-        name = group.Kind.Name(group.kind)
+        name = enum_name(group.Kind, group.kind)
         if group.gpus and name in ("KIND_CPU", "KIND_MODEL"):
             what = f"instance_group has gpus, and is {name}"
             yield model.finding("instance-kind", "start", what, "Remove gpus.", at=AT)
@@ -114,9 +114,9 @@ def _on_gpus(model: Model) -> str | None:
     if not config.instance_group:
         return MISSING
     for group in config.instance_group:
-        name = group.Kind.Name(group.kind)
+        name = enum_name(group.Kind, group.kind)
         if name in ("KIND_GPU", "KIND_AUTO") and len(group.gpus) != 1:
-            return str(name)
+            return name
     return None
 
 

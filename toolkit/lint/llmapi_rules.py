@@ -204,7 +204,7 @@ def _renamed_inputs(repository: Repository) -> Iterator[Finding]:
         return
     try:
         renamed = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         renamed = None
     if not isinstance(renamed, dict) or not all(isinstance(name, str) for name in renamed.values()):
         what = "renamed_inputs is no JSON object of names"

@@ -12,7 +12,7 @@ from typing import Any
 from toolkit.errors import ToolkitError
 from toolkit.lint.finding import Effect, Finding
 from toolkit.releases.llm_api import SECTIONS
-from toolkit.yamlfile import read_yaml
+from toolkit.yamlfile import compose_yaml, read_yaml
 
 MODEL_YAML = "model.yaml"
 PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
@@ -61,7 +61,7 @@ class ModelYaml:
                 yield f"{above}{key.value}", key.start_mark.line + 1
                 yield from of(value, f"{key.value}.") if not above else ()
 
-        return dict(of(yaml.compose(self.text, Loader=yaml.SafeLoader), "")) if self.content else {}
+        return dict(of(compose_yaml(self.text), "")) if self.content else {}
 
     def finding(self, kind: str, effect: Effect, what: str, fix: str, at: str | None = None) -> Finding:
         """About the line of the key `at`, or of its section."""
@@ -71,7 +71,7 @@ class ModelYaml:
 
 def model_yaml_of(folder: Path) -> Path | None:
     """That of the version which Triton loads, the highest."""
-    found = (path for path in folder.glob(f"*/{MODEL_YAML}") if path.parent.name.isdigit())
+    found = (path for path in folder.glob(f"*/{MODEL_YAML}") if path.parent.name.isdecimal())
     return max(found, key=lambda path: int(path.parent.name), default=None)
 
 

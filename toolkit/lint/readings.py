@@ -28,6 +28,8 @@ STOPS = {"gpt_model_type", "gpt_model_path"}
 """Parameters that the backend needs to start: neither missing nor an unfilled template."""
 FLOAT_MAX = 3.4028235e38
 FLOAT = re.compile(r"\s*[+-]?(?:inf(?:inity)?|nan|(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)", re.IGNORECASE | re.ASCII)
+LONGEST_NUMBER = 400
+"""Characters. No type of C++ holds such a number, and Python refuses to read one of 4300 digits."""
 INTEGER = re.compile(r"\s*[+-]?\d+", re.ASCII)
 
 
@@ -80,7 +82,7 @@ def taken(setting: Setting, text: str) -> str | None:
 
 
 def _integer(text: str, unsigned: bool = False) -> str | None:
-    if not (found := INTEGER.match(text)):
+    if not (found := INTEGER.match(text)) or len(found[0]) > LONGEST_NUMBER:
         return None
     number = int(found[0])
     if unsigned:  # std::stoull counts -1 as 2^64 - 1

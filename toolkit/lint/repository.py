@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, clipped
 from toolkit.files import kind_of, read_text
 from toolkit.jsonfile import read_json
 from toolkit.lint.finding import Effect, Finding
@@ -46,7 +46,7 @@ class Model:
 
     @cached_property
     def versions(self) -> list[Path]:
-        return [path for path in self.folder.iterdir() if path.is_dir() and path.name.isdigit()]
+        return [path for path in self.folder.iterdir() if path.is_dir() and path.name.isdecimal()]
 
     def has_file(self, name: str) -> bool:
         return any((version / name).is_file() for version in self.versions)
@@ -94,7 +94,8 @@ class Engine:
 
     @property
     def version(self) -> str | None:
-        return self.config.get("version") if self.config else None
+        found = self.config.get("version") if self.config else None
+        return None if found is None else clipped(str(found))
 
     @property
     def ranks(self) -> int:
@@ -103,13 +104,15 @@ class Engine:
 
     @property
     def world_size(self) -> int | None:
-        mapping = (self.config or {}).get("pretrained_config", {}).get("mapping", {})
-        return mapping.get("world_size")
+        return self._of_mapping("world_size")
 
     @property
     def pp(self) -> int:
+        return self._of_mapping("pp_size") or 1
+
+    def _of_mapping(self, name: str) -> int | None:
         mapping = (self.config or {}).get("pretrained_config", {}).get("mapping", {})
-        return mapping.get("pp_size", 1)
+        return mapping[name] if isinstance(mapping.get(name), int) else None
 
 
 @dataclass
@@ -199,7 +202,12 @@ def type_name(number: int) -> str:
     from tritonclient.grpc import model_config_pb2
 
     messages: Any = model_config_pb2
-    return str(messages.DataType.Name(number)).removeprefix("TYPE_")
+    return enum_name(messages.DataType, number).removeprefix("TYPE_")
+
+
+def enum_name(enum: Any, number: int) -> str:
+    """A number that is none of the enum's, which protobuf takes, is its own name."""
+    return str(enum.Name(number)) if number in enum.values() else str(number)
 
 
 def _has_sampling_parameters(model: Model) -> bool:
@@ -238,5 +246,8 @@ def _read_model(folder: Path) -> Model:
         said = lines[line - 1].strip() if line and line <= len(lines) else ""
         if PLACEHOLDER.search(said):
             return Model(folder, text, None)  # placeholder_rules names the line
-        what = f"is not a model configuration: {reason}"
+        what = f"is not a model configuration: {clipped(reason)}"
         return Model(folder, text, None, Finding("syntax", "start", path, what, "Correct the line.", line))
+    except (ValueError, TypeError, RecursionError) as error:  # a number that its field cannot hold
+        what = f"is not a model configuration: {clipped(str(error))}"
+        return Model(folder, text, None, Finding("syntax", "start", path, what, "Correct the value."))

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from toolkit.config import Deployment
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, shown
 from toolkit.load.target import protocol_of, takes_messages
 from toolkit.load.work import OF_THE_YAML, WORKLOADS, Questions, Work, work_of
 
@@ -69,7 +69,7 @@ class Chosen:
         try:
             vars(options).update(_read(form))
             if options.protocol not in self.protocols:
-                raise ToolkitError(f"protocol: expected {' or '.join(self.protocols)}, got {options.protocol!r}")
+                raise ToolkitError(f"protocol: expected {' or '.join(self.protocols)}, got {shown(options.protocol)}")
             if self._given is None and options.workload == QUESTIONS:
                 options.workload = None
             users = _number("user_count", form.get("user_count", "1"), int, 1)
@@ -112,7 +112,7 @@ def _number(name: str, text: str, kind: type[int] | type[float], least: int) -> 
     except ValueError:
         pass
     wanted = f"a whole number of at least {least}" if kind is int else "a number above 0"
-    raise ToolkitError(f"{name}: expected {wanted}, got {text!r}")
+    raise ToolkitError(f"{name}: expected {wanted}, got {shown(text)}")
 
 
 FIELDS: dict[str, Callable[[str], Any]] = {

@@ -7,9 +7,12 @@ from pathlib import Path
 
 from toolkit.client import Client, GenerateRequest
 from toolkit.client.chat import chat_messages, chat_prompt
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, is_unicode
+from toolkit.files import read_bytes
 from toolkit.workload.questions import QUESTIONS
 
+LARGEST = 256 << 20
+"""Bytes of a file of prompts."""
 __all__ = ["QUESTIONS", "as_chat", "load_prompts", "question"]
 
 
@@ -21,12 +24,10 @@ def load_prompts(file: Path | None) -> tuple[str, ...]:
     if file is None:
         return QUESTIONS
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        hint = "Correct loadtest.prompts, or remove it to use built-in questions."
+        lines = read_bytes(file, LARGEST, missing=hint).decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise ToolkitError(f"is not UTF-8 text: {error.reason} at byte {error.start}", where=file) from None
-    except OSError as error:
-        hint = "Correct loadtest.prompts, or remove it to use built-in questions."
-        raise ToolkitError(f"cannot be read: {error.strerror}", where=file, hint=hint) from None
     numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
     if file.suffix == ".jsonl":
         prompts = tuple(_prompt(line, f"{file}:{number}") for number, line in numbered)
@@ -71,9 +72,9 @@ def _prompt(line: str, where: str) -> str:
     hint = 'Write one {"prompt": "..."} a line.'
     try:
         found = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ToolkitError(f"is not JSON: {error}", where=where, hint=hint) from None
     prompt = found.get("prompt") if isinstance(found, dict) else None
-    if not isinstance(prompt, str) or not prompt.strip():
+    if not isinstance(prompt, str) or not prompt.strip() or not is_unicode(prompt):
         raise ToolkitError('has no "prompt" with text in it', where=where, hint=hint)
     return prompt

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from toolkit.client import Client, DeadlineExceeded, GenerateRequest, ServerFailed, ServerRefused, connect
 from toolkit.config import Deployment
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, shown
 
 PROBE_S = 10.0
 WRONG_SERVER = (
@@ -45,7 +45,7 @@ def _require_model(client: Client, model: str | None) -> None:
     try:
         client.generate(GenerateRequest("Hello", 1, model), PROBE_S)
     except ServerRefused as refusal:
-        what = f"--model: {model!r} is not served here: {refusal.what}"
+        what = f"--model: {shown(model)} is not served here: {refusal.what}"
         raise ToolkitError(what, where=client.url, hint=f"Use one of {', '.join(names)}.") from None
     except ToolkitError:
         pass  # the test itself shows what a server fails at

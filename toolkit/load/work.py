@@ -193,7 +193,7 @@ def workload_file(name: str) -> Path:
     known = sorted(file.stem for file in WORKLOADS.glob("*.yaml"))
     if name not in known:
         hint = f"Use a file, {OF_THE_YAML} (the deployment's own), or {', '.join(known)}."
-        raise ToolkitError(f"--workload: {name!r} is not known", hint=hint)
+        raise ToolkitError(f"--workload: {shown(name)} is not known", hint=hint)
     return WORKLOADS / f"{name}.yaml"
 
 

@@ -6,6 +6,7 @@ matplotlib draws in stand-in colours; each is then replaced by its variable (too
 from __future__ import annotations
 
 import io
+import logging
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -89,6 +90,7 @@ def scale(axes: Axes, values: Sequence[float], limits: Sequence[tuple[int, float
 
 def svg(draw: Callable[[Axes], None], size: tuple[float, float], name: str) -> str:
     """What `draw` draws, inches wide and high; `name` is of this plot alone on its page."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of a home that it cannot write into
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

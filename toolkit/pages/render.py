@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import resources
 from typing import Any
 
+from toolkit.errors import harmless
+
 
 def render(template: str, **values: Any) -> str:
     """A page from a template, named by its path in the package; everything in `values` is escaped."""
@@ -16,8 +18,14 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_shown,
     )
     return environment.get_template(template).render(**values)
+
+
+def _shown(value: Any) -> Any:
+    """Browsers hide control characters, and no file of UTF-8 holds half ones; Markup (a plot) is ours."""
+    return harmless(value) if type(value) is str else value
 
 
 def _source(template: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ import yaml
 from toolkit.config import PATHS, changed
 from toolkit.errors import ToolkitError
 from toolkit.files import atomic_file, check_writable, read_text
-from toolkit.yamlfile import absolute_path
+from toolkit.yamlfile import absolute_path, compose_yaml, parse_yaml
 
 
 def write_edited(
@@ -25,7 +26,7 @@ def write_edited(
     """
     check_free(target, force)
     text = read_text(source)
-    content = yaml.safe_load(text)
+    content = parse_yaml(text)
     own: dict[str, Any] = {}
     if source.resolve() != target.resolve() and "name" in content:
         own["name"] = re.sub(r"[^A-Za-z0-9._-]+|^[^A-Za-z0-9]+", "-", target.stem).strip("-") or "model"
@@ -58,25 +59,25 @@ def _absolute(content: Mapping[str, Any], source: Path) -> dict[str, str]:
 
 def edited(text: str, changes: Mapping[str, Any]) -> str:
     """The text with "section.key" set to other values. Where that cannot be done in place, the whole text anew."""
-    wanted = changed(yaml.safe_load(text), dict(changes))
+    wanted = changed(parse_yaml(text), dict(changes))
     found = text if text.endswith("\n") else f"{text}\n"
     for name, value in changes.items():
         found = _with(found, name.split(".", 1), value)
     try:
-        same = yaml.safe_load(found) == wanted
-    except yaml.YAMLError:  # of a form that is not known here: anchors, tags
+        same = parse_yaml(found) == wanted
+    except ValueError:  # of a form that is not known here: anchors, tags
         same = False
     return found if same else yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True)
 
 
 def inline(value: Any) -> str:
     """A value as YAML on one line."""
-    return yaml.safe_dump(value, default_flow_style=True, width=1000, sort_keys=False).removesuffix("...\n").strip()
+    return yaml.safe_dump(value, default_flow_style=True, width=math.inf, sort_keys=False).removesuffix("...\n").strip()
 
 
 def _with(text: str, keys: list[str], value: Any) -> str:
     """The text with one value changed, or added at the end of the deepest block that is there."""
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    node = compose_yaml(text)
     while isinstance(node, yaml.MappingNode) and node.value:
         inner = next((inner for key, inner in node.value if key.value == keys[0]), None)
         if inner is None:

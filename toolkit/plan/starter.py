@@ -3,6 +3,7 @@ first."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import yaml
 
 from toolkit.config import Deployment, changed
-from toolkit.errors import ToolkitError, shown
+from toolkit.errors import ToolkitError, printable, shown
 from toolkit.files import atomic_file
 from toolkit.model import ModelShape, load_shape
 from toolkit.plan import wording
@@ -22,6 +23,7 @@ from toolkit.plan.reasons import reason
 from toolkit.plan.tuning import Ceiling
 from toolkit.rules import context_length
 from toolkit.workload.presets import PRESETS
+from toolkit.yamlfile import parse_yaml
 
 Progress = Callable[[int, int], None]
 MAX_SEQ_LEN = 8192
@@ -157,8 +159,8 @@ def _slo(settings: Iterable[str]) -> Iterable[tuple[str, Any]]:
     for setting in settings:
         name, given, text = setting.partition("=")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
+            value = parse_yaml(text)
+        except ValueError:
             given = ""
         if not given:
             hint = "Give NAME=VALUE, as in ttft_ms.p99=1500 or requests_per_s=8."
@@ -197,7 +199,7 @@ COMMENTS = {
 
 
 def _text(content: dict[str, Any], wanted: Wanted, comparison: Comparison | None) -> str:
-    head = [f"# Made by: toolkit init {wanted.model}"]
+    head = [f"# Made by: toolkit init {printable(str(wanted.model))}"]
     if comparison:
         best = comparison.best
         verdict = "" if best.meets_slo else " (and misses it)"
@@ -217,7 +219,7 @@ def _text(content: dict[str, Any], wanted: Wanted, comparison: Comparison | None
 
 def _inline(value: Any) -> str:
     """A value as YAML on one line."""
-    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+    return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
 
 
 def _nothing_fits(comparison: Comparison, wanted: Wanted) -> str:

@@ -6,13 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError, shown
 from toolkit.plan.edit_yaml import inline
 from toolkit.plan.gpus import GPUS
 from toolkit.sections import Hardware, KvCache, Limits, Model, Parallel, Scheduler, Section, Slo, Workload
+from toolkit.yamlfile import parse_yaml
 
 SECTIONS: dict[str, type[Section]] = {
     "parallel": Parallel,
@@ -109,8 +108,8 @@ def _changes(name: str, value: Any) -> dict[str, Any]:
 
 def _value(setting: str, text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return parse_yaml(text)
+    except ValueError:
         raise ToolkitError(f"--what-if: {shown(setting)} has no readable value", hint=FORM) from None
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit import artifacts, distribution
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,7 +90,7 @@ class Gguf:
             raise ToolkitError(f"is not a whole GGUF file: {error}", where=path, hint=f"Get it by: {INSTALL}") from None
         self.tensors = self._reader.tensors
         if (found := self["general.architecture"]) != "llama":
-            raise ToolkitError(f"general.architecture: {found!r}, expected 'llama'", where=path)
+            raise ToolkitError(f"general.architecture: {shown(found)}, expected 'llama'", where=path)
 
     def __getitem__(self, key: str) -> Any:
         field = self._reader.get_field(key)
@@ -193,7 +193,7 @@ def _write_tokenizer(directory: Path, gguf: Gguf) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     if (found := gguf["tokenizer.ggml.pre"]) != "smollm":
-        raise ToolkitError(f"tokenizer.ggml.pre: {found!r}, expected 'smollm'", where=gguf.path)
+        raise ToolkitError(f"tokenizer.ggml.pre: {shown(found)}, expected 'smollm'", where=gguf.path)
     tokens = gguf["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in gguf["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, merges))

@@ -24,7 +24,7 @@ ORCHESTRATOR = "TRTLLM_ORCHESTRATOR"
 STACK = Part(
     (
         *("sh", "-c"),
-        f'ulimit -S -s {STACK_BYTES >> 10} 2>/dev/null || ulimit -S -s "$(ulimit -H -s)"; exec "$@"',
+        f'umask 077; ulimit -S -s {STACK_BYTES >> 10} 2>/dev/null || ulimit -S -s "$(ulimit -H -s)"; exec "$@"',
         "sh",
     ),
     "64 MiB of stack a thread, or the most that is allowed: one request can end a Triton that has less",
@@ -36,7 +36,7 @@ REASONS = (
     "--bind-to none: Open MPI binds small groups to one core a rank, which would starve Triton's threads",
     "--oversubscribe: also where there are fewer cores than ranks, and for an orchestrator's workers",
     "--tag-output: every line with its rank, so that each has its own log",
-    "--model-repository: made by toolkit repo",
+    "--model-repository: a copy of what toolkit repo made, under a path without characters that a shell would read",
     "--model-control-mode, --load-model: ranks above 0 load the engine alone and wait for rank 0",
     "--*-address, --*-port: serving.host and the ports of the YAML",
     "--exit-timeout-secs: serving.drain_timeout_s and a margin, so that the drain is not Triton's to end",
@@ -99,7 +99,7 @@ def _mpirun_options(mpirun: Mpirun) -> list[str]:
 
 def _rank_block(deployment: Deployment, server: TritonServer, run: Run, rank: int) -> list[str]:
     serving = deployment.serving
-    block = ["-n", "1", str(server.binary), f"--model-repository={deployment.repository_dir}"]
+    block = ["-n", "1", str(server.binary), f"--model-repository={run.models}"]
     if rank > 0:
         block += ["--model-control-mode=explicit", f"--load-model={LEADER_MODEL}"]
     block += [
@@ -116,5 +116,5 @@ def _rank_block(deployment: Deployment, server: TritonServer, run: Run, rank: in
         block += ["--pinned-memory-pool-byte-size=0", "--enable-peer-access=false"]
         block += [f"--cuda-memory-pool-byte-size={gpu}:0" for gpu in deployment.mapping.ranks]
     if server.backend_directory:
-        block.append(f"--backend-directory={server.backend_directory}")
+        block.append(f"--backend-directory={run.backends}")
     return [*block, f"--backend-config=python,shm-region-prefix-name={run.shm_prefix}{rank}-"]

@@ -12,10 +12,10 @@ from typing import Any
 
 from toolkit.config import Deployment
 from toolkit.serve.health import Probe
-from toolkit.serve.janitor import members
+from toolkit.serve.janitor import Member, members
 from toolkit.serve.replicas import END_MARGIN_S, KILLED, serve_apart
 from toolkit.serve.state import Phase, holder, read_state, served_already, served_otherwise
-from toolkit.serve.supervisor import clean_up_after, serve_here
+from toolkit.serve.supervisor import clean_up_after, note, serve_here
 
 POLL_S = 0.1
 
@@ -87,9 +87,14 @@ class Overview:
         return sum(one.ready for one in self.replicas)
 
     @property
-    def degraded(self) -> bool:
-        """Some are ready and some are not."""
-        return 0 < self.ready < len(self.replicas)
+    def exit_code(self) -> int:
+        """0 ready, 1 degraded (some replicas are not ready, or one answers no more), 2 loading, 3 not served."""
+        phases = {one.phase for one in self.replicas}
+        if self.ready == len(self.replicas):
+            return 0
+        if self.ready or "unresponsive" in phases:
+            return 1
+        return 2 if "loading" in phases else 3
 
     def data(self) -> dict[str, Any]:
         """For JSON. Of several replicas `ready` says whether all are."""
@@ -118,7 +123,7 @@ def status(deployment: Deployment) -> Status:
     probe, serving = Probe(deployment), deployment.serving
     phase: Phase = "stopped" if state is None else state.phase
     message = "" if state is None else state.message
-    if pid is None and phase in ("loading", "ready", "draining"):
+    if pid is None and phase not in ("stopped", "failed"):
         phase, message = "failed", KILLED
     found = members(state.run) if pid is not None and state is not None else []
     return Status(
@@ -128,7 +133,7 @@ def status(deployment: Deployment) -> Status:
         ready=phase == "ready" and probe.ready(),
         ranks=len({member.rank for member in found if member.rank is not None}),
         world_size=deployment.mapping.world_size,
-        running=probe.running() if phase in ("ready", "draining") else None,
+        running=probe.running() if phase in ("ready", "unresponsive", "draining") else None,
         http=f"http://{probe.host}:{serving.http_port}",
         grpc=f"{probe.host}:{serving.grpc_port}",
         metrics=f"http://{probe.host}:{serving.metrics_port}/metrics",
@@ -159,6 +164,9 @@ def _stopped(deployment: Deployment, pid: int | None, start: float) -> str:
         return "nothing was running"
     deadline = start + deployment.serving.drain_timeout_s + END_MARGIN_S
     while holder(deployment) == pid:
+        if Member(pid, 0, None, ()).suspended:
+            note(f"process {pid} is suspended (SIGSTOP): it goes on, to drain")
+            _send(pid, signal.SIGCONT)
         if time.monotonic() > deadline:
             _send(pid, signal.SIGKILL)  # its janitor ends the rest
             deadline += END_MARGIN_S

@@ -10,15 +10,20 @@ import selectors
 import signal
 import subprocess
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolkit.serve.command import LEADER_MODEL
 from toolkit.serve.janitor import Janitor, Member, Run, members, of_ranks, sweep
 from toolkit.serve.launch import Launch
 from toolkit.serve.logs import ORCHESTRATOR, Logs, name_of
+from toolkit.serve.loopback import keep_local
 
 PR_SET_CHILD_SUBREAPER = 36
 """<linux/prctl.h>"""
+MPIRUN_ENDS_S = 0.6
+"""Within which mpirun, told to end, follows the ranks that it kills (measured: 0.26 s)."""
 MPIRUN_REPORT_S = 3.0
 """How long mpirun, which a rank's death ends, is given to say how the rank died."""
 
@@ -42,8 +47,19 @@ class Death:
 class Group:
     """Starts the processes, knows which rank each belongs to, and says which ended first."""
 
-    def __init__(self, launch: Launch, run: Run, logs: Logs, cwd: Path, orchestrated: bool = False) -> None:
+    def __init__(
+        self,
+        launch: Launch,
+        run: Run,
+        logs: Logs,
+        cwd: Path,
+        orchestrated: bool = False,
+        public_ports: Collection[int] = (),
+    ) -> None:
         self.logs = logs
+        self._public_ports = public_ports
+        self.open_ports: dict[int, str] = {}
+        """Ports besides the public ones that other machines can reach, and why that could not be changed."""
         self._run, self._by_force, self._janitor = run, launch.by_force, Janitor(run, launch.by_force)
         self._orchestrated = orchestrated
         self._ended = False
@@ -68,12 +84,13 @@ class Group:
         self._watch(Member(self._mpirun.pid, os.getpid(), None, tuple(launch.arguments)))
 
     def look(self, models: bool = False) -> int:
-        """Watch the rank processes found by now, and the model processes too when `models`.
+        """Watch the rank processes found by now, and the model processes too when `models`. Keep their ports local.
 
         Returns how many ranks are running. Model processes are watched only once the group is ready:
         before, a model that cannot load ends its own server, which then says why.
         """
         found = members(self._run)
+        self.open_ports = keep_local([member.pid for member in found], self._public_ports)
         for member in of_ranks(found):
             if self._ranks.setdefault(self._key(member), member) is member:
                 self._watch(member)
@@ -93,6 +110,8 @@ class Group:
         for key in keys:
             self._selector.unregister(key.fd)
             os.close(key.fd)
+        for member in ended:
+            self._end_rest_of(member)
         return self._culprit(ended) if ended else None
 
     def resident_bytes(self) -> int:
@@ -108,6 +127,25 @@ class Group:
         if leader := self._leader():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(leader.pid, signal.SIGTERM)
+
+    def _end_rest_of(self, ended: Member) -> None:
+        """End the Python processes of another rank than 0 whose server has ended: the other ranks see it by that.
+
+        They would notice themselves within a second. mpirun ends rank 0 sooner, which then has no time for last words.
+        """
+        if ended.rank and not ended.model:
+            for member in members(self._run):
+                if member.rank == ended.rank and member.model:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(member.pid, signal.SIGKILL)
+
+    def let_engine_end(self, timeout_s: float) -> None:
+        """Wait until rank 0's engine has ended, which has lost another rank. NVIDIA's is a part of its server."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline and any(
+            member.rank == 0 and member.model == LEADER_MODEL for member in members(self._run)
+        ):
+            time.sleep(0.05)
 
     def leader_is_alive(self) -> bool:
         leader = self._leader()
@@ -149,6 +187,8 @@ class Group:
         deaths = [Death(self._key(m), f"lost its {m.model} process {m.pid}: {_how(m.pid)}") for m in models]
         if len(models) < len(ended) and (report := self._mpirun_report(ended)):
             deaths.insert(0, report)
+        elif self._mpirun_was_told():
+            return Death(None, f"was told to end by a signal, and ended its ranks ({_describe(self._mpirun.wait())})")
         if deaths:
             return next((death for death in deaths if death.killed), deaths[0])
         member = min(ended, key=lambda member: -1 if member.rank is None else member.rank)
@@ -156,6 +196,12 @@ class Group:
             code = self._mpirun.wait()
             return Death(None, _describe(code), code)
         return Death(self._key(member), f"(process {member.pid}) ended, mpirun did not say how")
+
+    def _mpirun_was_told(self) -> bool:
+        """Whether mpirun itself ends, and not because of a rank: it kills the ranks then, and does not say a word."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._mpirun.wait(MPIRUN_ENDS_S) > 0 and not self.logs.last(None)
+        return False
 
     def _mpirun_report(self, ended: list[Member]) -> Death | None:
         """What mpirun, the parent that collected the exit status of one of these, says of it."""

@@ -10,21 +10,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from toolkit.config import Deployment
+from toolkit.serve.janitor import Run, members
 
 ASKED_MODEL = "tensorrt_llm_bls"
-CHECK_EVERY_S = 10.0
-CHECK_TIMEOUT_S = 30.0
+CHECK_EVERY_S = 5.0
+CHECK_TIMEOUT_S = 15.0
+LOOK_TIMEOUT_S = 2.0
+"""For /v2/health/ready and the metrics, which Triton answers without the models."""
 HOLD_S = 5.0
 CHECKS_FAILED = 2
-"""A group counts as hung after this many checks in a row without an answer and without any progress."""
+"""A group counts as hung after this many checks in a row without an answer and without any progress: about 40 s after
+the last token if they time out, 15 s if they fail by an error."""
 
 _RUNNING = re.compile(r'^nv_trt_llm_request_metrics\{.*request_type="active".*\} (\S+)$', re.MULTILINE)
-_PROGRESS = re.compile(
-    r'^(?:nv_trt_llm_general_metrics\{.*"iteration_counter".*\}|nv_inference_request_success\{.*\}) .*$',
-    re.MULTILINE,
-)
+_PROGRESS = re.compile(r'^nv_trt_llm_general_metrics\{.*"iteration_counter".*\} .*$', re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Probe:
 
     def ready(self) -> bool:
         """What the server says of itself: all models loaded. It does not prove that they work."""
-        answer = self._request("GET", self.http_port, "/v2/health/ready", timeout_s=2)
+        answer = self._request("GET", self.http_port, "/v2/health/ready", LOOK_TIMEOUT_S)
         return answer is not None and answer.status == 200
 
     def one_token(self, timeout_s: float) -> Answer | None:
@@ -66,7 +68,7 @@ class Probe:
         return int(float(found[1])) if found else None
 
     def progress(self) -> str | None:
-        """Text that changes whenever the engine computes a step or ends a request."""
+        """Text that changes whenever the engine computes a step. "" if it does not count its steps."""
         metrics = self._metrics()
         return None if metrics is None else "\n".join(_PROGRESS.findall(metrics))
 
@@ -85,7 +87,7 @@ class Probe:
             yield
 
     def _metrics(self) -> str | None:
-        answer = self._request("GET", self.metrics_port, "/metrics", timeout_s=2)
+        answer = self._request("GET", self.metrics_port, "/metrics", LOOK_TIMEOUT_S)
         return answer.text if answer is not None and answer.status == 200 else None
 
     def _request(self, method: str, port: int, path: str, timeout_s: float, body: str | None = None) -> Answer | None:
@@ -123,40 +125,63 @@ class FirstToken(threading.Thread):
 class HangWatch(threading.Thread):
     """Finds a group that is alive and does nothing.
 
-    While the engine computes, its metrics move and nothing is sent. When they stand still, one token is
-    asked for. `hung` is set after CHECKS_FAILED of these in a row found neither an answer nor progress.
+    A check fails when a process of the group is suspended (SIGSTOP): of several instances of a model, the others still
+    answer. Else, while the engine computes, its counter of steps moves and nothing is sent. When it stands still, one
+    token is requested, and the check fails without an answer and without a step. `hung` is set after CHECKS_FAILED
+    in a row, and `why` is the last reason. `doubted` hears at once of each failed check (the reason), and of the first
+    good one after it (None).
     """
 
-    def __init__(self, probe: Probe, warn: Callable[[str], None]) -> None:
+    def __init__(self, probe: Probe, run: Run, doubted: Callable[[str | None], None]) -> None:
         super().__init__(name="hang-watch", daemon=True)
-        self._probe, self._warn = probe, warn
+        self._probe, self._run, self._doubted = probe, run, doubted
         self._ended = threading.Event()
         self.hung = threading.Event()
+        self.why = ""
 
     def run(self) -> None:
-        failed, before = 0, self._probe.progress()
-        while not self._ended.wait(CHECK_EVERY_S):
-            now = self._probe.progress()
-            if (now is not None and now != before) or self._answers() or self._moved_since(now):
+        failed, before, wait_s = 0, self._probe.progress(), CHECK_EVERY_S
+        while not self._ended.wait(wait_s):
+            looked = time.monotonic()
+            if (problem := self._suspended()) is None:
+                now = self._probe.progress()
+                problem = None if self._moved(before, now) else self._problem(now)
+                before = now
+            if problem is None:
+                if failed:
+                    self._doubted(None)
                 failed = 0
             elif not self._ended.is_set():
                 failed += 1
-                self._warn(f"no answer to a one-token request within {CHECK_TIMEOUT_S:g} s ({failed} in a row)")
+                self._doubted(f"{problem} ({failed} in a row)")
                 if failed >= CHECKS_FAILED:
-                    self.hung.set()
-                    return
-            before = now
+                    self.why = problem
+                    return self.hung.set()
+            wait_s = max(0.0, CHECK_EVERY_S - (time.monotonic() - looked))
 
     def end(self) -> None:
         self._ended.set()
 
-    def _answers(self) -> bool:
+    def _problem(self, before: str | None) -> str | None:
+        """What a request for one token fails with; None if it is answered, or if the engine computes meanwhile."""
+        asked = time.monotonic()
         answer = self._probe.one_token(CHECK_TIMEOUT_S)
-        return answer is not None and answer.status == 200
+        if (answer is not None and answer.status == 200) or self._moved(before, self._probe.progress()):
+            return None
+        if answer is None:
+            return f"no answer to a one-token request within {time.monotonic() - asked:.0f} s"
+        return f"a one-token request fails: {answer.error}"
 
-    def _moved_since(self, before: str | None) -> bool:
-        now = self._probe.progress()
+    @staticmethod
+    def _moved(before: str | None, now: str | None) -> bool:
         return now is not None and now != before
+
+    def _suspended(self) -> str | None:
+        """Which process of the group is suspended, if one is."""
+        member = next((member for member in members(self._run) if member.suspended), None)
+        if member is None:
+            return None
+        return f"its process {member.pid} ({member.model or Path(member.command[0]).name}) is suspended (SIGSTOP)"
 
 
 def reachable(host: str) -> str:

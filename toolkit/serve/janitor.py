@@ -11,10 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import secrets
 import shutil
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +28,10 @@ RUN_ID = "TOOLKIT_RUN_ID"
 """Environment variable that marks every process of a run."""
 FORCE_S = 30
 SHARED_MEMORY = Path("/dev/shm")
+FOLDER_PREFIX = "toolkit-run-"
+DRAINING = "draining"
+"""The file of a run's folder that tells the models of triton_repo/ to refuse new requests."""
+_ID = re.compile(r"[0-9a-f]{8}")
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,41 @@ class Run:
     tmp: Path
     """TMPDIR of the run's processes: Open MPI's session files and whatever the models put there."""
 
+    @classmethod
+    def new(cls) -> Run:
+        """A run with an id and a temporary folder of its own."""
+        run_id, folder = secrets.token_hex(4), tempfile.gettempdir()
+        if not re.fullmatch(r"[A-Za-z0-9._/+-]+", folder):  # Triton hands paths in it to a shell
+            folder = "/tmp"
+        return cls(run_id, Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{run_id}-", dir=folder)))
+
+    @property
+    def models(self) -> Path:
+        """The model repository that Triton sees: a copy, whose path has no character that a shell takes for its own,
+        and in which nothing changes when the repository is made again."""
+        return self.tmp / "models"
+
+    @property
+    def backends(self) -> Path:
+        """Triton's folder of backends, under a name of ours too."""
+        return self.tmp / "backends"
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the id and the folder are such as `new` makes: what else a state file names is not removed.
+
+        True also when the folder is gone. Never follows a link.
+        """
+        if not _ID.fullmatch(self.id) or not self.tmp.is_absolute():
+            return False
+        if not self.tmp.name.startswith(f"{FOLDER_PREFIX}{self.id}-"):
+            return False
+        try:
+            found = self.tmp.lstat()
+        except OSError:
+            return True
+        return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+
     @property
     def shm_prefix(self) -> str:
         return f"toolkit-{self.id}-"
@@ -41,6 +84,17 @@ class Run:
     def segments(self) -> list[Path]:
         """The shared-memory segments that the run has now."""
         return list(SHARED_MEMORY.glob(f"{self.shm_prefix}*"))
+
+    def close_to_others(self) -> None:
+        """Let only this user read its segments, which hold prompts: Triton makes them readable to all."""
+        for segment in self.segments():
+            with contextlib.suppress(OSError):
+                segment.chmod(0o600)
+
+    def refuse_requests(self) -> None:
+        """Tell our models, which look for this file in their TMPDIR, to refuse new requests."""
+        with contextlib.suppress(OSError):  # a full disk
+            (self.tmp / DRAINING).touch()
 
 
 @dataclass(frozen=True)
@@ -57,6 +111,14 @@ class Member:
         """The Triton model whose Python process this is (argv: stub, MODEL/1/model.py, ...), else ''."""
         script = next((part for part in self.command[1:] if part.endswith("/model.py")), None)
         return Path(script).parents[1].name if script else ""
+
+    @property
+    def suspended(self) -> bool:
+        """Whether a signal keeps it from running (SIGSTOP)."""
+        try:
+            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+        except (OSError, IndexError):
+            return False
 
     @property
     def server(self) -> bool:
@@ -96,8 +158,11 @@ def _members(mark: bytes) -> Iterator[Member]:
 def sweep(run: Run, by_force: tuple[str, ...] = (), timeout_s: float = 10) -> list[int]:
     """Kill the run's processes and remove its segments and temporary files. Returns the pids killed.
 
-    If there were any, `by_force` is run as well: it ends a container, which a daemon may hold.
+    If there were any, `by_force` is run as well: it ends a container, which a daemon may hold. Does nothing for a run
+    that `Run.new` did not make.
     """
+    if not run.is_ours:
+        return []
     killed: dict[int, None] = {}
     deadline = time.monotonic() + timeout_s
     # A process forked while we looked is found by the next look, so only two empty looks mean the end.
@@ -126,17 +191,24 @@ class Janitor:
         self._run, self._by_force = run, by_force
         self._start()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def keep_alive(self) -> None:
-        """Start it again if someone killed it."""
+        """Start it again if someone killed it, and wake it if someone suspended it."""
         if self._process.poll() is not None:
             self.dismiss()
             self._start()
+        elif Member(self.pid, os.getpid(), None, ()).suspended:
+            self._process.send_signal(signal.SIGCONT)
 
     def dismiss(self) -> None:
         """Let it sweep and end."""
         assert self._process.stdin
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
+        self._process.send_signal(signal.SIGCONT)  # one that is suspended would never end
         self._process.wait()
 
     def _start(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from toolkit.serve.janitor import RUN_ID, Run
 from toolkit.serve.tritonserver import NGC_BINARY, Mpirun, TritonServer, find, find_mpirun
 
 SHEBANG = "#!/usr/bin/env bash\n"
+DRY_RUN = Run("dry-run", Path("/toolkit-dry-run"))
+"""Its folder stands for one that the script makes."""
 IN_THE_IMAGE = TritonServer(NGC_BINARY), Mpirun(Path("mpirun"), (4, 1))
 
 
@@ -54,6 +57,7 @@ def programs(deployment: Deployment) -> tuple[TritonServer, Mpirun]:
 
 def launch(deployment: Deployment, server: TritonServer, mpirun: Mpirun, run: Run) -> Launch:
     """What starts the group. Raises ToolkitError for what the runtime lacks, and for too few GPUs or cores."""
+    _fill(run, deployment, server)
     command = command_line(deployment, server, mpirun, run)
     if deployment.engine == "rehearsal":
         variables = environment(deployment, server, run, _free_port())
@@ -68,20 +72,33 @@ def launch(deployment: Deployment, server: TritonServer, mpirun: Mpirun, run: Ru
     return Launch(wrapped.arguments, environ, tuple(by_force), lines)
 
 
+def _fill(run: Run, deployment: Deployment, server: TritonServer) -> None:
+    """Put into the folder of the run what Triton sees. Raises ToolkitError."""
+    try:
+        shutil.copytree(deployment.repository_dir, run.models)
+        if server.backend_directory:
+            run.backends.symlink_to(server.backend_directory)
+    except OSError as error:
+        why = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
+        what = f"the model repository cannot be copied here: {why}"
+        raise ToolkitError(what, where=run.tmp, hint="Set TMPDIR to a folder with room.") from None
+
+
 def dry_run(deployment: Deployment) -> str:
     """What `toolkit serve` would start, as text that a shell runs as it stands; all replicas, where there are several.
 
     Without the NGC image it is shown as it is run there. The run id and the rehearsal's port, which are
-    new for each run, are shown as `dry-run` and 0.
+    new for each run, are shown as `dry-run` and 0. The script makes a folder of its own, and leaves it.
     """
     if len(replicas := deployment.apart()) > 1:
         each = (f"(  # replica {one.replica}\n{dry_run(one).removeprefix(SHEBANG)}\n) &" for one in replicas)
         return "\n\n".join([SHEBANG.rstrip(), *each, "wait"])
     check_can_be_served(deployment)
-    run = Run("dry-run", Path("/tmp/toolkit-dry-run"))
+    run = DRY_RUN
     if deployment.engine == "rehearsal":
         server, mpirun = programs(deployment)
-        return shell_text(environment(deployment, server, run, 0), command_line(deployment, server, mpirun, run))
+        start = shell_text(environment(deployment, server, run, 0), command_line(deployment, server, mpirun, run))
+        return f"{SHEBANG}set -euo pipefail\n{_in_a_new_folder(start, deployment, server)}"
     try:
         server, mpirun = programs(deployment)
     except ToolkitError:
@@ -92,18 +109,29 @@ def dry_run(deployment: Deployment) -> str:
     reasons = (*REASONS, *(ORCHESTRATOR_REASONS if is_orchestrated(deployment) else ()))
     header = ["# Where the ranks run:", *(f"#   {line}" for line in share.lines)]
     header += ["# Where each option of Triton and mpirun comes from:", *(f"#   {line}" for line in reasons)]
-    return "\n".join([shebang, *header, rest.rstrip("\n")])
+    text = rest.replace(f"mkdir -p -- {run.tmp}\n", "")
+    beginning, set_, text = text.partition("set -euo pipefail\n")
+    text = _in_a_new_folder(text.strip("\n"), deployment, server)
+    return "\n".join([shebang, *header, f"{beginning}{set_}\n{text}"])
+
+
+def _in_a_new_folder(text: str, deployment: Deployment, server: TritonServer) -> str:
+    """The text of a script that uses DRY_RUN's folder, as one that makes a folder and fills it first."""
+    lines = [
+        'run=$(mktemp -d "${TMPDIR:-/tmp}/toolkit-run-XXXXXXXX")  # for this start alone; remove it when it has ended',
+        f'cp -r -- {shlex.quote(str(deployment.repository_dir))} "$run/models"',
+    ]
+    if server.backend_directory:
+        lines.append(f'ln -s -- {shlex.quote(str(server.backend_directory))} "$run/backends"')
+    return "\n".join([*lines, text.replace(str(DRY_RUN.tmp), '"$run"')])
 
 
 def _needs(deployment: Deployment, server: TritonServer, run: Run, share: Share) -> Needs:
-    """With engines the tokenizer is in the repository. The LLM API reads the model itself."""
+    """With engines the tokenizer is in the repository, of which the run has a copy. The LLM API reads the model."""
     replica = "" if deployment.replica is None else f"-{deployment.replica}"
     serving = deployment.serving
     return Needs(
-        reads=(
-            deployment.repository_dir,
-            deployment.model.path if deployment.engine == "pytorch" else deployment.engine_dir,
-        ),
+        reads=(deployment.model.path if deployment.engine == "pytorch" else deployment.engine_dir,),
         writes=(run.tmp,),
         gpus=share.gpus,
         cores=share.cores,

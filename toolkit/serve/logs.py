@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
+
+from toolkit.files import private
 
 ORCHESTRATOR = -1
 """In place of a rank: the server whose workers the ranks are."""
@@ -19,6 +22,8 @@ LAST_ROUTINE_LINES = 3
 _TAG = re.compile(r"\[(\d+,\d+)\]<std(?:out|err)>:")
 # Triton's own information and its tables; both are in the rank's file.
 _ROUTINE = re.compile(r"^(I\d{4} \d\d:\d\d:\d\d\.|\+-|\| |\s*$|Signal \(\d+\) received\.)")
+# Of SIGINT or SIGTERM; it says the same of signals by which it dies.
+_TOLD_TO_END = re.compile(r"^Signal \((2|15)\) received\.")
 # What the wheel's tritonserver says on every machine without a GPU.
 _NO_GPU = re.compile(
     r"pinned memory pool will not be available|no pinned memory pool|CudaDriverHelper has not been initialized"
@@ -48,6 +53,8 @@ class Logs:
         self._telling: dict[int | None, deque[str]] = defaultdict(lambda: deque(maxlen=LAST_LINES))
         sources = (None, *([ORCHESTRATOR] if orchestrated else []), *range(world_size))
         self._files = {source: _fresh(self.file(source)) for source in sources}
+        self.told_to_end: dict[int, int] = {}
+        """The ranks whose Triton says that it got a signal to end, and its number."""
         self._thread: threading.Thread | None = None
 
     def follow(self, stream: IO[str]) -> None:
@@ -79,16 +86,19 @@ class Logs:
             for rank in ranks[-1:]:
                 self._take(rank, begun.pop(rank))
         for file in self._files.values():
-            file.close()
+            with contextlib.suppress(OSError):
+                file.close()
 
     def _rank(self, tag: str) -> int:
         job, _, rank = tag.partition(",")
         return ORCHESTRATOR if self._orchestrated and job == "1" else int(rank)
 
     def _take(self, rank: int | None, text: str) -> None:
-        file = self._files[rank]
-        file.write(text + "\n")
-        file.flush()
+        with contextlib.suppress(OSError):  # a full disk: what is served goes on
+            self._files[rank].write(text + "\n")
+            self._files[rank].flush()
+        if rank is not None and (signal := _TOLD_TO_END.match(text)):
+            self.told_to_end.setdefault(rank, int(signal[1]))
         routine = bool(_ROUTINE.search(text) or _NO_GPU.search(text))
         (self._routine if routine else self._telling)[rank].append(text)
         if self._verbose or not (routine or rank is None):
@@ -98,4 +108,4 @@ class Logs:
 def _fresh(path: Path) -> IO[str]:
     if path.exists():
         path.replace(path.with_suffix(".previous.log"))
-    return path.open("w", encoding="utf-8")
+    return open(path, "w", encoding="utf-8", opener=private)

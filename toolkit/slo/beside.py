@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from toolkit.jsonfile import finite
+from toolkit.slo.metrics import Finite
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,8 @@ class Beside:
 
     label: str
     unit: str
-    predicted: float | None
-    measured: float | None
+    predicted: Finite | None
+    measured: Finite | None
 
     @property
     def difference(self) -> float | None:
@@ -35,7 +35,3 @@ class Predicted:
 
     def as_dict(self) -> dict[str, Any]:
         return {"estimator": self.estimator, "rows": [finite(asdict(row)) for row in self.rows]}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Predicted:
-        return cls(tuple(Beside(**row) for row in data["rows"]), data["estimator"])

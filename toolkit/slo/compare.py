@@ -17,13 +17,13 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from toolkit.errors import ToolkitError, shown
+from toolkit.errors import ToolkitError, clipped, printable, shown
 from toolkit.sections import Slo
 from toolkit.slo.intervals import Bootstrap, Interval, interval, newcombe
 from toolkit.slo.metrics import Measured
 from toolkit.slo.own_error import error_of
 from toolkit.slo.report import JSON_NAME, counted_by, read_content, run_of
-from toolkit.slo.run import Run
+from toolkit.slo.run import Run, problem_of
 from toolkit.slo.verdict import LATENCIES, Outcome, limits_of_a_request, percentiles
 
 Result = Literal[
@@ -43,6 +43,8 @@ NOT_COMPARED = {"name", "file", "output", "replica"}
 NOT_THE_LOAD = {"load_generator", "processes", "model", "repeats"}
 """Settings of a run that do not change which requests are sent."""
 NOTHING = "–"
+LONGEST, DEEPEST = 80, 8
+"""Characters of a setting that are shown, and blocks within blocks."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,14 @@ class Report:
 
     @property
     def name(self) -> str:
-        return str(self.content["deployment"].get("name", self.directory))
+        return clipped(str(self.content["deployment"].get("name", self.directory)))
 
     @cached_property
     def settings(self) -> dict[str, str]:
         """What it was made with, flat."""
         deployment = {k: v for k, v in self.content["deployment"].items() if k not in NOT_COMPARED}
-        load = deployment.pop("loadtest", None) or {}
-        deployment["loadtest"] = {**load, **self.run.settings}
+        load = deployment.pop("loadtest", None)
+        deployment["loadtest"] = {**(load if isinstance(load, dict) else {}), **self.run.settings}
         return dict(_flat({**deployment, "versions": self.content.get("versions", {})}))
 
 
@@ -118,7 +120,8 @@ def load(path: Path, letter: str) -> Report:
     try:
         slo = Slo.model_validate(content["deployment"]["slo"])
     except (KeyError, TypeError, ValidationError) as error:
-        what = f"deployment.slo: {'; '.join(str(error).splitlines()[:3])}"
+        nothing = "deployment.slo: there is none"
+        what = problem_of(error, "deployment", "slo") if isinstance(error, ValidationError) else nothing
         raise ToolkitError(what, where=directory / JSON_NAME, hint="It is no report of this version.") from None
     if not run.judged:
         raise ToolkitError("no request was judged, so there is nothing to compare", where=directory)
@@ -265,9 +268,10 @@ def _differing(settings: Sequence[Mapping[str, str]]) -> Iterator[tuple[str, tup
             yield name, values
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+def _flat(value: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iterable[tuple[str, str]]:
     for name, one in value.items():
-        if isinstance(one, Mapping):
-            yield from _flat(one, f"{prefix}{name}.")
+        field = f"{prefix}{clipped(name, LONGEST)}"
+        if isinstance(one, Mapping) and depth < DEEPEST:
+            yield from _flat(one, f"{field}.", depth + 1)
         else:
-            yield f"{prefix}{name}", one if isinstance(one, str) and len(one) < 80 else shown(one)
+            yield field, printable(one) if isinstance(one, str) and len(one) < LONGEST else shown(one)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.errors import ToolkitError
+from toolkit.files import atomic_file
 from toolkit.pages.charts import INK, SERIES, SMALL, Chart, Key, limit_line, svg
 from toolkit.pages.render import render
 from toolkit.slo import compare_text, wording
@@ -22,10 +23,13 @@ POINTS = 400
 
 
 def write_page(found: Comparison, file: Path) -> None:
-    try:
-        file.write_text(page(found), encoding="utf-8")
-    except OSError as error:
-        raise ToolkitError(f"cannot be written: {error.strerror}", where=file) from None
+    """Write the page whole or not at all. Raises ToolkitError when it cannot be written."""
+    content = page(found)
+    with atomic_file(file) as draft:
+        try:
+            draft.write_text(content, encoding="utf-8")
+        except OSError as error:
+            raise ToolkitError(f"could not be written: {error.strerror}", where=file) from None
 
 
 def page(found: Comparison) -> str:

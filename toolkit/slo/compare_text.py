@@ -54,7 +54,7 @@ def text(found: Comparison) -> RenderableType:
     if found.settings:
         settings = Table("setting", *letters, header_style="bold")
         for name, values in found.settings:
-            settings.add_row(name, *values)
+            settings.add_row(Text(name), *map(Text, values))  # not markup: they may hold [brackets]
         parts.append(settings)
     parts += [_beside_the_first(found, number) for number in range(len(letters) - 1)]
     style = {0: "bold green", 1: "bold red"}.get(found.outcome.value, "bold yellow")

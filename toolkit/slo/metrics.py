@@ -20,7 +20,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import groupby
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+Moment = Annotated[float, Field(ge=0, lt=2.5e11)]
+"""Seconds since the Unix epoch, before the year 9900: what a report may hold."""
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+Number = Annotated[int, Field(ge=0, lt=2**16)]
+Finite = Annotated[float, Field(gt=-1e30, lt=1e30)]
 
 
 @dataclass(frozen=True)
@@ -29,24 +37,24 @@ class Sample:
 
     id: str
     protocol: str
-    due: float
+    due: Moment
     """When the request should have been sent. In a closed loop: when its user's last answer ended."""
-    sent: float
-    ended: float
-    token_times: tuple[float, ...] = ()
+    sent: Moment
+    ended: Moment
+    token_times: tuple[Moment, ...] = ()
     """The arrival of each token. An event that carries k tokens is here k times, with one time."""
-    first_text: float | None = None
+    first_text: Moment | None = None
     """The arrival of the first event with text in it; None when there was none."""
-    tokens_in: int | None = None
+    tokens_in: Count | None = None
     counted_by: Literal["server", "tokenizer", "events"] = "events"
     """Whether the server said how many tokens each event, or all of them, hold; or the model's tokenizer counted them
     in the text; or each event was taken for one token."""
-    prefill_ms: float | None = None
+    prefill_ms: Finite | None = None
     """The server's own first_token_time - first_scheduled_time; None when it does not say."""
     error: str | None = None
-    replica: int | None = None
+    replica: Number | None = None
     """Which one was asked, of several."""
-    worker: int | None = None
+    worker: Number | None = None
     """Which process asked, of several."""
     streamed: bool = True
     """False for an answer that was asked for in one piece: when its first token was there, nobody can tell."""

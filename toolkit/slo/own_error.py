@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from toolkit.slo.metrics import Distribution, Measured
+from toolkit.slo.metrics import Distribution, Finite, Measured
 
 Beat = tuple[float, float]
 """When a process of the generator was to be woken, in seconds since the Unix epoch, and by how many ms it was late."""
@@ -16,8 +16,8 @@ Beat = tuple[float, float]
 class AtPercentiles:
     """The size of the error (ms, never negative) of one metric at its median and in its tail."""
 
-    p50: float
-    p99: float
+    p50: Finite
+    p99: Finite
 
     def nearest(self, q: float) -> float:
         return abs(self.p50 if abs(q - 50) <= abs(q - 99) else self.p99)
@@ -31,15 +31,15 @@ class OwnError:
     tpot_ms: AtPercentiles | None = None
     itl_ms: AtPercentiles | None = None
     e2e_ms: AtPercentiles | None = None
-    dispatch_ms: float | None = None
+    dispatch_ms: Finite | None = None
     """P99 of sent - due."""
-    read_late_ms: float | None = None
+    read_late_ms: Finite | None = None
     """P99 of how late its processes were, in the test that is judged, for what had come."""
-    cpu: float | None = None
+    cpu: Finite | None = None
     """The busiest process's share of one core, 0 to 1."""
-    tokens_per_s: float | None = None
+    tokens_per_s: Finite | None = None
     """About how many output tokens/s one process carries, by the processor time that one took: an estimate."""
-    others_cpu: float | None = None
+    others_cpu: Finite | None = None
     """Cores that other programs kept busy during the calibration."""
     out_of_cpu: bool = False
     """In the calibration or in the run itself: its times say as much of the generator as of the server."""

@@ -175,6 +175,7 @@ def write(deployment: Deployment, found: Rates) -> Path:
     from toolkit.slo.rates_page import page
 
     with atomic_directory(deployment.rates_dir) as directory:
+        directory.chmod(0o700)
         content = json.dumps(as_json(deployment, found), indent=2)
         (directory / JSON_NAME).write_text(f"{content}\n", encoding="utf-8")
         (directory / HTML_NAME).write_text(page(deployment, found), encoding="utf-8")

@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from toolkit import distribution
 from toolkit.artifacts import atomic_directory
 from toolkit.config import Deployment
@@ -18,9 +20,9 @@ from toolkit.errors import ToolkitError
 from toolkit.jsonfile import finite, read_json
 from toolkit.slo import junit, markdown
 from toolkit.slo.beside import Predicted
-from toolkit.slo.metrics import Distribution, Measured
+from toolkit.slo.metrics import Count, Distribution, Measured, Moment
 from toolkit.slo.own_error import OwnError
-from toolkit.slo.run import Run, read_samples, write_samples
+from toolkit.slo.run import Run, problem_of, read_samples, write_samples
 from toolkit.slo.server_seen import ServerSeen
 from toolkit.slo.verdict import Verdict, judge, limits_of_a_request
 
@@ -49,6 +51,7 @@ def write(deployment: Deployment, run: Run) -> Verdict:
     verdict = verdict_of(deployment, run)
     content = as_json(deployment, run, verdict)
     with atomic_directory(deployment.report_dir) as directory:
+        directory.chmod(0o700)  # errors and samples may quote what was asked and answered
         write_samples(directory, run)
         (directory / JSON_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         (directory / HTML_NAME).write_text(render(deployment, run, verdict, versions()), encoding="utf-8")
@@ -71,30 +74,33 @@ def read_content(directory: Path, hint: str | None = None) -> dict[str, Any]:
     return read_json(path)
 
 
+class Written(BaseModel):
+    """What a report.json has of its run, apart from the samples. `predicted` is beside it there."""
+
+    started: Moment
+    warmup: Count
+    settings: dict[str, Any]
+    cut_short: str | None
+    own_error: OwnError | None = None
+    server: ServerSeen | None = None
+    repeats: tuple[Count, ...] = ()
+    predicted: Predicted | None = None
+
+
 def run_of(directory: Path, content: Mapping[str, Any]) -> Run:
     """The run of a report whose report.json holds `content`. Raises ToolkitError when it is damaged."""
-    samples = tuple(read_samples(directory))
+    samples, run = tuple(read_samples(directory)), content.get("run")
     try:
-        run = content["run"]
-        own, server = run.get("own_error"), run.get("server")
-        if not isinstance(run["settings"], Mapping) or not isinstance(run["warmup"], int):
-            raise TypeError("run.settings is no object, or run.warmup no whole number")
-        if run.get("repeats") and sum(run["repeats"]) != len(samples):
-            raise ValueError(f"run.repeats has {sum(run['repeats'])} samples, there are {len(samples)}")
-        return Run(
-            samples,
-            run["warmup"],
-            run["started"],
-            run["settings"],
-            run["cut_short"],
-            None if own is None else OwnError.from_dict(own),
-            None if server is None else ServerSeen.from_dict(server),
-            None if (told := content.get("predicted")) is None else Predicted.from_dict(told),
-            tuple(run.get("repeats", ())),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise ToolkitError(f"is no report: {what}", where=directory / JSON_NAME) from None
+        told = Written.model_validate({**run, "predicted": content.get("predicted")} if isinstance(run, dict) else run)
+    except ValidationError as error:
+        raise ToolkitError(f"is no report: {problem_of(error, 'run')}", where=directory / JSON_NAME) from None
+    if told.repeats and sum(told.repeats) != len(samples):
+        what = f"is no report: run.repeats has {sum(told.repeats)} samples, there are {len(samples)}"
+        raise ToolkitError(what, where=directory / JSON_NAME)
+    own, server = told.own_error, told.server
+    return Run(
+        samples, told.warmup, told.started, told.settings, told.cut_short, own, server, told.predicted, told.repeats
+    )
 
 
 def as_json(deployment: Deployment, run: Run, verdict: Verdict) -> dict[str, Any]:

@@ -11,13 +11,19 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import ToolkitError
+from pydantic import TypeAdapter, ValidationError
+
+from toolkit.errors import ToolkitError, clipped, shown
+from toolkit.files import open_file
 from toolkit.slo.beside import Predicted
 from toolkit.slo.metrics import Measured, Sample
 from toolkit.slo.own_error import OwnError
 from toolkit.slo.server_seen import ServerSeen
 
 SAMPLES_NAME = "samples.jsonl.gz"
+LONGEST_SAMPLE = 16 << 20
+"""Bytes of a line: about half a million tokens. A longer one is no sample, and may have no end."""
+_SAMPLE = TypeAdapter(Sample)
 
 
 @dataclass(frozen=True)
@@ -74,20 +80,22 @@ def write_samples(directory: Path, run: Run) -> None:
 
 def read_samples(directory: Path) -> list[Sample]:
     """The samples of a report. Raises ToolkitError naming the line that cannot be read."""
-    path = directory / SAMPLES_NAME
+    path, samples = directory / SAMPLES_NAME, []
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as stream:
-            lines = stream.read().splitlines()
+        with open_file(path) as packed, gzip.open(packed) as stream:
+            while line := stream.readline(LONGEST_SAMPLE):
+                samples.append(_SAMPLE.validate_json(line))
+    except ValidationError as error:
+        raise ToolkitError(f"not a sample: {problem_of(error)}", where=f"{path}:{len(samples) + 1}") from None
     except (OSError, EOFError, zlib.error) as error:
         raise ToolkitError(f"cannot be read: {getattr(error, 'strerror', None) or error}", where=path) from None
-    samples = []
-    for number, line in enumerate(lines, 1):
-        try:
-            sample = Sample.from_dict(json.loads(line))
-            times = (sample.due, sample.sent, sample.ended, *sample.token_times)
-            if not all(isinstance(time, int | float) for time in times):
-                raise TypeError("a time is no number")
-            samples.append(sample)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ToolkitError(f"not a sample: {error}", where=f"{path}:{number}") from None
     return samples
+
+
+def problem_of(error: ValidationError, *place: str) -> str:
+    """The first of pydantic's complaints about a part of a file, that at `place`: where, and what is wrong."""
+    first = error.errors()[0]
+    field = ".".join(clipped(str(part)) for part in (*place, *first["loc"]))
+    message = first["msg"][:1].lower() + first["msg"][1:]
+    got = "" if first["type"] == "json_invalid" else f", got {shown(first['input'])}"
+    return f"{field}: {message}{got}" if field else f"{message}{got}"

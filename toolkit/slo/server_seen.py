@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
+
+from toolkit.slo.metrics import Count, Finite
 
 NO_GPUS = "the server's metrics name no GPU"
 
@@ -14,21 +16,21 @@ class GpuSeen:
     """One GPU; what the server did not say of it is None."""
 
     uuid: str
-    utilisation: float | None = None
+    utilisation: Finite | None = None
     """Mean, 0 to 1."""
-    memory_used_bytes: float | None = None
+    memory_used_bytes: Finite | None = None
     """Peak."""
-    memory_total_bytes: float | None = None
+    memory_total_bytes: Finite | None = None
 
 
 @dataclass(frozen=True)
 class ServerSeen:
     gpus: tuple[GpuSeen, ...] = ()
-    readings: int = 0
+    readings: Count = 0
     """How often the metrics were read."""
-    kv_cache_used: float | None = None
+    kv_cache_used: Finite | None = None
     """Peak share of the blocks of the fullest replica in use, 0 to 1."""
-    requests_active: float | None = None
+    requests_active: Finite | None = None
     """Peak, waiting ones included; of several replicas the sum."""
     unseen: str = NO_GPUS
     """Why nothing is known of the GPUs, if it is not."""
@@ -61,11 +63,6 @@ class ServerSeen:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> ServerSeen:
-        values = {field.name: data[field.name] for field in fields(cls) if field.name in data}
-        return cls(**{**values, "gpus": tuple(GpuSeen(**gpu) for gpu in values.get("gpus", ()))})
 
 
 def together(seen: Sequence[ServerSeen]) -> ServerSeen | None:

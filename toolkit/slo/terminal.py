@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -10,6 +10,7 @@ from toolkit.slo import wording
 from toolkit.slo.beside import Predicted
 from toolkit.slo.spread import spreads
 from toolkit.slo.verdict import LATENCIES, Verdict
+from toolkit.terminal import Terminal
 
 STYLES = {
     "PASS": "bold green",
@@ -38,7 +39,7 @@ def summary(verdict: Verdict, predicted: Predicted | None = None) -> RenderableT
 
 def summary_text(verdict: Verdict, width: int = 100) -> str:
     """The same as plain text."""
-    console = Console(width=width, no_color=True, force_terminal=False)
+    console = Terminal(width=width, no_color=True, force_terminal=False)
     with console.capture() as capture:
         console.print(summary(verdict))
     return capture.get()

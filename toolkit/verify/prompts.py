@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, shown
 
 SENTENCES = (
     "The capital of France is",
@@ -54,7 +54,7 @@ def _encode(file: Path, text: str, vocab_size: int) -> tuple[int, ...]:
     except Exception as error:  # the library raises nothing more exact
         raise ToolkitError(f"cannot be read: {error}", where=file, hint="Download it again.") from None
     if not ids:
-        raise ToolkitError(f"prompt {text!r} has no tokens", hint="Give a longer one.")
+        raise ToolkitError(f"prompt {shown(text)} has no tokens", hint="Give a longer one.")
     if max(ids) >= vocab_size:
         what = f"gives token {max(ids)}, but the model has {vocab_size}"
         raise ToolkitError(what, where=file, hint="Use the tokenizer and the weights of the same model.")

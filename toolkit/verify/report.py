@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from toolkit.errors import LONGEST_LINE, clipped
 from toolkit.verify import Verification
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ SHOWN = 20
 
 def lines(result: Verification) -> list[str]:
     """For a person: what was compared, what differs, and the verdict."""
-    text = [f"{difference}" for difference in result.differences[:SHOWN]]
+    text = [clipped(str(difference), LONGEST_LINE) for difference in result.differences[:SHOWN]]
     if len(result.differences) > SHOWN:
         text.append(f"... and {len(result.differences) - SHOWN} more; --json shows all")
     if result.bytes:

@@ -9,6 +9,9 @@ from typing import Any
 
 from toolkit.errors import ToolkitError, shown
 
+LARGEST = 2 << 30
+"""Bytes of a file, all of which is read into memory. The largest public ones have 700 MB."""
+
 
 def read_objects(path: Path, form: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) of each line that is not blank. `form` says in an error what a line should be.
@@ -26,19 +29,12 @@ def read_text(path: Path, form: str) -> str:
     try:
         if path.exists() and not path.is_file():
             raise ToolkitError("not a file", where=path, hint=form)
+        if path.stat().st_size > LARGEST:
+            raise ToolkitError(f"is larger than {LARGEST >> 30} GiB", where=path, hint="Cut it.")
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise ToolkitError(f"cannot be read: {reason}", where=path, hint=form) from None
-
-
-def is_unicode(text: str) -> bool:
-    """False for half a character, which JSON can name (\\ud800) and no request can hold."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _object(line: str, where: str, form: str) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from toolkit.errors import ToolkitError, shown
-from toolkit.workload.jsonl import is_unicode, read_objects
+from toolkit.errors import ToolkitError, is_unicode, shown
+from toolkit.workload.jsonl import read_objects
 
 FORM = 'A line is {"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]}, with max_tokens if it likes.'
 ROLES = ("system", "user", "assistant")

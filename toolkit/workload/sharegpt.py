@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from toolkit.client.chat import ChatTemplate, Messages, chat_message
-from toolkit.errors import ToolkitError, shown
-from toolkit.workload.jsonl import is_unicode, read_text
+from toolkit.errors import ToolkitError, is_unicode, shown
+from toolkit.workload.jsonl import read_text
 from toolkit.workload.words import Counter
 
 ROLES = {

@@ -15,6 +15,8 @@ from typing import NamedTuple
 from toolkit.errors import ToolkitError, shown
 from toolkit.workload.trace_forms import FORM, LINES, SHAREGPT, Row, form_of, read_rows
 
+LONGEST_S = 10 * 365 * 86400
+"""From the first request of a trace to the last: more is a time in another unit, or none."""
 FEWEST_NAMED = 0.5
 """If hash_ids name less than this share of the blocks in the prompts, trace_block_tokens is probably wrong."""
 
@@ -72,13 +74,15 @@ def read_trace(
     first, names, lines = rows[0].due, _Names(), []
     second = LINES[form].second if form in LINES else 1.0
     for row in rows:
+        due = (row.due - first) / second
+        if not due <= LONGEST_S:
+            what = f"its time {row.due:g} is more than 10 years after that of line {rows[0].line}, {first:g}"
+            raise ToolkitError(what, where=f"{path}:{row.line}", hint=FORM)
         if max_seq_len is not None:
             hint = "Raise the limit or leave the line out."
             check_length(row.input_length, row.output_length, max_seq_len, f"{path}:{row.line}", hint)
         blocks = [names[id] for id in row.hash_ids]
-        lines.append(
-            Line(row.line, (row.due - first) / second, row.input_length, row.output_length, blocks, block_tokens)
-        )
+        lines.append(Line(row.line, due, row.input_length, row.output_length, blocks, block_tokens))
     return Trace(lines, (*unanswered.notes(), *_doubts(lines, block_tokens)))
 
 

@@ -89,8 +89,8 @@ def form_of(path: Path) -> str:
 
     Raises ToolkitError where it cannot be read.
     """
-    _check_file(path)
     try:
+        _check_file(path)
         with path.open("rb") as file:
             begin = file.read(BEGINNING).decode("utf-8-sig", "replace").lstrip()
     except OSError as error:
@@ -98,7 +98,10 @@ def form_of(path: Path) -> str:
     if re.match(r"\[\s*\{", begin):
         return SHAREGPT
     first = begin.partition("\n")[0]
-    names = {name.strip() for name in next(csv.reader([first]), [])}
+    try:
+        names = {name.strip() for name in next(csv.reader([first]), [])}
+    except csv.Error:  # too long for a header
+        names = set()
     for form, columns in COLUMNS.items():
         if {columns.due, columns.prompt, columns.output} <= names:
             return form
@@ -166,9 +169,9 @@ def _hash_ids(fields: dict[str, Any], length: int, where: str, block_tokens: int
 
 
 def _rows_of_csv(path: Path, form: Columns, name: str) -> Iterator[Row]:
-    _check_file(path)
     line = 1
     try:
+        _check_file(path)
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             places = _places(next(reader, []), form, f"{path}:1", name)

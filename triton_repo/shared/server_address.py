@@ -8,7 +8,7 @@ ANY = ("0.0.0.0", "::", "")
 
 def http_address():
     """(host, port) of the tritonserver that runs this model, its parent process."""
-    arguments = Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")
+    arguments = os.fsdecode(Path(f"/proc/{os.getppid()}/cmdline").read_bytes()).split("\0")
     host = option(arguments, "--http-address", "127.0.0.1")
     return "127.0.0.1" if host in ANY else host, int(option(arguments, "--http-port", "8000"))
 

@@ -1,6 +1,8 @@
 """The tritonserver that this model's process belongs to: its parent."""
 
+import contextlib
 import os
+import select
 import threading
 import time
 
@@ -8,11 +10,13 @@ CHECK_PERIOD_S = 0.5
 
 
 def end_with_server():
-    """End this process soon after its server: Triton itself leaves it behind when it is killed."""
+    """End this process with its server: Triton itself leaves it behind when it is killed."""
     threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
 
 
 def _watch(server):
+    with contextlib.suppress(OSError):  # it has ended, or the kernel has no pidfd
+        select.select([os.pidfd_open(server)], [], [])
     while os.getppid() == server:
         time.sleep(CHECK_PERIOD_S)
     os._exit(1)

@@ -9,7 +9,7 @@
 #   --bind-to none: Open MPI binds small groups to one core a rank, which would starve Triton's threads
 #   --oversubscribe: also where there are fewer cores than ranks, and for an orchestrator's workers
 #   --tag-output: every line with its rank, so that each has its own log
-#   --model-repository: made by toolkit repo
+#   --model-repository: a copy of what toolkit repo made, under a path without characters that a shell would read
 #   --model-control-mode, --load-model: ranks above 0 load the engine alone and wait for rank 0
 #   --*-address, --*-port: serving.host and the ports of the YAML
 #   --exit-timeout-secs: serving.drain_timeout_s and a margin, so that the drain is not Triton's to end
@@ -18,7 +18,8 @@
 # Made by the toolkit from FILE, runtime: enroot.
 set -euo pipefail
 
-mkdir -p -- /tmp/toolkit-dry-run
+run=$(mktemp -d "${TMPDIR:-/tmp}/toolkit-run-XXXXXXXX")  # for this start alone; remove it when it has ended
+cp -r -- /OUTPUT/repository "$run/models"
 export NVIDIA_VISIBLE_DEVICES=0,1,2,3,4,5,6,7
 
 command=(
@@ -31,11 +32,9 @@ command=(
   # its root can be written, in memory: gone when it ends
   --rw
   # written here, and so on this machine
-  --mount /tmp/toolkit-dry-run:/tmp/toolkit-dry-run:none:x-create=auto,rbind,rw
+  --mount "$run":"$run":none:x-create=auto,rbind,rw
   # read here, at its own place, never written
   --mount /OUTPUT/engine:/OUTPUT/engine:none:x-create=auto,rbind,ro
-  # read here, at its own place, never written
-  --mount /OUTPUT/repository:/OUTPUT/repository:none:x-create=auto,rbind,ro
   # the GPUs that it sees
   --env NVIDIA_VISIBLE_DEVICES=0,1,2,3,4,5,6,7
   # a home that can be written; enroot's own /tmp, in memory
@@ -43,11 +42,11 @@ command=(
   # for the command
   --env TOOLKIT_RUN_ID=dry-run
   # for the command
-  --env TMPDIR=/tmp/toolkit-dry-run
+  --env TMPDIR="$run"
   # the image, started as it is; see runtime.image_file
   /images/trtllm.sqsh
   # 64 MiB of stack a thread, or the most that is allowed: one request can end a Triton that has less
-  sh -c 'ulimit -S -s 65536 2>/dev/null || ulimit -S -s "$(ulimit -H -s)"; exec "$@"' sh
+  sh -c 'umask 077; ulimit -S -s 65536 2>/dev/null || ulimit -S -s "$(ulimit -H -s)"; exec "$@"' sh
   # starts the ranks, and ends them all
   mpirun
   --allow-run-as-root
@@ -56,7 +55,7 @@ command=(
   --tag-output
   # rank 0: opens the ports and answers
   -n 1 /opt/tritonserver/bin/tritonserver
-  --model-repository=/OUTPUT/repository
+  --model-repository="$run"/models
   --http-address=127.0.0.1
   --http-port=8000
   --grpc-address=127.0.0.1
@@ -68,7 +67,7 @@ command=(
   --backend-config=python,shm-region-prefix-name=toolkit-dry-run-0- :
   # rank 1: computes its part
   -n 1 /opt/tritonserver/bin/tritonserver
-  --model-repository=/OUTPUT/repository
+  --model-repository="$run"/models
   --model-control-mode=explicit
   --load-model=tensorrt_llm
   --http-address=127.0.0.1
@@ -82,7 +81,7 @@ command=(
   --backend-config=python,shm-region-prefix-name=toolkit-dry-run-1- :
   # rank 2: computes its part
   -n 1 /opt/tritonserver/bin/tritonserver
-  --model-repository=/OUTPUT/repository
+  --model-repository="$run"/models
   --model-control-mode=explicit
   --load-model=tensorrt_llm
   --http-address=127.0.0.1
@@ -96,7 +95,7 @@ command=(
   --backend-config=python,shm-region-prefix-name=toolkit-dry-run-2- :
   # rank 3: computes its part
   -n 1 /opt/tritonserver/bin/tritonserver
-  --model-repository=/OUTPUT/repository
+  --model-repository="$run"/models
   --model-control-mode=explicit
   --load-model=tensorrt_llm
   --http-address=127.0.0.1
@@ -110,7 +109,7 @@ command=(
   --backend-config=python,shm-region-prefix-name=toolkit-dry-run-3- :
   # rank 4: computes its part
   -n 1 /opt/tritonserver/bin/tritonserver
-  --model-repository=/OUTPUT/repository
+  --model-repository="$run"/models
   --model-control-mode=explicit
   --load-model=tensorrt_llm
   --http-address=127.0.0.1
@@ -124,7 +123,7 @@ command=(
   --backend-config=python,shm-region-prefix-name=toolkit-dry-run-4- :
   # rank 5: computes its part
   -n 1 /opt/tritonserver/bin/tritonserver
-  --model-repository=/OUTPUT/repository
+  --model-repository="$run"/models
   --model-control-mode=explicit
   --load-model=tensorrt_llm
   --http-address=127.0.0.1
@@ -138,7 +137,7 @@ command=(
   --backend-config=python,shm-region-prefix-name=toolkit-dry-run-5- :
   # rank 6: computes its part
   -n 1 /opt/tritonserver/bin/tritonserver
-  --model-repository=/OUTPUT/repository
+  --model-repository="$run"/models
   --model-control-mode=explicit
   --load-model=tensorrt_llm
   --http-address=127.0.0.1
@@ -152,7 +151,7 @@ command=(
   --backend-config=python,shm-region-prefix-name=toolkit-dry-run-6- :
   # rank 7: computes its part
   -n 1 /opt/tritonserver/bin/tritonserver
-  --model-repository=/OUTPUT/repository
+  --model-repository="$run"/models
   --model-control-mode=explicit
   --load-model=tensorrt_llm
   --http-address=127.0.0.1

@@ -9,7 +9,7 @@
 #   --bind-to none: Open MPI binds small groups to one core a rank, which would starve Triton's threads
 #   --oversubscribe: also where there are fewer cores than ranks, and for an orchestrator's workers
 #   --tag-output: every line with its rank, so that each has its own log
-#   --model-repository: made by toolkit repo
+#   --model-repository: a copy of what toolkit repo made, under a path without characters that a shell would read
 #   --model-control-mode, --load-model: ranks above 0 load the engine alone and wait for rank 0
 #   --*-address, --*-port: serving.host and the ports of the YAML
 #   --exit-timeout-secs: serving.drain_timeout_s and a margin, so that the drain is not Triton's to end
@@ -18,9 +18,10 @@
 # Made by the toolkit from FILE, runtime: host.
 set -euo pipefail
 
-mkdir -p -- /tmp/toolkit-dry-run
+run=$(mktemp -d "${TMPDIR:-/tmp}/toolkit-run-XXXXXXXX")  # for this start alone; remove it when it has ended
+cp -r -- /OUTPUT/repository "$run/models"
 export TOOLKIT_RUN_ID=dry-run
-export TMPDIR=/tmp/toolkit-dry-run
+export TMPDIR="$run"
 export CUDA_DEVICE_ORDER=PCI_BUS_ID
 export CUDA_VISIBLE_DEVICES=0,1,2,3,4,5,6,7
 
@@ -30,7 +31,7 @@ command=(
   --physcpubind=0-119,168-175
   --membind=0-1
   # 64 MiB of stack a thread, or the most that is allowed: one request can end a Triton that has less
-  sh -c 'ulimit -S -s 65536 2>/dev/null || ulimit -S -s "$(ulimit -H -s)"; exec "$@"' sh
+  sh -c 'umask 077; ulimit -S -s 65536 2>/dev/null || ulimit -S -s "$(ulimit -H -s)"; exec "$@"' sh
   # starts the ranks, and ends them all
   mpirun
   --allow-run-as-root
@@ -39,7 +40,7 @@ command=(
   --tag-output
   # rank 0: opens the ports and answers
   -n 1 /opt/tritonserver/bin/tritonserver
-  --model-repository=/OUTPUT/repository
+  --model-repository="$run"/models
   --http-address=127.0.0.1
   --http-port=8000
   --grpc-address=127.0.0.1
@@ -51,7 +52,7 @@ command=(
   --backend-config=python,shm-region-prefix-name=toolkit-dry-run-0- :
   # rank 1: computes its part
   -n 1 /opt/tritonserver/bin/tritonserver
-  --model-repository=/OUTPUT/repository
+  --model-repository="$run"/models
   --model-control-mode=explicit
   --load-model=tensorrt_llm
   --http-address=127.0.0.1
@@ -65,7 +66,7 @@ command=(
   --backend-config=python,shm-region-prefix-name=toolkit-dry-run-1- :
   # rank 2: computes its part
   -n 1 /opt/tritonserver/bin/tritonserver
-  --model-repository=/OUTPUT/repository
+  --model-repository="$run"/models
   --model-control-mode=explicit
   --load-model=tensorrt_llm
   --http-address=127.0.0.1
@@ -79,7 +80,7 @@ command=(
   --backend-config=python,shm-region-prefix-name=toolkit-dry-run-2- :
   # rank 3: computes its part
   -n 1 /opt/tritonserver/bin/tritonserver
-  --model-repository=/OUTPUT/repository
+  --model-repository="$run"/models
   --model-control-mode=explicit
   --load-model=tensorrt_llm
   --http-address=127.0.0.1
@@ -93,7 +94,7 @@ command=(
   --backend-config=python,shm-region-prefix-name=toolkit-dry-run-3- :
   # rank 4: computes its part
   -n 1 /opt/tritonserver/bin/tritonserver
-  --model-repository=/OUTPUT/repository
+  --model-repository="$run"/models
   --model-control-mode=explicit
   --load-model=tensorrt_llm
   --http-address=127.0.0.1
@@ -107,7 +108,7 @@ command=(
   --backend-config=python,shm-region-prefix-name=toolkit-dry-run-4- :
   # rank 5: computes its part
   -n 1 /opt/tritonserver/bin/tritonserver
-  --model-repository=/OUTPUT/repository
+  --model-repository="$run"/models
   --model-control-mode=explicit
   --load-model=tensorrt_llm
   --http-address=127.0.0.1
@@ -121,7 +122,7 @@ command=(
   --backend-config=python,shm-region-prefix-name=toolkit-dry-run-5- :
   # rank 6: computes its part
   -n 1 /opt/tritonserver/bin/tritonserver
-  --model-repository=/OUTPUT/repository
+  --model-repository="$run"/models
   --model-control-mode=explicit
   --load-model=tensorrt_llm
   --http-address=127.0.0.1
@@ -135,7 +136,7 @@ command=(
   --backend-config=python,shm-region-prefix-name=toolkit-dry-run-6- :
   # rank 7: computes its part
   -n 1 /opt/tritonserver/bin/tritonserver
-  --model-repository=/OUTPUT/repository
+  --model-repository="$run"/models
   --model-control-mode=explicit
   --load-model=tensorrt_llm
   --http-address=127.0.0.1

@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 from collections import defaultdict, deque
+from collections.abc import Callable
 from datetime import timedelta
 from functools import reduce
 from typing import Any, NoReturn
@@ -31,9 +32,12 @@ STEP, PARTIAL, LOGITS, FAREWELL = range(4)  # kinds of messages; each has a queu
 
 
 class Peers:
-    """This rank's connections to the others. When one of those dies, this process ends, at once."""
+    """This rank's connections to the others. When one of these dies, `last_words(its rank)`, and this process ends."""
 
-    def __init__(self, settings: EngineSettings, rank: int, port: int) -> None:
+    def __init__(
+        self, settings: EngineSettings, rank: int, port: int, last_words: Callable[[int], None] = lambda _: None
+    ) -> None:
+        self._last_words, self._losing = last_words, threading.Lock()
         mapping, limits = settings.mapping, settings.limits
         stage, hidden, vocabulary = mapping.pp_rank(rank), settings.model["hidden_size"], settings.model["vocab_size"]
         self.rank, self.world, self.depth = rank, mapping.world_size, 2 * mapping.pp + 2
@@ -116,8 +120,10 @@ class Peers:
             self._lost(peer)
 
     def _lost(self, peer: int) -> NoReturn:
-        print(f"rank {self.rank} lost rank {peer}, and ends", file=sys.stderr, flush=True)
-        os._exit(1)
+        with self._losing:  # and never let go: other threads that find out wait for the end
+            print(f"rank {self.rank} lost rank {peer}, and ends", file=sys.stderr, flush=True)
+            self._last_words(peer)
+            os._exit(1)
 
     def leave(self) -> None:
         """Tell the ranks after this one to stop and the one that watches it farewell; wait for one's own."""

@@ -24,6 +24,9 @@ from toolkit.engine.settings import EngineSettings
 from toolkit.errors import Busy
 from toolkit.inflight import Request, Scheduler, State, Stats, Step
 
+LAST_WORDS_S = 2.0
+"""At most, for errors to be sent when a rank is lost."""
+
 
 class Generation(Request):
     """Sequence `index` of request `row` of a batch. Times are those of time.monotonic_ns()."""
@@ -46,13 +49,17 @@ class Generation(Request):
 
 
 class Event(NamedTuple):
-    """A new token, or (token None) that the sequence was cancelled. `finished`: it has no more events."""
+    """A new token, or (token None) that the sequence was cancelled or, with an `error`, lost.
+
+    `finished`: it has no more events.
+    """
 
     sequence: Generation
     token: int | None
     log_prob: float | None
     cum_log_prob: float
     finished: bool
+    error: str | None = None
 
 
 class RehearsalEngine:
@@ -63,13 +70,14 @@ class RehearsalEngine:
 
     def __init__(self, settings: EngineSettings, port: int = 0) -> None:
         self.settings = settings
-        self._rank = Rank(settings, 0, port)
-        self._scheduler = Scheduler(settings.scheduling)
         self._changed = threading.Condition()  # guards what follows, and the scheduler
         self._live: set[Generation] = set()
+        self._threads: list[threading.Thread] = []
+        self._scheduler = Scheduler(settings.scheduling)
         self._seeds = random.Random(0)
         self._closing = False
         self._events: SimpleQueue[list[Event] | None] = SimpleQueue()
+        self._rank = Rank(settings, 0, port, self._fail)
         loops = (self._run, self._hand_out)
         self._threads = [threading.Thread(target=or_exit, args=(loop,), daemon=True) for loop in loops]
         for thread in self._threads:
@@ -182,6 +190,17 @@ class RehearsalEngine:
         peers = mapping.tp_group(mapping.pp - 1)
         shares: list[Any] = [self._rank.peers.logits[peer].next(shape) if peer else own for peer in peers]
         return torch.cat(shares, 1)[:, :size]
+
+    def _fail(self, _peer: int) -> None:
+        """Tell every request that its tokens are lost with a rank, and wait until that is sent."""
+        with self._changed:
+            self._closing, lost = True, [*self._live]
+            self._live.clear()
+        error = "a rank of the group has ended, and the rest of the answer is lost. Send the request again"
+        self._events.put([Event(sequence, None, None, sequence.cum_log_prob, True, error) for sequence in lost])
+        self._events.put(None)
+        for thread in self._threads[1:]:
+            thread.join(LAST_WORDS_S)
 
     def _hand_out(self) -> None:
         while (events := self._events.get()) is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -17,11 +19,13 @@ WORTH_SHARING = 256
 class Rank:
     """A loaded stage and its connections; made when all ranks are. `port` is where rank 0's store listens."""
 
-    def __init__(self, settings: EngineSettings, rank: int, port: int) -> None:
+    def __init__(
+        self, settings: EngineSettings, rank: int, port: int, last_words: Callable[[int], None] = lambda _: None
+    ) -> None:
         self.settings, self.rank = settings, rank
         if settings.mapping.world_size > 1 or settings.model["hidden_size"] < WORTH_SHARING:
             torch.set_num_threads(1)
-        self.peers = Peers(settings, rank, port)
+        self.peers = Peers(settings, rank, port, last_words)
         self.stage = Stage(settings, rank, self.peers.all_reduce)
         self.peers.await_all()
 

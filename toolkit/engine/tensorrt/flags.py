@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, shown
 from toolkit.releases import Release
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _extra(deployment: Deployment, release: Release, name: str, value: Any, deri
         raise wrong(f"is no flag of trtllm-build {release.name}", _nearest(name, release.build_flags))
     if flag.kind == "switch":
         if value is not True:
-            raise wrong(f"takes no value, got {value!r}", "Write true, or leave it out.")
+            raise wrong(f"takes no value, got {shown(value)}", "Write true, or leave it out.")
         return BuildFlag(name, None, "engine.extra")
     text = TOGGLE[value] if isinstance(value, bool) else str(value)
     if problem := flag.problem(text):

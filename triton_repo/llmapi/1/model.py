@@ -16,6 +16,7 @@ from pathlib import Path
 import triton_python_backend_utils as pb_utils
 import yaml
 from answer import Answer, texts
+from draining import REFUSAL, is_draining
 from engine_stats import Statistics
 from metrics import Metrics
 from one_line import fault_of_ours
@@ -30,7 +31,8 @@ CLIENTS_FAULTS = (Refused, ValueError, TypeError)
 class TritonPythonModel:
     def initialize(self, args):
         end_with_server()
-        settings = yaml.safe_load((Path(args["model_repository"]) / args["model_version"] / "model.yaml").read_text())
+        file = Path(args["model_repository"], args["model_version"], "model.yaml")
+        settings = yaml.safe_load(file.read_text("utf-8"))
         own = settings.pop("triton_config")
         self.decoupled = pb_utils.using_decoupled_model_transaction_policy(json.loads(args["model_config"]))
         self.eos_token_ids, self.most = own["eos_token_ids"], own["max_active_requests"]
@@ -72,6 +74,8 @@ class TritonPythonModel:
                 self._stop(name)
                 self.outbox.put((reply.send, [texts("text_output", "")], True))
                 return
+            if is_draining():
+                raise Busy(REFUSAL)
             check_sizes(tensors, self.max_seq_len, self.longest_token_bytes)
             question = Question.of_tensors(tensors)
             if not self.decoupled:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from draining import is_draining, refusal
 from model_values import ModelValues
 from one_line import respond_to_each
 from prompts import PromptTokenizer, Refused, decoded, word_rows
@@ -28,12 +29,13 @@ class TritonPythonModel:
         return respond_to_each("preprocessing", self._respond, requests)
 
     def _respond(self, request):
+        if is_draining():
+            return pb_utils.InferenceResponse(error=refusal())
         try:
             asked = Asked(request, self.tokenizer)
             tensors = self._encode(asked)
         except Refused as error:
-            refusal = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
-            return pb_utils.InferenceResponse(error=refusal)
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
         if self.announces and request.request_id() and len(asked.prompts) == 1:
             ends = tensors["OUT_END_ID"][0].tolist() + [id for (id,) in self._other_ends(asked)]
             announce(request.request_id(), tensors["REQUEST_OUTPUT_LEN"][0, 0], ends)

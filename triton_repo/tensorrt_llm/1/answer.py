@@ -38,6 +38,8 @@ class Answer:
         if event.finished:
             self.model.metrics.observe(len(sequence.prompt), len(sequence.output))
         with self.model.sending:
+            if event.error is not None:
+                return self.fail(event.error)
             self.unfinished -= event.finished
             flags = 0 if self.unfinished else FINAL
             if event.token is not None if streaming else event.finished:
@@ -46,6 +48,14 @@ class Answer:
                 self.sender.send(flags=flags)
             if flags:
                 self.model.answers.discard(self)
+
+    def fail(self, message):
+        """End the whole request with an error, once."""
+        if self.unfinished:
+            self.unfinished = 0
+            error = pb_utils.TritonError(message, pb_utils.TritonError.UNAVAILABLE)
+            self.sender.send(pb_utils.InferenceResponse(error=error), flags=FINAL)
+            self.model.answers.discard(self)
 
     def tensors(self, event):
         sequence, request = event.sequence, event.sequence.request

@@ -12,7 +12,9 @@ import time
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from answer import FINAL, Answer
+from draining import REFUSAL, is_draining
 from metrics import Metrics
+from server_process import end_with_server
 
 from toolkit.engine.rehearsal.engine import RehearsalEngine
 from toolkit.engine.rehearsal.worker import work
@@ -31,6 +33,7 @@ suspended, must not end a healthy rehearsal: hence so long. Under `toolkit serve
 
 class TritonPythonModel:
     def initialize(self, args):
+        end_with_server()
         every(500, lambda: signal.setitimer(signal.ITIMER_REAL, PATIENCE_S))
         config = json.loads(args["model_config"])
         rank, world = (int(os.environ.get(f"OMPI_COMM_WORLD_{name}", n)) for name, n in (("RANK", 0), ("SIZE", 1)))
@@ -64,6 +67,8 @@ class TritonPythonModel:
     def begin(self, request, sender):
         name, tensors = request.request_id(), {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         if not tensors.pop("stop", np.zeros(1)).any():
+            if is_draining():
+                raise Busy(REFUSAL)
             Answer(self, name, requests_of(tensors), sender)
         elif not name:
             what = "stop: Trying to stop a request but request ID is not provided"

@@ -1,0 +1,96 @@
+"""Keeps the ports of a run that are not Triton's own to this machine.
+
+mpirun's daemon listens on every address, and no option changes that: PRRTE and ORTE bind to INADDR_ANY, whatever
+prte_if_include or oob_tcp_if_include say, and refuse the loopback interface alone. Open MPI's TCP transport and NCCL
+listen likewise. All ranks are on one node, so such a socket is bound to the loopback device from outside, as its owner
+could do with SO_BINDTODEVICE. It goes on listening, and connections from other machines are refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import ipaddress
+import os
+import socket
+import struct
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+
+SYS_PIDFD_GETFD = 438
+"""<asm-generic/unistd.h>, the same on x86-64 and ARM64; Linux 5.6."""
+LISTEN = "0A"
+"""The state in /proc/net/tcp: TCP_LISTEN of <net/tcp_states.h>."""
+LOOPBACK_DEVICE = b"lo\0"
+IF_NAMESIZE = 16
+"""Bytes of the name of a network device, <net/if.h>."""
+
+
+def keep_local(pids: Iterable[int], public: Collection[int]) -> dict[int, str]:
+    """Bind the listening sockets of these processes to the loopback device, but for those on `public` ports.
+
+    The ports for which that fails, and why. They stay as they were.
+    """
+    failed: dict[int, str] = {}
+    for pid in pids:
+        for fd, port in _open_to_others(pid):
+            if port in public:
+                continue
+            try:
+                with socket_of(pid, fd) as listening:
+                    if device_of(listening) != LOOPBACK_DEVICE:  # only root may do it again
+                        listening.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, LOOPBACK_DEVICE)
+            except ProcessLookupError:
+                continue
+            except OSError as error:
+                failed[port] = str(error.strerror).lower()
+    return failed
+
+
+def _open_to_others(pid: int) -> Iterator[tuple[int, int]]:
+    """(file descriptor, port) of the sockets of a process that listen on more than the loopback addresses."""
+    with contextlib.suppress(OSError):  # it may end, or be another user's
+        ports = dict(_listening(pid))
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                inode = str(entry.readlink()).removeprefix("socket:[").removesuffix("]")
+                if inode in ports:
+                    yield int(entry.name), ports[inode]
+
+
+def _listening(pid: int) -> Iterator[tuple[str, int]]:
+    """(inode, port) of the sockets that listen on more than the loopback addresses, in the network of a process."""
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
+            for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+                _, local, _, state, *_, inode = line.split()[:10]
+                address, _, port = local.partition(":")
+                if state == LISTEN and not _is_loopback(address):
+                    yield inode, int(port, 16)
+
+
+def _is_loopback(address: str) -> bool:
+    """Of an address as the kernel writes it: words of 32 bits in the order of this machine's bytes."""
+    words = [int(address[at : at + 8], 16) for at in range(0, len(address), 8)]
+    found = ipaddress.ip_address(struct.pack(f"={len(words)}I", *words))
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return (mapped or found).is_loopback
+
+
+def device_of(listening: socket.socket) -> bytes:
+    """The network device that a socket is bound to, ending in NUL; b"" for all."""
+    return listening.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, IF_NAMESIZE)
+
+
+def socket_of(pid: int, fd: int) -> socket.socket:
+    """The socket of another process, which it keeps. Raises OSError where the kernel does not allow that."""
+    process = os.pidfd_open(pid)
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        copy = libc.syscall(SYS_PIDFD_GETFD, process, fd, 0)
+        if copy < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        return socket.socket(fileno=copy)
+    finally:
+        os.close(process)

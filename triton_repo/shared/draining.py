@@ -1,0 +1,18 @@
+"""Whether this server drains: then new requests are refused, and those that run end."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import triton_python_backend_utils as pb_utils
+
+REFUSAL = "this server is ending: send the request to another one, or again later"
+_FLAG = Path(tempfile.gettempdir(), "draining")  # toolkit serve writes it into the folder of the run
+
+
+def is_draining():
+    return "TOOLKIT_RUN_ID" in os.environ and _FLAG.exists()
+
+
+def refusal():
+    return pb_utils.TritonError(REFUSAL, pb_utils.TritonError.UNAVAILABLE)
