@@ -35,6 +35,7 @@ class Server:
         deadline = time.monotonic() + 60
         while self.process.poll() is None and time.monotonic() < deadline:
             with contextlib.suppress(OSError), urllib.request.urlopen(self.url("health/ready"), timeout=5):
+                self.metrics()  # whose port opens a moment later
                 return self
             time.sleep(0.1)
         raise AssertionError(self.log.read_text()[-4000:])

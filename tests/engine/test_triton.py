@@ -172,13 +172,17 @@ def test_the_stop_request_itself_gets_one_empty_final_response(open_stream):
 
 
 def test_a_client_that_goes_away_frees_its_blocks(server, open_stream):
+    steps = 'nv_trt_llm_general_metrics{general_type="iteration_counter",model="tensorrt_llm",version="1"}'
     active = 'nv_trt_llm_request_metrics{model="tensorrt_llm",request_type="active",version="1"}'
-    stream = open_stream()
+    used = 'nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="used",model="tensorrt_llm",version="1"}'
+    before, stream = server.metrics()[steps], open_stream()
     for _ in range(8):
         stream.send(request_output_len=[[900]])
-    server.wait_for(active, 8)
+    stream.get()
     stream.close()
     server.wait_for(active, 0, timeout_s=5)
+    server.wait_for(used, 0, timeout_s=5)
+    assert server.metrics()[steps] - before < 900  # ended, not run to their ends
 
 
 def test_metrics_of_nvidias_backend(server):
