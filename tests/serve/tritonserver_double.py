@@ -66,7 +66,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path == "/metrics":
             text = f'nv_trt_llm_request_metrics{{model="tensorrt_llm",request_type="active",version="1"}} {active}\n'
-        elif self.path == "/v2/health/ready":
+        else:
+            assert self.path in ("/v2/health/ready", "/v2/health/live"), self.path
             text = ""
         self.answer(text)
 
