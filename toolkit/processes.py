@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import threading
@@ -34,7 +35,8 @@ def ended_by_signals() -> Iterator[None]:
 @contextlib.contextmanager
 def forked_pool(most: int) -> Iterator[Executor]:
     """A process for each core, `most` at most. After an error or a signal, work that has not begun is not begun."""
-    pool = ProcessPoolExecutor(max(1, min(len(os.sched_getaffinity(0)), most)), get_context("fork"))
+    # freeze: the children must not collect garbage of this process, such as objects of libraries that run threads.
+    pool = ProcessPoolExecutor(max(1, min(len(os.sched_getaffinity(0)), most)), get_context("fork"), gc.freeze)
     try:
         yield pool
     finally:

@@ -242,7 +242,10 @@ def web_ui(load, folder, *options: str):
             yield url
         finally:
             locust.send_signal(signal.SIGINT)
-            code = locust.wait(30)
+            try:
+                code = locust.wait(30)
+            finally:
+                locust.kill()
     assert code == report.verdict_of(load, report.read(load)).exit_code
 
 
