@@ -1,6 +1,7 @@
 import multiprocessing.process
 import os
 import re
+import signal
 import tempfile
 from pathlib import Path
 
@@ -27,6 +28,9 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in (*NOT_INHERITED, *(name for name in os.environ if name.startswith("TOOLKIT_"))):
         os.environ.pop(name, None)
     os.environ["COLUMNS"] = "1000"
+    for number in (signal.SIGINT, signal.SIGHUP):  # which a shell makes its background jobs ignore, and nohup
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     if len(tempfile.gettempdir()) > LONGEST_FOLDER:
         multiprocessing.process.current_process()._config["tempdir"] = tempfile.mkdtemp(dir="/tmp")
     for name in ("no_proxy", "NO_PROXY"):  # the servers of the tests are on this machine

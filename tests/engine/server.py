@@ -64,6 +64,12 @@ class Server:
             lines = [line for line in answer.read().decode().splitlines() if not line.startswith("#")]
         return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
+    def steps(self):
+        """How many steps the engine has scheduled."""
+        return self.metrics()[
+            'nv_trt_llm_general_metrics{general_type="iteration_counter",model="tensorrt_llm",version="1"}'
+        ]
+
     def wait_for(self, metric, value, timeout_s=10):
         deadline = time.monotonic() + timeout_s
         while self.metrics()[metric] != value:

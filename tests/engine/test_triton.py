@@ -2,6 +2,7 @@
 
 import contextlib
 import queue
+import time
 
 import numpy as np
 import psutil
@@ -172,23 +173,37 @@ def test_the_stop_request_itself_gets_one_empty_final_response(open_stream):
 
 
 def test_a_client_that_goes_away_frees_its_blocks(server, open_stream):
-    steps = 'nv_trt_llm_general_metrics{general_type="iteration_counter",model="tensorrt_llm",version="1"}'
     active = 'nv_trt_llm_request_metrics{model="tensorrt_llm",request_type="active",version="1"}'
     used = 'nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="used",model="tensorrt_llm",version="1"}'
-    before, stream = server.metrics()[steps], open_stream()
+    before, stream = server.steps(), open_stream()
     for _ in range(8):
         stream.send(request_output_len=[[900]])
     stream.get()
     stream.close()
     server.wait_for(active, 0, timeout_s=5)
     server.wait_for(used, 0, timeout_s=5)
-    assert server.metrics()[steps] - before < 900  # ended, not run to their ends
+    assert server.steps() - before < 900  # ended, not run to their ends
 
 
 def test_metrics_of_nvidias_backend(server):
-    server.post(request_output_len=1)  # after which all earlier requests have been counted
-    before = server.metrics()
+    length = 'nv_llm_output_token_len_{}{{model="tensorrt_llm",response_metric_type="total_output_tokens",version="1"}}'
+
+    def lengths():
+        """Those of all requests that have ended: counted a moment after their answers."""
+        while True:
+            seen = [
+                [metrics[length.format(part)] for part in ("sum", "count")] for metrics in (server.metrics(), later())
+            ]
+            if seen[0] == seen[1]:
+                return seen[0]
+
+    def later():
+        time.sleep(0.3)
+        return server.metrics()
+
+    before = lengths()
     assert server.post(request_output_len=12)[0] == 200
+    assert [now - then for now, then in zip(lengths(), before, strict=True)] == [12, 1]
     after = server.metrics()
     named = {name for name in after if name.startswith(("nv_trt_llm", "nv_llm"))}
     assert all('model="tensorrt_llm"' in name and 'version="1"' in name for name in named)
@@ -206,9 +221,6 @@ def test_metrics_of_nvidias_backend(server):
         found = [name for name in named if name.startswith(f"nv_trt_llm_{family}_metrics")]
         assert len(found) == len(values.split())
         assert all(any(f'{label}="{value}"' in name for name in found) for value in values.split())
-    length = 'nv_llm_output_token_len_{}{{model="tensorrt_llm",response_metric_type="total_output_tokens",version="1"}}'
-    gained = [after[length.format(part)] - before[length.format(part)] for part in ("sum", "count")]
-    assert gained == [12, 1]
     bounds = {name.split('le="')[1][:-2] for name in named if name.startswith("nv_llm_input_token_len_bucket")}
     assert bounds == {"10", "50", "100", "500", "1000", "+Inf"}
 

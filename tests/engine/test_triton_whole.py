@@ -12,10 +12,13 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from tests.engine.conftest import started
 from tests.engine.server import PROMPT, Server
+from tests.waiting import eventually
 from toolkit.repository import generate
 
 pytestmark = pytest.mark.slow
 QUEUE = 6
+TRIES = 5
+"""Of what a machine that is too busy may do too late."""
 
 
 @pytest.fixture(scope="module")
@@ -107,35 +110,45 @@ def test_what_needs_several_responses_is_refused_in_the_backends_words(client, e
     assert client.infer("tensorrt_llm", inputs(client.module)).as_numpy("output_ids").tolist() == [[expected]]
 
 
+def begun(server, client, request_id=""):
+    """A call that asks for 900 tokens, whose first step has begun, and the list that its result comes into."""
+    results, before = [], server.steps()
+    call = client.async_infer(
+        "tensorrt_llm",
+        inputs(request_output_len=[[900]]),
+        callback=lambda result, error: results.append((result, error)),
+        request_id=request_id,
+    )
+    eventually(lambda: server.steps() > before)
+    return call, results
+
+
 def test_stop_request(server):
-    """Both the stopped request and the stop request get their one response."""
+    """Both the stopped request and the stop request get their one response. On a busy machine a stop may be late."""
+    lengths = []
     with grpc.InferenceServerClient(f"127.0.0.1:{server.grpc}") as client:
-        results = []
-        client.async_infer(
-            "tensorrt_llm",
-            inputs(request_output_len=[[900]]),
-            callback=lambda result, error: results.append((result, error)),
-            request_id="stopped",
-        )
-        active = 'nv_trt_llm_request_metrics{model="tensorrt_llm",request_type="scheduled",version="1"}'
-        server.wait_for(active, 1)
-        stop = client.infer("tensorrt_llm", inputs(stop=[[True]]), request_id="stopped")
-        assert stop.as_numpy("output_ids") is None
-        deadline = time.monotonic() + 20
-        while not results:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-    ((result, error),) = results
-    assert error is None and result.as_numpy("output_ids").shape[2] < 900
+        while len(lengths) < TRIES and (not lengths or lengths[-1] == 900):
+            _, results = begun(server, client, "stopped")
+            stop = client.infer("tensorrt_llm", inputs(stop=[[True]]), request_id="stopped")
+            assert stop.as_numpy("output_ids") is None
+            eventually(lambda results=results: results)
+            ((result, error),) = results
+            assert error is None
+            lengths.append(result.as_numpy("output_ids").shape[2])
+    assert lengths[-1] < 900, lengths
 
 
 def test_a_client_that_cancels_ends_its_request(server):
     active = 'nv_trt_llm_request_metrics{model="tensorrt_llm",request_type="active",version="1"}'
+    steps = []
     with grpc.InferenceServerClient(f"127.0.0.1:{server.grpc}") as client:
-        call = client.async_infer("tensorrt_llm", inputs(request_output_len=[[900]]), callback=lambda **_: None)
-        server.wait_for(active, 1)
-        call.cancel()
-        server.wait_for(active, 0)
+        while len(steps) < TRIES and (not steps or steps[-1] >= 900):
+            before = server.steps()
+            call, _ = begun(server, client)
+            call.cancel()
+            server.wait_for(active, 0)
+            steps.append(server.steps() - before)
+    assert steps[-1] < 900, steps
 
 
 def test_a_full_queue_says_so_in_the_executors_words(server):
@@ -158,14 +171,22 @@ def test_one_request_too_many_is_refused_in_the_words_that_each_client_looks_for
     Which of the two queues is full depends on how fast the requests come: here they are slow, so it is the executor's.
     """
     active = 'nv_trt_llm_request_metrics{model="tensorrt_llm",request_type="active",version="1"}'
+    said = ""
     with grpc.InferenceServerClient(f"127.0.0.1:{server.grpc}") as other:
-        long = inputs(request_output_len=[[900]])
-        calls = [other.async_infer("tensorrt_llm", long, callback=lambda **_: None) for _ in range(2 + QUEUE)]
-        server.wait_for(active, len(calls))
-        with pytest.raises(InferenceServerException) as caught:
-            client.infer("tensorrt_llm", inputs(client.module))
-        for call in calls:
-            call.cancel()
-        server.wait_for(active, 0)
+        for _ in range(TRIES):
+            calls = []
+            for _ in range(2 + QUEUE):
+                long = inputs(request_output_len=[[900]])
+                calls.append(other.async_infer("tensorrt_llm", long, callback=lambda **_: None))
+                time.sleep(0.02)
+            try:
+                client.infer("tensorrt_llm", inputs(client.module))
+            except InferenceServerException as error:
+                said = error.message()
+            for call in calls:
+                call.cancel()
+            server.wait_for(active, 0)
+            if said:
+                break
     for words in (f"Maximum queue size of {QUEUE} has been reached", "Exceeds maximum queue size"):
-        assert words in caught.value.message()
+        assert words in said

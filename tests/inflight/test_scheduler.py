@@ -269,9 +269,9 @@ def test_steps_complete_in_order_once_with_a_result_for_each_work_that_emits() -
     assert second
     with pytest.raises(ValueError, match="in the order"):
         scheduler.complete(second, [0], [False])
-    with pytest.raises(ValueError, match="argument"):
+    with pytest.raises(ValueError, match="emit"):
         scheduler.complete(first, [], [])
-    with pytest.raises(ValueError, match="argument"):
+    with pytest.raises(ValueError, match="emit"):
         scheduler.complete(first, [0, 0], [False, False])
     scheduler.complete(first, [0], [False])
     with pytest.raises(ValueError, match="in the order"):

@@ -11,7 +11,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import time
 import urllib.parse
 import urllib.request
 from collections import Counter
@@ -21,6 +20,7 @@ import psutil
 import pytest
 
 from tests.ports import free_port
+from tests.waiting import eventually
 from toolkit.known_truth import KnownTruth, Record, Settings
 from toolkit.load.launch import Options, run
 from toolkit.slo import report
@@ -242,7 +242,10 @@ def web_ui(load, folder, *options: str):
             yield url
         finally:
             locust.send_signal(signal.SIGINT)
-            code = locust.wait(30)
+            try:
+                code = locust.wait(30)
+            finally:
+                locust.kill()
     assert code == report.verdict_of(load, report.read(load)).exit_code
 
 
@@ -306,20 +309,6 @@ def children_of(pid: int) -> list[psutil.Process]:
 
 def wait_for_requests(server, count: int) -> None:
     eventually(lambda: len(server.records()) >= count)
-
-
-def eventually(condition, timeout_s: float = 60):
-    """Wait until it holds; an error in it means not yet."""
-    end = time.monotonic() + timeout_s
-    while True:
-        try:
-            if condition():
-                return
-        except Exception:
-            if time.monotonic() > end:
-                raise
-        assert time.monotonic() < end, "it did not come about in time"
-        time.sleep(0.05)
 
 
 def post(url: str, form: dict[str, object]) -> tuple[bool, str]:

@@ -187,29 +187,32 @@ class Scheduler:
         if not self._in_flight or self._in_flight[0] is not step:
             raise ValueError("steps complete once, in the order in which they were scheduled")
         works = step.works
-        results = list(zip([work.request for work in works if work.emits], tokens, finished, strict=True))
+        emitting = sum([work.emits for work in works])
+        if not len(tokens) == len(finished) == emitting:
+            raise ValueError(f"{emitting} works of the step emit: {len(tokens)} tokens, {len(finished)} ends")
+        results = zip(tokens, finished, strict=True)
         self._in_flight.popleft()
         self._slots[step.micro_batch] = None
         reuse, cancelled, generation = self.pool.reuse, State.CANCELLED, State.GENERATION
-        for request, start, length, _, blocks in works:
+        for request, start, length, emits, blocks in works:
             request.in_flight -= 1
             if blocks is request.blocks:  # they are not after a pause while the chunk was in flight
                 request.computed = start + length
                 if reuse:
                     self.pool.publish(request, start)
-            if request.state is cancelled and not request.in_flight:
-                self._end(request)
-        for request, token, ends in results:
+            token, ends = next(results) if emits else (0, False)
             if request.state is cancelled:
-                continue
-            request.tokens.append(token)
-            request.output.append(token)
-            if ends or len(request.output) >= request.max_tokens:
-                request.state = State.FINISHED
-                self._end(request)
-            else:
-                request.state = generation
-                self._ready.append(request)
+                if not request.in_flight:
+                    self._end(request)
+            elif emits:
+                request.tokens.append(token)
+                request.output.append(token)
+                if ends or len(request.output) >= request.max_tokens:
+                    request.state = State.FINISHED
+                    self._end(request)
+                else:
+                    request.state = generation
+                    self._ready.append(request)
         self._ready.sort(key=_by_arrival)
 
     def stats(self) -> Stats:

@@ -40,6 +40,8 @@ WITH_THE_QUEUE = ("ttft_ms", "e2e_ms")
 UNSTEADY = "no steady state"
 BRIEF = 200
 """Requests that settings are compared by, where their order is enough."""
+NOT_SENT = ("brief", "_enough", "long_traffic", "_trial")
+"""What another process does not get of a prediction: the requests that its results came of."""
 FRONT_S = 0.002
 """Each request, one after the other: tokenizing and the way through Triton's Python models. Of 8 sent at once the
 engine has one every 1.8 ms (measured in a rehearsal of the 0.8M model, tensorrt_llm_bls, 2 cores)."""
@@ -58,7 +60,7 @@ class Prediction:
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process, which gets the results and not the requests that they came of."""
-        return {name: value for name, value in vars(self).items() if name not in ("brief", "_enough", "long_traffic")}
+        return {name: value for name, value in vars(self).items() if name not in NOT_SENT}
 
     @cached_property
     def memory(self) -> MemoryPlan:
@@ -118,18 +120,15 @@ class Prediction:
             return math.inf
         return self.measured.distributions[metric].percentile(q)
 
-    def highest_near(self, known: Capacity) -> float | None:
-        """As capacity.highest; faster, where the capacity under other requests of the same kind is known."""
-        near, most = known.highest, known.saturated
-        if near is None or not math.isfinite(most):
-            return self.capacity.highest
-        return self._trial.highest_near(near, most)
+    def widened(self, low: float, high: float, most: float) -> tuple[float, float]:
+        """The range of the highest rates that predictions of the same kind have, and this one."""
+        return self._trial.widened(low, high, most)
 
     def meets_at(self, rate: float) -> bool:
         """Whether every latency target and the compliance hold when so many requests/s come."""
         return self._trial.meets(rate)
 
-    @property
+    @cached_property
     def _trial(self) -> Trial:
         replicas, slo = self.deployment.parallel.replicas, self.deployment.slo
         known = vars(self).get("saturation")

@@ -16,6 +16,7 @@ from toolkit.plan.remedy import Remedy
 from toolkit.plan.tuning import Ceiling, Tuned, fits, held, in_time_alone, tuned, with_most_sequences
 from toolkit.processes import forked_pool
 from toolkit.simulate.capacity import PRECISION
+from toolkit.slo.verdict import OF_THE_GPUS
 
 if TYPE_CHECKING:
     from toolkit.config import Deployment
@@ -32,16 +33,19 @@ SETTINGS = (
 def remedies(prediction: Prediction, predict: Predict, comparison: Comparison | None = None) -> tuple[Remedy, ...]:
     """Those that meet the SLO first, then by their rate; none for a deployment that meets it.
 
-    More sequences than the YAML allows, and FP8, are tried only where neither lower limits nor another layout will do.
+    More sequences than the YAML allows, and FP8, are tried only where neither lower limits nor another layout will do,
+    and not where all that these miss is what the SLO wants of the GPUs: to serve more does not make them busier.
     With a comparison the layouts are those of it, and are not simulated again.
     """
-    if prediction.meets_slo:
+    if not prediction.overload and prediction.meets_slo:
         return ()
     if comparison:
         found = [row.prediction for row in (comparison.own_row, comparison.best) if row and row.prediction]
     else:
-        found = _evaluated(_limits_and_layout(prediction, predict))
-    if not any(one.meets_slo for one in found):
+        found = _evaluated(_limits_and_layout(prediction, predict), meanwhile=lambda: prediction.meets_slo)
+    if prediction.meets_slo:
+        return ()
+    if not any(all(target.name in OF_THE_GPUS for target in one.verdict.missed) for one in found):
         same = [one for one in found if one.deployment.parallel == prediction.deployment.parallel]
         found += _evaluated(_sequences_and_precision(same[0] if same else prediction, prediction, predict))
     better = [remedy for one in found if (remedy := _remedy(prediction, one))]
@@ -71,11 +75,16 @@ def _sequences_and_precision(start: Prediction, prediction: Prediction, predict:
         yield partial(with_most_sequences, quantised, within, predict)
 
 
-def _evaluated(candidates: Iterable[Candidate]) -> list[Prediction]:
-    """What the candidates are found to be, without those that do not fit; each in a process of its own."""
+def _evaluated(candidates: Iterable[Candidate], meanwhile: Callable[[], object] = lambda: None) -> list[Prediction]:
+    """What the candidates are found to be, without those that do not fit; each in a process of its own.
+
+    `meanwhile` is done in this one.
+    """
     tasks = list(candidates)
     with forked_pool(len(tasks)) as pool:
-        found = [future.result() for future in [pool.submit(_predicted, task) for task in tasks]]
+        futures = [pool.submit(_predicted, task) for task in tasks]
+        meanwhile()
+        found = [future.result() for future in futures]
     return [prediction for prediction in found if prediction]
 
 

@@ -6,6 +6,7 @@ Five seeds: the median of all seeds lies between the lowest and the highest of f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -48,18 +49,19 @@ def spread_of(prediction: Prediction, meanwhile: Callable[[], object] = lambda: 
     if others[0].traffic.requests == prediction.traffic.requests:
         return None
     with forked_pool(SEEDS) as pool:
-        begun, latencies = 0, []
+        latencies, fresh = [], [replace(other) for other in others]
         if prediction.overload:
-            begun = 1  # other processes have nothing else to do until this one's capacity is known
+            # Other processes have nothing else to do until this one's capacity is known.
+            ranges = [pool.submit(_highest, fresh, None)]
         else:
-            latencies = [pool.submit(figures_of, replace(other)) for other in others]
-        capacities = [pool.submit(_highest, replace(other), None) for other in others[:begun]]
-        capacities += [pool.submit(_highest, replace(other), prediction.capacity) for other in others[begun:]]
+            latencies = [pool.submit(figures_of, other) for other in fresh]
+            halves = (fresh[::2], fresh[1::2])
+            ranges = [pool.submit(_highest, half, prediction.capacity) for half in halves]
         meanwhile()
         figures = [figures_of(prediction), *(future.result() for future in latencies)] if latencies else []
-        highest = [prediction.capacity.highest or 0.0, *(future.result() for future in capacities)]
+        rates = [prediction.capacity.highest or 0.0, *(rate for future in ranges for rate in future.result())]
     named = [name for name in (figures or [{}])[0] if all(name in one for one in figures)]
-    return Spread({name: _range([one[name] for one in figures]) for name in named}, _range(highest))
+    return Spread({name: _range([one[name] for one in figures]) for name in named}, _range(rates))
 
 
 def figures_of(prediction: Prediction) -> dict[str, float]:
@@ -86,9 +88,17 @@ def _with_interval(target: Target, interval: Interval | None) -> Target:
     return replace(target, interval=interval, note="; ".join(filter(None, (target.note, caveat))))
 
 
-def _highest(prediction: Prediction, known: Capacity | None) -> float:
-    """The rate that meets the latencies; faster where the capacity under other requests of the kind is known."""
-    return (prediction.highest_near(known) if known else prediction.capacity.highest) or 0.0
+def _highest(predictions: Sequence[Prediction], known: Capacity | None) -> Interval:
+    """The range of the rates that meet the latencies; faster with the capacity under other requests of the kind."""
+    if known is None:
+        known, predictions = predictions[0].capacity, predictions[1:]
+    low = high = known.highest or 0.0
+    for prediction in predictions:
+        if known.highest is None or not math.isfinite(known.saturated):
+            low, high = _range([low, high, prediction.capacity.highest or 0.0])
+        else:
+            low, high = prediction.widened(low, high, known.saturated)
+    return low, high
 
 
 def _seeded(prediction: Prediction, number: int) -> Prediction:

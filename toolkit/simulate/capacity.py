@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from toolkit.inflight import SchedulerConfig
@@ -51,6 +51,14 @@ class Capacity:
     """The highest rate that meets every latency target and the compliance; None if none does."""
 
 
+@dataclass
+class Tried:
+    """The highest rate that met, and the lowest that did not: those below the one, and above the other, do the same."""
+
+    met: float = 0.0
+    missed: float = math.inf
+
+
 @dataclass(frozen=True)
 class Trial:
     """Runs at different rates of one replica, which stands for all: each request goes to the one with the fewest, so
@@ -65,9 +73,23 @@ class Trial:
     front_s: float = 0.0
     known: Saturation | None = None
     """How it is when full, if that was simulated before."""
+    tried: Tried = field(default_factory=Tried)
 
     def meets(self, rate: float, requests: int | None = None) -> bool:
-        """Whether the latencies and the compliance hold when so many requests/s come to all replicas together."""
+        """Whether the latencies and the compliance hold when so many requests/s come to all replicas together.
+
+        With `requests` only so many of them are simulated.
+        """
+        if rate <= self.tried.met or rate >= self.tried.missed:
+            return rate <= self.tried.met
+        met = self._simulated(rate, requests)
+        if requests is None and met:
+            self.tried.met = rate
+        elif requests is None:
+            self.tried.missed = rate
+        return met
+
+    def _simulated(self, rate: float, requests: int | None) -> bool:
         traffic = self._share if requests is None else self._share.first(requests)
         tried = traffic.at(rate / self.replicas)
         run = simulate(tried, self.config, self.times, give_up=hopeless(self.slo, tried), front_s=self.front_s)
@@ -86,22 +108,31 @@ class Trial:
         step = sum(self.times.stage_seconds(work)) + (self.times.stages - 1) * self.times.hop_seconds(work)
         return any(step * 1e3 > limit for _, limit in percentiles(self.slo, "tpot_ms"))
 
-    def highest_near(self, near: float, most: float) -> float | None:
-        """The highest rate up to `most`, where it is near one that other requests of the same kind have: a few runs.
+    def widened(self, low: float, high: float, most: float) -> tuple[float, float]:
+        """The range of highest rates that others of the kind have, and this one: in few runs where it is inside.
 
-        To PRECISION, as `capacity`; None where no rate down to LOWEST of `near` meets.
+        To PRECISION, as `capacity`, and up to `most`; 0 where no rate down to LOWEST of `low` meets.
         """
-        step, low, high = PRECISION, near, near
-        if self.meets(near):
-            while low < most and self.meets(high := min(low * (1 + step), most)):
-                low, step = high, 2 * step
-            if low == most:
-                return most
-        else:
-            while not self.meets(low := high / (1 + step)):
-                high, step = low, 2 * step
-                if low < LOWEST * near:
-                    return None
+        if high < most and self.meets(min(high * (1 + PRECISION), most)):
+            return low, self._from(min(high * (1 + PRECISION), most), most)
+        if low == 0 or self.meets(low):
+            return low, high
+        return self._below(low), high
+
+    def _from(self, low: float, most: float) -> float:
+        """The highest rate, where `low` meets."""
+        high, step = low, 2 * PRECISION
+        while low < most and self.meets(high := min(low * (1 + step), most)):
+            low, step = high, 2 * step
+        return _bisected(self.meets, low, high) if low < most else most
+
+    def _below(self, start: float) -> float:
+        """The highest rate, where `start` does not meet."""
+        high, step = start, PRECISION
+        while not self.meets(low := high / (1 + step)):
+            high, step = low, 2 * step
+            if low < LOWEST * start:
+                return 0.0
         return _bisected(self.meets, low, high)
 
     @cached_property

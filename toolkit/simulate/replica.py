@@ -191,10 +191,12 @@ class Replica:
             now = self._clock.time_of(self._stage_free[0])
         emitting: list[Any] = [part.request for part in done.step.works if part.emits]
         self.scheduler.complete(done.step, [0] * len(emitting), [False] * len(emitting))
+        ended, finished = [], State.FINISHED
         for sequence in emitting:
             sequence.token_times.append(now)
+            if sequence.state is finished:
+                ended.append(sequence)
         self._waiting = False
-        ended = [sequence for sequence in emitting if sequence.state is State.FINISHED]
         self.outstanding -= len(ended)
         return ended
 
@@ -229,5 +231,5 @@ def work_of(step: Step) -> StepWork:
         pairs += work.length * work.start + work.length * (work.length + 1) // 2
         emitted += work.emits
     generations = len(step.generation)
-    keys = sum(work.start for work in step.generation) + generations
+    keys = sum([work.start for work in step.generation]) + generations
     return StepWork(tokens, pairs, len(step.context), generations, keys, emitted + generations)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from heapq import heappop, heappush
@@ -68,8 +70,21 @@ def simulate(
     every judged request that ended and says whether to stop there.
     """
     run = _Run(traffic, [Replica(number, config, times, record, front_s) for number in range(replicas)])
-    run.run(give_up)
+    with _no_garbage_collection():
+        run.run(give_up)
     return run.result()
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A run makes many small objects and no cycles of them. The search for cycles takes a fifth of its time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class _Run:

@@ -15,6 +15,7 @@ Samples hold seconds since the Unix epoch; everything computed here is in millis
 from __future__ import annotations
 
 import math
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -128,7 +129,7 @@ class Distribution:
     """Values of one metric (ms) with the number of failed requests, each an infinite value of it."""
 
     def __init__(self, values: Iterable[float], failed: int = 0) -> None:
-        self.values: list[float] = sorted(values)
+        self.values: Sequence[float] = array("d", sorted(values))
         self.failed = failed
 
     def __len__(self) -> int:
