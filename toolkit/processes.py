@@ -66,7 +66,7 @@ def _held_signals() -> Iterator[None]:
 
 def _begin_worker() -> None:
     """Leave Ctrl-C to the parent, which kills its workers, and end with it, however it ends."""
-    gc.freeze()  # objects of the parent, such as those of libraries that run threads, are not for this process to collect
+    gc.freeze()  # what the parent has, such as the objects of libraries with threads, is not collected here
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
