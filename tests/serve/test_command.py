@@ -56,7 +56,9 @@ def test_the_flagship_s_dry_run(monkeypatch, tmp_path, runtime, mode, golden):
 def test_a_dry_run_can_be_pasted_into_a_shell(deploy):
     deployment = deploy(tp=2, pp=2)
     shebang, set_, *making, command = dry_run(deployment).replace("\\\n", "").splitlines()
-    assert (shebang, set_, len(making)) == ("#!/usr/bin/env bash", "set -euo pipefail", 3)
+    assert (shebang, set_) == ("#!/usr/bin/env bash", "set -euo pipefail")
+    assert making[0].startswith("run=$(mktemp -d ") and making[1].startswith("cp -r -- ")
+    assert all(line.startswith("ln -s -- ") for line in making[2:])
     words = shlex.split(command)
     assert words[0] == "env"
     start = words.index("sh")
@@ -88,7 +90,7 @@ def test_one_block_a_rank(deploy, tp, pp):
         for protocol in ("http", "grpc", "metrics"):
             assert f"--{protocol}-address=10.1.2.3" in block
             assert f"--{protocol}-port={getattr(deployment.serving, f'{protocol}_port')}" in block
-        assert f"--backend-directory={RUN.backends}" in block
+        assert "--backend-directory=/opt/backends" in block
 
 
 @pytest.mark.parametrize(

@@ -116,5 +116,5 @@ def _rank_block(deployment: Deployment, server: TritonServer, run: Run, rank: in
         block += ["--pinned-memory-pool-byte-size=0", "--enable-peer-access=false"]
         block += [f"--cuda-memory-pool-byte-size={gpu}:0" for gpu in deployment.mapping.ranks]
     if server.backend_directory:
-        block.append(f"--backend-directory={run.backends}")
+        block.append(f"--backend-directory={server.backend_directory}")
     return [*block, f"--backend-config=python,shm-region-prefix-name={run.shm_prefix}{rank}-"]

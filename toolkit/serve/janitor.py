@@ -57,11 +57,6 @@ class Run:
         return self.tmp / "models"
 
     @property
-    def backends(self) -> Path:
-        """Triton's folder of backends, under a name of ours too."""
-        return self.tmp / "backends"
-
-    @property
     def is_ours(self) -> bool:
         """Whether the id and the folder are such as `new` makes: what else a state file names is not removed.
 

@@ -58,6 +58,7 @@ def programs(deployment: Deployment) -> tuple[TritonServer, Mpirun]:
 def launch(deployment: Deployment, server: TritonServer, mpirun: Mpirun, run: Run) -> Launch:
     """What starts the group. Raises ToolkitError for what the runtime lacks, and for too few GPUs or cores."""
     _fill(run, deployment, server)
+    server = server.linked(run.tmp)
     command = command_line(deployment, server, mpirun, run)
     if deployment.engine == "rehearsal":
         variables = environment(deployment, server, run, _free_port())
@@ -76,8 +77,8 @@ def _fill(run: Run, deployment: Deployment, server: TritonServer) -> None:
     """Put into the folder of the run what Triton sees. Raises ToolkitError."""
     try:
         shutil.copytree(deployment.repository_dir, run.models)
-        if server.backend_directory:
-            run.backends.symlink_to(server.backend_directory)
+        for link, target in server.links(run.tmp).items():
+            link.symlink_to(target)
     except OSError as error:
         why = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
         what = f"the model repository cannot be copied here: {why}"
@@ -97,14 +98,15 @@ def dry_run(deployment: Deployment) -> str:
     run = DRY_RUN
     if deployment.engine == "rehearsal":
         server, mpirun = programs(deployment)
-        start = shell_text(environment(deployment, server, run, 0), command_line(deployment, server, mpirun, run))
+        linked = server.linked(run.tmp)
+        start = shell_text(environment(deployment, linked, run, 0), command_line(deployment, linked, mpirun, run))
         return f"{SHEBANG}set -euo pipefail\n{_in_a_new_folder(start, deployment, server)}"
     try:
         server, mpirun = programs(deployment)
     except ToolkitError:
         server, mpirun = IN_THE_IMAGE
-    share = share_of(deployment)
-    text = script(deployment, command_line(deployment, server, mpirun, run), _needs(deployment, server, run, share))
+    share, linked = share_of(deployment), server.linked(run.tmp)
+    text = script(deployment, command_line(deployment, linked, mpirun, run), _needs(deployment, linked, run, share))
     shebang, _, rest = text.partition("\n")
     reasons = (*REASONS, *(ORCHESTRATOR_REASONS if is_orchestrated(deployment) else ()))
     header = ["# Where the ranks run:", *(f"#   {line}" for line in share.lines)]
@@ -121,8 +123,8 @@ def _in_a_new_folder(text: str, deployment: Deployment, server: TritonServer) ->
         'run=$(mktemp -d "${TMPDIR:-/tmp}/toolkit-run-XXXXXXXX")  # for this start alone; remove it when it has ended',
         f'cp -r -- {shlex.quote(str(deployment.repository_dir))} "$run/models"',
     ]
-    if server.backend_directory:
-        lines.append(f'ln -s -- {shlex.quote(str(server.backend_directory))} "$run/backends"')
+    for link, target in server.links(DRY_RUN.tmp).items():
+        lines.append(f'ln -s -- {shlex.quote(str(target))} "$run/{link.name}"')
     return "\n".join([*lines, text.replace(str(DRY_RUN.tmp), '"$run"')])
 
 

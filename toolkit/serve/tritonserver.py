@@ -19,8 +19,8 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,19 +47,44 @@ for folder in map(os.fsdecode, {}):
 
 @dataclass(frozen=True)
 class TritonServer:
-    """A tritonserver that can be started.
-
-    `backend_directory` is for --backend-directory, None where the server's own is right; `environment`
-    holds the whole values of the variables that its processes need on top of those of this process.
-    """
+    """A tritonserver that can be started. `backend_directory` is None where the server's own is right."""
 
     binary: Path
     backend_directory: Path | None = None
-    environment: Mapping[str, str] = field(default_factory=dict)
+    libraries: tuple[Path, ...] = ()
+    """Where its processes find theirs, before the folders of LD_LIBRARY_PATH."""
+    python: Path | None = None
+    """A folder with bin/python3, which its Python backend takes."""
+    home: Path | None = None
+    """HOME, for a user who has none."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The whole values of the variables that its processes need, on top of those of this process."""
+        found = {"LD_LIBRARY_PATH": _library_path(self.libraries)} if self.libraries else {}
+        if self.python:
+            found["PATH"] = f"{self.python / 'bin'}:{os.environ.get('PATH', os.defpath)}"
+        return {**found, "HOME": str(self.home)} if self.home else found
 
     def environ(self) -> dict[str, str]:
         """The whole environment to start it with."""
         return {**os.environ, **self.environment}
+
+    def links(self, folder: Path) -> dict[Path, Path]:
+        """Links to make in a folder, and what each leads to: all that is in paths of a shell or in lists of folders.
+
+        A character of the real path would mean something there: `$` to a shell, `;` and `:` in LD_LIBRARY_PATH.
+        """
+        found = {folder / "backends": self.backend_directory, folder / "python": self.python}
+        found |= {folder / f"libraries-{number}": library for number, library in enumerate(self.libraries)}
+        return {link: target for link, target in found.items() if target}
+
+    def linked(self, folder: Path) -> TritonServer:
+        """The same by its links in the folder."""
+        links = {target: link for link, target in self.links(folder).items()}
+        libraries = tuple(links[library] for library in self.libraries)
+        backends, python = links.get(self.backend_directory or folder), links.get(self.python or folder)
+        return replace(self, backend_directory=backends, libraries=libraries, python=python)
 
 
 @dataclass(frozen=True)
@@ -82,13 +107,13 @@ def find(engine: str = "rehearsal", cache: Path | None = None, image: str = LATE
                 "is here",
                 hint=f"Run this inside {image}, set runtime: docker, or rehearse with --engine rehearsal.",
             )
-        return TritonServer(Path(found), environment=_home())
+        return TritonServer(Path(found), home=_missing_home())
     package = importlib.util.find_spec("pytriton")
     if package is not None and package.origin:
         return _from_wheel(Path(package.origin).parent, cache or _user_cache())
     if NGC_BINARY.is_file():
         prepared = _prepare(cache or _user_cache(), {"python": _python_folders()}, lambda _: None)
-        return TritonServer(NGC_BINARY, environment={**_python_environment(prepared), **_home()})
+        return TritonServer(NGC_BINARY, python=prepared / "python", home=_missing_home())
     raise ToolkitError("there is no tritonserver: nvidia-pytriton is not installed", hint=INSTALL)
 
 
@@ -99,7 +124,8 @@ def find_mpirun() -> Mpirun:
     if not found:
         raise ToolkitError("there is no mpirun on PATH nor beside this Python", hint=INSTALL)
     try:
-        environ = {**os.environ, "LD_LIBRARY_PATH": _library_path(_libraries_of(Path(found))), **_home()}
+        home = {"HOME": str(folder)} if (folder := _missing_home()) else {}
+        environ = {**os.environ, "LD_LIBRARY_PATH": _library_path(_libraries_of(Path(found))), **home}
         answer = subprocess.run([found, "--version"], env=environ, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ToolkitError(f"does not run: {error}", where=found, hint=INSTALL) from None
@@ -138,7 +164,9 @@ def _from_wheel(package: Path, cache: Path) -> TritonServer:
     return TritonServer(
         binary=server / "bin/tritonserver" if runs else prepared / "tritonserver",
         backend_directory=prepared / "backends",
-        environment={"LD_LIBRARY_PATH": _library_path(folders), **_python_environment(prepared), **_home()},
+        libraries=tuple(folders),
+        python=prepared / "python",
+        home=_missing_home(),
     )
 
 
@@ -153,7 +181,7 @@ def _libraries_of(mpirun: Path) -> list[Path]:
     return [folder, folder / "openmpi"] if (folder / "openmpi").is_dir() and mpirun == _mpirun_beside() else []
 
 
-def _library_path(folders: list[Path]) -> str:
+def _library_path(folders: Iterable[Path]) -> str:
     """These folders before those that are in LD_LIBRARY_PATH already."""
     return ":".join(filter(None, [*map(str, folders), os.environ.get("LD_LIBRARY_PATH")]))
 
@@ -219,10 +247,6 @@ def _python_folders() -> list[str]:
     return [folder for folder in dict.fromkeys(folders) if Path(folder).is_dir()]
 
 
-def _python_environment(prepared: Path) -> dict[str, str]:
-    return {"PATH": f"{prepared / 'python' / 'bin'}:{os.environ.get('PATH', os.defpath)}"}
-
-
 def find_libpython() -> Path:
     """This Python's shared library, which the Python backend links to."""
     name = f"libpython{PYTHON}.so.1.0"
@@ -254,13 +278,13 @@ def _user_cache() -> Path:
     return _own_temporary_folder()
 
 
-def _home() -> dict[str, str]:
+def _missing_home() -> Path | None:
     """HOME for a user who has none: mpirun needs it, and reads settings there, so the folder is this user's own."""
     try:
         Path.home()
     except RuntimeError:  # no HOME and no entry in the list of users
-        return {"HOME": str(_own_temporary_folder())}
-    return {}
+        return _own_temporary_folder()
+    return None
 
 
 def _own_temporary_folder() -> Path:
