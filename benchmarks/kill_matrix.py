@@ -189,7 +189,7 @@ def try_one(config: Path, process: str, name: str) -> Row:
     if not goes_on:
         row.said = (words(errors)[before:] or [""])[-1]
         for pid in victims:
-            row.said = row.said.replace(f" {pid} ", " N ")
+            row.said = re.sub(rf"\b{pid}\b", "N", row.said)
     for client in clients.values():
         client.done.set()
         client.join(20)
