@@ -3,7 +3,8 @@ SHELL   := bash
 .SHELLFLAGS := -o pipefail -c
 CONFIG  ?= build_configs/smollm2-rehearsal.yaml
 SMOLLM2 := models/smollm2-135m-instruct
-BIN     := .venv/bin
+# By the name of the module: pip's scripts name their Python in a line for a shell, and the path may hold anything.
+RUN     := .venv/bin/python -m
 FUZZ_EXAMPLES ?= 2000
 # Three parts: what needs no server; what starts servers, two test files at a time; what measures times, one by one.
 SHARED  := -m "not slow" --numprocesses auto --maxprocesses 8
@@ -14,7 +15,7 @@ TIMED   := -m "slow and alone"
 PYTHON  ?= $(firstword $(foreach p,python3 python3.12 python3.11,$(shell $(p) -c 'import sys; (3,11) <= sys.version_info < (3,13) and print("$(p)")' 2>/dev/null)))
 
 # pip alone is silent for minutes, or says too much: this shows the names of the packages as it gets them.
-PIP     := $(BIN)/pip install --disable-pip-version-check --progress-bar off
+PIP     := $(RUN) pip install --disable-pip-version-check --progress-bar off
 NAMES   := while read -r step name _; do case "$$step $$name" in \
 	Collecting*) printf '%s ' "$${name%%[^A-Za-z0-9._-]*}";; \
 	"Installing collected") printf '\ninstalling all of them\n';; \
@@ -35,7 +36,7 @@ install: .venv/installed
 
 # Each step is an ordinary command, printed before it runs. Whatever fails, the server is stopped.
 demo: install
-	@set -e; run() { printf '\n\033[1m$$ toolkit %s\033[0m\n' "$$1"; eval "$(BIN)/toolkit $$1"; }; \
+	@set -e; run() { printf '\n\033[1m$$ toolkit %s\033[0m\n' "$$1"; eval "$(RUN) toolkit $$1"; }; \
 	run 'sample smollm2 $(SMOLLM2)'; \
 	run 'plan $(CONFIG)'; \
 	run 'build $(CONFIG)'; \
@@ -47,33 +48,33 @@ demo: install
 
 # All parts run, whatever fails. The end says again what failed, and what was skipped and why.
 test: install
-	$(BIN)/toolkit sample smollm2 $(SMOLLM2)
+	$(RUN) toolkit sample smollm2 $(SMOLLM2)
 	@mkdir -p work/tests; rm -f work/tests/*.txt; code=0; \
-	$(BIN)/pytest -rfEs $(SHARED) | tee work/tests/1-shared.txt || code=1; \
-	$(BIN)/pytest -rfEs $(SERVERS) | tee work/tests/2-servers.txt || code=1; \
-	$(BIN)/pytest -rfEs $(TIMED) | tee work/tests/3-timed.txt || code=1; \
+	$(RUN) pytest -rfEs $(SHARED) | tee work/tests/1-shared.txt || code=1; \
+	$(RUN) pytest -rfEs $(SERVERS) | tee work/tests/2-servers.txt || code=1; \
+	$(RUN) pytest -rfEs $(TIMED) | tee work/tests/3-timed.txt || code=1; \
 	printf '\nAll parts:\n'; \
 	grep -hE '^(FAILED|ERROR|SKIPPED) |^=+ .* in [0-9.]+s' work/tests/*.txt; \
 	exit $$code
 
 test-fast: install
-	$(BIN)/pytest $(SHARED)
+	$(RUN) pytest $(SHARED)
 
 # Spoilt files of every kind, other ones each time; the fast tests try a few, the same each time.
 fuzz: install
-	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/pytest tests/fuzz --timeout 0 --numprocesses auto --maxprocesses 8
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(RUN) pytest tests/fuzz --timeout 0 --numprocesses auto --maxprocesses 8
 
 lint: install
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
 
 format: install
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
 
 docs: install
-	$(BIN)/python docs/generate_cli.py
+	.venv/bin/python docs/generate_cli.py
 
 clean:
 	rm -rf .venv work models
