@@ -34,9 +34,10 @@ INSTALL = f"Run: {distribution.install('rehearsal')}"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
-PATHS = """# The packages of the toolkit's own Python. This one is isolated: it takes every file name for ASCII.
+PATHS = """# The packages of the toolkit's own Python, by links: this one takes every file name for ASCII.
 import os, site, sys
-for folder in map(os.fsdecode, {}):
+for number in range({}):
+    folder = os.path.join(os.path.dirname(__file__), f"packages-{{number}}")
     try:
         site.addsitedir(folder)
     except UnicodeError:  # a .pth file in it has other characters
@@ -236,7 +237,10 @@ def _write_python(folder: Path) -> None:
     (folder / "bin" / "python3").symlink_to(executable)
     (folder / "pyvenv.cfg").write_text(f"home = {executable.parent}\ninclude-system-site-packages = false\n")
     (packages / "toolkit.pth").write_text("import toolkit_paths\n")
-    (packages / "toolkit_paths.py").write_text(PATHS.format([os.fsencode(path) for path in _python_folders()]))
+    folders = _python_folders()
+    for number, path in enumerate(folders):
+        (packages / f"packages-{number}").symlink_to(path)
+    (packages / "toolkit_paths.py").write_text(PATHS.format(len(folders)))
 
 
 def _python_folders() -> list[str]:
