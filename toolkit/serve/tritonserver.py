@@ -202,7 +202,7 @@ def _stub_of_this_python(server: Path) -> Path:
 
 def _prepare(cache: Path, made_from: Mapping[str, Any], complete: Callable[[Path], None]) -> Path:
     """The folder in `cache` for these inputs, made once: what `complete` adds, and the models' Python."""
-    target = cache / f"tritonserver-{digest_of(made_from)[:16]}"
+    target = cache / f"tritonserver-{digest_of({**made_from, 'paths': PATHS})[:16]}"
     if target.is_dir():
         return target
     try:
