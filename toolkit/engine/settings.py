@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,6 +24,11 @@ def _boolean(text: Any) -> Any:
     return {"true": True, "1": True, "false": False, "0": False}.get(str(text).lower(), text)
 
 
+def _path(text: Any) -> Any:
+    """As this Python names files: that in Triton takes every name for ASCII, whatever the letters are."""
+    return Path(os.fsdecode(text.encode())) if isinstance(text, str) else text
+
+
 Boolean = Annotated[bool, BeforeValidator(_boolean)]
 
 
@@ -34,7 +40,7 @@ class EngineSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
-    gpt_model_path: Path
+    gpt_model_path: Annotated[Path, BeforeValidator(_path)]
     """The engine directory."""
     gpt_model_type: Literal["inflight_fused_batching", "inflight_batching"] = "inflight_fused_batching"
     max_beam_width: Literal["1"] = "1"

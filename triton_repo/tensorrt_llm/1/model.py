@@ -47,7 +47,8 @@ class TritonPythonModel:
                 raise ToolkitError("rank 0 was unloaded, so this rank ends, too")
             self.engine = RehearsalEngine(self.settings, port)
         except ToolkitError as error:
-            raise pb_utils.TritonModelException(str(error)) from None
+            text = os.fsencode(str(error)).decode("utf-8", "replace")  # Triton ends at one that is not UTF-8
+            raise pb_utils.TritonModelException(text) from None
         self.decoupled = pb_utils.using_decoupled_model_transaction_policy(config)
         self.metrics = Metrics(args["model_name"], args["model_version"], self.settings.scheduling)
         self.answers = set()
