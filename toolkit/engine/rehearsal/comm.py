@@ -47,7 +47,7 @@ class Peers:
         self._sent: dict[int, deque[tuple[Work, Tensor]]] = defaultdict(deque)
         if self.world == 1:
             return
-        self._meet(port, settings.model_dump_json() + os.environ.get("TOOLKIT_RUN_ID", ""))
+        self._meet(port, ascii(settings.model_dump()) + os.environ.get("TOOLKIT_RUN_ID", ""))
         self._partials = {
             peer: Inbox(self, peer, PARTIAL, limits["max_num_tokens"] * hidden) for peer in self.group if peer != rank
         }
