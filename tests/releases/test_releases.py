@@ -141,7 +141,7 @@ def test_a_contract_cannot_be_changed(release: Release) -> None:
         ("gemm_allreduce_plugin", "auto", "expected float16, bfloat16 or disable, got 'auto'"),
         ("kv_cache_type", ["paged"], "expected continuous, paged or disabled, got ['paged']"),
         ("output_dir", "", "expected a path, got ''"),
-        ("output_dir", "a\nb", r"expected a path, got 'a\nb'"),
+        ("output_dir", "a\0b", r"expected a path, got 'a\x00b'"),
         ("model_cls_name", 3, "expected text, got 3"),
         ("lora_dir", [], "expected one word or more, got []"),
         ("lora_dir", ["a", ""], "expected one word or more, got ['a', '']"),

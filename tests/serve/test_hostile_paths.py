@@ -1,50 +1,68 @@
-"""Triton starts the processes of Python models through a shell, with the path of the model in it."""
+"""A clone, a model and an output in a folder whose name means something to a shell, to a list of folders, to ASCII.
 
-import http.client
-import json
-import signal
-import sys
+Triton starts the processes of Python models through a shell, with the path of the model in it, and their Python takes
+every file name for ASCII.
+"""
+
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
 import toolkit
-from toolkit.config import Deployment
-
-from .conftest import write_engine_and_repository
+from tests.ports import free_ports
+from toolkit.sections import PORTS
 
 pytestmark = pytest.mark.slow
 
-FOLDER = 'my dép$(touch ${HOME}PWNED)ôt\'s "💥" `touch PWNED`; &\n#*'
+ROOT = Path(toolkit.__file__).parents[1]
+FOLDER = 'my dép$(touch PWNED)ôt\'s "💥" `touch PWNED`; &\n#*'
 
 
-def clone_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The Python of a clone in the folder, as far as links make one."""
-    (folder / "toolkit").symlink_to(Path(toolkit.__file__).parent)
-    (folder / ".venv").symlink_to(sys.prefix)
-    monkeypatch.setenv("PYTHONPATH", str(folder))
-    return folder / ".venv" / "bin" / Path(sys.executable).name
-
-
-def test_a_folder_of_characters_that_mean_something_to_a_shell(deploy, start, tmp_path, monkeypatch):
+@pytest.fixture
+def clone(tmp_path, tiny_llama, monkeypatch) -> Path:
+    """A clone, as far as links make one, with a deployment of two ranks."""
+    folder = tmp_path / FOLDER
+    folder.mkdir()
+    for name in ("toolkit", "triton_repo", "loadtest", "build_configs", ".venv"):
+        (folder / name).symlink_to(ROOT / name)
+    shutil.copytree(tiny_llama, folder / "model")
+    content = {
+        "engine": "rehearsal",
+        "model": {"path": "model"},
+        "parallel": {"tp": 1, "pp": 2},
+        "limits": {"max_sequences": 8, "max_num_tokens": 128, "max_seq_len": 128},
+        "kv_cache": {"max_tokens": 1024},
+        "hardware": {"gpu": "none"},
+        "serving": dict(zip(PORTS, free_ports(), strict=True)),
+        "output": "out",
+        "loadtest": {"users": 2, "requests": 8, "max_tokens": 8},
+    }
+    (folder / "trial.yaml").write_text(yaml.safe_dump(content))
     monkeypatch.setenv("HOME", str(tmp_path / "home-"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / FOLDER / "cache"))
-    plain = deploy(pp=2)
-    content = yaml.safe_load(plain.file.read_text())
-    content["output"] = str(tmp_path / FOLDER / "out")
-    (tmp_path / FOLDER / "cache").mkdir(parents=True)
-    file = tmp_path / FOLDER / "trial.yaml"
-    file.write_text(yaml.safe_dump(content))
-    deployment = Deployment.load(file)
-    write_engine_and_repository(deployment)
-    serving = start(deployment, python=str(clone_in(tmp_path / FOLDER, monkeypatch))).wait_ready()
-    connection = http.client.HTTPConnection("127.0.0.1", deployment.serving.http_port, timeout=60)
-    body = json.dumps({"text_input": "x", "max_tokens": 3})
-    connection.request("POST", "/v2/models/tensorrt_llm_bls/generate_stream", body)
-    assert connection.getresponse().read().count(b"data: ") == 3
-    connection.close()
-    serving.send(signal.SIGTERM)
-    assert serving.ended(20) == 0
-    assert serving.left() == []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    return folder
+
+
+def test_the_whole_chain_in_a_folder_of_such_a_name(clone, tmp_path):
+    def run(*arguments: str) -> str:
+        command = [".venv/bin/python", "-m", "toolkit", *arguments]
+        ran = subprocess.run(command, cwd=clone, capture_output=True, text=True, timeout=120)
+        assert ran.returncode == 0, f"{arguments}: {ran.stdout}{ran.stderr}"
+        return ran.stdout
+
+    run("build", "trial.yaml")
+    run("repo", "trial.yaml")
+    run("lint", "out/repository", "--engine", "out/engine")
+    run("serve", "trial.yaml", "--detach")
+    try:
+        for protocol in ("--http", "--grpc"):
+            assert run("ask", "trial.yaml", protocol, "--max-tokens", "8", "A crab").strip()
+        assert "PASS" in run("loadtest", "trial.yaml", "--no-self-check")
+    finally:
+        stopped = run("stop", "trial.yaml")
+    assert "none cut" in stopped
     assert [path for path in tmp_path.rglob("*PWNED*") if "💥" not in path.name] == []

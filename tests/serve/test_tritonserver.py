@@ -46,7 +46,8 @@ def test_the_installed_server_runs(tmp_path):
 def test_the_models_python_sees_this_python_s_packages(tmp_path):
     """Triton's stub takes its Python from the first python3 on PATH, isolated from the environment."""
     environment = find(cache=tmp_path).environ()
-    code = "import sys, numpy, toolkit; print(sys.version_info[:2], numpy.__file__, toolkit.__file__)"
+    code = "import os, sys, numpy, toolkit; print(sys.version_info)"
+    code += "; print(*map(os.path.realpath, (numpy.__file__, toolkit.__file__)))"
     seen = subprocess.run(["python3", "-I", "-c", code], env=environment, capture_output=True, text=True).stdout
     here = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
     assert seen == here != ""

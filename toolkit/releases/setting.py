@@ -68,7 +68,7 @@ class Setting:
         if not isinstance(value, str | int | float | PathLike):
             return False
         text = str(value)
-        if "\0" in text or "\n" in text or self.kind == "none":
+        if "\0" in text or ("\n" in text and self.kind != "path") or self.kind == "none":
             return False
         if self.kind in ("int", "float"):
             return self._is_number(text)
