@@ -30,6 +30,9 @@ def project(tmp_path) -> Path:
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / ".venv/bin").mkdir(parents=True)
+    python = tmp_path / ".venv/bin/python"
+    python.write_text('#!/bin/sh\nmodule=$2; shift 2; exec ".venv/bin/$module" "$@"\n')  # python -m MODULE ...
+    python.chmod(0o755)
     program(tmp_path, "toolkit", "#!/bin/sh\n")
     program(tmp_path, "pytest", PYTEST)
     return tmp_path

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from toolkit.config import REHEARSAL_KV_TOKENS
 from toolkit.errors import ToolkitError, shown
@@ -24,9 +24,9 @@ def _boolean(text: Any) -> Any:
     return {"true": True, "1": True, "false": False, "0": False}.get(str(text).lower(), text)
 
 
-def _path(text: Any) -> Any:
+def _named_here(path: Path) -> Path:
     """As this Python names files: that in Triton takes every name for ASCII, whatever the letters are."""
-    return Path(os.fsdecode(text.encode())) if isinstance(text, str) else text
+    return Path(os.fsdecode(str(path).encode("utf-8", "surrogateescape")))
 
 
 Boolean = Annotated[bool, BeforeValidator(_boolean)]
@@ -40,7 +40,7 @@ class EngineSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
-    gpt_model_path: Annotated[Path, BeforeValidator(_path)]
+    gpt_model_path: Annotated[Path, AfterValidator(_named_here)]
     """The engine directory."""
     gpt_model_type: Literal["inflight_fused_batching", "inflight_batching"] = "inflight_fused_batching"
     max_beam_width: Literal["1"] = "1"

@@ -29,14 +29,13 @@ HOST = "127.0.0.1"
 MEETING = timedelta(minutes=5)  # how long ranks wait for each other to start
 FOREVER = timedelta(days=365)
 STEP, PARTIAL, LOGITS, FAREWELL = range(4)  # kinds of messages; each has a queue of its own
+LastWords = Callable[[int], None]
 
 
 class Peers:
     """This rank's connections to the others. When one of these dies, `last_words(its rank)`, and this process ends."""
 
-    def __init__(
-        self, settings: EngineSettings, rank: int, port: int, last_words: Callable[[int], None] = lambda _: None
-    ) -> None:
+    def __init__(self, settings: EngineSettings, rank: int, port: int, last_words: LastWords | None = None) -> None:
         self._last_words, self._losing = last_words, threading.Lock()
         mapping, limits = settings.mapping, settings.limits
         stage, hidden, vocabulary = mapping.pp_rank(rank), settings.model["hidden_size"], settings.model["vocab_size"]
@@ -122,7 +121,8 @@ class Peers:
     def _lost(self, peer: int) -> NoReturn:
         with self._losing:  # and never let go: other threads that find out wait for the end
             print(f"rank {self.rank} lost rank {peer}, and ends", file=sys.stderr, flush=True)
-            self._last_words(peer)
+            if self._last_words:
+                self._last_words(peer)
             os._exit(1)
 
     def leave(self) -> None:

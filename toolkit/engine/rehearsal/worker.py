@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from toolkit.engine.rehearsal.batch import STOP, Batch
-from toolkit.engine.rehearsal.comm import LOGITS, STEP, Peers
+from toolkit.engine.rehearsal.comm import LOGITS, STEP, LastWords, Peers
 from toolkit.engine.rehearsal.model import Stage
 from toolkit.engine.settings import EngineSettings
 
@@ -19,9 +17,7 @@ WORTH_SHARING = 256
 class Rank:
     """A loaded stage and its connections; made when all ranks are. `port` is where rank 0's store listens."""
 
-    def __init__(
-        self, settings: EngineSettings, rank: int, port: int, last_words: Callable[[int], None] = lambda _: None
-    ) -> None:
+    def __init__(self, settings: EngineSettings, rank: int, port: int, last_words: LastWords | None = None) -> None:
         self.settings, self.rank = settings, rank
         if settings.mapping.world_size > 1 or settings.model["hidden_size"] < WORTH_SHARING:
             torch.set_num_threads(1)
