@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from toolkit.simulate.steps import StepTimes, StepWork
+from toolkit.steptimes.step import StepTimes, StepWork
 
 TOGETHER = 32
 """Steps of generations alone that are taken at once, with the keys of the one in their middle."""

@@ -74,7 +74,7 @@ def variant(config: Path, folder: Path, tp: int | None, pp: int | None, max_num_
 def start(config: Path):
     """The engine of a config, and its worker processes."""
     from toolkit.checkpoint import convert
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
     from toolkit.engine import build
     from toolkit.engine.rehearsal.engine import RehearsalEngine
     from toolkit.engine.rehearsal.worker import work

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from toolkit.simulate.steps import StepWork  # what a step computes, in numbers
+from toolkit.steptimes.step import StepWork  # what a step computes, in numbers
 
 BLOCK = 32
 METRICS = ("TTFT mean", "TTFT P50", "TTFT P99", "TPOT mean", "TPOT P50", "TPOT P99")

@@ -26,7 +26,7 @@ import yaml
 from engine import variant
 
 from toolkit.client import GenerateRequest, connect
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.serve.janitor import Member, Run, members
 from toolkit.serve.state import read_state

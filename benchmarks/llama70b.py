@@ -18,7 +18,7 @@ import torch
 
 from toolkit.checkpoint.layout import source_shapes
 from toolkit.checkpoint.safetensors_file import encode_header
-from toolkit.model import parse_shape
+from toolkit.model.shape import parse_shape
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],

@@ -25,9 +25,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.known_truth import KnownTruth, Record, Settings
-from toolkit.slo import report
+from toolkit.reports.loadtest import report
 from toolkit.slo.metrics import Distribution
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from toolkit.config import Deployment, with_settings
+from toolkit.config.deployment import Deployment, with_settings
 from toolkit.plan.predict import predict
 from toolkit.simulate import Simulation
 from toolkit.workload import traffic_of

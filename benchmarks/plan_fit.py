@@ -2,7 +2,7 @@
 
     python benchmarks/plan_fit.py
 
-Prints the rates of each measured GPU (they are those of toolkit/plan/gpus.py), how far the closed form is from
+Prints the rates of each measured GPU (they are those of toolkit/steptimes/gpus.py), how far the closed form is from
 the kernel times under them, and, for the H100, the error on whole steps of data/step_times.csv when no kernel time of
 that layout's tensor parallelism took part in the fit.
 """
@@ -15,13 +15,13 @@ from collections import defaultdict
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from toolkit.config import Deployment
-from toolkit.mapping import Mapping
-from toolkit.plan.fit import Timing, closed_form, fit_rates, predicted_s
-from toolkit.plan.gpus import GPUS, Gpu
-from toolkit.plan.latency import ALONE, ClosedForm
-from toolkit.plan.precision import Precision
-from toolkit.simulate.steps import decode, prefill
+from toolkit.config.deployment import Deployment
+from toolkit.model.rank_mapping import Mapping
+from toolkit.sizing.precision import Precision
+from toolkit.steptimes.fit import Timing, closed_form, fit_rates, predicted_s
+from toolkit.steptimes.gpus import GPUS, Gpu
+from toolkit.steptimes.latency import ALONE, ClosedForm
+from toolkit.steptimes.step import decode, prefill
 
 DATA = Path(__file__).parent / "data"
 FLAGSHIP = Path(__file__).parent.parent / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml"

@@ -23,13 +23,13 @@ from pathlib import Path
 
 from burst import Burst, Limits
 
-from toolkit.mapping import Mapping
-from toolkit.model import ModelShape
-from toolkit.plan.gpus import GPUS, Gpu
-from toolkit.plan.latency import ClosedForm
-from toolkit.plan.memory import GIB, activation_bytes, context_bytes, plan_stage
-from toolkit.plan.precision import Precision
-from toolkit.simulate.steps import prefill
+from toolkit.model.rank_mapping import Mapping
+from toolkit.model.shape import ModelShape
+from toolkit.sizing.memory import GIB, activation_bytes, context_bytes, plan_stage
+from toolkit.sizing.precision import Precision
+from toolkit.steptimes.gpus import GPUS, Gpu
+from toolkit.steptimes.latency import ClosedForm
+from toolkit.steptimes.step import prefill
 
 DATA = Path(__file__).parent / "data"
 PRECISIONS = {"fp8": Precision(1, 1, 2, True), "fp16": Precision()}
@@ -39,7 +39,7 @@ REQUESTS = {
 }  # fmt: skip
 """Requests of a run by (prompt, output), as the overviews have them; 3,000 of the others."""
 TRAINING = "0.17"
-"""The release whose points set the constants of `toolkit.plan.latency.Overheads` and of memory."""
+"""The release whose points set the constants of `toolkit.steptimes.latency.Overheads` and of memory."""
 
 
 def shape(vocabulary: int, hidden: int, ffn: int, layers: int, heads: int, kv_heads: int = 8) -> ModelShape:

@@ -59,7 +59,7 @@ def main() -> None:
 def one_run(file: Path, calibration: Path, folder: Path) -> tuple[Figures, Figures]:
     """What is predicted from this run's own slowdowns, and what was measured."""
     from toolkit.calibrate.service import read_steps, slowdowns
-    from toolkit.plan.calibration import load
+    from toolkit.steptimes.calibration import load
 
     os.environ["TOOLKIT_STEPS"] = str(folder / "steps.jsonl")
     toolkit("serve", file, "--detach")
@@ -86,9 +86,9 @@ def predicted(file: Path, calibration: Path) -> Figures:
 def load_test(file: Path) -> Figures:
     """FIGURES of the requests that are judged, by the metric definitions of the load test."""
     from toolkit.client import GenerateRequest, connect
-    from toolkit.client.chat import chat_prompt
-    from toolkit.config import Deployment
-    from toolkit.load.measure import measure, now
+    from toolkit.config.deployment import Deployment
+    from toolkit.load.exchange import measure, now
+    from toolkit.model.chat_template import chat_prompt
     from toolkit.slo.metrics import Measured
     from toolkit.workload import traffic_of
 
@@ -127,7 +127,7 @@ def questions() -> list[str]:
 
 def variant(options: argparse.Namespace, folder: Path) -> Path:
     """The deployment with another split, one prompt length, and its workload as the load test sends it."""
-    from toolkit.client.chat import chat_prompt
+    from toolkit.model.chat_template import chat_prompt
 
     content = yaml.safe_load(options.config.read_text())
     model = (options.config.parent / content["model"]["path"]).resolve()

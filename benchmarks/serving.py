@@ -20,7 +20,7 @@ from closed_loop import measure
 from engine import start, variant
 
 from toolkit.client import GenerateRequest, connect
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 
 
 def main() -> None:

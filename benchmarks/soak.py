@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 
 from toolkit.client import Client, GenerateRequest, ServerRefused, connect
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.serve import status
 
 EVERY = 200

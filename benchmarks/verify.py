@@ -19,7 +19,7 @@ import llama70b
 import yaml
 
 from toolkit.checkpoint import convert
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 
 SAMPLE_S = 0.02
 

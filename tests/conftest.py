@@ -61,7 +61,7 @@ def tiny_llama() -> Path:
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory) -> Path:
     """The Hugging Face directory of SmolLM2-135M-Instruct, made once a session (7 s, 290 MB)."""
-    from toolkit.samples import smollm2
+    from toolkit.model import sample_smollm2 as smollm2
 
     directory = tmp_path_factory.mktemp("models") / "smollm2"
     smollm2.write(directory)

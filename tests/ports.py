@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import cache
 from itertools import cycle, islice
 
-from toolkit.sections import PORTS_APART
+from toolkit.config.sections import PORTS_APART
 
 FIRST, BEYOND, SHARE = 20000, 32000, 500
 """Below the ports that the kernel gives to outgoing connections. A process has a share of them."""

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from toolkit import artifacts
 from toolkit.errors import ToolkitError
+from toolkit.files import artifacts
 
 
 def make(directory: Path, content: str = "x", settings: dict | None = None) -> bool:

@@ -10,9 +10,9 @@ from click.testing import CliRunner
 
 from tests.commands import toolkit
 from toolkit.cli.main import cli
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.migrate import migrate, twin_of
+from toolkit.repository.migrate import migrate, twin_of
 
 CONFIGS = Path(__file__).parents[1] / "build_configs"
 FLAGSHIP = CONFIGS / "llama3-70b-h100-pp4tp2-fp16.yaml"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 
 FLAGSHIP = Path(__file__).parents[1] / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml"

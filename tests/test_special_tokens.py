@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from tests.repository.tokenizers_for_tests import sentence_piece_tokenizer
-from toolkit.client.chat import ChatTemplate
 from toolkit.errors import ToolkitError
-from toolkit.special_tokens import NAMES, eos_token_ids, special_tokens
+from toolkit.model.chat_template import ChatTemplate
+from toolkit.model.special_tokens import NAMES, eos_token_ids, special_tokens
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from toolkit.cli.common import note
 from toolkit.cli.main import cli
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import LONGEST_LINE, ToolkitError, clipped, harmless, printable, shown
 from toolkit.terminal import Terminal
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from toolkit import yamlfile
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.yamlfile import MOST_LETTERS, MOST_VALUES, compose_yaml, parse_yaml, read_yaml
+from toolkit.files import yaml_file as yamlfile
+from toolkit.files.yaml_file import MOST_LETTERS, MOST_VALUES, compose_yaml, parse_yaml, read_yaml
 
 FLAGSHIP = Path(__file__).parents[1] / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml"
 BOMB = "&a0 [x, x, x, x, x, x, x, x, x]"

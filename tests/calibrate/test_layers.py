@@ -17,9 +17,9 @@ from toolkit.calibrate import device as on
 from toolkit.calibrate import save
 from toolkit.calibrate.layers import points, time_layers
 from toolkit.calibrate.parts import Shard, add_and_norm, swiglu
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.plan.calibration import load
+from toolkit.steptimes.calibration import load
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "build_configs/tiny-llama-rehearsal.yaml"

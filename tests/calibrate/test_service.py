@@ -14,10 +14,10 @@ from tests.commands import toolkit
 from toolkit.calibrate.grid import grid
 from toolkit.calibrate.service import Served, slowdowns
 from toolkit.calibrate.steps import engine_settings
-from toolkit.plan.calibration import load
-from toolkit.plan.measured import MeasuredSteps
 from toolkit.serve import status
-from toolkit.simulate.steps import decode
+from toolkit.steptimes.calibration import load
+from toolkit.steptimes.measured import MeasuredSteps
+from toolkit.steptimes.step import decode
 
 ROOT = Path(__file__).parents[2]
 BUDGET_S = 7

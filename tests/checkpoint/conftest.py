@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from toolkit.checkpoint import convert
 from toolkit.checkpoint.source import open_source
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 
 WEIGHTS = "model.safetensors"

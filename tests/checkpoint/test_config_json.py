@@ -9,8 +9,8 @@ import pytest
 from toolkit.checkpoint import convert
 from toolkit.checkpoint.config_json import checkpoint_config
 from toolkit.checkpoint.layout import rank_tensors, source_shapes
-from toolkit.mapping import Mapping
-from toolkit.model import parse_shape
+from toolkit.model.rank_mapping import Mapping
+from toolkit.model.shape import parse_shape
 
 LLAMA3_70B = {
     "architectures": ["LlamaForCausalLM"],

@@ -13,7 +13,7 @@ import torch
 
 from toolkit.checkpoint.layout import source_shapes
 from toolkit.errors import ToolkitError
-from toolkit.model import load_shape, parse_shape
+from toolkit.model.shape import load_shape, parse_shape
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],

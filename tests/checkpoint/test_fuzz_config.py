@@ -7,10 +7,10 @@ import json
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from toolkit.config.rules import context_length
 from toolkit.errors import ToolkitError
-from toolkit.model import ModelShape, load_shape, parse_shape
-from toolkit.rules import context_length
-from toolkit.special_tokens import eos_token_ids
+from toolkit.model.shape import ModelShape, load_shape, parse_shape
+from toolkit.model.special_tokens import eos_token_ids
 
 SCALING = {
     "rope_type": "llama3",

@@ -10,8 +10,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from toolkit.consolidated import load
 from toolkit.errors import ToolkitError
+from toolkit.model.meta_weights import load
 
 
 def saved(content: object) -> bytes:

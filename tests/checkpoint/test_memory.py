@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 from toolkit.checkpoint import convert
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 
 def peak_kib():
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -45,7 +45,7 @@ from pathlib import Path
 
 import torch
 from toolkit.checkpoint import convert
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 
 def anonymous_kib(*progress):
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())

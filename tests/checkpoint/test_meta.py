@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from toolkit.checkpoint import convert
 from toolkit.checkpoint.source import check_source, open_source
 from toolkit.errors import ToolkitError
-from toolkit.model import load_shape
-from toolkit.repository.tokenizer import tokenizer_file
+from toolkit.model.shape import load_shape
+from toolkit.model.tokenizer import tokenizer_file
 
 HEADS, HEAD_DIM, DIM = 8, 8, 64
 SIZES = {"num_hidden_layers": 2, "num_key_value_heads": 8, "vocab_size": 104, "tie_word_embeddings": False}

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from toolkit.checkpoint.source import check_source, open_source
 from toolkit.errors import ToolkitError
-from toolkit.model import load_shape
+from toolkit.model.shape import load_shape
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 K_PROJ = "model.layers.3.self_attn.k_proj.weight"

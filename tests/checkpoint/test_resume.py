@@ -14,10 +14,10 @@ import pytest
 from blake3 import blake3
 from safetensors.torch import load_file
 
-from toolkit import artifacts
 from toolkit.checkpoint import convert, journal, write
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
+from toolkit.files import artifacts
 
 KILLS = 20
 

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from toolkit.checkpoint import convert
+from toolkit.checkpoint.verify import verify
 from toolkit.errors import ToolkitError
-from toolkit.verify import verify
 
 EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
 

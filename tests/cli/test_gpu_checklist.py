@@ -11,9 +11,9 @@ import click
 import pytest
 
 from toolkit.cli.main import COMMANDS, cli
-from toolkit.config import Deployment
-from toolkit.plan.host import plan_host, rank_bytes
+from toolkit.config.deployment import Deployment
 from toolkit.runtime.images import image
+from toolkit.sizing.host import plan_host, rank_bytes
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/gpu-checklist.md").read_text()

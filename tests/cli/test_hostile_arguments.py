@@ -10,9 +10,9 @@ import sys
 import pytest
 
 from tests.commands import toolkit
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.files import atomic_file
+from toolkit.files.atomic import atomic_file
 
 LONG = "a" * 5000
 HALF = os.fsdecode(b"caf\xe9.yaml")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.client.chat import chat_prompt
 from toolkit.errors import ToolkitError
+from toolkit.model.chat_template import chat_prompt
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"

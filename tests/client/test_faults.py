@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from toolkit.client import DeadlineExceeded, GenerateRequest, ServerFailed, connect
-from toolkit.load.measure import measure, measure_whole, now
+from toolkit.load.exchange import measure, measure_whole, now
 
 from .probe import running_probe
 

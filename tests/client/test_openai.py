@@ -6,7 +6,7 @@ import pytest
 
 from toolkit.client import GenerateRequest, ServerFailed, ServerRefused, connect
 from toolkit.errors import InputRefused, ToolkitError
-from toolkit.load.measure import ASKED_OF_THE_SERVER, measure, measure_whole, now
+from toolkit.load.exchange import ASKED_OF_THE_SERVER, measure, measure_whole, now
 
 from .probe import RunningProbe
 

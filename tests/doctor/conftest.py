@@ -5,15 +5,15 @@ from typing import Any
 import pytest
 
 from tests.doctor.fake_nvml import FakeNvml
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.doctor.check import Check
 from toolkit.doctor.checks import run_checks
-from toolkit.doctor.host import Host
 from toolkit.doctor.machine import Machine
-from toolkit.doctor.places import Disk, Model, Places, Port
+from toolkit.doctor.paths import Disk, Model, Places, Port
 from toolkit.doctor.programs import Program, Programs
 from toolkit.machine import gpus
 from toolkit.machine.gpus import Gpus, look_at_gpus
+from toolkit.machine.host import Host
 
 ROOT = Path(__file__).parents[2]
 GIB = 2**30

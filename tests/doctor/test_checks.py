@@ -9,10 +9,10 @@ import pytest
 
 from tests.doctor.conftest import HOST, PLACES, PROGRAMS, checks_of, problems
 from tests.doctor.fake_nvml import GIB, FakeNvml, h100s
-from toolkit.config import with_settings
-from toolkit.distribution import install
-from toolkit.doctor.places import Disk, Model, Port, look_at_places
+from toolkit.config.deployment import with_settings
+from toolkit.doctor.paths import Disk, Model, Port, look_at_places
 from toolkit.doctor.programs import Program
+from toolkit.files.distribution import install
 from toolkit.serve.state import exclusive
 
 NOWHERE = Program(None, problem="there is none", fix="Run: pip install it")

@@ -17,8 +17,8 @@ from click.testing import CliRunner
 from tests.commands import toolkit
 from tests.doctor.fake_nvml import h100s
 from toolkit.cli.main import cli
-from toolkit.config import Deployment
-from toolkit.distribution import install
+from toolkit.config.deployment import Deployment
+from toolkit.files.distribution import install
 from toolkit.machine import gpus
 from toolkit.serve.state import exclusive
 

@@ -11,12 +11,14 @@ import pytest
 from tests.doctor.conftest import HOST, PLACES, checks_of, problems
 from tests.doctor.fake_nvml import Card, FakeNvml, h100s
 from tests.doctor.test_links import lines
-from toolkit.config import with_settings
-from toolkit.doctor import host, kernel, settings
-from toolkit.doctor.kernel import Kernel, Xid, bus_of, look_at_kernel, parse_xids
-from toolkit.doctor.places import Built, look_at_places
-from toolkit.doctor.settings import Setting, look_at_settings
+from toolkit.config.deployment import with_settings
+from toolkit.doctor.paths import Built, look_at_places
 from toolkit.engine.rehearsal_build import VERSION
+from toolkit.machine import environment as settings
+from toolkit.machine import host
+from toolkit.machine import kernel_log as kernel
+from toolkit.machine.environment import Setting, look_at_settings
+from toolkit.machine.kernel_log import Kernel, Xid, bus_of, look_at_kernel, parse_xids
 
 RECORDED = Path(__file__).parent / "recorded"
 LOG = Kernel(True, tuple(parse_xids((RECORDED / "dmesg-xid.txt").read_text())))
@@ -132,7 +134,7 @@ def test_triton_needs_its_stack_in_a_rehearsal_too(node, rehearsal, kind):
 
 def test_the_stack_that_counts_is_the_hard_limit():
     code = "import resource as r; r.setrlimit(r.RLIMIT_STACK, (1 << 20, 32 << 20))\n"
-    code += "from toolkit.doctor.host import look_at_host; print(look_at_host().stack_bytes >> 20)"
+    code += "from toolkit.machine.host import look_at_host; print(look_at_host().stack_bytes >> 20)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "32\n", done.stderr
 

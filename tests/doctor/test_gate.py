@@ -13,9 +13,9 @@ import yaml
 from tests.doctor.conftest import HOST
 from tests.doctor.fake_nvml import GIB, FakeNvml, a100s_pcie, h100s
 from toolkit import repository
-from toolkit.artifacts import Lock, write_lock
 from toolkit.cli.main import main
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
+from toolkit.files.artifacts import Lock, write_lock
 from toolkit.machine import gpus
 from toolkit.serve import tritonserver
 

@@ -9,11 +9,11 @@ import pytest
 
 from tests.doctor.conftest import PLACES, checks_of, problems
 from tests.doctor.fake_nvml import GIB, H100, Card, FakeNvml, a100s_pcie, h100s
-from toolkit.config import Deployment, with_settings
+from toolkit.config.deployment import Deployment, with_settings
 from toolkit.doctor.check_gpus import kind
 from toolkit.machine import gpus as gpus_module
 from toolkit.machine.gpus import Gpu, Gpus, look_at_gpus
-from toolkit.plan.gpus import GPUS
+from toolkit.steptimes.gpus import GPUS
 
 
 def test_every_function_that_is_asked_is_one_of_nvidia_ml_py():

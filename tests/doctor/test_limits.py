@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from toolkit import limits
+from toolkit.machine import limits
 
 GIB = 2**30
 GROUP = "/system.slice/job.scope"
@@ -37,7 +37,7 @@ def test_this_machine():
 
 def test_affinity_counts():
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-    code += "from toolkit.limits import usable_cores; print(usable_cores())"
+    code += "from toolkit.machine.limits import usable_cores; print(usable_cores())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout) == 1.0
 

@@ -8,9 +8,9 @@ import pytest
 
 from tests.doctor.test_topology import recorded
 from toolkit.errors import ToolkitError
-from toolkit.mapping import Mapping
-from toolkit.placement import in_order, place, placement_lines
-from toolkit.topology import Topology
+from toolkit.machine.placement import in_order, place, placement_lines
+from toolkit.machine.topology import Topology
+from toolkit.model.rank_mapping import Mapping
 
 FLAGSHIP = Mapping(tp=2, pp=4)
 WORDS = ["SYS", "NODE", "PHB", "PIX", "NV2", "NV12"]
@@ -88,7 +88,7 @@ def test_too_few_gpus():
 
 
 def value(groups, topology: Topology, pp: int) -> tuple:
-    """What the docstring of toolkit.placement says of a placement, larger is better: written down once more."""
+    """What the docstring of toolkit.machine.placement says of a placement, larger is better: written down once more."""
     pairs = [list(combinations(group, 2)) for group in groups]
     worst = sorted(min((WORDS.index(topology.way(*pair)) for pair in group), default=9) for group in pairs)
     apart = lambda a, b: set(topology.numa[a]).isdisjoint(topology.numa[b])  # noqa: E731

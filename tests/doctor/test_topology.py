@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.doctor.fake_nvml import a100s_pcie, h100s
-from toolkit import topology as topology_module
-from toolkit.doctor.topology import look_at_topology, topology_of_links
 from toolkit.errors import ToolkitError
+from toolkit.machine import topology as topology_module
 from toolkit.machine.gpus import Gpus
-from toolkit.topology import Topology, parse_topology, speed
+from toolkit.machine.links import look_at_topology, topology_of_links
+from toolkit.machine.topology import Topology, parse_topology, speed
 
 RECORDED = Path(__file__).parent / "recorded"
 TWO = (

@@ -17,8 +17,8 @@ import yaml
 from tests.commands import toolkit
 from tests.doctor.fake_nvml import h100s
 from tests.ports import free_ports
+from toolkit.config.sections import PORTS
 from toolkit.machine import gpus
-from toolkit.sections import PORTS
 
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.serve import health
 from toolkit.serve.health import HangWatch, Probe
 from toolkit.serve.janitor import Member, Run, members

@@ -6,7 +6,7 @@ import resource
 
 import pytest
 
-from toolkit.limits import STACK_BYTES, most_stack
+from toolkit.machine.limits import STACK_BYTES, most_stack
 
 from .group import processes_of
 from .marks import both_models, one_rank

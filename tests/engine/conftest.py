@@ -48,7 +48,7 @@ def make_llama(tmp_path_factory):
 def deploy(tmp_path_factory):
     """deploy(model, tp, pp, **sections of the YAML) -> Deployment, converted and built."""
     from toolkit.checkpoint import convert
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
     from toolkit.engine import build
 
     def make(model: Path, tp: int = 1, pp: int = 1, dtype: str = "float32", **sections: Any) -> Deployment:
@@ -179,7 +179,7 @@ def make(tmp_path, tiny_llama):
     """make(**changes of the YAML) -> Deployment of PP2 x TP2, converted; the same files whenever it is called."""
 
     from toolkit.checkpoint import convert
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
     def load(engine: dict | None = None, converted: bool = True, **sections) -> Deployment:
         content = {

@@ -3,7 +3,7 @@ import json
 import pytest
 from safetensors import safe_open
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.engine import build
 from toolkit.errors import ToolkitError
 

@@ -8,12 +8,12 @@ import pynvml
 import pytest
 
 from tests.doctor.fake_nvml import GIB, FakeNvml, a100s_pcie, h100s
-from toolkit.artifacts import read_lock
 from toolkit.checkpoint import convert
 from toolkit.cli.main import main
 from toolkit.engine import is_built
 from toolkit.engine.tensorrt.build import script
 from toolkit.errors import ToolkitError
+from toolkit.files.artifacts import read_lock
 from toolkit.machine import gpus
 
 USAGE = namedtuple("usage", "total used free")(10**10, 10**10 - 10**6, 10**6)

@@ -12,12 +12,12 @@ import psutil
 import pytest
 
 from tests.engine import trtllm_build_double as double
-from toolkit.artifacts import alone, read_lock
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.engine import require_buildable
 from toolkit.engine.tensorrt.build import build_tensorrt, log_file
 from toolkit.engine.tensorrt.run import run
 from toolkit.errors import ToolkitError
+from toolkit.files.artifacts import alone, read_lock
 from toolkit.runtime import Wrapped
 from toolkit.runtime.needs import Part
 
@@ -136,7 +136,7 @@ def test_two_builds_at_once_are_refused(make, program):
 
 
 BUILD = """
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.engine import require_buildable
 from toolkit.engine.tensorrt.build import build_tensorrt
 build_tensorrt(Deployment.load({file!r}), lambda done, total: None, gpus=2)

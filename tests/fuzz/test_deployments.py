@@ -9,12 +9,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.engine.tensorrt.build import check_flags
-from toolkit.migrate import twin_of
 from toolkit.plan.edit_yaml import edited
-from toolkit.plan.memory import plan_memory
 from toolkit.repository.llm_args import llm_args
+from toolkit.repository.migrate import twin_of
+from toolkit.sizing.memory import plan_memory
 
 from .fuzzing import changed, checked, damaged, examples, strange
 

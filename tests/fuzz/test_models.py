@@ -14,12 +14,12 @@ from safetensors.torch import save_file
 
 from toolkit.checkpoint.reader import open_checkpoint
 from toolkit.checkpoint.source import check_source, open_source
-from toolkit.client.chat import ChatTemplate, chat_messages
-from toolkit.config import Deployment, with_settings
-from toolkit.model import load_shape
+from toolkit.checkpoint.verify import verify
+from toolkit.config.deployment import Deployment, with_settings
+from toolkit.model.chat_template import ChatTemplate, chat_messages
+from toolkit.model.shape import load_shape
+from toolkit.model.tokenizer import foreseen, open_tokenizer, special_tokens
 from toolkit.repository.token_table import write_token_table
-from toolkit.repository.tokenizer import foreseen, open_tokenizer, special_tokens
-from toolkit.verify import verify
 from toolkit.workload.words import Writer
 
 from .fuzzing import JSON_PIECES, changed, checked, damaged, examples

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.workload.conftest import small
-from toolkit.load.prompts import load_prompts
 from toolkit.workload.file import load_workload
 from toolkit.workload.load_plan import load_plan
+from toolkit.workload.prompts import load_prompts
 from toolkit.workload.trace import has_times, read_trace
 from toolkit.workload.trace_forms import COLUMNS, LINES, form_of
 

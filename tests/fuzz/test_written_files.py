@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 from tests.commands import toolkit
 from tests.plan.test_calibration import FLAGSHIP, kernels_by_hand, layers
 from tests.slo.samples import EPOCH, failed, lognormal
-from toolkit import artifacts
-from toolkit.config import Deployment
-from toolkit.plan import calibration
+from toolkit.config.deployment import Deployment
+from toolkit.files import artifacts
+from toolkit.reports.compare import page as compare_page
+from toolkit.reports.loadtest import report
 from toolkit.serve.state import read_state
-from toolkit.slo import compare_page, report
-from toolkit.slo.own_error import AtPercentiles, OwnError
+from toolkit.slo.generator_error import AtPercentiles, OwnError
 from toolkit.slo.run import Run
 from toolkit.slo.server_seen import GpuSeen, ServerSeen
+from toolkit.steptimes import calibration
 
 from .fuzzing import JSON_PIECES, MANY, changed, checked, damaged, examples, printed
 
@@ -136,6 +137,6 @@ def test_reports(tmp_path, reported, data, of_samples):
 
 def test_pages_are_made_of_reports(tmp_path, reported):
     """The page takes a second; with `make fuzz` it is made of spoilt reports, too."""
-    from toolkit.slo.compare import compare
+    from toolkit.reports.compare.compare import compare
 
     compare_page.write_page(compare([reported, reported]), tmp_path / "page.html")

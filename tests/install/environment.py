@@ -14,7 +14,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from toolkit.distribution import NAME
+from toolkit.files.distribution import NAME
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.commands import toolkit
-from toolkit import distribution
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
+from toolkit.files import distribution
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -46,7 +46,7 @@ def test_nothing_is_written_into_the_installed_package(tmp_path, monkeypatch) ->
     example = tmp_path / "bundled/build_configs/smollm2-rehearsal.yaml"
     example.parent.mkdir(parents=True)
     example.write_text((ROOT / "build_configs" / example.name).read_text())
-    monkeypatch.setattr("toolkit.rules.PACKAGE", tmp_path)
+    monkeypatch.setattr("toolkit.config.rules.PACKAGE", tmp_path)
     with pytest.raises(ToolkitError, match=r"inside the installed package.*toolkit sample configs build_configs"):
         Deployment.load(example)
     elsewhere = tmp_path.with_name("elsewhere")

@@ -12,7 +12,7 @@ import yaml
 
 from tests.install.environment import Environment, build_wheel, make
 from tests.ports import free_ports
-from toolkit.distribution import install
+from toolkit.files.distribution import install
 
 ROOT = Path(__file__).parents[2]
 FLAGSHIP = "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml"

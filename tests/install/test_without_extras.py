@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from toolkit.distribution import install
+from toolkit.files.distribution import install
 
 ROOT = Path(__file__).parents[2]
 FLAGSHIP = ROOT / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml"

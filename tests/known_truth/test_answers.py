@@ -12,7 +12,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from toolkit.client import GenerateRequest, ServerRefused, connect
 from toolkit.known_truth import KnownTruth, Settings
-from toolkit.load.measure import ASKED_OF_THE_SERVER, measure, now
+from toolkit.load.exchange import ASKED_OF_THE_SERVER, measure, now
 
 from .raw import ask, infer, post
 

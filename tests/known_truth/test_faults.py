@@ -10,7 +10,7 @@ from toolkit.client import GenerateRequest, connect
 from toolkit.errors import ToolkitError
 from toolkit.known_truth import KnownTruth, Settings
 from toolkit.known_truth.faults import KINDS
-from toolkit.load.measure import measure, now
+from toolkit.load.exchange import measure, now
 
 from .raw import post
 

@@ -11,7 +11,7 @@ import pytest
 from toolkit.client import GenerateRequest, connect
 from toolkit.clock import EPOCH
 from toolkit.known_truth import KnownTruth, Record, Settings
-from toolkit.load.measure import measure, now
+from toolkit.load.exchange import measure, now
 
 from .raw import post
 

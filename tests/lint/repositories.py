@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.lint import lint
 from toolkit.repository.configs import model_configs, to_text
 from toolkit.repository.parameters import SpecialTokens

@@ -20,7 +20,7 @@ from tests.lint.repositories import (
     without,
     write_engine,
 )
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.lint import lint
 from toolkit.releases.llm_api import RELEASES

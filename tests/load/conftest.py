@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.known_truth import KnownTruth, Settings
 
 MODEL = {

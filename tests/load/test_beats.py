@@ -9,9 +9,9 @@ import time
 import psutil
 import pytest
 
-from toolkit.load.launch import Options, run
-from toolkit.slo import report
-from toolkit.slo.own_error import AtPercentiles, OwnError, read_late_ms
+from toolkit.load.runner import Options, run
+from toolkit.reports.loadtest import report
+from toolkit.slo.generator_error import AtPercentiles, OwnError, read_late_ms
 from toolkit.slo.verdict import Outcome
 
 pytestmark = pytest.mark.alone

@@ -10,7 +10,7 @@ CODE = """
 from gevent import monkey; monkey.patch_all()
 import gevent, json, sys, time
 from toolkit.load.dispatch import dispatch
-from toolkit.load.measure import now
+from toolkit.load.exchange import now
 
 class Plan:
     made = 0

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from toolkit.errors import ToolkitError
-from toolkit.load.chosen import Chosen
 from toolkit.load.live import POINTS, Live
+from toolkit.load.options import Chosen
 from toolkit.load.progress import line
 from toolkit.slo.metrics import Sample
 

@@ -22,9 +22,9 @@ import pytest
 from tests.ports import free_port
 from tests.waiting import eventually
 from toolkit.known_truth import KnownTruth, Record, Settings
-from toolkit.load.launch import Options, run
-from toolkit.slo import report
-from toolkit.slo.own_error import AtPercentiles, OwnError
+from toolkit.load.runner import Options, run
+from toolkit.reports.loadtest import report
+from toolkit.slo.generator_error import AtPercentiles, OwnError
 from toolkit.slo.verdict import Outcome
 
 pytestmark = pytest.mark.slow
@@ -138,7 +138,7 @@ def test_stopped_by_a_signal_the_partial_report_says_so(server, deployment):
     """The load test in a process of its own, as from a shell: Ctrl-C arrives there."""
     load = deployment(server, requests=500)
     code = (
-        "import sys; from toolkit.config import Deployment; from toolkit.load.launch import run;"
+        "import sys; from toolkit.config.deployment import Deployment; from toolkit.load.runner import run;"
         "sys.exit(run(Deployment.load(sys.argv[1])).exit_code)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(load.file)]) as process:
@@ -166,7 +166,7 @@ def test_stopped_in_the_self_check_it_ends_at_once_and_leaves_nothing(server, de
     load, temporary = deployment(server), tmp_path / "temporary"
     temporary.mkdir()
     code = (
-        "import sys; from toolkit.config import Deployment; from toolkit.load.launch import Options, run;"
+        "import sys; from toolkit.config.deployment import Deployment; from toolkit.load.runner import Options, run;"
         "verdict = run(Deployment.load(sys.argv[1]), Options(self_check=True)); print(verdict.reason);"
         "sys.exit(verdict.exit_code)"
     )
@@ -186,7 +186,7 @@ def test_killed_workers_end_the_test_and_are_named(server, deployment, tmp_path)
     """Locust itself would wait for ever."""
     load = deployment(server, requests=600)
     code = (
-        "import sys; from toolkit.config import Deployment; from toolkit.load.launch import Options, run;"
+        "import sys; from toolkit.config.deployment import Deployment; from toolkit.load.runner import Options, run;"
         "sys.exit(run(Deployment.load(sys.argv[1]), Options(processes=2)).exit_code)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(load.file)]) as process:

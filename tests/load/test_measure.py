@@ -8,9 +8,9 @@ import time
 import pytest
 
 from toolkit.client import Event, GenerateRequest, Result, ServerFailed, connect
-from toolkit.client.chat import chat_message
 from toolkit.known_truth import KnownTruth, Settings
-from toolkit.load.measure import EPOCH, measure, measure_whole, now
+from toolkit.load.exchange import EPOCH, measure, measure_whole, now
+from toolkit.model.chat_template import chat_message
 from toolkit.slo.metrics import Measured
 
 REQUEST = GenerateRequest("hello", 4, id="r1")

@@ -13,8 +13,8 @@ import pytest
 from tests.commands import toolkit
 from tests.recording import recording_server
 from toolkit.client import connect
+from toolkit.load.requests import work_of
 from toolkit.load.target import takes_messages
-from toolkit.load.work import work_of
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
 COMPLETIONS = "/v1/completions"

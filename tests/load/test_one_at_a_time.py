@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from toolkit.artifacts import alone
-from toolkit.load.launch import run
+from toolkit.files.artifacts import alone
+from toolkit.load.runner import run
 from toolkit.slo.verdict import Outcome
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter
 
-from toolkit.config import Deployment, with_settings
+from toolkit.config.deployment import Deployment, with_settings
 from toolkit.errors import ToolkitError
-from toolkit.load.predicted import predicted, traffic_that_ran
+from toolkit.load.prediction import predicted, traffic_that_ran
 from toolkit.plan.predict import predict
-from toolkit.slo.beside import Beside, Predicted
 from toolkit.slo.metrics import Sample
+from toolkit.slo.prediction import Beside, Predicted
 from toolkit.slo.run import Run
 from toolkit.workload import traffic_of
 

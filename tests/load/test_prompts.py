@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from toolkit.errors import ToolkitError
-from toolkit.load.prompts import QUESTIONS, as_chat, load_prompts
+from toolkit.workload.prompts import QUESTIONS, as_chat, load_prompts
 
 
 def written(tmp_path: Path, name: str, content: str | bytes) -> Path:

@@ -10,10 +10,10 @@ from click.testing import CliRunner
 
 from tests.slo.samples import EPOCH, failed, sample
 from toolkit.cli.main import cli
-from toolkit.load.launch import Options
 from toolkit.load.repeats import run_repeatedly
-from toolkit.slo import report
-from toolkit.slo.own_error import OwnError
+from toolkit.load.runner import Options
+from toolkit.reports.loadtest import report
+from toolkit.slo.generator_error import OwnError
 from toolkit.slo.run import Run
 from toolkit.slo.verdict import could_not_run
 

@@ -13,11 +13,11 @@ from toolkit.client import GenerateRequest, connect
 from toolkit.clock import now
 from toolkit.errors import ToolkitError
 from toolkit.known_truth import Record
-from toolkit.load.measure import measure
-from toolkit.load.scale import advice
+from toolkit.load.exchange import measure
+from toolkit.load.processes import advice
 from toolkit.load.self_check import SLACK_CPU, Used, compare, own_error
+from toolkit.slo.generator_error import OwnError
 from toolkit.slo.metrics import Sample
-from toolkit.slo.own_error import OwnError
 from toolkit.slo.run import Run, write_samples
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.ports import free_ports
 from toolkit.client import GenerateRequest, connect
-from toolkit.config import with_settings
+from toolkit.config.deployment import with_settings
 from toolkit.errors import ToolkitError
 from toolkit.load.target import first_ready, require_ready, require_ready_at, with_hint
 

@@ -6,11 +6,12 @@ import statistics
 
 import pytest
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.load.launch import Options, run
+from toolkit.load.runner import Options, run
 from toolkit.load.target import can_stream, protocol_of
-from toolkit.slo import report, wording
+from toolkit.reports import wording
+from toolkit.reports.loadtest import report
 from toolkit.slo.verdict import Outcome
 
 SLO = {"ttft_ms": {"p99": 2000}, "tpot_ms": {"p50": 100}, "itl_ms": {"p99": 100}, "e2e_ms": {"p50": 5000}}

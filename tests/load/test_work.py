@@ -5,7 +5,7 @@ import json
 import pytest
 
 from toolkit.errors import ToolkitError
-from toolkit.load.work import work_of
+from toolkit.load.requests import work_of
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.plan.layouts import Comparison, compare
 
 ROOT = Path(__file__).parents[2]

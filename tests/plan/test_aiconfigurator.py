@@ -14,18 +14,18 @@ import pytest
 from click.testing import CliRunner
 
 from toolkit.cli.main import cli
-from toolkit.config import Deployment
-from toolkit.distribution import install
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.mapping import Mapping
-from toolkit.plan import aiconfigurator
-from toolkit.plan.aiconfigurator import Aiconfigurator
-from toolkit.plan.gpus import GPUS
-from toolkit.plan.latency import ClosedForm
+from toolkit.files.distribution import install
+from toolkit.model.rank_mapping import Mapping
 from toolkit.plan.layouts import evaluate
-from toolkit.plan.precision import Precision
 from toolkit.plan.predict import predict
-from toolkit.simulate.steps import StepWork, decode, prefill
+from toolkit.sizing.precision import Precision
+from toolkit.steptimes import aiconfigurator
+from toolkit.steptimes.aiconfigurator import Aiconfigurator
+from toolkit.steptimes.gpus import GPUS
+from toolkit.steptimes.latency import ClosedForm
+from toolkit.steptimes.step import StepWork, decode, prefill
 
 ROOT = Path(__file__).parents[2]
 FLAGSHIP = Deployment.load(ROOT / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml")

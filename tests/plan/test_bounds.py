@@ -3,10 +3,10 @@
 import pytest
 
 from tests.simulate.steady import Steady
-from toolkit.config import Deployment, with_settings
+from toolkit.config.deployment import Deployment, with_settings
+from toolkit.config.sections import Percentiles, Slo
 from toolkit.plan.bounds import Bounds, token_limit_s
 from toolkit.plan.predict import predict
-from toolkit.sections import Percentiles, Slo
 
 STEP = 0.1
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.plan.calibration import load
-from toolkit.plan.gpus import GPUS
-from toolkit.simulate.steps import StepWork, decode, prefill
+from toolkit.steptimes.calibration import load
+from toolkit.steptimes.gpus import GPUS
+from toolkit.steptimes.step import StepWork, decode, prefill
 
 ROOT = Path(__file__).parents[2]
 FLAGSHIP = Deployment.load(ROOT / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml")
@@ -297,7 +297,7 @@ def test_what_is_no_json_or_not_there(tmp_path):
 def test_reading_needs_no_torch(tmp_path):
     path = write(tmp_path, steps())
     program = (
-        "import sys; from toolkit.plan.calibration import load; from toolkit.config import Deployment\n"
+        "import sys; from toolkit.steptimes.calibration import load; from toolkit.config.deployment import Deployment\n"
         f"times = load({str(path)!r}).step_times(Deployment.load({str(REHEARSAL.file)!r}))\n"
         "print(times.stages, 'torch' in sys.modules)"
     )

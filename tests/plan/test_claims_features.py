@@ -2,7 +2,7 @@
 
 import pytest
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.plan.claims_features import feature_claims
 from toolkit.plan.predict import predict
 

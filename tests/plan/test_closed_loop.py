@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.plan.predict import Prediction, predict
 
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from toolkit.cli.main import cli
 from toolkit.errors import ToolkitError
-from toolkit.simulate.steps import StepWork
+from toolkit.steptimes.step import StepWork
 
 FLAGSHIP = Path(__file__).parents[2] / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml"
 
@@ -83,9 +83,9 @@ def test_what_if_takes_several(flagship):
 
 def test_a_calibration_is_predicted_with_and_shown(flagship, tmp_path):
     """Kernels twice as slow as the table's must be predicted, and shown as 2.00 times the table."""
-    from toolkit.config import Deployment
-    from toolkit.plan.fit import Timing, closed_form, predicted_s
-    from toolkit.plan.gpus import GPUS
+    from toolkit.config.deployment import Deployment
+    from toolkit.steptimes.fit import Timing, closed_form, predicted_s
+    from toolkit.steptimes.gpus import GPUS
 
     file = flagship(**SHORT)
     deployment = Deployment.load(file)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from toolkit.config import Deployment, changed
+from toolkit.config.deployment import Deployment, changed
 from toolkit.errors import ToolkitError
 from toolkit.plan.edit_yaml import edited, write_edited
 

@@ -8,7 +8,7 @@ import yaml
 from click.testing import CliRunner
 
 from toolkit.cli.main import cli
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.plan.predict import predict
 from toolkit.plan.starter import Wanted, start

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.mapping import Mapping
-from toolkit.plan.gpus import GPUS, gpu_named
-from toolkit.plan.latency import ALONE, RUN, ClosedForm
-from toolkit.plan.precision import Precision
-from toolkit.simulate.steps import StepWork, decode, prefill
+from toolkit.model.rank_mapping import Mapping
+from toolkit.sizing.precision import Precision
+from toolkit.steptimes.gpus import GPUS, gpu_named
+from toolkit.steptimes.latency import ALONE, RUN, ClosedForm
+from toolkit.steptimes.step import StepWork, decode, prefill
 
 ROOT = Path(__file__).parents[2]
 SHAPE = Deployment.load(ROOT / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml").shape

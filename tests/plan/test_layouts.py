@@ -6,11 +6,11 @@ import pytest
 from click.testing import CliRunner
 
 from toolkit.cli.main import cli
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.plan.claims import claims, roofline
 from toolkit.plan.layouts import compare, rank, variants
-from toolkit.plan.reasons import reason, without_a_pipeline
+from toolkit.plan.show.reasons import reason, without_a_pipeline
 
 FLAGSHIP = Path(__file__).parents[2] / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml"
 

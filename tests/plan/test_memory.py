@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from toolkit.cli.main import cli
-from toolkit.config import Deployment
-from toolkit.mapping import Mapping
-from toolkit.plan.memory import plan_memory
+from toolkit.config.deployment import Deployment
+from toolkit.model.rank_mapping import Mapping
+from toolkit.sizing.memory import plan_memory
 
 BUILD_CONFIGS = Path(__file__).parents[2] / "build_configs"
 FLAGSHIP = BUILD_CONFIGS / "llama3-70b-h100-pp4tp2-fp16.yaml"

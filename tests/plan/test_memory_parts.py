@@ -2,10 +2,10 @@
 
 import pytest
 
-from toolkit.config import Deployment
-from toolkit.plan.host import plan_host, rank_bytes
-from toolkit.plan.memory import plan_memory
+from toolkit.config.deployment import Deployment
 from toolkit.plan.what_if import load_changed
+from toolkit.sizing.host import plan_host, rank_bytes
+from toolkit.sizing.memory import plan_memory
 
 GIB = 2**30
 LAYER = 5120 * 8192 + 8192 * 4096 + 3 * 14336 * 8192

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.config import Deployment, with_settings
+from toolkit.config.deployment import Deployment, with_settings
+from toolkit.config.sections import Lengths
 from toolkit.errors import ToolkitError
-from toolkit.plan import page as pages
-from toolkit.plan import wording
-from toolkit.plan.charts import Line, memory_chart, rate_charts
 from toolkit.plan.layouts import Comparison, evaluate
-from toolkit.plan.page import page, write_page
 from toolkit.plan.predict import Prediction, predict
 from toolkit.plan.remedy import Remedy
+from toolkit.plan.show import page as pages
+from toolkit.plan.show import wording
+from toolkit.plan.show.charts import Line, memory_chart, rate_charts
+from toolkit.plan.show.page import page, write_page
+from toolkit.plan.show.timeline import timeline_chart
 from toolkit.plan.sweep import SHARES, Point, points_of
-from toolkit.plan.timeline import timeline_chart
-from toolkit.sections import Lengths
 from toolkit.slo.verdict import Target
 
 FLAGSHIP = Path(__file__).parents[2] / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml"

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.plan.predict import FRONT_S, predict
 from toolkit.plan.remedies import remedies
 from toolkit.plan.remedy import to_fit
-from toolkit.plan.report import workload_text
+from toolkit.plan.show.report import workload_text
 from toolkit.plan.what_if import load_changed
 from toolkit.slo.server_seen import GpuSeen, ServerSeen
 from toolkit.slo.verdict import Outcome, judge, limits_of_a_request
@@ -40,7 +40,7 @@ def test_one_request_alone_takes_the_sum_of_its_steps(flagship):
     file = flagship(workload={"arrivals": "constant", "rate": 0.01, "requests": 2, "output_tokens": 3})
     prediction = predict(Deployment.load(file))
     first, second = prediction.simulation.samples
-    from toolkit.simulate.steps import decode, prefill
+    from toolkit.steptimes.step import decode, prefill
 
     back = prediction.times.finish_seconds(prefill(1024))
     assert first.ttft_ms == pytest.approx((FRONT_S + prediction.pass_seconds(prefill(1024)) + back) * 1e3)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from toolkit.inflight import SchedulerConfig
-from toolkit.mapping import Mapping
-from toolkit.plan.gpus import GPUS
-from toolkit.plan.latency import ClosedForm
-from toolkit.plan.precision import Precision
+from toolkit.model.rank_mapping import Mapping
 from toolkit.simulate import simulate
+from toolkit.sizing.precision import Precision
+from toolkit.steptimes.gpus import GPUS
+from toolkit.steptimes.latency import ClosedForm
 from toolkit.workload import Planned, Traffic
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

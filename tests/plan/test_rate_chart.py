@@ -6,9 +6,9 @@ import math
 import pytest
 from rich.console import Console
 
-from toolkit.plan.rate_chart import bar, rate_chart
+from toolkit.config.sections import Percentiles, Slo
+from toolkit.plan.show.rate_chart import bar, rate_chart
 from toolkit.plan.sweep import Point
-from toolkit.sections import Percentiles, Slo
 
 SLO = Slo(ttft_ms=Percentiles(p99=1500), tpot_ms=Percentiles(p99=100))
 

@@ -7,11 +7,11 @@ import pytest
 from click.testing import CliRunner
 
 from toolkit.cli.main import cli
-from toolkit.config import Deployment
-from toolkit.plan import wording
-from toolkit.plan.page import page
+from toolkit.config.deployment import Deployment
 from toolkit.plan.predict import UNSTEADY, predict
 from toolkit.plan.seeds import SEEDS, WITHIN, figures_of, spread_of, with_intervals
+from toolkit.plan.show import wording
+from toolkit.plan.show.page import page
 from toolkit.slo.verdict import Target
 
 SHORT = {"parallel": {"tp": 8, "pp": 1}, "slo": {"ttft_ms": {"p99": 1500}, "requests_per_s": 8}}

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from toolkit.config import Deployment, with_settings
+from toolkit.config.deployment import Deployment, with_settings
 from toolkit.plan.bounds import Bounds
 from toolkit.plan.predict import predict
 from toolkit.plan.tuning import Ceiling, held, tuned

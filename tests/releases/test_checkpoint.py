@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.artifacts import read_lock, record, write_lock
 from toolkit.checkpoint import convert
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.engine.source import find_source
 from toolkit.errors import ToolkitError
+from toolkit.files.artifacts import read_lock, record, write_lock
 from toolkit.releases import RELEASES
 
 GOLDEN = Path(__file__).parent / "golden" / "1.2" / "checkpoint.json"

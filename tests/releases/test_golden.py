@@ -15,7 +15,7 @@ from unittest.mock import patch
 import pytest
 
 from toolkit.checkpoint.config_json import config_text
-from toolkit.config import Deployment, with_settings
+from toolkit.config.deployment import Deployment, with_settings
 from toolkit.engine.tensorrt import build
 from toolkit.errors import ToolkitError
 from toolkit.releases import LATEST, OUR_PARAMETERS, RELEASES, RENAMES, Release, llm_api
@@ -39,8 +39,8 @@ def texts(release: Release) -> dict[str, str]:
     checkpoint = config_text(deployment.shape, deployment.mapping, deployment.model.dtype)
     configs = model_configs(deployment, LLAMA3_INSTRUCT, deployment.engine_dir)
     with (
-        patch("toolkit.serve.gpus.read_topology", side_effect=ToolkitError("nobody looked")),
-        patch("toolkit.serve.gpus.visible_here", lambda: None),
+        patch("toolkit.serve.share.read_topology", side_effect=ToolkitError("nobody looked")),
+        patch("toolkit.serve.share.visible_here", lambda: None),
         patch.object(os, "getuid", lambda: 1000),
         patch.object(os, "getgid", lambda: 1000),
     ):

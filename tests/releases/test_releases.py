@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.config import Deployment, with_settings
+from toolkit.config.deployment import Deployment, with_settings
 from toolkit.errors import ToolkitError
 from toolkit.releases import LATEST, OUR_PARAMETERS, RELEASES, RENAMES, Flag, Image, Parameter, Release, release_of
+from toolkit.releases import tensors as signatures
 from toolkit.releases.setting import KINDS
 from toolkit.releases.setting import flags as read_flags
 from toolkit.releases.tables import within
-from toolkit.repository import signatures
 from toolkit.repository.parameters import tensorrt_llm
 
 FLAGSHIP = Path("build_configs/llama3-70b-h100-pp4tp2-fp16.yaml")

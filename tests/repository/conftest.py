@@ -19,8 +19,8 @@ from tokenizers import Tokenizer
 from tritonclient.grpc import model_config_pb2
 
 from tests.ports import free_ports
-from toolkit import artifacts
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
+from toolkit.files import artifacts
 from toolkit.repository import generate
 from toolkit.repository.generate import SOURCES
 from toolkit.serve import tritonserver

@@ -6,11 +6,11 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
+from toolkit.releases.tensors import table
 from toolkit.repository.configs import model_configs, to_text
 from toolkit.repository.parameters import SpecialTokens
-from toolkit.repository.signatures import table
 
 ROOT = Path(__file__).parents[2]
 FLAGSHIP = ROOT / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml"

@@ -9,8 +9,8 @@ from tritonclient.grpc import model_config_pb2
 
 from tests.commands import toolkit
 from toolkit.errors import ToolkitError
+from toolkit.model.tokenizer import foreseen
 from toolkit.repository import generate
-from toolkit.repository.tokenizer import foreseen
 
 from .conftest import load_deployment
 from .sources import prompts

@@ -11,7 +11,7 @@ from google.protobuf import text_format
 from tokenizers import Tokenizer
 from tritonclient.grpc import model_config_pb2
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.releases.llm_api import RELEASES, llm_arguments, llm_release_of
 from toolkit.repository import generate

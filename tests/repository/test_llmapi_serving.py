@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tritonclient.utils import InferenceServerException
 
 from toolkit.client import GenerateRequest, connect
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.repository import generate
 
 from .conftest import serving

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from tritonclient.grpc import model_config_pb2
 
 from toolkit.client import GenerateRequest, connect
-from toolkit.load.measure import ASKED_OF_THE_SERVER, measure_whole, now
+from toolkit.load.exchange import ASKED_OF_THE_SERVER, measure_whole, now
 from toolkit.repository.configs import PREPROCESSING_INSTANCES
 
 from .conftest import scripted_repository, serving

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import toolkit
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 
 FLAGSHIP = Path(toolkit.__file__).parents[1] / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml"
 

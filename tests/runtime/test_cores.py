@@ -8,8 +8,8 @@ from itertools import pairwise
 import pytest
 
 from toolkit.errors import ToolkitError
+from toolkit.machine.cores import given_cores, ranges
 from toolkit.runtime import cores_near
-from toolkit.runtime.cores import given_cores, ranges
 
 
 @pytest.fixture

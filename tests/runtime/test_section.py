@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
+from toolkit.config.sections import Runtime
 from toolkit.errors import ToolkitError
-from toolkit.sections import Runtime
 
 
 def test_the_word_alone_is_the_kind(deploy):

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.distribution import install
 from toolkit.errors import ToolkitError
-from toolkit.model import load_shape
-from toolkit.samples import smollm2 as sample
-from toolkit.special_tokens import eos_token_ids
+from toolkit.files.distribution import install
+from toolkit.model import sample_smollm2 as sample
+from toolkit.model.shape import load_shape
+from toolkit.model.special_tokens import eos_token_ids
 
 TEXTS = [
     "What is the capital of France?",

@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from tests.ports import free_ports
-from toolkit import artifacts, repository
-from toolkit.config import Deployment
-from toolkit.sections import PORTS
+from toolkit import repository
+from toolkit.config.deployment import Deployment
+from toolkit.config.sections import PORTS
+from toolkit.files import artifacts
 from toolkit.serve.janitor import Member, members
 from toolkit.serve.state import State, read_state
 

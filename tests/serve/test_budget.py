@@ -1,6 +1,6 @@
 import pytest
 
-from toolkit.config import Deployment, with_settings
+from toolkit.config.deployment import Deployment, with_settings
 from toolkit.serve import budget
 from toolkit.serve.budget import startup_budget
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 import toolkit
-from toolkit.config import Deployment, with_settings
-from toolkit.limits import STACK_BYTES, most_stack
+from toolkit.config.deployment import Deployment, with_settings
+from toolkit.machine.limits import STACK_BYTES, most_stack
+from toolkit.machine.topology import parse_topology
 from toolkit.runtime import Part, cores_near
 from toolkit.serve import dry_run
 from toolkit.serve.command import STACK, command_line
 from toolkit.serve.janitor import Run
 from toolkit.serve.launch import shell_text
 from toolkit.serve.tritonserver import NGC_BINARY, Mpirun, TritonServer
-from toolkit.topology import parse_topology
 
 ROOT = Path(toolkit.__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
@@ -37,12 +37,12 @@ def flagship() -> Deployment:
 )
 def test_the_flagship_s_dry_run(monkeypatch, tmp_path, runtime, mode, golden):
     table = ROOT / "tests" / "doctor" / "recorded" / "dgx-h100.txt"
-    monkeypatch.setattr("toolkit.serve.gpus.read_topology", lambda: parse_topology(table.read_text()))
+    monkeypatch.setattr("toolkit.serve.share.read_topology", lambda: parse_topology(table.read_text()))
     for node, cores in ((0, "0-55,112-167"), (1, "56-111,168-223")):
         (tmp_path / f"node{node}").mkdir()
         (tmp_path / f"node{node}" / "cpulist").write_text(cores)
-    monkeypatch.setattr("toolkit.serve.gpus.cores_near", partial(cores_near, folder=tmp_path))
-    monkeypatch.setattr("toolkit.serve.gpus.given_cores", lambda: None)
+    monkeypatch.setattr("toolkit.serve.share.cores_near", partial(cores_near, folder=tmp_path))
+    monkeypatch.setattr("toolkit.serve.share.given_cores", lambda: None)
     monkeypatch.setattr(os, "getuid", lambda: 1000)
     monkeypatch.setattr(os, "getgid", lambda: 1000)
     monkeypatch.setattr("toolkit.serve.tritonserver.NGC_BINARY", Path("/nowhere/tritonserver"))

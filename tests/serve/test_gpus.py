@@ -22,9 +22,9 @@ import yaml
 
 from tests.ports import free_ports
 from tests.serve.conftest import Serving
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.limits import STACK_BYTES
+from toolkit.machine.limits import STACK_BYTES
 from toolkit.serve import dry_run
 from toolkit.serve.janitor import Member
 from toolkit.serve.tritonserver import Mpirun

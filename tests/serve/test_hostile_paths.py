@@ -13,7 +13,7 @@ import yaml
 
 import toolkit
 from tests.ports import free_ports
-from toolkit.sections import PORTS
+from toolkit.config.sections import PORTS
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.other_user import UID, as_other_user, skip_where_impossible
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.serve.state import exclusive
 
 TOOLKIT = (sys.executable, "-m", "toolkit")

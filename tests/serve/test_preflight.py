@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.serve import preflight
 
@@ -90,7 +90,7 @@ def test_a_damaged_repository(deploy):
 
 
 def test_a_repository_of_another_engine(deploy):
-    from toolkit import artifacts
+    from toolkit.files import artifacts
 
     deployment = deploy()
     artifacts.produce(

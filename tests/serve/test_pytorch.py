@@ -18,9 +18,9 @@ import yaml
 from tests.ports import free_ports
 from tests.serve.conftest import Serving
 from toolkit.client import GenerateRequest, connect
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
+from toolkit.config.sections import PORTS
 from toolkit.repository import generate
-from toolkit.sections import PORTS
 from toolkit.serve import preflight, tritonserver
 
 HERE = Path(__file__).parent
@@ -83,7 +83,7 @@ def test_ask_load_test_drain(deployment, start: Callable[..., Serving]):
     for protocol in ("http", "grpc"):
         with connect(deployment.url(protocol)) as client:
             assert "".join(event.text for event in client.generate_stream(GenerateRequest("The capital", 8)))
-    from toolkit.load.launch import run
+    from toolkit.load.runner import run
 
     verdict = run(deployment)
     assert str(verdict.outcome) == "PASS", verdict

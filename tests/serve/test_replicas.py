@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.config import with_settings
+from toolkit.config.deployment import with_settings
 from toolkit.errors import ToolkitError
 from toolkit.serve import Overview, overview, replicas, serve, stop
 from toolkit.serve.state import Phase, State, exclusive, served_otherwise, write_state

@@ -6,12 +6,12 @@ import pytest
 
 import toolkit
 from tests.doctor.fake_nvml import FakeNvml, h100s
-from toolkit.config import Deployment, with_settings
+from toolkit.config.deployment import Deployment, with_settings
 from toolkit.errors import ToolkitError
 from toolkit.machine import gpus
+from toolkit.machine.topology import parse_topology
 from toolkit.runtime import cores_near
-from toolkit.serve.gpus import share_of
-from toolkit.topology import parse_topology
+from toolkit.serve.share import share_of
 
 ROOT = Path(toolkit.__file__).parents[1]
 RECORDED = ROOT / "tests" / "doctor" / "recorded"
@@ -23,9 +23,9 @@ def node(monkeypatch, tmp_path):
 
     def make(name: str, *cores: str) -> None:
         table = parse_topology((RECORDED / f"{name}.txt").read_text())
-        monkeypatch.setattr("toolkit.serve.gpus.read_topology", lambda: table)
-        monkeypatch.setattr("toolkit.serve.gpus.cores_near", partial(cores_near, folder=tmp_path))
-        monkeypatch.setattr("toolkit.serve.gpus.given_cores", lambda: None)
+        monkeypatch.setattr("toolkit.serve.share.read_topology", lambda: table)
+        monkeypatch.setattr("toolkit.serve.share.cores_near", partial(cores_near, folder=tmp_path))
+        monkeypatch.setattr("toolkit.serve.share.given_cores", lambda: None)
         monkeypatch.setattr(gpus, "load_library", lambda: h100s(len(table.gpus)))
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         for number, listed in enumerate(cores):
@@ -95,7 +95,7 @@ def test_gpus_near_two_nodes_get_cores_and_memory_of_both(node, monkeypatch):
 def test_the_cores_of_a_job_are_kept_to(node, monkeypatch):
     """numactl refuses cores that a batch system's control group has not."""
     node("dgx-h100", "0-55,112-167", "56-111,168-223")
-    monkeypatch.setattr("toolkit.serve.gpus.given_cores", lambda: (96, 97, 98, 99))
+    monkeypatch.setattr("toolkit.serve.share.given_cores", lambda: (96, 97, 98, 99))
     (deployment,) = flagship()
     share = share_of(deployment)
     assert (share.cores, share.nodes) == ((96, 97, 98, 99), ())

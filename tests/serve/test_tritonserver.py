@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from toolkit.distribution import install
 from toolkit.errors import ToolkitError
+from toolkit.files.distribution import install
 from toolkit.serve import tritonserver
 from toolkit.serve.tritonserver import Mpirun, find, find_libpython, find_mpirun
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from toolkit.inflight import SchedulerConfig
-from toolkit.simulate.steps import StepWork
+from toolkit.steptimes.step import StepWork
 from toolkit.workload import Planned, Traffic
 
 

@@ -15,10 +15,10 @@ from toolkit.calibrate.grid import grid
 from toolkit.calibrate.service import read_steps, slowdowns
 from toolkit.calibrate.steps import engine_settings, time_steps
 from toolkit.engine.rehearsal.steplog import VARIABLE
-from toolkit.plan.calibration import FORMAT, model_of, parse
 from toolkit.plan.predict import predict
 from toolkit.simulate import simulate
 from toolkit.slo.metrics import Measured, Sample
+from toolkit.steptimes.calibration import FORMAT, model_of, parse
 from toolkit.workload import traffic_of
 
 pytestmark = pytest.mark.alone

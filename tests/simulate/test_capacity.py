@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit.sections import Percentiles, Slo
+from toolkit.config.sections import Percentiles, Slo
 from toolkit.simulate import simulate
 from toolkit.simulate.capacity import REQUESTS, find_capacity, hopeless, meets_latencies
 from toolkit.workload import Planned, Traffic

@@ -7,7 +7,7 @@ from itertools import accumulate
 import pytest
 
 from toolkit.simulate import Simulation, simulate
-from toolkit.simulate.steps import StepWork
+from toolkit.steptimes.step import StepWork
 from toolkit.workload import Planned, Traffic
 
 from .steady import Steady, config, due_at, prompt

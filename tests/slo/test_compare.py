@@ -11,13 +11,14 @@ import pytest
 from click.testing import CliRunner
 
 from toolkit.cli.main import cli
-from toolkit.config import Deployment, with_settings
+from toolkit.config.deployment import Deployment, with_settings
+from toolkit.config.sections import Percentiles, Slo
 from toolkit.errors import ToolkitError
-from toolkit.sections import Percentiles, Slo
-from toolkit.slo import compare_page, report
-from toolkit.slo.compare import _latency, _Measurement, _rate, compare
+from toolkit.reports.compare import page as compare_page
+from toolkit.reports.compare.compare import _latency, _Measurement, _rate, compare
+from toolkit.reports.loadtest import report
+from toolkit.slo.generator_error import AtPercentiles, OwnError
 from toolkit.slo.metrics import Measured
-from toolkit.slo.own_error import AtPercentiles, OwnError
 from toolkit.slo.run import Run
 from toolkit.slo.verdict import Outcome
 

@@ -9,12 +9,12 @@ import pytest
 from click.testing import CliRunner
 
 from toolkit.cli.main import cli
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
+from toolkit.config.sections import Percentiles, Slo
 from toolkit.errors import ToolkitError
-from toolkit.sections import Percentiles, Slo
-from toolkit.slo import report
-from toolkit.slo.markdown import append_to_job_summary
-from toolkit.slo.own_error import AtPercentiles, OwnError
+from toolkit.reports.loadtest import report
+from toolkit.reports.loadtest.markdown import append_to_job_summary
+from toolkit.slo.generator_error import AtPercentiles, OwnError
 from toolkit.slo.run import Run
 from toolkit.slo.server_seen import GpuSeen, ServerSeen
 from toolkit.slo.verdict import could_not_run

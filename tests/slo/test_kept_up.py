@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.slo.samples import failed, sample
-from toolkit.sections import Slo
-from toolkit.slo.kept_up import KeptUp
+from toolkit.config.sections import Slo
 from toolkit.slo.metrics import Measured
+from toolkit.slo.saturation import KeptUp
 from toolkit.slo.verdict import Target, judge
 
 

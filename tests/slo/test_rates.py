@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.config import Deployment
-from toolkit.sections import Percentiles, Slo
+from toolkit.config.deployment import Deployment
+from toolkit.config.sections import Percentiles, Slo
+from toolkit.slo.generator_error import AtPercentiles, OwnError
 from toolkit.slo.metrics import Measured
-from toolkit.slo.own_error import AtPercentiles, OwnError
 from toolkit.slo.rates import AtRate, Rates, as_markdown, edge, write
 from toolkit.slo.verdict import judge
 

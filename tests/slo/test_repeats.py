@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
+from toolkit.config.sections import Percentiles, Slo
 from toolkit.errors import ToolkitError
 from toolkit.load.repeats import one_of
-from toolkit.sections import Percentiles, Slo
-from toolkit.slo import report
-from toolkit.slo.compare import compare
+from toolkit.reports.compare.compare import compare
+from toolkit.reports.loadtest import report
+from toolkit.reports.loadtest.terminal import summary_text
 from toolkit.slo.metrics import Measured
 from toolkit.slo.run import Run
 from toolkit.slo.server_seen import GpuSeen, ServerSeen, together
 from toolkit.slo.spread import spreads
-from toolkit.slo.terminal import summary_text
 
 from .samples import EPOCH, sample
 

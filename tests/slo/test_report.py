@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy
 import pytest
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.slo import report
+from toolkit.reports.loadtest import report
+from toolkit.reports.loadtest.terminal import summary_text
 from toolkit.slo.run import Run
-from toolkit.slo.terminal import summary_text
 from toolkit.slo.verdict import Outcome
 
 from .samples import EPOCH, failed, sample

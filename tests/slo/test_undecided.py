@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from toolkit.sections import Percentiles, Slo
+from toolkit.config.sections import Percentiles, Slo
+from toolkit.slo.generator_error import AtPercentiles, OwnError
 from toolkit.slo.metrics import Measured
-from toolkit.slo.own_error import AtPercentiles, OwnError
 from toolkit.slo.server_seen import GpuSeen, ServerSeen
 from toolkit.slo.verdict import Outcome, judge, limits_of_a_request
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from toolkit.sections import Percentiles, Slo
+from toolkit.config.sections import Percentiles, Slo
 from toolkit.slo.metrics import Measured
 from toolkit.slo.verdict import Outcome, could_not_run, judge, limits_of_a_request
 

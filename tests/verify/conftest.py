@@ -43,7 +43,7 @@ def llama(make_llama) -> Path:
 def deploy(tmp_path_factory):
     """deploy(model, tp, pp, dtype, **sections of the YAML) -> Deployment, converted."""
     from toolkit.checkpoint import convert
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
     def make(model: Path, tp: int = 1, pp: int = 1, dtype: str = "float16", **sections) -> Deployment:
         folder = tmp_path_factory.mktemp("deployment")

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 from tests.checkpoint.test_meta import meta_tensors, write_meta
 from toolkit.checkpoint import layout
 from toolkit.checkpoint.reader import open_checkpoint
-from toolkit.verify import verify
-from toolkit.verify.sharded import ShardedModel
+from toolkit.checkpoint.verify import verify
+from toolkit.checkpoint.verify.sharded import ShardedModel
 
 PROMPTS = [[(7 * i * n + n) % 101 for i in range(1, n + 1)] for n in (1, 6, 29)]
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}

@@ -13,7 +13,7 @@ MEASURE = """
 import sys, threading
 from pathlib import Path
 
-from toolkit.verify import meaning, verify
+from toolkit.checkpoint.verify import meaning, verify
 
 def anonymous_mib():
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())

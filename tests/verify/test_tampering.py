@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from toolkit.checkpoint.verify import verify
 from toolkit.errors import ToolkitError
-from toolkit.verify import verify
 
 LAYER = "transformer.layers.{}"
 QKV, FC, GATE = f"{LAYER}.attention.qkv.weight", f"{LAYER}.mlp.fc.weight", f"{LAYER}.mlp.gate.weight"
@@ -204,7 +204,7 @@ def test_counts_of_the_bytes(llama, checkpoint):
 def test_blocks_smaller_than_a_tensor_find_the_same(llama, checkpoint, monkeypatch):
     two_heads_of_a_rank(checkpoint)
     whole = [str(each) for each in verify(checkpoint, llama, meaning=False).differences]
-    monkeypatch.setattr("toolkit.verify.rows.BLOCK_BYTES", 3 * 64 * 2)
+    monkeypatch.setattr("toolkit.checkpoint.verify.rows.BLOCK_BYTES", 3 * 64 * 2)
     assert [str(each) for each in verify(checkpoint, llama, meaning=False).differences] == whole
 
 

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from tests.engine.conftest import started
 from tests.verify.vendor import NEW_MAPPING, OLD_MAPPING, write
+from toolkit.checkpoint.verify import verify
 from toolkit.engine import build
 from toolkit.errors import ToolkitError
-from toolkit.verify import verify
 
 PROMPT, LENGTH = [5, 80, 33, 2, 100, 51, 7], 8
 EXTRA = {"head_size": 8, "kv_cache_block_size": 64, "share_embedding_table": False, "tie_word_embeddings": False}

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from toolkit.config import Deployment, with_settings
+from toolkit.config.deployment import Deployment, with_settings
 from toolkit.workload.file import load_workload
 from toolkit.workload.load_plan import LoadPlan, load_plan
 

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from tests.workload.conftest import FLAGSHIP
 from toolkit.client import GenerateRequest
-from toolkit.config import Deployment, with_settings
+from toolkit.config.deployment import Deployment, with_settings
 from toolkit.workload import traffic_of
 from toolkit.workload.file import load_workload, workload_of
 from toolkit.workload.load_plan import load_plan

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.workload.conftest import small
-from toolkit.config import with_settings
+from toolkit.config.deployment import with_settings
 from toolkit.errors import ToolkitError
 from toolkit.workload import traffic_of
 from toolkit.workload.words import Counter

@@ -75,7 +75,7 @@ def test_blocks_of_a_trace(plan, encode, tmp_path):
 HASHES = """
 import hashlib, sys
 from pathlib import Path
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.workload.file import load_workload
 from toolkit.workload.load_plan import load_plan
 found = load_plan(load_workload(sys.argv[1]), Deployment.load(sys.argv[2]))
@@ -95,7 +95,7 @@ def test_a_request_is_the_same_in_every_process_whatever_was_made_before(tiny_ll
 
     import hashlib
 
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
     from toolkit.workload.file import load_workload
     from toolkit.workload.load_plan import load_plan
 

@@ -2,7 +2,7 @@
 
 Of an engine for GPUs, the parts of a layer on one GPU (`layers`); of a rehearsal, whole steps on its real ranks
 (`steps`), and how much longer they take in service (`service`). docs/calibration.md describes the
-file that is written; toolkit/plan/calibration.py reads it.
+file that is written; toolkit/steptimes/calibration.py reads it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from toolkit import distribution
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.plan.calibration import FORMAT, kind_of, model_of
-from toolkit.plan.calibration_rows import Row, step_row
-from toolkit.plan.measured import fit_steps
+from toolkit.files import distribution
+from toolkit.steptimes.calibration import FORMAT, kind_of, model_of
+from toolkit.steptimes.calibration_rows import Row, step_row
+from toolkit.steptimes.measured import fit_steps
 
 BUDGET_S = {"layers": 120.0, "steps": 140.0}
 """Seconds of measuring; starting and warming up come on top."""

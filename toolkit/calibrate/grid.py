@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from toolkit.inflight import Request, SchedulerConfig, Step, Work
-from toolkit.simulate.steps import StepWork
+from toolkit.steptimes.step import StepWork
 
 
 class Context(NamedTuple):

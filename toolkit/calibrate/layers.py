@@ -13,9 +13,9 @@ import torch
 from toolkit.calibrate import device as on
 from toolkit.calibrate.grid import powers
 from toolkit.calibrate.parts import Shard, fused
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
+from toolkit.config.rules import tensor_parallel_degrees
 from toolkit.errors import ToolkitError
-from toolkit.rules import tensor_parallel_degrees
 
 LARGEST_ON_CPU = 2048
 """Hidden size. A layer of a larger model takes a CPU minutes, and says nothing about a GPU."""
@@ -25,7 +25,7 @@ FP8 = "FP8 products are not timed, 16-bit ones are: the rates of FP8 stay those 
 
 
 class Point(NamedTuple):
-    """What is timed; the fields are those of toolkit.plan.fit.Timing."""
+    """What is timed; the fields are those of toolkit.steptimes.fit.Timing."""
 
     part: str
     tp: int

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 
-from toolkit.model import ModelShape
+from toolkit.model.shape import ModelShape
 
 Call = Callable[[], Any]
 MOST_COPIES = 256

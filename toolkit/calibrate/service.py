@@ -22,13 +22,13 @@ from typing import Any, NamedTuple
 
 from toolkit.calibrate.grid import Context, StepPlan
 from toolkit.client import GenerateRequest, connect
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.engine.rehearsal.steplog import VARIABLE
 from toolkit.errors import ToolkitError
-from toolkit.load.prompts import QUESTIONS, as_chat
-from toolkit.plan.measured import MeasuredSteps
 from toolkit.serve import serve, stop
-from toolkit.simulate.steps import StepWork
+from toolkit.steptimes.measured import MeasuredSteps
+from toolkit.steptimes.step import StepWork
+from toolkit.workload.prompts import QUESTIONS, as_chat
 
 ANSWER = (8, 32)
 """Tokens of an answer: at least and at most."""

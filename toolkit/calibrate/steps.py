@@ -8,14 +8,14 @@ from typing import Any
 
 import psutil
 
-from toolkit import artifacts
 from toolkit.calibrate.device import describe_cpu
 from toolkit.calibrate.grid import StepPlan, grid
 from toolkit.calibrate.ranks import Lap, run
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.engine.rehearsal.worker import WORTH_SHARING, Rank
 from toolkit.engine.settings import EngineSettings
 from toolkit.errors import ToolkitError
+from toolkit.files import artifacts
 
 BUSY = "other programs kept {:.1f} cores busy when this began: on a quiet machine steps are faster"
 MOST_BUSY = 0.3

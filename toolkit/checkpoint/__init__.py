@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from toolkit.checkpoint.numerics import Numbers
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 STAGE = "checkpoint"
 NUMBERS = "numbers.json"
@@ -31,13 +31,13 @@ def convert(deployment: Deployment, progress: Progress | None = None) -> bool:
     import json
     from importlib.metadata import version
 
-    from toolkit import distribution
-    from toolkit.artifacts import Lock, atomic_directory, record, refuse_others_work, write_lock
     from toolkit.checkpoint.digests import input_digests, is_current
     from toolkit.checkpoint.source import check_source, open_source
     from toolkit.checkpoint.tied import check_tied
     from toolkit.checkpoint.write import write_checkpoint
-    from toolkit.rules import check_can_be_made
+    from toolkit.config.rules import check_can_be_made
+    from toolkit.files import distribution
+    from toolkit.files.artifacts import Lock, atomic_directory, record, refuse_others_work, write_lock
 
     check_can_be_made(deployment)
     distribution.require("rehearsal" if deployment.engine == "rehearsal" else "convert", "torch")
@@ -70,10 +70,10 @@ def _renew_config(deployment: Deployment) -> bool:
     """Write config.json again if an earlier toolkit wrote it with keys that the release refuses."""
     from dataclasses import replace
 
-    from toolkit.artifacts import read_lock, record, write_lock
     from toolkit.checkpoint.config_json import config_text
-    from toolkit.files import atomic_file
-    from toolkit.jsonfile import read_json
+    from toolkit.files.artifacts import read_lock, record, write_lock
+    from toolkit.files.atomic import atomic_file
+    from toolkit.files.json_file import read_json
     from toolkit.releases.checkpoint import unknown_keys
 
     directory, lock = deployment.checkpoint_dir, read_lock(deployment.checkpoint_dir)
@@ -95,7 +95,7 @@ def numbers(deployment: Deployment, progress: Progress | None = None) -> dict[st
     from toolkit.checkpoint.digests import is_current
     from toolkit.checkpoint.numerics import Numbers, survey
     from toolkit.checkpoint.source import check_source, open_source
-    from toolkit.jsonfile import read_json
+    from toolkit.files.json_file import read_json
 
     source = open_source(deployment.model.path)
     check_source(source, deployment.shape)

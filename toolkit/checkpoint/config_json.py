@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from toolkit.mapping import Mapping
-from toolkit.model import ModelShape
+from toolkit.model.rank_mapping import Mapping
+from toolkit.model.shape import ModelShape
 
 GPUS_PER_NODE = 8
 

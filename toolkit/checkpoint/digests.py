@@ -14,11 +14,11 @@ from typing import Any
 
 from blake3 import blake3
 
-from toolkit.artifacts import damaged, digest_of, plain, read_lock, record, write_lock
 from toolkit.checkpoint.layout import source_shapes
 from toolkit.checkpoint.source import Source, SourceTensor, read_blocks
 from toolkit.checkpoint.workers import Advance, Progress, side_by_side
-from toolkit.model import ModelShape
+from toolkit.files.artifacts import damaged, digest_of, plain, read_lock, record, write_lock
+from toolkit.model.shape import ModelShape
 
 
 def input_digests(source: Source, tensors: Mapping[str, str]) -> dict[str, str]:

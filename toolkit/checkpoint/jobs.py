@@ -24,8 +24,8 @@ from toolkit.checkpoint.numerics import Caster
 from toolkit.checkpoint.safetensors_file import encode_header
 from toolkit.checkpoint.source import BLOCK_BYTES, SourceTensor, read_blocks
 from toolkit.checkpoint.workers import Advance
-from toolkit.mapping import Mapping
-from toolkit.model import ModelShape
+from toolkit.model.rank_mapping import Mapping
+from toolkit.model.shape import ModelShape
 
 if TYPE_CHECKING:
     import torch

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from toolkit.errors import ToolkitError
-from toolkit.mapping import Mapping
-from toolkit.model import ModelShape
+from toolkit.model.rank_mapping import Mapping
+from toolkit.model.shape import ModelShape
 
 Shape = tuple[int, ...]
 Split = Literal["whole", "heads", "rows", "columns"]

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.checkpoint.layout import EMBEDDING, FINAL_NORM, LM_HEAD
-from toolkit.consolidated import load, shards
 from toolkit.errors import ToolkitError
-from toolkit.model import ModelShape, load_shape
-from toolkit.params_json import PARAMS
+from toolkit.model.meta_params import PARAMS
+from toolkit.model.meta_weights import load, shards
+from toolkit.model.shape import ModelShape, load_shape
 
 if TYPE_CHECKING:
     import torch

@@ -16,7 +16,7 @@ from toolkit.checkpoint.safetensors_file import DTYPES
 from toolkit.checkpoint.source import Source, SourceTensor, read_blocks
 from toolkit.checkpoint.workers import Advance, Progress, side_by_side
 from toolkit.errors import ToolkitError
-from toolkit.model import ModelShape
+from toolkit.model.shape import ModelShape
 
 if TYPE_CHECKING:
     import torch

@@ -17,9 +17,9 @@ from toolkit.checkpoint.config_json import checkpoint_config
 from toolkit.checkpoint.layout import Embedding
 from toolkit.checkpoint.safetensors_file import Stored, read_header
 from toolkit.errors import ToolkitError, shown
-from toolkit.jsonfile import LARGEST_CONFIG, read_json
-from toolkit.mapping import Mapping
-from toolkit.model import DTYPE_BYTES, ModelShape, parse_shape
+from toolkit.files.json_file import LARGEST_CONFIG, read_json
+from toolkit.model.rank_mapping import Mapping
+from toolkit.model.shape import DTYPE_BYTES, ModelShape, parse_shape
 
 NAMES = {
     "head_size": "head_dim",

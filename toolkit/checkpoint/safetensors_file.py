@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from toolkit.errors import ToolkitError, Unreadable, shown
-from toolkit.files import open_file
-from toolkit.jsonfile import unique
-from toolkit.model import DTYPE_BYTES
+from toolkit.files.atomic import open_file
+from toolkit.files.json_file import unique
+from toolkit.model.shape import DTYPE_BYTES
 
 DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 """The types that weights may have: the format's name to ours (and torch's)."""

@@ -15,12 +15,12 @@ from typing import Protocol
 from toolkit.checkpoint.layout import Shape, is_ignorable, source_shapes
 from toolkit.checkpoint.safetensors_file import DTYPES, read_header
 from toolkit.checkpoint.wrapped import wrapped
-from toolkit.consolidated import PATTERN
 from toolkit.errors import ToolkitError, Unreadable, shown
-from toolkit.foreign import MERGE, ORIGINAL, refuse_foreign
-from toolkit.jsonfile import LARGEST_CONFIG, read_json
-from toolkit.model import CONFIG, ModelShape, no_shape, shape_file
-from toolkit.params_json import PARAMS
+from toolkit.files.json_file import LARGEST_CONFIG, read_json
+from toolkit.model.meta_params import PARAMS
+from toolkit.model.meta_weights import PATTERN
+from toolkit.model.shape import CONFIG, ModelShape, no_shape, shape_file
+from toolkit.model.unsupported import MERGE, ORIGINAL, refuse_foreign
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

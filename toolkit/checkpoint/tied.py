@@ -8,7 +8,7 @@ from toolkit.checkpoint.layout import EMBEDDING, LM_HEAD
 from toolkit.checkpoint.safetensors_file import DTYPES
 from toolkit.checkpoint.source import BLOCK_BYTES, Source, SourceTensor
 from toolkit.errors import ToolkitError
-from toolkit.model import ModelShape
+from toolkit.model.shape import ModelShape
 
 if TYPE_CHECKING:
     import torch

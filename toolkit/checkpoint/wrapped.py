@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from toolkit.foreign import MERGE
+from toolkit.model.unsupported import MERGE
 
 UNWRAP = "Save the model inside the wrapper, with save_pretrained, or rename the tensors."
 WRAPPERS = {

@@ -19,15 +19,15 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from toolkit.artifacts import digest_of
 from toolkit.checkpoint.config_json import config_text
 from toolkit.checkpoint.jobs import Job, Output, RankFile, Result, digest, jobs_of, rank_files, run
 from toolkit.checkpoint.journal import Journal
 from toolkit.checkpoint.source import Source
 from toolkit.checkpoint.workers import Advance, Progress, side_by_side
 from toolkit.errors import ToolkitError
-from toolkit.mapping import Mapping
-from toolkit.model import ModelShape
+from toolkit.files.artifacts import digest_of
+from toolkit.model.rank_mapping import Mapping
+from toolkit.model.shape import ModelShape
 
 FLUSH_S = 0.2
 """Between two rounds over the rank files."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from toolkit.client import Client, Event, GenerateRequest, Result
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 COUNT = "num_output_tokens"
 
@@ -50,9 +50,9 @@ def ask(
         raise click.UsageError("--system cannot be combined with --raw: it belongs to the chat template.")
     from toolkit.client import connect
     from toolkit.errors import harmless
-    from toolkit.load import prompts
+    from toolkit.load.requests import MODEL
     from toolkit.load.target import can_stream, first_ready, protocol_of, with_hint
-    from toolkit.load.work import MODEL
+    from toolkit.workload import prompts
 
     protocol = protocol_of(deployment, protocol, target) if target else protocol or "http"
     streamed = can_stream(deployment, target)

@@ -8,7 +8,7 @@ import click
 from toolkit.cli.common import deployment_options, dry_run_option, next_command, note, progress
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 
 @click.command()
@@ -27,11 +27,11 @@ def build(deployment: Deployment, checkpoint: Path | None, dry_run: bool) -> Non
     was cut off goes on with the ranks that are left.
     """
     from toolkit.checkpoint import convert
-    from toolkit.doctor.gate import require
+    from toolkit.doctor.preflight import require
     from toolkit.engine import build as run
     from toolkit.engine import dry_run as describe
     from toolkit.engine import require_buildable
-    from toolkit.repository.tokenizer import foreseen
+    from toolkit.model.tokenizer import foreseen
 
     if dry_run:
         return click.echo(describe(deployment, checkpoint))

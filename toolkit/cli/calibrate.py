@@ -8,7 +8,7 @@ import click
 from toolkit.cli.common import deployment_options, dry_run_option, json_option, note, print_json, progress
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 
 @click.command()
@@ -25,8 +25,8 @@ def calibrate(deployment: Deployment, output: Path | None, budget: float | None,
     """
     from toolkit.calibrate import NAME, planned, save
     from toolkit.calibrate import calibrate as run
-    from toolkit.plan.calibration import parse
-    from toolkit.plan.report import calibration_text
+    from toolkit.plan.show.report import calibration_text
+    from toolkit.steptimes.calibration import parse
 
     if dry_run:
         return click.echo("\n".join(planned(deployment)))

@@ -21,7 +21,7 @@ from toolkit.cli.plain_progress import PlainProgress
 from toolkit.errors import ToolkitError, cannot_use, harmless
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 Progress = Callable[[int, int], None]
 COULD_NOT_RUN = 3
@@ -84,7 +84,7 @@ def _with_deployment(command: Callable[..., Any], required: bool) -> Callable[..
     @click.argument("config", type=click.Path(path_type=Path), required=required)
     @engine_option
     def wrapped(config: Path | None, engine: str | None, **options: Any) -> Any:
-        from toolkit.config import Deployment
+        from toolkit.config.deployment import Deployment
 
         if config is None and engine is not None:
             raise click.UsageError("--engine needs a CONFIG.")
@@ -128,7 +128,7 @@ def counted(count: int, noun: str) -> str:
 
 def job_summary(text: str) -> None:
     """Add Markdown to the summary of the GitHub Actions job that this runs in, if it does."""
-    from toolkit.slo.markdown import SUMMARY_VARIABLE, append_to_job_summary
+    from toolkit.reports.loadtest.markdown import SUMMARY_VARIABLE, append_to_job_summary
 
     try:
         if append_to_job_summary(text):

@@ -22,8 +22,9 @@ def compare(reports: tuple[Path, ...], html: Path | None, as_json: bool) -> None
     Exit codes: 0 no metric that the SLO of A limits is significantly worse; 1 one is; 2 it cannot be told;
     3 could not run.
     """
-    from toolkit.slo import compare_page, compare_text
-    from toolkit.slo.compare import compare as compared
+    from toolkit.reports.compare import page as compare_page
+    from toolkit.reports.compare import text as compare_text
+    from toolkit.reports.compare.compare import compare as compared
 
     found = compared(reports)
     if html:

@@ -7,7 +7,7 @@ import click
 from toolkit.cli.common import deployment_options, next_command, note, progress
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 
 @click.command()
@@ -21,7 +21,7 @@ def convert(deployment: Deployment, report: bool, verify: bool) -> None:
     """
     from toolkit.checkpoint import convert as run
     from toolkit.checkpoint.numerics import Unrepresentable
-    from toolkit.repository.tokenizer import foreseen
+    from toolkit.model.tokenizer import foreseen
 
     for line in foreseen(deployment):
         note(f"warning: {line}")
@@ -36,8 +36,8 @@ def convert(deployment: Deployment, report: bool, verify: bool) -> None:
     if report:
         _print_numbers(deployment)
     if verify:
+        from toolkit.checkpoint.verify import verify as compare
         from toolkit.cli.verify import show
-        from toolkit.verify import verify as compare
 
         show(compare(deployment.checkpoint_dir, deployment.model.path, bar=progress), on_stderr=True)
     click.echo(deployment.checkpoint_dir)

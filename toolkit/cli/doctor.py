@@ -9,7 +9,7 @@ import click
 from toolkit.cli.common import json_option, next_command, note, optional_deployment, print_json
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 
 @click.command()

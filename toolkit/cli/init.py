@@ -61,10 +61,10 @@ def init(model_dir: Path, force: bool, as_json: bool, **options: Any) -> None:
 
     Only the model's config.json is read. Layout and batch limits are the first of toolkit plan --compare.
     """
-    from toolkit.plan.data import comparison_data
-    from toolkit.plan.report import comparison_text
+    from toolkit.plan.show.data import comparison_data
+    from toolkit.plan.show.report import comparison_text
+    from toolkit.plan.show.wording import layout_in_words
     from toolkit.plan.starter import Wanted, start
-    from toolkit.plan.wording import layout_in_words
 
     with ended_by_signals(), progress("simulating layouts", "layouts") as report:
         started = start(Wanted(model_dir, **options), force, report)

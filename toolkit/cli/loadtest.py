@@ -18,15 +18,15 @@ from toolkit.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
-    from toolkit.load.launch import Options
+    from toolkit.config.deployment import Deployment
+    from toolkit.load.runner import Options
 
 
 def _rates(_context: click.Context, _parameter: click.Parameter, text: str | None) -> list[float] | None:
     if text is None:
         return None
+    from toolkit.config.rules import LEAST_RATE, MOST_RATE
     from toolkit.errors import shown
-    from toolkit.rules import LEAST_RATE, MOST_RATE
 
     try:
         rates = [float(rate) for rate in text.split(",")]
@@ -79,9 +79,9 @@ def loadtest(
     """
     options["protocol"] = one_protocol(http, grpc)
     find, times = options.pop("find_capacity"), options.pop("repeat")
-    from toolkit.load.launch import Options, run
     from toolkit.load.repeats import run_repeatedly
-    from toolkit.slo import report, terminal
+    from toolkit.load.runner import Options, run
+    from toolkit.reports.loadtest import report, terminal
 
     if find and sweep:
         raise click.UsageError("--find-capacity and --sweep contradict each other. Give one of them.")

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from toolkit.distribution import VERSION
 from toolkit.errors import ToolkitError, cannot_use, is_unicode, shown
+from toolkit.files.distribution import VERSION
 
 COMMANDS = (
     *("init", "plan", "calibrate", "doctor", "convert", "verify", "build", "repo"),

@@ -9,7 +9,7 @@ import click
 from toolkit.cli.common import deployment_options, dry_run_option, json_option, note, print_json
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 
 @click.command()
@@ -25,8 +25,8 @@ def migrate(deployment: Deployment, output: Path | None, dry_run: bool, as_json:
     The twin has no engines to build: TensorRT-LLM loads the model itself. All else is the same, so that the same
     questions and the same load test go to both.
     """
-    from toolkit.migrate import as_text, twin_of
-    from toolkit.migrate import migrate as write
+    from toolkit.repository.migrate import as_text, twin_of
+    from toolkit.repository.migrate import migrate as write
 
     twin = twin_of(deployment, output)
     written = None if dry_run else write(twin)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolkit.cli.common import COULD_NOT_RUN, engine_option, json_option, next_command, note, print_json, progress
-from toolkit.distribution import NAME
 from toolkit.errors import ToolkitError
+from toolkit.files.distribution import NAME
 from toolkit.processes import ended_by_signals
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
     from toolkit.plan.plan import Plan
 
 PATH = click.Path(path_type=Path)
@@ -87,11 +87,11 @@ def _check_usage(options: dict[str, Any], changed: bool) -> None:
 
 def _planned(config: Path, settings: list[str], options: dict[str, Any]) -> bool:
     """Plan, print and write. False if --check is given and the SLO is predicted to be missed."""
-    from toolkit.config import Deployment
-    from toolkit.plan.calibration import load
+    from toolkit.config.deployment import Deployment
     from toolkit.plan.edit_yaml import check_free, write_edited
     from toolkit.plan.plan import Plan
     from toolkit.plan.what_if import changes_of
+    from toolkit.steptimes.calibration import load
 
     engine, target, html = options["engine"], options["target"], options["html"]
     estimator = load(options["calibration"]) if options["calibration"] else options["estimator"]
@@ -119,7 +119,7 @@ def _planned(config: Path, settings: list[str], options: dict[str, Any]) -> bool
 
 def _next(shown: Deployment, config: Path, written: Path | None) -> None:
     """Of a deployment that no file says yet, the command that writes one."""
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
     from toolkit.plan.what_if import settings_of
 
     settings = settings_of(shown, config)

@@ -7,15 +7,15 @@ import click
 from toolkit.cli.common import deployment_options, next_command, note
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 
 @click.command()
 @deployment_options
 def repo(deployment: Deployment) -> None:
     """Generate the Triton model repository; with engine pytorch also the script that starts trtllm-serve."""
+    from toolkit.model.tokenizer import foreseen
     from toolkit.repository import generate
-    from toolkit.repository.tokenizer import foreseen
 
     written = generate(deployment)
     for line in foreseen(deployment):

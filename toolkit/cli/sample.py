@@ -20,7 +20,8 @@ def sample(name: str, directory: Path) -> None:
     seconds. configs are the deployments of build_configs, workloads those of loadtest/workloads. Your own files stay
     as they are.
     """
-    from toolkit.samples import copies, smollm2
+    from toolkit.files import copies
+    from toolkit.model import sample_smollm2 as smollm2
 
     if name == MODEL:
         with progress(f"write {name}", unit="tensors") as report:

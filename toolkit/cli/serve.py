@@ -7,7 +7,7 @@ import click
 from toolkit.cli.common import deployment_options, dry_run_option, note
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 
 @click.command()
@@ -25,7 +25,7 @@ def serve(deployment: Deployment, detach: bool, verbose: bool, dry_run: bool) ->
         from toolkit.serve import dry_run as describe
 
         return click.echo(describe(deployment))
-    from toolkit.doctor.gate import require
+    from toolkit.doctor.preflight import require
     from toolkit.serve import serve as run
 
     require(deployment, "serve", note)

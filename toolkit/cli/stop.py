@@ -7,7 +7,7 @@ import click
 from toolkit.cli.common import deployment_options, json_option, print_json, tell
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 
 @click.command()

@@ -9,7 +9,7 @@ import click
 from toolkit.cli.common import json_option, note, print_json, progress, tell
 
 if TYPE_CHECKING:
-    from toolkit.verify import Verification
+    from toolkit.checkpoint.verify import Verification
 
 DIRECTORY = click.Path(path_type=Path)
 
@@ -27,7 +27,7 @@ def verify(checkpoint: Path, against: Path, only: str | None, prompts: tuple[str
     First every element of every rank file; then the sharded model is run layer by layer beside transformers'
     own layers, in the memory of one layer. Exit codes: 0 the same, 1 not, or an error.
     """
-    from toolkit.verify import verify as run
+    from toolkit.checkpoint.verify import verify as run
 
     wanted = {part: only in (None, part) for part in ("bytes", "meaning")}
     show(run(checkpoint, against, **wanted, prompts=prompts, bar=progress), as_json)
@@ -35,7 +35,7 @@ def verify(checkpoint: Path, against: Path, only: str | None, prompts: tuple[str
 
 def show(result: Verification, as_json: bool = False, on_stderr: bool = False) -> None:
     """Print a result; exit with 1 when something differs."""
-    from toolkit.verify import report
+    from toolkit.checkpoint.verify import report
 
     if as_json:
         print_json(report.as_dict(result))

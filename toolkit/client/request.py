@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from toolkit.errors import InputRefused, shown
-from toolkit.repository.signatures import BLS_INPUTS, ENSEMBLE_INPUTS, Tensor
+from toolkit.releases.tensors import BLS_INPUTS, ENSEMBLE_INPUTS, Tensor
 
 LARGEST_FP32 = 3.4028234663852886e38
 

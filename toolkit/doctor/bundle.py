@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.doctor.bundle_contents import Source, deployment_sources, machine_sources
 from toolkit.errors import ToolkitError
-from toolkit.files import atomic_file
+from toolkit.files.atomic import atomic_file
 from toolkit.secrecy import Scrubber
 
 if TYPE_CHECKING:

@@ -15,15 +15,15 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit import artifacts
 from toolkit.errors import ToolkitError
-from toolkit.files import open_file
+from toolkit.files import artifacts
+from toolkit.files.atomic import open_file
 from toolkit.secrecy import is_secret
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
     from toolkit.doctor import Diagnosis
 
 Source = tuple[str, Callable[[], Any]]
@@ -71,7 +71,7 @@ def deployment_sources(deployment: Deployment) -> Iterator[Source]:
     from toolkit.calibrate import NAME as CALIBRATION
     from toolkit.engine.tensorrt.build import log_file
     from toolkit.plan.plan import Plan
-    from toolkit.slo.report import JSON_NAME
+    from toolkit.reports.loadtest.report import JSON_NAME
 
     output = deployment.output
     yield "config.yaml", partial(_end_of, deployment.file.resolve())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from toolkit.doctor.machine import Machine
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 Status = Literal["ok", "warning", "error"]
 

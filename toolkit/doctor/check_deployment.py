@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from toolkit.doctor.check import Check, Status, gb, needs_gpus, place, verdict
 from toolkit.doctor.check_gpus import of_ranks
 from toolkit.doctor.machine import Machine
-from toolkit.doctor.places import NO_TOKENIZER, TOKENIZER_FROM
+from toolkit.doctor.paths import NO_TOKENIZER, TOKENIZER_FROM
 from toolkit.engine import STAGE, require_buildable
 from toolkit.engine.rehearsal_build import VERSION
 from toolkit.errors import ToolkitError
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 
 def model(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from toolkit.doctor.check import Check, Status, listed, needs_gpus
 from toolkit.doctor.check_gpus import of_ranks
-from toolkit.doctor.kernel import bus_of
 from toolkit.doctor.machine import Machine
+from toolkit.machine.kernel_log import bus_of
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 RESET = (
     "Stop what runs there and reset it (nvidia-smi -i {gpus} -r), or reboot. If it comes again, have the GPU tested."

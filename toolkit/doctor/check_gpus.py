@@ -13,11 +13,11 @@ from toolkit.doctor.ranks import gpus_of_ranks, placement_of, visible_devices, v
 from toolkit.errors import ToolkitError
 from toolkit.machine.gpus import Gpu
 from toolkit.machine.visible import VISIBLE
-from toolkit.plan.memory import GIB, plan_memory
 from toolkit.releases import LATEST
+from toolkit.sizing.memory import GIB, plan_memory
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 VISIBLE_GPUS = "visible GPUs"
 MEMORY_TOLERANCE = 0.99
@@ -170,7 +170,7 @@ RULES = (count, visible, opened, model, memory, in_use, mig, driver)
 
 
 def kind(name: str) -> str:
-    """NVML's name of a GPU as hardware.gpu and toolkit.plan.gpus spell it: `NVIDIA H100 80GB HBM3` is `h100-sxm`."""
+    """NVML's name of a GPU as hardware.gpu spells it: `NVIDIA H100 80GB HBM3` is `h100-sxm`."""
     chip = re.search(r"\b(?:RTX )?[A-Z]{0,2}\d{1,4}[A-Z]?\b", name.removeprefix("NVIDIA "))
     if chip is None:
         return name.lower()

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from toolkit.doctor.check import Check, gib, needs_gpus, verdict
-from toolkit.doctor.host import Host
 from toolkit.doctor.machine import Machine
-from toolkit.limits import STACK_BYTES
-from toolkit.plan.memory import REHEARSAL_PROCESS_BYTES, plan_memory
+from toolkit.machine.host import Host
+from toolkit.machine.limits import STACK_BYTES
 from toolkit.serve.preflight import REHEARSAL_SEGMENT_BYTES
+from toolkit.sizing.memory import REHEARSAL_PROCESS_BYTES, plan_memory
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 FILES_OF_A_SERVER = 1024
 """Files that a tritonserver has open without clients: libraries, devices, pipes (rounded up generously)."""

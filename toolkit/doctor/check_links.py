@@ -12,12 +12,12 @@ from toolkit.doctor.check_gpus import VISIBLE_GPUS, kind
 from toolkit.doctor.machine import Machine
 from toolkit.doctor.ranks import gpus_of_ranks, placement_of, topology, visible_devices
 from toolkit.errors import ToolkitError
+from toolkit.machine.placement import Group, Placement, group_text, place, placement_lines
+from toolkit.machine.topology import TABLE, UNKNOWN, Topology, is_nvlink, speed
 from toolkit.machine.visible import VISIBLE
-from toolkit.placement import Group, Placement, group_text, place, placement_lines
-from toolkit.topology import TABLE, UNKNOWN, Topology, is_nvlink, speed
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 
 def nvlink(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:

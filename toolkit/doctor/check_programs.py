@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from toolkit.distribution import install
 from toolkit.doctor.check import Check, needs_gpus, place, verdict
 from toolkit.doctor.machine import Machine
 from toolkit.doctor.programs import Program
+from toolkit.files.distribution import install
 from toolkit.runtime.images import advised
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 BACKENDS = {"rehearsal": "python", "tensorrt": "tensorrtllm", "pytorch": "python"}
 """The backend of tritonserver that runs each engine."""

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from toolkit.doctor.check import Check, needs_gpus
 from toolkit.doctor.machine import Machine
-from toolkit.doctor.settings import Setting
+from toolkit.machine.environment import Setting
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 
 def _on(value: str) -> bool:

@@ -17,7 +17,7 @@ from toolkit.doctor.check import Check, Rule
 from toolkit.doctor.machine import Machine
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 CHECKS: tuple[tuple[str, tuple[Rule, ...]], ...] = (
     ("GPUs", (*check_gpus.RULES, *check_links.RULES, *check_faults.RULES, *check_settings.RULES)),

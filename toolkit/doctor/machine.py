@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from toolkit.doctor.host import Host, look_at_host
-from toolkit.doctor.kernel import Kernel, look_at_kernel
-from toolkit.doctor.places import Places, look_at_places
+from toolkit.doctor.paths import Places, look_at_places
 from toolkit.doctor.programs import Programs, look_at_programs
-from toolkit.doctor.settings import Setting, look_at_settings
-from toolkit.doctor.topology import look_at_topology
+from toolkit.machine.environment import Setting, look_at_settings
 from toolkit.machine.gpus import Gpus, look_at_gpus
-from toolkit.topology import Topology
+from toolkit.machine.host import Host, look_at_host
+from toolkit.machine.kernel_log import Kernel, look_at_kernel
+from toolkit.machine.links import look_at_topology
+from toolkit.machine.topology import Topology
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 
 @dataclass(frozen=True)

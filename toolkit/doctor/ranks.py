@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from toolkit.doctor.machine import Machine
-from toolkit.doctor.settings import Setting, look_at_settings
-from toolkit.doctor.topology import topology_of_links
 from toolkit.errors import ToolkitError
+from toolkit.machine.environment import Setting, look_at_settings
 from toolkit.machine.gpus import Gpu, Gpus, look_at_gpus
+from toolkit.machine.links import topology_of_links
+from toolkit.machine.placement import Placement
+from toolkit.machine.topology import Topology
 from toolkit.machine.visible import VISIBLE, VisibleGpus, visible_gpus
-from toolkit.placement import Placement
-from toolkit.serve.gpus import placed
-from toolkit.topology import Topology
+from toolkit.serve.share import placed
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 
 def gpus_here() -> list[Gpu]:

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from toolkit.config.rules import check_can_be_made
 from toolkit.errors import ToolkitError
-from toolkit.rules import check_can_be_made
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 STAGE = "engine"
 

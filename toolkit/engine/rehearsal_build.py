@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from toolkit import checkpoint, distribution, engine
-from toolkit.artifacts import produce
-from toolkit.config import Deployment
+from toolkit import checkpoint, engine
+from toolkit.config.deployment import Deployment
 from toolkit.engine.source import find_source
+from toolkit.files import distribution
+from toolkit.files.artifacts import produce
 
 VERSION = "1.2.1+rehearsal"
 """The TensorRT-LLM release whose layout and behaviour are rehearsed; a real engine has no suffix."""

@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from toolkit.config import REHEARSAL_KV_TOKENS
+from toolkit.config.deployment import REHEARSAL_KV_TOKENS
 from toolkit.errors import ToolkitError, shown
+from toolkit.files.json_file import read_json
 from toolkit.inflight import SchedulerConfig
-from toolkit.jsonfile import read_json
-from toolkit.mapping import Mapping
+from toolkit.model.rank_mapping import Mapping
 
 Milliseconds = Annotated[int, Field(gt=0)]
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from toolkit import checkpoint
-from toolkit.artifacts import digest_of, record, require
 from toolkit.checkpoint.reader import open_checkpoint
-from toolkit.config import Deployment
+from toolkit.checkpoint.structure import structure_differences
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.jsonfile import read_json
+from toolkit.files.artifacts import digest_of, record, require
+from toolkit.files.json_file import read_json
 from toolkit.releases.checkpoint import unknown_keys
-from toolkit.verify.structure import structure_differences
 
 
 @dataclass(frozen=True)

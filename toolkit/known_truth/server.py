@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from toolkit import distribution
 from toolkit.errors import ToolkitError
+from toolkit.files import distribution
 from toolkit.known_truth.answer import State
 from toolkit.known_truth.settings import Settings
 

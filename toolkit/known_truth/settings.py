@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from toolkit.config.hosts import can_be_a_host
 from toolkit.errors import ToolkitError, shown
-from toolkit.hosts import can_be_a_host
 from toolkit.known_truth.faults import Fault, Faults
 
 SLOWER = 10

@@ -14,7 +14,7 @@ from toolkit.lint import parameter_rules, readings
 from toolkit.lint.finding import Finding
 from toolkit.lint.repository import Model, Repository, type_name
 from toolkit.releases import OUR_REHEARSAL_PARAMETERS, RENAMES, Release
-from toolkit.repository import signatures
+from toolkit.releases import tensors as signatures
 
 MEMORY_LIMIT = 0.85
 """hardware.gpu_memory_limit of the requirements."""

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import ToolkitError
+from toolkit.files.yaml_file import compose_yaml, read_yaml
 from toolkit.lint.finding import Effect, Finding
 from toolkit.releases.llm_api import SECTIONS
-from toolkit.yamlfile import compose_yaml, read_yaml
 
 MODEL_YAML = "model.yaml"
 PLACEHOLDER = re.compile(r"\$\{(\w+)\}")

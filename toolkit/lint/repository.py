@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import ToolkitError, clipped
-from toolkit.files import kind_of, read_text
-from toolkit.jsonfile import read_json
+from toolkit.files.atomic import kind_of, read_text
+from toolkit.files.json_file import read_json
 from toolkit.lint.finding import Effect, Finding
 from toolkit.lint.model_yaml import PLACEHOLDER, ModelYaml, model_yaml_of, read_model_yaml
 

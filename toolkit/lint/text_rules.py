@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import ToolkitError
-from toolkit.jsonfile import read_json
+from toolkit.files.json_file import read_json
 from toolkit.lint.finding import Finding
 from toolkit.lint.repository import PLACEHOLDER, Model, Repository
+from toolkit.model.special_tokens import TOKENIZER_CONFIG, special_tokens
 from toolkit.releases import Release
-from toolkit.special_tokens import TOKENIZER_CONFIG, special_tokens
 
 AT = "tokenizer_dir"
 FILES = ("tokenizer.json", "tokenizer.model")

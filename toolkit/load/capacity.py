@@ -8,16 +8,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from toolkit.errors import ToolkitError
-from toolkit.load.launch import Options, attempt, check_itself, work_for
+from toolkit.load.requests import OF_THE_YAML
+from toolkit.load.runner import Options, attempt, check_itself, work_for
 from toolkit.load.search import BUDGET_S, LONGEST_S, Trial, find_capacity
-from toolkit.load.work import OF_THE_YAML
-from toolkit.slo import report
-from toolkit.slo.kept_up import KeptUp
+from toolkit.reports.loadtest import report
 from toolkit.slo.rates import AtRate, Rates, edge, write
+from toolkit.slo.saturation import KeptUp
 from toolkit.slo.verdict import Outcome, Verdict, of_a_rate
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 FEWEST = 20
 """Requests of a test."""

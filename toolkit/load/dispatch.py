@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import gevent
 from gevent.pool import Group
 
-from toolkit.load.measure import now
+from toolkit.load.exchange import now
 
 AHEAD = 256
 """Requests that are made before their time. Making one takes up to milliseconds, which would delay others."""
@@ -39,7 +39,7 @@ class _Next(NamedTuple):
 def dispatch(numbers: Iterable[int], plan: Plan, begin: float, ask: Callable[[int, Any, float], None]) -> None:
     """Call `ask(number, request, due)`, each in a greenlet of its own, when it is due; return when all have ended.
 
-    `begin` is in seconds since the Unix epoch, by toolkit.load.measure.now. Killed, it kills what is under way.
+    `begin` is in seconds since the Unix epoch, by toolkit.load.exchange.now. Killed, it kills what is under way.
     """
     asked = Group()
     try:

@@ -9,15 +9,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from toolkit.errors import ToolkitError
-from toolkit.load.launch import Options, attempt, work_for
-from toolkit.load.predicted import predicted
-from toolkit.slo import report
+from toolkit.load.prediction import predicted
+from toolkit.load.runner import Options, attempt, work_for
+from toolkit.reports.loadtest import report
 from toolkit.slo.run import Run
 from toolkit.slo.server_seen import together
 from toolkit.slo.verdict import Verdict
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 
 def run_repeatedly(deployment: Deployment, options: Options, times: int) -> Verdict:

@@ -19,12 +19,12 @@ import psutil
 
 from toolkit.errors import ToolkitError
 from toolkit.known_truth import KnownTruth, Record, Settings
+from toolkit.slo.generator_error import AtPercentiles, OwnError
 from toolkit.slo.metrics import Distribution, Sample
-from toolkit.slo.own_error import AtPercentiles, OwnError
 from toolkit.slo.run import read_samples
 
 if TYPE_CHECKING:
-    from toolkit.load.work import Work
+    from toolkit.load.requests import Work
 
 TTFT_MS, ITL_MS = 200.0, 20.0
 SECONDS = 8.0

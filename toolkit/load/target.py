@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 from toolkit.client import Client, DeadlineExceeded, GenerateRequest, ServerFailed, ServerRefused, connect
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError, shown
 
 PROBE_S = 10.0

@@ -21,17 +21,18 @@ from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
 
 from toolkit.client import connect
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.load import conductor, web
-from toolkit.load.beats import Heart
-from toolkit.load.chosen import PROTOCOLS, Chosen
-from toolkit.load.conductor import Conductor, Share
+from toolkit.load import coordinator as conductor
+from toolkit.load import web
+from toolkit.load.coordinator import Conductor, Share
 from toolkit.load.dispatch import dispatch
-from toolkit.load.measure import Heard, hear, now
+from toolkit.load.exchange import Heard, hear, now
+from toolkit.load.loop_lag import Heart
+from toolkit.load.options import PROTOCOLS, Chosen
+from toolkit.load.reporting import Teller
+from toolkit.load.requests import Asked, Work
 from toolkit.load.target import can_stream, require_ready
-from toolkit.load.teller import Teller
-from toolkit.load.work import Asked, Work
 from toolkit.slo.metrics import Sample
 from toolkit.slo.verdict import Outcome
 

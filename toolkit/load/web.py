@@ -15,13 +15,13 @@ from locust.env import Environment
 from werkzeug.datastructures import ImmutableMultiDict
 
 from toolkit.errors import ToolkitError
-from toolkit.load.chosen import FIELDS
-from toolkit.load.conductor import Conductor
-from toolkit.load.work import Work
-from toolkit.pages.render import render
-from toolkit.slo import report
+from toolkit.load.coordinator import Conductor
+from toolkit.load.options import FIELDS
+from toolkit.load.requests import Work
+from toolkit.reports.html.render import render
+from toolkit.reports.loadtest import report
+from toolkit.reports.wording import load as load_in_words
 from toolkit.slo.verdict import limits_of_a_request
-from toolkit.slo.wording import load as load_in_words
 
 TAB = """<script>
 setInterval(() => {

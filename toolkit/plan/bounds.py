@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from toolkit.simulate.steps import StepTimes, StepWork, decode, prefill
 from toolkit.slo.verdict import percentiles
+from toolkit.steptimes.step import StepTimes, StepWork, decode, prefill
 
 if TYPE_CHECKING:
+    from toolkit.config.sections import Slo
     from toolkit.plan.predict import Prediction
-    from toolkit.sections import Slo
 
 
 @dataclass(frozen=True)

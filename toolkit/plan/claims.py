@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from toolkit.config import with_settings
+from toolkit.config.deployment import with_settings
 from toolkit.errors import ToolkitError
 from toolkit.plan.claim import Claim, Verdict
 from toolkit.plan.claims_features import feature_claims
-from toolkit.plan.memory import GIB, plan_memory, plan_stage
-from toolkit.plan.precision import precision_of
 from toolkit.plan.predict import Predict, Prediction, predict
-from toolkit.simulate.steps import decode, prefill
+from toolkit.sizing.memory import GIB, plan_memory, plan_stage
+from toolkit.sizing.precision import precision_of
+from toolkit.steptimes.step import decode, prefill
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 PREFILL_MS, DECODE_MS, RATE = 250.0, 25.0, 10.0
 """What the requirements expect at the median, and the requests/s."""

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from toolkit.config import with_settings
+from toolkit.config.deployment import with_settings
 from toolkit.plan.claim import Claim, Verdict
-from toolkit.plan.memory import GIB, plan_memory
-from toolkit.plan.precision import precision_of
 from toolkit.plan.predict import Prediction
-from toolkit.simulate.steps import StepWork, prefill
+from toolkit.sizing.memory import GIB, plan_memory
+from toolkit.sizing.precision import precision_of
+from toolkit.steptimes.step import StepWork, prefill
 
 if TYPE_CHECKING:
-    from toolkit.plan.gpus import Gpu
+    from toolkit.steptimes.gpus import Gpu
 
 LONG = 4096
 """Tokens of a prompt that is longer than the requirements' 2,048."""

@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
-from toolkit.config import PATHS, changed
+from toolkit.config.deployment import PATHS, changed
 from toolkit.errors import ToolkitError
-from toolkit.files import atomic_file, check_writable, read_text
-from toolkit.yamlfile import absolute_path, compose_yaml, parse_yaml
+from toolkit.files.atomic import atomic_file, check_writable, read_text
+from toolkit.files.yaml_file import absolute_path, compose_yaml, parse_yaml
 
 
 def write_edited(

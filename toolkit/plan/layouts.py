@@ -9,21 +9,21 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, TypeVar
 
-from toolkit.config import with_settings
+from toolkit.config.deployment import with_settings
+from toolkit.config.rules import check
 from toolkit.errors import ToolkitError
-from toolkit.mapping import Mapping
+from toolkit.model.rank_mapping import Mapping
 from toolkit.plan import remedy
-from toolkit.plan.memory import MemoryPlan, plan_memory
 from toolkit.plan.predict import Predict, Prediction, predict
 from toolkit.plan.remedy import Remedy
 from toolkit.plan.tuning import STEPS, Ceiling, Objective, Tuned, fits, tuned
 from toolkit.processes import forked_pool
-from toolkit.rules import check
 from toolkit.simulate.capacity import PRECISION
+from toolkit.sizing.memory import MemoryPlan, plan_memory
 from toolkit.slo.verdict import OF_THE_GPUS, Target
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 OBJECTIVES: tuple[Objective, ...] = ("slo", "latency", "throughput", "cost")
 Progress = Callable[[int, int], None]

@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import ToolkitError
-from toolkit.files import check_writable
-from toolkit.plan import data
-from toolkit.plan.calibration import Calibration
+from toolkit.files.atomic import check_writable
 from toolkit.plan.claims import Claim, claims
 from toolkit.plan.layouts import Comparison, Layout, Objective, compare
 from toolkit.plan.predict import Estimator, Predict, Prediction, predict
 from toolkit.plan.remedies import remedies
 from toolkit.plan.remedy import Remedy
 from toolkit.plan.seeds import Spread, spread_of
+from toolkit.plan.show import data
+from toolkit.steptimes.calibration import Calibration
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 Progress = Callable[[int, int], None]
 
@@ -87,7 +87,7 @@ class Plan:
     @property
     def meets(self) -> bool:
         """Whether the SLO is predicted to be met. Raises ToolkitError where nothing is predicted."""
-        from toolkit.plan import report
+        from toolkit.plan.show import report
 
         if not self.predictable:
             raise ToolkitError("--check: there is no prediction", hint=report.calibrate_hint(self.deployment))
@@ -121,9 +121,9 @@ class Plan:
 
     def as_text(self, charts: bool = False) -> Iterator[RenderableType]:
         """Part by part, for a terminal of 100 columns: what is known at once comes at once."""
-        from toolkit.plan import report
-        from toolkit.plan.rate_chart import rate_chart
-        from toolkit.plan.report_memory import memory_text
+        from toolkit.plan.show import report
+        from toolkit.plan.show.rate_chart import rate_chart
+        from toolkit.plan.show.report_memory import memory_text
         from toolkit.plan.sweep import curve
 
         if self.predictable:
@@ -141,7 +141,7 @@ class Plan:
             yield report.own_text(self.comparison)
 
     def _predicted(self) -> Iterator[RenderableType]:
-        from toolkit.plan import report
+        from toolkit.plan.show import report
 
         yield report.step_text(self.prediction)
         if isinstance(self.estimator, Calibration):
@@ -152,7 +152,7 @@ class Plan:
 
     def check_page(self, file: Path) -> None:
         """Raise a ToolkitError, before the work, where `write_page` could not write."""
-        from toolkit.plan import report
+        from toolkit.plan.show import report
 
         if not self.predictable:
             raise ToolkitError("--html: there is no prediction to show", hint=report.calibrate_hint(self.deployment))
@@ -160,7 +160,7 @@ class Plan:
 
     def write_page(self, file: Path) -> None:
         """The plan as an HTML page."""
-        from toolkit.plan.page import write_page
+        from toolkit.plan.show.page import write_page
 
         comparison = self.comparison if self.with_comparison else None
         write_page(file, self.prediction, comparison, self.remedies, self.progress, self.spread)

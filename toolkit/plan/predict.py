@@ -8,28 +8,28 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from toolkit.config import with_settings
+from toolkit.config.deployment import with_settings
 from toolkit.errors import ToolkitError
 from toolkit.inflight import SchedulerConfig
-from toolkit.plan.aiconfigurator import Aiconfigurator
-from toolkit.plan.calibration import Calibration
-from toolkit.plan.gpus import gpu_named
-from toolkit.plan.latency import ClosedForm
-from toolkit.plan.memory import MemoryPlan, plan_memory
-from toolkit.plan.precision import precision_of
 from toolkit.simulate import Simulation, simulate
 from toolkit.simulate.capacity import Capacity, Saturation, Trial, requests_needed
 from toolkit.simulate.overload import Overload, overload_of
 from toolkit.simulate.run import NOTHING
-from toolkit.simulate.steps import StepTimes, StepWork, decode, prefill
+from toolkit.sizing.memory import MemoryPlan, plan_memory
+from toolkit.sizing.precision import precision_of
 from toolkit.slo.metrics import Measured
 from toolkit.slo.server_seen import GpuSeen, ServerSeen
 from toolkit.slo.verdict import Target, Verdict, at_least, judge, limits_of_a_request, percentiles, sum_up
+from toolkit.steptimes.aiconfigurator import Aiconfigurator
+from toolkit.steptimes.calibration import Calibration
+from toolkit.steptimes.gpus import gpu_named
+from toolkit.steptimes.latency import ClosedForm
+from toolkit.steptimes.step import StepTimes, StepWork, decode, prefill
 from toolkit.workload import Traffic, traffic_of
 from toolkit.workload.traffic import with_arrivals
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 Estimator = Literal["table", "aiconfigurator"] | Calibration
 Predict = Callable[["Deployment"], "Prediction"]

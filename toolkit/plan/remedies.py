@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from toolkit.config import with_settings
+from toolkit.config.deployment import with_settings
 from toolkit.plan.bounds import Bounds
-from toolkit.plan.gpus import GPUS
 from toolkit.plan.layouts import Comparison, layout_name, variants
 from toolkit.plan.predict import Predict, Prediction
 from toolkit.plan.remedy import Remedy
@@ -17,9 +16,10 @@ from toolkit.plan.tuning import Ceiling, Tuned, fits, held, in_time_alone, tuned
 from toolkit.processes import forked_pool
 from toolkit.simulate.capacity import PRECISION
 from toolkit.slo.verdict import OF_THE_GPUS
+from toolkit.steptimes.gpus import GPUS
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 Candidate = Callable[[], Tuned | None]
 SETTINGS = (

@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from toolkit.config import with_settings
-from toolkit.plan.gpus import GPUS
-from toolkit.plan.memory import plan_memory
+from toolkit.config.deployment import with_settings
+from toolkit.sizing.memory import plan_memory
+from toolkit.steptimes.gpus import GPUS
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 HIGHEST_LIMIT = 0.95
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from toolkit.config import with_settings
+from toolkit.config.deployment import with_settings
 from toolkit.processes import forked_pool
 from toolkit.slo.intervals import Interval
 from toolkit.slo.verdict import LATENCIES, Target

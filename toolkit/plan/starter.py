@@ -12,18 +12,18 @@ from typing import Any, Literal
 
 import yaml
 
-from toolkit.config import Deployment, changed
+from toolkit.config.deployment import Deployment, changed
+from toolkit.config.rules import context_length
 from toolkit.errors import ToolkitError, printable, shown
-from toolkit.files import atomic_file
-from toolkit.model import ModelShape, load_shape
-from toolkit.plan import wording
-from toolkit.plan.gpus import gpu_named
+from toolkit.files.atomic import atomic_file
+from toolkit.files.yaml_file import parse_yaml
+from toolkit.model.shape import ModelShape, load_shape
 from toolkit.plan.layouts import Comparison, Objective, any_fits, compare
-from toolkit.plan.reasons import reason
+from toolkit.plan.show import wording
+from toolkit.plan.show.reasons import reason
 from toolkit.plan.tuning import Ceiling
-from toolkit.rules import context_length
+from toolkit.steptimes.gpus import gpu_named
 from toolkit.workload.presets import PRESETS
-from toolkit.yamlfile import parse_yaml
 
 Progress = Callable[[int, int], None]
 MAX_SEQ_LEN = 8192

@@ -13,16 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from toolkit.config import with_settings
+from toolkit.config.deployment import with_settings
 from toolkit.plan.bounds import Bounds, token_limit_s
-from toolkit.plan.memory import plan_memory
 from toolkit.plan.predict import Predict, Prediction
 from toolkit.simulate.capacity import PRECISION, meets_latencies
+from toolkit.sizing.memory import plan_memory
 from toolkit.slo.verdict import judge
 from toolkit.workload import traffic_of
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 Objective = Literal["slo", "latency", "throughput", "cost"]
 STEPS = (256, 512, 1024, 2048, 4096, 8192, 16384)

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
+from toolkit.config.sections import Hardware, KvCache, Limits, Model, Parallel, Scheduler, Section, Slo, Workload
 from toolkit.errors import ToolkitError, shown
+from toolkit.files.yaml_file import parse_yaml
 from toolkit.plan.edit_yaml import inline
-from toolkit.plan.gpus import GPUS
-from toolkit.sections import Hardware, KvCache, Limits, Model, Parallel, Scheduler, Section, Slo, Workload
-from toolkit.yamlfile import parse_yaml
+from toolkit.steptimes.gpus import GPUS
 
 SECTIONS: dict[str, type[Section]] = {
     "parallel": Parallel,

@@ -9,10 +9,11 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from toolkit.config import Deployment
-from toolkit.repository import parameters, signatures
+from toolkit.config.deployment import Deployment
+from toolkit.releases import tensors as signatures
+from toolkit.releases.tensors import Tensor
+from toolkit.repository import parameters
 from toolkit.repository.parameters import SpecialTokens
-from toolkit.repository.signatures import Tensor
 
 # The rehearsal answers as NVIDIA's backend does, in Python; llmapi.py has the repository for engine: pytorch.
 TENSORRT_LLM_BACKEND = {"tensorrt": "tensorrtllm", "rehearsal": "python"}

@@ -20,19 +20,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit import artifacts, distribution
 from toolkit.checkpoint.source import open_source
 from toolkit.checkpoint.tied import check_tied
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.params_json import PARAMS
+from toolkit.files import artifacts, distribution
+from toolkit.model.meta_params import PARAMS
+from toolkit.model.tokenizer import open_tokenizer, special_tokens
 from toolkit.repository import openai
 from toolkit.repository.configs import model_configs, to_text
 from toolkit.repository.llm_args import check_llm_args
 from toolkit.repository.llmapi import MODEL as LLMAPI_MODEL
 from toolkit.repository.llmapi import llmapi_configs, model_yaml
 from toolkit.repository.token_table import longest_token_bytes, write_token_table
-from toolkit.repository.tokenizer import open_tokenizer, special_tokens
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -17,7 +17,7 @@ from toolkit.releases.llm_api import llm_arguments, llm_release_of
 from toolkit.repository.parameters import kv_cache_fraction, kv_cache_tokens
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 Value = str | int | float | bool
 

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from tritonclient.grpc import model_config_pb2 as pb
 
+from toolkit.releases.tensors import BLS_INPUTS, ENSEMBLE_INPUTS, ENSEMBLE_OUTPUTS, table
 from toolkit.repository.configs import model_inputs, model_outputs
 from toolkit.repository.llm_args import as_yaml, llm_args
 from toolkit.repository.parameters import CANCELLATION_CHECK_PERIOD_MS, STATS_CHECK_PERIOD_MS
-from toolkit.repository.signatures import BLS_INPUTS, ENSEMBLE_INPUTS, ENSEMBLE_OUTPUTS, table
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
     from toolkit.repository.parameters import SpecialTokens
 
 MODEL = "tensorrt_llm"

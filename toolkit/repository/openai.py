@@ -13,7 +13,7 @@ from toolkit.repository.llm_args import as_yaml, llm_args
 from toolkit.runtime import Needs, script
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 OPTIONS = "trtllm-serve.yaml"
 SCRIPT = "trtllm-serve.sh"

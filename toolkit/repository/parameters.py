@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.plan.memory import plan_memory
+from toolkit.sizing.memory import plan_memory
 
 TOKENIZER_DIR = "../preprocessing/1/tokenizer"
 """Where every model finds tokenizer.json, relative to its own folder, so that a repository can be moved."""

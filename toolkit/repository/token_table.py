@@ -69,7 +69,7 @@ class Decoder:
     """
 
     def __init__(self, tokenizer_file: Path) -> None:
-        from toolkit.jsonfile import read_json
+        from toolkit.files.json_file import read_json
 
         found = read_json(tokenizer_file).get("decoder") or {}
         steps = found.get("decoders", [found])

@@ -1,6 +1,6 @@
 """Where it runs: the vendor's programs on this machine, or in a container of docker, enroot or apptainer."""
 
-from toolkit.runtime.cores import cores_near
+from toolkit.machine.cores import cores_near
 from toolkit.runtime.needs import Needs, Part, Wrapped
 from toolkit.runtime.require import require_backend, require_runtime
 from toolkit.runtime.script import script

@@ -6,8 +6,8 @@ group, cores) and its network, and with the machine's /dev/shm and /tmp and the 
 
 from __future__ import annotations
 
-from toolkit.config import Deployment
-from toolkit.runtime.cores import pinned
+from toolkit.config.deployment import Deployment
+from toolkit.machine.cores import pinned
 from toolkit.runtime.images import image_file
 from toolkit.runtime.mounts import Mount, as_csv, mounts
 from toolkit.runtime.needs import Needs, Part, Wrapped, further_options

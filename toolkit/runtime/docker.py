@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 
-from toolkit.config import Deployment
-from toolkit.limits import STACK_BYTES
-from toolkit.runtime.cores import ranges
+from toolkit.config.deployment import Deployment
+from toolkit.machine.cores import ranges
+from toolkit.machine.limits import STACK_BYTES
 from toolkit.runtime.images import image
 from toolkit.runtime.mounts import Mount, as_csv, mounts
 from toolkit.runtime.needs import Needs, Part, Wrapped, container_name, cuda_order, further_options

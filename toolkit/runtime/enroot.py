@@ -6,9 +6,9 @@ group, cores) and its network, and with the machine's /dev/shm.
 
 from __future__ import annotations
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.runtime.cores import pinned
+from toolkit.machine.cores import pinned
 from toolkit.runtime.images import image_file
 from toolkit.runtime.mounts import as_fstab, mounts
 from toolkit.runtime.needs import Needs, Part, Wrapped, cuda_order, further_options

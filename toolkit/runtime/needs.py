@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from typing import Any
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError, shown
 from toolkit.releases import release_of
 from toolkit.runtime.images import fetch, image, image_file

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import printable
 from toolkit.runtime.needs import Needs, Part, Wrapped
 from toolkit.runtime.wrap import wrap

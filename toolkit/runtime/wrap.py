@@ -6,10 +6,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
+from toolkit.machine.cores import pinned
 from toolkit.runtime.apptainer import in_apptainer
-from toolkit.runtime.cores import pinned
 from toolkit.runtime.docker import NOT_STARTED, in_docker
 from toolkit.runtime.enroot import in_enroot
 from toolkit.runtime.needs import Needs, Part, Wrapped, container_name

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.serve.replicas import ERROR, HELD
 from toolkit.serve.supervisor import serve_here

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 
 FACTOR = 2
 """All ranks read at once, and others may use the disk too."""

@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from toolkit.config import Deployment
-from toolkit.limits import STACK_BYTES
+from toolkit.config.deployment import Deployment
+from toolkit.machine.limits import STACK_BYTES
 from toolkit.runtime import Part
 from toolkit.serve.janitor import RUN_ID, Run
 from toolkit.serve.tritonserver import Mpirun, TritonServer

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.serve.health import Probe
 from toolkit.serve.janitor import Member, members
 from toolkit.serve.replicas import END_MARGIN_S, KILLED, serve_apart

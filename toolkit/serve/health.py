@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.serve.janitor import Run, members
 
 ASKED_MODEL = "tensorrt_llm_bls"

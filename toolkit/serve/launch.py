@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
+from toolkit.config.rules import check_can_be_served
 from toolkit.errors import ToolkitError
-from toolkit.limits import STACK_BYTES, most_stack
-from toolkit.rules import check_can_be_served
+from toolkit.machine.limits import STACK_BYTES, most_stack
 from toolkit.runtime import Needs, Part, end_by_force, require_runtime, script, wrap
 from toolkit.runtime.images import advised
 from toolkit.serve.command import (
@@ -25,8 +25,8 @@ from toolkit.serve.command import (
     exit_timeout,
     is_orchestrated,
 )
-from toolkit.serve.gpus import Share, share_of
 from toolkit.serve.janitor import RUN_ID, Run
+from toolkit.serve.share import Share, share_of
 from toolkit.serve.tritonserver import NGC_BINARY, Mpirun, TritonServer, find, find_mpirun
 
 SHEBANG = "#!/usr/bin/env bash\n"

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from toolkit.files import private
+from toolkit.files.atomic import private
 
 ORCHESTRATOR = -1
 """In place of a rank: the server whose workers the ranks are."""

@@ -8,12 +8,13 @@ import shutil
 import socket
 from pathlib import Path
 
-from toolkit import artifacts, distribution, repository
-from toolkit.config import Deployment
+from toolkit import repository
+from toolkit.config.deployment import Deployment
+from toolkit.config.sections import PORTS
 from toolkit.errors import ToolkitError
-from toolkit.jsonfile import read_json
-from toolkit.limits import available_memory
-from toolkit.sections import PORTS
+from toolkit.files import artifacts, distribution
+from toolkit.files.json_file import read_json
+from toolkit.machine.limits import available_memory
 from toolkit.serve.command import LEADER_MODEL
 from toolkit.serve.janitor import SHARED_MEMORY
 

@@ -15,9 +15,9 @@ import time
 from collections.abc import Sequence
 from typing import TextIO
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.files import make_private, private
+from toolkit.files.atomic import make_private, private
 from toolkit.serve import preflight
 from toolkit.serve.state import State, holder, read_state, served_already
 from toolkit.serve.stop_requests import StopRequests, stop_requests

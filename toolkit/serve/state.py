@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError, cannot_use, shown
-from toolkit.files import make_private, private
-from toolkit.jsonfile import read_json
+from toolkit.files.atomic import make_private, private
+from toolkit.files.json_file import read_json
 from toolkit.serve.janitor import Run
 
 log = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from queue import SimpleQueue
 from typing import NoReturn
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
+from toolkit.config.rules import check_can_be_served
 from toolkit.errors import ToolkitError
-from toolkit.rules import check_can_be_served
 from toolkit.runtime import not_started
 from toolkit.serve import preflight
 from toolkit.serve.budget import Budget, startup_budget

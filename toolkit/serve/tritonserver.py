@@ -24,9 +24,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from toolkit import distribution
-from toolkit.artifacts import digest_of
 from toolkit.errors import ToolkitError
+from toolkit.files import distribution
+from toolkit.files.artifacts import digest_of
 from toolkit.releases import LATEST
 
 NGC_BINARY = Path("/opt/tritonserver/bin/tritonserver")

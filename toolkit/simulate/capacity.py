@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from toolkit.config.sections import Slo
 from toolkit.inflight import SchedulerConfig
-from toolkit.sections import Slo
 from toolkit.simulate.run import Simulation, simulate
-from toolkit.simulate.steps import StepTimes, decode
 from toolkit.slo.metrics import Sample, is_good
 from toolkit.slo.verdict import judge, limits_of_a_request, of_a_rate, percentiles
+from toolkit.steptimes.step import StepTimes, decode
 from toolkit.workload import Traffic
 
 REQUESTS = 320

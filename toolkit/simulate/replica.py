@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from toolkit.errors import Busy
 from toolkit.inflight import Request, Scheduler, SchedulerConfig, State, Step
 from toolkit.simulate.clock import WorkClock
-from toolkit.simulate.steps import StepTimes, StepWork
 from toolkit.slo.metrics import Sample
+from toolkit.steptimes.step import StepTimes, StepWork
 from toolkit.workload import Planned
 
 

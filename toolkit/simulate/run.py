@@ -13,8 +13,8 @@ from heapq import heappop, heappush
 
 from toolkit.inflight import SchedulerConfig
 from toolkit.simulate.replica import Interval, Replica, Sequence
-from toolkit.simulate.steps import StepTimes
 from toolkit.slo.metrics import Measured, Sample
+from toolkit.steptimes.step import StepTimes
 from toolkit.workload import Traffic
 
 NOTHING = (math.inf, -math.inf)

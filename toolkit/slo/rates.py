@@ -8,17 +8,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from toolkit.artifacts import atomic_directory
-from toolkit.jsonfile import finite
-from toolkit.slo import markdown, wording
-from toolkit.slo.beside import Predicted
-from toolkit.slo.kept_up import KeptUp
-from toolkit.slo.own_error import OwnError
-from toolkit.slo.report import versions
+from toolkit.files.artifacts import atomic_directory
+from toolkit.files.json_file import finite
+from toolkit.reports import wording
+from toolkit.reports.loadtest import markdown
+from toolkit.reports.loadtest.report import versions
+from toolkit.slo.generator_error import OwnError
+from toolkit.slo.prediction import Predicted
+from toolkit.slo.saturation import KeptUp
 from toolkit.slo.verdict import LATENCIES, Verdict
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 JSON_NAME, HTML_NAME = "rates.json", "rates.html"
 SHOWN = (50, 90, 99)
@@ -172,7 +173,7 @@ def as_markdown(deployment: Deployment, found: Rates) -> str:
 
 def write(deployment: Deployment, found: Rates) -> Path:
     """Replace `deployment.rates_dir` by rates.json and rates.html; returns the page."""
-    from toolkit.slo.rates_page import page
+    from toolkit.reports.rates.page import page
 
     with atomic_directory(deployment.rates_dir) as directory:
         directory.chmod(0o700)

@@ -14,10 +14,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from toolkit.errors import ToolkitError, clipped, shown
-from toolkit.files import open_file
-from toolkit.slo.beside import Predicted
+from toolkit.files.atomic import open_file
+from toolkit.slo.generator_error import OwnError
 from toolkit.slo.metrics import Measured, Sample
-from toolkit.slo.own_error import OwnError
+from toolkit.slo.prediction import Predicted
 from toolkit.slo.server_seen import ServerSeen
 
 SAMPLES_NAME = "samples.jsonl.gz"

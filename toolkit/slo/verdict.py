@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal
 
-from toolkit.sections import Slo
+from toolkit.config.sections import Slo
+from toolkit.slo.generator_error import OwnError, error_of, share_error
 from toolkit.slo.intervals import Bootstrap, Interval, interval, wilson
-from toolkit.slo.kept_up import without_the_drain
 from toolkit.slo.metrics import Measured
-from toolkit.slo.own_error import OwnError, error_of, share_error
+from toolkit.slo.saturation import without_the_drain
 from toolkit.slo.server_seen import ServerSeen
 
 LATENCIES = {

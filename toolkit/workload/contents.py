@@ -10,9 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from toolkit.client.chat import ChatTemplate, Messages, chat_message
+from toolkit.config.sections import LoadWorkload
 from toolkit.errors import ToolkitError
-from toolkit.sections import LoadWorkload
+from toolkit.model.chat_template import ChatTemplate, Messages, chat_message
 from toolkit.workload.own import Own
 from toolkit.workload.questions import QUESTIONS
 from toolkit.workload.sharegpt import Turn
@@ -167,7 +167,7 @@ class Owned(Contents):
         most: int,
         as_messages: bool,
     ) -> None:
-        assert workload.prompts is not None  # toolkit/rules.py
+        assert workload.prompts is not None  # toolkit/config/rules.py
         self._texts = [_text(own, template, counter, workload.prompts, as_messages) for own in lines]
         drawn = _outputs(workload, count)
         self.outputs = [lines[n % len(lines)].max_tokens or output for n, output in enumerate(drawn)]

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from toolkit.config import explain
-from toolkit.rules import check_workload
-from toolkit.sections import LoadWorkload
-from toolkit.yamlfile import absolute_path, read_yaml
+from toolkit.config.deployment import explain
+from toolkit.config.rules import check_workload
+from toolkit.config.sections import LoadWorkload
+from toolkit.files.yaml_file import absolute_path, read_yaml
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 
 def load_workload(file: str | Path) -> LoadWorkload:

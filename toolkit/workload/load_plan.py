@@ -17,10 +17,10 @@ from itertools import accumulate, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from toolkit.client.chat import ChatTemplate, Messages
+from toolkit.config.rules import MOST_REQUESTS
+from toolkit.config.sections import LoadWorkload
 from toolkit.errors import ToolkitError
-from toolkit.rules import MOST_REQUESTS
-from toolkit.sections import LoadWorkload
+from toolkit.model.chat_template import ChatTemplate, Messages
 from toolkit.workload.contents import Chat, Contents, Conversations, Owned, Recorded, Replayed, Synthetic, Text
 from toolkit.workload.own import read_own
 from toolkit.workload.shapes import Slope, dues, shape_of
@@ -29,7 +29,7 @@ from toolkit.workload.traffic import DEFAULT_RATE, Planned, Traffic, intervals, 
 from toolkit.workload.words import Counter
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 
 class ToSend(NamedTuple):
@@ -91,7 +91,7 @@ class LoadPlan:
         number = before.number + 1
         if number in self.firsts or number >= self.count:
             return None
-        assert isinstance(self.contents, Conversations)  # toolkit/rules.py: no others have turns
+        assert isinstance(self.contents, Conversations)  # toolkit/config/rules.py: no others have turns
         said = Text(before.prompt, before.prompt_tokens, before.messages)
         return self._to_send(number, None, self.contents.after(number, said, answer))
 
@@ -135,7 +135,7 @@ def load_plan(
     Raises ToolkitError, one line, for what cannot be sent: a broken line of a file, a request over
     limits.max_seq_len, a tokenizer that is not there, a prompt whose length cannot be exact.
     """
-    from toolkit.repository.tokenizer import tokenizer_file
+    from toolkit.model.tokenizer import tokenizer_file
 
     tokenizer_json, most = tokenizer_file(deployment), deployment.limits.max_seq_len
     where = str(file or f"{deployment.file}: workload")

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from toolkit.client.chat import ChatTemplate, Messages, chat_message
 from toolkit.errors import ToolkitError, is_unicode, shown
+from toolkit.model.chat_template import ChatTemplate, Messages, chat_message
 from toolkit.workload.jsonl import read_text
 from toolkit.workload.words import Counter
 

@@ -10,15 +10,15 @@ from itertools import accumulate, islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from toolkit.client.chat import ChatTemplate
+from toolkit.config.sections import Lengths, Workload
 from toolkit.errors import ToolkitError
-from toolkit.sections import Lengths, Workload
+from toolkit.model.chat_template import ChatTemplate
 from toolkit.workload.sharegpt import Turn, read_turns
 from toolkit.workload.trace import Trace, check_length, has_times, no_blocks, read_trace, tokens_of
 from toolkit.workload.trace_forms import SHAREGPT, form_of
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 DEFAULT_RATE = 1.0
 NO_TEMPLATE = "the model has no chat template: a prompt is its turns, separated by empty lines"
@@ -131,7 +131,7 @@ def lines_of(workload: Workload, trace: Path, most: int) -> Trace:
 
 def turns_of(deployment: Deployment, workload: Workload, trace: Path) -> tuple[list[Turn], tuple[str, ...]]:
     """The turns of recorded conversations, in the model's chat template and counted by its tokenizer; and notes."""
-    from toolkit.repository.tokenizer import tokenizer_file
+    from toolkit.model.tokenizer import tokenizer_file
     from toolkit.workload.words import Counter
 
     if workload.trace_block_tokens is not None:
@@ -205,7 +205,7 @@ def _length(wanted: int | Lengths, rnd: random.Random) -> Callable[[], int]:
     if isinstance(wanted, int):
         return lambda: wanted
     if wanted.mean is None:
-        assert wanted.max is not None  # toolkit/rules.py
+        assert wanted.max is not None  # toolkit/config/rules.py
         low, high = wanted.min, wanted.max
         return lambda: rnd.randint(low, high)
     variance = math.log(1 + wanted.cv**2)

@@ -14,7 +14,7 @@ from toolkit.engine.rehearsal.batch import Batch
 from toolkit.engine.rehearsal.kv import KvCache
 from toolkit.engine.settings import EngineSettings
 from toolkit.errors import ToolkitError
-from toolkit.rotary import rotary_tables
+from toolkit.model.rotary import rotary_tables
 
 
 class Stage:

@@ -14,9 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from toolkit import checkpoint, distribution, engine, runtime
-from toolkit.artifacts import Alone, alone, digest_of, is_current, produce, read_lock
-from toolkit.config import Deployment
+from toolkit import checkpoint, engine, runtime
+from toolkit.config.deployment import Deployment
 from toolkit.engine.rehearsal_build import build_config
 from toolkit.engine.source import find_source
 from toolkit.engine.tensorrt.flags import BuildFlag, Places, arguments, derive, sources
@@ -24,11 +23,13 @@ from toolkit.engine.tensorrt.log import BuildLog
 from toolkit.engine.tensorrt.run import run
 from toolkit.engine.tensorrt.work import PROGRAM, Work, work_dir
 from toolkit.errors import ToolkitError
-from toolkit.limits import available_memory
+from toolkit.files import distribution
+from toolkit.files.artifacts import Alone, alone, digest_of, is_current, produce, read_lock
+from toolkit.machine.limits import available_memory
 from toolkit.machine.visible import VISIBLE, visible_here
-from toolkit.plan.host import plan_host
 from toolkit.runtime import Needs, end_by_force, require_runtime, wrap
 from toolkit.runtime.images import advised
+from toolkit.sizing.host import plan_host
 
 TIMING = ("input_timing_cache", "output_timing_cache")
 NOT_OF_THE_ENGINE = ("checkpoint_dir", "output_dir", "workers", *TIMING, "log_level")

@@ -15,7 +15,7 @@ from toolkit.errors import ToolkitError, shown
 from toolkit.releases import Release
 
 if TYPE_CHECKING:
-    from toolkit.config import Deployment
+    from toolkit.config.deployment import Deployment
 
 TOGGLE = {True: "enable", False: "disable"}
 """How YAML's own true and false are said to a plugin flag."""

@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from toolkit.artifacts import Alone
 from toolkit.engine.tensorrt.log import BuildLog
 from toolkit.errors import ToolkitError
+from toolkit.files.artifacts import Alone
 from toolkit.processes import ended_by_signals
 from toolkit.runtime import Wrapped
 

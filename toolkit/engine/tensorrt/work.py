@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from toolkit.config import Deployment
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.jsonfile import read_json
+from toolkit.files.json_file import read_json
 
 PROGRAM = "trtllm-build"
 STATE = "ranks.json"

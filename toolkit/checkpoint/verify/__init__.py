@@ -1,0 +1,87 @@
+"""Compares a TensorRT-LLM checkpoint, whoever wrote it, with the Hugging Face directory it was made from.
+
+Reading order: structure (config.json and headers), bytes (every element) with diagnosis (what a wrong tensor
+holds instead), meaning (what it computes) with its two models, sharded and reference.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from toolkit.checkpoint.verify.bytes import Bytes
+    from toolkit.checkpoint.verify.difference import Difference
+    from toolkit.checkpoint.verify.meaning import Meaning
+
+Progress = Callable[[int, int], None]
+Bar = Callable[[str, str], AbstractContextManager[Progress]]
+"""Begins to show the progress of a part: (label, unit) -> something to call with (done, in all)."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found. A part that was not asked for is None, and so are both when the structure differs."""
+
+    checkpoint: Path
+    source: Path
+    ranks: int
+    structure: tuple[Difference, ...]
+    bytes: Bytes | None
+    meaning: Meaning | None
+
+    @property
+    def differences(self) -> list[Difference]:
+        parts = (part.differences for part in (self.bytes, self.meaning) if part)
+        return [*self.structure, *(each for part in parts for each in part)]
+
+    @property
+    def same(self) -> bool:
+        return not self.differences
+
+
+@contextlib.contextmanager
+def silent(label: str, unit: str) -> Iterator[Progress]:
+    yield lambda done, total: None
+
+
+def verify(
+    checkpoint: Path,
+    source: Path,
+    *,
+    bytes: bool = True,
+    meaning: bool = True,
+    prompts: Sequence[str] = (),
+    bar: Bar = silent,
+) -> Verification:
+    """Compare the checkpoint in a directory with a source. Raises ToolkitError when either cannot be read."""
+    from toolkit.checkpoint.reader import open_checkpoint
+    from toolkit.checkpoint.source import check_source, open_source
+    from toolkit.checkpoint.structure import structure_differences
+    from toolkit.checkpoint.tied import check_tied
+    from toolkit.checkpoint.verify.bytes import compare_bytes
+    from toolkit.checkpoint.verify.prompts import make_prompts
+    from toolkit.files import distribution
+    from toolkit.model.shape import load_shape
+
+    distribution.require("verify", "torch", *(["transformers"] if meaning else []))
+    opened, shape = open_checkpoint(checkpoint), load_shape(source)
+    weights = open_source(source)
+    check_source(weights, shape)
+    check_tied(weights, shape)
+    tried = make_prompts(source, shape.vocab_size, prompts) if meaning else None
+    structure = tuple(structure_differences(shape, opened))
+    found: dict[str, Any] = {"bytes": None, "meaning": None}
+    if bytes and not structure:
+        with bar("compare bytes", "B") as progress:
+            found["bytes"] = compare_bytes(weights, shape, opened, progress)
+    if tried and not structure:
+        from toolkit.checkpoint.verify.meaning import compare_meaning
+
+        with bar("compare layers", "layers") as progress:
+            found["meaning"] = compare_meaning(weights, opened, tried, progress)
+    return Verification(checkpoint, source, opened.mapping.world_size, structure, **found)

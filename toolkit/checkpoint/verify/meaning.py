@@ -1,0 +1,90 @@
+"""Runs the sharded model and the reference side by side, layer by layer, and compares what they compute.
+
+After a layer that differs the sharded run goes on from the reference's hidden states, so that each wrong
+layer is named, and none for the fault of another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from toolkit.checkpoint.reader import Checkpoint
+from toolkit.checkpoint.source import Source
+from toolkit.checkpoint.verify.difference import Difference
+from toolkit.checkpoint.verify.prompts import Prompts
+from toolkit.checkpoint.verify.reference import ReferenceModel
+from toolkit.checkpoint.verify.sharded import ShardedModel
+
+TOLERANCE = 1e-3
+"""Largest difference, relative to the length of a token's hidden state, or to the largest logit. Both runs have
+the same weights and compute in float32: over 80 layers they differ by about 1e-5, exchanged heads by 1e-1."""
+TIE = 1e-5
+"""Two logits that are closer than this part of the largest are equal: either of their tokens is the greedy one."""
+
+
+@dataclass
+class Meaning:
+    """The outcome. Errors are relative, the largest of all tokens."""
+
+    prompts: Prompts
+    layers: int = 0
+    hidden_error: float = 0.0
+    unbroken: bool = True
+    """Whether the sharded run went from tokens to logits by itself. If not, the next two are of the output layer."""
+    logits_error: float = 0.0
+    greedy_differences: int = 0
+    """Positions, of all tokens of all prompts, whose next token is another."""
+    differences: list[Difference] = field(default_factory=list)
+
+
+@torch.inference_mode()
+def compare_meaning(
+    source: Source, checkpoint: Checkpoint, prompts: Prompts, progress: Callable[[int, int], None]
+) -> Meaning:
+    """Compute every position of every prompt both ways. `progress` is called with (layers done, layers in all).
+
+    The headers must have passed `structure_differences`. Memory: one layer of the model in float32.
+    """
+    tokens, lengths = torch.tensor([token for ids in prompts.ids for token in ids]), prompts.lengths
+    sharded, reference = ShardedModel(checkpoint, max(lengths)), ReferenceModel(source, checkpoint.dtype)
+    outcome = Meaning(prompts, layers=checkpoint.shape.num_hidden_layers)
+    wanted = reference.embed(tokens)
+    hidden = _checked(sharded.embed(tokens), wanted, "embedding", 0, outcome)
+    for index in range(outcome.layers):
+        wanted = reference.layer(index, wanted, lengths)
+        found = sharded.layer(index, hidden, lengths)
+        hidden = _checked(found, wanted, f"layer {index}", sharded.stage(index), outcome)
+        progress(index + 1, outcome.layers)
+    _check_logits(sharded.logits(hidden), reference.logits(wanted), outcome)
+    return outcome
+
+
+def _checked(found: Tensor, wanted: Tensor, name: str, stage: int, outcome: Meaning) -> Tensor:
+    """The hidden states to go on with: `found`, or where they differ from `wanted`, those."""
+    error = float(((found - wanted).norm(dim=1) / wanted.norm(dim=1).clamp_min(1e-30)).max())
+    if error <= TOLERANCE:
+        outcome.hidden_error = max(outcome.hidden_error, error)
+        return found
+    outcome.unbroken = False
+    what = f"hidden states differ by {error:.2g} of their length, at most {TOLERANCE:g} is rounding"
+    outcome.differences.append(Difference(f"{name} (stage {stage})", what, {"stage": stage, "error": error}))
+    return wanted
+
+
+def _check_logits(found: Tensor, wanted: Tensor, outcome: Meaning) -> None:
+    largest = max(float(wanted.abs().max()), 1e-30)
+    outcome.logits_error = float((found - wanted).abs().max()) / largest
+    if not outcome.logits_error <= TOLERANCE:
+        what = f"logits differ by {outcome.logits_error:.2g} of the largest, at most {TOLERANCE:g} is rounding"
+        outcome.differences.append(Difference("output (last stage)", what, {"error": outcome.logits_error}))
+    best = wanted.max(1).values
+    chosen = wanted.gather(1, found.argmax(1, keepdim=True))[:, 0]
+    outcome.greedy_differences = int((best - chosen > TIE * largest).sum())
+    if outcome.greedy_differences:
+        what = f"another greedy token at {outcome.greedy_differences} of {len(best)} positions"
+        details = {"positions": outcome.greedy_differences, "of": len(best)}
+        outcome.differences.append(Difference("output (last stage)", what, details))

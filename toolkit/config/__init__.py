@@ -1,0 +1,1 @@
+"""The deployment that a YAML describes: its sections, rules and loading."""

@@ -1,0 +1,281 @@
+"""The sections of a deployment's YAML, each a block of keys with its types and defaults.
+
+Rules that involve two fields are in toolkit/config/rules.py; toolkit/config/deployment.py puts the sections together.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+"""A share of memory, and not all of it: the backend aborts for a KV cache with a fraction of 1.0."""
+LAST_PORT = 65535
+Port = Annotated[int, Field(ge=1, le=LAST_PORT)]
+PORTS = ("http_port", "grpc_port", "metrics_port")
+"""The fields of `serving` that are ports."""
+PORTS_APART = 10
+"""From the ports of one replica to those of the next."""
+LoosePath = Annotated[Path, Field(strict=False)]
+
+
+class Section(BaseModel):
+    """A block of the YAML: unknown keys are refused, values are not coerced, nothing changes later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Model(Section):
+    path: LoosePath
+    """A Hugging Face directory (config.json, safetensors, tokenizer.json), or one of Meta's (params.json)."""
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    quantization: Literal["none", "fp8"] = "none"
+    """Of the layers' weights, for planning: this release converts and rehearses none."""
+    chat_template: str | None = None
+    """Which chat template to use, if the model has several."""
+    config: dict[str, Any] | None = None
+    """The fields of config.json, for planning where the checkpoint is not; must agree with it where it is."""
+
+
+class EngineOptions(Section):
+    """The rest of `engine`, where it is a mapping: {kind: tensorrt, version: ..., extra: {...}}."""
+
+    version: str = "1.2.1"
+    """Of TensorRT-LLM: engines run only under the release that built them."""
+    workers: Positive | None = None
+    """Ranks that are built at once. By default one a GPU, as far as free host memory goes."""
+    extra: dict[str, str | int | bool] = {}
+    """Further flags of trtllm-build, by their names without dashes."""
+
+
+class Parallel(Section):
+    tp: Positive = 1
+    pp: Positive = 1
+    replicas: Positive = 1
+    """Groups of tp x pp GPUs that share the requests."""
+
+
+class Limits(Section):
+    max_sequences: Positive = 64
+    """Sequences in flight over all replicas and micro-batches; a micro-batch takes max_sequences / (replicas x pp)."""
+    max_num_tokens: Positive = 8192
+    """Tokens that one step (one micro-batch) may compute."""
+    max_seq_len: Positive = 8192
+    """Prompt and answer together, per sequence."""
+    max_queue_size: Positive = 256
+    """Requests that may wait beyond the max_sequences that run; further ones are refused at once."""
+
+
+class KvCache(Section):
+    tokens_per_block: Literal[8, 16, 32, 64, 128] = 32
+    reuse: bool = True
+    max_tokens: Positive | None = None
+    dtype: Literal["auto", "fp8"] = "auto"
+    """auto: as the model's dtype, or FP8 where its weights are."""
+    free_gpu_memory_fraction: Fraction | None = None
+    """Of what weights and workspace leave free. Derived from hardware.gpu_memory_limit when it is not given."""
+
+
+class Scheduler(Section):
+    policy: Literal["guaranteed_no_evict", "max_utilization"] = "guaranteed_no_evict"
+    chunked_context: bool = True
+
+
+class Hardware(Section):
+    gpu: str = "h100-sxm"
+    gpus: Positive = 8
+    gpu_memory_gib: PositiveFloat = 79.6
+    """What the driver shows of one GPU, in GiB (an 80 GB H100 shows about 79.6)."""
+    gpu_memory_limit: Fraction = 0.85
+    host_memory_gb: PositiveFloat = 256
+    cores_per_gpu: Positive = 16
+
+
+class Serving(Section):
+    host: str = "127.0.0.1"
+    """An IPv4 address or a name: where the server listens."""
+    http_port: Port = 8000
+    grpc_port: Port = 8001
+    metrics_port: Port = 8002
+    mode: Literal["leader", "orchestrator"] = "leader"
+    """tensorrt: a tritonserver a rank, or one that starts a worker process a rank itself."""
+    startup_timeout_s: PositiveFloat | None = None
+    """Derived from the bytes to load and the disk's rate when it is not given (toolkit/serve/budget.py)."""
+    drain_timeout_s: PositiveFloat = 30
+    decoupled: bool = True
+    """A request may have several responses, so answers can be streamed. Unary clients (`infer`) need it false."""
+
+    def ports(self, replica: int = 0) -> dict[str, int]:
+        """Those of a replica, by field."""
+        return {name: getattr(self, name) + PORTS_APART * replica for name in PORTS}
+
+
+class Runtime(Section):
+    """Where trtllm-build, mpirun and tritonserver run. The word alone is its kind: `runtime: docker`."""
+
+    kind: Literal["host", "docker", "enroot", "apptainer"] = "host"
+    image: Annotated[str, Field(min_length=1)] | None = None
+    """The image as registries name it; NVIDIA's newest with `engine.version` when it is not given."""
+    image_file: LoosePath | None = None
+    """enroot, apptainer: the image as a file; in the folder `images` beside `output` when it is not given."""
+    options: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Further options of the container program. They come after ours, so theirs is the last word."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_alone(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+
+class Percentiles(Section):
+    """Upper limits in milliseconds; a percentile that is not given has no limit."""
+
+    p50: PositiveFloat | None = None
+    p90: PositiveFloat | None = None
+    p95: PositiveFloat | None = None
+    p99: PositiveFloat | None = None
+
+
+class Slo(Section):
+    """Targets. Metric definitions are in toolkit.slo.metrics."""
+
+    ttft_ms: Percentiles = Percentiles()
+    tpot_ms: Percentiles = Percentiles()
+    itl_ms: Percentiles = Percentiles()
+    e2e_ms: Percentiles = Percentiles()
+    prefill_ms: Percentiles = Percentiles()
+    requests_per_s: PositiveFloat | None = None
+    compliance: Share = 0.99
+    """Share of all requests, errors included, that must be inside every per-request target."""
+    gpu_utilisation: Annotated[tuple[Share, Share], Field(strict=False)] | None = None
+    load_balance_variance: Share | None = None
+
+
+class Lengths(Section):
+    """Token counts that differ from request to request: uniform from min to max, or log-normal about a mean."""
+
+    min: Positive = 1
+    max: Positive | None = None
+    mean: PositiveFloat | None = None
+    cv: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """Standard deviation over mean, of the log-normal."""
+
+
+NUMBER, LENGTHS = "a number", "lengths"
+"""Which of the two forms of Tokens a value is taken for; in pydantic's errors, part of where they are."""
+
+
+def _form(value: Any) -> str:
+    return LENGTHS if isinstance(value, dict | Lengths) else NUMBER
+
+
+Tokens = Annotated[Annotated[Positive, Tag(NUMBER)] | Annotated[Lengths, Tag(LENGTHS)], Discriminator(_form)]
+TOKENS_EXPECTED = "expected a whole number of tokens above 0, or {min, max} or {mean, cv}"
+
+
+class Workload(Section):
+    """The traffic that the deployment is for: `toolkit plan` predicts under it."""
+
+    arrivals: Literal["poisson", "constant", "gamma", "closed", "trace"] = "poisson"
+    rate: PositiveFloat | None = None
+    """Requests a second; slo.requests_per_s when it is not given."""
+    burstiness: PositiveFloat = 1.0
+    """gamma: the shape of the intervals. 1 is Poisson, below 1 comes in bursts, above 1 is smoother."""
+    users: Positive = 64
+    """closed: users that each send their next request when the last one ended."""
+    prompt_tokens: Tokens = 1024
+    output_tokens: Tokens = 128
+    shared_prefix_tokens: Annotated[int, Field(ge=0)] = 0
+    """So many tokens at the beginning of every prompt are the same (a system prompt)."""
+    trace: LoosePath | None = None
+    """A public trace: its lengths and texts, and with arrivals: trace its times."""
+    trace_form: Literal["mooncake", "bailian", "guidellm", "burstgpt", "azure", "sharegpt"] | None = None
+    """Found from the file if it is not given; guidellm's differs from mooncake's only in the unit of its times."""
+    trace_block_tokens: Positive | None = None
+    """Tokens of a block in hash_ids: 512 in mooncake's traces, 16 in bailian's."""
+    requests: Positive = 1000
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _arrivals_follow(cls, value: Any) -> Any:
+        """With a trace, arrivals are its own times by default."""
+        if not isinstance(value, dict) or value.get("trace") is None or value.get("kind", "trace") != "trace":
+            return value
+        return {"arrivals": "trace", **value}
+
+
+class Stage(Section):
+    rate: PositiveFloat
+    seconds: PositiveFloat
+
+
+class Ramp(Section):
+    """From one rate to another in equal steps of time."""
+
+    start: Annotated[float, Field(ge=0, allow_inf_nan=False, alias="from")]
+    to: PositiveFloat
+    seconds: PositiveFloat
+
+
+class Spike(Section):
+    """`at` seconds of the base rate, then the peak, then as long as before the base again."""
+
+    base: PositiveFloat
+    peak: PositiveFloat
+    at: PositiveFloat
+    seconds: PositiveFloat
+    """Of the peak."""
+
+
+class LoadWorkload(Workload):
+    """The traffic of a load test, a file of loadtest/workloads: also what is sent, and rates that change."""
+
+    kind: Literal["synthetic", "chat", "jsonl", "trace"] = "synthetic"
+    """Words of an exact number of tokens, built-in questions, the user's own prompts, or a trace's lengths."""
+    output: Literal["fixed", "natural"] = "fixed"
+    """Exactly output_tokens, or as long as the model likes up to them; chat and jsonl: natural unless it is given."""
+    prompts: LoosePath | None = None
+    """jsonl: a line is {"prompt": ...} or {"messages": [...]}, with max_tokens if it likes."""
+    turns: Positive = 1
+    """Requests of a conversation, each of which contains those before and their answers."""
+    think_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """From the end of an answer to the next turn."""
+    stages: Annotated[tuple[Stage, ...], Field(strict=False)] | None = None
+    ramp: Ramp | None = None
+    spike: Spike | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_follows(cls, value: Any) -> Any:
+        """What is sent says when, or the other way round, so that each need be written only once."""
+        if not isinstance(value, dict):
+            return value
+        filled = dict(value)
+        if filled.get("arrivals") == "trace" or filled.get("trace") is not None:
+            filled.setdefault("kind", "trace")
+        elif filled.get("prompts") is not None:
+            filled.setdefault("kind", "jsonl")
+        if filled.get("kind") == "trace":
+            filled.setdefault("arrivals", "trace")
+        elif filled.get("kind") in ("chat", "jsonl"):
+            filled.setdefault("output", "natural")
+        return filled
+
+
+class Load(Section):
+    """The load test: `users` streams at a time, each sending its next request when the last one ended."""
+
+    users: Positive = 8
+    requests: Positive = 64
+    warmup_requests: Annotated[int, Field(ge=0)] = 4
+    max_tokens: Positive = 64
+    protocol: Literal["http", "grpc"] = "http"
+    timeout_s: PositiveFloat = 120
+    prompts: LoosePath | None = None
+    """A text file with one prompt a line, or JSONL with a "prompt" field; questions of our own otherwise."""

@@ -1,0 +1,27 @@
+"""Copies examples of this project: deployments, workloads, and the smallest model."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from toolkit.errors import ToolkitError
+from toolkit.files import distribution
+
+FOLDERS = {"configs": "build_configs", "workloads": "loadtest/workloads", "tiny-llama": "tests/fixtures/tiny-llama"}
+"""By the name that `toolkit sample` takes: where the repository has them."""
+
+
+def copy(name: str, directory: Path) -> bool:
+    """Copy the files that `directory` does not have; False when it has all. No file is replaced."""
+    written = False
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for source in sorted(distribution.folder(FOLDERS[name]).iterdir()):
+            target = directory / source.name
+            if source.is_file() and not target.exists():
+                shutil.copyfile(source, target)
+                written = True
+    except OSError as error:
+        raise ToolkitError(f"cannot be written: {error.strerror}", where=error.filename or directory) from None
+    return written

@@ -1,0 +1,300 @@
+"""Runs a load test inside Locust: hands out the requests, collects the samples, ends the test, writes the report.
+
+With `--processes` or `--worker` the users are in worker processes. Each asks the master for its share of the
+requests when its first user is there, and ships every sample. The same messages travel when there is only
+one process; Locust then delivers them by a plain call.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gevent
+import psutil
+from gevent.event import AsyncResult
+from locust.env import Environment
+from locust.runners import MasterRunner
+
+from toolkit.config.deployment import Deployment
+from toolkit.errors import ToolkitError
+from toolkit.load import LAUNCHER
+from toolkit.load.exchange import now
+from toolkit.load.live import Live, Now
+from toolkit.load.loop_lag import BEATS
+from toolkit.load.options import Chosen
+from toolkit.load.prediction import predicted
+from toolkit.load.progress import Progress
+from toolkit.load.self_check import SLACK_CPU
+from toolkit.reports.loadtest import report
+from toolkit.reports.loadtest.terminal import summary_text
+from toolkit.slo.generator_error import Beat, OwnError, read_late_ms
+from toolkit.slo.metrics import Sample
+from toolkit.slo.run import Run, write_samples
+from toolkit.slo.server_metrics import ServerWatch
+from toolkit.slo.server_seen import ServerSeen
+from toolkit.slo.verdict import Outcome, Verdict, limits_of_a_request
+
+SHARE_WANTED, SHARE, SAMPLE = "toolkit-share-wanted", "toolkit-share", "toolkit-sample"
+WATCH_S = 0.5
+LOST_AFTER_S = 10.0
+"""How long there may be no user left, or a worker be lost, before the missing requests are given up (workers report
+every 3 s)."""
+
+START_S = 1.0
+"""From the moment when an open loop is handed out to its beginning: requests are made meanwhile."""
+
+
+class Share:
+    """The numbers of the requests that the users of this process send in one run."""
+
+    def __init__(self) -> None:
+        self._numbers: AsyncResult | None = None
+        self._begin = 0.0
+
+    def forget(self, **_: Any) -> None:
+        """Another run begins."""
+        self._numbers = None
+
+    def next(self, runner: Any) -> int | None:
+        """The next number, or None when there are no more. Waits for the master's answer the first time."""
+        return next(self._wanted(runner).get(), None)
+
+    def all(self, runner: Any) -> tuple[Iterator[int], float]:
+        """All numbers of this process, and when the open loop begins (seconds since the Unix epoch)."""
+        return self._wanted(runner).get(), self._begin
+
+    def receive(self, environment: Environment, msg: Any, **_: Any) -> None:
+        *numbers, seconds = msg.data
+        if self._numbers is not None:
+            self._begin = now() + seconds  # and not the master's clock, which may be another machine's
+            self._numbers.set(iter(range(*numbers)))
+
+    def _wanted(self, runner: Any) -> AsyncResult:
+        if self._numbers is None:
+            self._numbers = AsyncResult()
+            runner.send_message(SHARE_WANTED)
+        return self._numbers
+
+
+class Conductor:
+    """One for the master or the only process; collects one run after another, as often as a test is started."""
+
+    def __init__(self, environment: Environment, chosen: Chosen) -> None:
+        self.environment, self.chosen = environment, chosen
+        self.deployment, self.work = chosen.deployment, chosen.work
+        self.settings: dict[str, Any] = {}
+        self.samples: list[Sample] = []
+        self.beats: list[Beat] = []
+        self.total = self.shares_given = self.runs = 0
+        self.started = 0.0
+        self.live: Live | None = None
+        self.verdict: Verdict | None = None
+        self.running = False
+        self.begin = 0.0
+        """Of an open loop, by the monotonic clock."""
+        events = environment.events
+        events.test_start.add_listener(self.start)
+        events.test_stop.add_listener(self.finish)
+        events.test_stop.add_listener(self.end_if_alone)
+        events.quitting.add_listener(self.quit)
+        events.cpu_warning.add_listener(self.note_cpu)
+        self._runner.register_message(SHARE_WANTED, self.give_share)
+        self._runner.register_message(SAMPLE, self.receive)
+        self._runner.register_message(BEATS, self.hear_beats)
+        if launcher := os.environ.get(LAUNCHER):
+            gevent.spawn(self._end_with, int(launcher))
+
+    def start(self, **_: Any) -> None:
+        options, runner, self.work = self._options, self._runner, self.chosen.work
+        self.settings = {
+            "model": self.work.model,
+            **self.work.settings(),
+            **({"users": options.num_users} if self.work.users else {}),
+            "processes": len(runner.clients.ready) if isinstance(runner, MasterRunner) else 1,
+            "warmup_requests": self.work.warmup,
+            "requests": self.work.count - self.work.warmup,
+            "timeout_s": self.deployment.loadtest.timeout_s,
+            "protocol": options.protocol,
+            "answers": "whole" if options.no_stream else "streamed",
+        }
+        self.total = self.work.count
+        self.samples, self.beats, self.verdict, self.started, self.running = [], [], None, time.time(), True
+        self.cpu_before, self.busiest = sum(psutil.Process().cpu_times()[:2]), 0.0
+        urls = [] if options.target else [_metrics_url(replica) for replica in self.deployment.apart()]
+        self.watch = ServerWatch(urls).__enter__() if urls else None
+        self.workers = {client.id for client in runner.clients.ready} if isinstance(runner, MasterRunner) else set()
+        self.shares_given, self.progress, self.runs = 0, Progress(), self.runs + 1
+        self.live = Live(self.total, self.work.turns, limits_of_a_request(self.deployment.slo))
+        gevent.spawn(self._watch)
+
+    def give_share(self, environment: Environment, msg: Any, **_: Any) -> None:
+        """Every n-th number to each of n processes; Locust leaves none without a user that could have one."""
+        processes = min(self.settings["processes"], self.work.users or self.settings["processes"])
+        if not self.shares_given:
+            self.begin = time.monotonic() + START_S
+        client = {"client_id": msg.node_id} if isinstance(self._runner, MasterRunner) else {}
+        firsts = self.work.firsts
+        numbers = (self.shares_given * firsts.step, firsts.stop, processes * firsts.step)
+        self._runner.send_message(SHARE, (*numbers, max(0.0, self.begin - time.monotonic())), **client)
+        self.shares_given += 1
+
+    def receive(self, environment: Environment, msg: Any, **_: Any) -> None:
+        if self.running and self.live is not None:
+            sample = Sample.from_dict(msg.data)
+            self.samples.append(sample)
+            self.live.add(sample, time.time() - self.started)
+
+    def hear_beats(self, environment: Environment, msg: Any, **_: Any) -> None:
+        if self.running:
+            self.beats += msg.data
+
+    def now(self) -> Now | None:
+        """How far the test is; None before the first one."""
+        if self.live is None:
+            return None
+        return self.live.now(time.time() - self.started, self._under_way(self.live))
+
+    def _under_way(self, live: Live) -> int | None:
+        if not self.running or not self.shares_given:
+            return 0
+        if self.work.users is not None:
+            return min(int(self._runner.user_count), live.total - live.done)
+        elapsed = time.monotonic() - self.begin
+        return max(0, bisect.bisect_right(self.work.firsts, elapsed, key=self.work.due) - live.over)
+
+    def finish(self, **_: Any) -> None:
+        """The test has stopped: write the report, once."""
+        if not self.running:
+            return
+        self.running = False
+        if self.live and (state := self.now()):
+            self.live.mark(state, last=True)
+        done = len(self.samples)
+        cut_short = None if done >= self.total else f"stopped after {done} of {self.total} requests{self._why()}"
+        samples = tuple(sorted(self.samples, key=lambda sample: sample.due))
+        run = Run(samples, self.settings["warmup_requests"], self.started, self.settings, cut_short)
+        if self._options.samples:
+            return self._leave(run, Path(self._options.samples))
+        run = replace(run, own=self._own_error(run), server=self._server_seen(run))
+        with contextlib.suppress(ToolkitError):  # not every deployment can be predicted, nor every run
+            run = replace(run, predicted=predicted(self.deployment, run))
+        if self._shows_progress:
+            self.progress.clear()
+        try:
+            self.verdict = report.write(self.deployment, run)
+        except ToolkitError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return
+        if not self._shows_progress:
+            print(summary_text(self.verdict), report.report_page(self.deployment), sep="\n", file=sys.stderr)
+
+    def _lost(self) -> int:
+        """How many of the run's worker processes are gone or silent."""
+        if not self.workers:
+            return 0
+        clients = self._runner.clients
+        return len(self.workers - ({client.id for client in clients.all} - {client.id for client in clients.missing}))
+
+    def _why(self) -> str:
+        lost, missing = self._lost(), self.total - len(self.samples)
+        if not lost:
+            return ""
+        of = f"{lost} of {len(self.workers)} worker processes"
+        return f": {of} died or went silent, and {missing} requests have no answer"
+
+    def end_if_alone(self, **_: Any) -> None:
+        """Locust stops a test whose last worker was lost, and would then wait for others for ever."""
+        if self._options.headless and self.workers and self._lost() == len(self.workers):
+            gevent.spawn(self._runner.quit)
+
+    def _leave(self, run: Run, folder: Path) -> None:
+        """The samples alone, for a self-check, which judges nothing."""
+        write_samples(folder, run)
+        used = {"cpu": self._cpu(), "seconds": time.time() - self.started, "processes": self.settings["processes"]}
+        (folder / "cpu.json").write_text(json.dumps(used), encoding="utf-8")
+
+    def _own_error(self, run: Run) -> OwnError | None:
+        if not self._options.own_error:
+            return None
+        own, cpu = OwnError.from_dict(json.loads(self._options.own_error)), self._cpu()
+        judged, out_of_cpu = run.judged, own.out_of_cpu or cpu > SLACK_CPU
+        late = read_late_ms(self.beats, judged[0].due, max(one.ended for one in judged)) if judged else None
+        late = max((ms for ms in (late, own.read_late_ms) if ms is not None), default=None)
+        return replace(own, cpu=max(cpu, own.cpu or 0.0), out_of_cpu=out_of_cpu, read_late_ms=late)
+
+    def _cpu(self) -> float:
+        """The busiest process's share of a core: this one's, or of the workers what they last told."""
+        seconds = max(time.time() - self.started, 1e-3)
+        own = (sum(psutil.Process().cpu_times()[:2]) - self.cpu_before) / seconds
+        return max(own, self.busiest)
+
+    def _server_seen(self, run: Run) -> ServerSeen | None:
+        if self.watch is None:
+            return None
+        self.watch.__exit__(None, None, None)
+        judged = run.judged
+        return self.watch.seen(judged[0].due, judged[-1].ended) if judged else None
+
+    def quit(self, **_: Any) -> None:
+        """Locust is about to end: stop a test that still runs, so that its report is written, and say how it went."""
+        self._runner.stop()
+        self.finish()
+        outcome = Outcome.COULD_NOT_RUN if self.verdict is None else self.verdict.outcome
+        self.environment.process_exit_code = outcome.value
+
+    def note_cpu(self, cpu_usage: float, **_: Any) -> None:
+        if self.running:
+            self.settings["load_generator"] = f"used {cpu_usage:.0f} % of a core: latencies may be overstated"
+
+    @property
+    def _shows_progress(self) -> bool:
+        """Where Locust prints no tables of its own while it runs."""
+        return self._options.only_summary
+
+    @property
+    def _options(self) -> Any:
+        return self.environment.parsed_options
+
+    @property
+    def _runner(self) -> Any:
+        return self.environment.runner
+
+    def _end_with(self, launcher: int) -> None:
+        while os.getppid() == launcher:
+            gevent.sleep(WATCH_S)
+        self._runner.quit()
+
+    def _watch(self) -> None:
+        """Show progress; end the test when all samples are there, or when nobody is left to send the rest."""
+        last_seen = time.monotonic()
+        while self.running and len(self.samples) < self.total and time.monotonic() - last_seen < LOST_AFTER_S:
+            gevent.sleep(WATCH_S)
+            if self._runner.user_count and not self._lost():
+                last_seen = time.monotonic()
+            if isinstance(self._runner, MasterRunner):
+                told = [client.cpu_usage / 100 for client in self._runner.clients.all]
+                self.busiest = max([self.busiest, *told])
+            if self.running and (state := self.now()) and self.live:
+                self.live.mark(state)
+                if self._shows_progress:
+                    self.progress.show(state)
+        if not self.running:
+            return
+        if self._options.headless:
+            self._runner.quit()
+        else:
+            self._runner.stop()
+
+
+def _metrics_url(deployment: Deployment) -> str:
+    host = deployment.url("http").rpartition(":")[0]
+    return f"{host}:{deployment.serving.metrics_port}/metrics"

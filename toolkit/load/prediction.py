@@ -1,0 +1,75 @@
+"""What the planner would have said of a load test: the very requests that were sent, through the simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from toolkit.calibrate import NAME as CALIBRATION
+from toolkit.errors import ToolkitError
+from toolkit.plan.predict import predict
+from toolkit.slo.metrics import Measured, Sample
+from toolkit.slo.prediction import Beside, Predicted
+from toolkit.slo.run import Run
+from toolkit.slo.verdict import LATENCIES, limits_of_a_request
+from toolkit.steptimes.calibration import load
+from toolkit.workload import Traffic
+from toolkit.workload.traffic import Planned
+
+if TYPE_CHECKING:
+    from toolkit.config.deployment import Deployment
+
+COMPARED = (("ttft_ms", 50), ("ttft_ms", 99), ("tpot_ms", 50), ("tpot_ms", 99), ("e2e_ms", 50), ("e2e_ms", 99))
+
+
+def predicted(deployment: Deployment, run: Run) -> Predicted:
+    """The prediction beside what was measured. Prompts that begin alike count as different ones.
+
+    Raises ToolkitError, one line, where there is none: a rehearsal without a calibration, a GPU that has no figures,
+    or no request whose lengths are known.
+    """
+    known = [sample for sample in run.judged if sample.ok and sample.tokens_in and sample.tokens_out]
+    if len(known) < len(run.judged):
+        lost = len(run.judged) - len(known)
+        raise ToolkitError(f"nothing is predicted: of {lost} of {len(run.judged)} requests the lengths are not known")
+    file = deployment.output / CALIBRATION
+    prediction = predict(deployment, load(file) if file.is_file() else "table")
+    limits = limits_of_a_request(deployment.slo)
+    runs = [prediction.simulate(traffic_that_ran(one)).samples[run.warmup :] for one in run.each]
+    return Predicted(tuple(_rows(Measured.repeated(runs, limits), run.measured(limits))), prediction.estimator)
+
+
+def traffic_that_ran(run: Run) -> Traffic:
+    """The requests of a run as the simulator takes them, in the order in which they were due.
+
+    Of a warm-up request that failed the lengths are not known, and it is left out as the server had no work with it.
+    """
+    sent: Sequence[Sample] = [sample for sample in run.samples if sample.tokens_in and sample.tokens_out]
+    begin = min((sample.due for sample in sent), default=0.0)
+    closed = run.settings.get("loop") == "closed"
+    requests = tuple(
+        Planned(sample.due - begin, _prompt(number, sample.tokens_in or 1), sample.tokens_out)
+        for number, sample in enumerate(sent)
+    )
+    span = requests[-1].due if requests else 0.0
+    users = int(run.settings["users"]) if closed else None
+    return Traffic(requests, None if closed else (len(requests) - 1) / span if span else 1.0, users, False)
+
+
+def _prompt(number: int, length: int) -> range:
+    """Ids that no other prompt has."""
+    return range(number << 32, (number << 32) + length)
+
+
+def _rows(simulated: Measured, measured: Measured) -> list[Beside]:
+    rows = [
+        Beside(
+            f"{LATENCIES[metric]} P{q}",
+            "ms",
+            simulated.distributions[metric].percentile(q),
+            measured.distributions[metric].percentile(q),
+        )
+        for metric, q in COMPARED
+    ]
+    rows.append(Beside("Output", "tokens/s", simulated.tokens_per_s, measured.tokens_per_s))
+    return [*rows, Beside("Completed", "requests/s", simulated.requests_per_s, measured.requests_per_s)]

@@ -1,0 +1,204 @@
+"""Runs a load test: Locust in a process of its own, because gevent must patch sockets before anything uses them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+from toolkit.config.deployment import Deployment
+from toolkit.errors import ToolkitError
+from toolkit.files import distribution
+from toolkit.files.artifacts import alone
+from toolkit.load import LAUNCHER
+from toolkit.load.processes import advice, asked_tokens_per_s
+from toolkit.load.requests import Work, work_of
+from toolkit.load.self_check import own_error
+from toolkit.load.target import protocol_of, require_ready, require_ready_at, takes_messages
+from toolkit.reports.loadtest import report
+from toolkit.slo.generator_error import OwnError
+from toolkit.slo.verdict import Verdict, could_not_run
+
+USERS_FILE = Path(__file__).with_name("users.py")
+LOCUST = (sys.executable, "-P", "-c", "import toolkit; from locust.main import main; main()")
+"""Imports our `toolkit` first: Locust looks in the working directory first, where another one may be."""
+HANDED_ON = ("protocol", "users", "requests", "workload", "rate", "seed", "processes", "target", "model")
+"""Options that the users' process has by the same names."""
+MOST_PROCESSES = max(8, 4 * (os.cpu_count() or 1))
+"""Each process keeps a core busy. Thousands of them stop the machine before one request is sent."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a load test is told beside the YAML; what is None is as the workload or the YAML's `loadtest` says."""
+
+    protocol: str | None = None
+    users: int | None = None
+    requests: int | None = None
+    workload: str | None = None
+    """A file, the name of one in loadtest/workloads, or `yaml`."""
+    rate: float | None = None
+    seed: int | None = None
+    processes: int | None = None
+    target: str | None = None
+    """The URL of another server than the deployment's."""
+    model: str | None = None
+    """The model to ask: of Triton, or as a server with OpenAI's API calls it."""
+    stream: bool = True
+    """Whether answers come token by token; whole ones have an end-to-end time only."""
+    web_ui: bool = False
+    self_check: bool = False
+    """Whether the generator measures its own error first, on a server whose times are known."""
+    own: OwnError | None = None
+    """That error, where it is known already."""
+
+    def __post_init__(self) -> None:
+        if (self.processes or 1) > MOST_PROCESSES:
+            what = f"--processes: {self.processes} is more than this machine can run"
+            raise ToolkitError(what, hint=f"Give at most {MOST_PROCESSES}; each process keeps a core busy.")
+
+
+def run(deployment: Deployment, options: Options | None = None) -> Verdict:
+    """Load-test the running deployment.
+
+    Progress goes to stderr, the report to `deployment.report_dir`. With `web_ui` Locust's own page starts and
+    stops the test instead, as often as one likes, until Ctrl-C; the verdict is then that of the last one.
+    Ctrl-C and SIGTERM stop the test; the report of what was measured by then is still written and says so. In the
+    self-check, when nothing was measured yet, they end it at once.
+    Never raises for a server that is down or bad prompts: the verdict is COULD NOT RUN and says why.
+    """
+    return attempt(deployment, options or Options())[0]
+
+
+def attempt(deployment: Deployment, options: Options) -> tuple[Verdict, bool]:
+    """The same, and whether it was asked to stop, be it too late for that: who runs several tests then ends."""
+    try:
+        distribution.require("loadtest", "locust", "grpclib")
+        protocol = protocol_of(deployment, options.protocol, options.target)
+        work = work_for(deployment, options)
+        for note in work.notes:
+            print(f"{options.workload}: {note}", file=sys.stderr, flush=True)
+        if options.target:
+            require_ready_at(options.target, options.model)
+        elif not options.web_ui:
+            require_ready(deployment, protocol, options.model)
+        with alone(deployment.output / "loadtest.lock", "is being load-tested by"):
+            return _test(deployment, options, work)
+    except ToolkitError as error:
+        return could_not_run(deployment.slo, str(error)), False
+
+
+def _test(deployment: Deployment, options: Options, work: Work) -> tuple[Verdict, bool]:
+    """As `attempt`. Raises ToolkitError when the generator cannot measure its own error."""
+    own = options.own or (check_itself(deployment, options, work) if options.self_check else None)
+    command = locust_command(deployment, options)
+    if own is not None:
+        command += ["--own-error", json.dumps(own.as_dict())]
+    started = time.time()
+    code, stopped = _run_locust(command)
+    with contextlib.suppress(ToolkitError):
+        finished = report.read(deployment)
+        if finished.started >= started:
+            return report.verdict_of(deployment, finished), stopped
+    reason = (
+        "no test was started" if options.web_ui else f"the load generator ended with exit code {code} and no report"
+    )
+    return could_not_run(deployment.slo, reason), stopped
+
+
+def work_for(deployment: Deployment, options: Options) -> Work:
+    """What these options send. Raises ToolkitError, one line."""
+    wanted = (options.workload, options.rate, options.requests, options.users, options.seed, options.model)
+    return work_of(deployment, *wanted, as_messages=takes_messages(options.target))
+
+
+def check_itself(deployment: Deployment, options: Options, work: Work) -> OwnError:
+    """The generator's own error with this load. Raises ToolkitError when it cannot be measured, or is stopped."""
+    # What speaks OpenAI's API is read as Triton's HTTP is, by the same connections.
+    distribution.require("loadtest", "locust", "grpclib")
+    protocol = "grpc" if protocol_of(deployment, options.protocol, options.target) == "grpc" else "http"
+    print("self-check: the same load on a server whose times are known", file=sys.stderr, flush=True)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        own = own_error(work, protocol, partial(_send, deployment, options))
+    except KeyboardInterrupt:
+        raise ToolkitError("stopped in the self-check, before the first request to the server") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if text := advice(own, asked_tokens_per_s(deployment, work), options.processes or 1):
+        print(f"self-check: {text}", file=sys.stderr, flush=True)
+    return own
+
+
+def _send(deployment: Deployment, options: Options, url: str, requests: int, folder: Path) -> None:
+    """A part of the test against another server, for the self-check. Raises KeyboardInterrupt when it was stopped."""
+    there = replace(options, target=url, protocol=None, requests=requests, model=None)
+    _, stopped = _run_locust([*locust_command(deployment, there), "--samples", str(folder)], quiet=True)
+    if stopped:
+        raise KeyboardInterrupt
+
+
+def locust_command(deployment: Deployment, options: Options) -> list[str]:
+    wanted = {
+        "--locustfile": USERS_FILE,
+        "--deployment": deployment.file,
+        "--engine": deployment.engine,
+        **{f"--{name}": getattr(options, name) for name in HANDED_ON},
+    }
+    mode = ["--web-host", "127.0.0.1"] if options.web_ui else ["--headless", "--only-summary", "--skip-log-setup"]
+    if (options.processes or 1) > 1:  # another test on this machine may have Locust's usual port
+        port = _free_port()
+        wanted |= {"--master-bind-host": "127.0.0.1", "--master-bind-port": port, "--master-port": port}
+    given = [text for name, value in wanted.items() if value is not None for text in (name, str(value))]
+    return [*LOCUST, *given, *([] if options.stream else ["--no-stream"]), *mode]
+
+
+def _run_locust(command: list[str], quiet: bool = False) -> tuple[int, bool]:
+    """Run Locust to its end: its exit code, and whether it was told to stop. Its tables on stdout are not ours, so
+    they are dropped."""
+    # In a session of its own, so that Ctrl-C reaches it once, from us, and it can still write the report.
+    with (
+        subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL if quiet else None,
+            start_new_session=True,
+            env={**os.environ, LAUNCHER: str(os.getpid())},
+        ) as process,
+        _forward_to(process) as asked,
+    ):
+        return process.wait(), bool(asked)
+
+
+@contextlib.contextmanager
+def _forward_to(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Hand Ctrl-C and SIGTERM on as SIGTERM, and from the second time on as SIGKILL to its workers, too. Gives the
+    list in which they are noted."""
+    asked: list[int] = []
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL) if asked else process.terminate()
+        asked.append(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])

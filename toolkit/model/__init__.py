@@ -1,0 +1,1 @@
+"""The model: shape, parameters and weights, ranks, tokenizer, chat template, samples."""

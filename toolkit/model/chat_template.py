@@ -1,0 +1,142 @@
+"""A question as the prompt that a model was trained on: its own chat template, rendered.
+
+Rendered with Jinja in the same environment that transformers sets up, not with transformers itself, whose
+import alone takes seconds; tests compare the two. A template is code of the model's author, so it runs in
+Jinja's sandbox.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import ToolkitError, shown
+from toolkit.files.atomic import read_text
+from toolkit.model.special_tokens import TOKENIZER_CONFIG, optional_json, special_tokens
+
+TEMPLATE = "chat_template.jinja"
+MORE_TEMPLATES = "additional_chat_templates"
+"""A folder of NAME.jinja."""
+DEFAULT = "default"
+
+Messages = tuple[dict[str, str], ...]
+"""The turns of a conversation, each with `role` and `content`."""
+
+log = logging.getLogger(__name__)
+
+
+def chat_message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def chat_messages(question: str, system: str | None = None) -> Messages:
+    """The messages of one question."""
+    return (*([] if system is None else [chat_message("system", system)]), chat_message("user", question))
+
+
+def chat_prompt(model_dir: Path, question: str, system: str | None = None, name: str | None = None) -> str:
+    """The prompt for one question, up to where the model's answer begins, with the template called `name`.
+
+    For a model without a chat template it is the question itself, after a warning to the log. Raises
+    ToolkitError when the template or the tokenizer's configuration cannot be read or refuses the messages.
+    """
+    template = ChatTemplate(model_dir, name)
+    if not template.is_there:
+        log.warning("%s: the model has no chat template; the question is sent as it is", model_dir)
+    return template.render(chat_messages(question, system))
+
+
+class ChatTemplate:
+    """A model's template, read once. A model with several needs a `name`: model.chat_template in the YAML.
+
+    Raises ToolkitError when the template or the tokenizer's configuration cannot be read, or none has the name.
+    """
+
+    def __init__(self, model_dir: Path, name: str | None = None) -> None:
+        self._model_dir = model_dir
+        self._source = _chosen(_templates(model_dir), name, model_dir)
+        self._special_tokens = special_tokens(model_dir)
+        self._compiled: Any = None
+
+    @property
+    def is_there(self) -> bool:
+        return self._source is not None
+
+    def render(self, messages: Sequence[dict[str, str]]) -> str:
+        """The prompt for these messages; without a template, what they say with empty lines between."""
+        if self._source is None:
+            return "\n\n".join(message["content"] for message in messages)
+        try:
+            self._compiled = self._compiled or _compile(self._source)
+            return self._compiled.render(
+                messages=messages, tools=None, documents=None, add_generation_prompt=True, **self._special_tokens
+            )
+        except Exception as error:  # whatever the code in a template may raise
+            raise ToolkitError(
+                f"the chat template failed: {error}", where=self._model_dir, hint="Ask with --raw to send plain text."
+            ) from None
+
+
+def _chosen(templates: dict[str, str], name: str | None, model_dir: Path) -> str | None:
+    if name is None and (not templates or DEFAULT in templates):
+        return templates.get(DEFAULT)
+    if name in templates:
+        return templates[name]
+    names = ", ".join(sorted(templates)) or "none"
+    if name is None:
+        what = f"has the chat templates {names}, and none is called {DEFAULT}"
+        raise ToolkitError(what, where=model_dir, hint=f"Name one in the YAML: model.chat_template: {min(templates)}.")
+    what = f"model.chat_template: the model has no chat template {shown(name)}"
+    raise ToolkitError(what, where=model_dir, hint=f"Its templates: {names}.")
+
+
+def _templates(model_dir: Path) -> dict[str, str]:
+    """All templates by name. Template files replace those in the configuration, which are one text or a list."""
+    files = {path.stem: path for path in sorted((model_dir / MORE_TEMPLATES).glob("*.jinja"))}
+    if (model_dir / TEMPLATE).exists():
+        files = {DEFAULT: model_dir / TEMPLATE, **files}
+    if files:
+        return {name: read_text(path) for name, path in files.items()}
+    config = model_dir / TOKENIZER_CONFIG
+    given = optional_json(config).get("chat_template")
+    found = {DEFAULT: given} if isinstance(given, str) else {} if given is None else given
+    if isinstance(given, list) and all(isinstance(entry, dict) for entry in given):
+        found = {entry.get("name"): entry.get("template") for entry in given}
+    if not isinstance(found, dict) or not all(isinstance(part, str) for item in found.items() for part in item):
+        what = f"chat_template: expected text, or a list of {{name, template}}, got {shown(given)}"
+        raise ToolkitError(what, where=config)
+    return found
+
+
+def _compile(source: str):
+    import jinja2
+    from jinja2.ext import Extension
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """The tag {% generation %}, which marks the model's own words for training: here it changes nothing."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser):
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return jinja2.nodes.Scope(body, lineno=line)
+
+    def refuse(message: str):
+        raise jinja2.TemplateError(message)
+
+    def to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = to_json
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment.from_string(source)

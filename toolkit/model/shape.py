@@ -1,0 +1,218 @@
+"""The shape of a Llama model, read from Hugging Face's `config.json` or Meta's `params.json`.
+
+Both spellings that transformers has used are read: `torch_dtype` and `dtype`; `rope_theta` with
+`rope_scaling` and `rope_parameters` (transformers 5, which holds the theta inside).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping as Dict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import ToolkitError, shown
+from toolkit.files.json_file import LARGEST_CONFIG, Fields, read_json
+from toolkit.model.meta_params import EPS, PARAMS, THETA, as_config
+from toolkit.model.meta_weights import vocabulary
+from toolkit.model.unsupported import ORIGINAL, refuse_foreign
+
+SUPPORTED_ARCHITECTURES = ("LlamaForCausalLM",)
+DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+CONFIG = "config.json"
+KEEP_ONE = "Keep the one that the model was made with."
+MOST_LAYERS = 4096
+"""So that a damaged config.json is an error at once, and not after listing the tensors of a billion layers."""
+SUPPORTED = (
+    f"Supported: {', '.join(SUPPORTED_ARCHITECTURES)} (the text models of Llama 2, 3, 3.1, 3.2 and 3.3). "
+    "Others need the converter that TensorRT-LLM has for them."
+)
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A Llama-like decoder: grouped-query attention, rotary positions, SwiGLU, RMSNorm.
+
+    Names are those of Hugging Face's config.json. `rope_scaling` is None or a mapping with
+    `rope_type` ("llama3", "linear" ...) and its own fields.
+    """
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: Dict[str, Any] | None
+    tie_word_embeddings: bool
+    attention_bias: bool
+    mlp_bias: bool
+    hidden_act: str
+    dtype: str
+
+    @property
+    def layer_parameters(self) -> int:
+        """Parameters of one decoder layer: q, k, v, o, gate, up, down and two norms."""
+        q = self.num_attention_heads * self.head_dim
+        kv = self.num_key_value_heads * self.head_dim
+        attention = self.hidden_size * (2 * q + 2 * kv)
+        mlp = 3 * self.hidden_size * self.intermediate_size
+        biases = (q + 2 * kv + self.hidden_size) * self.attention_bias
+        biases += (2 * self.intermediate_size + self.hidden_size) * self.mlp_bias
+        return attention + mlp + biases + 2 * self.hidden_size
+
+    @property
+    def embedding_parameters(self) -> int:
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def parameters(self) -> int:
+        """All parameters; tied embeddings count once."""
+        matrices = 1 if self.tie_word_embeddings else 2
+        layers = self.num_hidden_layers * self.layer_parameters
+        return layers + matrices * self.embedding_parameters + self.hidden_size
+
+    def kv_bytes_per_token(self, dtype: str = "float16") -> int:
+        """KV cache bytes of one token over all layers and heads."""
+        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * DTYPE_BYTES[dtype]
+
+
+def shape_file(model_dir: Path) -> Path | None:
+    """The file that a directory's shape is read from: config.json, or else params.json; None if neither is there."""
+    paths = (Path(model_dir) / name for name in (CONFIG, PARAMS))
+    return next((path for path in paths if os.path.lexists(path)), None)  # unlike Path.exists, never raises
+
+
+def load_shape(model_dir: Path) -> ModelShape:
+    """Read a directory's config.json or params.json. Raises ToolkitError where it is missing, malformed or foreign."""
+    path = shape_file(model_dir)
+    if path is None:
+        raise no_shape(model_dir)
+    fields = read_json(path, largest=LARGEST_CONFIG)
+    if path.name == PARAMS:
+        fields = as_config(fields, str(path), lambda: vocabulary(path.parent))
+    return parse_shape(fields, where=str(path))
+
+
+def no_shape(model_dir: Path) -> ToolkitError:
+    """What to say of a directory without config.json and params.json: what it is, where that is known."""
+    what = f"no {CONFIG} in {model_dir}, nor Meta's {PARAMS}"
+    try:
+        refuse_foreign(model_dir)
+    except ToolkitError as error:
+        return error
+    except (OSError, ValueError) as error:  # ValueError: no name of a file at all
+        what = f"no {CONFIG} in {model_dir}: {getattr(error, 'strerror', error)}"
+    return ToolkitError(what, hint="Give the directory of a Llama model in Hugging Face's or Meta's form.")
+
+
+def parse_shape(config: Dict[str, Any], *, where: str) -> ModelShape:
+    """Turn the fields of a config.json into a ModelShape; `where` names their file in errors."""
+    architecture = _architecture(config, where)
+    _refuse_quantised(config, where)
+    field = Fields(config, where)
+    hidden, heads = field.integer("hidden_size", at_most=2**20), field.integer("num_attention_heads", at_most=2**16)
+    theta, scaling = _rope(config, where)
+    if not field.has("head_dim") and hidden % heads:
+        raise ToolkitError(f"hidden_size: {hidden} is not a multiple of num_attention_heads {heads}", where=where)
+    shape = ModelShape(
+        architecture=architecture,
+        vocab_size=field.integer("vocab_size", at_most=2**24),
+        hidden_size=hidden,
+        intermediate_size=field.integer("intermediate_size", at_most=2**24),
+        num_hidden_layers=field.integer("num_hidden_layers", at_most=MOST_LAYERS),
+        num_attention_heads=heads,
+        num_key_value_heads=field.integer("num_key_value_heads", default=heads),
+        head_dim=field.integer("head_dim", default=hidden // heads, at_most=2**14),
+        max_position_embeddings=field.integer("max_position_embeddings", at_most=2**30),
+        rms_norm_eps=field.number("rms_norm_eps", 1e-6, *EPS),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        tie_word_embeddings=field.boolean("tie_word_embeddings"),
+        attention_bias=field.boolean("attention_bias"),
+        mlp_bias=field.boolean("mlp_bias"),
+        hidden_act=_activation(config, where),
+        dtype=_dtype(config, where),
+    )
+    if shape.num_attention_heads % shape.num_key_value_heads:
+        raise ToolkitError(
+            f"num_key_value_heads: {shape.num_key_value_heads} does not divide num_attention_heads {heads}",
+            where=where,
+        )
+    return shape
+
+
+def _architecture(config: Dict[str, Any], where: str) -> str:
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else names
+    if name not in SUPPORTED_ARCHITECTURES:
+        raise ToolkitError(f"architectures: {shown(name)} is not supported", where=where, hint=SUPPORTED)
+    return name
+
+
+def _refuse_quantised(config: Dict[str, Any], where: str) -> None:
+    for name in ("quantization_config", "compression_config"):
+        found = config.get(name)
+        if found:
+            method = found.get("quant_method") or found.get("quant_algo") if isinstance(found, dict) else None
+            what = f"{name}: the checkpoint is already quantised" + (f" ({shown(method)})" if method else "")
+            raise ToolkitError(what, where=where, hint=ORIGINAL)
+
+
+def _activation(config: Dict[str, Any], where: str) -> str:
+    name = config.get("hidden_act") or "silu"
+    if name != "silu":
+        raise ToolkitError(f"hidden_act: {shown(name)} is not supported", where=where, hint="Llama uses silu.")
+    return name
+
+
+def _dtype(config: Dict[str, Any], where: str) -> str:
+    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
+        hint = f"Known: {', '.join(DTYPE_BYTES)}."
+        raise ToolkitError(f"dtype: {shown(dtype)} is unknown", where=where, hint=hint)
+    return dtype
+
+
+def _rope(config: Dict[str, Any], where: str) -> tuple[float, Dict[str, Any] | None]:
+    """(theta, scaling) from rope_parameters (transformers 5) or rope_theta and rope_scaling (before)."""
+    found = [_scaling(config, name, where) for name in ("rope_parameters", "rope_scaling") if config.get(name)]
+    if len(found) == 2 and found[0] != found[1]:
+        # transformers 4 follows the one, transformers 5 the other.
+        raise ToolkitError("rope_parameters: says something else than rope_scaling", where=where, hint=KEEP_ONE)
+    return found[0] if found else (Fields(config, where).number("rope_theta", 10000.0, *THETA), None)
+
+
+def _scaling(config: Dict[str, Any], name: str, where: str) -> tuple[float, Dict[str, Any] | None]:
+    given = config[name]
+    if not isinstance(given, dict):
+        raise ToolkitError(f"{name}: expected an object, got {shown(given)}", where=where)
+    fields, outer = Fields(given, where, f"{name}."), Fields(config, where)
+    theta = (fields if fields.has("rope_theta") else outer).number("rope_theta", 10000.0, *THETA)
+    if outer.has("rope_theta") and theta != outer.number("rope_theta"):
+        what = f"{name}.rope_theta: {theta:g} differs from rope_theta {outer.number('rope_theta'):g}"
+        raise ToolkitError(what, where=where, hint=KEEP_ONE)
+    kinds = [given[key] for key in ("rope_type", "type") if given.get(key)]
+    if len(kinds) == 2 and kinds[0] != kinds[1]:
+        # transformers follows rope_type, TensorRT-LLM type.
+        what = f"{name}: rope_type {shown(kinds[0])} differs from type {shown(kinds[1])}"
+        raise ToolkitError(what, where=where, hint=KEEP_ONE)
+    kind = kinds[0] if kinds else "default"
+    if kind == "default":
+        return theta, None
+    if kind not in ("llama3", "linear"):
+        raise ToolkitError(f"{name}: type {shown(kind)} is not supported", where=where, hint="Use llama3 or linear.")
+    fields.number("factor", at_most=1e6)
+    if kind == "llama3":
+        fields.integer("original_max_position_embeddings")
+        low, high = fields.number("low_freq_factor"), fields.number("high_freq_factor")
+        if low >= high:
+            raise ToolkitError(f"{name}: low_freq_factor {low} is not below high_freq_factor {high}", where=where)
+    fields_of_kind = {key: value for key, value in given.items() if key not in ("rope_theta", "type")}
+    return theta, fields_of_kind | {"rope_type": kind}

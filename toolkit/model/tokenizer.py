@@ -1,0 +1,87 @@
+"""The tokenizer that a repository needs: found, read and compared with the model before anything is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toolkit.config.deployment import Deployment
+from toolkit.errors import ToolkitError
+from toolkit.files.json_file import read_json
+from toolkit.model.meta_params import PARAMS
+from toolkit.model.special_tokens import ID_FILES, TOKENIZER, eos_token_ids, optional_json
+from toolkit.repository.parameters import SpecialTokens
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+MAKE_ONE = (
+    "from transformers import AutoTokenizer; "
+    "AutoTokenizer.from_pretrained({path!r}, use_fast=True).save_pretrained({path!r})"
+)
+
+FROM_HUGGING_FACE = (
+    "Meta's form has another tokenizer, and no EOS ids: copy tokenizer.json, tokenizer_config.json and "
+    "generation_config.json here from the Hugging Face repository of the same model."
+)
+
+
+def tokenizer_file(deployment: Deployment) -> Path:
+    """The model's tokenizer.json. Raises ToolkitError when it is missing, broken, or not the model's."""
+    return open_tokenizer(deployment)[0]
+
+
+def special_tokens(deployment: Deployment) -> SpecialTokens:
+    """Every id that ends an answer; the padding id, else the first of those. Raises ToolkitError if no id ends it."""
+    directory, vocab_size = deployment.model.path, deployment.shape.vocab_size
+    eos = eos_token_ids(directory, vocab_size)
+    if not eos:
+        what = f"no token ends an answer: {', '.join(ID_FILES)} and the tokenizer name none"
+        raise ToolkitError(what, where=directory, hint='Add "eos_token_id" to generation_config.json.')
+    found = (optional_json(directory / name).get("pad_token_id") for name in ID_FILES)
+    return SpecialTokens(eos, next((id for id in found if isinstance(id, int) and 0 <= id < vocab_size), eos[0]))
+
+
+def foreseen(deployment: Deployment) -> list[str]:
+    """What `toolkit repo` will refuse or warn of, one line each: known before hours of conversion."""
+    try:
+        path, tokenizer = open_tokenizer(deployment)
+        special_tokens(deployment)
+    except ToolkitError as error:
+        return [f"toolkit repo will refuse this model: {error}"]
+    return _beyond_the_vocabulary(path, tokenizer, deployment.shape.vocab_size)
+
+
+def _beyond_the_vocabulary(path: Path, tokenizer: Tokenizer, vocab_size: int) -> list[str]:
+    """A warning about tokens that were added after the model's vocabulary, often a padding token."""
+    added = tokenizer.get_added_tokens_decoder().items()
+    beyond = [f"{token.content} ({id})" for id, token in sorted(added) if id >= vocab_size]
+    if not beyond:
+        return []
+    more = f" and {len(beyond) - 3} more" if len(beyond) > 3 else ""
+    what = f"the model has no {', '.join(beyond[:3])}{more}: its vocab_size is {vocab_size}"
+    return [str(ToolkitError(what, where=path, hint="A prompt that holds such a token is refused."))]
+
+
+def open_tokenizer(deployment: Deployment) -> tuple[Path, Tokenizer]:
+    """The model's tokenizer.json and what it holds. Raises ToolkitError as `tokenizer_file` does."""
+    from tokenizers import Tokenizer
+
+    path, vocab_size = deployment.model.path / TOKENIZER, deployment.shape.vocab_size
+    if not path.is_file():
+        made = f'Make it with: python -c "{MAKE_ONE.format(path=str(deployment.model.path))}"'
+        in_metas_form = (deployment.model.path / PARAMS).exists()
+        raise ToolkitError("no such file", where=path, hint=FROM_HUGGING_FACE if in_metas_form else made)
+    read_json(path)  # for its errors, which say where the file breaks off
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise ToolkitError(f"is not a tokenizer: {error}", where=path, hint="Fetch the model's files again.") from None
+    largest = max(tokenizer.get_vocab(with_added_tokens=False).values(), default=-1)
+    if largest >= vocab_size:
+        raise ToolkitError(
+            f"has token id {largest}, the model's vocab_size is {vocab_size}",
+            where=path,
+            hint="The tokenizer belongs to another model; take the one that the checkpoint came with.",
+        )
+    return path, tokenizer

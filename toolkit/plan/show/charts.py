@@ -1,0 +1,203 @@
+"""The plots of a prediction: memory of each GPU, and latencies against the rate of requests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from toolkit.plan.show.wording import share
+from toolkit.reports.html.charts import (
+    CARD,
+    FAINT,
+    INK,
+    LIMIT,
+    SERIES,
+    SOFT,
+    Chart,
+    Key,
+    limit_line,
+    named_limits,
+    scale,
+    svg,
+)
+from toolkit.sizing.memory import GIB, MemoryPlan, StagePlan
+from toolkit.slo.verdict import percentiles
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from toolkit.config.sections import Slo
+    from toolkit.plan.predict import Prediction
+    from toolkit.plan.sweep import Point
+
+LAYERS, EMBEDDING, HEAD, KV, WORKSPACE = SERIES[0], SERIES[5], SERIES[3], SERIES[1], SERIES[7]
+PARTS = {
+    LAYERS: "weights of the layers",
+    EMBEDDING: "embedding",
+    HEAD: "lm_head and norm",
+    KV: "KV cache wanted",
+    WORKSPACE: "workspace",
+}
+LABELLED = 0.045
+"""The share of the axis from which a part has its size written in it."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One layout in the plots of latency against rate."""
+
+    name: str
+    own: bool
+    points: tuple[Point, ...]
+
+
+def memory_chart(prediction: Prediction) -> Chart:
+    """One bar a GPU, its parts in GiB, up to the limit and the GPU's end."""
+    memory, rehearsal = prediction.memory, prediction.deployment.engine == "rehearsal"
+    one, replicas = "rank" if rehearsal else "GPU", prediction.deployment.parallel.replicas
+    bars = [(gpu, stage) for stage in memory.stages for gpu in stage.gpus]
+    fullest = memory.used_bytes(memory.fullest) / GIB
+    end = fullest * 1.04 if rehearsal else max(memory.gpu_bytes / GIB, fullest) * 1.01
+
+    def draw(axes: Axes) -> None:
+        for row, (_, stage) in enumerate(bars):
+            _bar(axes, row, memory, stage, end, rehearsal)
+        names = [
+            f"{one} {gpu} · stage {stage.stage}" if len(memory.stages) > 1 else f"{one} {gpu}" for gpu, stage in bars
+        ]
+        axes.set_yticks(range(len(bars)), names)
+        axes.set_ylim(len(bars) - 0.45, -0.55)
+        axes.set_xlim(0, end)
+        axes.set_xlabel(f"GiB of one {one}")
+        axes.grid(False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        if not rehearsal:
+            axes.axvline(memory.limit_bytes / GIB, color=CARD, linewidth=3.5)  # else it is lost in bars that pass it
+            limit_line(axes.axvline, memory.limit_bytes / GIB)
+            text = f"limit {share(memory.limit_bytes / memory.gpu_bytes)}: {memory.limit_bytes / GIB:.1f} GiB"
+            axes.annotate(
+                text, (memory.limit_bytes / GIB, 1.02), xycoords=("data", "axes fraction"), ha="center", color=LIMIT
+            )
+
+    keys = [
+        Key(colour, label) for colour, label in PARTS.items() if any(_parts(memory, s)[colour] for s in memory.stages)
+    ]
+    if not rehearsal:
+        keys.append(Key(FAINT, "free"))
+    size = (10.6, 1.0 + 0.36 * max(2, len(bars)))
+    return Chart(
+        f"Memory of each {one}",
+        _memory_caption(memory, one, replicas, rehearsal),
+        svg(draw, size, "memory"),
+        wide=True,
+        keys=tuple(keys),
+    )
+
+
+def _bar(axes: Axes, row: int, memory: MemoryPlan, stage: StagePlan, end: float, rehearsal: bool) -> None:
+    left = 0.0
+    for colour, size in _parts(memory, stage).items():
+        width = size / GIB
+        axes.barh(row, width, left=left, height=0.72, color=colour, edgecolor=CARD, linewidth=0.8)
+        if width > LABELLED * end:
+            text: dict[str, Any] = {"ha": "center", "va": "center", "color": CARD, "fontsize": 8.5}
+            axes.text(left + width / 2, row, f"{width:.{1 if end > 10 else 2}f}", **text)
+        left += width
+    free = memory.gpu_bytes / GIB - left
+    if not rehearsal and free > 0:
+        axes.barh(row, free, left=left, height=0.72, color=FAINT, alpha=0.45, linewidth=0)
+        under = memory.limit_bytes / GIB - left
+        if under > 0.13 * end:
+            axes.text(left + under / 2, row, f"{under:.1f} free", ha="center", va="center", color=SOFT, fontsize=8.5)
+
+
+def _parts(memory: MemoryPlan, stage: StagePlan) -> dict[str, int]:
+    """Bytes of each part of one GPU, from left to right."""
+    return {
+        LAYERS: stage.layer_bytes,
+        EMBEDDING: stage.embedding_bytes,
+        HEAD: stage.head_bytes,
+        KV: memory.wanted_tokens * stage.kv_bytes_per_token,
+        WORKSPACE: memory.workspace_bytes,
+    }
+
+
+def _memory_caption(memory: MemoryPlan, one: str, replicas: int, rehearsal: bool) -> str:
+    many = f" One replica of {replicas}; the others are the same." if replicas > 1 else ""
+    if rehearsal:
+        return (
+            f"Of the host, in all {memory.all_bytes / GIB:.1f} GiB: a KV pool of {memory.wanted_tokens:,} tokens, and "
+            f"as workspace what each process takes before its weights.{many}"
+        )
+    wanted, fits = memory.wanted_tokens // memory.max_seq_len, memory.full_sequences
+    text = (
+        f"KV cache wanted: {wanted:,} sequences of {memory.max_seq_len:,} tokens; as many as {fits:,} fit under the "
+        "limit, beside the fullest GPU's weights. Workspace: CUDA, NCCL and activations, an estimate."
+    )
+    if memory.headroom_bytes < 0:
+        text += f" The fullest GPU is {-memory.headroom_bytes / GIB:.1f} GiB over the limit, so sequences will wait."
+    return text + many
+
+
+def rate_charts(lines: Sequence[Line], slo: Slo, rate: float | None) -> list[Chart]:
+    """TTFT and TPOT of each layout against the rate; nothing if no layout has points."""
+    lines = [line for line in lines if line.points]
+    if not lines:
+        return []
+    several = len(lines) > 1
+    names = [f"{line.name} (yours)" if line.own and several else line.name for line in lines]
+    keys = tuple(Key(SERIES[number], name) for number, name in enumerate(names))
+    ttft = (
+        "Time to first token (TTFT) against rate",
+        "Where a line shoots up the layout is full.",
+    )
+    tpot = ("Time per output token (TPOT) against rate", "How fast an answer is written once it has begun.")
+    return [
+        _rate_chart("ttft", ttft, lines, slo, rate, keys),
+        _rate_chart("tpot", tpot, lines, slo, rate, keys),
+    ]
+
+
+def _rate_chart(
+    metric: Literal["ttft", "tpot"],
+    words: tuple[str, str],
+    lines: Sequence[Line],
+    slo: Slo,
+    rate: float | None,
+    keys: tuple[Key, ...],
+) -> Chart:
+    title, meaning = words
+    limits = percentiles(slo, f"{metric}_ms")
+    endless = any(math.isinf(getattr(point, f"{metric}_p99")) for line in lines for point in line.points)
+
+    def draw(axes: Axes) -> None:
+        for number, line in reversed(list(enumerate(lines))):  # the user's own is first, and on top
+            for q, width in ((50, 0.9), (99, 2.4 if line.own else 1.7)):
+                _curve(axes, line.points, f"{metric}_p{q}", color=SERIES[number], linewidth=width)
+        scale(axes, [getattr(p, f"{metric}_p{q}") for line in lines for p in line.points for q in (50, 99)], limits)
+        named_limits(axes, limits)
+        if rate is not None:
+            axes.axvline(rate, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+            axes.annotate(
+                f"workload {rate:.3g}/s", (rate, 1.02), xycoords=("data", "axes fraction"), ha="center", color=INK
+            )
+        axes.set_xlim(left=0)
+        axes.set_xlabel("requests/s")
+        axes.set_ylabel("ms")
+
+    caption = (
+        f"Thick: P99, thin: P50. {meaning}"
+        + " A triangle: it has no end, as too many are refused or the queue grows." * endless
+    )
+    return Chart(title, caption, svg(draw, (5.2, 3.7), metric), keys=keys)
+
+
+def _curve(axes: Axes, points: Sequence[Point], name: str, **style: Any) -> None:
+    """A line through the finite points; a triangle at the top where the next one is infinite."""
+    values = [(point.rate, getattr(point, name)) for point in points]
+    finite = [(rate, value) for rate, value in values if math.isfinite(value)]
+    axes.plot([rate for rate, _ in finite], [value for _, value in finite], **style)
+    for rate in [rate for rate, value in values if math.isinf(value)][:1]:
+        axes.plot(rate, 0.98, "^", transform=axes.get_xaxis_transform(), color=style["color"], markersize=5)

@@ -1,0 +1,207 @@
+"""The prediction as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from toolkit.errors import ToolkitError
+from toolkit.files import distribution
+from toolkit.files.atomic import atomic_file
+from toolkit.plan.layouts import Comparison, Layout, Objective, Progress, layout_name
+from toolkit.plan.predict import UNSTEADY, Prediction
+from toolkit.plan.remedy import Remedy
+from toolkit.plan.seeds import Spread, with_intervals
+from toolkit.plan.show import wording
+from toolkit.plan.show.charts import Line, memory_chart, rate_charts
+from toolkit.plan.show.reasons import reason, without_a_pipeline
+from toolkit.plan.show.timeline import timeline_chart
+from toolkit.plan.sweep import sweep
+from toolkit.reports.html.charts import Chart
+from toolkit.reports.html.render import render
+from toolkit.sizing.memory import GIB
+
+MOST_LINES = 8
+"""Layouts in the plots against rate: as many as there are colours."""
+MEANINGS = {
+    "TTFT": "time to first token: from the moment a request is due, so waiting in the queue is part of it",
+    "TPOT": "time per output token: (last token - first token) / (tokens - 1), of each request",
+    "Prefill": "from the first step that computes a request's prompt until its first token, without the queue",
+    "P50, P99": "half of the requests, and 99 of 100, take no longer; a refused request takes for ever",
+    "Inside all limits": "share of all requests that meet every limit for a single request: of each latency the "
+    "highest percentile given",
+    "Highest rate": "requests/s at which every latency target is still met",
+    "Saturated": "requests/s with as many requests in flight as may be, whatever they wait",
+    "Bubble": "share of the pipeline stages' time without work while something is in flight",
+    "GPU utilisation": "share of the run in which a stage computes, mean over all stages",
+    "Load-balance variance": "memory of the fullest GPU less that of the emptiest, over the mean",
+    "Closed form": "a step's time is computed from the model's shape and the rates that kernels of the GPU reach",
+    "One GPU lost": "share of capacity that goes with one GPU: all tp x pp GPUs of a replica fail as one",
+}
+ORDER: dict[Objective, str] = {
+    "slo": "Those that meet the SLO first, then by the highest rate within the latencies",
+    "latency": "By the median time of a whole answer",
+    "throughput": "By saturated throughput",
+    "cost": "Those that meet the SLO first, then by the number of GPUs",
+}
+
+
+def write_page(
+    file: Path,
+    prediction: Prediction,
+    comparison: Comparison | None,
+    remedies: Sequence[Remedy] = (),
+    progress: Progress | None = None,
+    spread: Spread | None = None,
+) -> None:
+    """Write the page whole or not at all. Raises ToolkitError when it cannot be written.
+
+    Simulates each layout that fits at several rates, a second or two each; `progress` is told of every one done.
+    """
+    content = page(prediction, comparison, remedies, progress, spread)
+    with atomic_file(file) as draft:
+        try:
+            draft.write_text(content, encoding="utf-8")
+        except OSError as error:
+            raise ToolkitError(f"could not be written: {error.strerror}", where=file) from None
+
+
+def page(
+    prediction: Prediction,
+    comparison: Comparison | None,
+    remedies: Sequence[Remedy] = (),
+    progress: Progress | None = None,
+    spread: Spread | None = None,
+) -> str:
+    """The page as HTML."""
+    deployment = prediction.deployment
+    return render(
+        "plan/show/page.html.j2",
+        deployment=deployment,
+        facts=_facts(prediction),
+        verdict=wording.verdict(prediction, remedies[0] if remedies else None),
+        words=wording,
+        targets=with_intervals(prediction.targets, spread),
+        endless=any(wording.measured(target) == wording.NEVER for target in prediction.targets),
+        tiles=_tiles(prediction),
+        charts=_charts(prediction, comparison, progress),
+        comparison=comparison,
+        rows=_rows(comparison) if comparison else [],
+        without_a_pipeline=without_a_pipeline(comparison) if comparison else None,
+        order=ORDER[comparison.objective] if comparison else "",
+        traffic=wording.traffic(prediction),
+        assumptions=_assumptions(prediction),
+        meanings=MEANINGS,
+        config=yaml.safe_dump(deployment.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        version=distribution.VERSION,
+    )
+
+
+def _facts(prediction: Prediction) -> list[str]:
+    """Model, layout and GPUs, a phrase each."""
+    deployment = prediction.deployment
+    model, parallel = deployment.model, deployment.parallel
+    ranks = deployment.mapping.world_size * parallel.replicas
+    weights = "FP8" if model.quantization == "fp8" else model.dtype
+    return [
+        f"{model.path.name}, {deployment.shape.parameters / 1e9:.3g} B parameters, {weights}",
+        f"{layout_name(deployment)}: {wording.layout_in_words(deployment)}",
+        f"{ranks} ranks on CPU" if deployment.engine == "rehearsal" else f"{ranks} x {deployment.hardware.gpu}",
+    ]
+
+
+def _tiles(prediction: Prediction) -> list[tuple[str, str, str]]:
+    """The few numbers that a reader wants first: (name, value, unit)."""
+    capacity, memory = prediction.capacity, prediction.memory
+    tiles = [
+        (f"{label} P{q}", *_tile(prediction, name, q))
+        for name, label in (("ttft_ms", "TTFT"), ("tpot_ms", "TPOT"))
+        for q in (50, 99)
+    ]
+    tiles.append(("Highest rate", wording.rate(capacity.highest), "requests/s within the latencies"))
+    tiles.append(("Saturated", wording.rate(capacity.saturated), "requests/s"))
+    tiles.append(("Bubble when full", wording.share(capacity.bubble), "of stage time"))
+    if prediction.deployment.engine != "rehearsal":
+        free = memory.headroom_bytes / GIB
+        name, unit = (
+            ("Free memory", "GiB to the limit, fullest GPU") if free >= 0 else ("Too full by", "GiB, fullest GPU")
+        )
+        tiles.append((name, f"{abs(free):.1f}", unit))
+    return tiles
+
+
+def _tile(prediction: Prediction, metric: str, q: int) -> tuple[str, str]:
+    """(value, unit) of a percentile."""
+    value = prediction.percentile(metric, q)
+    unsteady = prediction.overload and value is not None and math.isinf(value)
+    return (wording.NOTHING, UNSTEADY) if unsteady else (wording.number(value), "ms")
+
+
+def _charts(prediction: Prediction, comparison: Comparison | None, progress: Progress | None) -> list[Chart]:
+    lines = _lines(prediction, comparison, progress)
+    drawn = [memory_chart(prediction), *rate_charts(lines, prediction.deployment.slo, prediction.traffic.rate)]
+    timeline = timeline_chart(prediction)
+    return [*drawn, timeline] if timeline else drawn
+
+
+def _lines(prediction: Prediction, comparison: Comparison | None, progress: Progress | None) -> list[Line]:
+    """The user's own layout first, then the best of the others."""
+    predictions = [prediction]
+    for layout in comparison.layouts if comparison else ():
+        if layout.prediction and layout is not (comparison and comparison.own_row):
+            predictions.append(layout.prediction)
+    predictions = predictions[:MOST_LINES]
+    points = sweep(predictions, progress)
+    names = [layout_name(found.deployment) for found in predictions]
+    return [Line(name, number == 0, found) for number, (name, found) in enumerate(zip(names, points, strict=True))]
+
+
+def _rows(comparison: Comparison) -> Iterable[dict[str, Any]]:
+    """The table of layouts, the best first."""
+    for rank, layout in enumerate(comparison.layouts, 1):
+        row = {
+            "rank": rank,
+            "name": layout.name,
+            "own": layout is comparison.own_row,
+            "reason": reason(layout, comparison),
+        }
+        row |= {
+            "gpus": layout.gpus,
+            "limits": [f"{layout.deployment.limits.max_sequences:,}", f"{layout.deployment.limits.max_num_tokens:,}"],
+            "outcome": _outcome(layout),
+            "lost": wording.share(layout.blast_radius),
+        }
+        yield {**row, "numbers": _numbers(layout.prediction)}
+
+
+def _outcome(layout: Layout) -> str:
+    return "TOO BIG" if layout.prediction is None else "PASS" if layout.meets_slo else "FAIL"
+
+
+def _numbers(prediction: Prediction | None) -> list[str]:
+    if prediction is None:
+        return [wording.NOTHING] * 7
+    capacity = prediction.capacity
+    latencies = [wording.number(prediction.percentile(name, q)) for name in ("ttft_ms", "tpot_ms") for q in (50, 99)]
+    return [
+        *latencies,
+        wording.rate(capacity.highest),
+        wording.rate(capacity.saturated),
+        wording.share(capacity.bubble),
+    ]
+
+
+def _assumptions(prediction: Prediction) -> dict[str, str]:
+    run = prediction.simulation
+    return {
+        "step times": prediction.estimator,
+        "scheduling": "the scheduler's own code decides every step of the simulated run",
+        "not counted": "tokenizing, the HTTP or gRPC server and the network",
+        "the run": f"{len(run.samples):,} requests in {run.seconds:,.0f} simulated seconds; "
+        f"{run.refused:,} refused, {run.recomputed:,} sequences paused for want of KV cache and computed again",
+        "KV pool": f"{wording.share(run.kv_mean)} in use on average, {wording.share(run.kv_peak)} at most",
+    }

@@ -1,0 +1,96 @@
+"""Why a layout is where it is in a comparison, in a line; and when a band of GPU utilisation rules layouts out."""
+
+from __future__ import annotations
+
+import math
+
+from toolkit.plan.layouts import Comparison, Layout, layout_name, rank
+from toolkit.plan.predict import Prediction
+from toolkit.reports import wording
+from toolkit.sizing.memory import GIB
+from toolkit.slo.verdict import Target
+
+BEST = {
+    "slo": "meets the SLO with the most to spare",
+    "latency": "answers soonest",
+    "throughput": "the highest throughput",
+    "cost": "meets the SLO on the fewest GPUs",
+}
+
+
+EQUAL = "meets the SLO with as much to spare as any, and with fewer stages"
+
+
+def _highest(comparison: Comparison) -> Layout:
+    """The layout with the best figure; `comparison.best`, unless the rates are equal as far as they are known."""
+    return min(comparison.layouts, key=lambda layout: rank(layout, comparison.objective))
+
+
+def reason(layout: Layout, comparison: Comparison) -> str:
+    """One line: why it is where it is."""
+    prediction, best = layout.prediction, comparison.best
+    if prediction is None:
+        memory = layout.memory
+        needed = layout.deployment.limits.max_seq_len * memory.fullest.kv_bytes_per_token
+        over = memory.fullest.weight_bytes + memory.workspace_bytes + needed - memory.limit_bytes
+        return f"does not fit by {over / GIB:.1f} GiB a GPU{_would(layout)}"
+    parts = []
+    if layout.missed:
+        others = len(layout.missed) - 1
+        more = f" and {others} more target{'s' * (others > 1)}" if others else ""
+        parts.append(f"misses {_miss(layout.missed[0])}{more}")
+    elif layout is not best:
+        parts.append("meets the SLO")
+    if layout is best and (layout.meets_slo or comparison.objective in ("latency", "throughput")):
+        parts.append(BEST[comparison.objective] if layout is _highest(comparison) else EQUAL)
+    if layout.at_most is not None:
+        parts.append(f"at most {layout.at_most:.3g} req/s, whatever its limits")
+    if prediction.capacity.bubble > 0.05:
+        parts.append(f"idle bubble {prediction.capacity.bubble:.0%} when full")
+    if layout.blast_radius != best.blast_radius:
+        parts.append(f"one GPU lost takes {layout.blast_radius:.0%}, not {best.blast_radius:.0%}")
+    return "; ".join(parts)
+
+
+def _miss(target: Target) -> str:
+    measured, limit = target.measured, target.limit
+    assert measured is not None
+    if isinstance(limit, tuple):
+        return f"{target.label}: {measured:.0%}, not {limit[0]:.0%} to {limit[1]:.0%}"
+    if math.isinf(measured):
+        return f"{target.label} ({target.note or 'requests are refused'})"
+    if target.unit == "ms":
+        return f"{target.label} by {measured - limit:,.0f} ms"
+    if target.unit == "1/s":
+        return f"{limit:g} req/s by {limit - measured:.1f}"
+    return f"{target.label} by {abs(limit - measured):.1%}"
+
+
+def _would(layout: Layout) -> str:
+    return f"; fits with {layout.remedy}" if layout.remedy else ""
+
+
+def too_busy(prediction: Prediction) -> Target | None:
+    """The target of GPU utilisation, where a layout without a pipeline is above it.
+
+    It has one stage, which computes whenever a request is in flight: no batch limits change that.
+    """
+    if prediction.deployment.parallel.pp > 1:
+        return None
+    missed = (target for target in prediction.verdict.missed if target.name == "gpu_utilisation")
+    return next((t for t in missed if isinstance(t.limit, tuple) and (t.measured or 0.0) > t.limit[1]), None)
+
+
+def without_a_pipeline(comparison: Comparison) -> str | None:
+    """Says so where no layout without a pipeline can meet the SLO's GPU utilisation."""
+    flat = [one.prediction for one in comparison.layouts if one.prediction and one.deployment.parallel.pp == 1]
+    busy = [too_busy(prediction) for prediction in flat]
+    if not flat or not all(busy):
+        return None
+    target, most = next(filter(None, busy)), max(flat, key=lambda prediction: prediction.capacity.highest or 0.0)
+    rate = f"{most.capacity.highest:.1f}" if most.capacity.highest else "no"
+    return (
+        f"{target.label} {wording.limit(target)}: no layout without a pipeline can meet it with this workload, as its "
+        f"GPUs compute whenever a request is in flight; of these {layout_name(most.deployment)} serves most in time, "
+        f"{rate} requests/s"
+    )

@@ -1,0 +1,1 @@
+"""Shows results: pages, text, JUnit, Markdown. toolkit/slo judges them."""

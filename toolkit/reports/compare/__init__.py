@@ -1,0 +1,1 @@
+"""Load tests compared with the first one."""

@@ -1,0 +1,96 @@
+"""A comparison of load tests as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toolkit.errors import ToolkitError
+from toolkit.files.atomic import atomic_file
+from toolkit.reports import wording
+from toolkit.reports.compare import text as compare_text
+from toolkit.reports.compare.compare import Comparison
+from toolkit.reports.html.charts import INK, SERIES, SMALL, Chart, Key, limit_line, svg
+from toolkit.reports.html.render import render
+from toolkit.slo.metrics import Measured
+from toolkit.slo.verdict import LATENCIES, limits_of_a_request
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+POINTS = 400
+"""Of one line of a plot."""
+
+
+def write_page(found: Comparison, file: Path) -> None:
+    """Write the page whole or not at all. Raises ToolkitError when it cannot be written."""
+    content = page(found)
+    with atomic_file(file) as draft:
+        try:
+            draft.write_text(content, encoding="utf-8")
+        except OSError as error:
+            raise ToolkitError(f"could not be written: {error.strerror}", where=file) from None
+
+
+def page(found: Comparison) -> str:
+    tone = {0: "PASS", 1: "FAIL"}.get(found.outcome.value, "UNDECIDED")
+    keys = tuple(Key(SERIES[n % len(SERIES)], f"{r.letter} {r.name}") for n, r in enumerate(found.reports))
+    charts = [_differences(found, keys), *_shares(found, keys)]
+    return render(
+        "reports/compare/page.html.j2", found=found, tone=tone, text=compare_text, words=wording, charts=charts
+    )
+
+
+def _differences(found: Comparison, keys: tuple[Key, ...]) -> Chart:
+    """Each difference with its interval about the line of no difference."""
+    rows = [row for row in found.rows if any(change.percent is not None for change in row.changes)]
+    step = 0.7 / max(1, len(keys) - 1)
+
+    def draw(axes: Axes) -> None:
+        axes.axvline(0, color=INK, linewidth=1)
+        for number, row in enumerate(rows):
+            for other, change in enumerate(row.changes):
+                if change.percent is None:
+                    continue
+                at, colour = number + (other - (len(row.changes) - 1) / 2) * step, keys[other + 1].colour
+                if change.interval and all(map(math.isfinite, change.interval)):
+                    axes.plot(change.interval, [at, at], color=colour, linewidth=2.4, solid_capstyle="butt")
+                sure = change.result in ("better", "worse")
+                axes.plot(change.percent, at, "o", color=colour, markersize=5, fillstyle="full" if sure else "none")
+        axes.set_yticks(range(len(rows)), [row.label for row in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlabel("difference to A, %")
+        axes.tick_params(axis="y", length=0)
+
+    size = (10.6, 0.8 + 0.26 * len(rows) * max(1.0, 0.6 * (len(keys) - 1)))
+    caption = "A bar is the 95 % interval. A full circle: the difference is significant. "
+    caption += "Latencies are better to the left, rates to the right."
+    return Chart("Differences to A", caption, svg(draw, size, "differences"), wide=True, keys=keys[1:])
+
+
+def _shares(found: Comparison, keys: tuple[Key, ...]) -> list[Chart]:
+    """Of the latencies, the share of requests that were no slower, failed ones among the rest."""
+    limits = limits_of_a_request(found.reports[0].slo)
+    runs = [Measured(report.run.judged, limits) for report in found.reports]
+
+    def chart(metric: str) -> Chart:
+        def draw(axes: Axes) -> None:
+            for key, run in zip(keys, runs, strict=True):
+                found = run.distributions[metric]
+                count = len(found.values)
+                picked = sorted({round(n * (count - 1) / POINTS) for n in range(POINTS + 1)}) if count else []
+                shares = [(n + 1) / len(found) * 100 for n in picked]
+                axes.step([found.values[n] for n in picked], shares, where="post", color=key.colour, linewidth=1.6)
+            if metric in limits and limits[metric] <= axes.get_xlim()[1] * 1.2:
+                limit_line(axes.axvline, limits[metric])
+            axes.set_ylim(0, 101)
+            axes.set_xlabel("ms")
+            axes.set_ylabel("% of requests")
+
+        dotted = " Dotted: the limit for a request." if metric in limits else ""
+        caption = f"The share of requests that took so long at most: a line further left is faster.{dotted}"
+        return Chart(LATENCIES[metric], caption, svg(draw, SMALL, metric), keys=keys)
+
+    shown = ("ttft_ms", "tpot_ms")
+    return [chart(metric) for metric in shown if any(run.distributions[metric].values for run in runs)]

@@ -1,0 +1,113 @@
+"""A comparison of load tests for the terminal, and as data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from toolkit.files.json_file import finite
+from toolkit.reports import wording
+from toolkit.reports.compare.compare import Change, Comparison, Report, Row
+from toolkit.reports.loadtest import markdown
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+TONES = {"better": "PASS", "worse": "FAIL", "too few requests": "UNSURE", "within the generator's error": "UNSURE"}
+STYLES = {"PASS": "green", "FAIL": "bold red", "UNSURE": "yellow"}
+
+
+def started(report: Report) -> str:
+    return datetime.fromtimestamp(report.run.started, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def percent(change: Change) -> str:
+    """The difference to the first run: "+12.3 %"."""
+    return wording.NOTHING if change.percent is None else f"{change.percent:+,.1f} %"
+
+
+def between(change: Change) -> str:
+    """The interval of the difference: "+10.1 to +14.2 %"."""
+    if change.interval is None:
+        return wording.NOTHING
+    low, high = ("∞" if math.isinf(end) else f"{end:+,.1f}" for end in change.interval)
+    return f"{low} to {high} %"
+
+
+def label(row: Row) -> str:
+    return f"{row.label} *" if row.limited else row.label
+
+
+def text(found: Comparison) -> RenderableType:
+    """What differs between the settings, then the metrics, then the outcome."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    letters = [report.letter for report in found.reports]
+    lines = [
+        Text(f"{r.letter}  {r.name}, {len(r.run.judged)} requests, {started(r)}, {r.directory}") for r in found.reports
+    ]
+    parts: list[RenderableType] = [*lines]
+    parts += [Text(f"warning: {warning}", style="yellow") for warning in found.warnings]
+    if found.settings:
+        settings = Table("setting", *letters, header_style="bold")
+        for name, values in found.settings:
+            settings.add_row(Text(name), *map(Text, values))  # not markup: they may hold [brackets]
+        parts.append(settings)
+    parts += [_beside_the_first(found, number) for number in range(len(letters) - 1)]
+    style = {0: "bold green", 1: "bold red"}.get(found.outcome.value, "bold yellow")
+    parts += [Text("* limited by the SLO of A"), Text.assemble((found.headline, style), f"  {found.reason}")]
+    return Group(*parts)
+
+
+def _beside_the_first(found: Comparison, number: int) -> RenderableType:
+    """A table for each of the others: those of two would not fit a terminal beside each other."""
+    from rich.table import Table
+
+    letter, table = found.reports[number + 1].letter, Table(header_style="bold")
+    table.add_column("metric", no_wrap=True)
+    for heading in ("A", letter, f"{letter} - A", "95 % interval"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("")
+    for row in found.rows:
+        change = row.changes[number]
+        style = STYLES.get(TONES.get(change.result, ""), "")
+        result = f"[{style}]{change.result}[/]" if style else change.result
+        values = (wording.quantity(value, row.unit) for value in (row.first, change.value))
+        table.add_row(label(row), *values, percent(change), between(change), result)
+    return table
+
+
+def as_markdown(found: Comparison) -> str:
+    """For the summary of a CI job: the outcome, and the metrics."""
+    name = " and ".join(f"{report.letter} {report.name}" for report in found.reports)
+    lines = [f"## {found.headline}: {markdown.plain(name)}", "", f"{markdown.plain(found.reason)}.", ""]
+    lines += [f"- {markdown.plain(warning)}" for warning in found.warnings] + [""] * bool(found.warnings)
+    headings = [cell for r in found.reports[1:] for cell in (r.letter, f"{r.letter} - A", "95 % interval", "Result")]
+    rows = []
+    for row in found.rows:
+        cells = [label(row).replace("*", "\\*"), wording.quantity(row.first, row.unit)]
+        for change in row.changes:
+            result = f"**{change.result}**" if change.result in TONES else change.result
+            cells += [wording.quantity(change.value, row.unit), percent(change), between(change), result]
+        rows.append(tuple(cells))
+    lines += markdown.table(("Metric", "A", *headings), rows)
+    return "\n".join([*lines, "", "\\* limited by the SLO of A"]) + "\n"
+
+
+def data(found: Comparison) -> dict[str, Any]:
+    return {
+        "outcome": found.headline,
+        "exit_code": found.outcome.value,
+        "reason": found.reason,
+        "warnings": list(found.warnings),
+        "reports": [
+            {"letter": r.letter, "name": r.name, "directory": str(r.directory), "requests": len(r.run.judged)}
+            for r in found.reports
+        ],
+        "settings": {name: list(values) for name, values in found.settings},
+        "metrics": [finite(asdict(row)) for row in found.rows],
+    }

@@ -1,0 +1,131 @@
+"""Plots as inline SVG whose colours are CSS variables of the page, so that they follow its light or dark theme.
+
+matplotlib draws in stand-in colours; each is then replaced by its variable (toolkit/reports/html/base.html.j2).
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INK, SOFT, FAINT, CARD = "#010101", "#020202", "#030303", "#080808"
+FIRST, TOKEN, BAD, LIMIT = "#040404", "#050505", "#060606", "#070707"
+SERIES = tuple(f"#0a0a{number:02x}" for number in range(8))
+"""Tones for what has no meaning of its own: layouts, micro-batches, parts of a whole."""
+VARIABLES = {
+    INK: "--ink",
+    SOFT: "--soft",
+    FAINT: "--line",
+    CARD: "--card",
+    FIRST: "--first",
+    TOKEN: "--token",
+    BAD: "--fail",
+    LIMIT: "--limit",
+    **{tone: f"--s{number}" for number, tone in enumerate(SERIES)},
+}
+SMALL, WIDE = (5.2, 2.9), (10.6, 4.0)
+
+
+@dataclass(frozen=True)
+class Key:
+    """One colour of a plot, for the legend above it."""
+
+    colour: str
+    label: str
+
+    @property
+    def variable(self) -> str:
+        return VARIABLES[self.colour]
+
+
+@dataclass(frozen=True)
+class Chart:
+    title: str
+    caption: str
+    svg: str
+    wide: bool = False
+    keys: tuple[Key, ...] = ()
+
+
+def limit_line(line: Callable[..., object], at: float) -> None:
+    """A limit of the SLO, by axes.axhline or axes.axvline."""
+    line(at, color=LIMIT, linewidth=1.6, linestyle=(0, (1, 1.5)))
+
+
+def named_limits(axes: Axes, limits: Sequence[tuple[int, float]]) -> None:
+    """A line for each percentile that the SLO limits, named at its right end; the lowest below it, so that two names
+    never overlap."""
+    for number, (q, limit) in enumerate(limits):
+        limit_line(axes.axhline, limit)
+        where: dict[str, Any] = {
+            "xycoords": ("axes fraction", "data"),
+            "va": "top" if number < len(limits) - 1 else "bottom",
+        }
+        axes.annotate(f"P{q} ≤ {limit:,.0f}", (1.01, limit), color=LIMIT, fontsize=8.5, **where)
+
+
+def scale(axes: Axes, values: Sequence[float], limits: Sequence[tuple[int, float]]) -> None:
+    """From 0, or logarithmic where a queue makes the highest many times the lowest; with the limits in sight."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    shown = [value for value in values if math.isfinite(value)] + [limit for _, limit in limits]
+    low, high = min(shown, default=1.0), max(shown, default=1.0)
+    if high > 12 * low:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_ylim(low * 0.8, high * 1.35)
+    else:
+        axes.set_ylim(0, high * 1.12)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+
+
+def svg(draw: Callable[[Axes], None], size: tuple[float, float], name: str) -> str:
+    """What `draw` draws, inches wide and high; `name` is of this plot alone on its page."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of a home that it cannot write into
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    style: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "font.size": 9.5,
+        "axes.edgecolor": FAINT,
+        "axes.labelcolor": INK,
+        "xtick.color": FAINT,
+        "ytick.color": FAINT,
+        "xtick.labelcolor": INK,
+        "ytick.labelcolor": INK,
+        "grid.color": FAINT,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "path.simplify": True,
+    }
+    with mpl.rc_context(style):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        axes.grid(True, linewidth=0.5)
+        axes.set_axisbelow(True)
+        draw(axes)
+        target = io.StringIO()
+        figure.savefig(target, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(target.getvalue(), name)
+
+
+def _inline(svg: str, name: str) -> str:
+    """The svg element alone, its ids made the page's own, its colours the page's variables."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name.replace(' ', '-')}-", svg)
+    svg = re.sub(r'^<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 role="img">', svg, count=1)
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    return svg

@@ -1,1 +1,0 @@
-"""Small models to rehearse with, written as Hugging Face directories."""

@@ -1,0 +1,1 @@
+"""How long a step takes: a closed form, measurements, and other tools' tables."""

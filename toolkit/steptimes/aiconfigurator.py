@@ -1,0 +1,197 @@
+"""Step times from NVIDIA's own measurements: the optional package aiconfigurator-core, behind the planner's interface.
+
+It has kernel times of whole model shapes on several GPUs, measured under TensorRT-LLM, and interpolates between
+them. Ours are: the stages (it knows no pipeline), and the hops between them, as it prices those as between nodes
+and not over NVLink. The embedding's all-reduce is left out: our checkpoints hold a whole embedding on every rank.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import ToolkitError
+from toolkit.files.distribution import NAME, install
+from toolkit.model.shape import ModelShape
+from toolkit.sizing.precision import Precision
+from toolkit.steptimes.latency import ClosedForm
+from toolkit.steptimes.step import StepWork
+
+PACKAGE, VERSION = "aiconfigurator-core", "0.12.0"
+INSTALL = f"Install it, in an environment without {NAME}[rehearsal]: {install('aiconfigurator')}."
+"""The two cannot be together: one wants numpy 2, the other's tritonserver numpy 1."""
+SYSTEMS = {
+    "h100-sxm": ("h100_sxm", "1.3.0rc20"),
+    "h200-sxm": ("h200_sxm", "1.3.0rc20"),
+    "b200-sxm": ("b200_sxm", "1.3.0rc20"),
+    "l40s": ("l40s", "1.3.0rc20"),
+    "a100-sxm": ("a100_sxm", "1.0.0"),
+}
+"""The planner's GPUs that it has times of: its name for them, and the TensorRT-LLM they were measured under."""
+DENSE = (
+    "add_norm_1", "qkv_gemm", "proj_gemm", "ar_1", "add_norm_2", "gate_ffn1_gemm", "act_gate", "ffn2_gemm", "ar_2",
+)  # fmt: skip
+"""Its names for what depends on the number of tokens only, in the order in which a layer does it."""
+
+
+@dataclass(frozen=True)
+class Aiconfigurator:
+    """StepTimes from its tables. Making one raises ToolkitError where the package or the times are missing."""
+
+    form: ClosedForm
+    """What is to be timed, and the hops."""
+    where: Path
+    """The YAML, for errors."""
+
+    one_thread = False
+
+    def __post_init__(self) -> None:
+        if self.form.gpu.name not in SYSTEMS:
+            what = f"hardware.gpu: aiconfigurator has no times of {self.form.gpu.name}"
+            raise ToolkitError(
+                what, where=self.where, hint=f"It has {', '.join(SYSTEMS)}; the planner's table has all."
+            )
+        if self.form.precision.activation_bytes != 2:
+            what = "model.dtype: aiconfigurator has no times of float32"
+            raise ToolkitError(what, where=self.where, hint="Use float16 or bfloat16.")
+        self.stage_seconds(StepWork(16, 136, 1, 1, 16, 2))  # so that what is missing is said now
+
+    @property
+    def description(self) -> str:
+        """Where the times are from, in words."""
+        return f"{PACKAGE} {VERSION}, kernels measured under TensorRT-LLM {SYSTEMS[self.form.gpu.name][1]}"
+
+    @property
+    def stages(self) -> int:
+        return self.form.stages
+
+    def slowdown(self, in_flight: int) -> float:
+        return self.form.slowdown(in_flight)
+
+    def stage_seconds(self, work: StepWork) -> list[float]:
+        layer = self.layer_s(work)
+        fixed = self.form.overheads.sequence_s * (work.contexts + work.generations)
+        seconds = [count * layer + fixed for count in self._layers]
+        seconds[0] += self._seconds(("embedding",), 1, work.tokens)
+        seconds[-1] += self._seconds(("logits_gemm",), work.emitted, 1) if work.emitted else 0.0
+        return seconds
+
+    def hop_seconds(self, work: StepWork) -> float:
+        return self.form.hop_seconds(work)
+
+    def finish_seconds(self, work: StepWork) -> float:
+        return self.form.finish_seconds(work)
+
+    def layer_s(self, work: StepWork) -> float:
+        """One layer of the step on one GPU, seconds.
+
+        Its attention takes sequences of one length, so each of the step's has the mean: of n new tokens after k,
+        where n k + n (n + 1) / 2 are the pairs of one context; of `keys` / `generations` keys. To three digits, so
+        that a run asks for few different ones.
+        """
+        seconds = self._seconds(DENSE, 1, work.tokens)
+        if work.contexts:
+            new = work.context_tokens / work.contexts
+            before = max(0.0, work.context_pairs / work.context_tokens - (new + 1) / 2)
+            seconds += self._seconds(("attention",), work.contexts, max(1, _rounded(new)), _rounded(before))
+        if work.generations:
+            keys = max(1, _rounded(work.keys / work.generations))
+            seconds += self._seconds(("attention",), work.generations, keys, generation=True)
+        return seconds / self.form.shape.num_hidden_layers
+
+    def _seconds(
+        self, names: tuple[str, ...], sequences: int, tokens: int, before: int = 0, generation: bool = False
+    ) -> float:
+        """All layers' operations of these names, for so many sequences of `tokens` tokens after `before` others."""
+        asked = (names, sequences, tokens, before, generation)
+        if asked not in self._known:
+            shape = {"batch_size": sequences, "s": tokens, "prefix": before}
+            try:
+                engine, index = _engine(*self._identity)
+                evaluate = engine.evaluate_generation_ops if generation else engine.evaluate_context_ops
+                found = evaluate([index[name] for name in names], **shape)
+            except ToolkitError:
+                raise
+            except Exception as error:
+                raise self._no_times(error) from None
+            self._known[asked] = sum(operation[1] for operation in found) / 1e3  # milliseconds
+        return self._known[asked]
+
+    def _no_times(self, error: Exception) -> ToolkitError:
+        what = f"aiconfigurator has no times of this model on {self.form.gpu.name}: {str(error)[:200]}"
+        return ToolkitError(what, where=self.where, hint="Plan with the planner's own table.")
+
+    @cached_property
+    def _identity(self) -> tuple[str, str, str, int, tuple[tuple[str, str], ...]]:
+        """What its engine is made for. Not the engine itself, which cannot go to another process as this can."""
+        form = self.form
+        return (_config_json(form.shape), *SYSTEMS[form.gpu.name], form.mapping.tp, _modes(form.precision))
+
+    @cached_property
+    def _layers(self) -> list[int]:
+        mapping, shape = self.form.mapping, self.form.shape
+        return [len(mapping.layers(shape.num_hidden_layers, stage)) for stage in range(mapping.pp)]
+
+    @cached_property
+    def _known(self) -> dict[tuple[tuple[str, ...], int, int, int, bool], float]:
+        return {}
+
+
+@lru_cache(maxsize=16)
+def _engine(
+    config: str, system: str, release: str, tp: int, modes: tuple[tuple[str, str], ...]
+) -> tuple[Any, dict[str, int]]:
+    """Its engine for all layers on one stage, and where in its list each operation is. Takes half a second."""
+    handle = _handle()
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(config, encoding="utf-8")
+        sizes = {"tp_size": tp, "pp_size": 1, **dict(modes)}
+        engine = handle.compile(folder, system, "trtllm", backend_version=release, **sizes)
+    operations = engine.run_static_per_op(batch_size=1, isl=16, osl=2)[0]
+    return engine, {operation[0].removeprefix("context_"): index for index, operation in enumerate(operations)}
+
+
+def _handle() -> Any:
+    """Its EngineHandle. Raises ToolkitError where the package is not there, or another release of it."""
+    try:
+        from aiconfigurator_core.sdk import EngineHandle
+
+        found = version(PACKAGE)
+    except ImportError as error:  # PackageNotFoundError too
+        raise ToolkitError(f"{PACKAGE} cannot be imported: {error}", hint=INSTALL) from None
+    if found != VERSION:
+        raise ToolkitError(f"{PACKAGE} {found} is installed, not {VERSION}", hint=INSTALL)
+    logger = logging.getLogger("aiconfigurator_core")
+    logger.addHandler(logging.NullHandler())
+    logger.propagate = False  # it warns of its own defaults
+    return EngineHandle
+
+
+def _modes(precision: Precision) -> tuple[tuple[str, str], ...]:
+    """Its names for what is computed in which form. It has no float16: bfloat16 takes the same time."""
+    weights, keys = ("fp8" if fp8 else "bfloat16" for fp8 in (precision.fp8, precision.kv_bytes == 1))
+    attention = "fp8" if weights == keys == "fp8" else "bfloat16"
+    return (("gemm_quant_mode", weights), ("kvcache_quant_mode", keys), ("fmha_quant_mode", attention))
+
+
+def _config_json(shape: ModelShape) -> str:
+    """The config.json of a model of this shape, as far as it reads one."""
+    names = (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads", "head_dim", "max_position_embeddings", "hidden_act", "tie_word_embeddings",
+    )  # fmt: skip
+    fields = {name: getattr(shape, name) for name in names}
+    return json.dumps({"architectures": [shape.architecture], "model_type": "llama", **fields})
+
+
+def _rounded(value: float) -> int:
+    """To three digits."""
+    unit = 10 ** max(0, math.floor(math.log10(value)) - 2) if value >= 1 else 1
+    return round(value / unit) * unit
