@@ -2,7 +2,7 @@
 
     python benchmarks/plan_fit.py
 
-Prints the rates of each measured GPU (they are those of toolkit/steptimes/gpus.py), how far the closed form is from
+Prints the rates of each measured GPU (they are those of toolkit/sizing/gpus.py), how far the closed form is from
 the kernel times under them, and, for the H100, the error on whole steps of data/step_times.csv when no kernel time of
 that layout's tensor parallelism took part in the fit.
 """
@@ -17,9 +17,9 @@ from pathlib import Path
 
 from toolkit.config.deployment import Deployment
 from toolkit.model.rank_mapping import Mapping
+from toolkit.sizing.gpus import GPUS, Gpu
 from toolkit.sizing.precision import Precision
 from toolkit.steptimes.fit import Timing, closed_form, fit_rates, predicted_s
-from toolkit.steptimes.gpus import GPUS, Gpu
 from toolkit.steptimes.latency import ALONE, ClosedForm
 from toolkit.steptimes.step import decode, prefill
 

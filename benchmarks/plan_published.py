@@ -25,9 +25,9 @@ from burst import Burst, Limits
 
 from toolkit.model.rank_mapping import Mapping
 from toolkit.model.shape import ModelShape
+from toolkit.sizing.gpus import GPUS, Gpu
 from toolkit.sizing.memory import GIB, activation_bytes, context_bytes, plan_stage
 from toolkit.sizing.precision import Precision
-from toolkit.steptimes.gpus import GPUS, Gpu
 from toolkit.steptimes.latency import ClosedForm
 from toolkit.steptimes.step import prefill
 

@@ -13,7 +13,7 @@ from toolkit.cli.common import note
 from toolkit.cli.main import cli
 from toolkit.config.deployment import Deployment
 from toolkit.errors import LONGEST_LINE, ToolkitError, clipped, harmless, printable, shown
-from toolkit.terminal import Terminal
+from toolkit.reports.terminal import Terminal
 
 NASTY = "a\x1b[31mb\x07\rc\x9bd\u202ee\ud800f\x00g"
 HARMLESS = r"a\x1b[31mb\x07\rc\x9bd\u202ee\ud800f\x00g"

@@ -1,4 +1,4 @@
-"""Processes of our own: how they end on a signal, and a pool of them for work that takes a core each."""
+"""Processes of our own, how they end on a signal, a pool of them for work that takes a core each; names of hosts."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from multiprocessing import active_children, get_context
 PR_SET_PDEATHSIG = 1
 """<linux/prctl.h>"""
 ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+LONGEST_HOST = 253
+"""Characters, by DNS."""
 
 
 @contextlib.contextmanager
@@ -71,3 +73,11 @@ def _begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+
+
+def can_be_a_host(host: str) -> bool:
+    """Whether the system can look a name or an address up: Python's `socket` raises UnicodeError for what it cannot."""
+    try:
+        return 0 < len(host.encode("idna")) <= LONGEST_HOST
+    except UnicodeError:
+        return False

@@ -13,7 +13,7 @@ from toolkit.config.deployment import Deployment, with_settings
 from toolkit.doctor.check_gpus import kind
 from toolkit.machine import gpus as gpus_module
 from toolkit.machine.gpus import Gpu, Gpus, look_at_gpus
-from toolkit.steptimes.gpus import GPUS
+from toolkit.sizing.gpus import GPUS
 
 
 def test_every_function_that_is_asked_is_one_of_nvidia_ml_py():

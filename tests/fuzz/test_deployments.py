@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toolkit.config.deployment import Deployment
+from toolkit.config.edit_yaml import edited
 from toolkit.engine.tensorrt.build import check_flags
-from toolkit.plan.edit_yaml import edited
 from toolkit.repository.llm_args import llm_args
 from toolkit.repository.migrate import twin_of
 from toolkit.sizing.memory import plan_memory

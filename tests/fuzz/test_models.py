@@ -125,9 +125,9 @@ def test_tokenizers(tmp_path, tiny_llama, name, data):
     deployment = with_settings(deployment, model={"path": spoilt})
 
     def use() -> None:
-        foreseen(deployment)
-        path, tokenizer = open_tokenizer(deployment)
-        special_tokens(deployment)
+        foreseen(deployment.model.path, deployment.shape.vocab_size)
+        path, tokenizer = open_tokenizer(deployment.model.path, deployment.shape.vocab_size)
+        special_tokens(deployment.model.path, deployment.shape.vocab_size)
         write_token_table(path, tmp_path, tokenizer)
         ChatTemplate(spoilt).render(chat_messages("Why?", "Be brief."))
         Writer(path, 1, 2)

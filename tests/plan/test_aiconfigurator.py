@@ -20,10 +20,10 @@ from toolkit.files.distribution import install
 from toolkit.model.rank_mapping import Mapping
 from toolkit.plan.layouts import evaluate
 from toolkit.plan.predict import predict
+from toolkit.sizing.gpus import GPUS
 from toolkit.sizing.precision import Precision
 from toolkit.steptimes import aiconfigurator
 from toolkit.steptimes.aiconfigurator import Aiconfigurator
-from toolkit.steptimes.gpus import GPUS
 from toolkit.steptimes.latency import ClosedForm
 from toolkit.steptimes.step import StepWork, decode, prefill
 

@@ -11,8 +11,8 @@ import yaml
 
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
+from toolkit.sizing.gpus import GPUS
 from toolkit.steptimes.calibration import load
-from toolkit.steptimes.gpus import GPUS
 from toolkit.steptimes.step import StepWork, decode, prefill
 
 ROOT = Path(__file__).parents[2]

@@ -84,8 +84,8 @@ def test_what_if_takes_several(flagship):
 def test_a_calibration_is_predicted_with_and_shown(flagship, tmp_path):
     """Kernels twice as slow as the table's must be predicted, and shown as 2.00 times the table."""
     from toolkit.config.deployment import Deployment
+    from toolkit.sizing.gpus import GPUS
     from toolkit.steptimes.fit import Timing, closed_form, predicted_s
-    from toolkit.steptimes.gpus import GPUS
 
     file = flagship(**SHORT)
     deployment = Deployment.load(file)

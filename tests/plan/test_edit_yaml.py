@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from toolkit.config.deployment import Deployment, changed
+from toolkit.config.edit_yaml import edited, write_edited
 from toolkit.errors import ToolkitError
-from toolkit.plan.edit_yaml import edited, write_edited
 
 ROOT = Path(__file__).parents[2]
 FLAGSHIP = ROOT / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml"

@@ -9,8 +9,8 @@ import pytest
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.model.rank_mapping import Mapping
+from toolkit.sizing.gpus import GPUS, gpu_named
 from toolkit.sizing.precision import Precision
-from toolkit.steptimes.gpus import GPUS, gpu_named
 from toolkit.steptimes.latency import ALONE, RUN, ClosedForm
 from toolkit.steptimes.step import StepWork, decode, prefill
 

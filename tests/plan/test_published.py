@@ -11,8 +11,8 @@ import pytest
 from toolkit.inflight import SchedulerConfig
 from toolkit.model.rank_mapping import Mapping
 from toolkit.simulate import simulate
+from toolkit.sizing.gpus import GPUS
 from toolkit.sizing.precision import Precision
-from toolkit.steptimes.gpus import GPUS
 from toolkit.steptimes.latency import ClosedForm
 from toolkit.workload import Planned, Traffic
 

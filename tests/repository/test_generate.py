@@ -192,7 +192,7 @@ def test_a_padding_token_behind_the_vocabulary(tmp_path, model):
     deployment = load_deployment(tmp_path, model)
     generate(deployment)
     assert preprocessing(deployment)["pad_token_id"] == "3"  # of config.json
-    assert foreseen(deployment) == [
+    assert foreseen(deployment.model.path, deployment.shape.vocab_size) == [
         f"{model}/tokenizer.json: the model has no [PAD] (512): its vocab_size is 512. "
         "A prompt that holds such a token is refused."
     ]

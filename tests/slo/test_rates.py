@@ -11,9 +11,10 @@ import pytest
 
 from toolkit.config.deployment import Deployment
 from toolkit.config.sections import Percentiles, Slo
+from toolkit.reports.rates.report import as_markdown, measured_line, write
 from toolkit.slo.generator_error import AtPercentiles, OwnError
 from toolkit.slo.metrics import Measured
-from toolkit.slo.rates import AtRate, Rates, as_markdown, edge, write
+from toolkit.slo.rates import AtRate, Rates, edge
 from toolkit.slo.verdict import judge
 
 from .samples import failed, sample
@@ -91,5 +92,5 @@ def test_how_it_is_told(deployment, found, line, headline) -> None:
 
 
 def test_a_trial_says_what_was_measured() -> None:
-    assert trial(4, True, 110).said == "TTFT P99 110 ms, TPOT P99 20.0 ms, 100.0% inside all limits"
+    assert measured_line(trial(4, True, 110)) == "TTFT P99 110 ms, TPOT P99 20.0 ms, 100.0% inside all limits"
     assert math.isinf(trial(4, False, broken=40).latency("ttft_ms", 99) or 0)

@@ -38,7 +38,7 @@ def build(deployment: Deployment, checkpoint: Path | None, dry_run: bool) -> Non
     for line in require_buildable(deployment, checkpoint):
         note(line)
     require(deployment, "build", note, checkpoint)
-    for line in foreseen(deployment):
+    for line in foreseen(deployment.model.path, deployment.shape.vocab_size):
         note(f"warning: {line}")
     if checkpoint is None:
         with progress("convert") as report:

@@ -40,7 +40,7 @@ def calibrate(deployment: Deployment, output: Path | None, budget: float | None,
         note(f"not timed, for lack of time or memory: {'; '.join(content['skipped'])}")
     if as_json:
         return print_json(content)
-    from toolkit.terminal import Terminal
+    from toolkit.reports.terminal import Terminal
 
     Terminal(width=100).print(calibration_text(parse(content, path), deployment))
     click.echo(path)

@@ -33,7 +33,7 @@ def compare(reports: tuple[Path, ...], html: Path | None, as_json: bool) -> None
     if as_json:
         print_json(compare_text.data(found))
     else:
-        from toolkit.terminal import Terminal
+        from toolkit.reports.terminal import Terminal
 
         Terminal().print(compare_text.text(found), soft_wrap=True)
     job_summary(compare_text.as_markdown(found))

@@ -23,7 +23,7 @@ def convert(deployment: Deployment, report: bool, verify: bool) -> None:
     from toolkit.checkpoint.numerics import Unrepresentable
     from toolkit.model.tokenizer import foreseen
 
-    for line in foreseen(deployment):
+    for line in foreseen(deployment.model.path, deployment.shape.vocab_size):
         note(f"warning: {line}")
     try:
         with progress("convert") as tell:

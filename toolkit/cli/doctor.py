@@ -39,7 +39,7 @@ def doctor(deployment: Deployment | None, bundle: Path | None, as_json: bool) ->
     if as_json:
         print_json(doctor_data(diagnosis) | ({"bundle": written.as_data()} if written else {}))
     else:
-        from toolkit.terminal import Terminal
+        from toolkit.reports.terminal import Terminal
 
         Terminal(width=100).print(doctor_text(diagnosis))
     if written:

@@ -71,7 +71,7 @@ def init(model_dir: Path, force: bool, as_json: bool, **options: Any) -> None:
     if as_json:
         print_json({"file": str(started.file), "comparison": comparison_data(started.comparison)})
     else:
-        from toolkit.terminal import Terminal
+        from toolkit.reports.terminal import Terminal
 
         Terminal(width=100).print(comparison_text(started.comparison))
         best = started.comparison.best

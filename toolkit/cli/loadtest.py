@@ -100,7 +100,7 @@ def loadtest(
     elif as_json:
         print_json({"verdict": str(verdict.outcome), "reason": verdict.reason})
     else:
-        from toolkit.terminal import Terminal
+        from toolkit.reports.terminal import Terminal
 
         predicted = report.read(deployment).predicted if measured else None
         Terminal().print(terminal.summary(verdict, predicted), soft_wrap=True)
@@ -114,7 +114,7 @@ def _at_rates(deployment: Deployment, options: Options, rates: list[float] | Non
     """The search for the capacity, or the sweep, printed; the exit code."""
     from toolkit.load.capacity import measure_capacity
     from toolkit.load.capacity import sweep as sweep_rates
-    from toolkit.slo import rates as at_rates
+    from toolkit.reports.rates import report as at_rates
 
     if rates is None:
         found = measure_capacity(deployment, options, note)

@@ -88,7 +88,7 @@ def _check_usage(options: dict[str, Any], changed: bool) -> None:
 def _planned(config: Path, settings: list[str], options: dict[str, Any]) -> bool:
     """Plan, print and write. False if --check is given and the SLO is predicted to be missed."""
     from toolkit.config.deployment import Deployment
-    from toolkit.plan.edit_yaml import check_free, write_edited
+    from toolkit.config.edit_yaml import check_free, write_edited
     from toolkit.plan.plan import Plan
     from toolkit.plan.what_if import changes_of
     from toolkit.steptimes.calibration import load
@@ -132,7 +132,7 @@ def _next(shown: Deployment, config: Path, written: Path | None) -> None:
 
 
 def _print(made: Plan) -> None:
-    from toolkit.terminal import Terminal
+    from toolkit.reports.terminal import Terminal
 
     console = Terminal(width=100)
     for number, part in enumerate(made.as_text(charts=console.is_terminal)):

@@ -18,7 +18,7 @@ def repo(deployment: Deployment) -> None:
     from toolkit.repository import generate
 
     written = generate(deployment)
-    for line in foreseen(deployment):
+    for line in foreseen(deployment.model.path, deployment.shape.vocab_size):
         note(f"warning: {line}")
     made_from = "model" if deployment.engine == "pytorch" else "engine"
     note("generated" if written else f"already generated from the same {made_from}; nothing to do")

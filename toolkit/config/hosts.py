@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import re
 
+from toolkit.processes import can_be_a_host
+
 _LABEL = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
 _NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
-LONGEST_HOST = 253
-"""Characters, by DNS."""
-
-
-def can_be_a_host(host: str) -> bool:
-    """Whether the system can look a name or an address up: Python's `socket` raises UnicodeError for what it cannot."""
-    try:
-        return 0 < len(host.encode("idna")) <= LONGEST_HOST
-    except UnicodeError:
-        return False
 
 
 def serving_problem(host: str) -> str | None:

@@ -203,7 +203,7 @@ def _names(folder: Path) -> str:
 
 def _shown(part: RenderableType) -> str:
     """As on a terminal, with nothing wrapped: half a secret could not be told from other text."""
-    from toolkit.terminal import Terminal
+    from toolkit.reports.terminal import Terminal
 
     console = Terminal(file=io.StringIO(), width=100_000, color_system=None)
     console.print(part)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from toolkit.doctor.check import Check, Status, gib, listed, needs_gpus, verdict
 from toolkit.doctor.machine import Machine
-from toolkit.doctor.ranks import gpus_of_ranks, placement_of, visible_devices, visible_to_cuda
+from toolkit.doctor.ranks import gpus_of_ranks, placement_of
 from toolkit.errors import ToolkitError
 from toolkit.machine.gpus import Gpu
-from toolkit.machine.visible import VISIBLE
+from toolkit.machine.visible import VISIBLE, visible_devices, visible_to_cuda
 from toolkit.releases import LATEST
 from toolkit.sizing.memory import GIB, plan_memory
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from toolkit.doctor.check import Check, Status, needs_gpus, verdict
 from toolkit.doctor.check_gpus import VISIBLE_GPUS, kind
 from toolkit.doctor.machine import Machine
-from toolkit.doctor.ranks import gpus_of_ranks, placement_of, topology, visible_devices
+from toolkit.doctor.ranks import gpus_of_ranks, placement_of, topology
 from toolkit.errors import ToolkitError
 from toolkit.machine.placement import Group, Placement, group_text, place, placement_lines
 from toolkit.machine.topology import TABLE, UNKNOWN, Topology, is_nvlink, speed
-from toolkit.machine.visible import VISIBLE
+from toolkit.machine.visible import VISIBLE, visible_devices
 
 if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment

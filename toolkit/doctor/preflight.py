@@ -17,10 +17,10 @@ from toolkit.doctor.check import Check, Rule, needs_gpus
 from toolkit.doctor.check_settings import RULES as SETTINGS
 from toolkit.doctor.machine import Machine, look
 from toolkit.doctor.paths import Places
-from toolkit.doctor.ranks import gpus_left, visible_to_cuda
+from toolkit.doctor.ranks import gpus_left
 from toolkit.engine import is_built
 from toolkit.errors import ToolkitError
-from toolkit.machine.visible import VISIBLE
+from toolkit.machine.visible import VISIBLE, visible_to_cuda
 from toolkit.runtime import require_backend
 from toolkit.serve.preflight import check_made
 from toolkit.sizing.host import plan_host, rank_bytes

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from toolkit.doctor.machine import Machine
 from toolkit.errors import ToolkitError
-from toolkit.machine.environment import Setting, look_at_settings
-from toolkit.machine.gpus import Gpu, Gpus, look_at_gpus
+from toolkit.machine.gpus import Gpu
 from toolkit.machine.links import topology_of_links
 from toolkit.machine.placement import Placement
 from toolkit.machine.topology import Topology
-from toolkit.machine.visible import VISIBLE, VisibleGpus, visible_gpus
+from toolkit.machine.visible import gpus_of, visible_to_cuda
 from toolkit.serve.share import placed
 
 if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment
 
 
-def gpus_here() -> list[Gpu]:
-    """Those that CUDA_VISIBLE_DEVICES leaves to a program started now; none where it cannot be read."""
-    return _left(look_at_gpus(), look_at_settings())
-
-
 def gpus_left(machine: Machine) -> list[Gpu]:
     """Those that CUDA_VISIBLE_DEVICES leaves, in its order; none where it cannot be read."""
-    return _left(machine.gpus, machine.settings)
+    return gpus_of(machine.gpus, machine.settings)
 
 
 def gpus_of_ranks(machine: Machine, deployment: Deployment) -> list[Gpu]:
@@ -44,27 +37,7 @@ def placement_of(machine: Machine, deployment: Deployment) -> Placement:
     return placed(deployment, topology(machine), visible_to_cuda(machine.gpus, machine.settings))
 
 
-def visible_devices(settings: Mapping[str, Setting]) -> str | None:
-    """CUDA_VISIBLE_DEVICES, None where it is not set."""
-    return settings[VISIBLE].value if VISIBLE in settings else None
-
-
 def topology(machine: Machine) -> Topology:
     """The table's where it was read and is of the same GPUs, else NVML's; none without GPUs."""
     same = machine.topology.gpus == tuple(gpu.index for gpu in machine.gpus.seen)
     return machine.topology if same else topology_of_links(machine.gpus)
-
-
-def visible_to_cuda(gpus: Gpus, settings: Mapping[str, Setting]) -> VisibleGpus | None:
-    """What CUDA_VISIBLE_DEVICES leaves of these GPUs; None where it is not set. Raises ToolkitError as serving does."""
-    value = visible_devices(settings)
-    return None if value is None else visible_gpus(value, {gpu.index: gpu.uuid for gpu in gpus.seen})
-
-
-def _left(gpus: Gpus, settings: Mapping[str, Setting]) -> list[Gpu]:
-    by_number = {gpu.index: gpu for gpu in gpus.seen}
-    try:
-        left = visible_to_cuda(gpus, settings)
-    except ToolkitError:
-        return []
-    return [by_number[number] for number in (by_number if left is None else left.numbers) if number in by_number]

@@ -12,7 +12,8 @@ from toolkit.load.requests import OF_THE_YAML
 from toolkit.load.runner import Options, attempt, check_itself, work_for
 from toolkit.load.search import BUDGET_S, LONGEST_S, Trial, find_capacity
 from toolkit.reports.loadtest import report
-from toolkit.slo.rates import AtRate, Rates, edge, write
+from toolkit.reports.rates.report import measured_line, write
+from toolkit.slo.rates import AtRate, Rates, edge
 from toolkit.slo.saturation import KeptUp
 from toolkit.slo.verdict import Outcome, Verdict, of_a_rate
 
@@ -80,7 +81,7 @@ class _Rates:
         met = met_by(verdict)
         trial = AtRate.of(verdict, rate, self._seed, met, _why(verdict, met), ran.predicted)
         self.trials.append(trial)
-        self._tell(f"{rate:.3g} requests/s for {seconds:.0f} s: {trial.result}: {trial.said}")
+        self._tell(f"{rate:.3g} requests/s for {seconds:.0f} s: {trial.result}: {measured_line(trial)}")
         if stopped:
             raise KeyboardInterrupt
         return Trial(rate, seconds, met)

@@ -48,7 +48,7 @@ class Chosen:
         from toolkit.workload.words import Counter
 
         try:
-            return Counter(tokenizer_file(self.deployment)).count_answer
+            return Counter(tokenizer_file(self.deployment.model.path, self.deployment.shape.vocab_size)).count_answer
         except ToolkitError:
             return None
 

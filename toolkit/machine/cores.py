@@ -8,7 +8,6 @@ from pathlib import Path
 
 from toolkit.errors import ToolkitError
 from toolkit.machine.topology import numbers_in
-from toolkit.runtime.needs import Needs, Part
 
 NODES = Path("/sys/devices/system/node")
 
@@ -56,17 +55,6 @@ def ranges(numbers: Iterable[int]) -> str:
         else:
             runs.append([number])
     return ",".join("-".join(map(str, run)) for run in runs)
-
-
-def pinned(needs: Needs) -> list[Part]:
-    """The start of a command line that keeps what follows on its cores: children inherit it."""
-    if needs.nodes:
-        cores = (f"--physcpubind={ranges(needs.cores)}",) if needs.cores else ()
-        why = "the cores and the memory beside the GPUs"
-        return [Part(("numactl", *cores, f"--membind={ranges(needs.nodes)}"), why)]
-    if needs.cores:
-        return [Part(("taskset", "--cpu-list", ranges(needs.cores)), "the cores beside the GPUs")]
-    return []
 
 
 def _cores_of(node: int, folder: Path) -> tuple[int, ...]:

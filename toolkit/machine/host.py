@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.machine.limits import available_memory, memory_limit, most_stack, usable_cores
-from toolkit.serve.janitor import SHARED_MEMORY
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def look_at_host() -> Host:
     import psutil
 
     memory, limit = psutil.virtual_memory().total, memory_limit()
-    shm_bytes, shm_free_bytes = _size_and_free(SHARED_MEMORY)
+    shm_bytes, shm_free_bytes = _size_and_free(Path("/dev/shm"))
     return Host(
         cores=os.cpu_count() or 1,
         usable_cores=usable_cores(),

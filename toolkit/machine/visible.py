@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from toolkit.errors import ToolkitError, shown
-from toolkit.machine.gpus import look_at_gpus
+from toolkit.machine.environment import Setting, look_at_settings
+from toolkit.machine.gpus import Gpu, Gpus, look_at_gpus
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 WAYS_TO_NAME = "Give numbers or UUIDs of whole GPUs, as nvidia-smi -L shows them, or unset it."
@@ -89,3 +90,29 @@ def _not_a_gpu(entry: str, expected: str) -> str:
     if not entry:
         return "an empty entry ends the list"
     return "-1 ends the list" if entry == "-1" else f"{shown(entry)} is not {expected} and ends the list"
+
+
+def gpus_here() -> list[Gpu]:
+    """Those that CUDA_VISIBLE_DEVICES leaves to a program started now; none where it cannot be read."""
+    return gpus_of(look_at_gpus(), look_at_settings())
+
+
+def visible_devices(settings: Mapping[str, Setting]) -> str | None:
+    """CUDA_VISIBLE_DEVICES, None where it is not set."""
+    return settings[VISIBLE].value if VISIBLE in settings else None
+
+
+def visible_to_cuda(gpus: Gpus, settings: Mapping[str, Setting]) -> VisibleGpus | None:
+    """What CUDA_VISIBLE_DEVICES leaves of these GPUs; None where it is not set. Raises ToolkitError as serving does."""
+    value = visible_devices(settings)
+    return None if value is None else visible_gpus(value, {gpu.index: gpu.uuid for gpu in gpus.seen})
+
+
+def gpus_of(gpus: Gpus, settings: Mapping[str, Setting]) -> list[Gpu]:
+    """Those of these GPUs that CUDA_VISIBLE_DEVICES leaves, in its order; none where it cannot be read."""
+    by_number = {gpu.index: gpu for gpu in gpus.seen}
+    try:
+        left = visible_to_cuda(gpus, settings)
+    except ToolkitError:
+        return []
+    return [by_number[number] for number in (by_number if left is None else left.numbers) if number in by_number]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.files.json_file import read_json
 from toolkit.model.meta_params import PARAMS
 from toolkit.model.special_tokens import ID_FILES, TOKENIZER, eos_token_ids, optional_json
-from toolkit.repository.parameters import SpecialTokens
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -26,14 +25,21 @@ FROM_HUGGING_FACE = (
 )
 
 
-def tokenizer_file(deployment: Deployment) -> Path:
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids that generation needs: every one that ends a text, in order, and the one that pads."""
+
+    eos: tuple[int, ...]
+    pad: int
+
+
+def tokenizer_file(directory: Path, vocab_size: int) -> Path:
     """The model's tokenizer.json. Raises ToolkitError when it is missing, broken, or not the model's."""
-    return open_tokenizer(deployment)[0]
+    return open_tokenizer(directory, vocab_size)[0]
 
 
-def special_tokens(deployment: Deployment) -> SpecialTokens:
+def special_tokens(directory: Path, vocab_size: int) -> SpecialTokens:
     """Every id that ends an answer; the padding id, else the first of those. Raises ToolkitError if no id ends it."""
-    directory, vocab_size = deployment.model.path, deployment.shape.vocab_size
     eos = eos_token_ids(directory, vocab_size)
     if not eos:
         what = f"no token ends an answer: {', '.join(ID_FILES)} and the tokenizer name none"
@@ -42,14 +48,14 @@ def special_tokens(deployment: Deployment) -> SpecialTokens:
     return SpecialTokens(eos, next((id for id in found if isinstance(id, int) and 0 <= id < vocab_size), eos[0]))
 
 
-def foreseen(deployment: Deployment) -> list[str]:
+def foreseen(directory: Path, vocab_size: int) -> list[str]:
     """What `toolkit repo` will refuse or warn of, one line each: known before hours of conversion."""
     try:
-        path, tokenizer = open_tokenizer(deployment)
-        special_tokens(deployment)
+        path, tokenizer = open_tokenizer(directory, vocab_size)
+        special_tokens(directory, vocab_size)
     except ToolkitError as error:
         return [f"toolkit repo will refuse this model: {error}"]
-    return _beyond_the_vocabulary(path, tokenizer, deployment.shape.vocab_size)
+    return _beyond_the_vocabulary(path, tokenizer, vocab_size)
 
 
 def _beyond_the_vocabulary(path: Path, tokenizer: Tokenizer, vocab_size: int) -> list[str]:
@@ -63,14 +69,14 @@ def _beyond_the_vocabulary(path: Path, tokenizer: Tokenizer, vocab_size: int) ->
     return [str(ToolkitError(what, where=path, hint="A prompt that holds such a token is refused."))]
 
 
-def open_tokenizer(deployment: Deployment) -> tuple[Path, Tokenizer]:
+def open_tokenizer(directory: Path, vocab_size: int) -> tuple[Path, Tokenizer]:
     """The model's tokenizer.json and what it holds. Raises ToolkitError as `tokenizer_file` does."""
     from tokenizers import Tokenizer
 
-    path, vocab_size = deployment.model.path / TOKENIZER, deployment.shape.vocab_size
+    path = directory / TOKENIZER
     if not path.is_file():
-        made = f'Make it with: python -c "{MAKE_ONE.format(path=str(deployment.model.path))}"'
-        in_metas_form = (deployment.model.path / PARAMS).exists()
+        made = f'Make it with: python -c "{MAKE_ONE.format(path=str(directory))}"'
+        in_metas_form = (directory / PARAMS).exists()
         raise ToolkitError("no such file", where=path, hint=FROM_HUGGING_FACE if in_metas_form else made)
     read_json(path)  # for its errors, which say where the file breaks off
     try:

@@ -17,7 +17,7 @@ from toolkit.sizing.precision import precision_of
 from toolkit.steptimes.step import StepWork, prefill
 
 if TYPE_CHECKING:
-    from toolkit.steptimes.gpus import Gpu
+    from toolkit.sizing.gpus import Gpu
 
 LONG = 4096
 """Tokens of a prompt that is longer than the requirements' 2,048."""

@@ -15,6 +15,7 @@ from toolkit.simulate import Simulation, simulate
 from toolkit.simulate.capacity import Capacity, Saturation, Trial, requests_needed
 from toolkit.simulate.overload import Overload, overload_of
 from toolkit.simulate.run import NOTHING
+from toolkit.sizing.gpus import gpu_named
 from toolkit.sizing.memory import MemoryPlan, plan_memory
 from toolkit.sizing.precision import precision_of
 from toolkit.slo.metrics import Measured
@@ -22,7 +23,6 @@ from toolkit.slo.server_seen import GpuSeen, ServerSeen
 from toolkit.slo.verdict import Target, Verdict, at_least, judge, limits_of_a_request, percentiles, sum_up
 from toolkit.steptimes.aiconfigurator import Aiconfigurator
 from toolkit.steptimes.calibration import Calibration
-from toolkit.steptimes.gpus import gpu_named
 from toolkit.steptimes.latency import ClosedForm
 from toolkit.steptimes.step import StepTimes, StepWork, decode, prefill
 from toolkit.workload import Traffic, traffic_of

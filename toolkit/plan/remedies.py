@@ -15,8 +15,8 @@ from toolkit.plan.remedy import Remedy
 from toolkit.plan.tuning import Ceiling, Tuned, fits, held, in_time_alone, tuned, with_most_sequences
 from toolkit.processes import forked_pool
 from toolkit.simulate.capacity import PRECISION
+from toolkit.sizing.gpus import GPUS
 from toolkit.slo.verdict import OF_THE_GPUS
-from toolkit.steptimes.gpus import GPUS
 
 if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment

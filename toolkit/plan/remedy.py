@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from toolkit.config.deployment import with_settings
+from toolkit.sizing.gpus import GPUS
 from toolkit.sizing.memory import plan_memory
-from toolkit.steptimes.gpus import GPUS
 
 if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment

@@ -22,7 +22,7 @@ from toolkit.plan.layouts import Comparison, Objective, any_fits, compare
 from toolkit.plan.show import wording
 from toolkit.plan.show.reasons import reason
 from toolkit.plan.tuning import Ceiling
-from toolkit.steptimes.gpus import gpu_named
+from toolkit.sizing.gpus import gpu_named
 from toolkit.workload.presets import PRESETS
 
 Progress = Callable[[int, int], None]

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.config.deployment import Deployment
+from toolkit.config.edit_yaml import inline
 from toolkit.config.sections import Hardware, KvCache, Limits, Model, Parallel, Scheduler, Section, Slo, Workload
 from toolkit.errors import ToolkitError, shown
 from toolkit.files.yaml_file import parse_yaml
-from toolkit.plan.edit_yaml import inline
-from toolkit.steptimes.gpus import GPUS
+from toolkit.sizing.gpus import GPUS
 
 SECTIONS: dict[str, type[Section]] = {
     "parallel": Parallel,

@@ -105,8 +105,10 @@ def _of_engines(deployment: Deployment) -> _Contents:
     engines = artifacts.require(
         deployment.engine_dir, "engine", deployment.engine_settings, f"toolkit build {deployment.file}"
     )
-    path, tokenizer = open_tokenizer(deployment)
-    configs = model_configs(deployment, special_tokens(deployment), deployment.engine_dir)
+    path, tokenizer = open_tokenizer(deployment.model.path, deployment.shape.vocab_size)
+    configs = model_configs(
+        deployment, special_tokens(deployment.model.path, deployment.shape.vocab_size), deployment.engine_dir
+    )
     inputs = {"engine": engines.digest, "tokenizer": artifacts.fingerprint([path])}
     return _Contents(tuple(configs), _config_texts(configs), inputs, (path, tokenizer))
 
@@ -115,11 +117,13 @@ def _of_llm_api(deployment: Deployment) -> _Contents:
     check_llm_args(deployment)
     inputs = {"model": model_digest(deployment)}
     check_tied(open_source(deployment.model.path), deployment.shape)
-    longest = longest_token_bytes(*open_tokenizer(deployment))
+    longest = longest_token_bytes(*open_tokenizer(deployment.model.path, deployment.shape.vocab_size))
     configs, options = llmapi_configs(deployment), deployment.repository_dir / openai.OPTIONS
     texts = {
         **_config_texts(configs),
-        f"{LLMAPI_MODEL}/{VERSION}/model.yaml": model_yaml(deployment, special_tokens(deployment), longest),
+        f"{LLMAPI_MODEL}/{VERSION}/model.yaml": model_yaml(
+            deployment, special_tokens(deployment.model.path, deployment.shape.vocab_size), longest
+        ),
         openai.OPTIONS: openai.options_text(deployment),
         openai.SCRIPT: openai.script_text(deployment, options),
     }

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toolkit.config.edit_yaml import edited
 from toolkit.errors import ToolkitError, printable
 from toolkit.files.atomic import atomic_file, read_text
 from toolkit.files.yaml_file import parse_yaml
-from toolkit.plan.edit_yaml import edited
 
 if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment

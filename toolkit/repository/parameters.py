@@ -6,11 +6,11 @@ where it equals the default: several defaults (KV reuse on, no chunked context) 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
+from toolkit.model.tokenizer import SpecialTokens
 from toolkit.sizing.memory import plan_memory
 
 TOKENIZER_DIR = "../preprocessing/1/tokenizer"
@@ -19,14 +19,6 @@ TOKENIZER_DIR = "../preprocessing/1/tokenizer"
 EXECUTOR_WORKER = "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
 CANCELLATION_CHECK_PERIOD_MS = 100
 STATS_CHECK_PERIOD_MS = 100
-
-
-@dataclass(frozen=True)
-class SpecialTokens:
-    """Ids that generation needs: every one that ends a text, in order, and the one that pads."""
-
-    eos: tuple[int, ...]
-    pad: int
 
 
 def preprocessing(deployment: Deployment, tokens: SpecialTokens) -> dict[str, str]:

@@ -7,10 +7,9 @@ group, cores) and its network, and with the machine's /dev/shm and /tmp and the 
 from __future__ import annotations
 
 from toolkit.config.deployment import Deployment
-from toolkit.machine.cores import pinned
 from toolkit.runtime.images import image_file
 from toolkit.runtime.mounts import Mount, as_csv, mounts
-from toolkit.runtime.needs import Needs, Part, Wrapped, further_options
+from toolkit.runtime.needs import Needs, Part, Wrapped, further_options, pinned
 
 PREFIX = "APPTAINERENV_"
 """A variable of this process that begins so is set in the container, without it, whatever else is not."""

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.machine.cores import pinned
 from toolkit.runtime.images import image_file
 from toolkit.runtime.mounts import as_fstab, mounts
-from toolkit.runtime.needs import Needs, Part, Wrapped, cuda_order, further_options
+from toolkit.runtime.needs import Needs, Part, Wrapped, cuda_order, further_options, pinned
 
 
 def in_enroot(deployment: Deployment, needs: Needs) -> Wrapped:

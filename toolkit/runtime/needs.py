@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from toolkit.config.deployment import Deployment
+from toolkit.machine.cores import ranges
 
 
 @dataclass(frozen=True)
@@ -84,3 +85,14 @@ class Wrapped:
         """The whole environment to start it with."""
         secrets = {name: os.environ[source] for name, source in self.secrets.items() if source in os.environ}
         return {**os.environ, **self.environment, **secrets}
+
+
+def pinned(needs: Needs) -> list[Part]:
+    """The start of a command line that keeps what follows on its cores: children inherit it."""
+    if needs.nodes:
+        cores = (f"--physcpubind={ranges(needs.cores)}",) if needs.cores else ()
+        why = "the cores and the memory beside the GPUs"
+        return [Part(("numactl", *cores, f"--membind={ranges(needs.nodes)}"), why)]
+    if needs.cores:
+        return [Part(("taskset", "--cpu-list", ranges(needs.cores)), "the cores beside the GPUs")]
+    return []

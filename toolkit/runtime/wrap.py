@@ -8,11 +8,10 @@ from dataclasses import replace
 
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.machine.cores import pinned
 from toolkit.runtime.apptainer import in_apptainer
 from toolkit.runtime.docker import NOT_STARTED, in_docker
 from toolkit.runtime.enroot import in_enroot
-from toolkit.runtime.needs import Needs, Part, Wrapped, container_name
+from toolkit.runtime.needs import Needs, Part, Wrapped, container_name, pinned
 from toolkit.secrecy import SHORTEST_SECRET, is_secret, tells_a_secret
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from toolkit.model.rank_mapping import Mapping
 from toolkit.model.shape import ModelShape
+from toolkit.sizing.gpus import GPUS, Gpu
 from toolkit.sizing.precision import Precision, precision_of
-from toolkit.steptimes.gpus import GPUS, Gpu
 
 if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment

@@ -17,10 +17,10 @@ from toolkit.errors import ToolkitError
 from toolkit.files.json_file import read_json
 from toolkit.model.rank_mapping import Mapping
 from toolkit.model.shape import DTYPE_BYTES, ModelShape
+from toolkit.sizing.gpus import GPUS, Gpu, gpu_named
 from toolkit.sizing.precision import Precision, precision_of
 from toolkit.steptimes.calibration_rows import AGAIN, Row, crowding_row, layer_row, step_row
 from toolkit.steptimes.fit import Timing, closed_form, fit_rates, predicted_s
-from toolkit.steptimes.gpus import GPUS, Gpu, gpu_named
 from toolkit.steptimes.latency import ClosedForm
 from toolkit.steptimes.measured import MeasuredStep, MeasuredSteps, fit_steps
 

@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 
 from toolkit.model.rank_mapping import Mapping
 from toolkit.model.shape import ModelShape
+from toolkit.sizing.gpus import Gpu, Rates
 from toolkit.sizing.precision import Precision
-from toolkit.steptimes.gpus import Gpu, Rates
 from toolkit.steptimes.latency import ALONE, ClosedForm
 
 Part = Literal["linear", "elementwise", "context", "generation", "all_reduce", "lm_head"]

@@ -15,8 +15,8 @@ from functools import cached_property
 
 from toolkit.model.rank_mapping import Mapping
 from toolkit.model.shape import ModelShape
+from toolkit.sizing.gpus import Gpu
 from toolkit.sizing.precision import Precision
-from toolkit.steptimes.gpus import Gpu
 from toolkit.steptimes.step import StepWork
 
 PCIE_RING, PCIE_HOP_S = 0.56, 8e-6

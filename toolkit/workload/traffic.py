@@ -137,7 +137,7 @@ def turns_of(deployment: Deployment, workload: Workload, trace: Path) -> tuple[l
     if workload.trace_block_tokens is not None:
         raise no_blocks(trace, SHAREGPT)
     template = ChatTemplate(deployment.model.path, deployment.model.chat_template)
-    counter = Counter(tokenizer_file(deployment))
+    counter = Counter(tokenizer_file(deployment.model.path, deployment.shape.vocab_size))
     turns, notes = read_turns(trace, workload.requests, template, counter, deployment.limits.max_seq_len)
     return turns, notes if template.is_there else (*notes, NO_TEMPLATE)
 

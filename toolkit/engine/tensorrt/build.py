@@ -126,7 +126,7 @@ def workers_of(deployment: Deployment, gpus: int | None = None) -> int:
     if deployment.engine_options.workers is not None:
         return deployment.engine_options.workers
     if gpus is None:
-        from toolkit.doctor.ranks import gpus_here
+        from toolkit.machine.visible import gpus_here
 
         gpus = len(gpus_here()) or 1  # none at all is refused by name before a build begins
     needed, free = plan_host(deployment).build_rank_bytes, available_memory()
@@ -195,7 +195,7 @@ def _settings(deployment: Deployment, flags: list[BuildFlag]) -> dict[str, Any]:
 
 def _sm(deployment: Deployment) -> str | None:
     """The compute capability here, which engines are for; without a GPU in sight, that of the engine that is there."""
-    from toolkit.doctor.ranks import gpus_here
+    from toolkit.machine.visible import gpus_here
 
     if gpus := gpus_here():
         return gpus[0].sm or None

@@ -7,10 +7,10 @@ from rich.table import Table
 from rich.text import Text
 
 from toolkit.reports import wording
+from toolkit.reports.terminal import Terminal
 from toolkit.slo.prediction import Predicted
 from toolkit.slo.spread import spreads
 from toolkit.slo.verdict import LATENCIES, Verdict
-from toolkit.terminal import Terminal
 
 STYLES = {
     "PASS": "bold green",
