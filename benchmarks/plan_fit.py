@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from toolkit.config.deployment import Deployment
-from toolkit.model.rank_mapping import Mapping
+from toolkit.model.rank_mapping import RankMapping
 from toolkit.sizing.gpus import GPUS, Gpu
 from toolkit.sizing.precision import Precision
 from toolkit.steptimes.fit import Timing, closed_form, fit_rates, predicted_s
@@ -63,7 +63,7 @@ def step_errors() -> dict[tuple[str, str, str], list[float]]:
     gpus = {tp: refitted(GPUS["h100-sxm"], without_tp=tp) for tp in (1, 2, 4, 8)}
     for row in rows:
         tp, pp, context = int(row["tp"]), int(row["pp"]), int(row["context"])
-        form = ClosedForm(shape, Mapping(tp=tp, pp=pp), gpus[tp], PRECISIONS[row["weights"], row["kv"]], ALONE)
+        form = ClosedForm(shape, RankMapping(tp=tp, pp=pp), gpus[tp], PRECISIONS[row["weights"], row["kv"]], ALONE)
         work = prefill(context) if row["phase"] == "prefill" else decode(int(row["sequences"]), context)
         seconds = sum(form.stage_seconds(work)) + (pp - 1) * form.hop_seconds(work)
         precision = {"16": "16 bits", "fp8": "FP8"}[row["weights"]] + (", KV 16" if row["weights"] != row["kv"] else "")

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from burst import Burst, Limits
 
-from toolkit.model.rank_mapping import Mapping
+from toolkit.model.rank_mapping import RankMapping
 from toolkit.model.shape import ModelShape
 from toolkit.sizing.gpus import GPUS, Gpu
 from toolkit.sizing.memory import GIB, activation_bytes, context_bytes, plan_stage
@@ -93,7 +93,7 @@ class Point:
     def predicted(self) -> float:
         """Output tokens/s of the run; 0 where the memory that is predicted holds no sequence."""
         gpu, precision, model = GPUS[self.gpu], PRECISIONS[self.precision], SHAPES[self.model]
-        mapping = Mapping(tp=self.tp, pp=1)
+        mapping = RankMapping(tp=self.tp, pp=1)
         sequences, tokens, share = settings(self)
         stage = plan_stage(model, mapping, 0, precision)
         used = stage.weight_bytes + context_bytes(gpu, self.tp)
@@ -121,7 +121,7 @@ def first_tokens() -> Iterable[tuple[str, float, float]]:
     """(what, milliseconds published, predicted) of one prompt alone, data/first_tokens.csv."""
     with (DATA / "first_tokens.csv").open() as file:
         for r in csv.DictReader(file):
-            mapping, gpu = Mapping(tp=int(r["tp"]), pp=1), GPUS[r["gpu"]]
+            mapping, gpu = RankMapping(tp=int(r["tp"]), pp=1), GPUS[r["gpu"]]
             times = ClosedForm(SHAPES[r["model"]], mapping, gpu, PRECISIONS[r["precision"]])
             what = f"{r['model']} {r['precision']} {r['gpu']} tp{r['tp']}, {r['isl']} tokens"
             yield what, float(r["ms"]), 1e3 * sum(times.stage_seconds(prefill(int(r["isl"]))))

@@ -15,7 +15,7 @@ from toolkit.files import artifacts
 
 
 def make(directory: Path, content: str = "x", settings: dict | None = None) -> bool:
-    return artifacts.produce(
+    return artifacts.write_stage(
         directory,
         "thing",
         inputs={"source": "1"},
@@ -51,7 +51,7 @@ def test_a_failure_leaves_the_old_one_and_no_partial(tmp_path: Path) -> None:
         raise RuntimeError("in the middle")
 
     with pytest.raises(RuntimeError):
-        artifacts.produce(target, "thing", inputs={}, settings={}, versions={}, write=fail)
+        artifacts.write_stage(target, "thing", inputs={}, settings={}, versions={}, write=fail)
     assert (target / "file").read_text() == "x"
     assert not (tmp_path / "thing.partial").exists()
 
@@ -61,7 +61,7 @@ def test_kill_9_while_writing_leaves_nothing_that_looks_complete(tmp_path: Path)
         "import sys, time; from pathlib import Path; from toolkit import artifacts\n"
         "def write(partial):\n"
         "    (partial / 'file').write_text('half'); print('writing', flush=True); time.sleep(60)\n"
-        "artifacts.produce(Path(sys.argv[1]), 'thing', inputs={}, settings={}, versions={}, write=write)"
+        "artifacts.write_stage(Path(sys.argv[1]), 'thing', inputs={}, settings={}, versions={}, write=write)"
     )
     with subprocess.Popen([sys.executable, "-c", program, tmp_path / "thing"], stdout=subprocess.PIPE) as child:
         assert child.stdout is not None

@@ -246,9 +246,9 @@ def load(folder: Path, content: dict) -> Deployment:
 
 def test_replicas_apart() -> None:
     deployment = Deployment.load(BUILD_CONFIGS / "llama3-70b-h100-2xtp4-fp16.yaml")
-    first, second = deployment.apart()
+    first, second = deployment.per_replica()
     assert [first.url("http"), second.url("grpc")] == ["http://127.0.0.1:8000", "grpc://127.0.0.1:8011"]
     assert (first.engine_dir, first.max_batch_size) == (deployment.engine_dir, 32), "32 of 64 in each"
     assert second.run_dir == deployment.run_dir / "replica1"
-    assert second.apart() == (second,), "it has no replicas of its own"
+    assert second.per_replica() == (second,), "it has no replicas of its own"
     assert (deployment.all_ranks, second.all_ranks) == (8, 4)

@@ -9,7 +9,7 @@ import pytest
 from toolkit.checkpoint import convert
 from toolkit.checkpoint.config_json import checkpoint_config
 from toolkit.checkpoint.layout import rank_tensors, source_shapes
-from toolkit.model.rank_mapping import Mapping
+from toolkit.model.rank_mapping import RankMapping
 from toolkit.model.shape import parse_shape
 
 LLAMA3_70B = {
@@ -37,7 +37,7 @@ SCALING = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
-PP4TP2 = Mapping(tp=2, pp=4)
+PP4TP2 = RankMapping(tp=2, pp=4)
 
 
 @pytest.fixture(scope="module")

@@ -162,7 +162,7 @@ def test_every_replica_has_ports(rehearsal, tmp_path):
     assert [port.name for port in places.ports] == ["http_port", "grpc_port", "metrics_port"] * 2
     assert places.ports[3].address == f"127.0.0.1:{http_port + 10}"
     assert places.running is None
-    with exclusive(deployment.apart()[1]):
+    with exclusive(deployment.per_replica()[1]):
         assert look_at_places(deployment).running == os.getpid()
 
 

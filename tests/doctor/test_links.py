@@ -78,7 +78,7 @@ def test_what_is_shown_is_what_serve_does(bridges, monkeypatch):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
         monkeypatch.setattr(serving, "cores_near", lambda nodes, per_gpu: ((0,), (0,)))
         machine = make(settings=visible(value))
-        shares = [serving.share_of(replica) for replica in placed.apart()]
+        shares = [serving.share_of(replica) for replica in placed.per_replica()]
         assert [gpu.index for gpu in gpus_of_ranks(machine, placed)] == [gpu for one in shares for gpu in one.gpus]
         told = [line.removeprefix("replica 0: ").removeprefix("replica 1: ") for line in found(machine, placed)]
         assert told == [line for one in shares for line in one.lines if line.startswith("stage")]

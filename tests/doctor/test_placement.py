@@ -10,9 +10,9 @@ from tests.doctor.test_topology import recorded
 from toolkit.errors import ToolkitError
 from toolkit.machine.placement import in_order, place, placement_lines
 from toolkit.machine.topology import Topology
-from toolkit.model.rank_mapping import Mapping
+from toolkit.model.rank_mapping import RankMapping
 
-FLAGSHIP = Mapping(tp=2, pp=4)
+FLAGSHIP = RankMapping(tp=2, pp=4)
 WORDS = ["SYS", "NODE", "PHB", "PIX", "NV2", "NV12"]
 """Slowest first."""
 
@@ -45,40 +45,41 @@ def test_bridges_between_gpus_that_are_no_neighbours():
 
 def test_groups_of_four_across_bridges_stay_on_a_socket():
     """Four GPUs have a pair without a bridge in any case: NODE on one socket, SYS across."""
-    found = place(Mapping(tp=4, pp=2), recorded("h100-pcie-bridges"))
+    found = place(RankMapping(tp=4, pp=2), recorded("h100-pcie-bridges"))
     assert found.groups == ((0, 1, 2, 3), (4, 5, 6, 7))
 
 
 def test_replicas_have_gpus_of_their_own():
     topology = recorded("h100-pcie-bridges")
-    found = place(Mapping(tp=2, pp=2), topology, replicas=2)
+    found = place(RankMapping(tp=2, pp=2), topology, replicas=2)
     assert [found.gpus(replica) for replica in range(found.replicas)] == [(0, 4, 1, 5), (2, 6, 3, 7)]
     assert list(found.hops()) == [(0, 1), (4, 5), (2, 3), (6, 7)], "nothing goes from replica to replica"
     assert placement_lines(found, topology, 33)[2] == "replica 1: stage 0: GPUs 2, 6 (NV12): layers 0-16"
 
 
 def test_fewer_ranks_take_the_best_of_the_gpus():
-    assert place(Mapping(tp=2), made(4, lambda a, b: "NV4" if (a, b) == (1, 3) else "SYS")).groups == ((1, 3),)
-    assert place(Mapping(), recorded("l40s")).groups == ((0,),)
-    assert placement_lines(place(Mapping(), recorded("l40s")), recorded("l40s"), 5) == ["stage 0: GPU 0: layers 0-4"]
+    assert place(RankMapping(tp=2), made(4, lambda a, b: "NV4" if (a, b) == (1, 3) else "SYS")).groups == ((1, 3),)
+    assert place(RankMapping(), recorded("l40s")).groups == ((0,),)
+    one = recorded("l40s")
+    assert placement_lines(place(RankMapping(), one), one, 5) == ["stage 0: GPU 0: layers 0-4"]
 
 
 def test_the_worst_group_counts_before_the_others():
     """0-1 has the fastest link, and taking it would leave 2-3 with the slowest."""
     fast = {(0, 1): "NV12", (2, 3): "SYS"}
-    assert place(Mapping(tp=2, pp=2), made(4, lambda a, b: fast.get((a, b), "PHB"))).groups == ((0, 2), (1, 3))
+    assert place(RankMapping(tp=2, pp=2), made(4, lambda a, b: fast.get((a, b), "PHB"))).groups == ((0, 2), (1, 3))
 
 
 def test_equal_links_keep_to_a_numa_node():
     numa = lambda gpu: (gpu % 2,)  # noqa: E731
-    found = place(Mapping(tp=2, pp=2), made(4, lambda a, b: "NV18", numa))
+    found = place(RankMapping(tp=2, pp=2), made(4, lambda a, b: "NV18", numa))
     assert found.groups == ((0, 2), (1, 3))
-    stages = place(Mapping(pp=4), made(4, lambda a, b: "NV18", numa))
+    stages = place(RankMapping(pp=4), made(4, lambda a, b: "NV18", numa))
     assert stages.groups == ((0,), (2,), (1,), (3,)), "one hop between the nodes"
 
 
 def test_an_unknown_way_is_the_last_that_is_taken():
-    found = place(Mapping(tp=2, pp=1), made(4, lambda a, b: "SYS" if (a, b) == (2, 3) else "unknown"))
+    found = place(RankMapping(tp=2, pp=1), made(4, lambda a, b: "SYS" if (a, b) == (2, 3) else "unknown"))
     assert found.groups == ((2, 3),)
 
 
@@ -113,12 +114,12 @@ def test_there_is_no_better_placement(tp, pp, replicas, seed):
     every = (tuple(order[i : i + tp] for i in range(0, len(order), tp)) for order in orders)
     ascending = (groups for groups in every if all(list(group) == sorted(group) for group in groups))
     wanted = max(ascending, key=lambda groups: value(groups, topology, pp))
-    assert place(Mapping(tp=tp, pp=pp), topology, replicas).groups == wanted
+    assert place(RankMapping(tp=tp, pp=pp), topology, replicas).groups == wanted
 
 
 @pytest.mark.parametrize("tp, pp, replicas", [(2, 4, 1), (1, 8, 1), (4, 2, 1), (8, 1, 1), (2, 2, 2), (1, 1, 8)])
 def test_eight_gpus_take_no_time_to_speak_of(tp, pp, replicas):
-    topology, mapping = recorded("h100-pcie-bridges"), Mapping(tp=tp, pp=pp)
+    topology, mapping = recorded("h100-pcie-bridges"), RankMapping(tp=tp, pp=pp)
     took = []
     for _ in range(3):  # the quickest, as the machine may be busy
         start = time.perf_counter()
@@ -129,7 +130,7 @@ def test_eight_gpus_take_no_time_to_speak_of(tp, pp, replicas):
 
 def test_more_gpus_than_can_be_searched():
     topology = made(16, lambda a, b: "NV12" if b - a == 8 else "SYS")
-    found = place(Mapping(tp=2, pp=8), topology)
+    found = place(RankMapping(tp=2, pp=8), topology)
     assert found.groups == tuple((gpu, gpu + 8) for gpu in range(8))
 
 

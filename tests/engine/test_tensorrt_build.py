@@ -17,7 +17,7 @@ from toolkit.engine import require_buildable
 from toolkit.engine.tensorrt.build import build_tensorrt, log_file
 from toolkit.engine.tensorrt.run import run
 from toolkit.errors import ToolkitError
-from toolkit.files.artifacts import alone, read_lock
+from toolkit.files.artifacts import file_lock, read_lock
 from toolkit.runtime import Wrapped
 from toolkit.runtime.needs import Part
 
@@ -131,7 +131,7 @@ def test_a_build_that_is_ended_goes_on_and_keeps_no_half_written_rank(make, prog
 
 def test_two_builds_at_once_are_refused(make, program):
     deployment = make()
-    with alone(deployment.output / "build.lock", "is being built by"):
+    with file_lock(deployment.output / "build.lock", "is being built by"):
         assert f"is being built by process {os.getpid()}. Wait for it, or end it: kill -- " in failure(deployment)
 
 

@@ -42,7 +42,7 @@ def used(file: Path) -> None:
     """Whatever a file may be taken for has to be of use."""
     deployment = Deployment.load(file)
     deployment.model_dump_json()
-    assert deployment.shape.parameters > 0 and deployment.url("http") and deployment.apart()
+    assert deployment.shape.parameters > 0 and deployment.url("http") and deployment.per_replica()
     plan_memory(deployment)
     if deployment.engine == "tensorrt":
         check_flags(deployment)

@@ -19,7 +19,7 @@ from toolkit.files import artifacts
 from toolkit.reports.compare import page as compare_page
 from toolkit.reports.loadtest import report
 from toolkit.serve.state import read_state
-from toolkit.slo.generator_error import AtPercentiles, OwnError
+from toolkit.slo.generator_error import AtPercentiles, GeneratorError
 from toolkit.slo.run import Run
 from toolkit.slo.server_seen import GpuSeen, ServerSeen
 from toolkit.steptimes import calibration
@@ -102,7 +102,7 @@ def reported(tmp_path_factory) -> Path:
     """A report of 12 requests, with all that one can have."""
     folder = tmp_path_factory.mktemp("report")
     deployment = FLAGSHIP.model_copy(update={"output": folder})
-    own = OwnError(ttft_ms=AtPercentiles(1.0, 2.0), dispatch_ms=0.1, read_late_ms=0.2, cpu=0.5)
+    own = GeneratorError(ttft_ms=AtPercentiles(1.0, 2.0), dispatch_ms=0.1, read_late_ms=0.2, cpu=0.5)
     seen = ServerSeen((GpuSeen("GPU-1", 0.5, 1e9, 8e9), GpuSeen("GPU-2")), 3, 0.5, 4.0)
     samples = (*lognormal(11, 1, tokens=4), failed())
     settings = {"protocol": "http", "users": 4, "loop": "open"}

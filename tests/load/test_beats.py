@@ -11,12 +11,12 @@ import pytest
 
 from toolkit.load.runner import Options, run
 from toolkit.reports.loadtest import report
-from toolkit.slo.generator_error import AtPercentiles, OwnError, read_late_ms
+from toolkit.slo.generator_error import AtPercentiles, GeneratorError, read_late_ms
 from toolkit.slo.verdict import Outcome
 
 pytestmark = pytest.mark.alone
 
-CALIBRATED = OwnError(ttft_ms=AtPercentiles(0.5, 1.0), tpot_ms=AtPercentiles(0.1, 0.1))
+CALIBRATED = GeneratorError(ttft_ms=AtPercentiles(0.5, 1.0), tpot_ms=AtPercentiles(0.1, 0.1))
 
 
 def test_only_beats_while_judged_requests_were_under_way_count():

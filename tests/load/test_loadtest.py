@@ -24,7 +24,7 @@ from tests.waiting import eventually
 from toolkit.known_truth import KnownTruth, Record, Settings
 from toolkit.load.runner import Options, run
 from toolkit.reports.loadtest import report
-from toolkit.slo.generator_error import AtPercentiles, OwnError
+from toolkit.slo.generator_error import AtPercentiles, GeneratorError
 from toolkit.slo.verdict import Outcome
 
 pytestmark = pytest.mark.slow
@@ -417,7 +417,7 @@ def test_own_error_decides_and_leaves_open(deployment, tmp_path, tiny_llama, mon
         assert found.own.ttft_ms.p50 > 0
         outcomes.append(judged(100, own=found.own))
         middle = statistics.median(sample.ttft_ms for sample in found.judged)
-        outcomes.append(judged(middle, own=OwnError(ttft_ms=AtPercentiles(80, 80))))
+        outcomes.append(judged(middle, own=GeneratorError(ttft_ms=AtPercentiles(80, 80))))
     assert outcomes == [Outcome.PASS, Outcome.FAIL, Outcome.UNDECIDED]
     assert (load.report_dir / "junit.xml").exists() and "UNDECIDED" in (load.report_dir / "summary.md").read_text()
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 
-from toolkit.files.artifacts import alone
+from toolkit.files.artifacts import file_lock
 from toolkit.load.runner import run
 from toolkit.slo.verdict import Outcome
 
 
 def test_a_second_load_test_of_a_deployment_is_refused_before_it_sends_anything(server, deployment) -> None:
     load = deployment(server)
-    with alone(load.output / "loadtest.lock", "is being load-tested by"):
+    with file_lock(load.output / "loadtest.lock", "is being load-tested by"):
         verdict = run(load)
     assert verdict.outcome is Outcome.COULD_NOT_RUN
     said = f"is being load-tested by process {os.getpid()}. Wait for it, or end it: kill -- {os.getpid()}"

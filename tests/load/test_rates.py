@@ -13,7 +13,7 @@ from toolkit.cli.main import cli
 from toolkit.load.repeats import run_repeatedly
 from toolkit.load.runner import Options
 from toolkit.reports.loadtest import report
-from toolkit.slo.generator_error import OwnError
+from toolkit.slo.generator_error import GeneratorError
 from toolkit.slo.run import Run
 from toolkit.slo.verdict import could_not_run
 
@@ -35,7 +35,7 @@ def tests_of(deployment, monkeypatch):
             samples = [sample(100, 120, due=n / 10) for n in range(40)]
             samples += [failed()] * 10 if (options.rate or 0) > 25 else []
             settings = {**OPEN, "rate": options.rate, "seed": options.seed}
-            own = options.own or OwnError(cpu=0.1)
+            own = options.own or GeneratorError(cpu=0.1)
             own = replace(own, cpu=(own.cpu or 0) + 0.1)
             verdict = report.write(deployment, Run(tuple(samples), 0, EPOCH, settings, own=own))
             return verdict, len(asked) == stopped

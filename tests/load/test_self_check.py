@@ -16,7 +16,7 @@ from toolkit.known_truth import Record
 from toolkit.load.exchange import measure
 from toolkit.load.processes import advice
 from toolkit.load.self_check import SLACK_CPU, Used, compare, own_error
-from toolkit.slo.generator_error import OwnError
+from toolkit.slo.generator_error import GeneratorError
 from toolkit.slo.metrics import Sample
 from toolkit.slo.run import Run, write_samples
 
@@ -87,13 +87,13 @@ def test_what_one_process_carries():
 
 def test_how_many_processes_a_test_wants(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 4)
-    own = OwnError(tokens_per_s=6123.0)
+    own = GeneratorError(tokens_per_s=6123.0)
     carries = "one process carries about 6,100 tokens/s here; this test asks for "
     assert advice(own, 900.0, 1) == carries + "900"
     assert advice(own, 12_300.0, 1) == carries + "12,000: use --processes 3"
     assert advice(own, 12_300.0, 3) == carries + "12,000"
     assert advice(own, 61_000.0, 1).startswith(carries + "61,000, which wants 10 workers, and this machine has 4 cores")
-    assert not advice(OwnError(), 900.0, 1)
+    assert not advice(GeneratorError(), 900.0, 1)
     busy = advice(replace(own, others_cpu=1.34), 900.0, 1)
     assert busy == f"other programs keep 1.3 of 4 cores busy, so it will be less: {carries}900"
 

@@ -52,7 +52,7 @@ def test_without_any_the_first_says_that_it_is_not_there(two):
 
 
 def test_a_load_test_needs_all_of_them(two):
-    first, second = (replica.url("http") for replica in two.apart())
+    first, second = (replica.url("http") for replica in two.per_replica())
     with ready(two.serving.http_port), pytest.raises(ToolkitError, match=f"^{second}: replica 1 of 2 is not ready"):
         require_ready(two, "http")
     with ready(two.serving.http_port + 10):

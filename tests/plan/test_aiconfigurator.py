@@ -17,7 +17,7 @@ from toolkit.cli.main import cli
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.files.distribution import install
-from toolkit.model.rank_mapping import Mapping
+from toolkit.model.rank_mapping import RankMapping
 from toolkit.plan.layouts import evaluate
 from toolkit.plan.predict import predict
 from toolkit.sizing.gpus import GPUS
@@ -33,7 +33,7 @@ FILE = Path("x.yaml")
 
 
 def form(tp: int = 2, pp: int = 4, gpu: str = "h100-sxm", precision: Precision = Precision()) -> ClosedForm:  # noqa: B008
-    return ClosedForm(FLAGSHIP.shape, Mapping(tp=tp, pp=pp), GPUS[gpu], precision)
+    return ClosedForm(FLAGSHIP.shape, RankMapping(tp=tp, pp=pp), GPUS[gpu], precision)
 
 
 @pytest.fixture

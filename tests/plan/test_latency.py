@@ -8,7 +8,7 @@ import pytest
 
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.model.rank_mapping import Mapping
+from toolkit.model.rank_mapping import RankMapping
 from toolkit.sizing.gpus import GPUS, gpu_named
 from toolkit.sizing.precision import Precision
 from toolkit.steptimes.latency import ALONE, RUN, ClosedForm
@@ -20,7 +20,7 @@ H100 = GPUS["h100-sxm"]
 
 
 def form(tp: int, pp: int, gpu=H100, precision=Precision()) -> ClosedForm:  # noqa: B008
-    return ClosedForm(SHAPE, Mapping(tp=tp, pp=pp), gpu, precision)
+    return ClosedForm(SHAPE, RankMapping(tp=tp, pp=pp), gpu, precision)
 
 
 def benchmark(name: str):
@@ -64,12 +64,12 @@ def test_a_decode_step_by_hand():
 def test_what_a_run_adds_to_its_kernels():
     """2 us a sequence and stage; 10 % of 16-bit products; 3 us a hop of an all-reduce too large for one shot."""
     work = decode(16, 1088)
-    alone, run = (ClosedForm(SHAPE, Mapping(tp=8, pp=1), H100, Precision(), o) for o in (ALONE, RUN))
+    alone, run = (ClosedForm(SHAPE, RankMapping(tp=8, pp=1), H100, Precision(), o) for o in (ALONE, RUN))
     more = 0.1 * 80 * alone.linear_s(16) + 16 * 2e-6
     assert sum(run.stage_seconds(work)) - sum(alone.stage_seconds(work)) == pytest.approx(more)
     assert run.all_reduce_s(1024) - alone.all_reduce_s(1024) == pytest.approx(14 * 3e-6)
     fp8 = Precision(1, 1, 2, True)
-    assert form(1, 1, precision=fp8).linear_s(16) == ClosedForm(SHAPE, Mapping(), H100, fp8, ALONE).linear_s(16)
+    assert form(1, 1, precision=fp8).linear_s(16) == ClosedForm(SHAPE, RankMapping(), H100, fp8, ALONE).linear_s(16)
 
 
 def test_a_prefill_step_by_hand():
@@ -102,7 +102,7 @@ def test_all_reduces_by_hand():
     ring moves 2 x 7/8; over PCIe the same, at 56 % of 32 GB/s."""
     size, alone = (
         4096 * 8192 * 2,
-        lambda gpu, tp: ClosedForm(SHAPE, Mapping(tp=tp, pp=1), GPUS[gpu], Precision(), ALONE),
+        lambda gpu, tp: ClosedForm(SHAPE, RankMapping(tp=tp, pp=1), GPUS[gpu], Precision(), ALONE),
     )
     h100, a100 = alone("h100-sxm", 8), alone("a100-sxm", 8)
     assert h100.all_reduce_s(4096) == pytest.approx(14 * 2.81e-6 + 1.125 * size / (0.579 * 450e9), rel=0.01)
@@ -122,7 +122,7 @@ def test_the_last_stage_has_lm_head_and_the_first_the_embedding():
 
 
 def test_stages_with_more_layers_take_longer():
-    seven = ClosedForm(SHAPE, Mapping(tp=1, pp=7), H100, Precision())
+    seven = ClosedForm(SHAPE, RankMapping(tp=1, pp=7), H100, Precision())
     times = seven.stage_seconds(decode(8, 512))
     assert times[1] / times[4] == pytest.approx(
         12 / 11, rel=1e-3

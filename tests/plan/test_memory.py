@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from toolkit.cli.main import cli
 from toolkit.config.deployment import Deployment
-from toolkit.model.rank_mapping import Mapping
+from toolkit.model.rank_mapping import RankMapping
 from toolkit.sizing.memory import plan_memory
 
 BUILD_CONFIGS = Path(__file__).parents[2] / "build_configs"
@@ -64,7 +64,7 @@ def test_weights_of_other_layouts(tp: int, pp: int, gib: list[float]) -> None:
 
 
 def test_a_remainder_of_layers_goes_to_the_first_stages() -> None:
-    mapping = Mapping(tp=2, pp=4)
+    mapping = RankMapping(tp=2, pp=4)
     assert [len(mapping.layers(30, stage)) for stage in range(4)] == [8, 8, 7, 7]
     assert [layer for stage in range(4) for layer in mapping.layers(30, stage)] == list(range(30))
 

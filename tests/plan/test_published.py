@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from toolkit.inflight import SchedulerConfig
-from toolkit.model.rank_mapping import Mapping
+from toolkit.model.rank_mapping import RankMapping
 from toolkit.simulate import simulate
 from toolkit.sizing.gpus import GPUS
 from toolkit.sizing.precision import Precision
@@ -73,7 +73,7 @@ def test_settings_are_those_of_the_release_s_own_benchmark(published):
 )
 def test_a_burst_is_what_the_simulator_makes_of_it(published, prompt, output, requests, sequences, tokens, pool):
     """Bound by the batch, by the tokens of a step, and by the KV pool."""
-    times = ClosedForm(published.SHAPES["Llama-3.1-8B"], Mapping(), GPUS["h100-sxm"], Precision())
+    times = ClosedForm(published.SHAPES["Llama-3.1-8B"], RankMapping(), GPUS["h100-sxm"], Precision())
     limits = published.Limits(sequences, tokens, pool)
     config = SchedulerConfig(
         max_batch_size=sequences,

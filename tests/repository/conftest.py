@@ -88,7 +88,7 @@ def load_deployment(folder: Path, model: Path, engine: str = "tensorrt", decoupl
     text = YAML.format(engine=engine, model=model, output=folder / "work", decoupled=str(decoupled).lower())
     file.write_text(text)
     deployment = Deployment.load(file)
-    artifacts.produce(
+    artifacts.write_stage(
         deployment.engine_dir,
         "engine",
         inputs={},

@@ -45,7 +45,7 @@ def deploy(tmp_path: Path, tiny_llama: Path) -> Callable[..., Deployment]:
 
 
 def write_engine_and_repository(deployment: Deployment) -> None:
-    artifacts.produce(
+    artifacts.write_stage(
         deployment.engine_dir,
         "engine",
         inputs={},
@@ -60,7 +60,7 @@ def write_engine_and_repository(deployment: Deployment) -> None:
         shutil.copytree(MODELS, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
         (folder / "ensemble" / "1").mkdir()
 
-    artifacts.produce(
+    artifacts.write_stage(
         deployment.repository_dir,
         "repository",
         inputs={"engine": engine.digest},

@@ -93,7 +93,7 @@ def test_a_repository_of_another_engine(deploy):
     from toolkit.files import artifacts
 
     deployment = deploy()
-    artifacts.produce(
+    artifacts.write_stage(
         deployment.engine_dir,
         "engine",
         inputs={"checkpoint": "another"},
@@ -142,7 +142,7 @@ def test_too_little_memory(deploy):
 def test_all_replicas_count(deploy):
     """Twice what one needs; one of them alone needs half."""
     deployment = deploy(tp=2, replicas=2)
-    first, _ = deployment.apart()
+    first, _ = deployment.per_replica()
     assert preflight.shared_memory_needed(deployment) == 2 * preflight.shared_memory_needed(first)
     with (deployment.engine_dir / "rank0.engine").open("wb") as file:
         file.truncate(GIB)  # sparse; 2 GiB when widened, and 0.5 GiB for two ranks

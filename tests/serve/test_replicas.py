@@ -137,7 +137,7 @@ def test_detached_they_go_on_alone(two):
     serve(deployment, detach=True)
     try:
         assert is_alive(deployment, 0) and is_alive(deployment, 1)
-        log = deployment.apart()[1].run_dir / "serve.log"
+        log = deployment.per_replica()[1].run_dir / "serve.log"
         assert log.read_text().startswith("starting 1 rank\nready: http://1\n")
     finally:
         for replica in (0, 1):
@@ -146,7 +146,7 @@ def test_detached_they_go_on_alone(two):
 
 def test_what_is_served_is_left_alone(two, capfd):
     deployment = two("0 fail")
-    first, second = deployment.apart()
+    first, second = deployment.per_replica()
     with exclusive(first):
         serve(deployment, detach=True)
         os.kill(int(log_of(deployment, 1)[0]), signal.SIGTERM)
@@ -161,7 +161,7 @@ def test_what_another_number_of_replicas_left_running_is_found(two):
     single = with_settings(deployment, parallel={"replicas": 1})
     with exclusive(single), pytest.raises(ToolkitError, match=f"is being served already, by process {os.getpid()}"):
         serve(deployment)
-    with exclusive(deployment.apart()[1]):
+    with exclusive(deployment.per_replica()[1]):
         with pytest.raises(ToolkitError, match=f"is being served already, by process {os.getpid()}"):
             serve(single)
         assert [one.replica for one in served_otherwise(single)] == [1]
@@ -182,7 +182,7 @@ def test_the_ports_of_all_are_checked_before_the_first_starts(two):
 
 def test_the_overview_says_how_many_are_ready_and_why_not(two, monkeypatch):
     deployment = two()
-    first, second = deployment.apart()
+    first, second = deployment.per_replica()
     assert overview(deployment).data()["ready_replicas"] == 0
     monkeypatch.setattr("toolkit.serve.health.Probe.ready", lambda self: True)
     with exclusive(first), exclusive(second):
@@ -215,7 +215,7 @@ def test_what_the_exit_code_of_status_says(two, monkeypatch, phases, code):
     deployment = two()
     monkeypatch.setattr("toolkit.serve.health.Probe.ready", lambda self: True)
     with contextlib.ExitStack() as stack:
-        for replica, phase in zip(deployment.apart(), phases, strict=True):
+        for replica, phase in zip(deployment.per_replica(), phases, strict=True):
             stack.enter_context(exclusive(replica))
             write_state(replica, state(phase))
         assert overview(deployment).exit_code == code

@@ -38,7 +38,7 @@ def node(monkeypatch, tmp_path):
 def flagship(tp: int = 2, pp: int = 4, replicas: int = 1, cores: int = 16) -> tuple[Deployment, ...]:
     deployment = Deployment.load(ROOT / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml")
     parallel = {"tp": tp, "pp": pp, "replicas": replicas}
-    return with_settings(deployment, parallel=parallel, hardware={"cores_per_gpu": cores}).apart()
+    return with_settings(deployment, parallel=parallel, hardware={"cores_per_gpu": cores}).per_replica()
 
 
 def test_replicas_share_no_gpu_and_no_core(node):

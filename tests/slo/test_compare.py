@@ -17,7 +17,7 @@ from toolkit.errors import ToolkitError
 from toolkit.reports.compare import page as compare_page
 from toolkit.reports.compare.compare import _latency, _Measurement, _rate, compare
 from toolkit.reports.loadtest import report
-from toolkit.slo.generator_error import AtPercentiles, OwnError
+from toolkit.slo.generator_error import AtPercentiles, GeneratorError
 from toolkit.slo.metrics import Measured
 from toolkit.slo.run import Run
 from toolkit.slo.verdict import Outcome
@@ -105,7 +105,7 @@ def test_failed_requests_are_worse_in_compliance_and_at_the_end_of_the_latencies
 
 
 def test_a_difference_within_the_generators_error_is_not_the_servers(made) -> None:
-    own = OwnError(ttft_ms=AtPercentiles(100, 2000))
+    own = GeneratorError(ttft_ms=AtPercentiles(100, 2000))
     runs = [lognormal(600, 1), lognormal(600, 2, scale=1.2)]
     found = compare([made(name, samples, own=own) for name, samples in zip("ab", runs, strict=True)])
     assert row(found, "ttft_ms.p50").changes[0].result == "within the generator's error"
@@ -113,7 +113,7 @@ def test_a_difference_within_the_generators_error_is_not_the_servers(made) -> No
 
 
 def test_a_generator_that_read_late_saw_no_difference(made) -> None:
-    own = OwnError(ttft_ms=AtPercentiles(1, 2), read_late_ms=2000.0)
+    own = GeneratorError(ttft_ms=AtPercentiles(1, 2), read_late_ms=2000.0)
     runs = [lognormal(600, 1), lognormal(600, 2, scale=1.2)]
     found = compare([made(name, samples, own=own) for name, samples in zip("ab", runs, strict=True)])
     assert row(found, "ttft_ms.p50").changes[0].result == "within the generator's error"
@@ -138,7 +138,7 @@ def test_three_runs_fit_a_terminal(made, monkeypatch) -> None:
 def test_a_run_cut_short_or_out_of_cpu_decides_nothing(made) -> None:
     good = lognormal(600, 1)
     a, cut = made("a", good), made("b", lognormal(600, 2, scale=2), cut_short="stopped")
-    starved = made("c", good, own=OwnError(out_of_cpu=True))
+    starved = made("c", good, own=GeneratorError(out_of_cpu=True))
     assert compare([a, cut]).reason == "B was cut short"
     assert compare([a, a, starved]).reason == "the load generator of C ran out of CPU"
     assert compare([a, starved]).outcome is Outcome.UNDECIDED

@@ -14,7 +14,7 @@ from toolkit.config.sections import Percentiles, Slo
 from toolkit.errors import ToolkitError
 from toolkit.reports.loadtest import report
 from toolkit.reports.loadtest.markdown import append_to_job_summary
-from toolkit.slo.generator_error import AtPercentiles, OwnError
+from toolkit.slo.generator_error import AtPercentiles, GeneratorError
 from toolkit.slo.run import Run
 from toolkit.slo.server_seen import GpuSeen, ServerSeen
 from toolkit.slo.verdict import could_not_run
@@ -22,7 +22,7 @@ from toolkit.slo.verdict import could_not_run
 from .samples import EPOCH, failed, sample
 
 FLAGSHIP = Path(__file__).parents[2] / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml"
-OWN = OwnError(ttft_ms=AtPercentiles(2, 15), dispatch_ms=1.5, cpu=0.4)
+OWN = GeneratorError(ttft_ms=AtPercentiles(2, 15), dispatch_ms=1.5, cpu=0.4)
 STEADY = tuple(sample(100, 120, due=n / 10) for n in range(100))
 
 
@@ -135,7 +135,7 @@ GOLDEN = GOLDEN.replace("OWN", "the load generator's own error is not less than 
 def test_the_markdown_as_a_whole(deployment) -> None:
     near = tuple(sample(390, 402, due=n / 10) for n in range(100))
     seen = ServerSeen(gpus=(GpuSeen("a", 0.4), GpuSeen("b", 0.4)))
-    own = OwnError(ttft_ms=AtPercentiles(2, 10.0001))
+    own = GeneratorError(ttft_ms=AtPercentiles(2, 10.0001))
     assert written(deployment, "summary.md", near, own=own, server=seen) == GOLDEN
 
 

@@ -7,23 +7,23 @@ import pytest
 from tests.slo.samples import failed, sample
 from toolkit.config.sections import Slo
 from toolkit.slo.metrics import Measured
-from toolkit.slo.saturation import KeptUp
+from toolkit.slo.saturation import SaturationCheck
 from toolkit.slo.verdict import Target, judge
 
 
 def test_a_server_that_keeps_up_and_one_that_falls_behind() -> None:
     """10 requests/s for 20 s. One server takes 1 s for each; the other serves 5 a second, the rest wait."""
-    steady = KeptUp.of(Measured([sample(1000, due=n / 10) for n in range(200)], {}))
+    steady = SaturationCheck.of(Measured([sample(1000, due=n / 10) for n in range(200)], {}))
     assert steady is not None and not steady.behind and abs(steady.came - steady.ended) <= 1
-    queue = KeptUp.of(Measured([sample(1000 + n * 100, due=n / 10) for n in range(200)], {}))
+    queue = SaturationCheck.of(Measured([sample(1000 + n * 100, due=n / 10) for n in range(200)], {}))
     assert queue is not None and queue.behind and queue.ended < 0.6 * queue.came
-    late = KeptUp.of(Measured([sample(1000, due=n / 10) for n in range(200)], {"ttft_ms": 500}))
+    late = SaturationCheck.of(Measured([sample(1000, due=n / 10) for n in range(200)], {"ttft_ms": 500}))
     assert late is not None and (late.ended, late.good) == (steady.ended, 0)
 
 
 def test_whether_a_server_keeps_up_cannot_be_told_of_answers_longer_than_the_test() -> None:
-    assert KeptUp.of(Measured([sample(9000, due=n / 10) for n in range(20)], {})) is None
-    assert KeptUp.of(Measured([failed(n) for n in range(20)], {})) is None
+    assert SaturationCheck.of(Measured([sample(9000, due=n / 10) for n in range(20)], {})) is None
+    assert SaturationCheck.of(Measured([failed(n) for n in range(20)], {})) is None
 
 
 def rate_of(samples: list, limit: float) -> Target:

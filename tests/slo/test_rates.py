@@ -12,7 +12,7 @@ import pytest
 from toolkit.config.deployment import Deployment
 from toolkit.config.sections import Percentiles, Slo
 from toolkit.reports.rates.report import as_markdown, measured_line, write
-from toolkit.slo.generator_error import AtPercentiles, OwnError
+from toolkit.slo.generator_error import AtPercentiles, GeneratorError
 from toolkit.slo.metrics import Measured
 from toolkit.slo.rates import AtRate, Rates, edge
 from toolkit.slo.verdict import judge
@@ -30,7 +30,7 @@ def deployment(tmp_path) -> Deployment:
 
 def trial(rate: float, met: bool | None, ttft_ms: float = 100, broken: int = 0) -> AtRate:
     samples = [sample(ttft_ms, ttft_ms + 20, due=n / rate) for n in range(40)] + [failed() for _ in range(broken)]
-    verdict = judge(SLO, Measured(samples, {"ttft_ms": 400}), own=OwnError(ttft_ms=AtPercentiles(1, 2)))
+    verdict = judge(SLO, Measured(samples, {"ttft_ms": 400}), own=GeneratorError(ttft_ms=AtPercentiles(1, 2)))
     return AtRate.of(verdict, rate, 1, met, "" if met else "TTFT P99", None)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from toolkit.config.sections import Percentiles, Slo
-from toolkit.slo.generator_error import AtPercentiles, OwnError
+from toolkit.slo.generator_error import AtPercentiles, GeneratorError
 from toolkit.slo.metrics import Measured
 from toolkit.slo.server_seen import GpuSeen, ServerSeen
 from toolkit.slo.verdict import Outcome, judge, limits_of_a_request
@@ -25,8 +25,8 @@ def target(verdict, name):
     return next(target for target in verdict.targets if target.name == name)
 
 
-def own(p50: float, p99: float = 0.0, **more) -> OwnError:
-    return OwnError(ttft_ms=AtPercentiles(p50, p99), **more)
+def own(p50: float, p99: float = 0.0, **more) -> GeneratorError:
+    return GeneratorError(ttft_ms=AtPercentiles(p50, p99), **more)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_one_sure_miss_is_a_fail_whatever_else_is_undecided() -> None:
 def test_a_generator_out_of_cpu_decides_nothing_that_it_measured() -> None:
     slo = Slo(ttft_ms=Percentiles(p50=10), requests_per_s=5, gpu_utilisation=(0.7, 0.85))
     seen = ServerSeen(gpus=(GpuSeen("a", 0.8),))
-    verdict = verdict_on(slo, own=OwnError(out_of_cpu=True), server=seen)
+    verdict = verdict_on(slo, own=GeneratorError(out_of_cpu=True), server=seen)
     assert verdict.outcome is Outcome.UNDECIDED and "ran out of CPU" in verdict.reason
     outcomes = {one.name: one.outcome for one in verdict.targets}
     assert outcomes.pop("gpu_utilisation") == "PASS" and set(outcomes.values()) == {"UNDECIDED"}
@@ -85,7 +85,7 @@ def test_compliance_is_undecided_when_the_error_can_turn_it() -> None:
 def test_failed_requests_are_a_sure_miss_and_no_request_is_no_verdict() -> None:
     slo = Slo(ttft_ms=Percentiles(p99=400))
     assert verdict_on(slo, [*STEADY, *(failed(n) for n in range(5))], own=own(1, 1e6)).outcome is Outcome.FAIL
-    for options in ({}, {"own": own(1)}, {"own": OwnError(out_of_cpu=True)}):
+    for options in ({}, {"own": own(1)}, {"own": GeneratorError(out_of_cpu=True)}):
         assert verdict_on(slo, [], **options).outcome is Outcome.COULD_NOT_RUN
     assert verdict_on(slo, own=own(1), cut_short="stopped").outcome is Outcome.COULD_NOT_RUN
 
@@ -138,7 +138,7 @@ def test_reading_late_in_the_run_itself_is_the_generators_error_too():
     """400 ms at the end of an answer of 11 tokens are 40 ms of each of its gaps."""
     late = [sample(*(100 + 40 * n for n in range(10)), 500 + 400, due=n / 10) for n in range(100)]
     limits = {"ttft_ms": {"p50": 99}, "tpot_ms": {"p99": 50}, "itl_ms": {"p99": 50}, "e2e_ms": {"p99": 600}}
-    calibrated = OwnError(ttft_ms=AtPercentiles(0.1, 0.2), tpot_ms=AtPercentiles(0.1, 0.2))
+    calibrated = GeneratorError(ttft_ms=AtPercentiles(0.1, 0.2), tpot_ms=AtPercentiles(0.1, 0.2))
     for own, outcome in (
         (calibrated, "FAIL"),
         (replace(calibrated, read_late_ms=410.0), "UNDECIDED"),
@@ -152,7 +152,7 @@ def test_sending_late_in_the_run_itself_is_the_generators_error_too():
     """A server that needs 200 ms, asked 1 s late: of the 1,200 ms since it was due most are not the server's."""
     late = [sample(1200, 1220, due=n, sent=EPOCH + n + 1.0) for n in range(120)]
     slo = Slo.model_validate({"ttft_ms": {"p50": 300}})
-    own = OwnError(ttft_ms=AtPercentiles(1.0, 5.0))
+    own = GeneratorError(ttft_ms=AtPercentiles(1.0, 5.0))
     found = {target.name: target for target in judge(slo, Measured(late, {"ttft_ms": 300}), own=own).targets}
     assert (found["ttft_ms.p50"].outcome, found["ttft_ms.p50"].own_error) == ("UNDECIDED", pytest.approx(1000))
     assert found["compliance"].outcome == "UNDECIDED"

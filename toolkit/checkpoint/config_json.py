@@ -10,18 +10,18 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from toolkit.model.rank_mapping import Mapping
+from toolkit.model.rank_mapping import RankMapping
 from toolkit.model.shape import ModelShape
 
 GPUS_PER_NODE = 8
 
 
-def config_text(shape: ModelShape, mapping: Mapping, dtype: str) -> str:
+def config_text(shape: ModelShape, mapping: RankMapping, dtype: str) -> str:
     """The file."""
     return json.dumps(checkpoint_config(shape, mapping, dtype), indent=4) + "\n"
 
 
-def checkpoint_config(shape: ModelShape, mapping: Mapping, dtype: str) -> dict[str, Any]:
+def checkpoint_config(shape: ModelShape, mapping: RankMapping, dtype: str) -> dict[str, Any]:
     """Its fields for weights stored as `dtype` ("float16", "bfloat16" or "float32")."""
     return {
         "architecture": shape.architecture,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Mapping as Dict
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +24,7 @@ from toolkit.checkpoint.numerics import Caster
 from toolkit.checkpoint.safetensors_file import encode_header
 from toolkit.checkpoint.source import BLOCK_BYTES, SourceTensor, read_blocks
 from toolkit.checkpoint.workers import Advance
-from toolkit.model.rank_mapping import Mapping
+from toolkit.model.rank_mapping import RankMapping
 from toolkit.model.shape import ModelShape
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Job:
         return self.sources[0]
 
 
-def rank_files(shape: ModelShape, mapping: Mapping, dtype: str) -> list[RankFile]:
+def rank_files(shape: ModelShape, mapping: RankMapping, dtype: str) -> list[RankFile]:
     """The files of a checkpoint, by rank."""
     files = []
     for rank in mapping.ranks:
@@ -89,7 +89,7 @@ def jobs_of(files: list[RankFile]) -> list[Job]:
     return [Job(sources, tuple(found)) for sources, found in targets.items()]
 
 
-def run(job: Job, tensors: Dict[str, SourceTensor], dtype: str, files: list[Output], advance: Advance) -> Result:
+def run(job: Job, tensors: Mapping[str, SourceTensor], dtype: str, files: list[Output], advance: Advance) -> Result:
     """Do a job; `files` are the rank files.
 
     The result has digest and numbers of each source tensor, and the digest of each target by its key.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from toolkit.errors import ToolkitError
-from toolkit.model.rank_mapping import Mapping
+from toolkit.model.rank_mapping import RankMapping
 from toolkit.model.shape import ModelShape
 
 Shape = tuple[int, ...]
@@ -66,7 +66,7 @@ LAYER = (
 EMBEDDING, FINAL_NORM, LM_HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 
 
-def rank_tensors(shape: ModelShape, mapping: Mapping, rank: int, embedding: Embedding = "whole") -> list[Tensor]:
+def rank_tensors(shape: ModelShape, mapping: RankMapping, rank: int, embedding: Embedding = "whole") -> list[Tensor]:
     """The tensors of `rank{rank}.safetensors`, in file order.
 
     `embedding`: every rank of the first stage has all of the vocabulary's vectors, or a share of its rows

@@ -6,8 +6,7 @@ have the value that this project computes with; anything else is refused by name
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from collections.abc import Mapping as Dict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,7 @@ from toolkit.checkpoint.layout import Embedding
 from toolkit.checkpoint.safetensors_file import Stored, read_header
 from toolkit.errors import ToolkitError, shown
 from toolkit.files.json_file import LARGEST_CONFIG, read_json
-from toolkit.model.rank_mapping import Mapping
+from toolkit.model.rank_mapping import RankMapping
 from toolkit.model.shape import DTYPE_BYTES, ModelShape, parse_shape
 
 NAMES = {
@@ -54,13 +53,13 @@ class Checkpoint:
 
     directory: Path
     shape: ModelShape
-    mapping: Mapping
+    mapping: RankMapping
     dtype: str
     """"float16", "bfloat16" or "float32"."""
     embedding: Embedding
-    raw: Dict[str, Any]
+    raw: Mapping[str, Any]
     """config.json as it is in the directory."""
-    ranks: tuple[Dict[str, Stored], ...]
+    ranks: tuple[Mapping[str, Stored], ...]
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -99,7 +98,7 @@ def rank_file(directory: Path, rank: int) -> Path:
     return directory / f"rank{rank}.safetensors"
 
 
-def _unsupported(raw: Dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+def _unsupported(raw: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Fields that would make another model of it: (name, value found, value supported)."""
     for name, wanted in REQUIRED.items():
         found = raw.get(name)
@@ -113,20 +112,20 @@ def _unsupported(raw: Dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
         yield "moe.num_experts", experts, 0
 
 
-def _shape(raw: Dict[str, Any], path: Path) -> ModelShape:
+def _shape(raw: Mapping[str, Any], path: Path) -> ModelShape:
     fields = {NAMES.get(name, name): value for name, value in raw.items()}
     fields["architectures"] = [raw.get("architecture")]
     fields["rms_norm_eps"] = fields.get("rms_norm_eps") or DEFAULT_EPSILON
     return parse_shape(fields, where=str(path))
 
 
-def _mapping(block: Dict[str, Any], path: Path) -> Mapping:
+def _mapping(block: Mapping[str, Any], path: Path) -> RankMapping:
     """Older blocks have no cp_size, moe_* or attn_*, and `auto_parallel` instead; only the sizes matter."""
     sizes = {name: block.get(name, 1) for name in ("tp_size", "pp_size", "cp_size")}
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise ToolkitError(f"mapping.{name}: expected a positive whole number, got {shown(size)}", where=path)
-    mapping = Mapping(tp=sizes["tp_size"], pp=sizes["pp_size"])
+    mapping = RankMapping(tp=sizes["tp_size"], pp=sizes["pp_size"])
     if sizes["cp_size"] != 1:
         raise ToolkitError(f"mapping.cp_size: {sizes['cp_size']} is not supported, only 1", where=path)
     if block.get("world_size", mapping.world_size) != mapping.world_size:
@@ -135,7 +134,7 @@ def _mapping(block: Dict[str, Any], path: Path) -> Mapping:
     return mapping
 
 
-def _embedding(raw: Dict[str, Any], path: Path) -> Embedding:
+def _embedding(raw: Mapping[str, Any], path: Path) -> Embedding:
     if not raw.get("use_parallel_embedding"):
         return "whole"
     dimension = raw.get("embedding_sharding_dim", 0)
@@ -144,7 +143,7 @@ def _embedding(raw: Dict[str, Any], path: Path) -> Embedding:
     return "columns" if dimension else "rows"
 
 
-def _rank(directory: Path, rank: int, mapping: Mapping) -> dict[str, Stored]:
+def _rank(directory: Path, rank: int, mapping: RankMapping) -> dict[str, Stored]:
     path = rank_file(directory, rank)
     if not path.is_file():
         raise ToolkitError(
@@ -156,7 +155,7 @@ def _rank(directory: Path, rank: int, mapping: Mapping) -> dict[str, Stored]:
     return {tensor.name: tensor for tensor in read_header(path)}
 
 
-def _refuse_more_ranks(directory: Path, mapping: Mapping) -> None:
+def _refuse_more_ranks(directory: Path, mapping: RankMapping) -> None:
     if rank_file(directory, mapping.world_size).exists():
         raise ToolkitError(
             f"holds {rank_file(directory, mapping.world_size).name}, but config.json's mapping of tp {mapping.tp} x "

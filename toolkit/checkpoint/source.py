@@ -6,8 +6,7 @@ What is taken and what is refused is listed in docs/sources.md.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from collections.abc import Mapping as Dict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -62,7 +61,7 @@ class Source:
 
     directory: Path
     files: tuple[Path, ...]
-    tensors: Dict[str, SourceTensor]
+    tensors: Mapping[str, SourceTensor]
 
     def seen(self) -> dict[str, list[int]]:
         """Size and time of change of each file, which tell at no cost that nothing has changed."""

@@ -11,8 +11,7 @@ import os
 import shutil
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
-from collections.abc import Mapping as Dict
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -26,7 +25,7 @@ from toolkit.checkpoint.source import Source
 from toolkit.checkpoint.workers import Advance, Progress, side_by_side
 from toolkit.errors import ToolkitError
 from toolkit.files.artifacts import digest_of
-from toolkit.model.rank_mapping import Mapping
+from toolkit.model.rank_mapping import RankMapping
 from toolkit.model.shape import ModelShape
 
 FLUSH_S = 0.2
@@ -48,7 +47,7 @@ class Written:
 def write_checkpoint(
     source: Source,
     shape: ModelShape,
-    mapping: Mapping,
+    mapping: RankMapping,
     dtype: str,
     directory: Path,
     progress: Progress | None = None,
@@ -170,7 +169,7 @@ def _holds(directory: Path, files: list[RankFile], job: Job, result: Result) -> 
     )
 
 
-def _written(files: list[RankFile], results: Dict[str, Result]) -> Written:
+def _written(files: list[RankFile], results: Mapping[str, Result]) -> Written:
     sources = {name: entry for result in results.values() for name, entry in result["sources"].items()}
     digests = {key: value for result in results.values() for key, value in result["targets"].items()}
     records = {

@@ -27,7 +27,6 @@ def build(deployment: Deployment, checkpoint: Path | None, dry_run: bool) -> Non
     was cut off goes on with the ranks that are left.
     """
     from toolkit.checkpoint import convert
-    from toolkit.doctor.preflight import require
     from toolkit.engine import build as run
     from toolkit.engine import dry_run as describe
     from toolkit.engine import require_buildable
@@ -37,7 +36,7 @@ def build(deployment: Deployment, checkpoint: Path | None, dry_run: bool) -> Non
         return click.echo(describe(deployment, checkpoint))
     for line in require_buildable(deployment, checkpoint):
         note(line)
-    require(deployment, "build", note, checkpoint)
+    check_machine(deployment, "build", note, checkpoint)
     for line in foreseen(deployment.model.path, deployment.shape.vocab_size):
         note(f"warning: {line}")
     if checkpoint is None:

@@ -25,8 +25,7 @@ def serve(deployment: Deployment, detach: bool, verbose: bool, dry_run: bool) ->
         from toolkit.serve import dry_run as describe
 
         return click.echo(describe(deployment))
-    from toolkit.doctor.preflight import require
     from toolkit.serve import serve as run
 
-    require(deployment, "serve", note)
+    check_machine(deployment, "serve", note)
     run(deployment, detach=detach, verbose=verbose)

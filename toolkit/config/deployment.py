@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping as Dict
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -37,7 +37,7 @@ from toolkit.config.sections import (
 )
 from toolkit.errors import ToolkitError, clipped, is_unicode, shown
 from toolkit.files.yaml_file import absolute_path, read_yaml
-from toolkit.model.rank_mapping import Mapping
+from toolkit.model.rank_mapping import RankMapping
 from toolkit.model.shape import ModelShape, load_shape, no_shape, parse_shape, shape_file
 from toolkit.releases import LATEST, WITHOUT_ENGINES, Release, release_of
 from toolkit.releases.llm_api import llm_release_of
@@ -83,7 +83,7 @@ class Deployment(Section):
     """Which of `parallel.replicas` this is, of those that `apart` gives; None for them all."""
 
     @classmethod
-    def load(cls, file: str | Path, engine: str | None = None, changes: Dict[str, Any] | None = None) -> Deployment:
+    def load(cls, file: str | Path, engine: str | None = None, changes: Mapping[str, Any] | None = None) -> Deployment:
         """Read and check a YAML file; `engine` and `changes` ("section.key": value) replace what it says.
 
         Raises ToolkitError, one line.
@@ -144,8 +144,8 @@ class Deployment(Section):
         return release_of(version, where=self.file)
 
     @property
-    def mapping(self) -> Mapping:
-        return Mapping(tp=self.parallel.tp, pp=self.parallel.pp)
+    def mapping(self) -> RankMapping:
+        return RankMapping(tp=self.parallel.tp, pp=self.parallel.pp)
 
     @property
     def max_batch_size(self) -> int:
@@ -165,9 +165,9 @@ class Deployment(Section):
     @property
     def all_ranks(self) -> int:
         """Of every replica: as many as GPUs."""
-        return self.mapping.world_size * len(self.apart())
+        return self.mapping.world_size * len(self.per_replica())
 
-    def apart(self) -> tuple[Deployment, ...]:
+    def per_replica(self) -> tuple[Deployment, ...]:
         """A deployment for each replica, with ports and a run folder of its own; all else, and engines, are shared.
 
         Itself alone where it is one replica already.
@@ -224,7 +224,7 @@ def with_settings(deployment: Deployment, **sections: dict[str, Any]) -> Deploym
     return deployment.model_copy(update=changed)
 
 
-def changed(content: dict[str, Any], changes: Dict[str, Any]) -> dict[str, Any]:
+def changed(content: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """The YAML's content with "section.key" set to other values; what is no mapping is left for validation."""
     content = dict(content)
     for name, value in changes.items():

@@ -19,7 +19,7 @@ from toolkit.files import artifacts
 from toolkit.files.json_file import LARGEST_CONFIG, read_json
 from toolkit.model.shape import DTYPE_BYTES
 from toolkit.serve.preflight import REHEARSAL_SEGMENT_BYTES, check_port, shared_memory_needed
-from toolkit.serve.state import holder
+from toolkit.serve.state import supervisor_pid
 from toolkit.sizing.host import rank_bytes
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def look_at_places(deployment: Deployment) -> Places:
         model=model,
         disks=tuple(_disks(deployment, model)),
         made=_made(deployment),
-        ports=tuple(_port(replica, name) for replica in deployment.apart() for name in PORTS),
+        ports=tuple(_port(replica, name) for replica in deployment.per_replica() for name in PORTS),
         shared_memory_bytes=_shared_memory(deployment),
         running=_running(deployment),
         built=_built(deployment.engine_dir / "config.json"),
@@ -111,7 +111,7 @@ def look_at_places(deployment: Deployment) -> Places:
 def _running(deployment: Deployment) -> int | None:
     """The process that serves it; None also where that is closed to this user: then its ports are seen to be taken."""
     try:
-        return next(filter(None, map(holder, deployment.apart())), None)
+        return next(filter(None, map(supervisor_pid, deployment.per_replica())), None)
     except ToolkitError:
         return None
 

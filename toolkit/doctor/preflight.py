@@ -78,7 +78,7 @@ SERVE: tuple[Rule, ...] = (
 """Ports are tried by `toolkit serve` itself, which first looks whether the deployment is being served already."""
 
 
-def require(deployment: Deployment, stage: Stage, warn: Callable[[str], None], checkpoint: Path | None = None) -> None:
+def check(deployment: Deployment, stage: Stage, warn: Callable[[str], None], checkpoint: Path | None = None) -> None:
     """Raise a ToolkitError, one line with the fix, for the first thing that `stage` cannot do without.
 
     What works badly is told by `warn`, a line each. A rehearsal needs nothing of this, and what is built nothing more

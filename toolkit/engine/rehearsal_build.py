@@ -13,7 +13,7 @@ from toolkit import checkpoint, engine
 from toolkit.config.deployment import Deployment
 from toolkit.engine.source import find_source
 from toolkit.files import distribution
-from toolkit.files.artifacts import produce
+from toolkit.files.artifacts import write_stage
 
 VERSION = "1.2.1+rehearsal"
 """The TensorRT-LLM release whose layout and behaviour are rehearsed; a real engine has no suffix."""
@@ -31,7 +31,7 @@ def build_rehearsal(deployment: Deployment, progress: Callable[[int, int], None]
             link_or_copy(source.directory / f"rank{rank}.safetensors", partial / f"rank{rank}.engine")
             progress(rank + 1, len(ranks))
 
-    return produce(
+    return write_stage(
         deployment.engine_dir,
         engine.STAGE,
         inputs={checkpoint.STAGE: source.digest},

@@ -14,7 +14,7 @@ from toolkit.config.deployment import REHEARSAL_KV_TOKENS
 from toolkit.errors import ToolkitError, shown
 from toolkit.files.json_file import read_json
 from toolkit.inflight import SchedulerConfig
-from toolkit.model.rank_mapping import Mapping
+from toolkit.model.rank_mapping import RankMapping
 
 Milliseconds = Annotated[int, Field(gt=0)]
 
@@ -88,8 +88,8 @@ class EngineSettings(BaseModel):
         return self.config["build_config"]
 
     @property
-    def mapping(self) -> Mapping:
-        return Mapping(tp=self.model["mapping"]["tp_size"], pp=self.model["mapping"]["pp_size"])
+    def mapping(self) -> RankMapping:
+        return RankMapping(tp=self.model["mapping"]["tp_size"], pp=self.model["mapping"]["pp_size"])
 
     def check_world(self, size: int) -> None:
         """Raises ToolkitError unless that is the number of processes the engine was built for."""

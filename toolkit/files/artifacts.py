@@ -46,7 +46,7 @@ class Lock:
         return dict(self.inputs) == dict(inputs) and dict(self.settings) == plain(settings)
 
 
-def produce(
+def write_stage(
     directory: Path,
     stage: str,
     *,
@@ -207,7 +207,7 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Alone:
+class FileLock:
     """A lock file that this process holds, and every process that it hands the descriptor to."""
 
     stream: IO[str]
@@ -223,7 +223,7 @@ class Alone:
 
 
 @contextlib.contextmanager
-def alone(file: Path, doing: str) -> Iterator[Alone]:
+def file_lock(file: Path, doing: str) -> Iterator[FileLock]:
     """Hold a lock file, or raise a ToolkitError with the pid of who does. The kernel ends it with its last holder."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -242,7 +242,7 @@ def alone(file: Path, doing: str) -> Iterator[Alone]:
         stream.truncate(0)
         stream.write(f"{os.getpid()}\n")
         stream.flush()
-        yield Alone(stream)
+        yield FileLock(stream)
 
 
 def _empty(directory: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping as Dict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def finite(value: Any) -> Any:
 class Fields:
     """Typed reads of an object's fields; null counts as not there. `prefix` is their path in the file."""
 
-    def __init__(self, values: Dict[str, Any], where: str, prefix: str = "") -> None:
+    def __init__(self, values: Mapping[str, Any], where: str, prefix: str = "") -> None:
         self.values, self.where, self.prefix = values, where, prefix
 
     def integer(self, name: str, default: int | None = None, at_most: int = LARGEST_INTEGER) -> int:

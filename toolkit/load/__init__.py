@@ -1,6 +1,6 @@
 """Load tests of a deployment, on Locust: `toolkit.load.runner.run` for us, loadtest/locustfile.py for plain Locust.
 
-Only users.py, conductor.py, dispatch.py, teller.py and web.py import Locust or gevent, and only Locust's own process
+Only users.py, coordinator.py, dispatch.py, teller.py and web.py import Locust or gevent, and only Locust's own process
 imports them: that import patches the sockets and threads of the whole process for gevent.
 """
 

@@ -14,7 +14,7 @@ from toolkit.load.search import BUDGET_S, LONGEST_S, Trial, find_capacity
 from toolkit.reports.loadtest import report
 from toolkit.reports.rates.report import measured_line, write
 from toolkit.slo.rates import AtRate, Rates, edge
-from toolkit.slo.saturation import KeptUp
+from toolkit.slo.saturation import SaturationCheck
 from toolkit.slo.verdict import Outcome, Verdict, of_a_rate
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class _Rates:
 
 def met_by(verdict: Verdict) -> bool | None:
     """Whether a rate is borne: every latency and the compliance are, and the server keeps up. None: it is open."""
-    kept_up = KeptUp.of(verdict.measured)
+    kept_up = SaturationCheck.of(verdict.measured)
     if _of_a_rate(verdict, "FAIL") or (kept_up and kept_up.behind):
         return False
     return None if _of_a_rate(verdict, "UNDECIDED") else True

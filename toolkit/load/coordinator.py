@@ -36,14 +36,14 @@ from toolkit.load.progress import Progress
 from toolkit.load.self_check import SLACK_CPU
 from toolkit.reports.loadtest import report
 from toolkit.reports.loadtest.terminal import summary_text
-from toolkit.slo.generator_error import Beat, OwnError, read_late_ms
+from toolkit.slo.generator_error import Beat, GeneratorError, read_late_ms
 from toolkit.slo.metrics import Sample
 from toolkit.slo.run import Run, write_samples
 from toolkit.slo.server_metrics import ServerWatch
 from toolkit.slo.server_seen import ServerSeen
 from toolkit.slo.verdict import Outcome, Verdict, limits_of_a_request
 
-SHARE_WANTED, SHARE, SAMPLE = "toolkit-share-wanted", "toolkit-share", "toolkit-sample"
+QUOTA_WANTED, QUOTA, SAMPLE = "toolkit-quota-wanted", "toolkit-quota", "toolkit-sample"
 WATCH_S = 0.5
 LOST_AFTER_S = 10.0
 """How long there may be no user left, or a worker be lost, before the missing requests are given up (workers report
@@ -53,7 +53,7 @@ START_S = 1.0
 """From the moment when an open loop is handed out to its beginning: requests are made meanwhile."""
 
 
-class Share:
+class RequestQuota:
     """The numbers of the requests that the users of this process send in one run."""
 
     def __init__(self) -> None:
@@ -81,11 +81,11 @@ class Share:
     def _wanted(self, runner: Any) -> AsyncResult:
         if self._numbers is None:
             self._numbers = AsyncResult()
-            runner.send_message(SHARE_WANTED)
+            runner.send_message(QUOTA_WANTED)
         return self._numbers
 
 
-class Conductor:
+class Coordinator:
     """One for the master or the only process; collects one run after another, as often as a test is started."""
 
     def __init__(self, environment: Environment, chosen: Chosen) -> None:
@@ -107,7 +107,7 @@ class Conductor:
         events.test_stop.add_listener(self.end_if_alone)
         events.quitting.add_listener(self.quit)
         events.cpu_warning.add_listener(self.note_cpu)
-        self._runner.register_message(SHARE_WANTED, self.give_share)
+        self._runner.register_message(QUOTA_WANTED, self.give_quota)
         self._runner.register_message(SAMPLE, self.receive)
         self._runner.register_message(BEATS, self.hear_beats)
         if launcher := os.environ.get(LAUNCHER):
@@ -129,14 +129,14 @@ class Conductor:
         self.total = self.work.count
         self.samples, self.beats, self.verdict, self.started, self.running = [], [], None, time.time(), True
         self.cpu_before, self.busiest = sum(psutil.Process().cpu_times()[:2]), 0.0
-        urls = [] if options.target else [_metrics_url(replica) for replica in self.deployment.apart()]
+        urls = [] if options.target else [_metrics_url(replica) for replica in self.deployment.per_replica()]
         self.watch = ServerWatch(urls).__enter__() if urls else None
         self.workers = {client.id for client in runner.clients.ready} if isinstance(runner, MasterRunner) else set()
         self.shares_given, self.progress, self.runs = 0, Progress(), self.runs + 1
         self.live = Live(self.total, self.work.turns, limits_of_a_request(self.deployment.slo))
         gevent.spawn(self._watch)
 
-    def give_share(self, environment: Environment, msg: Any, **_: Any) -> None:
+    def give_quota(self, environment: Environment, msg: Any, **_: Any) -> None:
         """Every n-th number to each of n processes; Locust leaves none without a user that could have one."""
         processes = min(self.settings["processes"], self.work.users or self.settings["processes"])
         if not self.shares_given:
@@ -144,7 +144,7 @@ class Conductor:
         client = {"client_id": msg.node_id} if isinstance(self._runner, MasterRunner) else {}
         firsts = self.work.firsts
         numbers = (self.shares_given * firsts.step, firsts.stop, processes * firsts.step)
-        self._runner.send_message(SHARE, (*numbers, max(0.0, self.begin - time.monotonic())), **client)
+        self._runner.send_message(QUOTA, (*numbers, max(0.0, self.begin - time.monotonic())), **client)
         self.shares_given += 1
 
     def receive(self, environment: Environment, msg: Any, **_: Any) -> None:
@@ -222,10 +222,10 @@ class Conductor:
         used = {"cpu": self._cpu(), "seconds": time.time() - self.started, "processes": self.settings["processes"]}
         (folder / "cpu.json").write_text(json.dumps(used), encoding="utf-8")
 
-    def _own_error(self, run: Run) -> OwnError | None:
+    def _own_error(self, run: Run) -> GeneratorError | None:
         if not self._options.own_error:
             return None
-        own, cpu = OwnError.from_dict(json.loads(self._options.own_error)), self._cpu()
+        own, cpu = GeneratorError.from_dict(json.loads(self._options.own_error)), self._cpu()
         judged, out_of_cpu = run.judged, own.out_of_cpu or cpu > SLACK_CPU
         late = read_late_ms(self.beats, judged[0].due, max(one.ended for one in judged)) if judged else None
         late = max((ms for ms in (late, own.read_late_ms) if ms is not None), default=None)

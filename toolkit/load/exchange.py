@@ -24,7 +24,7 @@ Count = Callable[[str], int]
 
 
 @dataclass
-class Heard:
+class Exchange:
     """What came of one request. Times are seconds since the Unix epoch."""
 
     request: GenerateRequest
@@ -78,7 +78,7 @@ def hear(
     deadline_s: float,
     streamed: bool = True,
     count: Count | None = None,
-) -> Heard:
+) -> Exchange:
     """Ask and read the answer to its end; an error of any kind is part of what was heard and not raised.
 
     All tokens of an answer that is not streamed come at its end; where nobody says how many they are, it has none.
@@ -93,7 +93,7 @@ def hear(
             answers.append(client.generate(request, deadline_s=deadline_s))
     ended = now() if streamed or not answers else EPOCH + answers[0].received
     error = noted.error and without_prompt(noted.error, request)
-    return Heard(request, protocol, due, sent, ended, answers, streamed, error, count)
+    return Exchange(request, protocol, due, sent, ended, answers, streamed, error, count)
 
 
 def measure(client: Client, request: GenerateRequest, **how: Any) -> Sample:

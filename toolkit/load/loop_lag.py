@@ -20,7 +20,7 @@ BEAT_S = 0.02
 TOLD_EVERY = 50
 
 
-class Heart:
+class LoopLag:
     """One for the users of a process; it beats while a test runs."""
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from toolkit.slo.verdict import percentiles
 if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment
     from toolkit.load.requests import Work
-    from toolkit.slo.generator_error import OwnError
+    from toolkit.slo.generator_error import GeneratorError
 
 
 OTHERS_CPU = 0.25
@@ -29,7 +29,7 @@ def asked_tokens_per_s(deployment: Deployment, work: Work) -> float:
     return (work.users or 1) * 1e3 / (limits[0][1] if limits else ITL_MS)
 
 
-def advice(own: OwnError, asked: float, processes: int) -> str:
+def advice(own: GeneratorError, asked: float, processes: int) -> str:
     """What one process carries and what the test asks for, in a line, and what to do where that is more."""
     if not own.tokens_per_s:
         return ""

@@ -13,21 +13,21 @@ import gevent
 from locust.env import Environment
 
 from toolkit.errors import ToolkitError
-from toolkit.load import coordinator as conductor
-from toolkit.load.exchange import Heard
+from toolkit.load import coordinator
+from toolkit.load.exchange import Exchange
 
 WAIT_S = 0.02
 """What ends together ends within this."""
 
 
-class Teller:
+class Reporter:
     """One for the users of a process."""
 
     def __init__(self) -> None:
-        self._untold: deque[tuple[Environment, Heard, int | None]] = deque()
+        self._untold: deque[tuple[Environment, Exchange, int | None]] = deque()
         self._telling: gevent.Greenlet | None = None
 
-    def tell(self, environment: Environment, heard: Heard, replica: int | None) -> None:
+    def tell(self, environment: Environment, heard: Exchange, replica: int | None) -> None:
         """Tell it soon. `replica` is which one was asked, of several."""
         self._untold.append((environment, heard, replica))
         if not self._telling:
@@ -44,7 +44,7 @@ class Teller:
             gevent.sleep(0)  # who has something to read or to send goes first
 
 
-def _tell(environment: Environment, heard: Heard, replica: int | None) -> None:
+def _tell(environment: Environment, heard: Exchange, replica: int | None) -> None:
     """TTFT and TPOT have lines of their own in Locust's statistics, which do not count as requests in its totals."""
     sample = heard.sample
     stats: Any = environment.stats
@@ -62,4 +62,4 @@ def _tell(environment: Environment, heard: Heard, replica: int | None) -> None:
         for name, value in (("TTFT", sample.ttft_ms), ("TPOT", sample.tpot_ms)):
             if value is not None:
                 stats.get(name, sample.protocol).log(value, 0)
-    runner.send_message(conductor.SAMPLE, {**sample.as_dict(), "replica": replica, "worker": worker})
+    runner.send_message(coordinator.SAMPLE, {**sample.as_dict(), "replica": replica, "worker": worker})

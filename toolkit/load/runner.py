@@ -19,14 +19,14 @@ from types import FrameType
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.files import distribution
-from toolkit.files.artifacts import alone
+from toolkit.files.artifacts import file_lock
 from toolkit.load import LAUNCHER
 from toolkit.load.processes import advice, asked_tokens_per_s
 from toolkit.load.requests import Work, work_of
 from toolkit.load.self_check import own_error
 from toolkit.load.target import protocol_of, require_ready, require_ready_at, takes_messages
 from toolkit.reports.loadtest import report
-from toolkit.slo.generator_error import OwnError
+from toolkit.slo.generator_error import GeneratorError
 from toolkit.slo.verdict import Verdict, could_not_run
 
 USERS_FILE = Path(__file__).with_name("users.py")
@@ -59,7 +59,7 @@ class Options:
     web_ui: bool = False
     self_check: bool = False
     """Whether the generator measures its own error first, on a server whose times are known."""
-    own: OwnError | None = None
+    own: GeneratorError | None = None
     """That error, where it is known already."""
 
     def __post_init__(self) -> None:
@@ -92,7 +92,7 @@ def attempt(deployment: Deployment, options: Options) -> tuple[Verdict, bool]:
             require_ready_at(options.target, options.model)
         elif not options.web_ui:
             require_ready(deployment, protocol, options.model)
-        with alone(deployment.output / "loadtest.lock", "is being load-tested by"):
+        with file_lock(deployment.output / "loadtest.lock", "is being load-tested by"):
             return _test(deployment, options, work)
     except ToolkitError as error:
         return could_not_run(deployment.slo, str(error)), False
@@ -122,7 +122,7 @@ def work_for(deployment: Deployment, options: Options) -> Work:
     return work_of(deployment, *wanted, as_messages=takes_messages(options.target))
 
 
-def check_itself(deployment: Deployment, options: Options, work: Work) -> OwnError:
+def check_itself(deployment: Deployment, options: Options, work: Work) -> GeneratorError:
     """The generator's own error with this load. Raises ToolkitError when it cannot be measured, or is stopped."""
     # What speaks OpenAI's API is read as Triton's HTTP is, by the same connections.
     distribution.require("loadtest", "locust", "grpclib")

@@ -19,7 +19,7 @@ import psutil
 
 from toolkit.errors import ToolkitError
 from toolkit.known_truth import KnownTruth, Record, Settings
-from toolkit.slo.generator_error import AtPercentiles, OwnError
+from toolkit.slo.generator_error import AtPercentiles, GeneratorError
 from toolkit.slo.metrics import Distribution, Sample
 from toolkit.slo.run import read_samples
 
@@ -49,7 +49,7 @@ def requests_of(work: Work) -> int:
     return min(max(LEAST, round(wanted)), MOST, work.count)
 
 
-def own_error(work: Work, protocol: str, send: Send) -> OwnError:
+def own_error(work: Work, protocol: str, send: Send) -> GeneratorError:
     """Run a short test against the built-in server. Raises ToolkitError when that cannot be started."""
     count = requests_of(work)
     settings = Settings(ttft_ms=TTFT_MS, itl_ms=ITL_MS, tokens=LONGEST_TOKENS)
@@ -63,7 +63,7 @@ def own_error(work: Work, protocol: str, send: Send) -> OwnError:
         return replace(found, tokens_per_s=used.carried(tokens)) if used else found
 
 
-def compare(samples: Iterable[Sample], records: Iterable[Record], cpu: float | None) -> OwnError:
+def compare(samples: Iterable[Sample], records: Iterable[Record], cpu: float | None) -> GeneratorError:
     """The error of each metric's median and tail: what the samples say, less what was sent.
 
     Raises ToolkitError where no sample is of a request that was answered.
@@ -75,7 +75,7 @@ def compare(samples: Iterable[Sample], records: Iterable[Record], cpu: float | N
         hint = "Run it again; --no-self-check does without, and then nothing is known of the generator's error."
         raise ToolkitError("the self-check failed: none of its requests was answered", hint=hint)
     ours, theirs = [sample for sample, _ in pairs], [record for _, record in pairs]
-    return OwnError(
+    return GeneratorError(
         ttft_ms=_apart([s.ttft_ms for s in ours if s.ttft_ms is not None], [_ttft_ms(r) for r in theirs]),
         tpot_ms=_apart([s.tpot_ms for s in ours if s.tpot_ms is not None], [_tpot_ms(r) for r in theirs]),
         itl_ms=_apart([gap for s in ours for gap in s.itl_ms], [gap for r in theirs for gap in _gaps_ms(r)]),

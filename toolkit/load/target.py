@@ -18,7 +18,7 @@ WRONG_SERVER = (
 
 def require_ready(deployment: Deployment, protocol: str, model: str | None = None) -> None:
     """Raise ToolkitError when the server, or one of several, is not ready or does not have the model."""
-    for replica in deployment.apart():
+    for replica in deployment.per_replica():
         with connect(replica.url(protocol)) as client:
             if not client.ready():
                 what, hint = "no server is ready here", f"Start it: toolkit serve {deployment.file}"
@@ -95,7 +95,7 @@ def takes_messages(target: str | None) -> bool:
 
 def first_ready(deployment: Deployment, protocol: str) -> Deployment:
     """The first replica that is ready; the first of all where none is."""
-    replicas = deployment.apart()
+    replicas = deployment.per_replica()
     if len(replicas) == 1:
         return deployment
     return next((replica for replica in replicas if _is_ready(replica, protocol)), replicas[0])

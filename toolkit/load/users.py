@@ -23,14 +23,13 @@ from locust.runners import MasterRunner, WorkerRunner
 from toolkit.client import connect
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.load import coordinator as conductor
-from toolkit.load import web
-from toolkit.load.coordinator import Conductor, Share
+from toolkit.load import coordinator, web
+from toolkit.load.coordinator import Coordinator, RequestQuota
 from toolkit.load.dispatch import dispatch
-from toolkit.load.exchange import Heard, hear, now
-from toolkit.load.loop_lag import Heart
+from toolkit.load.exchange import Exchange, hear, now
+from toolkit.load.loop_lag import LoopLag
 from toolkit.load.options import PROTOCOLS, Chosen
-from toolkit.load.reporting import Teller
+from toolkit.load.reporting import Reporter
 from toolkit.load.requests import Asked, Work
 from toolkit.load.target import can_stream, require_ready
 from toolkit.slo.metrics import Sample
@@ -39,17 +38,17 @@ from toolkit.slo.verdict import Outcome
 LARGEST_SPAWN_RATE = 100
 """Users started per second: Locust warns of more."""
 
-SHARE = Share()
+QUOTA = RequestQuota()
 CHOSEN: AsyncResult = AsyncResult()
 """What is to be sent. Users wait for it: a worker may be told to start them before Locust has told us that it is up."""
 
 USERS = count()
 """Numbers the users of this process, who take the replicas in turn."""
 
-TELLER = Teller()
-HEART = Heart()
+TELLER = Reporter()
+HEART = LoopLag()
 
-events.test_start.add_listener(SHARE.forget)
+events.test_start.add_listener(QUOTA.forget)
 events.test_start.add_listener(HEART.start)
 events.test_stop.add_listener(HEART.stop)
 
@@ -106,11 +105,11 @@ def prepare(environment: Environment, **_: Any) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(Outcome.COULD_NOT_RUN.value)
     runner: Any = environment.runner
-    runner.register_message(conductor.SHARE, SHARE.receive)
+    runner.register_message(coordinator.QUOTA, QUOTA.receive)
     if isinstance(runner, WorkerRunner):
         environment.user_classes = [ClosedLoop, OpenLoop]  # the master says which
     else:
-        conducting = Conductor(environment, chosen)
+        conducting = Coordinator(environment, chosen)
         if environment.web_ui is not None:
             web.extend(environment, conducting, partial(users_of, environment))
     CHOSEN.set(chosen)
@@ -142,7 +141,7 @@ class AskingUser(User):
         deployment, self.work = chosen.deployment, chosen.work
         options = self.environment.parsed_options
         self.protocol, self.timeout_s = options.protocol, deployment.loadtest.timeout_s
-        replicas = deployment.apart()
+        replicas = deployment.per_replica()
         urls = [options.target] if options.target else [replica.url(self.protocol) for replica in replicas]
         self.count = chosen.count
         self.streamed = not options.no_stream
@@ -183,7 +182,7 @@ class AskingUser(User):
         then, error = failed.ended, "an earlier turn of it failed"
         for number in range(at + 1, first + self.work.turns):
             request = replace(asked.request, id=f"load-{number}")
-            TELLER.tell(self.environment, Heard(request, self.protocol, then, then, then, (), True, error), None)
+            TELLER.tell(self.environment, Exchange(request, self.protocol, then, then, then, (), True, error), None)
 
     def on_stop(self) -> None:
         TELLER.tell_all()
@@ -198,7 +197,7 @@ class ClosedLoop(AskingUser):
     def ask(self) -> None:
         """All in one task: between two of them Locust lets every other user go first."""
         free_since = now()
-        while (number := SHARE.next(self.environment.runner)) is not None:
+        while (number := QUOTA.next(self.environment.runner)) is not None:
             free_since = self.converse(self.work.request(number), free_since, self.number)
         raise StopUser
 
@@ -208,7 +207,7 @@ class OpenLoop(AskingUser):
 
     @task
     def send(self) -> None:
-        numbers, begin = SHARE.all(self.environment.runner)
+        numbers, begin = QUOTA.all(self.environment.runner)
         dispatch(numbers, self.work, begin, self._converse)
         raise StopUser
 

@@ -15,7 +15,7 @@ from locust.env import Environment
 from werkzeug.datastructures import ImmutableMultiDict
 
 from toolkit.errors import ToolkitError
-from toolkit.load.coordinator import Conductor
+from toolkit.load.coordinator import Coordinator
 from toolkit.load.options import FIELDS
 from toolkit.load.requests import Work
 from toolkit.reports.html.render import render
@@ -42,7 +42,7 @@ setInterval(() => {
 """Puts the page under Locust's tabs while ours is the chosen one."""
 
 
-def extend(environment: Environment, conductor: Conductor, users_of: Callable[[Work], int]) -> None:
+def extend(environment: Environment, coordinator: Coordinator, users_of: Callable[[Work], int]) -> None:
     """Add our tab, our fields and the report. `users_of` says how many users of Locust's a work has."""
     ui: Any = environment.web_ui
     options: Any = environment.parsed_options
@@ -51,28 +51,28 @@ def extend(environment: Environment, conductor: Conductor, users_of: Callable[[W
     @pages.route("/live")
     @ui.auth_required_if_enabled
     def page() -> str:
-        return render("load/live.html.j2", limits=limits_of_a_request(conductor.deployment.slo))
+        return render("load/live.html.j2", limits=limits_of_a_request(coordinator.deployment.slo))
 
     @pages.route("/live/data")
     @ui.auth_required_if_enabled
     def data() -> Response:
-        return jsonify(state_of(conductor))
+        return jsonify(state_of(coordinator))
 
     @pages.route("/live/report")
     @ui.auth_required_if_enabled
     def last_report() -> Response | tuple[str, int]:
-        if conductor.verdict is None:
+        if coordinator.verdict is None:
             return "no test has ended yet", 404
-        return send_file(report.report_page(conductor.deployment).resolve())
+        return send_file(report.report_page(coordinator.deployment).resolve())
 
     def take_form() -> Response | None:
         """Read our fields before Locust does, which would only turn the text into what was there before."""
         if request.endpoint != "locust.swarm":
             return None
-        if conductor.running:
+        if coordinator.running:
             return _refusal("a test is under way: stop it to start another")
         try:
-            work = conductor.chosen.by_form(request.form)
+            work = coordinator.chosen.by_form(request.form)
         except ToolkitError as error:
             return _refusal(str(error))
         left = {name: text for name, text in request.form.items() if name not in FIELDS}
@@ -100,18 +100,18 @@ def _refusal(message: str) -> Response:
     return jsonify({"success": False, "message": message})
 
 
-def state_of(conductor: Conductor) -> dict[str, Any]:
+def state_of(coordinator: Coordinator) -> dict[str, Any]:
     """All that the page shows. Before the first test there is nothing; after a test its last state stays."""
-    live, verdict = conductor.live, conductor.verdict
+    live, verdict = coordinator.live, coordinator.verdict
     if live is None:
         return {"state": "waiting", "run": 0}
-    now = conductor.now() if conductor.running else (live.points[-1] if live.points else None)
+    now = coordinator.now() if coordinator.running else (live.points[-1] if live.points else None)
     return {
-        "state": "running" if conductor.running else "ended",
-        "run": conductor.runs,
-        "load": load_in_words(conductor.settings),
+        "state": "running" if coordinator.running else "ended",
+        "run": coordinator.runs,
+        "load": load_in_words(coordinator.settings),
         "now": now and asdict(now),
         **live.as_dict(),
         "verdict": verdict and {"outcome": str(verdict.outcome), "reason": verdict.reason},
-        "report": verdict and str(report.report_page(conductor.deployment)),
+        "report": verdict and str(report.report_page(coordinator.deployment)),
     }

@@ -15,7 +15,7 @@ from itertools import combinations
 
 from toolkit.errors import ToolkitError
 from toolkit.machine.topology import Topology, speed
-from toolkit.model.rank_mapping import Mapping
+from toolkit.model.rank_mapping import RankMapping
 
 EXACT = 8
 """With more GPUs than these the groups are chosen one after the other, which may miss the best placement."""
@@ -30,7 +30,7 @@ Groups = tuple[Group, ...]
 class Placement:
     """`groups` has the GPUs of every tensor parallel group, stage after stage and replica after replica."""
 
-    mapping: Mapping
+    mapping: RankMapping
     groups: Groups
 
     @property
@@ -54,14 +54,14 @@ class Placement:
                 yield from zip(group, following, strict=True)
 
 
-def in_order(mapping: Mapping, gpus: Iterable[int]) -> Placement:
+def in_order(mapping: RankMapping, gpus: Iterable[int]) -> Placement:
     """The ranks on these GPUs in this order. GPUs that fill no replica are left out."""
     given, tp = list(gpus), mapping.tp
     given = given[: len(given) // mapping.world_size * mapping.world_size]
     return Placement(mapping, tuple(tuple(given[i : i + tp]) for i in range(0, len(given), tp)))
 
 
-def place(mapping: Mapping, topology: Topology, replicas: int = 1) -> Placement:
+def place(mapping: RankMapping, topology: Topology, replicas: int = 1) -> Placement:
     """The best placement, always the same one; inside a group the GPUs are in their own order.
 
     Raises ToolkitError when there are fewer GPUs than ranks.
@@ -116,7 +116,7 @@ def _apart(topology: Topology, a: int, b: int) -> bool:
     return bool(one and other) and not set(one) & set(other)
 
 
-def _best(mapping: Mapping, replicas: int, gpus: Group, inside: Callable, between: Callable) -> Groups:
+def _best(mapping: RankMapping, replicas: int, gpus: Group, inside: Callable, between: Callable) -> Groups:
     """Every choice, where what follows depends on the GPUs left and on the last group only, and is kept."""
 
     @cache
@@ -134,7 +134,7 @@ def _best(mapping: Mapping, replicas: int, gpus: Group, inside: Callable, betwee
     return rest(mapping.pp * replicas, gpus, None)[1]
 
 
-def _greedy(mapping: Mapping, replicas: int, gpus: Group, inside: Callable, between: Callable) -> Groups:
+def _greedy(mapping: RankMapping, replicas: int, gpus: Group, inside: Callable, between: Callable) -> Groups:
     groups: list[Group] = []
     for place in range(mapping.pp * replicas):
         last = groups[-1] if place % mapping.pp else None

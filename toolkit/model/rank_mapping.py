@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Mapping:
+class RankMapping:
     """The shape of a group of ranks: `tp` ranks share every layer, `pp` stages share the layers out."""
 
     tp: int = 1

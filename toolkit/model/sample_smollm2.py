@@ -55,7 +55,7 @@ def write(directory: Path, gguf_file: Path | None = None, progress: Progress | N
         inputs = {"gguf": artifacts.record(source)["sha256"]}
     except OSError as error:
         raise ToolkitError(f"cannot be read: {error.strerror}", where=source, hint=f"Or: {INSTALL}") from None
-    return artifacts.produce(
+    return artifacts.write_stage(
         directory,
         STAGE,
         inputs=inputs,

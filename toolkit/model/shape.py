@@ -7,7 +7,7 @@ Both spellings that transformers has used are read: `torch_dtype` and `dtype`; `
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping as Dict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class ModelShape:
     max_position_embeddings: int
     rms_norm_eps: float
     rope_theta: float
-    rope_scaling: Dict[str, Any] | None
+    rope_scaling: Mapping[str, Any] | None
     tie_word_embeddings: bool
     attention_bias: bool
     mlp_bias: bool
@@ -112,7 +112,7 @@ def no_shape(model_dir: Path) -> ToolkitError:
     return ToolkitError(what, hint="Give the directory of a Llama model in Hugging Face's or Meta's form.")
 
 
-def parse_shape(config: Dict[str, Any], *, where: str) -> ModelShape:
+def parse_shape(config: Mapping[str, Any], *, where: str) -> ModelShape:
     """Turn the fields of a config.json into a ModelShape; `where` names their file in errors."""
     architecture = _architecture(config, where)
     _refuse_quantised(config, where)
@@ -148,7 +148,7 @@ def parse_shape(config: Dict[str, Any], *, where: str) -> ModelShape:
     return shape
 
 
-def _architecture(config: Dict[str, Any], where: str) -> str:
+def _architecture(config: Mapping[str, Any], where: str) -> str:
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names else names
     if name not in SUPPORTED_ARCHITECTURES:
@@ -156,7 +156,7 @@ def _architecture(config: Dict[str, Any], where: str) -> str:
     return name
 
 
-def _refuse_quantised(config: Dict[str, Any], where: str) -> None:
+def _refuse_quantised(config: Mapping[str, Any], where: str) -> None:
     for name in ("quantization_config", "compression_config"):
         found = config.get(name)
         if found:
@@ -165,14 +165,14 @@ def _refuse_quantised(config: Dict[str, Any], where: str) -> None:
             raise ToolkitError(what, where=where, hint=ORIGINAL)
 
 
-def _activation(config: Dict[str, Any], where: str) -> str:
+def _activation(config: Mapping[str, Any], where: str) -> str:
     name = config.get("hidden_act") or "silu"
     if name != "silu":
         raise ToolkitError(f"hidden_act: {shown(name)} is not supported", where=where, hint="Llama uses silu.")
     return name
 
 
-def _dtype(config: Dict[str, Any], where: str) -> str:
+def _dtype(config: Mapping[str, Any], where: str) -> str:
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         hint = f"Known: {', '.join(DTYPE_BYTES)}."
@@ -180,7 +180,7 @@ def _dtype(config: Dict[str, Any], where: str) -> str:
     return dtype
 
 
-def _rope(config: Dict[str, Any], where: str) -> tuple[float, Dict[str, Any] | None]:
+def _rope(config: Mapping[str, Any], where: str) -> tuple[float, Mapping[str, Any] | None]:
     """(theta, scaling) from rope_parameters (transformers 5) or rope_theta and rope_scaling (before)."""
     found = [_scaling(config, name, where) for name in ("rope_parameters", "rope_scaling") if config.get(name)]
     if len(found) == 2 and found[0] != found[1]:
@@ -189,7 +189,7 @@ def _rope(config: Dict[str, Any], where: str) -> tuple[float, Dict[str, Any] | N
     return found[0] if found else (Fields(config, where).number("rope_theta", 10000.0, *THETA), None)
 
 
-def _scaling(config: Dict[str, Any], name: str, where: str) -> tuple[float, Dict[str, Any] | None]:
+def _scaling(config: Mapping[str, Any], name: str, where: str) -> tuple[float, Mapping[str, Any] | None]:
     given = config[name]
     if not isinstance(given, dict):
         raise ToolkitError(f"{name}: expected an object, got {shown(given)}", where=where)

@@ -7,8 +7,7 @@ generation_config.json and config.json. tests/test_special_tokens.py compares th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from collections.abc import Mapping as Dict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,5 +86,5 @@ def _id_of(tokenizer_json: Path, text: str | None) -> int | None:
 
 
 def _works_on_bytes(tokenizer_json: Path) -> bool:
-    parts: Dict[str, Any] = optional_json(tokenizer_json)
+    parts: Mapping[str, Any] = optional_json(tokenizer_json)
     return '"ByteLevel"' in json.dumps([parts.get("decoder"), parts.get("pre_tokenizer")])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from toolkit.config.deployment import with_settings
 from toolkit.config.rules import check
 from toolkit.errors import ToolkitError
-from toolkit.model.rank_mapping import Mapping
+from toolkit.model.rank_mapping import RankMapping
 from toolkit.plan import remedy
 from toolkit.plan.predict import Predict, Prediction, predict
 from toolkit.plan.remedy import Remedy
@@ -226,7 +226,7 @@ def rank(layout: Layout, objective: Objective) -> tuple[float, ...]:
 
 def layout_name(deployment: Deployment) -> str:
     """pp4 x tp2; 2 x tp4."""
-    mapping: Mapping = deployment.mapping
+    mapping: RankMapping = deployment.mapping
     parts = [f"{deployment.parallel.replicas}"] * (deployment.parallel.replicas > 1)
     parts += [f"pp{mapping.pp}"] * (mapping.pp > 1) + [f"tp{mapping.tp}"] * (mapping.tp > 1 or mapping.pp == 1)
     return " x ".join(parts)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from toolkit.slo.generator_error import OwnError
+from toolkit.slo.generator_error import GeneratorError
 from toolkit.slo.server_seen import ServerSeen
 from toolkit.slo.verdict import Target
 
@@ -62,7 +62,7 @@ def note(target: Target) -> str:
     return "; ".join(filter(None, (target.undecided, target.note)))
 
 
-def own_error(own: OwnError | None) -> str:
+def own_error(own: GeneratorError | None) -> str:
     """The load generator's own error in one line."""
     if own is None:
         return "The load generator was not calibrated: its own error is not known."

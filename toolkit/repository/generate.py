@@ -79,7 +79,7 @@ def generate(deployment: Deployment) -> bool:
 
     texts = {path: artifacts.digest_of(text) for path, text in contents.texts.items()}
     models = {name: artifacts.fingerprint(files) for name, files in copies.items()}
-    return artifacts.produce(
+    return artifacts.write_stage(
         deployment.repository_dir,
         "repository",
         inputs={**contents.inputs, "models": artifacts.digest_of(models)},

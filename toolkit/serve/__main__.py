@@ -27,7 +27,7 @@ def main(*arguments: str) -> int:
     try:
         deployment = Deployment.load(options.file, options.engine)
         if options.replica is not None:
-            deployment = deployment.apart()[options.replica]
+            deployment = deployment.per_replica()[options.replica]
         serve_here(deployment, options.verbose)
     except ToolkitError as error:
         print(f"{ERROR}{error}", file=sys.stderr)

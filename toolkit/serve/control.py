@@ -14,7 +14,7 @@ from toolkit.config.deployment import Deployment
 from toolkit.serve.health import Probe
 from toolkit.serve.janitor import Member, members
 from toolkit.serve.replicas import END_MARGIN_S, KILLED, serve_apart
-from toolkit.serve.state import Phase, holder, read_state, served_already, served_otherwise
+from toolkit.serve.state import Phase, read_state, served_already, served_otherwise, supervisor_pid
 from toolkit.serve.supervisor import clean_up_after, note, serve_here
 
 POLL_S = 0.1
@@ -68,8 +68,8 @@ def serve(deployment: Deployment, *, detach: bool = False, verbose: bool = False
     while the others go on serving: that is raised when they have ended, too.
     """
     if others := served_otherwise(deployment):
-        raise served_already(deployment, holder(others[0]))
-    if detach or len(deployment.apart()) > 1:
+        raise served_already(deployment, supervisor_pid(others[0]))
+    if detach or len(deployment.per_replica()) > 1:
         serve_apart(deployment, detach=detach, verbose=verbose)
     else:
         serve_here(deployment, verbose)
@@ -114,12 +114,12 @@ class Overview:
 
 def overview(deployment: Deployment) -> Overview:
     """The status of every replica; never raises."""
-    return Overview(tuple(map(status, deployment.apart())))
+    return Overview(tuple(map(status, deployment.per_replica())))
 
 
 def status(deployment: Deployment) -> Status:
     """What is known now of the run of a deployment of one replica, or of one of `apart()`; never raises."""
-    pid, state = holder(deployment), read_state(deployment)
+    pid, state = supervisor_pid(deployment), read_state(deployment)
     probe, serving = Probe(deployment), deployment.serving
     phase: Phase = "stopped" if state is None else state.phase
     message = "" if state is None else state.message
@@ -145,8 +145,8 @@ def status(deployment: Deployment) -> Status:
 
 def stop(deployment: Deployment) -> str:
     """Drain and stop the deployment's run, wherever it was started; says what happened, in a line a replica."""
-    replicas, start = (*deployment.apart(), *served_otherwise(deployment)), time.monotonic()
-    pids = [holder(replica) for replica in replicas]
+    replicas, start = (*deployment.per_replica(), *served_otherwise(deployment)), time.monotonic()
+    pids = [supervisor_pid(replica) for replica in replicas]
     for pid in pids:
         if pid is not None:
             _send(pid, signal.SIGTERM)  # all, before any is waited for
@@ -163,7 +163,7 @@ def _stopped(deployment: Deployment, pid: int | None, start: float) -> str:
         clean_up_after(read_state(deployment))
         return "nothing was running"
     deadline = start + deployment.serving.drain_timeout_s + END_MARGIN_S
-    while holder(deployment) == pid:
+    while supervisor_pid(deployment) == pid:
         if Member(pid, 0, None, ()).suspended:
             note(f"process {pid} is suspended (SIGSTOP): it goes on, to drain")
             _send(pid, signal.SIGCONT)

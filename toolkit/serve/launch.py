@@ -91,7 +91,7 @@ def dry_run(deployment: Deployment) -> str:
     Without the NGC image it is shown as it is run there. The run id and the rehearsal's port, which are
     new for each run, are shown as `dry-run` and 0. The script makes a folder of its own, and leaves it.
     """
-    if len(replicas := deployment.apart()) > 1:
+    if len(replicas := deployment.per_replica()) > 1:
         each = (f"(  # replica {one.replica}\n{dry_run(one).removeprefix(SHEBANG)}\n) &" for one in replicas)
         return "\n\n".join([SHEBANG.rstrip(), *each, "wait"])
     check_can_be_served(deployment)

@@ -76,7 +76,7 @@ def check_version(deployment: Deployment) -> None:
 
 
 def check_ports(deployment: Deployment) -> None:
-    for replica in deployment.apart():
+    for replica in deployment.per_replica():
         for name in PORTS:
             check_port(replica, name)
 
@@ -102,7 +102,7 @@ def check_port(deployment: Deployment, name: str) -> None:
 
 def shared_memory_needed(deployment: Deployment) -> int:
     """Bytes of /dev/shm that its groups take. Without a repository their own ranks are all that is counted."""
-    groups = len(deployment.apart())
+    groups = len(deployment.per_replica())
     if deployment.engine != "rehearsal":
         return groups * GPU_SHARED_MEMORY_BYTES
     return groups * (deployment.mapping.world_size + model_processes(deployment)) * REHEARSAL_SEGMENT_BYTES
@@ -124,7 +124,7 @@ def check_memory(deployment: Deployment, available: int | None = None) -> None:
     widened = 1 if deployment.model.dtype == "float32" else 2
     needed = stored * widened + deployment.mapping.world_size * REHEARSAL_RANK_BYTES
     needed += model_processes(deployment) * REHEARSAL_MODEL_BYTES
-    needed *= len(deployment.apart())
+    needed *= len(deployment.per_replica())
     available = available_memory() if available is None else available
     if available < needed:
         raise ToolkitError(

@@ -19,7 +19,7 @@ from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.files.atomic import make_private, private
 from toolkit.serve import preflight
-from toolkit.serve.state import State, holder, read_state, served_already
+from toolkit.serve.state import State, read_state, served_already, supervisor_pid
 from toolkit.serve.stop_requests import StopRequests, stop_requests
 from toolkit.serve.supervisor import clean_up_after, note
 
@@ -71,8 +71,8 @@ def serve_apart(deployment: Deployment, *, detach: bool, verbose: bool) -> None:
 
 def _not_served(deployment: Deployment) -> list[Deployment]:
     """The replicas that nobody serves: usually all, else those that have ended while the others go on."""
-    replicas = deployment.apart()
-    served = {replica.replica: pid for replica in replicas if (pid := holder(replica))}
+    replicas = deployment.per_replica()
+    served = {replica.replica: pid for replica in replicas if (pid := supervisor_pid(replica))}
     if len(served) == len(replicas):
         raise served_already(deployment, next(iter(served.values())))
     for number, pid in served.items():

@@ -103,7 +103,7 @@ def write_state(deployment: Deployment, state: State) -> bool:
     return False
 
 
-def holder(deployment: Deployment) -> int | None:
+def supervisor_pid(deployment: Deployment) -> int | None:
     """The pid of the supervisor that serves this deployment now, else None.
 
     The lock is the kernel's: however a supervisor ends, its lock ends with it. Raises ToolkitError if the run folder is
@@ -126,9 +126,9 @@ def served_otherwise(deployment: Deployment) -> list[Deployment]:
     """What goes on from when the YAML had another number of replicas."""
     folders = (deployment.output / "run").glob("replica*")
     numbers = [int(name) for folder in folders if (name := folder.name.removeprefix("replica")).isdecimal()]
-    known = {replica.replica for replica in deployment.apart()}
+    known = {replica.replica for replica in deployment.per_replica()}
     others = [deployment.model_copy(update={"replica": number}) for number in (None, *sorted(numbers))]
-    return [other for other in others if other.replica not in known and holder(other)]
+    return [other for other in others if other.replica not in known and supervisor_pid(other)]
 
 
 @contextlib.contextmanager
@@ -143,7 +143,7 @@ def exclusive(deployment: Deployment) -> Iterator[None]:
         raise _unwritable(deployment, error) from None
     with stream:
         if not _try_lock(stream):
-            raise served_already(deployment, holder(deployment))
+            raise served_already(deployment, supervisor_pid(deployment))
         try:
             stream.truncate(0)
             stream.write(str(os.getpid()))
@@ -184,7 +184,7 @@ def served_already(deployment: Deployment, pid: int | None) -> ToolkitError:
 
 
 def _try_lock(stream: Any) -> bool:
-    for _ in range(5):  # `holder` takes the lock for an instant
+    for _ in range(5):  # `supervisor_pid` takes the lock for an instant
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True

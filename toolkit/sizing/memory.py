@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from toolkit.model.rank_mapping import Mapping
+from toolkit.model.rank_mapping import RankMapping
 from toolkit.model.shape import ModelShape
 from toolkit.sizing.gpus import GPUS, Gpu
 from toolkit.sizing.precision import Precision, precision_of
@@ -179,7 +179,7 @@ def activation_bytes(shape: ModelShape, tp: int, tokens: int, sequences: int, pr
 
 
 def plan_stage(
-    shape: ModelShape, mapping: Mapping, stage: int, precision: Precision, parallel_embedding: bool = False
+    shape: ModelShape, mapping: RankMapping, stage: int, precision: Precision, parallel_embedding: bool = False
 ) -> StagePlan:
     """What one GPU of a stage holds: its layers, the embedding on the first stage, norm and lm_head on the last."""
     layers = mapping.layers(shape.num_hidden_layers, stage)

@@ -24,7 +24,7 @@ class AtPercentiles:
 
 
 @dataclass(frozen=True)
-class OwnError:
+class GeneratorError:
     """Measured with the same workload shape on the same machine. What was not measured is None."""
 
     ttft_ms: AtPercentiles | None = None
@@ -53,7 +53,7 @@ class OwnError:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> OwnError:
+    def from_dict(cls, data: Mapping[str, Any]) -> GeneratorError:
         values: dict[str, Any] = {field.name: data[field.name] for field in fields(cls) if field.name in data}
         for name, value in values.items():
             if isinstance(value, Mapping):
@@ -66,7 +66,7 @@ def read_late_ms(beats: Iterable[Beat], begin: float, end: float) -> float | Non
     return Distribution(ms for moment, ms in beats if begin <= moment <= end).percentile(99)
 
 
-def error_of(metric: str, q: int, measured: Measured, own: OwnError) -> float | None:
+def error_of(metric: str, q: int, measured: Measured, own: GeneratorError) -> float | None:
     """As in the self-check, and no less than this run was late: in reading, and, for what counts from when a request
     was due, in sending.
     """
@@ -81,7 +81,7 @@ def error_of(metric: str, q: int, measured: Measured, own: OwnError) -> float | 
     return calibrated if not late else max(late, calibrated or 0.0)
 
 
-def share_error(measured: Measured, own: OwnError) -> float | None:
+def share_error(measured: Measured, own: GeneratorError) -> float | None:
     """How far the share of requests inside all limits moves when their times are as wrong as they may be."""
     errors = {metric: error_of(metric, 99, measured, own) for metric in measured.limits_ms}
     known = {metric: error for metric, error in errors.items() if error is not None}

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from toolkit.slo.generator_error import OwnError
+from toolkit.slo.generator_error import GeneratorError
 from toolkit.slo.prediction import Predicted
-from toolkit.slo.saturation import KeptUp
+from toolkit.slo.saturation import SaturationCheck
 from toolkit.slo.verdict import LATENCIES, Verdict
 
 SHOWN = (50, 90, 99)
@@ -37,8 +37,8 @@ class AtRate:
     good_per_s: float
     good_share: float | None
     tokens_per_s: float
-    kept_up: KeptUp | None = None
-    own: OwnError | None = None
+    kept_up: SaturationCheck | None = None
+    own: GeneratorError | None = None
     predicted: Predicted | None = None
 
     @classmethod
@@ -63,7 +63,7 @@ class AtRate:
             measured.goodput_per_s,
             measured.goodput_share,
             measured.tokens_per_s,
-            KeptUp.of(measured),
+            SaturationCheck.of(measured),
             verdict.own,
             predicted,
         )

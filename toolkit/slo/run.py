@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from toolkit.errors import ToolkitError, clipped, shown
 from toolkit.files.atomic import open_file
-from toolkit.slo.generator_error import OwnError
+from toolkit.slo.generator_error import GeneratorError
 from toolkit.slo.metrics import Measured, Sample
 from toolkit.slo.prediction import Predicted
 from toolkit.slo.server_seen import ServerSeen
@@ -38,7 +38,7 @@ class Run:
     """How the load was made: protocol, users, requests, prompts ..."""
     cut_short: str | None = None
     """Why the run ended before all its requests, if it did."""
-    own: OwnError | None = None
+    own: GeneratorError | None = None
     """The load generator's own error; None when it was not calibrated."""
     server: ServerSeen | None = None
     """What was seen of the GPUs; None when the server's metrics were not read."""

@@ -20,7 +20,7 @@ SATURATED = 0.9
 
 
 @dataclass(frozen=True)
-class KeptUp:
+class SaturationCheck:
     """How many requests came in a while, and how many ended in as long a while after it.
 
     The beginning, when none can have ended yet, and the end, when no more come, would both make a server look slow.
@@ -34,7 +34,7 @@ class KeptUp:
     """Of them, about so many by chance or not when the while begins and ends."""
 
     @classmethod
-    def of(cls, measured: Measured) -> KeptUp | None:
+    def of(cls, measured: Measured) -> SaturationCheck | None:
         """None where the test was too short to tell: answers took more than half of it."""
         samples = sorted(measured.samples, key=lambda sample: sample.due)
         early = [sample.ended - sample.due for sample in samples[: max(1, len(samples) // 3)] if sample.ok]
@@ -61,7 +61,7 @@ def without_the_drain(target: Target, measured: Measured) -> Target:
     """
     limit = target.limit
     runs = [Measured(run, measured.limits_ms) for run in measured.runs if len(run) > 1]
-    kept = [KeptUp.of(run) for run in runs]
+    kept = [SaturationCheck.of(run) for run in runs]
     if isinstance(limit, tuple) or not runs or any(one is None or one.behind for one in kept):
         return target
     dues = [sorted(sample.due for sample in run.samples) for run in runs]

@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Literal
 
 from toolkit.config.sections import Slo
-from toolkit.slo.generator_error import OwnError, error_of, share_error
+from toolkit.slo.generator_error import GeneratorError, error_of, share_error
 from toolkit.slo.intervals import Bootstrap, Interval, interval, wilson
 from toolkit.slo.metrics import Measured
 from toolkit.slo.saturation import without_the_drain
@@ -86,7 +86,7 @@ class Verdict:
     """One line: why the outcome is what it is."""
     targets: tuple[Target, ...]
     measured: Measured
-    own: OwnError | None = None
+    own: GeneratorError | None = None
     """None when the load generator was not calibrated."""
     server: ServerSeen | None = None
 
@@ -127,7 +127,7 @@ def judge(
     slo: Slo,
     measured: Measured,
     cut_short: str | None = None,
-    own: OwnError | None = None,
+    own: GeneratorError | None = None,
     server: ServerSeen | None = None,
     intervals: bool = False,
     open_loop: bool = False,
@@ -212,7 +212,7 @@ def _compliance(slo: Slo, measured: Measured) -> Target:
     return judged
 
 
-def _with_doubts(target: Target, measured: Measured, own: OwnError | None) -> Target:
+def _with_doubts(target: Target, measured: Measured, own: GeneratorError | None) -> Target:
     """The target with the load generator's own error, and undecided where that is too large."""
     limit, value = target.limit, target.measured
     if own is None or value is None or target.name in OF_THE_GPUS or isinstance(limit, tuple):

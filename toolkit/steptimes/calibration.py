@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from toolkit.errors import ToolkitError
 from toolkit.files.json_file import read_json
-from toolkit.model.rank_mapping import Mapping
+from toolkit.model.rank_mapping import RankMapping
 from toolkit.model.shape import DTYPE_BYTES, ModelShape
 from toolkit.sizing.gpus import GPUS, Gpu, gpu_named
 from toolkit.sizing.precision import Precision, precision_of
@@ -72,7 +72,7 @@ class Calibration:
     device: dict[str, Any]
     dtype: str
     model: dict[str, int]
-    parallel: Mapping
+    parallel: RankMapping
     """The split of the steps; of layers 1 x 1, which says nothing."""
     timings: tuple[Timing, ...] = ()
     """Of kind `layers`."""
@@ -184,7 +184,7 @@ def parse(content: dict[str, Any], path: Path) -> Calibration:
     names = LAYER_FIELDS if kind == "layers" else ("num_hidden_layers", *LAYER_FIELDS)
     device.count("cores", 1)
     split = Row(content.get("parallel"), path, "parallel.") if kind == "steps" else None
-    parallel = Mapping(split.count("tp", 1), split.count("pp", 1)) if split else Mapping()
+    parallel = RankMapping(split.count("tp", 1), split.count("pp", 1)) if split else RankMapping()
     rows = content.get("rows")
     if not isinstance(rows, list) or not rows:
         raise ToolkitError("rows: there are none, expected at least one", where=path, hint=AGAIN)

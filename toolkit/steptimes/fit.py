@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
-from toolkit.model.rank_mapping import Mapping
+from toolkit.model.rank_mapping import RankMapping
 from toolkit.model.shape import ModelShape
 from toolkit.sizing.gpus import Gpu, Rates
 from toolkit.sizing.precision import Precision
@@ -95,4 +95,4 @@ def _fit(shape: ModelShape, gpu: Gpu, timings: Sequence[Timing], names: Sequence
 
 def closed_form(shape: ModelShape, gpu: Gpu, tp: int, fp8: bool) -> ClosedForm:
     """Kernels alone, of one stage with all layers, in 16 bits or with weights and KV cache in FP8."""
-    return ClosedForm(shape, Mapping(tp=tp, pp=1), gpu, Precision(1, 1, 2, True) if fp8 else Precision(), ALONE)
+    return ClosedForm(shape, RankMapping(tp=tp, pp=1), gpu, Precision(1, 1, 2, True) if fp8 else Precision(), ALONE)

@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
-from toolkit.model.rank_mapping import Mapping
+from toolkit.model.rank_mapping import RankMapping
 from toolkit.model.shape import ModelShape
 from toolkit.sizing.gpus import Gpu
 from toolkit.sizing.precision import Precision
@@ -44,7 +44,7 @@ class ClosedForm:
     """Step times from the model's shape, a GPU's data sheet and the rates that kernels reach."""
 
     shape: ModelShape
-    mapping: Mapping
+    mapping: RankMapping
     gpu: Gpu
     precision: Precision
     overheads: Overheads = RUN

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from toolkit.model.rank_mapping import Mapping
+from toolkit.model.rank_mapping import RankMapping
 from toolkit.steptimes.step import StepWork
 
 Costs = tuple[float, ...]
@@ -81,7 +81,7 @@ class MeasuredSteps:
 
 
 def fit_steps(
-    steps: Sequence[MeasuredStep], mapping: Mapping, crowding: Sequence[tuple[int, float]] = ()
+    steps: Sequence[MeasuredStep], mapping: RankMapping, crowding: Sequence[tuple[int, float]] = ()
 ) -> MeasuredSteps:
     """The costs under which the sum is nearest to the times. More of them than steps is no harm: none is negative."""
     works = [step.work for step in steps]

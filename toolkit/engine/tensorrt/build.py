@@ -24,7 +24,7 @@ from toolkit.engine.tensorrt.run import run
 from toolkit.engine.tensorrt.work import PROGRAM, Work, work_dir
 from toolkit.errors import ToolkitError
 from toolkit.files import distribution
-from toolkit.files.artifacts import Alone, alone, digest_of, is_current, produce, read_lock
+from toolkit.files.artifacts import FileLock, digest_of, file_lock, is_current, read_lock, write_stage
 from toolkit.machine.limits import available_memory
 from toolkit.machine.visible import VISIBLE, visible_here
 from toolkit.runtime import Needs, end_by_force, require_runtime, wrap
@@ -46,7 +46,7 @@ def build_tensorrt(
     if is_current(deployment.engine_dir, engine.STAGE, inputs, settings):
         return False
     require_program(deployment)
-    with alone(deployment.output / "build.lock", "is being built by") as lock:
+    with file_lock(deployment.output / "build.lock", "is being built by") as lock:
         if is_current(deployment.engine_dir, engine.STAGE, inputs, settings):
             return False  # another has finished it just now
         work = Work(deployment, source.directory, digest_of([inputs, settings]))
@@ -54,7 +54,7 @@ def build_tensorrt(
         if len(done) < deployment.mapping.world_size:
             _build(deployment, flags, work, done, progress, lock)
         found = work.checked_config()
-        made = produce(
+        made = write_stage(
             deployment.engine_dir,
             engine.STAGE,
             inputs=inputs,
@@ -142,7 +142,7 @@ def _build(
     work: Work,
     done: set[int],
     progress: Callable[[int, int], None],
-    lock: Alone,
+    lock: FileLock,
 ) -> None:
     """Run the program for the ranks that are left. Raises ToolkitError unless all are on disk then."""
     ranks = set(deployment.mapping.ranks)

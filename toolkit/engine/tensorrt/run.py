@@ -14,7 +14,7 @@ from pathlib import Path
 
 from toolkit.engine.tensorrt.log import BuildLog
 from toolkit.errors import ToolkitError
-from toolkit.files.artifacts import Alone
+from toolkit.files.artifacts import FileLock
 from toolkit.processes import ended_by_signals
 from toolkit.runtime import Wrapped
 
@@ -31,7 +31,7 @@ def run(
     log_path: Path,
     tell: Callable[[BuildLog], None],
     by_force: list[str] | None = None,
-    lock: Alone | None = None,
+    lock: FileLock | None = None,
     stall_s: float = STALL_S,
 ) -> tuple[BuildLog, int]:
     """Run it in `work` to its end; what it said and its exit status, below 0 for a signal.

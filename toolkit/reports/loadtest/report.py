@@ -19,7 +19,7 @@ from toolkit.files import distribution
 from toolkit.files.artifacts import atomic_directory
 from toolkit.files.json_file import finite, read_json
 from toolkit.reports.loadtest import junit, markdown
-from toolkit.slo.generator_error import OwnError
+from toolkit.slo.generator_error import GeneratorError
 from toolkit.slo.metrics import Count, Distribution, Measured, Moment
 from toolkit.slo.prediction import Predicted
 from toolkit.slo.run import Run, problem_of, read_samples, write_samples
@@ -81,7 +81,7 @@ class Written(BaseModel):
     warmup: Count
     settings: dict[str, Any]
     cut_short: str | None
-    own_error: OwnError | None = None
+    own_error: GeneratorError | None = None
     server: ServerSeen | None = None
     repeats: tuple[Count, ...] = ()
     predicted: Predicted | None = None
