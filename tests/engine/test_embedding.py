@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.checkpoint.verify.vendor import NEW_MAPPING, write
 from tests.engine.conftest import started
-from tests.verify.vendor import NEW_MAPPING, write
 from toolkit.engine import build
 
 pytestmark = pytest.mark.slow

@@ -27,6 +27,7 @@ def build(deployment: Deployment, checkpoint: Path | None, dry_run: bool) -> Non
     was cut off goes on with the ranks that are left.
     """
     from toolkit.checkpoint import convert
+    from toolkit.doctor.preflight import check as check_machine
     from toolkit.engine import build as run
     from toolkit.engine import dry_run as describe
     from toolkit.engine import require_buildable

@@ -25,6 +25,7 @@ def serve(deployment: Deployment, detach: bool, verbose: bool, dry_run: bool) ->
         from toolkit.serve import dry_run as describe
 
         return click.echo(describe(deployment))
+    from toolkit.doctor.preflight import check as check_machine
     from toolkit.serve import serve as run
 
     check_machine(deployment, "serve", note)

@@ -1,7 +1,7 @@
 """The special tokens that a Hugging Face directory names (bos, eos ...), as transformers reads them.
 
 Several files may name them: tokenizer_config.json, the older special_tokens_map.json over it, and, by id,
-generation_config.json and config.json. tests/test_special_tokens.py compares this with transformers.
+generation_config.json and config.json. tests/model/test_special_tokens.py compares this with transformers.
 """
 
 from __future__ import annotations

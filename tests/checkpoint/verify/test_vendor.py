@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.checkpoint.verify.vendor import NEW_MAPPING, OLD_MAPPING, write
 from tests.engine.conftest import started
-from tests.verify.vendor import NEW_MAPPING, OLD_MAPPING, write
 from toolkit.checkpoint.verify import verify
 from toolkit.engine import build
 from toolkit.errors import ToolkitError

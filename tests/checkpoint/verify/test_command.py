@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 
+from tests.checkpoint.verify.test_tampering import flipped_bit, gate_and_up, nan
 from tests.commands import toolkit
-from tests.verify.test_tampering import flipped_bit, gate_and_up, nan
 
 
 def test_the_same(pristine, llama):

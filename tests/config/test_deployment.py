@@ -12,7 +12,7 @@ import yaml
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 
-BUILD_CONFIGS = Path(__file__).parents[1] / "build_configs"
+BUILD_CONFIGS = Path(__file__).parents[2] / "build_configs"
 FLAGSHIP = BUILD_CONFIGS / "llama3-70b-h100-pp4tp2-fp16.yaml"
 
 

@@ -14,7 +14,7 @@ from toolkit.errors import ToolkitError
 from toolkit.files import yaml_file as yamlfile
 from toolkit.files.yaml_file import MOST_LETTERS, MOST_VALUES, compose_yaml, parse_yaml, read_yaml
 
-FLAGSHIP = Path(__file__).parents[1] / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml"
+FLAGSHIP = Path(__file__).parents[2] / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml"
 BOMB = "&a0 [x, x, x, x, x, x, x, x, x]"
 for _n in range(1, 9):
     BOMB = f"&a{_n} [{BOMB}{f', *a{_n - 1}' * 8}]"

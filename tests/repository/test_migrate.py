@@ -14,7 +14,7 @@ from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.repository.migrate import migrate, twin_of
 
-CONFIGS = Path(__file__).parents[1] / "build_configs"
+CONFIGS = Path(__file__).parents[2] / "build_configs"
 FLAGSHIP = CONFIGS / "llama3-70b-h100-pp4tp2-fp16.yaml"
 
 
