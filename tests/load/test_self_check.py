@@ -16,9 +16,10 @@ from toolkit.known_truth import Record
 from toolkit.load.exchange import measure
 from toolkit.load.processes import advice
 from toolkit.load.self_check import SLACK_CPU, Used, compare, own_error
+from toolkit.reports.loadtest.samples import write_samples
 from toolkit.slo.generator_error import GeneratorError
 from toolkit.slo.metrics import Sample
-from toolkit.slo.run import Run, write_samples
+from toolkit.slo.run import Run
 
 
 def sent(number: int, arrived: float, times: tuple[float, ...], fault: str | None = None) -> Record:

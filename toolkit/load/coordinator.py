@@ -29,21 +29,21 @@ from toolkit.errors import ToolkitError
 from toolkit.load import LAUNCHER
 from toolkit.load.exchange import now
 from toolkit.load.live import Live, Now
-from toolkit.load.loop_lag import BEATS
+from toolkit.load.messages import LOOP_LAG, QUOTA, QUOTA_WANTED, SAMPLE
 from toolkit.load.options import Chosen
 from toolkit.load.prediction import predicted
 from toolkit.load.progress import Progress
 from toolkit.load.self_check import SLACK_CPU
 from toolkit.reports.loadtest import report
+from toolkit.reports.loadtest.samples import write_samples
 from toolkit.reports.loadtest.terminal import summary_text
-from toolkit.slo.generator_error import Beat, GeneratorError, read_late_ms
+from toolkit.slo.generator_error import GeneratorError, Lag, read_late_ms
 from toolkit.slo.metrics import Sample
-from toolkit.slo.run import Run, write_samples
+from toolkit.slo.run import Run
 from toolkit.slo.server_metrics import ServerWatch
 from toolkit.slo.server_seen import ServerSeen
 from toolkit.slo.verdict import Outcome, Verdict, limits_of_a_request
 
-QUOTA_WANTED, QUOTA, SAMPLE = "toolkit-quota-wanted", "toolkit-quota", "toolkit-sample"
 WATCH_S = 0.5
 LOST_AFTER_S = 10.0
 """How long there may be no user left, or a worker be lost, before the missing requests are given up (workers report
@@ -93,7 +93,7 @@ class Coordinator:
         self.deployment, self.work = chosen.deployment, chosen.work
         self.settings: dict[str, Any] = {}
         self.samples: list[Sample] = []
-        self.beats: list[Beat] = []
+        self.lag: list[Lag] = []
         self.total = self.shares_given = self.runs = 0
         self.started = 0.0
         self.live: Live | None = None
@@ -109,7 +109,7 @@ class Coordinator:
         events.cpu_warning.add_listener(self.note_cpu)
         self._runner.register_message(QUOTA_WANTED, self.give_quota)
         self._runner.register_message(SAMPLE, self.receive)
-        self._runner.register_message(BEATS, self.hear_beats)
+        self._runner.register_message(LOOP_LAG, self.receive_lag)
         if launcher := os.environ.get(LAUNCHER):
             gevent.spawn(self._end_with, int(launcher))
 
@@ -127,7 +127,7 @@ class Coordinator:
             "answers": "whole" if options.no_stream else "streamed",
         }
         self.total = self.work.count
-        self.samples, self.beats, self.verdict, self.started, self.running = [], [], None, time.time(), True
+        self.samples, self.lag, self.verdict, self.started, self.running = [], [], None, time.time(), True
         self.cpu_before, self.busiest = sum(psutil.Process().cpu_times()[:2]), 0.0
         urls = [] if options.target else [_metrics_url(replica) for replica in self.deployment.per_replica()]
         self.watch = ServerWatch(urls).__enter__() if urls else None
@@ -153,9 +153,9 @@ class Coordinator:
             self.samples.append(sample)
             self.live.add(sample, time.time() - self.started)
 
-    def hear_beats(self, environment: Environment, msg: Any, **_: Any) -> None:
+    def receive_lag(self, environment: Environment, msg: Any, **_: Any) -> None:
         if self.running:
-            self.beats += msg.data
+            self.lag += msg.data
 
     def now(self) -> Now | None:
         """How far the test is; None before the first one."""
@@ -227,7 +227,7 @@ class Coordinator:
             return None
         own, cpu = GeneratorError.from_dict(json.loads(self._options.own_error)), self._cpu()
         judged, out_of_cpu = run.judged, own.out_of_cpu or cpu > SLACK_CPU
-        late = read_late_ms(self.beats, judged[0].due, max(one.ended for one in judged)) if judged else None
+        late = read_late_ms(self.lag, judged[0].due, max(one.ended for one in judged)) if judged else None
         late = max((ms for ms in (late, own.read_late_ms) if ms is not None), default=None)
         return replace(own, cpu=max(cpu, own.cpu or 0.0), out_of_cpu=out_of_cpu, read_late_ms=late)
 

@@ -1,7 +1,8 @@
-"""Tells what was heard, to Locust's statistics and to whoever collects the samples, when there is nothing else to do.
+"""Reports finished requests to Locust and to the coordinator, deferred so that reporting delays no reading or sending.
 
-The answers of users who asked together end together. What each costs to be told would make all of them late with their
-next requests, and the reading of other answers late, too.
+Requests that start together finish together: reporting each one at once would delay the next ones. Reports too how late
+the event loop of each process is (loop lag): an answer is read as late as a timer fires. The self-check says how wrong
+the generator is on a machine as busy as it was then; the lag says it of the test itself.
 """
 
 from __future__ import annotations
@@ -11,40 +12,46 @@ from typing import Any
 
 import gevent
 from locust.env import Environment
+from locust.runners import MasterRunner
 
+from toolkit.clock import now
 from toolkit.errors import ToolkitError
-from toolkit.load import coordinator
+from toolkit.load import messages
 from toolkit.load.exchange import Exchange
+from toolkit.slo.generator_error import Lag
 
 WAIT_S = 0.02
 """What ends together ends within this."""
+TICK_S = 0.02
+REPORTED_TOGETHER = 50
+"""Ticks of the loop lag in a message."""
 
 
 class Reporter:
     """One for the users of a process."""
 
     def __init__(self) -> None:
-        self._untold: deque[tuple[Environment, Exchange, int | None]] = deque()
-        self._telling: gevent.Greenlet | None = None
+        self._waiting: deque[tuple[Environment, Exchange, int | None]] = deque()
+        self._reporting: gevent.Greenlet | None = None
 
-    def tell(self, environment: Environment, heard: Exchange, replica: int | None) -> None:
-        """Tell it soon. `replica` is which one was asked, of several."""
-        self._untold.append((environment, heard, replica))
-        if not self._telling:
-            self._telling = gevent.spawn_later(WAIT_S, self._in_turns)
+    def report(self, environment: Environment, heard: Exchange, replica: int | None) -> None:
+        """Report it soon. `replica` is which one was asked, of several."""
+        self._waiting.append((environment, heard, replica))
+        if not self._reporting:
+            self._reporting = gevent.spawn_later(WAIT_S, self._in_turns)
 
-    def tell_all(self) -> None:
-        """Tell now what is left: the users stop."""
-        while self._untold:
-            _tell(*self._untold.popleft())
+    def report_all(self) -> None:
+        """Report now what is left: the users stop."""
+        while self._waiting:
+            _report(*self._waiting.popleft())
 
     def _in_turns(self) -> None:
-        while self._untold:
-            _tell(*self._untold.popleft())
+        while self._waiting:
+            _report(*self._waiting.popleft())
             gevent.sleep(0)  # who has something to read or to send goes first
 
 
-def _tell(environment: Environment, heard: Exchange, replica: int | None) -> None:
+def _report(environment: Environment, heard: Exchange, replica: int | None) -> None:
     """TTFT and TPOT have lines of their own in Locust's statistics, which do not count as requests in its totals."""
     sample = heard.sample
     stats: Any = environment.stats
@@ -62,4 +69,33 @@ def _tell(environment: Environment, heard: Exchange, replica: int | None) -> Non
         for name, value in (("TTFT", sample.ttft_ms), ("TPOT", sample.tpot_ms)):
             if value is not None:
                 stats.get(name, sample.protocol).log(value, 0)
-    runner.send_message(coordinator.SAMPLE, {**sample.as_dict(), "replica": replica, "worker": worker})
+    runner.send_message(messages.SAMPLE, {**sample.as_dict(), "replica": replica, "worker": worker})
+
+
+class LoopLag:
+    """How late a timer of this process fires. One per process; it runs while a test runs."""
+
+    def __init__(self) -> None:
+        self._ticking: gevent.Greenlet | None = None
+
+    def start(self, environment: Environment, **_: Any) -> None:
+        if not isinstance(environment.runner, MasterRunner):
+            self._ticking = gevent.spawn(_tick, environment.runner)
+
+    def stop(self, **_: Any) -> None:
+        if self._ticking:
+            self._ticking.kill()
+
+
+def _tick(runner: Any) -> None:
+    late: list[Lag] = []
+    due = now()
+    while True:
+        gevent.sleep(max(0.0, due - now()))
+        moment = now()
+        while due <= moment:  # also those that were missed: the longer a pause, the more would have been read late
+            late.append((due, (moment - due) * 1e3))
+            due += TICK_S
+        if len(late) >= REPORTED_TOGETHER:
+            runner.send_message(messages.LOOP_LAG, late)
+            late = []

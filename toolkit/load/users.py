@@ -23,13 +23,12 @@ from locust.runners import MasterRunner, WorkerRunner
 from toolkit.client import connect
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.load import coordinator, web
+from toolkit.load import messages, web
 from toolkit.load.coordinator import Coordinator, RequestQuota
 from toolkit.load.dispatch import dispatch
 from toolkit.load.exchange import Exchange, hear, now
-from toolkit.load.loop_lag import LoopLag
 from toolkit.load.options import PROTOCOLS, Chosen
-from toolkit.load.reporting import Reporter
+from toolkit.load.reporting import LoopLag, Reporter
 from toolkit.load.requests import Asked, Work
 from toolkit.load.target import can_stream, require_ready
 from toolkit.slo.metrics import Sample
@@ -45,12 +44,12 @@ CHOSEN: AsyncResult = AsyncResult()
 USERS = count()
 """Numbers the users of this process, who take the replicas in turn."""
 
-TELLER = Reporter()
-HEART = LoopLag()
+REPORTER = Reporter()
+LOOP_LAG = LoopLag()
 
 events.test_start.add_listener(QUOTA.forget)
-events.test_start.add_listener(HEART.start)
-events.test_stop.add_listener(HEART.stop)
+events.test_start.add_listener(LOOP_LAG.start)
+events.test_stop.add_listener(LOOP_LAG.stop)
 
 
 @events.init_command_line_parser.add_listener
@@ -105,7 +104,7 @@ def prepare(environment: Environment, **_: Any) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(Outcome.COULD_NOT_RUN.value)
     runner: Any = environment.runner
-    runner.register_message(coordinator.QUOTA, QUOTA.receive)
+    runner.register_message(messages.QUOTA, QUOTA.receive)
     if isinstance(runner, WorkerRunner):
         environment.user_classes = [ClosedLoop, OpenLoop]  # the master says which
     else:
@@ -164,7 +163,7 @@ class AskingUser(User):
                 streamed=self.streamed,
                 count=self.count,
             )
-            TELLER.tell(self.environment, heard, replica if len(self.clients) > 1 else None)
+            REPORTER.report(self.environment, heard, replica if len(self.clients) > 1 else None)
             if self.work.turns == 1:
                 break
             if not heard.sample.ok:
@@ -182,10 +181,10 @@ class AskingUser(User):
         then, error = failed.ended, "an earlier turn of it failed"
         for number in range(at + 1, first + self.work.turns):
             request = replace(asked.request, id=f"load-{number}")
-            TELLER.tell(self.environment, Exchange(request, self.protocol, then, then, then, (), True, error), None)
+            REPORTER.report(self.environment, Exchange(request, self.protocol, then, then, then, (), True, error), None)
 
     def on_stop(self) -> None:
-        TELLER.tell_all()
+        REPORTER.report_all()
         for client in self.clients:
             client.close()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from toolkit.slo.metrics import Distribution, Finite, Measured
 
-Beat = tuple[float, float]
+Lag = tuple[float, float]
 """When a process of the generator was to be woken, in seconds since the Unix epoch, and by how many ms it was late."""
 
 
@@ -61,9 +61,9 @@ class GeneratorError:
         return cls(**values)
 
 
-def read_late_ms(beats: Iterable[Beat], begin: float, end: float) -> float | None:
-    """How late answers were read between two moments, P99; None where nothing beat then."""
-    return Distribution(ms for moment, ms in beats if begin <= moment <= end).percentile(99)
+def read_late_ms(lags: Iterable[Lag], begin: float, end: float) -> float | None:
+    """How late answers were read between two moments, P99; None where nothing was measured then."""
+    return Distribution(ms for moment, ms in lags if begin <= moment <= end).percentile(99)
 
 
 def error_of(metric: str, q: int, measured: Measured, own: GeneratorError) -> float | None:

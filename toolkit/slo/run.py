@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from toolkit.errors import ToolkitError, clipped, shown
-from toolkit.files.atomic import open_file
 from toolkit.slo.generator_error import GeneratorError
 from toolkit.slo.metrics import Measured, Sample
 from toolkit.slo.prediction import Predicted
 from toolkit.slo.server_seen import ServerSeen
-
-SAMPLES_NAME = "samples.jsonl.gz"
-LONGEST_SAMPLE = 16 << 20
-"""Bytes of a line: about half a million tokens. A longer one is no sample, and may have no end."""
-_SAMPLE = TypeAdapter(Sample)
 
 
 @dataclass(frozen=True)
@@ -67,35 +54,3 @@ class Run:
         if not self.repeats:
             return Measured(self.judged, limits_ms)
         return Measured.repeated([one.judged for one in self.each if one.judged], limits_ms)
-
-
-def write_samples(directory: Path, run: Run) -> None:
-    """One line of JSON a request, in the order they were due."""
-    with gzip.open(directory / SAMPLES_NAME, "wt", encoding="utf-8") as stream:
-        for repeat, one in enumerate(run.each, 1):
-            which = {"repeat": repeat} if run.repeats else {}
-            for number, sample in enumerate(one.samples):
-                stream.write(json.dumps({**sample.as_dict(), "warmup": number < run.warmup, **which}) + "\n")
-
-
-def read_samples(directory: Path) -> list[Sample]:
-    """The samples of a report. Raises ToolkitError naming the line that cannot be read."""
-    path, samples = directory / SAMPLES_NAME, []
-    try:
-        with open_file(path) as packed, gzip.open(packed) as stream:
-            while line := stream.readline(LONGEST_SAMPLE):
-                samples.append(_SAMPLE.validate_json(line))
-    except ValidationError as error:
-        raise ToolkitError(f"not a sample: {problem_of(error)}", where=f"{path}:{len(samples) + 1}") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise ToolkitError(f"cannot be read: {getattr(error, 'strerror', None) or error}", where=path) from None
-    return samples
-
-
-def problem_of(error: ValidationError, *place: str) -> str:
-    """The first of pydantic's complaints about a part of a file, that at `place`: where, and what is wrong."""
-    first = error.errors()[0]
-    field = ".".join(clipped(str(part)) for part in (*place, *first["loc"]))
-    message = first["msg"][:1].lower() + first["msg"][1:]
-    got = "" if first["type"] == "json_invalid" else f", got {shown(first['input'])}"
-    return f"{field}: {message}{got}" if field else f"{message}{got}"

@@ -19,10 +19,11 @@ from toolkit.files import distribution
 from toolkit.files.artifacts import atomic_directory
 from toolkit.files.json_file import finite, read_json
 from toolkit.reports.loadtest import junit, markdown
+from toolkit.reports.loadtest.samples import problem_of, read_samples, write_samples
 from toolkit.slo.generator_error import GeneratorError
 from toolkit.slo.metrics import Count, Distribution, Measured, Moment
 from toolkit.slo.prediction import Predicted
-from toolkit.slo.run import Run, problem_of, read_samples, write_samples
+from toolkit.slo.run import Run
 from toolkit.slo.server_seen import ServerSeen
 from toolkit.slo.verdict import Verdict, judge, limits_of_a_request
 
