@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from toolkit.config.engine_kind import TENSORRT
 from toolkit.errors import ToolkitError
 from toolkit.files.distribution import install
 from toolkit.serve import tritonserver
@@ -92,9 +93,9 @@ def test_nothing_installed(monkeypatch):
 def test_engines_need_the_image(monkeypatch, tmp_path):
     monkeypatch.setattr(tritonserver, "NGC_BINARY", tmp_path / "tritonserver")
     with pytest.raises(ToolkitError, match=r"Run this inside nvcr\.io/nvidia/tritonserver:"):
-        find("tensorrt")
+        find(TENSORRT)
     (tmp_path / "tritonserver").touch()
-    server = find("tensorrt")
+    server = find(TENSORRT)
     assert (server.binary, server.backend_directory, server.environment) == (tmp_path / "tritonserver", None, {})
 
 

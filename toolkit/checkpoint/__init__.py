@@ -40,7 +40,7 @@ def convert(deployment: Deployment, progress: Progress | None = None) -> bool:
     from toolkit.files.artifacts import Lock, atomic_directory, record, refuse_others_work, write_lock
 
     check_can_be_made(deployment)
-    distribution.require("rehearsal" if deployment.engine == "rehearsal" else "convert", "torch")
+    distribution.require("rehearsal" if not deployment.kind.on_gpus else "convert", "torch")
     shape, mapping, dtype = deployment.shape, deployment.mapping, deployment.model.dtype
     source = open_source(deployment.model.path)
     check_source(source, shape)

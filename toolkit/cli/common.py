@@ -139,7 +139,7 @@ def job_summary(text: str) -> None:
 
 def next_command(deployment: Deployment, command: str, file: Path | None = None, options: Sequence[str] = ()) -> None:
     """Say the command that comes next; of `file` if the deployment has just been written there."""
-    if command == "build" and deployment.engine == "pytorch":  # which has no engines
+    if command == "build" and not deployment.kind.engine_files:  # which has no engines
         command = "repo"
     note(f"next: {shlex.join(['toolkit', command, str(file or deployment.file), *options])}")
 

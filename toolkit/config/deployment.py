@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
+from toolkit.config.engine_kind import KINDS, EngineKind
 from toolkit.config.rules import check, check_same_shape
 from toolkit.config.sections import (
     LENGTHS,
@@ -42,8 +44,6 @@ from toolkit.model.shape import ModelShape, load_shape, no_shape, parse_shape, s
 from toolkit.releases import LATEST, WITHOUT_ENGINES, Release, release_of
 from toolkit.releases.llm_api import llm_release_of
 
-Engine = Literal["tensorrt", "pytorch", "rehearsal"]
-ENGINES: tuple[Engine, ...] = ("tensorrt", "pytorch", "rehearsal")
 OPTIONS = "engine_options"
 """The field for what `engine` holds beside its kind."""
 NOT_IN_THE_YAML = {"file", OPTIONS, "replica"}
@@ -59,13 +59,24 @@ LONGEST_NAME = 100
 """Characters of a name, and of a key that a message quotes."""
 
 
+def _known_kind(name: object) -> object:
+    if name not in KINDS:
+        raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": _one_of(KINDS)})
+    return name
+
+
+def _one_of(names: Iterable[str]) -> str:
+    *most, last = map(repr, names)
+    return f"{', '.join(most)} or {last}"
+
+
 class Deployment(Section):
     """Everything about one deployment. Make one with `Deployment.load`."""
 
     name: Annotated[str, Field(pattern=rf"^{NAME}$", max_length=LONGEST_NAME)]
     file: LoosePath
     model: Model
-    engine: Engine
+    engine: Annotated[str, BeforeValidator(_known_kind)]
     engine_options: EngineOptions = EngineOptions()
     """The YAML has both as one: `engine`, a word or a mapping with `kind`."""
     parallel: Parallel = Parallel()
@@ -97,7 +108,7 @@ class Deployment(Section):
         if isinstance(content.get("engine"), dict):
             content[OPTIONS] = {**content["engine"]}
             if "kind" not in content[OPTIONS]:
-                raise ToolkitError("engine.kind: missing", where=file, hint=f"Use {', '.join(ENGINES)}.")
+                raise ToolkitError("engine.kind: missing", where=file, hint=f"Use {', '.join(KINDS)}.")
             content["engine"] = content[OPTIONS].pop("kind")
         if "name" not in content and not re.fullmatch(NAME, file.stem):
             what = f"its name, {shown(file.stem)}, cannot be that of a deployment"
@@ -106,8 +117,8 @@ class Deployment(Section):
         name = content.setdefault("name", file.stem)
         content.setdefault("output", str(Path("..", "work", name if isinstance(name, str) else "")))
         if engine is not None:
-            if engine not in ENGINES:
-                raise ToolkitError(f"engine: {shown(engine)} is unknown", hint=f"Use {', '.join(ENGINES)}.")
+            if engine not in KINDS:
+                raise ToolkitError(f"engine: {shown(engine)} is unknown", hint=f"Use {', '.join(KINDS)}.")
             content["engine"] = engine
         try:
             deployment = cls.model_validate({**_absolute_paths(content, file), "file": file})
@@ -134,12 +145,17 @@ class Deployment(Section):
         return parse_shape(inline, where=f"{self.file}: model.config")
 
     @property
+    def kind(self) -> EngineKind:
+        """The facts about its engine."""
+        return KINDS[self.engine]
+
+    @property
     def release(self) -> Release:
         """Of TensorRT-LLM, that its parts are of. A rehearsal acts as the latest."""
-        if self.engine == "rehearsal":
+        if not self.kind.on_gpus:
             return LATEST
         version = self.engine_options.version
-        if self.engine == "pytorch" and llm_release_of(version, where=self.file) == WITHOUT_ENGINES.name:
+        if not self.kind.engine_files and llm_release_of(version, where=self.file) == WITHOUT_ENGINES.name:
             return WITHOUT_ENGINES
         return release_of(version, where=self.file)
 

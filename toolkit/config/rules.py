@@ -38,9 +38,9 @@ LEAST_RATE, MOST_RATE = 1e-6, 1e6
 def check(deployment: Deployment) -> None:
     """Raise a ToolkitError for the first rule that does not hold."""
     version, where = deployment.engine_options.version, f"{deployment.file}: engine.version"
-    if deployment.engine == "tensorrt":
+    if deployment.kind.vendor_build:
         release_of(version, where=where)
-    elif deployment.engine == "pytorch":
+    elif not deployment.kind.engine_files:
         llm_release_of(version, where=where)
     kinds = (_parallel_rules, _precision_rules, _limit_rules, _workload_rules, _load_test_rules, _serving_rules)
     for rules in (_place_rules, *kinds, _runtime_rules):
@@ -56,7 +56,7 @@ def check_workload(workload: LoadWorkload, file: Path) -> None:
 
 def check_can_be_made(deployment: Deployment) -> None:
     """Raise a ToolkitError for what can be planned and not made. FP8 needs scales that only calibration gives."""
-    if deployment.engine == "pytorch":
+    if not deployment.kind.engine_files:
         what = "engine: pytorch has nothing to convert: it loads the model itself"
         raise ToolkitError(what, where=deployment.file, hint=f"Go on with: toolkit repo {deployment.file}")
     for field, value in (
@@ -70,7 +70,7 @@ def check_can_be_made(deployment: Deployment) -> None:
 
 def check_can_be_served(deployment: Deployment) -> None:
     """Raise a ToolkitError for what can be planned and not started, or has a chat template that the model has not."""
-    if deployment.serving.mode == "orchestrator" and deployment.engine == "rehearsal":
+    if deployment.serving.mode == "orchestrator" and not deployment.kind.on_gpus:
         what = f"serving.mode: orchestrator is the tensorrtllm backend's, engine is {deployment.engine}"
         raise ToolkitError(what, where=deployment.file, hint="Remove it: leader is the default.")
     if deployment.model.chat_template is not None:
@@ -144,7 +144,7 @@ def _parallel_rules(deployment: Deployment) -> Iterator[Broken]:
 
 
 def _precision_rules(deployment: Deployment) -> Iterator[Broken]:
-    if deployment.engine == "rehearsal":
+    if not deployment.kind.on_gpus:
         for field, value in (
             ("model.quantization", deployment.model.quantization),
             ("kv_cache.dtype", deployment.kv_cache.dtype),

@@ -34,7 +34,7 @@ Rule = Callable[[Machine, "Deployment | None"], Iterator[Check]]
 
 
 def needs_gpus(deployment: Deployment | None) -> bool:
-    return deployment is not None and deployment.engine != "rehearsal"
+    return deployment is not None and deployment.kind.on_gpus
 
 
 def verdict(name: str, good: bool, found: str, needed: str, fix: str, otherwise: Status = "error") -> Check:

@@ -45,7 +45,7 @@ def disks(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
 
 def engines(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     """For an engine that cannot be built here, engines from elsewhere are needed. PyTorch has none."""
-    if machine.places is None or deployment is None or deployment.engine == "pytorch":
+    if machine.places is None or deployment is None or not deployment.kind.engine_files:
         return
     try:
         require_buildable(deployment)
@@ -57,7 +57,7 @@ def engines(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
 
 def built(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     """The engine that is there. A rehearsal's is made again in seconds, so a wrong one is no error there."""
-    if machine.places is None or machine.places.built is None or deployment is None or deployment.engine == "pytorch":
+    if machine.places is None or machine.places.built is None or deployment is None or not deployment.kind.engine_files:
         return
     engine = machine.places.built
     status: Status = "error" if needs_gpus(deployment) else "warning"
@@ -74,7 +74,7 @@ def built(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
 
 def built_on(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     """An engine holds code for the compute capability (SM) that it was built on, and no other."""
-    if machine.places is None or machine.places.built is None or deployment is None or deployment.engine != "tensorrt":
+    if machine.places is None or machine.places.built is None or deployment is None or not deployment.kind.vendor_build:
         return
     sm, here = machine.places.built.sm, sorted({gpu.sm for gpu in of_ranks(machine, deployment) if gpu.sm})
     if sm and here:

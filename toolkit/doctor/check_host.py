@@ -28,7 +28,7 @@ def cores(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
         found += f" of the machine's {host.cores} (affinity, or a container's limit)"
     if deployment is None:
         yield Check("cores", "ok", found)
-    elif deployment.engine == "rehearsal":
+    elif not deployment.kind.on_gpus:
         ranks = deployment.all_ranks
         fix = "It works, and is slow: the ranks share the cores. Fewer ranks are faster: parallel: {tp: 1, pp: 1}"
         yield verdict("cores", host.usable_cores >= ranks, found, f"{ranks}, one for each rank", fix, "warning")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from toolkit.config.engine_kind import REHEARSAL, EngineKind
 from toolkit.doctor.check import Check, needs_gpus, place, verdict
 from toolkit.doctor.machine import Machine
 from toolkit.doctor.programs import Program
@@ -14,7 +15,6 @@ from toolkit.runtime.images import advised
 if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment
 
-BACKENDS = {"rehearsal": "python", "tensorrt": "tensorrtllm", "pytorch": "python"}
 """The backend of tritonserver that runs each engine."""
 IN_THE_IMAGE = "Run it in the image: docker run --gpus all --net host --shm-size=2g --ulimit memlock=-1 "
 IN_THE_IMAGE += "--ulimit stack=67108864 --ulimit nofile=65536 -it {}"
@@ -46,7 +46,7 @@ def backends(machine: Machine, deployment: Deployment | None) -> Iterator[Check]
     programs = machine.programs
     if programs.tritonserver.path is None or programs.container is not None:
         return
-    needed, fix = BACKENDS[deployment.engine if deployment else "rehearsal"], "Install it again: nvidia-pytriton"
+    needed, fix = _kind(deployment).triton_backend, "Install it again: nvidia-pytriton"
     if deployment is not None and needs_gpus(deployment):
         fix = f"Use the tritonserver of {advised(deployment)}"
     yield verdict("backends", needed in programs.backends, ", ".join(programs.backends) or "none", needed, fix)
@@ -73,13 +73,17 @@ def tensorrt_llm(machine: Machine, deployment: Deployment | None) -> Iterator[Ch
         yield verdict("tensorrt-llm", found.partition("+")[0] == wanted, found, wanted, fix)
 
 
+def _kind(deployment: Deployment | None) -> EngineKind:
+    return deployment.kind if deployment else REHEARSAL
+
+
 def packages(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     programs = machine.programs
     versions = [f"Python {programs.python}", *(f"{name} {version}" for name, version in programs.packages.items())]
-    found, engine = ", ".join(versions), deployment.engine if deployment else "rehearsal"
-    if engine == "pytorch" or "torch" in programs.packages:
+    found, kind = ", ".join(versions), _kind(deployment)
+    if not kind.engine_files or "torch" in programs.packages:
         yield Check("packages", "ok", found)
-    elif engine == "rehearsal":
+    elif not kind.on_gpus:
         yield Check("packages", "error", found, "torch", f"Run: {install('rehearsal')}")
     else:
         yield Check("packages", "warning", found, "torch, to convert", f"Run: {install('convert')}")

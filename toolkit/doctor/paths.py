@@ -133,7 +133,7 @@ def _model(deployment: Deployment) -> Model:
 
 
 def _where_from(deployment: Deployment) -> str:
-    if deployment.engine == "rehearsal":
+    if not deployment.kind.on_gpus:
         path = shlex.quote(str(deployment.model.path))
         return f"Put a model there, or write a small one: toolkit sample smollm2 {path}"
     return "Put the model there, or correct model.path."
@@ -155,9 +155,9 @@ def _writes(deployment: Deployment, model: Model) -> Iterator[tuple[str, Path, i
     directory, engines = deployment.checkpoint_dir, deployment.engine_dir
     yield "logs and reports", deployment.output, 0
     made = _made(deployment)
-    if deployment.engine != "pytorch" and checkpoint.STAGE not in made:  # pytorch loads the model as it is
+    if deployment.kind.engine_files and checkpoint.STAGE not in made:  # pytorch loads the model as it is
         yield "checkpoint", directory, max(0, size - _begun(directory))
-    if deployment.engine == "tensorrt" and engine.STAGE not in made:
+    if deployment.kind.vendor_build and engine.STAGE not in made:
         yield "engines", engines, size
     if not os.path.lexists(model.path):
         yield "model", model.path, deployment.shape.parameters * DTYPE_BYTES[deployment.model.dtype]

@@ -99,13 +99,13 @@ def check(deployment: Deployment, stage: Stage, warn: Callable[[str], None], che
         if check.status != "ok":
             warn(str(ToolkitError(f"warning: {_line(check)}", hint=check.fix)))
     if stage == "serve" and machine.programs.container is not None:
-        require_backend(deployment, check_programs.BACKENDS[deployment.engine])
+        require_backend(deployment, deployment.kind.triton_backend)
 
 
 def _checks(machine: Machine, deployment: Deployment, stage: Stage, checkpoint: Path | None) -> Iterator[Check]:
     rules = BUILD if stage == "build" else SERVE
     if stage == "serve":
-        whole = deployment.engine == "pytorch"  # it loads the model itself
+        whole = not deployment.kind.engine_files  # it loads the model itself
         rules = (*rules, check_deployment.model if whole else check_deployment.tokenizer)
     for rule in rules:
         if checkpoint is None or rule is not check_deployment.model:

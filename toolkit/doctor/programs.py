@@ -57,7 +57,7 @@ def look_at_programs(deployment: Deployment | None) -> Programs:
     packages = _versions()
     server, problem = None, None
     try:
-        server = find(deployment.engine, image=advised(deployment)) if deployment else find()
+        server = find(deployment.kind, image=advised(deployment)) if deployment else find()
     except ToolkitError as error:
         problem = error
     return Programs(
@@ -73,7 +73,7 @@ def look_at_programs(deployment: Deployment | None) -> Programs:
 
 
 def _container(deployment: Deployment | None) -> Program | None:
-    if deployment is None or deployment.engine == "rehearsal" or deployment.runtime.kind == "host":
+    if deployment is None or not deployment.kind.on_gpus or deployment.runtime.kind == "host":
         return None
     try:
         require_runtime(deployment)

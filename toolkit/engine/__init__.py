@@ -29,7 +29,7 @@ def build(
     all). Raises ToolkitError when the checkpoint is not that of this deployment, or the engine cannot be built here.
     """
     progress = progress or (lambda done, total: None)
-    if deployment.engine == "rehearsal":
+    if not deployment.kind.on_gpus:
         from toolkit.engine.rehearsal_build import build_rehearsal
 
         return build_rehearsal(deployment, progress, checkpoint)
@@ -47,7 +47,7 @@ def require_buildable(deployment: Deployment, checkpoint: Path | None = None) ->
     _refuse_pytorch(deployment)
     if checkpoint is None:
         check_can_be_made(deployment)
-    if deployment.engine == "rehearsal":
+    if not deployment.kind.on_gpus:
         return []
     from toolkit.engine.tensorrt.build import check_flags, require_program, tensorrt_flags
     from toolkit.engine.tensorrt.flags import sources
@@ -61,13 +61,13 @@ def is_built(deployment: Deployment) -> bool:
     """Whether the engine is there, whole, and made from the checkpoint that is there. For engine tensorrt."""
     from toolkit.engine.tensorrt.build import is_built_tensorrt
 
-    return deployment.engine == "tensorrt" and is_built_tensorrt(deployment)
+    return deployment.kind.vendor_build and is_built_tensorrt(deployment)
 
 
 def dry_run(deployment: Deployment, checkpoint: Path | None = None) -> str:
     """The build as a shell script, with where each flag comes from. Raises ToolkitError as `build` would for flags."""
     _refuse_pytorch(deployment)
-    if deployment.engine == "rehearsal":
+    if not deployment.kind.on_gpus:
         return f"# A rehearsal's engine is its checkpoint's files and config.json, in {deployment.engine_dir}."
     from toolkit.engine.tensorrt.build import script
 
@@ -75,6 +75,6 @@ def dry_run(deployment: Deployment, checkpoint: Path | None = None) -> str:
 
 
 def _refuse_pytorch(deployment: Deployment) -> None:
-    if deployment.engine == "pytorch":
+    if not deployment.kind.engine_files:
         what = "engine: pytorch has no engines to build: it loads the model itself"
         raise ToolkitError(what, where=deployment.file, hint=f"Go on with: toolkit repo {deployment.file}")

@@ -66,7 +66,7 @@ def _given(deployment: Deployment, directory: Path, progress: Callable[[int, int
 
 def _refuse_unknown_keys(deployment: Deployment, directory: Path, config: Mapping[str, Any], hint: str) -> None:
     """Raise a ToolkitError for a key that trtllm-build would refuse. A rehearsal takes the keys of any release."""
-    if deployment.engine != "tensorrt":
+    if not deployment.kind.vendor_build:
         return
     release = deployment.release
     for key in unknown_keys(config, release.checkpoint_keys):

@@ -45,14 +45,14 @@ class Plan:
             ("--claims", self.with_claims),
             ("--estimator aiconfigurator", self.estimator == "aiconfigurator"),
         ):
-            if wanted and self.deployment.engine == "rehearsal":
+            if wanted and not self.deployment.kind.on_gpus:
                 hint = "Add --engine tensorrt and the GPU: --hardware h100-sxm."
                 raise ToolkitError(f"{option}: a rehearsal has no GPUs", where=self.deployment.file, hint=hint)
 
     @property
     def predictable(self) -> bool:
         """A rehearsal's step times are those of this machine, which only a calibration knows."""
-        return self.deployment.engine != "rehearsal" or isinstance(self.estimator, Calibration)
+        return self.deployment.kind.on_gpus or isinstance(self.estimator, Calibration)
 
     @property
     def predict(self) -> Predict:

@@ -244,10 +244,10 @@ def predict(deployment: Deployment, estimator: Estimator = "table") -> Predictio
     calibration of something else, and for a rehearsal without one: only that knows this machine's step times.
     """
     if isinstance(estimator, Calibration):
-        measured = "rehearsal" if deployment.engine == "rehearsal" else "table refitted"
+        measured = "rehearsal" if not deployment.kind.on_gpus else "table refitted"
         front_s = FRONT_S if estimator.outside_s is None else estimator.outside_s
         return Prediction(deployment, estimator.step_times(deployment), f"{measured} by {estimator.path}", front_s)
-    if deployment.engine == "rehearsal":
+    if not deployment.kind.on_gpus:
         hint = f"Run: toolkit calibrate {deployment.file}, and give its file as --calibration."
         raise ToolkitError("a rehearsal's step times are not known", where=deployment.file, hint=hint)
     gpu = gpu_named(deployment.hardware.gpu, where=deployment.file)
@@ -265,7 +265,7 @@ def predict(deployment: Deployment, estimator: Estimator = "table") -> Predictio
 def scheduling_of(deployment: Deployment, memory: MemoryPlan, traffic: Traffic) -> SchedulerConfig:
     """What the executor of each replica is set to. Raises ToolkitError when its KV pool holds no whole sequence."""
     limits, block = deployment.limits, deployment.kv_cache.tokens_per_block
-    blocks = deployment.kv_blocks if deployment.engine == "rehearsal" else memory.pool_tokens // block
+    blocks = deployment.kv_blocks if not deployment.kind.on_gpus else memory.pool_tokens // block
     if blocks * block < limits.max_seq_len:
         what = f"the KV pool holds {blocks * block:,} tokens, less than a sequence of limits.max_seq_len"
         hint = "toolkit plan --compare CONFIG shows layouts that fit."

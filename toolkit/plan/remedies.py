@@ -57,7 +57,7 @@ def _limits_and_layout(prediction: Prediction, predict: Predict) -> Iterator[Can
     deployment, within = prediction.deployment, Ceiling.of(prediction.deployment)
     if in_time_alone(prediction):
         yield partial(tuned, deployment, within, predict, "slo")
-    if deployment.engine != "rehearsal":  # whose other layouts were not measured
+    if deployment.kind.on_gpus:  # whose other layouts were not measured
         other = _likely_layout(deployment, within, predict)
         if other:
             yield partial(tuned, other, within, predict, "slo")
@@ -70,7 +70,7 @@ def _sequences_and_precision(start: Prediction, prediction: Prediction, predict:
     if in_time_alone(start) and room > within.each and _helped_by_sequences(start, room):
         yield partial(with_most_sequences, deployment, Ceiling(within.tokens, room, room), predict)
     gpu = GPUS.get(deployment.hardware.gpu)
-    if gpu and gpu.flops_fp8 and deployment.model.quantization == "none" and deployment.engine != "rehearsal":
+    if gpu and gpu.flops_fp8 and deployment.model.quantization == "none" and deployment.kind.on_gpus:
         quantised = with_settings(deployment, model={"quantization": "fp8"})
         yield partial(with_most_sequences, quantised, within, predict)
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import yaml
 
 from toolkit.config.deployment import Deployment, changed
+from toolkit.config.engine_kind import TENSORRT
 from toolkit.config.rules import context_length
 from toolkit.errors import ToolkitError, printable, shown
 from toolkit.files.atomic import atomic_file
@@ -121,7 +122,7 @@ def _content(wanted: Wanted, shape: ModelShape, name: str) -> dict[str, Any]:
     slo = changed(SLO, dict(_slo(wanted.slo)))
     return {
         "name": name,
-        "engine": "tensorrt",
+        "engine": TENSORRT.name,
         "model": {
             "path": str(wanted.model.resolve()),
             "dtype": shape.dtype if shape.dtype in ("float16", "bfloat16") else "float16",

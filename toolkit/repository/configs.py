@@ -16,7 +16,6 @@ from toolkit.repository import parameters
 from toolkit.repository.parameters import SpecialTokens
 
 # The rehearsal answers as NVIDIA's backend does, in Python; llmapi.py has the repository for engine: pytorch.
-TENSORRT_LLM_BACKEND = {"tensorrt": "tensorrtllm", "rehearsal": "python"}
 
 PREPROCESSING_INSTANCES = 4
 """With four, a short prompt does not wait while three long ones are tokenised."""
@@ -67,7 +66,7 @@ def _tensorrt_llm(deployment: Deployment, engine_dir: Path) -> Any:
     config = _model(
         deployment,
         "tensorrt_llm",
-        backend=TENSORRT_LLM_BACKEND[deployment.engine],
+        backend=deployment.kind.triton_backend,
         inputs=signatures.TENSORRT_LLM_INPUTS,
         outputs=signatures.TENSORRT_LLM_OUTPUTS,
         values=parameters.tensorrt_llm(deployment, engine_dir),
@@ -77,7 +76,7 @@ def _tensorrt_llm(deployment: Deployment, engine_dir: Path) -> Any:
     batching, queue = config.dynamic_batching, deployment.limits.max_queue_size
     batching.preferred_batch_size.append(config.max_batch_size)
     batching.default_queue_policy.max_queue_size = queue
-    if deployment.engine == "rehearsal":
+    if not deployment.kind.on_gpus:
         # NVIDIA's backend counts each request as one execution, and empties Triton's queue in no time. A Python model
         # counts batches and takes longer: Triton holds for it what the engine has room for, and refuses no sooner.
         # The one more is for the engine to refuse: NVIDIA's HTTP client looks for the engine's words in every burst.

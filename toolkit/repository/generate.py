@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.checkpoint.source import open_source
 from toolkit.checkpoint.tied import check_tied
 from toolkit.config.deployment import Deployment
+from toolkit.config.engine_kind import EngineKind
 from toolkit.errors import ToolkitError
 from toolkit.files import artifacts, distribution
 from toolkit.model.meta_params import PARAMS
@@ -39,18 +40,6 @@ if TYPE_CHECKING:
 
 SOURCES = distribution.folder("triton_repo")
 VERSION = "1"
-ENGINE_MODELS = {
-    name: (f"{name}/{VERSION}", "shared") for name in ("preprocessing", "postprocessing", "tensorrt_llm_bls")
-}
-FOLDERS = {
-    "tensorrt": ENGINE_MODELS,
-    "rehearsal": {**ENGINE_MODELS, "tensorrt_llm": (f"tensorrt_llm/{VERSION}", "shared")},
-    "pytorch": {
-        LLMAPI_MODEL: (f"llmapi/{VERSION}", "shared"),
-        "tensorrt_llm_bls": (f"llmapi_bls/{VERSION}", "shared"),
-    },
-}
-"""Of `SOURCES`, those with the Python files of a model, by engine."""
 
 
 def generate(deployment: Deployment) -> bool:
@@ -59,8 +48,8 @@ def generate(deployment: Deployment) -> bool:
     Raises ToolkitError when the engines are missing or of another deployment, or the model or its tokenizer is
     unusable.
     """
-    contents = _of_llm_api(deployment) if deployment.engine == "pytorch" else _of_engines(deployment)
-    copies = {name: _sources(name, deployment.engine) for name in contents.models}
+    contents = _of_llm_api(deployment) if not deployment.kind.engine_files else _of_engines(deployment)
+    copies = {name: _sources(name, deployment.kind) for name in contents.models}
 
     def write(directory: Path) -> None:
         for name in contents.models:
@@ -154,8 +143,8 @@ def settings(deployment: Deployment) -> dict[str, Any]:
     sections = ("parallel", "limits", "kv_cache", "scheduler", "hardware")
     fields = {name: getattr(deployment, name).model_dump() for name in sections}
     flat = {f"{section}.{key}": value for section, values in fields.items() for key, value in values.items()}
-    extra = deployment.engine_options.extra if deployment.engine == "pytorch" else {}
-    version = {"engine.version": deployment.engine_options.version} if deployment.engine == "pytorch" else {}
+    extra = deployment.engine_options.extra if not deployment.kind.engine_files else {}
+    version = {"engine.version": deployment.engine_options.version} if not deployment.kind.engine_files else {}
     return {
         "engine": deployment.engine,
         "serving.decoupled": deployment.serving.decoupled,
@@ -165,9 +154,9 @@ def settings(deployment: Deployment) -> dict[str, Any]:
     }
 
 
-def _sources(model: str, engine: str) -> list[Path]:
+def _sources(model: str, kind: EngineKind) -> list[Path]:
     """The Python files of a model's version directory: its own, and what the Python models share."""
-    folders = [SOURCES / folder for folder in FOLDERS[engine].get(model, ())]
+    folders = [SOURCES / folder for folder in kind.models.get(model, ())]
     files = [file for folder in folders for file in sorted(folder.glob("*.py"))]
     if folders and not files:
         raise ToolkitError(

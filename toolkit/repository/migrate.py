@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.config.edit_yaml import edited
+from toolkit.config.engine_kind import PYTORCH
 from toolkit.errors import ToolkitError, printable
 from toolkit.files.atomic import atomic_file, read_text
 from toolkit.files.yaml_file import parse_yaml
@@ -81,13 +82,13 @@ def twin_of(deployment: Deployment, file: Path | None = None) -> Twin:
     from toolkit.repository.llm_args import check_llm_args
 
     source = Path(deployment.file)
-    if deployment.engine != "tensorrt":
+    if not deployment.kind.vendor_build:
         what = f"engine: is {deployment.engine}, expected tensorrt"
         raise ToolkitError(what, where=source, hint="Give a deployment with engines, or add: --engine tensorrt")
     file = file or source.with_name(f"{source.stem}-pytorch{source.suffix}")
     if file.resolve() == source.resolve():
         raise ToolkitError("is the deployment itself", where=file, hint="Give the twin another name.")
-    twin = deployment.model_copy(update={"engine": "pytorch", "engine_options": _options(deployment)})
+    twin = deployment.model_copy(update={"engine": PYTORCH.name, "engine_options": _options(deployment)})
     check_llm_args(twin)
     return Twin(file, _text(deployment, twin), tuple(_changes(deployment, twin)))
 
@@ -108,7 +109,7 @@ def _text(deployment: Deployment, twin: Deployment) -> str:
     source = Path(deployment.file)
     text = read_text(source)
     content = parse_yaml(text)
-    changes: dict[str, Any] = {"engine": {"kind": "pytorch", "version": twin.engine_options.version}}
+    changes: dict[str, Any] = {"engine": {"kind": PYTORCH.name, "version": twin.engine_options.version}}
     if "name" in content:
         changes["name"] = f"{deployment.name}-pytorch"
     if "output" in content:

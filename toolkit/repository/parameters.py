@@ -97,7 +97,7 @@ def kv_cache_tokens(deployment: Deployment) -> int:
 
     Raises ToolkitError when there is no room for one whole sequence.
     """
-    if deployment.engine == "rehearsal":
+    if not deployment.kind.on_gpus:
         return deployment.kv_blocks * deployment.kv_cache.tokens_per_block
     memory, longest = plan_memory(deployment), deployment.limits.max_seq_len
     capacity = memory.token_capacity
@@ -115,7 +115,7 @@ def kv_cache_fraction(deployment: Deployment) -> float:
     default."""
     if deployment.kv_cache.free_gpu_memory_fraction is not None:
         return deployment.kv_cache.free_gpu_memory_fraction
-    return 0.9 if deployment.engine == "rehearsal" else plan_memory(deployment).kv_fraction
+    return 0.9 if not deployment.kind.on_gpus else plan_memory(deployment).kv_fraction
 
 
 def _boolean(value: bool) -> str:

@@ -42,7 +42,7 @@ def startup_budget(deployment: Deployment) -> Budget:
         return Budget(deployment.serving.startup_timeout_s, "serving.startup_timeout_s")
     files = sorted(_weights(deployment))
     size = sum(path.stat().st_size for path in files)
-    if deployment.engine == "rehearsal":
+    if not deployment.kind.on_gpus:
         rate, fixed = None, REHEARSAL_FIXED_S + REHEARSAL_RANK_S * deployment.mapping.world_size
     else:
         rate, fixed = measured_rate(files[0]) if files else None, GPU_FIXED_S
@@ -74,6 +74,6 @@ def measured_rate(file: Path) -> float | None:
 
 def _weights(deployment: Deployment) -> Iterator[Path]:
     """The files that the ranks load: engines, or for PyTorch the checkpoint itself."""
-    if deployment.engine == "pytorch":
+    if not deployment.kind.engine_files:
         return deployment.model.path.glob("*.safetensors")
     return deployment.engine_dir.glob("rank*.engine")

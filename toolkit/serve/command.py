@@ -51,7 +51,7 @@ ORCHESTRATOR_REASONS = (
 
 def is_orchestrated(deployment: Deployment) -> bool:
     """Whether one server starts all ranks."""
-    return deployment.serving.mode == "orchestrator" or deployment.engine == "pytorch"
+    return deployment.serving.mode == "orchestrator" or deployment.kind.one_server
 
 
 def command_line(deployment: Deployment, server: TritonServer, mpirun: Mpirun, run: Run) -> list[Part]:
@@ -73,7 +73,7 @@ def environment(deployment: Deployment, server: TritonServer, run: Run, rehearsa
     `rehearsal_port` is where the ranks of a rehearsal meet.
     """
     variables = {**server.environment, RUN_ID: run.id, "TMPDIR": str(run.tmp)}
-    if is_orchestrated(deployment) and deployment.engine == "tensorrt":
+    if is_orchestrated(deployment) and deployment.kind.vendor_build:
         variables[ORCHESTRATOR] = "1"
     if rehearsal_port is not None:
         variables[REHEARSAL_PORT] = str(rehearsal_port)

@@ -50,9 +50,9 @@ class Launch:
 
 def programs(deployment: Deployment) -> tuple[TritonServer, Mpirun]:
     """Those of this machine, looked for; in a container those of the image, where they are known to be."""
-    if deployment.engine != "rehearsal" and deployment.runtime.kind != "host":
+    if deployment.kind.on_gpus and deployment.runtime.kind != "host":
         return IN_THE_IMAGE
-    return find(deployment.engine, image=advised(deployment)), find_mpirun()
+    return find(deployment.kind, image=advised(deployment)), find_mpirun()
 
 
 def launch(deployment: Deployment, server: TritonServer, mpirun: Mpirun, run: Run) -> Launch:
@@ -60,7 +60,7 @@ def launch(deployment: Deployment, server: TritonServer, mpirun: Mpirun, run: Ru
     _fill(run, deployment, server)
     server = server.linked(run.tmp)
     command = command_line(deployment, server, mpirun, run)
-    if deployment.engine == "rehearsal":
+    if not deployment.kind.on_gpus:
         variables = environment(deployment, server, run, _free_port())
         return Launch(_arguments(command), {**os.environ, **variables}, lines=_stack_warning(deployment))
     share = share_of(deployment)
@@ -96,7 +96,7 @@ def dry_run(deployment: Deployment) -> str:
         return "\n\n".join([SHEBANG.rstrip(), *each, "wait"])
     check_can_be_served(deployment)
     run = DRY_RUN
-    if deployment.engine == "rehearsal":
+    if not deployment.kind.on_gpus:
         server, mpirun = programs(deployment)
         linked = server.linked(run.tmp)
         start = shell_text(environment(deployment, linked, run, 0), command_line(deployment, linked, mpirun, run))
@@ -133,7 +133,7 @@ def _needs(deployment: Deployment, server: TritonServer, run: Run, share: Share)
     replica = "" if deployment.replica is None else f"-{deployment.replica}"
     serving = deployment.serving
     return Needs(
-        reads=(deployment.model.path if deployment.engine == "pytorch" else deployment.engine_dir,),
+        reads=(deployment.model.path if not deployment.kind.engine_files else deployment.engine_dir,),
         writes=(run.tmp,),
         gpus=share.gpus,
         cores=share.cores,
@@ -148,7 +148,7 @@ def _needs(deployment: Deployment, server: TritonServer, run: Run, share: Share)
 
 def _stack_warning(deployment: Deployment) -> tuple[str, ...]:
     """A warning if the hard limit is below the stack that Triton needs. Docker sets its own limits."""
-    most, in_docker = most_stack(), deployment.engine != "rehearsal" and deployment.runtime.kind == "docker"
+    most, in_docker = most_stack(), deployment.kind.on_gpus and deployment.runtime.kind == "docker"
     if most is None or most >= STACK_BYTES or in_docker:
         return ()
     what = f"warning: stack: the hard limit is {most >> 10} KiB, Triton needs {STACK_BYTES >> 10} KiB: one request of "

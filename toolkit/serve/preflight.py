@@ -31,30 +31,30 @@ REHEARSAL_MODEL_BYTES = 30 * MIB
 
 def check(deployment: Deployment) -> None:
     """Raise a ToolkitError for the first thing that would keep the group, or every replica's, from serving."""
-    if deployment.engine == "rehearsal":
+    if not deployment.kind.on_gpus:
         distribution.require("rehearsal", "torch")
     check_made(deployment)
     check_ports(deployment)
     check_shared_memory(deployment)
-    if deployment.engine == "rehearsal":
+    if not deployment.kind.on_gpus:
         check_memory(deployment)
 
 
 def check_made(deployment: Deployment) -> None:
     """What the stages before it made is there, whole, of this deployment and of one release."""
     check_repository(deployment)
-    if deployment.engine == "tensorrt":
+    if deployment.kind.vendor_build:
         check_version(deployment)
 
 
 def check_repository(deployment: Deployment) -> None:
     """The repository is whole, and made for this deployment from the engine, or the model, that is there now."""
     made_with, remake = {"engine": deployment.engine}, f"toolkit repo {deployment.file}"
-    if deployment.engine != "pytorch":
+    if deployment.kind.engine_files:
         engine = artifacts.require(deployment.engine_dir, "engine", made_with, f"toolkit build {deployment.file}")
         source, place, digest = "engine", deployment.engine_dir, engine.digest
     lock = artifacts.require(deployment.repository_dir, "repository", repository.settings(deployment), remake)
-    if deployment.engine == "pytorch":
+    if not deployment.kind.engine_files:
         source, place, digest = "model", deployment.model.path, repository.model_digest(deployment)
     if lock.inputs.get(source) != digest:
         what = f"was made from another {source} than the one in {place}"
@@ -103,7 +103,7 @@ def check_port(deployment: Deployment, name: str) -> None:
 def shared_memory_needed(deployment: Deployment) -> int:
     """Bytes of /dev/shm that its groups take. Without a repository their own ranks are all that is counted."""
     groups = len(deployment.per_replica())
-    if deployment.engine != "rehearsal":
+    if deployment.kind.on_gpus:
         return groups * GPU_SHARED_MEMORY_BYTES
     return groups * (deployment.mapping.world_size + model_processes(deployment)) * REHEARSAL_SEGMENT_BYTES
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from toolkit.config.engine_kind import REHEARSAL, EngineKind
 from toolkit.errors import ToolkitError
 from toolkit.files import distribution
 from toolkit.files.artifacts import digest_of
@@ -94,18 +95,18 @@ class Mpirun:
     version: tuple[int, int]
 
 
-def find(engine: str = "rehearsal", cache: Path | None = None, image: str = LATEST.images[0].tag) -> TritonServer:
-    """The tritonserver for an engine: a rehearsal takes that of the wheel, the others that of the NGC image or of PATH.
+def find(kind: EngineKind = REHEARSAL, cache: Path | None = None, image: str = LATEST.images[0].tag) -> TritonServer:
+    """The tritonserver for a kind of engine: that of the wheel without GPUs, else that of the NGC image or of PATH.
 
     `cache` is the folder for what the wheel lacks (default: the user's cache folder), `image` the one to advise.
     Raises ToolkitError with the fix when there is no server, or when it cannot run with this Python.
     """
-    if engine != "rehearsal":
+    if kind.on_gpus:
         found = NGC_BINARY if NGC_BINARY.is_file() else shutil.which("tritonserver")
         if found is None:
             raise ToolkitError(
-                f"engine: {engine} needs the tritonserver of the NGC image, and neither {NGC_BINARY} nor one on PATH "
-                "is here",
+                f"engine: {kind.name} needs the tritonserver of the NGC image, and neither {NGC_BINARY} nor one on "
+                "PATH is here",
                 hint=f"Run this inside {image}, set runtime: docker, or rehearse with --engine rehearsal.",
             )
         return TritonServer(Path(found), home=_missing_home())

@@ -140,7 +140,7 @@ def plan_memory(deployment: Deployment, parallel_embedding: bool = False) -> Mem
     activations = activation_bytes(shape, mapping.tp, limits.max_num_tokens, deployment.max_batch_size, precision)
     context = context_bytes(GPUS.get(hardware.gpu), mapping.tp)
     wanted = math.ceil(limits.max_sequences / deployment.parallel.replicas) * limits.max_seq_len
-    if deployment.engine == "rehearsal":
+    if not deployment.kind.on_gpus:
         context, activations = REHEARSAL_PROCESS_BYTES, 0
         wanted = deployment.kv_blocks * deployment.kv_cache.tokens_per_block
     gpu_bytes = int(hardware.gpu_memory_gib * GIB)

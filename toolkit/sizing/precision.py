@@ -24,7 +24,7 @@ class Precision:
 
 def precision_of(deployment: Deployment) -> Precision:
     """A rehearsal computes in float32 whatever the checkpoint's dtype."""
-    if deployment.engine == "rehearsal":
+    if not deployment.kind.on_gpus:
         return Precision(4, 4, 4)
     size, fp8 = DTYPE_BYTES[deployment.model.dtype], deployment.model.quantization == "fp8"
     kv = 1 if fp8 or deployment.kv_cache.dtype == "fp8" else size

@@ -158,7 +158,7 @@ class Calibration:
 
 def kind_of(deployment: Deployment) -> Kind:
     """What is measured for an engine: whole steps of a rehearsal, layers for any other."""
-    return "steps" if deployment.engine == "rehearsal" else "layers"
+    return "steps" if not deployment.kind.on_gpus else "layers"
 
 
 def model_of(shape: ModelShape, kind: Kind) -> dict[str, int]:

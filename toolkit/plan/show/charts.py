@@ -55,7 +55,7 @@ class Line:
 
 def memory_chart(prediction: Prediction) -> Chart:
     """One bar a GPU, its parts in GiB, up to the limit and the GPU's end."""
-    memory, rehearsal = prediction.memory, prediction.deployment.engine == "rehearsal"
+    memory, rehearsal = prediction.memory, not prediction.deployment.kind.on_gpus
     one, replicas = "rank" if rehearsal else "GPU", prediction.deployment.parallel.replicas
     bars = [(gpu, stage) for stage in memory.stages for gpu in stage.gpus]
     fullest = memory.used_bytes(memory.fullest) / GIB

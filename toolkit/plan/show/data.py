@@ -64,7 +64,7 @@ def _stage(stage: StagePlan, memory: MemoryPlan) -> dict[str, Any]:
 
 def _memory(deployment: Deployment, memory: MemoryPlan) -> dict[str, Any]:
     common = {"workspace_bytes": memory.workspace_bytes, "kv_tokens_wanted": memory.wanted_tokens}
-    if deployment.engine == "rehearsal":
+    if not deployment.kind.on_gpus:
         return {**common, "host_bytes": memory.all_bytes}
     host = plan_host(deployment)
     return {

@@ -110,7 +110,7 @@ def _facts(prediction: Prediction) -> list[str]:
     return [
         f"{model.path.name}, {deployment.shape.parameters / 1e9:.3g} B parameters, {weights}",
         f"{layout_name(deployment)}: {wording.layout_in_words(deployment)}",
-        f"{ranks} ranks on CPU" if deployment.engine == "rehearsal" else f"{ranks} x {deployment.hardware.gpu}",
+        f"{ranks} ranks on CPU" if not deployment.kind.on_gpus else f"{ranks} x {deployment.hardware.gpu}",
     ]
 
 
@@ -125,7 +125,7 @@ def _tiles(prediction: Prediction) -> list[tuple[str, str, str]]:
     tiles.append(("Highest rate", wording.rate(capacity.highest), "requests/s within the latencies"))
     tiles.append(("Saturated", wording.rate(capacity.saturated), "requests/s"))
     tiles.append(("Bubble when full", wording.share(capacity.bubble), "of stage time"))
-    if prediction.deployment.engine != "rehearsal":
+    if prediction.deployment.kind.on_gpus:
         free = memory.headroom_bytes / GIB
         name, unit = (
             ("Free memory", "GiB to the limit, fullest GPU") if free >= 0 else ("Too full by", "GiB, fullest GPU")

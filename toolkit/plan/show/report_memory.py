@@ -46,7 +46,7 @@ def _heading(deployment: Deployment) -> str:
 
 def _stages(deployment: Deployment, memory: MemoryPlan) -> Table:
     table = plain_table()
-    one = "rank" if deployment.engine == "rehearsal" else "GPU"
+    one = "rank" if not deployment.kind.on_gpus else "GPU"
     for column in ("stage", f"{one}s", "layers", f"weights/{one}", f"KV/token/{one}", f"KV/{one}", f"in all/{one}"):
         table.add_column(column, justify="left" if column in ("stage", f"{one}s") else "right", no_wrap=True)
     for stage in memory.stages:
@@ -63,7 +63,7 @@ def _stages(deployment: Deployment, memory: MemoryPlan) -> Table:
 
 
 def _memory_lines(deployment: Deployment, memory: MemoryPlan) -> str:
-    if deployment.engine == "rehearsal":
+    if not deployment.kind.on_gpus:
         blocks, size = deployment.kv_blocks, deployment.kv_cache.tokens_per_block
         return "\n".join(
             [
@@ -102,7 +102,7 @@ def _balance_lines(deployment: Deployment, memory: MemoryPlan) -> list[str]:
 
 def _host_lines(deployment: Deployment) -> list[str]:
     plan = plan_host(deployment)
-    if deployment.engine != "tensorrt":
+    if not deployment.kind.vendor_build:
         return []
     ranks = deployment.mapping.world_size
     workers = f"--workers {plan.workers}" if plan.workers else "[red]not even one rank at a time[/red]"

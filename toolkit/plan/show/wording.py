@@ -99,7 +99,7 @@ LAYOUT = (
 def layout_in_words(deployment: Deployment) -> str:
     """Of 2 x tp4: "2 replicas of one stage on 4 GPUs"."""
     parallel = deployment.parallel
-    one, stages = "rank" if deployment.engine == "rehearsal" else "GPU", parallel.pp
+    one, stages = "rank" if not deployment.kind.on_gpus else "GPU", parallel.pp
     ranks = f"{parallel.tp} {one}s" if parallel.tp > 1 else f"one {one}"
     text = f"{stages} pipeline stages on {ranks} each" if stages > 1 else f"one stage on {ranks}"
     return f"{parallel.replicas} replicas of {text}" if parallel.replicas > 1 else text
