@@ -8,7 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_model, model_validator
+
+from toolkit.config.metrics import METRICS
 
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -141,14 +143,13 @@ class Percentiles(Section):
     p99: PositiveFloat | None = None
 
 
-class Slo(Section):
-    """Targets. Metric definitions are in toolkit.slo.metrics."""
+_LATENCIES: dict[str, Any] = {name: (Percentiles, Percentiles()) for name in METRICS}
+_Latencies: Any = create_model("_Latencies", __base__=Section, **_LATENCIES)
 
-    ttft_ms: Percentiles = Percentiles()
-    tpot_ms: Percentiles = Percentiles()
-    itl_ms: Percentiles = Percentiles()
-    e2e_ms: Percentiles = Percentiles()
-    prefill_ms: Percentiles = Percentiles()
+
+class Slo(_Latencies):
+    """Targets: percentiles of each metric of toolkit.config.metrics, and these."""
+
     requests_per_s: PositiveFloat | None = None
     compliance: Share = 0.99
     """Share of all requests, errors included, that must be inside every per-request target."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from toolkit.config.metrics import METRICS
 from toolkit.config.sections import Slo
 from toolkit.inflight import SchedulerConfig
 from toolkit.simulate.run import Simulation, simulate
@@ -207,7 +208,7 @@ def hopeless(slo: Slo, traffic: Traffic) -> Callable[[Sample], bool]:
     bounds = [
         (metric, limit, math.floor((1 - q / 100) * (count - 1)) + 1)
         for metric in limits
-        if metric != "itl_ms"  # a request has many
+        if not METRICS[metric].many
         for q, limit in percentiles(slo, metric)
     ]
     missed = [0] * len(bounds)
@@ -216,7 +217,7 @@ def hopeless(slo: Slo, traffic: Traffic) -> Callable[[Sample], bool]:
         nonlocal missed_any
         missed_any += not is_good(sample, limits)
         for number, (metric, limit, most) in enumerate(bounds):
-            value = getattr(sample, metric)
+            value = METRICS[metric].value(sample)
             missed[number] += not sample.ok or (value is not None and value > limit)
             if missed[number] > most:
                 return True

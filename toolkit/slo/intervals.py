@@ -18,7 +18,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from toolkit.slo.metrics import Measured, Sample, is_good
+from toolkit.config.metrics import METRICS
+from toolkit.slo.metrics import Measured, Sample, is_good, values_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -149,10 +150,9 @@ def newcombe(good: int, of: int, then_good: int, then_of: int) -> Interval:
 
 
 def _values(sample: Sample, metric: str) -> list[float]:
-    if not sample.ok and metric != "dispatch_ms":
-        return [math.inf]
-    value = getattr(sample, metric)
-    return value if isinstance(value, list) else [] if value is None else [value]
+    if metric == "dispatch_ms":
+        return [sample.dispatch_ms]
+    return values_of(METRICS[metric], sample) if sample.ok else [math.inf]
 
 
 def _counts(values: list[list[float]], threshold: float) -> Floats:

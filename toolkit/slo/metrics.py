@@ -25,6 +25,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from toolkit.config.metrics import METRICS, Metric
+
 Moment = Annotated[float, Field(ge=0, lt=2.5e11)]
 """Seconds since the Unix epoch, before the year 9900: what a report may hold."""
 Count = Annotated[int, Field(ge=0, lt=2**31)]
@@ -210,17 +212,13 @@ class Measured:
 
     @cached_property
     def distributions(self) -> dict[str, Distribution]:
-        """ttft_ms, tpot_ms, itl_ms, e2e_ms, prefill_ms (each as far as measured) and dispatch_ms."""
+        """Each of METRICS, as far as it was measured, and dispatch_ms."""
         good = [sample for sample in self.samples if sample.ok]
-        ttft = [sample.ttft_ms for sample in good if sample.ttft_ms is not None]
-        tpot = [sample.tpot_ms for sample in good if sample.tpot_ms is not None]
-        prefill = [sample.prefill_ms for sample in good if sample.prefill_ms is not None]
         return {
-            "ttft_ms": Distribution(ttft, self.failed),
-            "tpot_ms": Distribution(tpot, self.failed),
-            "itl_ms": Distribution((gap for sample in good for gap in sample.itl_ms), self.failed),
-            "e2e_ms": Distribution((sample.e2e_ms for sample in good), self.failed),
-            "prefill_ms": Distribution(prefill, self.failed),
+            **{
+                name: Distribution((v for s in good for v in values_of(m, s)), self.failed)
+                for name, m in METRICS.items()
+            },
             "dispatch_ms": Distribution(sample.dispatch_ms for sample in self.samples),
         }
 
@@ -263,6 +261,12 @@ class Measured:
         return count / self.duration_s if self.duration_s > 0 else 0.0
 
 
+def values_of(metric: Metric, sample: Sample) -> list[float]:
+    """Those that a request has of a metric: none, one, or one for each gap between tokens."""
+    value = metric.value(sample)
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
 def is_good(sample: Sample, limits_ms: Mapping[str, float]) -> bool:
     """Whether a request succeeded with every metric at or under its limit.
 
@@ -272,7 +276,8 @@ def is_good(sample: Sample, limits_ms: Mapping[str, float]) -> bool:
     if not sample.ok:
         return False
     for name, limit in limits_ms.items():
-        value = Distribution(sample.itl_ms).mean if name == "itl_ms" else getattr(sample, name)
+        metric = METRICS[name]
+        value = Distribution(metric.value(sample)).mean if metric.many else metric.value(sample)
         if value is not None and value > limit:
             return False
     return True

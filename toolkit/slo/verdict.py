@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal
 
+from toolkit.config.metrics import METRICS
 from toolkit.config.sections import Slo
 from toolkit.slo.generator_error import GeneratorError, error_of, share_error
 from toolkit.slo.intervals import Bootstrap, Interval, interval, wilson
@@ -20,19 +21,13 @@ from toolkit.slo.metrics import Measured
 from toolkit.slo.saturation import without_the_drain
 from toolkit.slo.server_seen import ServerSeen
 
-LATENCIES = {
-    "ttft_ms": "TTFT",
-    "tpot_ms": "TPOT",
-    "itl_ms": "ITL",
-    "e2e_ms": "End-to-end",
-    "prefill_ms": "Prefill",
-}
+LATENCIES = {name: metric.label for name, metric in METRICS.items()}
 """The latency metrics that the SLO knows, and what people call them."""
 
 OF_THE_GPUS = ("gpu_utilisation", "load_balance_variance")
 NOT_OF_A_RATE = ("requests_per_s", *OF_THE_GPUS)
 """Targets that say nothing on whether requests are in time at one rate: a lower rate misses them, or the GPUs do."""
-OF_A_STREAM = ("ttft_ms", "tpot_ms", "itl_ms")
+OF_A_STREAM = tuple(name for name, metric in METRICS.items() if metric.of_stream)
 NOT_READ = "the server's metrics were not read"
 NOT_STREAMED = "the answers were not streamed"
 

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from toolkit.config.deployment import Deployment
+from toolkit.config.metrics import METRICS
 from toolkit.errors import ToolkitError
 from toolkit.files import distribution
 from toolkit.files.artifacts import atomic_directory
@@ -140,13 +141,9 @@ def metrics_as_json(measured: Measured) -> dict[str, Any]:
     prompts = [sample.tokens_in for sample in good if sample.tokens_in is not None]
     return {
         "request_throughput": _value("requests/sec", measured.requests_per_s),
-        "request_latency": _statistics("ms", found["e2e_ms"]),
         "request_count": _value("requests", len(good)),
         "error_request_count": _value("requests", measured.failed),
-        "time_to_first_token": _statistics("ms", found["ttft_ms"]),
-        "inter_token_latency": _statistics("ms", found["tpot_ms"]),
-        "token_gap": _statistics("ms", found["itl_ms"]),
-        "prefill_time": _statistics("ms", found["prefill_ms"]),
+        **{metric.json_name: _statistics("ms", found[name]) for name, metric in METRICS.items()},
         "dispatch_delay": _statistics("ms", found["dispatch_ms"]),
         "output_token_throughput": _value("tokens/sec", measured.tokens_per_s),
         "output_sequence_length": _statistics("tokens", Distribution(s.tokens_out for s in good)),
