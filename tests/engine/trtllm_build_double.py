@@ -19,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
-from toolkit.releases import release_of
+from toolkit.releases.release import release_of
 
 VERSION = os.environ.get("DOUBLE_VERSION", "1.2.1")
 HEADER = b"double of an engine\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Template
 
 from tests.lint.repositories import AFTER, BEFORE, BLS, ENSEMBLE, FLAGSHIP, LLM, write_repository
-from toolkit.releases import release_of
+from toolkit.releases.release import release_of
 
 PLACEHOLDERS = {
     **{"gpt_model_type": "batching_strategy", "gpt_model_path": "engine_dir"},

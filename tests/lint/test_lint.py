@@ -29,7 +29,7 @@ from tests.lint.repositories import (
 )
 from toolkit.errors import ToolkitError
 from toolkit.lint import Finding, lint
-from toolkit.releases import RELEASES
+from toolkit.releases.release import RELEASES
 
 
 def engine(**build):

@@ -7,7 +7,7 @@ import pytest
 from tests.lint.repositories import AFTER, BEFORE, BLS, DEFAULT, ENSEMBLE, LLM, START, edit, write_engine
 from tests.lint.templates import fill, llama_md, write_templates
 from toolkit.lint import lint
-from toolkit.releases import RELEASES
+from toolkit.releases.release import RELEASES
 
 NEEDED = {
     "triton_max_batch_size",

@@ -5,7 +5,7 @@ import pytest
 from tests.lint.repositories import DEFAULT, LLM, START, check_found, config, parameter
 from toolkit.lint import lint
 from toolkit.lint.readings import taken
-from toolkit.releases import LATEST, RELEASES
+from toolkit.releases.release import LATEST, RELEASES
 
 FRACTION, CACHE = "kv_cache_free_gpu_mem_fraction", "max_tokens_in_paged_kv_cache"
 # std::stoi, std::stoull and std::stof of a GNU C++ library, in the C locale.

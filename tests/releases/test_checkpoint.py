@@ -14,7 +14,7 @@ from toolkit.config.deployment import Deployment
 from toolkit.engine.source import find_source
 from toolkit.errors import ToolkitError
 from toolkit.files.artifacts import read_lock, record, write_lock
-from toolkit.releases import RELEASES
+from toolkit.releases.release import RELEASES
 
 GOLDEN = Path(__file__).parent / "golden" / "1.2" / "checkpoint.json"
 

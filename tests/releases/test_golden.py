@@ -18,7 +18,10 @@ from toolkit.checkpoint.config_json import config_text
 from toolkit.config.deployment import Deployment, with_settings
 from toolkit.engine.tensorrt import build
 from toolkit.errors import ToolkitError
-from toolkit.releases import LATEST, OUR_PARAMETERS, RELEASES, RENAMES, Release, llm_api
+from toolkit.releases import llm_api
+from toolkit.releases.models import OUR_PARAMETERS
+from toolkit.releases.parameters import RENAMES
+from toolkit.releases.release import LATEST, RELEASES, Release
 from toolkit.releases.setting import Setting
 from toolkit.repository import openai
 from toolkit.repository.configs import model_configs, to_text

@@ -8,9 +8,12 @@ import pytest
 
 from toolkit.config.deployment import Deployment, with_settings
 from toolkit.errors import ToolkitError
-from toolkit.releases import LATEST, OUR_PARAMETERS, RELEASES, RENAMES, Flag, Image, Parameter, Release, release_of
 from toolkit.releases import tensors as signatures
-from toolkit.releases.setting import KINDS
+from toolkit.releases.images import Image
+from toolkit.releases.models import OUR_PARAMETERS
+from toolkit.releases.parameters import RENAMES
+from toolkit.releases.release import LATEST, RELEASES, Release, release_of
+from toolkit.releases.setting import KINDS, Flag, Parameter
 from toolkit.releases.setting import flags as read_flags
 from toolkit.releases.tables import within
 from toolkit.repository.parameters import tensorrt_llm

@@ -41,8 +41,8 @@ from toolkit.errors import ToolkitError, clipped, is_unicode, shown
 from toolkit.files.yaml_file import absolute_path, read_yaml
 from toolkit.model.rank_mapping import RankMapping
 from toolkit.model.shape import ModelShape, load_shape, no_shape, parse_shape, shape_file
-from toolkit.releases import LATEST, WITHOUT_ENGINES, Release, release_of
 from toolkit.releases.llm_api import llm_release_of
+from toolkit.releases.release import LATEST, WITHOUT_ENGINES, Release, release_of
 
 OPTIONS = "engine_options"
 """The field for what `engine` holds beside its kind."""

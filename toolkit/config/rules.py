@@ -18,8 +18,8 @@ from toolkit.config.sections import LAST_PORT, PORTS_APART, Lengths, LoadWorkloa
 from toolkit.errors import ToolkitError, shown
 from toolkit.files.distribution import PACKAGE
 from toolkit.model.shape import ModelShape
-from toolkit.releases import release_of
 from toolkit.releases.llm_api import llm_release_of
+from toolkit.releases.release import release_of
 from toolkit.secrecy import tells_a_secret
 
 if TYPE_CHECKING:

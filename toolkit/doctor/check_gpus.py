@@ -13,7 +13,7 @@ from toolkit.doctor.ranks import gpus_of_ranks, placement_of
 from toolkit.errors import ToolkitError
 from toolkit.machine.gpus import Gpu
 from toolkit.machine.visible import VISIBLE, visible_devices, visible_to_cuda
-from toolkit.releases import LATEST
+from toolkit.releases.release import LATEST
 from toolkit.sizing.memory import GIB, plan_memory
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from toolkit.lint.finding import Finding
 from toolkit.lint.repository import Model, Repository
-from toolkit.releases import Release
+from toolkit.releases.release import Release
 
 BLS = "tensorrt_llm_bls"
 AT = "model_transaction_policy"

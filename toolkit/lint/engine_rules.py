@@ -9,7 +9,7 @@ from typing import Any
 from toolkit.lint.executor_rules import TRUE
 from toolkit.lint.finding import Finding
 from toolkit.lint.repository import PLACEHOLDER, Engine, Model, Repository
-from toolkit.releases import Release
+from toolkit.releases.release import Release
 
 NUMBER = re.compile("[0-9]{1,20}")
 FALSE = ("false", "False", "FALSE", "0")

@@ -13,7 +13,7 @@ from typing import Any
 
 from toolkit.lint.finding import Finding
 from toolkit.lint.repository import Model, Repository, type_name
-from toolkit.releases import Release
+from toolkit.releases.release import Release
 
 FEW = 8
 """So many names can be read in a line."""

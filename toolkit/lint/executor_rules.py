@@ -13,8 +13,10 @@ from typing import Any
 from toolkit.lint import parameter_rules, readings
 from toolkit.lint.finding import Finding
 from toolkit.lint.repository import Model, Repository, type_name
-from toolkit.releases import OUR_REHEARSAL_PARAMETERS, RENAMES, Release
 from toolkit.releases import tensors as signatures
+from toolkit.releases.models import OUR_REHEARSAL_PARAMETERS
+from toolkit.releases.parameters import RENAMES
+from toolkit.releases.release import Release
 
 MEMORY_LIMIT = 0.85
 """hardware.gpu_memory_limit of the requirements."""

@@ -9,7 +9,7 @@ from typing import Any
 from toolkit.errors import shown
 from toolkit.lint.finding import Finding
 from toolkit.lint.repository import CONFIG, PLACEHOLDER, Model, Repository
-from toolkit.releases import Release
+from toolkit.releases.release import Release
 
 IN_THE_IMAGE = ("python", "tensorrtllm", "ensemble")
 OF_TRITON = (

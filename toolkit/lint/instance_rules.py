@@ -13,7 +13,8 @@ from typing import Any
 from toolkit.lint.finding import Effect, Finding
 from toolkit.lint.readings import taken
 from toolkit.lint.repository import Executor, LlmModel, Model, Repository, enum_name
-from toolkit.releases import Parameter, Release
+from toolkit.releases.release import Release
+from toolkit.releases.setting import Parameter
 
 AT = "instance_group"
 MISSING = "missing"

@@ -20,7 +20,8 @@ from toolkit.lint import (
 )
 from toolkit.lint.finding import Finding
 from toolkit.lint.repository import Repository, read_repository
-from toolkit.releases import LATEST, RELEASES, WITHOUT_ENGINES, Release, llm_api, release_of
+from toolkit.releases import llm_api
+from toolkit.releases.release import LATEST, RELEASES, WITHOUT_ENGINES, Release, release_of
 
 MODULES = (
     *(file_rules, placeholder_rules, ensemble_rules, decoupled_rules, instance_rules),

@@ -14,8 +14,8 @@ from toolkit.lint.executor_rules import cache_memory
 from toolkit.lint.finding import Effect, Finding
 from toolkit.lint.model_yaml import OURS_ONLY, PLACEHOLDER, TRITON, ModelYaml
 from toolkit.lint.repository import LlmModel, Repository
-from toolkit.releases import WITHOUT_ENGINES, Release
 from toolkit.releases.llm_api import BEFORE_1_0, RELEASES, SECTIONS, UNCHECKED_ARGUMENTS, llm_arguments
+from toolkit.releases.release import WITHOUT_ENGINES, Release
 
 REQUIRED = ("decoupled", "max_batch_size")
 """Of triton_config, by NVIDIA's model."""

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from toolkit.lint import parameter_rules, readings
 from toolkit.lint.finding import Finding
 from toolkit.lint.repository import Model, Repository
-from toolkit.releases import OUR_LLMAPI_BLS_PARAMETERS, OUR_PARAMETERS, Release
+from toolkit.releases.models import OUR_LLMAPI_BLS_PARAMETERS, OUR_PARAMETERS
+from toolkit.releases.release import Release
 
 BLS = "tensorrt_llm_bls"
 MODEL_NAMES = ("tensorrt_llm_model_name", "tensorrt_llm_draft_model_name", "multimodal_encoders_name")

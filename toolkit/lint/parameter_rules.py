@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping
 from toolkit.lint import readings
 from toolkit.lint.finding import Finding
 from toolkit.lint.repository import PLACEHOLDER, Model
-from toolkit.releases import RENAMES, TRITONS_PARAMETERS, Parameter
+from toolkit.releases.models import TRITONS_PARAMETERS
+from toolkit.releases.parameters import RENAMES
+from toolkit.releases.setting import Parameter
 
 
 def check(model: Model, known: Mapping[str, Parameter], reader: str, judge: readings.Judge) -> Iterator[Finding]:

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from toolkit.lint.finding import Finding
 from toolkit.lint.readings import STOPS
 from toolkit.lint.repository import PLACEHOLDER, Model, Repository
-from toolkit.releases import OUR_PARAMETERS, Release
+from toolkit.releases.models import OUR_PARAMETERS
+from toolkit.releases.release import Release
 
 PARAMETER = re.compile(r'key:\s*"(\w+)"\s*,?\s*value:?\s*\{\s*string_value:\s*"([^"]*)"')
 QUOTED = re.compile(r'"[^"]*"')

@@ -12,7 +12,7 @@ from toolkit.files.json_file import read_json
 from toolkit.lint.finding import Finding
 from toolkit.lint.repository import PLACEHOLDER, Model, Repository
 from toolkit.model.special_tokens import TOKENIZER_CONFIG, special_tokens
-from toolkit.releases import Release
+from toolkit.releases.release import Release
 
 AT = "tokenizer_dir"
 FILES = ("tokenizer.json", "tokenizer.model")

@@ -10,7 +10,7 @@ from typing import Any
 
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError, shown
-from toolkit.releases import release_of
+from toolkit.releases.release import release_of
 from toolkit.runtime.images import fetch, image, image_file
 from toolkit.runtime.needs import Needs, container_name
 from toolkit.runtime.wrap import end_by_force

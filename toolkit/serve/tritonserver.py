@@ -28,7 +28,7 @@ from toolkit.config.engine_kind import REHEARSAL, EngineKind
 from toolkit.errors import ToolkitError
 from toolkit.files import distribution
 from toolkit.files.artifacts import digest_of
-from toolkit.releases import LATEST
+from toolkit.releases.release import LATEST
 
 NGC_BINARY = Path("/opt/tritonserver/bin/tritonserver")
 INSTALL = f"Run: {distribution.install('rehearsal')}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import ToolkitError, shown
-from toolkit.releases import Release
+from toolkit.releases.release import Release
 
 if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment
