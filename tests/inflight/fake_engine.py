@@ -218,8 +218,9 @@ class FakeEngine:
     def check(self) -> None:
         pool, stats, config = self.scheduler.pool, self.scheduler.stats(), self.config
         held = Counter(block for request in self.requests for block in request.blocks)
-        assert pool.references == [held[block] for block in range(config.num_blocks)]
-        assert set(pool.idle) == set(range(config.num_blocks)) - set(held)
+        assert all(pool.references[block] == held[block] for block in range(config.num_blocks))
+        free = {*pool.idle, *range(pool.untouched, config.num_blocks)}
+        assert free == set(range(config.num_blocks)) - set(held) and len(free) == pool.free
         assert stats.blocks_free + stats.blocks_used == stats.blocks_max == config.num_blocks
         assert stats.blocks_used == len(held)
         self.check_sharing()

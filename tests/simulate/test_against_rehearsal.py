@@ -14,7 +14,7 @@ from tests.engine.conftest import started
 from toolkit.calibrate.grid import grid
 from toolkit.calibrate.service import read_steps, slowdowns
 from toolkit.calibrate.steps import engine_settings, time_steps
-from toolkit.engine.rehearsal.steplog import VARIABLE
+from toolkit.engine.steplog import VARIABLE
 from toolkit.plan.predict import predict
 from toolkit.simulate import simulate
 from toolkit.slo.metrics import Measured, Sample

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from toolkit.calibrate.grid import Context, StepPlan
 from toolkit.client import GenerateRequest, connect
 from toolkit.config.deployment import Deployment
-from toolkit.engine.rehearsal.steplog import VARIABLE
+from toolkit.engine.steplog import VARIABLE
 from toolkit.errors import ToolkitError
 from toolkit.serve import serve, stop
 from toolkit.steptimes.measured import MeasuredSteps
@@ -75,7 +75,7 @@ def users_of(deployment: Deployment) -> list[int]:
 
 
 def read_steps(log: Path) -> list[Served]:
-    """What an engine has written (`toolkit.engine.rehearsal.steplog`)."""
+    """What an engine has written (`toolkit.engine.steplog`)."""
     found = []
     for line in log.read_text(encoding="utf-8").splitlines():
         step = json.loads(line)

@@ -1,7 +1,7 @@
 """The pool of KV blocks. Full blocks with the same tokens in them and before them are shared."""
 
 from array import array
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from hashlib import sha256
 from itertools import takewhile
 
@@ -10,15 +10,23 @@ from toolkit.inflight.request import Request
 
 class BlockPool:
     """Blocks 0 .. size - 1, each used (referenced) or idle. An idle block that was published is cached:
-    it keeps its prefix until it is taken for another. Every step is O(1) a block."""
+    it keeps its prefix until it is taken for another. Every step is O(1) a block, and so is a new pool."""
 
     def __init__(self, size: int, tokens_per_block: int, reuse: bool) -> None:
         self.tokens_per_block, self.reuse = tokens_per_block, reuse
-        self.references = [0] * size
-        self.idle = OrderedDict.fromkeys(range(size))  # first those with nothing to keep, then least recent
+        self.size, self.untouched = size, 0  # blocks from `untouched` on have never been used
+        self.references: Counter[int] = Counter()
+        self.idle: OrderedDict[int, None] = (
+            OrderedDict()
+        )  # of those used: first with nothing to keep, then least recent
         self._block_of: dict[bytes, int] = {}
         self._digest_of: dict[int, bytes] = {}
         self.evicted = 0  # cached blocks that were taken for others
+
+    @property
+    def free(self) -> int:
+        """How many can be taken: the idle ones, and those that were never used."""
+        return len(self.idle) + self.size - self.untouched
 
     def match(self, request: Request) -> list[int]:
         """The blocks of the longest published prefix of the request, not referenced yet (see `take`).
@@ -34,13 +42,21 @@ class BlockPool:
             self.references[block] += 1
         table = list(matched)
         for _ in range(fresh):
-            block, _ = self.idle.popitem(last=False)
+            block = self._least_needed()
             if block in self._digest_of:
                 del self._block_of[self._digest_of.pop(block)]
                 self.evicted += 1
             self.references[block] = 1
             table.append(block)
         return table
+
+    def _least_needed(self) -> int:
+        """Take one: with nothing to keep, else never used, else the least recent. KeyError if there is none."""
+        first = next(iter(self.idle), None)
+        if self.untouched < self.size and (first is None or first in self._digest_of):
+            self.untouched += 1
+            return self.untouched - 1
+        return self.idle.popitem(last=False)[0]
 
     def publish(self, request: Request, start: int) -> None:
         """Offer the blocks filled since position `start` for reuse. When two sequences compute one prefix

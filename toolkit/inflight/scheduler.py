@@ -221,7 +221,7 @@ class Scheduler:
         scheduled = context + sum(len(step.generation) for step in self._in_flight)
         paused = sum(request.state is State.PAUSED for request in self._queue)
         most = self.config.max_batch_size * self.config.micro_batches
-        blocks, free = self.config.num_blocks, len(self.pool.idle)
+        blocks, free = self.config.num_blocks, self.pool.free
         requests = (self._active, most, scheduled, context, context_tokens, self._active - scheduled, paused)
         return Stats(*requests, self._steps, blocks, free, blocks - free, self._reused, self._newest)
 
@@ -256,7 +256,7 @@ class Scheduler:
 
     def _admit(self, step: Step) -> Request | None:
         """The oldest request in the queue, now with blocks, if the step and the pool have room for it."""
-        unpromised = len(self.pool.idle) - self._reserved
+        unpromised = self.pool.free - self._reserved
         if not self._queue or not unpromised or not self._fit(step, 1):
             return None
         request, size = self._queue[0], self.config.tokens_per_block
@@ -282,7 +282,7 @@ class Scheduler:
     def _grow(self, request: Request) -> bool:
         """Give it the block that its next position needs. False if it has to wait, because others in
         flight hold the blocks; with none in flight the oldest can pause all others, so it goes on."""
-        while not self.pool.idle:
+        while not self.pool.free:
             youngest = self._ready[-1]
             if youngest is request:
                 return False

@@ -217,7 +217,7 @@ class Replica:
         elapsed, self._accounted = now - self._accounted, now
         if self._in_flight:
             pool = self.scheduler.pool
-            used = len(pool.references) - len(pool.idle)
+            used = pool.size - pool.free
             self.usage.working += elapsed
             self.usage.blocks += used * elapsed
             self.usage.peak_blocks = max(self.usage.peak_blocks, used)

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from toolkit.engine.rehearsal.batch import encode
-from toolkit.engine.rehearsal.steplog import StepLog
 from toolkit.engine.rehearsal.worker import Rank
 from toolkit.engine.request import GenerationRequest
 from toolkit.engine.sampling import Sampler
 from toolkit.engine.settings import EngineSettings
+from toolkit.engine.steplog import StepLog
 from toolkit.errors import Busy
 from toolkit.inflight import Request, Scheduler, State, Stats, Step
 
