@@ -20,7 +20,7 @@ def repo(deployment: Deployment) -> None:
     written = generate(deployment)
     for line in foreseen(deployment.model.path, deployment.shape.vocab_size):
         note(f"warning: {line}")
-    made_from = "model" if not deployment.kind.engine_files else "engine"
+    made_from = "engine" if deployment.kind.engine_files else "model"
     note("generated" if written else f"already generated from the same {made_from}; nothing to do")
     click.echo(deployment.repository_dir)
     next_command(deployment, "serve")

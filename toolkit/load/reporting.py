@@ -21,27 +21,27 @@ from toolkit.load.exchange import Exchange
 from toolkit.slo.generator_error import Lag
 
 WAIT_S = 0.02
-"""What ends together ends within this."""
+"""Requests that end within this time are reported together."""
 TICK_S = 0.02
 REPORTED_TOGETHER = 50
 """Ticks of the loop lag in a message."""
 
 
 class Reporter:
-    """One for the users of a process."""
+    """Reports for all users of a process."""
 
     def __init__(self) -> None:
         self._waiting: deque[tuple[Environment, Exchange, int | None]] = deque()
         self._reporting: gevent.Greenlet | None = None
 
-    def report(self, environment: Environment, heard: Exchange, replica: int | None) -> None:
-        """Report it soon. `replica` is which one was asked, of several."""
-        self._waiting.append((environment, heard, replica))
+    def report(self, environment: Environment, exchange: Exchange, replica: int | None) -> None:
+        """Report a finished request soon. `replica` is its number where there are several."""
+        self._waiting.append((environment, exchange, replica))
         if not self._reporting:
             self._reporting = gevent.spawn_later(WAIT_S, self._in_turns)
 
     def report_all(self) -> None:
-        """Report now what is left: the users stop."""
+        """Report at once what still waits, because the users stop."""
         while self._waiting:
             _report(*self._waiting.popleft())
 
@@ -51,9 +51,9 @@ class Reporter:
             gevent.sleep(0)  # who has something to read or to send goes first
 
 
-def _report(environment: Environment, heard: Exchange, replica: int | None) -> None:
+def _report(environment: Environment, exchange: Exchange, replica: int | None) -> None:
     """TTFT and TPOT have lines of their own in Locust's statistics, which do not count as requests in its totals."""
-    sample = heard.sample
+    sample = exchange.sample
     stats: Any = environment.stats
     runner: Any = environment.runner
     worker = getattr(runner, "worker_index", None)

@@ -51,7 +51,7 @@ def spread_of(prediction: Prediction, meanwhile: Callable[[], object] = lambda: 
     with forked_pool(SEEDS) as pool:
         latencies, fresh = [], [replace(other) for other in others]
         if prediction.overload:
-            # Other processes have nothing else to do until this one's capacity is known.
+            # The capacity of this process is not known yet: the other process starts without it.
             ranges = [pool.submit(_highest, fresh, None)]
         else:
             latencies = [pool.submit(figures_of, other) for other in fresh]

@@ -48,7 +48,7 @@ def generate(deployment: Deployment) -> bool:
     Raises ToolkitError when the engines are missing or of another deployment, or the model or its tokenizer is
     unusable.
     """
-    contents = _of_llm_api(deployment) if not deployment.kind.engine_files else _of_engines(deployment)
+    contents = _of_engines(deployment) if deployment.kind.engine_files else _of_llm_api(deployment)
     copies = {name: _sources(name, deployment.kind) for name in contents.models}
 
     def write(directory: Path) -> None:
@@ -94,10 +94,9 @@ def _of_engines(deployment: Deployment) -> _Contents:
     engines = artifacts.require(
         deployment.engine_dir, "engine", deployment.engine_settings, f"toolkit build {deployment.file}"
     )
-    path, tokenizer = open_tokenizer(deployment.model.path, deployment.shape.vocab_size)
-    configs = model_configs(
-        deployment, special_tokens(deployment.model.path, deployment.shape.vocab_size), deployment.engine_dir
-    )
+    directory, vocab_size = deployment.model.path, deployment.shape.vocab_size
+    path, tokenizer = open_tokenizer(directory, vocab_size)
+    configs = model_configs(deployment, special_tokens(directory, vocab_size), deployment.engine_dir)
     inputs = {"engine": engines.digest, "tokenizer": artifacts.fingerprint([path])}
     return _Contents(tuple(configs), _config_texts(configs), inputs, (path, tokenizer))
 
@@ -143,8 +142,8 @@ def settings(deployment: Deployment) -> dict[str, Any]:
     sections = ("parallel", "limits", "kv_cache", "scheduler", "hardware")
     fields = {name: getattr(deployment, name).model_dump() for name in sections}
     flat = {f"{section}.{key}": value for section, values in fields.items() for key, value in values.items()}
-    extra = deployment.engine_options.extra if not deployment.kind.engine_files else {}
-    version = {"engine.version": deployment.engine_options.version} if not deployment.kind.engine_files else {}
+    extra = {} if deployment.kind.engine_files else deployment.engine_options.extra
+    version = {} if deployment.kind.engine_files else {"engine.version": deployment.engine_options.version}
     return {
         "engine": deployment.engine,
         "serving.decoupled": deployment.serving.decoupled,

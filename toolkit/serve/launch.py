@@ -133,7 +133,7 @@ def _needs(deployment: Deployment, server: TritonServer, run: Run, share: Share)
     replica = "" if deployment.replica is None else f"-{deployment.replica}"
     serving = deployment.serving
     return Needs(
-        reads=(deployment.model.path if not deployment.kind.engine_files else deployment.engine_dir,),
+        reads=(deployment.engine_dir if deployment.kind.engine_files else deployment.model.path,),
         writes=(run.tmp,),
         gpus=share.gpus,
         cores=share.cores,

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 LARGEST = 1 << 20
 """Bytes of a state file; it has about 300."""
 Phase = Literal["loading", "ready", "unresponsive", "draining", "stopped", "failed"]
-"""unresponsive: ready, but a request for one token failed."""
+"""unresponsive: ready before, but the last check of the group failed."""
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class Capacity:
 
 @dataclass
 class Tried:
-    """The highest rate that met, and the lowest that did not: those below the one, and above the other, do the same."""
+    """The highest rate that met the targets and the lowest that missed them. Rates beyond these need no run."""
 
     met: float = 0.0
     missed: float = math.inf
@@ -110,7 +110,7 @@ class Trial:
         return any(step * 1e3 > limit for _, limit in percentiles(self.slo, "tpot_ms"))
 
     def widened(self, low: float, high: float, most: float) -> tuple[float, float]:
-        """The range of highest rates that others of the kind have, and this one: in few runs where it is inside.
+        """Widen the range (low, high) of highest rates from other seeds until it holds this one: few runs if it does.
 
         To PRECISION, as `capacity`, and up to `most`; 0 where no rate down to LOWEST of `low` meets.
         """

@@ -137,10 +137,8 @@ def load_plan(
     """
     from toolkit.model.tokenizer import tokenizer_file
 
-    tokenizer_json, most = (
-        tokenizer_file(deployment.model.path, deployment.shape.vocab_size),
-        deployment.limits.max_seq_len,
-    )
+    tokenizer_json = tokenizer_file(deployment.model.path, deployment.shape.vocab_size)
+    most = deployment.limits.max_seq_len
     where = str(file or f"{deployment.file}: workload")
     workload = with_arrivals(workload)
     rate = workload.rate or deployment.slo.requests_per_s or DEFAULT_RATE
