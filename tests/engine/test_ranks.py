@@ -19,13 +19,16 @@ LEADER = """
 import sys, time
 from toolkit.engine.rehearsal.engine import RehearsalEngine
 from toolkit.engine.request import GenerationRequest
-from toolkit.engine.rehearsal.engine import RehearsalEngine
 from toolkit.engine.settings import EngineSettings
+from toolkit.errors import Busy
 engine = RehearsalEngine(EngineSettings.model_validate_json(sys.argv[1]), int(sys.argv[2]))
 print("ready", flush=True)
-while sys.argv[3] == "busy":
-    engine.submit([GenerationRequest(input_ids=[1, 2, 3], request_output_len=50)], lambda event: None)
-    time.sleep(0.01)
+try:
+    while sys.argv[3] == "busy":
+        engine.submit([GenerationRequest(input_ids=[1, 2, 3], request_output_len=50)], lambda event: None)
+        time.sleep(0.01)
+except Busy:
+    pass  # a rank has died: this program must not end by itself before the engine ends it
 time.sleep(60)
 """
 
