@@ -1,4 +1,4 @@
-"""Writes docs/cli.md from the commands' own --help. Run `make docs`; a test checks that it is current."""
+"""Writes docs/reference/cli.md from the commands' own --help. Run `make docs`; a test checks that it is current."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HEAD = """# Command line reference
 
 Made from `--help` by `make docs`; do not edit. `CONFIG` is a YAML file of `build_configs/`.
 Results go to stdout, all else to stderr. Exit codes: 0 done; 1 an error, said in one line; 2 wrong usage;
-`loadtest` and `compare`: 0, 1 and 2 are verdicts, everything else is 3 ([verdicts.md](verdicts.md)).
+`loadtest` and `compare`: 0, 1 and 2 are verdicts, everything else is 3 ([verdicts](verdicts.md)).
 """
 
 
@@ -27,4 +27,4 @@ def reference() -> str:
 
 
 if __name__ == "__main__":
-    (Path(__file__).parent / "cli.md").write_text(reference(), encoding="utf-8")
+    (Path(__file__).parent / "reference/cli.md").write_text(reference(), encoding="utf-8")

@@ -1,1 +1,1 @@
-"""From a Hugging Face checkpoint to a served, load-tested Triton deployment. Start at docs/tour.md."""
+"""From a Hugging Face checkpoint to a served, load-tested Triton deployment. Start at docs/why/tour.md."""

@@ -87,10 +87,13 @@ def test_a_dry_run_of_a_build_prints_its_command(tmp_path: Path) -> None:
 
 
 def test_the_reference_is_current() -> None:
-    assert (ROOT / "docs/cli.md").read_text() == reference(), "run: make docs"
+    assert (ROOT / "docs/reference/cli.md").read_text() == reference(), "run: make docs"
 
 
-@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", [str(page.relative_to(ROOT)) for page in PAGES])
 def test_links_lead_somewhere(page: str) -> None:
     file = ROOT / page
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", file.read_text()):
@@ -98,7 +101,7 @@ def test_links_lead_somewhere(page: str) -> None:
 
 
 def test_the_pages_name_only_commands_that_exist() -> None:
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in PAGES:
         for command in re.findall(r"^(?:    |\$ )toolkit ([a-z-]+)", page.read_text(), re.MULTILINE):
             assert command in COMMANDS, f"{page.name}: toolkit {command}"
 

@@ -1,4 +1,4 @@
-"""docs/gpu-checklist.md: every command of it can be typed as it stands."""
+"""docs/how-to/gpu-checklist.md: every command of it can be typed as it stands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from toolkit.runtime.images import image
 from toolkit.sizing.host import plan_host, rank_bytes
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs/gpu-checklist.md").read_text()
+PAGE = (ROOT / "docs/how-to/gpu-checklist.md").read_text()
 PLANNED = {"migrate"} - set(COMMANDS)
 """Not in this release yet."""
 

@@ -144,7 +144,7 @@ def test_an_image_without_the_program(toolkit, make, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     code, text = toolkit(h100s(), "build", make(runtime="docker").file)
     assert code == 1 and text.splitlines()[-1].endswith(
-        "build.log: trtllm-build: is not in the image. Use one of docs/contracts.md that has engines, "
+        "build.log: trtllm-build: is not in the image. Use one of docs/reference/contracts.md that has engines, "
         "or correct runtime.image."
     )
 

@@ -1,4 +1,4 @@
-"""From tensors to requests. Accepted is what the executor's source accepts, line by line in docs/sampling.md."""
+"""From tensors to requests. What the executor's source accepts is accepted: docs/reference/sampling.md."""
 
 import math
 

@@ -195,12 +195,12 @@ def test_a_repository_with_many_mistakes(repository, monkeypatch):
     assert set(AT_ONCE) <= found and len(found) >= 25
     monkeypatch.chdir(repository.parent)
     shown = toolkit("lint", "repository").stdout.replace(str(repository.parent), "")
-    page = (ROOT / "docs/lint.md").read_text()
+    page = (ROOT / "docs/reference/lint.md").read_text()
     assert without_lines(shown) in without_lines(page), shown
 
 
 def test_the_page_has_all_kinds_with_what_comes_of_them():
-    page = (ROOT / "docs/lint.md").read_text()
+    page = (ROOT / "docs/reference/lint.md").read_text()
     rows = re.findall(r"^\| (`[a-z-]+`(?:, `[a-z-]+`)*) \| ([a-z, ]+) \|", page, re.MULTILINE)
     listed = {(kind[1:-1], effect) for kinds, all_ in rows for kind in kinds.split(", ") for effect in all_.split(", ")}
     written = "".join(path.read_text() for path in (ROOT / "toolkit/lint").glob("*.py"))

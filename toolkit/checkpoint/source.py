@@ -1,6 +1,6 @@
 """A directory in Hugging Face's or Meta's form as a table of tensors that can be read in bounded memory.
 
-What is taken and what is refused is listed in docs/sources.md.
+What is taken and what is refused is listed in docs/reference/sources.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """An answer of OpenAI's API, chunk by chunk or whole: its text, and what the server counted.
 
-Servers differ in what they leave out and how they spell it (docs/serving.md has the list). Anything else is an error
-that shows the first bytes of what came.
+Servers differ in what they leave out and how they spell it (docs/how-to/serving.md has the list). Anything else is
+an error that shows the first bytes of what came.
 """
 
 from __future__ import annotations

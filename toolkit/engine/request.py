@@ -1,6 +1,6 @@
 """What a request may ask for: the inputs of the tensorrt_llm model.
 
-docs/sampling.md has the accepted values in one table, with NVIDIA's source for each.
+docs/reference/sampling.md has the accepted values in one table, with NVIDIA's source for each.
 """
 
 from __future__ import annotations

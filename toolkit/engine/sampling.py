@@ -2,7 +2,7 @@
 
 embedding_bias, temperature, repetition, presence and frequency penalty (all three count prompt and output),
 min_tokens, bad words; here log-probabilities are taken; then top-k, top-p of what it left, and the draw.
-docs/sampling.md says what each does at its edges.
+docs/reference/sampling.md says what each does at its edges.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What the engine computed and when, step by step, for `toolkit calibrate`. docs/calibration.md describes the file."""
+"""What the engine computed and when, step by step, for `toolkit calibrate`.
+
+docs/how-to/calibration.md describes the file.
+"""
 
 from __future__ import annotations
 

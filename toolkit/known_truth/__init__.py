@@ -8,7 +8,7 @@ OpenAI form do, has no model, and breaks answers on demand.
         for record in truth.records(count=10):
             print(record.arrived, record.token_times)                # when the tokens were really sent
 
-Or `toolkit known-truth`; see docs/known-truth.md.
+Or `toolkit known-truth`; see docs/reference/known-truth.md.
 """
 
 from toolkit.known_truth.process import KnownTruth

@@ -107,7 +107,9 @@ def _tensors(executor: Model, release: Release) -> Iterator[Finding]:
         for name, tensor in known.items():
             if tensor.required and name not in found:
                 what = f"{side} {name} is missing"
-                yield executor.finding("tensor-missing", "answers", what, "Add it; docs/contracts.md has its type.")
+                yield executor.finding(
+                    "tensor-missing", "answers", what, "Add it; docs/reference/contracts.md has its type."
+                )
         for name, tensor in found.items():
             theirs = type_name(tensor.data_type)
             if name in known and not _fits(name, theirs, known[name].type):

@@ -27,7 +27,7 @@ LEVELS: Mapping[Level, str] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """`kind` names the rule, docs/lint.md lists them; `effect` says what happens, and so whether it is an error.
+    """`kind` names the rule (docs/reference/lint.md); `effect` says what happens, and so whether it is an error.
 
     `line` counts from 1; None where it is about a whole file.
     """

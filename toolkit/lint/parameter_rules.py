@@ -34,6 +34,6 @@ def check(model: Model, known: Mapping[str, Parameter], reader: str, judge: read
 def _unknown(model: Model, name: str, known: Mapping[str, Parameter], reader: str) -> Finding:
     new = RENAMES.get(name)
     close = [new[0]] if new else difflib.get_close_matches(name, known, n=1)
-    fix = f"Did you mean {close[0]}?" if close else "Remove it; docs/contracts.md lists those that are known."
+    fix = f"Did you mean {close[0]}?" if close else "Remove it; docs/reference/contracts.md lists those that are known."
     what = f"parameter {name} is not known to {reader}, which ignores it"
     return model.finding("parameter-unknown", "default", what, fix, at=name)

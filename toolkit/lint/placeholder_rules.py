@@ -1,7 +1,7 @@
 """What is left of a template: ${...} where nobody filled it in.
 
 Which of them stop a server was read in model_state.cc and model_instance_state.cc, NVIDIA's three model.py, and ours;
-docs/lint.md has them one by one.
+docs/reference/lint.md has them one by one.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 All other keys are free: what LLaMAConfig does not know becomes an attribute, with a warning. Sources: NVIDIA/
 TensorRT-LLM tensorrt_llm/mapping.py, layers/moe.py in 0.20.0 and 1.1.0rc6 (both sides of Ataraksia/TensorRT-LLM
-@a451bf93), mapping.py@b35ac1b6, models/modeling_utils.py@01ea6d79. docs/contracts.md says what is not confirmed.
+@a451bf93), mapping.py@b35ac1b6, models/modeling_utils.py@01ea6d79. docs/reference/contracts.md says what is not
+confirmed.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Sources: NVIDIA/TensorRT-LLM tensorrt_llm/commands/build.py and tensorrt_llm/plugin/plugin.py as they were in
 0.20.0 and 1.1.0rc6 (both sides of a merge, Ataraksia/TensorRT-LLM@a451bf93), build.py@008b2b8d and @65f1d153 and
-plugin.py@c20322ff (on the way to 1.2). No file of 1.0.0, 1.1.0 or 1.2.1 itself was read: docs/contracts.md.
+plugin.py@c20322ff (on the way to 1.2). No file of 1.0.0, 1.1.0 or 1.2.1 itself was read: docs/reference/contracts.md.
 """
 
 from __future__ import annotations

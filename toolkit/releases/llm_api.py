@@ -3,7 +3,7 @@
 A name with a dot is a key of that section. Setting explains the types. Releases from 1.0 on, where the API became
 stable and PyTorch its default, and 1.3, which has no engines any more. Sources: NVIDIA/TensorRT-LLM
 tests/unittest/api_stability/references/llm.yaml@000a01de (before 1.0.0) and tensorrt_llm/llmapi/llm_args.py in three
-states between 1.0 and 1.3. docs/contracts.md says what of it is not confirmed.
+states between 1.0 and 1.3. docs/reference/contracts.md says what of it is not confirmed.
 """
 
 from __future__ import annotations

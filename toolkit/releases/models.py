@@ -2,8 +2,8 @@
 
 Sources: NVIDIA/TensorRT-LLM triton_backend/all_models/inflight_batcher_llm/: preprocessing/1/model.py@beb339f5 and
 @01259b15, postprocessing/1/model.py@2e2327b9, tensorrt_llm_bls/1/model.py@0ef1f21e, and their config.pbtxt, both
-sides of the merge that docs/contracts.md names. They read words in any case, and take one that they do not know for
-the default. A name that the model asks for without looking whether it is there is `present`.
+sides of the merge that docs/reference/contracts.md names. They read words in any case, and take one that they do not
+know for the default. A name that the model asks for without looking whether it is there is `present`.
 """
 
 from __future__ import annotations

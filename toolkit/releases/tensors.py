@@ -3,8 +3,8 @@
 One line a tensor (or several that differ in name only): names, TYPE[dims], flags. Inputs are optional
 unless flagged `required`. `ragged`: requests with different shapes may share a batch. `scalar`: the
 backend sees [batch] where the client sends [batch, 1]. `1.1-`: only in the releases of this span, which is read as
-in toolkit.releases.tables; without one in all. docs/contracts.md says where it is from, docs/repository.md how they
-connect.
+in toolkit.releases.tables; without one in all. docs/reference/contracts.md says where it is from,
+docs/reference/repository.md how they connect.
 
 Release 0.19 and before called `min_tokens` `min_length` and `seed` `random_seed`; those names are not here.
 """

@@ -109,7 +109,7 @@ def _extra(deployment: Deployment, name: str, value: Value, derived: Argument | 
     known, field = llm_arguments(release), f"engine.extra.{name}"
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3)
-        hint = f"Did you mean {', '.join(close)}?" if close else "docs/pytorch.md lists them."
+        hint = f"Did you mean {', '.join(close)}?" if close else "docs/how-to/pytorch.md lists them."
         what = f"{field}: is no argument of the LLM API of TensorRT-LLM {release} that is known here"
         raise ToolkitError(what, where=deployment.file, hint=hint)
     if problem := known[name].problem(value):

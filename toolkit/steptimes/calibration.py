@@ -1,6 +1,6 @@
 """Reads a calibration file, of `toolkit calibrate`, and predicts with it instead of with the table of GPUs.
 
-docs/calibration.md describes the file. Nothing in it is trusted: it may come from another machine, or a pen.
+docs/how-to/calibration.md describes the file. Nothing in it is trusted: it may come from another machine, or a pen.
 """
 
 from __future__ import annotations

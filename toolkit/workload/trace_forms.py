@@ -6,7 +6,8 @@
     burstgpt   CSV: Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type
     azure      CSV: TIMESTAMP,ContextTokens,GeneratedTokens
 
-docs/workloads.md says where people get them. ShareGPT's conversations have no times: toolkit/workload/sharegpt.py.
+docs/reference/workloads.md says where people get them. ShareGPT's conversations have no times: see
+toolkit/workload/sharegpt.py.
 """
 
 from __future__ import annotations

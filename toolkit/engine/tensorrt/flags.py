@@ -136,7 +136,7 @@ def _nearest(name: str, known: Mapping[str, Any]) -> str:
     import difflib
 
     close = difflib.get_close_matches(name, known, n=3)
-    return f"Did you mean {', '.join(close)}?" if close else "docs/contracts.md lists its flags."
+    return f"Did you mean {', '.join(close)}?" if close else "docs/reference/contracts.md lists its flags."
 
 
 def _contradictions(deployment: Deployment, values: Mapping[str, str | None]) -> Iterator[tuple[str, str]]:

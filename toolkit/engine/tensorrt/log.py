@@ -49,12 +49,12 @@ FAILURES = (
     Failure(
         re.compile(r"trtllm-build\W+(?:executable file|command) not found|trtllm-build\W+No such file"),
         "is not in the image",
-        "Use one of docs/contracts.md that has engines, or correct runtime.image.",
+        "Use one of docs/reference/contracts.md that has engines, or correct runtime.image.",
     ),
     Failure(
         re.compile(r"no kernel image is available|[Uu]nsupported (?:SM|compute|GPU)|SM \S+ is not supported"),
         "this release of TensorRT-LLM has no kernels for this GPU",
-        "Use the release and the image that support it: docs/contracts.md.",
+        "Use the release and the image that support it: docs/reference/contracts.md.",
     ),
     Failure(
         re.compile(r"unrecognized arguments: (.*)|invalid choice: (.*)|expected one argument"),
@@ -64,7 +64,7 @@ FAILURES = (
     Failure(
         re.compile(r"[Vv]ersion tag does not match|incompatible with the current|driver version is insufficient"),
         "the versions of TensorRT, CUDA and the driver do not go together",
-        "Build in the image of docs/contracts.md, on a driver that it supports.",
+        "Build in the image of docs/reference/contracts.md, on a driver that it supports.",
     ),
 )
 
