@@ -74,13 +74,13 @@ def variant(config: Path, folder: Path, tp: int | None, pp: int | None, max_num_
 def start(config: Path):
     """The engine of a config, and its worker processes."""
     from toolkit.checkpoint import convert
-    from toolkit.config.deployment import Deployment
+    from toolkit.config.load import load_deployment
     from toolkit.engine import build
     from toolkit.engine.rehearsal.engine import RehearsalEngine
     from toolkit.engine.rehearsal.worker import work
     from toolkit.engine.settings import EngineSettings
 
-    deployment = Deployment.load(config)
+    deployment = load_deployment(config)
     convert(deployment)
     build(deployment)
     settings = EngineSettings(

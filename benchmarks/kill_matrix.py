@@ -26,7 +26,7 @@ import yaml
 from engine import variant
 
 from toolkit.client import GenerateRequest, connect
-from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.serve.janitor import Member, Run, members
 from toolkit.serve.state import read_state
@@ -148,7 +148,7 @@ class Asking(threading.Thread):
 
 def try_one(config: Path, process: str, name: str) -> Row:
     """Serve, send the signal, and see what comes of it."""
-    deployment, errors = Deployment.load(config), config.with_suffix(".stderr")
+    deployment, errors = load_deployment(config), config.with_suffix(".stderr")
     with errors.open("w") as stream, config.with_suffix(".stdout").open("w") as output:
         command = [sys.executable, "-m", "toolkit", "serve", str(config)]
         serving = subprocess.Popen(command, stdout=output, stderr=stream)

@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.known_truth import KnownTruth, Record, Settings
 from toolkit.reports.loadtest import report
 from toolkit.slo.metrics import Distribution
@@ -89,7 +89,7 @@ def ours(protocol: str) -> Generator:
         workload = {"output_tokens": load.tokens, "requests": load.requests + load.warmup, **how}
         url = f"openai+{truth.http}" if protocol == "openai" else truth.url(protocol)
         quiet([*loadtest(folder, workload, url), "--no-self-check"], folder)
-        samples = sorted(report.read(Deployment.load(folder / "deployment.yaml")).samples, key=lambda one: one.due)
+        samples = sorted(report.read(load_deployment(folder / "deployment.yaml")).samples, key=lambda one: one.due)
         judged = samples[load.warmup :]
         assert all(one.ok and one.tokens_out == load.tokens for one in judged)
         return Told(

@@ -14,6 +14,7 @@ import statistics
 from pathlib import Path
 
 from toolkit.config.deployment import Deployment, with_settings
+from toolkit.config.load import load_deployment
 from toolkit.plan.predict import predict
 from toolkit.simulate import Simulation
 from toolkit.workload import traffic_of
@@ -52,7 +53,7 @@ def mean(simulation: Simulation, metric: str) -> float:
 def deployment(users: int, seed: int) -> Deployment:
     workload = {"prompt_tokens": 5000, "output_tokens": 500, "requests": ROUNDS * users}
     return with_settings(
-        Deployment.load(FLAGSHIP),
+        load_deployment(FLAGSHIP),
         parallel={"tp": 2, "pp": 1},
         hardware={"gpus": 2, "gpu_memory_limit": 0.95},
         model={"quantization": "fp8"},

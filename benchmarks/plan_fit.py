@@ -15,7 +15,7 @@ from collections import defaultdict
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.model.rank_mapping import RankMapping
 from toolkit.sizing.gpus import GPUS, Gpu
 from toolkit.sizing.precision import Precision
@@ -51,13 +51,13 @@ def kernel_times(gpu: str, without_tp: int | None = None) -> list[Timing]:
 
 
 def _is_cached(gpu: Gpu, timing: Timing) -> bool:
-    form = closed_form(Deployment.load(FLAGSHIP).shape, gpu, timing.tp, timing.fp8)
+    form = closed_form(load_deployment(FLAGSHIP).shape, gpu, timing.tp, timing.fp8)
     return form.key_bytes(timing.tokens * timing.context) > CACHED * gpu.bandwidth * timing.seconds
 
 
 def step_errors() -> dict[tuple[str, str, str], list[float]]:
     """Relative errors of whole steps on the H100 by (layout, precision, phase), the layout's tp held out."""
-    shape, found = Deployment.load(FLAGSHIP).shape, defaultdict(list)
+    shape, found = load_deployment(FLAGSHIP).shape, defaultdict(list)
     with (DATA / "step_times.csv").open() as file:
         rows = list(csv.DictReader(file))
     gpus = {tp: refitted(GPUS["h100-sxm"], without_tp=tp) for tp in (1, 2, 4, 8)}
@@ -72,12 +72,12 @@ def step_errors() -> dict[tuple[str, str, str], list[float]]:
 
 
 def refitted(gpu: Gpu, without_tp: int | None = None) -> Gpu:
-    shape = Deployment.load(FLAGSHIP).shape
+    shape = load_deployment(FLAGSHIP).shape
     return replace(gpu, rates=fit_rates(shape, gpu, kernel_times(gpu.name, without_tp)))
 
 
 def main() -> None:
-    shape = Deployment.load(FLAGSHIP).shape
+    shape = load_deployment(FLAGSHIP).shape
     for gpu in filter(lambda gpu: gpu.measured, GPUS.values()):
         fitted, errors = refitted(gpu), defaultdict(list)
         for timing in kernel_times(gpu.name):

@@ -86,13 +86,13 @@ def predicted(file: Path, calibration: Path) -> Figures:
 def load_test(file: Path) -> Figures:
     """FIGURES of the requests that are judged, by the metric definitions of the load test."""
     from toolkit.client import GenerateRequest, connect
-    from toolkit.config.deployment import Deployment
+    from toolkit.config.load import load_deployment
     from toolkit.load.exchange import measure, now
     from toolkit.model.chat_template import chat_prompt
     from toolkit.slo.metrics import Measured
     from toolkit.workload import traffic_of
 
-    deployment = Deployment.load(file)
+    deployment = load_deployment(file)
     traffic, lines, samples = traffic_of(deployment), questions(), {}
     prompts = [chat_prompt(deployment.model.path, line) for line in lines]
     begin, left, lock = now() + 1, iter(range(len(traffic.requests))), threading.Lock()

@@ -20,7 +20,7 @@ from closed_loop import measure
 from engine import start, variant
 
 from toolkit.client import GenerateRequest, connect
-from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def of_engine(config: Path, streams: list[int], tokens: int) -> list[float]:
     from toolkit.engine.request import GenerationRequest
 
     engine, workers = start(config)
-    tokenizer = Tokenizer.from_file(str(Deployment.load(config).model.path / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(load_deployment(config).model.path / "tokenizer.json"))
 
     def ask(prompt: str, length: int, count: Callable[[], None]) -> None:
         done = threading.Event()
@@ -74,7 +74,7 @@ def of_server(config: Path, streams: list[int], tokens: int, protocol: str) -> l
     toolkit(["repo"], config)
     toolkit(["serve", "--detach"], config)
     try:
-        with connect(Deployment.load(config).url(protocol)) as client:
+        with connect(load_deployment(config).url(protocol)) as client:
 
             def ask(prompt: str, length: int, count: Callable[[], None]) -> None:
                 for _ in client.generate_stream(GenerateRequest(prompt, length, sampling={"end_id": -1})):

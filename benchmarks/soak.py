@@ -23,6 +23,7 @@ import psutil
 
 from toolkit.client import Client, GenerateRequest, ServerRefused, connect
 from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.serve import status
 
 EVERY = 200
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--clients", type=int, default=16)
     options = parser.parse_args()
-    deployment = Deployment.load(options.config)
+    deployment = load_deployment(options.config)
     processes = processes_of_rank_0(deployment)
     print(f"{os.cpu_count()} cores, load average before {os.getloadavg()[0]:.1f}")
     print(f"| requests | seconds | {' | '.join(f'{name} MiB' for name in processes)} | KV blocks used | tokens |")

@@ -20,6 +20,7 @@ import yaml
 
 from toolkit.checkpoint import convert
 from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 
 SAMPLE_S = 0.02
 
@@ -52,7 +53,7 @@ def deploy(directory: Path, model: Path, tp: int, pp: int) -> Deployment:
         "output": str(directory / "work"),
     }
     file.write_text(yaml.safe_dump(content))
-    return Deployment.load(file)
+    return load_deployment(file)
 
 
 def measure(command: list[str], limit: int) -> tuple[int, float, int]:

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 
 FLAGSHIP = Path(__file__).parents[1] / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml"
@@ -16,7 +17,7 @@ FLAGSHIP = Path(__file__).parents[1] / "build_configs/llama3-70b-h100-pp4tp2-fp1
 
 def load(folder: Path, content: dict) -> Deployment:
     (folder / "x.yaml").write_text(yaml.safe_dump(content))
-    return Deployment.load(folder / "x.yaml")
+    return load_deployment(folder / "x.yaml")
 
 
 @pytest.mark.timeout(60)
@@ -43,13 +44,13 @@ def test_a_file_whose_name_is_none_of_a_deployment(tmp_path: Path, name: str) ->
     file = tmp_path / name
     file.write_text(FLAGSHIP.read_text().replace("name: ", "# "))
     with pytest.raises(ToolkitError) as caught:
-        Deployment.load(file)
+        load_deployment(file)
     line = str(caught.value)
     assert (
         line.isprintable() and ": its name, '" in line and "', cannot be that of a deployment. Add `name: NAME`" in line
     )
     file.write_text(f"name: mine\n{file.read_text()}")
-    assert Deployment.load(file).name == "mine"
+    assert load_deployment(file).name == "mine"
 
 
 def test_an_output_that_is_a_dangling_link(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from toolkit.calibrate import save
 from toolkit.calibrate.layers import points, time_layers
 from toolkit.calibrate.parts import Shard, add_and_norm, swiglu
 from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.steptimes.calibration import load
 
@@ -28,7 +29,7 @@ CPU = torch.device("cpu")
 
 
 def shard(tp: int, cache_bytes: int = 0, shape=None) -> Shard:
-    shape = shape or Deployment.load(TINY).shape
+    shape = shape or load_deployment(TINY).shape
     return Shard(shape, CPU, torch.float32, cache_bytes, (add_and_norm, swiglu), tp)
 
 
@@ -41,7 +42,7 @@ def flops(calls: list) -> int:
 
 def test_products_are_those_of_the_model():
     """tiny-llama, by hand: hidden 128, 8 heads of 16, 4 KV heads, intermediate 320."""
-    shape = Deployment.load(TINY).shape
+    shape = load_deployment(TINY).shape
     kv, heads = shape.num_key_value_heads * shape.head_dim, shape.num_attention_heads * shape.head_dim
     matrices = shape.hidden_size * (2 * heads + 2 * kv + 3 * shape.intermediate_size)
     assert flops(shard(1).linear(5, 0)) == 2 * 5 * matrices
@@ -51,14 +52,14 @@ def test_products_are_those_of_the_model():
 
 
 def test_key_value_heads_are_repeated_when_there_are_fewer_than_ranks():
-    shape = dataclasses.replace(Deployment.load(TINY).shape, num_key_value_heads=2)
+    shape = dataclasses.replace(load_deployment(TINY).shape, num_key_value_heads=2)
     width = shape.hidden_size // 4 + 2 * shape.head_dim  # a quarter of the heads, one whole KV head
     assert shard(4, shape=shape).linear(1, 0)[0]()[0].shape == (1, width)
 
 
 def test_attention_is_that_of_grouped_heads():
     """Against every head by itself, with the key and value head of its group."""
-    one, shape = shard(2), Deployment.load(TINY).shape
+    one, shape = shard(2), load_deployment(TINY).shape
     heads, kv_heads = shape.num_attention_heads // 2, shape.num_key_value_heads // 2
     assert one.context(12, 12)[0]().shape == (1, heads, 12, shape.head_dim)
     result = one.generation(3, 40)[0]()
@@ -92,7 +93,7 @@ def test_seconds_are_those_of_one_call():
 
 
 def test_what_would_be_timed_for_the_flagship():
-    wanted = points(Deployment.load(FLAGSHIP))
+    wanted = points(load_deployment(FLAGSHIP))
     assert {point.tp for point in wanted} == {1, 2, 4, 8}
     assert {point.tokens for point in wanted if point.part == "linear"} == {
         1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192,
@@ -111,8 +112,8 @@ def two_gpus(tmp_path) -> Path:
 
 
 def test_a_model_that_splits_by_fewer_ranks_is_timed_for_those(two_gpus):
-    assert {point.tp for point in points(Deployment.load(two_gpus))} == {1, 2}
-    assert {point.tp for point in points(Deployment.load(TINY))} == {1, 2, 4, 8}, "of 8 ranks two have one KV head each"
+    assert {point.tp for point in points(load_deployment(two_gpus))} == {1, 2}
+    assert {point.tp for point in points(load_deployment(TINY))} == {1, 2, 4, 8}, "of 8 ranks two have one KV head each"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -135,7 +136,7 @@ def test_layers_of_a_small_model_on_this_machine(two_gpus, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "all_reduce cannot be timed on one GPU" in result.stderr
     assert result.stdout.splitlines()[-1] == str(file)
-    calibration, deployment = load(file), Deployment.load(two_gpus, "tensorrt")
+    calibration, deployment = load(file), load_deployment(two_gpus, "tensorrt")
     seconds = {(one.part, one.tp, one.tokens, one.context): one.seconds for one in calibration.timings}
     assert {part for part, *_ in seconds} == {"linear", "elementwise", "context", "generation", "lm_head"}
     assert {tp for _, tp, *_ in seconds} == {1, 2}
@@ -153,11 +154,11 @@ def test_layers_of_a_small_model_on_this_machine(two_gpus, tmp_path):
 
 
 def test_a_budget_that_is_too_small_leaves_out_the_longest_and_says_which():
-    found = time_layers(Deployment.load(TINY, "tensorrt"), 0.3, lambda done, total: None)
+    found = time_layers(load_deployment(TINY, "tensorrt"), 0.3, lambda done, total: None)
     assert found["skipped"]
     assert {row["tokens"] for row in found["rows"] if row["part"] == "linear"} != set()
     timed = len(found["rows"]) + len(found["skipped"])
-    assert timed == len(points(Deployment.load(TINY, "tensorrt")))
+    assert timed == len(points(load_deployment(TINY, "tensorrt")))
     assert any("256 tokens" in text for text in found["skipped"])
 
 

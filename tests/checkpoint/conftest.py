@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -64,6 +65,6 @@ def deploy(tmp_path: Path):
             f"parallel: {{tp: {tp}, pp: {pp}}}\nhardware: {{gpus: 32}}\n"
             f"limits: {{max_seq_len: 128}}\noutput: {tmp_path}/{file.stem}\n"
         )
-        return Deployment.load(file)
+        return load_deployment(file)
 
     return make

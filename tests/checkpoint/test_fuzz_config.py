@@ -7,9 +7,9 @@ import json
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from toolkit.config.rules import context_length
 from toolkit.errors import ToolkitError
 from toolkit.model.shape import ModelShape, load_shape, parse_shape
+from toolkit.model.shape_rules import context_length
 from toolkit.model.special_tokens import eos_token_ids
 
 SCALING = {

@@ -27,12 +27,13 @@ from pathlib import Path
 import torch
 from toolkit.checkpoint import convert
 from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 
 def peak_kib():
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status["VmHWM"].removesuffix("kB"))
 
-deployment = Deployment.load(sys.argv[1])
+deployment = load_deployment(sys.argv[1])
 torch.ones(1 << 20).to(torch.bfloat16).to(torch.float16).aminmax()
 before = peak_kib()
 assert convert(deployment)
@@ -46,13 +47,14 @@ from pathlib import Path
 import torch
 from toolkit.checkpoint import convert
 from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 
 def anonymous_kib(*progress):
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     seen.append(int(status["RssAnon"].removesuffix("kB")))
 
 seen = []
-deployment = Deployment.load(sys.argv[1])
+deployment = load_deployment(sys.argv[1])
 torch.ones(1 << 20).to(torch.bfloat16).to(torch.float16).aminmax()
 anonymous_kib()
 assert convert(deployment, anonymous_kib)

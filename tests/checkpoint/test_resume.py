@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from toolkit.checkpoint import convert, journal, write
 from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.files import artifacts
 
@@ -29,7 +30,7 @@ def convert_and_tell(file: str, progress) -> None:
         progress.send(done)
         progress.recv()
 
-    convert(Deployment.load(file), tell)
+    convert(load_deployment(file), tell)
 
 
 def content(directory: Path) -> dict[str, bytes]:
@@ -124,7 +125,7 @@ def test_after_the_machine_went_down_only_what_is_on_disk_counts(broken_off, who
 def test_another_conversion_begins_anew(broken_off, llama_dir, deploy, tmp_path):
     file = broken_off.file
     file.write_text(file.read_text().replace("float16", "bfloat16"))
-    deployment = Deployment.load(file)
+    deployment = load_deployment(file)
     assert convert(deployment) is True
     embedding = load_file(deployment.checkpoint_dir / "rank0.safetensors")["transformer.vocab_embedding.weight"]
     assert str(embedding.dtype) == "torch.bfloat16"

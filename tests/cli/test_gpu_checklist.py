@@ -11,7 +11,7 @@ import click
 import pytest
 
 from toolkit.cli.main import COMMANDS, cli
-from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.runtime.images import image
 from toolkit.sizing.host import plan_host, rank_bytes
 
@@ -53,7 +53,7 @@ def test_the_command_its_options_and_its_yaml_exist(arguments: tuple[str, ...]) 
 
 
 def test_paths_follow_from_the_yamls() -> None:
-    flagship = Deployment.load(ROOT / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml")
+    flagship = load_deployment(ROOT / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml")
     assert set(re.findall(r"work/[a-z0-9-]*[a-z0-9]", PAGE)) == {str(flagship.output.relative_to(ROOT))}
     assert str(flagship.model.path) in PAGE and set(re.findall(r"nvcr\.io/\S+", PAGE)) == {image(flagship)}
 
@@ -61,7 +61,7 @@ def test_paths_follow_from_the_yamls() -> None:
 def test_sizes_are_those_of_the_plan() -> None:
     """The table of bytes, from which the predicted times are computed."""
     layouts = [
-        Deployment.load(ROOT / f"build_configs/llama3-70b-h100-{name}-fp16.yaml") for name in ("pp4tp2", "tp8", "2xtp4")
+        load_deployment(ROOT / f"build_configs/llama3-70b-h100-{name}-fp16.yaml") for name in ("pp4tp2", "tp8", "2xtp4")
     ]
     plans = [plan_host(layout) for layout in layouts]
     ranks = [rank_bytes(layout) for layout in layouts]

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from tests.commands import toolkit
-from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.files.atomic import atomic_file
 
@@ -93,7 +93,7 @@ def test_a_first_yaml_for_a_model_in_a_folder_of_any_name(tiny_llama, tmp_path):
     arguments = ["--gpus", 1, "--workload", "short", "--output", tmp_path / "made.yaml"]
     done = toolkit("init", tmp_path / name, *arguments)
     assert done.returncode == 0, done.stderr
-    made = Deployment.load(tmp_path / "made.yaml")
+    made = load_deployment(tmp_path / "made.yaml")
     assert made.model.path == tmp_path / name and made.parallel.tp == 1
     assert all(c.isprintable() or c == "\n" for c in done.stdout + done.stderr)
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 
 BUILD_CONFIGS = Path(__file__).parents[2] / "build_configs"
@@ -18,13 +19,13 @@ FLAGSHIP = BUILD_CONFIGS / "llama3-70b-h100-pp4tp2-fp16.yaml"
 
 @pytest.mark.parametrize("file", sorted(BUILD_CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_shipped_yaml_is_valid(file: Path) -> None:
-    deployment = Deployment.load(file)
+    deployment = load_deployment(file)
     assert deployment.name == file.stem
     assert deployment.mapping.world_size * deployment.parallel.replicas == deployment.hardware.gpus
 
 
 def test_the_flagship_carries_the_figures_of_the_requirements() -> None:
-    flagship = Deployment.load(FLAGSHIP)
+    flagship = load_deployment(FLAGSHIP)
     assert (flagship.parallel.pp, flagship.parallel.tp, flagship.model.dtype) == (4, 2, "float16")
     assert (flagship.limits.max_seq_len, flagship.limits.max_sequences, flagship.limits.max_num_tokens) == (
         8192,
@@ -48,12 +49,12 @@ def test_paths_are_relative_to_the_yaml(tmp_path: Path) -> None:
 
 
 def test_engine_can_be_replaced() -> None:
-    assert Deployment.load(FLAGSHIP, engine="rehearsal").engine == "rehearsal"
+    assert load_deployment(FLAGSHIP, engine="rehearsal").engine == "rehearsal"
 
 
 def test_a_deployment_is_immutable() -> None:
     with pytest.raises(Exception, match="frozen"):
-        Deployment.load(FLAGSHIP).parallel.tp = 4  # type: ignore[misc]
+        load_deployment(FLAGSHIP).parallel.tp = 4  # type: ignore[misc]
 
 
 MISTAKES = [
@@ -178,13 +179,13 @@ def test_a_file_that_is_no_deployment(tmp_path: Path, text: str, message: str) -
     file = tmp_path / "x.yaml"
     file.write_text(text)
     with pytest.raises(ToolkitError, match=re.escape(message)):
-        Deployment.load(file)
+        load_deployment(file)
 
 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_bytes(b"engine: rehearsal\n# caf\xe9\n")
     with pytest.raises(ToolkitError, match=r"x.yaml:2: is not UTF-8 text: byte 0xe9\. Save it as UTF-8\."):
-        Deployment.load(tmp_path / "x.yaml")
+        load_deployment(tmp_path / "x.yaml")
 
 
 @pytest.mark.timeout(60)
@@ -202,7 +203,7 @@ def test_values_that_nothing_can_be_done_with(tmp_path: Path, line: str, message
     content = yaml.safe_load(FLAGSHIP.read_text()) | yaml.safe_load(line)
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(ToolkitError, match=re.escape(f"x.yaml: {message}")):
-        Deployment.load(tmp_path / "x.yaml")
+        load_deployment(tmp_path / "x.yaml")
 
 
 @pytest.mark.timeout(60)
@@ -223,7 +224,7 @@ def test_what_is_no_file_of_settings(tmp_path: Path, make, message: str) -> None
     file = tmp_path / "x.yaml"
     make(file)
     with pytest.raises(ToolkitError, match=rf"x\.yaml(:1)?: {re.escape(message)}"):
-        Deployment.load(file)
+        load_deployment(file)
 
 
 def test_the_checkpoint_contradicts_the_yaml(tmp_path: Path) -> None:
@@ -241,11 +242,11 @@ def test_the_checkpoint_contradicts_the_yaml(tmp_path: Path) -> None:
 def load(folder: Path, content: dict) -> Deployment:
     file = folder / "x.yaml"
     file.write_text(yaml.safe_dump(content))
-    return Deployment.load(file)
+    return load_deployment(file)
 
 
 def test_replicas_apart() -> None:
-    deployment = Deployment.load(BUILD_CONFIGS / "llama3-70b-h100-2xtp4-fp16.yaml")
+    deployment = load_deployment(BUILD_CONFIGS / "llama3-70b-h100-2xtp4-fp16.yaml")
     first, second = deployment.per_replica()
     assert [first.url("http"), second.url("grpc")] == ["http://127.0.0.1:8000", "grpc://127.0.0.1:8011"]
     assert (first.engine_dir, first.max_batch_size) == (deployment.engine_dir, 32), "32 of 64 in each"

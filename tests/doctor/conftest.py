@@ -6,6 +6,7 @@ import pytest
 
 from tests.doctor.fake_nvml import FakeNvml
 from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.doctor.check import Check
 from toolkit.doctor.checks import run_checks
 from toolkit.doctor.machine import Machine
@@ -32,12 +33,12 @@ def seen(monkeypatch) -> Callable[[Any], Gpus]:
 
 @pytest.fixture
 def flagship() -> Deployment:
-    return Deployment.load(ROOT / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml")
+    return load_deployment(ROOT / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml")
 
 
 @pytest.fixture
 def rehearsal() -> Deployment:
-    return Deployment.load(ROOT / "build_configs/tiny-llama-rehearsal.yaml")
+    return load_deployment(ROOT / "build_configs/tiny-llama-rehearsal.yaml")
 
 
 HOST = Host(224, 224.0, 2000 * GIB, None, 1900 * GIB, 1000 * GIB, 999 * GIB)

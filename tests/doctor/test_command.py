@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from tests.commands import toolkit
 from tests.doctor.fake_nvml import h100s
 from toolkit.cli.main import cli
-from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.files.distribution import install
 from toolkit.machine import gpus
 from toolkit.serve.state import exclusive
@@ -141,12 +141,12 @@ def test_what_a_conversion_that_was_cut_off_has_on_disk_is_not_needed_again(conf
 
 
 def test_a_port_that_is_taken(config):
-    port = Deployment.load(config).serving.grpc_port
+    port = load_deployment(config).serving.grpc_port
     with socket.create_server(("127.0.0.1", port)):
         result = doctor(config, "--json")
         found = checks(result)
         assert result.returncode == 1 and f"taken by process {os.getpid()}" in found["grpc_port"]["found"]
-        with exclusive(Deployment.load(config)):  # what `toolkit serve` holds while it runs
+        with exclusive(load_deployment(config)):  # what `toolkit serve` holds while it runs
             result = doctor(config, "--json")
             assert result.returncode == 0
             assert f"this deployment is running (process {os.getpid()})" in checks(result)["ports"]["found"]

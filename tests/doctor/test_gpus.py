@@ -9,7 +9,8 @@ import pytest
 
 from tests.doctor.conftest import PLACES, checks_of, problems
 from tests.doctor.fake_nvml import GIB, H100, Card, FakeNvml, a100s_pcie, h100s
-from toolkit.config.deployment import Deployment, with_settings
+from toolkit.config.deployment import with_settings
+from toolkit.config.load import load_deployment
 from toolkit.doctor.check_gpus import kind
 from toolkit.machine import gpus as gpus_module
 from toolkit.machine.gpus import Gpu, Gpus, look_at_gpus
@@ -215,7 +216,7 @@ def test_a_driver_without_gpus(node, flagship):
 
 def test_the_yaml_of_a_rehearsal_on_gpus(node):
     config = Path(__file__).parents[2] / "build_configs/tiny-llama-rehearsal.yaml"
-    found = checks_of(node(h100s()), Deployment.load(config, "tensorrt"))["GPU kind"]
+    found = checks_of(node(h100s()), load_deployment(config, "tensorrt"))["GPU kind"]
     assert (found.status, found.found) == ("warning", "h100-sxm")
 
 

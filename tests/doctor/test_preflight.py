@@ -15,6 +15,7 @@ from tests.doctor.fake_nvml import GIB, FakeNvml, a100s_pcie, h100s
 from toolkit import repository
 from toolkit.cli.main import main
 from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.files.artifacts import Lock, write_lock
 from toolkit.machine import gpus
 from toolkit.serve import tritonserver
@@ -46,7 +47,7 @@ def deploy(tmp_path, tiny_llama, taken_port):
             **sections,
         }
         (tmp_path / "x.yaml").write_text(yaml.safe_dump(content))
-        deployment = Deployment.load(tmp_path / "x.yaml")
+        deployment = load_deployment(tmp_path / "x.yaml")
         deployment.engine_dir.mkdir(parents=True)
         config = {"version": built_by, "pretrained_config": {"mapping": {"tp_size": tp_built, "pp_size": 2}}}
         (deployment.engine_dir / "config.json").write_text(json.dumps(config))

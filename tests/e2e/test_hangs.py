@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.serve import health
 from toolkit.serve.health import HangWatch, Probe
 from toolkit.serve.janitor import Member, Run, members
@@ -28,7 +28,7 @@ OTHERS = [(0, model) for model in ("tritonserver", "preprocessing", "postprocess
 
 
 def state_of(group: Group) -> State:
-    state = read_state(Deployment.load(group.file))
+    state = read_state(load_deployment(group.file))
     assert state
     return state
 
@@ -69,7 +69,7 @@ def of(group: Group, rank: int, model: str) -> list[Member]:
 def test_a_group_that_does_not_answer_is_noticed(group, rank, model):
     found, doubts = of(group, rank, model), []
     assert found
-    watch = HangWatch(Probe(Deployment.load(group.file)), NOBODY, doubts.append)
+    watch = HangWatch(Probe(load_deployment(group.file)), NOBODY, doubts.append)
     with suspended(found):
         watch.start()
         assert watch.hung.wait(20), doubts
@@ -81,7 +81,7 @@ def test_a_group_that_does_not_answer_is_noticed(group, rank, model):
 def test_a_suspended_process_is_named(group, rank, model):
     """Also one whose group answers: one instance of several, or Triton of a rank that computes."""
     first = of(group, rank, model)[0]
-    watch = HangWatch(Probe(Deployment.load(group.file)), state_of(group).run, lambda _: None)
+    watch = HangWatch(Probe(load_deployment(group.file)), state_of(group).run, lambda _: None)
     with suspended([first]):
         watch.start()
         assert watch.hung.wait(20)

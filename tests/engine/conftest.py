@@ -49,6 +49,7 @@ def deploy(tmp_path_factory):
     """deploy(model, tp, pp, **sections of the YAML) -> Deployment, converted and built."""
     from toolkit.checkpoint import convert
     from toolkit.config.deployment import Deployment
+    from toolkit.config.load import load_deployment
     from toolkit.engine import build
 
     def make(model: Path, tp: int = 1, pp: int = 1, dtype: str = "float32", **sections: Any) -> Deployment:
@@ -64,7 +65,7 @@ def deploy(tmp_path_factory):
             **sections,
         }
         (folder / "trial.yaml").write_text(yaml.safe_dump(content))
-        deployment = Deployment.load(folder / "trial.yaml")
+        deployment = load_deployment(folder / "trial.yaml")
         convert(deployment)
         build(deployment)
         return deployment
@@ -180,6 +181,7 @@ def make(tmp_path, tiny_llama):
 
     from toolkit.checkpoint import convert
     from toolkit.config.deployment import Deployment
+    from toolkit.config.load import load_deployment
 
     def load(engine: dict | None = None, converted: bool = True, **sections) -> Deployment:
         content = {
@@ -191,7 +193,7 @@ def make(tmp_path, tiny_llama):
             **sections,
         }
         (tmp_path / "trial.yaml").write_text(yaml.safe_dump(content))
-        deployment = Deployment.load(tmp_path / "trial.yaml")
+        deployment = load_deployment(tmp_path / "trial.yaml")
         if converted:
             convert(deployment)
         return deployment

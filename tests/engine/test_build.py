@@ -3,7 +3,7 @@ import json
 import pytest
 from safetensors import safe_open
 
-from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.engine import build
 from toolkit.errors import ToolkitError
 
@@ -49,10 +49,10 @@ def test_without_a_checkpoint(tiny_llama, tmp_path):
     content = f"engine: rehearsal\nmodel: {{path: {tiny_llama}}}\nlimits: {{max_seq_len: 64}}\n"
     file.write_text(f"{content}hardware: {{gpus: 1}}\noutput: {tmp_path / 'out'}\n")
     with pytest.raises(ToolkitError, match="there is no checkpoint here"):
-        build(Deployment.load(file))
+        build(load_deployment(file))
     assert not (tmp_path / "out" / "engine").exists()
 
 
 def test_pytorch_has_no_engines_to_build(deployment):
     with pytest.raises(ToolkitError, match=r"engine: pytorch has no engines to build: .* Go on with: toolkit repo"):
-        build(Deployment.load(deployment.file, engine="pytorch"))
+        build(load_deployment(deployment.file, engine="pytorch"))

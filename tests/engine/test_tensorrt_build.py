@@ -137,9 +137,10 @@ def test_two_builds_at_once_are_refused(make, program):
 
 BUILD = """
 from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.engine import require_buildable
 from toolkit.engine.tensorrt.build import build_tensorrt
-build_tensorrt(Deployment.load({file!r}), lambda done, total: None, gpus=2)
+build_tensorrt(load_deployment({file!r}), lambda done, total: None, gpus=2)
 """
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.files import yaml_file as yamlfile
 from toolkit.files.yaml_file import MOST_LETTERS, MOST_VALUES, compose_yaml, parse_yaml, read_yaml
@@ -47,7 +47,7 @@ def test_what_is_too_much(tmp_path, text, message):
     (tmp_path / "x.yaml").write_text(text)
     begun = time.process_time()
     with pytest.raises(ToolkitError) as caught:
-        Deployment.load(tmp_path / "x.yaml")
+        load_deployment(tmp_path / "x.yaml")
     line = str(caught.value)
     assert re.match(rf"{re.escape(str(tmp_path))}/x\.yaml:\d+: is not valid YAML: {re.escape(message)}", line)
     assert line.isprintable() and len(line) < 1000

@@ -9,8 +9,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit.config.deployment import Deployment
 from toolkit.config.edit_yaml import edited
+from toolkit.config.load import load_deployment
 from toolkit.engine.tensorrt.build import check_flags
 from toolkit.repository.llm_args import llm_args
 from toolkit.repository.migrate import twin_of
@@ -40,7 +40,7 @@ PIECES += [
 
 def used(file: Path) -> None:
     """Whatever a file may be taken for has to be of use."""
-    deployment = Deployment.load(file)
+    deployment = load_deployment(file)
     deployment.model_dump_json()
     assert deployment.shape.parameters > 0 and deployment.url("http") and deployment.per_replica()
     plan_memory(deployment)
@@ -85,7 +85,7 @@ def test_any_value_of(tmp_path, name, value):
 
     def use() -> None:
         changes = {"engine": {"kind": "tensorrt", "version": value}} if name == "engine.version" else {name: value}
-        deployment = Deployment.load(file, changes=changes)
+        deployment = load_deployment(file, changes=changes)
         deployment.model_dump_json()
 
     checked(use, tmp_path)

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from toolkit.checkpoint.reader import open_checkpoint
 from toolkit.checkpoint.source import check_source, open_source
 from toolkit.checkpoint.verify import verify
-from toolkit.config.deployment import Deployment, with_settings
+from toolkit.config.deployment import with_settings
+from toolkit.config.load import load_deployment
 from toolkit.model.chat_template import ChatTemplate, chat_messages
 from toolkit.model.shape import load_shape
 from toolkit.model.tokenizer import foreseen, open_tokenizer, special_tokens
@@ -55,7 +56,7 @@ def checkpoint(model, tmp_path_factory) -> Path:
     limits = {"max_sequences": 4, "max_num_tokens": 32, "max_seq_len": 32}
     content = {"engine": "rehearsal", "model": {"path": str(model)}, "limits": limits, "output": str(folder / "out")}
     (folder / "x.yaml").write_text(json.dumps(content))
-    deployment = Deployment.load(folder / "x.yaml")
+    deployment = load_deployment(folder / "x.yaml")
     convert(deployment)
     return deployment.checkpoint_dir
 
@@ -121,7 +122,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config
 def test_tokenizers(tmp_path, tiny_llama, name, data):
     spoilt = fresh(tiny_llama, tmp_path / "model")
     spoil_json(data, spoilt / name)
-    deployment = Deployment.load(TINY)
+    deployment = load_deployment(TINY)
     deployment = with_settings(deployment, model={"path": spoilt})
 
     def use() -> None:

@@ -15,6 +15,7 @@ from tests.commands import toolkit
 from tests.plan.test_calibration import FLAGSHIP, kernels_by_hand, layers
 from tests.slo.samples import EPOCH, failed, lognormal
 from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.files import artifacts
 from toolkit.reports.compare import page as compare_page
 from toolkit.reports.loadtest import report
@@ -46,7 +47,7 @@ def deployment(tmp_path_factory) -> Deployment:
     shutil.copy(TINY, folder / "x.yaml")
     text = (folder / "x.yaml").read_text().replace("path: ", f"path: {TINY.parent}/")
     (folder / "x.yaml").write_text(f"{text}\noutput: {folder}/out\n")
-    deployment = Deployment.load(folder / "x.yaml")
+    deployment = load_deployment(folder / "x.yaml")
     deployment.run_dir.mkdir(parents=True)
     return deployment
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import toolkit
-from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.files import distribution
 
@@ -48,9 +48,9 @@ def test_nothing_is_written_into_the_installed_package(tmp_path, monkeypatch) ->
     example.write_text((ROOT / "build_configs" / example.name).read_text())
     monkeypatch.setattr("toolkit.config.rules.PACKAGE", tmp_path)
     with pytest.raises(ToolkitError, match=r"inside the installed package.*toolkit sample configs build_configs"):
-        Deployment.load(example)
+        load_deployment(example)
     elsewhere = tmp_path.with_name("elsewhere")
-    assert Deployment.load(example, changes={"output": str(elsewhere)}).output == elsewhere
+    assert load_deployment(example, changes={"output": str(elsewhere)}).output == elsewhere
 
 
 def test_examples_are_copied_and_what_is_there_is_kept(tmp_path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.lint import lint
 from toolkit.repository.configs import model_configs, to_text
 from toolkit.repository.parameters import SpecialTokens
@@ -44,7 +44,7 @@ def write_repository(tmp_path: Path, tiny_llama: Path, yaml_file: Path, version:
     model = content["model"]
     model["path"] = str(yaml_file.parent / model["path"])
     (tmp_path / "x.yaml").write_text(yaml.safe_dump({**content, "output": str(tmp_path / "out")}))
-    deployment = Deployment.load(tmp_path / "x.yaml")
+    deployment = load_deployment(tmp_path / "x.yaml")
     engine = write_engine(tmp_path / "engine", version=version)
     folder = tmp_path / "repository"
     for name, config in model_configs(deployment, SpecialTokens((2,), 0), engine).items():

@@ -20,7 +20,7 @@ from tests.lint.repositories import (
     without,
     write_engine,
 )
-from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.lint import lint
 from toolkit.releases.llm_api import RELEASES
@@ -58,7 +58,7 @@ def write_ours(tmp_path: Path, model: Path, version: str = "1.2.1") -> Path:
         f"engine: {{kind: pytorch, version: {version}}}\nmodel: {{path: {model}}}\nparallel: {{tp: 2, pp: 2}}\n"
         "limits: {max_sequences: 8, max_num_tokens: 128, max_seq_len: 128}\noutput: out\n"
     )
-    deployment = Deployment.load(file)
+    deployment = load_deployment(file)
     generate(deployment)
     return deployment.repository_dir
 

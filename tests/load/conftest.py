@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.known_truth import KnownTruth, Settings
 
 MODEL = {
@@ -56,6 +57,6 @@ def deployment(tmp_path: Path) -> Callable[..., Deployment]:
         }
         file = tmp_path / "deployment.yaml"
         file.write_text(yaml.safe_dump(content), encoding="utf-8")
-        return Deployment.load(file)
+        return load_deployment(file)
 
     return make

@@ -138,8 +138,8 @@ def test_stopped_by_a_signal_the_partial_report_says_so(server, deployment):
     """The load test in a process of its own, as from a shell: Ctrl-C arrives there."""
     load = deployment(server, requests=500)
     code = (
-        "import sys; from toolkit.config.deployment import Deployment; from toolkit.load.runner import run;"
-        "sys.exit(run(Deployment.load(sys.argv[1])).exit_code)"
+        "import sys; from toolkit.config.load import load_deployment; from toolkit.load.runner import run;"
+        "sys.exit(run(load_deployment(sys.argv[1])).exit_code)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(load.file)]) as process:
         wait_for_requests(server, 12)
@@ -166,8 +166,8 @@ def test_stopped_in_the_self_check_it_ends_at_once_and_leaves_nothing(server, de
     load, temporary = deployment(server), tmp_path / "temporary"
     temporary.mkdir()
     code = (
-        "import sys; from toolkit.config.deployment import Deployment; from toolkit.load.runner import Options, run;"
-        "verdict = run(Deployment.load(sys.argv[1]), Options(self_check=True)); print(verdict.reason);"
+        "import sys; from toolkit.config.load import load_deployment; from toolkit.load.runner import Options, run;"
+        "verdict = run(load_deployment(sys.argv[1]), Options(self_check=True)); print(verdict.reason);"
         "sys.exit(verdict.exit_code)"
     )
     command = [sys.executable, "-c", code, str(load.file)]
@@ -186,8 +186,8 @@ def test_killed_workers_end_the_test_and_are_named(server, deployment, tmp_path)
     """Locust itself would wait for ever."""
     load = deployment(server, requests=600)
     code = (
-        "import sys; from toolkit.config.deployment import Deployment; from toolkit.load.runner import Options, run;"
-        "sys.exit(run(Deployment.load(sys.argv[1]), Options(processes=2)).exit_code)"
+        "import sys; from toolkit.config.load import load_deployment; from toolkit.load.runner import Options, run;"
+        "sys.exit(run(load_deployment(sys.argv[1]), Options(processes=2)).exit_code)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(load.file)]) as process:
         wait_for_requests(server, 12)

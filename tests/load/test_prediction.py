@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter
 
-from toolkit.config.deployment import Deployment, with_settings
+from toolkit.config.deployment import with_settings
+from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.load.prediction import predicted, traffic_that_ran
 from toolkit.plan.predict import predict
@@ -21,7 +22,7 @@ CONFIGS = Path(__file__).parents[2] / "build_configs"
 @pytest.fixture(scope="module", params=["poisson", "closed"])
 def ran(request):
     """A deployment, and a run of it that went exactly as the simulator has it."""
-    deployment = Deployment.load(CONFIGS / "llama3-70b-h100-tp8-fp16.yaml")
+    deployment = load_deployment(CONFIGS / "llama3-70b-h100-tp8-fp16.yaml")
     workload = {"arrivals": request.param, "rate": 4.0, "requests": 60, "users": 8}
     deployment = with_settings(deployment, workload=workload)
     traffic = traffic_of(deployment)
@@ -85,7 +86,7 @@ def test_where_there_is_no_prediction(ran):
     broken = replace(run, samples=(*run.samples[:-1], replace(run.samples[-1], error="broke")))
     with pytest.raises(ToolkitError, match="of 1 of 54 requests the lengths are not known"):
         predicted(deployment, broken)
-    rehearsal = Deployment.load(CONFIGS / "tiny-llama-rehearsal.yaml")
+    rehearsal = load_deployment(CONFIGS / "tiny-llama-rehearsal.yaml")
     with pytest.raises(ToolkitError, match="a rehearsal's step times are not known"):
         predicted(rehearsal, run)
 

@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 
-from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.load.runner import Options, run
 from toolkit.load.target import can_stream, protocol_of
@@ -55,7 +55,7 @@ def test_the_target_says_what_is_spoken(deployment):
 
 
 def test_a_target_with_openai_s_api_streams_whatever_the_deployment_says(deployment):
-    load = Deployment.load(deployment(None).file, changes={"serving.decoupled": False})
+    load = load_deployment(deployment(None).file, changes={"serving.decoupled": False})
     assert not can_stream(load, None) and not can_stream(load, "grpc://h:1")
     assert can_stream(load, "openai+http://h:1")
 
@@ -66,6 +66,6 @@ def test_a_deployment_that_is_not_decoupled_is_asked_for_whole_answers(server, d
     """Also at a --target, which serves the same on another machine."""
     load = deployment(server, requests=2, warmup_requests=0, users=1)
     load.file.write_text(load.file.read_text().replace("serving:", "serving:\n  decoupled: false"))
-    run(Deployment.load(load.file), Options(target=server.url("http") if named else None))
+    run(load_deployment(load.file), Options(target=server.url("http") if named else None))
     assert report.read(load).settings["answers"] == "whole"
     assert {record.target for record in server.records(2)} == {"generate"}

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.plan.layouts import Comparison, compare
 
 ROOT = Path(__file__).parents[2]
@@ -13,7 +13,7 @@ FLAGSHIP = ROOT / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml"
 @pytest.fixture(scope="session")
 def flagship_compared() -> Comparison:
     """The flagship as it is, with its nine rivals: each predicted, and what would make it meet its SLO (10 s)."""
-    return compare(Deployment.load(FLAGSHIP))
+    return compare(load_deployment(FLAGSHIP))
 
 
 @pytest.fixture

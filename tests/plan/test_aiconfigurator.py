@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from toolkit.cli.main import cli
-from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.files.distribution import install
 from toolkit.model.rank_mapping import RankMapping
@@ -28,7 +28,7 @@ from toolkit.steptimes.latency import ClosedForm
 from toolkit.steptimes.step import StepWork, decode, prefill
 
 ROOT = Path(__file__).parents[2]
-FLAGSHIP = Deployment.load(ROOT / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml")
+FLAGSHIP = load_deployment(ROOT / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml")
 FILE = Path("x.yaml")
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 from tests.simulate.steady import Steady
-from toolkit.config.deployment import Deployment, with_settings
+from toolkit.config.deployment import with_settings
+from toolkit.config.load import load_deployment
 from toolkit.config.sections import Percentiles, Slo
 from toolkit.plan.bounds import Bounds, token_limit_s
 from toolkit.plan.predict import predict
@@ -32,7 +33,7 @@ def test_a_pipeline_is_as_fast_as_its_slowest_stage():
 @pytest.mark.parametrize(("tp", "pp"), [(8, 1), (2, 4)])
 def test_no_simulation_beats_them(flagship, tp, pp, sequences, tokens):
     deployment = with_settings(
-        Deployment.load(flagship()),
+        load_deployment(flagship()),
         parallel={"tp": tp, "pp": pp, "replicas": 1},
         limits={"max_sequences": sequences, "max_num_tokens": tokens},
     )

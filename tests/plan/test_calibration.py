@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.sizing.gpus import GPUS
 from toolkit.steptimes.calibration import load
 from toolkit.steptimes.step import StepWork, decode, prefill
 
 ROOT = Path(__file__).parents[2]
-FLAGSHIP = Deployment.load(ROOT / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml")
-REHEARSAL = Deployment.load(ROOT / "build_configs/tiny-llama-rehearsal.yaml")
+FLAGSHIP = load_deployment(ROOT / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml")
+REHEARSAL = load_deployment(ROOT / "build_configs/tiny-llama-rehearsal.yaml")
 BANDWIDTH, FLOPS = 3.35e12, 989e12  # of the H100's data sheet
 MODEL = {
     "vocab_size": 128256,
@@ -297,8 +297,8 @@ def test_what_is_no_json_or_not_there(tmp_path):
 def test_reading_needs_no_torch(tmp_path):
     path = write(tmp_path, steps())
     program = (
-        "import sys; from toolkit.steptimes.calibration import load; from toolkit.config.deployment import Deployment\n"
-        f"times = load({str(path)!r}).step_times(Deployment.load({str(REHEARSAL.file)!r}))\n"
+        "import sys; from toolkit.steptimes.calibration import load; from toolkit.config.load import load_deployment\n"
+        f"times = load({str(path)!r}).step_times(load_deployment({str(REHEARSAL.file)!r}))\n"
         "print(times.stages, 'torch' in sys.modules)"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)

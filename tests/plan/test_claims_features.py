@@ -2,7 +2,7 @@
 
 import pytest
 
-from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.plan.claims_features import feature_claims
 from toolkit.plan.predict import predict
 
@@ -14,7 +14,7 @@ def claims(flagship_compared):
 
 def of(flagship, **changes) -> list[tuple[str, str]]:
     workload = {"rate": 1, "requests": 20, "output_tokens": 4}
-    found = feature_claims(predict(Deployment.load(flagship(workload=workload, **changes))))
+    found = feature_claims(predict(load_deployment(flagship(workload=workload, **changes))))
     return [(claim.verdict, claim.because) for claim in found]
 
 

@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 
-from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.plan.predict import Prediction, predict
 
 
@@ -18,7 +18,7 @@ def closed(flagship, users: int, seed: int = 0) -> Prediction:
         model__quantization="fp8",
         workload={"arrivals": "closed", "users": users, "seed": seed, **lengths},
     )
-    return predict(Deployment.load(file))
+    return predict(load_deployment(file))
 
 
 def mean_ttft_ms(prediction: Prediction) -> float:

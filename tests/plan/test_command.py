@@ -83,12 +83,12 @@ def test_what_if_takes_several(flagship):
 
 def test_a_calibration_is_predicted_with_and_shown(flagship, tmp_path):
     """Kernels twice as slow as the table's must be predicted, and shown as 2.00 times the table."""
-    from toolkit.config.deployment import Deployment
+    from toolkit.config.load import load_deployment
     from toolkit.sizing.gpus import GPUS
     from toolkit.steptimes.fit import Timing, closed_form, predicted_s
 
     file = flagship(**SHORT)
-    deployment = Deployment.load(file)
+    deployment = load_deployment(file)
     form = closed_form(deployment.shape, GPUS["h100-sxm"], 2, fp8=False)
     rows = []
     for part, sizes in (("linear", ((1, 0), (16, 0), (256, 0), (1024, 0), (4096, 0))), ("lm_head", ((1, 0), (16, 0)))):

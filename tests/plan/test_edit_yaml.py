@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from toolkit.config.deployment import Deployment, changed
 from toolkit.config.edit_yaml import edited, write_edited
+from toolkit.config.load import changed, load_deployment
 from toolkit.errors import ToolkitError
 
 ROOT = Path(__file__).parents[2]
@@ -93,7 +93,7 @@ def test_what_is_written_is_the_changed_deployment(tmp_path):
     text = FLAGSHIP.read_text().replace("/models/Meta-Llama-3-70B-Instruct", "models/llama")
     source.write_text(f"name: mine\n{text}")
     write_edited(source, target, {"limits.max_num_tokens": 256})
-    found, before = Deployment.load(target), Deployment.load(source)
+    found, before = load_deployment(target), load_deployment(source)
     assert (found.name, found.limits.max_num_tokens, found.model.path) == ("new-one", 256, before.model.path)
     assert found.output != before.output and "# in flight over all four micro-batches" in target.read_text()
 
@@ -105,4 +105,4 @@ def test_a_file_that_is_there_is_replaced_only_by_force(tmp_path):
         write_edited(FLAGSHIP, target, {"limits.max_num_tokens": 256})
     assert target.read_text() == "mine"
     write_edited(FLAGSHIP, target, {"limits.max_num_tokens": 256}, force=True)
-    assert Deployment.load(target).limits.max_num_tokens == 256
+    assert load_deployment(target).limits.max_num_tokens == 256

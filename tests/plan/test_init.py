@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from toolkit.cli.main import cli
 from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.plan.predict import predict
 from toolkit.plan.starter import Wanted, start
@@ -29,7 +30,7 @@ def model(tmp_path) -> Path:
 def test_init_writes_a_yaml_that_every_command_reads(model, tmp_path):
     file = tmp_path / "first.yaml"
     started = start(Wanted(model, file, gpus=2, rate=4, slo=("requests_per_s=3", "ttft_ms.p99=900")))
-    deployment = Deployment.load(file)
+    deployment = load_deployment(file)
     assert deployment.model.path == model and deployment.model.dtype == "bfloat16"
     assert deployment.parallel == started.comparison.best.deployment.parallel
     assert (deployment.slo.requests_per_s, deployment.slo.ttft_ms.p99, deployment.workload.rate) == (3, 900, 4)
@@ -68,7 +69,7 @@ def test_init_replaces_nothing_unasked(model, tmp_path):
         start(Wanted(model, file))
     assert file.read_text() == "mine"
     start(Wanted(model, file, gpus=1), force=True)
-    assert Deployment.load(file).parallel.tp == 1
+    assert load_deployment(file).parallel.tp == 1
 
 
 def init(model: str, file: Path, *options: str) -> tuple[str, Deployment]:
@@ -76,7 +77,7 @@ def init(model: str, file: Path, *options: str) -> tuple[str, Deployment]:
     result = CliRunner().invoke(cli, ["init", str(SHAPES / model), "--output", str(file), *options])
     if result.exception:
         raise result.exception
-    return result.stdout, Deployment.load(file)
+    return result.stdout, load_deployment(file)
 
 
 def test_replicas_of_a_small_model_do_not_starve(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.model.rank_mapping import RankMapping
 from toolkit.sizing.gpus import GPUS, gpu_named
@@ -15,7 +15,7 @@ from toolkit.steptimes.latency import ALONE, RUN, ClosedForm
 from toolkit.steptimes.step import StepWork, decode, prefill
 
 ROOT = Path(__file__).parents[2]
-SHAPE = Deployment.load(ROOT / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml").shape
+SHAPE = load_deployment(ROOT / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml").shape
 H100 = GPUS["h100-sxm"]
 
 

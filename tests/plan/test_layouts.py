@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from toolkit.cli.main import cli
-from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.plan.claims import claims, roofline
 from toolkit.plan.layouts import compare, rank, variants
@@ -16,7 +16,7 @@ FLAGSHIP = Path(__file__).parents[2] / "build_configs" / "llama3-70b-h100-pp4tp2
 
 
 def test_every_layout_of_eight_gpus_once():
-    found = [(v.parallel.tp, v.parallel.pp, v.parallel.replicas) for v in variants(Deployment.load(FLAGSHIP))]
+    found = [(v.parallel.tp, v.parallel.pp, v.parallel.replicas) for v in variants(load_deployment(FLAGSHIP))]
     assert sorted(found) == sorted(
         (tp, pp, 8 // (tp * pp)) for tp in (1, 2, 4, 8) for pp in (1, 2, 4, 8) if tp * pp <= 8
     )
@@ -69,7 +69,7 @@ def test_objectives_order_by_their_own_figure(flagship_compared):
 
 def test_the_cheapest_layout_leaves_gpus_unused(flagship):
     workload = {"rate": 2, "requests": 100, "output_tokens": 32}
-    comparison = compare(Deployment.load(flagship(workload=workload, slo={"requests_per_s": 2})), "cost")
+    comparison = compare(load_deployment(flagship(workload=workload, slo={"requests_per_s": 2})), "cost")
     assert comparison.best.meets_slo and comparison.best.gpus == 4
     assert min(layout.gpus for layout in comparison.layouts if layout.meets_slo) == 4
 
@@ -77,7 +77,7 @@ def test_the_cheapest_layout_leaves_gpus_unused(flagship):
 def test_no_layout_at_all(flagship):
     """6007 GPUs: one stage for as many ranks, more stages than layers, or more replicas than there are ports."""
     with pytest.raises(ToolkitError, match=r"hardware.gpus: no tp x pp spreads this model over 6007 GPUs"):
-        compare(Deployment.load(flagship(hardware__gpus=6007)))
+        compare(load_deployment(flagship(hardware__gpus=6007)))
 
 
 def test_claims_by_hand(flagship_compared):

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from toolkit.cli.main import cli
-from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.model.rank_mapping import RankMapping
 from toolkit.sizing.memory import plan_memory
 
@@ -23,7 +23,7 @@ EMBEDDING = 128256 * 8192
 
 
 def test_the_flagship_by_hand() -> None:
-    flagship = Deployment.load(FLAGSHIP)
+    flagship = load_deployment(FLAGSHIP)
     memory = plan_memory(flagship)
     assert flagship.shape.parameters == 70_553_706_496
     assert [stage.weight_bytes for stage in memory.stages] == [
@@ -58,7 +58,7 @@ def test_the_flagship_by_hand() -> None:
 )
 def test_weights_of_other_layouts(tp: int, pp: int, gib: list[float]) -> None:
     """GiB a GPU by stage, from the published shapes by hand: 855.65 M elements a layer, 1050.67 M an embedding."""
-    flagship = Deployment.load(FLAGSHIP)
+    flagship = load_deployment(FLAGSHIP)
     layout = flagship.model_copy(update={"parallel": flagship.parallel.model_copy(update={"tp": tp, "pp": pp})})
     assert [stage.weight_bytes / 2**30 for stage in plan_memory(layout).stages] == pytest.approx(gib, abs=6e-4)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from toolkit.config.deployment import Deployment, with_settings
+from toolkit.config.load import load_deployment
 from toolkit.config.sections import Lengths
 from toolkit.errors import ToolkitError
 from toolkit.plan.layouts import Comparison, evaluate
@@ -64,7 +65,7 @@ class Page(HTMLParser):
 
 
 def small(**sections) -> Deployment:
-    return with_settings(Deployment.load(FLAGSHIP), **{"workload": WORKLOAD, **sections})
+    return with_settings(load_deployment(FLAGSHIP), **{"workload": WORKLOAD, **sections})
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.plan.predict import FRONT_S, predict
 from toolkit.plan.remedies import remedies
@@ -28,17 +28,17 @@ def test_the_flagship_misses_its_slo_and_small_steps_meet_its_latencies(flagship
     found = {remedy.setting: remedy for remedy in remedies(prediction, predict, flagship_compared)}
     remedy = found["limits.max_num_tokens: 256"]
     assert remedy.requests_per_s > 8 and remedy.missed == ("GPU utilisation",)
-    better = predict(Deployment.load(flagship(limits__max_num_tokens=256)))
+    better = predict(load_deployment(flagship(limits__max_num_tokens=256)))
     assert [target.label for target in better.verdict.missed] == ["GPU utilisation"]
     assert better.capacity.bubble < prediction.capacity.bubble / 2
-    slower = predict(Deployment.load(flagship(limits__max_num_tokens=512)))
+    slower = predict(load_deployment(flagship(limits__max_num_tokens=512)))
     assert "ttft_ms.p99" in [target.name for target in slower.verdict.missed]
 
 
 def test_one_request_alone_takes_the_sum_of_its_steps(flagship):
     """TTFT is the way to the scheduler and one prefill through all stages, each later token one decode step."""
     file = flagship(workload={"arrivals": "constant", "rate": 0.01, "requests": 2, "output_tokens": 3})
-    prediction = predict(Deployment.load(file))
+    prediction = predict(load_deployment(file))
     first, second = prediction.simulation.samples
     from toolkit.steptimes.step import decode, prefill
 
@@ -79,7 +79,7 @@ def test_plan_and_load_test_have_one_definition_of_meeting_the_slo(wide):
 
 
 def test_a_rate_that_none_meets_says_where_it_saturates(flagship):
-    prediction = predict(Deployment.load(flagship(slo={"tpot_ms": {"p50": 1}, "requests_per_s": 8})))
+    prediction = predict(load_deployment(flagship(slo={"tpot_ms": {"p50": 1}, "requests_per_s": 8})))
     target = {target.name: target for target in prediction.targets}["requests_per_s"]
     assert target.measured == 0 and "no rate meets the latencies; saturates at" in target.note
     assert not any(remedy.meets_slo for remedy in remedies(prediction, predict))
@@ -94,7 +94,7 @@ def test_a_rate_that_none_meets_says_where_it_saturates(flagship):
     ],
 )
 def test_the_workload_in_a_line(flagship, workload, text):
-    assert workload_text(predict(Deployment.load(flagship(workload=workload)))).startswith(text)
+    assert workload_text(predict(load_deployment(flagship(workload=workload)))).startswith(text)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 10, 64, 100])
@@ -104,9 +104,9 @@ def test_a_trace_too_short_to_fill_the_deployment_has_the_capacity_of_a_long_one
     trace = tmp_path / "short.jsonl"
     lines = ({"timestamp": 125 * n, "input_length": 100, "output_length": 10} for n in range(rows))
     trace.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    short = predict(Deployment.load(flagship(workload={"trace": str(trace)}, parallel=parallel)))
+    short = predict(load_deployment(flagship(workload={"trace": str(trace)}, parallel=parallel)))
     equal = {"arrivals": "constant", "rate": 8, "prompt_tokens": 100, "output_tokens": 10}
-    long = predict(Deployment.load(flagship(workload=equal, parallel=parallel)))
+    long = predict(load_deployment(flagship(workload=equal, parallel=parallel)))
     assert short.repeats and not long.repeats
     assert short.capacity.saturated == pytest.approx(long.capacity.saturated, rel=0.1)
     assert short.capacity.highest == pytest.approx(long.capacity.highest, rel=0.1)
@@ -127,21 +127,21 @@ def test_a_trace_too_short_to_fill_the_deployment_has_the_capacity_of_a_long_one
 )
 def test_what_the_table_cannot_tell(flagship, changes, message):
     with pytest.raises(ToolkitError, match=message):
-        predict(Deployment.load(flagship(**changes)))
+        predict(load_deployment(flagship(**changes)))
 
 
 def test_too_little_memory_is_one_line(flagship):
-    deployment = Deployment.load(flagship(parallel={"tp": 1, "pp": 1}))
+    deployment = load_deployment(flagship(parallel={"tp": 1, "pp": 1}))
     with pytest.raises(ToolkitError, match="the KV pool holds 0 tokens, less than a sequence"):
         predict(deployment).simulation  # noqa: B018
 
 
 def test_the_nearest_setting_that_fits(flagship):
     """Two GPUs hold 66.69 GiB of weights each: over 85 % of 79.6, under 95 %; one GPU cannot even in FP8."""
-    two = to_fit(Deployment.load(flagship(parallel={"tp": 2, "pp": 1})))
+    two = to_fit(load_deployment(flagship(parallel={"tp": 2, "pp": 1})))
     assert two.setting == "hardware.gpu_memory_limit: 0.91"
-    assert to_fit(Deployment.load(flagship(parallel={"tp": 1, "pp": 1}))) is None
-    smaller = to_fit(Deployment.load(flagship(parallel={"tp": 2, "pp": 1}, hardware__gpu_memory_gib=70.0)))
+    assert to_fit(load_deployment(flagship(parallel={"tp": 1, "pp": 1}))) is None
+    smaller = to_fit(load_deployment(flagship(parallel={"tp": 2, "pp": 1}, hardware__gpu_memory_gib=70.0)))
     assert smaller.setting == "model.quantization: fp8"
 
 

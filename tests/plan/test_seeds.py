@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from toolkit.cli.main import cli
-from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.plan.predict import UNSTEADY, predict
 from toolkit.plan.seeds import SEEDS, WITHIN, figures_of, spread_of, with_intervals
 from toolkit.plan.show import wording
@@ -26,8 +26,8 @@ def overloaded(flagship_compared):
 
 def test_an_interval_is_the_lowest_and_the_highest_of_all_seeds(flagship):
     file = flagship(**SHORT, workload=WORKLOAD)
-    found = spread_of(predict(Deployment.load(file)))
-    runs = [predict(Deployment.load(file, changes={"workload.seed": seed})) for seed in range(SEEDS)]
+    found = spread_of(predict(load_deployment(file)))
+    runs = [predict(load_deployment(file, changes={"workload.seed": seed})) for seed in range(SEEDS)]
     p99 = [figures_of(one)["ttft_ms.p99"] for one in runs]
     assert found.figures["ttft_ms.p99"] == (min(p99), max(p99)) and min(p99) < max(p99)
     rates = [one.capacity.highest for one in runs]
@@ -35,7 +35,7 @@ def test_an_interval_is_the_lowest_and_the_highest_of_all_seeds(flagship):
 
 
 def test_nothing_is_left_to_chance_at_equal_intervals(flagship):
-    assert spread_of(predict(Deployment.load(flagship(**SHORT, workload={**WORKLOAD, "arrivals": "constant"})))) is None
+    assert spread_of(predict(load_deployment(flagship(**SHORT, workload={**WORKLOAD, "arrivals": "constant"})))) is None
 
 
 def test_a_limit_between_the_seeds_is_said():

@@ -11,6 +11,7 @@ import pytest
 
 from toolkit.checkpoint import convert
 from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.engine.source import find_source
 from toolkit.errors import ToolkitError
 from toolkit.files.artifacts import read_lock, record, write_lock
@@ -82,7 +83,7 @@ def deploy(folder: Path, model: Path, version: str, engine: str = "tensorrt") ->
         f"engine: {{kind: {engine}, version: '{version}'}}\nmodel: {{path: {model}}}\nparallel: {{tp: 2}}\n"
         f"hardware: {{gpus: 2}}\nlimits: {{max_seq_len: 128}}\noutput: {folder}/out\n"
     )
-    return Deployment.load(file)
+    return load_deployment(file)
 
 
 def written_by_an_earlier_toolkit(directory: Path) -> None:

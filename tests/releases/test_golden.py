@@ -16,6 +16,7 @@ import pytest
 
 from toolkit.checkpoint.config_json import config_text
 from toolkit.config.deployment import Deployment, with_settings
+from toolkit.config.load import load_deployment
 from toolkit.engine.tensorrt import build
 from toolkit.errors import ToolkitError
 from toolkit.releases import llm_api
@@ -37,7 +38,7 @@ LLAMA3_INSTRUCT = SpecialTokens(eos=(128001, 128009), pad=128001)
 def texts(release: Release) -> dict[str, str]:
     """By the name of the copy. They do not depend on who makes them, nor where."""
     version = {"version": release.images[0].version}
-    deployment = with_settings(Deployment.load(FLAGSHIP), engine_options=version)
+    deployment = with_settings(load_deployment(FLAGSHIP), engine_options=version)
     in_docker = with_settings(deployment, runtime={"kind": "docker"})
     checkpoint = config_text(deployment.shape, deployment.mapping, deployment.model.dtype)
     configs = model_configs(deployment, LLAMA3_INSTRUCT, deployment.engine_dir)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from toolkit.config.deployment import Deployment, with_settings
+from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.releases import tensors as signatures
 from toolkit.releases.images import Image
@@ -238,7 +239,7 @@ def test_any_value_has_words_or_none(release: Release, value: object) -> None:
 
 
 def flagship(release: Release) -> Deployment:
-    return with_settings(Deployment.load(FLAGSHIP), engine_options={"version": release.images[0].version})
+    return with_settings(load_deployment(FLAGSHIP), engine_options={"version": release.images[0].version})
 
 
 @everywhere

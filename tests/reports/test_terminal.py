@@ -11,7 +11,7 @@ from rich.text import Text
 
 from toolkit.cli.common import note
 from toolkit.cli.main import cli
-from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.errors import LONGEST_LINE, ToolkitError, clipped, harmless, printable, shown
 from toolkit.reports.terminal import Terminal
 
@@ -59,7 +59,7 @@ def test_an_answer_is_shown_on_a_terminal_and_exact_in_a_pipe(tiny_llama, tmp_pa
     config = tmp_path / "x.yaml"
     config.write_text(f"engine: rehearsal\nmodel: {{path: {tiny_llama}}}\nlimits: {{max_seq_len: 512}}\n")
     monkeypatch.setattr("toolkit.cli.ask._events", lambda *_: iter([Event("a\x1b[2Jb\n", 1.0, {})]))
-    monkeypatch.setattr("toolkit.load.target.first_ready", lambda *_: Deployment.load(config))
+    monkeypatch.setattr("toolkit.load.target.first_ready", lambda *_: load_deployment(config))
     monkeypatch.setattr("toolkit.load.target.can_stream", lambda *_: True)
     output = io.StringIO()
     output.isatty = lambda: is_terminal

@@ -20,6 +20,7 @@ from tritonclient.grpc import model_config_pb2
 
 from tests.ports import free_ports
 from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.files import artifacts
 from toolkit.repository import generate
 from toolkit.repository.generate import SOURCES
@@ -82,12 +83,12 @@ class Server:
         return [json.loads(line) for line in lines]
 
 
-def load_deployment(folder: Path, model: Path, engine: str = "tensorrt", decoupled: bool = True) -> Deployment:
+def built_deployment(folder: Path, model: Path, engine: str = "tensorrt", decoupled: bool = True) -> Deployment:
     """A deployment of `model` whose engine directory looks built."""
     file = folder / "deployment.yaml"
     text = YAML.format(engine=engine, model=model, output=folder / "work", decoupled=str(decoupled).lower())
     file.write_text(text)
-    deployment = Deployment.load(file)
+    deployment = load_deployment(file)
     artifacts.write_stage(
         deployment.engine_dir,
         "engine",
@@ -101,7 +102,7 @@ def load_deployment(folder: Path, model: Path, engine: str = "tensorrt", decoupl
 
 def scripted_repository(folder: Path, model: Path, decoupled: bool = True) -> Path:
     """The repository of engine: tensorrt, with a Python model where NVIDIA's backend would be."""
-    deployment = load_deployment(folder, model, decoupled=decoupled)
+    deployment = built_deployment(folder, model, decoupled=decoupled)
     generate(deployment)
     repository = folder / "repository"
     shutil.copytree(deployment.repository_dir, repository)

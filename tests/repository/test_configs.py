@@ -6,7 +6,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.releases.tensors import table
 from toolkit.repository.configs import model_configs, to_text
@@ -18,12 +18,12 @@ LLAMA3_INSTRUCT = SpecialTokens(eos=(128001, 128009), pad=128001)
 
 
 def flagship_texts() -> dict[str, str]:
-    configs = model_configs(Deployment.load(FLAGSHIP), LLAMA3_INSTRUCT, Path("/deployment/engine"))
+    configs = model_configs(load_deployment(FLAGSHIP), LLAMA3_INSTRUCT, Path("/deployment/engine"))
     return {name: to_text(config) for name, config in configs.items()}
 
 
 def rehearsal() -> dict:
-    deployment = Deployment.load(ROOT / "build_configs" / "tiny-llama-rehearsal.yaml")
+    deployment = load_deployment(ROOT / "build_configs" / "tiny-llama-rehearsal.yaml")
     return model_configs(deployment, SpecialTokens((1, 2), 3), Path("/deployment/engine"))
 
 
@@ -61,7 +61,7 @@ def test_in_a_rehearsal_triton_refuses_nothing_that_the_engine_has_room_for():
 
 @pytest.mark.parametrize("decoupled", [True, False])
 def test_serving_decoupled_is_the_policy_of_the_models_that_may_stream(decoupled):
-    deployment = Deployment.load(FLAGSHIP, changes={"serving.decoupled": decoupled})
+    deployment = load_deployment(FLAGSHIP, changes={"serving.decoupled": decoupled})
     configs = model_configs(deployment, LLAMA3_INSTRUCT, Path("/deployment/engine"))
     policies = {name: config.model_transaction_policy.decoupled for name, config in configs.items()}
     assert policies.pop("tensorrt_llm") is policies.pop("tensorrt_llm_bls") is decoupled
@@ -69,14 +69,14 @@ def test_serving_decoupled_is_the_policy_of_the_models_that_may_stream(decoupled
 
 
 def test_a_model_that_leaves_no_room_for_a_sequence():
-    flagship = Deployment.load(FLAGSHIP)
+    flagship = load_deployment(FLAGSHIP)
     small = flagship.hardware.model_copy(update={"gpu_memory_gib": 24.0})
     with pytest.raises(ToolkitError, match=r"gpu_memory_limit: leaves room for 0 tokens of KV cache"):
         model_configs(flagship.model_copy(update={"hardware": small}), LLAMA3_INSTRUCT, Path("/deployment/engine"))
 
 
 def test_rehearsal_differs_from_engines_in_backend_queue_and_sizes_only():
-    engines = model_configs(Deployment.load(FLAGSHIP), LLAMA3_INSTRUCT, Path("/deployment/engine"))
+    engines = model_configs(load_deployment(FLAGSHIP), LLAMA3_INSTRUCT, Path("/deployment/engine"))
     for name, config in rehearsal().items():
         assert list(config.input) == list(engines[name].input)
         assert list(config.output) == list(engines[name].output)

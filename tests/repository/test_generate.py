@@ -12,7 +12,7 @@ from toolkit.errors import ToolkitError
 from toolkit.model.tokenizer import foreseen
 from toolkit.repository import generate
 
-from .conftest import load_deployment
+from .conftest import built_deployment
 from .sources import prompts
 from .tokenizers_for_tests import sentence_piece_tokenizer
 
@@ -26,7 +26,7 @@ def model(tmp_path, tiny_llama):
 
 
 def test_writes_five_models_once(tmp_path, model):
-    deployment = load_deployment(tmp_path, model)
+    deployment = built_deployment(tmp_path, model)
     assert generate(deployment) is True
     repository = deployment.repository_dir
     assert {path.name for path in repository.iterdir() if path.is_dir()} == MODELS
@@ -40,7 +40,7 @@ def test_writes_five_models_once(tmp_path, model):
 
 def test_engines_have_no_python_model_and_rehearsals_do(tmp_path, model):
     (tmp_path / "rehearsal").mkdir()
-    engines, rehearsal = load_deployment(tmp_path, model), load_deployment(tmp_path / "rehearsal", model, "rehearsal")
+    engines, rehearsal = built_deployment(tmp_path, model), built_deployment(tmp_path / "rehearsal", model, "rehearsal")
     generate(engines)
     generate(rehearsal)
     assert not list((engines.repository_dir / "tensorrt_llm" / "1").iterdir())
@@ -50,7 +50,7 @@ def test_engines_have_no_python_model_and_rehearsals_do(tmp_path, model):
 
 
 def test_a_new_tokenizer_makes_a_new_repository(tmp_path, model):
-    deployment = load_deployment(tmp_path, model)
+    deployment = built_deployment(tmp_path, model)
     generate(deployment)
     content = json.loads((model / "tokenizer.json").read_text())
     content["added_tokens"][3]["special"] = False
@@ -59,7 +59,7 @@ def test_a_new_tokenizer_makes_a_new_repository(tmp_path, model):
 
 
 def test_model_sources_import_nothing_that_the_ngc_image_lacks(tmp_path, model):
-    deployment = load_deployment(tmp_path, model)
+    deployment = built_deployment(tmp_path, model)
     generate(deployment)
     for name in ("preprocessing", "postprocessing", "tensorrt_llm_bls"):
         for file in (deployment.repository_dir / name / "1").glob("*.py"):
@@ -67,7 +67,7 @@ def test_model_sources_import_nothing_that_the_ngc_image_lacks(tmp_path, model):
 
 
 def test_no_engine(tmp_path, model):
-    deployment = load_deployment(tmp_path, model)
+    deployment = built_deployment(tmp_path, model)
     shutil.rmtree(deployment.engine_dir)
     with pytest.raises(ToolkitError, match=r"there is no engine here.*Run: toolkit build"):
         generate(deployment)
@@ -75,7 +75,7 @@ def test_no_engine(tmp_path, model):
 
 
 def test_engine_of_other_limits(tmp_path, model):
-    deployment = load_deployment(tmp_path, model)
+    deployment = built_deployment(tmp_path, model)
     file = tmp_path / "deployment.yaml"
     file.write_text(file.read_text().replace("max_seq_len: 512", "max_seq_len: 256"))
     with pytest.raises(ToolkitError, match="was made with max_seq_len 512, the deployment says 256"):
@@ -142,7 +142,7 @@ def damage_every_eos(model):
     ],
 )
 def test_unusable_tokenizer(tmp_path, model, damage, message):
-    deployment = load_deployment(tmp_path, model)
+    deployment = built_deployment(tmp_path, model)
     damage(model)
     with pytest.raises(ToolkitError, match=message) as raised:
         generate(deployment)
@@ -152,7 +152,7 @@ def test_unusable_tokenizer(tmp_path, model, damage, message):
 
 def test_sentence_piece_model(tmp_path, model):
     sentence_piece_tokenizer(model / "tokenizer.json")
-    assert generate(load_deployment(tmp_path, model)) is True
+    assert generate(built_deployment(tmp_path, model)) is True
 
 
 def preprocessing(deployment) -> dict[str, str]:
@@ -165,7 +165,7 @@ def preprocessing(deployment) -> dict[str, str]:
 def test_the_tokenizer_alone_names_what_ends_an_answer(tmp_path, model, engine):
     (model / "generation_config.json").write_text('{"eos_token_id": null}')
     (model / "config.json").write_text((model / "config.json").read_text().replace('"eos_token_id": 1,', ""))
-    deployment = load_deployment(tmp_path, model, engine)
+    deployment = built_deployment(tmp_path, model, engine)
     generate(deployment)
     if engine == "tensorrt":
         assert preprocessing(deployment)["eos_token_ids"] == "1"  # <|end|>, of tokenizer_config.json
@@ -175,7 +175,7 @@ def test_the_tokenizer_alone_names_what_ends_an_answer(tmp_path, model, engine):
 
 def test_ids_that_end_an_answer_are_united(tmp_path, model):
     (model / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
-    generate(deployment := load_deployment(tmp_path, model))
+    generate(deployment := built_deployment(tmp_path, model))
     assert preprocessing(deployment)["eos_token_ids"] == "2,7,1"
 
 
@@ -189,7 +189,7 @@ def with_padding_beyond(model) -> None:
 
 def test_a_padding_token_behind_the_vocabulary(tmp_path, model):
     with_padding_beyond(model)
-    deployment = load_deployment(tmp_path, model)
+    deployment = built_deployment(tmp_path, model)
     generate(deployment)
     assert preprocessing(deployment)["pad_token_id"] == "3"  # of config.json
     assert foreseen(deployment.model.path, deployment.shape.vocab_size) == [
@@ -210,7 +210,7 @@ def test_a_padding_token_behind_the_vocabulary(tmp_path, model):
 
 @pytest.mark.parametrize("command", ["convert", "build"])
 def test_what_repo_will_say_is_told_before_the_conversion(tmp_path, model, command):
-    deployment = load_deployment(tmp_path, model, "rehearsal")
+    deployment = built_deployment(tmp_path, model, "rehearsal")
     with_padding_beyond(model)
     lines = toolkit(command, deployment.file).stderr.splitlines()
     said = [line.startswith("warning: ") and "the model has no [PAD] (512)" in line for line in lines]

@@ -11,7 +11,7 @@ from google.protobuf import text_format
 from tokenizers import Tokenizer
 from tritonclient.grpc import model_config_pb2
 
-from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.releases.llm_api import RELEASES, llm_arguments, llm_release_of
 from toolkit.repository import generate
@@ -28,7 +28,7 @@ def deployment_of(tmp_path, model, engine="{kind: pytorch}", more=""):
         f"engine: {engine}\nmodel: {{path: {model}}}\nparallel: {{tp: 2, pp: 2}}\n"
         f"limits: {{max_sequences: 8, max_num_tokens: 128, max_seq_len: 128}}\noutput: out\n{more}"
     )
-    return Deployment.load(file)
+    return load_deployment(file)
 
 
 def nested(arguments):
@@ -37,7 +37,7 @@ def nested(arguments):
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_every_release_knows_what_it_is_told(release):
-    deployment = Deployment.load(FLAGSHIP, changes={"engine": {"kind": "pytorch", "version": f"{release}.0"}})
+    deployment = load_deployment(FLAGSHIP, changes={"engine": {"kind": "pytorch", "version": f"{release}.0"}})
     known = llm_arguments(release)
     for argument in llm_args(deployment):
         assert known[argument.name].problem(argument.value) is None, argument
@@ -45,7 +45,7 @@ def test_every_release_knows_what_it_is_told(release):
 
 
 def test_flagship():
-    told = nested(llm_args(Deployment.load(FLAGSHIP, "pytorch")))
+    told = nested(llm_args(load_deployment(FLAGSHIP, "pytorch")))
     assert (told["tensor_parallel_size"], told["pipeline_parallel_size"]) == (2, 4)
     assert told["max_batch_size"] == 16  # 64 sequences over 4 stages
     assert (told["max_num_tokens"], told["max_seq_len"], told["dtype"]) == (8192, 8192, "float16")

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tritonclient.utils import InferenceServerException
 
 from toolkit.client import GenerateRequest, connect
-from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.repository import generate
 
 from .conftest import serving
@@ -51,7 +51,7 @@ def server(tmp_path_factory, tiny_llama):
 def served(folder: Path, model: Path, decoupled: str):
     file = folder / "test.yaml"
     file.write_text(YAML.format(model=model, output=folder / "work", decoupled=decoupled))
-    deployment = Deployment.load(file)
+    deployment = load_deployment(file)
     generate(deployment)
     repository = folder / "repository"
     shutil.copytree(deployment.repository_dir, repository)
@@ -313,7 +313,7 @@ def test_unary_clients_where_decoupled_is_off(tmp_path, tiny_llama, greedy, monk
 def test_a_model_that_does_not_load_says_why(tmp_path, tiny_llama):
     file = tmp_path / "test.yaml"
     file.write_text(YAML.format(model=tiny_llama, output=tmp_path / "work", decoupled="true"))
-    deployment = Deployment.load(file)
+    deployment = load_deployment(file)
     generate(deployment)
     with pytest.raises(AssertionError), serving(deployment.repository_dir, tmp_path):
         pass

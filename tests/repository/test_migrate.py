@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from tests.commands import toolkit
 from toolkit.cli.main import cli
-from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.repository.migrate import migrate, twin_of
 
@@ -30,7 +30,7 @@ def flagship(folder: Path, **changes: object) -> Path:
 
 
 def test_the_flagship_s_twin_is_checked_in():
-    twin = twin_of(Deployment.load(FLAGSHIP))
+    twin = twin_of(load_deployment(FLAGSHIP))
     assert twin.file == CONFIGS / "llama3-70b-h100-pp4tp2-fp16-pytorch.yaml"
     assert twin.text == twin.file.read_text()
     assert migrate(twin) is False
@@ -40,7 +40,7 @@ def test_all_but_the_engine_is_the_same(tmp_path):
     source = tmp_path / "x.yaml"
     shutil.copy(FLAGSHIP, source)
     assert run(source).exit_code == 0
-    before, after = Deployment.load(source), Deployment.load(tmp_path / "x-pytorch.yaml")
+    before, after = load_deployment(source), load_deployment(tmp_path / "x-pytorch.yaml")
     different = {name for name in type(before).model_fields if getattr(before, name) != getattr(after, name)}
     assert different == {"engine", "name", "file", "output"}
     assert (after.engine, after.engine_options) == ("pytorch", before.engine_options)
@@ -71,7 +71,7 @@ def test_every_way_to_write_an_engine(tmp_path, text, engine):
 def test_a_name_and_an_output_of_its_own(tmp_path):
     source = flagship(tmp_path, name="prod", output="/data/prod/")
     assert run(source, "--output", tmp_path / "twin.yaml").exit_code == 0
-    twin = Deployment.load(tmp_path / "twin.yaml")
+    twin = load_deployment(tmp_path / "twin.yaml")
     assert (twin.name, twin.output) == ("prod-pytorch", Path("/data/prod-pytorch"))
 
 

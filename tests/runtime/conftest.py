@@ -12,6 +12,7 @@ import yaml
 
 import toolkit
 from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 
 FLAGSHIP = Path(toolkit.__file__).parents[1] / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml"
 
@@ -35,7 +36,7 @@ def deploy(tmp_path):
         folder = tmp_path / "my configs"
         folder.mkdir(exist_ok=True)
         (folder / "flagship.yaml").write_text(yaml.safe_dump(content))
-        return Deployment.load(folder / "flagship.yaml")
+        return load_deployment(folder / "flagship.yaml")
 
     return make
 

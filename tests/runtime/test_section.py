@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.config.sections import Runtime
 from toolkit.errors import ToolkitError
 
@@ -19,7 +19,7 @@ def test_the_host_unless_said_otherwise(deploy):
     content = yaml.safe_load(deployment.file.read_text())
     del content["runtime"]
     deployment.file.write_text(yaml.safe_dump(content))
-    assert Deployment.load(deployment.file).runtime == Runtime()
+    assert load_deployment(deployment.file).runtime == Runtime()
 
 
 def test_a_file_is_relative_to_the_yaml(deploy):

@@ -12,6 +12,7 @@ import yaml
 from tests.ports import free_ports
 from toolkit import repository
 from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.config.sections import PORTS
 from toolkit.files import artifacts
 from toolkit.serve.janitor import Member, members
@@ -37,7 +38,7 @@ def deploy(tmp_path: Path, tiny_llama: Path) -> Callable[..., Deployment]:
             "output": str(tmp_path / "out"),
         }
         file.write_text(yaml.safe_dump(content))
-        deployment = Deployment.load(file)
+        deployment = load_deployment(file)
         write_engine_and_repository(deployment)
         return deployment
 

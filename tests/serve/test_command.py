@@ -8,6 +8,7 @@ import pytest
 
 import toolkit
 from toolkit.config.deployment import Deployment, with_settings
+from toolkit.config.load import load_deployment
 from toolkit.machine.limits import STACK_BYTES, most_stack
 from toolkit.machine.topology import parse_topology
 from toolkit.runtime import Part, cores_near
@@ -23,7 +24,7 @@ RUN = Run("1a2b3c4d", Path("/tmp/toolkit-run-x"))
 
 
 def flagship() -> Deployment:
-    return Deployment.load(ROOT / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml")
+    return load_deployment(ROOT / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml")
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ import yaml
 from tests.ports import free_ports
 from tests.serve.conftest import Serving
 from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.machine.limits import STACK_BYTES
 from toolkit.serve import dry_run
@@ -76,7 +77,7 @@ def make(tmp_path, tiny_llama, node) -> Callable[..., Deployment]:
             "output": str(tmp_path / "out"),
         }
         (tmp_path / "trial.yaml").write_text(yaml.safe_dump(content))
-        deployment = Deployment.load(tmp_path / "trial.yaml")
+        deployment = load_deployment(tmp_path / "trial.yaml")
         shutil.rmtree(deployment.output, ignore_errors=True)
         deployment.engine_dir.mkdir(parents=True)
         config = {"version": "1.2.1", "pretrained_config": {"mapping": {"world_size": 4}}}
@@ -245,6 +246,6 @@ def test_the_dry_run_is_a_script_that_runs(make, runtime, visible, node, tmp_pat
 
 
 def test_orchestrator_mode_is_not_rehearsed(make):
-    deployment = Deployment.load(make(mode="orchestrator").file, "rehearsal")
+    deployment = load_deployment(make(mode="orchestrator").file, "rehearsal")
     with pytest.raises(ToolkitError, match=r"serving\.mode: orchestrator is the tensorrtllm backend's, engine is"):
         dry_run(deployment)

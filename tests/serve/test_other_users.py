@@ -12,6 +12,7 @@ import yaml
 
 from tests.other_user import UID, as_other_user, skip_where_impossible
 from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.serve.state import exclusive
 
 TOOLKIT = (sys.executable, "-m", "toolkit")
@@ -31,7 +32,7 @@ def readable(deploy) -> Iterator[Deployment]:
         (folder / "trial.yaml").write_text(yaml.safe_dump(content))
         for path in (folder, *folder.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
-        yield Deployment.load(folder / "trial.yaml")
+        yield load_deployment(folder / "trial.yaml")
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.serve import preflight
 
@@ -112,7 +113,7 @@ def test_a_repository_made_before_the_yaml_changed(deploy):
     with pytest.raises(
         ToolkitError, match=r"made with limits.max_sequences 8, the deployment says 4. Run: toolkit repo"
     ):
-        preflight.check_repository(Deployment.load(deployment.file))
+        preflight.check_repository(load_deployment(deployment.file))
 
 
 def test_too_little_shared_memory(deploy, monkeypatch, tmp_path):

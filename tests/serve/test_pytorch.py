@@ -19,6 +19,7 @@ from tests.ports import free_ports
 from tests.serve.conftest import Serving
 from toolkit.client import GenerateRequest, connect
 from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.config.sections import PORTS
 from toolkit.repository import generate
 from toolkit.serve import preflight, tritonserver
@@ -63,7 +64,7 @@ def deployment(tmp_path, tiny_llama, monkeypatch) -> Deployment:
         "output": str(tmp_path / "out"),
     }
     (tmp_path / "trial.yaml").write_text(yaml.safe_dump(content))
-    made = Deployment.load(tmp_path / "trial.yaml")
+    made = load_deployment(tmp_path / "trial.yaml")
     generate(made)
     double = made.repository_dir / "tensorrt_llm" / "1" / "tensorrt_llm"
     shutil.copytree(DOUBLE, double)

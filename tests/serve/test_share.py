@@ -7,6 +7,7 @@ import pytest
 import toolkit
 from tests.doctor.fake_nvml import FakeNvml, h100s
 from toolkit.config.deployment import Deployment, with_settings
+from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.machine import gpus
 from toolkit.machine.topology import parse_topology
@@ -36,7 +37,7 @@ def node(monkeypatch, tmp_path):
 
 
 def flagship(tp: int = 2, pp: int = 4, replicas: int = 1, cores: int = 16) -> tuple[Deployment, ...]:
-    deployment = Deployment.load(ROOT / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml")
+    deployment = load_deployment(ROOT / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml")
     parallel = {"tp": tp, "pp": pp, "replicas": replicas}
     return with_settings(deployment, parallel=parallel, hardware={"cores_per_gpu": cores}).per_replica()
 

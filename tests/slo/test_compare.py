@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from toolkit.cli.main import cli
-from toolkit.config.deployment import Deployment, with_settings
+from toolkit.config.deployment import with_settings
+from toolkit.config.load import load_deployment
 from toolkit.config.sections import Percentiles, Slo
 from toolkit.errors import ToolkitError
 from toolkit.reports.compare import page as compare_page
@@ -33,7 +34,7 @@ def made(tmp_path):
     """Writes a report and returns its directory."""
 
     def make(name: str, samples, settings=None, own=None, slo=SLO, cut_short=None, **sections) -> Path:
-        deployment = Deployment.load(FLAGSHIP).model_copy(update={"output": tmp_path / name, "name": name, "slo": slo})
+        deployment = load_deployment(FLAGSHIP).model_copy(update={"output": tmp_path / name, "name": name, "slo": slo})
         run = Run(tuple(samples), 0, EPOCH, {"protocol": "http", "users": 4, **(settings or {})}, cut_short, own)
         deployment = with_settings(deployment, **sections)
         verdict = report.verdict_of(deployment, run)

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from toolkit.cli.main import cli
 from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.config.sections import Percentiles, Slo
 from toolkit.errors import ToolkitError
 from toolkit.reports.loadtest import report
@@ -29,7 +30,7 @@ STEADY = tuple(sample(100, 120, due=n / 10) for n in range(100))
 @pytest.fixture
 def deployment(tmp_path) -> Deployment:
     slo = Slo(ttft_ms=Percentiles(p50=200, p99=400), requests_per_s=8, gpu_utilisation=(0.7, 0.85))
-    return Deployment.load(FLAGSHIP).model_copy(update={"output": tmp_path, "slo": slo})
+    return load_deployment(FLAGSHIP).model_copy(update={"output": tmp_path, "slo": slo})
 
 
 def written(deployment, name: str, samples=STEADY, **circumstances) -> str:

@@ -20,11 +20,12 @@ metrics.METRICS["second_token_ms"] = metrics.Metric("second_token_ms", "Second t
 
 from tests.slo.samples import EPOCH, sample
 from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.reports.loadtest import report
 from toolkit.slo.run import Run
 
 samples = tuple(sample(100, 140 + number, due=number) for number in range(20))
-verdict = report.write(Deployment.load(sys.argv[1]), Run(samples, 0, EPOCH, {"protocol": "http"}))
+verdict = report.write(load_deployment(sys.argv[1]), Run(samples, 0, EPOCH, {"protocol": "http"}))
 (target,) = [target for target in verdict.targets if target.name == "second_token_ms.p50"]
 print(target.label, target.passed)
 """

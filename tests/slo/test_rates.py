@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.config.sections import Percentiles, Slo
 from toolkit.reports.rates.report import as_markdown, measured_line, write
 from toolkit.slo.generator_error import AtPercentiles, GeneratorError
@@ -25,7 +26,7 @@ SLO = Slo(ttft_ms=Percentiles(p50=200, p99=400))
 
 @pytest.fixture
 def deployment(tmp_path) -> Deployment:
-    return Deployment.load(FLAGSHIP).model_copy(update={"output": tmp_path, "slo": SLO})
+    return load_deployment(FLAGSHIP).model_copy(update={"output": tmp_path, "slo": SLO})
 
 
 def trial(rate: float, met: bool | None, ttft_ms: float = 100, broken: int = 0) -> AtRate:

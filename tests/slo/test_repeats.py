@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.config.sections import Percentiles, Slo
 from toolkit.errors import ToolkitError
 from toolkit.load.repeats import one_of
@@ -28,7 +29,7 @@ FLAGSHIP = Path(__file__).parents[2] / "build_configs" / "llama3-70b-h100-pp4tp2
 @pytest.fixture
 def deployment(tmp_path) -> Deployment:
     slo = Slo(ttft_ms=Percentiles(p50=200))
-    return Deployment.load(FLAGSHIP).model_copy(update={"output": tmp_path, "slo": slo})
+    return load_deployment(FLAGSHIP).model_copy(update={"output": tmp_path, "slo": slo})
 
 
 def once(ttft_ms: float, begin: float, cut_short: str | None = None) -> Run:

@@ -13,6 +13,7 @@ import numpy
 import pytest
 
 from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.reports.loadtest import report
 from toolkit.reports.loadtest.terminal import summary_text
@@ -27,7 +28,7 @@ SETTINGS = {"protocol": "http", "users": 4, "requests": 120, "model": "tensorrt_
 
 @pytest.fixture
 def deployment(tmp_path) -> Deployment:
-    return Deployment.load(FLAGSHIP).model_copy(update={"output": tmp_path})
+    return load_deployment(FLAGSHIP).model_copy(update={"output": tmp_path})
 
 
 def run_of(*extra, cut_short=None) -> Run:

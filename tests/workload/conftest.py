@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from toolkit.config.deployment import Deployment, with_settings
+from toolkit.config.load import load_deployment
 from toolkit.workload.file import load_workload
 from toolkit.workload.load_plan import LoadPlan, load_plan
 
@@ -22,7 +23,7 @@ def deployment(tmp_path: Path) -> Callable[..., Deployment]:
         content["workload"] = keys if workload is None else workload
         file = tmp_path / "x.yaml"
         file.write_text(yaml.safe_dump(content))
-        return Deployment.load(file)
+        return load_deployment(file)
 
     return load
 
@@ -52,5 +53,5 @@ def plan(tiny_llama: Path, workload_file) -> Callable[..., LoadPlan]:
 
 def small(model: Path, max_seq_len: int = 8192) -> Deployment:
     """The rehearsal of the small model with another model's folder; planned for sequences as long as wanted."""
-    deployment = Deployment.load(SMALL, changes={"model.path": str(model)})
+    deployment = load_deployment(SMALL, changes={"model.path": str(model)})
     return with_settings(deployment, limits={"max_seq_len": max_seq_len})

@@ -8,7 +8,8 @@ from transformers import AutoTokenizer
 
 from tests.workload.conftest import FLAGSHIP
 from toolkit.client import GenerateRequest
-from toolkit.config.deployment import Deployment, with_settings
+from toolkit.config.deployment import with_settings
+from toolkit.config.load import load_deployment
 from toolkit.workload import traffic_of
 from toolkit.workload.file import load_workload, workload_of
 from toolkit.workload.load_plan import load_plan
@@ -19,7 +20,7 @@ WORKLOADS = sorted((Path(__file__).parents[2] / "loadtest/workloads").glob("*.ya
 @pytest.fixture
 def flagship(tiny_llama):
     """Its limits, with a tokenizer that is here."""
-    return with_settings(Deployment.load(FLAGSHIP), model={"path": tiny_llama})
+    return with_settings(load_deployment(FLAGSHIP), model={"path": tiny_llama})
 
 
 @pytest.mark.parametrize("file", WORKLOADS, ids=lambda file: file.stem)

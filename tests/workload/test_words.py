@@ -76,9 +76,10 @@ HASHES = """
 import hashlib, sys
 from pathlib import Path
 from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.workload.file import load_workload
 from toolkit.workload.load_plan import load_plan
-found = load_plan(load_workload(sys.argv[1]), Deployment.load(sys.argv[2]))
+found = load_plan(load_workload(sys.argv[1]), load_deployment(sys.argv[2]))
 print(hashlib.sha256(repr([found[number] for number in map(int, sys.argv[3:])]).encode()).hexdigest())
 """
 
@@ -95,11 +96,11 @@ def test_a_request_is_the_same_in_every_process_whatever_was_made_before(tiny_ll
 
     import hashlib
 
-    from toolkit.config.deployment import Deployment
+    from toolkit.config.load import load_deployment
     from toolkit.workload.file import load_workload
     from toolkit.workload.load_plan import load_plan
 
-    found = load_plan(load_workload(file), Deployment.load(SMALL))
+    found = load_plan(load_workload(file), load_deployment(SMALL))
     every = {number: found[number] for number in reversed(found.firsts)}
     expected = hashlib.sha256(repr([every[number] for number in (499, 3, 250)]).encode()).hexdigest()
     assert asked("1", 499, 3, 250).strip() == asked("2", 499, 3, 250).strip() == expected

@@ -14,8 +14,8 @@ from toolkit.calibrate import device as on
 from toolkit.calibrate.grid import powers
 from toolkit.calibrate.parts import Shard, fused
 from toolkit.config.deployment import Deployment
-from toolkit.config.rules import tensor_parallel_degrees
 from toolkit.errors import ToolkitError
+from toolkit.model.shape_rules import tensor_parallel_degrees
 
 LARGEST_ON_CPU = 2048
 """Hidden size. A layer of a larger model takes a CPU minutes, and says nothing about a GPU."""

@@ -35,7 +35,7 @@ def convert(deployment: Deployment, progress: Progress | None = None) -> bool:
     from toolkit.checkpoint.source import check_source, open_source
     from toolkit.checkpoint.tied import check_tied
     from toolkit.checkpoint.write import write_checkpoint
-    from toolkit.config.rules import check_can_be_made
+    from toolkit.config.capabilities import check_can_be_made
     from toolkit.files import distribution
     from toolkit.files.artifacts import Lock, atomic_directory, record, refuse_others_work, write_lock
 

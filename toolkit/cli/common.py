@@ -84,11 +84,11 @@ def _with_deployment(command: Callable[..., Any], required: bool) -> Callable[..
     @click.argument("config", type=click.Path(path_type=Path), required=required)
     @engine_option
     def wrapped(config: Path | None, engine: str | None, **options: Any) -> Any:
-        from toolkit.config.deployment import Deployment
+        from toolkit.config.load import load_deployment
 
         if config is None and engine is not None:
             raise click.UsageError("--engine needs a CONFIG.")
-        return command(deployment=Deployment.load(config, engine) if config else None, **options)
+        return command(deployment=load_deployment(config, engine) if config else None, **options)
 
     wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
     # click keeps parameters last first: CONFIG and --engine come before the command's own.

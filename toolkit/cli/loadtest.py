@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def _rates(_context: click.Context, _parameter: click.Parameter, text: str | None) -> list[float] | None:
     if text is None:
         return None
-    from toolkit.config.rules import LEAST_RATE, MOST_RATE
+    from toolkit.config.workload_rules import LEAST_RATE, MOST_RATE
     from toolkit.errors import shown
 
     try:

@@ -87,8 +87,8 @@ def _check_usage(options: dict[str, Any], changed: bool) -> None:
 
 def _planned(config: Path, settings: list[str], options: dict[str, Any]) -> bool:
     """Plan, print and write. False if --check is given and the SLO is predicted to be missed."""
-    from toolkit.config.deployment import Deployment
     from toolkit.config.edit_yaml import check_free, write_edited
+    from toolkit.config.load import load_deployment
     from toolkit.plan.plan import Plan
     from toolkit.plan.what_if import changes_of
     from toolkit.steptimes.calibration import load
@@ -96,7 +96,7 @@ def _planned(config: Path, settings: list[str], options: dict[str, Any]) -> bool
     engine, target, html = options["engine"], options["target"], options["html"]
     estimator = load(options["calibration"]) if options["calibration"] else options["estimator"]
     changes = changes_of(config, engine, settings, options["gpus"], any_layout=options["compare"])
-    deployment = Deployment.load(config, engine, changes)
+    deployment = load_deployment(config, engine, changes)
     if target:
         check_free(target, options["force"])
     with progress("simulating layouts", "layouts") as report:
@@ -119,11 +119,11 @@ def _planned(config: Path, settings: list[str], options: dict[str, Any]) -> bool
 
 def _next(shown: Deployment, config: Path, written: Path | None) -> None:
     """Of a deployment that no file says yet, the command that writes one."""
-    from toolkit.config.deployment import Deployment
+    from toolkit.config.load import load_deployment
     from toolkit.plan.what_if import settings_of
 
     settings = settings_of(shown, config)
-    engine = ["--engine", shown.engine] if shown.engine != Deployment.load(config).engine else []
+    engine = ["--engine", shown.engine] if shown.engine != load_deployment(config).engine else []
     if written or not settings:
         next_command(shown, "build", written, [] if written else engine)
         return

@@ -1,27 +1,21 @@
 """The Deployment: one YAML file, validated once and immutable, from which every later number is derived.
 
-Relative paths in the YAML are relative to the YAML's own folder. Rules that involve two fields, or a
-field and the model, are in toolkit/config/rules.py, so that a mistake is found before any stage begins.
+`load.py` reads it. The rules between two fields, or between a field and the model, are in `rules.py`.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from toolkit.config.engine_kind import KINDS, EngineKind
-from toolkit.config.rules import check, check_same_shape
 from toolkit.config.sections import (
-    LENGTHS,
-    NUMBER,
-    TOKENS_EXPECTED,
     EngineOptions,
     Hardware,
     KvCache,
@@ -37,18 +31,13 @@ from toolkit.config.sections import (
     Slo,
     Workload,
 )
-from toolkit.errors import ToolkitError, clipped, is_unicode, shown
-from toolkit.files.yaml_file import absolute_path, read_yaml
+from toolkit.errors import ToolkitError
 from toolkit.model.rank_mapping import RankMapping
 from toolkit.model.shape import ModelShape, load_shape, no_shape, parse_shape, shape_file
+from toolkit.model.shape_rules import check_same_shape
 from toolkit.releases.llm_api import llm_release_of
 from toolkit.releases.release import LATEST, WITHOUT_ENGINES, Release, release_of
 
-OPTIONS = "engine_options"
-"""The field for what `engine` holds beside its kind."""
-NOT_IN_THE_YAML = {"file", OPTIONS, "replica"}
-PATHS = (("model", "path"), ("runtime", "image_file"), ("loadtest", "prompts"), ("workload", "trace"))
-"""The keys of sections that are paths, relative to the YAML's folder; so is `output`."""
 REHEARSAL_KV_TOKENS = 16384
 """Upper bound of a rehearsal's KV pool when the YAML names none, so that eight ranks fit a laptop."""
 
@@ -71,7 +60,7 @@ def _one_of(names: Iterable[str]) -> str:
 
 
 class Deployment(Section):
-    """Everything about one deployment. Make one with `Deployment.load`."""
+    """Everything about one deployment. Make one with `toolkit.config.load.load_deployment`."""
 
     name: Annotated[str, Field(pattern=rf"^{NAME}$", max_length=LONGEST_NAME)]
     file: LoosePath
@@ -93,40 +82,6 @@ class Deployment(Section):
     replica: int | None = None
     """Which of `parallel.replicas` this is, of those that `apart` gives; None for them all."""
 
-    @classmethod
-    def load(cls, file: str | Path, engine: str | None = None, changes: Mapping[str, Any] | None = None) -> Deployment:
-        """Read and check a YAML file; `engine` and `changes` ("section.key": value) replace what it says.
-
-        Raises ToolkitError, one line.
-        """
-        file = Path(file)
-        if not is_unicode(str(file.absolute())):  # no lock file or command line could name it
-            raise ToolkitError("its path is not UTF-8 text", where=file, hint="Rename the folder.")
-        content = changed(read_yaml(file), changes or {})
-        for key in set(content) & NOT_IN_THE_YAML:
-            raise ToolkitError(f"{key}: unknown key", where=file, hint=_known_keys([], cls))
-        if isinstance(content.get("engine"), dict):
-            content[OPTIONS] = {**content["engine"]}
-            if "kind" not in content[OPTIONS]:
-                raise ToolkitError("engine.kind: missing", where=file, hint=f"Use {', '.join(KINDS)}.")
-            content["engine"] = content[OPTIONS].pop("kind")
-        if "name" not in content and not re.fullmatch(NAME, file.stem):
-            what = f"its name, {shown(file.stem)}, cannot be that of a deployment"
-            hint = "Add `name: NAME` to it, of letters, digits, '.', '_' and '-'; or rename the file."
-            raise ToolkitError(what, where=file, hint=hint)
-        name = content.setdefault("name", file.stem)
-        content.setdefault("output", str(Path("..", "work", name if isinstance(name, str) else "")))
-        if engine is not None:
-            if engine not in KINDS:
-                raise ToolkitError(f"engine: {shown(engine)} is unknown", hint=f"Use {', '.join(KINDS)}.")
-            content["engine"] = engine
-        try:
-            deployment = cls.model_validate({**_absolute_paths(content, file), "file": file})
-        except ValidationError as error:
-            raise explain(error, file, cls) from None
-        check(deployment)
-        return deployment
-
     @cached_property
     def shape(self) -> ModelShape:
         """The model's shape: from the checkpoint where it is there, else from the YAML's `model.config`."""
@@ -134,7 +89,9 @@ class Deployment(Section):
         if shape_file(self.model.path) is not None:
             found = load_shape(self.model.path)
             if inline is not None:
-                check_same_shape(found, parse_shape(inline, where=f"{self.file}: model.config"), self)
+                check_same_shape(
+                    found, parse_shape(inline, where=f"{self.file}: model.config"), self.model.path, self.file
+                )
             return found
         if inline is None:
             raise ToolkitError(
@@ -238,79 +195,3 @@ def with_settings(deployment: Deployment, **sections: dict[str, Any]) -> Deploym
     """A copy with some fields of some sections changed; rules are not checked again."""
     changed = {name: getattr(deployment, name).model_copy(update=fields) for name, fields in sections.items()}
     return deployment.model_copy(update=changed)
-
-
-def changed(content: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The YAML's content with "section.key" set to other values; what is no mapping is left for validation."""
-    content = dict(content)
-    for name, value in changes.items():
-        section, _, key = name.partition(".")
-        if not key:
-            content[section] = value
-        elif isinstance(content.get(section, {}), dict):
-            content[section] = {**content.get(section, {}), key: value}
-    return content
-
-
-def _absolute_paths(content: dict[str, Any], file: Path) -> dict[str, Any]:
-    """Make the YAML's paths absolute. Raises ToolkitError for text that cannot be a path."""
-    resolved = dict(content, output=absolute_path(content["output"], file, "output"))
-    if isinstance(content["output"], str) and content["output"]:
-        _check_output(resolved["output"], file.resolve().parent / Path(content["output"]).expanduser(), file)
-    for section, key in PATHS:
-        if isinstance(resolved.get(section), dict) and key in resolved[section]:
-            path = absolute_path(resolved[section][key], file, f"{section}.{key}")
-            resolved[section] = dict(resolved[section], **{key: path})
-    return resolved
-
-
-def _check_output(output: Path, written: Path, file: Path) -> None:
-    """Raise a ToolkitError for a folder that nothing should be written into. `written` is the path before links."""
-    if output == output.parent:
-        raise ToolkitError("output: / is not a folder for one deployment", where=file, hint="Give a folder below it.")
-    if written.is_symlink() and not output.exists():
-        what = f"output: {shown(str(written))} is a link to {shown(str(output))}, which is not there"
-        raise ToolkitError(what, where=file, hint="Make that folder, or remove the link.")
-
-
-_PLAIN_MESSAGES = {"path_type": "expected a path as text", "model_type": "expected a mapping of keys"}
-
-
-def explain(error: ValidationError, file: Path, section: type[BaseModel]) -> ToolkitError:
-    """The first of pydantic's complaints about a section read from a file, as one line in our form."""
-    problems = error.errors()
-    first = problems[0]
-    location = [str(part) for part in first["loc"] if part not in (NUMBER, LENGTHS)]
-    if location[0] == OPTIONS:
-        location[0] = "engine"
-    field = ".".join(clipped(part, LONGEST_NAME) for part in location)
-    more = f" ({len(problems) - 1} more after this one)" if len(problems) > 1 else ""
-    if first["type"] == "extra_forbidden":
-        return ToolkitError(f"{field}: unknown key{more}", where=file, hint=_known_keys(location[:-1], section))
-    if first["type"] == "missing":
-        return ToolkitError(
-            f"{field}: missing{more}", where=file, hint="Add it; for examples: toolkit sample configs DIR"
-        )
-    message = _PLAIN_MESSAGES.get(first["type"], first["msg"][:1].lower() + first["msg"][1:])
-    if NUMBER in first["loc"] and first["type"] != "less_than":  # which names the limit itself
-        message = TOKENS_EXPECTED
-    return ToolkitError(f"{field}: {message}, got {shown(first['input'])}{more}", where=file)
-
-
-def _known_keys(location: list[str], section: type[BaseModel]) -> str:
-    for part in [OPTIONS if part == "engine" else part for part in location[:1]] + location[1:]:
-        if part.isdigit():  # a place in a list
-            continue
-        inner = _section(section.model_fields[part].annotation)
-        if inner is None:
-            return ""
-        section = inner
-    names = {field.alias or name for name, field in section.model_fields.items()}
-    return f"Known here: {', '.join(sorted(names - NOT_IN_THE_YAML))}."
-
-
-def _section(annotation: Any) -> type[BaseModel] | None:
-    """The block of keys that a field is or, where it has several forms, may be."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next(filter(None, map(_section, get_args(annotation))), None)

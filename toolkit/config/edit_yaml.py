@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from toolkit.config.deployment import PATHS, changed
+from toolkit.config.load import PATHS, changed
 from toolkit.errors import ToolkitError
 from toolkit.files.atomic import atomic_file, check_writable, read_text
 from toolkit.files.yaml_file import absolute_path, compose_yaml, parse_yaml

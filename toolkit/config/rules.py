@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import fields
-from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.config.hosts import serving_problem
-from toolkit.config.sections import LAST_PORT, PORTS_APART, Lengths, LoadWorkload, Workload
+from toolkit.config.sections import LAST_PORT, PORTS_APART
+from toolkit.config.workload_rules import MOST_REQUESTS, Broken, lengths_and_times
 from toolkit.errors import ToolkitError, shown
 from toolkit.files.distribution import PACKAGE
-from toolkit.model.shape import ModelShape
+from toolkit.model.shape_rules import context_length, tensor_parallel_degrees
 from toolkit.releases.llm_api import llm_release_of
 from toolkit.releases.release import release_of
 from toolkit.secrecy import tells_a_secret
@@ -25,14 +23,8 @@ from toolkit.secrecy import tells_a_secret
 if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment
 
-Broken = tuple[str, str, str]
-"""A rule that does not hold: (field, what is wrong, what to do)."""
-MOST_REQUESTS = 10**7
-"""Of a load test: a week of 16 a second."""
 MOST_USERS = 64_000
 """Each has a connection of its own, and a machine has 64,511 ports for connections to one server."""
-LEAST_RATE, MOST_RATE = 1e-6, 1e6
-"""Requests/s. The most is far more than the processes of a machine send."""
 
 
 def check(deployment: Deployment) -> None:
@@ -46,66 +38,6 @@ def check(deployment: Deployment) -> None:
     for rules in (_place_rules, *kinds, _runtime_rules):
         for field, what, hint in rules(deployment):
             raise ToolkitError(f"{field}: {what}", where=deployment.file, hint=hint)
-
-
-def check_workload(workload: LoadWorkload, file: Path) -> None:
-    """Raise a ToolkitError for the first rule that does not hold in a workload file."""
-    for field, what, hint in chain(_load_rules(workload), _lengths_and_times(workload)):
-        raise ToolkitError(f"{field}: {what}", where=file, hint=hint)
-
-
-def check_can_be_made(deployment: Deployment) -> None:
-    """Raise a ToolkitError for what can be planned and not made. FP8 needs scales that only calibration gives."""
-    if not deployment.kind.engine_files:
-        what = "engine: pytorch has nothing to convert: it loads the model itself"
-        raise ToolkitError(what, where=deployment.file, hint=f"Go on with: toolkit repo {deployment.file}")
-    for field, value in (
-        ("model.quantization", deployment.model.quantization),
-        ("kv_cache.dtype", deployment.kv_cache.dtype),
-    ):
-        if value == "fp8":
-            hint = "Remove it, or bring a checkpoint quantised by NVIDIA's tools: toolkit build --checkpoint DIR."
-            raise ToolkitError(f"{field}: fp8 can be planned, not converted", where=deployment.file, hint=hint)
-
-
-def check_can_be_served(deployment: Deployment) -> None:
-    """Raise a ToolkitError for what can be planned and not started, or has a chat template that the model has not."""
-    if deployment.serving.mode == "orchestrator" and not deployment.kind.on_gpus:
-        what = f"serving.mode: orchestrator is the tensorrtllm backend's, engine is {deployment.engine}"
-        raise ToolkitError(what, where=deployment.file, hint="Remove it: leader is the default.")
-    if deployment.model.chat_template is not None:
-        from toolkit.model.chat_template import ChatTemplate
-
-        ChatTemplate(deployment.model.path, deployment.model.chat_template)
-
-
-def check_same_shape(found: ModelShape, stated: ModelShape, deployment: Deployment) -> None:
-    """Raise a ToolkitError where the YAML's `model.config` contradicts the checkpoint."""
-    for name in (field.name for field in fields(ModelShape) if field.name != "dtype"):
-        if getattr(found, name) != getattr(stated, name):
-            raise ToolkitError(
-                f"model.config.{name}: {shown(getattr(stated, name))}, but the model in "
-                f"{deployment.model.path} has {shown(getattr(found, name))}",
-                where=deployment.file,
-                hint="Correct model.config or remove it.",
-            )
-
-
-def context_length(shape: ModelShape) -> int:
-    """Positions the model was made for. Only `linear` scaling stretches max_position_embeddings."""
-    scaling = shape.rope_scaling or {}
-    factor = scaling.get("factor", 1.0) if scaling.get("rope_type") == "linear" else 1.0
-    return int(shape.max_position_embeddings * factor)
-
-
-def tensor_parallel_degrees(shape: ModelShape, gpus: int) -> list[int]:
-    """Every `tp` that the model can be split by, up to a number of GPUs."""
-    heads, kv_heads, ffn = shape.num_attention_heads, shape.num_key_value_heads, shape.intermediate_size
-    return [
-        n
-        for n in range(1, min(gpus, heads) + 1)
-        if not heads % n and not ffn % n and not min(kv_heads % n, n % kv_heads)
-    ]
 
 
 def _parallel_rules(deployment: Deployment) -> Iterator[Broken]:
@@ -154,82 +86,8 @@ def _precision_rules(deployment: Deployment) -> Iterator[Broken]:
 
 
 def _workload_rules(deployment: Deployment) -> Iterator[Broken]:
-    for field, what, hint in _lengths_and_times(deployment.workload):
+    for field, what, hint in lengths_and_times(deployment.workload):
         yield f"workload.{field}", what, hint
-
-
-def _lengths_and_times(workload: Workload) -> Iterator[Broken]:
-    for name in ("prompt_tokens", "output_tokens"):
-        given = getattr(workload, name)
-        if isinstance(given, Lengths):
-            if given.mean is None and given.max is None:
-                yield name, "neither max nor mean is given", "Give {min, max}, or {mean, cv}, or one number."
-            if given.max is not None and given.max < given.min:
-                yield name, f"max {given.max} is less than min {given.min}", "Exchange them."
-            elif given.mean is not None and given.mean < given.min:
-                yield name, f"mean {given.mean} is less than min {given.min}", "It would not be the mean."
-            elif given.mean is not None and given.mean > (given.max or math.inf):
-                yield name, f"mean {given.mean} is more than max {given.max}", "It would not be the mean."
-    for field, least in (("rate", LEAST_RATE), ("burstiness", 1e-3)):
-        value = getattr(workload, field)
-        if value is not None and value < least:
-            yield field, f"{value} is too small", f"Use at least {least}."
-    if workload.rate is not None and workload.rate > MOST_RATE:
-        yield "rate", f"{workload.rate:g} requests/s are too many", f"Use at most {MOST_RATE:,.0f}."
-    if workload.requests > MOST_REQUESTS:
-        yield "requests", f"{shown(workload.requests)} are more than {MOST_REQUESTS:,}", "Use fewer."
-    for field, its in (("users", "closed"), ("burstiness", "gamma")):
-        if field in workload.model_fields_set and workload.arrivals != its:
-            yield field, f"means nothing with arrivals: {workload.arrivals}", f"Remove it, or use arrivals: {its}."
-    if workload.arrivals == "closed" and workload.rate is not None:
-        yield "rate", "means nothing with arrivals: closed", "Remove it: users ask when their last answer has ended."
-    if workload.arrivals == "trace" and workload.trace is None:
-        yield "trace", "missing, with arrivals: trace", "Give the file to replay."
-    for field in ("trace_form", "trace_block_tokens"):
-        if field in workload.model_fields_set and workload.trace is None:
-            yield field, "means nothing without trace", "Remove it, or give the file to replay."
-    for field in ("prompt_tokens", "output_tokens", "shared_prefix_tokens"):
-        if field in workload.model_fields_set and workload.trace is not None:
-            yield field, "means nothing beside trace, which has the lengths of each request", "Remove one of them."
-
-
-def _load_rules(workload: LoadWorkload) -> Iterator[Broken]:
-    kind, given = workload.kind, workload.model_fields_set
-    if workload.arrivals == "trace" and kind != "trace":
-        yield "kind", f"{kind} with arrivals: trace", "A trace has times for its own requests only: use kind: trace."
-    if kind == "trace" and workload.trace is None and workload.arrivals != "trace":
-        yield "trace", "missing, with kind: trace", "Give the file to replay."
-    if kind == "jsonl" and workload.prompts is None:
-        yield "prompts", "missing, with kind: jsonl", "Give the JSONL file with your prompts."
-    kinds = {
-        "prompt_tokens": ("synthetic",),
-        "shared_prefix_tokens": ("synthetic",),
-        "output_tokens": ("synthetic", "chat", "jsonl"),
-        "prompts": ("jsonl",),
-        "trace": ("trace",),
-        "trace_form": ("trace",),
-        "trace_block_tokens": ("trace",),
-        "turns": ("synthetic", "chat"),
-        "think_s": ("synthetic", "chat"),
-    }
-    for field in (field for field, its in kinds.items() if field in given and kind not in its):
-        yield field, f"means nothing with kind: {kind}", f"Remove it; it is for kind {', '.join(kinds[field])}."
-    yield from _shape_rules(workload, given)
-    if "think_s" in given and workload.turns == 1:
-        yield "think_s", "means nothing without turns", "It is the pause between the turns of a conversation."
-
-
-def _shape_rules(workload: LoadWorkload, given: set[str]) -> Iterator[Broken]:
-    shapes = [field for field in ("stages", "ramp", "spike") if getattr(workload, field) is not None]
-    if workload.stages == ():
-        yield "stages", "is empty", "Give {rate, seconds} for each, or remove it."
-    for shape in shapes[1:]:
-        yield shape, f"is given beside {shapes[0]}", "Keep one; stages can say what the others say."
-    for shape in shapes:
-        if workload.arrivals in ("closed", "trace"):
-            yield shape, f"has no rate to change with arrivals: {workload.arrivals}", "Use poisson, constant or gamma."
-        for field in sorted(given & {"rate", "requests"}):
-            yield field, f"{getattr(workload, field)} is given beside {shape}, which says it", "Remove one of them."
 
 
 def _load_test_rules(deployment: Deployment) -> Iterator[Broken]:

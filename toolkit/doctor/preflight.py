@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from toolkit.config.rules import check_can_be_served
+from toolkit.config.capabilities import check_can_be_served
 from toolkit.doctor import check_deployment, check_faults, check_gpus, check_host, check_links, check_programs
 from toolkit.doctor.check import Check, Rule, needs_gpus
 from toolkit.doctor.check_settings import RULES as SETTINGS

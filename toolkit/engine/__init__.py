@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit.config.rules import check_can_be_made
+from toolkit.config.capabilities import check_can_be_made
 from toolkit.errors import ToolkitError
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.client import GenerateRequest
-from toolkit.config.rules import LEAST_RATE, MOST_RATE, MOST_REQUESTS, MOST_USERS
+from toolkit.config.rules import MOST_USERS
+from toolkit.config.workload_rules import LEAST_RATE, MOST_RATE, MOST_REQUESTS
 from toolkit.errors import ToolkitError, shown
 from toolkit.files import distribution
 from toolkit.load.exchange import ASKED_OF_THE_SERVER

@@ -21,7 +21,7 @@ from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
 
 from toolkit.client import connect
-from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.load import messages, web
 from toolkit.load.coordinator import Coordinator, RequestQuota
@@ -92,7 +92,7 @@ def prepare(environment: Environment, **_: Any) -> None:
     try:
         if not options.deployment:
             raise ToolkitError("no deployment given", hint="Use --deployment CONFIG or TOOLKIT_CONFIG=CONFIG.")
-        deployment = Deployment.load(options.deployment, options.engine)
+        deployment = load_deployment(options.deployment, options.engine)
         options.no_stream |= not can_stream(deployment, options.target)
         chosen = Chosen(deployment, options)
         options.num_users = users_of(environment, chosen.work)

@@ -12,13 +12,14 @@ from typing import Any, Literal
 
 import yaml
 
-from toolkit.config.deployment import Deployment, changed
+from toolkit.config.deployment import Deployment
 from toolkit.config.engine_kind import TENSORRT
-from toolkit.config.rules import context_length
+from toolkit.config.load import changed, load_deployment
 from toolkit.errors import ToolkitError, printable, shown
 from toolkit.files.atomic import atomic_file
 from toolkit.files.yaml_file import parse_yaml
 from toolkit.model.shape import ModelShape, load_shape
+from toolkit.model.shape_rules import context_length
 from toolkit.plan.layouts import Comparison, Objective, any_fits, compare
 from toolkit.plan.show import wording
 from toolkit.plan.show.reasons import reason
@@ -178,7 +179,7 @@ def _loaded(file: Path, content: dict[str, Any], wanted: Wanted, comparison: Com
     """The content written to the file, with comments, and read as every command reads it."""
     file.write_text(_text(content, wanted, comparison), encoding="utf-8")
     try:
-        return Deployment.load(file)
+        return load_deployment(file)
     except ToolkitError as error:  # of a file that the user never sees
         raise ToolkitError(error.what, hint=error.hint) from None
 

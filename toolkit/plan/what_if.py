@@ -8,6 +8,7 @@ from typing import Any
 
 from toolkit.config.deployment import Deployment
 from toolkit.config.edit_yaml import inline
+from toolkit.config.load import load_deployment
 from toolkit.config.sections import Hardware, KvCache, Limits, Model, Parallel, Scheduler, Section, Slo, Workload
 from toolkit.errors import ToolkitError, shown
 from toolkit.files.yaml_file import parse_yaml
@@ -40,7 +41,7 @@ def load_changed(
     any_layout: bool = False,
 ) -> Deployment:
     """The deployment of a YAML with `settings` changed, validated as if the YAML said so. Raises ToolkitError."""
-    return Deployment.load(file, engine, changes_of(file, engine, settings, gpus, any_layout))
+    return load_deployment(file, engine, changes_of(file, engine, settings, gpus, any_layout))
 
 
 def changes_of(
@@ -70,18 +71,18 @@ def changes_of(
             changes |= _changes(name, value)
     if gpus is not None:
         changes["hardware.gpus"] = gpus
-        own = Deployment.load(file, engine).parallel
+        own = load_deployment(file, engine).parallel
         if any_layout and own.tp * own.pp * own.replicas > gpus:
             changes["parallel"] = {"tp": 1, "pp": 1}
     if batch is not None:
-        mapping = Deployment.load(file, engine, changes).parallel
+        mapping = load_deployment(file, engine, changes).parallel
         changes["limits.max_sequences"] = batch * mapping.pp * mapping.replicas
     return changes
 
 
 def settings_of(deployment: Deployment, file: Path) -> list[str]:
     """NAME=VALUE of each setting in which a deployment differs from what its YAML says."""
-    written, found = Deployment.load(file, deployment.engine), []
+    written, found = load_deployment(file, deployment.engine), []
     for section in SECTIONS:
         now, then = (getattr(one, section).model_dump(mode="json") for one in (deployment, written))
         found += [f"{section}.{key}={inline(value)}" for key, value in now.items() if value != then[key]]

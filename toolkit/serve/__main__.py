@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 
-from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.serve.replicas import ERROR, HELD
 from toolkit.serve.supervisor import serve_here
@@ -25,7 +25,7 @@ def main(*arguments: str) -> int:
     if options.held:
         threading.Thread(target=_end_with_our_starter, name="held", daemon=True).start()
     try:
-        deployment = Deployment.load(options.file, options.engine)
+        deployment = load_deployment(options.file, options.engine)
         if options.replica is not None:
             deployment = deployment.per_replica()[options.replica]
         serve_here(deployment, options.verbose)

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolkit.config.capabilities import check_can_be_served
 from toolkit.config.deployment import Deployment
-from toolkit.config.rules import check_can_be_served
 from toolkit.errors import ToolkitError
 from toolkit.machine.limits import STACK_BYTES, most_stack
 from toolkit.runtime import Needs, Part, end_by_force, require_runtime, script, wrap

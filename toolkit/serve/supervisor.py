@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from queue import SimpleQueue
 from typing import NoReturn
 
+from toolkit.config.capabilities import check_can_be_served
 from toolkit.config.deployment import Deployment
-from toolkit.config.rules import check_can_be_served
 from toolkit.errors import ToolkitError
 from toolkit.runtime import not_started
 from toolkit.serve import preflight

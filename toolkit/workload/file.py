@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from toolkit.config.deployment import explain
-from toolkit.config.rules import check_workload
+from toolkit.config.load import explain
 from toolkit.config.sections import LoadWorkload
+from toolkit.config.workload_rules import check_workload
 from toolkit.files.yaml_file import absolute_path, read_yaml
 
 if TYPE_CHECKING:

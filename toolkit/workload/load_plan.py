@@ -17,8 +17,8 @@ from itertools import accumulate, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from toolkit.config.rules import MOST_REQUESTS
 from toolkit.config.sections import LoadWorkload
+from toolkit.config.workload_rules import MOST_REQUESTS
 from toolkit.errors import ToolkitError
 from toolkit.model.chat_template import ChatTemplate, Messages
 from toolkit.workload.contents import Chat, Contents, Conversations, Owned, Recorded, Replayed, Synthetic, Text

@@ -44,6 +44,7 @@ def deploy(tmp_path_factory):
     """deploy(model, tp, pp, dtype, **sections of the YAML) -> Deployment, converted."""
     from toolkit.checkpoint import convert
     from toolkit.config.deployment import Deployment
+    from toolkit.config.load import load_deployment
 
     def make(model: Path, tp: int = 1, pp: int = 1, dtype: str = "float16", **sections) -> Deployment:
         folder = tmp_path_factory.mktemp("deployment")
@@ -58,7 +59,7 @@ def deploy(tmp_path_factory):
             **sections,
         }
         (folder / "trial.yaml").write_text(yaml.safe_dump(content))
-        deployment = Deployment.load(folder / "trial.yaml")
+        deployment = load_deployment(folder / "trial.yaml")
         convert(deployment)
         return deployment
 

@@ -110,9 +110,9 @@ def load(path: Path, letter: str) -> Report:
     """The report in a directory, of a report.json, or the last one of a deployment's YAML."""
     directory, hint = path, "Give a report directory, its report.json, or the YAML of a deployment."
     if path.suffix in (".yaml", ".yml"):
-        from toolkit.config.deployment import Deployment
+        from toolkit.config.load import load_deployment
 
-        deployment = Deployment.load(path)
+        deployment = load_deployment(path)
         directory, hint = deployment.report_dir, f"Run: toolkit loadtest {path}"
     elif path.name == JSON_NAME:
         directory = path.parent

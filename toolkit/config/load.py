@@ -1,0 +1,138 @@
+"""Reads a deployment's YAML: paths made absolute, values validated, rules checked; an error is one line.
+
+Relative paths in the YAML are relative to the YAML's own folder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from toolkit.config.deployment import LONGEST_NAME, NAME, Deployment
+from toolkit.config.engine_kind import KINDS
+from toolkit.config.rules import check
+from toolkit.config.sections import LENGTHS, NUMBER, TOKENS_EXPECTED
+from toolkit.errors import ToolkitError, clipped, is_unicode, shown
+from toolkit.files.yaml_file import absolute_path, read_yaml
+
+OPTIONS = "engine_options"
+"""The field for what `engine` holds beside its kind."""
+NOT_IN_THE_YAML = {"file", OPTIONS, "replica"}
+PATHS = (("model", "path"), ("runtime", "image_file"), ("loadtest", "prompts"), ("workload", "trace"))
+"""The keys of sections that are paths, relative to the YAML's folder; so is `output`."""
+
+
+def load_deployment(
+    file: str | Path, engine: str | None = None, changes: Mapping[str, Any] | None = None
+) -> Deployment:
+    """Read and check a YAML file; `engine` and `changes` ("section.key": value) replace what it says.
+
+    Raises ToolkitError, one line.
+    """
+    file = Path(file)
+    if not is_unicode(str(file.absolute())):  # no lock file or command line could name it
+        raise ToolkitError("its path is not UTF-8 text", where=file, hint="Rename the folder.")
+    content = changed(read_yaml(file), changes or {})
+    for key in set(content) & NOT_IN_THE_YAML:
+        raise ToolkitError(f"{key}: unknown key", where=file, hint=_known_keys([], Deployment))
+    if isinstance(content.get("engine"), dict):
+        content[OPTIONS] = {**content["engine"]}
+        if "kind" not in content[OPTIONS]:
+            raise ToolkitError("engine.kind: missing", where=file, hint=f"Use {', '.join(KINDS)}.")
+        content["engine"] = content[OPTIONS].pop("kind")
+    if "name" not in content and not re.fullmatch(NAME, file.stem):
+        what = f"its name, {shown(file.stem)}, cannot be that of a deployment"
+        hint = "Add `name: NAME` to it, of letters, digits, '.', '_' and '-'; or rename the file."
+        raise ToolkitError(what, where=file, hint=hint)
+    name = content.setdefault("name", file.stem)
+    content.setdefault("output", str(Path("..", "work", name if isinstance(name, str) else "")))
+    if engine is not None:
+        if engine not in KINDS:
+            raise ToolkitError(f"engine: {shown(engine)} is unknown", hint=f"Use {', '.join(KINDS)}.")
+        content["engine"] = engine
+    try:
+        deployment = Deployment.model_validate({**_absolute_paths(content, file), "file": file})
+    except ValidationError as error:
+        raise explain(error, file, Deployment) from None
+    check(deployment)
+    return deployment
+
+
+def changed(content: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The YAML's content with "section.key" set to other values; what is no mapping is left for validation."""
+    content = dict(content)
+    for name, value in changes.items():
+        section, _, key = name.partition(".")
+        if not key:
+            content[section] = value
+        elif isinstance(content.get(section, {}), dict):
+            content[section] = {**content.get(section, {}), key: value}
+    return content
+
+
+def _absolute_paths(content: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Make the YAML's paths absolute. Raises ToolkitError for text that cannot be a path."""
+    resolved = dict(content, output=absolute_path(content["output"], file, "output"))
+    if isinstance(content["output"], str) and content["output"]:
+        _check_output(resolved["output"], file.resolve().parent / Path(content["output"]).expanduser(), file)
+    for section, key in PATHS:
+        if isinstance(resolved.get(section), dict) and key in resolved[section]:
+            path = absolute_path(resolved[section][key], file, f"{section}.{key}")
+            resolved[section] = dict(resolved[section], **{key: path})
+    return resolved
+
+
+def _check_output(output: Path, written: Path, file: Path) -> None:
+    """Raise a ToolkitError for a folder that nothing should be written into. `written` is the path before links."""
+    if output == output.parent:
+        raise ToolkitError("output: / is not a folder for one deployment", where=file, hint="Give a folder below it.")
+    if written.is_symlink() and not output.exists():
+        what = f"output: {shown(str(written))} is a link to {shown(str(output))}, which is not there"
+        raise ToolkitError(what, where=file, hint="Make that folder, or remove the link.")
+
+
+_PLAIN_MESSAGES = {"path_type": "expected a path as text", "model_type": "expected a mapping of keys"}
+
+
+def explain(error: ValidationError, file: Path, section: type[BaseModel]) -> ToolkitError:
+    """The first of pydantic's complaints about a section read from a file, as one line in our form."""
+    problems = error.errors()
+    first = problems[0]
+    location = [str(part) for part in first["loc"] if part not in (NUMBER, LENGTHS)]
+    if location[0] == OPTIONS:
+        location[0] = "engine"
+    field = ".".join(clipped(part, LONGEST_NAME) for part in location)
+    more = f" ({len(problems) - 1} more after this one)" if len(problems) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return ToolkitError(f"{field}: unknown key{more}", where=file, hint=_known_keys(location[:-1], section))
+    if first["type"] == "missing":
+        return ToolkitError(
+            f"{field}: missing{more}", where=file, hint="Add it; for examples: toolkit sample configs DIR"
+        )
+    message = _PLAIN_MESSAGES.get(first["type"], first["msg"][:1].lower() + first["msg"][1:])
+    if NUMBER in first["loc"] and first["type"] != "less_than":  # which names the limit itself
+        message = TOKENS_EXPECTED
+    return ToolkitError(f"{field}: {message}, got {shown(first['input'])}{more}", where=file)
+
+
+def _known_keys(location: list[str], section: type[BaseModel]) -> str:
+    for part in [OPTIONS if part == "engine" else part for part in location[:1]] + location[1:]:
+        if part.isdigit():  # a place in a list
+            continue
+        inner = _section(section.model_fields[part].annotation)
+        if inner is None:
+            return ""
+        section = inner
+    names = {field.alias or name for name, field in section.model_fields.items()}
+    return f"Known here: {', '.join(sorted(names - NOT_IN_THE_YAML))}."
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The block of keys that a field is or, where it has several forms, may be."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_section, get_args(annotation))), None)
