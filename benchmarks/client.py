@@ -156,7 +156,7 @@ def events() -> None:
         last = {**choice, "delta": {}, "finish_reason": "stop"}
         end = b"data: " + json.dumps({**head, "choices": [last], **usage}).encode() + b"\n\n"
         client, took = connect("openai+http://127.0.0.1:1"), []
-        client._connections = Recorded([*[text * each] * (many // each), end, b"data: [DONE]\n\n"])  # type: ignore[attr-defined]
+        client._connections = Recorded([*[text * each] * (many // each), end, b"data: [DONE]\n\n"])  # type: ignore[attr-defined]  # noqa: SLF001
         for _ in range(9):
             begin = time.process_time()
             found = sum(1 for event in client.generate_stream(GenerateRequest("x", 1)) if event.text)

@@ -36,7 +36,7 @@ def main() -> None:
     source = options.directory / f"llama70b-{options.layers}"
     if not source.exists():
         llama70b.write(source, options.layers)
-    print("cold caches" if forget(source) else "caches as they were (not root)")
+    print("cold caches" if forget() else "caches as they were (not root)")
     ratios = []
     for _ in range(options.rounds):
         copy, written, _ = timed(["cp", "-r", source, options.directory / "copy"], options.directory / "copy")
@@ -71,7 +71,7 @@ def work(directory: Path, source: Path, baseline: bool) -> tuple[list[str | Path
 def timed(command: list[str | Path], target: Path) -> tuple[float, int, int]:
     """Seconds with `sync`, bytes written, and the process's largest memory without file pages, in bytes."""
     shutil.rmtree(target, ignore_errors=True)
-    forget(target.parent)
+    forget()
     start = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     peak = 0
@@ -96,7 +96,7 @@ def anonymous(pid: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(("RssAnon", "RssShmem")))
 
 
-def forget(directory: Path) -> bool:
+def forget() -> bool:
     """Write everything to disk and drop it from memory; False where that is not allowed."""
     os.sync()
     try:

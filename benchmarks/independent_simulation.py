@@ -29,6 +29,8 @@ METRICS = ("TTFT mean", "TTFT P50", "TTFT P99", "TPOT mean", "TPOT P50", "TPOT P
 
 @dataclass(eq=False)
 class Job:
+    """A request and how far it is."""
+
     due: float
     prompt: int
     output: int
@@ -39,6 +41,8 @@ class Job:
 
 
 class Limits(NamedTuple):
+    """What the executor may run at once."""
+
     batch: int
     tokens: int
     stages: int
@@ -46,6 +50,8 @@ class Limits(NamedTuple):
 
 
 class Costs(NamedTuple):
+    """How long a step takes in the stages, between them, and on its way back."""
+
     stages: Callable[[StepWork], list[float]]
     hop: Callable[[StepWork], float]
     back: Callable[[StepWork], float]

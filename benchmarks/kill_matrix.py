@@ -89,6 +89,8 @@ def prepared(config: Path, folder: Path) -> Path:
 
 @dataclass
 class Row:
+    """What one kill did."""
+
     process: str
     signal: str
     noticed_s: float | None = None

@@ -17,6 +17,8 @@ Results go to stdout, all else to stderr. Exit codes: 0 done; 1 an error, said i
 
 
 def reference() -> str:
+    """The text of docs/cli.md."""
+
     def usage(*arguments: str) -> str:
         result = CliRunner().invoke(cli, [*arguments, "--help"], prog_name="toolkit", terminal_width=100)
         return f"```\n{result.output.rstrip()}\n```\n"

@@ -26,7 +26,7 @@ def ended_by_signals() -> Iterator[None]:
         yield
         return
 
-    def end(number: int, frame: object) -> None:
+    def end(number: int, _frame: object) -> None:
         raise SystemExit(128 + number)
 
     ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN

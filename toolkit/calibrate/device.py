@@ -27,6 +27,7 @@ GRAPH_CALLS = 200
 
 
 def pick() -> torch.device:
+    """The first GPU, or the CPU if there is none."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -44,6 +45,7 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def describe_cpu() -> dict[str, Any]:
+    """The CPU, as a calibration file records it."""
     memory = psutil.virtual_memory().total
     return {"kind": "cpu", "name": _cpu_name(), "memory_bytes": memory, "cores": len(os.sched_getaffinity(0))}
 

@@ -25,11 +25,13 @@ MOST_COPIES = 256
 
 
 def add_and_norm(hidden: Tensor, added: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The residual sum and its RMS norm, as each layer computes them twice."""
     total = hidden + added
     return total, rms_norm(total, total.shape[-1:], scale, 1e-5)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """The activation of the MLP."""
     return silu(gate) * up
 
 

@@ -70,6 +70,7 @@ def _whole(lap: Lap) -> float:
 
 
 def named(plan: StepPlan) -> str:
+    """The step in words, for messages."""
     work, texts = plan.work, []
     if work.contexts:
         past = f" after {plan.contexts[0].start}" if plan.contexts[0].start else ""

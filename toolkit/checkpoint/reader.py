@@ -95,6 +95,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
 
 
 def rank_file(directory: Path, rank: int) -> Path:
+    """The file with the tensors of a rank."""
     return directory / f"rank{rank}.safetensors"
 
 

@@ -109,6 +109,7 @@ dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be
 
 
 def print_json(data: Any) -> None:
+    """Print data as indented JSON."""
     click.echo(json.dumps(data, indent=2, default=str))
 
 
@@ -123,6 +124,7 @@ def note(message: str) -> None:
 
 
 def counted(count: int, noun: str) -> str:
+    """A count with its noun: `1 error`, `2 errors`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 

@@ -20,6 +20,8 @@ COMMANDS = (
 
 
 class LazyGroup(click.Group):
+    """A group that imports the module of a command when the command is called."""
+
     def list_commands(self, context: click.Context) -> list[str]:
         return list(COMMANDS)
 

@@ -140,6 +140,7 @@ class Client(ABC):
 
 
 def cannot_reach(url: str, error: Exception, protocol: str) -> ServerFailed:
+    """The error for a server to which no connection can be made."""
     reason = getattr(error, "strerror", None) or str(error)
     hint = f"Is the server started, and is this its {protocol} port?"
     return ServerFailed(f"cannot be reached: {reason}", where=url, hint=hint)

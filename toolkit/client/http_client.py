@@ -16,6 +16,8 @@ NOT_OUTPUTS = ("model_name", "model_version", "id", "sequence_id", "sequence_sta
 
 
 class HttpClient(Client):
+    """A client of Triton over HTTP."""
+
     def __init__(self, url: str, host: str, port: int, connect_timeout_s: float, first_event_timeout_s: float) -> None:
         super().__init__(url, first_event_timeout_s)
         self._connections = Connections(url, host, port, connect_timeout_s)

@@ -33,6 +33,8 @@ class Section(BaseModel):
 
 
 class Model(Section):
+    """`model`: where the model is, and its data types."""
+
     path: LoosePath
     """A Hugging Face directory (config.json, safetensors, tokenizer.json), or one of Meta's (params.json)."""
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
@@ -56,6 +58,8 @@ class EngineOptions(Section):
 
 
 class Parallel(Section):
+    """`parallel`: how ranks share the model."""
+
     tp: Positive = 1
     pp: Positive = 1
     replicas: Positive = 1
@@ -63,6 +67,8 @@ class Parallel(Section):
 
 
 class Limits(Section):
+    """`limits`: what runs and waits at most."""
+
     max_sequences: Positive = 64
     """Sequences in flight over all replicas and micro-batches; a micro-batch takes max_sequences / (replicas x pp)."""
     max_num_tokens: Positive = 8192
@@ -74,6 +80,8 @@ class Limits(Section):
 
 
 class KvCache(Section):
+    """`kv_cache`: the blocks that hold keys and values."""
+
     tokens_per_block: Literal[8, 16, 32, 64, 128] = 32
     reuse: bool = True
     max_tokens: Positive | None = None
@@ -84,11 +92,15 @@ class KvCache(Section):
 
 
 class Scheduler(Section):
+    """`scheduler`: how in-flight batching admits requests."""
+
     policy: Literal["guaranteed_no_evict", "max_utilization"] = "guaranteed_no_evict"
     chunked_context: bool = True
 
 
 class Hardware(Section):
+    """`hardware`: the machine that the plan counts on."""
+
     gpu: str = "h100-sxm"
     gpus: Positive = 8
     gpu_memory_gib: PositiveFloat = 79.6
@@ -99,6 +111,8 @@ class Hardware(Section):
 
 
 class Serving(Section):
+    """`serving`: where the server listens, and how it starts and ends."""
+
     host: str = "127.0.0.1"
     """An IPv4 address or a name: where the server listens."""
     http_port: Port = 8000
@@ -212,6 +226,8 @@ class Workload(Section):
 
 
 class Stage(Section):
+    """One stage of a staged load: a rate for a time."""
+
     rate: PositiveFloat
     seconds: PositiveFloat
 

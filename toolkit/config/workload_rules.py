@@ -28,6 +28,7 @@ def check_workload(workload: LoadWorkload, file: Path) -> None:
 
 
 def lengths_and_times(workload: Workload) -> Iterator[Broken]:
+    """The rules about lengths and arrivals that do not hold."""
     for name in ("prompt_tokens", "output_tokens"):
         given = getattr(workload, name)
         if isinstance(given, Lengths):

@@ -53,6 +53,7 @@ MOST_NAMES = 5000
 
 
 def machine_sources(diagnosis: Diagnosis) -> Iterator[Source]:
+    """What a bundle holds about the machine."""
     from toolkit.doctor.report import doctor_data, doctor_text
 
     yield "doctor.txt", lambda: _shown(doctor_text(diagnosis))

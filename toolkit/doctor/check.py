@@ -34,6 +34,7 @@ Rule = Callable[[Machine, "Deployment | None"], Iterator[Check]]
 
 
 def needs_gpus(deployment: Deployment | None) -> bool:
+    """Whether there is a deployment and its ranks run on GPUs."""
     return deployment is not None and deployment.kind.on_gpus
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 def model(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    """Check that the model is there and can be read."""
     if machine.places is None:
         return
     found = machine.places.model
@@ -29,6 +30,7 @@ def model(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
 
 
 def disks(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    """Check that each disk can be written and has room for what is to come."""
     for disk in machine.places.disks if machine.places else ():
         folder = place(disk.folder)
         if not disk.writable:
@@ -89,6 +91,7 @@ def tokenizer(machine: Machine, deployment: Deployment | None) -> Iterator[Check
 
 
 def ports(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    """Check that the ports of every replica are free."""
     if machine.places is None:
         return
     found = machine.places.ports

@@ -33,6 +33,7 @@ ELSEWHERE = "Use a machine that has them, or lower parallel.tp or parallel.pp."
 
 
 def count(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    """Check that there is a GPU for each rank."""
     gpus, needed = machine.gpus, ""
     names = Counter(gpu.name for gpu in gpus.seen)
     found = ", ".join(f"{number} x {name}" for name, number in names.items()) or f"none: {gpus.problem}"
@@ -64,6 +65,7 @@ def visible(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
 
 
 def opened(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    """Name the GPUs that the driver cannot open."""
     broken = [gpu for gpu in of_ranks(machine, deployment) if gpu.problem]
     if broken:
         found = f"{listed([gpu.index for gpu in broken])}: {broken[0].problem}"
@@ -87,6 +89,7 @@ def model(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
 
 
 def memory(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    """Check that each GPU has the memory that the deployment counts on."""
     gpus = [gpu for gpu in of_ranks(machine, deployment) if not gpu.problem]
     told = [gpu.memory_bytes for gpu in gpus if gpu.memory_bytes is not None]
     if not gpus:
@@ -140,6 +143,7 @@ def use_of(gpus: Sequence[Gpu], planned: Mapping[int, int] | None) -> Iterator[C
 
 
 def mig(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    """Name the GPUs that are cut into MIG instances."""
     cut = [gpu.index for gpu in of_ranks(machine, deployment) if gpu.mig]
     if cut:
         fix = f"Turn it off: nvidia-smi -i {','.join(map(str, cut))} -mig 0"
@@ -147,6 +151,7 @@ def mig(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
 
 
 def driver(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    """Check that the driver is new enough for the image."""
     gpus = machine.gpus
     if not gpus.driver:
         return

@@ -22,6 +22,7 @@ TYPICAL_RANKS = 8
 
 
 def cores(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    """Compare the cores that this process may use with the ranks."""
     host = machine.host
     found = f"{host.usable_cores:g}"
     if host.usable_cores < host.cores:
@@ -40,6 +41,7 @@ def cores(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
 
 
 def memory(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    """Compare the available memory with what the group needs."""
     host = machine.host
     found = f"{gib(host.available_bytes)} available of {gib(host.memory_bytes)}"
     if host.memory_limit_bytes is not None:
@@ -69,6 +71,7 @@ def _memory_of_the_node(host: Host, deployment: Deployment, found: str) -> Check
 
 
 def shared_memory(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    """Compare the free space in /dev/shm with what the group needs."""
     size = machine.places.shared_memory_bytes if machine.places else TYPICAL_RANKS * REHEARSAL_SEGMENT_BYTES
     host = machine.host
     found = f"{gib(host.shm_free_bytes)} free of {gib(host.shm_bytes)}" if host.shm_bytes else "is not mounted"

@@ -29,6 +29,7 @@ def container(machine: Machine, deployment: Deployment | None) -> Iterator[Check
 
 
 def tritonserver(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    """Check that tritonserver, or docker for its image, is here."""
     programs = machine.programs
     if programs.container is not None:
         return
@@ -43,6 +44,7 @@ def tritonserver(machine: Machine, deployment: Deployment | None) -> Iterator[Ch
 
 
 def backends(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    """Check that tritonserver has the backend of this engine kind."""
     programs = machine.programs
     if programs.tritonserver.path is None or programs.container is not None:
         return
@@ -53,6 +55,7 @@ def backends(machine: Machine, deployment: Deployment | None) -> Iterator[Check]
 
 
 def mpirun(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    """Check that mpirun, or docker for the image with it, is here."""
     programs = machine.programs
     if programs.container is not None:
         return
@@ -66,6 +69,7 @@ def mpirun(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
 
 
 def tensorrt_llm(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    """Check that an installed TensorRT-LLM has the deployment's version."""
     found = machine.programs.packages.get("tensorrt-llm")
     if machine.programs.container is None and found is not None and deployment is not None and needs_gpus(deployment):
         wanted = deployment.engine_options.version
@@ -78,6 +82,7 @@ def _kind(deployment: Deployment | None) -> EngineKind:
 
 
 def packages(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    """Show the versions of the Python packages, and name a missing PyTorch."""
     programs = machine.programs
     versions = [f"Python {programs.python}", *(f"{name} {version}" for name, version in programs.packages.items())]
     found, kind = ", ".join(versions), _kind(deployment)
@@ -90,6 +95,7 @@ def packages(machine: Machine, deployment: Deployment | None) -> Iterator[Check]
 
 
 def tools(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    """Show whether docker and nvidia-smi are here."""
     programs = machine.programs
     there = {"docker": programs.docker, "nvidia-smi": programs.nvidia_smi}
     found = ", ".join(f"{name}: {place(path) if path else 'no'}" for name, path in there.items())

@@ -38,6 +38,7 @@ WORTH_IT = {"NCCL_DEBUG": ("WARN", "says why, where a start fails")}
 
 
 def settings(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    """Name variables that harm NCCL or CUDA, and those worth setting."""
     if deployment is None or not needs_gpus(deployment) or not machine.gpus.seen:
         return
     harmful = {name: setting for name, setting in machine.settings.items() if _harms(name, setting)}

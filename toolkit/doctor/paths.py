@@ -82,6 +82,8 @@ class Built:
 
 @dataclass(frozen=True)
 class Places:
+    """What is where a deployment points."""
+
     model: Model
     disks: tuple[Disk, ...]
     made: tuple[str, ...]
@@ -96,6 +98,7 @@ class Places:
 
 
 def look_at_places(deployment: Deployment) -> Places:
+    """Look at everything that the deployment points to."""
     model = _model(deployment)
     return Places(
         model=model,

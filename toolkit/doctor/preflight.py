@@ -33,7 +33,7 @@ IN_DOUBT = ("driver",)
 """Errors of the doctor that end nothing: an image may run on older drivers than are known (docs/how-to/doctor.md)."""
 
 
-def some_gpu(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+def some_gpu(machine: Machine, _deployment: Deployment | None) -> Iterator[Check]:
     """One is enough to build on: ranks wait for each other."""
     if not machine.gpus.seen:
         fix = machine.gpus.fix or check_gpus.ON_THE_NODE

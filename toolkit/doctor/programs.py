@@ -39,6 +39,8 @@ class Program:
 
 @dataclass(frozen=True)
 class Programs:
+    """The programs and packages of this machine."""
+
     python: str
     mpirun: Program
     tritonserver: Program

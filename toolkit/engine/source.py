@@ -19,6 +19,8 @@ from toolkit.releases.checkpoint import unknown_keys
 
 @dataclass(frozen=True)
 class Source:
+    """The checkpoint that an engine is built from."""
+
     directory: Path
     digest: str
     config: dict[str, Any]

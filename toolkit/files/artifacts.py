@@ -131,6 +131,7 @@ def _checked(values: dict[str, Any]) -> Lock:
 
 
 def write_lock(directory: Path, lock: Lock) -> None:
+    """Write the lock of a directory, whole."""
     path = Path(directory) / LOCK_NAME
     draft = path.with_suffix(".new")
     draft.write_text(json.dumps(asdict(lock), indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -262,6 +263,7 @@ def fingerprint(paths: Iterable[Path]) -> str:
 
 
 def digest_of(value: Any) -> str:
+    """The SHA-256 of a value, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()
 
 

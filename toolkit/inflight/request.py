@@ -6,6 +6,8 @@ from enum import Enum, auto
 
 
 class State(Enum):
+    """Where a request is between submission and its end."""
+
     WAITING = auto()  # never admitted
     CONTEXT = auto()  # admitted; the tokens it has are being computed, perhaps in chunks
     GENERATION = auto()  # one position a step
@@ -16,6 +18,8 @@ class State(Enum):
 
 @dataclass(eq=False, slots=True)
 class Request:
+    """One sequence to generate, and what the scheduler knows about it."""
+
     id: Hashable
     prompt: Sequence[int]
     max_tokens: int

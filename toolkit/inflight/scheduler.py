@@ -36,6 +36,8 @@ _by_arrival = attrgetter("arrival")
 
 @dataclass(frozen=True)
 class SchedulerConfig:
+    """The limits and policies of a scheduler."""
+
     max_batch_size: int  # sequences a step
     max_num_tokens: int  # positions a step
     micro_batches: int  # steps in flight at once: the number of pipeline stages
@@ -60,6 +62,8 @@ class Work(NamedTuple):
 
 @dataclass(eq=False)
 class Step:
+    """The works that one micro-batch computes together."""
+
     micro_batch: int  # slot: 0 .. micro_batches - 1
     context: list[Work] = field(default_factory=list)
     generation: list[Work] = field(default_factory=list)

@@ -11,6 +11,7 @@ from toolkit.known_truth.settings import Settings
 
 
 def main() -> None:
+    """Serve until stdin is closed, then print a summary as JSON."""
     given = json.loads(sys.argv[1])
     try:
         settings = Settings(**{**given, "faults": tuple(given["faults"])})

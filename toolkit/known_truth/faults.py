@@ -32,6 +32,8 @@ STOPS = ("error-in-stream", "truncated", "hang")
 
 @dataclass(frozen=True)
 class Fault:
+    """One kind of fault, and for what share of the requests."""
+
     kind: str
     share: float = 1.0
     after: int | None = None
@@ -68,6 +70,8 @@ class Fault:
 
 @dataclass(frozen=True)
 class Faults:
+    """All faults of a server, and which request gets which."""
+
     faults: tuple[Fault, ...]
     seed: int
 

@@ -55,6 +55,7 @@ class Wire(Protocol):
 
 
 async def give(state: State, asked: Asked, form: Form, wire: Wire) -> None:
+    """Give one answer: wait for a slot, send the tokens when they are due, and record it."""
     answer = state.arrive(asked)
     try:
         if answer.kind in REJECTIONS:

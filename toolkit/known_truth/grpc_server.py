@@ -157,6 +157,8 @@ class UnaryWire(GrpcWire):
 
 
 class Service:
+    """The handlers of the KServe service, by path."""
+
     def __init__(self, state: State) -> None:
         self._state = state
 
@@ -220,11 +222,11 @@ async def _received(stream: Stream[Any, bytes]) -> Any:
         raise GRPCError(Status.INTERNAL, "the message ends too early") from None
 
 
-async def _live(request: pb.ServerLiveRequest, stream: Stream[Any, bytes]) -> None:
+async def _live(_request: pb.ServerLiveRequest, stream: Stream[Any, bytes]) -> None:
     await stream.send_message(pb.ServerLiveResponse(live=True).SerializeToString())
 
 
-async def _ready(request: pb.ServerReadyRequest, stream: Stream[Any, bytes]) -> None:
+async def _ready(_request: pb.ServerReadyRequest, stream: Stream[Any, bytes]) -> None:
     await stream.send_message(pb.ServerReadyResponse(ready=True).SerializeToString())
 
 
@@ -232,7 +234,7 @@ async def _model_ready(request: pb.ModelReadyRequest, stream: Stream[Any, bytes]
     await stream.send_message(pb.ModelReadyResponse(ready=request.name in MODELS).SerializeToString())
 
 
-async def _index(request: pb.RepositoryIndexRequest, stream: Stream[Any, bytes]) -> None:
+async def _index(_request: pb.RepositoryIndexRequest, stream: Stream[Any, bytes]) -> None:
     models = [pb.RepositoryIndexResponse.ModelIndex(name=name, version="1", state="READY") for name in MODELS]
     await stream.send_message(pb.RepositoryIndexResponse(models=models).SerializeToString())
 
@@ -259,7 +261,7 @@ class _Protocol(H2Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self.connection._connection.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: ANY_NUMBER})
+        self.connection._connection.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: ANY_NUMBER})  # noqa: SLF001
         self.connection.flush()
 
 

@@ -13,6 +13,8 @@ DONE = b"data: [DONE]\n\n"
 
 
 class OpenAiForm:
+    """The bytes of one answer in the form of OpenAI's API."""
+
     def __init__(self, asked: Asked, body: Mapping[str, Any], ended_by_itself: bool) -> None:
         self._asked, self._chat = asked, asked.target == "chat"
         self._reason = "stop" if ended_by_itself else "length"
@@ -64,6 +66,7 @@ class OpenAiForm:
 
 
 def openai_error(message: str, status: int) -> dict[str, Any]:
+    """The body of an error in the form of OpenAI's API."""
     kinds = {400: "invalid_request_error", 404: "not_found_error", 429: "rate_limit_error"}
     return {"error": {"message": message, "type": kinds.get(status, "server_error"), "param": None, "code": status}}
 

@@ -44,6 +44,8 @@ class Record:
 
 
 def to_line(record: Record) -> str:
+    """A record as one line of JSON."""
+
     def us(moment: float) -> int:
         return round((moment - record.arrived) * 1e6)
 
@@ -56,6 +58,7 @@ def to_line(record: Record) -> str:
 
 
 def from_line(line: str) -> Record:
+    """The record that a line of JSON holds."""
     found = json.loads(line)
     # Wall clocks are set now and then; the steady clock is one for all processes of a machine.
     arrived = found["arrived"] = found["arrived"] - found.pop("epoch") + EPOCH

@@ -22,6 +22,8 @@ LARGEST_ANSWER = 10**6
 
 
 class NoSuchModel(InputRefused):
+    """The request names a model that this server does not have."""
+
     pass
 
 
@@ -35,6 +37,7 @@ def read_request(path: str, body: bytes, settings: Settings) -> tuple[Asked, For
 
 
 def known_model(model: str) -> str:
+    """Return the model's name. Raises NoSuchModel for any other name."""
     if model not in MODELS:
         raise NoSuchModel(f"Request for unknown model: '{model}' is not found")
     return model
@@ -84,6 +87,7 @@ def _chat(messages: Any) -> str:
 
 
 def answer_length(body: dict[str, Any], maximum: Any, settings: Settings) -> int:
+    """The number of tokens to send. Raises InputRefused for a body without a valid one."""
     least = body.get("min_tokens", 0)
     for name, value, low in (("max_tokens", maximum, 1), ("min_tokens", least, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= LARGEST_ANSWER:

@@ -73,6 +73,7 @@ async def _serve(settings: Settings, ready: Ready, parent: int | None) -> dict[s
 
 
 def summary(state: State, cpu_s: float, wall_s: float) -> dict[str, Any]:
+    """The totals of a server that has ended."""
     return {
         "requests": state.begun,
         "tokens": state.tokens,

@@ -15,6 +15,8 @@ SLOWER = 10
 
 @dataclass(frozen=True)
 class Settings:
+    """The settings of a server of known truth."""
+
     ttft_ms: float = 200.0
     itl_ms: float = 20.0
     tokens: int | None = None

@@ -10,6 +10,8 @@ from toolkit.known_truth.answer import Answer, Asked, text
 
 
 class TritonForm:
+    """The bytes of one answer in the form of Triton's generate extension."""
+
     def __init__(self, model: str, asked: Asked, inputs: Mapping[str, Any], streamed: bool) -> None:
         named = {"id": asked.id} if asked.id else {}
         head: dict[str, Any] = {**named, "model_name": model, "model_version": "1"}

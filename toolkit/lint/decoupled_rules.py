@@ -17,6 +17,7 @@ AT = "model_transaction_policy"
 
 
 def check(repository: Repository, release: Release) -> Iterator[Finding]:
+    """Find models that call each other and disagree on streaming."""
     bls = repository.models.get(BLS)
     if bls is None or bls.config is None:
         return

@@ -16,6 +16,7 @@ FALSE = ("false", "False", "FALSE", "0")
 
 
 def check(repository: Repository, release: Release) -> Iterator[Finding]:
+    """Find where the repository does not fit its engine."""
     for executor in repository.executors:
         if executor.model.config is not None and executor.model.reads_engine:
             yield from _of(executor.model, executor.engine, release)

@@ -38,6 +38,7 @@ class End:
 
 
 def check(repository: Repository, release: Release) -> Iterator[Finding]:
+    """Find steps, tensors and batch sizes of an ensemble that do not fit."""
     for ensemble in repository.ensembles:
         if ensemble.config is not None:
             yield from _sections(ensemble)

@@ -30,6 +30,7 @@ LOOKAHEAD = ("lookahead_window_size", "lookahead_ngram_size", "lookahead_verific
 
 
 def check(repository: Repository, release: Release) -> Iterator[Finding]:
+    """Find mistakes in the models of the tensorrtllm backend."""
     if not repository.executors and not repository.llm_models:
         what = "no model has backend tensorrtllm, and none is called tensorrt_llm"
         yield Finding("executor", "answers", repository.folder, what, "Add it: toolkit repo CONFIG makes all five.")

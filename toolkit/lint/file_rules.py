@@ -20,6 +20,7 @@ OF_TRITON = (
 
 
 def check(repository: Repository, release: Release) -> Iterator[Finding]:
+    """Find files and keys that Triton refuses in any model."""
     for folder in sorted(path for path in repository.folder.iterdir() if path.is_dir()):
         if folder.name not in repository.models:
             what = f"has no {CONFIG}: Triton takes every folder of a repository for a model"

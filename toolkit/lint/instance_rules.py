@@ -23,6 +23,7 @@ LISTS = {"gpu_device_ids": "GPUs", "participant_ids": "ranks"}
 
 
 def check(repository: Repository, release: Release) -> Iterator[Finding]:
+    """Find wrong numbers of instances, and instances on wrong GPUs."""
     for model in repository.models.values():
         yield from _gpus_for_nothing(model)
     for executor in repository.executors:

@@ -24,6 +24,7 @@ NO_FOLDER = "no such directory"
 
 
 def check(repository: Repository, release: Release) -> Iterator[Finding]:
+    """Find mistakes in the models of the LLM API."""
     for llm in repository.llm_models:
         yield from _tensors(llm)
         if llm.yaml.problem:

@@ -17,6 +17,7 @@ TRUE = ("true", "yes", "1", "t")
 
 
 def check(repository: Repository, release: Release) -> Iterator[Finding]:
+    """Find mistakes in the Python models around the one that generates."""
     ours, tables = repository.ours, OUR_PARAMETERS if repository.ours else release.model_parameters
     if repository.ours_without_engines:
         ours, tables = True, {BLS: OUR_LLMAPI_BLS_PARAMETERS}

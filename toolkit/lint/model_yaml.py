@@ -26,6 +26,8 @@ OURS_ONLY = {
 
 @dataclass
 class ModelYaml:
+    """A model.yaml, or why it cannot be read."""
+
     path: Path
     text: str = ""
     content: dict[str, Any] = field(default_factory=dict)

@@ -20,6 +20,7 @@ QUOTED = re.compile(r'"[^"]*"')
 
 
 def check(repository: Repository, release: Release) -> Iterator[Finding]:
+    """Find placeholders of a template that nobody filled."""
     tolerated: dict[Model, list[str]] = {}
     for model in repository.models.values():
         parameters = _unfilled_parameters(model)

@@ -34,6 +34,7 @@ INTEGER = re.compile(r"\s*[+-]?\d+", re.ASCII)
 
 
 def backend(setting: Setting, text: str) -> tuple[Effect, str] | None:
+    """How the tensorrtllm backend reads a value: the effect and the problem, or None."""
     problem = setting.problem(text)
     if problem is None:
         return None
@@ -50,11 +51,13 @@ def backend(setting: Setting, text: str) -> tuple[Effect, str] | None:
 
 
 def nvidias_model(setting: Setting, text: str) -> tuple[Effect, str] | None:
+    """How NVIDIA's Python models read a value."""
     problem = setting.problem(text)
     return ("default", f"{problem}: the model takes its default") if problem else None
 
 
 def our_model(setting: Setting, text: str) -> tuple[Effect, str] | None:
+    """How the Python models of `triton_repo/` read a value."""
     problem = setting.problem(text)
     if problem is None:
         return None
@@ -62,6 +65,7 @@ def our_model(setting: Setting, text: str) -> tuple[Effect, str] | None:
 
 
 def tritons_own(setting: Setting, text: str) -> tuple[Effect, str] | None:
+    """How Triton itself reads a value."""
     problem = setting.problem(text)
     return ("start", problem) if problem else None
 

@@ -134,6 +134,8 @@ class Executor:
 
 @dataclass
 class Repository:
+    """All models of a repository, and those that generate."""
+
     folder: Path
     models: dict[str, Model]
     executors: list[Executor] = field(default_factory=list)
@@ -216,6 +218,7 @@ def _has_sampling_parameters(model: Model) -> bool:
 
 
 def read_engine(folder: Path) -> Engine:
+    """Read an engine's config.json, or say why it cannot be read."""
     try:
         config = read_json(folder / "config.json")
     except ToolkitError as error:

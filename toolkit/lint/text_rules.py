@@ -26,6 +26,7 @@ HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def check(repository: Repository, release: Release) -> Iterator[Finding]:
+    """Find models without a tokenizer, a batch dimension or a token that ends an answer."""
     for name in ("preprocessing", "postprocessing", "tensorrt_llm_bls"):
         model = repository.models.get(name)
         if model is None or model.config is None:

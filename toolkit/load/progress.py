@@ -12,6 +12,8 @@ ELSEWHERE_EVERY_S = 10.0
 
 
 class Progress:
+    """The progress of a load test on stderr."""
+
     def __init__(self) -> None:
         self._next_s = ELSEWHERE_EVERY_S
 

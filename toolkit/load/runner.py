@@ -149,6 +149,7 @@ def _send(deployment: Deployment, options: Options, url: str, requests: int, fol
 
 
 def locust_command(deployment: Deployment, options: Options) -> list[str]:
+    """The command line that starts Locust for these options."""
     wanted = {
         "--locustfile": USERS_FILE,
         "--deployment": deployment.file,

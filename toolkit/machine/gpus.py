@@ -108,6 +108,7 @@ def load_library() -> Any:
 
 
 def look_at_gpus() -> Gpus:
+    """Read all GPUs through NVML. Never raises: a problem is part of the result."""
     try:
         nvml = load_library()
     except ImportError:

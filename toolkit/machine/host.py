@@ -37,6 +37,7 @@ class Host:
 
 
 def look_at_host() -> Host:
+    """Read the cores, memory and limits of this machine."""
     import psutil
 
     memory, limit = psutil.virtual_memory().total, memory_limit()

@@ -68,6 +68,7 @@ class Topology:
 
 
 def is_nvlink(way: str) -> bool:
+    """Whether a cell of the topology table names NVLink."""
     return way.startswith("NV")
 
 

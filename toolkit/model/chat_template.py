@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def chat_message(role: str, content: str) -> dict[str, str]:
+    """One message, as chat templates expect it."""
     return {"role": role, "content": content}
 
 

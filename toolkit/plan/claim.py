@@ -10,6 +10,8 @@ Verdict = Literal["true", "false", "depends"]
 
 @dataclass(frozen=True)
 class Claim:
+    """A requirement's expectation, and the verdict on it."""
+
     said: str
     verdict: Verdict
     because: str

@@ -26,6 +26,7 @@ MIB = 1 << 20
 
 
 def feature_claims(prediction: Prediction) -> list[Claim]:
+    """The claims about features, in the order in which they are shown."""
     return [
         _sequence_parallelism(prediction),
         _recomputation(prediction),

@@ -66,6 +66,8 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Started:
+    """The YAML that was written, and the comparison that chose its layout."""
+
     file: Path
     comparison: Comparison
 

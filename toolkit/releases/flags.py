@@ -127,6 +127,7 @@ _REMOVED = """
 
 
 def build_flags(release: str) -> Mapping[str, setting.Flag]:
+    """The flags of trtllm-build in this release, by name."""
     return setting.flags(_GENERAL + _PLUGINS, release)
 
 

@@ -82,4 +82,5 @@ RENAMES: Mapping[str, tuple[str, str]] = {
 
 
 def backend_parameters(release: str) -> Mapping[str, setting.Parameter]:
+    """The parameters of the backend in this release, by name."""
     return setting.parameters(_PARAMETERS, release)

@@ -24,6 +24,7 @@ def number(value: float | None) -> str:
 
 
 def quantity(value: float | None, unit: str) -> str:
+    """A value with its unit."""
     if value is None:
         return NOTHING
     if unit == "share":
@@ -32,10 +33,12 @@ def quantity(value: float | None, unit: str) -> str:
 
 
 def measured(target: Target) -> str:
+    """The measured value of a target with its unit."""
     return quantity(target.measured, target.unit)
 
 
 def listed(counts: Sequence[int]) -> str:
+    """Counts as a sum: `10 + 12`."""
     return " + ".join(f"{count:,}" for count in counts)
 
 

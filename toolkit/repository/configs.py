@@ -143,6 +143,7 @@ def _model(
 
 
 def model_inputs(tensors: Iterable[Tensor], scalars: bool = False) -> Iterable[Any]:
+    """The inputs of a config.pbtxt."""
     for tensor in tensors:
         message = pb.ModelInput(
             name=tensor.name,
@@ -157,6 +158,7 @@ def model_inputs(tensors: Iterable[Tensor], scalars: bool = False) -> Iterable[A
 
 
 def model_outputs(tensors: Iterable[Tensor]) -> Iterable[Any]:
+    """The outputs of a config.pbtxt."""
     for tensor in tensors:
         yield pb.ModelOutput(name=tensor.name, data_type=_data_type(tensor), dims=tensor.dims)
 

@@ -69,6 +69,8 @@ class Change:
 
 @dataclass(frozen=True)
 class Twin:
+    """The YAML of the PyTorch twin, and what changed."""
+
     file: Path
     text: str
     changes: tuple[Change, ...]

@@ -22,6 +22,7 @@ STATS_CHECK_PERIOD_MS = 100
 
 
 def preprocessing(deployment: Deployment, tokens: SpecialTokens) -> dict[str, str]:
+    """The parameters of preprocessing."""
     return {
         "tokenizer_dir": TOKENIZER_DIR,
         "add_special_tokens": "true",
@@ -36,10 +37,12 @@ def preprocessing(deployment: Deployment, tokens: SpecialTokens) -> dict[str, st
 
 
 def postprocessing() -> dict[str, str]:
+    """The parameters of postprocessing."""
     return {"tokenizer_dir": TOKENIZER_DIR, "skip_special_tokens": "true"}
 
 
 def tensorrt_llm_bls(deployment: Deployment) -> dict[str, str]:
+    """The parameters of tensorrt_llm_bls."""
     return {
         **postprocessing(),
         "vocab_size": str(deployment.shape.vocab_size),

@@ -16,6 +16,7 @@ PREFIX = "APPTAINERENV_"
 
 
 def in_apptainer(deployment: Deployment, needs: Needs) -> Wrapped:
+    """Wrap a command so that it runs in apptainer."""
     variables = {"PYTHONNOUSERSITE": "1", **needs.environment}
     if needs.gpus:
         variables |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, needs.gpus))}

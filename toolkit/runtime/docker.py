@@ -25,6 +25,7 @@ NOT_STARTED = {
 
 
 def in_docker(deployment: Deployment, needs: Needs) -> Wrapped:
+    """Wrap a command so that it runs in docker."""
     parts = [
         Part(("docker", "run"), "runtime.kind: docker"),
         Part(

@@ -14,6 +14,7 @@ from toolkit.runtime.needs import Needs, Part, Wrapped, cuda_order, further_opti
 
 
 def in_enroot(deployment: Deployment, needs: Needs) -> Wrapped:
+    """Wrap a command so that it runs in enroot."""
     for name, value in needs.environment.items():
         if "\n" in value:
             raise ToolkitError(

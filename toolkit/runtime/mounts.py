@@ -14,6 +14,8 @@ from toolkit.runtime.needs import Needs
 
 @dataclass(frozen=True)
 class Mount:
+    """A path that a container sees, and whether it may write there."""
+
     path: Path
     write: bool
 

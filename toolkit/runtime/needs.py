@@ -57,6 +57,7 @@ def cuda_order(gpus: Sequence[int]) -> dict[str, str]:
 
 
 def container_name(deployment: Deployment, needs: Needs) -> str:
+    """The name of the container, as `docker ps` shows it."""
     return needs.name or f"toolkit-{deployment.name}"
 
 

@@ -51,7 +51,7 @@ def end_by_force(deployment: Deployment, needs: Needs) -> list[str] | None:
     return ["docker", "rm", "--force", container_name(deployment, needs)]
 
 
-def _on_host(deployment: Deployment, needs: Needs) -> Wrapped:
+def _on_host(_deployment: Deployment, needs: Needs) -> Wrapped:
     """No container. Limits of memory and locked memory are those of the shell or job that it is started in."""
     environment = dict(needs.environment)
     if needs.gpus:

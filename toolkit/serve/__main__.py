@@ -15,6 +15,7 @@ from toolkit.serve.supervisor import serve_here
 
 
 def main(*arguments: str) -> int:
+    """Supervise one deployment, or one of its replicas. Returns the exit code."""
     parser = argparse.ArgumentParser()
     parser.add_argument("file")
     parser.add_argument("engine")

@@ -29,6 +29,8 @@ CHUNK_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class Budget:
+    """A time in seconds, and how it was computed."""
+
     seconds: float
     why: str
 

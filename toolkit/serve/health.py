@@ -31,6 +31,8 @@ _PROGRESS = re.compile(r'^nv_trt_llm_general_metrics\{.*"iteration_counter".*\} 
 
 @dataclass(frozen=True)
 class Answer:
+    """The answer of a server to one HTTP request."""
+
     status: int
     text: str
 

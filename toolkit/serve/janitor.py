@@ -212,6 +212,7 @@ class Janitor:
 
 
 def main() -> None:
+    """Wait until stdin is closed, then end the run and remove what it left."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     sys.stdin.buffer.read()

@@ -161,6 +161,7 @@ def _arguments(command: Sequence[Part]) -> list[str]:
 
 
 def shell_text(variables: Mapping[str, str], command: Sequence[Part]) -> str:
+    """The command and its variables, as text for a shell."""
     lines = [["env", *(f"{name}={value}" for name, value in variables.items())]]
     return " \\\n  ".join(shlex.join(line) for line in (*lines, *(part.arguments for part in command)))
 

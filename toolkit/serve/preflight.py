@@ -76,6 +76,7 @@ def check_version(deployment: Deployment) -> None:
 
 
 def check_ports(deployment: Deployment) -> None:
+    """Raise a ToolkitError if a port of a replica is taken."""
     for replica in deployment.per_replica():
         for name in PORTS:
             check_port(replica, name)
@@ -109,6 +110,7 @@ def shared_memory_needed(deployment: Deployment) -> int:
 
 
 def check_shared_memory(deployment: Deployment, folder: Path = SHARED_MEMORY) -> None:
+    """Raise a ToolkitError if /dev/shm has too little room for the group."""
     needed, free = shared_memory_needed(deployment), shutil.disk_usage(folder).free
     if free < needed:
         raise ToolkitError(

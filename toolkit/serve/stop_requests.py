@@ -20,7 +20,7 @@ def stop_requests() -> Iterator[StopRequests]:
     """Counts SIGTERM, SIGINT and SIGHUP instead of ending on them. Signals reach the main thread only."""
     requests = StopRequests()
 
-    def count(number: int, frame: object) -> None:
+    def count(number: int, _frame: object) -> None:
         requests.count += 1
         requests.interrupted |= number == signal.SIGINT
 

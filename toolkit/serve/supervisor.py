@@ -85,6 +85,7 @@ def clean_up_after(state: State | None) -> None:
 
 
 def note(message: str) -> None:
+    """Print a line to stderr, also after the terminal has gone."""
     with contextlib.suppress(OSError):  # its terminal may be gone
         print(message, file=sys.stderr, flush=True)
 

@@ -91,6 +91,8 @@ class TritonServer:
 
 @dataclass(frozen=True)
 class Mpirun:
+    """An mpirun and its version."""
+
     binary: Path
     version: tuple[int, int]
 

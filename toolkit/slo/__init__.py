@@ -1,0 +1,1 @@
+"""Judges a load test by the SLO of its deployment: metrics, intervals, verdicts. Reads and shows nothing."""

@@ -29,6 +29,8 @@ class Beside:
 
 @dataclass(frozen=True)
 class Predicted:
+    """What was predicted for a load test, next to what it measured."""
+
     rows: tuple[Beside, ...]
     estimator: str
     """Where the step times are from, in words."""

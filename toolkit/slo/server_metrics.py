@@ -24,6 +24,8 @@ _LABEL = re.compile(r'([A-Za-z_]\w*)\s*=\s*"((?:[^"\\]|\\.)*)"')
 
 
 class Value(NamedTuple):
+    """One sample of a metrics page."""
+
     name: str
     labels: dict[str, str]
     value: float
@@ -44,6 +46,8 @@ def parse(text: str) -> Iterator[Value]:
 
 @dataclass(frozen=True)
 class Reading:
+    """All values of one server at one time."""
+
     time: float
     """Seconds since the Unix epoch."""
     server: int
@@ -93,6 +97,7 @@ class ServerWatch:
 
 
 def read_text(url: str) -> str:
+    """Read a metrics page. Raises OSError."""
     # Not by way of a proxy that the environment names: the server is one of ours.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(url, timeout=TIMEOUT_S) as answer:

@@ -25,6 +25,8 @@ class GpuSeen:
 
 @dataclass(frozen=True)
 class ServerSeen:
+    """What the servers' metrics said during a load test."""
+
     gpus: tuple[GpuSeen, ...] = ()
     readings: Count = 0
     """How often the metrics were read."""

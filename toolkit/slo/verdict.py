@@ -76,6 +76,8 @@ class Target:
 
 @dataclass(frozen=True)
 class Verdict:
+    """The outcome of a run, with each target."""
+
     outcome: Outcome
     reason: str
     """One line: why the outcome is what it is."""

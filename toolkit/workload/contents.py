@@ -26,6 +26,8 @@ SHORTEN = "Raise the limit or shorten the requests."
 
 
 class Text(NamedTuple):
+    """A prompt and its length."""
+
     prompt: str
     tokens: int
     messages: Messages | None = None
@@ -56,6 +58,8 @@ class Conversations(Contents):
 
 
 class Synthetic(Conversations):
+    """Made-up conversations with the lengths of a workload."""
+
     def __init__(self, workload: LoadWorkload, count: int, tokenizer_json: Path, most: int, where: str) -> None:
         self._prompts, self.outputs = array("l"), array("l")
         for prompt, output in islice(lengths(workload, most, where), count):

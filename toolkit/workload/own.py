@@ -19,6 +19,8 @@ ROLES = ("system", "user", "assistant")
 
 
 class Own(NamedTuple):
+    """One line of the user's file."""
+
     line: int
     prompt: str | None
     messages: tuple[dict[str, str], ...] | None

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 
 class Preset(NamedTuple):
+    """One kind of traffic."""
+
     prompt_tokens: int
     output_tokens: int
     what: str

@@ -30,6 +30,8 @@ BETWEEN = re.compile(r"[\s,]*")
 
 
 class Turn(NamedTuple):
+    """One question of a conversation, and the length of its answer."""
+
     conversation: int
     messages: Messages
     """The conversation up to a question of the human."""

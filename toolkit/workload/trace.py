@@ -22,6 +22,8 @@ FEWEST_NAMED = 0.5
 
 
 class Line(NamedTuple):
+    """One request of a trace."""
+
     number: int
     due: float
     """Seconds after the first."""
@@ -33,6 +35,8 @@ class Line(NamedTuple):
 
 
 class Trace(NamedTuple):
+    """The requests of a trace, and notes about them."""
+
     lines: list[Line]
     notes: tuple[str, ...]
     """What was left out, and what looks wrong."""

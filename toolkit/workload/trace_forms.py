@@ -40,6 +40,8 @@ BEGINNING = 1 << 20
 
 
 class Row(NamedTuple):
+    """One row of a public trace."""
+
     line: int
     due: float
     """In the unit of its form, from any start."""

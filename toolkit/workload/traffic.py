@@ -126,6 +126,7 @@ def with_arrivals(workload: AnyWorkload) -> AnyWorkload:
 
 
 def lines_of(workload: Workload, trace: Path, most: int) -> Trace:
+    """Read the trace of a workload."""
     return read_trace(trace, workload.requests, most, workload.trace_form, workload.trace_block_tokens)
 
 

@@ -11,8 +11,10 @@ _FLAG = Path(tempfile.gettempdir(), "draining")  # toolkit serve writes it into 
 
 
 def is_draining():
+    """Whether `toolkit stop` or a signal has begun the drain."""
     return "TOOLKIT_RUN_ID" in os.environ and _FLAG.exists()
 
 
 def refusal():
+    """The error for a request that comes during the drain."""
     return pb_utils.TritonError(REFUSAL, pb_utils.TritonError.UNAVAILABLE)

@@ -45,7 +45,8 @@ class Verification:
 
 
 @contextlib.contextmanager
-def silent(label: str, unit: str) -> Iterator[Progress]:
+def silent(_label: str, _unit: str) -> Iterator[Progress]:
+    """Progress that nobody sees."""
     yield lambda done, total: None
 
 

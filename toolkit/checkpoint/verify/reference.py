@@ -32,7 +32,7 @@ class ReferenceModel:
     def __init__(self, source: Source, dtype: str) -> None:
         self.tensors, self.dtype = source.tensors, getattr(torch, dtype)
         self.config: Any = _config(source)
-        self.config._attn_implementation = "eager"
+        self.config._attn_implementation = "eager"  # noqa: SLF001 - it has no public setter
         self.rotary = LlamaRotaryEmbedding(self.config)
 
     def embed(self, tokens: Tensor) -> Tensor:

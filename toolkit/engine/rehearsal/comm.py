@@ -65,8 +65,8 @@ class Peers:
     def _meet(self, port: int, group: str) -> None:
         """Find the other ranks. `group` is the same for all of them, and for no other group's."""
         gloo: Any = ProcessGroupGloo
-        options = gloo._Options()
-        options._timeout, options._devices = MEETING, [gloo.create_device(hostname=HOST)]
+        options = gloo._Options()  # noqa: SLF001
+        options._timeout, options._devices = MEETING, [gloo.create_device(hostname=HOST)]  # noqa: SLF001
         try:
             # Left to itself, the store would listen on every address of the machine.
             listener = None if self.rank else socket.create_server((HOST, port)).detach()

@@ -204,6 +204,7 @@ def _sm(deployment: Deployment) -> str | None:
 
 
 def log_file(deployment: Deployment) -> Path:
+    """Where the output of trtllm-build is written."""
     return deployment.output / "build.log"
 
 

@@ -17,6 +17,7 @@ STATE = "ranks.json"
 
 
 def work_dir(deployment: Deployment) -> Path:
+    """The directory that trtllm-build writes to, next to the engine's."""
     return deployment.engine_dir.with_name("engine.building")
 
 

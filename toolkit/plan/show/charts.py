@@ -89,7 +89,7 @@ def memory_chart(prediction: Prediction) -> Chart:
     size = (10.6, 1.0 + 0.36 * max(2, len(bars)))
     return Chart(
         f"Memory of each {one}",
-        _memory_caption(memory, one, replicas, rehearsal),
+        _memory_caption(memory, replicas, rehearsal),
         svg(draw, size, "memory"),
         wide=True,
         keys=tuple(keys),
@@ -124,7 +124,7 @@ def _parts(memory: MemoryPlan, stage: StagePlan) -> dict[str, int]:
     }
 
 
-def _memory_caption(memory: MemoryPlan, one: str, replicas: int, rehearsal: bool) -> str:
+def _memory_caption(memory: MemoryPlan, replicas: int, rehearsal: bool) -> str:
     many = f" One replica of {replicas}; the others are the same." if replicas > 1 else ""
     if rehearsal:
         return (

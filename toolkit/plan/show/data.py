@@ -138,6 +138,7 @@ def _target(target: Target) -> dict[str, Any]:
 
 
 def comparison_data(comparison: Comparison) -> dict[str, Any]:
+    """A comparison of layouts as JSON-ready data."""
     return {
         "objective": comparison.objective,
         "best": comparison.best.name,
@@ -176,6 +177,7 @@ def calibration_data(calibration: Calibration, deployment: Deployment) -> dict[s
 
 
 def claims_data(found: list[Claim]) -> list[dict[str, Any]]:
+    """Claims as JSON-ready data."""
     return [asdict(claim) for claim in found]
 
 

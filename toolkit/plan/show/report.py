@@ -49,6 +49,7 @@ def calibrate_text(deployment: Deployment) -> str:
 
 
 def calibrate_hint(deployment: Deployment) -> str:
+    """What to run when nothing is known about step times."""
     return f"Run: toolkit calibrate {deployment.file}, then toolkit plan with --calibration FILE"
 
 
@@ -163,6 +164,7 @@ def workload_text(prediction: Prediction) -> str:
 
 
 def capacity_text(prediction: Prediction, spread: Spread | None = None) -> str:
+    """The capacity in one line."""
     highest, saturated = prediction.capacity.highest, prediction.capacity.saturated
     meets = "no rate meets the latencies"
     if highest:

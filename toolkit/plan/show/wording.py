@@ -37,6 +37,7 @@ def number(value: float | None, limit: float | tuple[float, float] | None = None
 
 
 def quantity(value: float | None, unit: str, limit: float | tuple[float, float] | None = None) -> str:
+    """A value with its unit; a value without end reads as never."""
     if value is None or math.isinf(value):
         return NOTHING if value is None else NEVER
     if unit == "share":
@@ -81,6 +82,7 @@ def overload(prediction: Prediction) -> str:
 
 
 def margin(target: Target) -> str:
+    """The margin of a target in words."""
     return NOTHING if target.margin is not None and math.isinf(target.margin) else wording.margin(target)
 
 
@@ -106,6 +108,7 @@ def layout_in_words(deployment: Deployment) -> str:
 
 
 def share(value: float) -> str:
+    """A share as whole percent."""
     return f"{round(value * 100)} %"
 
 

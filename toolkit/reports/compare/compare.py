@@ -50,6 +50,8 @@ LONGEST, DEEPEST = 80, 8
 
 @dataclass(frozen=True)
 class Report:
+    """One load test of a comparison, and its letter."""
+
     letter: str
     directory: Path
     content: Mapping[str, Any]
@@ -82,6 +84,8 @@ class Change:
 
 @dataclass(frozen=True)
 class Row:
+    """One metric of all runs."""
+
     name: str
     label: str
     unit: Literal["ms", "1/s", "share"]
@@ -93,6 +97,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
+    """Load tests compared with the first one."""
+
     reports: tuple[Report, ...]
     rows: tuple[Row, ...]
     settings: tuple[tuple[str, tuple[str, ...]], ...]

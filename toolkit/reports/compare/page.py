@@ -34,6 +34,7 @@ def write_page(found: Comparison, file: Path) -> None:
 
 
 def page(found: Comparison) -> str:
+    """The HTML page of a comparison."""
     tone = {0: "PASS", 1: "FAIL"}.get(found.outcome.value, "UNDECIDED")
     keys = tuple(Key(SERIES[n % len(SERIES)], f"{r.letter} {r.name}") for n, r in enumerate(found.reports))
     charts = [_differences(found, keys), *_shares(found, keys)]

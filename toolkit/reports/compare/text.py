@@ -20,6 +20,7 @@ STYLES = {"PASS": "green", "FAIL": "bold red", "UNSURE": "yellow"}
 
 
 def started(report: Report) -> str:
+    """When a run started, in UTC."""
     return datetime.fromtimestamp(report.run.started, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
@@ -37,6 +38,7 @@ def between(change: Change) -> str:
 
 
 def label(row: Row) -> str:
+    """The label of a metric, with a star if the SLO limits it."""
     return f"{row.label} *" if row.limited else row.label
 
 
@@ -99,6 +101,7 @@ def as_markdown(found: Comparison) -> str:
 
 
 def data(found: Comparison) -> dict[str, Any]:
+    """A comparison as JSON-ready data."""
     return {
         "outcome": found.headline,
         "exit_code": found.outcome.value,

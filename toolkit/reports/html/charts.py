@@ -48,6 +48,8 @@ class Key:
 
 @dataclass(frozen=True)
 class Chart:
+    """A plot as inline SVG, with its title and caption."""
+
     title: str
     caption: str
     svg: str

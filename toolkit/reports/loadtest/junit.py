@@ -18,6 +18,7 @@ TAGS = {"FAIL": "failure", "UNDECIDED": "skipped", "NOT MEASURED": "skipped"}
 
 
 def document(deployment: Deployment, run: Run, verdict: Verdict, versions: Mapping[str, str]) -> str:
+    """The verdict as a JUnit XML document."""
     could_run = verdict.outcome is not Outcome.COULD_NOT_RUN
     skipped = ("skipped", "the run is no verdict")
     cases = [(target.label, *(_result(target) if could_run else skipped)) for target in verdict.targets]

@@ -64,6 +64,7 @@ def summary(deployment: Deployment, run: Run, verdict: Verdict) -> str:
 
 
 def could_not_run(name: str, reason: str) -> str:
+    """The summary of a load test that could not run."""
     return f"## COULD NOT RUN: {plain(name)}\n\n{plain(reason)}.\n"
 
 

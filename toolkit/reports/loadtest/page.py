@@ -30,6 +30,7 @@ MEANINGS = {
 
 
 def render(deployment: Deployment, run: Run, verdict: Verdict, versions: Mapping[str, str]) -> str:
+    """The HTML page of a load test."""
     measured = verdict.measured
     return render_page(
         "reports/loadtest/page.html.j2",

@@ -40,6 +40,7 @@ NOTES = (
 
 
 def verdict_of(deployment: Deployment, run: Run) -> Verdict:
+    """Judge a run by the SLO of its deployment."""
     limits = limits_of_a_request(deployment.slo)
     measured = run.measured(limits)
     open_loop = run.settings.get("loop") == "open"
@@ -106,6 +107,7 @@ def run_of(directory: Path, content: Mapping[str, Any]) -> Run:
 
 
 def as_json(deployment: Deployment, run: Run, verdict: Verdict) -> dict[str, Any]:
+    """The content of report.json."""
     return {
         "verdict": {
             "outcome": str(verdict.outcome),
@@ -163,6 +165,7 @@ def counted_by(run: Run) -> str:
 
 
 def versions() -> dict[str, str]:
+    """The versions of Python, the toolkit and the libraries that measure."""
     others = {name: metadata.version(name) for name in ("locust", "gevent", "h2")}
     return {"python": platform.python_version(), "toolkit": distribution.VERSION, **others}
 
@@ -175,6 +178,7 @@ def job_summary(deployment: Deployment, verdict: Verdict) -> str:
 
 
 def report_page(deployment: Deployment) -> Path:
+    """Where the page of the latest load test is."""
     return deployment.report_dir / HTML_NAME
 
 

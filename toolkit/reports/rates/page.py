@@ -33,6 +33,7 @@ Point = tuple[AtRate, float | None]
 
 
 def page(deployment: Deployment, found: Rates) -> str:
+    """The HTML page of tests at several rates."""
     return render(
         "reports/rates/page.html.j2",
         deployment=deployment,

@@ -31,6 +31,7 @@ def measured_line(trial: AtRate) -> str:
 
 
 def as_json(deployment: Deployment, found: Rates) -> dict[str, Any]:
+    """The content of rates.json."""
     return {
         "kind": found.kind,
         "outcome": found.line,

@@ -29,6 +29,8 @@ CLIENTS_FAULTS = (Refused, ValueError, TypeError)
 
 
 class TritonPythonModel:
+    """The class that Triton's Python backend loads."""
+
     def initialize(self, args):
         end_with_server()
         file = Path(args["model_repository"], args["model_version"], "model.yaml")
@@ -149,4 +151,5 @@ class Busy(Exception):
 
 
 def refusal(message, code):
+    """The error that a client gets, on one line."""
     return pb_utils.TritonError(" ".join(message.split()), code)

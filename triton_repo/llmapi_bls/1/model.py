@@ -18,6 +18,8 @@ from server_stream import Failed, ServerStream, plain
 
 
 class TritonPythonModel:
+    """The class that Triton's Python backend loads."""
+
     def initialize(self, args):
         end_with_server()
         values = ModelValues(args)

@@ -21,6 +21,8 @@ IDLE_S = 600.0
 
 
 class TritonPythonModel:
+    """The class that Triton's Python backend loads."""
+
     def initialize(self, args):
         end_with_server()
         values = ModelValues(args)

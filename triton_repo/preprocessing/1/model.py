@@ -12,6 +12,8 @@ NO_IDS = np.empty((1, 0), np.uint64)
 
 
 class TritonPythonModel:
+    """The class that Triton's Python backend loads."""
+
     def initialize(self, args):
         end_with_server()
         values = ModelValues(args)

@@ -32,6 +32,8 @@ suspended, must not end a healthy rehearsal: hence so long. Under `toolkit serve
 
 
 class TritonPythonModel:
+    """The class that Triton's Python backend loads."""
+
     def initialize(self, args):
         end_with_server()
         every(500, lambda: signal.setitimer(signal.ITIMER_REAL, PATIENCE_S))

@@ -24,6 +24,8 @@ from token_text import Detokenizer
 
 
 class TritonPythonModel:
+    """The class that Triton's Python backend loads."""
+
     def initialize(self, args):
         end_with_server()
         values = ModelValues(args)
