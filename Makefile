@@ -6,6 +6,8 @@ SMOLLM2 := models/smollm2-135m-instruct
 # By the name of the module: pip's scripts name their Python in a line for a shell, and the path may hold anything.
 RUN     := .venv/bin/python -m
 FUZZ_EXAMPLES ?= 2000
+# The variable silences an advertisement.
+SITE    := NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 # Three parts: what needs no server; what starts servers, two test files at a time; what measures times, one by one.
 SHARED  := -m "not slow" --numprocesses auto --maxprocesses 8
 SERVERS := -m "slow and not alone" --numprocesses 2 --dist loadfile
@@ -21,7 +23,7 @@ NAMES   := while read -r step name _; do case "$$step $$name" in \
 	"Installing collected") printf '\ninstalling all of them\n';; \
 	esac; done
 
-.PHONY: install demo test test-fast fuzz lint format docs clean
+.PHONY: install demo test test-fast fuzz lint format docs site clean
 
 install: .venv/installed
 
@@ -69,13 +71,19 @@ lint: install
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	.venv/bin/python -c 'from importlinter.cli import lint_imports_command as lint; lint()' --no-logo --no-cache
+	$(SITE)
 
 format: install
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
 
+# docs/reference/cli.md, from the commands' own --help.
 docs: install
 	.venv/bin/python docs/generate_cli.py
+
+# The docs as a site in work/site: open work/site/index.html. A dead link or a page without a shelf is an error.
+site: install
+	$(SITE)
 
 clean:
 	rm -rf .venv work models

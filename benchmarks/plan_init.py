@@ -1,4 +1,4 @@
-"""What `toolkit init` chooses for some models on 8 H100 and 8 H200, as the table in docs/how-to/planning.md.
+"""What `toolkit init` chooses for some models on 8 H100 and 8 H200, as the table in docs/how-to/layouts.md.
 
 python benchmarks/plan_init.py
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -88,22 +87,6 @@ def test_a_dry_run_of_a_build_prints_its_command(tmp_path: Path) -> None:
 
 def test_the_reference_is_current() -> None:
     assert (ROOT / "docs/reference/cli.md").read_text() == reference(), "run: make docs"
-
-
-PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md"))]
-
-
-@pytest.mark.parametrize("page", [str(page.relative_to(ROOT)) for page in PAGES])
-def test_links_lead_somewhere(page: str) -> None:
-    file = ROOT / page
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", file.read_text()):
-        assert (file.parent / target).exists(), target
-
-
-def test_the_pages_name_only_commands_that_exist() -> None:
-    for page in PAGES:
-        for command in re.findall(r"^(?:    |\$ )toolkit ([a-z-]+)", page.read_text(), re.MULTILINE):
-            assert command in COMMANDS, f"{page.name}: toolkit {command}"
 
 
 def test_more_load_processes_than_the_machine_can_run() -> None:

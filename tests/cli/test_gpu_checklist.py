@@ -1,4 +1,4 @@
-"""docs/how-to/gpu-checklist.md: every command of it can be typed as it stands."""
+"""The GPU checklist, in its two pages: every command of it can be typed as it stands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from toolkit.runtime.images import image
 from toolkit.sizing.host import plan_host, rank_bytes
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs/how-to/gpu-checklist.md").read_text()
+PAGE = "".join((ROOT / f"docs/how-to/{name}.md").read_text() for name in ("gpu-checklist", "gpu-checklist-serve"))
 PLANNED = {"migrate"} - set(COMMANDS)
 """Not in this release yet."""
 

@@ -195,7 +195,7 @@ def test_a_repository_with_many_mistakes(repository, monkeypatch):
     assert set(AT_ONCE) <= found and len(found) >= 25
     monkeypatch.chdir(repository.parent)
     shown = toolkit("lint", "repository").stdout.replace(str(repository.parent), "")
-    page = (ROOT / "docs/reference/lint.md").read_text()
+    page = (ROOT / "docs/how-to/lint.md").read_text()
     assert without_lines(shown) in without_lines(page), shown
 
 

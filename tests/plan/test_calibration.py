@@ -306,8 +306,8 @@ def test_reading_needs_no_torch(tmp_path):
 
 
 def test_the_page_shows_a_file_that_is_one(tmp_path):
-    """The example of docs/how-to/calibration.md is read, and each of its fields is explained there."""
-    page = (ROOT / "docs/how-to/calibration.md").read_text()
+    """The example of docs/reference/calibration-file.md is read, and each of its fields is explained there."""
+    page = (ROOT / "docs/reference/calibration-file.md").read_text()
     examples = [yaml.safe_load(part.partition("```")[0]) for part in page.split("```json\n")[1:]]
     examples = [one for one in examples if "kind" in one]
     assert {one["kind"] for one in examples} == {"layers", "steps"}

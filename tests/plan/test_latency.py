@@ -52,7 +52,7 @@ def test_the_table_holds_what_the_fit_gives(name):
 def test_a_decode_step_by_hand():
     """One generation, no context: the weights of 20 layers of half a model, 50 GB of 100 GB a stage's GPU pair.
 
-    A layer's matrices on one of two ranks are 427,819,008 elements (docs/how-to/planning.md), streamed at 84 %
+    A layer's matrices on one of two ranks are 427,819,008 elements (docs/why/step-time.md), streamed at 84 %
     of 3.35 TB/s, with 3.69 us for each of the four products; the rest is floors of a few microseconds.
     """
     weights = 427_819_008 * 2 / (0.839 * 3.35e12)

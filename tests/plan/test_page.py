@@ -132,7 +132,7 @@ def test_tiles_hold_the_figures_of_the_prediction(prediction, alone):
 
 
 def test_the_memory_of_the_flagship_is_written_in_its_bars(prediction):
-    """docs/how-to/planning.md: 15.938 GiB of layers, 20 GiB of KV cache, 67.66 GiB the limit."""
+    """docs/why/memory.md: 15.938 GiB of layers, 20 GiB of KV cache, 67.66 GiB the limit."""
     chart = memory_chart(prediction)
     texts = Page(chart.svg).of("text")
     assert texts.count("15.9") == texts.count("20.0") == texts.count("4.2") == 8

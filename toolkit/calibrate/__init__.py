@@ -1,7 +1,7 @@
 """Measures how long things take here, for the planner to predict with instead of its table.
 
 Of an engine for GPUs, the parts of a layer on one GPU (`layers`); of a rehearsal, whole steps on its real ranks
-(`steps`), and how much longer they take in service (`service`). docs/how-to/calibration.md describes the
+(`steps`), and how much longer they take in service (`service`). docs/reference/calibration-file.md describes the
 file that is written; toolkit/steptimes/calibration.py reads it.
 """
 

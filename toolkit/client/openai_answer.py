@@ -1,6 +1,6 @@
 """An answer of OpenAI's API, chunk by chunk or whole: its text, and what the server counted.
 
-Servers differ in what they leave out and how they spell it (docs/how-to/serving.md has the list). Anything else is
+Servers differ in what they leave out and how they spell it (docs/how-to/clients.md has the list). Anything else is
 an error that shows the first bytes of what came.
 """
 

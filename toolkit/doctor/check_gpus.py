@@ -163,7 +163,7 @@ def driver(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     image = release.image(deployment.engine_options.version) or (*release.images, *LATEST.images)[0]
     new = _first_two(gpus.driver) >= _first_two(image.driver)
     needed = f"{_shown(image.driver)} or newer for {image.tag.rpartition('/')[2]}"
-    fix = "Update the driver. About older branches on data center GPUs see docs/how-to/doctor.md."
+    fix = "Update the driver. About older branches on data center GPUs see docs/reference/doctor.md."
     yield verdict("driver", new, found, needed, fix)
     cuda = _first_two(gpus.cuda)
     if new and cuda and cuda < _first_two(image.cuda):

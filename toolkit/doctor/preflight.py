@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Stage = Literal["build", "serve"]
 IN_DOUBT = ("driver",)
-"""Errors of the doctor that end nothing: an image may run on older drivers than are known (docs/how-to/doctor.md)."""
+"""Errors of the doctor that end nothing: an image may run on older drivers too (docs/reference/doctor.md)."""
 
 
 def some_gpu(machine: Machine, _deployment: Deployment | None) -> Iterator[Check]:

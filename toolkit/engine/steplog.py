@@ -1,6 +1,6 @@
 """What the engine computed and when, step by step, for `toolkit calibrate`.
 
-docs/how-to/calibration.md describes the file.
+docs/reference/calibration-file.md describes the file.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What runs in each step, by the rules of TensorRT-LLM's executor, which is what we rehearse.
 
 Its loop takes the micro-batches in turn: it waits for the tokens of micro-batch k, fetches new requests, fills k
-from all that may run now, starts it, and goes on to k + 1. Four rules follow (source files: docs/why/rehearsal.md):
+from all that may run now, starts it, and goes on to k + 1. Four rules follow (source files: docs/why/scheduling.md):
 
 - A context that is cut into chunks has one in each micro-batch: they follow each other through the stages. Only its
   last chunk, and a generation, have to come back before the sequence is in another step.

@@ -41,5 +41,5 @@ def advice(own: GeneratorError, asked: float, processes: int) -> str:
         return text
     if needed <= cores:
         return f"{text}: use --processes {needed}"
-    more = f"{needed} workers, and this machine has {cores} cores: use others too (docs/how-to/load-testing.md)"
+    more = f"{needed} workers, and this machine has {cores} cores: use others too (docs/how-to/load-machines.md)"
     return f"{text}, which wants {more}"

@@ -1,6 +1,6 @@
 """Memory of each GPU of a deployment: weights where they really are, KV cache, workspace, and what is left.
 
-Everything here is arithmetic on the model's shape; docs/how-to/planning.md does it by hand for the flagship.
+Everything here is arithmetic on the model's shape; docs/why/memory.md does it by hand for the flagship.
 Bytes throughout; GiB only when printed.
 """
 

@@ -1,6 +1,7 @@
 """Reads a calibration file, of `toolkit calibrate`, and predicts with it instead of with the table of GPUs.
 
-docs/how-to/calibration.md describes the file. Nothing in it is trusted: it may come from another machine, or a pen.
+docs/reference/calibration-file.md describes the file. Nothing in it is trusted: it may come from another machine, or
+from an editor.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A step computes a batch of contexts (prompts, or chunks of them) and of generations (one token each). Per
 layer and GPU it is the sum of: four matrix products, each the larger of its arithmetic and its bytes; norms
 and activation; attention of the contexts (arithmetic) and of the generations (keys and values read); two
-all-reduces. The first stage adds the embedding, the last one lm_head. docs/how-to/planning.md derives each term and
+all-reduces. The first stage adds the embedding, the last one lm_head. docs/why/step-time.md derives each term and
 works one step by hand. Seconds, bytes and FLOPs throughout.
 """
 

@@ -23,7 +23,7 @@ bend the fit less. The weights for that settle within so many rounds."""
 
 
 class MeasuredStep(NamedTuple):
-    """One step as it was timed, in seconds; `docs/how-to/calibration.md` defines each of them."""
+    """One step as it was timed, in seconds; `docs/reference/calibration-file.md` defines each of them."""
 
     kind: str
     """generation, context or mixed."""
