@@ -22,7 +22,7 @@ from toolkit.reports.loadtest import report
 from toolkit.serve.state import read_state
 from toolkit.slo.generator_error import AtPercentiles, GeneratorError
 from toolkit.slo.run import Run
-from toolkit.slo.server_seen import GpuSeen, ServerSeen
+from toolkit.slo.server_metrics import GpuSeen, ServerSeen
 from toolkit.steptimes import calibration
 
 from .fuzzing import JSON_PIECES, MANY, changed, checked, damaged, examples, printed

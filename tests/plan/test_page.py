@@ -23,7 +23,7 @@ from toolkit.plan.show.charts import Line, memory_chart, rate_charts
 from toolkit.plan.show.page import page, write_page
 from toolkit.plan.show.timeline import timeline_chart
 from toolkit.plan.sweep import SHARES, Point, points_of
-from toolkit.slo.verdict import Target
+from toolkit.slo.target import Target
 
 FLAGSHIP = Path(__file__).parents[2] / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml"
 WORKLOAD = {"requests": 100, "rate": 3.0, "prompt_tokens": 1024, "output_tokens": 12, "arrivals": "poisson"}

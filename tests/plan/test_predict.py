@@ -11,8 +11,9 @@ from toolkit.plan.remedies import remedies
 from toolkit.plan.remedy import to_fit
 from toolkit.plan.show.report import workload_text
 from toolkit.plan.what_if import load_changed
-from toolkit.slo.server_seen import GpuSeen, ServerSeen
-from toolkit.slo.verdict import Outcome, judge, limits_of_a_request
+from toolkit.slo.server_metrics import GpuSeen, ServerSeen
+from toolkit.slo.target import limits_of_a_request
+from toolkit.slo.verdict import Outcome, judge
 
 
 def test_the_flagship_misses_its_slo_and_small_steps_meet_its_latencies(flagship, flagship_compared):

@@ -12,7 +12,7 @@ from toolkit.plan.predict import UNSTEADY, predict
 from toolkit.plan.seeds import SEEDS, WITHIN, figures_of, spread_of, with_intervals
 from toolkit.plan.show import wording
 from toolkit.plan.show.page import page
-from toolkit.slo.verdict import Target
+from toolkit.slo.target import Target
 
 SHORT = {"parallel": {"tp": 8, "pp": 1}, "slo": {"ttft_ms": {"p99": 1500}, "requests_per_s": 8}}
 WORKLOAD = {"rate": 8, "requests": 120, "output_tokens": 16}

@@ -17,7 +17,7 @@ from toolkit.reports.loadtest import report
 from toolkit.reports.loadtest.markdown import append_to_job_summary
 from toolkit.slo.generator_error import AtPercentiles, GeneratorError
 from toolkit.slo.run import Run
-from toolkit.slo.server_seen import GpuSeen, ServerSeen
+from toolkit.slo.server_metrics import GpuSeen, ServerSeen
 from toolkit.slo.verdict import could_not_run
 
 from .samples import EPOCH, failed, sample

@@ -17,9 +17,9 @@ from toolkit.reports.compare.compare import compare
 from toolkit.reports.loadtest import report
 from toolkit.reports.loadtest.terminal import summary_text
 from toolkit.slo.metrics import Measured
+from toolkit.slo.repeatability import repeatability
 from toolkit.slo.run import Run
-from toolkit.slo.server_seen import GpuSeen, ServerSeen, together
-from toolkit.slo.spread import spreads
+from toolkit.slo.server_metrics import GpuSeen, ServerSeen, combined
 
 from .samples import EPOCH, sample
 
@@ -46,11 +46,11 @@ def test_warm_up_is_left_out_each_time_and_the_pauses_between_are_no_time_of_the
     measured = run.measured({})
     assert measured.distributions["ttft_ms"].values[-1] == pytest.approx(150, abs=0.01)
     assert measured.duration_s == pytest.approx(3 * 1.92 + (0.1 + 0.12 + 0.15), abs=0.1)
-    rows = {row.label: row for row in spreads(measured)}
+    rows = {row.label: row for row in repeatability(measured)}
     assert rows["TTFT P50"].values == pytest.approx((100, 120, 150), abs=0.01)
-    assert rows["TTFT P50"].share == pytest.approx(50 / 120, rel=1e-3)
-    assert rows["TPOT P99"].share == pytest.approx(0, abs=1e-3)
-    assert not spreads(once(100, 0).measured({}))
+    assert rows["TTFT P50"].spread == pytest.approx(50 / 120, rel=1e-3)
+    assert rows["TPOT P99"].spread == pytest.approx(0, abs=1e-3)
+    assert not repeatability(once(100, 0).measured({}))
 
 
 def test_the_interval_is_that_of_the_repeats(deployment) -> None:
@@ -103,5 +103,5 @@ def test_the_gpus_of_all_times() -> None:
     seen = [
         ServerSeen((GpuSeen("a", share, used, 80.0),), 10, kv) for share, used, kv in ((0.7, 5, 0.3), (0.9, 4, 0.2))
     ]
-    assert together(seen) == ServerSeen((GpuSeen("a", pytest.approx(0.8), 5, 80.0),), 20, 0.3)
-    assert together([]) is None
+    assert combined(seen) == ServerSeen((GpuSeen("a", pytest.approx(0.8), 5, 80.0),), 20, 0.3)
+    assert combined([]) is None

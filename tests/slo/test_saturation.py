@@ -8,7 +8,8 @@ from tests.slo.samples import failed, sample
 from toolkit.config.sections import Slo
 from toolkit.slo.metrics import Measured
 from toolkit.slo.saturation import SaturationCheck
-from toolkit.slo.verdict import Target, judge
+from toolkit.slo.target import Target
+from toolkit.slo.verdict import judge
 
 
 def test_a_server_that_keeps_up_and_one_that_falls_behind() -> None:

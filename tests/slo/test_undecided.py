@@ -9,8 +9,9 @@ import pytest
 from toolkit.config.sections import Percentiles, Slo
 from toolkit.slo.generator_error import AtPercentiles, GeneratorError
 from toolkit.slo.metrics import Measured
-from toolkit.slo.server_seen import GpuSeen, ServerSeen
-from toolkit.slo.verdict import Outcome, judge, limits_of_a_request
+from toolkit.slo.server_metrics import GpuSeen, ServerSeen
+from toolkit.slo.target import limits_of_a_request
+from toolkit.slo.verdict import Outcome, judge
 
 from .samples import EPOCH, failed, sample
 

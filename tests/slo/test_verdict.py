@@ -6,7 +6,8 @@ import pytest
 
 from toolkit.config.sections import Percentiles, Slo
 from toolkit.slo.metrics import Measured
-from toolkit.slo.verdict import Outcome, could_not_run, judge, limits_of_a_request
+from toolkit.slo.target import limits_of_a_request
+from toolkit.slo.verdict import Outcome, could_not_run, judge
 
 from .samples import failed, sample
 

@@ -6,7 +6,7 @@ Rules that involve two fields are in toolkit/config/rules.py; toolkit/config/dep
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_model, model_validator
 
@@ -156,9 +156,18 @@ class Percentiles(Section):
     p95: PositiveFloat | None = None
     p99: PositiveFloat | None = None
 
+    @property
+    def limits(self) -> list[tuple[int, float]]:
+        """(percentile, limit) of those that are given, in rising order."""
+        limits = ((int(name[1:]), getattr(self, name)) for name in Percentiles.model_fields)
+        return sorted((q, limit) for q, limit in limits if limit is not None)
 
-_LATENCIES: dict[str, Any] = {name: (Percentiles, Percentiles()) for name in METRICS}
-_Latencies: Any = create_model("_Latencies", __base__=Section, **_LATENCIES)
+
+if TYPE_CHECKING:
+    _Latencies = Section
+else:  # a new metric is one entry of METRICS; a type checker cannot see the field that it gets here
+    _LATENCIES = {name: (Percentiles, Percentiles()) for name in METRICS}
+    _Latencies = create_model("_Latencies", __base__=Section, **_LATENCIES)
 
 
 class Slo(_Latencies):
@@ -169,6 +178,11 @@ class Slo(_Latencies):
     """Share of all requests, errors included, that must be inside every per-request target."""
     gpu_utilisation: Annotated[tuple[Share, Share], Field(strict=False)] | None = None
     load_balance_variance: Share | None = None
+
+    def percentiles(self, metric: str) -> list[tuple[int, float]]:
+        """(percentile, limit in ms) of each target for a metric of METRICS, in rising order."""
+        limits: Percentiles = getattr(self, metric)
+        return limits.limits
 
 
 class Lengths(Section):

@@ -34,15 +34,16 @@ from toolkit.load.options import Chosen
 from toolkit.load.prediction import predicted
 from toolkit.load.progress import Progress
 from toolkit.load.self_check import SLACK_CPU
+from toolkit.load.server_watch import ServerWatch
 from toolkit.reports.loadtest import report
 from toolkit.reports.loadtest.samples import write_samples
 from toolkit.reports.loadtest.terminal import summary_text
 from toolkit.slo.generator_error import GeneratorError, Lag, read_late_ms
 from toolkit.slo.metrics import Sample
 from toolkit.slo.run import Run
-from toolkit.slo.server_metrics import ServerWatch
-from toolkit.slo.server_seen import ServerSeen
-from toolkit.slo.verdict import Outcome, Verdict, limits_of_a_request
+from toolkit.slo.server_metrics import ServerSeen
+from toolkit.slo.target import limits_of_a_request
+from toolkit.slo.verdict import Outcome, Verdict
 
 WATCH_S = 0.5
 LOST_AFTER_S = 10.0

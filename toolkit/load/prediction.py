@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from toolkit.calibrate import NAME as CALIBRATION
 from toolkit.errors import ToolkitError
 from toolkit.plan.predict import predict
-from toolkit.slo.metrics import Measured, Sample
+from toolkit.slo.metrics import LATENCIES, Measured, Sample
 from toolkit.slo.prediction import Beside, Predicted
 from toolkit.slo.run import Run
-from toolkit.slo.verdict import LATENCIES, limits_of_a_request
+from toolkit.slo.target import limits_of_a_request
 from toolkit.steptimes.calibration import load
 from toolkit.workload import Traffic
 from toolkit.workload.traffic import Planned

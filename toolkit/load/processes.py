@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from toolkit.load.self_check import ITL_MS
 from toolkit.reports.wording import carried
-from toolkit.slo.verdict import percentiles
 
 if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment
@@ -25,7 +24,7 @@ def asked_tokens_per_s(deployment: Deployment, work: Work) -> float:
     them waits for a first token and each has tokens as fast as the SLO wants them."""
     if work.tokens_per_s is not None:
         return work.tokens_per_s
-    limits = percentiles(deployment.slo, "tpot_ms")
+    limits = deployment.slo.percentiles("tpot_ms")
     return (work.users or 1) * 1e3 / (limits[0][1] if limits else ITL_MS)
 
 

@@ -13,7 +13,7 @@ from toolkit.load.prediction import predicted
 from toolkit.load.runner import Options, attempt, work_for
 from toolkit.reports.loadtest import report
 from toolkit.slo.run import Run
-from toolkit.slo.server_seen import together
+from toolkit.slo.server_metrics import combined
 from toolkit.slo.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def one_of(runs: Sequence[Run]) -> Run:
         settings={**first.settings, "repeats": len(runs)},
         cut_short=last.cut_short,
         own=last.own,
-        server=together([one.server for one in runs if one.server]),
+        server=combined([one.server for one in runs if one.server]),
         predicted=None,
         repeats=tuple(len(one.samples) for one in runs),
     )

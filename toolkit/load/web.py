@@ -21,7 +21,7 @@ from toolkit.load.requests import Work
 from toolkit.reports.html.render import render
 from toolkit.reports.loadtest import report
 from toolkit.reports.wording import load as load_in_words
-from toolkit.slo.verdict import limits_of_a_request
+from toolkit.slo.target import limits_of_a_request
 
 TAB = """<script>
 setInterval(() => {

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from toolkit.slo.verdict import percentiles
 from toolkit.steptimes.step import StepTimes, StepWork, decode, prefill
 
 if TYPE_CHECKING:
@@ -80,6 +79,6 @@ class Bounds:
 
 def token_limit_s(slo: Slo, output: int) -> float | None:
     """The time a token may take by the SLO, if it says any: TPOT's least limit, or an answer's over its tokens."""
-    limits = [limit for _, limit in percentiles(slo, "tpot_ms")]
-    limits += [limit / output for _, limit in percentiles(slo, "e2e_ms")]
+    limits = [limit for _, limit in slo.percentiles("tpot_ms")]
+    limits += [limit / output for _, limit in slo.percentiles("e2e_ms")]
     return min(limits) / 1e3 if limits else None

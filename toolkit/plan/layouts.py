@@ -20,7 +20,8 @@ from toolkit.plan.tuning import STEPS, Ceiling, Objective, Tuned, fits, tuned
 from toolkit.processes import forked_pool
 from toolkit.simulate.capacity import PRECISION
 from toolkit.sizing.memory import MemoryPlan, plan_memory
-from toolkit.slo.verdict import OF_THE_GPUS, Target
+from toolkit.slo.target import Target
+from toolkit.slo.verdict import OF_THE_GPUS
 
 if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment

@@ -19,8 +19,9 @@ from toolkit.sizing.gpus import gpu_named
 from toolkit.sizing.memory import MemoryPlan, plan_memory
 from toolkit.sizing.precision import precision_of
 from toolkit.slo.metrics import Measured
-from toolkit.slo.server_seen import GpuSeen, ServerSeen
-from toolkit.slo.verdict import Target, Verdict, at_least, judge, limits_of_a_request, percentiles, sum_up
+from toolkit.slo.server_metrics import GpuSeen, ServerSeen
+from toolkit.slo.target import Target, at_least, limits_of_a_request
+from toolkit.slo.verdict import Verdict, judge, sum_up
 from toolkit.steptimes.aiconfigurator import Aiconfigurator
 from toolkit.steptimes.calibration import Calibration
 from toolkit.steptimes.latency import ClosedForm
@@ -227,7 +228,7 @@ class Prediction:
         return target
 
     def _limited(self, metric: str) -> bool:
-        return bool(percentiles(self.deployment.slo, metric))
+        return bool(self.deployment.slo.percentiles(metric))
 
 
 def _means(traffic: Traffic) -> tuple[int, int]:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from toolkit.config.deployment import with_settings
 from toolkit.processes import forked_pool
 from toolkit.slo.intervals import Interval
-from toolkit.slo.verdict import LATENCIES, Target
+from toolkit.slo.metrics import LATENCIES
+from toolkit.slo.target import Target
 
 if TYPE_CHECKING:
     from toolkit.plan.predict import Prediction

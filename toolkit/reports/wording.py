@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from toolkit.slo.generator_error import GeneratorError
-from toolkit.slo.server_seen import ServerSeen
-from toolkit.slo.verdict import Target
+from toolkit.slo.server_metrics import ServerSeen
+from toolkit.slo.target import Target
 
 NOTHING = "–"
 

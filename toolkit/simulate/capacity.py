@@ -12,7 +12,8 @@ from toolkit.config.sections import Slo
 from toolkit.inflight import SchedulerConfig
 from toolkit.simulate.run import Simulation, simulate
 from toolkit.slo.metrics import Sample, is_good
-from toolkit.slo.verdict import judge, limits_of_a_request, of_a_rate, percentiles
+from toolkit.slo.target import limits_of_a_request
+from toolkit.slo.verdict import judge, of_a_rate
 from toolkit.steptimes.step import StepTimes, decode
 from toolkit.workload import Traffic
 
@@ -107,7 +108,7 @@ class Trial:
         """Whether even a lone sequence, with hardly any context, gets its tokens too late."""
         work = decode(1, 1)
         step = sum(self.times.stage_seconds(work)) + (self.times.stages - 1) * self.times.hop_seconds(work)
-        return any(step * 1e3 > limit for _, limit in percentiles(self.slo, "tpot_ms"))
+        return any(step * 1e3 > limit for _, limit in self.slo.percentiles("tpot_ms"))
 
     def widened(self, low: float, high: float, most: float) -> tuple[float, float]:
         """Widen the range (low, high) of highest rates from other seeds until it holds this one: few runs if it does.
@@ -209,7 +210,7 @@ def hopeless(slo: Slo, traffic: Traffic) -> Callable[[Sample], bool]:
         (metric, limit, math.floor((1 - q / 100) * (count - 1)) + 1)
         for metric in limits
         if not METRICS[metric].many
-        for q, limit in percentiles(slo, metric)
+        for q, limit in slo.percentiles(metric)
     ]
     missed = [0] * len(bounds)
 

@@ -27,6 +27,8 @@ from pydantic import Field
 
 from toolkit.config.metrics import METRICS, Metric
 
+LATENCIES = {name: metric.label for name, metric in METRICS.items()}
+"""The latency metrics that the SLO knows, and what people call them."""
 Moment = Annotated[float, Field(ge=0, lt=2.5e11)]
 """Seconds since the Unix epoch, before the year 9900: what a report may hold."""
 Count = Annotated[int, Field(ge=0, lt=2**31)]

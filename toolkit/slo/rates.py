@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from toolkit.slo.generator_error import GeneratorError
+from toolkit.slo.metrics import LATENCIES
 from toolkit.slo.prediction import Predicted
 from toolkit.slo.saturation import SaturationCheck
-from toolkit.slo.verdict import LATENCIES, Verdict
+from toolkit.slo.verdict import Verdict
 
 SHOWN = (50, 90, 99)
 

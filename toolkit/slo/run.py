@@ -10,7 +10,7 @@ from typing import Any
 from toolkit.slo.generator_error import GeneratorError
 from toolkit.slo.metrics import Measured, Sample
 from toolkit.slo.prediction import Predicted
-from toolkit.slo.server_seen import ServerSeen
+from toolkit.slo.server_metrics import ServerSeen
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from toolkit.slo.metrics import Measured, is_good
 
 if TYPE_CHECKING:
-    from toolkit.slo.verdict import Target
+    from toolkit.slo.target import Target
 
 SATURATED = 0.9
 """A server that ends less than this share of what comes is behind, whatever its latencies are so far."""

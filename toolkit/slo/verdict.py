@@ -11,18 +11,15 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Literal
 
 from toolkit.config.metrics import METRICS
 from toolkit.config.sections import Slo
 from toolkit.slo.generator_error import GeneratorError, error_of, share_error
-from toolkit.slo.intervals import Bootstrap, Interval, interval, wilson
-from toolkit.slo.metrics import Measured
+from toolkit.slo.intervals import Bootstrap, interval, wilson
+from toolkit.slo.metrics import LATENCIES, Measured
 from toolkit.slo.saturation import without_the_drain
-from toolkit.slo.server_seen import ServerSeen
-
-LATENCIES = {name: metric.label for name, metric in METRICS.items()}
-"""The latency metrics that the SLO knows, and what people call them."""
+from toolkit.slo.server_metrics import ServerSeen
+from toolkit.slo.target import Target, at_least, at_most, limits_of_a_request, within
 
 OF_THE_GPUS = ("gpu_utilisation", "load_balance_variance")
 NOT_OF_A_RATE = ("requests_per_s", *OF_THE_GPUS)
@@ -42,36 +39,6 @@ class Outcome(Enum):
 
     def __str__(self) -> str:
         return self.name.replace("_", " ")
-
-
-@dataclass(frozen=True)
-class Target:
-    """One line of the SLO, judged."""
-
-    name: str
-    label: str
-    unit: Literal["ms", "1/s", "share"]
-    sign: Literal["≤", "≥", "within"]
-    limit: float | tuple[float, float]
-    measured: float | None = None
-    passed: bool | None = None
-    """What the measured value says, certain or not. None when it was not measured."""
-    margin: float | None = None
-    """How far inside the limit, as a share of it: 0.25 is a quarter to spare, negative is a miss."""
-    note: str = ""
-    """Why it was not measured, or a caveat."""
-    interval: Interval | None = None
-    """Where the value lies with 95 % confidence."""
-    own_error: float | None = None
-    """The load generator's, in the target's unit; None when it is not known."""
-    undecided: str = ""
-    """Why `passed` cannot be trusted."""
-
-    @property
-    def outcome(self) -> str:
-        if self.passed is None:
-            return "NOT MEASURED"
-        return "UNDECIDED" if self.undecided else "PASS" if self.passed else "FAIL"
 
 
 @dataclass(frozen=True)
@@ -107,17 +74,6 @@ def of_a_rate(targets: Iterable[Target]) -> list[Target]:
     Where they pass, a rate "meets the latencies"; only a verdict on all targets "meets the SLO".
     """
     return [target for target in targets if target.name not in NOT_OF_A_RATE]
-
-
-def limits_of_a_request(slo: Slo) -> dict[str, float]:
-    """The limits (ms) that a single request must be inside of, for goodput and compliance: of each latency
-    the highest percentile that the SLO gives, as that one is meant to hold for all but the outliers."""
-    limits = {}
-    for metric in LATENCIES:
-        given = [limit for _, limit in percentiles(slo, metric)]
-        if given:
-            limits[metric] = given[-1]
-    return limits
 
 
 def judge(
@@ -180,10 +136,10 @@ def could_not_run(slo: Slo, reason: str) -> Verdict:
 def _targets(slo: Slo, measured: Measured, server: ServerSeen | None = None) -> Iterator[Target]:
     for metric, label in LATENCIES.items():
         distribution = measured.distributions[metric]
-        for q, limit in percentiles(slo, metric):
+        for q, limit in slo.percentiles(metric):
             value = distribution.percentile(q)
             note = _caveat(q, len(distribution)) if value is not None else _absence(metric, measured)
-            yield _at_most(Target(f"{metric}.p{q}", f"{label} P{q}", "ms", "≤", limit, value, note=note))
+            yield at_most(Target(f"{metric}.p{q}", f"{label} P{q}", "ms", "≤", limit, value, note=note))
     if slo.requests_per_s is not None:
         rate = measured.requests_per_s if measured.samples else None
         yield at_least(Target("requests_per_s", "Requests/s", "1/s", "≥", slo.requests_per_s, rate))
@@ -197,7 +153,7 @@ def _targets(slo: Slo, measured: Measured, server: ServerSeen | None = None) -> 
         bound, uneven = slo.load_balance_variance, server.load_balance_variance if server else None
         target = Target("load_balance_variance", "Load-balance variance", "share", "≤", bound, uneven)
         note = unseen if uneven is None else "(most - least) / mean of the GPUs' utilisation"
-        yield _at_most(replace(target, note=note))
+        yield at_most(replace(target, note=note))
 
 
 def _compliance(slo: Slo, measured: Measured) -> Target:
@@ -245,37 +201,6 @@ def _with_interval(target: Target, bootstrap: Bootstrap) -> Target:
     elif low <= target.limit <= high:
         caveat = "the limit is within the interval: another run may come out otherwise"
     return replace(target, interval=found, note="; ".join(filter(None, (target.note, caveat))))
-
-
-def _at_most(target: Target) -> Target:
-    limit, value = target.limit, target.measured
-    if value is None or isinstance(limit, tuple):
-        return target
-    return replace(target, passed=value <= limit, margin=(limit - value) / limit)
-
-
-def within(target: Target) -> Target:
-    """The target judged by its measured value, which is to be between its two limits."""
-    assert isinstance(target.limit, tuple) and target.measured is not None
-    value, (low, high) = target.measured, target.limit
-    return replace(target, passed=low <= value <= high, margin=min(value - low, high - value) / high)
-
-
-def at_least(target: Target) -> Target:
-    """The target judged by its measured value, which is to be no less than its limit."""
-    limit, value = target.limit, target.measured
-    if isinstance(limit, tuple):
-        return target
-    if value is None:
-        return replace(target, note="no request was made")
-    return replace(target, passed=value >= limit, margin=(value - limit) / limit)
-
-
-def percentiles(slo: Slo, metric: str) -> list[tuple[int, float]]:
-    """The percentiles of a metric that the SLO limits, in rising order."""
-    given = getattr(slo, metric)
-    found = ((int(name[1:]), getattr(given, name)) for name in type(given).model_fields)
-    return sorted((q, limit) for q, limit in found if limit is not None)
 
 
 def _caveat(q: int, samples: int) -> str:

@@ -23,7 +23,6 @@ from toolkit.reports.html.charts import (
     svg,
 )
 from toolkit.sizing.memory import GIB, MemoryPlan, StagePlan
-from toolkit.slo.verdict import percentiles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -169,7 +168,7 @@ def _rate_chart(
     keys: tuple[Key, ...],
 ) -> Chart:
     title, meaning = words
-    limits = percentiles(slo, f"{metric}_ms")
+    limits = slo.percentiles(f"{metric}_ms")
     endless = any(math.isinf(getattr(point, f"{metric}_p99")) for line in lines for point in line.points)
 
     def draw(axes: Axes) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment
     from toolkit.plan.claim import Claim
     from toolkit.slo.intervals import Interval
-    from toolkit.slo.verdict import Target
+    from toolkit.slo.target import Target
     from toolkit.steptimes.calibration import Calibration
 
 PERCENTILES = (50, 90, 99)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Literal
 
 from toolkit.plan.show import wording
 from toolkit.plan.sweep import Point
-from toolkit.slo.verdict import percentiles
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -69,5 +68,5 @@ def _values(point: Point, metric: Metric) -> tuple[float, float]:
 
 def _limit(slo: Slo, metric: Metric) -> float | None:
     """Of the highest percentile that has one."""
-    found = percentiles(slo, f"{metric}_ms")
+    found = slo.percentiles(f"{metric}_ms")
     return found[-1][1] if found else None

@@ -8,7 +8,7 @@ from toolkit.plan.layouts import Comparison, Layout, layout_name, rank
 from toolkit.plan.predict import Prediction
 from toolkit.reports import wording
 from toolkit.sizing.memory import GIB
-from toolkit.slo.verdict import Target
+from toolkit.slo.target import Target
 
 BEST = {
     "slo": "meets the SLO with the most to spare",

@@ -13,7 +13,8 @@ from toolkit.plan.show import wording
 from toolkit.plan.show.reasons import reason, too_busy, without_a_pipeline
 from toolkit.plan.show.report_memory import plain_table
 from toolkit.plan.show.wording import LAYOUT, layout_in_words
-from toolkit.slo.verdict import LATENCIES, Target
+from toolkit.slo.metrics import LATENCIES
+from toolkit.slo.target import Target
 from toolkit.workload.traffic import with_arrivals
 
 if TYPE_CHECKING:

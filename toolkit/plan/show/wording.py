@@ -10,7 +10,8 @@ from toolkit.plan.remedy import Remedy
 from toolkit.plan.seeds import SEEDS
 from toolkit.reports import wording
 from toolkit.slo.intervals import Interval
-from toolkit.slo.verdict import OF_THE_GPUS, Target
+from toolkit.slo.target import Target
+from toolkit.slo.verdict import OF_THE_GPUS
 from toolkit.workload.traffic import with_arrivals
 
 if TYPE_CHECKING:

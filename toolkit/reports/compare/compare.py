@@ -23,9 +23,10 @@ from toolkit.reports.loadtest.report import JSON_NAME, counted_by, read_content,
 from toolkit.reports.loadtest.samples import problem_of
 from toolkit.slo.generator_error import error_of
 from toolkit.slo.intervals import Bootstrap, Interval, interval, newcombe
-from toolkit.slo.metrics import Measured
+from toolkit.slo.metrics import LATENCIES, Measured
 from toolkit.slo.run import Run
-from toolkit.slo.verdict import LATENCIES, Outcome, limits_of_a_request, percentiles
+from toolkit.slo.target import limits_of_a_request
+from toolkit.slo.verdict import Outcome
 
 Result = Literal[
     "better", "worse", "no difference seen", "too few requests", "within the generator's error", "not measured"
@@ -159,7 +160,7 @@ class _Measurement:
 
 def _rows(found: Sequence[_Measurement], slo: Slo) -> Iterator[Row]:
     for metric, label in LATENCIES.items():
-        limited = {q for q, _ in percentiles(slo, metric)}
+        limited = {q for q, _ in slo.percentiles(metric)}
         measured = any(one.measured.distributions[metric].values for one in found)
         for q in sorted({*SHOWN, *limited} if measured else limited):
             values = [one.measured.distributions[metric].percentile(q) for one in found]

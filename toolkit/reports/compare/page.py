@@ -13,8 +13,8 @@ from toolkit.reports.compare import text as compare_text
 from toolkit.reports.compare.compare import Comparison
 from toolkit.reports.html.charts import INK, SERIES, SMALL, Chart, Key, limit_line, svg
 from toolkit.reports.html.render import render
-from toolkit.slo.metrics import Measured
-from toolkit.slo.verdict import LATENCIES, limits_of_a_request
+from toolkit.slo.metrics import LATENCIES, Measured
+from toolkit.slo.target import limits_of_a_request
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

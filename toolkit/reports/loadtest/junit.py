@@ -10,7 +10,8 @@ from toolkit.config.deployment import Deployment
 from toolkit.errors import printable
 from toolkit.reports import wording
 from toolkit.slo.run import Run
-from toolkit.slo.verdict import Outcome, Target, Verdict
+from toolkit.slo.target import Target
+from toolkit.slo.verdict import Outcome, Verdict
 
 NAME = "junit.xml"
 TAGS = {"FAIL": "failure", "UNDECIDED": "skipped", "NOT MEASURED": "skipped"}

@@ -10,9 +10,10 @@ from pathlib import Path
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError, printable
 from toolkit.reports import wording
+from toolkit.slo.metrics import LATENCIES
+from toolkit.slo.repeatability import repeatability
 from toolkit.slo.run import Run
-from toolkit.slo.spread import spreads
-from toolkit.slo.verdict import LATENCIES, Verdict
+from toolkit.slo.verdict import Verdict
 
 NAME = "summary.md"
 SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
@@ -51,11 +52,11 @@ def summary(deployment: Deployment, run: Run, verdict: Verdict) -> str:
         seconds = f"{len(measured.samples)} requests in {wording.number(measured.duration_s)} s"
         seconds += f", after {run.warmup} to warm up" if run.warmup else ""
         lines += ["", f"{rates}; {seconds}. {wording.own_error(verdict.own)}"]
-    if found_spreads := spreads(measured):
+    if rows_of_repeats := repeatability(measured):
         numbers = tuple(str(number) for number in range(1, len(measured.repeats) + 1))
         repeats: list[tuple[str, ...]] = [
-            (row.label, *(wording.quantity(value, row.unit) for value in row.values), wording.share(row.share))
-            for row in found_spreads
+            (row.label, *(wording.quantity(value, row.unit) for value in row.values), wording.share(row.spread))
+            for row in rows_of_repeats
         ]
         lines += ["", *table(("Repeat", *numbers, "Spread"), repeats)]
     errors = [f"- {count} x {plain(error)}" for error, count in measured.errors.most_common(5)]

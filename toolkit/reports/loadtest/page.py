@@ -13,10 +13,10 @@ from toolkit.reports import wording
 from toolkit.reports.html.render import render as render_page
 from toolkit.reports.loadtest.charts import charts
 from toolkit.reports.loadtest.report import counted_by
-from toolkit.slo.metrics import Measured
+from toolkit.slo.metrics import LATENCIES, Measured
+from toolkit.slo.repeatability import repeatability
 from toolkit.slo.run import Run
-from toolkit.slo.spread import spreads
-from toolkit.slo.verdict import LATENCIES, Verdict
+from toolkit.slo.verdict import Verdict
 
 MEANINGS = {
     "TTFT": "first event with text - moment the request was due",
@@ -42,7 +42,7 @@ def render(deployment: Deployment, run: Run, verdict: Verdict, versions: Mapping
         started=datetime.fromtimestamp(run.started, UTC).strftime("%Y-%m-%d %H:%M UTC"),
         tiles=_tiles(measured),
         latencies=_latencies(measured),
-        spreads=spreads(measured),
+        repeatability=repeatability(measured),
         charts=charts(run, measured),
         errors=measured.errors.most_common(20),
         meanings=MEANINGS,

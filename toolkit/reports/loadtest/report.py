@@ -25,8 +25,9 @@ from toolkit.slo.generator_error import GeneratorError
 from toolkit.slo.metrics import Count, Distribution, Measured, Moment
 from toolkit.slo.prediction import Predicted
 from toolkit.slo.run import Run
-from toolkit.slo.server_seen import ServerSeen
-from toolkit.slo.verdict import Verdict, judge, limits_of_a_request
+from toolkit.slo.server_metrics import ServerSeen
+from toolkit.slo.target import limits_of_a_request
+from toolkit.slo.verdict import Verdict, judge
 
 JSON_NAME = "report.json"
 HTML_NAME = "report.html"
@@ -127,7 +128,7 @@ def as_json(deployment: Deployment, run: Run, verdict: Verdict) -> dict[str, Any
             "cut_short": run.cut_short,
             "token_counts_from": counted_by(run),
             "own_error": None if run.own is None else run.own.as_dict(),
-            "server": None if run.server is None else run.server.as_dict(),
+            "server": None if run.server is None else asdict(run.server),
             "requests_per_replica": list(verdict.measured.per_replica),
             "settings": dict(run.settings),
         },

@@ -8,9 +8,10 @@ from rich.text import Text
 
 from toolkit.reports import wording
 from toolkit.reports.terminal import Terminal
+from toolkit.slo.metrics import LATENCIES
 from toolkit.slo.prediction import Predicted
-from toolkit.slo.spread import spreads
-from toolkit.slo.verdict import LATENCIES, Verdict
+from toolkit.slo.repeatability import repeatability
+from toolkit.slo.verdict import Verdict
 
 STYLES = {
     "PASS": "bold green",
@@ -83,9 +84,9 @@ def _targets(verdict: Verdict) -> Table:
 def _repeats(verdict: Verdict) -> Table:
     numbers = [str(number) for number in range(1, len(verdict.measured.repeats) + 1)]
     table = _table("repeat", *numbers, "spread")
-    for row in spreads(verdict.measured):
+    for row in repeatability(verdict.measured):
         values = (wording.quantity(value, row.unit) for value in row.values)
-        table.add_row(row.label, *values, wording.share(row.share))
+        table.add_row(row.label, *values, wording.share(row.spread))
     return table
 
 

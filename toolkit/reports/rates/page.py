@@ -14,8 +14,8 @@ from toolkit.reports import wording
 from toolkit.reports.html.charts import CARD, INK, SERIES, SOFT, Chart, Key, named_limits, scale, svg
 from toolkit.reports.html.render import render
 from toolkit.reports.loadtest.report import versions
+from toolkit.slo.metrics import LATENCIES
 from toolkit.slo.rates import AtRate, Rates
-from toolkit.slo.verdict import LATENCIES, percentiles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,7 +115,7 @@ def _latency_charts(found: Rates, slo: Slo) -> list[Chart]:
 
 
 def _latency_chart(found: Rates, slo: Slo, metric: str, meaning: str) -> Chart:
-    limits = percentiles(slo, metric)
+    limits = slo.percentiles(metric)
     foretold = {q: [(t, _predicted(t, metric, q)) for t in found.trials if t.predicted] for q in COLOURS}
     measured = {q: [(t, t.latency(metric, q)) for t in found.trials] for q in COLOURS}
 
