@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: the pages of benchmarks/ join the site, and links to other files of the repository become names.
+"""Hooks of mkdocs: pages outside of docs/ join the site, and links to other files of the repository become names.
 
 A page links as it does on a code host: `../../benchmarks/plan.md`, `../../toolkit/releases/flags.py`. The site has no
 source code, so it shows the path of such a file instead. A link to a file that does not exist is a warning, which
@@ -16,14 +16,15 @@ from typing import Any
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
+OUTSIDE = ("benchmarks/*.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)")
 LOG = logging.getLogger("mkdocs.plugins.outside_pages")
 
 
 def on_files(files: Any, config: Any) -> Any:
     """Adds the pages that lie outside of docs/."""
-    for page in sorted((ROOT / "benchmarks").glob("*.md")):
-        files.append(File.generated(config, f"benchmarks/{page.name}", abs_src_path=str(page)))
+    for page in sorted(path for pattern in OUTSIDE for path in ROOT.glob(pattern)):
+        files.append(File.generated(config, str(page.relative_to(ROOT)), abs_src_path=str(page)))
     return files
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("docs", "benchmarks", "mkdocs.yml")
+OUTSIDE = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
+PARTS = ("docs", "benchmarks", "mkdocs.yml", *OUTSIDE)
 
 
 def build(project: Path, site: Path) -> subprocess.CompletedProcess[str]:
@@ -37,7 +38,7 @@ def test_it_builds_and_loads_nothing_from_the_network(tmp_path: Path) -> None:
     done = build(ROOT, tmp_path)
     assert done.returncode == 0, done.stderr
     pages = [page for page in tmp_path.rglob("*.html") if page.name != "404.html"]
-    sources = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
+    sources = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md"), *OUTSIDE]
     assert len(pages) == len(sources)
     for page in pages:
         loaded = re.findall(r"<(?:script|img|iframe)[^>]* src=\"([^\"]*)\"", page.read_text())
