@@ -37,6 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert toolkit("sample", "tiny-llama", folder / "tests/fixtures/tiny-llama").returncode == 0
     for name in ("checkpoint", "engine", "report", "run"):
         (folder / "work/tiny-llama-rehearsal" / name).mkdir(parents=True)
+    (folder / "engine").mkdir()
     for name in ("preprocessing", "postprocessing"):
         (folder / "repository" / name).mkdir(parents=True)
         (folder / "repository" / name / "config.pbtxt").write_text(TEXT_MODEL)
@@ -63,6 +64,7 @@ OUTPUT = "work/tiny-llama-rehearsal"
     ("closed", "command", "code"),
     [
         ("repository/preprocessing", ("lint", "repository"), 1),
+        ("engine", ("lint", "repository", "--engine", "engine"), 1),
         (f"{OUTPUT}/report", ("compare", CONFIG, CONFIG), 3),
         (f"{OUTPUT}/checkpoint", ("build", CONFIG), 1),
         (f"{OUTPUT}/engine", ("serve", CONFIG), 1),

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.commands import toolkit
-from tests.plan.test_calibration import FLAGSHIP, kernels_by_hand, layers
 from tests.slo.samples import EPOCH, failed, lognormal
+from tests.steptimes.test_calibration import FLAGSHIP, kernels_by_hand, layers
 from toolkit.config.deployment import Deployment
 from toolkit.config.load import load_deployment
 from toolkit.files import artifacts

@@ -14,14 +14,12 @@ from toolkit.config.deployment import Deployment, with_settings
 from toolkit.config.load import load_deployment
 from toolkit.config.sections import Lengths
 from toolkit.errors import ToolkitError
-from toolkit.plan.layouts import Comparison, evaluate
+from toolkit.plan.layouts import Comparison, Remedy, evaluate
 from toolkit.plan.predict import Prediction, predict
-from toolkit.plan.remedy import Remedy
 from toolkit.plan.show import page as pages
 from toolkit.plan.show import wording
-from toolkit.plan.show.charts import Line, memory_chart, rate_charts
+from toolkit.plan.show.charts import Line, memory_chart, rate_charts, timeline_chart
 from toolkit.plan.show.page import page, write_page
-from toolkit.plan.show.timeline import timeline_chart
 from toolkit.plan.sweep import SHARES, Point, points_of
 from toolkit.slo.target import Target
 

@@ -6,9 +6,9 @@ import pytest
 
 from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
+from toolkit.plan.layouts import remedy_to_fit
 from toolkit.plan.predict import FRONT_S, predict
 from toolkit.plan.remedies import remedies
-from toolkit.plan.remedy import to_fit
 from toolkit.plan.show.report import workload_text
 from toolkit.plan.what_if import load_changed
 from toolkit.slo.server_metrics import GpuSeen, ServerSeen
@@ -139,10 +139,10 @@ def test_too_little_memory_is_one_line(flagship):
 
 def test_the_nearest_setting_that_fits(flagship):
     """Two GPUs hold 66.69 GiB of weights each: over 85 % of 79.6, under 95 %; one GPU cannot even in FP8."""
-    two = to_fit(load_deployment(flagship(parallel={"tp": 2, "pp": 1})))
+    two = remedy_to_fit(load_deployment(flagship(parallel={"tp": 2, "pp": 1})))
     assert two.setting == "hardware.gpu_memory_limit: 0.91"
-    assert to_fit(load_deployment(flagship(parallel={"tp": 1, "pp": 1}))) is None
-    smaller = to_fit(load_deployment(flagship(parallel={"tp": 2, "pp": 1}, hardware__gpu_memory_gib=70.0)))
+    assert remedy_to_fit(load_deployment(flagship(parallel={"tp": 1, "pp": 1}))) is None
+    smaller = remedy_to_fit(load_deployment(flagship(parallel={"tp": 2, "pp": 1}, hardware__gpu_memory_gib=70.0)))
     assert smaller.setting == "model.quantization: fp8"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -33,8 +34,10 @@ def lint(folder: Path, engine: Path | None = None, release: str | None = None) -
     """What is wrong, errors first, then by file. `engine` is looked at instead of gpt_model_path.
 
     `release` is that of TensorRT-LLM; by default the engine's, or the latest. Raises ToolkitError when the folder is no
-    model repository, or the release is not known.
+    model repository, the folder of `engine` cannot be read, or the release is not known.
     """
+    if engine is not None:
+        _check_readable(engine)
     repository = read_repository(folder, engine)
     without_engines = not repository.executors and bool(repository.llm_models)
     if engine is not None and without_engines:
@@ -43,6 +46,17 @@ def lint(folder: Path, engine: Path | None = None, release: str | None = None) -
     known = _without_engines(release) if without_engines else _release(repository, release)
     found = {finding: None for module in MODULES for finding in module.check(repository, known)}
     return sorted(found, key=lambda finding: (finding.level != "error", str(finding.path), finding.line or 0))
+
+
+def _check_readable(engine: Path) -> None:
+    """Raise a ToolkitError for a folder that cannot be listed or entered. Not every repository has a model that reads
+    it, so without this check a wrong path could go unnoticed."""
+    try:
+        os.listdir(engine)
+        os.stat(os.path.join(engine, os.curdir))
+    except OSError as error:
+        hint = "Check its permissions." if isinstance(error, PermissionError) else "Give the folder of the engine."
+        raise ToolkitError(f"--engine: cannot be opened: {error.strerror}", where=engine, hint=hint) from None
 
 
 def _release(repository: Repository, given: str | None) -> Release:

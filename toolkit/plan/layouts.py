@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -13,12 +14,11 @@ from toolkit.config.deployment import with_settings
 from toolkit.config.rules import check
 from toolkit.errors import ToolkitError
 from toolkit.model.rank_mapping import RankMapping
-from toolkit.plan import remedy
 from toolkit.plan.predict import Predict, Prediction, predict
-from toolkit.plan.remedy import Remedy
 from toolkit.plan.tuning import STEPS, Ceiling, Objective, Tuned, fits, tuned
 from toolkit.processes import forked_pool
 from toolkit.simulate.capacity import PRECISION
+from toolkit.sizing.gpus import GPUS
 from toolkit.sizing.memory import MemoryPlan, plan_memory
 from toolkit.slo.target import Target
 from toolkit.slo.verdict import OF_THE_GPUS
@@ -29,6 +29,32 @@ if TYPE_CHECKING:
 OBJECTIVES: tuple[Objective, ...] = ("slo", "latency", "throughput", "cost")
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
+HIGHEST_MEMORY_LIMIT = 0.95
+"""The highest hardware.gpu_memory_limit that a remedy proposes."""
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A change of settings, and what it would give."""
+
+    setting: str
+    """FIELD: VALUE, as in the YAML; of several, with a comma between them."""
+    requests_per_s: float | None = None
+    """The highest rate that then meets the latencies; None where only memory was looked at."""
+    meets_slo: bool = False
+    missed: tuple[str, ...] = ()
+    """Labels of the targets that it still misses."""
+
+    def __str__(self) -> str:
+        return f"{self.setting}{self.gain}"
+
+    @property
+    def gain(self) -> str:
+        """What it gives, in brackets; nothing where only memory was looked at."""
+        if self.requests_per_s is None and not self.missed:
+            return ""
+        rate = f"{self.requests_per_s:.1f} req/s" if self.requests_per_s else "no rate in time"
+        return f" ({rate}; {'meets the SLO' if self.meets_slo else 'misses ' + ', '.join(self.missed)})"
 
 
 @dataclass(frozen=True)
@@ -199,9 +225,24 @@ def evaluate(
     else:
         found = Tuned(predict(deployment)) if fits(deployment) else None
     if found is None:
-        return Layout(deployment, None, remedy.to_fit(deployment))
+        return Layout(deployment, None, remedy_to_fit(deployment))
     _ = found.prediction.verdict  # computed here, in the process of this layout
     return Layout(found.prediction.deployment, found.prediction, None, found.at_most)
+
+
+def remedy_to_fit(deployment: Deployment) -> Remedy | None:
+    """What would make one sequence fit beside the weights; None if neither FP8 nor the whole GPU does."""
+    memory, needed = plan_memory(deployment), deployment.limits.max_seq_len
+    tokens = needed * memory.fullest.kv_bytes_per_token
+    share = (memory.fullest.weight_bytes + memory.workspace_bytes + tokens) / memory.gpu_bytes
+    if share <= HIGHEST_MEMORY_LIMIT:
+        return Remedy(f"hardware.gpu_memory_limit: {math.ceil(share * 100) / 100:.2f}")
+    gpu = GPUS.get(deployment.hardware.gpu)
+    if gpu and gpu.flops_fp8 and deployment.model.quantization == "none":
+        halved = with_settings(deployment, model={"quantization": "fp8"})
+        if plan_memory(halved).token_capacity >= needed:
+            return Remedy("model.quantization: fp8")
+    return None
 
 
 def rank(layout: Layout, objective: Objective) -> tuple[float, ...]:

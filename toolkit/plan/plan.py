@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 from toolkit.errors import ToolkitError
 from toolkit.files.atomic import check_writable
 from toolkit.plan.claims import Claim, claims
-from toolkit.plan.layouts import Comparison, Layout, Objective, compare
+from toolkit.plan.layouts import Comparison, Layout, Objective, Remedy, compare
 from toolkit.plan.predict import Estimator, Predict, Prediction, predict
 from toolkit.plan.remedies import remedies
-from toolkit.plan.remedy import Remedy
 from toolkit.plan.seeds import Spread, spread_of
 from toolkit.plan.show import data
 from toolkit.steptimes.calibration import Calibration

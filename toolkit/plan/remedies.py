@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 from toolkit.config.deployment import with_settings
 from toolkit.plan.bounds import Bounds
-from toolkit.plan.layouts import Comparison, layout_name, variants
+from toolkit.plan.layouts import Comparison, Remedy, layout_name, variants
 from toolkit.plan.predict import Predict, Prediction
-from toolkit.plan.remedy import Remedy
 from toolkit.plan.tuning import Ceiling, Tuned, fits, held, in_time_alone, tuned, with_most_sequences
 from toolkit.processes import forked_pool
 from toolkit.simulate.capacity import PRECISION

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from toolkit.plan.layouts import Comparison, Layout
+from toolkit.plan.layouts import Comparison, Layout, Remedy
 from toolkit.plan.predict import Prediction
-from toolkit.plan.remedy import Remedy
 from toolkit.plan.seeds import SEEDS, Spread, with_intervals
 from toolkit.plan.show.reasons import reason
 from toolkit.sizing.host import plan_host

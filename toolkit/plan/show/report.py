@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from toolkit.plan.layouts import Comparison, Layout
+from toolkit.plan.layouts import Comparison, Layout, Remedy
 from toolkit.plan.predict import UNSTEADY, WITH_THE_QUEUE, Prediction
-from toolkit.plan.remedy import Remedy
 from toolkit.plan.seeds import WITHIN, Spread, with_intervals
 from toolkit.plan.show import wording
 from toolkit.plan.show.reasons import reason, too_busy, without_a_pipeline

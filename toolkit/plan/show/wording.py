@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from toolkit.config.sections import Lengths
-from toolkit.plan.remedy import Remedy
+from toolkit.plan.layouts import Remedy
 from toolkit.plan.seeds import SEEDS
 from toolkit.reports import wording
 from toolkit.slo.intervals import Interval
