@@ -6,10 +6,13 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from toolkit.errors import ToolkitError, shown
+from toolkit.errors import ToolkitError, clipped, shown
 from toolkit.files.atomic import read_bytes
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 LARGEST = 64 << 20
 """Bytes; tokenizer.json of large vocabularies has about 35 MB."""
@@ -42,6 +45,21 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"{shown(name)} is there twice")
         found[name] = value
     return found
+
+
+def problem_of(error: ValidationError, *place: str) -> str:
+    """The first of pydantic's complaints about a part of a file, the one at `place`: where it is, and what is wrong."""
+    first = error.errors()[0]
+    field = ""
+    for part in (*place, *first["loc"]):
+        field += f"[{part}]" if isinstance(part, int) else f".{clipped(part)}" if field else clipped(part)
+    message = first["msg"][:1].lower() + first["msg"][1:]
+    got = f", got {shown(first['input'])}"
+    if first["type"] == "missing":
+        message, got = "missing", ""
+    if first["type"] == "json_invalid":
+        got = ""
+    return f"{field}: {message}{got}" if field else f"{message}{got}"
 
 
 def finite(value: Any) -> Any:

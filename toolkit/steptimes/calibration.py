@@ -12,15 +12,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import ValidationError
 
 from toolkit.errors import ToolkitError
-from toolkit.files.json_file import read_json
+from toolkit.files.json_file import problem_of, read_json
 from toolkit.model.rank_mapping import RankMapping
-from toolkit.model.shape import DTYPE_BYTES, ModelShape
+from toolkit.model.shape import ModelShape
 from toolkit.sizing.gpus import GPUS, Gpu, gpu_named
 from toolkit.sizing.precision import Precision, precision_of
-from toolkit.steptimes.calibration_rows import AGAIN, Row, crowding_row, layer_row, step_row
+from toolkit.steptimes.calibration_file import FILES, Kind, LayersFile, StepsFile, validated
 from toolkit.steptimes.fit import Timing, closed_form, fit_rates, predicted_s
 from toolkit.steptimes.latency import ClosedForm
 from toolkit.steptimes.measured import MeasuredStep, MeasuredSteps, fit_steps
@@ -28,17 +30,7 @@ from toolkit.steptimes.measured import MeasuredStep, MeasuredSteps, fit_steps
 if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment
 
-FORMAT = "toolkit-step-times/1"
-Kind = Literal["layers", "steps"]
-LAYER_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-)
-"""What decides the time of a layer."""
+AGAIN = "Make the file again: toolkit calibrate CONFIG"
 
 
 class Ratio(NamedTuple):
@@ -65,24 +57,42 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a calibration file holds. Make one with `load`."""
+    """A calibration file. Make one with `load`."""
 
     path: Path
-    kind: Kind
-    made: str
-    device: dict[str, Any]
-    dtype: str
-    model: dict[str, int]
-    parallel: RankMapping
-    """The split of the steps; of layers 1 x 1, which says nothing."""
-    timings: tuple[Timing, ...] = ()
-    """Of kind `layers`."""
-    steps: tuple[MeasuredStep, ...] = ()
-    """Of kind `steps`."""
-    crowding: tuple[tuple[int, float], ...] = ()
-    """Of kind `steps`: (steps in flight, how many times longer each then takes in service)."""
-    outside_s: float | None = None
-    """Of kind `steps`: what a request spends outside of the engine before its first token comes to the client."""
+    content: LayersFile | StepsFile
+
+    @property
+    def kind(self) -> Kind:
+        return self.content.kind
+
+    @property
+    def parallel(self) -> RankMapping:
+        """How the steps were split over ranks. A layer is timed alone, so for layers this says nothing."""
+        if isinstance(self.content, LayersFile):
+            return RankMapping()
+        return RankMapping(self.content.parallel.tp, self.content.parallel.pp)
+
+    @cached_property
+    def timings(self) -> tuple[Timing, ...]:
+        """The times of kind `layers`."""
+        return tuple(row.timing for row in self.content.rows) if isinstance(self.content, LayersFile) else ()
+
+    @cached_property
+    def steps(self) -> tuple[MeasuredStep, ...]:
+        """The times of kind `steps`."""
+        return tuple(row.measured for row in self.content.rows) if isinstance(self.content, StepsFile) else ()
+
+    @property
+    def crowding(self) -> tuple[tuple[int, float], ...]:
+        """(steps in flight, how many times longer each then takes in service); for kind `steps`."""
+        rows = self.content.crowding if isinstance(self.content, StepsFile) else ()
+        return tuple((row.in_flight, row.slowdown) for row in rows)
+
+    @property
+    def outside_s(self) -> float | None:
+        """What a request spends outside of the engine before its first token reaches the client; for kind `steps`."""
+        return self.content.outside_seconds if isinstance(self.content, StepsFile) else None
 
     def step_times(self, deployment: Deployment) -> ClosedForm | MeasuredSteps:
         """Step times of the deployment, as measured. Raises ToolkitError for another model, kind or split."""
@@ -115,8 +125,9 @@ class Calibration:
             what = f"kind: holds {self.kind}, but for engine {deployment.engine} it takes {wanted}"
             raise ToolkitError(what, where=self.path, hint=f"Run: toolkit calibrate {deployment.file}")
         for name, value in model_of(deployment.shape, self.kind).items():
-            if self.model[name] != value:
-                what = f"model.{name}: was measured with {self.model[name]}, the deployment has {value}"
+            measured = getattr(self.content.model, name)
+            if measured != value:
+                what = f"model.{name}: was measured with {measured}, the deployment has {value}"
                 raise ToolkitError(what, where=self.path, hint=f"Run: toolkit calibrate {deployment.file}")
         if self.kind == "steps" and self.parallel != deployment.mapping:
             split, theirs = self.parallel, deployment.parallel
@@ -164,8 +175,8 @@ def kind_of(deployment: Deployment) -> Kind:
 
 def model_of(shape: ModelShape, kind: Kind) -> dict[str, int]:
     """The fields of a model that decide its times; those of a step also depend on the number of layers."""
-    names = LAYER_FIELDS if kind == "layers" else ("num_hidden_layers", *LAYER_FIELDS)
-    return {name: getattr(shape, name) for name in names}
+    model: type[BaseModel] = FILES[kind].model_fields["model"].annotation
+    return {name: getattr(shape, name) for name in model.model_fields}
 
 
 def load(path: str | Path) -> Calibration:
@@ -177,39 +188,10 @@ def load(path: str | Path) -> Calibration:
 
 def parse(content: dict[str, Any], path: Path) -> Calibration:
     """The content of a calibration file, read from `path`, which errors name. Raises ToolkitError."""
-    if content.get("format") != FORMAT:
-        raise Row(content, path, "").wrong("format", f"{FORMAT!r}")
-    top = Row(content, path, "")
-    kind: Kind = top.choice("kind", get_args(Kind))
-    model, device = Row(content.get("model"), path, "model."), Row(content.get("device"), path, "device.")
-    names = LAYER_FIELDS if kind == "layers" else ("num_hidden_layers", *LAYER_FIELDS)
-    device.count("cores", 1)
-    split = Row(content.get("parallel"), path, "parallel.") if kind == "steps" else None
-    parallel = RankMapping(split.count("tp", 1), split.count("pp", 1)) if split else RankMapping()
-    rows = content.get("rows")
-    if not isinstance(rows, list) or not rows:
-        raise ToolkitError("rows: there are none, expected at least one", where=path, hint=AGAIN)
-    checked = [Row(row, path, f"rows[{index}].") for index, row in enumerate(rows)]
-    return Calibration(
-        path=path,
-        kind=kind,
-        made=str(content.get("made", "")),
-        device=dict(device.values),
-        dtype=top.choice("dtype", tuple(DTYPE_BYTES)),
-        model={name: model.count(name, 1) for name in names},
-        parallel=parallel,
-        timings=tuple(map(layer_row, checked)) if kind == "layers" else (),
-        steps=tuple(step_row(row, parallel.pp) for row in checked) if kind == "steps" else (),
-        crowding=_crowding(content, path) if kind == "steps" else (),
-        outside_s=top.number("outside_seconds", zero=True) if kind == "steps" else None,
-    )
-
-
-def _crowding(content: dict[str, Any], path: Path) -> tuple[tuple[int, float], ...]:
-    found = content.get("crowding")
-    if not isinstance(found, list):
-        raise Row(content, path, "").wrong("crowding", "a list")
-    return tuple(crowding_row(Row(row, path, f"crowding[{index}].")) for index, row in enumerate(found))
+    try:
+        return Calibration(path, validated(content))
+    except ValidationError as error:
+        raise ToolkitError(problem_of(error), where=path, hint=AGAIN) from None
 
 
 def _difference(

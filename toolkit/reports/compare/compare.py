@@ -20,7 +20,6 @@ from pydantic import ValidationError
 from toolkit.config.sections import Slo
 from toolkit.errors import ToolkitError, clipped, printable, shown
 from toolkit.reports.loadtest.report import JSON_NAME, counted_by, read_content, run_of
-from toolkit.reports.loadtest.samples import problem_of
 from toolkit.slo.generator_error import error_of
 from toolkit.slo.intervals import Bootstrap, Interval, interval, newcombe
 from toolkit.slo.metrics import LATENCIES, Measured

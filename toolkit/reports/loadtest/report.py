@@ -20,7 +20,7 @@ from toolkit.files import distribution
 from toolkit.files.artifacts import atomic_directory
 from toolkit.files.json_file import finite, read_json
 from toolkit.reports.loadtest import junit, markdown
-from toolkit.reports.loadtest.samples import problem_of, read_samples, write_samples
+from toolkit.reports.loadtest.samples import read_samples, write_samples
 from toolkit.slo.generator_error import GeneratorError
 from toolkit.slo.metrics import Count, Distribution, Measured, Moment
 from toolkit.slo.prediction import Predicted

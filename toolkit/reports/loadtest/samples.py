@@ -9,8 +9,9 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from toolkit.errors import ToolkitError, clipped, shown
+from toolkit.errors import ToolkitError
 from toolkit.files.atomic import open_file
+from toolkit.files.json_file import problem_of
 from toolkit.slo.metrics import Sample
 from toolkit.slo.run import Run
 
@@ -41,12 +42,3 @@ def read_samples(directory: Path) -> list[Sample]:
     except (OSError, EOFError, zlib.error) as error:
         raise ToolkitError(f"cannot be read: {getattr(error, 'strerror', None) or error}", where=path) from None
     return samples
-
-
-def problem_of(error: ValidationError, *place: str) -> str:
-    """The first of pydantic's complaints about a part of a file, that at `place`: where, and what is wrong."""
-    first = error.errors()[0]
-    field = ".".join(clipped(str(part)) for part in (*place, *first["loc"]))
-    message = first["msg"][:1].lower() + first["msg"][1:]
-    got = "" if first["type"] == "json_invalid" else f", got {shown(first['input'])}"
-    return f"{field}: {message}{got}" if field else f"{message}{got}"
