@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic_core import PydanticSerializationError
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.commands import toolkit
@@ -21,6 +22,7 @@ from toolkit.config.deployment import Deployment
 from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.steptimes.calibration import load
+from toolkit.steptimes.calibration_file import LayersFile
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "build_configs/tiny-llama-rehearsal.yaml"
@@ -142,7 +144,7 @@ def test_layers_of_a_small_model_on_this_machine(two_gpus, tmp_path):
     assert {tp for _, tp, *_ in seconds} == {1, 2}
     assert seconds["linear", 1, 128, 0] > seconds["linear", 1, 1, 0]
     wanted = ("cuda", "float16") if torch.cuda.is_available() else ("cpu", "float32")
-    assert (calibration.device["kind"], calibration.dtype) == wanted
+    assert (calibration.content.device.kind, calibration.content.dtype) == wanted
     known = Deployment.model_copy(
         deployment, update={"hardware": deployment.hardware.model_copy(update={"gpu": "h100-sxm"})}
     )
@@ -165,9 +167,9 @@ def test_a_budget_that_is_too_small_leaves_out_the_longest_and_says_which():
 def test_a_file_that_cannot_be_written_is_one_line_and_the_old_one_stays(tmp_path):
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(ToolkitError, match=r"taken/x.json: cannot be written: .* Use --output FILE."):
-        save({"rows": []}, tmp_path / "taken" / "x.json")
+        save(LayersFile.model_construct(rows=[]), tmp_path / "taken" / "x.json")
     old = tmp_path / "old.json"
     old.write_text("old")
-    with pytest.raises(TypeError):
-        save({"rows": object()}, old)
+    with pytest.raises(PydanticSerializationError):
+        save(LayersFile.model_construct(rows=[object()]), old)
     assert old.read_text() == "old" and sorted(path.name for path in tmp_path.iterdir()) == ["old.json", "taken"]

@@ -19,7 +19,8 @@ from toolkit.calibrate.grid import Context, StepPlan, grid
 from toolkit.calibrate.steps import engine_settings, time_steps
 from toolkit.config.deployment import with_settings
 from toolkit.errors import ToolkitError
-from toolkit.steptimes.calibration import FORMAT, model_of, parse
+from toolkit.steptimes.calibration import model_of, parse
+from toolkit.steptimes.calibration_file import FORMAT
 
 ROOT = Path(__file__).parents[2]
 FEW = [StepPlan(generations=(30,)), StepPlan((Context(0, 20),)), StepPlan((Context(0, 16),), (9, 9, 9))]

@@ -18,7 +18,8 @@ from toolkit.engine.steplog import VARIABLE
 from toolkit.plan.predict import predict
 from toolkit.simulate import simulate
 from toolkit.slo.metrics import Measured, Sample
-from toolkit.steptimes.calibration import FORMAT, model_of, parse
+from toolkit.steptimes.calibration import model_of, parse
+from toolkit.steptimes.calibration_file import FORMAT
 from toolkit.workload import traffic_of
 
 pytestmark = pytest.mark.alone

@@ -2,14 +2,13 @@
 
 Of an engine for GPUs, the parts of a layer on one GPU (`layers`); of a rehearsal, whole steps on its real ranks
 (`steps`), and how much longer they take in service (`service`). docs/reference/calibration-file.md describes the
-file that is written; toolkit/steptimes/calibration.py reads it.
+file that is written; toolkit/steptimes/calibration_file.py is its form.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import json
 import platform
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -19,8 +18,8 @@ from typing import Any
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.files import distribution
-from toolkit.steptimes.calibration import FORMAT, kind_of, model_of
-from toolkit.steptimes.calibration_rows import Row, step_row
+from toolkit.steptimes.calibration import kind_of, model_of
+from toolkit.steptimes.calibration_file import FORMAT, CalibrationFile, StepRow, validated
 from toolkit.steptimes.measured import fit_steps
 
 BUDGET_S = {"layers": 120.0, "steps": 140.0}
@@ -32,7 +31,7 @@ NAME = "calibration.json"
 
 def calibrate(
     deployment: Deployment, tell: Callable[[int, int], None] | None = None, budget_s: float | None = None
-) -> dict[str, Any]:
+) -> CalibrationFile:
     """The content of a calibration file, measured now. `tell` is called with (things timed, things in all).
 
     Raises ToolkitError where there is no GPU for a large model, or when a rehearsal cannot be served now.
@@ -42,14 +41,14 @@ def calibrate(
     measure = _measure_steps if kind == "steps" else _measure_layers
     found = measure(deployment, budget_s or BUDGET_S[kind], tell or (lambda done, total: None))
     versions = {"toolkit": distribution.VERSION, "torch": importlib.metadata.version("torch")}
-    return {
+    header = {
         "format": FORMAT,
         "kind": kind,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **versions},
         "model": model_of(deployment.shape, kind),
-        **found,
     }
+    return validated({**header, **found})
 
 
 def _require_torch(kind: str) -> None:
@@ -71,8 +70,7 @@ def _measure_steps(deployment: Deployment, budget_s: float, tell: Callable[[int,
     engine_settings(deployment)
     check(deployment)  # rather than after a minute of measuring
     found = time_steps(deployment, (1 - IN_SERVICE) * budget_s, tell)
-    rows = [Row(row, Path(NAME), f"rows[{index}].") for index, row in enumerate(found["rows"])]
-    alone = fit_steps([step_row(row, deployment.parallel.pp) for row in rows], deployment.mapping)
+    alone = fit_steps([StepRow(**row).measured for row in found["rows"]], deployment.mapping)
     return {**found, **time_service(deployment, alone, IN_SERVICE * budget_s, tell)}
 
 
@@ -99,12 +97,12 @@ def planned(deployment: Deployment) -> list[str]:
     return [named_point(point) for point in points(deployment)]
 
 
-def save(content: dict[str, Any], path: Path) -> None:
+def save(content: CalibrationFile, path: Path) -> None:
     """Write a calibration file, whole or not at all. Raises ToolkitError where it cannot be written."""
     draft = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        draft.write_text(content.model_dump_json(indent=1, exclude_none=True) + "\n", encoding="utf-8")
         draft.replace(path)
     except OSError as error:
         raise ToolkitError(f"cannot be written: {error.strerror}", where=path, hint="Use --output FILE.") from None

@@ -26,7 +26,7 @@ def calibrate(deployment: Deployment, output: Path | None, budget: float | None,
     from toolkit.calibrate import NAME, planned, save
     from toolkit.calibrate import calibrate as run
     from toolkit.plan.show.report import calibration_text
-    from toolkit.steptimes.calibration import parse
+    from toolkit.steptimes.calibration import Calibration
 
     if dry_run:
         return click.echo("\n".join(planned(deployment)))
@@ -34,13 +34,13 @@ def calibrate(deployment: Deployment, output: Path | None, budget: float | None,
     with progress("calibrate", unit="") as tell:
         content = run(deployment, tell, budget)
     save(content, path)
-    for text in content["notes"]:
+    for text in content.notes:
         note(text)
-    if content["skipped"]:
-        note(f"not timed, for lack of time or memory: {'; '.join(content['skipped'])}")
+    if content.skipped:
+        note(f"not timed, for lack of time or memory: {'; '.join(content.skipped)}")
     if as_json:
-        return print_json(content)
+        return print_json(content.model_dump(mode="json", exclude_none=True))
     from toolkit.reports.terminal import Terminal
 
-    Terminal(width=100).print(calibration_text(parse(content, path), deployment))
+    Terminal(width=100).print(calibration_text(Calibration(path, content), deployment))
     click.echo(path)

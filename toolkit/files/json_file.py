@@ -20,6 +20,8 @@ LARGEST_CONFIG = 4 << 20
 """Bytes; config.json has about 1 kB, the index of the largest Llama 100 kB."""
 LARGEST_INTEGER = 2**31 - 1
 LARGEST_NUMBER = 1e30
+_PLAIN = {"missing": "missing", "model_type": "expected an object", "too_short": "needs at least one entry"}
+"""Our words for some kinds of pydantic's complaints. No list that we read has another least length."""
 
 
 def read_json(path: Path, missing: str | None = None, largest: int = LARGEST) -> dict[str, Any]:
@@ -53,12 +55,9 @@ def problem_of(error: ValidationError, *place: str) -> str:
     field = ""
     for part in (*place, *first["loc"]):
         field += f"[{part}]" if isinstance(part, int) else f".{clipped(part)}" if field else clipped(part)
-    message = first["msg"][:1].lower() + first["msg"][1:]
-    got = f", got {shown(first['input'])}"
-    if first["type"] == "missing":
-        message, got = "missing", ""
-    if first["type"] == "json_invalid":
-        got = ""
+    message = _PLAIN.get(first["type"]) or first["msg"][:1].lower() + first["msg"][1:]
+    whole = isinstance(first["input"], dict) and not first["type"].endswith("_type")  # too long to quote
+    got = "" if whole or first["type"] == "json_invalid" else f", got {shown(first['input'])}"
     return f"{field}: {message}{got}" if field else f"{message}{got}"
 
 

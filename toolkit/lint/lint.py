@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -52,8 +51,8 @@ def _check_readable(engine: Path) -> None:
     """Raise a ToolkitError for a folder that cannot be listed or entered. Not every repository has a model that reads
     it, so without this check a wrong path could go unnoticed."""
     try:
-        os.listdir(engine)
-        os.stat(os.path.join(engine, os.curdir))
+        list(engine.iterdir())
+        (engine / "config.json").exists()  # raises for a folder that may be listed and not entered
     except OSError as error:
         hint = "Check its permissions." if isinstance(error, PermissionError) else "Give the folder of the engine."
         raise ToolkitError(f"--engine: cannot be opened: {error.strerror}", where=engine, hint=hint) from None

@@ -1,8 +1,4 @@
-"""Reads a calibration file, of `toolkit calibrate`, and predicts with it instead of with the table of GPUs.
-
-docs/reference/calibration-file.md describes the file. Nothing in it is trusted: it may come from another machine, or
-from an editor.
-"""
+"""Predicts with a calibration file of `toolkit calibrate` instead of with the table of GPUs."""
 
 from __future__ import annotations
 
@@ -22,7 +18,7 @@ from toolkit.model.rank_mapping import RankMapping
 from toolkit.model.shape import ModelShape
 from toolkit.sizing.gpus import GPUS, Gpu, gpu_named
 from toolkit.sizing.precision import Precision, precision_of
-from toolkit.steptimes.calibration_file import FILES, Kind, LayersFile, StepsFile, validated
+from toolkit.steptimes.calibration_file import MODELS, CalibrationFile, Kind, LayersFile, StepsFile, validated
 from toolkit.steptimes.fit import Timing, closed_form, fit_rates, predicted_s
 from toolkit.steptimes.latency import ClosedForm
 from toolkit.steptimes.measured import MeasuredStep, MeasuredSteps, fit_steps
@@ -60,7 +56,7 @@ class Calibration:
     """A calibration file. Make one with `load`."""
 
     path: Path
-    content: LayersFile | StepsFile
+    content: CalibrationFile
 
     @property
     def kind(self) -> Kind:
@@ -175,8 +171,7 @@ def kind_of(deployment: Deployment) -> Kind:
 
 def model_of(shape: ModelShape, kind: Kind) -> dict[str, int]:
     """The fields of a model that decide its times; those of a step also depend on the number of layers."""
-    model: type[BaseModel] = FILES[kind].model_fields["model"].annotation
-    return {name: getattr(shape, name) for name in model.model_fields}
+    return {name: getattr(shape, name) for name in MODELS[kind].model_fields}
 
 
 def load(path: str | Path) -> Calibration:

@@ -1,4 +1,4 @@
-"""A calibration file as pydantic reads and writes it. docs/how-to/calibration.md explains each field.
+"""A calibration file as pydantic reads and writes it. docs/reference/calibration-file.md explains each field.
 
 Nothing in the file is trusted: it may come from another machine, or from an editor. Unknown keys are ignored.
 """
@@ -37,6 +37,9 @@ class Device(_Record):
     model_config = ConfigDict(extra="allow")
 
     cores: Positive
+    kind: str = ""
+    """cpu or cuda."""
+    name: str = ""
 
 
 class LayerModel(_Record):
@@ -174,9 +177,11 @@ class StepsFile(_File):
         return self
 
 
+CalibrationFile = LayersFile | StepsFile
 FILES: dict[Kind, type[LayersFile] | type[StepsFile]] = {"layers": LayersFile, "steps": StepsFile}
+MODELS: dict[Kind, type[LayerModel]] = {"layers": LayerModel, "steps": StepModel}
 
 
-def validated(content: dict[str, Any]) -> LayersFile | StepsFile:
-    """The content of a calibration file. Raises pydantic's ValidationError."""
+def validated(content: dict[str, Any]) -> CalibrationFile:
+    """The content of a calibration file, checked. Raises pydantic's ValidationError."""
     return FILES[Header.model_validate(content).kind].model_validate(content)

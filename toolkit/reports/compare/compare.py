@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from toolkit.config.sections import Slo
 from toolkit.errors import ToolkitError, clipped, printable, shown
+from toolkit.files.json_file import problem_of
 from toolkit.reports.loadtest.report import JSON_NAME, counted_by, read_content, run_of
 from toolkit.slo.generator_error import error_of
 from toolkit.slo.intervals import Bootstrap, Interval, interval, newcombe

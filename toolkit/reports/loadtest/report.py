@@ -18,7 +18,7 @@ from toolkit.config.metrics import METRICS
 from toolkit.errors import ToolkitError
 from toolkit.files import distribution
 from toolkit.files.artifacts import atomic_directory
-from toolkit.files.json_file import finite, read_json
+from toolkit.files.json_file import finite, problem_of, read_json
 from toolkit.reports.loadtest import junit, markdown
 from toolkit.reports.loadtest.samples import read_samples, write_samples
 from toolkit.slo.generator_error import GeneratorError
