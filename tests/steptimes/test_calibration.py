@@ -265,7 +265,7 @@ ROWS = layers([row("linear", 1, 1, 0, 1e-3), row("context", 1, 128, 128, 1e-3)])
         ({**ROWS, "device": {}}, "device.cores: missing"),
         ({**ROWS, "dtype": "fp4"}, "dtype: input should be 'float16', .*, got 'fp4'"),
         (spoilt(ROWS, "part", "softmax"), r"rows\[1\].part: input should be 'linear', .* or 'lm_head', got 'softmax'"),
-        (spoilt(ROWS, "part", ["linear"]), r"rows\[1\].part: input should be 'linear', .* or 'lm_head', got \['linear'\]"),
+        (spoilt(ROWS, "part", ["linear"]), r"rows\[1\].part: input should be 'linear', .*, got \['linear'\]"),
         (spoilt(ROWS, "tp", 0), r"rows\[1\].tp: input should be .* to 1, got 0"),
         (spoilt(ROWS, "tokens", 1.5), r"rows\[1\].tokens: input should be a valid integer, got 1.5"),
         (spoilt(ROWS, "tokens", True), r"rows\[1\].tokens: input should be a valid integer, got True"),
