@@ -22,8 +22,8 @@ LONGEST_S = 1e6
 
 Count = Annotated[int, Field(ge=0, lt=LARGEST_COUNT)]
 Positive = Annotated[int, Field(ge=1, lt=LARGEST_COUNT)]
-Seconds = Annotated[float, Field(gt=0, lt=LONGEST_S)]
-SecondsOrNone = Annotated[float, Field(ge=0, lt=LONGEST_S)]
+Seconds = Annotated[float, Field(gt=0, lt=LONGEST_S, allow_inf_nan=False)]
+SecondsOrNone = Annotated[float, Field(ge=0, lt=LONGEST_S, allow_inf_nan=False)]
 """Seconds of something that may take no time at all."""
 
 
@@ -93,7 +93,7 @@ class StepRow(_Record):
 
     kind: Literal["generation", "context", "mixed"]
     context_tokens: Count
-    context_pairs: Annotated[float, Field(ge=0, lt=LARGEST_COUNT**2)]
+    context_pairs: Annotated[float, Field(ge=0, lt=LARGEST_COUNT**2, allow_inf_nan=False)]
     contexts: Count
     generations: Count
     keys: Count
@@ -131,7 +131,7 @@ class Crowding(_Record):
     """How many times longer a step takes in service while so many are in flight, itself included."""
 
     in_flight: Positive
-    slowdown: Annotated[float, Field(gt=0, lt=LONGEST_S)]
+    slowdown: Annotated[float, Field(gt=0, lt=LONGEST_S, allow_inf_nan=False)]
 
 
 class Header(_Record):
