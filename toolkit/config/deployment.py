@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from toolkit.config.engine_kind import KINDS, EngineKind
+from toolkit.config.operating import Gateway, Recovery
 from toolkit.config.sections import (
     EngineOptions,
     Hardware,
@@ -78,6 +79,8 @@ class Deployment(Section):
     slo: Slo = Slo()
     workload: Workload = Workload()
     loadtest: Load = Load()
+    gateway: Gateway = Gateway()
+    recovery: Recovery = Recovery()
     output: LoosePath
     replica: int | None = None
     """Which of `parallel.replicas` this is, of those that `apart` gives; None for them all."""
@@ -151,6 +154,11 @@ class Deployment(Section):
             with_settings(self, serving=self.serving.ports(replica)).model_copy(update={"replica": replica})
             for replica in range(self.parallel.replicas)
         )
+
+    @property
+    def served_name(self) -> str:
+        """What OpenAI's clients call the model."""
+        return self.gateway.model_name or self.name
 
     @property
     def kv_blocks(self) -> int:

@@ -22,8 +22,17 @@ from toolkit.files.yaml_file import absolute_path, read_yaml
 OPTIONS = "engine_options"
 """The field for what `engine` holds beside its kind."""
 NOT_IN_THE_YAML = {"file", OPTIONS, "replica"}
-PATHS = (("model", "path"), ("runtime", "image_file"), ("loadtest", "prompts"), ("workload", "trace"))
-"""The keys of sections that are paths, relative to the YAML's folder; so is `output`."""
+PATHS = (
+    "model.path",
+    "runtime.image_file",
+    "loadtest.prompts",
+    "workload.trace",
+    "gateway.keys_file",
+    "gateway.tls.certificate",
+    "gateway.tls.key",
+    "recovery.fallback",
+)
+"""The keys that are paths, or lists of them, relative to the YAML's folder; so is `output`."""
 
 
 def load_deployment(
@@ -79,11 +88,22 @@ def _absolute_paths(content: dict[str, Any], file: Path) -> dict[str, Any]:
     resolved = dict(content, output=absolute_path(content["output"], file, "output"))
     if isinstance(content["output"], str) and content["output"]:
         _check_output(resolved["output"], file.resolve().parent / Path(content["output"]).expanduser(), file)
-    for section, key in PATHS:
-        if isinstance(resolved.get(section), dict) and key in resolved[section]:
-            path = absolute_path(resolved[section][key], file, f"{section}.{key}")
-            resolved[section] = dict(resolved[section], **{key: path})
+    for name in PATHS:
+        resolved = _with_absolute(resolved, name.split("."), name, file)
     return resolved
+
+
+def _with_absolute(content: dict[str, Any], keys: list[str], name: str, file: Path) -> dict[str, Any]:
+    """The mapping with the path under these keys, or each path of the list there, made absolute."""
+    first, *rest = keys
+    value = content.get(first)
+    if first not in content or (rest and not isinstance(value, dict)):
+        return content  # a wrong type is for validation to say
+    if isinstance(value, dict):
+        return {**content, first: _with_absolute(value, rest, name, file) if rest else value}
+    if isinstance(value, list):
+        return {**content, first: [absolute_path(path, file, f"{name}.{place}") for place, path in enumerate(value)]}
+    return {**content, first: absolute_path(value, file, name)}
 
 
 def _check_output(output: Path, written: Path, file: Path) -> None:
@@ -95,7 +115,11 @@ def _check_output(output: Path, written: Path, file: Path) -> None:
         raise ToolkitError(what, where=file, hint="Make that folder, or remove the link.")
 
 
-_PLAIN_MESSAGES = {"path_type": "expected a path as text", "model_type": "expected a mapping of keys"}
+_PLAIN_MESSAGES = {
+    "path_type": "expected a path as text",
+    "model_type": "expected a mapping of keys",
+    "tuple_type": "expected a list",
+}
 
 
 def explain(error: ValidationError, file: Path, section: type[BaseModel]) -> ToolkitError:

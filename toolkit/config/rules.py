@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from toolkit.config.hosts import serving_problem
+from toolkit.config.operating_rules import door_rules
 from toolkit.config.sections import LAST_PORT, PORTS_APART
 from toolkit.config.workload_rules import MOST_REQUESTS, Broken, lengths_and_times
 from toolkit.errors import ToolkitError, shown
@@ -35,7 +36,7 @@ def check(deployment: Deployment) -> None:
     elif not deployment.kind.engine_files:
         llm_release_of(version, where=where)
     kinds = (_parallel_rules, _precision_rules, _limit_rules, _workload_rules, _load_test_rules, _serving_rules)
-    for rules in (_place_rules, *kinds, _runtime_rules):
+    for rules in (_place_rules, *kinds, _runtime_rules, door_rules):
         for field, what, hint in rules(deployment):
             raise ToolkitError(f"{field}: {what}", where=deployment.file, hint=hint)
 

@@ -1,0 +1,60 @@
+"""The YAML's sections for `toolkit up`: the front door, and what happens when something fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from toolkit.config.sections import LoosePath, Port, Positive, PositiveFloat, Section
+
+
+class Tls(Section):
+    """The door's own certificate; clients then use https and grpcs."""
+
+    certificate: LoosePath
+    """PEM, with the chain."""
+    key: LoosePath
+
+
+class Gateway(Section):
+    """The front door: one port for OpenAI's API and for Triton's HTTP and gRPC."""
+
+    host: str = "127.0.0.1"
+    """An IPv4 address or a name: where the door listens."""
+    port: Port = 8080
+    model_name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """What OpenAI's clients call the model; the deployment's name when it is not given."""
+    migration: bool = True
+    """OpenAI streams of a replica that dies continue on another one. False: they end with an error."""
+    retries: Annotated[int, Field(ge=0, le=10)] = 3
+    """How often a request is sent to another replica before its first byte."""
+    first_byte_timeout_s: PositiveFloat = 60
+    """The longest that one try may wait for its first byte, queue time included."""
+    max_body_mb: Annotated[int, Field(ge=1, le=64)] = 8
+    max_requests: Positive | None = None
+    """Requests in the door at once; the rest get 503. max_sequences + max_queue_size when it is not given."""
+    keys_file: LoosePath | None = None
+    """A line per API key: NAME SHA256. Without it, nobody needs a key."""
+    requests_per_minute: Positive | None = None
+    """For each API key; more get 429."""
+    tls: Tls | None = None
+    tool_parser: str | None = None
+    """How the model writes tool calls, by Dynamo's name (llama3_json, hermes, ...). Without it, `tools` are refused."""
+
+
+class Recovery(Section):
+    """What `toolkit up` does when a part fails."""
+
+    attempts: Positive = 5
+    """Starts of one part that may fail in a row before it is given up."""
+    backoff_s: PositiveFloat = 1.0
+    """Before the first restart of a replica; doubles each time, with full jitter."""
+    backoff_cap_s: PositiveFloat = 60.0
+    canary_s: PositiveFloat = 15.0
+    """The longest that a request for one token may take before the group counts as not answering."""
+    standby: Literal[0, 1] = 0
+    """Replicas that are loaded and take requests only when another one fails."""
+    fallback: Annotated[tuple[Path, ...], Field(strict=False)] = ()
+    """Deployments for the GPUs that are left when one is lost, the best first."""

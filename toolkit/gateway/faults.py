@@ -1,0 +1,44 @@
+"""What an error of Triton's tensorrt_llm model means for the request that got it, and for its replica.
+
+A stream over gRPC has errors without codes, so the text decides. One table, for the rehearsal's own words and for
+TensorRT-LLM's, release 1.2 (cpp/tensorrt_llm: executor/executorImpl.cpp, batch_manager/trtGptModelInflightBatching.cpp;
+cpp/include/tensorrt_llm/common/cudaUtils.h).
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+
+
+class Fault(Enum):
+    """Whose fault an error is, which says what the worker does."""
+
+    REQUEST = "the request's own: 400, never sent again"
+    BUSY = "too much load: 429, the client may try again"
+    LEAVING = "the replica drains: another replica takes the request"
+    STEP = "one step of the engine failed: another replica continues the request"
+    GROUP = "the group is lost: the worker ends, and other replicas continue its requests"
+
+
+_TABLE = (
+    (Fault.BUSY, r"maximum queue size"),
+    (Fault.LEAVING, r"this server is ending|the engine is shutting down"),
+    # Memory that no other request gives back, and errors after which CUDA's context is unusable.
+    (Fault.GROUP, r"a rank of the group has ended"),
+    (Fault.GROUP, r"CUDA (runtime )?error|cudaError|CUDA out of memory|illegal memory access|device-side assert"),
+    (Fault.GROUP, r"NCCL|ncclSystemError|ncclUnhandledCudaError|Failed to allocate|cudaMalloc"),
+    (Fault.STEP, r"Encountered an error in forward"),
+)
+TABLE = tuple((fault, re.compile(pattern, re.IGNORECASE)) for fault, pattern in _TABLE)
+
+
+def fault_of(message: str, begun: bool) -> Fault:
+    """The fault that an error message tells of. `begun`: the request has had a token already.
+
+    An unknown error of a request that has had none is its own; later it cannot be, so it is the step's.
+    """
+    for fault, pattern in TABLE:
+        if pattern.search(message):
+            return fault
+    return Fault.STEP if begun else Fault.REQUEST

@@ -1,0 +1,42 @@
+"""`python -m toolkit.gateway.frontend PORT RETRIES`: OpenAI's API on loopback, by NVIDIA Dynamo's runtime.
+
+Chat template, tokens and text, the choice of a replica by the prompt's cached prefix and its load, and the migration of
+streams are Dynamo's. Workers announce themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import uvloop
+from dynamo.llm import (  # type: ignore[import-not-found,unused-ignore]
+    EngineType,
+    EntrypointArgs,
+    KvRouterConfig,
+    RouterConfig,
+    RouterMode,
+    make_engine,
+    run_input,
+)
+from dynamo.runtime import DistributedRuntime  # type: ignore[import-not-found,unused-ignore]
+
+from toolkit.gateway.dynamo import LOOPBACK
+from toolkit.gateway.held import end_with_starter
+
+
+async def serve(port: int, migrations: int) -> None:
+    """Serve until killed. `migrations`: how often one stream may continue elsewhere."""
+    runtime = DistributedRuntime(asyncio.get_running_loop(), "file", "tcp")
+    # Triton tells nobody which blocks it holds, so the router remembers what it sent where.
+    router = RouterConfig(RouterMode.KV, KvRouterConfig(use_kv_events=False))
+    options = EntrypointArgs(
+        EngineType.Dynamic, http_host=LOOPBACK, http_port=port, router_config=router, migration_limit=migrations
+    )
+    await run_input(runtime, "http", await make_engine(runtime, options))
+
+
+if __name__ == "__main__":
+    end_with_starter()
+    uvloop.install()
+    asyncio.run(serve(int(sys.argv[1]), int(sys.argv[2])))

@@ -1,0 +1,99 @@
+"""From a request of Dynamo's to the input tensors of Triton's tensorrt_llm model. Nothing is ignored: what the
+engine cannot do is refused.
+
+Dynamo: PreprocessedRequest in lib/llm/src/protocols/common/preprocessor.rs. The tensors: toolkit.releases.tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from toolkit.errors import InputRefused
+
+NO_END = -1
+"""end_id for a request that goes on after an end token."""
+REFUSED: dict[str, Any] = {
+    "use_beam_search": "the engine is built for beam width 1",
+    "length_penalty": "it acts on beams only, and the engine is built for beam width 1",
+    "min_p": "the engine has no such sampling",
+    "include_stop_str_in_output": "stop strings are never part of the answer",
+    "guided_decoding": "this deployment has no guided decoding",
+    "allowed_token_ids": "the engine has no such sampling",
+    "bad_words_token_ids": "send the words as bad_words to Triton's own API",
+}
+"""Sampling options of Dynamo's that are refused, and why."""
+
+
+def token_budget(request: Mapping[str, Any], max_seq_len: int) -> int:
+    """How many tokens the answer may have. Raises InputRefused where prompt and answer do not fit."""
+    prompt, wanted = len(request["token_ids"]), request["stop_conditions"].get("max_tokens")
+    room = max_seq_len - prompt
+    if not prompt:
+        raise InputRefused("the prompt is empty")
+    if room < 1:
+        raise InputRefused(f"the prompt has {prompt} tokens; this deployment takes at most {max_seq_len - 1}")
+    if wanted is not None and wanted > room:
+        what = (
+            f"{prompt} prompt tokens and max_tokens {wanted} are more than the {max_seq_len} that this deployment has"
+        )
+        raise InputRefused(what, hint=f"Use max_tokens of at most {room}.")
+    return room if wanted is None else max(1, wanted)
+
+
+def tensors(request: Mapping[str, Any], max_seq_len: int, streaming: bool) -> Iterator[tuple[str, str, list[Any]]]:
+    """Name, Triton type and values of each input tensor. Raises InputRefused."""
+    sampling, stops, ids = request["sampling_options"], request["stop_conditions"], request["token_ids"]
+    _refuse(request)
+    yield "input_ids", "INT32", ids
+    yield "input_lengths", "INT32", [len(ids)]
+    yield "request_output_len", "INT32", [token_budget(request, max_seq_len)]
+    yield "streaming", "BOOL", [streaming]
+    yield "exclude_input_in_output", "BOOL", [True]
+    yield from _ends(stops, request.get("eos_token_ids") or [])
+    yield from _choice(sampling)
+    if request["output_options"].get("logprobs") is not None:
+        yield "return_log_probs", "BOOL", [True]
+
+
+def _choice(sampling: Mapping[str, Any]) -> Iterator[tuple[str, str, list[Any]]]:
+    """How the next token is chosen. OpenAI's defaults: temperature 1 and top_p 1, so a draw from all tokens."""
+    temperature = sampling.get("temperature")
+    if temperature == 0:
+        yield "runtime_top_k", "INT32", [1]
+    else:
+        top_p = sampling.get("top_p")
+        yield "runtime_top_k", "INT32", [max(0, sampling.get("top_k") or 0)]
+        yield "runtime_top_p", "FP32", [1.0 if top_p is None else top_p]
+        if temperature is not None:
+            yield "temperature", "FP32", [temperature]
+    if (seed := sampling.get("seed")) is not None:
+        if seed < 0:
+            raise InputRefused(f"seed: {seed} is negative, expected 0 or more")
+        yield "seed", "UINT64", [seed]
+    for name in ("repetition_penalty", "presence_penalty", "frequency_penalty"):
+        if sampling.get(name) is not None:
+            yield name, "FP32", [sampling[name]]
+
+
+def _ends(stops: Mapping[str, Any], eos: list[int]) -> Iterator[tuple[str, str, list[Any]]]:
+    """Where the answer ends. The engine has one end token; others are stop words of one token."""
+    ends = [] if stops.get("ignore_eos") else list(dict.fromkeys([*eos, *(stops.get("stop_token_ids_hidden") or [])]))
+    wanted = stops.get("stop_token_ids") or []
+    yield "end_id", "INT32", [ends[0] if ends else NO_END]
+    if words := [*ends[1:], *wanted]:
+        yield "stop_words_list", "INT32", [*words, *range(1, len(words) + 1)]
+    if stops.get("min_tokens"):
+        yield "min_tokens", "INT32", [stops["min_tokens"]]
+
+
+def _refuse(request: Mapping[str, Any]) -> None:
+    sampling, output = request["sampling_options"], request["output_options"]
+    for name, why in REFUSED.items():
+        if sampling.get(name):
+            raise InputRefused(f"{name}: {why}")
+    for name in ("n", "best_of"):
+        if (sampling.get(name) or 1) > 1:
+            raise InputRefused(f"{name}: {sampling[name]} answers to one request; send {sampling[name]} requests")
+    if output.get("prompt_logprobs") is not None:
+        raise InputRefused("logprobs of the prompt (echo): the engine gives those of the answer only")

@@ -1,0 +1,102 @@
+"""One request by token ids to Triton's tensorrt_llm model: a gRPC stream, as tokens and log-probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.utils import triton_to_np_dtype
+
+MODEL = "tensorrt_llm"
+STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
+LIVE = "/inference.GRPCInferenceService/ServerLive"
+LARGEST_MESSAGE = 64 << 20
+OPTIONS = [("grpc.max_receive_message_length", LARGEST_MESSAGE), ("grpc.max_send_message_length", LARGEST_MESSAGE)]
+
+
+class ModelError(Exception):
+    """An error that the model sent for this request: the server itself is there."""
+
+
+class ServerGone(Exception):
+    """The connection to the server ended, or there was none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A piece of an answer: new tokens, and their log-probabilities where they were asked for."""
+
+    ids: list[int]
+    log_probs: list[float]
+
+
+class TritonStream:
+    """Streams from one Triton. Use it in one asyncio loop."""
+
+    def __init__(self, address: str) -> None:
+        self._channel = grpc.aio.insecure_channel(address, options=OPTIONS)
+        self._stream = self._channel.stream_stream(
+            STREAM,
+            request_serializer=pb.ModelInferRequest.SerializeToString,
+            response_deserializer=pb.ModelStreamInferResponse.FromString,
+        )
+        self._live = self._channel.unary_unary(
+            LIVE,
+            request_serializer=pb.ServerLiveRequest.SerializeToString,
+            response_deserializer=pb.ServerLiveResponse.FromString,
+        )
+
+    async def live(self, timeout_s: float) -> bool:
+        """Whether the server answers. It says nothing about its models."""
+        try:
+            return bool((await self._live(pb.ServerLiveRequest(), timeout=timeout_s)).live)
+        except grpc.RpcError:
+            return False
+
+    async def tokens(self, name: str, tensors: Iterable[tuple[str, str, list[Any]]]) -> AsyncIterator[Tokens]:
+        """The answer as it comes. Closing the iterator cancels the request in the engine.
+
+        Raises ModelError and ServerGone.
+        """
+        call = self._stream(iter([_message(name, tensors)]))
+        try:
+            async for response in call:
+                if response.error_message:
+                    raise ModelError(response.error_message)
+                if piece := _tokens(response.infer_response):
+                    yield piece
+        except grpc.RpcError as error:
+            raise ServerGone(f"{error.code().name}: {error.details()}") from None
+        finally:
+            call.cancel()
+
+    async def close(self) -> None:
+        """End all streams."""
+        await self._channel.close()
+
+
+def _message(name: str, tensors: Iterable[tuple[str, str, list[Any]]]) -> pb.ModelInferRequest:
+    message = pb.ModelInferRequest(model_name=MODEL, id=name)
+    for tensor, datatype, values in tensors:
+        shape = [1, len(values)]
+        if tensor == "stop_words_list":  # [2, n]: the ids of all words, and where each word ends
+            shape = [1, 2, len(values) // 2]
+        message.inputs.add(name=tensor, datatype=datatype, shape=shape)
+        message.raw_input_contents.append(np.array(values, triton_to_np_dtype(datatype)).tobytes())
+    return message
+
+
+def _tokens(response: pb.ModelInferResponse) -> Tokens | None:
+    """The new tokens of a response; None for the empty one that only ends a stream."""
+    raw = dict(zip((output.name for output in response.outputs), response.raw_output_contents, strict=True))
+    if "output_ids" not in raw:
+        return None
+    ids = np.frombuffer(raw["output_ids"], np.int32).tolist()
+    if "sequence_length" in raw:  # output_ids may be padded beyond it
+        ids = ids[: int(np.frombuffer(raw["sequence_length"], np.int32)[0])]
+    log_probs = np.frombuffer(raw.get("output_log_probs", b""), np.float32).tolist()
+    return Tokens(ids, log_probs[-len(ids) :] if ids else [])

@@ -1,0 +1,174 @@
+"""`python -m toolkit.gateway.worker FILE ENGINE REPLICA`: hands requests of Dynamo's to the Triton of one replica.
+
+It ends as soon as its Triton is gone: Dynamo then continues its streams on another replica. An error that a request
+has earned ends that request only. Standard input is a pipe from whoever started it; it ends with that, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import uvloop
+from dynamo.llm import (  # type: ignore[import-not-found,unused-ignore]
+    ModelInput,
+    ModelRuntimeConfig,
+    ModelType,
+    WorkerType,
+    register_model,
+)
+from dynamo.llm.exceptions import (  # type: ignore[import-not-found,unused-ignore]
+    Disconnected,
+    EngineShutdown,
+    HttpError,
+    InvalidArgument,
+)
+from dynamo.runtime import DistributedRuntime  # type: ignore[import-not-found,unused-ignore]
+
+from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
+from toolkit.errors import InputRefused
+from toolkit.gateway.dynamo import endpoint
+from toolkit.gateway.faults import Fault, fault_of
+from toolkit.gateway.held import end_with_starter
+from toolkit.gateway.sampling import tensors, token_budget
+from toolkit.gateway.triton_stream import ModelError, ServerGone, Tokens, TritonStream
+
+LOOK_S = 0.5
+"""From one look at whether Triton is there to the next."""
+LOOK_TIMEOUT_S = 2.0
+LOOKS_FAILED = 2
+FAREWELL_S = 0.3
+"""For the last errors to leave before the process ends."""
+ENDED = 75
+"""Exit code of a worker whose Triton is gone (EX_TEMPFAIL)."""
+
+
+class Worker:
+    """The requests of one replica."""
+
+    def __init__(self, deployment: Deployment, replica: int) -> None:
+        self._deployment, self._replica = deployment, replica
+        self._triton = TritonStream(f"127.0.0.1:{deployment.serving.grpc_port}")
+        self._gone = asyncio.Event()
+
+    async def serve(self) -> int:
+        """Until Triton is gone. Returns the exit code."""
+        runtime = DistributedRuntime(asyncio.get_running_loop(), "file", "tcp")
+        place = runtime.endpoint(endpoint(self._replica))
+        serving = asyncio.ensure_future(place.serve_endpoint(self.generate, graceful_shutdown=False))
+        await register_model(
+            ModelInput.Tokens,
+            ModelType.Chat | ModelType.Completions,
+            place,
+            str(self._deployment.model.path),
+            self._deployment.served_name,
+            kv_cache_block_size=self._deployment.kv_cache.tokens_per_block,
+            runtime_config=self._limits(),
+            worker_type=WorkerType.Aggregated,
+        )
+        print(f"ready: replica {self._replica}", flush=True)
+        look = asyncio.create_task(self._look())
+        await asyncio.wait([serving, look, asyncio.create_task(self._gone.wait())], return_when=asyncio.FIRST_COMPLETED)
+        self._gone.set()
+        print(f"ends: Triton of replica {self._replica} is gone", flush=True)
+        await asyncio.sleep(FAREWELL_S)
+        return ENDED
+
+    async def generate(self, request: dict[str, Any], context: Any) -> AsyncIterator[dict[str, Any]]:
+        """The answer to one request, in Dynamo's form. Raises Dynamo's exceptions."""
+        begun = False
+        try:
+            budget = token_budget(request, self._deployment.limits.max_seq_len)
+            streaming = self._deployment.serving.decoupled
+            inputs = [*tensors(request, self._deployment.limits.max_seq_len, streaming)]
+            count, logprobs = 0, request["output_options"].get("logprobs") is not None
+            answer = self._triton.tokens(context.id(), inputs)
+            async for piece in _until_stopped(answer, context):
+                begun, count = True, count + len(piece.ids)
+                yield _output(piece, logprobs)
+            if not context.is_stopped():
+                yield {"token_ids": [], "finish_reason": "length" if count >= budget else "stop"}
+        except InputRefused as error:
+            raise InvalidArgument(str(error)) from None
+        except ServerGone as error:
+            self._gone.set()
+            raise EngineShutdown(f"replica {self._replica}: {error}") from None
+        except ModelError as error:
+            raise self._exception(str(error), begun) from None
+
+    def _exception(self, message: str, begun: bool) -> Exception:
+        fault = fault_of(message, begun)
+        if fault is Fault.GROUP:
+            self._gone.set()
+        kinds: dict[Fault, Any] = {
+            Fault.REQUEST: lambda: InvalidArgument(message),
+            Fault.BUSY: lambda: HttpError(429, message),
+            Fault.STEP: lambda: Disconnected(message),
+            Fault.LEAVING: lambda: EngineShutdown(message),
+            Fault.GROUP: lambda: EngineShutdown(message),
+        }
+        return kinds[fault]()
+
+    def _limits(self) -> ModelRuntimeConfig:
+        """What the router may know about this replica."""
+        limits, config = self._deployment.limits, ModelRuntimeConfig()
+        config.context_length = limits.max_seq_len
+        config.max_num_seqs = self._deployment.max_batch_size * self._deployment.parallel.pp
+        config.max_num_batched_tokens = limits.max_num_tokens
+        if not self._deployment.kind.on_gpus:
+            config.total_kv_blocks = self._deployment.kv_blocks
+        if self._deployment.gateway.tool_parser:
+            config.tool_call_parser = self._deployment.gateway.tool_parser
+        return config
+
+    async def _look(self) -> None:
+        """Return when Triton no longer answers."""
+        failed = 0
+        while failed < LOOKS_FAILED and not self._gone.is_set():
+            await asyncio.sleep(LOOK_S)
+            failed = 0 if await self._triton.live(LOOK_TIMEOUT_S) else failed + 1
+
+
+async def _until_stopped(answer: AsyncIterator[Tokens], context: Any) -> AsyncIterator[Tokens]:
+    """The pieces until the client leaves; then the request ends in the engine, too."""
+    stopped = asyncio.ensure_future(context.async_killed_or_stopped())
+    try:
+        while True:
+            piece = asyncio.ensure_future(anext(answer))
+            await asyncio.wait([piece, stopped], return_when=asyncio.FIRST_COMPLETED)
+            if not piece.done():
+                piece.cancel()
+                return
+            try:
+                yield piece.result()
+            except StopAsyncIteration:
+                return
+    finally:
+        stopped.cancel()
+        await answer.aclose()  # type: ignore[attr-defined]
+
+
+def _output(piece: Tokens, logprobs: bool) -> dict[str, Any]:
+    """A piece in Dynamo's form (LLMEngineOutput in lib/llm/src/protocols/common/llm_backend.rs)."""
+    output: dict[str, Any] = {"token_ids": piece.ids}
+    if logprobs and piece.log_probs:
+        output["log_probs"] = piece.log_probs
+    return output
+
+
+def main(file: str, engine: str, replica: str) -> int:
+    """Serve until Triton is gone."""
+    end_with_starter()
+    deployment = load_deployment(file, engine).per_replica()[int(replica)]
+    uvloop.install()
+    return asyncio.run(Worker(deployment, int(replica)).serve())
+
+
+if __name__ == "__main__":
+    code = main(*sys.argv[1:4])
+    sys.stdout.flush()
+    os._exit(code)  # the runtime's threads would keep the process
