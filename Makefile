@@ -9,9 +9,15 @@ FUZZ_EXAMPLES ?= 2000
 # The variable silences an advertisement.
 SITE    := NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 # Three parts: what needs no server; what starts servers, two test files at a time; what measures times, one by one.
+# The fast tests are the first part without those that try many examples.
+FAST    := -m "not slow and not thorough" --numprocesses auto --maxprocesses 8
 SHARED  := -m "not slow" --numprocesses auto --maxprocesses 8
 SERVERS := -m "slow and not alone" --numprocesses 2 --dist loadfile
 TIMED   := -m "slow and alone"
+# make test ONLY=slo: the tests of one room, or of several, and of the rooms that import it. pytest says 5 for no test.
+ONLY    ?=
+SOME    := only=$(if $(ONLY),$$($(RUN) tests.neighbours $(ONLY))) || exit 1;
+NONE    := $(if $(ONLY),[ $$? = 5 ],false)
 
 # The first Python of a supported version; override with: make PYTHON=/path/to/python3.12 ...
 PYTHON  ?= $(firstword $(foreach p,python3 python3.12 python3.11,$(shell $(p) -c 'import sys; (3,11) <= sys.version_info < (3,13) and print("$(p)")' 2>/dev/null)))
@@ -23,7 +29,7 @@ NAMES   := while read -r step name _; do case "$$step $$name" in \
 	"Installing collected") printf '\ninstalling all of them\n';; \
 	esac; done
 
-.PHONY: install demo test test-fast fuzz lint format docs site clean
+.PHONY: install demo test test-fast coverage fuzz lint format docs site clean
 
 install: .venv/installed
 
@@ -51,16 +57,20 @@ demo: install
 # All parts run, whatever fails. The end says again what failed, and what was skipped and why.
 test: install
 	$(RUN) toolkit sample smollm2 $(SMOLLM2)
-	@mkdir -p work/tests; rm -f work/tests/*.txt; code=0; \
-	$(RUN) pytest -rfEs $(SHARED) | tee work/tests/1-shared.txt || code=1; \
-	$(RUN) pytest -rfEs $(SERVERS) | tee work/tests/2-servers.txt || code=1; \
-	$(RUN) pytest -rfEs $(TIMED) | tee work/tests/3-timed.txt || code=1; \
+	@$(SOME) mkdir -p work/tests; rm -f work/tests/*.txt; code=0; \
+	$(RUN) pytest -rfEs $(SHARED) $$only | tee work/tests/1-shared.txt || $(NONE) || code=1; \
+	$(RUN) pytest -rfEs $(SERVERS) $$only | tee work/tests/2-servers.txt || $(NONE) || code=1; \
+	$(RUN) pytest -rfEs $(TIMED) $$only | tee work/tests/3-timed.txt || $(NONE) || code=1; \
 	printf '\nAll parts:\n'; \
 	grep -hE '^(FAILED|ERROR|SKIPPED) |^=+ .* in [0-9.]+s' work/tests/*.txt; \
 	exit $$code
 
 test-fast: install
-	$(RUN) pytest $(SHARED)
+	@$(SOME) $(RUN) pytest $(FAST) $$only || $(NONE)
+
+# What of toolkit/ the tests without servers run, in their own processes and in those that they start.
+coverage: install
+	$(RUN) pytest $(SHARED) --cov --cov-report term:skip-covered
 
 # Spoilt files of every kind, other ones each time; the fast tests try a few, the same each time.
 fuzz: install

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import neighbours
+
 ROOT = Path(__file__).parents[2]
 PYTEST = """#!/bin/sh
 case "$*" in
@@ -72,3 +74,26 @@ def test_an_install_shows_what_it_gets_and_fails_when_pip_fails(project) -> None
         assert done.returncode == 2 * code, done.stderr
         assert "torch \ninstalling all of them\n" in done.stdout
         assert (project / ".venv/installed").exists() == (code == 0)
+
+
+def test_one_room_and_its_neighbours(project) -> None:
+    """Only their tests run; a part without any of them is no failure, and an unknown room runs nothing."""
+    (project / ".venv/installed").touch()
+    program(project, "tests.neighbours", '#!/bin/sh\n[ "$1 $2" = "slo plan" ] && echo tests/slo tests/plan\n')
+    program(project, "pytest", '#!/bin/sh\necho "pytest $*" | grep -o "tests/.*"; exit 5\n')
+    for target, parts in (("test", 3), ("test-fast", 1)):
+        done = make(project, target, "ONLY=slo plan")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("tests/slo tests/plan\n") == parts
+        wrong = make(project, target, "ONLY=nowhere")
+        assert wrong.returncode == 2 and "tests/slo" not in wrong.stdout
+        assert make(project, target).returncode == 2, "without ONLY no test is a failure"
+
+
+def test_neighbours_are_the_rooms_that_import_a_room(capsys) -> None:
+    assert neighbours.main(["slo"]) == 0
+    chosen = capsys.readouterr().out.split()
+    assert {"tests/slo", "tests/reports", "tests/load", "tests/plan"} <= {*chosen}
+    assert not {"tests/lint", "tests/serve", "tests/checkpoint"} & {*chosen}
+    assert neighbours.main(["secrecy"]) == 0 and "tests/test_secrecy.py" in capsys.readouterr().out.split()
+    assert neighbours.main(["nowhere"]) == 1 and "'nowhere' is not a room. Use one of " in capsys.readouterr().err
