@@ -120,7 +120,7 @@ def _elapsed(run: Call) -> float:
     run()
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end) * 1e-3
+    return float(begin.elapsed_time(end)) * 1e-3
 
 
 def _timed(run: Call) -> float:

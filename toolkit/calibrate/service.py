@@ -176,7 +176,7 @@ def _prompts(deployment: Deployment) -> tuple[str, ...]:
 
 def _inside(outputs: dict[str, Any], token: str) -> float:
     """Seconds from when the engine had the request to its "first_token" or "last_token"."""
-    return (outputs[f"{token}_time_ns"] - outputs["arrival_time_ns"]) * 1e-9
+    return float(outputs[f"{token}_time_ns"] - outputs["arrival_time_ns"]) * 1e-9
 
 
 @contextlib.contextmanager

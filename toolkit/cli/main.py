@@ -29,7 +29,8 @@ class LazyGroup(click.Group):
         if name not in COMMANDS:
             return None
         name = name.replace("-", "_")
-        return getattr(importlib.import_module(f"toolkit.cli.{name}"), name)
+        command: click.Command = getattr(importlib.import_module(f"toolkit.cli.{name}"), name)
+        return command
 
     def resolve_command(self, context: click.Context, arguments: list[str]) -> Any:
         name, command, rest = super().resolve_command(context, arguments)

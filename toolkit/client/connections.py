@@ -94,7 +94,7 @@ class Connections:
                 if response.status in (401, 403):
                     raise self.refusal(response)
                 response.read()
-                return response.status == 200
+                return bool(response.status == 200)
         except (ServerFailed, DeadlineExceeded):
             return False
 

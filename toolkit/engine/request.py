@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from toolkit.errors import InputRefused
@@ -21,7 +22,7 @@ def _unless_positive(value: Any) -> Any:
     return None if value is not None and value <= 0 else value
 
 
-def _finite(bias: np.ndarray | None) -> np.ndarray | None:
+def _finite(bias: NDArray[Any] | None) -> NDArray[Any] | None:
     """Raises InputRefused for NaN or infinity in a bias: the executor takes them, and the answer is noise."""
     if bias is not None and not np.isfinite(bias).all():
         (place,) = np.argwhere(~np.isfinite(bias))[0]
@@ -56,7 +57,7 @@ class GenerationRequest(BaseModel):
     end_id: Annotated[int, Field(ge=-1)] = -1
     stop_words_list: tuple[Word, ...] = ()
     bad_words_list: tuple[Word, ...] = ()
-    embedding_bias: Annotated[np.ndarray | None, AfterValidator(_finite)] = None  # float32 [vocab_size]
+    embedding_bias: Annotated[np.ndarray | None, AfterValidator(_finite)] = None  # type: ignore[type-arg]  # float32 [vocab_size]
     streaming: bool = False
     exclude_input_in_output: bool | None = None
     return_log_probs: bool = False

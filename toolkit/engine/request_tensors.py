@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from toolkit.engine.request import GenerationRequest, Word
@@ -19,7 +20,7 @@ NOT_REHEARSED = (
 """What would change the answer, and is not there in a rehearsal, by the beginnings of the names."""
 
 
-def requests_of(tensors: dict[str, np.ndarray]) -> list[GenerationRequest]:
+def requests_of(tensors: dict[str, NDArray[Any]]) -> list[GenerationRequest]:
     """Each tensor has a row for each request; empty tensors count as not given.
 
     Raises InputRefused naming what is wrong.
@@ -34,7 +35,7 @@ def requests_of(tensors: dict[str, np.ndarray]) -> list[GenerationRequest]:
     return [_request({name: tensor[row] for name, tensor in given.items()}) for row in range(count)]
 
 
-def _request(row: dict[str, np.ndarray]) -> GenerationRequest:
+def _request(row: dict[str, NDArray[Any]]) -> GenerationRequest:
     values: dict[str, Any] = {}
     for name, tensor in row.items():
         if name in WORDS:
@@ -56,7 +57,7 @@ def _request(row: dict[str, np.ndarray]) -> GenerationRequest:
         raise InputRefused(f"{first['loc'][0]}: {first['msg'].lower()}{got}") from None
 
 
-def _words(name: str, tensor: np.ndarray) -> tuple[Word, ...]:
+def _words(name: str, tensor: NDArray[Any]) -> tuple[Word, ...]:
     """Token lists from NVIDIA's layout [2, n]: in row 0 their ids, in row 1 where each ends, then -1."""
     ends = [0, *(end for end in tensor[-1:].flatten().tolist() if end != -1)]
     pairs = list(pairwise(ends))

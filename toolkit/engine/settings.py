@@ -80,12 +80,14 @@ class EngineSettings(BaseModel):
     @property
     def model(self) -> dict[str, Any]:
         """Sizes of the whole model, named as in a TensorRT-LLM checkpoint."""
-        return self.config["pretrained_config"]
+        sizes: dict[str, Any] = self.config["pretrained_config"]
+        return sizes
 
     @property
     def limits(self) -> dict[str, Any]:
         """max_batch_size, max_num_tokens, max_seq_len ..."""
-        return self.config["build_config"]
+        limits: dict[str, Any] = self.config["build_config"]
+        return limits
 
     @property
     def mapping(self) -> RankMapping:

@@ -26,7 +26,7 @@ TAGS = (None, "!", "tag:yaml.org,2002:str")
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C ten times as fast, where PyYAML has it
 
 
-class _Strict(_Loader):
+class _Strict(_Loader):  # type: ignore[misc]
     """A mapping that gives a key twice is a mistake that plain YAML hides."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -40,12 +40,15 @@ class _Strict(_Loader):
             if key in seen:
                 raise _wrong(f"{clipped(key)} is given twice", key_node)
             seen.add(key)
-        return super().construct_mapping(node, deep)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float:
         if len(node.value) > LONGEST_NUMBER:
             raise _wrong(f"a number of {len(node.value):,} characters, the most is {LONGEST_NUMBER}", node)
-        return self.construct_yaml_int(node) if node.tag.endswith(":int") else self.construct_yaml_float(node)
+        is_whole = node.tag.endswith(":int")
+        number: int | float = self.construct_yaml_int(node) if is_whole else self.construct_yaml_float(node)
+        return number
 
 
 for _kind in ("int", "float"):

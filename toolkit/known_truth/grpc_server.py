@@ -41,7 +41,7 @@ class Codec(CodecBase):
 
     __content_subtype__ = "proto"
 
-    def encode(self, message: Any, message_type: Any) -> bytes:
+    def encode(self, message: bytes, message_type: Any) -> bytes:
         return message
 
     def decode(self, data: bytes, message_type: Any) -> Any:
@@ -55,7 +55,8 @@ class GrpcForm:
     """Responses in bytes: those of a token differ by its word alone and are made once for each."""
 
     def __init__(self, request: pb.ModelInferRequest, inputs: Mapping[str, Any], prompt_tokens: int) -> None:
-        self._request, self._counted = request, {}  # type: ignore[var-annotated]
+        self._request = request
+        self._counted: dict[tuple[int, int], bytes] = {}
         self._wants_in = inputs.get("return_num_input_tokens") is True
         self._wants_out = inputs.get("return_num_output_tokens") is True
         self._wants_times = inputs.get("return_perf_metrics") is True
@@ -85,7 +86,8 @@ class GrpcForm:
         return self._streamed(self._response(0, count, perf_metrics(answer) if self._wants_times else {}))
 
     def error(self, message: str) -> bytes:
-        return pb.ModelStreamInferResponse(error_message=message).SerializeToString()
+        response: bytes = pb.ModelStreamInferResponse(error_message=message).SerializeToString()
+        return response
 
     def _head(self) -> pb.ModelInferResponse:
         return pb.ModelInferResponse(model_name=self._request.model_name, model_version="1", id=self._request.id)
@@ -106,7 +108,8 @@ class GrpcForm:
         return response
 
     def _streamed(self, response: pb.ModelInferResponse) -> bytes:
-        return pb.ModelStreamInferResponse(infer_response=response).SerializeToString()
+        streamed: bytes = pb.ModelStreamInferResponse(infer_response=response).SerializeToString()
+        return streamed
 
 
 class GrpcWire:

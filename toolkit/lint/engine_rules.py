@@ -8,7 +8,8 @@ from typing import Any
 
 from toolkit.lint.executor_rules import TRUE
 from toolkit.lint.finding import Finding
-from toolkit.lint.repository import PLACEHOLDER, Engine, Model, Repository
+from toolkit.lint.model_yaml import PLACEHOLDER
+from toolkit.lint.repository import Engine, Model, Repository
 from toolkit.releases.release import Release
 
 NUMBER = re.compile("[0-9]{1,20}")

@@ -8,7 +8,8 @@ from typing import Any
 
 from toolkit.errors import shown
 from toolkit.lint.finding import Finding
-from toolkit.lint.repository import CONFIG, PLACEHOLDER, Model, Repository
+from toolkit.lint.model_yaml import PLACEHOLDER
+from toolkit.lint.repository import CONFIG, Model, Repository
 from toolkit.releases.release import Release
 
 IN_THE_IMAGE = ("python", "tensorrtllm", "ensemble")

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 
 from toolkit.lint import readings
 from toolkit.lint.finding import Finding
-from toolkit.lint.repository import PLACEHOLDER, Model
+from toolkit.lint.model_yaml import PLACEHOLDER
+from toolkit.lint.repository import Model
 from toolkit.releases.models import TRITONS_PARAMETERS
 from toolkit.releases.parameters import RENAMES
 from toolkit.releases.setting import Parameter

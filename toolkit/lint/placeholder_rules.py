@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterator
 
 from toolkit.lint.finding import Finding
+from toolkit.lint.model_yaml import PLACEHOLDER
 from toolkit.lint.readings import STOPS
-from toolkit.lint.repository import PLACEHOLDER, Model, Repository
+from toolkit.lint.repository import Model, Repository
 from toolkit.releases.models import OUR_PARAMETERS
 from toolkit.releases.release import Release
 

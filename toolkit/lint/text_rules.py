@@ -10,7 +10,8 @@ from typing import Any
 from toolkit.errors import ToolkitError
 from toolkit.files.json_file import read_json
 from toolkit.lint.finding import Finding
-from toolkit.lint.repository import PLACEHOLDER, Model, Repository
+from toolkit.lint.model_yaml import PLACEHOLDER
+from toolkit.lint.repository import Model, Repository
 from toolkit.model.special_tokens import TOKENIZER_CONFIG, special_tokens
 from toolkit.releases.release import Release
 

@@ -24,10 +24,10 @@ from gevent.event import AsyncResult
 from locust.env import Environment
 from locust.runners import MasterRunner
 
+from toolkit.clock import now
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.load import LAUNCHER
-from toolkit.load.exchange import now
 from toolkit.load.live import Live, Now
 from toolkit.load.messages import LOOP_LAG, QUOTA, QUOTA_WANTED, SAMPLE
 from toolkit.load.options import Chosen
@@ -259,7 +259,7 @@ class Coordinator:
     @property
     def _shows_progress(self) -> bool:
         """Where Locust prints no tables of its own while it runs."""
-        return self._options.only_summary
+        return bool(self._options.only_summary)
 
     @property
     def _options(self) -> Any:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import gevent
 from gevent.pool import Group
 
-from toolkit.load.exchange import now
+from toolkit.clock import now
 
 AHEAD = 256
 """Requests that are made before their time. Making one takes up to milliseconds, which would delay others."""

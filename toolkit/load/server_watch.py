@@ -61,4 +61,5 @@ def read_text(url: str) -> str:
     # Without the environment's proxy: the server is one of ours.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(url, timeout=TIMEOUT_S) as answer:
-        return answer.read(LARGEST).decode("utf-8", "replace")
+        page: bytes = answer.read(LARGEST)
+    return page.decode("utf-8", "replace")

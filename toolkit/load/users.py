@@ -21,12 +21,13 @@ from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
 
 from toolkit.client import connect
+from toolkit.clock import now
 from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.load import messages, web
 from toolkit.load.coordinator import Coordinator, RequestQuota
 from toolkit.load.dispatch import dispatch
-from toolkit.load.exchange import Exchange, hear, now
+from toolkit.load.exchange import Exchange, hear
 from toolkit.load.options import PROTOCOLS, Chosen
 from toolkit.load.reporting import LoopLag, Reporter
 from toolkit.load.requests import Asked, Work

@@ -24,6 +24,10 @@ _DIGIT = 10
 
 Group = tuple[int, ...]
 Groups = tuple[Group, ...]
+Inside = Callable[[Group], int]
+"""The cost of a group by itself."""
+Between = Callable[[Group | None, Group], int]
+"""The cost of a group after the one before it."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ def _apart(topology: Topology, a: int, b: int) -> bool:
     return bool(one and other) and not set(one) & set(other)
 
 
-def _best(mapping: RankMapping, replicas: int, gpus: Group, inside: Callable, between: Callable) -> Groups:
+def _best(mapping: RankMapping, replicas: int, gpus: Group, inside: Inside, between: Between) -> Groups:
     """Every choice, where what follows depends on the GPUs left and on the last group only, and is kept."""
 
     @cache
@@ -134,7 +138,7 @@ def _best(mapping: RankMapping, replicas: int, gpus: Group, inside: Callable, be
     return rest(mapping.pp * replicas, gpus, None)[1]
 
 
-def _greedy(mapping: RankMapping, replicas: int, gpus: Group, inside: Callable, between: Callable) -> Groups:
+def _greedy(mapping: RankMapping, replicas: int, gpus: Group, inside: Inside, between: Between) -> Groups:
     groups: list[Group] = []
     for place in range(mapping.pp * replicas):
         last = groups[-1] if place % mapping.pp else None

@@ -12,11 +12,16 @@ import logging
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from toolkit.errors import ToolkitError, shown
 from toolkit.files.atomic import read_text
 from toolkit.model.special_tokens import TOKENIZER_CONFIG, optional_json, special_tokens
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+    from jinja2.nodes import Node
+    from jinja2.parser import Parser
 
 TEMPLATE = "chat_template.jinja"
 MORE_TEMPLATES = "additional_chat_templates"
@@ -73,9 +78,9 @@ class ChatTemplate:
             return "\n\n".join(message["content"] for message in messages)
         try:
             self._compiled = self._compiled or _compile(self._source)
-            return self._compiled.render(
-                messages=messages, tools=None, documents=None, add_generation_prompt=True, **self._special_tokens
-            )
+            options = {"tools": None, "documents": None, "add_generation_prompt": True, **self._special_tokens}
+            prompt: str = self._compiled.render(messages=messages, **options)
+            return prompt
         except Exception as error:  # whatever the code in a template may raise
             raise ToolkitError(
                 f"the chat template failed: {error}", where=self._model_dir, hint="Ask with --raw to send plain text."
@@ -113,7 +118,7 @@ def _templates(model_dir: Path) -> dict[str, str]:
     return found
 
 
-def _compile(source: str):
+def _compile(source: str) -> Template:
     import jinja2
     from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -123,15 +128,21 @@ def _compile(source: str):
 
         tags = {"generation"}  # noqa: RUF012
 
-        def parse(self, parser):
+        def parse(self, parser: Parser) -> Node:
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return jinja2.nodes.Scope(body, lineno=line)
 
-    def refuse(message: str):
+    def refuse(message: str) -> NoReturn:
         raise jinja2.TemplateError(message)
 
-    def to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+    def to_json(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     environment = ImmutableSandboxedEnvironment(

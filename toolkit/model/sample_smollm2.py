@@ -18,7 +18,7 @@ from toolkit.errors import ToolkitError, shown
 from toolkit.files import artifacts, distribution
 
 if TYPE_CHECKING:
-    import numpy as np
+    from numpy.typing import NDArray
 
 Progress = Callable[[int, int], None]
 
@@ -135,7 +135,7 @@ def _config(gguf: Gguf) -> dict[str, Any]:
 
 
 def _queries_per_kv_head(gguf: Gguf) -> int:
-    return gguf["llama.attention.head_count"] // gguf["llama.attention.head_count_kv"]
+    return int(gguf["llama.attention.head_count"] // gguf["llama.attention.head_count_kv"])
 
 
 def _write_weights(directory: Path, gguf: Gguf, progress: Progress) -> None:
@@ -171,7 +171,7 @@ def _hugging_face_name(name: str, path: Path) -> str:
     return f"{layer}{TENSOR_NAMES[match[2]]}.weight"
 
 
-def _halves_apart(weight: np.ndarray, head_dim: int) -> np.ndarray:
+def _halves_apart(weight: NDArray[Any], head_dim: int) -> NDArray[Any]:
     """Rows of q or k in Hugging Face's order.
 
     Rotary position embedding turns pairs of rows. llama.cpp stores the two of a pair side by side,
@@ -181,7 +181,7 @@ def _halves_apart(weight: np.ndarray, head_dim: int) -> np.ndarray:
     return pairs.swapaxes(1, 2).reshape(weight.shape)
 
 
-def _zero_padded(weight: np.ndarray, rows: int | None = None, columns: int | None = None) -> np.ndarray:
+def _zero_padded(weight: NDArray[Any], rows: int | None = None, columns: int | None = None) -> NDArray[Any]:
     import numpy as np
 
     height, width = weight.shape

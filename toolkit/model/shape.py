@@ -153,7 +153,7 @@ def _architecture(config: Mapping[str, Any], where: str) -> str:
     name = names[0] if isinstance(names, list) and names else names
     if name not in SUPPORTED_ARCHITECTURES:
         raise ToolkitError(f"architectures: {shown(name)} is not supported", where=where, hint=SUPPORTED)
-    return name
+    return str(name)
 
 
 def _refuse_quantised(config: Mapping[str, Any], where: str) -> None:

@@ -163,7 +163,7 @@ def roofline(deployment: Deployment, prediction: Prediction) -> float:
     prefill_s = (2 * matrices * prompt + 4 * queries * prompt * (prompt + 1) / 2) / (peak * gpus)
     keys = shape.kv_bytes_per_token() / 2 * precision.kv_bytes * (prompt + output / 2)
     step_s = (matrices * precision.weight_bytes + batch * keys) / (gpu.bandwidth * gpus)
-    return 1 / (prefill_s + (output - 1) * step_s / batch)
+    return float(1 / (prefill_s + (output - 1) * step_s / batch))
 
 
 def _link(prediction: Prediction) -> Claim:

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import ToolkitError
 from toolkit.files.atomic import check_writable
-from toolkit.plan.claims import Claim, claims
-from toolkit.plan.layouts import Comparison, Layout, Objective, Remedy, compare
+from toolkit.plan.claim import Claim
+from toolkit.plan.claims import claims
+from toolkit.plan.layouts import Comparison, Layout, Remedy, compare
 from toolkit.plan.predict import Estimator, Predict, Prediction, predict
 from toolkit.plan.remedies import remedies
 from toolkit.plan.seeds import Spread, spread_of
 from toolkit.plan.show import data
+from toolkit.plan.tuning import Objective
 from toolkit.steptimes.calibration import Calibration
 
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ from toolkit.files.atomic import atomic_file
 from toolkit.files.yaml_file import parse_yaml
 from toolkit.model.shape import ModelShape, load_shape
 from toolkit.model.shape_rules import context_length
-from toolkit.plan.layouts import Comparison, Objective, any_fits, compare
+from toolkit.plan.layouts import Comparison, any_fits, compare
 from toolkit.plan.show import wording
 from toolkit.plan.show.reasons import reason
-from toolkit.plan.tuning import Ceiling
+from toolkit.plan.tuning import Ceiling, Objective
 from toolkit.sizing.gpus import gpu_named
 from toolkit.workload.presets import PRESETS
 

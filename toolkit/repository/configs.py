@@ -10,10 +10,10 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from toolkit.config.deployment import Deployment
+from toolkit.model.tokenizer import SpecialTokens
 from toolkit.releases import tensors as signatures
 from toolkit.releases.tensors import Tensor
 from toolkit.repository import parameters
-from toolkit.repository.parameters import SpecialTokens
 
 # The rehearsal answers as NVIDIA's backend does, in Python; llmapi.py has the repository for engine: pytorch.
 
@@ -164,7 +164,7 @@ def model_outputs(tensors: Iterable[Tensor]) -> Iterable[Any]:
 
 
 def _data_type(tensor: Tensor) -> int:
-    return pb.DataType.Value(f"TYPE_{tensor.type}")
+    return int(pb.DataType.Value(f"TYPE_{tensor.type}"))
 
 
 def _same_names(tensors: Iterable[Tensor], without: tuple[tuple[str, str], ...] = ()) -> tuple[tuple[str, str], ...]:

@@ -23,7 +23,7 @@ from toolkit.repository.parameters import CANCELLATION_CHECK_PERIOD_MS, STATS_CH
 
 if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment
-    from toolkit.repository.parameters import SpecialTokens
+    from toolkit.model.tokenizer import SpecialTokens
 
 MODEL = "tensorrt_llm"
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.errors import ToolkitError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from tokenizers import Tokenizer
 
 TEXT, BYTE, HIDDEN = 0, 1, 2
@@ -36,7 +37,7 @@ def write_token_table(tokenizer_file: Path, folder: Path, tokenizer: Tokenizer |
         content, kind = decoder.read(token)
         contents.append(content)
         kinds.append(HIDDEN if id in special else kind)
-    arrays: dict[str, np.ndarray] = {
+    arrays: dict[str, NDArray[Any]] = {
         "bytes": np.frombuffer(b"".join(contents), np.uint8),
         "ends": np.cumsum([len(content) for content in contents], dtype=np.int64),
         "kinds": np.array(kinds, np.uint8),

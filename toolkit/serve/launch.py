@@ -169,4 +169,4 @@ def shell_text(variables: Mapping[str, str], command: Sequence[Part]) -> str:
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        return int(probe.getsockname()[1])

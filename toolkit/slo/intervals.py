@@ -171,7 +171,8 @@ def _blocks(stat: Floats, random: np.random.Generator, rows: int) -> Floats:
     sums = wrapped[length : length + len(stat)] - wrapped[: len(stat)]
     count = max(1, round(len(stat) / length))
     starts = random.integers(len(stat), size=(DRAWS, count))
-    return sums[starts].sum(axis=1) * (rows / (count * length))
+    drawn: Floats = sums[starts].sum(axis=1) * (rows / (count * length))
+    return drawn
 
 
 def _at_ranks(ordered: Floats, shares: Floats) -> Floats:

@@ -162,7 +162,8 @@ class ClosedForm:
         moved = inner * outer * size + rows * (inner + outer) * precision.activation_bytes
         arithmetic, memory = 2 * rows * inner * outer / peak, moved / (self.gpu.bandwidth * rates.weight_bytes)
         larger = max(arithmetic, memory)
-        return floor + larger * (1 + (min(arithmetic, memory) / larger) ** rates.knee) ** (1 / rates.knee)
+        both: float = larger * (1 + (min(arithmetic, memory) / larger) ** rates.knee) ** (1 / rates.knee)
+        return floor + both
 
     def _dense_s(self, tokens: int) -> float:
         """What depends on the number of tokens only; a run asks for few different ones, many times."""

@@ -51,12 +51,13 @@ class ReferenceModel:
         length = hidden.shape[1]
         positions = torch.arange(length)[None]
         mask = torch.full((1, 1, length, length), -torch.inf).triu(1)
-        return layer(
+        result: Tensor = layer(
             hidden,
             attention_mask=mask,
             position_ids=positions,
             position_embeddings=self.rotary(hidden, positions),
         )
+        return result
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[tokens, vocab_size]"""
@@ -78,7 +79,8 @@ class ReferenceModel:
             return read(stored, rows).to(self.dtype).float()
         try:
             with safe_open(stored.file, "pt") as file:
-                return file.get_slice(name)[rows.start : rows.stop].to(self.dtype).float()
+                part: Tensor = file.get_slice(name)[rows.start : rows.stop]
+                return part.to(self.dtype).float()
         except (OSError, RuntimeError, SafetensorError) as error:
             hint = "A file larger than this machine's memory cannot be mapped: save the model in smaller shards."
             raise ToolkitError(f"cannot be mapped: {error}", where=stored.file, hint=hint) from None

@@ -72,7 +72,8 @@ def as_dict(result: Verification) -> dict[str, Any]:
             "logits_error": meaning.logits_error if meaning.unbroken else None,
             "greedy_differences": meaning.greedy_differences if meaning.unbroken else None,
         }
-    return _finite(found)
+    finite: dict[str, Any] = _finite(found)
+    return finite
 
 
 def _finite(value: Any) -> Any:

@@ -6,6 +6,7 @@ block table of each work, padded to `width` | hidden states of the tokens, from 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -35,7 +36,7 @@ def encode(step: Step, tokens_per_block: int) -> Tensor:
     return torch.tensor(sum(lists, header), dtype=torch.int32)
 
 
-def longest_message(limits: dict, hidden_size: int, tokens_per_block: int) -> int:
+def longest_message(limits: Mapping[str, int], hidden_size: int, tokens_per_block: int) -> int:
     """Elements of the largest message that these limits allow."""
     blocks = -(-limits["max_seq_len"] // tokens_per_block)
     per_work, per_token = 2 + blocks, 3 + hidden_size

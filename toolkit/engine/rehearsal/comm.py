@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroupGloo, TCPStore, Work
+from torch.distributed import ProcessGroupGloo, TCPStore, Work  # type: ignore[attr-defined]
 
 from toolkit.engine.rehearsal.batch import STOP, longest_message
 from toolkit.engine.settings import EngineSettings

@@ -12,13 +12,14 @@ import yaml
 from toolkit.errors import ToolkitError
 from toolkit.files import distribution
 from toolkit.files.atomic import atomic_file
-from toolkit.plan.layouts import Comparison, Layout, Objective, Progress, Remedy, layout_name
+from toolkit.plan.layouts import Comparison, Layout, Progress, Remedy, layout_name
 from toolkit.plan.predict import UNSTEADY, Prediction
 from toolkit.plan.seeds import Spread, with_intervals
 from toolkit.plan.show import wording
 from toolkit.plan.show.charts import Line, memory_chart, rate_charts, timeline_chart
 from toolkit.plan.show.reasons import reason, without_a_pipeline
 from toolkit.plan.sweep import sweep
+from toolkit.plan.tuning import Objective
 from toolkit.reports.html.charts import Chart
 from toolkit.reports.html.render import render
 from toolkit.sizing.memory import GIB

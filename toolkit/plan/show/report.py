@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from toolkit.config.deployment import Deployment
-    from toolkit.plan.claims import Claim
+    from toolkit.plan.claim import Claim
     from toolkit.steptimes.calibration import Calibration, Ratio
 
 
