@@ -98,6 +98,23 @@ def test_what_is_written_is_the_changed_deployment(tmp_path):
     assert found.output != before.output and "# in flight over all four micro-batches" in target.read_text()
 
 
+def test_every_path_of_a_yaml_leads_where_it_led(tmp_path):
+    """Also one of a list, and one in a section of a section."""
+    (tmp_path / "there").mkdir()
+    source, target = tmp_path / "there" / "mine.yaml", tmp_path / "other.yaml"
+    tls = {"certificate": "tls/door.pem", "key": "/etc/door.key"}
+    content = {**yaml.safe_load(FLAGSHIP.read_text()), "gateway": {"tls": tls, "keys_file": "keys"}}
+    source.write_text(yaml.safe_dump({**content, "recovery": {"fallback": ["a.yaml", "b/c.yaml"]}}))
+    write_edited(source, target, {"limits.max_num_tokens": 256})
+    written = yaml.safe_load(target.read_text())
+    there = tmp_path / "there"
+    assert written["gateway"] == {
+        "tls": {"certificate": str(there / "tls/door.pem"), "key": "/etc/door.key"},
+        "keys_file": str(there / "keys"),
+    }
+    assert written["recovery"]["fallback"] == [str(there / "a.yaml"), str(there / "b/c.yaml")]
+
+
 def test_a_file_that_is_there_is_replaced_only_by_force(tmp_path):
     target = tmp_path / "there.yaml"
     target.write_text("mine")

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from toolkit.config.load import PATHS, changed
+from toolkit.config.load import absolute_paths, changed
 from toolkit.errors import ToolkitError
 from toolkit.files.atomic import atomic_file, check_writable, read_text
 from toolkit.files.yaml_file import absolute_path, compose_yaml, parse_yaml
@@ -45,16 +45,28 @@ def check_free(target: Path, force: bool) -> None:
     check_writable(target)
 
 
-def _absolute(content: Mapping[str, Any], source: Path) -> dict[str, str]:
-    """The paths of a YAML that is to be in another folder, by "section.key"."""
-    found = {}
-    for section, key in PATHS:
-        block = content.get(section)
-        if isinstance(block, dict) and block.get(key) is not None:
-            found[f"{section}.{key}"] = str(absolute_path(block[key], source, key))
+def _absolute(content: dict[str, Any], source: Path) -> dict[str, Any]:
+    """The relative paths of a YAML that is to be in another folder, by "section.key"."""
+    resolved: dict[str, Any] = _plain(absolute_paths(content, source))
+    found = {
+        f"{section}.{key}": value
+        for section, block in resolved.items()
+        if isinstance(block, dict)
+        for key, value in block.items()
+        if value != content[section][key]
+    }
     if "output" in content:
         found["output"] = str(absolute_path(content["output"], source, "output"))
     return found
+
+
+def _plain(value: Any) -> Any:
+    """The same with text in the place of paths."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def edited(text: str, changes: Mapping[str, Any]) -> str:

@@ -88,9 +88,14 @@ def _absolute_paths(content: dict[str, Any], file: Path) -> dict[str, Any]:
     resolved = dict(content, output=absolute_path(content["output"], file, "output"))
     if isinstance(content["output"], str) and content["output"]:
         _check_output(resolved["output"], file.resolve().parent / Path(content["output"]).expanduser(), file)
+    return absolute_paths(resolved, file)
+
+
+def absolute_paths(content: dict[str, Any], file: Path) -> dict[str, Any]:
+    """The content with each of `PATHS` made absolute. Raises ToolkitError for text that cannot be a path."""
     for name in PATHS:
-        resolved = _with_absolute(resolved, name.split("."), name, file)
-    return resolved
+        content = _with_absolute(content, name.split("."), name, file)
+    return content
 
 
 def _with_absolute(content: dict[str, Any], keys: list[str], name: str, file: Path) -> dict[str, Any]:

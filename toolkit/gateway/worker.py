@@ -111,7 +111,8 @@ class Worker:
             Fault.LEAVING: lambda: EngineShutdown(message),
             Fault.GROUP: lambda: EngineShutdown(message),
         }
-        return kinds[fault]()
+        error: Exception = kinds[fault]()
+        return error
 
     def _limits(self) -> ModelRuntimeConfig:
         """What the router may know about this replica."""
