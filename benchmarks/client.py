@@ -24,10 +24,11 @@ from urllib.parse import urlsplit
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.client.measure import Stream, in_own_process
-from tests.client.probe import running_probe
+from tests.client.probe import RunningProbe, running_probe
 
 TTFT_S, ITL_S, TOKENS, ROUNDS = 0.2, 0.02, 100, 3
 STREAMS = (1, 16, 64)
+Reader = Callable[[str], Iterator[bytes]]
 PATH = "/v2/models/tensorrt_llm_bls/generate_stream"
 BODY = json.dumps({"text_input": "measure", "max_tokens": TOKENS, "stream": True})
 
@@ -48,7 +49,7 @@ def row(name: str, streams: int, done: list[Stream], cpu: float) -> str:
     return f"| {name} | {streams} | {' | '.join(cells)} |"
 
 
-def our_client(probe) -> Iterator[str]:
+def our_client(probe: RunningProbe) -> Iterator[str]:
     for protocol in ("http", "openai", "grpc"):
         for how in ("threads", "gevent"):
             for streams in STREAMS:
@@ -89,7 +90,7 @@ def read_requests(url: str) -> Iterator[bytes]:
     yield from requests.post(url + PATH, data=BODY, stream=True).iter_content(chunk_size=None)
 
 
-def one_stream(reader: Callable[[str], Iterator[bytes]], url: str) -> Stream:
+def one_stream(reader: Reader, url: str) -> Stream:
     asked, received, sent, arrived, pending = time.perf_counter(), [], [], 0.0, b""
     for data in reader(url):
         now = time.perf_counter()
@@ -101,12 +102,12 @@ def one_stream(reader: Callable[[str], Iterator[bytes]], url: str) -> Stream:
     return Stream(asked, arrived, sent, received)
 
 
-def readers(probe) -> Iterator[str]:
+def readers(probe: RunningProbe) -> Iterator[str]:
     for reader in (read_http_client, read_urllib3, read_requests, read_in_blocks):
         for streams in STREAMS:
             done: list[Stream] = []
 
-            def user(reader=reader, done=done) -> None:
+            def user(reader: Reader = reader, done: list[Stream] = done) -> None:
                 done.extend(one_stream(reader, probe.http) for _ in range(ROUNDS))
 
             users = [threading.Thread(target=user) for _ in range(streams)]

@@ -19,9 +19,14 @@ import statistics
 import tempfile
 import threading
 import time
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import yaml
+
+if TYPE_CHECKING:
+    from toolkit.engine.rehearsal.engine import Event, RehearsalEngine
 
 
 def main() -> None:
@@ -71,7 +76,7 @@ def variant(config: Path, folder: Path, tp: int | None, pp: int | None, max_num_
     return file
 
 
-def start(config: Path):
+def start(config: Path) -> tuple[RehearsalEngine, list[SpawnProcess]]:
     """The engine of a config, and its worker processes."""
     from toolkit.checkpoint import convert
     from toolkit.config.load import load_deployment
@@ -99,16 +104,17 @@ def start(config: Path):
     return RehearsalEngine(settings, port), workers
 
 
-def run(engine, streams: int, prompt: int, tokens: int) -> tuple[float, float]:
+def run(engine: RehearsalEngine, streams: int, prompt: int, tokens: int) -> tuple[float, float]:
     """Tokens a second of `streams` requests submitted at once, and the ms to the first token of the median one."""
     from toolkit.engine.request import GenerationRequest
 
-    rnd, done, firsts = random.Random(streams), threading.Semaphore(0), {}
+    rnd, done = random.Random(streams), threading.Semaphore(0)
+    firsts: dict[Any, float] = {}
     size = engine.settings.model["vocab_size"]
     prompts = [[rnd.randrange(size) for _ in range(prompt)] for _ in range(streams)]
     start = time.perf_counter()
 
-    def note(event) -> None:
+    def note(event: Event) -> None:
         firsts.setdefault(event.sequence, time.perf_counter() - start)
         if event.finished:
             done.release()

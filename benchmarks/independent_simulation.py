@@ -190,7 +190,10 @@ def ours(requests: list[tuple[float, int, int]], limits: Limits, times: Any) -> 
     planned = [Planned(due, range(n << 32, (n << 32) + prompt), out) for n, (due, prompt, out) in enumerate(requests)]
     run = simulate(Traffic(tuple(planned), 1.0, None, False), config, times)
     assert not run.refused
-    return figures([s.ttft_ms / 1e3 for s in run.samples], [s.tpot_ms / 1e3 for s in run.samples])
+    first = [sample.ttft_ms / 1e3 for sample in run.samples if sample.ttft_ms is not None]
+    later = [sample.tpot_ms / 1e3 for sample in run.samples if sample.tpot_ms is not None]
+    assert len(first) == len(later) == len(requests)
+    return figures(first, later)
 
 
 def figures(first: list[float], later: list[float]) -> Figures:
@@ -207,7 +210,8 @@ def poisson(count: int, rate: float, prompt: int, output: int, seed: int = 0) ->
     rnd, due, result = random.Random(seed), 0.0, []
     for _ in range(count):
         due += rnd.expovariate(rate)
-        result.append((due, *(rnd.randint(mean // 2, mean * 3 // 2) for mean in (prompt, output))))
+        lengths = [rnd.randint(mean // 2, mean * 3 // 2) for mean in (prompt, output)]
+        result.append((due, lengths[0], lengths[1]))
     return result
 
 

@@ -83,7 +83,7 @@ def ours(protocol: str) -> Generator:
     """`toolkit loadtest`, as it is."""
 
     def run(truth: KnownTruth, load: Load, folder: Path) -> Told:
-        how = {"arrivals": "closed", "users": load.streams}
+        how: dict[str, object] = {"arrivals": "closed", "users": load.streams}
         if load.rate:
             how = {"arrivals": "constant", "rate": load.rate}
         workload = {"output_tokens": load.tokens, "requests": load.requests + load.warmup, **how}
@@ -105,7 +105,7 @@ def aiperf(program: str, workers: dict[str, object]) -> Generator:
     """AIPerf, over OpenAI's form: it does not speak Triton's."""
 
     def run(truth: KnownTruth, load: Load, folder: Path) -> Told:
-        how = {"--concurrency": load.streams} if load.streams else {"--request-rate": load.rate}
+        how: dict[str, object] = {"--concurrency": load.streams} if load.streams else {"--request-rate": load.rate}
         if load.rate:
             how["--request-rate-mode"] = "constant"
         wanted = {

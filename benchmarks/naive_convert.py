@@ -6,6 +6,7 @@ python benchmarks/naive_convert.py SOURCE OUTPUT [--tp 2] [--pp 4]
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -27,12 +28,15 @@ def main() -> None:
         save_file(tensors, options.output / f"rank{rank}.safetensors")
 
 
-def rank_tensors(state, layers: int, tp: int, pp: int, rank: int) -> dict[str, torch.Tensor]:
+def rank_tensors(
+    state: Mapping[str, torch.Tensor], layers: int, tp: int, pp: int, rank: int
+) -> dict[str, torch.Tensor]:
     """The tensors of one rank, cut from the state of a Llama whose heads and layers tp and pp divide."""
     stage, part = divmod(rank, tp)
 
     def cut(name: str, dimension: int) -> torch.Tensor:
-        return state[name].chunk(tp, dimension)[part].contiguous()
+        piece: torch.Tensor = state[name].chunk(tp, dimension)[part]
+        return piece.contiguous()
 
     tensors = {}
     if stage == 0:

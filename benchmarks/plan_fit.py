@@ -14,12 +14,13 @@ import statistics
 from collections import defaultdict
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import cast
 
 from toolkit.config.load import load_deployment
 from toolkit.model.rank_mapping import RankMapping
 from toolkit.sizing.gpus import GPUS, Gpu
 from toolkit.sizing.precision import Precision
-from toolkit.steptimes.fit import Timing, closed_form, fit_rates, predicted_s
+from toolkit.steptimes.fit import Part, Timing, closed_form, fit_rates, predicted_s
 from toolkit.steptimes.latency import ALONE, ClosedForm
 from toolkit.steptimes.step import decode, prefill
 
@@ -43,7 +44,14 @@ def kernel_times(gpu: str, without_tp: int | None = None) -> list[Timing]:
     with (DATA / "kernel_times.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["gpu"] == gpu and int(row["tp"]) != without_tp]
     timings = [
-        Timing(r["part"], int(r["tp"]), int(r["tokens"]), int(r["context"]), float(r["us"]) * 1e-6, r["dtype"] == "fp8")
+        Timing(
+            cast(Part, r["part"]),
+            int(r["tp"]),
+            int(r["tokens"]),
+            int(r["context"]),
+            float(r["us"]) * 1e-6,
+            r["dtype"] == "fp8",
+        )
         for r in rows
         if (gpu, r["part"]) not in LEFT_OUT
     ]

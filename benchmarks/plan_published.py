@@ -111,10 +111,19 @@ class Point:
 def points() -> list[Point]:
     with (DATA / "published.csv").open() as file:
         return [
-            Point(r["release"], r["model"], r["precision"], r["gpu"], *(int(r[name]) for name in ("tp", "isl", "osl")),
-                  float(r["tokens_per_s"]), float(r["earlier"]))
-            for r in csv.DictReader(file)
-        ]  # fmt: skip
+            Point(
+                release=row["release"],
+                model=row["model"],
+                precision=row["precision"],
+                gpu=row["gpu"],
+                tp=int(row["tp"]),
+                prompt=int(row["isl"]),
+                output=int(row["osl"]),
+                published=float(row["tokens_per_s"]),
+                earlier=float(row["earlier"]),
+            )
+            for row in csv.DictReader(file)
+        ]
 
 
 def first_tokens() -> Iterable[tuple[str, float, float]]:
@@ -184,8 +193,8 @@ def main() -> None:
                 f"first token, {what:40} {published:6.1f} ms  {milliseconds:6.1f} {milliseconds / published - 1:+7.1%}"
             )
     for group, errors in sorted(groups.items()):
-        before, now = zip(*errors, strict=True)
-        print(f"{group:28} {len(errors):4} points   earlier {describe(before)}   now {describe(now)}")
+        earlier, ours = zip(*errors, strict=True)
+        print(f"{group:28} {len(errors):4} points   earlier {describe(earlier)}   now {describe(ours)}")
 
 
 def describe(errors: Iterable[float]) -> str:

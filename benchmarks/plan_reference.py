@@ -15,12 +15,15 @@ import csv
 import itertools
 import sys
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import aiconfigurator_core
 from aiconfigurator_core.sdk import EngineHandle
 
 LAYERS = 80
+Row = tuple[Any, ...]
 SYSTEMS = {
     "h100-sxm": ("h100_sxm", "1.3.0rc20"),
     "h200-sxm": ("h200_sxm", "1.3.0rc20"),
@@ -59,7 +62,7 @@ def compiled(model: str, gpu: str, tp: int, pp: int, modes: dict[str, str]) -> E
     return EngineHandle.compile(model, system, "trtllm", backend_version=version, tp_size=tp, pp_size=pp, **modes)
 
 
-def kernels(model: str):
+def kernels(model: str) -> Iterator[Row]:
     yield "gpu", "dtype", "tp", "part", "tokens", "context", "us"
     for gpu in SYSTEMS:
         for dtype, modes in DTYPES.items():
@@ -68,7 +71,7 @@ def kernels(model: str):
                     yield from ((gpu, dtype, tp, *row) for row in rows(compiled(model, gpu, tp, 1, modes), dtype))
 
 
-def steps(model: str):
+def steps(model: str) -> Iterator[Row]:
     yield "tp", "pp", "weights", "kv", "phase", "sequences", "context", "ms"
     for precision, modes in PRECISIONS.items():
         for (tp, pp), most in LAYOUTS.items():
@@ -82,7 +85,7 @@ def steps(model: str):
                     yield tp, pp, *precision, "decode", 2**power, prompt + answer // 2, round(ms, 3)
 
 
-def rows(engine: EngineHandle, dtype: str):
+def rows(engine: EngineHandle, dtype: str) -> Iterator[Row]:
     """(part, tokens, context, microseconds a layer); FP8 rows only of the parts that FP8 changes."""
     for tokens in (128, 256, 512, 1024, 2048, 4096, 8192):
         us = micros(engine.run_static_per_op(batch_size=1, isl=tokens, osl=2)[0])
@@ -96,7 +99,7 @@ def rows(engine: EngineHandle, dtype: str):
             yield "generation", sequences, context + 1, us["attention"]
 
 
-def dense(us: dict[str, float], tokens: int, dtype: str):
+def dense(us: dict[str, float], tokens: int, dtype: str) -> Iterator[Row]:
     yield "linear", tokens, 0, round(sum(us[name] for name in PRODUCTS), 3)
     if dtype == "16":
         yield "elementwise", tokens, 0, round(sum(us[name] for name in ELEMENTWISE), 3)
@@ -104,7 +107,7 @@ def dense(us: dict[str, float], tokens: int, dtype: str):
             yield "all_reduce", tokens, 0, us["ar_1"]
 
 
-def micros(operations) -> dict[str, float]:
+def micros(operations: Iterable[tuple[str, float]]) -> dict[str, float]:
     """Microseconds a layer of each operation, without the phase in its name."""
     return {operation[0].split("_", 1)[1]: round(operation[1] * 1e3 / LAYERS, 3) for operation in operations}
 

@@ -67,7 +67,7 @@ def one_run(file: Path, calibration: Path, folder: Path) -> tuple[Figures, Figur
         measured = load_test(file)
     finally:
         toolkit("stop", file)
-    alone = dataclasses.replace(load(calibration), crowding=()).measured_steps
+    alone = dataclasses.replace(load(calibration).measured_steps, crowding=())
     found = slowdowns(read_steps(folder / "steps.jsonl"), alone)
     content = json.loads(calibration.read_text())
     content["crowding"] = [{"in_flight": number, "slowdown": slowdown} for number, slowdown in found.items()]
@@ -86,8 +86,9 @@ def predicted(file: Path, calibration: Path) -> Figures:
 def load_test(file: Path) -> Figures:
     """FIGURES of the requests that are judged, by the metric definitions of the load test."""
     from toolkit.client import GenerateRequest, connect
+    from toolkit.clock import now
     from toolkit.config.load import load_deployment
-    from toolkit.load.exchange import measure, now
+    from toolkit.load.exchange import measure
     from toolkit.model.chat_template import chat_prompt
     from toolkit.slo.metrics import Measured
     from toolkit.workload import traffic_of
@@ -117,8 +118,9 @@ def load_test(file: Path) -> Figures:
         thread.join()
     measured = Measured([samples[number] for number in sorted(samples)][traffic.warmup :], {})
     assert not measured.failed, measured.errors
-    latencies = (measured.distributions[name].percentile(50) for name in ("ttft_ms", "tpot_ms"))
-    return (*latencies, measured.tokens_per_s)
+    ttft_ms, tpot_ms = (measured.distributions[name].percentile(50) for name in ("ttft_ms", "tpot_ms"))
+    assert ttft_ms is not None and tpot_ms is not None
+    return ttft_ms, tpot_ms, measured.tokens_per_s
 
 
 def questions() -> list[str]:

@@ -46,6 +46,7 @@ def of_engine(config: Path, streams: list[int], tokens: int) -> list[float]:
     """Tokens a second without Triton, for each number of streams."""
     from tokenizers import Tokenizer
 
+    from toolkit.engine.rehearsal.engine import Event
     from toolkit.engine.request import GenerationRequest
 
     engine, workers = start(config)
@@ -54,7 +55,7 @@ def of_engine(config: Path, streams: list[int], tokens: int) -> list[float]:
     def ask(prompt: str, length: int, count: Callable[[], None]) -> None:
         done = threading.Event()
 
-        def deliver(event) -> None:
+        def deliver(event: Event) -> None:
             count()
             if event.finished:
                 done.set()

@@ -111,7 +111,8 @@ def at_rest(deployment: Deployment) -> tuple[int, int]:
 
 def metrics(deployment: Deployment) -> str:
     with urllib.request.urlopen(f"http://127.0.0.1:{deployment.serving.metrics_port}/metrics") as answer:
-        return answer.read().decode()
+        page: bytes = answer.read()
+    return page.decode()
 
 
 def _value(text: str, label: str) -> int:
