@@ -76,10 +76,13 @@ coverage: install
 fuzz: install
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(RUN) pytest tests/fuzz --timeout 0 --numprocesses auto --maxprocesses 8
 
+# The models of triton_repo/ are checked one by one: Triton gives each a process, and their modules share names.
 lint: install
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
+	@for folder in triton_repo/shared triton_repo/*/1; do \
+	MYPYPATH=triton_repo/shared $(RUN) mypy $$folder/*.py || exit 1; done
 	.venv/bin/python -c 'from importlinter.cli import lint_imports_command as lint; lint()' --no-logo --no-cache
 	$(SITE)
 

@@ -1,8 +1,11 @@
 """Whether this server drains: then new requests are refused, and those that run end."""
 
+from __future__ import annotations
+
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
@@ -10,11 +13,11 @@ REFUSAL = "this server is ending: send the request to another one, or again late
 _FLAG = Path(tempfile.gettempdir(), "draining")  # toolkit serve writes it into the folder of the run
 
 
-def is_draining():
+def is_draining() -> bool:
     """Whether `toolkit stop` or a signal has begun the drain."""
     return "TOOLKIT_RUN_ID" in os.environ and _FLAG.exists()
 
 
-def refusal():
+def refusal() -> Any:
     """The error for a request that comes during the drain."""
     return pb_utils.TritonError(REFUSAL, pb_utils.TritonError.UNAVAILABLE)

@@ -1,6 +1,10 @@
 """The nv_trt_llm_* and nv_llm_* metric families of NVIDIA's backend, in Triton's own /metrics."""
 
+from __future__ import annotations
+
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import psutil
 import triton_python_backend_utils as pb_utils
@@ -9,17 +13,18 @@ import triton_python_backend_utils as pb_utils
 class Metrics:
     """Each metric is changed by one thread: two that change one at once crash Triton 2.51."""
 
-    def __init__(self, model, version, scheduling):
+    def __init__(self, model: str, version: str, scheduling: Any) -> None:
         self.scheduling, self.labels, self.shown = scheduling, {"model": model, "version": version}, None
-        self.families, self.gauges = [], {}
+        self.families: list[Any] = []
+        self.gauges: dict[str, dict[str, Any]] = {}
         self.input, self.output = (self.histogram(direction) for direction in ("input", "output"))
 
-    def observe(self, prompt_tokens, output_tokens):
+    def observe(self, prompt_tokens: int, output_tokens: int) -> None:
         """Count an answer that ended."""
         self.input.observe(prompt_tokens)
         self.output.observe(output_tokens)
 
-    def refresh(self, stats, gpu_bytes=0):
+    def refresh(self, stats: Any, gpu_bytes: int = 0) -> None:
         """Show these Stats of the scheduler, unless they are what is shown."""
         if stats == self.shown:
             return
@@ -40,19 +45,19 @@ class Metrics:
         general = {"timestamp": time.time_ns() // 1000, "iteration_counter": stats.iterations}
         self.show("general", "general_type", general)
 
-    def show(self, family, label, values):
+    def show(self, family: str, label: str, values: Mapping[str, float]) -> None:
         if family not in self.gauges:
             made = self.family(f"nv_trt_llm_{family}_metrics", pb_utils.MetricFamily.GAUGE)
             self.gauges[family] = {value: made.Metric(labels={label: value, **self.labels}) for value in values}
         for value, gauge in self.gauges[family].items():
             gauge.set(values[value])
 
-    def histogram(self, direction):
+    def histogram(self, direction: str) -> Any:
         family = self.family(f"nv_llm_{direction}_token_len", pb_utils.MetricFamily.HISTOGRAM)
         labels = {"response_metric_type": f"total_{direction}_tokens", **self.labels}
         return family.Metric(labels=labels, buckets=[10, 50, 100, 500, 1000])
 
-    def family(self, name, kind):
+    def family(self, name: str, kind: Any) -> Any:
         family = pb_utils.MetricFamily(name=name, description=f"{name} as TensorRT-LLM's backend exports it", kind=kind)
         self.families.append(family)  # when it is collected, its metrics disappear
         return family

@@ -1,18 +1,22 @@
 """Errors for clients: one line each. What a fault of ours needs beyond that goes to the server's log."""
 
+from __future__ import annotations
+
 import traceback
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
 
-def fault_of_ours(model, fault):
+def fault_of_ours(model: str, fault: Exception) -> Any:
     """The TritonError for an exception that no client caused; its traceback is logged."""
     pb_utils.Logger.log_error("".join(traceback.format_exception(fault)))
     text = " ".join(str(fault).split())
     return pb_utils.TritonError(f"{model} failed: {type(fault).__name__}: {text}")
 
 
-def respond_to_each(model, respond, requests):
+def respond_to_each(model: str, respond: Callable[[Any], Any], requests: Iterable[Any]) -> list[Any]:
     """`respond(request)` for each; an exception in one becomes its error response and spares the others."""
     responses = []
     for request in requests:

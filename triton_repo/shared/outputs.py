@@ -1,8 +1,15 @@
 """What tensorrt_llm says beside its tokens, from the lists of its JSON events back to tensors."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+Event = Mapping[str, Any]
+"""What one response of tensorrt_llm holds, lists by name."""
 TOKENS = ("output_ids", "sequence_length")
 
 
@@ -12,7 +19,7 @@ class Outputs:
     `vocab_size` is the width of logits; a model without them needs none.
     """
 
-    def __init__(self, config, vocab_size=0):
+    def __init__(self, config: Mapping[str, Any], vocab_size: int = 0) -> None:
         self._types = {
             tensor["name"]: pb_utils.triton_string_to_numpy(tensor["data_type"])
             for tensor in config["output"]
@@ -20,7 +27,7 @@ class Outputs:
         }
         self._vocab_size = vocab_size
 
-    def tensors(self, event, texts):
+    def tensors(self, event: Event, texts: Sequence[str]) -> list[Any]:
         """The output tensors of an event: text_output [texts] and all others that the event holds.
 
         NVIDIA's postprocessing gives texts without a batch dimension, so clients read text_output[0].
@@ -31,7 +38,7 @@ class Outputs:
             made.append(pb_utils.Tensor(name, values.reshape(1, *self._shape(name, len(texts)))))
         return made
 
-    def _shape(self, name, beams):
+    def _shape(self, name: str, beams: int) -> tuple[int, ...]:
         shapes = {
             "cum_log_probs": (beams,),
             "output_log_probs": (beams, -1),
@@ -41,7 +48,7 @@ class Outputs:
         return shapes.get(name, (1,))
 
 
-def joined(events, count):
+def joined(events: Sequence[Event], count: int) -> dict[str, Any]:
     """The events of one answer as a single event, as if it had ended after its first `count` tokens.
 
     The last event has the log-probabilities of all tokens; logits come token by token.
@@ -59,7 +66,7 @@ def joined(events, count):
     return whole
 
 
-def rows_of_tokens(event):
+def rows_of_tokens(event: Event) -> list[list[int]]:
     """The ids of each sequence (beam) of an event; one without any for an event that only ends a stream."""
     ids, lengths = event.get("output_ids", []), event.get("sequence_length", [0])
     width = len(ids) // len(lengths)

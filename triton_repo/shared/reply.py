@@ -1,6 +1,10 @@
 """The way back to the clients: their events, and the news that one went away."""
 
+from __future__ import annotations
+
 import threading
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
@@ -13,11 +17,11 @@ class Reply:
     It ends when all parts have ended, or with an error; what comes after that is dropped.
     """
 
-    def __init__(self, sender, parts=1, decoupled=True):
+    def __init__(self, sender: Any, parts: int = 1, decoupled: bool = True) -> None:
         self._sender, self._parts, self._decoupled = sender, parts, decoupled
         self._lock = threading.Lock()
 
-    def send(self, tensors, last=False):
+    def send(self, tensors: Sequence[Any], last: bool = False) -> None:
         """`last`: a part ends with this response."""
         response = pb_utils.InferenceResponse(tensors)
         with self._lock:
@@ -25,7 +29,7 @@ class Reply:
                 self._parts -= last
                 self._sender.send(response, flags=0 if self._parts else FINAL)
 
-    def fail(self, error):
+    def fail(self, error: Any) -> None:
         """End all parts with this error."""
         response = pb_utils.InferenceResponse(error=error)
         with self._lock:
@@ -33,7 +37,7 @@ class Reply:
                 self._parts = 0
                 self._sender.send(response, flags=FINAL)
 
-    def end(self):
+    def end(self) -> None:
         """End a part without another response: the client sees no event.
 
         A model that is not decoupled owes exactly one response, so there this is an error.
@@ -46,7 +50,7 @@ class Reply:
                 if not self._parts:
                     self._sender.send(flags=FINAL)
 
-    def client_is_gone(self):
+    def client_is_gone(self) -> bool:
         # Triton crashes when asked about a request whose last response has been sent, hence the lock.
         with self._lock:
             return self._parts > 0 and self._sender.is_cancelled()
@@ -58,23 +62,23 @@ class CancellationWatch:
     `stop` must return at once: the other clients wait for it.
     """
 
-    def __init__(self, period_s):
-        self._watched = {}
+    def __init__(self, period_s: float) -> None:
+        self._watched: dict[Reply, Callable[[], object]] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, args=(period_s,), daemon=True)
         self._thread.start()
 
-    def add(self, reply, stop):
+    def add(self, reply: Reply, stop: Callable[[], object]) -> None:
         self._watched[reply] = stop
 
-    def remove(self, reply):
+    def remove(self, reply: Reply) -> None:
         del self._watched[reply]
 
-    def end(self):
+    def end(self) -> None:
         self._over.set()
         self._thread.join()
 
-    def _watch(self, period_s):
+    def _watch(self, period_s: float) -> None:
         while not self._over.wait(period_s):
             for reply, stop in self._watched.copy().items():
                 if reply.client_is_gone():

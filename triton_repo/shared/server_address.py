@@ -1,19 +1,22 @@
 """Where this server listens for HTTP: Triton does not tell its models, but its command line does."""
 
+from __future__ import annotations
+
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 ANY = ("0.0.0.0", "::", "")
 
 
-def http_address():
+def http_address() -> tuple[str, int]:
     """(host, port) of the tritonserver that runs this model, its parent process."""
     arguments = os.fsdecode(Path(f"/proc/{os.getppid()}/cmdline").read_bytes()).split("\0")
     host = option(arguments, "--http-address", "127.0.0.1")
     return "127.0.0.1" if host in ANY else host, int(option(arguments, "--http-port", "8000"))
 
 
-def option(arguments, name, default):
+def option(arguments: Sequence[str], name: str, default: str) -> str:
     """The last value of an option, given as --name=value or --name value."""
     value = default
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):

@@ -1,5 +1,7 @@
 """The tritonserver that this model's process belongs to: its parent."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import select
@@ -9,12 +11,12 @@ import time
 CHECK_PERIOD_S = 0.5
 
 
-def end_with_server():
+def end_with_server() -> None:
     """End this process with its server: Triton itself leaves it behind when it is killed."""
     threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
 
 
-def _watch(server):
+def _watch(server: int) -> None:
     with contextlib.suppress(OSError):  # it has ended, or the kernel has no pidfd
         select.select([os.pidfd_open(server)], [], [])
     while os.getppid() == server:

@@ -5,12 +5,19 @@ response never arrives, so its reader waits for ever; and with several streams i
 while it waits for the table of response iterators, whose owner waits for an iterator, whose reader waits for the GIL.
 """
 
+from __future__ import annotations
+
 import contextlib
 import http.client
 import json
 import socket
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import triton_python_backend_utils as pb_utils
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 EVENT = b"data: "
 FULL = "try again later"
@@ -21,7 +28,7 @@ CODES = {400: "INVALID_ARG", 404: "NOT_FOUND", 501: "UNSUPPORTED", 503: "UNAVAIL
 class Failed(Exception):
     """A request that ends with an error; `code` is the name of one of Triton's error codes."""
 
-    def __init__(self, message, code="INVALID_ARG"):
+    def __init__(self, message: str, code: str = "INVALID_ARG") -> None:
         super().__init__(" ".join(message.split()))
         self.error = pb_utils.TritonError(str(self), getattr(pb_utils.TritonError, code))
 
@@ -29,11 +36,11 @@ class Failed(Exception):
 class ServerStream:
     """The events of one request, each its outputs as lists by name. Iterating raises Failed."""
 
-    def __init__(self, address, model, body):
+    def __init__(self, address: tuple[str, int], model: str, body: Mapping[str, Any]) -> None:
         self._model, self._address, self._body = model, address, json.dumps(body)
         self._connection, self._closed = http.client.HTTPConnection(*address), False
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[dict[str, list[Any]]]:
         try:
             self._connection.connect()
             if self._closed:
@@ -51,7 +58,7 @@ class ServerStream:
         finally:
             self._connection.close()
 
-    def close(self):
+    def close(self) -> None:
         """From any thread: hang up, so that the server cancels the request. The events end without an error."""
         self._closed = True
         if sock := self._connection.sock:
@@ -59,13 +66,13 @@ class ServerStream:
                 sock.shutdown(socket.SHUT_RDWR)
 
 
-def plain(array):
+def plain(array: NDArray[Any]) -> list[Any]:
     """An array [1, ...] as the generate endpoint takes it: one list, whatever the shape; text for bytes."""
     values = array.reshape(-1).tolist()
     return [value.decode("utf-8") if isinstance(value, bytes) else value for value in values]
 
 
-def _listed(line, status):
+def _listed(line: bytes, status: int) -> dict[str, list[Any]]:
     """The values of an event, each a list. Raises Failed for an error event."""
     event = json.loads(line)
     if "error" in event:

@@ -7,10 +7,19 @@ What each token stands for comes from a table that `toolkit repo` makes of token
 all processes on the machine share.
 """
 
+from __future__ import annotations
+
 import codecs
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Token = tuple[bytes, int]
+"""Its bytes and its kind."""
 TEXT, BYTE, HIDDEN = 0, 1, 2  # kinds of tokens: a piece of text, one byte of a character, a special token
 
 
@@ -21,29 +30,29 @@ class Detokenizer:
     start of a text are dropped.
     """
 
-    def __init__(self, folder, skip_special_tokens=True):
+    def __init__(self, folder: Path, skip_special_tokens: bool = True) -> None:
         self._bytes, self._ends, self._kinds, decoder = (
             np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("bytes", "ends", "kinds", "decoder")
         )
         self._sentence_piece, self._spaces = map(int, decoder)
         self._hides = skip_special_tokens
-        self._known = {}
+        self._known: dict[int, Token] = {}
 
-    def stream(self):
+    def stream(self) -> ByteLevelStream | SentencePieceStream:
         return SentencePieceStream(self.token, self._spaces) if self._sentence_piece else ByteLevelStream(self.token)
 
-    def decode(self, ids):
+    def decode(self, ids: Iterable[int]) -> str:
         """The text of all ids at once."""
         return self.stream().push(ids, last=True)
 
-    def token(self, id):
+    def token(self, id: int) -> Token:
         """(bytes, kind) of a token; no bytes for hidden ones and for ids outside the vocabulary."""
         found = self._known.get(id)
         if found is None:
             found = self._known[id] = self._look_up(id)
         return found
 
-    def _look_up(self, id):
+    def _look_up(self, id: int) -> Token:
         if not 0 <= id < len(self._ends) or (self._hides and self._kinds[id] == HIDDEN):
             return b"", HIDDEN
         start = self._ends[id - 1] if id else 0
@@ -53,11 +62,11 @@ class Detokenizer:
 class ByteLevelStream:
     """Tokens are bytes of UTF-8, so text comes out as soon as a character is complete."""
 
-    def __init__(self, token):
+    def __init__(self, token: Callable[[int], Token]) -> None:
         self._token = token
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
 
-    def push(self, ids, last=False):
+    def push(self, ids: Iterable[int], last: bool = False) -> str:
         """The text that `ids` add; with `last` also what is left of an incomplete character."""
         return self._decode(b"".join([self._token(id)[0] for id in ids]), last)
 
@@ -69,12 +78,12 @@ class SentencePieceStream:
     so nothing of a run can be told before it ends. Spaces at the very start of a text are dropped.
     """
 
-    def __init__(self, token, spaces):
+    def __init__(self, token: Callable[[int], Token], spaces: int) -> None:
         self._token = token
         self._spaces = spaces
         self._run = b""
 
-    def push(self, ids, last=False):
+    def push(self, ids: Iterable[int], last: bool = False) -> str:
         """The text that `ids` add; with `last` also a run of bytes that did not end."""
         text = "".join(map(self._text, ids))
         if last:
@@ -86,14 +95,14 @@ class SentencePieceStream:
             text, self._spaces = text[1:], self._spaces - 1
         return text
 
-    def _text(self, id):
+    def _text(self, id: int) -> str:
         content, kind = self._token(id)
         if kind == BYTE:
             self._run += content
             return ""
         return self._end_run() + content.decode("utf-8") if content else ""
 
-    def _end_run(self):
+    def _end_run(self) -> str:
         run, self._run = self._run, b""
         try:
             return run.decode("utf-8")

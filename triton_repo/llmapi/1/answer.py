@@ -1,7 +1,15 @@
 """The responses to one request, from what the LLM API says of it, step by step."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import triton_python_backend_utils as pb_utils
+
+if TYPE_CHECKING:
+    from sampling import Question
 
 TIMES = ("arrival", "first_scheduled", "first_token", "last_token")
 BLOCKS = (
@@ -16,11 +24,11 @@ BLOCKS = (
 class Answer:
     """What was said of each sequence already: the LLM API tells all of them anew in each step."""
 
-    def __init__(self, question, prompt_tokens):
+    def __init__(self, question: Question, prompt_tokens: int) -> None:
         self._question, self._prompt_tokens = question, prompt_tokens
-        self._told = {}
+        self._told: dict[int, tuple[int, int, bool]] = {}
 
-    def responses(self, result):
+    def responses(self, result: Any) -> Iterator[list[Any]]:
         """The output tensors of each response that a step of `result`, a RequestOutput, gives rise to."""
         for output in result.outputs:
             text, count, ended = self._told.get(output.index, (0, 0, False))
@@ -31,7 +39,7 @@ class Answer:
             self._told[output.index] = (len(output.text), len(output.token_ids), ends)
             yield list(self._tensors(output, output.text[text:], output.token_ids[count:], count, ends))
 
-    def _tensors(self, output, text, ids, before, ends):
+    def _tensors(self, output: Any, text: str, ids: Sequence[int], before: int, ends: bool) -> Iterator[Any]:
         flags = self._question.flags
         echo = self._question.prompt if "echo" in flags and not self._question.streaming else ""
         yield texts("text_output", echo + text)
@@ -56,12 +64,12 @@ class Answer:
             yield from _performance(metrics)
 
 
-def _log_prob(step, id):
+def _log_prob(step: Any, id: int) -> Any:
     """Of the token that was taken; some samplers give the number alone, others one for each candidate."""
     return step[id].logprob if isinstance(step, dict) else step
 
 
-def _performance(metrics):
+def _performance(metrics: Any) -> Iterator[Any]:
     for name, field in BLOCKS:
         yield _tensor(name, np.int32, [getattr(metrics.kv_cache_metrics, field)])
     yield _tensor("kv_cache_hit_rate", np.float32, [metrics.kv_cache_metrics.kv_cache_hit_rate])
@@ -70,10 +78,10 @@ def _performance(metrics):
         yield _tensor(f"{moment}_time_ns", np.int64, [round(value.total_seconds() * 1e9)])
 
 
-def _tensor(name, dtype, values):
+def _tensor(name: str, dtype: type[np.generic], values: Any) -> Any:
     return pb_utils.Tensor(name, np.array([values], dtype))
 
 
-def texts(name, text):
+def texts(name: str, text: str) -> Any:
     """A tensor of one text; as NVIDIA's models give it, without a batch dimension."""
     return pb_utils.Tensor(name, np.array([text.encode("utf-8")], object))

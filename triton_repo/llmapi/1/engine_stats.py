@@ -1,17 +1,21 @@
 """What the LLM API counts in each step, in the words of the metrics that NVIDIA's backend for engines exports."""
 
+from __future__ import annotations
+
 from types import SimpleNamespace
+from typing import Any
 
 
 class Statistics:
     """The newest step's, and the requests that this model itself has under way."""
 
-    def __init__(self, llm, most, micro_batches):
-        self._llm, self._most, self._last, self._seen = llm, most, {}, 0
-        self._micro_batches = micro_batches
+    def __init__(self, llm: Any, most: int, micro_batches: int) -> None:
+        self._llm, self._most, self._micro_batches = llm, most, micro_batches
+        self._last: dict[str, Any] = {}
+        self._seen = 0
         self.scheduling = SimpleNamespace(tokens_per_block=0)
 
-    def read(self, active):
+    def read(self, active: int) -> SimpleNamespace:
         """Waits a moment for steps that were not read yet. `active` requests are under way now."""
         steps = self._llm.get_stats(timeout=0.01)
         if steps:

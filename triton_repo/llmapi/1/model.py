@@ -5,13 +5,17 @@ for each GPU, by the mpirun that started the server. Every request is a task of 
 what they have to say, in its order.
 """
 
+from __future__ import annotations
+
 import asyncio
 import itertools
 import json
 import queue
 import threading
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import triton_python_backend_utils as pb_utils
 import yaml
@@ -24,6 +28,9 @@ from reply import CancellationWatch, Reply
 from sampling import Question, Refused, check_sizes
 from server_process import end_with_server
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 CLIENTS_FAULTS = (Refused, ValueError, TypeError)
 """What the LLM API raises for arguments that it does not take, beside our own."""
 
@@ -31,7 +38,7 @@ CLIENTS_FAULTS = (Refused, ValueError, TypeError)
 class TritonPythonModel:
     """The class that Triton's Python backend loads."""
 
-    def initialize(self, args):
+    def initialize(self, args: Mapping[str, str]) -> None:
         end_with_server()
         file = Path(args["model_repository"], args["model_version"], "model.yaml")
         settings = yaml.safe_load(file.read_text("utf-8"))
@@ -48,9 +55,9 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(" ".join(f"{type(fault).__name__}: {fault}".split())) from fault
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
-        self.outbox = queue.SimpleQueue()
+        self.outbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         threading.Thread(target=self._send, daemon=True).start()
-        self.active = {}  # (request id, result of the LLM API) by a number of ours
+        self.active: dict[int, tuple[str, Any]] = {}  # (request id, result of the LLM API) by a number of ours
         self.numbers = itertools.count()
         self.watch = CancellationWatch(own["cancellation_check_period_ms"] / 1000)
         statistics = Statistics(self.llm, own["max_running_requests"], settings["pipeline_parallel_size"])
@@ -58,18 +65,18 @@ class TritonPythonModel:
         period_s = own["stats_check_period_ms"] / 1000
         threading.Thread(target=self._export, args=(statistics, period_s), daemon=True).start()
 
-    def execute(self, requests):
+    def execute(self, requests: Iterable[Any]) -> None:
         for request in requests:
             # Copied: a request's tensors do not outlive this call.
             tensors = {tensor.name(): tensor.as_numpy().copy() for tensor in request.inputs()}
             reply = Reply(request.get_response_sender(), decoupled=self.decoupled)
             asyncio.run_coroutine_threadsafe(self._serve(request.request_id(), tensors, reply), self.loop)
 
-    def finalize(self):
+    def finalize(self) -> None:
         self.watch.end()
         self.llm.shutdown()
 
-    async def _serve(self, name, tensors, reply):
+    async def _serve(self, name: str, tensors: Mapping[str, NDArray[Any]], reply: Reply) -> None:
         number = next(self.numbers)
         try:
             if "stop" in tensors and tensors["stop"].any():
@@ -94,7 +101,7 @@ class TritonPythonModel:
                 self.watch.remove(reply)
             self.outbox.put((reply.end,))
 
-    async def _answer(self, number, name, question, reply):
+    async def _answer(self, number: int, name: str, question: Question, reply: Reply) -> None:
         # In a thread: a long prompt takes seconds, and other answers must go on.
         ids = await self.loop.run_in_executor(None, self.llm.tokenizer.encode, question.prompt)
         if len(self.active) >= self.most:
@@ -123,19 +130,19 @@ class TritonPythonModel:
         for output in result.outputs:
             self.metrics.observe(len(ids), len(output.token_ids))
 
-    def _stop(self, name):
+    def _stop(self, name: str) -> None:
         if not name:
             raise Refused("stop: which request? Its id is missing. Send it as the request id.")
         for other, result in list(self.active.values()):
             if other == name:
                 result.abort()
 
-    def _send(self):
+    def _send(self) -> None:
         while True:
             action, *arguments = self.outbox.get()
             action(*arguments)
 
-    def _export(self, statistics, period_s):
+    def _export(self, statistics: Statistics, period_s: float) -> None:
         """The metrics, as long as the LLM API tells them; clients do not depend on it."""
         try:
             while True:
@@ -150,6 +157,6 @@ class Busy(Exception):
     """As many requests as may be are under way."""
 
 
-def refusal(message, code):
+def refusal(message: str, code: Any) -> Any:
     """The error that a client gets, on one line."""
     return pb_utils.TritonError(" ".join(message.split()), code)

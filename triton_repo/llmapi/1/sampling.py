@@ -1,8 +1,14 @@
 """What a request asks of the LLM API, from its tensors."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # (argument of SamplingParams, input of this model)
 ARGUMENTS = (
@@ -45,7 +51,7 @@ class Question:
     """Names of the inputs that ask for something more in the answer."""
 
     @classmethod
-    def of_tensors(cls, tensors):
+    def of_tensors(cls, tensors: Mapping[str, NDArray[Any]]) -> Question:
         """From arrays by name, each with a batch dimension of 1; empty ones count as not given. Raises Refused."""
         given = {name: array for name, array in tensors.items() if array.size}
         for name in NOT_SERVED:
@@ -74,14 +80,14 @@ class Question:
             | ({"echo"} if _one(given, "sampling_param_exclude_input_from_output", True) is False else set()),
         )
 
-    def check_one_response(self):
+    def check_one_response(self) -> None:
         """Raises Refused for what a model that is not decoupled cannot answer."""
         if self.streaming:
             raise Refused("streaming: Streaming is only supported in decoupled mode. Set serving.decoupled: true.")
         if self.arguments.get("n", 1) > 1:
             raise Refused("num_return_sequences: above 1 needs a decoupled model. Set serving.decoupled: true.")
 
-    def sampling(self, eos_token_ids):
+    def sampling(self, eos_token_ids: Iterable[int]) -> dict[str, Any]:
         """The arguments of SamplingParams, for a model that ends its answers with one of these ids."""
         arguments = {
             **self.arguments,
@@ -99,7 +105,7 @@ class Question:
         return arguments
 
 
-def check_sizes(tensors, max_seq_len, longest_token_bytes):
+def check_sizes(tensors: Mapping[str, NDArray[Any]], max_seq_len: int, longest_token_bytes: int) -> None:
     """Raise Refused for texts with more bytes than `max_seq_len` tokens can have.
 
     It looks at the sizes only, because tokenising a huge text takes long.
@@ -112,7 +118,7 @@ def check_sizes(tensors, max_seq_len, longest_token_bytes):
             raise Refused(f"{name}: has {size} bytes, expected at most {most}, {what}")
 
 
-def _one(given, name, default=None):
+def _one(given: Mapping[str, NDArray[Any]], name: str, default: Any = None) -> Any:
     if name not in given:
         return default
     if given[name].size != 1:
@@ -120,7 +126,7 @@ def _one(given, name, default=None):
     return given[name].item()
 
 
-def _number(given, name):
+def _number(given: Mapping[str, NDArray[Any]], name: str) -> Any:
     """The value of an argument. The LLM API itself does not refuse NaN."""
     value = _one(given, name)
     if not math.isfinite(value) and (name, value) != ("sampling_param_top_p", -math.inf):
@@ -128,12 +134,12 @@ def _number(given, name):
     return value
 
 
-def _text(given, name):
+def _text(given: Mapping[str, NDArray[Any]], name: str) -> str:
     try:
         return bytes(_one(given, name)).decode("utf-8")
     except UnicodeDecodeError:
         raise Refused(f"{name}: is not UTF-8") from None
 
 
-def _words(array):
+def _words(array: NDArray[Any]) -> list[str]:
     return [word.decode("utf-8", "replace") for word in array.flat if word]

@@ -4,8 +4,12 @@ It is there because a client of it that goes away ends its request: of an ensemb
 runs. Each request has a thread, which reads tensorrt_llm's stream and hangs up when nobody wants it any more.
 """
 
+from __future__ import annotations
+
 import json
 import threading
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import triton_python_backend_utils as pb_utils
 from model_values import ModelValues
@@ -20,7 +24,7 @@ from server_stream import Failed, ServerStream, plain
 class TritonPythonModel:
     """The class that Triton's Python backend loads."""
 
-    def initialize(self, args):
+    def initialize(self, args: Mapping[str, str]) -> None:
         end_with_server()
         values = ModelValues(args)
         self.decoupled = pb_utils.using_decoupled_model_transaction_policy(values.config)
@@ -29,7 +33,7 @@ class TritonPythonModel:
         self.renamed = json.loads(values["renamed_inputs"])
         self.watch = CancellationWatch(int(values["cancellation_check_period_ms"]) / 1000)
 
-    def execute(self, requests):
+    def execute(self, requests: Iterable[Any]) -> None:
         for request in requests:
             reply = Reply(request.get_response_sender(), decoupled=self.decoupled)
             try:
@@ -40,10 +44,10 @@ class TritonPythonModel:
             except Exception as fault:
                 reply.fail(fault_of_ours("tensorrt_llm_bls", fault))
 
-    def finalize(self):
+    def finalize(self) -> None:
         self.watch.end()
 
-    def _serve(self, stream, reply):
+    def _serve(self, stream: ServerStream, reply: Reply) -> None:
         self.watch.add(reply, stop=stream.close)
         try:
             for event in stream:

@@ -6,8 +6,12 @@ and the concatenation is exact. Tokens without an announced id are decoded chunk
 postprocessing does it: exact for answers that come whole, not for streams.
 """
 
+from __future__ import annotations
+
 import time
 from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -23,16 +27,16 @@ IDLE_S = 600.0
 class TritonPythonModel:
     """The class that Triton's Python backend loads."""
 
-    def initialize(self, args):
+    def initialize(self, args: Mapping[str, str]) -> None:
         end_with_server()
         values = ModelValues(args)
         self.detokenizer = Detokenizer(values.tokenizer_dir, values.boolean("skip_special_tokens"))
         self.texts = Texts()
 
-    def execute(self, requests):
+    def execute(self, requests: Iterable[Any]) -> list[Any]:
         return respond_to_each("postprocessing", self._respond, requests)
 
-    def _respond(self, request):
+    def _respond(self, request: Any) -> Any:
         tokens = pb_utils.get_input_tensor_by_name(request, "TOKENS_BATCH").as_numpy()
         lengths = pb_utils.get_input_tensor_by_name(request, "SEQUENCE_LENGTH").as_numpy()
         name = request.request_id()
@@ -53,13 +57,13 @@ class TritonPythonModel:
 class Text:
     """One announced text; it ends with its last possible token or with one of the ids in `ends`."""
 
-    def __init__(self, detokenizer, max_tokens, *ends):
+    def __init__(self, detokenizer: Detokenizer, max_tokens: int, *ends: int) -> None:
         self._stream = detokenizer.stream()
         self._left, self._ends = max_tokens, set(ends)
         self.ended = False
         self.used = time.monotonic()
 
-    def push(self, ids):
+    def push(self, ids: list[int]) -> str:
         self._left -= len(ids)
         self.used = time.monotonic()
         self.ended = self._left <= 0 or not self._ends.isdisjoint(ids[-1:])
@@ -69,10 +73,10 @@ class Text:
 class Texts:
     """The texts under way by request id: bounded, and forgotten when idle, as a cancelled one never ends."""
 
-    def __init__(self):
-        self._texts = OrderedDict()
+    def __init__(self) -> None:
+        self._texts: OrderedDict[str, Text] = OrderedDict()
 
-    def begin(self, name, text):
+    def begin(self, name: str, text: Text) -> None:
         """A new text, also where an old one of the same id never came to its end."""
         self._texts[name] = text
         self._texts.move_to_end(name)
@@ -81,11 +85,11 @@ class Texts:
             self._texts.popitem(last=False)
             oldest = next(iter(self._texts.values()))
 
-    def find(self, name):
+    def find(self, name: str) -> Text | None:
         text = self._texts.get(name)
         if text is not None:
             self._texts.move_to_end(name)
         return text
 
-    def end(self, name):
+    def end(self, name: str) -> None:
         del self._texts[name]

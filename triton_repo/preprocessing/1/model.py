@@ -1,5 +1,10 @@
 """preprocessing: text to token ids, for the ensemble and for tensorrt_llm_bls."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from draining import is_draining, refusal
@@ -8,13 +13,16 @@ from one_line import respond_to_each
 from prompts import PromptTokenizer, Refused, decoded, word_rows
 from server_process import end_with_server
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 NO_IDS = np.empty((1, 0), np.uint64)
 
 
 class TritonPythonModel:
     """The class that Triton's Python backend loads."""
 
-    def initialize(self, args):
+    def initialize(self, args: Mapping[str, str]) -> None:
         end_with_server()
         values = ModelValues(args)
         self.tokenizer = PromptTokenizer(
@@ -27,10 +35,10 @@ class TritonPythonModel:
         self.eos = values.ids("eos_token_ids")
         self.pad = int(values["pad_token_id"])
 
-    def execute(self, requests):
+    def execute(self, requests: Iterable[Any]) -> list[Any]:
         return respond_to_each("preprocessing", self._respond, requests)
 
-    def _respond(self, request):
+    def _respond(self, request: Any) -> Any:
         if is_draining():
             return pb_utils.InferenceResponse(error=refusal())
         try:
@@ -43,7 +51,7 @@ class TritonPythonModel:
             announce(request.request_id(), tensors["REQUEST_OUTPUT_LEN"][0, 0], ends)
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in tensors.items()])
 
-    def _encode(self, asked):
+    def _encode(self, asked: Asked) -> dict[str, NDArray[Any]]:
         """All outputs, by name, with a row for each prompt of the request."""
         pads = asked.ids("PAD_ID", self.pad)
         ends = asked.ids("END_ID", self.eos[0] if self.eos else -1)
@@ -68,23 +76,24 @@ class TritonPythonModel:
             "OUT_PROMPT_TABLE_EXTRA_IDS": self._extra_ids(asked, prompts),
         }
 
-    def _other_ends(self, asked):
+    def _other_ends(self, asked: Asked) -> list[tuple[int, ...]]:
         """Stop words of one id that end a text beside OUT_END_ID: an end_id that the client gives is the only end."""
         return [] if asked.has("END_ID") else [(id,) for id in self.eos[1:]]
 
-    def _extra_ids(self, asked, prompts):
+    def _extra_ids(self, asked: Asked, prompts: Sequence[list[int]]) -> NDArray[Any]:
         """The extra id on every token that stands for a row of a prompt table; nothing without one."""
         extra = asked.values("PROMPT_TABLE_EXTRA_ID")
         if extra is None:
             return NO_IDS.repeat(len(prompts), axis=0)
         virtual = padded(prompts, np.zeros((len(prompts), 1), np.int32)) >= self.tokenizer.vocab_size
-        return virtual.astype(np.uint64) * extra
+        ids: NDArray[Any] = virtual.astype(np.uint64) * extra
+        return ids
 
 
 class Asked:
     """The inputs of a request, checked. Arrays have a row for each prompt."""
 
-    def __init__(self, request, tokenizer):
+    def __init__(self, request: Any, tokenizer: PromptTokenizer) -> None:
         self.request, self.tokenizer = request, tokenizer
         for name in ("IMAGE_BYTES", "IMAGE_URL", "IMAGE_SIZES", "VIDEO_BYTES", "DECODER_QUERY"):
             if self.has(name):
@@ -97,19 +106,19 @@ class Asked:
         if self.max_tokens.min() < 1:
             raise Refused(f"max_tokens: {self.max_tokens.min()}, expected 1 or more")
 
-    def has(self, name):
+    def has(self, name: str) -> bool:
         return pb_utils.get_input_tensor_by_name(self.request, name) is not None
 
-    def values(self, name):
+    def values(self, name: str) -> Any:
         tensor = pb_utils.get_input_tensor_by_name(self.request, name)
         return None if tensor is None else tensor.as_numpy()
 
-    def ids(self, name, default):
+    def ids(self, name: str, default: int) -> NDArray[Any]:
         """INT32 [batch, 1]."""
         values = self.values(name)
         return np.full((len(self.prompts), 1), default, np.int32) if values is None else values.astype(np.int32)
 
-    def words(self, name):
+    def words(self, name: str) -> list[list[str]]:
         """The words for each prompt."""
         values = self.values(name)
         rows = [[] for _ in self.prompts] if values is None else values
@@ -118,14 +127,14 @@ class Asked:
             self.tokenizer.check_size(input_name, row)
         return [[decoded(word, input_name) for word in row] for row in rows]
 
-    def bias_words(self):
+    def bias_words(self) -> Iterator[tuple[list[str], Sequence[float]]]:
         """(words, weights) for each prompt."""
         weights = self.values("EMBEDDING_BIAS_WEIGHTS")
         rows = [[] for _ in self.prompts] if weights is None else weights
         return zip(self.words("EMBEDDING_BIAS_WORDS"), rows, strict=True)
 
 
-def padded(rows, fill):
+def padded(rows: Sequence[Sequence[int]], fill: NDArray[Any]) -> NDArray[Any]:
     """Rows of different lengths as one INT32 array, each filled up with its own `fill`."""
     array = np.array(fill, np.int32).repeat(max(map(len, rows)), axis=1)
     for target, row in zip(array, rows, strict=True):
@@ -133,7 +142,7 @@ def padded(rows, fill):
     return array
 
 
-def stacked(rows):
+def stacked(rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """[2, n] arrays of different n as one [batch, 2, n]."""
     array = (
         np.array([[[0], [-1]]], np.int32).repeat(len(rows), axis=0).repeat(max(row.shape[1] for row in rows), axis=2)
@@ -143,7 +152,7 @@ def stacked(rows):
     return array
 
 
-def announce(request_id, max_tokens, ends):
+def announce(request_id: str, max_tokens: int, ends: Sequence[int]) -> None:
     """Tell postprocessing that a text of this id begins: how long it may get, and the ids that end it.
 
     In an ensemble nothing else could: its last step sees one response of tensorrt_llm at a time, with the id.

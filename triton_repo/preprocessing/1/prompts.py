@@ -3,8 +3,18 @@
 Everything a client can get wrong raises Refused with one line that names the input.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 from tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
 
 SEPARATOR = "\n"  # no tokenizer joins it with a word that follows, so what follows is tokenised as inside a text
 
@@ -16,7 +26,7 @@ class Refused(ValueError):
 class PromptTokenizer:
     """The encoding half of the tokenizer.json in a folder, for texts of at most `max_seq_len` tokens."""
 
-    def __init__(self, folder, add_special_tokens, vocab_size, max_seq_len):
+    def __init__(self, folder: Path, add_special_tokens: bool, vocab_size: int, max_seq_len: int) -> None:
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
@@ -27,7 +37,7 @@ class PromptTokenizer:
         ends = np.load(folder / "ends.npy", mmap_mode="r")
         self.longest = int(np.diff(ends, prepend=0).max())
 
-    def check_size(self, name, values):
+    def check_size(self, name: str, values: Iterable[bytes]) -> None:
         """Raise Refused for values of a STRING tensor with more bytes than a sequence of tokens can have.
 
         It looks at the size only, because tokenising a huge text takes long.
@@ -37,7 +47,7 @@ class PromptTokenizer:
             what = f"max_seq_len {self.max_seq_len} times the {self.longest} bytes of the longest token"
             raise Refused(f"{name}: has {size} bytes, expected at most {most}, {what}")
 
-    def prompt_ids(self, text):
+    def prompt_ids(self, text: str) -> list[int]:
         """Ids of a prompt, with BOS once: a chat template may have written it into the text already."""
         if not text:
             raise Refused("text_input: is empty, expected a prompt")
@@ -49,7 +59,7 @@ class PromptTokenizer:
         self._refuse_beyond(ids, "text_input")
         return ids
 
-    def words(self, words):
+    def words(self, words: Iterable[str]) -> list[tuple[int, ...]]:
         """Id sequences for each word as it may stand in a text: alone, after a space, inside a line.
 
         A sequence with a token that the model does not have can never come, so it is left out.
@@ -62,7 +72,7 @@ class PromptTokenizer:
         found.pop((), None)
         return [ids for ids in found if max(ids) < self.vocab_size]
 
-    def embedding_bias(self, words, weights):
+    def embedding_bias(self, words: Sequence[str], weights: Sequence[float]) -> NDArray[Any]:
         """FP32 [vocab_size]: each word's weight on its tokens as written (" Paris" is not "Paris").
 
         Without words [0].
@@ -84,24 +94,24 @@ class PromptTokenizer:
             raise Refused(f"embedding_bias_weights: {weights}, expected finite numbers with finite sums")
         return bias
 
-    def _refuse_beyond(self, ids, name):
+    def _refuse_beyond(self, ids: Iterable[int], name: str) -> None:
         """A tokenizer may have tokens that were added after the model's vocabulary."""
         beyond = next((id for id in ids if id >= self.vocab_size), None)
         if beyond is not None:
             token = self.tokenizer.id_to_token(beyond)
             raise Refused(f"{name}: holds {token} ({beyond}), the model's last token is {self.vocab_size - 1}")
 
-    def _inside(self, text):
+    def _inside(self, text: str) -> list[int]:
         """Ids of a text in the middle of another; none where its start would merge with what is before."""
         before = self._encode(SEPARATOR)
         ids = self._encode(SEPARATOR + text)
         return ids[len(before) :] if ids[: len(before)] == before else []
 
-    def _encode(self, text, special=False):
+    def _encode(self, text: str, special: bool = False) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=special).ids
 
 
-def decoded(value, name):
+def decoded(value: bytes, name: str) -> str:
     """The text in a bytes value of a STRING tensor. Raises Refused when it is not UTF-8."""
     try:
         return value.decode("utf-8")
@@ -109,7 +119,7 @@ def decoded(value, name):
         raise Refused(f"{name}: byte {error.object[error.start]:#04x} at {error.start} is not UTF-8") from None
 
 
-def word_rows(words):
+def word_rows(words: Sequence[Sequence[int]]) -> NDArray[Any]:
     """INT32 [2, n] as the backend reads it: the ids of all words, then where each ends, padded with 0 and -1."""
     ids = [id for word in words for id in word]
     ends = np.cumsum([len(word) for word in words], dtype=np.int32)

@@ -1,11 +1,21 @@
 """The responses to one Triton request: names, types and shapes of NVIDIA's backend."""
 
+from __future__ import annotations
+
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from toolkit.errors import InputRefused
+
+if TYPE_CHECKING:
+    from model import TritonPythonModel
+
+    from toolkit.engine.rehearsal.engine import Event, Generation
+    from toolkit.engine.request import GenerationRequest
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
@@ -16,22 +26,22 @@ class Answer:
     `requests` are the rows of its batch; each response belongs to one sequence of one row.
     """
 
-    def __init__(self, model, name, requests, sender):
+    def __init__(self, model: TritonPythonModel, name: str, requests: Sequence[GenerationRequest], sender: Any) -> None:
         if not model.decoupled:
             refuse_several_responses(requests)
         self.model, self.name, self.requests, self.sender = model, name, requests, sender
-        self.log_probs = defaultdict(list)  # by sequence
+        self.log_probs: defaultdict[Generation, list[float]] = defaultdict(list)
         self.unfinished = sum(request.num_return_sequences for request in requests)
         self.sequences = model.engine.submit(requests, self.deliver)
         with model.sending:
             if self.unfinished:
                 model.answers.add(self)
 
-    def is_abandoned(self):
+    def is_abandoned(self) -> bool:
         with self.model.sending:  # Triton crashes when it is asked about a request after its FINAL
-            return self.unfinished and self.sender.is_cancelled()
+            return self.unfinished > 0 and bool(self.sender.is_cancelled())
 
-    def deliver(self, event):
+    def deliver(self, event: Event) -> None:
         sequence, streaming = event.sequence, event.sequence.request.streaming
         if event.log_prob is not None:
             self.log_probs[sequence].append(event.log_prob)
@@ -49,7 +59,7 @@ class Answer:
             if flags:
                 self.model.answers.discard(self)
 
-    def fail(self, message):
+    def fail(self, message: str) -> None:
         """End the whole request with an error, once."""
         if self.unfinished:
             self.unfinished = 0
@@ -57,7 +67,7 @@ class Answer:
             self.sender.send(pb_utils.InferenceResponse(error=error), flags=FINAL)
             self.model.answers.discard(self)
 
-    def tensors(self, event):
+    def tensors(self, event: Event) -> Iterator[Any]:
         sequence, request = event.sequence, event.sequence.request
         tokens = [event.token] if request.streaming else [*self.echo(request), *sequence.output]
         yield tensor("output_ids", np.int32, tokens)
@@ -76,14 +86,14 @@ class Answer:
         if request.return_perf_metrics:
             yield from performance(event)
 
-    def echo(self, request):
+    def echo(self, request: GenerationRequest) -> list[int]:
         """The prompt, where the client wants it before a whole answer."""
         excluded = request.exclude_input_in_output
         excluded = self.model.settings.exclude_input_in_output if excluded is None else excluded
         return [] if excluded else request.input_ids
 
 
-def refuse_several_responses(requests):
+def refuse_several_responses(requests: Sequence[GenerationRequest]) -> None:
     """Raises InputRefused, in the backend's words, for a request that needs several responses."""
     if len(requests) > 1:
         what = "Batch size > 1 requires the tensorrt_llm backend to be using decoupled transaction policy"
@@ -96,7 +106,7 @@ def refuse_several_responses(requests):
         raise InputRefused(what, hint="Set serving.decoupled: true.")
 
 
-def performance(event):
+def performance(event: Event) -> Iterator[Any]:
     """The ten perf metrics. The KV blocks are those of the prompt: the backend does not count later ones."""
     sequence = event.sequence
     blocks = {
@@ -114,7 +124,7 @@ def performance(event):
     yield tensor("total_draft_tokens", np.int32, 0)
 
 
-def tensor(name, dtype, value):
+def tensor(name: str, dtype: type[np.generic], value: Any) -> Any:
     """A tensor with Triton's batch dimension and another for the only beam."""
     array = np.array(value, dtype)
     return pb_utils.Tensor(name, array.reshape(1, 1, *array.shape))

@@ -3,11 +3,15 @@
 Rank 0 serves. The other ranks stay inside `initialize` until rank 0 is unloaded, so they open no ports.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -34,7 +38,7 @@ suspended, must not end a healthy rehearsal: hence so long. Under `toolkit serve
 class TritonPythonModel:
     """The class that Triton's Python backend loads."""
 
-    def initialize(self, args):
+    def initialize(self, args: Mapping[str, str]) -> None:
         end_with_server()
         every(500, lambda: signal.setitimer(signal.ITIMER_REAL, PATIENCE_S))
         config = json.loads(args["model_config"])
@@ -53,12 +57,12 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(text) from None
         self.decoupled = pb_utils.using_decoupled_model_transaction_policy(config)
         self.metrics = Metrics(args["model_name"], args["model_version"], self.settings.scheduling)
-        self.answers = set()
+        self.answers: set[Answer] = set()
         self.sending = threading.Lock()
         every(self.settings.cancellation_check_period_ms, lambda: self.cancel(Answer.is_abandoned))
         every(self.settings.stats_check_period_ms, lambda: self.metrics.refresh(self.engine.stats()))
 
-    def execute(self, requests):
+    def execute(self, requests: Iterable[Any]) -> None:
         for request in requests:
             sender = request.get_response_sender()
             try:
@@ -67,7 +71,7 @@ class TritonPythonModel:
                 code = pb_utils.TritonError.UNAVAILABLE if isinstance(error, Busy) else pb_utils.TritonError.INVALID_ARG
                 sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code)), flags=FINAL)
 
-    def begin(self, request, sender):
+    def begin(self, request: Any, sender: Any) -> None:
         name, tensors = request.request_id(), {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         if not tensors.pop("stop", np.zeros(1)).any():
             if is_draining():
@@ -80,18 +84,18 @@ class TritonPythonModel:
             self.cancel(lambda answer: answer.name == name)
             sender.send(pb_utils.InferenceResponse([]), flags=FINAL)
 
-    def cancel(self, condition):
+    def cancel(self, condition: Callable[[Answer], bool]) -> None:
         for answer in filter(condition, self.answers.copy()):
             self.engine.cancel(answer.sequences)
 
-    def finalize(self):
+    def finalize(self) -> None:
         self.engine.close()
 
 
-def every(period_ms, action):
+def every(period_ms: float, action: Callable[[], object]) -> None:
     """Do it again and again, in a thread, until the server dies, and with it this process."""
 
-    def loop():
+    def loop() -> None:
         while os.getppid() == SERVER:
             action()
             time.sleep(period_ms / 1000)

@@ -4,55 +4,70 @@ tensorrt_llm ends a text at stop words in one of the tokenisations that preproce
 write the same words in other tokens, so the text itself is searched here as well.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from token_text import ByteLevelStream, SentencePieceStream
+
 
 class Ends:
     """What ends an answer. `stop_ids` are the tokenised words, `stop_words` the words as text."""
 
-    def __init__(self, max_tokens, end_id, stop_ids=(), stop_words=(), min_tokens=0):
+    def __init__(
+        self,
+        max_tokens: int,
+        end_id: int,
+        stop_ids: Iterable[Sequence[int]] = (),
+        stop_words: Iterable[str] = (),
+        min_tokens: int = 0,
+    ) -> None:
         self.max_tokens, self.end_id, self.min_tokens = max_tokens, end_id, min_tokens
         self.stop_words = [word for word in stop_words if word]
         self.kept = max(map(len, self.stop_words), default=0)
-        self._by_last_id = {}
+        self._by_last_id: dict[int, list[list[int]]] = {}
         for word in stop_ids:
             self._by_last_id.setdefault(word[-1], []).append(list(word))
 
-    def by_ids(self, ids):
+    def by_ids(self, ids: list[int]) -> bool:
         """Whether the last id ends the answer `ids`, as far as ids tell."""
         if len(ids) >= self.max_tokens or ids[-1] == self.end_id:
             return True
         words = self._by_last_id.get(ids[-1], ())
         return any(ids[-len(word) :] == word and self._counts(word, ids) for word in words)
 
-    def by_text(self, before, chunk, count):
+    def by_text(self, before: str, chunk: str, count: int) -> bool:
         """Whether `chunk`, which follows the text `before`, completes a stop word with token number `count`."""
         if count < self.min_tokens:
             return False
         text = before + chunk
         return any(text.find(word, max(0, len(before) - len(word) + 1)) >= 0 for word in self.stop_words)
 
-    def _counts(self, word, ids):
+    def _counts(self, word: list[int], ids: list[int]) -> bool:
         return len(word) == 1 or len(ids) >= self.min_tokens
 
 
 class Answer:
     """One sequence: push its tokens, get its text."""
 
-    def __init__(self, stream, ends):
-        self.ids = []
+    def __init__(self, stream: ByteLevelStream | SentencePieceStream, ends: Ends) -> None:
+        self.ids: list[int] = []
         self.ended = False
         self.ended_by_text = False
         self._stream, self._ends = stream, ends
         self._tail = ""
 
-    def push(self, ids):
+    def push(self, ids: Iterable[int]) -> str:
         """The text that `ids` add; tokens after the one that ends the answer are left out."""
         return "".join(self._push(id) for id in ids if not self.ended)
 
-    def flush(self):
+    def flush(self) -> str:
         """What is left of an incomplete character."""
         return self._stream.push([], last=True)
 
-    def _push(self, id):
+    def _push(self, id: int) -> str:
         self.ids.append(id)
         self.ended = self._ends.by_ids(self.ids)
         chunk = self._stream.push([id], last=self.ended)

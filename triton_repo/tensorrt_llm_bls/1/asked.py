@@ -1,9 +1,16 @@
 """The inputs of a request to tensorrt_llm_bls, and what is refused before anything runs."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from server_stream import Failed
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 NOT_DECOUPLED = "Streaming is only supported if model is deployed using decoupled mode."
 """The words of NVIDIA's backend."""
@@ -12,7 +19,7 @@ NOT_DECOUPLED = "Streaming is only supported if model is deployed using decouple
 class Asked:
     """The inputs of a request, copied: its tensors do not outlive `execute`. Raises Failed."""
 
-    def __init__(self, request, decoupled):
+    def __init__(self, request: Any, decoupled: bool) -> None:
         self.inputs = {tensor.name(): tensor.as_numpy().copy() for tensor in request.inputs()}
         self.id = request.request_id()
         self.texts = len(self.inputs["text_input"])
@@ -28,7 +35,7 @@ class Asked:
         if self._any("stream") and beams is not None and beams.max(initial=1) > 1:
             raise Failed(f"beam_width: {beams.max()} cannot be streamed, expected 1")
 
-    def _check_numbers(self):
+    def _check_numbers(self) -> None:
         """The executor ends every request in flight for one infinite penalty."""
         for name, array in self.inputs.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -36,10 +43,10 @@ class Asked:
                 if (name, value) != ("top_p", -math.inf):  # like 0, not given
                     raise Failed(f"{name}: {value}, expected a finite number")
 
-    def _any(self, name):
+    def _any(self, name: str) -> bool:
         return bool(self.inputs[name].any()) if name in self.inputs else False
 
 
-def row(arrays, number):
+def row(arrays: Mapping[str, NDArray[Any]], number: int) -> dict[str, NDArray[Any]]:
     """The row of one text in each array of a request, by name; the batch dimension stays."""
     return {name: array[number : number + 1] for name, array in arrays.items()}

@@ -1,10 +1,21 @@
 """One text of a request to tensorrt_llm_bls, from its inputs to its events."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from answer import Answer, Ends
-from outputs import joined, rows_of_tokens
+from outputs import Event, joined, rows_of_tokens
+
+if TYPE_CHECKING:
+    from inner import Inner
+    from numpy.typing import NDArray
+    from outputs import Outputs
+    from server_stream import ServerStream
+    from token_text import Detokenizer
 
 NO_WORDS = np.empty((1, 0), object)
 
@@ -15,12 +26,22 @@ class Conversation:
     Where tensorrt_llm is not decoupled, its answers are read whole.
     """
 
-    def __init__(self, inner, outputs, detokenizer, inputs, id, decoupled):
+    def __init__(
+        self,
+        inner: Inner,
+        outputs: Outputs,
+        detokenizer: Detokenizer,
+        inputs: Mapping[str, NDArray[Any]],
+        id: str,
+        decoupled: bool,
+    ) -> None:
         self._inner, self._outputs, self._detokenizer = inner, outputs, detokenizer
         self._inputs, self.id, self._decoupled = inputs, id, decoupled
-        self._answers, self._stream_of_events, self._is_left = {}, None, False
+        self._answers: dict[int, Answer] = {}
+        self._stream_of_events: ServerStream | None = None
+        self._is_left = False
 
-    def events(self, preprocessed):
+    def events(self, preprocessed: Mapping[str, NDArray[Any]]) -> Iterator[tuple[list[Any], bool]]:
         """Yields (output tensors, whether they are the last) for each response. Raises Failed."""
         self._preprocessed = preprocessed
         self._ends = Ends(
@@ -37,13 +58,13 @@ class Conversation:
         else:
             yield from last_marked(self._whole())
 
-    def leave(self):
+    def leave(self) -> None:
         """Stop reading from tensorrt_llm, from any thread. Triton then cancels the request there."""
         self._is_left = True
         if self._stream_of_events:
             self._stream_of_events.close()
 
-    def _stream(self):
+    def _stream(self) -> Iterator[tuple[list[Any], bool]]:
         """An event for each token, until every answer has ended."""
         for event in self._generate(streaming=True):
             answer, (ids, *_) = self._answer(event), rows_of_tokens(event)
@@ -57,14 +78,14 @@ class Conversation:
         if rest:
             yield self._outputs.tensors({}, [rest]), True
 
-    def _whole(self):
+    def _whole(self) -> Iterator[list[Any]]:
         """Answers as tensorrt_llm gives them, a response for each."""
         for event in self._generate(streaming=False):
             yield self._outputs.tensors(event, list(map(self._detokenizer.decode, rows_of_tokens(event))))
 
-    def _collected(self):
+    def _collected(self) -> Iterator[list[Any]]:
         """Whole answers that a stop word in the text may end. They are read token by token, where that is possible."""
-        events = {}
+        events: dict[Answer, list[Event]] = {}
         for event in self._generate(streaming=self._decoupled, exclude_input_in_output=True):
             answer, (ids, *_) = self._answer(event), rows_of_tokens(event)
             if not answer.ended and ids:
@@ -75,51 +96,52 @@ class Conversation:
             text = self._detokenizer.decode(self._echo() + answer.ids)
             yield self._outputs.tensors(joined(parts, len(answer.ids)), [text])
 
-    def _generate(self, streaming, **other):
+    def _generate(self, streaming: bool, **other: Any) -> Iterable[Event]:
         """The events of tensorrt_llm; `other` inputs replace the client's. None after `leave`."""
         inputs = {**self._inputs, **{name: np.array([[value]]) for name, value in other.items()}}
         stream = self._inner.generate(inputs, self._preprocessed, self.id, streaming)
         self._stream_of_events = stream
         return () if self._is_left else stream
 
-    def _answer(self, event):
+    def _answer(self, event: Event) -> Answer:
         """The answer that an event belongs to; tensorrt_llm says which only when a request has several."""
-        sequence = event.get("sequence_index", (0,))[0]
+        sequence: int = event.get("sequence_index", (0,))[0]
         if sequence not in self._answers:
             self._answers[sequence] = Answer(self._detokenizer.stream(), self._ends)
         return self._answers[sequence]
 
-    def _all_ended(self):
+    def _all_ended(self) -> bool:
         ended = sum(answer.ended for answer in self._answers.values())
-        return ended == self._value("num_return_sequences", 1)
+        return bool(ended == self._value("num_return_sequences", 1))
 
-    def _leave_if_ended_by_text(self):
+    def _leave_if_ended_by_text(self) -> None:
         """tensorrt_llm does not know of an end that only the text shows."""
         if self._all_ended() and any(answer.ended_by_text for answer in self._answers.values()):
             self.leave()
 
-    def _stop_words(self):
+    def _stop_words(self) -> list[str]:
         return [word.decode("utf-8") for word in self._inputs.get("stop_words", NO_WORDS)[0]]
 
-    def _echo(self):
+    def _echo(self) -> list[int]:
         """The prompt's ids where the client wants them before the answer."""
         if self._value("exclude_input_in_output", True):
             return []
         ids = self._preprocessed["INPUT_ID"][0]
-        return ids[: int(self._preprocessed["REQUEST_INPUT_LEN"][0, 0])].tolist()
+        prompt: list[int] = ids[: int(self._preprocessed["REQUEST_INPUT_LEN"][0, 0])].tolist()
+        return prompt
 
-    def _value(self, name, default):
+    def _value(self, name: str, default: Any) -> Any:
         array = self._inputs.get(name)
         return default if array is None or not array.size else array.flat[0].item()
 
 
-def last_marked(responses):
+def last_marked(responses: Iterable[list[Any]]) -> Iterator[tuple[list[Any], bool]]:
     """(response, whether it is the last) for each."""
     kept = list(responses)
     return ((response, response is kept[-1]) for response in kept)
 
 
-def word_list(rows):
+def word_list(rows: NDArray[Any]) -> list[list[int]]:
     """The words in an INT32 [2, n] list: ids in the first row, where each word ends in the second."""
     ids, ends = rows.tolist()
     ends = [end for end in ends if end >= 0]

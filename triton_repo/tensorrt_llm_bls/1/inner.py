@@ -3,8 +3,16 @@
 preprocessing is called by Triton's business logic scripting (BLS), tensorrt_llm by server_stream.py.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 import triton_python_backend_utils as pb_utils
 from server_stream import Failed, ServerStream, plain
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # (input of preprocessing, input of this model)
 TO_PREPROCESSING = (
@@ -46,13 +54,13 @@ NOT_IN_JSON = ("prompt_embedding_table", "lora_weights", "lora_config")
 class Inner:
     """The models that this one calls. `config` is its own, whose signature says what may be passed on."""
 
-    def __init__(self, model_name, config, address):
+    def __init__(self, model_name: str, config: Mapping[str, Any], address: tuple[str, int]) -> None:
         self.model_name, self.address = model_name, address
         taken = {name for _, name in (*TO_PREPROCESSING, *RENAMED)}.union(NOT_SERVED, ("stream", "stop"))
         same = [tensor["name"] for tensor in config["input"] if tensor["name"] not in taken]
         self.to_tensorrt_llm = (*RENAMED, *((name, name) for name in same))
 
-    def preprocess(self, inputs):
+    def preprocess(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The outputs of preprocessing, arrays by name. `inputs` are this model's, arrays by name."""
         # Without an id, so that preprocessing announces no text: this model makes the text itself.
         response = pb_utils.InferenceRequest(
@@ -62,7 +70,13 @@ class Inner:
         ).exec()
         return {tensor.name(): tensor.as_numpy() for tensor in _checked(response).output_tensors()}
 
-    def generate(self, inputs, preprocessed, request_id, streaming):
+    def generate(
+        self,
+        inputs: Mapping[str, NDArray[Any]],
+        preprocessed: Mapping[str, NDArray[Any]],
+        request_id: str,
+        streaming: bool,
+    ) -> ServerStream:
         """The stream of what each response of tensorrt_llm holds, lists by name. Raises Failed."""
         for name in (*NOT_SERVED, *NOT_IN_JSON):
             if name in inputs:
@@ -72,14 +86,14 @@ class Inner:
         body = {name: plain(value) for name, value in values.items() if value.size}
         return ServerStream(self.address, self.model_name, {**body, "id": request_id, "streaming": streaming})
 
-    def stop(self, request_id):
+    def stop(self, request_id: str) -> None:
         """Stop the request of this id inside tensorrt_llm; nothing happens when it has ended. Raises Failed."""
         needed = {"input_ids": 1, "input_lengths": 1, "request_output_len": 1}
         for _ in ServerStream(self.address, self.model_name, {**needed, "id": request_id, "stop": True}):
             pass
 
 
-def _checked(response):
+def _checked(response: Any) -> Any:
     """The response; raises Failed with the model's own message.
 
     Triton's BLS loses the code of an error, but a refusal of preprocessing begins with the inputs that it is about.
