@@ -1,14 +1,11 @@
 """What a request asks of the LLM API, from its tensors."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from numpy.typing import NDArray
 
 # (argument of SamplingParams, input of this model)
 ARGUMENTS = (
@@ -51,7 +48,7 @@ class Question:
     """Names of the inputs that ask for something more in the answer."""
 
     @classmethod
-    def of_tensors(cls, tensors: Mapping[str, NDArray[Any]]) -> Question:
+    def of_tensors(cls, tensors: Mapping[str, NDArray[Any]]) -> "Question":
         """From arrays by name, each with a batch dimension of 1; empty ones count as not given. Raises Refused."""
         given = {name: array for name, array in tensors.items() if array.size}
         for name in NOT_SERVED:
