@@ -15,6 +15,8 @@ NAMESPACE = "toolkit"
 LOOPBACK = "127.0.0.1"
 HOSTS = ("DYN_TCP_RPC_HOST", "DYN_TCP_RESPONSE_STREAM_HOST", "DYN_EVENT_PLANE_HOST", "DYN_SYSTEM_HOST")
 """Variables for the addresses it listens on. Without them it takes the machine's own address."""
+ENDED = 75
+"""Exit code of a worker whose Triton is gone (EX_TEMPFAIL)."""
 EXTRA = "pip install 'triton-llm-toolkit[gateway]'"
 
 

@@ -1,7 +1,8 @@
 """`python -m toolkit.gateway.worker FILE ENGINE REPLICA`: hands requests of Dynamo's to the Triton of one replica.
 
-It ends as soon as its Triton is gone: Dynamo then continues its streams on another replica. An error that a request
-has earned ends that request only. Standard input is a pipe from whoever started it; it ends with that, too.
+It ends as soon as its Triton is gone: Dynamo then continues its streams on another replica. An error that is a
+request's own fault ends that request only. Standard input is a pipe from `toolkit up`: the line `join` lets it take
+requests, `leave` makes it finish those that it has and end.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 import uvloop
@@ -31,7 +32,7 @@ from dynamo.runtime import DistributedRuntime  # type: ignore[import-not-found,u
 from toolkit.config.deployment import Deployment
 from toolkit.config.load import load_deployment
 from toolkit.errors import InputRefused
-from toolkit.gateway.dynamo import endpoint
+from toolkit.gateway.dynamo import ENDED, endpoint
 from toolkit.gateway.faults import Fault, fault_of
 from toolkit.gateway.held import end_with_starter
 from toolkit.gateway.sampling import tensors, token_budget
@@ -41,10 +42,9 @@ LOOK_S = 0.5
 """From one look at whether Triton is there to the next."""
 LOOK_TIMEOUT_S = 2.0
 LOOKS_FAILED = 2
+LEAVE_LOOK_S = 0.05
 FAREWELL_S = 0.3
 """For the last errors to leave before the process ends."""
-ENDED = 75
-"""Exit code of a worker whose Triton is gone (EX_TEMPFAIL)."""
 
 
 class Worker:
@@ -53,10 +53,30 @@ class Worker:
     def __init__(self, deployment: Deployment, replica: int) -> None:
         self._deployment, self._replica = deployment, replica
         self._triton = TritonStream(f"127.0.0.1:{deployment.serving.grpc_port}")
-        self._gone = asyncio.Event()
+        self._gone, self._joined, self._left = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._running = 0
+
+    def hear(self, line: str) -> None:
+        """What `toolkit up` tells."""
+        if line == "join":
+            self._joined.set()
+        elif line == "leave":
+            self._left.set()
 
     async def serve(self) -> int:
-        """Until Triton is gone. Returns the exit code."""
+        """Until it is told to leave, or Triton is gone. Returns the exit code."""
+        looking = asyncio.create_task(self._look())
+        first = await _first(self._joined.wait(), self._left.wait(), self._gone.wait())
+        if first == 0:
+            await self._take_requests()
+        looking.cancel()
+        if self._gone.is_set():
+            print(f"ends: Triton of replica {self._replica} is gone", flush=True)
+            await asyncio.sleep(FAREWELL_S)
+            return ENDED
+        return 0
+
+    async def _take_requests(self) -> None:
         runtime = DistributedRuntime(asyncio.get_running_loop(), "file", "tcp")
         place = runtime.endpoint(endpoint(self._replica))
         serving = asyncio.ensure_future(place.serve_endpoint(self.generate, graceful_shutdown=False))
@@ -71,16 +91,17 @@ class Worker:
             worker_type=WorkerType.Aggregated,
         )
         print(f"ready: replica {self._replica}", flush=True)
-        look = asyncio.create_task(self._look())
-        await asyncio.wait([serving, look, asyncio.create_task(self._gone.wait())], return_when=asyncio.FIRST_COMPLETED)
-        self._gone.set()
-        print(f"ends: Triton of replica {self._replica} is gone", flush=True)
-        await asyncio.sleep(FAREWELL_S)
-        return ENDED
+        await _first(self._left.wait(), self._gone.wait())
+        if not self._gone.is_set():
+            await place.unregister_endpoint_instance()
+            while self._running and not self._gone.is_set():
+                await asyncio.sleep(LEAVE_LOOK_S)
+        serving.cancel()
 
     async def generate(self, request: dict[str, Any], context: Any) -> AsyncIterator[dict[str, Any]]:
         """The answer to one request, in Dynamo's form. Raises Dynamo's exceptions."""
         begun = False
+        self._running += 1
         try:
             budget = token_budget(request, self._deployment.limits.max_seq_len)
             streaming = self._deployment.serving.decoupled
@@ -99,6 +120,8 @@ class Worker:
             raise EngineShutdown(f"replica {self._replica}: {error}") from None
         except ModelError as error:
             raise self._exception(str(error), begun) from None
+        finally:
+            self._running -= 1
 
     def _exception(self, message: str, begun: bool) -> Exception:
         fault = fault_of(message, begun)
@@ -132,6 +155,17 @@ class Worker:
         while failed < LOOKS_FAILED and not self._gone.is_set():
             await asyncio.sleep(LOOK_S)
             failed = 0 if await self._triton.live(LOOK_TIMEOUT_S) else failed + 1
+        self._gone.set()
+
+
+async def _first(*waits: Coroutine[Any, Any, Any]) -> int:
+    """Which of them ends first; the others are cancelled."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    first = next(place for place, task in enumerate(tasks) if task.done())
+    for task in tasks:
+        task.cancel()
+    return first
 
 
 async def _until_stopped(answer: AsyncIterator[Tokens], context: Any) -> AsyncIterator[Tokens]:
@@ -161,15 +195,20 @@ def _output(piece: Tokens, logprobs: bool) -> dict[str, Any]:
     return output
 
 
-def main(file: str, engine: str, replica: str) -> int:
-    """Serve until Triton is gone."""
-    end_with_starter()
-    deployment = load_deployment(file, engine).per_replica()[int(replica)]
-    uvloop.install()
-    return asyncio.run(Worker(deployment, int(replica)).serve())
+async def serve(deployment: Deployment, replica: int) -> int:
+    """Serve until told to leave, or until Triton is gone."""
+    worker, loop = Worker(deployment, replica), asyncio.get_running_loop()
+
+    def hear(line: str) -> None:
+        loop.call_soon_threadsafe(worker.hear, line)
+
+    end_with_starter(hear)
+    return await worker.serve()
 
 
 if __name__ == "__main__":
-    code = main(*sys.argv[1:4])
+    file, engine, number = sys.argv[1:4]
+    uvloop.install()
+    code = asyncio.run(serve(load_deployment(file, engine).per_replica()[int(number)], int(number)))
     sys.stdout.flush()
     os._exit(code)  # the runtime's threads would keep the process

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from toolkit.cli.common import deployment_options, dry_run_option, note, tell
+
+if TYPE_CHECKING:
+    from toolkit.config.deployment import Deployment
+
+
+@click.command()
+@deployment_options
+@click.option("--detach", is_flag=True, help="Return once it is ready, and keep it up in the background.")
+@dry_run_option
+def up(deployment: Deployment, detach: bool, dry_run: bool) -> None:
+    """Start all replicas behind one port for OpenAI's and Triton's APIs; start again what fails.
+
+    Ctrl-C lets running requests finish and stops everything. Exit codes: 0 when it was stopped as asked, 1 when it
+    could not be started or every replica was given up, 2 for a wrong command line.
+    """
+    if dry_run:
+        from toolkit.up.dry_run import dry_run as describe
+
+        return click.echo(describe(deployment))
+    from toolkit.doctor.preflight import check as check_machine
+    from toolkit.up.control import up as run
+
+    check_machine(deployment, "serve", note)
+    run(deployment, detach=detach)
+
+
+@click.command()
+@deployment_options
+def down(deployment: Deployment) -> None:
+    """Let the requests of `toolkit up` finish, and stop everything."""
+    from toolkit.up.control import down as run
+
+    tell(run(deployment))
+
+
+@click.command()
+@deployment_options
+@click.option("--rolling", is_flag=True, help="One replica at a time, while the others serve.")
+@click.option("--with", "new", type=click.Path(path_type=Path), help="Go on with this deployment's YAML.")
+def restart(deployment: Deployment, rolling: bool, new: Path | None) -> None:
+    """Restart the replicas of a deployment that is up, each after its requests have finished."""
+    from toolkit.config.load import load_deployment
+    from toolkit.up.control import restart as run
+
+    run(deployment, rolling=rolling, new=load_deployment(new) if new else None, hear=note)

@@ -1,0 +1,114 @@
+"""What is known of a running door: its state file, for status, ask and loadtest."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.config.deployment import Deployment
+from toolkit.errors import ToolkitError
+from toolkit.files.atomic import atomic_file, make_private, private
+from toolkit.files.json_file import read_json
+
+LARGEST = 1 << 20
+
+
+@dataclass(frozen=True)
+class PartState:
+    """One part of the deployment: a replica, its worker, or a part of the door. `since`: seconds since 1970."""
+
+    name: str
+    phase: str
+    since: float
+    pid: int | None = None
+    restarts: int = 0
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class DoorState:
+    """All of it, as the supervisor last wrote it."""
+
+    phase: str
+    since: float
+    url: str
+    parts: tuple[PartState, ...]
+    control: str
+    """The socket on which the supervisor takes commands."""
+
+
+def folder(deployment: Deployment) -> Path:
+    """The run folder of the whole deployment."""
+    return deployment.output / "run"
+
+
+def write_door(deployment: Deployment, state: DoorState) -> None:
+    """Write it whole; serving goes on without, as on a full disk."""
+    with contextlib.suppress(OSError, ToolkitError), atomic_file(folder(deployment) / "up.json") as partial:
+        partial.chmod(0o600)
+        partial.write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
+
+
+def read_door(deployment: Deployment) -> DoorState | None:
+    """The state, while a supervisor runs; None otherwise, and for a damaged file."""
+    if up_pid(deployment) is None:
+        return None
+    try:
+        values: dict[str, Any] = read_json(folder(deployment) / "up.json", largest=LARGEST)
+        parts = tuple(PartState(**part) for part in values.pop("parts"))
+        return DoorState(parts=parts, **values)
+    except (ToolkitError, TypeError, KeyError):
+        return None
+
+
+def door_url(deployment: Deployment, protocol: str) -> str | None:
+    """Where clients on this machine reach the door, while it runs: http(s)://... or grpc(s)://..."""
+    if read_door(deployment) is None:
+        return None
+    gateway = deployment.gateway
+    host = "127.0.0.1" if gateway.host == "0.0.0.0" else gateway.host
+    return f"{protocol}{'s' if gateway.tls else ''}://{host}:{gateway.port}"
+
+
+def up_pid(deployment: Deployment) -> int | None:
+    """The pid of the `toolkit up` that runs this deployment now, else None."""
+    try:
+        with _lock_file(deployment).open() as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(stream.read() or 0)
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+@contextlib.contextmanager
+def only_one(deployment: Deployment) -> Iterator[None]:
+    """Hold the lock of `toolkit up`, or raise a ToolkitError that names the process which does."""
+    try:
+        make_private(folder(deployment))
+        stream = open(_lock_file(deployment), "a+", encoding="ascii", opener=private)  # noqa: SIM115
+    except OSError as error:
+        raise ToolkitError(f"cannot be written: {error.strerror}", where=folder(deployment)) from None
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            hint = f"Use it, or stop it: toolkit down {deployment.file}"
+            what = f"is up already, by process {up_pid(deployment)}"
+            raise ToolkitError(what, where=deployment.file, hint=hint) from None
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
+        yield
+
+
+def _lock_file(deployment: Deployment) -> Path:
+    return folder(deployment) / "up.lock"

@@ -1,0 +1,331 @@
+"""Envoy's configuration, from a deployment: one port for OpenAI's API, Triton's HTTP and Triton's gRPC.
+
+Names and meaning: Envoy's API v3, https://www.envoyproxy.io/docs/envoy/v1.40.0/api-v3/api. Tried with Envoy 1.40.
+The replicas are not in it: toolkit.gateway.endpoints tells Envoy about them while it runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from toolkit.config.deployment import Deployment
+from toolkit.gateway.endpoints import TRITON_GRPC, TRITON_HTTP
+from toolkit.gateway.error_form import ERROR_FORMS, OPENAI_ERRORS
+from toolkit.gateway.places import LOOPBACK, Places
+
+FRONT = "front"
+GATE = "gate"
+EXTENSIONS = "type.googleapis.com/envoy.extensions"
+STREAM_IDLE_S = 600
+"""The longest silence of a stream that both sides keep open."""
+CONNECT_S = 1.0
+GATE_S = 5.0
+BACKOFF = {"base_interval": "0.025s", "max_interval": "0.25s"}
+"""Between tries; Envoy draws a random time up to twice as much each time."""
+HEALTH_S = 1.0
+UNHEALTHY_AFTER = 2
+FORBIDDEN: tuple[dict[str, Any], ...] = (
+    {"prefix": "/v2/systemsharedmemory"},
+    {"prefix": "/v2/cudasharedmemory"},
+    {"prefix": "/v2/trace"},
+    {"prefix": "/v2/logging"},
+    {"safe_regex": {"regex": r"/v2/models/.*/trace.*"}},
+    {"safe_regex": {"regex": r"/v2/repository/models/.*load"}},
+    {"prefix": "/inference.GRPCInferenceService/RepositoryModel"},
+    {"prefix": "/inference.GRPCInferenceService/SystemSharedMemory"},
+    {"prefix": "/inference.GRPCInferenceService/CudaSharedMemory"},
+    {"prefix": "/inference.GRPCInferenceService/TraceSetting"},
+    {"prefix": "/inference.GRPCInferenceService/LogSettings"},
+)
+"""What changes a server, or reads its memory: for operators, at the replica's own port."""
+
+
+def config(deployment: Deployment, places: Places) -> dict[str, Any]:
+    """The whole bootstrap file, as a mapping."""
+    return {
+        "node": {"id": deployment.name, "cluster": "toolkit"},
+        "admin": {"address": {"pipe": {"path": str(places.admin_socket), "mode": 0o600}}},
+        "static_resources": {
+            "listeners": [_listener(deployment, places)],
+            "clusters": [
+                _local(FRONT, places.front_port, deployment),
+                _local(GATE, places.gate_port, deployment),
+                _triton(TRITON_HTTP, places, deployment),
+                {**_triton(TRITON_GRPC, places, deployment), **_HTTP2},
+            ],
+        },
+    }
+
+
+def max_requests(deployment: Deployment) -> int:
+    """Requests that the door lets in at once."""
+    limits = deployment.limits
+    return deployment.gateway.max_requests or limits.max_sequences + limits.max_queue_size
+
+
+def _body_bytes(deployment: Deployment) -> int:
+    return deployment.gateway.max_body_mb << 20
+
+
+def _listener(deployment: Deployment, places: Places) -> dict[str, Any]:
+    gateway = deployment.gateway
+    chain: dict[str, Any] = {"filters": [_filter("network.http_connection_manager", _manager(deployment, places))]}
+    if gateway.tls:
+        chain["transport_socket"] = {
+            "name": "tls",
+            "typed_config": {
+                "@type": f"{EXTENSIONS}.transport_sockets.tls.v3.DownstreamTlsContext",
+                "common_tls_context": {
+                    "alpn_protocols": ["h2", "http/1.1"],
+                    "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
+                    "tls_certificates": [
+                        {
+                            "certificate_chain": {"filename": str(gateway.tls.certificate)},
+                            "private_key": {"filename": str(gateway.tls.key)},
+                        }
+                    ],
+                },
+            },
+        }
+    return {
+        "name": "door",
+        "address": _address(gateway.host, gateway.port),
+        # A retry sends the request again, so the whole of it must fit.
+        "per_connection_buffer_limit_bytes": _body_bytes(deployment),
+        "filter_chains": [chain],
+    }
+
+
+def _manager(deployment: Deployment, places: Places) -> dict[str, Any]:
+    body = {"max_request_bytes": _body_bytes(deployment)}
+    gate = {
+        "http_service": {
+            "server_uri": {"uri": f"http://{LOOPBACK}:{places.gate_port}", "cluster": GATE, "timeout": f"{GATE_S}s"},
+            "authorization_response": {
+                "allowed_client_headers": {"patterns": [{"exact": "content-type"}, {"exact": "retry-after"}]},
+                "allowed_upstream_headers": {"patterns": [{"exact": "x-toolkit-key"}]},
+            },
+        },
+        "with_request_body": {**body, "allow_partial_message": False},
+        "status_on_error": {"code": "ServiceUnavailable"},
+    }
+    return {
+        "@type": f"{EXTENSIONS}.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "door",
+        "codec_type": "AUTO",
+        "stream_idle_timeout": f"{STREAM_IDLE_S}s",
+        "request_headers_timeout": "10s",
+        "use_remote_address": True,
+        "server_name": "toolkit",
+        "access_log": [_access_log(places)],
+        "local_reply_config": ERROR_FORMS,
+        "http_filters": [
+            _filter("http.lua", {"@type": f"{EXTENSIONS}.filters.http.lua.v3.Lua"}),
+            _filter("http.buffer", {"@type": f"{EXTENSIONS}.filters.http.buffer.v3.Buffer", **body}),
+            _filter("http.ext_authz", {"@type": f"{EXTENSIONS}.filters.http.ext_authz.v3.ExtAuthz", **gate}),
+            _filter("http.router", {"@type": f"{EXTENSIONS}.filters.http.router.v3.Router"}),
+        ],
+        "route_config": {
+            "name": "door",
+            "request_headers_to_remove": ["x-toolkit-key"],
+            "virtual_hosts": [{"name": "door", "domains": ["*"], "routes": _routes(deployment)}],
+        },
+    }
+
+
+def _routes(deployment: Deployment) -> list[dict[str, Any]]:
+    """The first that matches counts."""
+    grpc = {"prefix": "/", "headers": [{"name": "content-type", "string_match": {"prefix": "application/grpc"}}]}
+    streams = {"envoy.filters.http.buffer": _off("buffer", "Buffer")}  # one call may send request after request
+    openai = {
+        "envoy.filters.http.lua": {
+            "@type": f"{EXTENSIONS}.filters.http.lua.v3.LuaPerRoute",
+            "source_code": {"inline_string": OPENAI_ERRORS},
+        }
+    }
+    triton = _keys_only(deployment)
+    return [
+        *map(_refused, FORBIDDEN),
+        _route({"prefix": "/v1/"}, FRONT, deployment, openai, "connect-failure,refused-stream"),
+        _route(
+            grpc, TRITON_GRPC, deployment, {**triton, **streams}, "unavailable,connect-failure,refused-stream,reset"
+        ),
+        _route({"prefix": "/v2/health/"}, TRITON_HTTP, deployment, {"envoy.filters.http.ext_authz": _no_gate()}),
+        _route({"prefix": "/v2"}, TRITON_HTTP, deployment, triton),
+        {"match": {"prefix": "/"}, "direct_response": {"status": 404}, "typed_per_filter_config": _everything_off()},
+    ]
+
+
+def _route(
+    match: dict[str, Any],
+    cluster: str,
+    deployment: Deployment,
+    filters: dict[str, Any],
+    retry_on: str = "connect-failure,refused-stream,reset,retriable-status-codes",
+) -> dict[str, Any]:
+    """Tries are for what another replica could answer: never for a request's own fault, never after the first byte."""
+    action: dict[str, Any] = {"cluster": cluster, "timeout": "0s"}
+    if deployment.gateway.retries:
+        action["retry_policy"] = {
+            "retry_on": retry_on,
+            "retriable_status_codes": [502, 503, 504],
+            "num_retries": deployment.gateway.retries,
+            "per_try_idle_timeout": f"{deployment.gateway.first_byte_timeout_s}s",
+            "retry_back_off": BACKOFF,
+            "retry_host_predicate": [
+                {
+                    "name": "envoy.retry_host_predicates.previous_hosts",
+                    "typed_config": {
+                        "@type": f"{EXTENSIONS}.retry.host.previous_hosts.v3.PreviousHostsPredicate",
+                    },
+                }
+            ],
+            "host_selection_retry_max_attempts": 3,
+        }
+    return {"match": match, "route": action, "typed_per_filter_config": filters}
+
+
+def _refused(match: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "match": match,
+        "direct_response": {"status": 403, "body": {"inline_string": "this is for operators, at a replica's own port"}},
+        "typed_per_filter_config": _everything_off(),
+    }
+
+
+def _keys_only(deployment: Deployment) -> dict[str, Any]:
+    """Triton's own paths: the gate looks at the key, if keys are needed, and not at the body."""
+    if deployment.gateway.keys_file is None:
+        return {"envoy.filters.http.ext_authz": _no_gate()}
+    settings = {"check_settings": {"disable_request_body_buffering": True}}
+    return {
+        "envoy.filters.http.ext_authz": {
+            "@type": f"{EXTENSIONS}.filters.http.ext_authz.v3.ExtAuthzPerRoute",
+            **settings,
+        }
+    }
+
+
+def _everything_off() -> dict[str, Any]:
+    return {"envoy.filters.http.ext_authz": _no_gate(), "envoy.filters.http.buffer": _off("buffer", "Buffer")}
+
+
+def _no_gate() -> dict[str, Any]:
+    return _off("ext_authz", "ExtAuthz")
+
+
+def _off(name: str, kind: str) -> dict[str, Any]:
+    return {"@type": f"{EXTENSIONS}.filters.http.{name}.v3.{kind}PerRoute", "disabled": True}
+
+
+def _local(name: str, port: int, deployment: Deployment) -> dict[str, Any]:
+    """A part of the door itself."""
+    return {
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": f"{CONNECT_S}s",
+        "per_connection_buffer_limit_bytes": _body_bytes(deployment),
+        "circuit_breakers": _breakers(deployment),
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address(LOOPBACK, port)}}]}],
+        },
+    }
+
+
+def _triton(name: str, places: Places, deployment: Deployment) -> dict[str, Any]:
+    """The replicas. Ejected for failed connections alone: neither 4xx nor back-pressure says that one is ill."""
+    file = places.endpoints(name)
+    return {
+        "name": name,
+        "type": "EDS",
+        "eds_cluster_config": {
+            "eds_config": {
+                "path_config_source": {"path": str(file), "watched_directory": {"path": str(file.parent)}},
+                "resource_api_version": "V3",
+            }
+        },
+        "connect_timeout": f"{CONNECT_S}s",
+        "per_connection_buffer_limit_bytes": _body_bytes(deployment),
+        "lb_policy": "LEAST_REQUEST",
+        # Where no replica is well, none gets requests: 503 at once, instead of a try at those that are ill.
+        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        "circuit_breakers": _breakers(deployment),
+        "health_checks": [
+            {
+                "timeout": f"{HEALTH_S}s",
+                "interval": f"{HEALTH_S}s",
+                "no_traffic_interval": f"{HEALTH_S}s",
+                "unhealthy_threshold": UNHEALTHY_AFTER,
+                "healthy_threshold": 1,
+                "http_health_check": {"path": "/v2/health/ready", "codec_client_type": "HTTP1"},
+            }
+        ],
+        "outlier_detection": {
+            "split_external_local_origin_errors": True,
+            "consecutive_local_origin_failure": 3,
+            "enforcing_consecutive_local_origin_failure": 100,
+            "enforcing_local_origin_success_rate": 0,
+            "enforcing_consecutive_5xx": 0,
+            "enforcing_consecutive_gateway_failure": 0,
+            "enforcing_success_rate": 0,
+            "interval": "1s",
+            "base_ejection_time": "2s",
+            "max_ejection_percent": 50,
+        },
+    }
+
+
+_HTTP2 = {
+    "typed_extension_protocol_options": {
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": f"{EXTENSIONS}.upstreams.http.v3.HttpProtocolOptions",
+            "explicit_http_config": {"http2_protocol_options": {}},
+        }
+    }
+}
+
+
+def _breakers(deployment: Deployment) -> dict[str, Any]:
+    most = max_requests(deployment)
+    budget = {"budget_percent": {"value": 20}, "min_retry_concurrency": 3}
+    limits = {"max_connections": most, "max_pending_requests": most, "max_requests": most, "retry_budget": budget}
+    return {"thresholds": [{"priority": "DEFAULT", **limits}]}
+
+
+def _access_log(places: Places) -> dict[str, Any]:
+    """A JSON line for each request: never a prompt, an answer or a key."""
+    fields = {
+        "time": "%START_TIME%",
+        "request_id": "%REQ(X-REQUEST-ID)%",
+        "method": "%REQ(:METHOD)%",
+        "path": "%PATH(NQ)%",
+        "protocol": "%PROTOCOL%",
+        "key": "%REQ(X-TOOLKIT-KEY)%",
+        "status": "%RESPONSE_CODE%",
+        "grpc_status": "%GRPC_STATUS%",
+        "flags": "%RESPONSE_FLAGS%",
+        "why": "%RESPONSE_CODE_DETAILS%",
+        "tries": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
+        "upstream": "%UPSTREAM_HOST%",
+        "first_byte_ms": "%RESPONSE_DURATION%",
+        "duration_ms": "%DURATION%",
+        "bytes_in": "%BYTES_RECEIVED%",
+        "bytes_out": "%BYTES_SENT%",
+    }
+    return {
+        "name": "envoy.access_loggers.file",
+        "typed_config": {
+            "@type": f"{EXTENSIONS}.access_loggers.file.v3.FileAccessLog",
+            "path": str(places.access_log),
+            "log_format": {"json_format": fields},
+        },
+    }
+
+
+def _filter(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    return {"name": f"envoy.filters.{name}", "typed_config": settings}
+
+
+def _address(host: str, port: int) -> dict[str, Any]:
+    return {"socket_address": {"address": host, "port_value": port}}

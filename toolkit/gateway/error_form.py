@@ -1,0 +1,72 @@
+"""Errors that the door itself answers, in the form of the API that was asked, and when to come again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+RETRY_AFTER_S = 1
+"""For 429 and 503: a replica that is full, or that starts again, may take a request then."""
+
+_OPENAI = {"error": {"message": "%LOCAL_REPLY_BODY%", "type": "server_error", "param": None, "code": "%RESPONSE_CODE%"}}
+_TRITON = {"error": "%LOCAL_REPLY_BODY%"}
+
+
+def _mapper(condition: dict[str, Any], form: dict[str, Any], again: bool) -> dict[str, Any]:
+    mapper: dict[str, Any] = {"filter": condition, "body_format_override": {"json_format": form}}
+    if again:
+        mapper["headers_to_add"] = [{"header": {"key": "retry-after", "value": str(RETRY_AFTER_S)}}]
+    return mapper
+
+
+def _path(prefix: str) -> dict[str, Any]:
+    return {"header_filter": {"header": {"name": ":path", "string_match": {"prefix": prefix}}}}
+
+
+def _status(code: int) -> dict[str, Any]:
+    comparison = {"op": "EQ", "value": {"default_value": code, "runtime_key": f"toolkit.status.{code}"}}
+    return {"status_code_filter": {"comparison": comparison}}
+
+
+def _both(*filters: dict[str, Any]) -> dict[str, Any]:
+    return {"and_filter": {"filters": list(filters)}}
+
+
+ERROR_FORMS: dict[str, Any] = {
+    "mappers": [
+        *(_mapper(_both(_path("/v1/"), _status(code)), _OPENAI, again=True) for code in (429, 503, 504)),
+        _mapper(_path("/v1/"), _OPENAI, again=False),
+        *(_mapper(_status(code), _TRITON, again=True) for code in (429, 503, 504)),
+    ],
+    "body_format": {"json_format": _TRITON},
+}
+"""Envoy's local_reply_config. For gRPC, Envoy itself turns the status into a gRPC status (503: UNAVAILABLE)."""
+
+OPENAI_ERRORS = f"""
+local kinds = {{
+  [400] = "invalid_request_error", [401] = "authentication_error", [404] = "not_found_error",
+  [429] = "rate_limit_error", [503] = "service_unavailable", [504] = "timeout_error",
+}}
+-- The front end's errors have no "error" around them, as OpenAI's have. It answers 404 without a body while no replica
+-- has announced itself: the gate has checked the model's name by then, so that is 503.
+function envoy_on_response(handle)
+  local headers = handle:headers()
+  local status = tonumber(headers:get(":status"))
+  if status < 400 then return end
+  local body = handle:body(true)
+  local text = body and body:getBytes(0, body:length()) or ""
+  if status == 404 and text == "" then
+    status = 503
+    headers:replace(":status", "503")
+    text = '{{"message":"no replica is ready","code":503}}'
+    headers:replace("content-type", "application/json")
+  end
+  if (status == 429 or status == 503) and not headers:get("retry-after") then
+    headers:add("retry-after", "{RETRY_AFTER_S}")
+  end
+  if text:sub(1, 11) == '{{"message":' then
+    text = text:gsub('"type":"[^"]*"', '"type":"' .. (kinds[status] or "server_error") .. '"', 1)
+    headers:replace("content-length", body:setBytes('{{"error":' .. text .. '}}'))
+  end
+end
+"""
+"""Lua for Envoy, on the route to the front end."""

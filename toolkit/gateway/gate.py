@@ -1,0 +1,76 @@
+"""`python -m toolkit.gateway.gate FILE PORT`: Envoy asks it about each request: the key, its rate, OpenAI's parameters.
+
+Envoy sends the request with its body (ext_authz); 200 lets it in, any other answer goes to the client as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+
+import uvloop
+from aiohttp import web
+
+from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
+from toolkit.gateway.held import end_with_starter
+from toolkit.gateway.keys import RateLimit, name_of, read_keys
+from toolkit.gateway.openai_rules import KNOWN, Abilities, Refusal, refusal
+from toolkit.gateway.places import LOOPBACK
+
+KEY_HEADER = "x-toolkit-key"
+"""Names the key for the access log; Envoy removes it from what clients send."""
+SPARE_BYTES = 1 << 20
+
+
+class Gate:
+    """Judges requests for one deployment."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        gateway = deployment.gateway
+        self._keys = read_keys(gateway.keys_file) if gateway.keys_file else None
+        self._limit = RateLimit(gateway.requests_per_minute) if gateway.requests_per_minute else None
+        self._abilities = Abilities(deployment.served_name, tools=gateway.tool_parser is not None)
+
+    async def judge(self, request: web.Request) -> web.Response:
+        """200, or the answer for the client."""
+        headers: dict[str, str] = {}
+        if self._keys is not None:
+            name = name_of(self._keys, request.headers.get("authorization", ""))
+            if name is None:
+                return _answer(request, Refusal(401, "the API key is missing or unknown"))
+            if self._limit and (wait_s := self._limit.take(name)):
+                refused = _answer(request, Refusal(429, f"the key {name} sends too many requests"))
+                refused.headers["retry-after"] = str(math.ceil(wait_s))
+                return refused
+            headers[KEY_HEADER] = name
+        if request.method == "POST" and request.path in KNOWN:
+            try:
+                body = json.loads(await request.read())
+            except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
+                return _answer(request, Refusal(400, "the body is not valid JSON"))
+            if problem := refusal(request.path, body, self._abilities):
+                return _answer(request, problem)
+        return web.Response(headers=headers)
+
+
+def _answer(request: web.Request, problem: Refusal) -> web.Response:
+    """In the form of the API that was asked."""
+    body = problem.body() if request.path.startswith("/v1/") else {"error": problem.message}
+    return web.json_response(body, status=problem.status)
+
+
+def application(deployment: Deployment) -> web.Application:
+    """The server. Raises ToolkitError for a bad keys file."""
+    app = web.Application(client_max_size=(deployment.gateway.max_body_mb << 20) + SPARE_BYTES)
+    app.router.add_route("*", "/{path:.*}", Gate(deployment).judge)
+    return app
+
+
+if __name__ == "__main__":
+    end_with_starter()
+    uvloop.install()
+    web.run_app(
+        application(load_deployment(sys.argv[1])), host=LOOPBACK, port=int(sys.argv[2]), access_log=None, print=None
+    )

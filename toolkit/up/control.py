@@ -1,0 +1,133 @@
+"""What the command line calls: up, down, restart and status of a deployment with its door."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from toolkit.config.deployment import Deployment
+from toolkit.errors import ToolkitError
+from toolkit.files.atomic import make_private, private
+from toolkit.gateway.door import DoorState, folder, read_door, up_pid
+from toolkit.serve.replicas import END_MARGIN_S
+from toolkit.up.commands import send
+from toolkit.up.supervisor import up_here
+
+LOOK_S = 0.1
+LOG = "up.log"
+COMMAND = (sys.executable, "-P", "-m", "toolkit.up")
+
+
+def up(deployment: Deployment, *, detach: bool) -> None:
+    """Keep a deployment up: until told to stop, or with `detach` in the background, returning once it is ready.
+
+    Raises ToolkitError when it cannot be started, or is up already.
+    """
+    if not detach:
+        return up_here(deployment)
+    if pid := up_pid(deployment):
+        hint = f"Use it, or stop it: toolkit down {deployment.file}"
+        raise ToolkitError(f"is up already, by process {pid}", where=deployment.file, hint=hint)
+    make_private(folder(deployment))
+    log = folder(deployment) / LOG
+    with open(log, "w", encoding="utf-8", opener=private) as output:
+        process = subprocess.Popen(
+            [*COMMAND, str(deployment.file), deployment.engine],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    with log.open(encoding="utf-8", errors="replace") as said, contextlib.ExitStack() as stack:
+        stack.callback(_end_unless_ready, process, deployment)
+        error = ""
+        while process.poll() is None:
+            for line in said:
+                if line.startswith("error: "):
+                    error = line.removeprefix("error: ").strip()
+                elif line.startswith(("ready: ", "next: ")):
+                    print(line, end="", flush=True)
+                else:
+                    print(line, end="", file=sys.stderr, flush=True)
+                if line.startswith("next: "):
+                    stack.pop_all()
+                    return None
+            time.sleep(LOOK_S)
+        error = next((line.removeprefix("error: ").strip() for line in said if line.startswith("error: ")), error)
+        raise ToolkitError(error or f"ended with exit code {process.returncode} before it was ready: see {log}")
+
+
+def _end_unless_ready(process: subprocess.Popen[bytes], deployment: Deployment) -> None:
+    if process.poll() is None:
+        process.terminate()
+        process.wait(deployment.serving.drain_timeout_s + END_MARGIN_S)
+
+
+def down(deployment: Deployment) -> str:
+    """Drain and stop it; says what happened."""
+    pid = up_pid(deployment)
+    if pid is None:
+        return "nothing was up"
+    start = time.monotonic()
+    limit_s = 2 * deployment.serving.drain_timeout_s + 2 * END_MARGIN_S
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    while up_pid(deployment) == pid:
+        if time.monotonic() - start > limit_s:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)  # its janitor ends the rest
+        time.sleep(LOOK_S)
+    return f"stopped process {pid} in {time.monotonic() - start:.1f} s"
+
+
+def restart(deployment: Deployment, *, rolling: bool, new: Deployment | None, hear: Callable[[str], None]) -> None:
+    """Restart the replicas of a deployment that is up. Raises ToolkitError."""
+    state = read_door(deployment)
+    if state is None:
+        raise ToolkitError("is not up", where=deployment.file, hint=f"Start it: toolkit up {deployment.file}")
+    command: dict[str, Any] = {"rolling": rolling, "file": None}
+    if new is not None:
+        command |= {"file": str(new.file), "engine": new.engine}
+    send(state.control, command, hear)
+
+
+@dataclass(frozen=True)
+class UpStatus:
+    """What is known of a deployment that is up."""
+
+    pid: int
+    state: DoorState
+
+    @property
+    def exit_code(self) -> int:
+        """As that of toolkit status: 0 ready, 1 degraded, 2 loading, 3 not served."""
+        return {"ready": 0, "degraded": 1, "loading": 2}.get(self.state.phase, 3)
+
+    def data(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"pid": self.pid, **asdict(self.state)}
+
+    def __str__(self) -> str:
+        def when(seconds: float) -> str:
+            return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+        lines = [f"{self.state.phase} since {when(self.state.since)}, process {self.pid}, {self.state.url}"]
+        for part in self.state.parts:
+            process = f", process {part.pid}" if part.pid else ""
+            restarts = f", {part.restarts} restarts" if part.restarts else ""
+            message = f": {part.message}" if part.message else ""
+            lines.append(f"  {part.name}: {part.phase} since {when(part.since)}{process}{restarts}{message}")
+        return "\n".join(lines)
+
+
+def status(deployment: Deployment) -> UpStatus | None:
+    """None if it is not up."""
+    pid, state = up_pid(deployment), read_door(deployment)
+    return UpStatus(pid, state) if pid and state else None

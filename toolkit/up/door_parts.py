@@ -1,0 +1,62 @@
+"""The three parts of the door: the gate, the front end and Envoy."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from toolkit.config.deployment import Deployment
+from toolkit.gateway.places import Places
+from toolkit.up.backoff import Backoff
+from toolkit.up.events import Events
+from toolkit.up.part import Part, Start
+
+BACKOFF_S, CAP_S = 0.1, 2.0
+ATTEMPTS = 20
+"""In a row, each soon after the last: the door without one of its parts serves nobody."""
+PYTHON = (sys.executable, "-P", "-m")
+MIGRATIONS = 3
+"""How often one stream may continue on another replica."""
+
+
+class DoorPart:
+    """One of them: always wanted while the deployment is up."""
+
+    def __init__(self, name: str, start: Start, events: Events) -> None:
+        self.part, self._start, self._events = Part(name, Backoff(BACKOFF_S, CAP_S, ATTEMPTS)), start, events
+
+    def look(self) -> None:
+        """Start it, or start it again."""
+        part = self.part
+        if part.alive:
+            return
+        if part.phase == "running":
+            cause, wait_s = part.cause(), part.backoff.failed(part.ran_s)
+            part.enter("failed" if wait_s is None else "waiting", cause)
+            if wait_s is None:
+                return self._events.note(part.name, "ended", cause, f"given up after {ATTEMPTS} attempts")
+            part.again_at, part.restarts = time.monotonic() + wait_s, part.restarts + 1
+            self._events.note(part.name, "ended", cause, f"starts again in {wait_s:.1f} s")
+        if part.phase == "waiting" and time.monotonic() >= part.again_at:
+            part.start(self._start)
+            part.enter("running")
+
+
+def door_parts(
+    deployment: Deployment, places: Places, envoy: Path, environ: Mapping[str, str], events: Events
+) -> tuple[DoorPart, ...]:
+    """In the order in which they start."""
+    migrations = MIGRATIONS if deployment.gateway.migration else 0
+    gate = [*PYTHON, "toolkit.gateway.gate", str(deployment.file), str(places.gate_port)]
+    front = [*PYTHON, "toolkit.gateway.frontend", str(places.front_port), str(migrations)]
+    # Restarts are ours, so is the one core of base id: hot restart needs shared memory that a kill leaves behind.
+    door = [str(envoy), "-c", str(places.envoy_config), "--disable-hot-restart", "--log-level", "warning"]
+    door += ["--concurrency", str(max(1, min(4, (os.cpu_count() or 1) // 2)))]
+    starts = (("gate", gate), ("front end", front), ("envoy", door))
+    return tuple(
+        DoorPart(name, Start(command, environ, places.logs / f"{name.replace(' ', '-')}.log"), events)
+        for name, command in starts
+    )

@@ -1,0 +1,137 @@
+"""One replica under `toolkit up`: its server group, the worker beside it, and which traffic it takes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from toolkit.config.deployment import Deployment
+from toolkit.gateway.dynamo import ENDED
+from toolkit.gateway.endpoints import Traffic
+from toolkit.serve.replicas import HELD, SUPERVISOR
+from toolkit.serve.state import read_state
+from toolkit.up.backoff import Backoff
+from toolkit.up.events import Events
+from toolkit.up.part import Part, Start
+
+WORKER_BACKOFF_S, WORKER_CAP_S = 0.1, 5.0
+RUNNING = ("loading", "ready", "unresponsive", "draining")
+"""Phases of a group that a process of it is in."""
+AFTER_TRITON_S = 1.0
+"""From the end of a worker whose Triton is gone to its next start, unless the group is found to have ended."""
+
+
+class Replica:
+    """Its group is a `toolkit serve` of its own, which drains when its pipe from us ends."""
+
+    def __init__(self, deployment: Deployment, environ: Mapping[str, str], logs: Path, events: Events) -> None:
+        self.deployment, self._environ, self._logs, self._events = deployment, environ, logs, events
+        self.number = deployment.replica or 0
+        recovery = deployment.recovery
+        backoff = Backoff(recovery.backoff_s, recovery.backoff_cap_s, recovery.attempts)
+        self.group = Part(f"replica {self.number}", backoff)
+        self.worker = Part(f"worker {self.number}", Backoff(WORKER_BACKOFF_S, WORKER_CAP_S, recovery.attempts))
+        self.wanted, self.draining, self.reserve, self._joined = True, False, False, False
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can take requests now."""
+        return self.group.phase == "ready"
+
+    @property
+    def given_up(self) -> bool:
+        """Whether it failed so often that it is not started again."""
+        return self.group.phase == "failed"
+
+    @property
+    def traffic(self) -> Traffic | None:
+        """For Envoy; None while it is not ready."""
+        return Traffic(self.deployment, self.draining, self.reserve) if self.ready else None
+
+    def look(self, take_over: bool) -> None:
+        """Bring it nearer to what it should be. `take_over`: a standby is needed now."""
+        self._look_at_group()
+        self._look_at_worker(take_over)
+
+    def stop(self) -> None:
+        """Have the group drain and end."""
+        self.wanted = False
+        self.group.ask_to_end()
+
+    def _look_at_group(self) -> None:
+        group = self.group
+        if group.alive:
+            state = read_state(self.deployment)
+            if state and group.process and state.pid == group.process.pid and state.phase in RUNNING:
+                self._enter(state.phase, state.message)
+        elif group.phase in RUNNING:
+            self._ended()
+        elif self.wanted and group.phase in ("waiting", "stopped") and time.monotonic() >= group.again_at:
+            self._start()
+
+    def _start(self) -> None:
+        options = [] if self.deployment.replica is None else ["--replica", str(self.number)]
+        command = [*SUPERVISOR, str(self.deployment.file), self.deployment.engine, HELD, *options]
+        self.group.start(Start(command, os.environ, self.deployment.run_dir / "serve.log"))
+        self._enter("loading")
+
+    def _enter(self, phase: str, message: str = "") -> None:
+        before = self.group.phase
+        if not self.group.enter(phase, message) or before == phase:
+            return
+        if phase == "unresponsive":
+            self._events.note(self.group.name, phase, message, "it gets no requests; OpenAI streams move on")
+            self.worker.kill()  # its streams would wait for the end of the group
+        else:
+            self._events.note(self.group.name, phase)
+
+    def _ended(self) -> None:
+        group, cause = self.group, self.group.cause()
+        if not self.wanted:
+            group.enter("stopped")
+            return self._events.note(group.name, "stopped")
+        wait_s = group.backoff.failed(group.ran_s)
+        if wait_s is None:
+            group.enter("failed", cause)
+            action = f"given up after {group.backoff.failures} attempts; start it again: toolkit restart"
+            return self._events.note(group.name, "ended", cause, action)
+        group.again_at, group.restarts = time.monotonic() + wait_s, group.restarts + 1
+        group.enter("waiting", cause)
+        self._events.note(group.name, "ended", cause, f"starts again in {wait_s:.1f} s")
+
+    def _look_at_worker(self, take_over: bool) -> None:
+        worker = self.worker
+        if worker.process is not None and not worker.alive and worker.phase in ("starting", "ready"):
+            self._worker_ended()
+        if not self.ready or self.draining:
+            return
+        if not worker.alive and time.monotonic() >= worker.again_at and worker.phase != "failed":
+            module = [sys.executable, "-P", "-m", "toolkit.gateway.worker"]
+            arguments = [str(self.deployment.file), self.deployment.engine, str(self.number)]
+            log = self._logs / f"worker{self.number}.log"
+            worker.start(Start([*module, *arguments], self._environ, log))
+            worker.enter("starting")
+            self._joined = False
+        if worker.alive and not self._joined and (take_over or not self.reserve):
+            worker.tell("join")
+            self._joined = True
+        if worker.phase == "starting" and worker.said("ready:"):
+            worker.enter("ready")
+            self._events.note(worker.name, "ready")
+
+    def _worker_ended(self) -> None:
+        worker, cause = self.worker, self.worker.cause()
+        if not self.ready or self.draining or worker.ended_with(ENDED):  # it ended with its group, or was told to
+            worker.enter("waiting", cause)
+            worker.again_at = time.monotonic() + AFTER_TRITON_S
+            return
+        wait_s = worker.backoff.failed(worker.ran_s)
+        if wait_s is None:
+            worker.enter("failed", cause)
+            return self._events.note(worker.name, "ended", cause, "given up: this replica serves Triton's APIs only")
+        worker.again_at, worker.restarts = time.monotonic() + wait_s, worker.restarts + 1
+        worker.enter("waiting", cause)
+        self._events.note(worker.name, "ended", cause, f"starts again in {wait_s:.1f} s")

@@ -1,0 +1,91 @@
+"""Restart while serving: one replica at a time, drained first, and the next only when a token came from the new one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
+from toolkit.errors import ToolkitError
+from toolkit.serve.budget import startup_budget
+from toolkit.serve.preflight import check_made
+from toolkit.serve.replicas import END_MARGIN_S
+from toolkit.up.replica import Replica
+
+if TYPE_CHECKING:
+    from toolkit.up.supervisor import Supervisor
+
+LOOK_S = 0.1
+ROUTED_S = 1.0
+"""For Envoy and the router to have read that a replica drains."""
+
+
+def restart(supervisor: Supervisor, command: dict[str, Any], tell: Callable[[str], None]) -> None:
+    """Carry out {"rolling": bool, "file": a new deployment or None, "engine": NAME}. Raises ToolkitError."""
+    replicas = supervisor.replicas
+    new = _new(supervisor.deployment, command)
+    if not command["rolling"]:
+        for replica in replicas:
+            tell(f"{replica.group.name}: draining")
+        _restart(replicas, new)
+        for replica in replicas:
+            tell(f"{replica.group.name}: ready")
+        return
+    if len(replicas) < 2:
+        raise ToolkitError("--rolling needs a second replica that serves meanwhile", hint="Leave --rolling out.")
+    for replica in replicas:
+        others = [other for other in replicas if other is not replica]
+        if not any(other.ready for other in others):
+            raise ToolkitError(f"{replica.group.name} is the only one that serves", hint="See: toolkit status")
+        tell(f"{replica.group.name}: draining")
+        _restart([replica], new)
+        tell(f"{replica.group.name}: ready")
+
+
+def _new(deployment: Deployment, command: dict[str, Any]) -> tuple[Deployment, ...] | None:
+    """The replicas of the new deployment; None if there is none. Raises ToolkitError for one that does not fit."""
+    if command.get("file") is None:
+        return None
+    new = load_deployment(command["file"], command.get("engine"))
+    for name in ("serving", "gateway"):
+        if getattr(new, name) != getattr(deployment, name):
+            hint = "Ports and limits of the door need: toolkit down, toolkit up."
+            raise ToolkitError(f"{name}: differs from that of {deployment.file}", where=new.file, hint=hint)
+    if new.parallel.replicas != deployment.parallel.replicas:
+        what = f"parallel.replicas: {new.parallel.replicas}, and {deployment.parallel.replicas} are up"
+        raise ToolkitError(what, where=new.file, hint="Give as many.")
+    check_made(new)
+    return new.per_replica()
+
+
+def _restart(replicas: list[Replica], new: tuple[Deployment, ...] | None) -> None:
+    """End them after what they have, and start them again. Returns when all are ready."""
+    for replica in replicas:
+        replica.draining = True
+        replica.worker.tell("leave")
+    deadline = time.monotonic() + replicas[0].deployment.serving.drain_timeout_s
+    time.sleep(ROUTED_S)
+    while any(replica.worker.alive for replica in replicas) and time.monotonic() < deadline:
+        time.sleep(LOOK_S)
+    for replica in replicas:
+        replica.stop()
+    deadline = time.monotonic() + replicas[0].deployment.serving.drain_timeout_s + END_MARGIN_S
+    _wait(replicas, lambda replica: not replica.group.alive, deadline, "has not ended")
+    for replica in replicas:
+        if new is not None:
+            replica.deployment = new[replica.number]
+        replica.group.enter("waiting")
+        replica.group.again_at, replica.group.backoff.failures = 0.0, 0
+        replica.draining, replica.wanted = False, True
+    deadline = time.monotonic() + startup_budget(replicas[0].deployment).seconds + END_MARGIN_S
+    _wait(replicas, lambda replica: replica.ready, deadline, "is not ready")
+
+
+def _wait(replicas: list[Replica], done: Callable[[Replica], bool], deadline: float, what: str) -> None:
+    while waiting := [replica for replica in replicas if not done(replica)]:
+        one = waiting[0]
+        if one.given_up or one.group.backoff.failures or time.monotonic() > deadline:
+            raise ToolkitError(f"{one.group.name} {what}: {one.group.message or one.group.phase}")
+        time.sleep(LOOK_S)

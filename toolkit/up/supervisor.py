@@ -1,0 +1,209 @@
+"""`toolkit up` in the foreground: starts all parts, looks at them, starts again what ended, until told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+
+import yaml
+
+from toolkit.config.capabilities import check_can_be_served
+from toolkit.config.deployment import Deployment
+from toolkit.errors import ToolkitError
+from toolkit.gateway import admin, dynamo, programs
+from toolkit.gateway.door import DoorState, folder, only_one, write_door
+from toolkit.gateway.endpoints import Traffic, write_endpoints
+from toolkit.gateway.envoy import config
+from toolkit.gateway.keys import read_keys
+from toolkit.gateway.places import LOOPBACK, Places
+from toolkit.serve import preflight
+from toolkit.serve.janitor import RUN_ID, Janitor, Run, sweep
+from toolkit.serve.replicas import END_MARGIN_S
+from toolkit.serve.state import supervisor_pid
+from toolkit.serve.stop_requests import StopRequests, stop_requests
+from toolkit.up.commands import Commands
+from toolkit.up.door_parts import DoorPart, door_parts
+from toolkit.up.events import Events
+from toolkit.up.replica import Replica
+
+TICK_S = 0.1
+
+
+def up_here(deployment: Deployment) -> None:
+    """Keep the deployment up until SIGTERM, SIGHUP or Ctrl-C, then drain.
+
+    A ready line goes to stdout, events to stderr. Raises ToolkitError for what cannot be started, and when every
+    replica was given up; nothing is left then.
+    """
+    check_can_be_served(deployment)
+    envoy = programs.require()
+    check_door(deployment)
+    preflight.check(deployment)
+    with only_one(deployment), stop_requests() as stop, _run() as run:
+        places = Places(run.tmp, folder(deployment), _free_port(), _free_port())
+        (run.tmp / "discovery").mkdir()
+        write_endpoints(places, [])
+        places.envoy_config.write_text(yaml.safe_dump(config(deployment, places), sort_keys=False), encoding="utf-8")
+        programs.validate(envoy, places.envoy_config)
+        environ = {**os.environ, **dynamo.environment(places.discovery), RUN_ID: run.id}
+        events = Events(folder(deployment))
+        parts = door_parts(deployment, places, envoy, environ, events)
+        with Supervisor(deployment, places, environ, events) as supervisor:
+            supervisor.door = parts
+            supervisor.watch(stop)
+
+
+def check_door(deployment: Deployment) -> None:
+    """Raise a ToolkitError for the first thing that keeps the door from opening."""
+    gateway = deployment.gateway
+    if gateway.keys_file:
+        read_keys(gateway.keys_file)
+    for file in (gateway.tls.certificate, gateway.tls.key) if gateway.tls else ():
+        if not file.is_file():
+            raise ToolkitError("no such file", where=file, hint="gateway.tls needs a certificate and its key, as PEM.")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((gateway.host, gateway.port))
+        except OSError as error:
+            what = f"gateway.port: {gateway.port} on {gateway.host} cannot be used: {error.strerror}"
+            raise ToolkitError(what, where=deployment.file, hint="Stop what uses it, or choose another port.") from None
+    for replica in deployment.per_replica():
+        if pid := supervisor_pid(replica):
+            what = f"is being served without a door, by process {pid}"
+            raise ToolkitError(what, where=deployment.file, hint=f"Stop it first: toolkit stop {deployment.file}")
+
+
+@contextlib.contextmanager
+def _run() -> Iterator[Run]:
+    """A run of our own: whichever way we end, its processes end too."""
+    run = Run.new()
+    janitor = Janitor(run)
+    try:
+        yield run
+    finally:
+        sweep(run)
+        janitor.dismiss()
+
+
+class Supervisor:
+    """All parts of one deployment."""
+
+    def __init__(self, deployment: Deployment, places: Places, environ: Mapping[str, str], events: Events) -> None:
+        self.deployment, self._places, self._events = deployment, places, events
+        logs = places.logs
+        self.replicas = [Replica(replica, environ, logs, events) for replica in deployment.per_replica()]
+        standby = deployment.recovery.standby
+        for replica in self.replicas[len(self.replicas) - standby :] if standby else ():
+            replica.reserve = True
+        self.door: tuple[DoorPart, ...] = ()
+        self._traffic: list[Traffic] = []
+        self._phase, self._since = "loading", time.time()
+        self._written: DoorState | None = None
+        self._commands = Commands(places.tmp / "control.sock", self)
+
+    def __enter__(self) -> Supervisor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._commands.close()
+        self._end_all()
+        self._enter("stopped")
+
+    def watch(self, stop: StopRequests) -> None:
+        """Until told to stop. Raises ToolkitError when no replica is left that could ever be ready."""
+        self._events.note("toolkit up", "starts", action=f"{len(self.replicas)} replicas")
+        while not stop.count:
+            self._look()
+            if all(replica.given_up for replica in self.replicas):
+                causes = "; ".join(f"{one.group.name}: {one.group.message}" for one in self.replicas)
+                raise ToolkitError(f"every replica was given up: {causes}", where=self.deployment.file)
+            if failed := [part.part for part in self.door if part.part.phase == "failed"]:
+                raise ToolkitError(f"the door's part {failed[0].name} was given up: {failed[0].message}")
+            time.sleep(TICK_S)
+        self._drain(stop)
+
+    def _look(self) -> None:
+        """One turn: each part, then where the traffic goes."""
+        for part in self.door:
+            part.look()
+        active = [replica for replica in self.replicas if replica.ready and not replica.reserve]
+        for replica in self.replicas:
+            replica.look(take_over=not active)
+        traffic = [replica.traffic for replica in self.replicas if replica.traffic]
+        if traffic != self._traffic:
+            write_endpoints(self._places, traffic)
+            self._traffic = traffic
+        ready = [replica for replica in self.replicas if replica.ready]
+        phase = "ready" if len(ready) == len(self.replicas) else "degraded" if ready else self._without_any()
+        if phase == "ready" and self._phase == "loading" and self._openai_is_ready():
+            self._enter(phase)
+            print(self._ready_lines(), flush=True)
+        elif self._phase != "loading" or phase == "degraded":
+            self._enter(phase)
+        self._write()
+
+    def _without_any(self) -> str:
+        return "loading" if self._phase == "loading" else "down"
+
+    def _openai_is_ready(self) -> bool:
+        return all(replica.worker.phase == "ready" for replica in self.replicas if not replica.reserve)
+
+    def _drain(self, stop: StopRequests) -> None:
+        """Take nothing new; wait for what is in the door, at most drain_timeout_s; then end the replicas."""
+        self._enter("draining")
+        limit = self.deployment.serving.drain_timeout_s
+        self._events.note("toolkit up", "draining", action=f"at most {limit:g} s; again to stop at once")
+        admin.drain(self._places.admin_socket)
+        deadline = time.monotonic() + limit
+        while time.monotonic() < deadline and stop.count < 2 and admin.active_requests(self._places.admin_socket):
+            time.sleep(TICK_S)
+
+    def _end_all(self) -> None:
+        """The replicas drain what is left; the rest needs no time."""
+        for replica in self.replicas:
+            replica.stop()
+        deadline = time.monotonic() + self.deployment.serving.drain_timeout_s + END_MARGIN_S
+        while any(replica.group.alive for replica in self.replicas) and time.monotonic() < deadline:
+            time.sleep(TICK_S)
+        for replica in self.replicas:
+            replica.group.kill()
+            replica.group.close()
+            replica.worker.kill()
+        for part in self.door:
+            part.part.kill()
+        self._events.note("toolkit up", "stopped")
+
+    def _enter(self, phase: str) -> None:
+        if phase != self._phase:
+            self._phase, self._since = phase, time.time()
+            self._events.note("toolkit up", phase)
+            self._write()
+
+    def _write(self) -> None:
+        parts = [part.part.state() for part in self.door]
+        for replica in self.replicas:
+            parts += [replica.group.state(), replica.worker.state()]
+        gateway = self.deployment.gateway
+        url = f"http{'s' if gateway.tls else ''}://{gateway.host}:{gateway.port}"
+        state = DoorState(self._phase, self._since, url, tuple(parts), str(self._commands.socket))
+        if state != self._written:
+            write_door(self.deployment, state)
+            self._written = state
+
+    def _ready_lines(self) -> str:
+        gateway = self.deployment.gateway
+        url = f"http{'s' if gateway.tls else ''}://{gateway.host}:{gateway.port}"
+        return (
+            f"ready: {url} (OpenAI: {url}/v1, model {self.deployment.served_name}; Triton: HTTP and gRPC)\n"
+            f'next: toolkit ask {self.deployment.file} "What is the capital of France?"'
+        )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
