@@ -20,7 +20,8 @@ def status(deployment: Deployment, as_json: bool) -> None:
     Exit codes: 0 ready; 1 degraded: some replicas are not ready, or one answers no more; 2 loading; 3 not served.
     """
     from toolkit.serve import overview
+    from toolkit.up.control import status as status_with_door
 
-    found = overview(deployment)
-    print_json(found.data()) if as_json else tell(found)
-    sys.exit(found.exit_code)
+    state = status_with_door(deployment) or overview(deployment)
+    print_json(state.data()) if as_json else tell(state)
+    sys.exit(state.exit_code)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from toolkit.errors import ToolkitError
 
-NAMESPACE = "toolkit"
+ENDPOINT = "toolkit.worker.generate"
+"""One name for the workers of all replicas: a stream moves only between instances of the same endpoint."""
 LOOPBACK = "127.0.0.1"
 HOSTS = ("DYN_TCP_RPC_HOST", "DYN_TCP_RESPONSE_STREAM_HOST", "DYN_EVENT_PLANE_HOST", "DYN_SYSTEM_HOST")
 """Variables for the addresses it listens on. Without them it takes the machine's own address."""
@@ -22,12 +23,15 @@ EXTRA = "pip install 'triton-llm-toolkit[gateway]'"
 
 def environment(folder: Path) -> dict[str, str]:
     """Variables for the processes of one deployment: they find each other by files in `folder`, on loopback."""
-    return {"DYN_FILE_KV": str(folder), "DYN_LOG": "warn", **dict.fromkeys(HOSTS, LOOPBACK)}
-
-
-def endpoint(replica: int) -> str:
-    """The name under which the worker of a replica serves."""
-    return f"{NAMESPACE}.replica{replica}.generate"
+    return {
+        "DYN_FILE_KV": str(folder),
+        "DYN_LOG": "warn,mm_routing=error",  # which is about pictures in prompts
+        "DYN_SDK_DISABLE_ANSI_LOGGING": "1",
+        "DYN_SELF_HOST_METADATA": "0",
+        "XDG_CACHE_HOME": str(folder / "cache"),  # a copy of the model's metadata, else in the home folder
+        "DYN_CACHE_HOME": str(folder / "cache"),
+        **dict.fromkeys(HOSTS, LOOPBACK),
+    }
 
 
 def require() -> None:

@@ -145,14 +145,14 @@ def _routes(deployment: Deployment) -> list[dict[str, Any]]:
     }
     triton = _keys_only(deployment)
     return [
-        *map(_refused, FORBIDDEN),
+        *(_answered(match, 403, "this is for operators, at a replica's own port") for match in FORBIDDEN),
         _route({"prefix": "/v1/"}, FRONT, deployment, openai, "connect-failure,refused-stream"),
         _route(
             grpc, TRITON_GRPC, deployment, {**triton, **streams}, "unavailable,connect-failure,refused-stream,reset"
         ),
         _route({"prefix": "/v2/health/"}, TRITON_HTTP, deployment, {"envoy.filters.http.ext_authz": _no_gate()}),
         _route({"prefix": "/v2"}, TRITON_HTTP, deployment, triton),
-        {"match": {"prefix": "/"}, "direct_response": {"status": 404}, "typed_per_filter_config": _everything_off()},
+        _answered({"prefix": "/"}, 404, "no such path: /v1 is OpenAI's API, /v2 and gRPC are Triton's"),
     ]
 
 
@@ -185,10 +185,11 @@ def _route(
     return {"match": match, "route": action, "typed_per_filter_config": filters}
 
 
-def _refused(match: dict[str, Any]) -> dict[str, Any]:
+def _answered(match: dict[str, Any], status: int, message: str) -> dict[str, Any]:
+    """A route that Envoy answers itself."""
     return {
         "match": match,
-        "direct_response": {"status": 403, "body": {"inline_string": "this is for operators, at a replica's own port"}},
+        "direct_response": {"status": status, "body": {"inline_string": message}},
         "typed_per_filter_config": _everything_off(),
     }
 

@@ -31,8 +31,23 @@ def _both(*filters: dict[str, Any]) -> dict[str, Any]:
     return {"and_filter": {"filters": list(filters)}}
 
 
+_BY_THE_GATE = {"response_flag_filter": {"flags": ["UAEX"]}}
+_A_VERDICT = {
+    "status_code_filter": {
+        "comparison": {"op": "LE", "value": {"default_value": 499, "runtime_key": "toolkit.verdict"}}
+    }
+}
+"""The gate's own answers are below 500. Where it does not answer, Envoy says 503."""
+
 ERROR_FORMS: dict[str, Any] = {
     "mappers": [
+        {
+            "filter": _both(_BY_THE_GATE, _A_VERDICT),
+            "body_format_override": {
+                "text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"},
+                "content_type": "application/json",
+            },
+        },
         *(_mapper(_both(_path("/v1/"), _status(code)), _OPENAI, again=True) for code in (429, 503, 504)),
         _mapper(_path("/v1/"), _OPENAI, again=False),
         *(_mapper(_status(code), _TRITON, again=True) for code in (429, 503, 504)),

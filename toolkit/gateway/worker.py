@@ -32,7 +32,7 @@ from dynamo.runtime import DistributedRuntime  # type: ignore[import-not-found,u
 from toolkit.config.deployment import Deployment
 from toolkit.config.load import load_deployment
 from toolkit.errors import InputRefused
-from toolkit.gateway.dynamo import ENDED, endpoint
+from toolkit.gateway.dynamo import ENDED, ENDPOINT
 from toolkit.gateway.faults import Fault, fault_of
 from toolkit.gateway.held import end_with_starter
 from toolkit.gateway.sampling import tensors, token_budget
@@ -78,7 +78,7 @@ class Worker:
 
     async def _take_requests(self) -> None:
         runtime = DistributedRuntime(asyncio.get_running_loop(), "file", "tcp")
-        place = runtime.endpoint(endpoint(self._replica))
+        place = runtime.endpoint(ENDPOINT)
         serving = asyncio.ensure_future(place.serve_endpoint(self.generate, graceful_shutdown=False))
         await register_model(
             ModelInput.Tokens,

@@ -103,6 +103,7 @@ class Supervisor:
         self._traffic: list[Traffic] = []
         self._phase, self._since = "loading", time.time()
         self._written: DoorState | None = None
+        self._announced = False
         self._commands = Commands(places.tmp / "control.sock", self)
 
     def __enter__(self) -> Supervisor:
@@ -138,16 +139,15 @@ class Supervisor:
             write_endpoints(self._places, traffic)
             self._traffic = traffic
         ready = [replica for replica in self.replicas if replica.ready]
-        phase = "ready" if len(ready) == len(self.replicas) else "degraded" if ready else self._without_any()
-        if phase == "ready" and self._phase == "loading" and self._openai_is_ready():
-            self._enter(phase)
+        without_all = "degraded" if ready else "down"
+        phase = "ready" if len(ready) == len(self.replicas) else without_all if self._announced else "loading"
+        if phase == "ready" and not self._openai_is_ready():
+            phase = "degraded" if self._announced else "loading"
+        self._enter(phase)
+        if phase == "ready" and not self._announced:
+            self._announced = True
             print(self._ready_lines(), flush=True)
-        elif self._phase != "loading" or phase == "degraded":
-            self._enter(phase)
         self._write()
-
-    def _without_any(self) -> str:
-        return "loading" if self._phase == "loading" else "down"
 
     def _openai_is_ready(self) -> bool:
         return all(replica.worker.phase == "ready" for replica in self.replicas if not replica.reserve)
