@@ -11,7 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import DataReceived, Event, ResponseReceived, StreamEnded
 from tritonclient.grpc import service_pb2 as pb
+
+SERVICE = "/inference.GRPCInferenceService"
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class Raw:
     """As it came, chunk sizes and all."""
     asked: float
     received: list[tuple[float, int]]
-    """When so many bytes of the body were there, on the clock of time.perf_counter()."""
+    """When so many bytes of the body were there, on the clock of time.perf_counter(). The head has a size below 0."""
 
     def arrivals(self, pattern: bytes) -> list[float]:
         """When each match of the pattern was there with its last byte."""
@@ -56,6 +61,47 @@ def ask(url: str, path: str, body: Any, method: str = "POST") -> Raw:
 
 def post(url: str, path: str, **body: Any) -> Raw:
     return ask(url, path, body)
+
+
+@dataclass(frozen=True)
+class RawGrpc:
+    """The events of one HTTP/2 stream, with the moment when each was there."""
+
+    asked: float
+    events: list[tuple[float, Event]]
+
+    def after_s(self, kind: type[Event]) -> list[float]:
+        return [moment - self.asked for moment, event in self.events if isinstance(event, kind)]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The initial metadata; of an error without any message, the trailers too."""
+        (head,) = [event for _, event in self.events if isinstance(event, ResponseReceived)]
+        return {name.decode(): value.decode() for name, value in head.headers}
+
+    @property
+    def data(self) -> bytes:
+        return b"".join(event.data for _, event in self.events if isinstance(event, DataReceived))
+
+
+def ask_grpc(url: str, method: str, message: bytes) -> RawGrpc:
+    """One call with one message, and all that comes back on the wire."""
+    http2 = H2Connection(H2Configuration())
+    http2.initiate_connection()
+    head = {":method": "POST", ":scheme": "http", ":path": f"{SERVICE}/{method}", ":authority": "x", "te": "trailers"}
+    http2.send_headers(1, [*head.items(), ("content-type", "application/grpc")])
+    http2.send_data(1, struct.pack(">BI", 0, len(message)) + message, end_stream=True)
+    parts = urlsplit(url)
+    events: list[tuple[float, Event]] = []
+    with socket.create_connection((parts.hostname, parts.port), timeout=10) as connection:
+        asked = time.perf_counter()
+        connection.sendall(http2.data_to_send())
+        while not any(isinstance(event, StreamEnded) for _, event in events):
+            piece = connection.recv(65536)
+            assert piece, "the connection was closed"
+            events += [(time.perf_counter(), event) for event in http2.receive_data(piece)]
+            connection.sendall(http2.data_to_send())
+    return RawGrpc(asked, events)
 
 
 def infer(tokens: int) -> bytes:

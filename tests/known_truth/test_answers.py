@@ -97,7 +97,7 @@ def test_health_models_and_metrics(truth):
     ("path", "body", "status", "said"),
     [
         (BLS + "generate_stream", b"{", 400, b"failed to parse the request JSON buffer"),
-        (BLS + "generate_stream", b"[1]", 400, b"no object"),
+        (BLS + "generate_stream", b"[1]", 400, b"not a JSON object"),
         (BLS + "generate_stream", {"max_tokens": 2}, 400, b"text_input: expected a text"),
         (BLS + "generate", {"text_input": "x"}, 400, b"max_tokens: None is not a number of tokens"),
         (BLS + "generate", {"text_input": "x", "max_tokens": 0}, 400, b"max_tokens: 0 is not"),
@@ -107,7 +107,7 @@ def test_health_models_and_metrics(truth):
         ("/nowhere", {}, 404, b"Not Found"),
         (CHAT, {"messages": []}, 400, b'"invalid_request_error"'),
         (COMPLETIONS, {"prompt": ["a", "b"]}, 400, b"expected one text"),
-        (COMPLETIONS, {"prompt": "a", "n": 2}, 400, b"2 answers were asked for"),
+        (COMPLETIONS, {"prompt": "a", "n": 2}, 400, b"got 2, expected 1 answer"),
     ],
 )
 def test_requests_that_no_server_takes(truth, path, body, status, said):

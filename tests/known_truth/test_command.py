@@ -141,7 +141,7 @@ def test_messages_that_are_none_are_refused_and_are_no_news():
                 channel.unary_unary(f"{SERVICE}/ModelInfer"),
                 lambda message, **how: list(stream(iter([message]), **how)),
             ):
-                with pytest.raises(grpc.RpcError, match=r"INTERNAL.*no ModelInferRequest"):
+                with pytest.raises(grpc.RpcError, match=r"INTERNAL.*not a ModelInferRequest"):
                     ask_for(b"\xff\xff")
                 with pytest.raises(grpc.RpcError, match=r"UNIMPLEMENTED.*compressed"):
                     ask_for(b"x" * 2000, compression=grpc.Compression.Gzip)
@@ -164,7 +164,7 @@ def test_json_is_a_line_when_ready_and_one_at_the_end():
     ("options", "said"),
     [
         (("--itl-ms", "-3"), "error: --itl-ms: -3.0 is not milliseconds"),
-        (("--fault", "crash"), "error: --fault crash: 'crash' is no kind of fault. There are error-in-stream,"),
+        (("--fault", "crash"), "error: --fault crash: 'crash' is not a kind of fault. Use error-in-stream,"),
         (("--record", "/nowhere/x"), "error: /nowhere/x: cannot be written: No such file or directory"),
         (("--host", "nowhere.invalid"), "error: --http-port 0: cannot listen on nowhere.invalid"),
     ],
@@ -192,7 +192,7 @@ def test_one_that_does_not_start_says_why(truth):
 def test_records_that_are_none_are_one_line(tmp_path):
     file = tmp_path / "r"
     file.write_text('{"x": 1}\n')
-    with pytest.raises(ToolkitError, match="r: line 1: is no record of toolkit known-truth"):
+    with pytest.raises(ToolkitError, match="r: line 1: is not a record of toolkit known-truth"):
         list(read_records(file))
     with pytest.raises(ToolkitError, match="cannot be read"):
         list(read_records(tmp_path / "nowhere"))

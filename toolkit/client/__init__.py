@@ -1,13 +1,12 @@
-"""Asking a server for text, one event at a time, with the moment each arrived: Triton over HTTP or gRPC,
-or any that has OpenAI's API.
+"""Asks a server for text and notes when each event arrives: Triton over HTTP or gRPC, or OpenAI's API.
 
     with connect("grpc://127.0.0.1:8001") as client:
         for event in client.generate_stream(GenerateRequest("What is the capital of France?", max_tokens=32)):
             print(event.text, end="")
 
-A client may be used by several threads (or greenlets) at once and carries any number of streams: HTTP opens a
-connection for each stream in flight and keeps idle ones for the next; gRPC carries all over one connection.
-Works under gevent when `gevent.monkey.patch_all()` ran first.
+Several threads (or greenlets) may use a client at once, with any number of streams. It opens a connection for each
+request in flight, and keeps idle connections for the next request. It works under gevent if
+`gevent.monkey.patch_all()` ran first.
 """
 
 from __future__ import annotations
@@ -33,19 +32,19 @@ __all__ = [
 
 
 def connect(url: str, *, connect_timeout_s: float = 5.0, first_event_timeout_s: float = 120.0) -> Client:
-    """A client for Triton at `http://HOST:PORT` or `grpc://HOST:PORT`, or for a server with OpenAI's API at
-    `openai+http://HOST:PORT` or `openai+https://HOST`; nothing is sent yet.
+    """A client for the server at `url`. Sends nothing yet.
 
-    OpenAI's may have a path: that of an endpoint, as /v1/completions, or what its endpoints begin with, for chat;
-    without one it is /v1/chat/completions. Its API key is in the variable OPENAI_API_KEY, and GenerateRequest.model
-    is the name of the model that is served.
+    Triton is at `http://HOST:PORT` or `grpc://HOST:PORT`. A server with OpenAI's API is at `openai+http://HOST:PORT` or
+    `openai+https://HOST`, optionally with a path: an endpoint such as /v1/completions, or the prefix of its chat
+    endpoint. The default path is /v1/chat/completions. The API key is in the environment variable OPENAI_API_KEY, and
+    GenerateRequest.model is the name that the server gives the model.
 
-    A connection must come about within `connect_timeout_s`, and the first event of an answer within
-    `first_event_timeout_s` of asking. Raises ToolkitError for a URL of another form.
+    `connect_timeout_s` bounds the connection, `first_event_timeout_s` the time from the request to the first event.
+    Raises ToolkitError for any other URL.
     """
     refusal = ToolkitError(
         "is not the address of a server",
-        where=clipped(re.sub("//[^/]*@", "//", url)),  # a password may stand there
+        where=clipped(re.sub("//[^/]*@", "//", url)),  # without a password
         hint="Use http://HOST:PORT, grpc://HOST:PORT, or openai+http://HOST:PORT for a server with OpenAI's API.",
     )
     try:

@@ -1,4 +1,4 @@
-"""What all clients share: the events they give, the errors they raise, and how long they wait."""
+"""What all clients share: events, errors and time limits."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ POLL_S = 0.1
 
 
 class ServerRefused(ToolkitError):
-    """The server does not take the request: HTTP 4xx, gRPC INVALID_ARGUMENT, or an error before any event."""
+    """The server refuses the request: HTTP 4xx, gRPC INVALID_ARGUMENT, or an error before the first event."""
 
 
 class ServerFailed(ToolkitError):
-    """The server cannot be reached, failed, is too busy, or sent what is not a whole answer."""
+    """The server cannot be reached, failed, is too busy, or sent an answer that is not whole."""
 
 
 class DeadlineExceeded(ToolkitError):
-    """The answer did not begin, or was not whole, in time."""
+    """The answer did not begin or did not end in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +34,15 @@ class Event:
 
     text: str
     received: float
-    """time.perf_counter() when its last byte had been read from the connection, in seconds."""
+    """time.perf_counter(), in seconds, when its last byte had been read from the connection."""
     outputs: dict[str, Any]
-    """The other outputs by name; one element is a plain value, several are a flat list. `num_output_tokens` are
-    the tokens of this event, where the server says; `total_output_tokens` those of the answer so far."""
+    """The other outputs by name: a plain value for one element, a flat list for several. `num_output_tokens` counts the
+    tokens of this event, `total_output_tokens` those of the answer so far, if the server counts them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A whole answer; `received` and `outputs` as in Event."""
+    """A whole answer. `received` and `outputs` are as in Event."""
 
     text: str
     received: float
@@ -60,7 +60,7 @@ class TimeLimit:
     _start: float = field(default_factory=time.perf_counter)
 
     def left(self) -> float:
-        """Seconds until the nearer limit. Raises DeadlineExceeded when there are none."""
+        """Seconds until the nearer limit. Raises DeadlineExceeded if it has passed."""
         if self.is_over():
             raise self.exceeded()
         return self._end() - time.perf_counter()
@@ -69,7 +69,7 @@ class TimeLimit:
         return time.perf_counter() >= self._end()
 
     def end_within(self, seconds: float) -> None:
-        """End at most `seconds` from now; never later than before."""
+        """Move the end to `seconds` from now, if that is earlier."""
         self.seconds, self.begun = min(self.seconds, time.perf_counter() - self._start + seconds), True
 
     def exceeded(self) -> DeadlineExceeded:
@@ -82,10 +82,10 @@ class TimeLimit:
 
 
 class Client(ABC):
-    """A connection to one server; see `toolkit.client.connect`. Use it as a context manager, or close it."""
+    """Talks to one server; made by `toolkit.client.connect`. Use it as a context manager, or close it."""
 
     takes_messages = False
-    """True if it sends messages instead of a prompt, and the server applies the chat template."""
+    """True if it sends messages instead of a prompt: the server applies the chat template."""
 
     def __init__(self, url: str, first_event_timeout_s: float) -> None:
         self.url = url
@@ -95,28 +95,28 @@ class Client(ABC):
     def generate_stream(
         self, request: GenerateRequest, deadline_s: float | None = None
     ) -> Generator[Event, None, None]:
-        """The events of a streamed answer, each as soon as it arrives; the request is sent at the first.
+        """Yield the events of a streamed answer as they arrive. The first `next` sends the request.
 
-        Closing the iterator, or leaving the loop, cancels the request on the server. The whole answer
-        must arrive within `deadline_s` seconds (600 when not given). Raises ServerRefused, ServerFailed
-        or DeadlineExceeded; an answer that ends early is always an error, never a short stream.
+        Closing the iterator, or leaving the loop, cancels the request on the server. The whole answer must arrive
+        within `deadline_s` seconds (default 600). Raises ServerRefused, ServerFailed or DeadlineExceeded. An answer
+        that ends early is always an error, never a short stream.
         """
 
     @abstractmethod
     def generate(self, request: GenerateRequest, deadline_s: float | None = None) -> Result:
-        """The whole answer in one response; raises as generate_stream does."""
+        """The whole answer in one response. Raises the errors of generate_stream."""
 
     @abstractmethod
     def ready(self) -> bool:
-        """Whether the server says that it and its models are ready. False when it cannot be reached."""
+        """Whether the server says that it and its models are ready. False if it cannot be reached."""
 
     @abstractmethod
     def models(self) -> list[str]:
-        """The models that the server lists as ready; none where it lists none or cannot be asked."""
+        """The models that the server lists as ready. Empty if it lists none or cannot be reached."""
 
     @abstractmethod
     def close(self) -> None:
-        """End all connections."""
+        """Close all connections."""
 
     def wait_ready(self, timeout_s: float) -> None:
         """Return as soon as the server is ready. Raises DeadlineExceeded after `timeout_s` seconds."""
@@ -147,6 +147,6 @@ def cannot_reach(url: str, error: Exception, protocol: str) -> ServerFailed:
 
 
 def quoted(data: bytes | str, limit: int = 120) -> str:
-    """The beginning of something that a server sent, fit for a line of an error."""
+    """The beginning of what a server sent, quoted for an error message of one line."""
     text = data.decode("utf-8", "replace") if isinstance(data, bytes) else data
     return repr(text if len(text) <= limit else text[:limit] + "...")

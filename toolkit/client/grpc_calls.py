@@ -1,7 +1,7 @@
-"""Calls of gRPC, one at a time on each connection, on h2.
+"""gRPC calls on h2, one at a time on each connection.
 
-grpcio reads in threads of its own, which under gevent takes twice the processor time and needs its locks replaced
-(benchmarks/client.md). Here, too, the socket is at hand, so that one deadline bounds a whole answer.
+grpcio reads in threads of its own. Under gevent that takes twice the processor time, and its locks must be replaced
+(benchmarks/client.md). Here the socket is accessible, so that one deadline bounds a whole answer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from urllib.parse import unquote
 
 import grpc
 from h2.config import H2Configuration
-from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import (
     ConnectionTerminated,
@@ -31,10 +30,11 @@ from h2.events import (
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 
+from toolkit.client import private_h2
 from toolkit.client.base import ServerFailed, ServerRefused, TimeLimit, cannot_reach, quoted
 
 RECEIVE_BYTES = 65536
-# What a server may send before it hears that it was read: as much as HTTP/2 can say, so that none waits for us.
+# Bytes that a server may send before they are acknowledged. The most that HTTP/2 allows, so that no server waits.
 LARGEST_WINDOW = 2**31 - 1
 FIRST_WINDOW = 65535
 LONGEST_TIMEOUT_MS = 99_999_999
@@ -53,25 +53,25 @@ REFUSALS = {
 
 
 class Unimplemented(ServerFailed):
-    """The server has no such method, or not for such a model."""
+    """The server does not have the method, or not for this model."""
 
 
-Timed = tuple[bytes, float]
+TimedMessage = tuple[bytes, float]
 """A message, and time.perf_counter() when its last byte had been read."""
 
 
 class Calls:
-    """One connection for each call in flight; idle ones are kept and used again."""
+    """One connection for each call in flight. Idle connections are kept and used again."""
 
     def __init__(self, url: str, host: str, port: int, connect_timeout_s: float) -> None:
         self._url, self._host, self._port = url, host, port
         self._connect_timeout_s = connect_timeout_s
         self._idle: list[_Connection] = []
 
-    def call(self, path: str, message: bytes, limit: TimeLimit) -> Generator[Timed, None, None]:
-        """The messages of the answer to one message. Closing the iterator cancels the call on the server.
+    def call(self, path: str, message: bytes, limit: TimeLimit) -> Generator[TimedMessage, None, None]:
+        """Send one message and yield the messages of the answer. Closing the iterator cancels the call on the server.
 
-        Raises ServerRefused or ServerFailed for a status that is an error and for what is no answer of gRPC's, and
+        Raises ServerRefused or ServerFailed for an error status and for an answer that is not gRPC, and
         DeadlineExceeded.
         """
         connection = self._idle_connection() or self._new_connection(limit)
@@ -88,7 +88,7 @@ class Calls:
         except OSError as error:
             raise ServerFailed(f"the answer broke off: {error}", where=self._url) from None
         finally:
-            if ended and connection.lives:
+            if ended and connection.is_open:
                 self._idle.append(connection)
             else:
                 connection.close()
@@ -99,12 +99,12 @@ class Calls:
             self._idle.pop().close()
 
     def _require_ok(self, trailers: dict[str, str], limit: TimeLimit) -> None:
-        said = trailers.get("grpc-status", "")
-        if said == "0":
+        status = trailers.get("grpc-status", "")
+        if status == "0":
             return
-        code = CODES.get(int(said) if said.isdecimal() else -1)
+        code = CODES.get(int(status) if status.isdecimal() else -1)
         if code is None:
-            raise ServerFailed(f"the answer ended with the gRPC status {quoted(said)}", where=self._url)
+            raise ServerFailed(f"the answer ended with the gRPC status {quoted(status)}", where=self._url)
         if code is grpc.StatusCode.DEADLINE_EXCEEDED or limit.is_over():
             raise limit.exceeded()
         details = unquote(trailers.get("grpc-message", ""))
@@ -119,7 +119,7 @@ class Calls:
                 connection = self._idle.pop()
             except IndexError:
                 return None
-            if connection.still_lives():
+            if connection.can_be_used_again():
                 return connection
             connection.close()
 
@@ -134,32 +134,23 @@ class Calls:
         return _Connection(sock, f"{host}:{self._port}")
 
 
-class _Http2(H2Connection):
-    def _receive_goaway_frame(self, frame: Any) -> Any:
-        """h2 takes what the server is about to end for ended, and would refuse the rest of the answer in flight."""
-        state = self.state_machine.state
-        frames, events = super()._receive_goaway_frame(frame)
-        self.state_machine.state = state
-        return frames, events
-
-
 class _Connection:
     spoke = False
-    """Whether the server has sent something that HTTP/2 allows."""
-    lives = True
+    """Whether the server has sent valid HTTP/2."""
+    is_open = True
 
     def __init__(self, sock: socket.socket, authority: str) -> None:
         self._sock, self._authority = sock, authority
-        # What is validated is text that we write ourselves, or read again below.
-        self._http2 = _Http2(
+        # No validation: outbound headers are ours, and inbound headers are checked below.
+        self._http2 = private_h2.Connection(
             H2Configuration(header_encoding=None, validate_inbound_headers=False, validate_outbound_headers=False)
         )
         self._http2.initiate_connection()
         self._http2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: LARGEST_WINDOW})
         self._http2.increment_flow_control_window(LARGEST_WINDOW - FIRST_WINDOW)
 
-    def call(self, path: str, message: bytes, limit: TimeLimit) -> Generator[Timed, None, dict[str, str]]:
-        """The messages; returns the trailers. Raises OSError and ProtocolError."""
+    def call(self, path: str, message: bytes, limit: TimeLimit) -> Generator[TimedMessage, None, dict[str, str]]:
+        """Yield the messages of the answer, and return its trailers. Raises OSError and ProtocolError."""
         stream = self._http2.get_next_available_stream_id()
         self._http2.send_headers(stream, self._headers(path, limit))
         pending, taken, trailers = b"", 0, dict[str, str]()
@@ -168,10 +159,10 @@ class _Connection:
                 pending += event.data
                 taken += event.flow_controlled_length
                 *messages, pending = _messages(pending)
-                for found in messages:
-                    yield found, received
+                for whole in messages:
+                    yield whole, received
             elif isinstance(event, ResponseReceived):
-                trailers = _answer_of_grpc(event)
+                trailers = _grpc_headers(event)
             elif isinstance(event, TrailersReceived):
                 trailers = _texts(event.headers)
             elif isinstance(event, StreamReset):
@@ -182,12 +173,12 @@ class _Connection:
             self._http2.increment_flow_control_window(taken)
         return trailers
 
-    def still_lives(self) -> bool:
-        """Whether an idle connection is still good, once it is read what the server sent meanwhile."""
+    def can_be_used_again(self) -> bool:
+        """Read what the server sent while the connection was idle. True if it can be used again."""
         self._sock.settimeout(0)
         with contextlib.suppress(ProtocolError, ConnectionError):
             try:
-                while self.lives:
+                while self.is_open:
                     self._receive()
             except BlockingIOError:
                 return True
@@ -209,7 +200,7 @@ class _Connection:
         ]
 
     def _events(self, stream: int, body: bytes, limit: TimeLimit) -> Iterator[tuple[Event, float]]:
-        """What comes of a stream, to its end; of the body is sent before each wait as much as the server takes."""
+        """Yield the events of a stream to its end. Sends as much of the body as the server takes before each wait."""
         while True:
             self._sock.settimeout(limit.left())
             body = self._send(stream, body)
@@ -222,7 +213,7 @@ class _Connection:
                 yield event, received
 
     def _send(self, stream: int, body: bytes) -> bytes:
-        """What is left of the body."""
+        """Send as much of the body as the server takes, and return the rest."""
         while body:
             room = min(self._http2.local_flow_control_window(stream), self._http2.max_outbound_frame_size)
             if room <= 0:
@@ -237,32 +228,32 @@ class _Connection:
         data = self._sock.recv(RECEIVE_BYTES)
         received = time.perf_counter()
         if not data:
-            self.lives = False
+            self.is_open = False
             raise ConnectionError("the server closed the connection")
         events = self._http2.receive_data(data)
         self.spoke = True
-        # The server is about to end, and takes no further calls.
-        self.lives &= not any(isinstance(event, ConnectionTerminated) for event in events)
+        # ConnectionTerminated (GOAWAY): the server is about to end and takes no further calls.
+        self.is_open &= not any(isinstance(event, ConnectionTerminated) for event in events)
         return events, received
 
 
 def _messages(data: bytes) -> list[bytes]:
-    """The messages that are whole, and the rest."""
-    found, start = [], 0
+    """The messages that are whole, and then the rest."""
+    messages, start = [], 0
     while len(data) - start >= PREFIX.size:
         compressed, length = PREFIX.unpack_from(data, start)
         if compressed:
-            raise ProtocolError("a message is compressed, which nobody asked for")
+            raise ProtocolError("the server sent a compressed message, which the client did not ask for")
         end = start + PREFIX.size + length
         if len(data) < end:
             break
-        found.append(data[start + PREFIX.size : end])
+        messages.append(data[start + PREFIX.size : end])
         start = end
-    return [*found, data[start:]]
+    return [*messages, data[start:]]
 
 
-def _answer_of_grpc(event: ResponseReceived) -> dict[str, str]:
-    """An answer's headers, which are its trailers where it is nothing else."""
+def _grpc_headers(event: ResponseReceived) -> dict[str, str]:
+    """The headers of a gRPC answer. An answer without messages has its trailers in them."""
     headers = _texts(event.headers)
     status, kind = headers.get(":status"), headers.get("content-type", "none")
     if status != "200" or not kind.startswith("application/grpc"):

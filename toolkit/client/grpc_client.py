@@ -1,4 +1,4 @@
-"""Triton's decoupled stream over gRPC, in the messages that tritonclient ships."""
+"""Triton over gRPC, with the message types of tritonclient."""
 
 from __future__ import annotations
 
@@ -26,19 +26,18 @@ STRUCT = {
     **{"BOOL": "?", "INT8": "b", "INT16": "h", "INT32": "i", "INT64": "q", "FP16": "e", "FP32": "f", "FP64": "d"},
     **{"UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q"},
 }
-"""How each of Triton's types is in a response, as `struct` has it: numpy would take longer for one number."""
+"""The code of `struct` for each of Triton's types. numpy is slower for a single number."""
 
-Answer = tuple[pb.ModelInferResponse, float]
-"""A response, and when it was there."""
+TimedResponse = tuple[pb.ModelInferResponse, float]
+"""A response, and time.perf_counter() when it had been read."""
 
 
 class GrpcClient(Client):
-    """One connection for each request in flight."""
-
     def __init__(self, url: str, host: str, port: int, connect_timeout_s: float, first_event_timeout_s: float) -> None:
         super().__init__(url, first_event_timeout_s)
         self._calls = Calls(url, host, port, connect_timeout_s)
         self._decoupled: set[str] = set()
+        """Models that refused a unary request."""
 
     def generate_stream(
         self, request: GenerateRequest, deadline_s: float | None = None
@@ -61,26 +60,26 @@ class GrpcClient(Client):
         text, outputs = _text_and_outputs(answer)
         return Result(text, received, outputs)
 
-    def _unary(self, message: pb.ModelInferRequest, limit: TimeLimit) -> list[Answer] | None:
-        """The response to a request; None where the server does not give it so, as Triton for decoupled models."""
+    def _unary(self, message: pb.ModelInferRequest, limit: TimeLimit) -> list[TimedResponse] | None:
+        """The response to a unary request. None if the server does not take it: Triton for decoupled models."""
         if message.model_name in self._decoupled:
             return None
         try:
-            found = list(self._calls.call(UNARY, message.SerializeToString(), limit))
+            responses = list(self._calls.call(UNARY, message.SerializeToString(), limit))
         except Unimplemented:
             self._decoupled.add(message.model_name)
             return None
-        return [(_parsed(pb.ModelInferResponse, data), received) for data, received in found]
+        return [(_parsed(pb.ModelInferResponse, data), received) for data, received in responses]
 
     def ready(self) -> bool:
-        return any(answer.ready for answer in self._told(READY, pb.ServerReadyResponse))
+        return any(answer.ready for answer in self._query(READY, pb.ServerReadyResponse))
 
     def models(self) -> list[str]:
-        answers = self._told(INDEX, pb.RepositoryIndexResponse)
+        answers = self._query(INDEX, pb.RepositoryIndexResponse)
         return [model.name for answer in answers for model in answer.models if model.state == "READY"]
 
-    def _told(self, method: str, kind: Any) -> list[Any]:
-        """The answer to a request without fields; none where the server gives none in time."""
+    def _query(self, method: str, kind: Any) -> list[Any]:
+        """The answer to a request without fields. Empty if the server does not answer in time."""
         limit = TimeLimit(self.url, READY_TIMEOUT_S, READY_TIMEOUT_S)
         try:
             return [_parsed(kind, data) for data, _ in self._calls.call(method, b"", limit)]
@@ -90,15 +89,15 @@ class GrpcClient(Client):
     def close(self) -> None:
         self._calls.close()
 
-    def _answers(self, message: pb.ModelInferRequest, limit: TimeLimit) -> Generator[Answer, None, None]:
-        """The responses to a request, each with the time at which it was there."""
+    def _answers(self, message: pb.ModelInferRequest, limit: TimeLimit) -> Generator[TimedResponse, None, None]:
+        """Yield the responses to a request, each with the time when it had been read."""
         call = self._calls.call(STREAM, message.SerializeToString(), limit)
         with contextlib.closing(call) as responses:
             for data, received in responses:
                 response = _parsed(pb.ModelStreamInferResponse, data)
                 if response.error_message:
-                    # A stream's errors have no code: the header triton_grpc_error would ask for one, but with
-                    # it Triton 2.51 crashes soon. HTTP answers 400 to any request that fails at the first.
+                    # Errors in a stream have no code. The header triton_grpc_error asks for codes, but Triton 2.51
+                    # crashes with it. Over HTTP, Triton answers 400 to any request that fails before its first event.
                     raise (ServerFailed if limit.begun else ServerRefused)(response.error_message, where=self.url)
                 limit.begun = True
                 yield response.infer_response, received
@@ -143,7 +142,7 @@ def _text_and_outputs(answer: pb.ModelInferResponse) -> tuple[str, dict[str, Any
 
 
 def _values(tensor: pb.ModelInferResponse.InferOutputTensor, raw: bytes) -> Any:
-    """The elements of a tensor: one as a plain value, several as a flat list."""
+    """The elements of a tensor: a plain value for one, a flat list for several."""
     try:
         if tensor.datatype == "BYTES":
             values = [item.decode() for item in deserialize_bytes_tensor(raw)]
@@ -152,5 +151,5 @@ def _values(tensor: pb.ModelInferResponse.InferOutputTensor, raw: bytes) -> Any:
     except (ValueError, KeyError, struct.error) as error:
         raise ServerFailed(f"output {tensor.name} ({tensor.datatype}) cannot be read: {error}") from None
     if len(values) != math.prod(tensor.shape):
-        raise ServerFailed(f"output {tensor.name} has {len(values)} elements, its shape says {list(tensor.shape)}")
+        raise ServerFailed(f"output {tensor.name} has {len(values)} elements, but its shape is {list(tensor.shape)}")
     return values[0] if len(values) == 1 else values

@@ -7,11 +7,11 @@ from typing import Any
 from urllib.parse import quote
 
 from toolkit.client.base import Client, Event, Result, ServerFailed, quoted
-from toolkit.client.connections import Connections, chunks, json_object, names_in, said, whole
+from toolkit.client.connections import Connections, chunks, error_text, json_object, names_in, whole
 from toolkit.client.request import GenerateRequest
 from toolkit.client.server_sent_events import CUT_OFF, EventStream
 
-# What a JSON answer holds beside output tensors (the sequence_ ones are an ensemble's response parameters).
+# Fields of a JSON answer that are not output tensors. The sequence_ fields are response parameters of an ensemble.
 NOT_OUTPUTS = ("model_name", "model_version", "id", "sequence_id", "sequence_start", "sequence_end")
 
 
@@ -28,8 +28,8 @@ class HttpClient(Client):
         limit = self._limit(deadline_s)
         with self._connections.post(_path(request, True), _body(request, True), True, limit) as (response, sock):
             if not response.chunked:
-                # Without chunks the end of the answer could not be told from a broken connection.
-                raise ServerFailed("answered without chunks, so not with a stream", where=self.url)
+                # Without chunks, the end of the answer looks like a broken connection.
+                raise ServerFailed("the answer is not chunked, expected a stream in chunks", where=self.url)
             stream = EventStream(chunks(response, sock, limit))
             for data, received, kind in stream:
                 if kind == CUT_OFF:
@@ -38,7 +38,7 @@ class HttpClient(Client):
                 text, outputs = _text_and_outputs(data)
                 yield Event(text, received, outputs)
             if stream.ignored is not None:
-                what = f"the stream holds {quoted(stream.ignored)}, which is no part of an event"
+                what = f"the stream holds {quoted(stream.ignored)}, which is not part of an event"
                 raise ServerFailed(what, where=self.url)
             if not limit.begun:
                 raise ServerFailed("the stream ended without an event", where=self.url)
@@ -73,7 +73,7 @@ def _body(request: GenerateRequest, streams: bool) -> dict[str, Any]:
 def _text_and_outputs(data: bytes) -> tuple[str, dict[str, Any]]:
     answer = json_object(data)
     if "error" in answer:
-        raise ServerFailed(said(answer["error"]))
+        raise ServerFailed(error_text(answer["error"]))
     text = answer.pop("text_output", None)
     if not isinstance(text, str):
         raise ServerFailed(f"the server sent {quoted(data)}, expected one text_output")

@@ -1,7 +1,7 @@
-"""OpenAI's /v1/chat/completions and /v1/completions, as trtllm-serve, vLLM and others speak them.
+"""OpenAI's /v1/chat/completions and /v1/completions, as trtllm-serve, vLLM and others serve them.
 
-What differs from OpenAI's own: max_tokens, not max_completion_tokens, and the extensions min_tokens, ignore_eos,
-top_k and repetition_penalty, which trtllm-serve and vLLM call the same.
+Differences from OpenAI: max_tokens instead of max_completion_tokens, and the extensions min_tokens, ignore_eos, top_k
+and repetition_penalty, which have the same names in trtllm-serve and vLLM.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from toolkit.client.base import Client, DeadlineExceeded, Event, Result, TimeLimit
 from toolkit.client.connections import Connections, chunks, names_in, whole
-from toolkit.client.openai_answer import Answer, result
+from toolkit.client.openai_answer import StreamedAnswer, result
 from toolkit.client.request import GenerateRequest
 from toolkit.client.server_sent_events import EventStream
 from toolkit.errors import InputRefused, ToolkitError, shown
@@ -22,7 +22,7 @@ from toolkit.secrecy import INSTEAD, SHORTEST_SECRET
 
 KEY = "OPENAI_API_KEY"
 CHAT, COMPLETIONS = "/chat/completions", "/completions"
-# What OpenAI's API and its extensions call a model's inputs.
+# Triton's name of each input, and its name in OpenAI's API and its extensions.
 SAMPLING = {
     "temperature": "temperature",
     "top_p": "top_p",
@@ -36,17 +36,18 @@ SAMPLING = {
 }
 NO_END_ID = -1
 AFTER_DONE_S = 0.2
-"""How long to wait after [DONE] for the end of the response: then the connection can be used again."""
+"""How long to wait after [DONE] for the end of the response, so that the connection can be used again."""
 COUNTS = ("return_num_input_tokens", "return_num_output_tokens")
-# Nothing that could be asked for here: what comes of it elsewhere are outputs that these servers do not have.
+# Inputs that ask Triton for further outputs. These servers do not have them.
 NOT_SENT = (*COUNTS, "return_perf_metrics")
 
 
 class OpenAiClient(Client):
-    """Asks one endpoint. Chat completions get the request's messages, or the prompt as one user message, and apply the
-    model's chat template. Completions get the prompt as it is.
+    """Asks one endpoint.
 
-    The tokens of a thinking model's reasoning are text like others, in events that say `reasoning: True`.
+    Chat completions get the request's messages, or the prompt as one user message, and apply the chat template.
+    Completions get the prompt as it is. The reasoning of a thinking model is text too, in events with the output
+    `reasoning: True`.
     """
 
     def __init__(
@@ -74,10 +75,10 @@ class OpenAiClient(Client):
         limit = self._limit(deadline_s)
         body = self._body(request, True)
         with self._without_key(), self._connections.post(self._path, body, True, limit) as (response, sock):
-            answer = Answer(self.takes_messages)
+            answer = StreamedAnswer(self.takes_messages)
             stream = EventStream(_until_done(chunks(response, sock, limit), answer, limit))
-            for sent in stream:
-                event = answer.event(*sent)
+            for data_received_and_kind in stream:
+                event = answer.event(*data_received_and_kind)
                 if event is not None:
                     limit.begun = True
                     yield event
@@ -101,11 +102,11 @@ class OpenAiClient(Client):
         self._connections.close()
 
     def _body(self, request: GenerateRequest, streams: bool) -> dict[str, Any]:
-        asked: dict[str, Any] = {"prompt": request.prompt}
+        prompt: dict[str, Any] = {"prompt": request.prompt}
         if self.takes_messages:
             messages = request.messages or [{"role": "user", "content": request.prompt}]
-            asked = {"messages": [dict(message) for message in messages]}
-        body = {"model": request.model, **asked, "max_tokens": request.max_tokens, "stream": streams}
+            prompt = {"messages": [dict(message) for message in messages]}
+        body = {"model": request.model, **prompt, "max_tokens": request.max_tokens, "stream": streams}
         for name, value in request.sampling.items():
             if name in SAMPLING:
                 body[SAMPLING[name]] = list(value) if isinstance(value, tuple) else value
@@ -121,7 +122,7 @@ class OpenAiClient(Client):
 
     @contextlib.contextmanager
     def _without_key(self) -> Iterator[None]:
-        """Servers repeat what they were sent in their errors, and an error ends in logs and reports."""
+        """Remove the API key from errors: servers repeat it there, and errors go to logs and reports."""
         try:
             yield
         except ToolkitError as error:
@@ -131,9 +132,9 @@ class OpenAiClient(Client):
 
 
 def _until_done(
-    reads: Iterator[tuple[bytes, float]], answer: Answer, limit: TimeLimit
+    reads: Iterator[tuple[bytes, float]], answer: StreamedAnswer, limit: TimeLimit
 ) -> Iterator[tuple[bytes, float]]:
-    """The reads of a response. A server that leaves it open after [DONE] is not waited for."""
+    """The reads of a response. Does not wait long for a server that leaves it open after [DONE]."""
     try:
         for read in reads:
             yield read
@@ -148,5 +149,5 @@ def _key() -> str:
     key = os.environ.get(KEY, "").strip()
     if not (key.isascii() and key.isprintable()):
         hint = f"Set it again: export {KEY}=..."
-        raise ToolkitError("holds characters that no API key has", where=f"variable {KEY}", hint=hint)
+        raise ToolkitError("holds characters that an API key cannot have", where=f"variable {KEY}", hint=hint)
     return key

@@ -1,4 +1,4 @@
-"""What is asked of a model, checked before anything is sent."""
+"""A request to a model, checked before anything is sent."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ LARGEST_FP32 = 3.4028234663852886e38
 class GenerateRequest:
     """A prompt and how to continue it. Raises InputRefused for an unknown input or a value of a wrong type.
 
-    `sampling` holds further inputs of the model by their names (temperature, top_k, top_p, seed,
-    stop_words, end_id, min_tokens, return_log_probs, ...): a number, bool or text, or a list of them
-    for those that take several (stop_words, bad_words, ...).
+    `sampling` holds further inputs of the model by name (temperature, top_k, top_p, seed, stop_words, end_id,
+    min_tokens, return_log_probs, ...): a number, bool or text, or a list for inputs that take several (stop_words,
+    bad_words, ...).
     """
 
     prompt: str
@@ -30,13 +30,13 @@ class GenerateRequest:
     id: str | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict, hash=False)
     messages: Sequence[Mapping[str, str]] | None = field(default=None, hash=False)
-    """The prompt as messages with `role` and `content`: chat completions get these instead of the prompt."""
+    """The prompt as messages with `role` and `content`. Chat completions get these instead of the prompt."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sampling", MappingProxyType(dict(self.sampling)))
-        for own in ("text_input", "max_tokens", "stream"):
-            if own in self.sampling:
-                raise InputRefused("is set by the request itself, not by sampling", where=f"input {own}")
+        for name in ("text_input", "max_tokens", "stream"):
+            if name in self.sampling:
+                raise InputRefused("is set by the request itself, not by sampling", where=f"input {name}")
         for name, value in self.inputs(stream=True).items():
             _check(self.tensor(name), value)
 
@@ -45,7 +45,7 @@ class GenerateRequest:
         return {"text_input": self.prompt, "max_tokens": self.max_tokens, "stream": stream, **self.sampling}
 
     def tensor(self, name: str) -> Tensor:
-        """The type and shape of an input of the model. Raises InputRefused for a name it does not know."""
+        """The type and shape of an input of the model. Raises InputRefused for an unknown name."""
         known = _ENSEMBLE if self.model == "ensemble" else _BLS
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -71,7 +71,7 @@ def _is_text(value: Any) -> bool:
         return False
 
 
-# The types a client can fill in, what each takes in words, and the check.
+# The types that a client can fill in: the accepted values in words, and the check.
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "BOOL": ("true or false", lambda value: isinstance(value, bool)),
     "INT32": ("an integer of 32 bits", _is_integer(-(2**31), 2**31 - 1)),
@@ -82,7 +82,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def _fillable(tensors: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """Those inputs that are single values or plain lists; images, embeddings and adapters are not."""
+    """The inputs that are single values or flat lists. Images, embeddings and adapters are not."""
     return {tensor.name: tensor for tensor in tensors if tensor.type in _RULES and len(tensor.dims) == 1}
 
 

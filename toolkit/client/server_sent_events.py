@@ -1,8 +1,8 @@
-"""Server-sent events, read as the standard says (WHATWG HTML, 9.2.6 "Interpreting an event stream").
+"""Reads server-sent events as the standard says (WHATWG HTML, 9.2.6 "Interpreting an event stream").
 
-Lines end with LF, CR or CRLF, also where a read ends between CR and LF. A byte order mark at the start, comments and
-unknown fields are ignored. Two things go beyond the standard, because servers do them: a last event without its empty
-line is handed on as CUT_OFF, for the reader to judge; and a field called `error` is an event.
+Lines end with LF, CR or CRLF, also if a read ends between CR and LF. A byte order mark at the start, comments and
+unknown fields are ignored. Two additions, because servers need them: a last event without its empty line is handed on
+with the type CUT_OFF, and a field called `error` is an event.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ MESSAGE = b""
 """The type of an event without a type."""
 ERROR = b"error"
 CUT_OFF = b"\0"
-"""The type given to an event that the end of the stream cut off."""
+"""The type of an event that the end of the stream cut off."""
 
 
 class EventStream:
-    """The events of one answer, as they arrive."""
+    """Iterates over the events of one answer as they arrive."""
 
     def __init__(self, reads: Iterator[tuple[bytes, float]]) -> None:
         self._reads = reads
         self.ignored: bytes | None = None
-        """The first line outside of events, for example of an HTML page, or JSON without `data:`."""
+        """The first line that is not part of an event, such as HTML, or JSON without `data:`."""
         self._data: list[bytes] = []
         self._type = MESSAGE
         self._is_first = True
 
     def __iter__(self) -> Iterator[tuple[bytes, float, bytes]]:
-        """(data, when the read that completed it returned, type) of each event that has data."""
+        """Yield (data, when the read that completed it returned, type) of each event that has data."""
         pending, after_cr, received = b"", False, 0.0
         for read, received in self._reads:
-            # The usual read, exactly one event, takes a short way (benchmarks/client.md).
-            is_one = read[:6] == b"data: " and read.find(b"\n") == len(read) - 2 > 6 and b"\r" not in read
-            if is_one and read[-1:] == b"\n" and not (pending or self._data or self._type):
+            # A fast path for the usual read: exactly one event (benchmarks/client.md).
+            is_one_event = read[:6] == b"data: " and read.find(b"\n") == len(read) - 2 > 6 and b"\r" not in read
+            if is_one_event and read[-1:] == b"\n" and not (pending or self._data or self._type):
                 after_cr = self._is_first = False
                 yield read[6:-2], received, MESSAGE
                 continue

@@ -1,7 +1,7 @@
-"""A server whose timings are known: it says beforehand when each token is due, and afterwards when it was sent.
+"""A server whose token times are known, to measure clients and load generators with.
 
-What measures a server can be measured with it. It answers as Triton does over HTTP and gRPC and as servers of the
-OpenAI form do, has no model, and breaks answers on demand.
+It says beforehand when each token is due, and afterwards when it was sent. It answers like Triton over HTTP and gRPC
+and like servers with OpenAI's API. It has no model, and breaks answers on demand.
 
     with KnownTruth(Settings(ttft_ms=200, itl_ms=20)) as truth:      # in a process of its own
         ... ask truth.http, truth.grpc ...

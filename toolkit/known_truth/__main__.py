@@ -1,4 +1,4 @@
-"""The process of KnownTruth: settings in JSON as its argument, serves until its stdin is closed."""
+"""The process that KnownTruth starts: takes settings as JSON in its argument, serves until its stdin is closed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from toolkit.known_truth.settings import Settings
 
 def main() -> None:
     """Serve until stdin is closed, then print a summary as JSON."""
-    given = json.loads(sys.argv[1])
+    values = json.loads(sys.argv[1])
     try:
-        settings = Settings(**{**given, "faults": tuple(given["faults"])})
+        settings = Settings(**{**values, "faults": tuple(values["faults"])})
         done = serve(settings, lambda urls: print(json.dumps(urls), flush=True), parent=sys.stdin.fileno())
     except ToolkitError as error:
         sys.exit(str(error))

@@ -1,4 +1,4 @@
-"""When each token of each answer is due: slots, absolute schedules, and the account of what was sent."""
+"""When each token of an answer is due and when it was sent: slots, absolute schedules, records."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from toolkit.known_truth.record import Record, to_line
 from toolkit.known_truth.settings import Settings
 
 WORDS = (" the", " of", " and", " to", " in", " is", " that", " for", " it", " was", " on", " are", " as", " with")
-"""The answers' text, over and over: words that are one token in the tokenizers of Llama, GPT and most others."""
+"""The text of every answer, repeated. Each word is one token for Llama, GPT and most others."""
 LATE_STEP_S, LATE_STEPS = 1e-4, 10_000
 
 
@@ -28,8 +28,8 @@ def text(first: int, count: int) -> str:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request, whatever form it came in."""
+class ReceivedRequest:
+    """A request of any protocol."""
 
     protocol: str
     target: str
@@ -40,12 +40,12 @@ class Asked:
 
     @property
     def prompt_tokens(self) -> int:
-        """There is no tokenizer here: a word is a token."""
+        """The number of words: there is no tokenizer here."""
         return len(self.prompt.split())
 
 
 class Slots:
-    """So many answers at once, the others in the order in which they came."""
+    """Lets `count` answers run at a time; the others wait in order of arrival."""
 
     def __init__(self, count: int | None) -> None:
         self._free: float = math.inf if count is None else count
@@ -56,7 +56,7 @@ class Slots:
         return sum(not future.done() for future in self._waiting)
 
     async def take(self, arrived: float) -> float:
-        """The moment from which the slot is this answer's."""
+        """Wait for a slot. Returns the moment from which this answer has it."""
         if self._free:
             self._free -= 1
             return arrived
@@ -70,7 +70,7 @@ class Slots:
             raise
 
     def release(self, moment: float) -> None:
-        """The slot was free from `moment` on: that of the schedule, lest a late turn of ours costs capacity."""
+        """Free a slot as of `moment`. That is the scheduled end, so that a late event loop costs no capacity."""
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():
@@ -79,7 +79,7 @@ class Slots:
 
 
 @dataclass
-class State:
+class ServerState:
     """What all answers of the server share."""
 
     settings: Settings
@@ -95,18 +95,18 @@ class State:
         self.faults = self.settings.fault_plan()
         self._late = [0] * LATE_STEPS
 
-    def arrive(self, asked: Asked) -> Answer:
+    def arrive(self, request: ReceivedRequest) -> Answer:
         arrived = time.perf_counter()
         self.begun += 1
         if self.faults.is_last(self.begun):
             os._exit(1)
-        return Answer(self, asked, self.begun, arrived)
+        return Answer(self, request, self.begun, arrived)
 
     def note_late(self, seconds: float) -> None:
         self._late[min(LATE_STEPS - 1, max(0, int(seconds / LATE_STEP_S)))] += 1
 
     def late_ms(self, percent: float) -> float | None:
-        """By how much events were sent after they were due, to a tenth of a millisecond; None before the first."""
+        """Percentile of how late events were sent, in steps of 0.1 ms. None before the first event."""
         rank, seen = percent / 100 * sum(self._late), 0
         for step, count in enumerate(self._late):
             seen += count
@@ -118,8 +118,8 @@ class State:
 class Answer:
     """One request from its arrival to the end of its answer."""
 
-    def __init__(self, state: State, asked: Asked, number: int, arrived: float) -> None:
-        self.asked, self.number, self.arrived = asked, number, arrived
+    def __init__(self, state: ServerState, request: ReceivedRequest, number: int, arrived: float) -> None:
+        self.request, self.number, self.arrived = request, number, arrived
         self.fault = state.faults.of(number)
         self.kind = self.fault.kind if self.fault else None
         self.sent: list[float] = []
@@ -134,27 +134,27 @@ class Answer:
 
     @property
     def length(self) -> int:
-        """The tokens that are sent before the answer ends or its fault comes."""
+        """How many tokens are sent before the answer ends or its fault comes."""
         if self.fault and self.kind in STOPS:
-            return self.fault.tokens_before(self.asked.tokens)
-        return self.asked.tokens
+            return self.fault.tokens_before(self.request.tokens)
+        return self.request.tokens
 
     def due(self, token: int) -> float:
-        slow = self.fault.tokens_before(self.asked.tokens) if self.fault and self.kind == "slow" else None
+        slow = self.fault.tokens_before(self.request.tokens) if self.fault and self.kind == "slow" else None
         assert self.started is not None
         return self.started + self._state.settings.due_s(token, slow)
 
     async def pieces(self) -> AsyncIterator[tuple[int, int]]:
-        """(first token, number of tokens) of each event, when it is due: a late one does not delay the next."""
+        """Yield (first token, number of tokens) of each event when it is due. A late event does not delay the next."""
         step = self._state.settings.tokens_per_event
         for first in range(0, self.length, step):
             self._due = self.due(first)
-            # Also where it is late, or the others, and a client that has left, would have to wait for it.
+            # Sleeps also when it is late, so that other answers get their turn, and a client that left is noticed.
             await asyncio.sleep(max(0.0, self._due - time.perf_counter()))
             yield first, min(step, self.length - first)
 
     def mark(self, tokens: int, backlog: int = 0) -> float:
-        """Note that an event of so many tokens is handed to the socket now, which has `backlog` bytes left to send."""
+        """Note that an event is handed to the socket now. `backlog`: bytes that the socket has not sent yet."""
         moment = time.perf_counter()
         self.sent += [moment] * tokens
         self.buffered += backlog > 0
@@ -162,7 +162,10 @@ class Answer:
         return moment
 
     def finish(self, whole: bool = True) -> None:
-        """Give the slot back and write the record, once. Before the last bytes, so that who has these finds it."""
+        """Free the slot and write the record, once.
+
+        Called before the last bytes are sent, so a client that has the whole answer also finds the record.
+        """
         if self._finished:
             return
         self._finished, state = True, self._state
@@ -171,21 +174,21 @@ class Answer:
         state.ended += 1
         state.tokens += len(self.sent)
         if self.started is not None:
-            as_planned = whole and self.length == self.asked.tokens
+            as_planned = whole and self.length == self.request.tokens
             state.slots.release(self.due(self.length - 1) if as_planned else ended)
         if state.file:
-            with contextlib.suppress(OSError):  # a full disk must not end the answers
+            with contextlib.suppress(OSError):  # answers go on when the disk is full
                 state.file.write(to_line(self._record(ended, whole)))
 
     def _record(self, ended: float, whole: bool) -> Record:
-        asked = self.asked
+        request = self.request
         return Record(
             number=self.number,
-            id=asked.id,
-            protocol=asked.protocol,
-            target=asked.target,
-            prompt_tokens=asked.prompt_tokens,
-            tokens=asked.tokens,
+            id=request.id,
+            protocol=request.protocol,
+            target=request.target,
+            prompt_tokens=request.prompt_tokens,
+            tokens=request.tokens,
             arrived=EPOCH + self.arrived,
             started=None if self.started is None else EPOCH + self.started,
             ended=EPOCH + ended,

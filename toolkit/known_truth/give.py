@@ -1,4 +1,4 @@
-"""How an answer is given, the same over every protocol: its tokens as they are due, and its fault."""
+"""Sends one answer, the same way over every protocol: its tokens when they are due, and its fault."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
-from toolkit.known_truth.answer import Answer, Asked, State
+from toolkit.known_truth.answer import Answer, ReceivedRequest, ServerState
 from toolkit.known_truth.faults import REJECTIONS
 
 BROKEN = "the server of known truth breaks on demand"
 
 
 class Form(Protocol):
-    """What the bytes of an answer are."""
+    """Makes the bytes of an answer."""
 
     def opening(self) -> Sequence[bytes]:
         """What is sent before any token."""
@@ -24,39 +24,44 @@ class Form(Protocol):
         """What is sent after the last token."""
 
     def whole(self, answer: Answer, count: int) -> bytes:
-        """An answer of so many tokens in one piece."""
+        """The whole answer of `count` tokens in one piece."""
 
     def error(self, message: str) -> bytes:
-        """In the place of an event; of the whole where nothing is streamed."""
+        """An error instead of an event, or instead of a whole answer."""
 
 
 class Wire(Protocol):
-    """Where they go."""
+    """Sends the bytes of an answer to its client."""
 
     @property
     def backlog(self) -> int:
-        """Bytes that the connection has not taken yet."""
+        """Bytes that the socket has not sent yet."""
 
-    async def begin(self) -> None: ...
+    async def begin(self) -> None:
+        """Send the response head now, if servers of this protocol send it before the first token."""
 
-    async def send(self, data: bytes) -> None: ...
+    async def send(self, data: bytes) -> None:
+        """Send one event, with the head if that was not sent yet."""
 
     async def end(self) -> None: ...
 
     async def whole(self, data: bytes) -> None: ...
 
+    async def fail(self, data: bytes) -> None:
+        """End the answer with this error. Before the first byte of an answer, the error sets the status too."""
+
     async def cut(self, data: bytes, streamed: bool) -> None:
         """Send half of it and close the connection."""
 
     async def mislead(self) -> None:
-        """Answer with success and what is no answer."""
+        """Send a successful response that holds no answer."""
 
     async def reject(self, status: int, message: str) -> None: ...
 
 
-async def give(state: State, asked: Asked, form: Form, wire: Wire) -> None:
+async def give(state: ServerState, request: ReceivedRequest, form: Form, wire: Wire) -> None:
     """Give one answer: wait for a slot, send the tokens when they are due, and record it."""
-    answer = state.arrive(asked)
+    answer = state.arrive(request)
     try:
         if answer.kind in REJECTIONS:
             answer.finish()
@@ -65,7 +70,7 @@ async def give(state: State, asked: Asked, form: Form, wire: Wire) -> None:
         if answer.kind == "wrong-content-type":
             answer.finish(whole=False)
             return await wire.mislead()
-        await (_stream if asked.stream else _whole)(answer, form, wire)
+        await (_stream if request.stream else _whole)(answer, form, wire)
     finally:
         answer.finish(whole=False)
 
@@ -85,8 +90,7 @@ async def _stream(answer: Answer, form: Form, wire: Wire) -> None:
         return await wire.cut(form.event(answer, answer.length, 1), streamed=True)
     if answer.kind == "error-in-stream":
         answer.finish(whole=False)
-        await wire.send(form.error(BROKEN))
-        return await wire.end()
+        return await wire.fail(form.error(BROKEN))
     after_end = []
     if answer.kind == "token-after-end":
         after_end = [form.event(answer, answer.length, 1)]
@@ -104,10 +108,10 @@ async def _whole(answer: Answer, form: Form, wire: Wire) -> None:
         await _for_ever()
     if answer.kind == "error-in-stream":
         answer.finish(whole=False)
-        return await wire.whole(form.error(BROKEN))
+        return await wire.fail(form.error(BROKEN))
     if answer.kind == "truncated":
         answer.finish(whole=False)
-        return await wire.cut(form.whole(answer, answer.asked.tokens), streamed=False)
+        return await wire.cut(form.whole(answer, answer.request.tokens), streamed=False)
     count = answer.length + (answer.kind == "token-after-end")
     answer.mark(count)
     data = form.whole(answer, count)
@@ -116,5 +120,5 @@ async def _whole(answer: Answer, form: Form, wire: Wire) -> None:
 
 
 async def _for_ever() -> None:
-    """Until the client has enough and this task is cancelled."""
+    """Wait until the client leaves, which cancels this task."""
     await asyncio.get_running_loop().create_future()

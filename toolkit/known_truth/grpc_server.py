@@ -1,9 +1,8 @@
-"""The KServe service over gRPC: decoupled streams, and one answer for one request."""
+"""The KServe service over gRPC: decoupled streams (ModelStreamInfer) and single answers (ModelInfer)."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Mapping
@@ -14,15 +13,14 @@ from google.protobuf.message import DecodeError
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import GRPCError
-from grpclib.protocol import H2Protocol
-from grpclib.server import Server, Stream
-from h2.settings import SettingCodes
+from grpclib.server import Stream
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import deserialize_bytes_tensor, triton_to_np_dtype
 
 from toolkit.errors import InputRefused, ToolkitError
-from toolkit.known_truth.answer import WORDS, Answer, Asked, State, text
+from toolkit.known_truth.answer import WORDS, Answer, ReceivedRequest, ServerState, text
 from toolkit.known_truth.give import give
+from toolkit.known_truth.private_grpclib import Server, ignore_cancellations
 from toolkit.known_truth.requests import MODELS, NoSuchModel, answer_length, known_model
 from toolkit.known_truth.triton_form import perf_metrics
 
@@ -33,11 +31,10 @@ STATUSES = {
     429: Status.RESOURCE_EXHAUSTED,
     500: Status.INTERNAL,
 }
-ANY_NUMBER = 2**31 - 1
 
 
 class Codec(CodecBase):
-    """Requests are parsed; responses are bytes already."""
+    """Parses requests. Responses are bytes already."""
 
     __content_subtype__ = "proto"
 
@@ -48,11 +45,11 @@ class Codec(CodecBase):
         try:
             return message_type.FromString(data)
         except DecodeError:
-            raise GRPCError(Status.INTERNAL, f"this is no {message_type.__name__}") from None
+            raise GRPCError(Status.INTERNAL, f"the message is not a {message_type.__name__}") from None
 
 
 class GrpcForm:
-    """Responses in bytes: those of a token differ by its word alone and are made once for each."""
+    """Makes responses as bytes. Responses for tokens differ only in the word, so each is made once and kept."""
 
     def __init__(self, request: pb.ModelInferRequest, inputs: Mapping[str, Any], prompt_tokens: int) -> None:
         self._request = request
@@ -67,7 +64,7 @@ class GrpcForm:
         return ()
 
     def event(self, answer: Answer, first: int, count: int) -> bytes:
-        if self._wants_times and first + count >= answer.asked.tokens:
+        if self._wants_times and first + count >= answer.request.tokens:
             return self._streamed(self._response(first, count, perf_metrics(answer)))
         key = (first % len(WORDS), count)
         if key not in self._counted:
@@ -75,7 +72,7 @@ class GrpcForm:
         return self._counted[key]
 
     def closing(self) -> tuple[bytes, ...]:
-        """The flag that tells the end comes in a response of its own, to those who ask for it."""
+        """A last response with the final flag, for clients that ask for it."""
         if not self._wants_final:
             return ()
         response = self._head()
@@ -113,7 +110,7 @@ class GrpcForm:
 
 
 class GrpcWire:
-    """An answer's way into a stream, which several may share."""
+    """Sends one answer into a stream that several answers may share."""
 
     backlog = 0
 
@@ -121,7 +118,7 @@ class GrpcWire:
         self._stream, self._turn = stream, turn
 
     async def begin(self) -> None:
-        pass
+        """Nothing: as from Triton, the initial metadata come with the first response."""
 
     async def send(self, data: bytes) -> None:
         async with self._turn:
@@ -133,6 +130,9 @@ class GrpcWire:
     async def whole(self, data: bytes) -> None:
         await self.send(data)
 
+    async def fail(self, data: bytes) -> None:
+        await self.send(data)
+
     async def cut(self, data: bytes, streamed: bool) -> None:
         raise GRPCError(Status.UNAVAILABLE, "the connection was cut on demand")
 
@@ -141,19 +141,19 @@ class GrpcWire:
         await self.whole(pb.ModelStreamInferResponse(infer_response=response).SerializeToString())
 
     async def reject(self, status: int, message: str) -> None:
-        if status == 400:  # as Triton does: a stream goes on after a request that it refuses
+        if status == 400:  # as Triton does: the stream goes on after a refused request
             return await self.send(pb.ModelStreamInferResponse(error_message=message).SerializeToString())
         raise GRPCError(STATUSES[status], message)
 
 
 class UnaryWire(GrpcWire):
-    """An answer's way into the one response of ModelInfer."""
+    """Sends one answer as the single response of ModelInfer."""
 
     async def whole(self, data: bytes) -> None:
-        found = pb.ModelStreamInferResponse.FromString(data)
-        if found.error_message:
-            raise GRPCError(Status.INTERNAL, found.error_message)
-        await self.send(found.infer_response.SerializeToString())
+        await self.send(pb.ModelStreamInferResponse.FromString(data).infer_response.SerializeToString())
+
+    async def fail(self, data: bytes) -> None:
+        raise GRPCError(Status.INTERNAL, pb.ModelStreamInferResponse.FromString(data).error_message)
 
     async def reject(self, status: int, message: str) -> None:
         raise GRPCError(STATUSES[status], message)
@@ -162,7 +162,7 @@ class UnaryWire(GrpcWire):
 class Service:
     """The handlers of the KServe service, by path."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: ServerState) -> None:
         self._state = state
 
     def __mapping__(self) -> dict[str, Handler]:
@@ -180,7 +180,7 @@ class Service:
         await self._answer(request, UnaryWire(stream, asyncio.Lock()), streams=False)
 
     async def stream_infer(self, stream: Stream[pb.ModelInferRequest, bytes]) -> None:
-        """Requests of one stream are answered at once, as Triton does it for decoupled models."""
+        """Answer all requests of one stream at the same time, as Triton does for decoupled models."""
         turn = asyncio.Lock()
         try:
             async with asyncio.TaskGroup() as answers:
@@ -200,8 +200,9 @@ class Service:
         except InputRefused as error:
             return await wire.reject(404 if isinstance(error, NoSuchModel) and not streams else 400, str(error))
         target = "ModelStreamInfer" if streams else "ModelInfer"
-        asked = Asked("grpc", target, request.id, prompt, tokens, streams and inputs.get("stream") is True)
-        await give(self._state, asked, GrpcForm(request, inputs, asked.prompt_tokens), wire)
+        streamed = streams and inputs.get("stream") is True
+        received = ReceivedRequest("grpc", target, request.id, prompt, tokens, streamed)
+        await give(self._state, received, GrpcForm(request, inputs, received.prompt_tokens), wire)
 
 
 Answering = Callable[[Any, Stream[Any, bytes]], Awaitable[None]]
@@ -220,7 +221,7 @@ async def _received(stream: Stream[Any, bytes]) -> Any:
     try:
         return await stream.recv_message()
     except NotImplementedError:
-        raise GRPCError(Status.UNIMPLEMENTED, "compressed messages are not read here") from None
+        raise GRPCError(Status.UNIMPLEMENTED, "this server does not read compressed messages") from None
     except (AssertionError, struct.error):  # grpclib asserts that a message is as long as it says
         raise GRPCError(Status.INTERNAL, "the message ends too early") from None
 
@@ -243,10 +244,10 @@ async def _index(_request: pb.RepositoryIndexRequest, stream: Stream[Any, bytes]
 
 
 def _inputs(request: pb.ModelInferRequest) -> dict[str, Any]:
-    """By name; those of one element as plain values."""
+    """The inputs by name. An input of one element is a plain value."""
     if len(request.inputs) != len(request.raw_input_contents):
         raise InputRefused("inputs are read from raw_input_contents only", where="inputs")
-    found: dict[str, Any] = {}
+    inputs: dict[str, Any] = {}
     for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True):
         try:
             if tensor.datatype == "BYTES":
@@ -255,32 +256,12 @@ def _inputs(request: pb.ModelInferRequest) -> dict[str, Any]:
                 items = np.frombuffer(raw, triton_to_np_dtype(tensor.datatype)).tolist()
         except (ValueError, TypeError, struct.error):
             raise InputRefused(f"cannot be read as {tensor.datatype}", where=f"input {tensor.name}") from None
-        found[tensor.name] = items[0] if len(items) == 1 else items
-    return found
+        inputs[tensor.name] = items[0] if len(items) == 1 else items
+    return inputs
 
 
-class _Protocol(H2Protocol):
-    """Takes any number of streams on one connection, as gRPC's own servers do; h2 takes 100."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self.connection._connection.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: ANY_NUMBER})  # noqa: SLF001
-        self.connection.flush()
-
-
-class _Server(Server):
-    def _protocol_factory(self) -> H2Protocol:
-        made = super()._protocol_factory()
-        return _Protocol(made.handler, made.config, made.h2_config)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """It is none that an answer went on, or ended, in the moment when its client left or its deadline passed."""
-    return record.msg != "Failed to handle cancellation"
-
-
-async def start_grpc(state: State) -> tuple[Server, int]:
-    """The server and its port. Raises ToolkitError when the port is taken."""
+async def start_grpc(state: ServerState) -> tuple[Server, int]:
+    """Start the server. Returns it and its port. Raises ToolkitError if the port is taken."""
     settings = state.settings
     try:
         family, *_, address = socket.getaddrinfo(settings.host, settings.grpc_port)[0]
@@ -288,9 +269,9 @@ async def start_grpc(state: State) -> tuple[Server, int]:
     except OSError as error:
         where = f"--grpc-port {settings.grpc_port}"
         raise ToolkitError(f"cannot listen on {settings.host}: {error.strerror}", where=where) from None
-    # For each connection that it accepts. asyncio sets it only on sockets that were made with IPPROTO_TCP.
+    # Accepted connections inherit it. asyncio sets it only on sockets that were made with IPPROTO_TCP.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    logging.getLogger("grpclib.server").addFilter(_is_news)
-    server = _Server([Service(state)], codec=Codec())
+    ignore_cancellations()
+    server = Server([Service(state)], codec=Codec())
     await server.start(sock=listening)
     return server, listening.getsockname()[1]

@@ -1,4 +1,4 @@
-"""HTTP/1.1 on asyncio, as much as clients of language models need."""
+"""The part of HTTP/1.1 that clients of language models need, on asyncio."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import time
 from typing import Any
 
 from toolkit.errors import InputRefused
-from toolkit.known_truth.answer import State
+from toolkit.known_truth.answer import ServerState
 from toolkit.known_truth.give import give
 from toolkit.known_truth.openai_form import openai_error
 from toolkit.known_truth.requests import GENERATE, MODELS, OPENAI, NoSuchModel, known_model, read_request
 
 LARGEST_HEAD, LARGEST_BODY = 64 << 10, 64 << 20
-"""Bytes; the second is Triton's own default."""
+"""Bytes. LARGEST_BODY is Triton's default."""
 REASONS = {
     200: "OK",
     400: "Bad Request",
@@ -27,16 +27,15 @@ REASONS = {
     431: "Request Header Fields Too Large",
     500: "Internal Server Error",
 }
-STREAM_HEAD = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
-    b"Cache-Control: no-cache\r\nTransfer-Encoding: chunked\r\n\r\n"
-)
 
 
 class Connection(asyncio.Protocol):
-    """One client's connection: a request is answered in a task, and ends with it; later ones wait their turn."""
+    """One client's connection. It answers one request at a time, in a task; later requests wait.
 
-    def __init__(self, state: State, open_ones: set[Connection]) -> None:
+    The answer is cancelled when the client closes the connection.
+    """
+
+    def __init__(self, state: ServerState, open_ones: set[Connection]) -> None:
         self._state, self._open = state, open_ones
         self._pending = bytearray()
         self._task: asyncio.Task[None] | None = None
@@ -66,7 +65,7 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     def _next(self) -> None:
-        """Begin with the request that is there, if all of it is."""
+        """Begin to answer the next request if all of it has arrived."""
         end = self._pending.find(b"\r\n\r\n")
         if end < 0:
             if len(self._pending) > LARGEST_HEAD:
@@ -109,13 +108,13 @@ class Connection(asyncio.Protocol):
             index = [{"name": model, "version": "1", "state": "READY"} for model in MODELS]
             return self.respond(200, json.dumps(index).encode())
         try:
-            found = read_request(path, body, self._state.settings) if method == "POST" else None
+            request = read_request(path, body, self._state.settings) if method == "POST" else None
         except InputRefused as error:
             return await wire.reject(404 if isinstance(error, NoSuchModel) else 400, str(error))
-        if found is None:
+        if request is None:
             exists = path in OPENAI or GENERATE.fullmatch(path) or _get(path, self._state)[0] == 200
             return await wire.reject(405 if exists else 404, "Method Not Allowed" if exists else "Not Found")
-        await give(self._state, found[0], found[1], wire)
+        await give(self._state, *request, wire)
 
     # --- what an answer is written with --------------------------------------------------------------
 
@@ -127,7 +126,7 @@ class Connection(asyncio.Protocol):
         self._transport.write(data)
 
     def respond(self, status: int, data: bytes, content_type: str = "application/json", of: int | None = None) -> None:
-        """A whole response; of one that is cut, `of` is the length it should have had."""
+        """Send a whole response. For a response that is cut, `of` is its full length."""
         length = len(data) if of is None else of
         head = f"{status} {REASONS[status]}\r\nContent-Type: {content_type}\r\nContent-Length: {length}"
         self._transport.write(f"HTTP/1.1 {head}\r\n\r\n".encode() + data)
@@ -140,32 +139,50 @@ class Connection(asyncio.Protocol):
         self._transport.close()
 
 
+def stream_head(status: int) -> bytes:
+    return (
+        f"HTTP/1.1 {status} {REASONS[status]}\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
+        "Cache-Control: no-cache\r\nTransfer-Encoding: chunked\r\n\r\n"
+    ).encode()
+
+
 class HttpWire:
-    """An answer's way to one connection."""
+    """Sends one answer to one connection."""
 
     def __init__(self, connection: Connection, openai: bool) -> None:
         self._connection, self._openai = connection, openai
+        self._head_sent = False
 
     @property
     def backlog(self) -> int:
         return self._connection.backlog
 
     async def begin(self) -> None:
-        self._connection.write(STREAM_HEAD)
+        """OpenAI's servers send the head when the request arrives; Triton sends it with the first event."""
+        if self._openai:
+            self._head_sent = True
+            self._connection.write(stream_head(200))
 
-    async def send(self, data: bytes) -> None:
-        self._connection.write(b"%x\r\n%b\r\n" % (len(data), data))
+    async def send(self, data: bytes, status: int = 200) -> None:
+        head = b"" if self._head_sent else stream_head(status)
+        self._head_sent = True
+        self._connection.write(b"%b%x\r\n%b\r\n" % (head, len(data), data))
 
     async def end(self) -> None:
         self._connection.write(b"0\r\n\r\n")
 
     async def whole(self, data: bytes) -> None:
-        # An answer in one piece of generate_stream is still a stream, of one event.
+        # generate_stream answers with a stream of one event even if the request does not stream.
         if data.startswith(b"data: "):
-            await self.begin()
             await self.send(data)
             return await self.end()
         self._connection.respond(200, data)
+
+    async def fail(self, data: bytes) -> None:
+        if data.startswith(b"data: "):
+            await self.send(data, status=500)
+            return await self.end()
+        self._connection.respond(500, data)
 
     async def cut(self, data: bytes, streamed: bool) -> None:
         half = data[: len(data) // 2]
@@ -183,8 +200,8 @@ class HttpWire:
         self._connection.respond(status, json.dumps(body).encode())
 
 
-def _get(path: str, state: State) -> tuple[int, bytes, str]:
-    """Health, lists and metrics."""
+def _get(path: str, state: ServerState) -> tuple[int, bytes, str]:
+    """(status, body, content type) for health, the list of models, and metrics."""
     json_type = "application/json"
     if path in ("/v2/health/live", "/v2/health/ready", "/health"):
         return 200, b"", json_type
@@ -200,8 +217,8 @@ def _get(path: str, state: State) -> tuple[int, bytes, str]:
     return 404, b'{"error":"Not Found"}', json_type
 
 
-def _metrics(state: State) -> str:
-    """Those of Triton's that tell how busy a server is, and what this one costs."""
+def _metrics(state: ServerState) -> str:
+    """The metrics of Triton that say how busy a server is, and the CPU time of this one."""
     waiting = state.slots.waiting
     limit = 0 if state.settings.slots is None else state.settings.slots
     requests = {"active": state.running, "waiting": waiting, "scheduled": state.running - waiting, "max": limit}
@@ -218,7 +235,7 @@ def _metrics(state: State) -> str:
     return "\n".join(lines) + "\n"
 
 
-async def start_http(state: State) -> tuple[asyncio.Server, set[Connection]]:
+async def start_http(state: ServerState) -> tuple[asyncio.Server, set[Connection]]:
     """Raises OSError when the port is taken."""
     connections: set[Connection] = set()
     settings = state.settings

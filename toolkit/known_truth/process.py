@@ -1,4 +1,4 @@
-"""The server in a process of its own, for those who measure: its clock must not wait for their interpreter."""
+"""Runs the server in a process of its own, so that the work of the measuring process does not delay its tokens."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ END_WAIT_S = 10.0
 
 
 class KnownTruth:
-    """Starts the server on entering and ends it on leaving; it ends with this process, too.
+    """A context manager: starts the server on entry and ends it on exit. It also ends with this process.
 
-    `http` and `grpc` are its URLs. Without a file in `settings.record` it records into a temporary one.
+    `http` and `grpc` are its URLs. Without `settings.record` it records into a temporary file.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
@@ -40,40 +40,40 @@ class KnownTruth:
         return self._process.pid
 
     def records(self, count: int = 0) -> list[Record]:
-        """What was sent so far, in the order in which the answers ended, on the clock of this process.
+        """The records so far, in the order in which the answers ended, on the clock of this process.
 
-        Waits until `count` answers have ended; raises ToolkitError when they have not within 10 s.
+        Waits until `count` answers have ended. Raises ToolkitError after 10 s.
         """
         end = time.monotonic() + RECORD_WAIT_S
         while True:
-            found = list(read_records(self._file))
-            if len(found) >= count:
-                return found
+            records = list(read_records(self._file))
+            if len(records) >= count:
+                return records
             if time.monotonic() > end:
-                raise ToolkitError(f"{len(found)} answers have ended, expected {count}", where=self.http)
+                raise ToolkitError(f"{len(records)} answers have ended, expected {count}", where=self.http)
             time.sleep(0.01)
 
     def __enter__(self) -> KnownTruth:
         self._folder = tempfile.TemporaryDirectory(prefix="known-truth-")
         self._file = Path(self.settings.record or Path(self._folder.name) / "record.jsonl")
         self._file.touch()
-        self._said = Path(self._folder.name) / "stderr"
+        self._stderr = Path(self._folder.name) / "stderr"
         settings = json.dumps(asdict(replace(self.settings, record=str(self._file))))
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "toolkit.known_truth", settings],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._said.open("w", encoding="utf-8"),
+            stderr=self._stderr.open("w", encoding="utf-8"),
             text=True,
-            start_new_session=True,  # Ctrl-C is for those who measure, and ends this when they leave
+            start_new_session=True,  # Ctrl-C reaches the measuring process only, which then ends this one
         )
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
             self._process.communicate()
-            said = self._said.read_text(encoding="utf-8").strip()[-500:]
+            errors = self._stderr.read_text(encoding="utf-8").strip()[-500:]
             self._folder.cleanup()
-            raise ToolkitError(f"the server of known truth did not start: {said}")
+            raise ToolkitError(f"the server of known truth did not start: {errors}")
         urls = json.loads(line)
         self.http, self.grpc = urls["http"], urls["grpc"]
         return self
@@ -82,9 +82,9 @@ class KnownTruth:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            said, _ = self._process.communicate(timeout=END_WAIT_S)  # closes its stdin, which ends it
+            summary, _ = self._process.communicate(timeout=END_WAIT_S)  # closes its stdin, which ends it
         except subprocess.TimeoutExpired:
             self._process.kill()
-            said, _ = self._process.communicate()
-        self.summary = json.loads(said) if said.strip() else {}
+            summary, _ = self._process.communicate()
+        self.summary = json.loads(summary) if summary.strip() else {}
         self._folder.cleanup()

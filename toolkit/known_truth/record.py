@@ -1,8 +1,8 @@
-"""What was really sent, and when: a line of JSON for each answer.
+"""When each token was really sent: a line of JSON for each answer.
 
-Times are of the clock of toolkit.clock, which samples of the load test are measured with. A line holds the
-arrival as seconds since the Unix epoch and all else as whole microseconds after it: that is written in a tenth
-of the time, and short enough not to make the tokens of other answers late.
+Times are on the clock of toolkit.clock, as in the samples of the load test. A line holds the arrival in seconds since
+the Unix epoch, and all other times in whole microseconds after the arrival. Such a line is written in a tenth of the
+time, so it does not make the tokens of other answers late.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from toolkit.errors import ToolkitError
 
 @dataclass(frozen=True)
 class Record:
-    """One request as the server saw it. Times are seconds since the Unix epoch, on the clock of this process."""
+    """One request as the server saw it. Times: seconds since the Unix epoch, on the clock of this process."""
 
     number: int
     """1, 2, ... in the order of arrival."""
@@ -32,15 +32,15 @@ class Record:
     """How many the answer should have."""
     arrived: float
     started: float | None
-    """When it got its slot; None when it never did."""
+    """When it got its slot. None if it never got one."""
     ended: float
     token_times: tuple[float, ...]
-    """When each token was handed to the socket; those of one event have one time."""
+    """When each token was handed to the socket. Tokens of one event have the same time."""
     buffered: int
-    """Events that the socket did not take at once, as the client was slow to read."""
+    """Events that the socket did not take at once, because the client read slowly."""
     fault: str | None
     whole: bool
-    """False when the client left before the end, or a fault ended the answer."""
+    """False if the client left before the end, or a fault ended the answer."""
 
 
 def to_line(record: Record) -> str:
@@ -49,33 +49,33 @@ def to_line(record: Record) -> str:
     def us(moment: float) -> int:
         return round((moment - record.arrived) * 1e6)
 
-    found: dict[str, Any] = dict(vars(record))
-    found["arrived"] = round(record.arrived, 6)
-    found["started_us"] = None if found.pop("started") is None else us(record.started or 0.0)
-    found["ended_us"] = us(found.pop("ended"))
-    found["sent_us"] = [us(moment) for moment in found.pop("token_times")]
-    return json.dumps({**found, "epoch": EPOCH}, separators=(",", ":")) + "\n"
+    fields: dict[str, Any] = dict(vars(record))
+    fields["arrived"] = round(record.arrived, 6)
+    fields["started_us"] = None if fields.pop("started") is None else us(record.started or 0.0)
+    fields["ended_us"] = us(fields.pop("ended"))
+    fields["sent_us"] = [us(moment) for moment in fields.pop("token_times")]
+    return json.dumps({**fields, "epoch": EPOCH}, separators=(",", ":")) + "\n"
 
 
 def from_line(line: str) -> Record:
     """The record that a line of JSON holds."""
-    found = json.loads(line)
-    # Wall clocks are set now and then; the steady clock is one for all processes of a machine.
-    arrived = found["arrived"] = found["arrived"] - found.pop("epoch") + EPOCH
-    started = found.pop("started_us")
+    fields = json.loads(line)
+    # A wall clock may be set between the two processes. The steady clock is the same for all processes of a machine.
+    arrived = fields["arrived"] = fields["arrived"] - fields.pop("epoch") + EPOCH
+    started = fields.pop("started_us")
     return Record(
         started=None if started is None else arrived + started / 1e6,
-        ended=arrived + found.pop("ended_us") / 1e6,
-        token_times=tuple(arrived + us / 1e6 for us in found.pop("sent_us")),
-        **found,
+        ended=arrived + fields.pop("ended_us") / 1e6,
+        token_times=tuple(arrived + us / 1e6 for us in fields.pop("sent_us")),
+        **fields,
     )
 
 
 def read_records(file: Path) -> Iterator[Record]:
-    """The records of a file, in the order in which the answers ended; times on the clock of this process.
+    """The records of a file, in the order in which the answers ended. Times are on the clock of this process.
 
-    Raises ToolkitError for a file that cannot be read or holds anything else. A last line that is not
-    whole yet is left out.
+    Leaves out a last line that is not complete yet. Raises ToolkitError if the file cannot be read or holds something
+    else.
     """
     try:
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -87,4 +87,4 @@ def read_records(file: Path) -> Iterator[Record]:
         try:
             yield from_line(line)
         except (ValueError, TypeError, KeyError, AttributeError):
-            raise ToolkitError("is no record of toolkit known-truth", where=f"{file}: line {number}") from None
+            raise ToolkitError("is not a record of toolkit known-truth", where=f"{file}: line {number}") from None

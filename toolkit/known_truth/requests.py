@@ -1,4 +1,4 @@
-"""Requests as they come over HTTP, read into what was asked and the form of its answer."""
+"""Reads requests that come over HTTP, and chooses the form of each answer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from toolkit.errors import InputRefused, shown
-from toolkit.known_truth.answer import Asked
+from toolkit.known_truth.answer import ReceivedRequest
 from toolkit.known_truth.give import Form
 from toolkit.known_truth.openai_form import OpenAiForm
 from toolkit.known_truth.settings import Settings
@@ -17,7 +17,7 @@ MODELS = ("ensemble", "tensorrt_llm_bls", "tensorrt_llm")
 GENERATE = re.compile(r"/v2/models/([^/]+)(?:/versions/[^/]+)?/(generate|generate_stream)")
 OPENAI = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
 OPENAI_TOKENS = 16
-"""OpenAI's own default of max_tokens."""
+"""OpenAI's default of max_tokens."""
 LARGEST_ANSWER = 10**6
 
 
@@ -27,10 +27,13 @@ class NoSuchModel(InputRefused):
     pass
 
 
-def read_request(path: str, body: bytes, settings: Settings) -> tuple[Asked, Form] | None:
-    """None for a path that takes no requests. Raises InputRefused for one that no server would take."""
-    if found := GENERATE.fullmatch(path):
-        return _triton(found[1], found[2], _object(body), settings)
+def read_request(path: str, body: bytes, settings: Settings) -> tuple[ReceivedRequest, Form] | None:
+    """The request and the form of its answer. None for a path that takes no requests.
+
+    Raises InputRefused for a request that no server would take.
+    """
+    if generate := GENERATE.fullmatch(path):
+        return _triton(generate[1], generate[2], _object(body), settings)
     if path in OPENAI:
         return _openai(OPENAI[path], _object(body), settings)
     return None
@@ -43,20 +46,20 @@ def known_model(model: str) -> str:
     return model
 
 
-def _triton(model: str, verb: str, body: dict[str, Any], settings: Settings) -> tuple[Asked, Form]:
+def _triton(model: str, verb: str, body: dict[str, Any], settings: Settings) -> tuple[ReceivedRequest, Form]:
     known_model(model)
-    if isinstance(body.get("parameters"), dict):  # Triton takes inputs from there, too
+    if isinstance(body.get("parameters"), dict):  # Triton takes inputs from there too
         body = {**body["parameters"], **body}
     prompt = body.get("text_input")
     if not isinstance(prompt, str):
         raise InputRefused("expected a text", where="text_input")
     tokens = answer_length(body, body.get("max_tokens"), settings)
     streams = verb == "generate_stream" and body.get("stream") is True
-    asked = Asked("http", verb, str(body.get("id", "")), prompt, tokens, streams)
-    return asked, TritonForm(model, asked, body, streamed=verb == "generate_stream")
+    request = ReceivedRequest("http", verb, str(body.get("id", "")), prompt, tokens, streams)
+    return request, TritonForm(model, request, body, streamed=verb == "generate_stream")
 
 
-def _openai(target: str, body: dict[str, Any], settings: Settings) -> tuple[Asked, Form]:
+def _openai(target: str, body: dict[str, Any], settings: Settings) -> tuple[ReceivedRequest, Form]:
     maximum = body.get("max_completion_tokens", body.get("max_tokens"))
     tokens = answer_length(body, settings.tokens or OPENAI_TOKENS if maximum is None else maximum, settings)
     prompt = _chat(body.get("messages")) if target == "chat" else body.get("prompt")
@@ -67,16 +70,15 @@ def _openai(target: str, body: dict[str, Any], settings: Settings) -> tuple[Aske
     if not isinstance(prompt, str):
         raise InputRefused("expected one text, or the ids of its tokens", where="prompt")
     if body.get("n", 1) != 1:
-        raise InputRefused(f"{shown(body['n'])} answers were asked for, expected 1", where="n")
-    asked = Asked("http", target, str(body.get("user", "")), prompt, tokens, body.get("stream") is True)
-    return asked, OpenAiForm(
-        asked, body, ended_by_itself=settings.tokens is not None if maximum is None else tokens < maximum
-    )
+        raise InputRefused(f"got {shown(body['n'])}, expected 1 answer", where="n")
+    request = ReceivedRequest("http", target, str(body.get("user", "")), prompt, tokens, body.get("stream") is True)
+    ended_by_itself = settings.tokens is not None if maximum is None else tokens < maximum
+    return request, OpenAiForm(request, body, ended_by_itself)
 
 
 def _chat(messages: Any) -> str:
-    """The words of all messages; what content holds beside text (images) has none."""
-    if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
+    """The text of all messages. Other content, such as images, is left out."""
+    if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
         raise InputRefused("expected a list of messages", where="messages")
     texts: list[str] = []
     for message in messages:
@@ -101,5 +103,5 @@ def _object(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InputRefused(f"failed to parse the request JSON buffer: {error}") from None
     if not isinstance(value, dict):
-        raise InputRefused("the request is JSON, but no object")
+        raise InputRefused("the request is not a JSON object")
     return value

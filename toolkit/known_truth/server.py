@@ -1,4 +1,4 @@
-"""The server from its start to its end, in one process and one thread."""
+"""Runs the server from start to end, in one process and one thread."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from typing import Any
 
 from toolkit.errors import ToolkitError
 from toolkit.files import distribution
-from toolkit.known_truth.answer import State
+from toolkit.known_truth.answer import ServerState
 from toolkit.known_truth.settings import Settings
 
 GIVE_UP_S = 2.0
-"""For all answers to be cancelled."""
+"""How long to wait until all answers are cancelled."""
 
 Ready = Callable[[dict[str, str]], None]
 
 
 def serve(settings: Settings, ready: Ready, parent: int | None = None) -> dict[str, Any]:
-    """Serve until Ctrl-C, SIGTERM, or until the pipe `parent` is closed; then say what was done.
+    """Serve until Ctrl-C, SIGTERM, or until the pipe `parent` is closed. Returns the summary.
 
-    `ready` is called with the URLs {"http": ..., "grpc": ...}. Raises ToolkitError for a port or file that is
-    not to be had.
+    Calls `ready` with the URLs {"http": ..., "grpc": ...}. Raises ToolkitError if a port is taken or the record file
+    cannot be written.
     """
     distribution.require("loadtest", "grpclib")
     return asyncio.run(_serve(settings, ready, parent))
@@ -39,7 +39,7 @@ async def _serve(settings: Settings, ready: Ready, parent: int | None) -> dict[s
 
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     with contextlib.ExitStack() as files:
-        state = State(settings)
+        state = ServerState(settings)
         try:
             if settings.record is not None:
                 state.file = files.enter_context(Path(settings.record).open("a", encoding="utf-8", buffering=1))
@@ -55,7 +55,7 @@ async def _serve(settings: Settings, ready: Ready, parent: int | None) -> dict[s
             loop.add_signal_handler(number, stop.set)
         if parent is not None:
             loop.add_reader(parent, lambda: None if os.read(parent, 4096) else stop.set())
-        # All that was imported would be looked through again and again while tokens are due.
+        # Or each collection would scan all imported modules while tokens are due.
         gc.collect()
         gc.freeze()
         cpu, begun = time.process_time(), time.perf_counter()
@@ -72,7 +72,7 @@ async def _serve(settings: Settings, ready: Ready, parent: int | None) -> dict[s
     return summary(state, cpu, wall)
 
 
-def summary(state: State, cpu_s: float, wall_s: float) -> dict[str, Any]:
+def summary(state: ServerState, cpu_s: float, wall_s: float) -> dict[str, Any]:
     """The totals of a server that has ended."""
     return {
         "requests": state.begun,

@@ -1,4 +1,4 @@
-"""What a server of known truth was told to do, checked; and what follows from it by arithmetic."""
+"""The settings of a server of known truth, checked, and the times and the capacity that follow from them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from toolkit.known_truth.faults import Fault, Faults
 from toolkit.processes import can_be_a_host
 
 SLOWER = 10
-"""How many times longer the tokens of a slow answer take."""
+"""Tokens of a slow answer take so many times longer."""
 
 
 @dataclass(frozen=True)
@@ -20,16 +20,16 @@ class Settings:
     ttft_ms: float = 200.0
     itl_ms: float = 20.0
     tokens: int | None = None
-    """An answer ends by itself after so many; None: only at the request's max_tokens."""
+    """An answer ends by itself after so many tokens. None: it ends at the request's max_tokens."""
     tokens_per_event: int = 1
     slots: int | None = None
-    """So many answers are computed at once and the others wait in order; None: all at once."""
+    """So many answers run at a time, and the others wait in order. None: all run at once."""
     host: str = "127.0.0.1"
     http_port: int = 0
     """0: any free port."""
     grpc_port: int = 0
     record: str | None = None
-    """The file that a line of JSON is appended to when an answer ended."""
+    """The file that gets a line of JSON when an answer ends."""
     faults: tuple[str, ...] = ()
     """KIND[:SHARE][:AFTER_TOKENS]; see toolkit.known_truth.faults."""
     seed: int = 0
@@ -43,16 +43,16 @@ class Settings:
         for name in ("http_port", "grpc_port"):
             _check(name, getattr(self, name), 0, 65535, "a port")
         if not can_be_a_host(self.host):
-            what = f"{shown(self.host)} is no address and no name"
+            what = f"{shown(self.host)} is not an address or a host name"
             raise ToolkitError(what, where="--host", hint="Use 127.0.0.1, or 0.0.0.0 for all.")
         self.fault_plan()
 
     def fault_plan(self) -> Faults:
-        """Which answer breaks how. Raises ToolkitError for a fault that cannot be."""
+        """Which answers break, and how. Raises ToolkitError for a malformed fault."""
         return Faults(tuple(map(Fault.parse, self.faults)), self.seed)
 
     def length(self, max_tokens: int, min_tokens: int = 0, ignore_eos: bool = False) -> int:
-        """The tokens of an answer to a request of these limits."""
+        """How many tokens the answer to a request with these limits has."""
         if self.tokens is None or ignore_eos:
             return max_tokens
         return min(max_tokens, max(self.tokens, min_tokens))
@@ -60,14 +60,14 @@ class Settings:
     def due_s(self, token: int, slow_from: int | None = None) -> float:
         """When token 0, 1, ... of an answer is due, in seconds after the answer got its slot.
 
-        Tokens of one event are due with the first of them.
+        All tokens of an event are due with its first token.
         """
         token -= token % self.tokens_per_event
         slow = 0 if slow_from is None else max(0, token - slow_from)
         return (self.ttft_ms + (token + slow * (SLOWER - 1)) * self.itl_ms) / 1e3
 
     def capacity(self, tokens: int) -> float:
-        """Answers of so many tokens that it completes in a second: slots / (ttft + (tokens - 1) x itl)."""
+        """The rate at which it saturates, in answers/s of `tokens` tokens: slots / (ttft + (tokens - 1) x itl)."""
         seconds = self.due_s(tokens - 1)
         return math.inf if self.slots is None or not seconds else self.slots / seconds
 

@@ -1,4 +1,4 @@
-"""Answers in the form of Triton's generate extension."""
+"""Answers in the format of Triton's generate extension."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from toolkit.known_truth.answer import Answer, Asked, text
+from toolkit.known_truth.answer import Answer, ReceivedRequest, text
 
 
 class TritonForm:
     """The bytes of one answer in the form of Triton's generate extension."""
 
-    def __init__(self, model: str, asked: Asked, inputs: Mapping[str, Any], streamed: bool) -> None:
-        named = {"id": asked.id} if asked.id else {}
+    def __init__(self, model: str, request: ReceivedRequest, inputs: Mapping[str, Any], streamed: bool) -> None:
+        named = {"id": request.id} if request.id else {}
         head: dict[str, Any] = {**named, "model_name": model, "model_version": "1"}
         if model == "ensemble":
             head |= {"sequence_end": False, "sequence_id": 0, "sequence_start": False}
-        self._asked, self._streamed = asked, streamed
+        self._streamed = streamed
         self._wants_count = inputs.get("return_num_output_tokens") is True
         self._wants_times = inputs.get("return_perf_metrics") is True
         if inputs.get("return_num_input_tokens") is True:
-            head["num_input_tokens"] = asked.prompt_tokens
+            head["num_input_tokens"] = request.prompt_tokens
         self._head = json.dumps(head)[:-1]
 
     def opening(self) -> tuple[bytes, ...]:
@@ -41,7 +41,7 @@ class TritonForm:
 
     def _body(self, answer: Answer, first: int, count: int) -> str:
         tail = f', "num_output_tokens": {count}' if self._wants_count else ""
-        if self._wants_times and first + count >= answer.asked.tokens:
+        if self._wants_times and first + count >= answer.request.tokens:
             tail += "".join(f', "{name}": {value}' for name, value in perf_metrics(answer).items())
         return f'{self._head}, "text_output": "{text(first, count)}"{tail}}}'
 
@@ -50,9 +50,9 @@ class TritonForm:
 
 
 def perf_metrics(answer: Answer) -> dict[str, int]:
-    """What return_perf_metrics gives with the last event: ns on the server's steady clock."""
+    """The times that return_perf_metrics adds to the last event, in ns on the server's steady clock."""
     first = answer.sent[0] if answer.sent else answer.due(0)
-    last = answer.due(answer.asked.tokens - 1)
+    last = answer.due(answer.request.tokens - 1)
     moments = {
         "arrival_time_ns": answer.arrived,
         "first_scheduled_time_ns": answer.started or answer.arrived,

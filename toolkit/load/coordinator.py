@@ -32,6 +32,7 @@ from toolkit.load.live import Live, Now
 from toolkit.load.messages import LOOP_LAG, QUOTA, QUOTA_WANTED, SAMPLE
 from toolkit.load.options import Chosen
 from toolkit.load.prediction import predicted
+from toolkit.load.private_locust import cpu_shares, live_workers, ready_workers
 from toolkit.load.progress import Progress
 from toolkit.load.self_check import SLACK_CPU
 from toolkit.load.server_watch import ServerWatch
@@ -115,12 +116,12 @@ class Coordinator:
             gevent.spawn(self._end_with, int(launcher))
 
     def start(self, **_: Any) -> None:
-        options, runner, self.work = self._options, self._runner, self.chosen.work
+        options, self.work, workers = self._options, self.chosen.work, ready_workers(self._runner)
         self.settings = {
             "model": self.work.model,
             **self.work.settings(),
             **({"users": options.num_users} if self.work.users else {}),
-            "processes": len(runner.clients.ready) if isinstance(runner, MasterRunner) else 1,
+            "processes": len(workers) or 1,
             "warmup_requests": self.work.warmup,
             "requests": self.work.count - self.work.warmup,
             "timeout_s": self.deployment.loadtest.timeout_s,
@@ -132,7 +133,7 @@ class Coordinator:
         self.cpu_before, self.busiest = sum(psutil.Process().cpu_times()[:2]), 0.0
         urls = [] if options.target else [_metrics_url(replica) for replica in self.deployment.per_replica()]
         self.watch = ServerWatch(urls).__enter__() if urls else None
-        self.workers = {client.id for client in runner.clients.ready} if isinstance(runner, MasterRunner) else set()
+        self.workers = workers
         self.shares_given, self.progress, self.runs = 0, Progress(), self.runs + 1
         self.live = Live(self.total, self.work.turns, limits_of_a_request(self.deployment.slo))
         gevent.spawn(self._watch)
@@ -200,10 +201,7 @@ class Coordinator:
 
     def _lost(self) -> int:
         """How many of the run's worker processes are gone or silent."""
-        if not self.workers:
-            return 0
-        clients = self._runner.clients
-        return len(self.workers - ({client.id for client in clients.all} - {client.id for client in clients.missing}))
+        return len(self.workers - live_workers(self._runner)) if self.workers else 0
 
     def _why(self) -> str:
         lost, missing = self._lost(), self.total - len(self.samples)
@@ -281,9 +279,7 @@ class Coordinator:
             gevent.sleep(WATCH_S)
             if self._runner.user_count and not self._lost():
                 last_seen = time.monotonic()
-            if isinstance(self._runner, MasterRunner):
-                told = [client.cpu_usage / 100 for client in self._runner.clients.all]
-                self.busiest = max([self.busiest, *told])
+            self.busiest = max([self.busiest, *cpu_shares(self._runner)])
             if self.running and (state := self.now()) and self.live:
                 self.live.mark(state)
                 if self._shows_progress:

@@ -18,7 +18,7 @@ from gevent.event import AsyncResult
 from locust import User, events, task
 from locust.env import Environment
 from locust.exception import StopUser
-from locust.runners import MasterRunner, WorkerRunner
+from locust.runners import WorkerRunner
 
 from toolkit.client import connect
 from toolkit.clock import now
@@ -29,6 +29,7 @@ from toolkit.load.coordinator import Coordinator, RequestQuota
 from toolkit.load.dispatch import dispatch
 from toolkit.load.exchange import Exchange, hear
 from toolkit.load.options import PROTOCOLS, Chosen
+from toolkit.load.private_locust import ready_workers
 from toolkit.load.reporting import LoopLag, Reporter
 from toolkit.load.requests import Asked, Work
 from toolkit.load.target import can_stream, require_ready
@@ -125,8 +126,8 @@ def users_of(environment: Environment, work: Work) -> int:
 def _processes(environment: Environment) -> int:
     """How many processes there are, or will be, of which each sends its share of an open loop."""
     options: Any = environment.parsed_options
-    if isinstance(environment.runner, MasterRunner) and environment.runner.clients.ready:
-        return len(environment.runner.clients.ready)
+    if ready := ready_workers(environment.runner):
+        return len(ready)
     wanted = options.processes or (options.expect_workers if options.master else 1)
     return os.cpu_count() or 1 if wanted == -1 else max(1, wanted)
 

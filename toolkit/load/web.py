@@ -15,6 +15,7 @@ from locust.env import Environment
 from werkzeug.datastructures import ImmutableMultiDict
 
 from toolkit.errors import ToolkitError
+from toolkit.load import private_locust
 from toolkit.load.coordinator import Coordinator
 from toolkit.load.options import FIELDS
 from toolkit.load.requests import Work
@@ -22,24 +23,6 @@ from toolkit.reports.html.render import render
 from toolkit.reports.loadtest import report
 from toolkit.reports.wording import load as load_in_words
 from toolkit.slo.target import limits_of_a_request
-
-TAB = """<script>
-setInterval(() => {
-  const shown = new URLSearchParams(location.search).get("tab") === "live";
-  const tabs = document.querySelector("[role=tablist]");
-  let frame = document.getElementById("toolkit-live");
-  if (!shown || !tabs) { frame?.remove(); return; }
-  if (!frame) {
-    frame = Object.assign(document.createElement("iframe"), {id: "toolkit-live", src: "live", title: "Live"});
-    frame.style.cssText = "border: 0; display: block; width: 100%; height: 400px";
-    (tabs.closest(".MuiContainer-root") || document.body).append(frame);
-  }
-  const inside = frame.contentDocument?.querySelector("main");
-  if (inside) frame.style.height = `${inside.scrollHeight}px`;
-}, 200);
-</script>
-"""
-"""Puts the page under Locust's tabs while ours is the chosen one."""
 
 
 def extend(environment: Environment, coordinator: Coordinator, users_of: Callable[[Work], int]) -> None:
@@ -51,7 +34,11 @@ def extend(environment: Environment, coordinator: Coordinator, users_of: Callabl
     @pages.route("/live")
     @ui.auth_required_if_enabled
     def page() -> str:
-        return render("load/live.html.j2", limits=limits_of_a_request(coordinator.deployment.slo))
+        return render(
+            "load/live.html.j2",
+            limits=limits_of_a_request(coordinator.deployment.slo),
+            theme_key=private_locust.THEME,
+        )
 
     @pages.route("/live/data")
     @ui.auth_required_if_enabled
@@ -67,7 +54,7 @@ def extend(environment: Environment, coordinator: Coordinator, users_of: Callabl
 
     def take_form() -> Response | None:
         """Read our fields before Locust does, which would only turn the text into what was there before."""
-        if request.endpoint != "locust.swarm":
+        if request.endpoint != private_locust.SWARM:
             return None
         if coordinator.running:
             return _refusal("a test is under way: stop it to start another")
@@ -80,8 +67,8 @@ def extend(environment: Environment, coordinator: Coordinator, users_of: Callabl
         return None
 
     def put_tab(answer: Response) -> Response:
-        if request.endpoint == "locust.index" and answer.mimetype == "text/html":
-            answer.set_data(answer.get_data(as_text=True).replace("</body>", f"{TAB}</body>"))
+        if request.endpoint == private_locust.INDEX and answer.mimetype == "text/html":
+            answer.set_data(answer.get_data(as_text=True).replace("</body>", f"{private_locust.TAB_SCRIPT}</body>"))
         return answer
 
     def _of_locust(users: int) -> dict[str, str]:
@@ -91,7 +78,7 @@ def extend(environment: Environment, coordinator: Coordinator, users_of: Callabl
     ui.app.before_request(take_form)
     ui.app.after_request(put_tab)
     ui.template_args |= {
-        "extended_tabs": [{"title": "Live", "key": "live"}],
+        "extended_tabs": [{"title": "Live", "key": private_locust.TAB_KEY}],
         "extended_csv_files": [{"href": "./live/report", "title": "Verdict and report of the last test"}],
     }
 
