@@ -33,6 +33,8 @@ TimedResponse = tuple[pb.ModelInferResponse, float]
 
 
 class GrpcClient(Client):
+    """Asks Triton over gRPC, with one connection for each request in flight."""
+
     def __init__(self, url: str, host: str, port: int, connect_timeout_s: float, first_event_timeout_s: float) -> None:
         super().__init__(url, first_event_timeout_s)
         self._calls = Calls(url, host, port, connect_timeout_s)

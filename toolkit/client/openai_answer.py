@@ -1,7 +1,7 @@
 """Reads an answer of OpenAI's API, in chunks or whole: its text, and the token counts of the server.
 
-Servers differ in the fields that they leave out and in their spelling (docs/how-to/clients.md has the list). Anything else is
-an error that shows the first bytes.
+Servers differ in the fields that they leave out and in their spelling (docs/how-to/clients.md has the list). Anything
+else is an error that shows the first bytes.
 """
 
 from __future__ import annotations

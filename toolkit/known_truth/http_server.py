@@ -140,6 +140,7 @@ class Connection(asyncio.Protocol):
 
 
 def stream_head(status: int) -> bytes:
+    """The status line and the headers of a streamed response."""
     return (
         f"HTTP/1.1 {status} {REASONS[status]}\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
         "Cache-Control: no-cache\r\nTransfer-Encoding: chunked\r\n\r\n"

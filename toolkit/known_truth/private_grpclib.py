@@ -27,7 +27,7 @@ CANCELLATION = "Failed to handle cancellation"
 class _Protocol(H2Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self.connection._connection.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: MOST_STREAMS})
+        self.connection._connection.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: MOST_STREAMS})  # noqa: SLF001
         self.connection.flush()
 
 
