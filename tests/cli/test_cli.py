@@ -92,21 +92,21 @@ def test_the_reference_is_current() -> None:
 def test_more_load_processes_than_the_machine_can_run() -> None:
     result = toolkit("loadtest", "build_configs/tiny-llama-rehearsal.yaml", "--processes", 20000)
     assert (result.returncode, result.stdout, result.stderr.count("\n")) == (3, "", 1)
-    assert result.stderr.startswith("error: --processes: 20000 is more than this machine can run. Give at most ")
+    assert result.stderr.startswith("error: --processes: 20000 are more than this machine can run. Use at most ")
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (("--http", "--grpc"), "--http and --grpc contradict each other. Give one of them."),
-        (("--find-capacity", "--sweep", "1"), "--find-capacity and --sweep contradict each other. Give one of them."),
+        (("--find-capacity", "--sweep", "1"), "--find-capacity cannot be combined with --sweep."),
         (
             ("--web-ui", "--sweep", "1"),
-            "--web-ui cannot be combined with --find-capacity or --sweep. Give one of them.",
+            "--web-ui cannot be combined with --find-capacity or --sweep.",
         ),
         (
             ("--web-ui", "--find-capacity"),
-            "--web-ui cannot be combined with --find-capacity or --sweep. Give one of them.",
+            "--web-ui cannot be combined with --find-capacity or --sweep.",
         ),
     ],
 )

@@ -166,7 +166,7 @@ def test_the_servers_count_is_shared_by_its_events(client, prompt, tokens, group
     times = sorted(set(sample.token_times))
     assert [sample.token_times.count(time) for time in times] == groups
     assert sample.counted_by == "server" and sample.tokens_in == 1
-    too_many = "the server counts 12 tokens, 4 were asked for"
+    too_many = "the server counts 12 tokens, but max_tokens is 4"
     assert sample.error == (too_many if sum(groups) == 12 else None)
 
 

@@ -27,7 +27,7 @@ SAID = {
         "truncated": (2, "the answer broke off"),
         "hang": (2, LATE),
         "slow": (None, LATE),
-        "token-after-end": (5, "the server counts 5 tokens, 4 were asked for"),
+        "token-after-end": (5, "the server counts 5 tokens, but max_tokens is 4"),
     },
     "grpc": {
         "wrong-content-type": (0, "the server sent the outputs none, expected one text_output"),

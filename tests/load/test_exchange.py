@@ -71,7 +71,7 @@ def test_a_prompt_that_the_server_repeats_is_not_in_the_error(prompt, said, kept
 def test_more_tokens_than_were_asked_for_is_an_error_and_no_throughput():
     """A server that counts the answer so far with each event would otherwise look many times as fast."""
     sample = measured(*(("a", 10.0 + n, {"num_output_tokens": n}) for n in (1, 2, 3)))
-    assert sample.error == "the server counts 6 tokens, 4 were asked for"
+    assert sample.error == "the server counts 6 tokens, but max_tokens is 4"
 
 
 def test_without_counts_each_event_is_a_token():
@@ -117,7 +117,7 @@ def test_a_whole_answer_is_measured_to_its_end_and_has_no_first_token():
     uncounted = measure_whole(Whole({}), REQUEST, **asked)
     assert uncounted.tokens_out == 0 and uncounted.e2e_ms == pytest.approx(2000)
     assert measure_whole(Whole({"num_output_tokens": 5}), REQUEST, **asked).error == (
-        "the server counts 5 tokens, 4 were asked for"
+        "the server counts 5 tokens, but max_tokens is 4"
     )
     assert measure_whole(Whole({}, ServerFailed("out of blocks")), REQUEST, **asked).error == "out of blocks"
 

@@ -8,7 +8,7 @@ import pytest
 
 from toolkit.errors import ToolkitError
 from toolkit.load.live import POINTS, Live
-from toolkit.load.options import Chosen
+from toolkit.load.options import RunOptions
 from toolkit.load.progress import line
 from toolkit.slo.metrics import Sample
 
@@ -28,7 +28,7 @@ def test_the_line_of_a_terminal_and_what_it_leaves_out_where_it_is_narrow():
         live.add(ended(number, ttft_ms=200 + number), at=number / 2)
     live.add(ended(8, ttft_ms=300), at=4)
     live.add(ended(9, error="broken"), at=4)
-    shown = line(live.now(5, under_way=3))
+    shown = line(live.now(5, in_flight=3))
     assert shown == (
         "10/40 in 5 s, 15 s left, 1 failed, TTFT P50 204 P99 293 ms, TPOT P50 20.0 ms, 80 % inside limits, "
         "20 tokens/s, 3 in flight"
@@ -86,15 +86,15 @@ def test_the_form_chooses_another_workload_and_rate(options, tmp_path):
     file = tmp_path / "own.yaml"
     file.write_text(json.dumps({"prompt_tokens": 40, "output_tokens": 10, "arrivals": "constant", "rate": 5}))
     options[1].workload = str(file)
-    chosen = Chosen(*options)
-    assert str(file) in chosen.workloads and chosen.work.users is None
+    chosen = RunOptions(*options)
+    assert str(file) in chosen.workloads and chosen.source.users is None
     work = chosen.by_form({"user_count": "50", "rate": "20", "requests": "30"})
     assert (work.users, work.count) == (None, 30), "an open loop has no users, whatever the form says"
     assert work.due(29) - work.due(28) == pytest.approx(0.05)
     assert chosen.by_form({"rate": "", "user_count": "1"}).settings()["rate"] == pytest.approx(5)
     questions = chosen.by_form({"workload": "questions", "requests": "12", "user_count": "7"})
     assert (questions.users, questions.count, options[1].requests) == (7, 16, 12)
-    assert chosen.work is questions, "made once"
+    assert chosen.source is questions, "made once"
 
 
 @pytest.mark.parametrize(
@@ -106,14 +106,14 @@ def test_the_form_chooses_another_workload_and_rate(options, tmp_path):
         ({"requests": "0"}, "requests: expected a whole number of at least 1, got '0'"),
         ({"user_count": "0"}, "user_count: expected a whole number of at least 1, got '0'"),
         ({"protocol": ""}, "protocol: expected http or grpc, got ''"),
-        ({"workload": "no-such"}, "--workload: 'no-such' is not known"),
-        ({"workload": "questions", "rate": "4"}, "--rate and --seed are of a workload"),
+        ({"workload": "no-such"}, "--workload: 'no-such' is not a file or a known name"),
+        ({"workload": "questions", "rate": "4"}, "--rate and --seed need --workload"),
     ],
 )
 def test_a_wrong_form_is_one_line_and_changes_nothing(options, form, said):
-    chosen = Chosen(*options)
-    before, work = dict(vars(options[1])), chosen.work
+    chosen = RunOptions(*options)
+    before, work = dict(vars(options[1])), chosen.source
     with pytest.raises(ToolkitError, match=said.replace("(", r"\(")) as error:
         chosen.by_form(form)
     assert "\n" not in str(error.value)
-    assert vars(options[1]) == before and chosen.work.count == work.count
+    assert vars(options[1]) == before and chosen.source.count == work.count

@@ -89,7 +89,7 @@ def test_each_fault_counts_and_says_what_it_was(deployment):
         "hang": "the answer was not whole within 1.5 s",
         "wrong-content-type": "answered with text/html, expected text/event-stream: "
         "'<html><body>Welcome</body></html>\\n'",
-        "token-after-end": "the server counts 11 tokens, 10 were asked for",
+        "token-after-end": "the server counts 11 tokens, but max_tokens is 10",
     }
     settings = Settings(faults=(*(f"{kind}:0.11" for kind in said), "truncated:0.11", "slow:0.11:5"), seed=3)
     with KnownTruth(settings) as server:
@@ -177,7 +177,7 @@ def test_stopped_in_the_self_check_it_ends_at_once_and_leaves_nothing(server, de
         started = children_of(process.pid)
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=30)
-    assert (process.returncode, said) == (3, "stopped in the self-check, before the first request to the server\n")
+    assert (process.returncode, said) == (3, "stopped during the self-check, before the first request to the server\n")
     assert not any(child.is_running() for child in started) and not list(temporary.iterdir())
     assert not server.records() and not load.report_dir.exists()
 
@@ -227,7 +227,7 @@ def test_plain_locust_without_a_deployment_says_what_to_give():
     environment = {key: value for key, value in os.environ.items() if key != "TOOLKIT_CONFIG"}
     done = subprocess.run([*LOCUST, "--headless"], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 3
-    assert "error: no deployment given. Use --deployment CONFIG" in done.stderr
+    assert "error: the deployment is missing. Use --deployment CONFIG" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -272,7 +272,7 @@ def test_web_ui_runs_one_test_after_another_and_shows_our_metrics(server, deploy
     assert (len(found.samples), found.settings["users"], found.settings["requests"]) == (10, 3, 6)
     assert (live["verdict"]["outcome"], live["load"]) == ("FAIL", "3 users, closed loop, over grpc")
     last = live["points"][-1]
-    assert (last["done"], last["total"], last["failed"], last["under_way"]) == (10, 10, 0, 0)
+    assert (last["done"], last["total"], last["failed"], last["in_flight"]) == (10, 10, 0, 0)
     sent = recorded(server)
     truth = statistics.median((sent[s.id].token_times[0] - s.due) * 1e3 for s in found.samples)
     assert last["ttft_p50"] == pytest.approx(truth, abs=50) and truth > 200
@@ -375,7 +375,7 @@ def test_a_conversation_goes_on_with_what_was_answered(deployment, tmp_path, tin
         words = [sent[turn.id].prompt_tokens for turn in turns[: broken + 1]]
         assert all(after >= before + 10 for before, after in itertools.pairwise(words)), "prompt and answer before it"
         assert all(after.due >= before.ended for before, after in itertools.pairwise(turns))
-        assert {turn.error for turn in turns[broken + 1 :]} <= {"an earlier turn of it failed"}
+        assert {turn.error for turn in turns[broken + 1 :]} <= {"an earlier turn of the conversation failed"}
         assert not {turn.id for turn in turns[broken + 1 :]} & set(sent)
     assert 2 < sum(not sample.ok for sample in found.values()) < 30
 
@@ -398,11 +398,14 @@ def test_numbers_that_no_test_can_have(deployment, options, said):
 def test_a_workload_that_is_not_there(server, deployment):
     verdict = run(deployment(server), Options(workload="no-such"))
     assert verdict.outcome is Outcome.COULD_NOT_RUN
-    assert "--workload: 'no-such' is not known. Use a file, yaml (the deployment's own), or" in verdict.reason
+    assert (
+        "--workload: 'no-such' is not a file or a known name. Use a file, yaml (the deployment's own), or"
+        in verdict.reason
+    )
 
 
 @pytest.mark.alone
-def test_own_error_decides_and_leaves_open(deployment, tmp_path, tiny_llama, monkeypatch):
+def test_generator_error_decides_and_leaves_open(deployment, tmp_path, tiny_llama, monkeypatch):
     """PASS far from the limit, FAIL far beyond it, UNDECIDED where the error of the generator itself is larger."""
     file = workload_file(tmp_path, arrivals="constant", rate=10, requests=20, output_tokens=5)
     monkeypatch.setattr("toolkit.load.self_check.SECONDS", 2.0)

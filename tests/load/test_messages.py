@@ -13,7 +13,7 @@ import pytest
 from tests.commands import toolkit
 from tests.recording import recording_server
 from toolkit.client import connect
-from toolkit.load.requests import work_of
+from toolkit.load.requests import request_source
 from toolkit.load.target import takes_messages
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
@@ -48,7 +48,7 @@ def sent(server, deployment, model, tmp_path):
             (tmp_path / "w.yaml").write_text(json.dumps(keys))
             file = str(tmp_path / "w.yaml")
         load = deployment(None, model=model)
-        work = work_of(load, file, as_messages=takes_messages(server.url + path))
+        work = request_source(load, file, as_messages=takes_messages(server.url + path))
         with connect(server.url + path) as client:
             for number in list(work.firsts)[:conversations]:
                 following = work.request(number)

@@ -15,7 +15,7 @@ from toolkit.errors import ToolkitError
 from toolkit.known_truth import Record
 from toolkit.load.exchange import measure
 from toolkit.load.processes import advice
-from toolkit.load.self_check import SLACK_CPU, Used, compare, own_error
+from toolkit.load.self_check import SLACK_CPU, CpuUse, compare, generator_error
 from toolkit.reports.loadtest.samples import write_samples
 from toolkit.slo.generator_error import GeneratorError
 from toolkit.slo.metrics import Sample
@@ -82,8 +82,8 @@ def test_nothing_in_common_is_no_calibration():
 
 def test_what_one_process_carries():
     """Two processes of which the busier used 0.2 of a core for 10 s: 4 s of CPU at most for 20,000 tokens."""
-    assert Used(0.2, 10.0, 2).carried(20_000) == pytest.approx(20_000 / 4 * SLACK_CPU)
-    assert Used(0.2, 10.0, 2).carried(0) is None and Used(0.0, 10.0, 1).carried(5) is None
+    assert CpuUse(0.2, 10.0, 2).carried(20_000) == pytest.approx(20_000 / 4 * SLACK_CPU)
+    assert CpuUse(0.2, 10.0, 2).carried(0) is None and CpuUse(0.0, 10.0, 1).carried(5) is None
 
 
 def test_how_many_processes_a_test_wants(monkeypatch):
@@ -93,10 +93,10 @@ def test_how_many_processes_a_test_wants(monkeypatch):
     assert advice(own, 900.0, 1) == carries + "900"
     assert advice(own, 12_300.0, 1) == carries + "12,000: use --processes 3"
     assert advice(own, 12_300.0, 3) == carries + "12,000"
-    assert advice(own, 61_000.0, 1).startswith(carries + "61,000, which wants 10 workers, and this machine has 4 cores")
+    assert advice(own, 61_000.0, 1).startswith(carries + "61,000, which needs 10 workers, and this machine has 4 cores")
     assert not advice(GeneratorError(), 900.0, 1)
     busy = advice(replace(own, others_cpu=1.34), 900.0, 1)
-    assert busy == f"other programs keep 1.3 of 4 cores busy, so it will be less: {carries}900"
+    assert busy == f"other programs keep 1.3 of 4 cores busy, so it carries less: {carries}900"
 
 
 def test_what_other_programs_take_of_the_machine():
@@ -112,6 +112,6 @@ def test_what_other_programs_take_of_the_machine():
 
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
         try:  # it ends afterwards: what has ended counts as the generators
-            assert own_error(work, "http", send).others_cpu > 0.3
+            assert generator_error(work, "http", send).others_cpu > 0.3
         finally:
             busy.kill()

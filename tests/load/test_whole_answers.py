@@ -50,7 +50,7 @@ def test_the_target_says_what_is_spoken(deployment):
     assert protocol_of(load, None, "http://h:1") == "http"
     assert protocol_of(load, "grpc", "grpc://h:1") == "grpc"
     assert protocol_of(load, None, "openai+https://h/v1/completions") == "openai"
-    with pytest.raises(ToolkitError, match="--http is not what this server speaks"):
+    with pytest.raises(ToolkitError, match="--http contradicts the protocol of this URL"):
         protocol_of(load, "http", "grpc://h:1")
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from toolkit.errors import ToolkitError
-from toolkit.load.requests import work_of
+from toolkit.load.requests import request_source
 
 
 @pytest.fixture
@@ -19,29 +19,31 @@ def file_of(tmp_path):
 
 def test_users_make_a_closed_loop_of_any_workload(deployment, tiny_llama, file_of):
     load = deployment(None, model=tiny_llama)
-    opened = work_of(load, file_of(rate=5, requests=30))
+    opened = request_source(load, file_of(rate=5, requests=30))
     assert (opened.users, opened.settings()["loop"], opened.settings()["rate"]) == (
         None,
         "open",
         pytest.approx(5, rel=0.5),
     )
-    closed = work_of(load, file_of(requests=30), users=7)
+    closed = request_source(load, file_of(requests=30), users=7)
     assert (closed.users, closed.count, closed.settings()["loop"]) == (7, 30, "closed")
     with pytest.raises(ToolkitError, match="a closed loop has no rate"):
-        work_of(load, file_of(requests=30), users=7, rate=3)
+        request_source(load, file_of(requests=30), users=7, rate=3)
 
 
 def test_users_of_what_has_times_of_its_own(deployment, tiny_llama, file_of):
     ramp = {"from": 1, "to": 3, "seconds": 10}
-    with pytest.raises(ToolkitError, match=r"--users: 7 streams at a time, and the workload says when each is sent\."):
-        work_of(deployment(None, model=tiny_llama), file_of(ramp=ramp), users=7)
+    with pytest.raises(
+        ToolkitError, match=r"--users: cannot be combined with a workload that says when each request is sent\."
+    ):
+        request_source(deployment(None, model=tiny_llama), file_of(ramp=ramp), users=7)
 
 
 def test_the_same_seed_sends_the_same_and_another_does_not(deployment, tiny_llama, file_of):
     load, file = deployment(None, model=tiny_llama), file_of(rate=50, requests=12)
 
     def sent(**options: object) -> tuple[list[str], list[float]]:
-        work = work_of(load, file, **options)
+        work = request_source(load, file, **options)
         return [work.request(n).request.prompt for n in range(12)], [work.due(n) for n in range(12)]
 
     prompts, dues = sent()
@@ -60,8 +62,8 @@ def test_users_of_a_trace(deployment, tiny_llama, tmp_path):
     load = deployment(None, model=tiny_llama)
     for trace in ("s.json", "a.csv"):
         (tmp_path / f"{trace}.yaml").write_text(json.dumps({"trace": trace}))
-    asked = work_of(load, str(tmp_path / "s.json.yaml"), users=2, requests=3)
+    asked = request_source(load, str(tmp_path / "s.json.yaml"), users=2, requests=3)
     assert (asked.users, asked.count, asked.settings()["loop"]) == (2, 3, "closed")
-    assert work_of(load, str(tmp_path / "s.json.yaml"), rate=7).settings()["rate"] == 7
-    with pytest.raises(ToolkitError, match="--users: 2 streams at a time, and the workload says when"):
-        work_of(load, str(tmp_path / "a.csv.yaml"), users=2)
+    assert request_source(load, str(tmp_path / "s.json.yaml"), rate=7).settings()["rate"] == 7
+    with pytest.raises(ToolkitError, match="--users: cannot be combined with a workload"):
+        request_source(load, str(tmp_path / "a.csv.yaml"), users=2)

@@ -21,13 +21,13 @@ COUNT = "num_output_tokens"
 @click.command()
 @deployment_options
 @click.argument("question")
-@click.option("--http", is_flag=True, help="Ask over HTTP (the default).")
-@click.option("--grpc", is_flag=True, help="Ask over gRPC.")
+@click.option("--http", is_flag=True, help="Use HTTP (the default).")
+@click.option("--grpc", is_flag=True, help="Use gRPC.")
 @click.option("--raw", is_flag=True, help="Send the text as it is, without the model's chat template.")
-@click.option("--system", metavar="TEXT", help="Tell the model this before the question, as its system message.")
-@click.option("--target", metavar="URL", help="Ask this server instead: http://, grpc://, openai+http:// ...")
-@click.option("--model", metavar="NAME", help="The model to ask: ensemble, tensorrt_llm_bls, or OpenAI's name of it.")
-@click.option("--max-tokens", type=int, default=128, show_default=True, help="Tokens to generate at most.")
+@click.option("--system", metavar="TEXT", help="Send this system message before the question.")
+@click.option("--target", metavar="URL", help="Use this server instead: http://, grpc://, openai+http:// ...")
+@click.option("--model", metavar="NAME", help="The model: ensemble, tensorrt_llm_bls, or its name in OpenAI's API.")
+@click.option("--max-tokens", type=int, default=128, show_default=True, help="Most tokens to generate.")
 @json_option
 def ask(
     deployment: Deployment,
@@ -41,9 +41,9 @@ def ask(
     max_tokens: int,
     as_json: bool,
 ) -> None:
-    """Ask the served model a QUESTION and stream its answer; of several replicas, the first that is ready.
+    """Ask the served model a QUESTION and stream its answer.
 
-    With `serving.decoupled: false` the answer comes whole.
+    Of several replicas it asks the first that is ready. With `serving.decoupled: false` the answer comes whole.
     """
     protocol = one_protocol(http, grpc)
     if raw and system is not None:
@@ -76,18 +76,18 @@ def ask(
                 tokens += _tokens(event)
                 if not as_json:
                     text = harmless(event.text) if sys.stdout.isatty() else event.text
-                    click.echo(text, nl=False, color=True)  # which keeps it as it is
+                    click.echo(text, nl=False, color=True)  # color=True: click changes nothing
     e2e_ms = (arrivals[-1] - sent) * 1e3
     ttft_ms = (arrivals[0] - sent) * 1e3 if streamed else None
     if as_json:
         return print_json({"text": "".join(pieces), "tokens": tokens, "ttft_ms": ttft_ms, "e2e_ms": e2e_ms})
     click.echo()
-    first = "" if ttft_ms is None else f"first after {ttft_ms:.0f} ms, "
-    note(f"{tokens} tokens over {protocol}, {first}all in {e2e_ms / 1e3:.1f} s")
+    first = "" if ttft_ms is None else f"first token after {ttft_ms:.0f} ms, "
+    note(f"{tokens} tokens over {protocol}, {first}all after {e2e_ms / 1e3:.1f} s")
 
 
 def _tokens(event: Event | Result) -> int:
-    """As the server counts them; else one, but none for the last chunk of OpenAI's API, which only has a reason."""
+    """The server's count. Without one, 1, or 0 for the last chunk of OpenAI's API, which has a finish_reason only."""
     if COUNT in event.outputs:
         return int(event.outputs[COUNT])
     return 0 if not event.text and "finish_reason" in event.outputs else 1

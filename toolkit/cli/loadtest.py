@@ -40,42 +40,52 @@ def _rates(_context: click.Context, _parameter: click.Parameter, text: str | Non
 
 @click.command(cls=VerdictCommand)
 @deployment_options
-@click.option("--http", is_flag=True, help="Load over HTTP, whatever the YAML says.")
-@click.option("--grpc", is_flag=True, help="Load over gRPC, whatever the YAML says.")
-@click.option("--users", type=click.IntRange(min=1), help="Streams at a time instead of the YAML's.")
-@click.option("--requests", type=click.IntRange(min=1), help="Requests instead of the workload's or the YAML's.")
-@click.option("--workload", metavar="NAME", help="A file, a name in loadtest/workloads, or yaml: the deployment's own.")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Requests/s instead of the workload's.")
-@click.option("--seed", type=click.IntRange(min=0), help="Other requests of the same kind.")
+@click.option("--http", is_flag=True, help="Use HTTP, whatever the YAML says.")
+@click.option("--grpc", is_flag=True, help="Use gRPC, whatever the YAML says.")
+@click.option("--users", type=click.IntRange(min=1), help="Streams at a time, instead of the YAML's.")
+@click.option(
+    "--requests", type=click.IntRange(min=1), help="Number of requests, instead of the workload's or the YAML's."
+)
+@click.option(
+    "--workload", metavar="NAME", help="A file, a name in loadtest/workloads, or yaml for the deployment's own."
+)
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Requests/s, instead of the workload's.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), help="Seed of the requests: another seed, other requests of the same kind."
+)
 @click.option(
     "--processes",
     type=click.IntRange(min=1),
-    help="Processes that send. One reads 10,000 tokens/s over HTTP, 3,000 over gRPC.",
+    help="Processes that send. One process reads 10,000 tokens/s over HTTP, 3,000 over gRPC.",
 )
-@click.option("--stream/--no-stream", default=True, help="Whether answers come token by token or whole.")
-@click.option("--target", metavar="URL", help="Ask this server instead: http://, grpc://, openai+http:// ...")
-@click.option("--model", metavar="NAME", help="The model to ask: ensemble, tensorrt_llm_bls, or OpenAI's name of it.")
+@click.option("--stream/--no-stream", default=True, help="Ask for answers token by token, or whole.")
+@click.option("--target", metavar="URL", help="Use this server instead: http://, grpc://, openai+http:// ...")
+@click.option("--model", metavar="NAME", help="The model: ensemble, tensorrt_llm_bls, or its name in OpenAI's API.")
 @click.option(
     "--self-check/--no-self-check",
     default=True,
-    help="Measure the generator's own error first, for some seconds, on a server whose times are known.",
+    help="First measure the generator's own error, for some seconds, on a server whose times are known.",
 )
-@click.option("--web-ui", is_flag=True, help="Let Locust's own page start and stop the test.")
+@click.option("--web-ui", is_flag=True, help="Start and stop tests on Locust's web page.")
 @click.option(
-    "--find-capacity", is_flag=True, help="Search the highest rate that meets the latencies, in ten minutes at most."
+    "--find-capacity", is_flag=True, help="Search the highest rate that meets the latencies, for ten minutes at most."
 )
 @click.option(
-    "--repeat", type=click.IntRange(min=1), default=1, metavar="N", help="The same test N times, judged together."
+    "--repeat",
+    type=click.IntRange(min=1),
+    default=1,
+    metavar="N",
+    help="Run the test N times and judge all runs together.",
 )
-@click.option("--sweep", metavar="RATES", callback=_rates, help="A test at each of these rates: 1,2,4,8.")
+@click.option("--sweep", metavar="RATES", callback=_rates, help="Run a test at each of these rates: 1,2,4,8.")
 @json_option
 def loadtest(
     deployment: Deployment, http: bool, grpc: bool, sweep: list[float] | None, as_json: bool, **options: Any
 ) -> None:
-    """Load the served model with Locust and judge what was measured by the SLO.
+    """Load the served model with Locust and judge the measurement by the SLO.
 
-    Without --workload: the YAML's `loadtest`, users that ask one question after another. Exit codes: 0 PASS, 1 FAIL,
-    2 UNDECIDED, 3 could not run.
+    Without --workload it runs the YAML's `loadtest`: users that send one question after another. Exit codes: 0 PASS,
+    1 FAIL, 2 UNDECIDED, 3 could not run.
     """
     options["protocol"] = one_protocol(http, grpc)
     find, times = options.pop("find_capacity"), options.pop("repeat")
@@ -84,16 +94,16 @@ def loadtest(
     from toolkit.reports.loadtest import report, terminal
 
     if find and sweep:
-        raise click.UsageError("--find-capacity and --sweep contradict each other. Give one of them.")
+        raise click.UsageError("--find-capacity cannot be combined with --sweep.")
     if options["web_ui"] and (find or sweep):
-        raise click.UsageError("--web-ui cannot be combined with --find-capacity or --sweep. Give one of them.")
+        raise click.UsageError("--web-ui cannot be combined with --find-capacity or --sweep.")
     if times > 1 and (find or sweep or options["web_ui"]):
-        raise click.UsageError("--repeat is of a single load test: leave out --find-capacity, --sweep and --web-ui.")
+        raise click.UsageError("--repeat cannot be combined with --find-capacity, --sweep or --web-ui.")
     options["self_check"] &= not options["web_ui"]
     if find or sweep:
         sys.exit(_at_rates(deployment, Options(**options), sweep, as_json))
-    told = Options(**options)
-    verdict = run_repeatedly(deployment, told, times) if times > 1 else run(deployment, told)
+    test = Options(**options)
+    verdict = run_repeatedly(deployment, test, times) if times > 1 else run(deployment, test)
     measured = bool(verdict.measured.samples)
     if as_json and measured:
         click.echo((deployment.report_dir / report.JSON_NAME).read_text(encoding="utf-8"), nl=False)
@@ -111,21 +121,21 @@ def loadtest(
 
 
 def _at_rates(deployment: Deployment, options: Options, rates: list[float] | None, as_json: bool) -> int:
-    """The search for the capacity, or the sweep, printed; the exit code."""
+    """Search the capacity, or sweep, and print the result. Returns the exit code."""
     from toolkit.load.capacity import measure_capacity
     from toolkit.load.capacity import sweep as sweep_rates
     from toolkit.reports.rates import report as at_rates
 
     if rates is None:
-        found = measure_capacity(deployment, options, note)
-        met = found.rate is not None
+        result = measure_capacity(deployment, options, note)
+        met = result.rate is not None
     else:
-        found = sweep_rates(deployment, options, rates, note)
-        met = all(trial.met for trial in found.trials)
+        result = sweep_rates(deployment, options, rates, note)
+        met = all(trial.met for trial in result.trials)
     if as_json:
         click.echo((deployment.rates_dir / at_rates.JSON_NAME).read_text(encoding="utf-8"), nl=False)
     else:
-        tell(found.line)
+        tell(result.line)
         click.echo(f"report: {deployment.rates_dir / at_rates.HTML_NAME}")
-    job_summary(at_rates.as_markdown(deployment, found))
-    return COULD_NOT_RUN if found.cut_short else 0 if met else 1
+    job_summary(at_rates.as_markdown(deployment, result))
+    return COULD_NOT_RUN if result.cut_short else 0 if met else 1

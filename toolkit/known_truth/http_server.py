@@ -180,10 +180,11 @@ class HttpWire:
         self._connection.respond(200, data)
 
     async def fail(self, data: bytes) -> None:
+        status = 500 if self._openai else 400  # Triton answers 400 to every error of a model
         if data.startswith(b"data: "):
-            await self.send(data, status=500)
+            await self.send(data, status)
             return await self.end()
-        self._connection.respond(500, data)
+        self._connection.respond(status, data)
 
     async def cut(self, data: bytes, streamed: bool) -> None:
         half = data[: len(data) // 2]

@@ -1,4 +1,4 @@
-"""The highest rate at which a running deployment meets the latencies of its SLO, by load tests of its workload."""
+"""Finds the highest rate at which a running deployment meets the latencies of its SLO, by load tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from toolkit.errors import ToolkitError
 from toolkit.load.requests import OF_THE_YAML
-from toolkit.load.runner import Options, attempt, check_itself, work_for
+from toolkit.load.runner import Options, attempt, check_itself, source_for
 from toolkit.load.search import BUDGET_S, LONGEST_S, Trial, find_capacity
 from toolkit.reports.loadtest import report
 from toolkit.reports.rates.report import measured_line, write
@@ -21,41 +21,41 @@ if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment
 
 FEWEST = 20
-"""Requests of a test."""
+"""Fewest requests of a test."""
 OF_ONE_TEST = ("rate", "seed", "requests", "warmup_requests")
-"""Settings that are not the same for all tests."""
+"""Settings that differ between the tests."""
 Tell = Callable[[str], None]
 
 
 def measure_capacity(deployment: Deployment, options: Options, tell: Tell, budget_s: float = BUDGET_S) -> Rates:
-    """Search with the workload of `options`, each test with other requests: a cache would know the same ones.
+    """Search with the workload of `options`. Each test sends other requests, so that no cache knows them.
 
-    `tell` is called with a line for each test. What was found is left in `deployment.rates_dir`; the report that is
-    left is the last test's. A test that could not run ends the search; raises ToolkitError when it is the first.
+    Calls `tell` with a line for each test. Writes the result into `deployment.rates_dir`. The report is that of the
+    last test. A test that could not run ends the search. Raises ToolkitError if that is the first test.
     """
     guess = options.rate or deployment.slo.requests_per_s or deployment.workload.rate or 1.0
-    at = _Rates(deployment, options, guess, tell)
+    tests = _RateTests(deployment, options, guess, tell)
 
     def search() -> tuple[float | None, float | None, str]:
-        found = find_capacity(at.test, guess, budget_s=budget_s)
-        return found.rate, found.missed, found.why
+        result = find_capacity(tests.test, guess, budget_s=budget_s)
+        return result.rate, result.missed, result.why
 
-    return at.leave("capacity", search)
+    return tests.run("capacity", search)
 
 
 def sweep(deployment: Deployment, options: Options, rates: Sequence[float], tell: Tell) -> Rates:
-    """A test at each rate, from the lowest on, as above."""
-    at = _Rates(deployment, options, max(rates), tell)
+    """Run a test at each rate, from the lowest on. Otherwise as measure_capacity."""
+    tests = _RateTests(deployment, options, max(rates), tell)
 
     def each() -> tuple[float | None, float | None, str]:
         for rate in sorted(rates):
-            at.test(rate, LONGEST_S)
-        return *edge(at.trials), ""
+            tests.test(rate, LONGEST_S)
+        return *edge(tests.trials), ""
 
-    return at.leave("sweep", each)
+    return tests.run("sweep", each)
 
 
-class _Rates:
+class _RateTests:
     """Load tests of one workload at different rates."""
 
     def __init__(self, deployment: Deployment, options: Options, highest: float, tell: Tell) -> None:
@@ -65,15 +65,15 @@ class _Rates:
         self.trials: list[AtRate] = []
         if options.self_check:
             at_highest = replace(options, rate=highest)
-            own = check_itself(deployment, at_highest, work_for(deployment, at_highest))
+            own = check_itself(deployment, at_highest, source_for(deployment, at_highest))
             options = replace(options, own=own, self_check=False)
         self._options = options
 
     def test(self, rate: float, seconds: float) -> Trial:
         self._seed += 1
         requests = max(FEWEST, round(rate * seconds))
-        told = replace(self._options, rate=rate, requests=requests, seed=self._seed)
-        verdict, stopped = attempt(self._deployment, told)
+        options = replace(self._options, rate=rate, requests=requests, seed=self._seed)
+        verdict, stopped = attempt(self._deployment, options)
         if verdict.outcome is Outcome.COULD_NOT_RUN:
             raise ToolkitError(verdict.reason)
         ran = report.read(self._deployment)
@@ -86,10 +86,10 @@ class _Rates:
             raise KeyboardInterrupt
         return Trial(rate, seconds, met)
 
-    def leave(
+    def run(
         self, kind: Literal["capacity", "sweep"], tests: Callable[[], tuple[float | None, float | None, str]]
     ) -> Rates:
-        """Run the tests, and write what came of them, all of them or not."""
+        """Run the tests and write the result, also if they are cut short."""
         cut_short = None
         try:
             rate, missed, why = tests()
@@ -98,21 +98,21 @@ class _Rates:
                 raise
             (rate, missed), why = edge(self.trials), ""
             cut_short = f"cut short in test {len(self.trials) + 1}: {str(stopped) or 'stopped'}"
-        found = Rates(kind, tuple(self.trials), self._started, rate, missed, why, cut_short, self._settings)
-        write(self._deployment, found)
-        return found
+        result = Rates(kind, tuple(self.trials), self._started, rate, missed, why, cut_short, self._settings)
+        write(self._deployment, result)
+        return result
 
 
 def met_by(verdict: Verdict) -> bool | None:
-    """Whether a rate is borne: every latency and the compliance are, and the server keeps up. None: it is open."""
-    kept_up = SaturationCheck.of(verdict.measured)
-    if _of_a_rate(verdict, "FAIL") or (kept_up and kept_up.behind):
+    """Whether the server meets every latency and the compliance and keeps up with the rate. None: undecided."""
+    saturation = SaturationCheck.of(verdict.measured)
+    if _of_a_rate(verdict, "FAIL") or (saturation and saturation.behind):
         return False
     return None if _of_a_rate(verdict, "UNDECIDED") else True
 
 
 def _of_a_rate(verdict: Verdict, outcome: str) -> list[str]:
-    """The targets with this outcome, of those that say whether a rate is borne."""
+    """The targets with this outcome, of those that decide whether a rate is met."""
     return [target.label for target in of_a_rate(verdict.targets) if target.outcome == outcome]
 
 
@@ -121,4 +121,4 @@ def _why(verdict: Verdict, met: bool | None) -> str:
         return ""
     if met is None:
         return f"undecided: {', '.join(_of_a_rate(verdict, 'UNDECIDED'))}"
-    return ", ".join(_of_a_rate(verdict, "FAIL")) or "fewer end than come: the queue grows"
+    return ", ".join(_of_a_rate(verdict, "FAIL")) or "fewer requests end than arrive: the queue grows"

@@ -1,8 +1,8 @@
 """Runs a load test inside Locust: hands out the requests, collects the samples, ends the test, writes the report.
 
-With `--processes` or `--worker` the users are in worker processes. Each asks the master for its share of the
-requests when its first user is there, and ships every sample. The same messages travel when there is only
-one process; Locust then delivers them by a plain call.
+With `--processes` or `--worker` the users are in worker processes. Each worker asks the master for its quota of
+requests when its first user starts, and sends every sample to the master. With a single process the messages are the
+same, and Locust delivers them by a plain call.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from toolkit.clock import now
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.load import LAUNCHER
-from toolkit.load.live import Live, Now
+from toolkit.load.live import Live, Snapshot
 from toolkit.load.messages import LOOP_LAG, QUOTA, QUOTA_WANTED, SAMPLE
-from toolkit.load.options import Chosen
+from toolkit.load.options import RunOptions
 from toolkit.load.prediction import predicted
 from toolkit.load.private_locust import cpu_shares, live_workers, ready_workers
 from toolkit.load.progress import Progress
@@ -48,39 +48,38 @@ from toolkit.slo.verdict import Outcome, Verdict
 
 WATCH_S = 0.5
 LOST_AFTER_S = 10.0
-"""How long there may be no user left, or a worker be lost, before the missing requests are given up (workers report
-every 3 s)."""
+"""Missing requests are given up if no user is left, or a worker is lost, for so long. Workers report every 3 s."""
 
 START_S = 1.0
-"""From the moment when an open loop is handed out to its beginning: requests are made meanwhile."""
+"""From handing out the quotas of an open loop to its first request, so that workers can prepare requests."""
 
 
 class RequestQuota:
-    """The numbers of the requests that the users of this process send in one run."""
+    """The numbers of the requests that this process sends in one run."""
 
     def __init__(self) -> None:
         self._numbers: AsyncResult | None = None
         self._begin = 0.0
 
     def forget(self, **_: Any) -> None:
-        """Another run begins."""
+        """Drop the quota, because another run begins."""
         self._numbers = None
 
     def next(self, runner: Any) -> int | None:
-        """The next number, or None when there are no more. Waits for the master's answer the first time."""
-        return next(self._wanted(runner).get(), None)
+        """The next number. None if there are no more. The first call waits for the master's answer."""
+        return next(self._requested(runner).get(), None)
 
     def all(self, runner: Any) -> tuple[Iterator[int], float]:
-        """All numbers of this process, and when the open loop begins (seconds since the Unix epoch)."""
-        return self._wanted(runner).get(), self._begin
+        """All numbers of this process, and when the open loop begins, in seconds since the Unix epoch."""
+        return self._requested(runner).get(), self._begin
 
     def receive(self, environment: Environment, msg: Any, **_: Any) -> None:
         *numbers, seconds = msg.data
         if self._numbers is not None:
-            self._begin = now() + seconds  # and not the master's clock, which may be another machine's
+            self._begin = now() + seconds  # by this machine's clock: the master may be on another machine
             self._numbers.set(iter(range(*numbers)))
 
-    def _wanted(self, runner: Any) -> AsyncResult:
+    def _requested(self, runner: Any) -> AsyncResult:
         if self._numbers is None:
             self._numbers = AsyncResult()
             runner.send_message(QUOTA_WANTED)
@@ -88,21 +87,21 @@ class RequestQuota:
 
 
 class Coordinator:
-    """One for the master or the only process; collects one run after another, as often as a test is started."""
+    """Runs every test of the master, or of the only process, one after another."""
 
-    def __init__(self, environment: Environment, chosen: Chosen) -> None:
-        self.environment, self.chosen = environment, chosen
-        self.deployment, self.work = chosen.deployment, chosen.work
+    def __init__(self, environment: Environment, run_options: RunOptions) -> None:
+        self.environment, self.run_options = environment, run_options
+        self.deployment, self.source = run_options.deployment, run_options.source
         self.settings: dict[str, Any] = {}
         self.samples: list[Sample] = []
         self.lag: list[Lag] = []
-        self.total = self.shares_given = self.runs = 0
+        self.total = self.quotas_given = self.runs = 0
         self.started = 0.0
         self.live: Live | None = None
         self.verdict: Verdict | None = None
         self.running = False
         self.begin = 0.0
-        """Of an open loop, by the monotonic clock."""
+        """When the open loop begins, on the monotonic clock."""
         events = environment.events
         events.test_start.add_listener(self.start)
         events.test_stop.add_listener(self.finish)
@@ -116,38 +115,38 @@ class Coordinator:
             gevent.spawn(self._end_with, int(launcher))
 
     def start(self, **_: Any) -> None:
-        options, self.work, workers = self._options, self.chosen.work, ready_workers(self._runner)
+        options, self.source, workers = self._options, self.run_options.source, ready_workers(self._runner)
         self.settings = {
-            "model": self.work.model,
-            **self.work.settings(),
-            **({"users": options.num_users} if self.work.users else {}),
+            "model": self.source.model,
+            **self.source.settings(),
+            **({"users": options.num_users} if self.source.users else {}),
             "processes": len(workers) or 1,
-            "warmup_requests": self.work.warmup,
-            "requests": self.work.count - self.work.warmup,
+            "warmup_requests": self.source.warmup,
+            "requests": self.source.count - self.source.warmup,
             "timeout_s": self.deployment.loadtest.timeout_s,
             "protocol": options.protocol,
             "answers": "whole" if options.no_stream else "streamed",
         }
-        self.total = self.work.count
+        self.total = self.source.count
         self.samples, self.lag, self.verdict, self.started, self.running = [], [], None, time.time(), True
         self.cpu_before, self.busiest = sum(psutil.Process().cpu_times()[:2]), 0.0
         urls = [] if options.target else [_metrics_url(replica) for replica in self.deployment.per_replica()]
         self.watch = ServerWatch(urls).__enter__() if urls else None
         self.workers = workers
-        self.shares_given, self.progress, self.runs = 0, Progress(), self.runs + 1
-        self.live = Live(self.total, self.work.turns, limits_of_a_request(self.deployment.slo))
+        self.quotas_given, self.progress, self.runs = 0, Progress(), self.runs + 1
+        self.live = Live(self.total, self.source.turns, limits_of_a_request(self.deployment.slo))
         gevent.spawn(self._watch)
 
     def give_quota(self, environment: Environment, msg: Any, **_: Any) -> None:
-        """Every n-th number to each of n processes; Locust leaves none without a user that could have one."""
-        processes = min(self.settings["processes"], self.work.users or self.settings["processes"])
-        if not self.shares_given:
+        """Give every n-th number to each of n processes. Locust gives each of these processes a user."""
+        processes = min(self.settings["processes"], self.source.users or self.settings["processes"])
+        if not self.quotas_given:
             self.begin = time.monotonic() + START_S
         client = {"client_id": msg.node_id} if isinstance(self._runner, MasterRunner) else {}
-        firsts = self.work.firsts
-        numbers = (self.shares_given * firsts.step, firsts.stop, processes * firsts.step)
+        firsts = self.source.firsts
+        numbers = (self.quotas_given * firsts.step, firsts.stop, processes * firsts.step)
         self._runner.send_message(QUOTA, (*numbers, max(0.0, self.begin - time.monotonic())), **client)
-        self.shares_given += 1
+        self.quotas_given += 1
 
     def receive(self, environment: Environment, msg: Any, **_: Any) -> None:
         if self.running and self.live is not None:
@@ -159,22 +158,22 @@ class Coordinator:
         if self.running:
             self.lag += msg.data
 
-    def now(self) -> Now | None:
-        """How far the test is; None before the first one."""
+    def now(self) -> Snapshot | None:
+        """How far the test is. None before the first test."""
         if self.live is None:
             return None
-        return self.live.now(time.time() - self.started, self._under_way(self.live))
+        return self.live.now(time.time() - self.started, self._in_flight(self.live))
 
-    def _under_way(self, live: Live) -> int | None:
-        if not self.running or not self.shares_given:
+    def _in_flight(self, live: Live) -> int | None:
+        if not self.running or not self.quotas_given:
             return 0
-        if self.work.users is not None:
+        if self.source.users is not None:
             return min(int(self._runner.user_count), live.total - live.done)
         elapsed = time.monotonic() - self.begin
-        return max(0, bisect.bisect_right(self.work.firsts, elapsed, key=self.work.due) - live.over)
+        return max(0, bisect.bisect_right(self.source.firsts, elapsed, key=self.source.due) - live.over)
 
     def finish(self, **_: Any) -> None:
-        """The test has stopped: write the report, once."""
+        """Write the report, once, when the test has stopped."""
         if not self.running:
             return
         self.running = False
@@ -186,8 +185,8 @@ class Coordinator:
         run = Run(samples, self.settings["warmup_requests"], self.started, self.settings, cut_short)
         if self._options.samples:
             return self._leave(run, Path(self._options.samples))
-        run = replace(run, own=self._own_error(run), server=self._server_seen(run))
-        with contextlib.suppress(ToolkitError):  # not every deployment can be predicted, nor every run
+        run = replace(run, own=self._generator_error(run), server=self._server_seen(run))
+        with contextlib.suppress(ToolkitError):  # some deployments and some runs cannot be predicted
             run = replace(run, predicted=predicted(self.deployment, run))
         if self._shows_progress:
             self.progress.clear()
@@ -207,31 +206,32 @@ class Coordinator:
         lost, missing = self._lost(), self.total - len(self.samples)
         if not lost:
             return ""
-        of = f"{lost} of {len(self.workers)} worker processes"
-        return f": {of} died or went silent, and {missing} requests have no answer"
+        workers = f"{lost} of {len(self.workers)} worker processes"
+        return f": {workers} died or went silent, and {missing} requests have no answer"
 
     def end_if_alone(self, **_: Any) -> None:
-        """Locust stops a test whose last worker was lost, and would then wait for others for ever."""
+        """End Locust after its last worker was lost: it would wait for new workers for ever."""
         if self._options.headless and self.workers and self._lost() == len(self.workers):
             gevent.spawn(self._runner.quit)
 
     def _leave(self, run: Run, folder: Path) -> None:
-        """The samples alone, for a self-check, which judges nothing."""
+        """Write the samples and the CPU use only: a self-check judges nothing."""
         write_samples(folder, run)
-        used = {"cpu": self._cpu(), "seconds": time.time() - self.started, "processes": self.settings["processes"]}
-        (folder / "cpu.json").write_text(json.dumps(used), encoding="utf-8")
+        cpu_use = {"cpu": self._cpu(), "seconds": time.time() - self.started, "processes": self.settings["processes"]}
+        (folder / "cpu.json").write_text(json.dumps(cpu_use), encoding="utf-8")
 
-    def _own_error(self, run: Run) -> GeneratorError | None:
-        if not self._options.own_error:
+    def _generator_error(self, run: Run) -> GeneratorError | None:
+        """The error that the self-check measured, or a larger one that this run shows."""
+        if not self._options.generator_error:
             return None
-        own, cpu = GeneratorError.from_dict(json.loads(self._options.own_error)), self._cpu()
+        own, cpu = GeneratorError.from_dict(json.loads(self._options.generator_error)), self._cpu()
         judged, out_of_cpu = run.judged, own.out_of_cpu or cpu > SLACK_CPU
-        late = read_late_ms(self.lag, judged[0].due, max(one.ended for one in judged)) if judged else None
+        late = read_late_ms(self.lag, judged[0].due, max(sample.ended for sample in judged)) if judged else None
         late = max((ms for ms in (late, own.read_late_ms) if ms is not None), default=None)
         return replace(own, cpu=max(cpu, own.cpu or 0.0), out_of_cpu=out_of_cpu, read_late_ms=late)
 
     def _cpu(self) -> float:
-        """The busiest process's share of a core: this one's, or of the workers what they last told."""
+        """The share of a core that the busiest process uses: this one, or a worker by its last report."""
         seconds = max(time.time() - self.started, 1e-3)
         own = (sum(psutil.Process().cpu_times()[:2]) - self.cpu_before) / seconds
         return max(own, self.busiest)
@@ -244,7 +244,7 @@ class Coordinator:
         return self.watch.seen(judged[0].due, judged[-1].ended) if judged else None
 
     def quit(self, **_: Any) -> None:
-        """Locust is about to end: stop a test that still runs, so that its report is written, and say how it went."""
+        """Locust is about to end: stop a running test, so that its report is written, and set the exit code."""
         self._runner.stop()
         self.finish()
         outcome = Outcome.COULD_NOT_RUN if self.verdict is None else self.verdict.outcome
@@ -256,7 +256,7 @@ class Coordinator:
 
     @property
     def _shows_progress(self) -> bool:
-        """Where Locust prints no tables of its own while it runs."""
+        """True if Locust prints no tables while it runs."""
         return bool(self._options.only_summary)
 
     @property
@@ -273,7 +273,7 @@ class Coordinator:
         self._runner.quit()
 
     def _watch(self) -> None:
-        """Show progress; end the test when all samples are there, or when nobody is left to send the rest."""
+        """Show progress. End the test when all samples are there, or when no user is left to send the rest."""
         last_seen = time.monotonic()
         while self.running and len(self.samples) < self.total and time.monotonic() - last_seen < LOST_AFTER_S:
             gevent.sleep(WATCH_S)

@@ -1,7 +1,7 @@
-"""The open loop: each request goes out at the moment it is due, whatever became of those before it.
+"""The open loop: sends each request when it is due, without waiting for earlier answers.
 
-Users of a closed loop wait for their answers and so send less to a slow server, which hides how slow it is. Here a
-request that is sent late counts from when it was due, and how late the generator was is in the report.
+Users of a closed loop wait for their answers. So they send less to a slow server, which hides how slow it is. Here a
+request that is sent late counts from the moment when it was due, and the report says how late the generator was.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from gevent.pool import Group
 from toolkit.clock import now
 
 AHEAD = 256
-"""Requests that are made before their time. Making one takes up to milliseconds, which would delay others."""
+"""Requests that are prepared ahead. Preparing one takes up to some milliseconds, which would delay others."""
 SLACK_S = 0.02
-"""Nothing is made when the next request is due so soon."""
+"""No request is prepared if the next one is due so soon."""
 
 
 class Plan(Protocol):
-    """What to send and when. Both may be asked for any number, in any order."""
+    """What to send and when. Both methods take any number, in any order."""
 
     def due(self, number: int) -> float:
         """Seconds after the beginning."""
@@ -37,34 +37,35 @@ class _Next(NamedTuple):
 
 
 def dispatch(numbers: Iterable[int], plan: Plan, begin: float, ask: Callable[[int, Any, float], None]) -> None:
-    """Call `ask(number, request, due)`, each in a greenlet of its own, when it is due; return when all have ended.
+    """Call `ask(number, request, due)` for each request when it is due, in a greenlet of its own.
 
-    `begin` is in seconds since the Unix epoch, by toolkit.load.exchange.now. Killed, it kills what is under way.
+    Returns when all have ended. `begin` is in seconds since the Unix epoch, by toolkit.load.exchange.now. If this
+    greenlet is killed, it kills the others.
     """
-    asked = Group()
+    greenlets = Group()
     try:
         for number, due, request in _in_time(iter(numbers), plan, begin):
-            asked.spawn(ask, number, request, due)
-        asked.join()
+            greenlets.spawn(ask, number, request, due)
+        greenlets.join()
     finally:
-        asked.kill()
+        greenlets.kill()
 
 
 def _in_time(numbers: Iterator[int], plan: Plan, begin: float) -> Iterator[_Next]:
-    """Each request at its time; those to come are made while there is nothing to send."""
-    made: deque[_Next] = deque()
+    """Yield each request at its time. Later requests are prepared while there is nothing to send."""
+    prepared: deque[_Next] = deque()
     while True:
-        while len(made) < AHEAD and (not made or made[0].due - now() > SLACK_S):
+        while len(prepared) < AHEAD and (not prepared or prepared[0].due - now() > SLACK_S):
             number = next(numbers, None)
             if number is None:
                 break
-            made.append(_Next(number, begin + plan.due(number), plan.request(number)))
-            gevent.sleep(0)  # answers are read meanwhile
-        if not made:
+            prepared.append(_Next(number, begin + plan.due(number), plan.request(number)))
+            gevent.sleep(0)  # let other greenlets read answers
+        if not prepared:
             return
-        if (early := made[0].due - now()) > SLACK_S and len(made) < AHEAD:
+        if (early := prepared[0].due - now()) > SLACK_S and len(prepared) < AHEAD:
             gevent.sleep(min(early, SLACK_S))
         elif early > 0:
             gevent.sleep(early)
         else:
-            yield made.popleft()
+            yield prepared.popleft()

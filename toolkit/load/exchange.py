@@ -1,4 +1,4 @@
-"""One request, asked and measured."""
+"""Sends one request, reads its answer, and measures it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Count = Callable[[str], int]
 
 @dataclass
 class Exchange:
-    """What came of one request. Times are seconds since the Unix epoch."""
+    """One request and its answer. Times are seconds since the Unix epoch."""
 
     request: GenerateRequest
     protocol: str
@@ -33,11 +33,11 @@ class Exchange:
     sent: float
     ended: float
     answers: Sequence[Event | Result]
-    """The events of a stream, or the one whole answer; none where it failed before."""
+    """The events of a stream, or the one whole answer. Empty if it failed before."""
     streamed: bool
     error: str | None
     count: Count | None = None
-    """Counts the tokens of an answer whose server does not."""
+    """Counts the tokens of an answer if the server does not."""
 
     @property
     def text(self) -> str:
@@ -45,7 +45,7 @@ class Exchange:
 
     @cached_property
     def sample(self) -> Sample:
-        """What is kept of it. To make this takes up to a millisecond, so it can be left for later."""
+        """The sample that is kept. It takes up to a millisecond to make, so it is made only when it is read."""
         by: Literal["server", "tokenizer", "events"] = "server"
         total = _last(self.answers, "total_output_tokens")
         if total is None and _last(self.answers, "num_output_tokens") is None:
@@ -69,7 +69,7 @@ class Exchange:
         )
 
 
-def hear(
+def exchange(
     client: Client,
     request: GenerateRequest,
     *,
@@ -79,9 +79,9 @@ def hear(
     streamed: bool = True,
     count: Count | None = None,
 ) -> Exchange:
-    """Ask and read the answer to its end; an error of any kind is part of what was heard and not raised.
+    """Send the request and read the answer to its end. Errors of any kind are in the result, not raised.
 
-    All tokens of an answer that is not streamed come at its end; where nobody says how many they are, it has none.
+    All tokens of a whole answer come at its end. If nothing counts them, the answer has none.
     """
     answers: list[Event | Result] = []
     sent = now()
@@ -97,13 +97,13 @@ def hear(
 
 
 def measure(client: Client, request: GenerateRequest, **how: Any) -> Sample:
-    """The sample of a request that is asked for now, as `hear` does."""
-    return hear(client, request, **how).sample
+    """The sample of a request that is sent now; the arguments are those of `exchange`."""
+    return exchange(client, request, **how).sample
 
 
 def measure_whole(client: Client, request: GenerateRequest, **how: Any) -> Sample:
-    """The same of an answer in one piece."""
-    return hear(client, request, streamed=False, **how).sample
+    """As `measure`, with a whole answer."""
+    return exchange(client, request, streamed=False, **how).sample
 
 
 class _Noted:
@@ -112,20 +112,20 @@ class _Noted:
 
 @contextlib.contextmanager
 def _noted() -> Iterator[_Noted]:
-    """Turns what is raised into a text."""
+    """Turns an exception into a text."""
     noted = _Noted()
     try:
         yield noted
     except ToolkitError as failure:
         noted.error = failure.what
-    except Exception as failure:  # a request that was sent must be counted, whatever became of it
+    except Exception as failure:  # every request that was sent must be counted
         noted.error = f"{type(failure).__name__}: {failure}"
 
 
 def _too_many(tokens: int, request: GenerateRequest) -> str | None:
     if tokens <= request.max_tokens:
         return None
-    return f"the server counts {tokens} tokens, {request.max_tokens} were asked for"
+    return f"the server counts {tokens} tokens, but max_tokens is {request.max_tokens}"
 
 
 def _at_its_end(answers: Sequence[Event | Result], total: int | None) -> Iterator[float]:
@@ -134,9 +134,11 @@ def _at_its_end(answers: Sequence[Event | Result], total: int | None) -> Iterato
 
 
 def _token_times(events: Sequence[Event | Result], total: int | None) -> Iterator[float]:
-    """The tokens of each event as the server says (of this event, not of the answer so far). Events that it does not
-    count are one token each; where it says a total that they do not come to, they share it: those with text as
-    evenly as can be, the last ones one more.
+    """Yield the time of each token.
+
+    An event has as many tokens as the server counts in it. An event without a count has one token. If the server gives
+    a total that does not fit, the events without a count share it evenly: those with text first, the last ones get one
+    more.
     """
     sharing = [event for event in events if "num_output_tokens" not in event.outputs]
     counts = {id(event): 1 for event in sharing if event.text or "finish_reason" not in event.outputs}
@@ -155,7 +157,7 @@ def _token_times(events: Sequence[Event | Result], total: int | None) -> Iterato
 
 
 def _last(answers: Sequence[Event | Result], output: str) -> Any:
-    """The latest value of an output that not every event carries."""
+    """The last value of an output that only some events have. None if none has it."""
     return next((answer.outputs[output] for answer in reversed(answers) if output in answer.outputs), None)
 
 

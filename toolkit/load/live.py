@@ -1,7 +1,7 @@
-"""What a running load test shows of itself: the numbers of the last seconds, and one point a second for charts.
+"""The numbers of a running load test: for the last seconds, and one point per second for charts.
 
-Latencies here are of the requests that were answered, warm-up included; the failed ones are beside them. The report,
-which is made from all samples at the end, is what counts.
+Latencies are those of answered requests, with the warm-up. Failed requests are counted separately. The final result is
+the report, which is made from all samples at the end.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from toolkit.slo.metrics import Distribution, Sample, is_good
 
 WINDOW_S = 10.0
 LEAST = 16
-"""So many of the latest requests give the percentiles, however long ago they ended: a slow server ends few in 10 s."""
+"""Percentiles come from at least so many of the latest requests: a slow server ends few in 10 s."""
 POINTS = 600
-"""Of a chart; when there are more, every other one is left out, and from then on half as many are added."""
+"""Most points of a chart. When there are more, every second one is dropped, and the step doubles."""
 ERRORS = 8
 
 
@@ -31,19 +31,19 @@ class _Ended(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Now:
-    """The state of a test. Rates, and the share that is good, are of the requests that ended in the last seconds."""
+class Snapshot:
+    """The state of a test at one moment. Rates and `recent_share` cover requests that ended in the last seconds."""
 
     elapsed_s: float
     done: int
     total: int
     failed: int
-    under_way: int | None
-    """Requests that are due and have not ended; of a workload with turns, conversations."""
+    in_flight: int | None
+    """Requests that are due and have not ended; conversations, if the workload has turns."""
     left_s: float | None
-    """At the pace so far."""
+    """Estimated from the pace so far."""
     good_share: float | None
-    """Of all requests so far."""
+    """The share of all requests so far that are inside all limits."""
     ttft_p50: float | None = None
     ttft_p99: float | None = None
     tpot_p50: float | None = None
@@ -56,7 +56,7 @@ class Now:
 
 
 class Live:
-    """Takes each sample once, when it comes; looks at the last seconds alone when it is asked."""
+    """Takes each sample once, and computes the numbers of the last seconds on request."""
 
     def __init__(self, total: int, turns: int, limits_ms: Mapping[str, float]) -> None:
         self.total, self._turns, self._limits = total, turns, limits_ms
@@ -64,11 +64,11 @@ class Live:
         self._good = 0
         self._recent: deque[_Ended] = deque()
         self.errors: Counter[str] = Counter()
-        self.points: list[Now] = []
+        self.points: list[Snapshot] = []
         self._step_s = 1.0
 
     def add(self, sample: Sample, at: float) -> None:
-        """A request that has ended, `at` seconds after the beginning."""
+        """Count a request that ended `at` seconds after the beginning."""
         good = is_good(sample, self._limits)
         self.done += 1
         self._good += good
@@ -78,20 +78,23 @@ class Live:
         self.over += (int(sample.id.removeprefix("load-")) + 1) % self._turns == 0
         self._recent.append(_Ended(at, sample.ok, good, sample.ttft_ms, sample.tpot_ms, sample.tokens_out))
 
-    def now(self, elapsed_s: float, under_way: int | None) -> Now:
+    def now(self, elapsed_s: float, in_flight: int | None) -> Snapshot:
         while len(self._recent) > LEAST and self._recent[0].at < elapsed_s - WINDOW_S:
             self._recent.popleft()
         latest = [ended for ended in self._recent if ended.at >= elapsed_s - WINDOW_S]
         answered = [ended for ended in self._recent if ended.ok]
         seconds = max(1.0, min(WINDOW_S, elapsed_s))
         good = sum(ended.good for ended in latest)
-        ttft, tpot = (_of(ended.ttft_ms for ended in answered), _of(ended.tpot_ms for ended in answered))
-        return Now(
+        ttft, tpot = (
+            _distribution(ended.ttft_ms for ended in answered),
+            _distribution(ended.tpot_ms for ended in answered),
+        )
+        return Snapshot(
             elapsed_s,
             self.done,
             self.total,
             self.failed,
-            under_way,
+            in_flight,
             left_s=elapsed_s / self.done * (self.total - self.done) if self.done else None,
             good_share=self._good / self.done if self.done else None,
             ttft_p50=ttft.percentile(50),
@@ -105,8 +108,8 @@ class Live:
             tokens_per_s=sum(ended.tokens for ended in latest if ended.ok) / seconds,
         )
 
-    def mark(self, now: Now, last: bool = False) -> None:
-        """Keep it as a point of the charts, if it is time for one, or it is the last."""
+    def mark(self, now: Snapshot, last: bool = False) -> None:
+        """Keep a snapshot as a point of the charts, if it is time for one or it is the last."""
         if self.points and not last and now.elapsed_s < self.points[-1].elapsed_s + self._step_s * 0.99:
             return
         self.points.append(now)
@@ -121,5 +124,5 @@ class Live:
         }
 
 
-def _of(values: Iterable[float | None]) -> Distribution:
+def _distribution(values: Iterable[float | None]) -> Distribution:
     return Distribution(value for value in values if value is not None)

@@ -1,7 +1,7 @@
-"""What a run is to send: as the command line says, or the form of the web UI, which may say something else each time.
+"""What a run sends, from the command line or from the web form, which can change between runs.
 
-The options of a run travel from Locust's master to its workers when a test starts, those of the form among them; each
-process makes its requests from them.
+Locust's master sends the options of a run, with those of the form, to its workers when a test starts. Each process
+makes its requests from them.
 """
 
 from __future__ import annotations
@@ -12,38 +12,38 @@ from typing import Any
 
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError, shown
-from toolkit.load.requests import OF_THE_YAML, WORKLOADS, Questions, Work, work_of
+from toolkit.load.requests import OF_THE_YAML, WORKLOADS, QuestionSource, RequestSource, request_source
 from toolkit.load.target import protocol_of, takes_messages
 
 QUESTIONS = "questions"
-"""In the form: no workload, but the YAML's `loadtest`."""
+"""The name in the form for the YAML's `loadtest`, which is not a workload."""
 PROTOCOLS = ("http", "grpc")
 
 
-class Chosen:
-    """The work that the options ask for; made anew when they have changed."""
+class RunOptions:
+    """The options of a run and the source of its requests, which is made again when the options change."""
 
     def __init__(self, deployment: Deployment, options: Any) -> None:
         self.deployment, self.options = deployment, options
-        self._given = options.workload
-        # Of a closed loop, None for as many as it has itself. A master may have told its worker already.
+        self._first_workload = options.workload
+        # Users of a closed loop; None: as many as the workload has. A master may have set it for its worker already.
         options.streams = getattr(options, "streams", options.num_users)
         self._users_given = options.streams is not None
-        self._made_of, self._work = self._asked, self._make()
+        self._made_of, self._source = self._arguments, self._make()
         options.protocol = protocol_of(deployment, options.protocol, options.target)
         self.protocols = PROTOCOLS if options.target is None else (options.protocol,)
-        self._fill_in(self._work)
+        self._fill_in(self._source)
 
     @property
-    def work(self) -> Work:
-        """Raises ToolkitError for options that ask for what cannot be sent."""
-        if self._asked != self._made_of:
-            self._work, self._made_of = self._make(), self._asked
-        return self._work
+    def source(self) -> RequestSource:
+        """The source of the requests. Raises ToolkitError if the options cannot be carried out."""
+        if self._arguments != self._made_of:
+            self._source, self._made_of = self._make(), self._arguments
+        return self._source
 
     @cached_property
     def count(self) -> Callable[[str], int] | None:
-        """Counts the tokens of an answer by the model's tokenizer, where that is here."""
+        """Counts the tokens of an answer with the model's tokenizer. None if there is no tokenizer here."""
         from toolkit.model.tokenizer import tokenizer_file
         from toolkit.workload.words import Counter
 
@@ -54,49 +54,49 @@ class Chosen:
 
     @property
     def workload(self) -> str:
-        """As the form names it."""
+        """The name of the workload in the form."""
         return self.options.workload or QUESTIONS
 
     @property
     def workloads(self) -> list[str]:
-        """What the form offers."""
+        """The workloads that the form offers."""
         names = [QUESTIONS, OF_THE_YAML, *sorted(file.stem for file in WORKLOADS.glob("*.yaml"))]
-        return names if self._given in (None, *names) else [*names, self._given]
+        return names if self._first_workload in (None, *names) else [*names, self._first_workload]
 
-    def by_form(self, form: Mapping[str, str]) -> Work:
-        """Choose what a form says; a field that it has not is as it was. Raises ToolkitError and changes nothing."""
+    def by_form(self, form: Mapping[str, str]) -> RequestSource:
+        """Take the options from a form; missing fields stay as they were. On ToolkitError nothing changes."""
         options, before = self.options, dict(vars(self.options))
         try:
             vars(options).update(_read(form))
             if options.protocol not in self.protocols:
                 raise ToolkitError(f"protocol: expected {' or '.join(self.protocols)}, got {shown(options.protocol)}")
-            if self._given is None and options.workload == QUESTIONS:
+            if self._first_workload is None and options.workload == QUESTIONS:
                 options.workload = None
             users = _number("user_count", form.get("user_count", "1"), int, 1)
-            # An open loop has no users, unless the command line made a closed one of it.
-            options.streams = users if self._users_given and options.workload == self._given else None
-            if self.work.users not in (None, users):
+            # An open loop has no users, unless --users on the command line made it a closed loop.
+            options.streams = users if self._users_given and options.workload == self._first_workload else None
+            if self.source.users not in (None, users):
                 options.streams = users
-            self._fill_in(self.work)
-            return self.work
+            self._fill_in(self.source)
+            return self.source
         except ToolkitError:
             vars(options).update(before)
             raise
 
     @property
-    def _asked(self) -> tuple[Any, ...]:
+    def _arguments(self) -> tuple[Any, ...]:
         options = self.options
         workload = None if options.workload == QUESTIONS else options.workload
         return workload, options.rate, options.requests, options.streams, options.seed, options.model
 
-    def _make(self) -> Work:
-        # The self-check (which has `samples`) needs no chat template: nobody reads its prompts.
+    def _make(self) -> RequestSource:
+        # The self-check (which sets `samples`) needs no chat template: its prompts mean nothing.
         as_messages = bool(self.options.samples) or takes_messages(self.options.target)
-        return work_of(self.deployment, *self._asked, as_messages=as_messages)
+        return request_source(self.deployment, *self._arguments, as_messages=as_messages)
 
-    def _fill_in(self, work: Work) -> None:
-        if isinstance(work, Questions):  # a workload has its own number
-            self.options.requests = work.count - work.warmup
+    def _fill_in(self, source: RequestSource) -> None:
+        if isinstance(source, QuestionSource):  # a workload has its own number of requests
+            self.options.requests = source.count - source.warmup
 
 
 def _read(form: Mapping[str, str]) -> dict[str, Any]:
@@ -104,15 +104,15 @@ def _read(form: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _number(name: str, text: str, kind: type[int] | type[float], least: int) -> int | float:
-    """A rate is more than 0; whole numbers are at least `least`."""
+    """The number in a field: above 0 if it is a float, at least `least` if it is whole. Raises ToolkitError."""
     try:
         value = kind(text)
         if least <= value < float("inf") and (kind is int or value > 0):
             return value
     except ValueError:
         pass
-    wanted = f"a whole number of at least {least}" if kind is int else "a number above 0"
-    raise ToolkitError(f"{name}: expected {wanted}, got {shown(text)}")
+    accepted = f"a whole number of at least {least}" if kind is int else "a number above 0"
+    raise ToolkitError(f"{name}: expected {accepted}, got {shown(text)}")
 
 
 FIELDS: dict[str, Callable[[str], Any]] = {
@@ -122,4 +122,4 @@ FIELDS: dict[str, Callable[[str], Any]] = {
     "seed": lambda text: _number("seed", text, int, 0) if text else None,
     "protocol": str,
 }
-"""Of the form, and how each is read; an empty number is the workload's own."""
+"""The fields of the form, and how each is read. An empty number means the workload's own."""

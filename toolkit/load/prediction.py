@@ -1,4 +1,4 @@
-"""What the planner would have said of a load test: the very requests that were sent, through the simulator."""
+"""What the planner predicts for a load test: the requests that were sent, through the simulator."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ COMPARED = (("ttft_ms", 50), ("ttft_ms", 99), ("tpot_ms", 50), ("tpot_ms", 99), 
 
 
 def predicted(deployment: Deployment, run: Run) -> Predicted:
-    """The prediction beside what was measured. Prompts that begin alike count as different ones.
+    """The prediction next to the measurement. Prompts that share a prefix count as different prompts.
 
-    Raises ToolkitError, one line, where there is none: a rehearsal without a calibration, a GPU that has no figures,
-    or no request whose lengths are known.
+    Raises ToolkitError if there is no prediction: for a rehearsal without a calibration, for a GPU without figures, or
+    if lengths of requests are unknown.
     """
     known = [sample for sample in run.judged if sample.ok and sample.tokens_in and sample.tokens_out]
     if len(known) < len(run.judged):
         lost = len(run.judged) - len(known)
-        raise ToolkitError(f"nothing is predicted: of {lost} of {len(run.judged)} requests the lengths are not known")
+        raise ToolkitError(f"no prediction: the lengths of {lost} of {len(run.judged)} requests are not known")
     file = deployment.output / CALIBRATION
     prediction = predict(deployment, load(file) if file.is_file() else "table")
     limits = limits_of_a_request(deployment.slo)
-    runs = [prediction.simulate(traffic_that_ran(one)).samples[run.warmup :] for one in run.each]
+    runs = [prediction.simulate(traffic_that_ran(repeat)).samples[run.warmup :] for repeat in run.each]
     return Predicted(tuple(_rows(Measured.repeated(runs, limits), run.measured(limits))), prediction.estimator)
 
 
 def traffic_that_ran(run: Run) -> Traffic:
     """The requests of a run as the simulator takes them, in the order in which they were due.
 
-    Of a warm-up request that failed the lengths are not known, and it is left out as the server had no work with it.
+    A warm-up request that failed is left out: its lengths are not known, and the server did little for it.
     """
     sent: Sequence[Sample] = [sample for sample in run.samples if sample.tokens_in and sample.tokens_out]
     begin = min((sample.due for sample in sent), default=0.0)
@@ -57,7 +57,7 @@ def traffic_that_ran(run: Run) -> Traffic:
 
 
 def _prompt(number: int, length: int) -> range:
-    """Ids that no other prompt has."""
+    """Token ids that no other prompt has."""
     return range(number << 32, (number << 32) + length)
 
 

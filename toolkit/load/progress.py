@@ -1,4 +1,4 @@
-"""The line that shows how far a load test is: rewritten on a terminal, now and then a new one elsewhere."""
+"""The line that shows how far a load test is: rewritten on a terminal, and a new line every 10 s elsewhere."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 
-from toolkit.load.live import Now
+from toolkit.load.live import Snapshot
 
 ELSEWHERE_EVERY_S = 10.0
 
@@ -17,9 +17,9 @@ class Progress:
     def __init__(self) -> None:
         self._next_s = ELSEWHERE_EVERY_S
 
-    def show(self, now: Now) -> None:
+    def show(self, now: Snapshot) -> None:
         if sys.stderr.isatty():
-            # A terminal that does not know its size says 0. Locust's stdout is not the terminal.
+            # Some terminals report 0 columns. Locust's stdout is not the terminal, so stderr is asked.
             columns = (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1
             _write(f"\r\x1b[K{line(now, columns)}")
         elif now.elapsed_s >= self._next_s:
@@ -32,14 +32,14 @@ class Progress:
 
 
 def _write(text: str) -> None:
-    """Nobody may be reading any more (`2>&1 | head`): the test goes on all the same."""
+    """Write to stderr. The test goes on if the reader is gone (`2>&1 | head`)."""
     with contextlib.suppress(OSError):
         sys.stderr.write(text)
         sys.stderr.flush()
 
 
-def line(now: Now, width: int | None = None) -> str:
-    """What fits into the width, whole parts from the left; a line that wraps could not be rewritten in place."""
+def line(now: Snapshot, width: int | None = None) -> str:
+    """As many parts, from the left, as fit into the width: a line that wraps cannot be rewritten in place."""
     shown = ""
     for part in _parts(now):
         longer = f"{shown}, {part}" if shown else part
@@ -49,7 +49,7 @@ def line(now: Now, width: int | None = None) -> str:
     return shown
 
 
-def _parts(now: Now) -> list[str]:
+def _parts(now: Snapshot) -> list[str]:
     left = f", {_duration(now.left_s)} left" if now.left_s and now.done >= 3 else ""
     parts = [f"{now.done}/{now.total} in {_duration(now.elapsed_s)}{left}"]
     if now.failed:
@@ -59,12 +59,12 @@ def _parts(now: Now) -> list[str]:
     if now.tpot_p50 is not None:
         parts.append(f"TPOT P50 {now.tpot_p50:.1f} ms")
     if now.good_share is not None:
-        # Rounded down: 99.96 % are not all of them.
+        # Rounded down: 99.96 % is not 100 %.
         parts.append(f"{int(now.good_share * 1000) / 10:g} % inside limits")
     if now.done:
         parts.append(f"{now.tokens_per_s:,.0f} tokens/s")
-    if now.under_way is not None:
-        parts.append(f"{now.under_way} in flight")
+    if now.in_flight is not None:
+        parts.append(f"{now.in_flight} in flight")
     return parts
 
 

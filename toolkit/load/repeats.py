@@ -1,4 +1,4 @@
-"""The same load test several times, judged together: what differs from time to time is chance, and is shown."""
+"""Runs the same load test several times and judges all repeats together. What differs between them is chance."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from toolkit.errors import ToolkitError
 from toolkit.load.prediction import predicted
-from toolkit.load.runner import Options, attempt, work_for
+from toolkit.load.runner import Options, attempt, source_for
 from toolkit.reports.loadtest import report
 from toolkit.slo.run import Run
 from toolkit.slo.server_metrics import combined
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def run_repeatedly(deployment: Deployment, options: Options, times: int) -> Verdict:
-    """As launch.run, and the report is of all times. The first that is cut short, or cannot run, is the last."""
+    """As runner.run, with a report for all repeats. A repeat that is cut short, or cannot run, is the last."""
     runs: list[Run] = []
     for number, seed in enumerate(_seeds(deployment, options, times), 1):
         print(f"repeat {number} of {times}", file=sys.stderr, flush=True)
         own = runs[-1].own if runs else options.own
-        told = replace(options, seed=seed, own=own, self_check=options.self_check and not runs)
-        verdict, stopped = attempt(deployment, told)
+        repeat = replace(options, seed=seed, own=own, self_check=options.self_check and not runs)
+        verdict, stopped = attempt(deployment, repeat)
         if not verdict.measured.samples:
             if not runs:
                 return verdict
@@ -40,32 +40,32 @@ def run_repeatedly(deployment: Deployment, options: Options, times: int) -> Verd
         if stopped and number < times:
             runs[-1] = replace(runs[-1], cut_short=f"stopped after repeat {number} of {times}")
             break
-    both = one_of(runs)
+    merged = merge(runs)
     with contextlib.suppress(ToolkitError):
-        both = replace(both, predicted=predicted(deployment, both))
-    return report.write(deployment, both)
+        merged = replace(merged, predicted=predicted(deployment, merged))
+    return report.write(deployment, merged)
 
 
-def one_of(runs: Sequence[Run]) -> Run:
-    """All samples together. Of the generator's own error the last run has the worst, as each was told those before."""
+def merge(runs: Sequence[Run]) -> Run:
+    """All repeats as one run. The generator error of the last repeat is the worst: each starts from the one before."""
     first, last = runs[0], runs[-1]
     return replace(
         first,
-        samples=tuple(sample for one in runs for sample in one.samples),
+        samples=tuple(sample for run in runs for sample in run.samples),
         settings={**first.settings, "repeats": len(runs)},
         cut_short=last.cut_short,
         own=last.own,
-        server=combined([one.server for one in runs if one.server]),
+        server=combined([run.server for run in runs if run.server]),
         predicted=None,
-        repeats=tuple(len(one.samples) for one in runs),
+        repeats=tuple(len(run.samples) for run in runs),
     )
 
 
 def _seeds(deployment: Deployment, options: Options, times: int) -> Iterator[int | None]:
-    """Another one each time, so that no cache knows the requests; the YAML's `loadtest` has none."""
+    """A different seed for each repeat, so that no cache knows the requests. None for the YAML's `loadtest`."""
     first = options.seed
     if options.workload is not None and first is None:
-        with contextlib.suppress(ToolkitError):  # which the first run will say
-            first = work_for(deployment, options).settings()["seed"]
+        with contextlib.suppress(ToolkitError):  # the first run reports the error
+            first = source_for(deployment, options).settings()["seed"]
     for number in range(times):
         yield None if first is None else first + number

@@ -1,8 +1,9 @@
 """Reports finished requests to Locust and to the coordinator, deferred so that reporting delays no reading or sending.
 
-Requests that start together finish together: reporting each one at once would delay the next ones. Reports too how late
-the event loop of each process is (loop lag): an answer is read as late as a timer fires. The self-check says how wrong
-the generator is on a machine as busy as it was then; the lag says it of the test itself.
+Requests that start together finish together: reporting each one at once would delay the next sends and reads.
+
+Also reports the loop lag: how late a 20 ms timer fires in each process. An answer is read as late as that. The
+self-check measures the generator before the test; the loop lag measures it during the test.
 """
 
 from __future__ import annotations
@@ -28,31 +29,31 @@ REPORTED_TOGETHER = 50
 
 
 class Reporter:
-    """Reports for all users of a process."""
+    """Reports the finished requests of all users of a process."""
 
     def __init__(self) -> None:
         self._waiting: deque[tuple[Environment, Exchange, int | None]] = deque()
         self._reporting: gevent.Greenlet | None = None
 
     def report(self, environment: Environment, exchange: Exchange, replica: int | None) -> None:
-        """Report a finished request soon. `replica` is its number where there are several."""
+        """Report a finished request soon. `replica` is the number of its server if there are several."""
         self._waiting.append((environment, exchange, replica))
         if not self._reporting:
             self._reporting = gevent.spawn_later(WAIT_S, self._in_turns)
 
     def report_all(self) -> None:
-        """Report at once what still waits, because the users stop."""
+        """Report all waiting requests now, because the users stop."""
         while self._waiting:
             _report(*self._waiting.popleft())
 
     def _in_turns(self) -> None:
         while self._waiting:
             _report(*self._waiting.popleft())
-            gevent.sleep(0)  # who has something to read or to send goes first
+            gevent.sleep(0)  # let greenlets that read or send go first
 
 
 def _report(environment: Environment, exchange: Exchange, replica: int | None) -> None:
-    """TTFT and TPOT have lines of their own in Locust's statistics, which do not count as requests in its totals."""
+    """Report one request. TTFT and TPOT get their own lines in Locust's statistics, outside of its totals."""
     sample = exchange.sample
     stats: Any = environment.stats
     runner: Any = environment.runner
@@ -93,7 +94,7 @@ def _tick(runner: Any) -> None:
     while True:
         gevent.sleep(max(0.0, due - now()))
         moment = now()
-        while due <= moment:  # also those that were missed: the longer a pause, the more would have been read late
+        while due <= moment:  # also missed ticks: a longer pause delays more reads
             late.append((due, (moment - due) * 1e3))
             due += TICK_S
         if len(late) >= REPORTED_TOGETHER:

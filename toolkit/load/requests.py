@@ -1,4 +1,4 @@
-"""What the users of a load test send: the workload of a file, or the YAML's `loadtest`, a closed loop of questions."""
+"""The requests of a load test: those of a workload, or the questions of the YAML's `loadtest` in a closed loop."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ OF_THE_YAML = "yaml"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request that is due, and what of it the next turn of its conversation needs."""
+class PlannedRequest:
+    """A request, and what the next turn of its conversation needs of it."""
 
     request: GenerateRequest
     sent: ToSend | None = None
 
 
-class Questions:
-    """The YAML's `loadtest`: `users` ask the same questions in turn, each when its last answer has ended."""
+class QuestionSource:
+    """The YAML's `loadtest`: `users` ask the same questions in turn, each after its last answer."""
 
     turns, think_s = 1, 0.0
     tokens_per_s = None
@@ -54,18 +54,18 @@ class Questions:
 
     @property
     def firsts(self) -> range:
-        """The numbers that begin a conversation: here each."""
+        """The numbers that begin a conversation: all, because each question stands alone."""
         return range(self.count)
 
     def due(self, number: int) -> float:
         return 0.0
 
-    def request(self, number: int) -> Asked:
+    def request(self, number: int) -> PlannedRequest:
         place = number % len(self._prompts)
         messages = (chat_message("user", self._questions[place]),)
-        return Asked(_request(number, self._prompts[place], messages, self._load.max_tokens, {}, self.model))
+        return PlannedRequest(_request(number, self._prompts[place], messages, self._load.max_tokens, {}, self.model))
 
-    def after(self, asked: Asked, answer: str) -> Asked | None:
+    def after(self, planned: PlannedRequest, answer: str) -> PlannedRequest | None:
         return None
 
     def settings(self) -> dict[str, Any]:
@@ -77,8 +77,8 @@ class Questions:
         }
 
 
-class Planned:
-    """The requests of a workload, each made from its number."""
+class WorkloadSource:
+    """The requests of a workload. Each is made from its number."""
 
     def __init__(self, plan: LoadPlan, name: str, model: str) -> None:
         self._plan, self._name, self.model = plan, name, model
@@ -93,7 +93,7 @@ class Planned:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Output tokens that an open loop asks for; None in a closed one, where that is the server's to say."""
+        """Output tokens/s that an open loop asks for. None in a closed loop: there the server sets the pace."""
         outputs = self._plan.contents.outputs
         return None if self._plan.rate is None else self._plan.rate * sum(outputs) / len(outputs)
 
@@ -101,14 +101,14 @@ class Planned:
         assert self._plan.dues is not None
         return self._plan.dues[number // self.turns]
 
-    def request(self, number: int) -> Asked:
-        return self._asked(self._plan[number])
+    def request(self, number: int) -> PlannedRequest:
+        return self._planned(self._plan[number])
 
-    def after(self, asked: Asked, answer: str) -> Asked | None:
-        """The next turn of a conversation, None after its last."""
-        assert asked.sent is not None
-        following = self._plan.next_turn(asked.sent, answer)
-        return None if following is None else self._asked(following)
+    def after(self, planned: PlannedRequest, answer: str) -> PlannedRequest | None:
+        """The next turn of a conversation. None after its last turn."""
+        assert planned.sent is not None
+        following = self._plan.next_turn(planned.sent, answer)
+        return None if following is None else self._planned(following)
 
     def settings(self) -> dict[str, Any]:
         workload, plan = self._plan.workload, self._plan
@@ -123,15 +123,15 @@ class Planned:
             **({"notes": list(plan.notes)} if plan.notes else {}),
         }
 
-    def _asked(self, sent: ToSend) -> Asked:
+    def _planned(self, sent: ToSend) -> PlannedRequest:
         request = _request(sent.number, sent.prompt, sent.messages, sent.max_tokens, sent.sampling, self.model)
-        return Asked(request, sent)
+        return PlannedRequest(request, sent)
 
 
-Work = Questions | Planned
+RequestSource = QuestionSource | WorkloadSource
 
 
-def work_of(
+def request_source(
     deployment: Deployment,
     workload: str | None = None,
     rate: float | None = None,
@@ -141,11 +141,11 @@ def work_of(
     model: str | None = None,
     *,
     as_messages: bool = False,
-) -> Work:
-    """What to send. `workload` is a file, the name of one in loadtest/workloads, or `yaml` for the deployment's own.
+) -> RequestSource:
+    """The requests to send. `workload` is a file, a name in loadtest/workloads, or `yaml` for the deployment's own.
 
-    What else is given replaces what it says. A server that takes requests `as_messages` applies the chat template
-    itself, so the model here needs none. Raises ToolkitError, one line.
+    The other arguments replace values of the workload. A server that takes requests `as_messages` applies the chat
+    template itself, so the model here needs none. Raises ToolkitError.
     """
     _check_range("rate", rate, LEAST_RATE, MOST_RATE)
     _check_range("requests", requests, 1, MOST_REQUESTS)
@@ -153,20 +153,20 @@ def work_of(
     if workload is None:
         load = deployment.loadtest
         if rate is not None or seed is not None:
-            raise ToolkitError("--rate and --seed are of a workload", hint="Give one: --workload short, for instance.")
-        return Questions(deployment, requests or load.requests, users or load.users, model or MODEL, as_messages)
+            raise ToolkitError("--rate and --seed need --workload", hint="For example: --workload short.")
+        return QuestionSource(deployment, requests or load.requests, users or load.users, model or MODEL, as_messages)
     file = None if workload == OF_THE_YAML else workload_file(workload)
-    wanted = with_arrivals(workload_of(deployment) if file is None else load_workload(file))
-    # What has times of its own has so many requests as it has; of the others there can be more.
-    own_times = wanted.arrivals == "trace" or wanted.stages or wanted.ramp or wanted.spike
+    traffic = with_arrivals(workload_of(deployment) if file is None else load_workload(file))
+    # A workload with its own times has a fixed number of requests.
+    own_times = traffic.arrivals == "trace" or traffic.stages or traffic.ramp or traffic.spike
     if users is not None and own_times:
-        what = f"--users: {users} streams at a time, and the workload says when each is sent"
-        raise ToolkitError(what, where=file, hint="Leave it out, or use another workload.")
+        what = "--users: cannot be combined with a workload that says when each request is sent"
+        raise ToolkitError(what, where=file, hint="Leave out --users, or use another workload.")
     arrivals = None if users is None else "closed"
     changes = {"arrivals": arrivals, "users": users, "seed": seed, "requests": None if own_times else requests}
-    wanted = wanted.model_copy(update={name: value for name, value in changes.items() if value is not None})
-    _check_range("users", wanted.users, 1, MOST_USERS)
-    plan = load_plan(wanted, deployment, file, as_messages)
+    traffic = traffic.model_copy(update={name: value for name, value in changes.items() if value is not None})
+    _check_range("users", traffic.users, 1, MOST_USERS)
+    plan = load_plan(traffic, deployment, file, as_messages)
     if requests is not None:
         plan = plan.first(requests)
     if rate is not None:
@@ -177,29 +177,29 @@ def work_of(
                 hint="Leave out --rate, --find-capacity and --sweep, or --users; or use another workload.",
             )
         plan = plan.at(rate)
-    return Planned(plan, OF_THE_YAML if file is None else file.stem, model or MODEL)
+    return WorkloadSource(plan, OF_THE_YAML if file is None else file.stem, model or MODEL)
 
 
 def _check_range(name: str, value: float | None, least: float, most: float) -> None:
-    """Raise ToolkitError for a number that no test can have, from the command line, the form or a workload."""
+    """Raise ToolkitError for a number out of range, from the command line, the form or a workload."""
     if value is not None and not least <= value <= most:
         raise ToolkitError(f"{name}: expected from {least:g} to {most:,.0f}, got {shown(value)}")
 
 
 def workload_file(name: str) -> Path:
-    """A path, or the name of a file of loadtest/workloads. Raises ToolkitError naming those that are there."""
+    """The file of a path, or of a name in loadtest/workloads. Raises ToolkitError for an unknown name."""
     path = Path(name)
     if path.suffix or path.exists():
         return path
     known = sorted(file.stem for file in WORKLOADS.glob("*.yaml"))
     if name not in known:
         hint = f"Use a file, {OF_THE_YAML} (the deployment's own), or {', '.join(known)}."
-        raise ToolkitError(f"--workload: {shown(name)} is not known", hint=hint)
+        raise ToolkitError(f"--workload: {shown(name)} is not a file or a known name", hint=hint)
     return WORKLOADS / f"{name}.yaml"
 
 
 def _request(
     number: int, prompt: str, messages: Messages | None, max_tokens: int, sampling: dict[str, Any], model: str
 ) -> GenerateRequest:
-    asked = {**ASKED_OF_THE_SERVER, **sampling}
-    return GenerateRequest(prompt, max_tokens, model, f"load-{number}", asked, messages)
+    inputs = {**ASKED_OF_THE_SERVER, **sampling}
+    return GenerateRequest(prompt, max_tokens, model, f"load-{number}", inputs, messages)

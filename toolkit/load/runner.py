@@ -1,4 +1,4 @@
-"""Runs a load test: Locust in a process of its own, because gevent must patch sockets before anything uses them."""
+"""Runs a load test: Locust in its own process, because gevent must patch sockets before anything uses them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from toolkit.errors import ToolkitError
 from toolkit.files import distribution
 from toolkit.files.artifacts import file_lock
 from toolkit.load import LAUNCHER
-from toolkit.load.processes import advice, asked_tokens_per_s
-from toolkit.load.requests import Work, work_of
-from toolkit.load.self_check import own_error
+from toolkit.load.processes import advice, requested_tokens_per_s
+from toolkit.load.requests import RequestSource, request_source
+from toolkit.load.self_check import generator_error
 from toolkit.load.target import protocol_of, require_ready, require_ready_at, takes_messages
 from toolkit.reports.loadtest import report
 from toolkit.slo.generator_error import GeneratorError
@@ -31,79 +31,78 @@ from toolkit.slo.verdict import Verdict, could_not_run
 
 USERS_FILE = Path(__file__).with_name("users.py")
 LOCUST = (sys.executable, "-P", "-c", "import toolkit; from locust.main import main; main()")
-"""Imports our `toolkit` first: Locust looks in the working directory first, where another one may be."""
+"""Imports this `toolkit` first: Locust searches the working directory first, which may have another one."""
 HANDED_ON = ("protocol", "users", "requests", "workload", "rate", "seed", "processes", "target", "model")
-"""Options that the users' process has by the same names."""
+"""Options that are options of Locust's process by the same names."""
 MOST_PROCESSES = max(8, 4 * (os.cpu_count() or 1))
-"""Each process keeps a core busy. Thousands of them stop the machine before one request is sent."""
+"""Each process keeps a core busy. Thousands of processes stop the machine before the first request."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a load test is told beside the YAML; what is None is as the workload or the YAML's `loadtest` says."""
+    """The options of a load test. None means: as in the workload or the YAML's `loadtest`."""
 
     protocol: str | None = None
     users: int | None = None
     requests: int | None = None
     workload: str | None = None
-    """A file, the name of one in loadtest/workloads, or `yaml`."""
+    """A file, a name in loadtest/workloads, or `yaml`."""
     rate: float | None = None
     seed: int | None = None
     processes: int | None = None
     target: str | None = None
-    """The URL of another server than the deployment's."""
+    """The URL of a server other than the deployment's."""
     model: str | None = None
-    """The model to ask: of Triton, or as a server with OpenAI's API calls it."""
+    """The model to ask, by its name in Triton or in OpenAI's API."""
     stream: bool = True
-    """Whether answers come token by token; whole ones have an end-to-end time only."""
+    """Whether answers come token by token. Whole answers have an end-to-end time only."""
     web_ui: bool = False
     self_check: bool = False
     """Whether the generator measures its own error first, on a server whose times are known."""
     own: GeneratorError | None = None
-    """That error, where it is known already."""
+    """The generator's error, if it is known already."""
 
     def __post_init__(self) -> None:
         if (self.processes or 1) > MOST_PROCESSES:
-            what = f"--processes: {self.processes} is more than this machine can run"
-            raise ToolkitError(what, hint=f"Give at most {MOST_PROCESSES}; each process keeps a core busy.")
+            what = f"--processes: {self.processes} are more than this machine can run"
+            raise ToolkitError(what, hint=f"Use at most {MOST_PROCESSES}: each process keeps a core busy.")
 
 
 def run(deployment: Deployment, options: Options | None = None) -> Verdict:
     """Load-test the running deployment.
 
-    Progress goes to stderr, the report to `deployment.report_dir`. With `web_ui` Locust's own page starts and
-    stops the test instead, as often as one likes, until Ctrl-C; the verdict is then that of the last one.
-    Ctrl-C and SIGTERM stop the test; the report of what was measured by then is still written and says so. In the
-    self-check, when nothing was measured yet, they end it at once.
-    Never raises for a server that is down or bad prompts: the verdict is COULD NOT RUN and says why.
+    Progress goes to stderr, the report to `deployment.report_dir`. With `web_ui`, Locust's page starts and stops tests
+    until Ctrl-C, and the verdict is that of the last test. Ctrl-C and SIGTERM stop the test, and the report covers what
+    was measured by then. During the self-check they end it at once. A server that is down, or bad prompts, give the
+    verdict COULD NOT RUN with the reason, not an exception.
     """
     return attempt(deployment, options or Options())[0]
 
 
 def attempt(deployment: Deployment, options: Options) -> tuple[Verdict, bool]:
-    """The same, and whether it was asked to stop, be it too late for that: who runs several tests then ends."""
+    """As `run`, plus whether the user asked to stop (callers that run several tests then stop too)."""
     try:
         distribution.require("loadtest", "locust", "grpclib")
         protocol = protocol_of(deployment, options.protocol, options.target)
-        work = work_for(deployment, options)
-        for note in work.notes:
+        source = source_for(deployment, options)
+        for note in source.notes:
             print(f"{options.workload}: {note}", file=sys.stderr, flush=True)
         if options.target:
             require_ready_at(options.target, options.model)
         elif not options.web_ui:
             require_ready(deployment, protocol, options.model)
         with file_lock(deployment.output / "loadtest.lock", "is being load-tested by"):
-            return _test(deployment, options, work)
+            return _test(deployment, options, source)
     except ToolkitError as error:
         return could_not_run(deployment.slo, str(error)), False
 
 
-def _test(deployment: Deployment, options: Options, work: Work) -> tuple[Verdict, bool]:
+def _test(deployment: Deployment, options: Options, source: RequestSource) -> tuple[Verdict, bool]:
     """As `attempt`. Raises ToolkitError when the generator cannot measure its own error."""
-    own = options.own or (check_itself(deployment, options, work) if options.self_check else None)
+    own = options.own or (check_itself(deployment, options, source) if options.self_check else None)
     command = locust_command(deployment, options)
     if own is not None:
-        command += ["--own-error", json.dumps(own.as_dict())]
+        command += ["--generator-error", json.dumps(own.as_dict())]
     started = time.time()
     code, stopped = _run_locust(command)
     with contextlib.suppress(ToolkitError):
@@ -116,32 +115,32 @@ def _test(deployment: Deployment, options: Options, work: Work) -> tuple[Verdict
     return could_not_run(deployment.slo, reason), stopped
 
 
-def work_for(deployment: Deployment, options: Options) -> Work:
-    """What these options send. Raises ToolkitError, one line."""
-    wanted = (options.workload, options.rate, options.requests, options.users, options.seed, options.model)
-    return work_of(deployment, *wanted, as_messages=takes_messages(options.target))
+def source_for(deployment: Deployment, options: Options) -> RequestSource:
+    """The requests that these options send. Raises ToolkitError."""
+    arguments = (options.workload, options.rate, options.requests, options.users, options.seed, options.model)
+    return request_source(deployment, *arguments, as_messages=takes_messages(options.target))
 
 
-def check_itself(deployment: Deployment, options: Options, work: Work) -> GeneratorError:
-    """The generator's own error with this load. Raises ToolkitError when it cannot be measured, or is stopped."""
-    # What speaks OpenAI's API is read as Triton's HTTP is, by the same connections.
+def check_itself(deployment: Deployment, options: Options, source: RequestSource) -> GeneratorError:
+    """Measure the generator's own error under this load. Raises ToolkitError if that fails or is stopped."""
+    # OpenAI's API is read by the same connections as Triton's HTTP, so that error holds for both.
     distribution.require("loadtest", "locust", "grpclib")
     protocol = "grpc" if protocol_of(deployment, options.protocol, options.target) == "grpc" else "http"
     print("self-check: the same load on a server whose times are known", file=sys.stderr, flush=True)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        own = own_error(work, protocol, partial(_send, deployment, options))
+        own = generator_error(source, protocol, partial(_send, deployment, options))
     except KeyboardInterrupt:
-        raise ToolkitError("stopped in the self-check, before the first request to the server") from None
+        raise ToolkitError("stopped during the self-check, before the first request to the server") from None
     finally:
         signal.signal(signal.SIGTERM, before)
-    if text := advice(own, asked_tokens_per_s(deployment, work), options.processes or 1):
+    if text := advice(own, requested_tokens_per_s(deployment, source), options.processes or 1):
         print(f"self-check: {text}", file=sys.stderr, flush=True)
     return own
 
 
 def _send(deployment: Deployment, options: Options, url: str, requests: int, folder: Path) -> None:
-    """A part of the test against another server, for the self-check. Raises KeyboardInterrupt when it was stopped."""
+    """Send a part of the test to another server, for the self-check. Raises KeyboardInterrupt if it was stopped."""
     there = replace(options, target=url, protocol=None, requests=requests, model=None)
     _, stopped = _run_locust([*locust_command(deployment, there), "--samples", str(folder)], quiet=True)
     if stopped:
@@ -150,7 +149,7 @@ def _send(deployment: Deployment, options: Options, url: str, requests: int, fol
 
 def locust_command(deployment: Deployment, options: Options) -> list[str]:
     """The command line that starts Locust for these options."""
-    wanted = {
+    options_of_locust = {
         "--locustfile": USERS_FILE,
         "--deployment": deployment.file,
         "--engine": deployment.engine,
@@ -159,9 +158,9 @@ def locust_command(deployment: Deployment, options: Options) -> list[str]:
     mode = ["--web-host", "127.0.0.1"] if options.web_ui else ["--headless", "--only-summary", "--skip-log-setup"]
     if (options.processes or 1) > 1:  # another test on this machine may have Locust's usual port
         port = _free_port()
-        wanted |= {"--master-bind-host": "127.0.0.1", "--master-bind-port": port, "--master-port": port}
-    given = [text for name, value in wanted.items() if value is not None for text in (name, str(value))]
-    return [*LOCUST, *given, *([] if options.stream else ["--no-stream"]), *mode]
+        options_of_locust |= {"--master-bind-host": "127.0.0.1", "--master-bind-port": port, "--master-port": port}
+    arguments = [text for name, value in options_of_locust.items() if value is not None for text in (name, str(value))]
+    return [*LOCUST, *arguments, *([] if options.stream else ["--no-stream"]), *mode]
 
 
 def _run_locust(command: list[str], quiet: bool = False) -> tuple[int, bool]:

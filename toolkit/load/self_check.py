@@ -1,7 +1,6 @@
-"""How wrong the load generator is, now and here: the same kind of load sent to a server whose times are known.
+"""Measures the error of the load generator on this machine: the same load, on a server whose times are known.
 
-What a sample says is compared with the server's own record. Sending late is part of the error: who waits for an answer
-does not see it. So is reading late.
+Each sample is compared with the server's own record. The error includes sending late and reading late.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from toolkit.slo.generator_error import AtPercentiles, GeneratorError
 from toolkit.slo.metrics import Distribution, Sample
 
 if TYPE_CHECKING:
-    from toolkit.load.requests import Work
+    from toolkit.load.requests import RequestSource
 
 TTFT_MS, ITL_MS = 200.0, 20.0
 SECONDS = 8.0
@@ -32,47 +31,47 @@ LEAST, MOST = 16, 2000
 """Requests."""
 LONGEST_TOKENS = 200
 SLACK_CPU = 0.9
-"""A process that has used more of its core was late for some of what came."""
+"""A process that used a larger share of its core read or sent late."""
 
 Send = Callable[[str, int, Path], None]
-"""Sends so many of the test's requests to a URL, and leaves the samples in a folder, with `cpu.json`."""
+"""Sends a number of the test's requests to a URL, and writes the samples and `cpu.json` into a folder."""
 
 
-def requests_of(work: Work) -> int:
-    """How many requests show it: as many as take some seconds, at the rate or with the users of the test."""
-    if work.users is None:
-        seconds = work.due(work.firsts[-1]) or 1.0
-        wanted = work.count / seconds * SECONDS
+def requests_of(source: RequestSource) -> int:
+    """How many requests the self-check sends: those of a few seconds, at the rate or with the users of the test."""
+    if source.users is None:
+        seconds = source.due(source.firsts[-1]) or 1.0
+        requests = source.count / seconds * SECONDS
     else:
-        tokens = min(work.request(0).request.max_tokens, LONGEST_TOKENS)
-        wanted = work.users * max(1.0, SECONDS * 1e3 / (TTFT_MS + (tokens - 1) * ITL_MS))
-    return min(max(LEAST, round(wanted)), MOST, work.count)
+        tokens = min(source.request(0).request.max_tokens, LONGEST_TOKENS)
+        requests = source.users * max(1.0, SECONDS * 1e3 / (TTFT_MS + (tokens - 1) * ITL_MS))
+    return min(max(LEAST, round(requests)), MOST, source.count)
 
 
-def own_error(work: Work, protocol: str, send: Send) -> GeneratorError:
-    """Run a short test against the built-in server. Raises ToolkitError when that cannot be started."""
-    count = requests_of(work)
+def generator_error(source: RequestSource, protocol: str, send: Send) -> GeneratorError:
+    """Run a short test against the built-in server. Raises ToolkitError if it does not start."""
+    count = requests_of(source)
     settings = Settings(ttft_ms=TTFT_MS, itl_ms=ITL_MS, tokens=LONGEST_TOKENS)
     with tempfile.TemporaryDirectory(prefix="toolkit-self-check-") as folder, KnownTruth(settings) as truth:
         begin, busy, ours = time.monotonic(), _busy_s(), _ours_s(truth.pid)
         send(truth.url(protocol), count, Path(folder))
         others = (_busy_s() - busy - (_ours_s(truth.pid) - ours)) / (time.monotonic() - begin)
-        samples, used = read_samples(Path(folder)), read_cpu(Path(folder))
-        found = replace(compare(samples, truth.records(), used.cpu if used else None), others_cpu=max(0.0, others))
+        samples, use = read_samples(Path(folder)), read_cpu(Path(folder))
+        error = replace(compare(samples, truth.records(), use.cpu if use else None), others_cpu=max(0.0, others))
         tokens = sum(sample.tokens_out for sample in samples)
-        return replace(found, tokens_per_s=used.carried(tokens)) if used else found
+        return replace(error, tokens_per_s=use.carried(tokens)) if use else error
 
 
 def compare(samples: Iterable[Sample], records: Iterable[Record], cpu: float | None) -> GeneratorError:
-    """The error of each metric's median and tail: what the samples say, less what was sent.
+    """The error of P50 and P99 of each metric: the samples against the records.
 
-    Raises ToolkitError where no sample is of a request that was answered.
+    Raises ToolkitError if no request was answered.
     """
     sent = {record.id: record for record in records if record.whole and record.fault is None}
     pairs = [(sample, sent[sample.id]) for sample in samples if sample.ok and sample.id in sent]
     pairs = [(sample, record) for sample, record in pairs if record.token_times]
     if not pairs:
-        hint = "Run it again; --no-self-check does without, and then nothing is known of the generator's error."
+        hint = "Run it again. With --no-self-check the test runs, but the generator's error is unknown."
         raise ToolkitError("the self-check failed: none of its requests was answered", hint=hint)
     ours, theirs = [sample for sample, _ in pairs], [record for _, record in pairs]
     return GeneratorError(
@@ -87,45 +86,46 @@ def compare(samples: Iterable[Sample], records: Iterable[Record], cpu: float | N
 
 
 @dataclass(frozen=True)
-class Used:
-    """What a test took of the processor."""
+class CpuUse:
+    """The CPU time of a test."""
 
     cpu: float
-    """The busiest process's share of a core."""
+    """The share of a core that the busiest process used."""
     seconds: float
     processes: int
 
     def carried(self, tokens: int) -> float | None:
-        """About how many tokens/s one process carries until it is out of CPU, by what these tokens took.
+        """About how many tokens/s one process carries before it is out of CPU.
 
-        All that it did is counted as theirs: requests, prompts, the start. So it is too little where tokens are few.
+        All CPU time counts for tokens: also that for requests, prompts and the start. So the result is too low for
+        short answers.
         """
-        took = self.cpu * self.seconds * self.processes
-        return SLACK_CPU * tokens / took if took and tokens else None
+        cpu_s = self.cpu * self.seconds * self.processes
+        return SLACK_CPU * tokens / cpu_s if cpu_s and tokens else None
 
 
-def read_cpu(folder: Path) -> Used | None:
-    """As the sender left it."""
+def read_cpu(folder: Path) -> CpuUse | None:
+    """The CPU use that the sender wrote. None if there is none."""
     file = folder / "cpu.json"
-    return Used(**json.loads(file.read_text())) if file.is_file() else None
+    return CpuUse(**json.loads(file.read_text())) if file.is_file() else None
 
 
 def _busy_s() -> float:
-    """CPU seconds that all cores of this machine have worked."""
+    """CPU seconds of all cores of this machine."""
     times = psutil.cpu_times()
     return sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal"))
 
 
 def _ours_s(server: int) -> float:
-    """CPU seconds of this process, of the generators that it started and that have ended, and of the server."""
+    """CPU seconds of this process, of its generators that have ended, and of the server."""
     own, there = psutil.Process().cpu_times(), psutil.Process(server).cpu_times()
     return own.user + own.system + own.children_user + own.children_system + there.user + there.system
 
 
 def _apart(measured: Sequence[float], true: Sequence[float]) -> AtPercentiles | None:
     here, there = Distribution(measured), Distribution(true)
-    found = [(here.percentile(q), there.percentile(q)) for q in (50, 99)]
-    errors = [abs(a - b) for a, b in found if a is not None and b is not None]
+    pairs = [(here.percentile(q), there.percentile(q)) for q in (50, 99)]
+    errors = [abs(a - b) for a, b in pairs if a is not None and b is not None]
     return AtPercentiles(*errors) if len(errors) == 2 else None
 
 

@@ -18,7 +18,7 @@ LARGEST = 4 << 20
 
 
 class ServerWatch:
-    """Reads while it is entered. Then `seen` sums up the readings between two moments, without warm-up and drain."""
+    """Reads while the context is open. `seen` sums up the readings between two moments."""
 
     def __init__(self, urls: Sequence[str], every_s: float = EVERY_S, read: Callable[[str], str] | None = None) -> None:
         self._urls, self._every_s, self._read = urls, every_s, read or read_text
@@ -36,7 +36,7 @@ class ServerWatch:
         self._thread.join(timeout=TIMEOUT_S * len(self._urls) + 1)
 
     def seen(self, begin: float = -math.inf, end: float = math.inf) -> ServerSeen:
-        """What was read between two moments, in seconds since the Unix epoch."""
+        """The summary of the readings between two moments, in seconds since the Unix epoch."""
         readings = [reading for reading in list(self._readings) if begin <= reading.time <= end]
         if not readings:
             return ServerSeen(unseen=self._problem or "the server's metrics were not read in time")

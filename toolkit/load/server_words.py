@@ -1,4 +1,4 @@
-"""What a server says of a request that failed, without the request's prompt: errors go to logs, reports and metrics."""
+"""Removes the prompt from a server's error message: errors go to logs, reports and metrics."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from itertools import groupby
 from toolkit.client import GenerateRequest
 
 SHARED = 16
-"""So many characters in a row that are in the prompt, too, are taken for a part of it."""
+"""So many characters in a row that the prompt has too count as a part of the prompt."""
 SHORTEST = 8
-"""A prompt of fewer characters is found in a text by chance."""
+"""A prompt of fewer characters may be in a text by chance."""
 INSTEAD = "[prompt]"
 
 
 def without_prompt(text: str, request: GenerateRequest) -> str:
-    """The text with every part of the prompt replaced, whether it stands there as it is or as JSON escapes it."""
+    """The text with every part of the prompt replaced, plain or with JSON escapes."""
     prompts = [request.prompt, *(message["content"] for message in request.messages or ())]
     forms = [form for prompt in prompts for form in (prompt, json.dumps(prompt)[1:-1])]
     for form in forms:

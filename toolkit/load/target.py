@@ -1,4 +1,4 @@
-"""The servers that requests are aimed at: one, or one for each replica."""
+"""The servers that requests go to: one, or one for each replica."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WRONG_SERVER = (
 
 
 def require_ready(deployment: Deployment, protocol: str, model: str | None = None) -> None:
-    """Raise ToolkitError when the server, or one of several, is not ready or does not have the model."""
+    """Raise ToolkitError if a server of the deployment is not ready or does not have the model."""
     for replica in deployment.per_replica():
         with connect(replica.url(protocol)) as client:
             if not client.ready():
@@ -38,7 +38,10 @@ def require_ready_at(url: str, model: str | None = None) -> None:
 
 
 def _require_model(client: Client, model: str | None) -> None:
-    """A model that the server does not list may still be served under an alias: a request for one token decides."""
+    """Raise ToolkitError if the server does not have the model.
+
+    A server may serve a model that it does not list, by an alias. So a request for one token decides.
+    """
     names = [] if model is None else client.models()
     if model is None or not names or model in names:
         return
@@ -48,12 +51,12 @@ def _require_model(client: Client, model: str | None) -> None:
         what = f"--model: {shown(model)} is not served here: {refusal.what}"
         raise ToolkitError(what, where=client.url, hint=f"Use one of {', '.join(names)}.") from None
     except ToolkitError:
-        pass  # the test itself shows what a server fails at
+        pass  # the test itself shows such failures
 
 
 @contextlib.contextmanager
 def with_hint(client: Client, model: str) -> Iterator[None]:
-    """Adds to an error what is wrong with the server, if that is plain: it is not ready, or has no such model."""
+    """Add a hint to an error if the server is not ready or does not have the model."""
     try:
         yield
     except (ServerRefused, ServerFailed, DeadlineExceeded) as error:
@@ -69,24 +72,25 @@ def with_hint(client: Client, model: str) -> Iterator[None]:
         raise type(error)(error.what, where=client.url, hint=hint) from None
 
 
-def protocol_of(deployment: Deployment, wanted: str | None, target: str | None) -> str:
-    """What is spoken: http, grpc, or openai. Raises ToolkitError where --http or --grpc says other than the target."""
+def protocol_of(deployment: Deployment, option: str | None, target: str | None) -> str:
+    """The protocol: http, grpc, or openai. Raises ToolkitError if --http or --grpc contradicts the target."""
     if target is None:
-        return wanted or deployment.loadtest.protocol
+        return option or deployment.loadtest.protocol
     scheme = target.partition(":")[0]
-    spoken = "openai" if scheme.startswith("openai+") else scheme
-    if wanted not in (None, spoken):
-        raise ToolkitError(f"--{wanted} is not what this server speaks", where=target, hint=f"Leave out --{wanted}.")
-    return spoken
+    protocol = "openai" if scheme.startswith("openai+") else scheme
+    if option not in (None, protocol):
+        what = f"--{option} contradicts the protocol of this URL, {protocol}"
+        raise ToolkitError(what, where=target, hint=f"Leave out --{option}.")
+    return protocol
 
 
 def can_stream(deployment: Deployment, target: str | None) -> bool:
-    """Whether answers can come token by token. Also the Triton at `target` serves what the YAML says."""
+    """Whether answers can come token by token. A Triton at `target` is taken to serve what the YAML says."""
     return deployment.serving.decoupled or (target is not None and target.startswith("openai+"))
 
 
 def takes_messages(target: str | None) -> bool:
-    """Whether the target applies the chat template itself, as OpenAI's chat completions do."""
+    """Whether the target applies the chat template itself, like OpenAI's chat completions."""
     if target is None:
         return False
     with connect(target) as client:
@@ -94,7 +98,7 @@ def takes_messages(target: str | None) -> bool:
 
 
 def first_ready(deployment: Deployment, protocol: str) -> Deployment:
-    """The first replica that is ready; the first of all where none is."""
+    """The first replica that is ready. The first of all if none is ready."""
     replicas = deployment.per_replica()
     if len(replicas) == 1:
         return deployment

@@ -1,7 +1,7 @@
-"""The Locust users: they read answers over HTTP or gRPC, streamed or whole, in a closed loop or an open one.
+"""The Locust users: they send requests over HTTP or gRPC, in a closed or an open loop, and read the answers.
 
-They read through toolkit.client, which takes the time of each event when its bytes arrive; the usual ways
-to read a stream in Locust wait for a buffer to fill and show a first token of 200 ms as 322 ms.
+They use toolkit.client, which notes the time of each event when its bytes arrive. The usual ways to read a stream in
+Locust wait until a buffer is full, and show a first token of 200 ms as 322 ms.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from toolkit.errors import ToolkitError
 from toolkit.load import messages, web
 from toolkit.load.coordinator import Coordinator, RequestQuota
 from toolkit.load.dispatch import dispatch
-from toolkit.load.exchange import Exchange, hear
-from toolkit.load.options import PROTOCOLS, Chosen
+from toolkit.load.exchange import Exchange, exchange
+from toolkit.load.options import PROTOCOLS, RunOptions
 from toolkit.load.private_locust import ready_workers
 from toolkit.load.reporting import LoopLag, Reporter
-from toolkit.load.requests import Asked, Work
+from toolkit.load.requests import PlannedRequest, RequestSource
 from toolkit.load.target import can_stream, require_ready
 from toolkit.slo.metrics import Sample
 from toolkit.slo.verdict import Outcome
 
 LARGEST_SPAWN_RATE = 100
-"""Users started per second: Locust warns of more."""
+"""Most users started per second. Locust warns above that."""
 
 QUOTA = RequestQuota()
-CHOSEN: AsyncResult = AsyncResult()
-"""What is to be sent. Users wait for it: a worker may be told to start them before Locust has told us that it is up."""
+RUN_OPTIONS: AsyncResult = AsyncResult()
+"""What a run sends. Users wait for it: Locust may start users in a worker before it calls `prepare`."""
 
 USERS = count()
-"""Numbers the users of this process, who take the replicas in turn."""
+"""Numbers the users of this process. Users take the replicas in turn."""
 
 REPORTER = Reporter()
 LOOP_LAG = LoopLag()
@@ -56,12 +56,13 @@ events.test_stop.add_listener(LOOP_LAG.stop)
 
 @events.init_command_line_parser.add_listener
 def add_options(parser: Any) -> None:
-    """Our options beside Locust's own. Those of a run are in the form of its web UI, too, which asks here for them each
-    time: once it is known what is sent, the form says so, and offers the workloads that there are.
+    """Add our options to Locust's. Locust calls this again for each form of its web UI.
+
+    After `prepare`, the form shows what is sent and offers the workloads that exist.
     """
-    chosen: Chosen | None = CHOSEN.get() if CHOSEN.ready() else None
-    protocol, requests = (chosen.options.protocol, chosen.options.requests) if chosen else (None, None)
-    protocols = chosen.protocols if chosen else PROTOCOLS
+    run_options: RunOptions | None = RUN_OPTIONS.get() if RUN_OPTIONS.ready() else None
+    protocol, requests = (run_options.options.protocol, run_options.options.requests) if run_options else (None, None)
+    protocols = run_options.protocols if run_options else PROTOCOLS
     parser.add_argument(
         "--deployment",
         env_var="TOOLKIT_CONFIG",
@@ -72,19 +73,21 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--engine", metavar="NAME", include_in_web_ui=False, help="Replaces the YAML's engine")
     parser.add_argument(
         "--workload",
-        choices=chosen and chosen.workloads,
-        default=chosen and chosen.workload,
-        help="A file, or a name in loadtest/workloads, or yaml: the deployment's own",
+        choices=run_options and run_options.workloads,
+        default=run_options and run_options.workload,
+        help="A file, a name in loadtest/workloads, or yaml for the deployment's own",
     )
     parser.add_argument("--rate", type=float, help="Requests/s of an open loop, instead of the workload's")
     parser.add_argument("--requests", type=int, default=requests, help="Default: the workload's or loadtest.requests")
-    parser.add_argument("--seed", type=int, help="Another seed than the workload's")
+    parser.add_argument("--seed", type=int, help="Default: the workload's")
     parser.add_argument("--protocol", choices=protocols, default=protocol, help="Default: loadtest.protocol")
     parser.add_argument("--target", metavar="URL", include_in_web_ui=False, help="Ask this server instead")
     parser.add_argument("--model", metavar="NAME", include_in_web_ui=False, help="The model to ask")
     parser.add_argument("--no-stream", action="store_true", include_in_web_ui=False, help="Ask for whole answers")
     parser.add_argument("--samples", metavar="DIR", include_in_web_ui=False, help="Leave samples there, and no report")
-    parser.add_argument("--own-error", metavar="JSON", include_in_web_ui=False, help="The load generator's own error")
+    parser.add_argument(
+        "--generator-error", metavar="JSON", include_in_web_ui=False, help="The load generator's own error"
+    )
 
 
 @events.init.add_listener
@@ -93,13 +96,13 @@ def prepare(environment: Environment, **_: Any) -> None:
     options: Any = environment.parsed_options
     try:
         if not options.deployment:
-            raise ToolkitError("no deployment given", hint="Use --deployment CONFIG or TOOLKIT_CONFIG=CONFIG.")
+            raise ToolkitError("the deployment is missing", hint="Use --deployment CONFIG or TOOLKIT_CONFIG=CONFIG.")
         deployment = load_deployment(options.deployment, options.engine)
         options.no_stream |= not can_stream(deployment, options.target)
-        chosen = Chosen(deployment, options)
-        options.num_users = users_of(environment, chosen.work)
+        run_options = RunOptions(deployment, options)
+        options.num_users = users_of(environment, run_options.source)
         options.spawn_rate = options.spawn_rate or min(options.num_users, LARGEST_SPAWN_RATE)
-        AskingUser.host = options.target or deployment.url(options.protocol)  # to be shown
+        AskingUser.host = options.target or deployment.url(options.protocol)  # for Locust's page
         if options.headless and not options.target:
             require_ready(deployment, options.protocol)
     except ToolkitError as error:
@@ -108,55 +111,55 @@ def prepare(environment: Environment, **_: Any) -> None:
     runner: Any = environment.runner
     runner.register_message(messages.QUOTA, QUOTA.receive)
     if isinstance(runner, WorkerRunner):
-        environment.user_classes = [ClosedLoop, OpenLoop]  # the master says which
+        environment.user_classes = [ClosedLoop, OpenLoop]  # the master chooses
     else:
-        conducting = Coordinator(environment, chosen)
+        coordinator = Coordinator(environment, run_options)
         if environment.web_ui is not None:
-            web.extend(environment, conducting, partial(users_of, environment))
-    CHOSEN.set(chosen)
+            web.extend(environment, coordinator, partial(users_of, environment))
+    RUN_OPTIONS.set(run_options)
 
 
-def users_of(environment: Environment, work: Work) -> int:
-    """How many users of Locust's a run of this work has, whose kind is made the only one."""
-    environment.user_classes = [ClosedLoop if work.users else OpenLoop]
-    # Of an open loop one user a process sends everything.
-    return work.users or _processes(environment)
+def users_of(environment: Environment, source: RequestSource) -> int:
+    """How many Locust users a run has. Also sets their class: closed or open loop."""
+    environment.user_classes = [ClosedLoop if source.users else OpenLoop]
+    # In an open loop, one user per process sends everything.
+    return source.users or _processes(environment)
 
 
 def _processes(environment: Environment) -> int:
-    """How many processes there are, or will be, of which each sends its share of an open loop."""
+    """How many processes there are, or will be. Each sends its quota of an open loop."""
     options: Any = environment.parsed_options
     if ready := ready_workers(environment.runner):
         return len(ready)
-    wanted = options.processes or (options.expect_workers if options.master else 1)
-    return os.cpu_count() or 1 if wanted == -1 else max(1, wanted)
+    processes = options.processes or (options.expect_workers if options.master else 1)
+    return os.cpu_count() or 1 if processes == -1 else max(1, processes)
 
 
 class AskingUser(User):
-    """Asks, reads the answer to its end, and ships the sample. How often and when, its kinds say."""
+    """Sends requests, reads the answers, and reports the samples. Subclasses decide how often and when."""
 
     abstract = True
 
     def on_start(self) -> None:
-        chosen: Chosen = CHOSEN.get()
-        deployment, self.work = chosen.deployment, chosen.work
+        run_options: RunOptions = RUN_OPTIONS.get()
+        deployment, self.source = run_options.deployment, run_options.source
         options = self.environment.parsed_options
         self.protocol, self.timeout_s = options.protocol, deployment.loadtest.timeout_s
         replicas = deployment.per_replica()
         urls = [options.target] if options.target else [replica.url(self.protocol) for replica in replicas]
-        self.count = chosen.count
+        self.count = run_options.count
         self.streamed = not options.no_stream
         self.clients = [connect(url, first_event_timeout_s=self.timeout_s) for url in urls]
-        # Users of several processes would all begin with the same one.
+        # Without the index, the first users of all processes would take the same replica.
         self.number = next(USERS) + getattr(self.environment.runner, "worker_index", 0)
 
-    def converse(self, asked: Asked, due: float, replica: int) -> float:
-        """Ask, and go on with the conversation where there is one; returns when the last answer ended."""
+    def converse(self, planned: PlannedRequest, due: float, replica: int) -> float:
+        """Send a request, and the later turns of its conversation. Returns when the last answer ended."""
         replica %= len(self.clients)
-        following: Asked | None = asked
+        following: PlannedRequest | None = planned
         while following is not None:
             request = following.request
-            heard = hear(
+            exchanged = exchange(
                 self.clients[replica],
                 request,
                 due=due,
@@ -165,24 +168,24 @@ class AskingUser(User):
                 streamed=self.streamed,
                 count=self.count,
             )
-            REPORTER.report(self.environment, heard, replica if len(self.clients) > 1 else None)
-            if self.work.turns == 1:
+            REPORTER.report(self.environment, exchanged, replica if len(self.clients) > 1 else None)
+            if self.source.turns == 1:
                 break
-            if not heard.sample.ok:
-                self._give_up(asked, heard.sample)
+            if not exchanged.sample.ok:
+                self._give_up(planned, exchanged.sample)
                 break
-            following = self.work.after(following, heard.text)
-            due = heard.ended + self.work.think_s
+            following = self.source.after(following, exchanged.text)
+            due = exchanged.ended + self.source.think_s
             if following is not None:
                 gevent.sleep(max(0.0, due - now()))
-        return heard.ended
+        return exchanged.ended
 
-    def _give_up(self, asked: Asked, failed: Sample) -> None:
-        """Without an answer a conversation cannot go on: the turns that it would have had count as misses."""
-        first, at = (asked.sent.number if asked.sent else 0), int(failed.id.removeprefix("load-"))
-        then, error = failed.ended, "an earlier turn of it failed"
-        for number in range(at + 1, first + self.work.turns):
-            request = replace(asked.request, id=f"load-{number}")
+    def _give_up(self, planned: PlannedRequest, failed: Sample) -> None:
+        """Report the turns after a failed one as failed: without its answer the conversation cannot go on."""
+        first, at = (planned.sent.number if planned.sent else 0), int(failed.id.removeprefix("load-"))
+        then, error = failed.ended, "an earlier turn of the conversation failed"
+        for number in range(at + 1, first + self.source.turns):
+            request = replace(planned.request, id=f"load-{number}")
             REPORTER.report(self.environment, Exchange(request, self.protocol, then, then, then, (), True, error), None)
 
     def on_stop(self) -> None:
@@ -192,25 +195,25 @@ class AskingUser(User):
 
 
 class ClosedLoop(AskingUser):
-    """Asks again when its last answer has ended, until the requests of this process are used up."""
+    """Sends the next request when its last answer has ended, until the quota of this process is used up."""
 
     @task
     def ask(self) -> None:
-        """All in one task: between two of them Locust lets every other user go first."""
+        """Send all requests in one task: between two tasks, Locust lets every other user go first."""
         free_since = now()
         while (number := QUOTA.next(self.environment.runner)) is not None:
-            free_since = self.converse(self.work.request(number), free_since, self.number)
+            free_since = self.converse(self.source.request(number), free_since, self.number)
         raise StopUser
 
 
 class OpenLoop(AskingUser):
-    """Sends all requests of this process, each when it is due, whatever became of the others."""
+    """Sends each request of this process when it is due, without waiting for earlier answers."""
 
     @task
     def send(self) -> None:
         numbers, begin = QUOTA.all(self.environment.runner)
-        dispatch(numbers, self.work, begin, self._converse)
+        dispatch(numbers, self.source, begin, self._converse)
         raise StopUser
 
-    def _converse(self, number: int, asked: Asked, due: float) -> None:
-        self.converse(asked, due, number // self.work.turns)
+    def _converse(self, number: int, planned: PlannedRequest, due: float) -> None:
+        self.converse(planned, due, number // self.source.turns)

@@ -1,7 +1,6 @@
-"""Our part of Locust's web UI: a tab with charts of what a user feels, the form's fields for a run, and the report.
+"""Our part of Locust's web UI: a tab with live charts, the fields of the form, and the report.
 
-Locust's own charts are of response times alone, and its pages take tables from Python but no charts; so the tab shows
-a page of ours, which can be opened alone, too (`/live`).
+The tab shows a page of ours, which can also be opened alone at `/live`. private_locust.py says why.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ from toolkit.errors import ToolkitError
 from toolkit.load import private_locust
 from toolkit.load.coordinator import Coordinator
 from toolkit.load.options import FIELDS
-from toolkit.load.requests import Work
+from toolkit.load.requests import RequestSource
 from toolkit.reports.html.render import render
 from toolkit.reports.loadtest import report
 from toolkit.reports.wording import load as load_in_words
 from toolkit.slo.target import limits_of_a_request
 
 
-def extend(environment: Environment, coordinator: Coordinator, users_of: Callable[[Work], int]) -> None:
-    """Add our tab, our fields and the report. `users_of` says how many users of Locust's a work has."""
+def extend(environment: Environment, coordinator: Coordinator, users_of: Callable[[RequestSource], int]) -> None:
+    """Add our tab, our fields and the report. `users_of` gives the number of Locust users for a source."""
     ui: Any = environment.web_ui
     options: Any = environment.parsed_options
     pages = Blueprint("toolkit", __name__, url_prefix=options.web_base_path)
@@ -49,21 +48,21 @@ def extend(environment: Environment, coordinator: Coordinator, users_of: Callabl
     @ui.auth_required_if_enabled
     def last_report() -> Response | tuple[str, int]:
         if coordinator.verdict is None:
-            return "no test has ended yet", 404
+            return "No test has ended yet.", 404
         return send_file(report.report_page(coordinator.deployment).resolve())
 
     def take_form() -> Response | None:
-        """Read our fields before Locust does, which would only turn the text into what was there before."""
+        """Read our fields before Locust does: it would convert their text to the type of the old value."""
         if request.endpoint != private_locust.SWARM:
             return None
         if coordinator.running:
-            return _refusal("a test is under way: stop it to start another")
+            return _refusal("A test is running. Stop it before you start another.")
         try:
-            work = coordinator.chosen.by_form(request.form)
+            source = coordinator.run_options.by_form(request.form)
         except ToolkitError as error:
             return _refusal(str(error))
-        left = {name: text for name, text in request.form.items() if name not in FIELDS}
-        request.form = ImmutableMultiDict({**left, **_of_locust(users_of(work))})
+        other_fields = {name: text for name, text in request.form.items() if name not in FIELDS}
+        request.form = ImmutableMultiDict({**other_fields, **_of_locust(users_of(source))})
         return None
 
     def put_tab(answer: Response) -> Response:
@@ -88,7 +87,7 @@ def _refusal(message: str) -> Response:
 
 
 def state_of(coordinator: Coordinator) -> dict[str, Any]:
-    """All that the page shows. Before the first test there is nothing; after a test its last state stays."""
+    """All that the page shows. Nothing before the first test; after a test, its last state."""
     live, verdict = coordinator.live, coordinator.verdict
     if live is None:
         return {"state": "waiting", "run": 0}
