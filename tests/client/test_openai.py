@@ -103,7 +103,7 @@ def test_inputs_that_openai_has_no_name_for_are_refused_before_sending(client, p
         ("early", ServerRefused, "the prompt is too long"),
         ("vllm", ServerFailed, "Executor failed process requestId 7"),
         ("dies", ServerFailed, "broke off"),
-        ("unended", ServerFailed, "ended without a finish_reason"),
+        ("unended", ServerFailed, "ended before the answer, without a finish_reason"),
         ("aborted", ServerFailed, "did not finish the answer: finish_reason 'abort'"),
         ("overrun", ServerFailed, "' more' after the end of the answer"),
         ("afterwards", ServerFailed, "more.* after the end of the stream"),
