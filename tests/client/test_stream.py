@@ -103,11 +103,11 @@ def test_errors_of_each_protocol(client, scenario, kind, words):
         ("nonsense", r"answered 404 X: '<html>no such page"),
         ("html", "answered with text/html, expected text/event-stream"),
         ("hollow", "answered with application/json"),
-        ("sized", "without chunks|expected choices"),
+        ("sized", "is not chunked|expected choices"),
         ("unfinished", "ended within an event"),
         ("garbage", "expected JSON"),
         ("number", "expected a JSON object"),
-        ("page", "<html>.* is no part of an event"),
+        ("page", "<html>.* is not part of an event"),
     ],
 )
 @pytest.mark.parametrize("protocol", ["http", "openai"])
@@ -124,7 +124,7 @@ def test_what_is_not_an_answer_over_http(client, scenario, words):
 
 
 def test_what_is_not_a_stream_over_grpc(probe):
-    with connect(probe.grpc) as client, pytest.raises(ServerFailed, match="its shape says"):
+    with connect(probe.grpc) as client, pytest.raises(ServerFailed, match="its shape is"):
         ask(client, "mangled")
 
 
