@@ -94,7 +94,7 @@ format: install
 docs: install
 	.venv/bin/python docs/generate_cli.py
 
-# The docs as a site in work/site: open work/site/index.html. A dead link or a page without a shelf is an error.
+# The docs as a site: open work/site/index.html. Its search needs a server: python -m http.server -d work/site
 site: install
 	$(SITE)
 

@@ -49,6 +49,11 @@ def test_commands_and_their_options_exist(name: str) -> None:
             assert option in options | {"--help"}, f"toolkit {command} {option}"
 
 
+def test_the_index_leads_to_every_page() -> None:
+    listed = {(ROOT / "docs" / target).resolve() for target in re.findall(r"\]\(([^)#]+\.md)", text("index.md"))}
+    assert {*(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")} - listed == {ROOT / "docs/index.md"}
+
+
 def test_pages_that_code_names_exist() -> None:
     named = 0
     files = [ROOT / "Makefile", ROOT / "pyproject.toml"]
