@@ -10,7 +10,7 @@ import asyncio
 import sys
 
 import uvloop
-from dynamo.llm import (  # type: ignore[import-not-found,unused-ignore]
+from dynamo.llm import (  # type: ignore[import-not-found,attr-defined,unused-ignore]
     EngineType,
     EntrypointArgs,
     KvRouterConfig,
@@ -19,7 +19,7 @@ from dynamo.llm import (  # type: ignore[import-not-found,unused-ignore]
     make_engine,
     run_input,
 )
-from dynamo.runtime import DistributedRuntime  # type: ignore[import-not-found,unused-ignore]
+from dynamo.runtime import DistributedRuntime  # type: ignore[import-not-found,attr-defined,unused-ignore]
 
 from toolkit.gateway.dynamo import LOOPBACK
 from toolkit.gateway.held import end_with_starter

@@ -14,20 +14,20 @@ from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 import uvloop
-from dynamo.llm import (  # type: ignore[import-not-found,unused-ignore]
+from dynamo.llm import (  # type: ignore[import-not-found,attr-defined,unused-ignore]
     ModelInput,
     ModelRuntimeConfig,
     ModelType,
     WorkerType,
     register_model,
 )
-from dynamo.llm.exceptions import (  # type: ignore[import-not-found,unused-ignore]
+from dynamo.llm.exceptions import (  # type: ignore[import-not-found,attr-defined,unused-ignore]
     Disconnected,
     EngineShutdown,
     HttpError,
     InvalidArgument,
 )
-from dynamo.runtime import DistributedRuntime  # type: ignore[import-not-found,unused-ignore]
+from dynamo.runtime import DistributedRuntime  # type: ignore[import-not-found,attr-defined,unused-ignore]
 
 from toolkit.config.deployment import Deployment
 from toolkit.config.load import load_deployment

@@ -61,6 +61,15 @@ class Replica:
         self.wanted = False
         self.group.ask_to_end()
 
+    def begin_again(self, deployment: Deployment) -> None:
+        """Start it as this deployment, with all its attempts, after it has ended."""
+        self.deployment = deployment
+        self.group.backoff.failures, self.group.again_at = 0, 0.0
+        self.worker.backoff.failures, self.worker.again_at = 0, 0.0
+        self.worker.enter("waiting")
+        self.draining, self.wanted = False, True
+        self.group.enter("waiting")
+
     def _look_at_group(self) -> None:
         group = self.group
         if group.alive:

@@ -72,20 +72,18 @@ def _restart(replicas: list[Replica], new: tuple[Deployment, ...] | None) -> Non
     for replica in replicas:
         replica.stop()
     deadline = time.monotonic() + replicas[0].deployment.serving.drain_timeout_s + END_MARGIN_S
-    _wait(replicas, lambda replica: not replica.group.alive, deadline, "has not ended")
+    while any(replica.group.alive for replica in replicas) and time.monotonic() < deadline:
+        time.sleep(LOOK_S)
     for replica in replicas:
-        if new is not None:
-            replica.deployment = new[replica.number]
-        replica.group.enter("waiting")
-        replica.group.again_at, replica.group.backoff.failures = 0.0, 0
-        replica.draining, replica.wanted = False, True
+        replica.group.kill()  # one that does not end: its janitor ends the rest
+        replica.begin_again(new[replica.number] if new is not None else replica.deployment)
+    _wait_ready(replicas)
+
+
+def _wait_ready(replicas: list[Replica]) -> None:
+    """Return when each has generated a token; raise a ToolkitError when one cannot start."""
     deadline = time.monotonic() + startup_budget(replicas[0].deployment).seconds + END_MARGIN_S
-    _wait(replicas, lambda replica: replica.ready, deadline, "is not ready")
-
-
-def _wait(replicas: list[Replica], done: Callable[[Replica], bool], deadline: float, what: str) -> None:
-    while waiting := [replica for replica in replicas if not done(replica)]:
-        one = waiting[0]
-        if one.given_up or one.group.backoff.failures or time.monotonic() > deadline:
-            raise ToolkitError(f"{one.group.name} {what}: {one.group.message or one.group.phase}")
+    while waiting := [replica.group for replica in replicas if not replica.ready]:
+        if waiting[0].backoff.failures or time.monotonic() > deadline:
+            raise ToolkitError(f"{waiting[0].name} is not ready: {waiting[0].message or waiting[0].phase}")
         time.sleep(LOOK_S)
