@@ -52,8 +52,8 @@ class Recovery(Section):
     backoff_s: PositiveFloat = 1.0
     """Before the first restart of a replica; doubles each time, with full jitter."""
     backoff_cap_s: PositiveFloat = 60.0
-    canary_s: PositiveFloat = 15.0
-    """The longest that a request for one token may take before the group counts as not answering."""
+    canary_s: PositiveFloat | None = None
+    """The longest that a request for one token may take before the group counts as not answering; 15 if not given."""
     standby: Literal[0, 1] = 0
     """Replicas that are loaded and take requests only when another one fails."""
     fallback: Annotated[tuple[Path, ...], Field(strict=False)] = ()

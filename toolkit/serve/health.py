@@ -131,18 +131,22 @@ class HangWatch(threading.Thread):
     answer. Else, while the engine computes, its counter of steps moves and nothing is sent. When it stands still, one
     token is requested, and the check fails without an answer and without a step. `hung` is set after CHECKS_FAILED
     in a row, and `why` is the last reason. `doubted` hears at once of each failed check (the reason), and of the first
-    good one after it (None).
+    good one after it (None). `timeout_s` is for the request for one token, CHECK_TIMEOUT_S if it is not given.
     """
 
-    def __init__(self, probe: Probe, run: Run, doubted: Callable[[str | None], None]) -> None:
+    def __init__(
+        self, probe: Probe, run: Run, doubted: Callable[[str | None], None], timeout_s: float | None = None
+    ) -> None:
         super().__init__(name="hang-watch", daemon=True)
         self._probe, self._run, self._doubted = probe, run, doubted
+        self._timeout_s = timeout_s or CHECK_TIMEOUT_S
+        self._every_s = min(CHECK_EVERY_S, self._timeout_s)
         self._ended = threading.Event()
         self.hung = threading.Event()
         self.why = ""
 
     def run(self) -> None:
-        failed, before, wait_s = 0, self._probe.progress(), CHECK_EVERY_S
+        failed, before, wait_s = 0, self._probe.progress(), self._every_s
         while not self._ended.wait(wait_s):
             looked = time.monotonic()
             if (problem := self._suspended()) is None:
@@ -159,7 +163,7 @@ class HangWatch(threading.Thread):
                 if failed >= CHECKS_FAILED:
                     self.why = problem
                     return self.hung.set()
-            wait_s = max(0.0, CHECK_EVERY_S - (time.monotonic() - looked))
+            wait_s = max(0.0, self._every_s - (time.monotonic() - looked))
 
     def end(self) -> None:
         self._ended.set()
@@ -167,7 +171,7 @@ class HangWatch(threading.Thread):
     def _problem(self, before: str | None) -> str | None:
         """What a request for one token fails with; None if it is answered, or if the engine computes meanwhile."""
         asked = time.monotonic()
-        answer = self._probe.one_token(CHECK_TIMEOUT_S)
+        answer = self._probe.one_token(self._timeout_s)
         if (answer is not None and answer.status == 200) or self._moved(before, self._probe.progress()):
             return None
         if answer is None:

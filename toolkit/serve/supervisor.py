@@ -185,7 +185,7 @@ class _Supervisor:
     def _watch(self, group: Group) -> None:
         """Return when asked to stop; raise when a process of the group ends, or when it hangs."""
         doubts: SimpleQueue[str | None] = SimpleQueue()
-        hang = HangWatch(self._probe, self._run, doubts.put)
+        hang = HangWatch(self._probe, self._run, doubts.put, self._deployment.recovery.canary_s)
         hang.start()
         try:
             while not self._stop.count:
