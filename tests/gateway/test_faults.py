@@ -1,0 +1,38 @@
+"""An error of the engine is the request's own, load, one step's or the group's: each text once, as its source writes it."""
+
+from __future__ import annotations
+
+import pytest
+
+from toolkit.gateway.faults import Fault, fault_of
+
+CUDA = (
+    "Encountered an error in forwardAsync function: [TensorRT-LLM][ERROR] CUDA runtime error in cudaEventSynchronize"
+    "(get()): an illegal memory access was encountered"
+)
+
+
+@pytest.mark.parametrize(
+    ("message", "fault"),
+    [
+        # Ours.
+        ("max_tokens: 0, expected 1 or more", Fault.REQUEST),
+        ("Maximum queue size of 64 has been reached, please try again later. Exceeds maximum queue size", Fault.BUSY),
+        ("this server is ending: send the request to another one, or again later", Fault.LEAVING),
+        ("a rank of the group has ended, and the rest of the answer is lost. Send the request again", Fault.GROUP),
+        # TensorRT-LLM's.
+        ("Prompt length (9000) exceeds maximum input length (8191).", Fault.REQUEST),
+        ("Maximum queue size of 10 has been reached, please try again later", Fault.BUSY),
+        (CUDA, Fault.GROUP),
+        ("[TensorRT-LLM][ERROR] CUDA runtime error in cudaMalloc(ptr, n): out of memory", Fault.GROUP),
+        ("Failed, NCCL error /src/ncclUtils.cpp:98 'unhandled cuda error'", Fault.GROUP),
+        ("Encountered an error in forwardAsync function: No free block found", Fault.STEP),
+    ],
+)
+def test_what_an_error_before_the_first_token_means(message, fault):
+    assert fault_of(message, begun=False) is fault
+
+
+def test_an_unknown_error_after_a_token_is_not_the_request_s_own():
+    assert fault_of("something new", begun=False) is Fault.REQUEST
+    assert fault_of("something new", begun=True) is Fault.STEP
