@@ -28,7 +28,7 @@ from engine import variant
 from toolkit.client import GenerateRequest, connect
 from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
-from toolkit.serve.janitor import Member, Run, members
+from toolkit.serve.janitor import Member, ServerRun, members
 from toolkit.serve.state import read_state
 
 PROCESSES = (
@@ -224,7 +224,7 @@ def words(errors: Path) -> list[str]:
     return [re.sub(r"/\S+/", "", line) for line in lines if not re.match(r"(rank \d+|mpirun) \|", line)]
 
 
-def found(supervisor: int, run: Run, process: str) -> list[int]:
+def found(supervisor: int, run: ServerRun, process: str) -> list[int]:
     """The pids of a process of that name: of a model with several instances, all."""
     if process == "supervisor":
         return [supervisor]
@@ -242,7 +242,7 @@ def is_it(member: Member, name: str, rank: int) -> bool:
     return member.rank == rank and member.model == name
 
 
-def janitors(run: Run) -> list[int]:
+def janitors(run: ServerRun) -> list[int]:
     pids = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
@@ -255,7 +255,7 @@ def janitors(run: Run) -> list[int]:
     return pids
 
 
-def left(run: Run) -> list[str]:
+def left(run: ServerRun) -> list[str]:
     """What is left of a run."""
     names = [f"process {member.pid} {Path(member.command[0]).name}" for member in members(run)]
     names += [f"janitor {pid}" for pid in janitors(run)]

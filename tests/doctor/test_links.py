@@ -203,7 +203,7 @@ def test_memory_in_use_with_replicas(node, flagship):
 def test_variables_that_leave_too_few_gpus(node, flagship, value, left, table):
     machine = node(h100s(), settings=visible(value), topology=table)
     line = checks_of(machine, flagship)["visible GPUs"]
-    assert (line.status, line.fix) == ("error", "Give it more, or rehearse with --engine rehearsal.")
+    assert (line.status, line.fix) == ("error", "Make more GPUs visible, or rehearse with --engine rehearsal.")
     assert line.found == f"parallel: 8 ranks need 8 GPUs, CUDA_VISIBLE_DEVICES leaves {left}"
     assert found(machine, flagship) == []
 

@@ -176,7 +176,7 @@ def test_status_of_a_running_group(group):
 
 @one_rank
 def test_a_second_serve_is_refused(group):
-    assert "is being served already" in error_of("serve", group.file)
+    assert "is already being served" in error_of("serve", group.file)
     assert group.requests("max") == MAX_SEQUENCES
 
 

@@ -11,8 +11,8 @@ import pytest
 from toolkit.config.load import load_deployment
 from toolkit.serve import health
 from toolkit.serve.health import HangWatch, Probe
-from toolkit.serve.janitor import Member, Run, members
-from toolkit.serve.state import State, read_state
+from toolkit.serve.janitor import Member, ServerRun, members
+from toolkit.serve.state import ServerState, read_state
 
 from .group import Group, wait_for
 
@@ -21,13 +21,13 @@ pytestmark = [
     pytest.mark.parametrize("served", [4], indirect=True, ids=["4 ranks"]),
     pytest.mark.usefixtures("unwatched"),
 ]
-NOBODY = Run("00000000", Path("/nowhere"))
+NOBODY = ServerRun("00000000", Path("/nowhere"))
 """Its processes, none, are looked at: so that a hang is found by what the group does."""
 ENGINES = [(rank, "tensorrt_llm") for rank in range(4)]
 OTHERS = [(0, model) for model in ("tritonserver", "preprocessing", "postprocessing", "tensorrt_llm_bls")]
 
 
-def state_of(group: Group) -> State:
+def state_of(group: Group) -> ServerState:
     state = read_state(load_deployment(group.file))
     assert state
     return state

@@ -17,7 +17,7 @@ PROMPT = [5, 6, 7, 8, 9, 10]
 
 class Server:
     def __init__(self, repository, folder, options=()):
-        found = tritonserver.find()
+        found = tritonserver.find_tritonserver()
         self.http, self.grpc, self.metrics_port = free_ports()
         self.log = folder / "triton.log"
         ports = {"http": self.http, "grpc": self.grpc, "metrics": self.metrics_port}

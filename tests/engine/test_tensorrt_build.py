@@ -17,7 +17,8 @@ from toolkit.engine import require_buildable
 from toolkit.engine.tensorrt.build import build_tensorrt, log_file
 from toolkit.engine.tensorrt.run import run
 from toolkit.errors import ToolkitError
-from toolkit.files.artifacts import file_lock, read_lock
+from toolkit.files.artifacts import read_lock
+from toolkit.files.file_lock import file_lock
 from toolkit.runtime import Wrapped
 from toolkit.runtime.needs import Part
 

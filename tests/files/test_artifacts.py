@@ -104,14 +104,17 @@ BROKEN = [
     ("{", "is not valid JSON: "),
     ("[" * 100_000, "is not valid JSON: "),
     ("[]", "holds a JSON list, expected an object"),
-    ('{"stage": 1}', "stage: 1 is not what a lock has"),
+    ('{"stage": 1}', "stage: expected text, got 1"),
     *[
-        (json.dumps(WHOLE | {name: value}), f"{name}: {value!r} is not what a lock has")
+        (json.dumps(WHOLE | {name: value}), f"{name}: expected an object, got {value!r}")
         for name in ("inputs", "settings", "versions", "outputs", "seen")
         for value in (5, "x", [1])
     ],
-    (json.dumps(WHOLE | {"outputs": {"x": 5}}), "outputs.x: 5 is not what a lock has"),
-    (json.dumps(WHOLE | {"outputs": {"x": {"size": "1"}}}), "outputs.x: {'size': '1'} is not what a lock has"),
+    (json.dumps(WHOLE | {"outputs": {"x": 5}}), "outputs.x: expected an object with a size, got 5"),
+    (
+        json.dumps(WHOLE | {"outputs": {"x": {"size": "1"}}}),
+        "outputs.x: expected an object with a size, got {'size': '1'}",
+    ),
 ]
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.ports import free_ports
 from toolkit.lint import lint
-from toolkit.serve.tritonserver import find
+from toolkit.serve.tritonserver import find_tritonserver
 
 STUB = """import triton_python_backend_utils as pb_utils
 class TritonPythonModel:
@@ -93,7 +93,7 @@ def write(repository: Path) -> None:
 
 def loaded(repository: Path, log: Path) -> set[str]:
     """The models that a Triton of its own has ready."""
-    server, ports = find(), free_ports()
+    server, ports = find_tritonserver(), free_ports()
     names = ("--http-port", "--grpc-port", "--metrics-port")
     command = [str(server.binary), f"--model-repository={repository}", "--exit-on-error=false"]
     command += [f"{name}={port}" for name, port in zip(names, ports, strict=True)]

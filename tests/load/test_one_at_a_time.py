@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from toolkit.files.artifacts import file_lock
+from toolkit.files.file_lock import file_lock
 from toolkit.load.runner import run
 from toolkit.slo.verdict import Outcome
 

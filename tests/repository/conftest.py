@@ -122,7 +122,7 @@ def scripted_repository(folder: Path, model: Path, decoupled: bool = True) -> Pa
 @contextmanager
 def serving(repository: Path, folder: Path) -> Iterator[Server]:
     """A tritonserver of the repository, ready, and gone when the block ends."""
-    found = tritonserver.find()
+    found = tritonserver.find_tritonserver()
     http, grpc, metrics = free_ports()
     log = folder / "triton.log"
     command = [str(found.binary), f"--model-repository={repository}", "--http-address=127.0.0.1"]

@@ -16,7 +16,7 @@ from toolkit.config.load import load_deployment
 from toolkit.config.sections import PORTS
 from toolkit.files import artifacts
 from toolkit.serve.janitor import Member, members
-from toolkit.serve.state import State, read_state
+from toolkit.serve.state import ServerState, read_state
 
 MODELS = Path(__file__).parent / "models"
 
@@ -93,7 +93,7 @@ class Serving:
         return (self._folder / "stderr").read_text()
 
     @property
-    def state(self) -> State:
+    def state(self) -> ServerState:
         state = read_state(self.deployment)
         assert state
         return state

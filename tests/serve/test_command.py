@@ -14,13 +14,14 @@ from toolkit.machine.topology import parse_topology
 from toolkit.runtime import Part, cores_near
 from toolkit.serve import dry_run
 from toolkit.serve.command import STACK, command_line
-from toolkit.serve.janitor import Run
+from toolkit.serve.janitor import ServerRun
 from toolkit.serve.launch import shell_text
-from toolkit.serve.tritonserver import NGC_BINARY, Mpirun, TritonServer
+from toolkit.serve.mpirun import Mpirun
+from toolkit.serve.tritonserver import NGC_BINARY, TritonServer
 
 ROOT = Path(toolkit.__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
-RUN = Run("1a2b3c4d", Path("/tmp/toolkit-run-x"))
+RUN = ServerRun("1a2b3c4d", Path("/tmp/toolkit-run-x"))
 
 
 def flagship() -> Deployment:

@@ -59,6 +59,6 @@ def test_no_room_for_the_copy_that_is_served(small_disk, deploy, monkeypatch):
     (small_disk / "half").write_bytes(bytes(SIZE_MIB << 18))
     monkeypatch.setattr("tempfile.tempdir", str(small_disk / "tmp"))
     hint = r"Set TMPDIR to a folder with room\.$"
-    with pytest.raises(ToolkitError, match=rf"the model repository cannot be copied here: .*No space left.*{hint}"):
+    with pytest.raises(ToolkitError, match=rf"cannot copy the model repository to here: .*No space left.*{hint}"):
         serve(deployment)
     assert not [*(small_disk / "tmp").iterdir()]

@@ -28,7 +28,7 @@ from toolkit.errors import ToolkitError
 from toolkit.machine.limits import STACK_BYTES
 from toolkit.serve import dry_run
 from toolkit.serve.janitor import Member
-from toolkit.serve.tritonserver import Mpirun
+from toolkit.serve.mpirun import Mpirun
 
 HERE = Path(__file__).parent
 RECORDED = HERE.parent / "doctor" / "recorded"

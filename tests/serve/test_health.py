@@ -7,7 +7,7 @@ import pytest
 
 from toolkit.serve import health
 from toolkit.serve.health import HangWatch, Probe
-from toolkit.serve.janitor import Run
+from toolkit.serve.janitor import ServerRun
 
 METRICS = """\
 # TYPE nv_trt_llm_request_metrics gauge
@@ -63,7 +63,7 @@ def server(deploy, monkeypatch):
         server.shutdown()
 
 
-NOBODY = Run("00000000", Path("/nowhere"))
+NOBODY = ServerRun("00000000", Path("/nowhere"))
 
 
 def watch(probe: Probe, seconds: float) -> tuple[bool, list[str | None]]:

@@ -6,18 +6,18 @@ import time
 
 import pytest
 
-from toolkit.serve.janitor import RUN_ID, SHARED_MEMORY, Janitor, Member, Run, members, sweep
+from toolkit.serve.janitor import RUN_ID, SHARED_MEMORY, Janitor, Member, ServerRun, members, sweep
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    run = Run.new()
+    run = ServerRun.new()
     yield run
     sweep(run)
 
 
-def spawn(run: Run, code: str) -> subprocess.Popen[str]:
+def spawn(run: ServerRun, code: str) -> subprocess.Popen[str]:
     environment = {**os.environ, RUN_ID: run.id}
     return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
 
@@ -50,7 +50,7 @@ time.sleep(100)
 
 
 def test_other_runs_are_left_alone(run):
-    process = spawn(Run(run.id + "0", run.tmp), "import time; print('up', flush=True); time.sleep(100)")
+    process = spawn(ServerRun(run.id + "0", run.tmp), "import time; print('up', flush=True); time.sleep(100)")
     process.stdout.readline()
     sweep(run)
     assert process.poll() is None

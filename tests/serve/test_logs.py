@@ -84,4 +84,4 @@ def test_a_signal_to_end_is_told_apart_from_one_that_it_dies_by(tmp_path):
     lines = [f"[1,{rank}]<stderr>: Signal ({number}) received.\n" for rank, number in ((0, 11), (1, 15), (2, 6))]
     logs.follow(io.StringIO("".join(lines)))
     logs.finish()
-    assert logs.told_to_end == {1: 15}
+    assert logs.end_signals == {1: 15}

@@ -64,8 +64,8 @@ def test_a_user_without_a_name_serves(theirs, home):
 def test_another_user_s_deployment_is_one_line(readable, command):
     with exclusive(readable):
         done = as_other_user(*TOOLKIT, *command.split(), readable.file)
-    hint = "Run this as that user, or give the deployment another `output`."
-    said = f"error: {readable.run_dir}: belongs to user root, and is closed to others. {hint}\n"
+    hint = "Run this as that user, or set `output` in the YAML to another folder."
+    said = f"error: {readable.run_dir}: belongs to user root, and other users cannot open it. {hint}\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
 
 

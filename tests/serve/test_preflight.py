@@ -72,7 +72,9 @@ def test_an_engine_of_another_release_is_refused(of_gpus):
 
 def test_an_engine_that_what_is_installed_cannot_run_is_refused(of_gpus, monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: {"tensorrt-llm": "1.2.0"}[name])
-    with pytest.raises(ToolkitError, match=r"was built by TensorRT-LLM 1.2.1, here is 1.2.0, which cannot run it"):
+    with pytest.raises(
+        ToolkitError, match=r"was built by TensorRT-LLM 1.2.1, but 1.2.0 is installed here and cannot run it"
+    ):
         preflight.check_version(of_gpus("1.2.1"))
 
 
@@ -119,7 +121,7 @@ def test_a_repository_made_before_the_yaml_changed(deploy):
 def test_too_little_shared_memory(deploy, monkeypatch, tmp_path):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(64 << 20, 40 << 20, 24 << 20))
-    with pytest.raises(ToolkitError, match=r"24 MiB free, 40 MiB needed by 8 ranks. .*--shm-size=2g"):
+    with pytest.raises(ToolkitError, match=r"24 MiB are free, 8 ranks need 40 MiB. .*--shm-size=2g"):
         preflight.check_shared_memory(deploy(tp=2, pp=4), tmp_path)
 
 

@@ -41,7 +41,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def deployment(tmp_path, tiny_llama, monkeypatch) -> Deployment:
     """One of tp 2 x pp 2, with its repository. On PATH is a tritonserver: the wheel's, with what it needs to start."""
-    found = tritonserver.find()
+    found = tritonserver.find_tritonserver()
     program = tmp_path / "bin" / "tritonserver"
     program.parent.mkdir()
     settings = "".join(f"export {name}='{value}'\n" for name, value in found.environment.items())

@@ -13,7 +13,7 @@ import pytest
 from toolkit.config.deployment import with_settings
 from toolkit.errors import ToolkitError
 from toolkit.serve import Overview, overview, replicas, serve, stop
-from toolkit.serve.state import Phase, State, exclusive, served_otherwise, write_state
+from toolkit.serve.state import Phase, ServerState, exclusive, served_otherwise, write_state
 
 DOUBLE = Path(__file__).with_name("supervisor_double.py")
 
@@ -57,8 +57,8 @@ def ask_to_stop(capfd):
         thread.join()
 
 
-def state(phase: Phase, message: str = "") -> State:
-    return State(phase, os.getpid(), "00000000", "/nowhere/toolkit-run-00000000-x", message=message)
+def state(phase: Phase, message: str = "") -> ServerState:
+    return ServerState(phase, os.getpid(), "00000000", "/nowhere/toolkit-run-00000000-x", message=message)
 
 
 def log_of(deployment, replica: int) -> list[str]:
@@ -105,7 +105,7 @@ def test_one_whose_log_is_full_is_ready_when_its_state_says_so(two, capfd):
     serve(deployment, detach=True)
     for replica in (0, 1):
         os.kill(int(log_of(deployment, replica)[0]), signal.SIGTERM)
-    assert "replica1/serve.log: cannot be written, but its state is ready\n" in capfd.readouterr().err
+    assert "replica1/serve.log: cannot be written, but the state file says ready\n" in capfd.readouterr().err
 
 
 def test_one_that_says_nothing_is_named_with_its_log(two):
@@ -150,19 +150,19 @@ def test_what_is_served_is_left_alone(two, capfd):
     with exclusive(first):
         serve(deployment, detach=True)
         os.kill(int(log_of(deployment, 1)[0]), signal.SIGTERM)
-        assert f"replica 0 is being served already, by process {os.getpid()}" in capfd.readouterr().err
+        assert f"replica 0 is already being served by process {os.getpid()}" in capfd.readouterr().err
         assert not deployment.file.with_name("0.log").exists()
-        with exclusive(second), pytest.raises(ToolkitError, match="is being served already"):
+        with exclusive(second), pytest.raises(ToolkitError, match="is already being served"):
             serve(deployment)
 
 
 def test_what_another_number_of_replicas_left_running_is_found(two):
     deployment = two()
     single = with_settings(deployment, parallel={"replicas": 1})
-    with exclusive(single), pytest.raises(ToolkitError, match=f"is being served already, by process {os.getpid()}"):
+    with exclusive(single), pytest.raises(ToolkitError, match=f"is already being served by process {os.getpid()}"):
         serve(deployment)
     with exclusive(deployment.per_replica()[1]):
-        with pytest.raises(ToolkitError, match=f"is being served already, by process {os.getpid()}"):
+        with pytest.raises(ToolkitError, match=f"is already being served by process {os.getpid()}"):
             serve(single)
         assert [one.replica for one in served_otherwise(single)] == [1]
         assert served_otherwise(deployment) == []

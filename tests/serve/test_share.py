@@ -109,7 +109,9 @@ def test_without_nvidia_smi_the_gpus_are_in_their_order(monkeypatch, tmp_path):
     (deployment,) = flagship()
     share = share_of(deployment)
     assert (share.gpus, share.cores, share.nodes) == (tuple(range(8)), (), ())
-    assert share.lines[0].startswith("GPUs in their order, as their links are not known: nvidia-smi topo -m: does not")
+    assert share.lines[0].startswith(
+        "the GPUs are taken in their order, because their links are unknown: nvidia-smi topo -m: does not"
+    )
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(ToolkitError, match="8 ranks need 8 GPUs, CUDA_VISIBLE_DEVICES leaves 2"):
         share_of(deployment)

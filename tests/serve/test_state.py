@@ -7,8 +7,8 @@ import time
 import pytest
 
 from toolkit.serve import status, stop
-from toolkit.serve.janitor import SHARED_MEMORY, Run
-from toolkit.serve.state import State, read_state, write_state
+from toolkit.serve.janitor import SHARED_MEMORY, ServerRun
+from toolkit.serve.state import ServerState, read_state, write_state
 
 
 @pytest.fixture
@@ -22,20 +22,20 @@ def deployment(deploy):
 def run(monkeypatch, tmp_path):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    return Run.new()
+    return ServerRun.new()
 
 
 def state_file(deployment):
     return deployment.run_dir / "state.json"
 
 
-def left_by(run: Run) -> dict[str, object]:
+def left_by(run: ServerRun) -> dict[str, object]:
     """What the state file of a run says whose supervisor was killed."""
     return {"phase": "ready", "pid": 1, "run_id": run.id, "tmp": str(run.tmp), "since": time.time(), "message": ""}
 
 
 def test_what_a_run_left_is_removed(deployment, run):
-    write_state(deployment, State("ready", os.getpid(), run.id, str(run.tmp)))
+    write_state(deployment, ServerState("ready", os.getpid(), run.id, str(run.tmp)))
     segment = SHARED_MEMORY / f"{run.shm_prefix}0-x"
     segment.touch()
     assert stop(deployment) == "nothing was running"
@@ -90,7 +90,7 @@ DAMAGED = [
     ({"since": 1e300}, "or since 1e+300 is impossible"),
     ({"since": float("nan")}, "or since nan is impossible"),
     ({"message": 7}, "message: 7 is not"),
-    ({"tmp": "a" * 10_000}, "are not those of a run"),
+    ({"tmp": "a" * 10_000}, "do not belong to a run"),
 ]
 
 
@@ -106,7 +106,7 @@ def test_damaged_state_is_said_and_set_aside(deployment, run, caplog, content, s
 
 
 def test_where_no_new_file_can_be_written_the_old_state_is_overwritten(deployment, run):
-    loading = State("loading", os.getpid(), run.id, str(run.tmp), message="a long message " * 20)
+    loading = ServerState("loading", os.getpid(), run.id, str(run.tmp), message="a long message " * 20)
     ready = loading.next("ready")
     state_file(deployment).with_suffix(".partial").mkdir()
     assert not write_state(deployment, loading), "there is no old one"

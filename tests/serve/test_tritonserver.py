@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,8 +13,10 @@ import pytest
 from toolkit.config.engine_kind import TENSORRT
 from toolkit.errors import ToolkitError
 from toolkit.files.distribution import install
-from toolkit.serve import tritonserver
-from toolkit.serve.tritonserver import Mpirun, find, find_libpython, find_mpirun
+from toolkit.serve import triton_wheel, tritonserver
+from toolkit.serve.model_python import find_libpython
+from toolkit.serve.mpirun import Mpirun, find_mpirun
+from toolkit.serve.tritonserver import find_tritonserver
 
 
 @pytest.fixture
@@ -37,7 +40,7 @@ def wheel(tmp_path, monkeypatch):
 
 
 def test_the_installed_server_runs(tmp_path):
-    server = find(cache=tmp_path)
+    server = find_tritonserver(cache=tmp_path)
     shown = subprocess.run([server.binary, "--help"], env=server.environ(), capture_output=True, text=True)
     assert "--model-repository" in shown.stdout + shown.stderr
     stub = server.backend_directory / "python" / "triton_python_backend_stub"
@@ -46,7 +49,7 @@ def test_the_installed_server_runs(tmp_path):
 
 def test_the_models_python_sees_this_python_s_packages(tmp_path):
     """Triton's stub takes its Python from the first python3 on PATH, isolated from the environment."""
-    environment = find(cache=tmp_path).environ()
+    environment = find_tritonserver(cache=tmp_path).environ()
     code = "import os, sys, numpy, toolkit; print(sys.version_info)"
     code += "; print(*map(os.path.realpath, (numpy.__file__, toolkit.__file__)))"
     seen = subprocess.run(["python3", "-I", "-c", code], env=environment, capture_output=True, text=True).stdout
@@ -56,7 +59,7 @@ def test_the_models_python_sees_this_python_s_packages(tmp_path):
 
 def test_what_the_wheel_lacks_is_added_outside_of_it(wheel, tmp_path):
     before = sorted(wheel.rglob("*"))
-    server = find(cache=tmp_path / "cache")
+    server = find_tritonserver(cache=tmp_path / "cache")
     for program in (server.binary, server.backend_directory / "python" / "triton_python_backend_stub"):
         assert subprocess.run([program], capture_output=True, text=True).stdout == "runs\n"
     assert (server.backend_directory / "python" / "libtriton_python.so").resolve().parent.parent.parent == wheel
@@ -66,36 +69,36 @@ def test_what_the_wheel_lacks_is_added_outside_of_it(wheel, tmp_path):
 
 def test_processes_that_prepare_it_at_once_agree(wheel, tmp_path):
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        servers = list(pool.map(lambda _: find(cache=tmp_path / "cache"), range(16)))
+        servers = list(pool.map(lambda _: find_tritonserver(cache=tmp_path / "cache"), range(16)))
     assert len(set(map(str, servers))) == 1
     assert [folder.name for folder in (tmp_path / "cache").iterdir()] == [servers[0].binary.parent.name]
 
 
 def test_a_python_without_a_stub_is_refused(wheel, tmp_path, monkeypatch):
-    monkeypatch.setattr(tritonserver, "PYTHON", "3.14")
+    monkeypatch.setattr(triton_wheel, "PYTHON", "3.14")
     with pytest.raises(ToolkitError, match=r"no Python backend for Python 3\.14\. Use Python 3\.8, 3\.11, 3\.12"):
-        find(cache=tmp_path)
+        find_tritonserver(cache=tmp_path)
 
 
 def test_a_cache_that_cannot_be_written(wheel, tmp_path):
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(ToolkitError, match="Set XDG_CACHE_HOME to a writable folder"):
-        find(cache=tmp_path / "cache")
+        find_tritonserver(cache=tmp_path / "cache")
 
 
 def test_nothing_installed(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(tritonserver, "NGC_BINARY", Path("/nowhere/tritonserver"))
     with pytest.raises(ToolkitError, match=re.escape(install("rehearsal"))):
-        find()
+        find_tritonserver()
 
 
 def test_engines_need_the_image(monkeypatch, tmp_path):
     monkeypatch.setattr(tritonserver, "NGC_BINARY", tmp_path / "tritonserver")
     with pytest.raises(ToolkitError, match=r"Run this inside nvcr\.io/nvidia/tritonserver:"):
-        find(TENSORRT)
+        find_tritonserver(TENSORRT)
     (tmp_path / "tritonserver").touch()
-    server = find(TENSORRT)
+    server = find_tritonserver(TENSORRT)
     assert (server.binary, server.backend_directory, server.environment) == (tmp_path / "tritonserver", None, {})
 
 
@@ -116,7 +119,7 @@ def libpmix_of_somebody_else(folder: Path) -> Path:
 def test_other_libraries_beside_libpython_are_not_taken(tmp_path, monkeypatch):
     folder = libpmix_of_somebody_else(tmp_path / "usr")
     monkeypatch.setattr("sysconfig.get_config_var", lambda name: str(folder) if name == "LIBDIR" else None)
-    server = find(cache=tmp_path / "cache")
+    server = find_tritonserver(cache=tmp_path / "cache")
     folders = [Path(part) for part in server.environment["LD_LIBRARY_PATH"].split(":")]
     assert folder not in folders
     assert [sorted(map(str, part.glob("libpython*"))) for part in folders].count([]) < len(folders)
@@ -128,7 +131,9 @@ def test_other_libraries_on_the_library_path_come_last(tmp_path, monkeypatch):
     """As a cluster's `module load openmpi` has them."""
     monkeypatch.setenv("LD_LIBRARY_PATH", str(libpmix_of_somebody_else(tmp_path / "opt")))
     mpirun = find_mpirun()
-    ran = subprocess.run([mpirun.binary, "-n", "1", "true"], env=find(cache=tmp_path).environ(), capture_output=True)
+    ran = subprocess.run(
+        [mpirun.binary, "-n", "1", "true"], env=find_tritonserver(cache=tmp_path).environ(), capture_output=True
+    )
     assert ran.returncode == 0 or b"root" in ran.stderr, ran.stderr
 
 
@@ -141,7 +146,7 @@ def mpirun_on_path(tmp_path, monkeypatch):
         program.write_text(f"#!/bin/sh\necho '{answer}'\n")
         program.chmod(0o755)
         monkeypatch.setenv("PATH", str(tmp_path))
-        monkeypatch.setattr(tritonserver.sysconfig, "get_path", lambda name: str(tmp_path / "none"))
+        monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path / "none"))
         return program
 
     return put
@@ -159,7 +164,7 @@ def test_mpirun_versions(mpirun_on_path, answer, version):
 @pytest.mark.parametrize(
     "answer, message",
     [
-        ("mpirun (Open MPI) 3.1.6", "is Open MPI 3.1, 4.1 or newer is needed"),
+        ("mpirun (Open MPI) 3.1.6", "is Open MPI 3.1, expected 4.1 or newer"),
         ("HYDRA build details: Version 4.0", "is not Open MPI, it says: HYDRA build details"),
     ],
 )
@@ -171,5 +176,5 @@ def test_other_mpiruns_are_refused(mpirun_on_path, answer, message):
 
 def test_no_mpirun(mpirun_on_path):
     mpirun_on_path("").unlink()
-    with pytest.raises(ToolkitError, match=f"no mpirun on PATH .* {re.escape(install('rehearsal'))}"):
+    with pytest.raises(ToolkitError, match=f"mpirun is neither on PATH nor .* {re.escape(install('rehearsal'))}"):
         find_mpirun()

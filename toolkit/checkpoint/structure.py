@@ -1,43 +1,63 @@
-"""What config.json and the headers of the rank files say, against the source. No value is read."""
+"""Compares config.json and the headers of the rank files with the source. Reads no weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from toolkit.checkpoint.layout import rank_tensors
 from toolkit.checkpoint.reader import NAMES, Checkpoint
 from toolkit.checkpoint.safetensors_file import DTYPES
-from toolkit.checkpoint.verify.difference import Difference
 from toolkit.model.shape import ModelShape
 
 SCALING_FIELDS = {
     "linear": ("rope_type", "factor"),
     "llama3": ("rope_type", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
-"""What each kind of rotary scaling computes with; writers add other fields to them."""
+"""The fields that each kind of rotary scaling computes with. Some writers add others."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference between a checkpoint and its source.
+
+    `where` is a file of the checkpoint or a part of the model. `details` has the same facts for machines.
+    """
+
+    where: str
+    what: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"where": self.where, "what": self.what, **self.details}
 
 
 def structure_differences(shape: ModelShape, checkpoint: Checkpoint) -> list[Difference]:
-    """Fields of config.json that contradict the source's `shape`, and tensors that are not as they follow from it."""
-    found = list(config_differences(shape, checkpoint))
-    # With other sizes every tensor would differ, and say nothing new.
-    return found or [each for rank in checkpoint.mapping.ranks for each in _rank_differences(shape, checkpoint, rank)]
+    """Differences from the source's `shape`: of config.json, else of the tensors in the rank files.
+
+    If config.json has other sizes, every tensor differs too, and naming them all adds nothing.
+    """
+    return list(config_differences(shape, checkpoint)) or [
+        difference for rank in checkpoint.mapping.ranks for difference in _rank_differences(shape, checkpoint, rank)
+    ]
 
 
 def config_differences(shape: ModelShape, checkpoint: Checkpoint) -> Iterator[Difference]:
-    """Fields of the checkpoint's config.json that make another model of it than `shape`."""
-    theirs = {ours: name for name, ours in NAMES.items()}
-    for name in (field.name for field in fields(ModelShape)):
-        found, expected = _comparable(checkpoint.shape, name), _comparable(shape, name)
-        field = theirs.get(name, name)
-        # The checkpoint may be of another dtype, and older ones do not say whether the embeddings were tied.
-        if name == "dtype" or (name == "tie_word_embeddings" and field not in checkpoint.raw):
+    """Fields of the checkpoint's config.json that describe another model than `shape`."""
+    their_names = {ours: theirs for theirs, ours in NAMES.items()}
+    for name in (each.name for each in fields(ModelShape)):
+        actual, expected = _comparable(checkpoint.shape, name), _comparable(shape, name)
+        their_name = their_names.get(name, name)
+        # The checkpoint may have another dtype. An older one does not say whether the embeddings were tied.
+        if name == "dtype" or (name == "tie_word_embeddings" and their_name not in checkpoint.raw):
             continue
-        if found != expected:
-            details = {"field": field, "found": found, "expected": expected}
-            yield Difference("config.json", f"{field} is {found}, the source has {expected}", details)
+        if actual != expected:
+            details = {"field": their_name, "found": actual, "expected": expected}
+            yield Difference("config.json", f"{their_name} is {actual}, the source has {expected}", details)
 
 
 def _comparable(shape: ModelShape, name: str) -> Any:
@@ -48,9 +68,9 @@ def _comparable(shape: ModelShape, name: str) -> Any:
 
 
 def _rank_differences(shape: ModelShape, checkpoint: Checkpoint, rank: int) -> Iterator[Difference]:
-    file, found = checkpoint.file(rank).name, dict(checkpoint.ranks[rank])
+    file, unexpected = checkpoint.file(rank).name, dict(checkpoint.ranks[rank])
     for tensor in rank_tensors(shape, checkpoint.mapping, rank, checkpoint.embedding):
-        stored = found.pop(tensor.name, None)
+        stored = unexpected.pop(tensor.name, None)
         details: dict[str, Any] = {"rank": rank, "tensor": tensor.name}
         if stored is None:
             yield Difference(file, f"{tensor.name} is missing", details)
@@ -59,8 +79,8 @@ def _rank_differences(shape: ModelShape, checkpoint: Checkpoint, rank: int) -> I
             yield Difference(file, f"{what} for {_layout(checkpoint)}", details)
         elif DTYPES.get(stored.dtype) != checkpoint.dtype:
             yield Difference(file, f"{tensor.name} is {stored.dtype}, config.json says {checkpoint.dtype}", details)
-    for name in found:
-        yield Difference(file, f"{name} has no place in this rank", {"rank": rank, "tensor": name})
+    for name in unexpected:
+        yield Difference(file, f"{name} does not belong in this rank", {"rank": rank, "tensor": name})
 
 
 def _layout(checkpoint: Checkpoint) -> str:

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toolkit.cli.common import deployment_options, dry_run_option, json_option, note, print_json, progress
+from toolkit.cli.common import deployment_options, dry_run_option, json_option, note, print_json
+from toolkit.cli.progress import progress
 
 if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment

@@ -1,6 +1,6 @@
-"""What every command shares: the CONFIG argument, output for people or machines, progress on stderr.
+"""What every command shares: the CONFIG argument, options, and output for people or machines.
 
-Commands import the rest of the toolkit inside their functions, so that `toolkit --help` stays instant.
+Commands import the rest of the toolkit inside their functions, to keep `toolkit --help` fast.
 """
 
 from __future__ import annotations
@@ -17,33 +17,31 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit.cli.plain_progress import PlainProgress
 from toolkit.errors import ToolkitError, cannot_use, harmless
 
 if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment
 
-Progress = Callable[[int, int], None]
 COULD_NOT_RUN = 3
-"""toolkit.slo.verdict.Outcome has it too, which would be heavy to import."""
+"""The same as in toolkit.slo.verdict.Outcome, which would be slow to import."""
 
 
 class VerdictCommand(click.Command):
-    """Exit codes 0, 1 and 2 are verdicts: wrong usage, a bad input and a crash, which are none, become 3."""
+    """A command whose exit codes 0, 1 and 2 are verdicts. Wrong usage, a bad input and a crash exit with 3."""
 
     wrong_usage = COULD_NOT_RUN
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
-        with _no_verdict():
+        with _without_verdict():
             return super().make_context(*arguments, **options)
 
     def invoke(self, context: click.Context) -> Any:
-        with _no_verdict():
+        with _without_verdict():
             return super().invoke(context)
 
 
 @contextlib.contextmanager
-def _no_verdict() -> Iterator[None]:
+def _without_verdict() -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
@@ -71,12 +69,12 @@ engine_option = click.option(
 
 
 def deployment_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """CONFIG and --engine, handed to the command as one validated `deployment`."""
+    """Add CONFIG and --engine to a command, which gets them as one validated `deployment`."""
     return _with_deployment(command, required=True)
 
 
 def optional_deployment(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The same where CONFIG may be left out: `deployment` is None then."""
+    """As `deployment_options`, with an optional CONFIG: without it `deployment` is None."""
     return _with_deployment(command, required=False)
 
 
@@ -91,21 +89,21 @@ def _with_deployment(command: Callable[..., Any], required: bool) -> Callable[..
         return command(deployment=load_deployment(config, engine) if config else None, **options)
 
     wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
-    # click keeps parameters last first: CONFIG and --engine come before the command's own.
+    # click keeps parameters in reverse order: CONFIG and --engine come before the command's own.
     own = getattr(command, "__click_params__", [])
     wrapped.__click_params__ = own + wrapped.__click_params__  # type: ignore[attr-defined]
     return wrapped
 
 
 def one_protocol(http: bool, grpc: bool) -> str | None:
-    """What --http and --grpc choose, None without either. Raises UsageError for both."""
+    """The protocol that --http or --grpc chooses; None without them. Raises UsageError for both."""
     if http and grpc:
         raise click.UsageError("--http and --grpc contradict each other. Give one of them.")
     return "http" if http else "grpc" if grpc else None
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
 
 
 def print_json(data: Any) -> None:
@@ -114,12 +112,12 @@ def print_json(data: Any) -> None:
 
 
 def tell(result: object) -> None:
-    """A result for the person at the terminal, in which another program's text may stand."""
+    """Print a result for the person at the terminal. It may contain the text of another program."""
     click.echo(harmless(str(result)))
 
 
 def note(message: str) -> None:
-    """A line for the person at the terminal: stderr, so that stdout holds results only."""
+    """Print a line for the person at the terminal, on stderr: stdout holds only results."""
     click.echo(harmless(message), err=True)
 
 
@@ -129,43 +127,18 @@ def counted(count: int, noun: str) -> str:
 
 
 def job_summary(text: str) -> None:
-    """Add Markdown to the summary of the GitHub Actions job that this runs in, if it does."""
+    """Add Markdown to the summary of the GitHub Actions job, if this runs in one."""
     from toolkit.reports.loadtest.markdown import SUMMARY_VARIABLE, append_to_job_summary
 
     try:
         if append_to_job_summary(text):
             note(f"summary: added to {os.environ[SUMMARY_VARIABLE]}")
-    except ToolkitError as error:  # the verdict stands all the same, and so does its exit code
+    except ToolkitError as error:  # the verdict and its exit code do not change
         note(f"note: {error}")
 
 
 def next_command(deployment: Deployment, command: str, file: Path | None = None, options: Sequence[str] = ()) -> None:
-    """Say the command that comes next; of `file` if the deployment has just been written there."""
-    if command == "build" and not deployment.kind.engine_files:  # which has no engines
+    """Print the command that comes next. `file` is the deployment's file if it has just been written."""
+    if command == "build" and not deployment.kind.engine_files:  # there is nothing to build
         command = "repo"
     note(f"next: {shlex.join(['toolkit', command, str(file or deployment.file), *options])}")
-
-
-@contextlib.contextmanager
-def progress(label: str, unit: str = "B") -> Iterator[Progress]:
-    """A progress bar on stderr for work that reports (done, total); lines now and then where that is no terminal."""
-    if not sys.stderr.isatty():
-        yield PlainProgress(label, unit, note)
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        MofNCompleteColumn,
-        TaskProgressColumn,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-    from rich.progress import Progress as RichProgress
-
-    amount = (DownloadColumn(), TransferSpeedColumn()) if unit == "B" else (MofNCompleteColumn(),)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), *amount, TimeRemainingColumn())
-    with RichProgress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(label, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toolkit.cli.common import deployment_options, next_command, note, progress
+from toolkit.cli.common import deployment_options, next_command, note
+from toolkit.cli.progress import progress
 
 if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment

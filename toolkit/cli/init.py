@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from toolkit.cli.common import json_option, note, print_json, progress
+from toolkit.cli.common import json_option, note, print_json
+from toolkit.cli.progress import progress
 from toolkit.processes import ended_by_signals
 
 PATH = click.Path(path_type=Path)

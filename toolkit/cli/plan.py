@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit.cli.common import COULD_NOT_RUN, engine_option, json_option, next_command, note, print_json, progress
+from toolkit.cli.common import COULD_NOT_RUN, engine_option, json_option, next_command, note, print_json
+from toolkit.cli.progress import progress
 from toolkit.errors import ToolkitError
 from toolkit.files.distribution import NAME
 from toolkit.processes import ended_by_signals

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from toolkit.cli.common import note, progress
+from toolkit.cli.common import note
+from toolkit.cli.progress import progress
 
 MODEL = "smollm2"
 """The one that is made, and not copied."""

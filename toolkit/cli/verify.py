@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toolkit.cli.common import json_option, note, print_json, progress, tell
+from toolkit.cli.common import json_option, note, print_json, tell
+from toolkit.cli.progress import progress
 
 if TYPE_CHECKING:
     from toolkit.checkpoint.verify import Verification

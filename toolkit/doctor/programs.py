@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from toolkit.errors import ToolkitError
 from toolkit.runtime import require_runtime
 from toolkit.runtime.images import advised
-from toolkit.serve.tritonserver import TritonServer, find, find_mpirun
+from toolkit.serve.mpirun import find_mpirun
+from toolkit.serve.tritonserver import TritonServer, find_tritonserver
 
 if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment
@@ -59,7 +60,7 @@ def look_at_programs(deployment: Deployment | None) -> Programs:
     packages = _versions()
     server, problem = None, None
     try:
-        server = find(deployment.kind, image=advised(deployment)) if deployment else find()
+        server = find_tritonserver(deployment.kind, image=advised(deployment)) if deployment else find_tritonserver()
     except ToolkitError as error:
         problem = error
     return Programs(

@@ -1,8 +1,8 @@
-"""Directories that appear whole or not at all, and the lock that says what each was made from.
+"""Directories that appear whole or not at all, each with a lock that records what it was made from.
 
-A stage writes into `NAME.partial` beside its target and renames it when everything is on disk. Its
-`lock.json` records the stage, the digests of its inputs, the resolved settings, the versions that
-made it, and the size and SHA-256 of each file, so that the next stage can tell whether it fits.
+A stage writes into `NAME.partial` next to its target, and renames it when everything is on disk. Its `lock.json`
+records the stage, the digests of its inputs, the resolved settings, the versions that made it, and the size and
+SHA-256 of each file. From that the next stage knows whether the directory fits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from toolkit.errors import ToolkitError, Unreadable, cannot_use, clipped, shown
 from toolkit.files.json_file import read_json
@@ -35,11 +35,11 @@ class Lock:
     versions: Mapping[str, str]
     outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     seen: Mapping[str, Any] = field(default_factory=dict)
-    """What told, when the inputs were read, that they were the same: not part of what was made."""
+    """Size and mtime of the inputs when they were hashed; lets the next run skip hashing. Not part of the digest."""
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of all but `seen`: what a later stage records as its input."""
+        """SHA-256 of all fields but `seen`. A later stage records it as the digest of its input."""
         return digest_of({name: value for name, value in asdict(self).items() if name != "seen"})
 
     def made_from(self, inputs: Mapping[str, str], settings: Mapping[str, Any]) -> bool:
@@ -55,10 +55,10 @@ def write_stage(
     versions: Mapping[str, str],
     write: Callable[[Path], None],
 ) -> bool:
-    """Make `directory` by `write(partial)`, unless it is already locked to the same inputs and settings.
+    """Make `directory` with `write(partial)`, unless its lock already has the same inputs and settings.
 
-    Returns True when it was written now, False when it was current. A failure in `write` leaves the
-    old directory as it was and no partial one.
+    Returns True if it was written now, False if it was current. If `write` fails, the old directory stays and the
+    partial one is removed.
     """
     directory = Path(directory)
     if is_current(directory, stage, inputs, settings):
@@ -72,7 +72,7 @@ def write_stage(
 
 
 def is_current(directory: Path, stage: str, inputs: Mapping[str, str], settings: Mapping[str, Any]) -> bool:
-    """Whether `directory` is whole and locked to these inputs and settings."""
+    """Whether `directory` is whole and its lock has these inputs and settings."""
     lock = read_lock(directory)
     if lock is None or lock.stage != stage or not lock.made_from(inputs, settings):
         return False
@@ -80,30 +80,27 @@ def is_current(directory: Path, stage: str, inputs: Mapping[str, str], settings:
 
 
 def require(directory: Path, stage: str, settings: Mapping[str, Any], remake: str) -> Lock:
-    """The lock of a directory that an earlier stage wrote, or a ToolkitError naming what differs.
+    """The lock of a directory that an earlier stage wrote. Raises ToolkitError, which names what differs.
 
-    `settings` are those the directory must have been made with; `remake` is the command that makes it.
+    The directory must have been made with these `settings`. `remake` is the command that makes it.
     """
     lock = read_lock(directory)
     if lock is None:
         raise ToolkitError(f"there is no {stage} here", where=directory, hint=f"Run: {remake}")
     if lock.stage != stage:
         raise ToolkitError(f"holds a {lock.stage}, expected: {stage}", where=directory, hint=f"Run: {remake}")
-    for key, wanted in plain(settings).items():
-        found = lock.settings.get(key)
-        if found != wanted:
-            raise ToolkitError(
-                f"was made with {key} {found}, the deployment says {wanted}",
-                where=directory,
-                hint=f"Run: {remake}",
-            )
+    for key, value in plain(settings).items():
+        made_with = lock.settings.get(key)
+        if made_with != value:
+            what = f"was made with {key} {made_with}, the deployment says {value}"
+            raise ToolkitError(what, where=directory, hint=f"Run: {remake}")
     for problem in damaged(directory, lock):
         raise ToolkitError(problem, where=directory, hint=f"Run: {remake}")
     return lock
 
 
 def read_lock(directory: Path) -> Lock | None:
-    """The lock of a directory; None when it has none. Raises ToolkitError when it cannot be read."""
+    """The lock of a directory; None if it has none. Raises ToolkitError if it cannot be read."""
     path = Path(directory) / LOCK_NAME
     try:
         path.lstat()
@@ -119,15 +116,16 @@ def read_lock(directory: Path) -> Lock | None:
 
 def _checked(values: dict[str, Any]) -> Lock:
     """The lock, if every field has its type. Raises ToolkitError."""
-    given: dict[str, Any] = {"outputs": {}, "seen": {}} | values
-    for one in fields(Lock):
-        kind = str if one.name == "stage" else dict
-        if not isinstance(given.get(one.name), kind):
-            raise ToolkitError(f"{one.name}: {shown(given.get(one.name))} is not what a lock has")
-    for name, output in given["outputs"].items():
+    names = [each.name for each in fields(Lock)]
+    values = {"outputs": {}, "seen": {}} | values
+    for name in names:
+        kind, kind_name = (str, "text") if name == "stage" else (dict, "an object")
+        if not isinstance(values.get(name), kind):
+            raise ToolkitError(f"{name}: expected {kind_name}, got {shown(values.get(name))}")
+    for name, output in values["outputs"].items():
         if not isinstance(output, dict) or not isinstance(output.get("size"), int):
-            raise ToolkitError(f"outputs.{clipped(name)}: {shown(output)} is not what a lock has")
-    return Lock(**{one.name: given[one.name] for one in fields(Lock)})
+            raise ToolkitError(f"outputs.{clipped(name)}: expected an object with a size, got {shown(output)}")
+    return Lock(**{name: values[name] for name in names})
 
 
 def write_lock(directory: Path, lock: Lock) -> None:
@@ -139,17 +137,17 @@ def write_lock(directory: Path, lock: Lock) -> None:
 
 
 def damaged(directory: Path, lock: Lock) -> Iterable[str]:
-    """What is missing from, or of another size than, the lock says; sizes only, so it costs nothing."""
-    for name, wanted in lock.outputs.items():
+    """A message for each file that is missing or has another size than its lock says. Reads no file."""
+    for name, output in lock.outputs.items():
         path = Path(directory) / name
         if not path.is_file():
             yield f"{name} is missing"
-        elif path.stat().st_size != wanted["size"]:
-            yield f"{name} has {path.stat().st_size} bytes, its lock says {wanted['size']}"
+        elif path.stat().st_size != output["size"]:
+            yield f"{name} has {path.stat().st_size} bytes, its lock says {output['size']}"
 
 
 def refuse_others_work(directory: Path) -> None:
-    """Raise a ToolkitError if there is a file, or a directory that holds something but not our lock."""
+    """Raise a ToolkitError if `directory` is a file, or holds files but no lock of ours."""
     hint = "Move it away, or set `output` to another directory."
     try:
         names = sorted(os.listdir(directory))  # noqa: PTH208 - unlike Path.iterdir it raises here
@@ -158,16 +156,16 @@ def refuse_others_work(directory: Path) -> None:
     except OSError as error:
         raise ToolkitError(f"cannot be written: {error.strerror}", where=directory, hint=hint) from None
     if names and LOCK_NAME not in names:
-        what = f"holds {names[0]} and no {LOCK_NAME}, so it is not the toolkit's to replace"
+        what = f"holds {names[0]} and no {LOCK_NAME}: the toolkit did not make this directory and does not replace it"
         raise ToolkitError(what, where=directory, hint=hint)
 
 
 @contextlib.contextmanager
 def atomic_directory(target: Path, resume: bool = False) -> Iterator[Path]:
-    """A `target.partial` to fill, which becomes `target` when the block ends well and goes when it fails.
+    """A directory `target.partial` to fill. It becomes `target` at the end of the block, or is removed if that fails.
 
-    With `resume` the block gets what an earlier attempt has left, and an attempt that is cut off, or fails by
-    an OSError or Unreadable, leaves it for the next. Raises ToolkitError while another process does the same.
+    With `resume` the block gets the files of an earlier attempt. If this attempt is killed, or fails with an OSError or
+    Unreadable, its files stay for the next one. Raises ToolkitError while another process writes the same target.
     """
     target = Path(target)
     partial = target.with_name(target.name + ".partial")
@@ -186,64 +184,25 @@ def atomic_directory(target: Path, resume: bool = False) -> Iterator[Path]:
             if spoilt or not resume:
                 shutil.rmtree(partial, ignore_errors=True)
             if isinstance(error, OSError):
-                reason, hint = error.strerror or error, "Run it again; it goes on from there." if resume else None
+                reason, hint = error.strerror or error, "Run it again: it continues from there." if resume else None
                 raise ToolkitError(f"could not be written: {reason}", where=target, hint=hint) from None
             raise
 
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Make a directory, or take the one that is there, for this process alone, however it ends."""
+    """Make a directory, if it is missing, and lock it for this process. The kernel drops the lock with the process."""
     directory.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not os.path.samestat(os.fstat(descriptor), directory.stat()):
-            raise BlockingIOError  # it was finished, and renamed, a moment ago
+            raise BlockingIOError  # another process has just finished and renamed it
         yield
     except BlockingIOError:
         raise ToolkitError("is being written by another process", where=directory, hint="Wait for it to end.") from None
     finally:
         os.close(descriptor)
-
-
-@dataclass(frozen=True)
-class FileLock:
-    """A lock file that this process holds, and every process that it hands the descriptor to."""
-
-    stream: IO[str]
-
-    @property
-    def descriptor(self) -> int:
-        return self.stream.fileno()
-
-    def share(self, group: int) -> None:
-        """Name the process group that was handed the descriptor, for the time when this process is gone."""
-        self.stream.write(f"-{group}\n")
-        self.stream.flush()
-
-
-@contextlib.contextmanager
-def file_lock(file: Path, doing: str) -> Iterator[FileLock]:
-    """Hold a lock file, or raise a ToolkitError with the pid of who does. The kernel ends it with its last holder."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        stream = file.open("a+", encoding="utf-8")
-    except OSError as error:
-        raise ToolkitError(f"cannot be written: {error.strerror}", where=file) from None
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            there = [pid for pid in stream.read().split() if Path(f"/proc/{pid.removeprefix('-')}").exists()]
-            who = f"process {there[0].removeprefix('-')}" if there else "another process"
-            hint = f"Wait for it, or end it: kill -- {there[0]}" if there else "Wait for it."
-            raise ToolkitError(f"{doing} {who}", where=file.parent, hint=hint) from None
-        stream.truncate(0)
-        stream.write(f"{os.getpid()}\n")
-        stream.flush()
-        yield FileLock(stream)
 
 
 def _empty(directory: Path) -> None:
@@ -258,7 +217,7 @@ def record(path: Path) -> dict[str, Any]:
 
 
 def fingerprint(paths: Iterable[Path]) -> str:
-    """One digest of the names and contents of some files."""
+    """One digest of the names and contents of these files."""
     return digest_of({path.name: record(path)["sha256"] for path in paths})
 
 
@@ -268,7 +227,7 @@ def digest_of(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON gives it back, so that what is written and what is read compare equal."""
+    """The value as it comes back from JSON, so that written and read values compare equal."""
     return json.loads(json.dumps(value, sort_keys=True, default=str))
 
 
@@ -277,7 +236,7 @@ def _files(directory: Path) -> Iterable[Path]:
 
 
 def _swap(partial: Path, target: Path) -> None:
-    """Put `partial` in the place of `target`; for an instant neither is there, never half of one."""
+    """Replace `target` with `partial`. For an instant `target` is missing; it is never incomplete."""
     if target.exists():
         old = target.with_name(target.name + ".old.partial")
         shutil.rmtree(old, ignore_errors=True)

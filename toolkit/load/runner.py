@@ -19,7 +19,7 @@ from types import FrameType
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.files import distribution
-from toolkit.files.artifacts import file_lock
+from toolkit.files.file_lock import file_lock
 from toolkit.load import LAUNCHER
 from toolkit.load.processes import advice, requested_tokens_per_s
 from toolkit.load.requests import RequestSource, request_source

@@ -1,4 +1,4 @@
-"""A supervisor in a process of its own: `python -m toolkit.serve FILE ENGINE`, started by toolkit.serve.replicas."""
+"""Runs a supervisor in a process of its own: `python -m toolkit.serve FILE ENGINE`, as toolkit.serve.replicas does."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def main(*arguments: str) -> int:
     parser.add_argument(HELD, action="store_true", dest="held")
     options = parser.parse_args(arguments)
     if options.held:
-        threading.Thread(target=_end_with_our_starter, name="held", daemon=True).start()
+        threading.Thread(target=_end_with_starter, name="held", daemon=True).start()
     try:
         deployment = load_deployment(options.file, options.engine)
         if options.replica is not None:
@@ -36,8 +36,8 @@ def main(*arguments: str) -> int:
     return 0
 
 
-def _end_with_our_starter() -> None:
-    """Stdin ends with the process that started us, unless it let us go with a byte. Drain then."""
+def _end_with_starter() -> None:
+    """Drain when stdin ends, as the process that started this one is gone. A byte before that means to go on alone."""
     if not os.read(sys.stdin.fileno(), 1):
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -1,7 +1,7 @@
-"""How long a group may take to be ready: from the bytes that it loads and the rate at which the disk gives them.
+"""How long a group may take until it is ready, from the bytes that it loads and the read rate of the disk.
 
-budget = bytes / rate x FACTOR + what takes its time whatever the size, and never less than SHORTEST_S. It ends a start
-that hangs, so it errs on the long side.
+budget = bytes / rate x FACTOR + a fixed time, at least SHORTEST_S. The budget ends a start that hangs, so it is rather
+too long than too short.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 from toolkit.config.deployment import Deployment
 
 FACTOR = 2
-"""All ranks read at once, and others may use the disk too."""
+"""All ranks read at once, and other programs may use the disk too."""
 SHORTEST_S = 120
 GPU_FIXED_S = 120
-"""CUDA contexts, NCCL, deserialising engines, the KV pool, the first token."""
+"""For CUDA contexts, NCCL, deserialising engines, the KV pool and the first token."""
 REHEARSAL_FIXED_S, REHEARSAL_RANK_S = 120, 60
-"""Python, PyTorch and Triton of every rank are read on cores that the ranks share."""
+"""Every rank loads Python, PyTorch and Triton, and the ranks share the cores."""
 ASSUMED_RATE = 0.2e9
-"""Bytes a second, where too little is there to measure: a disk on a network."""
+"""Bytes per second of a network disk; used if the files are too small to measure the rate."""
 SAMPLE_BYTES, LEAST_SAMPLE_BYTES, SAMPLE_S = 256 << 20, 64 << 20, 3.0
 CHUNK_BYTES = 8 << 20
 
@@ -39,7 +39,7 @@ class Budget:
 
 
 def startup_budget(deployment: Deployment) -> Budget:
-    """What the YAML says, else what follows from what is to be loaded."""
+    """The YAML's `serving.startup_timeout_s`, else a budget from the size of the weights."""
     if deployment.serving.startup_timeout_s is not None:
         return Budget(deployment.serving.startup_timeout_s, "serving.startup_timeout_s")
     files = sorted(_weights(deployment))
@@ -49,25 +49,25 @@ def startup_budget(deployment: Deployment) -> Budget:
     else:
         rate, fixed = measured_rate(files[0]) if files else None, GPU_FIXED_S
     seconds = size / (rate or ASSUMED_RATE) * FACTOR + fixed
-    told = f"{(rate or ASSUMED_RATE) / 1e9:.2g} GB/s{'' if rate else ' (assumed)'}"
-    why = f"{size / 1e9:.1f} GB at {told} x {FACTOR} + {fixed} s"
+    rate_text = f"{(rate or ASSUMED_RATE) / 1e9:.2g} GB/s{'' if rate else ' (assumed)'}"
+    why = f"{size / 1e9:.1f} GB at {rate_text} x {FACTOR} + {fixed} s"
     if seconds < SHORTEST_S:
         return Budget(SHORTEST_S, f"{why}, at least {SHORTEST_S} s")
     return Budget(round(seconds), why)
 
 
 def measured_rate(file: Path) -> float | None:
-    """Bytes a second of the beginning of a file, from the disk; None where it is too short to tell, or unreadable."""
+    """Bytes per second at which the disk gives the start of a file; None if it is too short or cannot be read."""
     buffer, done = memoryview(bytearray(CHUNK_BYTES)), 0
     try:
         with file.open("rb", buffering=0) as stream:
             if os.fstat(stream.fileno()).st_size < LEAST_SAMPLE_BYTES:
                 return None
-            # Else the kernel would give what it still has in memory of the last start, or of the build.
+            # Otherwise the kernel may answer from its page cache: the build or the last start filled it.
             os.posix_fadvise(stream.fileno(), 0, SAMPLE_BYTES, os.POSIX_FADV_DONTNEED)
             start = time.monotonic()
-            while done < SAMPLE_BYTES and time.monotonic() - start < SAMPLE_S and (got := stream.readinto(buffer)):
-                done += got
+            while done < SAMPLE_BYTES and time.monotonic() - start < SAMPLE_S and (count := stream.readinto(buffer)):
+                done += count
             took = time.monotonic() - start
     except OSError:
         return None
@@ -75,7 +75,7 @@ def measured_rate(file: Path) -> float | None:
 
 
 def _weights(deployment: Deployment) -> Iterator[Path]:
-    """The files that the ranks load: engines, or for PyTorch the checkpoint itself."""
+    """The files that the ranks load: the engines, or for PyTorch the checkpoint."""
     if not deployment.kind.engine_files:
         return deployment.model.path.glob("*.safetensors")
     return deployment.engine_dir.glob("rank*.engine")

@@ -1,10 +1,11 @@
-"""The command line that starts a group: one mpirun, and what it starts.
+"""The command line that starts a group: one mpirun, and the servers that it starts.
 
-NVIDIA's leader mode is one tritonserver a rank. Rank 0 opens the ports and answers. The others load only
-`tensorrt_llm`, whose initialisation never returns there, so they can be given the same ports. In orchestrator mode
-one tritonserver starts the ranks itself, as worker processes, by MPI_Comm_spawn; so does the LLM API (engine: pytorch).
-Source: launch_triton_server.py of tensorrtllm_backend, whose command lines these are, with addresses to bind to and
-without its repeats.
+NVIDIA's leader mode has one tritonserver per rank. Rank 0 opens the ports and answers. The other ranks load only
+`tensorrt_llm`. Its initialisation never returns there, so these ranks never open ports and can have the same port
+options. In orchestrator mode one tritonserver starts the ranks as worker processes, by MPI_Comm_spawn. The LLM API
+(engine: pytorch) does the same.
+Source: launch_triton_server.py of tensorrtllm_backend. These are its command lines without its repeats, and with the
+addresses to bind to.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from pathlib import Path
 from toolkit.config.deployment import Deployment
 from toolkit.machine.limits import STACK_BYTES
 from toolkit.runtime import Part
-from toolkit.serve.janitor import RUN_ID, Run
-from toolkit.serve.tritonserver import Mpirun, TritonServer
+from toolkit.serve.janitor import RUN_ID, ServerRun
+from toolkit.serve.mpirun import Mpirun
+from toolkit.serve.tritonserver import TritonServer
 
 LEADER_MODEL = "tensorrt_llm"
 REHEARSAL_PORT = "TOOLKIT_REHEARSAL_PORT"
@@ -27,36 +29,39 @@ STACK = Part(
         f'umask 077; ulimit -S -s {STACK_BYTES >> 10} 2>/dev/null || ulimit -S -s "$(ulimit -H -s)"; exec "$@"',
         "sh",
     ),
-    "64 MiB of stack a thread, or the most that is allowed: one request can end a Triton that has less",
+    "64 MiB of stack per thread, or the most that is allowed: with less, one request can end Triton",
 )
-"""Inside the container where there is one. All ranks inherit it from mpirun."""
+"""Runs inside the container, if there is one. All ranks inherit the stack limit from mpirun."""
 EXIT_MARGIN_S = 10
-"""How much longer than the drain Triton itself would wait: the supervisor ends the drain, not Triton."""
+"""Triton would wait this much longer than the drain, so that the supervisor ends the drain, not Triton."""
 REASONS = (
-    "--bind-to none: Open MPI binds small groups to one core a rank, which would starve Triton's threads",
-    "--oversubscribe: also where there are fewer cores than ranks, and for an orchestrator's workers",
-    "--tag-output: every line with its rank, so that each has its own log",
-    "--model-repository: a copy of what toolkit repo made, under a path without characters that a shell would read",
-    "--model-control-mode, --load-model: ranks above 0 load the engine alone and wait for rank 0",
+    "--bind-to none: Open MPI binds each rank of a small group to one core, too few for Triton's threads",
+    "--oversubscribe: there may be fewer cores than ranks, and an orchestrator starts workers",
+    "--tag-output: marks every line with its rank, so that each rank has its own log",
+    "--model-repository: a copy of what toolkit repo made, in a path that has no special characters of a shell",
+    "--model-control-mode, --load-model: ranks above 0 load only the engine, and wait for rank 0",
     "--*-address, --*-port: serving.host and the ports of the YAML",
-    "--exit-timeout-secs: serving.drain_timeout_s and a margin, so that the drain is not Triton's to end",
-    "--disable-auto-complete-config: the configs are whole; guessing loads models twice",
-    "--backend-config=python,shm-region-prefix-name: shared memory of its own for each rank and run",
+    "--exit-timeout-secs: serving.drain_timeout_s and a margin, so that the supervisor ends the drain, not Triton",
+    "--disable-auto-complete-config: the configs are complete; to complete them Triton would load models twice",
+    "--backend-config=python,shm-region-prefix-name: each rank of each run has shared memory of its own",
 )
-"""Where the options are from, as a dry run tells it."""
+"""Why each option is there; a dry run prints it."""
 ORCHESTRATOR_REASONS = (
-    "--pinned-memory-pool-byte-size, --enable-peer-access, --cuda-memory-pool-byte-size: the GPUs are the workers'",
+    "--pinned-memory-pool-byte-size, --enable-peer-access, --cuda-memory-pool-byte-size: only the workers use GPUs",
 )
 
 
 def is_orchestrated(deployment: Deployment) -> bool:
-    """Whether one server starts all ranks."""
+    """Whether one tritonserver starts all ranks."""
     return deployment.serving.mode == "orchestrator" or deployment.kind.one_server
 
 
-def command_line(deployment: Deployment, server: TritonServer, mpirun: Mpirun, run: Run) -> list[Part]:
-    """What starts the group. On one node every rank inherits mpirun's environment and limits."""
-    parts = [STACK, Part((str(mpirun.binary), *_mpirun_options(mpirun)), "starts the ranks, and ends them all")]
+def command_line(deployment: Deployment, server: TritonServer, mpirun: Mpirun, run: ServerRun) -> list[Part]:
+    """The command line, in parts. On one node every rank inherits mpirun's environment and limits."""
+    parts = [
+        STACK,
+        Part((str(mpirun.binary), *_mpirun_options(mpirun)), "starts the ranks, and ends them all if one ends"),
+    ]
     if is_orchestrated(deployment):
         return [*parts, Part(tuple(_rank_block(deployment, server, run, 0)), "starts the ranks, as its workers")]
     last = deployment.mapping.world_size - 1
@@ -67,10 +72,12 @@ def command_line(deployment: Deployment, server: TritonServer, mpirun: Mpirun, r
     return parts
 
 
-def environment(deployment: Deployment, server: TritonServer, run: Run, rehearsal_port: int | None) -> dict[str, str]:
-    """The variables to start it with, on top of those of this process.
+def environment(
+    deployment: Deployment, server: TritonServer, run: ServerRun, rehearsal_port: int | None
+) -> dict[str, str]:
+    """The variables to start the group with, on top of those of this process.
 
-    `rehearsal_port` is where the ranks of a rehearsal meet.
+    `rehearsal_port` is the port where the ranks of a rehearsal meet.
     """
     variables = {**server.environment, RUN_ID: run.id, "TMPDIR": str(run.tmp)}
     if is_orchestrated(deployment) and deployment.kind.vendor_build:
@@ -81,15 +88,14 @@ def environment(deployment: Deployment, server: TritonServer, run: Run, rehearsa
 
 
 def exit_timeout(deployment: Deployment) -> int:
-    """Seconds that Triton may take to end."""
+    """Seconds that Triton may take to end, for its --exit-timeout-secs."""
     return math.ceil(deployment.serving.drain_timeout_s) + EXIT_MARGIN_S
 
 
 def _mpirun_options(mpirun: Mpirun) -> list[str]:
-    # Open MPI binds small groups to one core a rank, which would starve Triton's threads.
     options = ["--allow-run-as-root", "--bind-to", "none"]
     new = mpirun.version >= (5, 0)
-    # Called by its path, an older one would put its folder, and a python3 there, first on PATH.
+    # Open MPI 4 called by its path puts its own folder first on PATH, and so a python3 in that folder.
     if not new and mpirun.binary != Path(mpirun.binary.name):
         options.append("--noprefix")
     if new:
@@ -97,7 +103,7 @@ def _mpirun_options(mpirun: Mpirun) -> list[str]:
     return [*options, "--oversubscribe", "--tag-output"]
 
 
-def _rank_block(deployment: Deployment, server: TritonServer, run: Run, rank: int) -> list[str]:
+def _rank_block(deployment: Deployment, server: TritonServer, run: ServerRun, rank: int) -> list[str]:
     serving = deployment.serving
     block = ["-n", "1", str(server.binary), f"--model-repository={run.models}"]
     if rank > 0:
@@ -112,7 +118,7 @@ def _rank_block(deployment: Deployment, server: TritonServer, run: Run, rank: in
         f"--exit-timeout-secs={exit_timeout(deployment)}",
         "--disable-auto-complete-config",
     ]
-    if is_orchestrated(deployment):  # the GPUs' memory is for the workers
+    if is_orchestrated(deployment):  # leave the GPUs' memory to the workers
         block += ["--pinned-memory-pool-byte-size=0", "--enable-peer-access=false"]
         block += [f"--cuda-memory-pool-byte-size={gpu}:0" for gpu in deployment.mapping.ranks]
     if server.backend_directory:

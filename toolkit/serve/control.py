@@ -1,4 +1,4 @@
-"""What the command line calls: serve, status and stop a deployment."""
+"""The functions of the command line: serve a deployment, get its status, and stop it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ POLL_S = 0.1
 
 @dataclass(frozen=True)
 class Status:
-    """What is known of a deployment's run now, or of one replica's.
+    """The status of a deployment with one replica, or of one replica.
 
-    `pid` is the supervisor's, None when nothing runs. `since` is when the phase began (seconds since
-    1970). `ready` is what the server says now; `running` counts requests, None where it cannot be known.
+    `pid` is the supervisor's, None if it does not run. `since` is when the phase began, in seconds since 1970. `ready`
+    is what the server says now. `running` is the number of requests, None if the server does not say it.
     """
 
     phase: Phase
@@ -41,7 +41,7 @@ class Status:
     run_dir: Path
     message: str
     replica: int | None = None
-    """Which one it is of several."""
+    """Its number, if the deployment has several."""
 
     def __str__(self) -> str:
         since = f" since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(self.since))}" if self.since else ""
@@ -60,12 +60,12 @@ class Status:
 
 
 def serve(deployment: Deployment, *, detach: bool = False, verbose: bool = False) -> None:
-    """Serve a deployment: until asked to stop, or with `detach` in the background, returning once ready.
+    """Serve a deployment until asked to stop. With `detach` serve in the background, and return once it is ready.
 
-    A ready line of each replica goes to stdout, progress and logs to stderr (run_dir/serve.log when detached).
-    `verbose` shows every line of every rank. Raises ToolkitError when it cannot be started, is being served
-    already, or breaks; no process and no shared memory of it is left then. One of several replicas may break
-    while the others go on serving: that is raised when they have ended, too.
+    A ready line for each replica goes to stdout. Progress and logs go to stderr, or to run_dir/serve.log with `detach`.
+    `verbose` shows every line of every rank. Raises ToolkitError if the deployment cannot be started, is already being
+    served, or breaks; then no process and no shared memory remains. If one of several replicas breaks, the others go on
+    serving, and the error is raised when they have ended.
     """
     if others := served_otherwise(deployment):
         raise served_already(deployment, supervisor_pid(others[0]))
@@ -77,19 +77,19 @@ def serve(deployment: Deployment, *, detach: bool = False, verbose: bool = False
 
 @dataclass(frozen=True)
 class Overview:
-    """What is known of every replica of a deployment."""
+    """The status of every replica of a deployment."""
 
     replicas: tuple[Status, ...]
 
     @property
     def ready(self) -> int:
-        """How many answer ready."""
-        return sum(one.ready for one in self.replicas)
+        """How many replicas are ready."""
+        return sum(replica.ready for replica in self.replicas)
 
     @property
     def exit_code(self) -> int:
-        """0 ready, 1 degraded (some replicas are not ready, or one answers no more), 2 loading, 3 not served."""
-        phases = {one.phase for one in self.replicas}
+        """0 ready, 1 degraded (some replicas are not ready, or the group does not answer), 2 loading, 3 not served."""
+        phases = {replica.phase for replica in self.replicas}
         if self.ready == len(self.replicas):
             return 0
         if self.ready or "unresponsive" in phases:
@@ -97,41 +97,45 @@ class Overview:
         return 2 if "loading" in phases else 3
 
     def data(self) -> dict[str, Any]:
-        """For JSON. Of several replicas `ready` says whether all are."""
+        """For JSON. With several replicas, `ready` says whether all of them are."""
         if len(self.replicas) == 1:
             return asdict(self.replicas[0])
         ready = self.ready == len(self.replicas)
-        return {"ready": ready, "ready_replicas": self.ready, "replicas": [asdict(one) for one in self.replicas]}
+        return {
+            "ready": ready,
+            "ready_replicas": self.ready,
+            "replicas": [asdict(replica) for replica in self.replicas],
+        }
 
     def __str__(self) -> str:
         if len(self.replicas) == 1:
             return str(self.replicas[0])
         lines = [f"ready: {self.ready} of {len(self.replicas)} replicas"]
-        for number, one in enumerate(self.replicas):
-            lines.append(f"replica {number}: " + str(one).replace("\n", "\n  "))
+        for number, replica in enumerate(self.replicas):
+            lines.append(f"replica {number}: " + str(replica).replace("\n", "\n  "))
         return "\n".join(lines)
 
 
 def overview(deployment: Deployment) -> Overview:
-    """The status of every replica; never raises."""
+    """The status of every replica. Raises ToolkitError if another user may be serving the deployment."""
     return Overview(tuple(map(status, deployment.per_replica())))
 
 
 def status(deployment: Deployment) -> Status:
-    """What is known now of the run of a deployment of one replica, or of one of `apart()`; never raises."""
+    """The status of a deployment with one replica, or of one of `per_replica()`. Raises as `overview` does."""
     pid, state = supervisor_pid(deployment), read_state(deployment)
     probe, serving = Probe(deployment), deployment.serving
     phase: Phase = "stopped" if state is None else state.phase
     message = "" if state is None else state.message
     if pid is None and phase not in ("stopped", "failed"):
         phase, message = "failed", KILLED
-    found = members(state.run) if pid is not None and state is not None else []
+    processes = members(state.run) if pid is not None and state is not None else []
     return Status(
         phase=phase,
         pid=pid,
         since=state.since if state else None,
         ready=phase == "ready" and probe.ready(),
-        ranks=len({member.rank for member in found if member.rank is not None}),
+        ranks=len({member.rank for member in processes if member.rank is not None}),
         world_size=deployment.mapping.world_size,
         running=probe.running() if phase in ("ready", "unresponsive", "draining") else None,
         http=f"http://{probe.host}:{serving.http_port}",
@@ -144,28 +148,28 @@ def status(deployment: Deployment) -> Status:
 
 
 def stop(deployment: Deployment) -> str:
-    """Drain and stop the deployment's run, wherever it was started; says what happened, in a line a replica."""
+    """Drain and stop the deployment, wherever it was started. Returns what happened, one line per replica."""
     replicas, start = (*deployment.per_replica(), *served_otherwise(deployment)), time.monotonic()
     pids = [supervisor_pid(replica) for replica in replicas]
     for pid in pids:
         if pid is not None:
             _send(pid, signal.SIGTERM)  # all, before any is waited for
-    said = [_stopped(replica, pid, start) for replica, pid in zip(replicas, pids, strict=True)]
-    if len(said) == 1 or not any(pids):
-        return said[0]
-    names = ["" if one.replica is None else f"replica {one.replica}: " for one in replicas]
-    return "\n".join(f"{name}{what}" for name, what in zip(names, said, strict=True))
+    outcomes = [_stopped(replica, pid, start) for replica, pid in zip(replicas, pids, strict=True)]
+    if len(outcomes) == 1 or not any(pids):
+        return outcomes[0]
+    names = ["" if replica.replica is None else f"replica {replica.replica}: " for replica in replicas]
+    return "\n".join(f"{name}{outcome}" for name, outcome in zip(names, outcomes, strict=True))
 
 
 def _stopped(deployment: Deployment, pid: int | None, start: float) -> str:
-    """Wait until a supervisor that was asked at `start` has ended, and say how it did."""
+    """Wait until a supervisor that was asked to stop at `start` has ended. Returns how it ended."""
     if pid is None:
         clean_up_after(read_state(deployment))
         return "nothing was running"
     deadline = start + deployment.serving.drain_timeout_s + END_MARGIN_S
     while supervisor_pid(deployment) == pid:
         if Member(pid, 0, None, ()).suspended:
-            note(f"process {pid} is suspended (SIGSTOP): it goes on, to drain")
+            note(f"process {pid} is suspended (SIGSTOP). It is woken (SIGCONT), so that it can drain")
             _send(pid, signal.SIGCONT)
         if time.monotonic() > deadline:
             _send(pid, signal.SIGKILL)  # its janitor ends the rest
@@ -173,7 +177,7 @@ def _stopped(deployment: Deployment, pid: int | None, start: float) -> str:
         time.sleep(POLL_S)
     state, took = read_state(deployment), time.monotonic() - start
     if state is None or state.phase != "stopped":
-        return f"process {pid} ended while stopping: {state.message if state else 'its state is lost'}"
+        return f"process {pid} ended while stopping: {state.message if state else 'its state file is missing'}"
     return f"stopped process {pid} in {took:.1f} s: {state.message}"
 
 

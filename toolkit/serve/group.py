@@ -1,4 +1,4 @@
-"""A running group: mpirun, a tritonserver a rank, and the Python processes of their models."""
+"""A running group: mpirun, one tritonserver per rank, and the Python processes of their models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.serve.command import LEADER_MODEL
-from toolkit.serve.janitor import Janitor, Member, Run, members, of_ranks, sweep
+from toolkit.serve.janitor import Janitor, Member, ServerRun, members, of_ranks, sweep
 from toolkit.serve.launch import Launch
 from toolkit.serve.logs import ORCHESTRATOR, Logs, name_of
 from toolkit.serve.loopback import keep_local
@@ -23,14 +23,14 @@ from toolkit.serve.loopback import keep_local
 PR_SET_CHILD_SUBREAPER = 36
 """<linux/prctl.h>"""
 MPIRUN_ENDS_S = 0.6
-"""Within which mpirun, told to end, follows the ranks that it kills (measured: 0.26 s)."""
+"""When a signal ends mpirun, it kills the ranks and ends within this time after them (measured: 0.26 s)."""
 MPIRUN_REPORT_S = 3.0
-"""How long mpirun, which a rank's death ends, is given to say how the rank died."""
+"""After a rank's death mpirun has this long to report how the rank died, and to end."""
 
 
 @dataclass(frozen=True)
 class Death:
-    """The process whose end broke the group: a rank, ORCHESTRATOR, or None for mpirun itself, with its exit code."""
+    """How the process that broke the group ended. `rank` is None for mpirun, which alone has an exit `code`."""
 
     rank: int | None
     how: str
@@ -45,12 +45,12 @@ class Death:
 
 
 class Group:
-    """Starts the processes, knows which rank each belongs to, and says which ended first."""
+    """Starts the processes, knows the rank of each, and reports which one ended first."""
 
     def __init__(
         self,
         launch: Launch,
-        run: Run,
+        run: ServerRun,
         logs: Logs,
         cwd: Path,
         orchestrated: bool = False,
@@ -59,12 +59,12 @@ class Group:
         self.logs = logs
         self._public_ports = public_ports
         self.open_ports: dict[int, str] = {}
-        """Ports besides the public ones that other machines can reach, and why that could not be changed."""
+        """Ports, other than the public ones, that other machines can reach; and the error that keeps them open."""
         self._run, self._by_force, self._janitor = run, launch.by_force, Janitor(run, launch.by_force)
         self._orchestrated = orchestrated
         self._ended = False
         _adopt_orphans()
-        # A session of its own, so that the terminal's Ctrl-C reaches only the supervisor, which drains.
+        # In a session of its own: Ctrl-C in the terminal reaches only the supervisor, which then drains.
         self._mpirun = subprocess.Popen(
             launch.arguments,
             env=dict(launch.environ),
@@ -84,25 +84,25 @@ class Group:
         self._watch(Member(self._mpirun.pid, os.getpid(), None, tuple(launch.arguments)))
 
     def look(self, models: bool = False) -> int:
-        """Watch the rank processes found by now, and the model processes too when `models`. Keep their ports local.
+        """Watch the ranks' processes that run now, with `models` also those of the models. Keep their ports local.
 
-        Returns how many ranks are running. Model processes are watched only once the group is ready:
-        before, a model that cannot load ends its own server, which then says why.
+        Returns how many ranks run. Watch the model processes only after the group is ready: while it loads, a model
+        that cannot load ends its own server, and the server then says why.
         """
-        found = members(self._run)
-        self.open_ports = keep_local([member.pid for member in found], self._public_ports)
-        for member in of_ranks(found):
+        running = members(self._run)
+        self.open_ports = keep_local([member.pid for member in running], self._public_ports)
+        for member in of_ranks(running):
             if self._ranks.setdefault(self._key(member), member) is member:
                 self._watch(member)
-        for member in found if models else []:
+        for member in running if models else []:
             if member.model:
                 self._watch(member)
         return sum(rank != ORCHESTRATOR for rank in self._ranks)
 
     def wait(self, timeout_s: float) -> Death | None:
-        """The death that breaks the group, as soon as there is one; None after `timeout_s` without.
+        """The death that breaks the group, as soon as it happens; None if there is none within `timeout_s`.
 
-        Each death is told once.
+        Each death is reported once.
         """
         self._janitor.keep_alive()
         keys = [key for key, _ in self._selector.select(timeout_s)]
@@ -115,7 +115,7 @@ class Group:
         return self._culprit(ended) if ended else None
 
     def resident_bytes(self) -> int:
-        """Memory of all the group's processes; pages that they share are counted for each."""
+        """Memory of all processes of the group. A page that several share is counted for each."""
         total = 0
         for member in members(self._run):
             with contextlib.suppress(OSError, IndexError):
@@ -123,15 +123,16 @@ class Group:
         return total * os.sysconf("SC_PAGE_SIZE")
 
     def end_leader(self) -> None:
-        """Ask the server that answers to end, alone: mpirun would end all the ranks at once."""
+        """Ask only the server that answers to end. A signal to mpirun would end all ranks at once."""
         if leader := self._leader():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(leader.pid, signal.SIGTERM)
 
     def _end_rest_of(self, ended: Member) -> None:
-        """End the Python processes of another rank than 0 whose server has ended: the other ranks see it by that.
+        """If a server above rank 0 has ended, end its Python processes, so that the other ranks notice at once.
 
-        They would notice themselves within a second. mpirun ends rank 0 sooner, which then has no time for last words.
+        These processes would end by themselves within a second. But mpirun ends rank 0 sooner than that, and rank 0
+        would have no time to send errors to its clients.
         """
         if ended.rank and not ended.model:
             for member in members(self._run):
@@ -140,7 +141,7 @@ class Group:
                         os.kill(member.pid, signal.SIGKILL)
 
     def let_engine_end(self, timeout_s: float) -> None:
-        """Wait until rank 0's engine has ended, which has lost another rank. NVIDIA's is a part of its server."""
+        """After the loss of another rank, wait until rank 0's engine process has ended. NVIDIA's engine has none."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline and any(
             member.rank == 0 and member.model == LEADER_MODEL for member in members(self._run)
@@ -152,7 +153,7 @@ class Group:
         return leader is not None and any(member.pid == leader.pid for member in members(self._run))
 
     def end(self) -> None:
-        """Kill what is left and remove what it left. Returns when nothing is there any more. Idempotent."""
+        """Kill the processes that remain and remove their files. Returns when nothing remains. Idempotent."""
         if self._ended:
             return
         self._ended = True
@@ -168,7 +169,7 @@ class Group:
     def _watch(self, member: Member) -> None:
         if member.pid in self._watched:
             return
-        # Gone already: if it mattered, mpirun ends as well and is watched.
+        # It may have ended. If the group needed it, mpirun ends too, and mpirun is watched.
         with contextlib.suppress(ProcessLookupError):
             self._selector.register(os.pidfd_open(member.pid), selectors.EVENT_READ, member)
             self._watched[member.pid] = member
@@ -177,17 +178,17 @@ class Group:
         return self._ranks.get(ORCHESTRATOR if self._orchestrated else 0)
 
     def _key(self, member: Member) -> int | None:
-        """Which rank of the deployment it is: the server that starts workers is of none, and Open MPI's rank 0."""
-        alone = self._orchestrated and member.rank is not None and member.server
-        return ORCHESTRATOR if alone else member.rank
+        """The deployment's rank of a process. An orchestrator has none, although Open MPI calls it rank 0."""
+        is_orchestrator = self._orchestrated and member.rank is not None and member.server
+        return ORCHESTRATOR if is_orchestrator else member.rank
 
     def _culprit(self, ended: list[Member]) -> Death:
-        """Of processes seen to end at once, the one that was killed: the others followed it."""
+        """The process that broke the group, of several that ended at the same time: the one that was killed."""
         models = [member for member in ended if member.model]
         deaths = [Death(self._key(m), f"lost its {m.model} process {m.pid}: {_how(m.pid)}") for m in models]
         if len(models) < len(ended) and (report := self._mpirun_report(ended)):
             deaths.insert(0, report)
-        elif self._mpirun_was_told():
+        elif self._mpirun_got_a_signal():
             return Death(None, f"was told to end by a signal, and ended its ranks ({_describe(self._mpirun.wait())})")
         if deaths:
             return next((death for death in deaths if death.killed), deaths[0])
@@ -195,46 +196,46 @@ class Group:
         if member.rank is None:
             code = self._mpirun.wait()
             return Death(None, _describe(code), code)
-        return Death(self._key(member), f"(process {member.pid}) ended, mpirun did not say how")
+        return Death(self._key(member), f"(process {member.pid}) ended; mpirun did not say how")
 
-    def _mpirun_was_told(self) -> bool:
-        """Whether mpirun itself ends, and not because of a rank: it kills the ranks then, and does not say a word."""
+    def _mpirun_got_a_signal(self) -> bool:
+        """Whether mpirun ends because of a signal, not because of a rank. It then kills the ranks silently."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self._mpirun.wait(MPIRUN_ENDS_S) > 0 and not self.logs.last(None)
         return False
 
     def _mpirun_report(self, ended: list[Member]) -> Death | None:
-        """What mpirun, the parent that collected the exit status of one of these, says of it."""
+        """What mpirun, their parent, prints about the exit status of one of these processes."""
         known = {member.rank: self._key(member) for member in ended}
         deadline = time.monotonic() + MPIRUN_REPORT_S
         while True:
-            all_said = self._mpirun.poll() is not None
-            if all_said:
+            is_complete = self._mpirun.poll() is not None
+            if is_complete:
                 self.logs.finish(0.5)
             text = " ".join(" ".join(self.logs.last(None)).split())
-            if found := re.search(r"process rank (\d+) with PID (\d+) .*?exited on signal (\d+)", text):
-                return Death(known.get(int(found[1]), int(found[1])), _describe(-int(found[3])))
-            if found := re.search(r"Process name: \[.*?,(\d+)\] Exit code: (\d+)", text):
-                return Death(known.get(int(found[1]), int(found[1])), _describe(int(found[2])))
-            if all_said or time.monotonic() > deadline:
+            if match := re.search(r"process rank (\d+) with PID (\d+) .*?exited on signal (\d+)", text):
+                return Death(known.get(int(match[1]), int(match[1])), _describe(-int(match[3])))
+            if match := re.search(r"Process name: \[.*?,(\d+)\] Exit code: (\d+)", text):
+                return Death(known.get(int(match[1]), int(match[1])), _describe(int(match[2])))
+            if is_complete or time.monotonic() > deadline:
                 return None
             time.sleep(0.05)
 
 
 def _adopt_orphans() -> None:
-    """Become the parent of processes whose parent ends, instead of init, which a container may not have."""
+    """Become the parent of descendants whose parent ends. Otherwise init does, which a container may not have."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _collect(pids: set[int]) -> None:
-    """Take the exit status of ended processes that became ours, so that no zombie stays."""
+    """Collect the exit status of ended processes that are now our children, so that no zombie stays."""
     for pid in pids:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
 
 
 def _how(pid: int) -> str:
-    """How a process ended that its parent has not collected yet."""
+    """How a process ended, if its parent has not yet collected its exit status."""
     try:
         status = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[-1])
         return _describe(os.waitstatus_to_exitcode(status))

@@ -1,10 +1,11 @@
-"""Ends every process of a run and removes what it left, whichever process was killed and how.
+"""Ends every process of a run and removes its files, whichever process was killed and how.
 
-Each process of a run has TOOLKIT_RUN_ID in its environment, and each shared-memory segment the run's
-prefix. The supervisor sweeps at every end. For the one end where it cannot, its own SIGKILL, a janitor
-in a session of its own holds a pipe from it: end of file means that the supervisor is gone.
+Each process of a run has TOOLKIT_RUN_ID in its environment. Each shared-memory segment has the run's prefix in its
+name. The supervisor sweeps whenever it ends, except after its own SIGKILL. For that case there is a janitor process in
+a session of its own, which holds a pipe from the supervisor. End of file means that the supervisor is gone.
 
-Run as a script, with the standard library only, so that it starts at once and depends on nothing.
+The janitor runs this file as a script, with the standard library only, so that it starts at once and depends on
+nothing.
 """
 
 from __future__ import annotations
@@ -30,71 +31,73 @@ FORCE_S = 30
 SHARED_MEMORY = Path("/dev/shm")
 FOLDER_PREFIX = "toolkit-run-"
 DRAINING = "draining"
-"""The file of a run's folder that tells the models of triton_repo/ to refuse new requests."""
+"""A file in the run's folder. While it exists, the models of triton_repo/ refuse new requests."""
 _ID = re.compile(r"[0-9a-f]{8}")
 
 
 @dataclass(frozen=True)
-class Run:
-    """What tells one run's processes and files from everything else on the machine."""
+class ServerRun:
+    """One start of a server group: the id and the folder by which its processes and files are recognised."""
 
     id: str
     tmp: Path
-    """TMPDIR of the run's processes: Open MPI's session files and whatever the models put there."""
+    """TMPDIR of the run's processes, for Open MPI's session files and the models' temporary files."""
 
     @classmethod
-    def new(cls) -> Run:
+    def new(cls) -> ServerRun:
         """A run with an id and a temporary folder of its own."""
         run_id, folder = secrets.token_hex(4), tempfile.gettempdir()
-        if not re.fullmatch(r"[A-Za-z0-9._/+-]+", folder):  # Triton hands paths in it to a shell
+        if not re.fullmatch(r"[A-Za-z0-9._/+-]+", folder):  # Triton passes paths below it to a shell
             folder = "/tmp"
         return cls(run_id, Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{run_id}-", dir=folder)))
 
     @property
     def models(self) -> Path:
-        """The model repository that Triton sees: a copy, whose path has no character that a shell takes for its own,
-        and in which nothing changes when the repository is made again."""
+        """The copy of the model repository that Triton reads. Its path has no special characters of a shell.
+
+        The copy stays as it is when the repository is made again.
+        """
         return self.tmp / "models"
 
     @property
     def is_ours(self) -> bool:
-        """Whether the id and the folder are such as `new` makes: what else a state file names is not removed.
+        """Whether the id and the folder can come from `new`. A state file may name others, which must not be removed.
 
-        True also when the folder is gone. Never follows a link.
+        True also if the folder is gone. Never follows a link.
         """
         if not _ID.fullmatch(self.id) or not self.tmp.is_absolute():
             return False
         if not self.tmp.name.startswith(f"{FOLDER_PREFIX}{self.id}-"):
             return False
         try:
-            found = self.tmp.lstat()
+            status = self.tmp.lstat()
         except OSError:
             return True
-        return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+        return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
 
     @property
     def shm_prefix(self) -> str:
         return f"toolkit-{self.id}-"
 
     def segments(self) -> list[Path]:
-        """The shared-memory segments that the run has now."""
+        """The run's shared-memory segments."""
         return list(SHARED_MEMORY.glob(f"{self.shm_prefix}*"))
 
     def close_to_others(self) -> None:
-        """Let only this user read its segments, which hold prompts: Triton makes them readable to all."""
+        """Let only this user read the run's segments. They hold prompts, and Triton makes them readable to all."""
         for segment in self.segments():
             with contextlib.suppress(OSError):
                 segment.chmod(0o600)
 
     def refuse_requests(self) -> None:
-        """Tell our models, which look for this file in their TMPDIR, to refuse new requests."""
+        """Make our models refuse new requests: they look for this file in their TMPDIR."""
         with contextlib.suppress(OSError):  # a full disk
             (self.tmp / DRAINING).touch()
 
 
 @dataclass(frozen=True)
 class Member:
-    """A living process of a run. `rank` is Open MPI's, None for mpirun itself and whatever started it."""
+    """A running process of a run. `rank` is Open MPI's; None for mpirun and its parents."""
 
     pid: int
     parent: int
@@ -109,7 +112,7 @@ class Member:
 
     @property
     def suspended(self) -> bool:
-        """Whether a signal keeps it from running (SIGSTOP)."""
+        """Whether SIGSTOP has stopped it."""
         try:
             return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
         except (OSError, IndexError):
@@ -117,18 +120,18 @@ class Member:
 
     @property
     def server(self) -> bool:
-        """Whether it is a tritonserver, and not a worker that one started."""
+        """Whether it is a tritonserver, not a worker that a tritonserver started."""
         return any(Path(part).name.startswith("tritonserver") for part in self.command[:2])
 
 
-def of_ranks(found: list[Member]) -> list[Member]:
-    """Those of a run that mpirun started, wherever mpirun itself runs: their parent is of no rank."""
-    inside = {member.pid for member in found if member.rank is not None}
-    return [m for m in found if m.rank is not None and m.parent not in inside and not m.model]
+def of_ranks(members: list[Member]) -> list[Member]:
+    """The members that mpirun itself started, on the host or in a container: the parent of each has no rank."""
+    with_rank = {member.pid for member in members if member.rank is not None}
+    return [m for m in members if m.rank is not None and m.parent not in with_rank and not m.model]
 
 
-def members(run: Run) -> list[Member]:
-    """The run's processes that are alive now; zombies are not."""
+def members(run: ServerRun) -> list[Member]:
+    """The run's processes that run now; zombies are left out."""
     return list(_members(f"{RUN_ID}={run.id}".encode()))
 
 
@@ -136,7 +139,7 @@ def _members(mark: bytes) -> Iterator[Member]:
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit() or int(folder.name) == os.getpid():
             continue
-        # A process may end, or belong to another user, while we look at it.
+        # The process may end meanwhile, or belong to another user.
         with contextlib.suppress(OSError, IndexError, ValueError):
             environment = (folder / "environ").read_bytes().split(b"\0")
             if mark not in environment:
@@ -150,17 +153,17 @@ def _members(mark: bytes) -> Iterator[Member]:
             )
 
 
-def sweep(run: Run, by_force: tuple[str, ...] = (), timeout_s: float = 10) -> list[int]:
+def sweep(run: ServerRun, by_force: tuple[str, ...] = (), timeout_s: float = 10) -> list[int]:
     """Kill the run's processes and remove its segments and temporary files. Returns the pids killed.
 
-    If there were any, `by_force` is run as well: it ends a container, which a daemon may hold. Does nothing for a run
-    that `Run.new` did not make.
+    If it killed any, it also runs the command `by_force`, which ends a container that a daemon may still hold. It does
+    nothing for a run that `ServerRun.new` did not make.
     """
     if not run.is_ours:
         return []
     killed: dict[int, None] = {}
     deadline = time.monotonic() + timeout_s
-    # A process forked while we looked is found by the next look, so only two empty looks mean the end.
+    # A process may fork during a scan. The next scan finds its child, so only two empty scans in a row mean the end.
     empty = 0
     while empty < 2 and time.monotonic() < deadline:
         alive = [member.pid for member in members(run)]
@@ -182,7 +185,7 @@ def sweep(run: Run, by_force: tuple[str, ...] = (), timeout_s: float = 10) -> li
 class Janitor:
     """The janitor process of a run, watched by the supervisor."""
 
-    def __init__(self, run: Run, by_force: tuple[str, ...] = ()) -> None:
+    def __init__(self, run: ServerRun, by_force: tuple[str, ...] = ()) -> None:
         self._run, self._by_force = run, by_force
         self._start()
 
@@ -199,11 +202,11 @@ class Janitor:
             self._process.send_signal(signal.SIGCONT)
 
     def dismiss(self) -> None:
-        """Let it sweep and end."""
+        """Make it sweep and end, and wait for that."""
         assert self._process.stdin
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
-        self._process.send_signal(signal.SIGCONT)  # one that is suspended would never end
+        self._process.send_signal(signal.SIGCONT)  # a suspended janitor would never end
         self._process.wait()
 
     def _start(self) -> None:
@@ -216,7 +219,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     sys.stdin.buffer.read()
-    sweep(Run(sys.argv[1], Path(sys.argv[2])), tuple(sys.argv[3:]))
+    sweep(ServerRun(sys.argv[1], Path(sys.argv[2])), tuple(sys.argv[3:]))
 
 
 if __name__ == "__main__":

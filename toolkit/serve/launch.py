@@ -1,4 +1,4 @@
-"""How a group is started where its deployment runs: a rehearsal on this machine, the others as `runtime` says."""
+"""Builds the process that starts a group: a rehearsal runs on this machine, other engines where `runtime` says."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ from toolkit.serve.command import (
     exit_timeout,
     is_orchestrated,
 )
-from toolkit.serve.janitor import RUN_ID, Run
+from toolkit.serve.janitor import RUN_ID, ServerRun
+from toolkit.serve.mpirun import Mpirun, find_mpirun
 from toolkit.serve.share import Share, share_of
-from toolkit.serve.tritonserver import NGC_BINARY, Mpirun, TritonServer, find, find_mpirun
+from toolkit.serve.tritonserver import NGC_BINARY, TritonServer, find_tritonserver
 
 SHEBANG = "#!/usr/bin/env bash\n"
-DRY_RUN = Run("dry-run", Path("/toolkit-dry-run"))
-"""Its folder stands for one that the script makes."""
+DRY_RUN = ServerRun("dry-run", Path("/toolkit-dry-run"))
+"""Stands for the run in the script of a dry run, which makes a folder of its own in place of this one."""
 IN_THE_IMAGE = TritonServer(NGC_BINARY), Mpirun(Path("mpirun"), (4, 1))
 
 
@@ -39,7 +40,8 @@ IN_THE_IMAGE = TritonServer(NGC_BINARY), Mpirun(Path("mpirun"), (4, 1))
 class Launch:
     """A process to start, with its whole environment.
 
-    `by_force` ends what ending that process does not (`toolkit.runtime.end_by_force`); `lines` are for people.
+    `by_force` is a command that ends what outlives that process (`toolkit.runtime.end_by_force`). `lines` are to be
+    shown to the user.
     """
 
     arguments: list[str]
@@ -49,14 +51,14 @@ class Launch:
 
 
 def programs(deployment: Deployment) -> tuple[TritonServer, Mpirun]:
-    """Those of this machine, looked for; in a container those of the image, where they are known to be."""
+    """tritonserver and mpirun: found on this machine, or for a container at their places in the image."""
     if deployment.kind.on_gpus and deployment.runtime.kind != "host":
         return IN_THE_IMAGE
-    return find(deployment.kind, image=advised(deployment)), find_mpirun()
+    return find_tritonserver(deployment.kind, image=advised(deployment)), find_mpirun()
 
 
-def launch(deployment: Deployment, server: TritonServer, mpirun: Mpirun, run: Run) -> Launch:
-    """What starts the group. Raises ToolkitError for what the runtime lacks, and for too few GPUs or cores."""
+def launch(deployment: Deployment, server: TritonServer, mpirun: Mpirun, run: ServerRun) -> Launch:
+    """The process that starts the group. Raises ToolkitError for a runtime that cannot start it, or too few GPUs."""
     _fill(run, deployment, server)
     server = server.linked(run.tmp)
     command = command_line(deployment, server, mpirun, run)
@@ -67,33 +69,33 @@ def launch(deployment: Deployment, server: TritonServer, mpirun: Mpirun, run: Ru
     needs = _needs(deployment, server, run, share)
     require_runtime(deployment, needs)
     wrapped = wrap(deployment, command, needs)
-    # Docker's client, too, is a process of the run.
+    # Docker's client is a process of the run too.
     environ = {**wrapped.environ(), RUN_ID: run.id}
     by_force, lines = end_by_force(deployment, needs) or (), (*share.lines, *_stack_warning(deployment))
     return Launch(wrapped.arguments, environ, tuple(by_force), lines)
 
 
-def _fill(run: Run, deployment: Deployment, server: TritonServer) -> None:
-    """Put into the folder of the run what Triton sees. Raises ToolkitError."""
+def _fill(run: ServerRun, deployment: Deployment, server: TritonServer) -> None:
+    """Copy the model repository, and link the server's parts, into the run's folder. Raises ToolkitError."""
     try:
         shutil.copytree(deployment.repository_dir, run.models)
         for link, target in server.links(run.tmp).items():
             link.symlink_to(target)
     except OSError as error:
         why = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
-        what = f"the model repository cannot be copied here: {why}"
+        what = f"cannot copy the model repository to here: {why}"
         raise ToolkitError(what, where=run.tmp, hint="Set TMPDIR to a folder with room.") from None
 
 
 def dry_run(deployment: Deployment) -> str:
-    """What `toolkit serve` would start, as text that a shell runs as it stands; all replicas, where there are several.
+    """What `toolkit serve` would start, as a script that a shell can run; it starts all replicas.
 
-    Without the NGC image it is shown as it is run there. The run id and the rehearsal's port, which are
-    new for each run, are shown as `dry-run` and 0. The script makes a folder of its own, and leaves it.
+    On a machine without tritonserver the script has the paths of the NGC image. The run id and the rehearsal's port,
+    which differ between runs, are `dry-run` and 0. The script makes a folder and does not remove it.
     """
     if len(replicas := deployment.per_replica()) > 1:
-        each = (f"(  # replica {one.replica}\n{dry_run(one).removeprefix(SHEBANG)}\n) &" for one in replicas)
-        return "\n\n".join([SHEBANG.rstrip(), *each, "wait"])
+        scripts = (f"(  # replica {each.replica}\n{dry_run(each).removeprefix(SHEBANG)}\n) &" for each in replicas)
+        return "\n\n".join([SHEBANG.rstrip(), *scripts, "wait"])
     check_can_be_served(deployment)
     run = DRY_RUN
     if not deployment.kind.on_gpus:
@@ -118,7 +120,7 @@ def dry_run(deployment: Deployment) -> str:
 
 
 def _in_a_new_folder(text: str, deployment: Deployment, server: TritonServer) -> str:
-    """The text of a script that uses DRY_RUN's folder, as one that makes a folder and fills it first."""
+    """The script `text`, which names DRY_RUN's folder, changed so that it first makes a new folder and fills it."""
     lines = [
         'run=$(mktemp -d "${TMPDIR:-/tmp}/toolkit-run-XXXXXXXX")  # for this start alone; remove it when it has ended',
         f'cp -r -- {shlex.quote(str(deployment.repository_dir))} "$run/models"',
@@ -128,8 +130,11 @@ def _in_a_new_folder(text: str, deployment: Deployment, server: TritonServer) ->
     return "\n".join([*lines, text.replace(str(DRY_RUN.tmp), '"$run"')])
 
 
-def _needs(deployment: Deployment, server: TritonServer, run: Run, share: Share) -> Needs:
-    """With engines the tokenizer is in the repository, of which the run has a copy. The LLM API reads the model."""
+def _needs(deployment: Deployment, server: TritonServer, run: ServerRun, share: Share) -> Needs:
+    """What the group needs of the runtime.
+
+    An engine's tokenizer is in the repository, and the run has a copy of that. The LLM API reads the model's folder.
+    """
     replica = "" if deployment.replica is None else f"-{deployment.replica}"
     serving = deployment.serving
     return Needs(
@@ -147,13 +152,14 @@ def _needs(deployment: Deployment, server: TritonServer, run: Run, share: Share)
 
 
 def _stack_warning(deployment: Deployment) -> tuple[str, ...]:
-    """A warning if the hard limit is below the stack that Triton needs. Docker sets its own limits."""
+    """A warning if the hard limit is below the stack that Triton needs; none with docker, which sets its own limits."""
     most, in_docker = most_stack(), deployment.kind.on_gpus and deployment.runtime.kind == "docker"
     if most is None or most >= STACK_BYTES or in_docker:
         return ()
-    what = f"warning: stack: the hard limit is {most >> 10} KiB, Triton needs {STACK_BYTES >> 10} KiB: one request of "
-    what += "many small chunks or brackets can end it. Raise it as root: ulimit -H -s unlimited"
-    return (what,)
+    return (
+        f"warning: stack: the hard limit is {most >> 10} KiB, Triton needs {STACK_BYTES >> 10} KiB. With less, one "
+        "request of many small chunks or brackets can end Triton. Raise the limit as root: ulimit -H -s unlimited",
+    )
 
 
 def _arguments(command: Sequence[Part]) -> list[str]:

@@ -1,9 +1,9 @@
-"""Keeps the ports of a run that are not Triton's own to this machine.
+"""Closes the ports of a run, other than Triton's, to other machines.
 
-mpirun's daemon listens on every address, and no option changes that: PRRTE and ORTE bind to INADDR_ANY, whatever
-prte_if_include or oob_tcp_if_include say, and refuse the loopback interface alone. Open MPI's TCP transport and NCCL
-listen likewise. All ranks are on one node, so such a socket is bound to the loopback device from outside, as its owner
-could do with SO_BINDTODEVICE. It goes on listening, and connections from other machines are refused.
+mpirun's daemon listens on every address, and no option changes that: PRRTE and ORTE bind to INADDR_ANY whatever
+prte_if_include or oob_tcp_if_include say, and they refuse to use only the loopback interface. Open MPI's TCP transport
+and NCCL also listen on every address. All ranks are on one node, so this module binds such a socket to the loopback
+device, as its owner could with SO_BINDTODEVICE. The socket goes on listening and refuses other machines.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ IF_NAMESIZE = 16
 
 
 def keep_local(pids: Iterable[int], public: Collection[int]) -> dict[int, str]:
-    """Bind the listening sockets of these processes to the loopback device, but for those on `public` ports.
+    """Bind the listening sockets of these processes, except those on `public` ports, to the loopback device.
 
-    The ports for which that fails, and why. They stay as they were.
+    Returns the ports for which that fails, each with the error. They stay open.
     """
     failed: dict[int, str] = {}
     for pid in pids:
@@ -38,7 +38,7 @@ def keep_local(pids: Iterable[int], public: Collection[int]) -> dict[int, str]:
                 continue
             try:
                 with socket_of(pid, fd) as listening:
-                    if device_of(listening) != LOOPBACK_DEVICE:  # only root may do it again
+                    if device_of(listening) != LOOPBACK_DEVICE:  # only root may bind it a second time
                         listening.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, LOOPBACK_DEVICE)
             except ProcessLookupError:
                 continue
@@ -49,7 +49,7 @@ def keep_local(pids: Iterable[int], public: Collection[int]) -> dict[int, str]:
 
 def _open_to_others(pid: int) -> Iterator[tuple[int, int]]:
     """(file descriptor, port) of the sockets of a process that listen on more than the loopback addresses."""
-    with contextlib.suppress(OSError):  # it may end, or be another user's
+    with contextlib.suppress(OSError):  # the process may end, or belong to another user
         ports = dict(_listening(pid))
         for entry in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):
@@ -70,20 +70,20 @@ def _listening(pid: int) -> Iterator[tuple[str, int]]:
 
 
 def _is_loopback(address: str) -> bool:
-    """Of an address as the kernel writes it: words of 32 bits in the order of this machine's bytes."""
+    """Whether an address of /proc/net/tcp is a loopback one. It is written as 32-bit words in native byte order."""
     words = [int(address[at : at + 8], 16) for at in range(0, len(address), 8)]
-    found = ipaddress.ip_address(struct.pack(f"={len(words)}I", *words))
-    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
-    return (mapped or found).is_loopback
+    parsed = ipaddress.ip_address(struct.pack(f"={len(words)}I", *words))
+    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
+    return (mapped or parsed).is_loopback
 
 
 def device_of(listening: socket.socket) -> bytes:
-    """The network device that a socket is bound to, ending in NUL; b"" for all."""
+    """The network device that a socket is bound to, with a NUL at the end; b"" if it is not bound to any."""
     return listening.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, IF_NAMESIZE)
 
 
 def socket_of(pid: int, fd: int) -> socket.socket:
-    """The socket of another process, which it keeps. Raises OSError where the kernel does not allow that."""
+    """A copy of a socket of another process. Raises OSError if the kernel does not allow that."""
     process = os.pidfd_open(pid)
     try:
         libc = ctypes.CDLL(None, use_errno=True)

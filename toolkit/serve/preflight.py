@@ -1,4 +1,4 @@
-"""What must hold before a group is started, checked in seconds instead of found out in minutes."""
+"""Checks before a group starts: seconds here, instead of an error after minutes of loading."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from toolkit.serve.janitor import SHARED_MEMORY
 
 MIB = 1 << 20
 REHEARSAL_SEGMENT_BYTES = 4 * MIB
-"""Each Python model process has a region of 1 MiB (measured, Triton 2.51), which grows with large tensors."""
+"""Each Python model process has a region of 1 MiB (measured, Triton 2.51). Large tensors make it grow."""
 GPU_SHARED_MEMORY_BYTES = 1024 * MIB
-"""NCCL's transports and Open MPI; NVIDIA starts its containers with --shm-size=2g."""
+"""For NCCL's transports and Open MPI. NVIDIA starts its containers with --shm-size=2g."""
 REHEARSAL_RANK_BYTES = 250 * MIB
 """Python, PyTorch and Triton of one rank, without its weights (measured: 2 GB for eight ranks)."""
 REHEARSAL_MODEL_BYTES = 30 * MIB
-"""A process of a Python model other than the engine: what it does not share with the others."""
+"""One process of a Python model other than the engine, without the pages that it shares."""
 
 
 def check(deployment: Deployment) -> None:
-    """Raise a ToolkitError for the first thing that would keep the group, or every replica's, from serving."""
+    """Raise a ToolkitError for the first thing that keeps the deployment, with all its replicas, from serving."""
     if not deployment.kind.on_gpus:
         distribution.require("rehearsal", "torch")
     check_made(deployment)
@@ -41,17 +41,17 @@ def check(deployment: Deployment) -> None:
 
 
 def check_made(deployment: Deployment) -> None:
-    """What the stages before it made is there, whole, of this deployment and of one release."""
+    """Check that engine and repository are whole, and made for this deployment and by one release."""
     check_repository(deployment)
     if deployment.kind.vendor_build:
         check_version(deployment)
 
 
 def check_repository(deployment: Deployment) -> None:
-    """The repository is whole, and made for this deployment from the engine, or the model, that is there now."""
-    made_with, remake = {"engine": deployment.engine}, f"toolkit repo {deployment.file}"
+    """Check that the repository is whole, and made for this deployment from the current engine or model."""
+    engine_settings, remake = {"engine": deployment.engine}, f"toolkit repo {deployment.file}"
     if deployment.kind.engine_files:
-        engine = artifacts.require(deployment.engine_dir, "engine", made_with, f"toolkit build {deployment.file}")
+        engine = artifacts.require(deployment.engine_dir, "engine", engine_settings, f"toolkit build {deployment.file}")
         source, place, digest = "engine", deployment.engine_dir, engine.digest
     lock = artifacts.require(deployment.repository_dir, "repository", repository.settings(deployment), remake)
     if not deployment.kind.engine_files:
@@ -62,17 +62,19 @@ def check_repository(deployment: Deployment) -> None:
 
 
 def check_version(deployment: Deployment) -> None:
-    """The engine is of the release that will run it: TensorRT-LLM itself finds out after loading for minutes."""
-    config, wanted = deployment.engine_dir / "config.json", deployment.engine_options.version
+    """Check that the release that built the engine will run it. TensorRT-LLM finds a mismatch only after minutes."""
+    config, release = deployment.engine_dir / "config.json", deployment.engine_options.version
     built_by, again = read_json(config).get("version"), f"Run: toolkit build {deployment.file}"
-    if built_by != wanted:
-        what = f"was built by TensorRT-LLM {built_by}, engine.version says {wanted}"
+    if built_by != release:
+        what = f"was built by TensorRT-LLM {built_by}, engine.version says {release}"
         raise ToolkitError(what, where=config, hint=f"{again}; or correct engine.version.")
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # it need not be where this program runs
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # it may be only in the container
         installed = importlib.metadata.version("tensorrt-llm")
         if deployment.runtime.kind == "host" and installed != built_by:
-            what = f"was built by TensorRT-LLM {built_by}, here is {installed}, which cannot run it"
-            raise ToolkitError(what, where=config, hint="Use the image of that release, or build again in this one.")
+            what = f"was built by TensorRT-LLM {built_by}, but {installed} is installed here and cannot run it"
+            raise ToolkitError(
+                what, where=config, hint=f"Use the image of {built_by}, or build again with {installed}."
+            )
 
 
 def check_ports(deployment: Deployment) -> None:
@@ -83,13 +85,13 @@ def check_ports(deployment: Deployment) -> None:
 
 
 def check_port(deployment: Deployment, name: str) -> None:
-    """Raise a ToolkitError when nobody could listen on this one of `PORTS`."""
+    """Raise a ToolkitError if the port with this name, one of `PORTS`, is taken."""
     serving = deployment.serving
     port = getattr(serving, name)
     replica = "" if deployment.replica is None else f"replica {deployment.replica} "
     family = socket.AF_INET6 if ":" in serving.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # As servers do: a port whose last connection just ended counts as free.
+        # Servers set this too: a port counts as free although its last connection has just ended.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((serving.host, port))
@@ -97,12 +99,12 @@ def check_port(deployment: Deployment, name: str) -> None:
             raise ToolkitError(
                 f"serving.{name}: {replica}cannot listen on {serving.host}:{port}: {_why(error, port)}",
                 where=deployment.file,
-                hint="Stop that process or change the port." if _holder(port) else "Change the port.",
+                hint="Stop that process or change the port." if _listener(port) else "Change the port.",
             ) from None
 
 
 def shared_memory_needed(deployment: Deployment) -> int:
-    """Bytes of /dev/shm that its groups take. Without a repository their own ranks are all that is counted."""
+    """Bytes of /dev/shm for all replicas. Without a repository this counts the ranks, not the other models."""
     groups = len(deployment.per_replica())
     if deployment.kind.on_gpus:
         return groups * GPU_SHARED_MEMORY_BYTES
@@ -114,14 +116,14 @@ def check_shared_memory(deployment: Deployment, folder: Path = SHARED_MEMORY) ->
     needed, free = shared_memory_needed(deployment), shutil.disk_usage(folder).free
     if free < needed:
         raise ToolkitError(
-            f"{free // MIB} MiB free, {needed // MIB} MiB needed by {deployment.all_ranks} ranks",
+            f"{free // MIB} MiB are free, {deployment.all_ranks} ranks need {needed // MIB} MiB",
             where=folder,
-            hint="Remove what is left there, or make it larger (docker run --shm-size=2g).",
+            hint="Remove old files there, or make it larger (docker run --shm-size=2g).",
         )
 
 
 def check_memory(deployment: Deployment, available: int | None = None) -> None:
-    """The ranks of a rehearsal compute in 32 bits from files of 16, so their weights double."""
+    """Check a rehearsal's memory. Its ranks compute in 32 bits, so weights of 16 bits take twice their size."""
     stored = sum(path.stat().st_size for path in deployment.engine_dir.glob("rank*.engine"))
     widened = 1 if deployment.model.dtype == "float32" else 2
     needed = stored * widened + deployment.mapping.world_size * REHEARSAL_RANK_BYTES
@@ -138,7 +140,7 @@ def check_memory(deployment: Deployment, available: int | None = None) -> None:
 
 
 def model_processes(deployment: Deployment) -> int:
-    """Python processes of rank 0 beside its engine: one for each instance of its other models."""
+    """The number of rank 0's Python processes without its engine: one per instance of its other models."""
     from google.protobuf import text_format
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
@@ -151,16 +153,16 @@ def model_processes(deployment: Deployment) -> int:
 
 
 def _why(error: OSError, port: int) -> str:
-    return _holder(port) or str(error.strerror).lower()
+    return _listener(port) or str(error.strerror).lower()
 
 
-def _holder(port: int) -> str:
-    """'taken by process 123 (name)', or '' when nobody can be seen to hold the port."""
+def _listener(port: int) -> str:
+    """ "taken by process 123 (name)" for the process that listens on a port; "" if none is visible."""
     import psutil
 
     with contextlib.suppress(psutil.Error):
         for connection in psutil.net_connections(kind="tcp"):
-            at = connection.laddr[1] if connection.laddr else None
-            if connection.status == psutil.CONN_LISTEN and at == port and connection.pid:
+            own_port = connection.laddr[1] if connection.laddr else None
+            if connection.status == psutil.CONN_LISTEN and own_port == port and connection.pid:
                 return f"taken by process {connection.pid} ({psutil.Process(connection.pid).name()})"
     return ""

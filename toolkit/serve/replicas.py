@@ -1,7 +1,7 @@
-"""Supervisors in processes of their own: one for each replica, and the one that serves in the background.
+"""Runs supervisors in processes of their own: one for each replica, or one that serves in the background.
 
-A supervisor holds a pipe from the process that started it. End of file means that this process is gone, and
-the supervisor drains; a byte before that lets it go on alone.
+A supervisor holds a pipe from the process that started it. End of file means that this process is gone; the supervisor
+then drains. A byte before that means that the supervisor goes on alone.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.files.atomic import make_private, private
 from toolkit.serve import preflight
-from toolkit.serve.state import State, read_state, served_already, supervisor_pid
+from toolkit.serve.state import ServerState, read_state, served_already, supervisor_pid
 from toolkit.serve.stop_requests import StopRequests, stop_requests
 from toolkit.serve.supervisor import clean_up_after, note
 
 POLL_S = 0.1
-LOOKS_READY = 10
-"""Looks, a poll apart, that find a supervisor's state ready, before it counts although the log does not say so."""
+READY_POLLS = 10
+"""After this many polls with the state `ready`, a supervisor counts as ready even if its log does not say so."""
 ROOM = 4096
-"""Characters that a log must have room for, or nothing is started whose errors nobody would read."""
+"""Characters that a log must have room for. Otherwise nobody could read why a start failed, and nothing starts."""
 END_MARGIN_S = 20
-"""Beyond the drain: Triton's grace and the sweep."""
+"""Time after the drain, for Triton to end and for the sweep."""
 SUPERVISOR = (sys.executable, "-P", "-m", "toolkit.serve")
 HELD = "--held"
-"""The option of a supervisor that ends with the process that started it."""
+"""Option of a supervisor that ends with the process that started it."""
 ERROR, READY, NEXT = "error: ", "ready: ", "next: "
-"""How a supervisor begins its lines that say why it failed, that it is ready, and what to do then."""
+"""Beginnings of a supervisor's lines: why it failed, that it is ready, and the command that comes next."""
 KILLED = "its supervisor was killed"
 
 
 def serve_apart(deployment: Deployment, *, detach: bool, verbose: bool) -> None:
-    """Serve each replica that is not, under a supervisor of its own; with `detach` return once they are ready.
+    """Serve each replica that is not served yet, with a supervisor for each. With `detach` return once all are ready.
 
-    When one fails before all are ready, all are ended. Later the others go on without it, and the error is
-    raised when all have ended. Asked to stop, all drain at once. Raises ToolkitError, and KeyboardInterrupt where
-    Ctrl-C came before they could be left alone; nothing is left then.
+    If a replica fails before all are ready, all are ended. If it fails later, the others go on, and the error is raised
+    when all have ended. A stop request drains all at the same time. Raises ToolkitError, or KeyboardInterrupt if Ctrl-C
+    comes before the supervisors can go on alone; then nothing remains.
     """
     replicas = _not_served(deployment)
     for replica in replicas:
         clean_up_after(read_state(replica))
     if len(replicas) == deployment.parallel.replicas > 1:
-        preflight.check(deployment)  # for all of them, before the first takes its share
+        preflight.check(deployment)  # for all replicas, before the first one takes ports and memory
     supervisors: list[_Supervisor] = []
     with stop_requests() as stop:
         try:
@@ -70,25 +70,25 @@ def serve_apart(deployment: Deployment, *, detach: bool, verbose: bool) -> None:
 
 
 def _not_served(deployment: Deployment) -> list[Deployment]:
-    """The replicas that nobody serves: usually all, else those that have ended while the others go on."""
+    """The replicas that are not being served: all of them, or those that ended while the others went on."""
     replicas = deployment.per_replica()
     served = {replica.replica: pid for replica in replicas if (pid := supervisor_pid(replica))}
     if len(served) == len(replicas):
         raise served_already(deployment, next(iter(served.values())))
     for number, pid in served.items():
-        note(f"replica {number} is being served already, by process {pid}")
+        note(f"replica {number} is already being served by process {pid}")
     return [replica for replica in replicas if replica.replica not in served]
 
 
 class _Supervisor:
-    """The supervisor of one deployment in a process of its own. What it says is in its log."""
+    """The supervisor of one deployment or replica, in a process of its own. Its output goes to its log."""
 
     def __init__(self, deployment: Deployment, verbose: bool) -> None:
         self._deployment = deployment
         self.name = "" if deployment.replica is None else f"replica {deployment.replica}"
-        self.ready = self.free = False
-        self.next = self._said = ""
-        self._looks_ready = 0
+        self.ready = self.goes_on_alone = False
+        self.next_line = self._error = ""
+        self._ready_polls = 0
         self.drain_s = deployment.serving.drain_timeout_s
         self._log, output = _fresh_log(deployment)
         options = [HELD, *(["--verbose"] if verbose else [])]
@@ -109,48 +109,48 @@ class _Supervisor:
 
     @property
     def error(self) -> str:
-        """Why it failed; "" while it runs, and when it ended as it was asked to."""
-        if self._said or self._process.poll() in (None, 0, -signal.SIGTERM):
-            return self._said
+        """Why it failed; "" while it runs, or if it ended because it was asked to."""
+        if self._error or self._process.poll() in (None, 0, -signal.SIGTERM):
+            return self._error
         if self._process.returncode < 0:
             return KILLED
         state = self._state()
         return state.message if state else f"its supervisor ended without saying why: {self._log.name}"
 
-    def tell(self) -> None:
-        """Hand on what it has said since."""
+    def forward_output(self) -> None:
+        """Print the new lines of its log."""
         for line in self._log:
             if line.startswith(ERROR):
-                self._said = line.removeprefix(ERROR).strip()
+                self._error = line.removeprefix(ERROR).strip()
             elif line.startswith(NEXT):
-                self.ready, self.next = True, line
+                self.ready, self.next_line = True, line
             else:
                 stream = sys.stdout if line.startswith(READY) else sys.stderr
                 with contextlib.suppress(OSError):  # its terminal may be gone
                     print(f"{self.name} | {line}" if self.name else line, end="", file=stream, flush=True)
 
-    def look(self) -> None:
-        """Take note that it is ready also where its log cannot be written, as when the disk is full by now."""
+    def check_state(self) -> None:
+        """Notice from its state that it is ready, in case its log cannot be written (a full disk)."""
         state = self._state()
-        self._looks_ready = self._looks_ready + 1 if state and state.phase == "ready" else 0
-        if not self.ready and self._looks_ready > LOOKS_READY:
+        self._ready_polls = self._ready_polls + 1 if state and state.phase == "ready" else 0
+        if not self.ready and self._ready_polls > READY_POLLS:
             self.ready = True
-            note(f"{self._log.name}: cannot be written, but its state is ready")
+            note(f"{self._log.name}: cannot be written, but the state file says ready")
 
-    def _state(self) -> State | None:
-        """The state that it has written."""
+    def _state(self) -> ServerState | None:
+        """Its state, once it has written one."""
         state = read_state(self._deployment)
         return state if state and state.pid == self._process.pid else None
 
     def let_go(self) -> None:
-        """From now on it goes on without us."""
+        """Let it go on after this process ends."""
         assert self._process.stdin
-        self.free = True
+        self.goes_on_alone = True
         with contextlib.suppress(BrokenPipeError):
             os.write(self._process.stdin.fileno(), b"\n")
 
     def ask_to_end(self) -> None:
-        """As Ctrl-C does: at first it drains, asked again it ends at once."""
+        """Ask it as Ctrl-C does: the first time it drains, the second time it ends at once."""
         self._process.terminate()
 
     def kill(self) -> None:
@@ -163,78 +163,86 @@ class _Supervisor:
 
 
 def _load(supervisors: Sequence[_Supervisor], stop: StopRequests) -> bool:
-    """Wait until all are ready; raise when one of them ends before. False when asked to stop meanwhile."""
-    while not all(one.ready for one in supervisors):
+    """Wait until all are ready. False if asked to stop meanwhile. Raises ToolkitError if one of them fails."""
+    while not all(supervisor.ready for supervisor in supervisors):
         time.sleep(POLL_S)
         if stop.count:
             return False
-        ended = [one for one in supervisors if one.ended]
-        for one in supervisors:
-            one.tell()
-            one.look()
+        ended = [supervisor for supervisor in supervisors if supervisor.ended]
+        for supervisor in supervisors:
+            supervisor.forward_output()
+            supervisor.check_state()
         if ended:
             _raise_errors(ended)
             return False  # `toolkit stop` ended it
     if stop.count:
         return False
     with contextlib.suppress(OSError):
-        print(supervisors[-1].next, end="", flush=True)
+        print(supervisors[-1].next_line, end="", flush=True)
     return True
 
 
 def _watch(supervisors: Sequence[_Supervisor], stop: StopRequests) -> None:
-    """Return when asked to stop, or when all have ended; say at once when one has."""
+    """Wait until asked to stop, or until all have ended. Report at once when one has ended."""
     running = list(supervisors)
     while running and not stop.count:
         time.sleep(POLL_S)
-        ended = [one for one in running if one.ended]
-        for one in running:
-            one.tell()
-        running = [one for one in running if one not in ended]
-        for one in ended:
-            note(f"{one.name} failed: {one.error}" if one.error else f"{one.name} stopped")
+        ended = [supervisor for supervisor in running if supervisor.ended]
+        for supervisor in running:
+            supervisor.forward_output()
+        running = [supervisor for supervisor in running if supervisor not in ended]
+        for supervisor in ended:
+            error = supervisor.error
+            note(f"{supervisor.name} failed: {error}" if error else f"{supervisor.name} stopped")
         if ended and running:
-            note(f"still serving: {', '.join(one.name for one in running)}")
+            note(f"still serving: {', '.join(supervisor.name for supervisor in running)}")
 
 
 def _let_go(supervisors: Sequence[_Supervisor]) -> None:
-    for one in supervisors:
-        one.let_go()
+    for supervisor in supervisors:
+        supervisor.let_go()
 
 
 def _end(supervisors: Sequence[_Supervisor], stop: StopRequests) -> None:
-    """Drain all at once that were not let go, as often as we were asked to. Returns when they have ended."""
-    asked, deadline = 0, time.monotonic() + END_MARGIN_S + max((one.drain_s for one in supervisors), default=0)
-    while running := [one for one in supervisors if not (one.free or one.ended)]:
-        for one in running:
-            one.tell()
+    """End all that do not go on alone: drain them together, and pass every further stop request on.
+
+    Returns when they have ended.
+    """
+    longest_drain_s = max((supervisor.drain_s for supervisor in supervisors), default=0)
+    requests_passed_on, deadline = 0, time.monotonic() + END_MARGIN_S + longest_drain_s
+    while running := [each for each in supervisors if not (each.goes_on_alone or each.ended)]:
+        is_requested_again = requests_passed_on < max(1, stop.count)
+        for supervisor in running:
+            supervisor.forward_output()
             if time.monotonic() > deadline:
-                one.kill()
-            elif asked < max(1, stop.count):
-                one.ask_to_end()
-        asked += asked < max(1, stop.count)
+                supervisor.kill()
+            elif is_requested_again:
+                supervisor.ask_to_end()
+        if is_requested_again:
+            requests_passed_on += 1
         time.sleep(POLL_S)
-    for one in supervisors:
-        one.tell()
-        one.close()
+    for supervisor in supervisors:
+        supervisor.forward_output()
+        supervisor.close()
 
 
 def _raise_errors(supervisors: Sequence[_Supervisor]) -> None:
-    """Raise why supervisors failed, if some did."""
-    if failed := [one for one in supervisors if one.error]:
-        what = "; ".join(f"{one.name} failed: {one.error}" if one.name else one.error for one in failed)
-        raise ToolkitError(what)
+    """Raise a ToolkitError with the errors of all supervisors that failed, if any did."""
+    if failed := [supervisor for supervisor in supervisors if supervisor.error]:
+        raise ToolkitError(
+            "; ".join(f"{each.name} failed: {each.error}" if each.name else each.error for each in failed)
+        )
 
 
 def _fresh_log(deployment: Deployment) -> tuple[TextIO, TextIO]:
-    """serve.log of the run folder, open for reading and for writing; the previous one is kept."""
-    log, room = deployment.run_dir / "serve.log", "\n" * ROOM
+    """A new serve.log in the run folder, open for reading and for writing. The previous log is kept."""
+    log = deployment.run_dir / "serve.log"
     try:
         make_private(log.parent)
         if log.exists():
             log.replace(log.with_suffix(".previous.log"))
         output = open(log, "w", encoding="utf-8", opener=private)  # noqa: SIM115
-        output.write(room)  # raises on a full disk
+        output.write("\n" * ROOM)  # raises OSError on a full disk
         output.truncate(0)
         output.seek(0)
     except OSError as error:

@@ -1,7 +1,7 @@
-"""The GPUs of a group in the order of its ranks, and the cores beside them.
+"""The GPUs of a group, in the order of its ranks, and the cores near them.
 
-Rank r takes the r-th GPU that CUDA_VISIBLE_DEVICES leaves visible (TensorRT-LLM: rank modulo the visible GPUs), so all
-ranks are given the same list.
+Rank r takes the r-th visible GPU (TensorRT-LLM: rank modulo the visible GPUs), so all ranks get the same
+CUDA_VISIBLE_DEVICES.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from toolkit.runtime import cores_near
 
 @dataclass(frozen=True)
 class Share:
-    """What of the machine a group gets. `gpus` are in the order of the ranks; `lines` tell it to people.
+    """The part of the machine that a group gets. `gpus` are in the order of the ranks. `lines` describe it to the user.
 
-    Without `cores` and `nodes` the kernel chooses them.
+    If `cores` or `nodes` are empty, the kernel chooses them.
     """
 
     gpus: tuple[int, ...]
@@ -32,9 +32,9 @@ class Share:
 
 
 def share_of(deployment: Deployment) -> Share:
-    """The share of one group; other replicas get what is left of the same placement.
+    """The share of one group. Every replica takes its own part of one placement of all replicas.
 
-    Raises ToolkitError when there are too few GPUs or cores.
+    Raises ToolkitError if there are too few GPUs or cores.
     """
     placement, topology, lines = _placed_here(deployment)
     replica = deployment.replica or 0
@@ -45,11 +45,11 @@ def share_of(deployment: Deployment) -> Share:
     nodes = [topology.numa_of(gpu) for gpu in (gpu for group in placement.groups for gpu in group)]
     if not all(nodes):
         return Share(gpus, lines=tuple(lines))
-    if given := given_cores():  # numactl refuses any others
-        lines.append(f"cores {ranges(given)}, to which this process is limited")
-        return Share(gpus, given, lines=tuple(lines))
+    if allowed := given_cores():  # numactl refuses any others
+        lines.append(f"cores {ranges(allowed)}, to which this process is limited")
+        return Share(gpus, allowed, lines=tuple(lines))
     before, per_gpu = replica * len(gpus), deployment.hardware.cores_per_gpu
-    # The lowest cores of a node come first, so a replica's own are those that its predecessors leave.
+    # Replicas take cores in turn, the lowest of a node first. So the cores of the replicas before this one are taken.
     cores, _ = cores_near(nodes[: before + len(gpus)], per_gpu)
     taken = cores_near(nodes[:before], per_gpu)[0] if before else ()
     cores = tuple(core for core in cores if core not in set(taken))
@@ -60,22 +60,23 @@ def share_of(deployment: Deployment) -> Share:
 
 
 def placed(deployment: Deployment, topology: Topology, visible: VisibleGpus | None) -> Placement:
-    """Where the ranks of all replicas run, of the visible GPUs (None: all) of a machine whose topology this is.
+    """The GPUs for the ranks of all replicas, chosen from the visible GPUs (None: all) of this topology.
 
-    Without nvidia-smi's table nobody knows enough to choose, and the GPUs are taken in their order. Raises ToolkitError
-    where they are fewer than the ranks.
+    Without nvidia-smi's table the links are unknown, and the GPUs are taken in their order. Raises ToolkitError if
+    there are fewer GPUs than ranks.
     """
     gpus = topology.gpus
-    if visible is not None:  # without NVML its numbers may be of GPUs that are not there
+    if visible is not None:  # without NVML it may name GPUs that do not exist
         gpus = tuple(takewhile(lambda gpu: gpu in topology.gpus, visible.numbers))
     replicas = deployment.parallel.replicas
     ranks = deployment.mapping.world_size * replicas
     if len(gpus) < ranks:
-        there = f"nvidia-smi shows {len(gpus)}"
+        available = f"nvidia-smi shows {len(gpus)}"
         if visible is not None:
-            there = f"{VISIBLE} leaves {len(gpus)}" + (f" ({visible.ended})" if visible.ended else "")
-        what = f"parallel: {ranks} ranks need {ranks} GPUs, {there}"
-        raise ToolkitError(what, where=deployment.file, hint="Give it more, or rehearse with --engine rehearsal.")
+            available = f"{VISIBLE} leaves {len(gpus)}" + (f" ({visible.ended})" if visible.ended else "")
+        what = f"parallel: {ranks} ranks need {ranks} GPUs, {available}"
+        hint = "Make more GPUs visible, or rehearse with --engine rehearsal."
+        raise ToolkitError(what, where=deployment.file, hint=hint)
     if topology.source != TABLE:
         return in_order(deployment.mapping, gpus[:ranks])
     return place(deployment.mapping, topology.only(gpus), replicas)
@@ -88,5 +89,5 @@ def _placed_here(deployment: Deployment) -> tuple[Placement, Topology, list[str]
     except ToolkitError as error:
         ranks = deployment.mapping.world_size * deployment.parallel.replicas
         topology = unknown_topology(range(ranks) if visible is None else visible.numbers)
-        lines.append(f"GPUs in their order, as their links are not known: {error}")
+        lines.append(f"the GPUs are taken in their order, because their links are unknown: {error}")
     return placed(deployment, topology, visible), topology, lines

@@ -17,7 +17,7 @@ class StopRequests:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequests]:
-    """Counts SIGTERM, SIGINT and SIGHUP instead of ending on them. Signals reach the main thread only."""
+    """Count SIGTERM, SIGINT and SIGHUP, which then do not end the process. Does nothing outside the main thread."""
     requests = StopRequests()
 
     def count(number: int, _frame: object) -> None:
@@ -28,7 +28,7 @@ def stop_requests() -> Iterator[StopRequests]:
         yield requests
         return
     numbers = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else under nohup
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
         numbers.append(signal.SIGHUP)
     before = [signal.signal(number, count) for number in numbers]
     try:

@@ -1,4 +1,4 @@
-"""Serving in the foreground: check, start, wait until ready, watch, drain, and leave nothing behind."""
+"""Serves one group in the foreground: check, start, wait until ready, watch, drain, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from toolkit.serve import preflight
 from toolkit.serve.budget import Budget, startup_budget
 from toolkit.serve.command import is_orchestrated
 from toolkit.serve.group import Death, Group
-from toolkit.serve.health import Answer, FirstToken, HangWatch, Probe
-from toolkit.serve.janitor import Run, sweep
+from toolkit.serve.health import FirstToken, HangWatch, HttpReply, Probe
+from toolkit.serve.janitor import ServerRun, sweep
 from toolkit.serve.launch import launch, programs
 from toolkit.serve.logs import Logs, name_of
-from toolkit.serve.state import Phase, State, exclusive, read_state, write_state
+from toolkit.serve.state import Phase, ServerState, exclusive, read_state, write_state
 from toolkit.serve.stop_requests import StopRequests, stop_requests
 
 TICK_S = 0.2
 PROGRESS_S = 3.0
-IDLE_LOOKS = 3
-"""Looks, a tick apart, that must find no request running before a draining group is ended."""
+IDLE_TICKS = 3
+"""A draining group is ended when no request has run for this many ticks in a row."""
 STARVED = "boost::interprocess::lock_exception"
-"""Triton's last words when one of its Python processes did not run for a second, and it then trips over its end."""
+"""Triton prints this when one of its Python processes got no processor time for a second; Triton then crashes."""
 STARTS = 3
-"""How often a group is started whose Triton gave up a starved process while it loaded."""
+"""How many starts a group gets if its Triton gives up a starved process while it loads."""
 LAST_WORDS_S = 3.0
-"""At most, for the error events of a rehearsal's rank 0, whose requests have lost another rank."""
+"""When another rank is lost, rank 0 of a rehearsal has at most this long to send errors to its clients."""
 GRACE_S = 2.0
-"""For the last bytes of answers. Triton's own end takes longer (idle connections hold it) and gains nothing."""
+"""For the last bytes of answers. Triton would take longer to end by itself, because idle connections delay it."""
 
 
 def serve_here(deployment: Deployment, verbose: bool = False) -> None:
     """Serve until SIGTERM, SIGHUP or Ctrl-C, then drain.
 
-    A ready line goes to stdout, everything else to stderr. Raises ToolkitError when the deployment cannot
-    be started, is being served already, or when the group breaks; nothing of it is left then.
+    A ready line goes to stdout, everything else to stderr. Raises ToolkitError if the deployment cannot be started, is
+    already being served, or breaks; then nothing of it remains.
     """
     with exclusive(deployment), stop_requests() as stop:
         clean_up_after(read_state(deployment))
@@ -54,14 +54,15 @@ def serve_here(deployment: Deployment, verbose: bool = False) -> None:
             except Starved as error:
                 if not starts_left or stop.count:
                     raise
-                note(f"{error.what}. Starting again, at most {starts_left} more time{'s' * (starts_left > 1)}")
+                note(f"{error.what}. Starting again; starts left: {starts_left}")
 
 
 def _serve_once(deployment: Deployment, stop: StopRequests, verbose: bool) -> None:
     try:
-        run = Run.new()
+        run = ServerRun.new()
     except OSError as error:
-        raise ToolkitError(f"no temporary folder: {error.strerror}", hint="Set TMPDIR to a folder with room.") from None
+        what = f"cannot make a temporary folder: {error.strerror}"
+        raise ToolkitError(what, hint="Set TMPDIR to a folder with room.") from None
     supervisor = _Supervisor(deployment, run, stop)
     try:
         supervisor.enter("loading")
@@ -75,13 +76,13 @@ def _serve_once(deployment: Deployment, stop: StopRequests, verbose: bool) -> No
 
 
 class Starved(ToolkitError):
-    """A group that broke while it loaded, because a process of Triton got no processor time."""
+    """A group broke while it loaded, because a process of Triton got no processor time."""
 
 
-def clean_up_after(state: State | None) -> None:
-    """End what a run left whose supervisor and janitor were both killed."""
+def clean_up_after(state: ServerState | None) -> None:
+    """End the processes of a run whose supervisor and janitor were both killed."""
     if state and (killed := sweep(state.run)):
-        note(f"ended {len(killed)} processes left by the run of process {state.pid}")
+        note(f"ended {len(killed)} processes that an earlier run (process {state.pid}) left behind")
 
 
 def note(message: str) -> None:
@@ -91,8 +92,8 @@ def note(message: str) -> None:
 
 
 @contextlib.contextmanager
-def _started(deployment: Deployment, run: Run, verbose: bool) -> Iterator[tuple[Group, Budget]]:
-    """The group's processes, all gone when the block ends, and how long they may load."""
+def _started(deployment: Deployment, run: ServerRun, verbose: bool) -> Iterator[tuple[Group, Budget]]:
+    """Start the group for the time of the block, which gets it with its startup budget. Nothing remains at the end."""
     try:
         check_can_be_served(deployment)
         server, mpirun = programs(deployment)
@@ -115,28 +116,28 @@ def _started(deployment: Deployment, run: Run, verbose: bool) -> Iterator[tuple[
 
 
 class _Supervisor:
-    """One run, from loading to its end."""
+    """Takes one run through its phases, from loading to its end."""
 
-    def __init__(self, deployment: Deployment, run: Run, stop: StopRequests) -> None:
+    def __init__(self, deployment: Deployment, run: ServerRun, stop: StopRequests) -> None:
         self._deployment, self._stop = deployment, stop
         self._run = run
-        self._state = State("loading", os.getpid(), run.id, str(run.tmp))
+        self._state = ServerState("loading", os.getpid(), run.id, str(run.tmp))
         self._probe = Probe(deployment)
         self._loaded = False
 
     def enter(self, phase: Phase, message: str = "") -> None:
         self._state = self._state.next(phase, message)
         if not write_state(self._deployment, self._state):
-            place = self._deployment.run_dir
-            note(f"{place}: cannot be written: toolkit status does not know that this run is {phase}")
+            folder = self._deployment.run_dir
+            note(f"{folder}: cannot be written, so toolkit status does not know that this run is {phase}")
 
     def serve(self, group: Group, budget: Budget) -> str:
-        """From loading to drained; says what became of the requests that ran."""
+        """Take the group from loading to drained. Returns what happened to the running requests."""
         if not self._load(group, budget):
             return "before it was ready"
         group.look(models=True)
         for port, why in group.open_ports.items():
-            note(f"warning: port {port} of this run cannot be kept to this machine: {why}. Close it in the firewall")
+            note(f"warning: other machines can reach port {port} of this run: {why}. Block the port in the firewall")
         self._loaded = True
         self._run.close_to_others()
         self.enter("ready")
@@ -147,8 +148,8 @@ class _Supervisor:
         return self._drain(group)
 
     def _load(self, group: Group, budget: Budget) -> bool:
-        """Wait until a token was really generated. False when asked to stop meanwhile."""
-        world, ranks, said = self._deployment.mapping.world_size, 0, 0.0
+        """Wait until a token has been generated. False if asked to stop meanwhile."""
+        world, ranks, last_note_s = self._deployment.mapping.world_size, 0, 0.0
         start = time.monotonic()
         note(f"starting {world} rank{'s' if world > 1 else ''}; logs in {self._deployment.run_dir}")
         first = FirstToken(self._probe, budget.seconds)
@@ -162,28 +163,30 @@ class _Supervisor:
                 if death := group.wait(TICK_S):
                     self._fail(group, death)
                 elapsed = time.monotonic() - start
-                if elapsed - said >= PROGRESS_S:
-                    said, gib = elapsed, group.resident_bytes() / 2**30
+                if elapsed - last_note_s >= PROGRESS_S:
+                    last_note_s, gib = elapsed, group.resident_bytes() / 2**30
                     note(f"loading: {elapsed:.0f} s, {ranks} of {world} ranks running, {gib:.1f} GiB")
         finally:
             first.end()
-        self._check_first(first.answer, ranks, budget)
+        self._check_first_token(first.reply, ranks, budget)
         note(f"loaded: first token after {time.monotonic() - start:.1f} s")
         return True
 
-    def _check_first(self, answer: Answer | None, ranks: int, budget: Budget) -> None:
-        if answer is not None and answer.status == 200:
+    def _check_first_token(self, reply: HttpReply | None, ranks: int, budget: Budget) -> None:
+        """Raise a ToolkitError if no token came (`reply` is None) or its request failed."""
+        if reply is not None and reply.status == 200:
             return
-        world = self._deployment.mapping.world_size
-        what = f"not ready after {budget.seconds:g} s ({budget.why}), {ranks} of {world} ranks running"
-        if answer is not None:
-            what = f"all models are loaded, but a one-token request fails: {answer.error}"
-        longer = "" if answer is not None else " If they only need longer, set serving.startup_timeout_s."
-        hint = f"The ranks' logs are in {self._deployment.run_dir}.{longer}"
+        hint = f"The ranks' logs are in {self._deployment.run_dir}."
+        if reply is None:
+            world = self._deployment.mapping.world_size
+            what = f"not ready after {budget.seconds:g} s ({budget.why}), {ranks} of {world} ranks running"
+            hint += " If the ranks only need more time, set serving.startup_timeout_s."
+        else:
+            what = f"all models are loaded, but a one-token request fails: {reply.error}"
         raise ToolkitError(what, where=self._deployment.file, hint=hint)
 
     def _watch(self, group: Group) -> None:
-        """Return when asked to stop; raise when a process of the group ends, or when it hangs."""
+        """Wait until asked to stop. Raises ToolkitError if a process of the group ends, or if the group hangs."""
         doubts: SimpleQueue[str | None] = SimpleQueue()
         hang = HangWatch(self._probe, self._run, doubts.put, self._deployment.recovery.canary_s)
         hang.start()
@@ -197,54 +200,54 @@ class _Supervisor:
                 if hung:
                     what = f"the group hangs: {hang.why}; all ranks were ended"
                     raise ToolkitError(what, where=self._deployment.file, hint=self._again())
-                for rank, number in group.logs.told_to_end.items():
+                for rank, number in group.logs.end_signals.items():
                     self._end_with(group, rank, number)
         finally:
             hang.end()
 
     def _doubted(self, problem: str | None) -> None:
-        """Say that the group does not answer, or that it does again."""
+        """Report that the group does not answer, or (None) that it answers again."""
         if problem is None:
-            note("a token was generated again")
+            note("the group answers again")
             self.enter("ready")
         else:
             note(problem)
             self.enter("unresponsive", problem)
 
     def _end_with(self, group: Group, rank: int, number: int) -> NoReturn:
-        """Somebody else told a rank's Triton to end: let it finish what runs, and end all."""
+        """End the group after a signal from elsewhere told a rank's Triton to end: drain first."""
         name, why = name_of(rank), signal.Signals(number).name
         note(f"{name} was told to end by {why}, not by toolkit stop")
         self.enter("draining")
-        outcome = self._drain(group, told=True)
+        outcome = self._drain(group, is_ending=True)
         what = f"{name} was told to end by {why}, not by toolkit stop; all ranks were ended, {outcome}"
         raise ToolkitError(what, where=self._deployment.file, hint=self._again())
 
-    def _drain(self, group: Group, told: bool = False) -> str:
-        """Refuse what is new, wait for what runs, then end. `told`: Triton was told to end already.
+    def _drain(self, group: Group, is_ending: bool = False) -> str:
+        """Refuse new requests, wait for the running ones, then end. `is_ending`: Triton already got a signal to end.
 
-        Our models refuse new requests from now on; the C++ backend's own model, asked directly over gRPC, takes them
-        until the end. Told to end, Triton answers no new HTTP connection, waits for the open ones to close, and then
-        unloads models, also under gRPC streams through an ensemble. So one connection is held open until the engine's
-        own count says that nothing runs.
+        From now on our models refuse new requests. The C++ backend's model still takes requests that come directly to
+        it over gRPC. A Triton that got a signal to end answers no new HTTP connection and waits until the open ones are
+        closed. Then it unloads the models, even if gRPC streams still run through an ensemble. So one connection is
+        held open until the engine counts no running request.
         """
         limit = self._deployment.serving.drain_timeout_s
         deadline = time.monotonic() + limit
         self._run.refuse_requests()
-        time.sleep(TICK_S)  # the engine shows its count every STATS_CHECK_PERIOD_MS: an older one misses the newest
+        time.sleep(TICK_S)  # the engine updates its count only every STATS_CHECK_PERIOD_MS
         before = running = self._probe.running()
-        note(f"draining: {_requests(running)} running, at most {limit:g} s; again to stop at once")
+        note(f"draining: {_requests(running)} running, at most {limit:g} s. Ctrl-C or SIGTERM again stops at once")
         with self._probe.hold() if before is not None else contextlib.nullcontext():
-            if not told:
+            if not is_ending:
                 group.end_leader()
-            idle = 0
-            while idle < IDLE_LOOKS and self._may_wait(deadline) and group.leader_is_alive():
+            idle_ticks = 0
+            while idle_ticks < IDLE_TICKS and self._may_wait(deadline) and group.leader_is_alive():
                 death = group.wait(TICK_S)
-                seen = self._probe.running()
-                running = running if seen is None else seen
+                count = self._probe.running()
+                running = running if count is None else count
                 if death and (death.killed or running):
                     self._fail(group, death)
-                idle = idle + 1 if before is None or seen == 0 else 0
+                idle_ticks = idle_ticks + 1 if before is None or count == 0 else 0
         grace = min(deadline, time.monotonic() + GRACE_S)
         while group.leader_is_alive() and self._may_wait(grace):
             time.sleep(TICK_S)
@@ -259,7 +262,7 @@ class _Supervisor:
         log = group.logs.file(death.rank)
         if death.rank is not None and death.rank > 0:
             group.let_engine_end(LAST_WORDS_S)
-            time.sleep(TICK_S)  # for Triton, to send what it said
+            time.sleep(TICK_S)  # for Triton, to send the errors of rank 0
         group.end()
         lines = group.logs.last(death.rank)
         if lines:
@@ -272,7 +275,7 @@ class _Supervisor:
             what += f": {why}"
         starved = any(STARVED in line for line in lines)
         if starved:
-            what += ". Triton gives up a model whose process gets no processor time for a second, as on a busy machine"
+            what += ". On a busy machine Triton gives up a model whose process gets no processor time for a second"
         kind = Starved if starved and not self._loaded else ToolkitError
         raise kind(what, where=log, hint=self._again())
 

@@ -223,7 +223,7 @@ STRUCTURE = [
     (lambda d: edit(d, 1, drop(FC.format(2))), "rank1.safetensors: transformer.layers.2.mlp.fc.weight is missing"),
     (
         lambda d: edit(d, 1, lambda tensors: tensors.update({FC.format(4): tensors[FC.format(0)].clone()})),
-        "rank1.safetensors: transformer.layers.4.mlp.fc.weight has no place in this rank",
+        "rank1.safetensors: transformer.layers.4.mlp.fc.weight does not belong in this rank",
     ),
     (
         lambda d: edit(d, 0, lambda tensors: tensors.update({FC.format(0): tensors[FC.format(0)].float()})),

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from toolkit.checkpoint.structure import Difference
     from toolkit.checkpoint.verify.bytes import Bytes
-    from toolkit.checkpoint.verify.difference import Difference
     from toolkit.checkpoint.verify.meaning import Meaning
 
 Progress = Callable[[int, int], None]

@@ -15,8 +15,8 @@ from toolkit.checkpoint.layout import Piece, Tensor, rank_tensors
 from toolkit.checkpoint.reader import Checkpoint
 from toolkit.checkpoint.safetensors_file import DTYPES, Stored
 from toolkit.checkpoint.source import Source, SourceTensor
+from toolkit.checkpoint.structure import Difference
 from toolkit.checkpoint.verify.diagnosis import Diagnosis
-from toolkit.checkpoint.verify.difference import Difference
 from toolkit.checkpoint.verify.rows import bits, blocks, read
 from toolkit.checkpoint.workers import Advance, Progress, side_by_side
 from toolkit.model.shape import ModelShape

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from toolkit.checkpoint.reader import Checkpoint
 from toolkit.checkpoint.source import Source
-from toolkit.checkpoint.verify.difference import Difference
+from toolkit.checkpoint.structure import Difference
 from toolkit.checkpoint.verify.prompts import Prompts
 from toolkit.checkpoint.verify.reference import ReferenceModel
 from toolkit.checkpoint.verify.sharded import ShardedModel

@@ -24,7 +24,8 @@ from toolkit.engine.tensorrt.run import run
 from toolkit.engine.tensorrt.work import PROGRAM, Work, work_dir
 from toolkit.errors import ToolkitError
 from toolkit.files import distribution
-from toolkit.files.artifacts import FileLock, digest_of, file_lock, is_current, read_lock, write_stage
+from toolkit.files.artifacts import digest_of, is_current, read_lock, write_stage
+from toolkit.files.file_lock import FileLock, file_lock
 from toolkit.machine.limits import available_memory
 from toolkit.machine.visible import VISIBLE, visible_here
 from toolkit.runtime import Needs, end_by_force, require_runtime, wrap

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from toolkit.engine.tensorrt.log import BuildLog
 from toolkit.errors import ToolkitError
-from toolkit.files.artifacts import FileLock
+from toolkit.files.file_lock import FileLock
 from toolkit.processes import ended_by_signals
 from toolkit.runtime import Wrapped
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from toolkit.cli.plain_progress import PlainProgress, duration
+from toolkit.cli.progress import ProgressLines, duration
 
 
 class Clock:
@@ -20,7 +20,7 @@ def clock() -> Clock:
 def told(clock: Clock, unit: str, calls: list[tuple[float, int, int]]) -> list[str]:
     """The lines for calls of (seconds, done, total)."""
     lines: list[str] = []
-    progress = PlainProgress("build", unit, lines.append, clock)
+    progress = ProgressLines("build", unit, lines.append, clock)
     for clock.now, done, total in calls:
         progress(done, total)
     return lines
