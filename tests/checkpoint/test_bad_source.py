@@ -96,7 +96,7 @@ def duplicate(directory: Path) -> None:
 
 SPOILT = [
     (lambda d: (d / WEIGHTS).unlink(), "holds no *.safetensors"),
-    (only_pickles, "pytorch_model.bin), which can run code"),
+    (only_pickles, "pytorch_model.bin). They are refused, because reading them can run code"),
     (truncated, f"{WEIGHTS}: is not a whole safetensors file"),
     (cut_in_header, f"{WEIGHTS}: is not a whole safetensors file"),
     (empty, f"{WEIGHTS}: is not a whole safetensors file"),

@@ -215,7 +215,7 @@ def truncated(directory: Path) -> None:
 WQ = "layers.0.attention.wq.weight"
 SPOILT = [
     (lambda d: (d / "consolidated.00.pth").unlink(), "holds consolidated.01.pth but no consolidated.00.pth"),
-    (lambda d: (d / "consolidated.01.pth").unlink(), "1 files of 32 rows each do not make the 64 rows"),
+    (lambda d: (d / "consolidated.01.pth").unlink(), "1 files of 32 rows each do not give the 64 rows"),
     (lambda d: [p.unlink() for p in d.glob("*.pth")], "holds no consolidated.*.pth"),
     (with_code, "consolidated.01.pth: is damaged, or a pickle that holds code, which is never run"),
     (bare_pickle, "consolidated.00.pth: is "),

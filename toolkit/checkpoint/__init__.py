@@ -1,4 +1,4 @@
-"""Converts a directory in Hugging Face's or Meta's form to a TensorRT-LLM checkpoint, one rank file for each GPU.
+"""Converts a model in Hugging Face's or Meta's form to a TensorRT-LLM checkpoint, with one rank file per GPU.
 
 Reading order: layout (the format), config_json, source, safetensors_file, meta, numerics, workers, jobs,
 journal, write, digests.
@@ -6,8 +6,9 @@ journal, write, digests.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from toolkit.checkpoint.workers import Progress
 
 if TYPE_CHECKING:
     from toolkit.checkpoint.numerics import Numbers
@@ -15,18 +16,15 @@ if TYPE_CHECKING:
 
 STAGE = "checkpoint"
 NUMBERS = "numbers.json"
-"""In the checkpoint: what the cast did to each source tensor, by its name."""
-
-Progress = Callable[[int, int], None]
-"""Called with (source bytes done, source bytes in all)."""
+"""A file of the checkpoint: what the cast did to each source tensor, by its name."""
 
 
 def convert(deployment: Deployment, progress: Progress | None = None) -> bool:
-    """Write `deployment.checkpoint_dir` from `deployment.model.path`, or finish what an earlier run began.
+    """Write `deployment.checkpoint_dir` from `deployment.model.path`, or continue an earlier run that was cut off.
 
-    True when it, or its config.json alone, was written now; False when it was current. Raises ToolkitError for a
-    source that is not whole, does not fit its config.json or does not fit the dtype, and then leaves no files
-    behind. Cut off by anything else, it leaves `checkpoint.partial`, and the next run goes on from there.
+    Returns True if the checkpoint, or only its config.json, was written now; False if it was current. Raises
+    ToolkitError for a source that is incomplete or does not fit its config.json or the dtype, and then leaves no files.
+    If anything else cuts it off, `checkpoint.partial` stays, and the next run continues from there.
     """
     import json
     from importlib.metadata import version
@@ -53,13 +51,13 @@ def convert(deployment: Deployment, progress: Progress | None = None) -> bool:
         written = write_checkpoint(source, shape, mapping, dtype, partial, progress)
         numbers = {name: entry["numbers"] for name, entry in written.sources.items()}
         (partial / NUMBERS).write_text(json.dumps(numbers, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        small = {name: record(partial / name) for name in ("config.json", NUMBERS)}
+        json_files = {name: record(partial / name) for name in ("config.json", NUMBERS)}
         lock = Lock(
             stage=STAGE,
             inputs=input_digests(source, {name: entry["blake3"] for name, entry in written.sources.items()}),
             settings=settings(deployment),
             versions={"toolkit": distribution.VERSION, "torch": version("torch")},
-            outputs={**small, **written.targets},
+            outputs={**json_files, **written.targets},
             seen=seen,
         )
         write_lock(partial, lock)
@@ -67,7 +65,7 @@ def convert(deployment: Deployment, progress: Progress | None = None) -> bool:
 
 
 def _renew_config(deployment: Deployment) -> bool:
-    """Write config.json again if an earlier toolkit wrote it with keys that the release refuses."""
+    """Write config.json again if an earlier toolkit wrote keys into it that the release refuses."""
     from dataclasses import replace
 
     from toolkit.checkpoint.config_json import config_text
@@ -87,10 +85,10 @@ def _renew_config(deployment: Deployment) -> bool:
 
 
 def numbers(deployment: Deployment, progress: Progress | None = None) -> dict[str, Numbers]:
-    """What casting does to each source tensor, by name: from the checkpoint where it is current, else counted now.
+    """What casting does to each source tensor, by name: read from the checkpoint if it is current, else counted now.
 
-    Values that the dtype cannot hold are counted and no errors here. Raises ToolkitError as `convert` does for
-    a source that is not whole.
+    Values that the dtype cannot hold are counted and are no error here. Raises ToolkitError for an incomplete source,
+    as `convert` does.
     """
     from toolkit.checkpoint.digests import is_current
     from toolkit.checkpoint.numerics import Numbers, survey
@@ -106,5 +104,5 @@ def numbers(deployment: Deployment, progress: Progress | None = None) -> dict[st
 
 
 def settings(deployment: Deployment) -> dict[str, Any]:
-    """What of the deployment a checkpoint depends on: its lock's settings, which later stages require."""
+    """The settings that a checkpoint depends on. They are in its lock, and later stages require them."""
     return {"tp": deployment.parallel.tp, "pp": deployment.parallel.pp, "dtype": deployment.model.dtype}

@@ -1,8 +1,8 @@
-"""The config.json of a TensorRT-LLM checkpoint: global sizes and the mapping; nothing in it differs between ranks.
+"""The config.json of a TensorRT-LLM checkpoint: the sizes of the whole model and the mapping. All ranks share it.
 
-It holds only keys that every supported release takes, and none with a Llama's default value, so each release can build
-the same checkpoint. Names are those of models/modeling_utils.py, models/llama/config.py and mapping.py;
-toolkit/releases/checkpoint.py has the blocks in which an unknown key is an error.
+It holds only keys that every supported release accepts, and leaves out those with a Llama's default value. So every
+release can build the same checkpoint. The names are those of models/modeling_utils.py, models/llama/config.py and
+mapping.py; toolkit/releases/checkpoint.py lists the blocks in which an unknown key is an error.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ GPUS_PER_NODE = 8
 
 
 def config_text(shape: ModelShape, mapping: RankMapping, dtype: str) -> str:
-    """The file."""
+    """The text of the file."""
     return json.dumps(checkpoint_config(shape, mapping, dtype), indent=4) + "\n"
 
 
 def checkpoint_config(shape: ModelShape, mapping: RankMapping, dtype: str) -> dict[str, Any]:
-    """Its fields for weights stored as `dtype` ("float16", "bfloat16" or "float32")."""
+    """The fields of config.json, for weights stored as `dtype` ("float16", "bfloat16" or "float32")."""
     return {
         "architecture": shape.architecture,
         "dtype": dtype,

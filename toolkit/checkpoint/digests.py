@@ -1,7 +1,7 @@
-"""What a checkpoint was made from, as its lock has it: a digest of each source file.
+"""The digest of each source file, as the lock of a checkpoint records it.
 
-A file of weights is as its tensors are: names, dtypes, shapes, and BLAKE3 of the data, which converting gets
-while it streams. A file whose size and time of change are as they were is not read again.
+The digest of a file of weights comes from its tensors: names, dtypes, shapes, and BLAKE3 of the data, which converting
+computes while it streams. A file with the same size and mtime as before is not read again.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ from toolkit.model.shape import ModelShape
 
 
 def input_digests(source: Source, tensors: Mapping[str, str]) -> dict[str, str]:
-    """File name to digest, from BLAKE3 of the data of each tensor that the model needs."""
-    held: dict[str, dict[str, Any]] = defaultdict(dict)
+    """The digest of each file by its name. `tensors` has BLAKE3 of the data of each tensor that the model needs."""
+    tensors_of_file: dict[str, dict[str, Any]] = defaultdict(dict)
     for name, digest in tensors.items():
         stored = source.tensors[name]
-        held[stored.file.name][name] = [stored.dtype, list(stored.shape), digest]
-    files = {path.name: path for path in source.files}
-    return {name: digest_of(held[name]) if name in held else record(path)["sha256"] for name, path in files.items()}
+        tensors_of_file[stored.file.name][name] = [stored.dtype, list(stored.shape), digest]
+    return {
+        path.name: digest_of(tensors_of_file[path.name]) if path.name in tensors_of_file else record(path)["sha256"]
+        for path in source.files
+    }
 
 
 def is_current(
@@ -39,7 +41,7 @@ def is_current(
     settings: Mapping[str, Any],
     progress: Progress | None = None,
 ) -> bool:
-    """Whether `directory` is whole and was made from this source; reads the source only if it may have changed."""
+    """Whether `directory` is whole and was made from this source. Reads the source only if it may have changed."""
     lock = read_lock(directory)
     if lock is None or lock.stage != stage or dict(lock.settings) != plain(settings) or list(damaged(directory, lock)):
         return False
@@ -63,5 +65,5 @@ def _hash(source: Source, shape: ModelShape, progress: Progress | None) -> dict[
         return digest.hexdigest()
 
     needed = [source.tensors[name] for name in source_shapes(shape)]
-    found = side_by_side(needed, lambda stored: stored.size, work, progress)
-    return {stored.name: digest for stored, digest in found}
+    digests = side_by_side(needed, lambda stored: stored.size, work, progress)
+    return {stored.name: digest for stored, digest in digests}

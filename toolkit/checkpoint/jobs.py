@@ -1,9 +1,9 @@
-"""A conversion as independent jobs: rank tensors that are cut from the same source tensors belong together.
+"""Splits a conversion into independent jobs. A job has all rank tensors that are cut from the same source tensors.
 
-A job reads each of its source tensors once, in blocks of rows; each block is cast and checked once and goes to
-every rank tensor that wants a part of it. Rank tensors are filled from their first byte to their last, so they
-are hashed as they are written, by BLAKE3, which costs a quarter of SHA-256. Memory is one block a worker,
-however large the model.
+A job reads each of its source tensors once, in blocks of rows. Each block is cast and checked once, and written to
+every rank tensor that needs a part of it. A rank tensor is written from its first byte to its last, so it is hashed
+while it is written. The hash is BLAKE3, which costs a quarter of SHA-256. Each worker needs memory for one block,
+whatever the size of the model.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Target:
 
 @dataclass(frozen=True)
 class RankFile:
-    """A file to be written: its header and what follows, `size` bytes in all."""
+    """A rank file to be written: its header, then its targets. `size` is that of the whole file in bytes."""
 
     name: str
     size: int
@@ -59,7 +59,7 @@ class RankFile:
 
 @dataclass(frozen=True)
 class Job:
-    """Source tensors in the order in which targets stack their pieces, and all targets cut from them."""
+    """Source tensors, in the order in which targets stack their pieces, and all targets that are cut from them."""
 
     sources: tuple[str, ...]
     targets: tuple[Target, ...]
@@ -70,7 +70,7 @@ class Job:
 
 
 def rank_files(shape: ModelShape, mapping: RankMapping, dtype: str) -> list[RankFile]:
-    """The files of a checkpoint, by rank."""
+    """The rank files of a checkpoint, in the order of the ranks."""
     files = []
     for rank in mapping.ranks:
         tensors = rank_tensors(shape, mapping, rank)
@@ -82,54 +82,54 @@ def rank_files(shape: ModelShape, mapping: RankMapping, dtype: str) -> list[Rank
 
 
 def jobs_of(files: list[RankFile]) -> list[Job]:
-    """One job for each set of source tensors that targets are cut from."""
-    targets: dict[tuple[str, ...], list[Target]] = defaultdict(list)
+    """One job for each group of source tensors that targets are cut from."""
+    targets_of: dict[tuple[str, ...], list[Target]] = defaultdict(list)
     for target in (target for file in files for target in file.targets):
-        targets[tuple(piece.source for piece in target.tensor.pieces)].append(target)
-    return [Job(sources, tuple(found)) for sources, found in targets.items()]
+        targets_of[tuple(piece.source for piece in target.tensor.pieces)].append(target)
+    return [Job(sources, tuple(targets)) for sources, targets in targets_of.items()]
 
 
 def run(job: Job, tensors: Mapping[str, SourceTensor], dtype: str, files: list[Output], advance: Advance) -> Result:
-    """Do a job; `files` are the rank files.
+    """Do a job. `files` are the open rank files.
 
-    The result has digest and numbers of each source tensor, and the digest of each target by its key.
+    The result has the digest and the numbers of each source tensor, and the digest of each target by its key.
     """
     strands = _strands(job, files)
     sources: dict[str, Result] = {}
     for name in job.sources:
         stored = tensors[name]
-        caster, whole = Caster(stored, dtype), blake3()
+        caster, source_digest = Caster(stored, dtype), blake3()
         for first_row, block in read_blocks(stored):
-            whole.update(block)
+            source_digest.update(block)
             values = caster.cast(block, first_row)
             for strand in strands:
                 strand.put(name, first_row, values)
             advance(len(block))
-        sources[name] = {"blake3": whole.hexdigest(), "numbers": asdict(caster.numbers)}
+        sources[name] = {"blake3": source_digest.hexdigest(), "numbers": asdict(caster.numbers)}
     targets = {target.key: strand.finish() for strand in strands for target in strand.targets}
     return {"sources": sources, "targets": targets}
 
 
 def digest(path: Path, offset: int, size: int) -> str:
     """BLAKE3 of a part of a file."""
-    found = blake3()
+    hasher = blake3()
     with path.open("rb") as stream:
         stream.seek(offset)
         for start in range(0, size, BLOCK_BYTES):
-            found.update(stream.read(min(BLOCK_BYTES, size - start)))
-    return found.hexdigest()
+            hasher.update(stream.read(min(BLOCK_BYTES, size - start)))
+    return hasher.hexdigest()
 
 
 class _Strand:
-    """Targets of the same content, such as a norm that every rank has: cut and hashed once, written to each."""
+    """Targets with the same content, such as a norm that every rank has: cut and hashed once, written to each."""
 
     def __init__(self, targets: list[Target], files: list[Output]) -> None:
         self.targets, self._places = targets, [(files[target.rank], target.offset) for target in targets]
         self._digest, self._done = blake3(), 0
-        self._room: torch.Tensor | None = None
+        self._buffer: torch.Tensor | None = None
 
     def put(self, source: str, first_row: int, values: torch.Tensor) -> None:
-        """Add what it wants of a block of rows."""
+        """Append the parts of a block of rows that the targets need."""
         import torch
 
         for piece in self.targets[0].tensor.pieces:
@@ -139,13 +139,13 @@ class _Strand:
             part = values[start - first_row : stop - first_row]
             if piece.columns is not None:
                 part = part[:, piece.columns.start : piece.columns.stop]
-                if self._room is None:
-                    self._room = torch.empty(part.numel(), dtype=part.dtype)  # the first block is the largest
-                part = self._room[: part.numel()].view(part.shape).copy_(part)
+                if self._buffer is None:
+                    self._buffer = torch.empty(part.numel(), dtype=part.dtype)  # the first block is the largest
+                part = self._buffer[: part.numel()].view(part.shape).copy_(part)
             self._append(part.view(torch.uint8).numpy().reshape(-1).data)
 
     def finish(self) -> str:
-        """Add the zero rows, if they are not there, and give the digest."""
+        """Append zero rows up to the size of the targets. Returns the digest."""
         while missing := self.targets[0].size - self._done:
             self._append(memoryview(bytes(min(BLOCK_BYTES, missing))))
         return self._digest.hexdigest()
@@ -165,7 +165,7 @@ def _strands(job: Job, files: list[Output]) -> list[_Strand]:
 
 
 class Output:
-    """An open file that several jobs write parts of. They take turns here, asleep: in the kernel they would spin."""
+    """An open rank file. Jobs write to it one at a time: concurrent pwrite on one inode spins in the kernel."""
 
     def __init__(self, path: Path) -> None:
         self.descriptor, self._turn = os.open(path, os.O_RDWR), threading.Lock()
@@ -177,7 +177,7 @@ class Output:
                 data, offset = data[written:], offset + written
 
     def flush(self) -> None:
-        """Have what is written on the disk, and no longer in memory."""
+        """Write the data to the disk, and drop it from the page cache."""
         os.fdatasync(self.descriptor)
         os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 

@@ -1,8 +1,7 @@
-"""What of a conversion is done: one line for each job, so that a conversion that was cut off goes on from there.
+"""Records the finished jobs of a conversion, one line each, so that a conversion that was cut off can continue.
 
-The first line says what is converted to what; a journal of anything else is not used. Data that a killed
-process wrote is safe in the kernel, and lost when the machine went down: a journal of an earlier boot is
-therefore believed only where the files still hold what it says.
+The first line identifies the conversion. A journal of another conversion is not used. Data that a killed process wrote
+is safe in the kernel, but lost if the machine went down. So the lines of an earlier boot are checked against the files.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ Result = dict[str, Any]
 
 
 class Journal:
-    """Results by job. `check` is asked about those of an earlier boot."""
+    """The results of the finished jobs, by job."""
 
     def __init__(self, directory: Path, identity: str) -> None:
         self.path = directory / NAME
@@ -28,18 +27,21 @@ class Journal:
         self.results: dict[str, Result] = {}
 
     def resume(self, check: Callable[[str, Result], bool]) -> bool:
-        """Read an earlier attempt's results; False when there is none of the same conversion."""
+        """Read the results of an earlier attempt. False if there is none of the same conversion.
+
+        `check` decides whether a result of an earlier boot still holds.
+        """
         lines = _read(self.path)
         if not lines or lines[0].get("identity") != self._head["identity"]:
             return False
-        found = {line["job"]: line["result"] for line in lines[1:]}
+        results = {line["job"]: line["result"] for line in lines[1:]}
         same_boot = lines[0].get("boot") == self._head["boot"]
-        self.results = {job: result for job, result in found.items() if same_boot or check(job, result)}
+        self.results = {job: result for job, result in results.items() if same_boot or check(job, result)}
         self.begin()
         return True
 
     def begin(self) -> None:
-        """Write the journal anew, with the results that are known; from then on `add` may be called."""
+        """Write a new journal with the known results. After that `add` may be called."""
         draft = self.path.with_suffix(".new")
         lines: list[object] = [self._head, *({"job": job, "result": result} for job, result in self.results.items())]
         draft.write_text("".join(map(_line, lines)), encoding="utf-8")
@@ -60,7 +62,7 @@ def _line(value: object) -> str:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """The lines up to the first that is not whole."""
+    """The lines before the first incomplete one."""
     lines: list[dict[str, Any]] = []
     try:
         for line in path.read_text(encoding="utf-8").splitlines():

@@ -1,9 +1,9 @@
-"""Meta's original form as a table of tensors with Hugging Face's names, shapes and order of rows.
+"""Reads Meta's original form as tensors with Hugging Face's names, shapes and order of rows.
 
-Two things differ. Each file holds the share of one model parallel rank: of most matrices some rows, of some
-a part of the columns. And where Hugging Face turns the first half of a head's rows against the second half by
-the rotary angles, Meta turns each even row against the odd one below it: the same rows in another order. So
-every tensor is a set of patches, each a view of a mapped file, and reading copies from those that are met.
+Two things differ. First, each file holds the share of one model parallel rank: some rows of most matrices, some columns
+of the others. Second, the rotary angles turn pairs of a head's rows. Hugging Face pairs a row of the first half with
+one of the second half, Meta an even row with the odd row below it, so the same rows are in another order. So every
+tensor is a set of patches, each a view of a mapped file. Reading copies from the patches that overlap.
 
 Source: meta-llama/llama-models, models/llama3/model.py; its sharding is that of fairscale's parallel layers.
 """
@@ -37,11 +37,11 @@ LAYER = {
     "attention_norm": ("input_layernorm", COPIED),
     "ffn_norm": ("post_attention_layernorm", COPIED),
 }
-"""Meta's name within a layer: Hugging Face's, and what the ranks hold of it."""
+"""Meta's name within a layer: (Hugging Face's name, what each rank holds)."""
 ENDS = {"norm.weight": (FINAL_NORM, COPIED), "output.weight": (LM_HEAD, ROWS)}
 ROTATED = ("self_attn.q_proj.weight", "self_attn.k_proj.weight")
 FREQUENCIES = "rope.freqs"
-"""Follows from params.json."""
+"""The end of the names of tensors that follow from params.json and are not converted."""
 FIRST_QUERY = "layers.0.attention.wq.weight"
 SPELLING = {"torch.float16": "F16", "torch.bfloat16": "BF16", "torch.float32": "F32"}
 
@@ -57,7 +57,7 @@ class Patch:
 
 @dataclass(frozen=True)
 class Patched:
-    """A tensor made of patches that cover it; `file` is that of the first rank."""
+    """A tensor that its patches cover. `file` is that of the first rank."""
 
     name: str
     file: Path
@@ -85,9 +85,9 @@ class Patched:
 
 
 def open_meta(directory: Path) -> tuple[list[Path], dict[str, Patched]]:
-    """The files that make up a model in Meta's form, params.json first, and its tensors by Hugging Face's names.
+    """The files of a model in Meta's form, params.json first, and its tensors by Hugging Face's names.
 
-    Raises ToolkitError for files that are missing, damaged or not of the same model.
+    Raises ToolkitError for files that are missing, damaged or from another model.
     """
     shape, files = load_shape(directory), shards(directory)
     ranks = [load(file) for file in files]
@@ -103,31 +103,31 @@ def open_meta(directory: Path) -> tuple[list[Path], dict[str, Patched]]:
 
 
 def _check_count(shape: ModelShape, files: list[Path], ranks: list[dict[str, torch.Tensor]]) -> None:
-    """Raise a ToolkitError when the last files are missing, which their names do not tell."""
+    """Raise a ToolkitError if the last files are missing. The names of the others do not show it."""
     rows, query = shape.num_attention_heads * shape.head_dim, ranks[0].get(FIRST_QUERY)
     if query is None or not query.numel():
         what = f"{FIRST_QUERY}: is missing or empty"
         raise ToolkitError(what, where=files[0], hint="Download it again.")
     if rows != len(query) * len(files):
         raise ToolkitError(
-            f"{FIRST_QUERY}: {len(files)} files of {len(query)} rows each do not make the {rows} rows of {PARAMS}",
+            f"{FIRST_QUERY}: {len(files)} files of {len(query)} rows each do not give the {rows} rows of {PARAMS}",
             where=files[0].parent,
             hint="Download the missing consolidated.*.pth, or the params.json that belongs to them.",
         )
 
 
 def _parts(files: list[Path], ranks: list[dict[str, torch.Tensor]], name: str) -> list[torch.Tensor]:
-    """What each rank holds of a tensor: alike in shape and dtype."""
+    """Each rank's part of a tensor. All parts have the same shape and dtype."""
     parts: list[torch.Tensor] = []
     for file, rank in zip(files, ranks, strict=True):
         part = rank.get(name)
         if part is None:
-            raise ToolkitError(f"{name}: is missing, other files have it", where=file, hint="Download it again.")
+            raise ToolkitError(f"{name}: is missing here, other files have it", where=file, hint="Download it again.")
         if parts and (part.shape, part.dtype) != (parts[0].shape, parts[0].dtype):
             what = f"{name}: is {_described(part)}, in {files[0].name} {_described(parts[0])}"
             raise ToolkitError(what, where=file, hint="Use files of one model.")
         if part.dim() not in (1, 2) or not part.numel():
-            what = f"{name}: has shape {list(part.shape)}, expected a vector or matrix that holds something"
+            what = f"{name}: has shape {list(part.shape)}, expected a vector or matrix that is not empty"
             raise ToolkitError(what, where=file, hint="Download it again.")
         parts.append(part)
     return parts
@@ -155,14 +155,14 @@ def _tensor(shape: ModelShape, files: list[Path], meta_name: str, parts: list[to
 
 
 def _stack(file: Path, name: str, matrices: list[torch.Tensor], head_dim: int | None) -> Iterator[Patch]:
-    """Matrices one below the other; with a head_dim each head as its even rows, then its odd ones."""
+    """Patches that stack matrices; with a head_dim, each head's even rows come before its odd rows."""
     for rank, matrix in enumerate(matrices):
         top = rank * len(matrix)
         if head_dim is None:
             yield Patch(top, 0, matrix)
             continue
         if len(matrix) % head_dim or head_dim % 2:
-            what = f"{name}: its {len(matrix)} rows are not heads of {head_dim} rows in pairs"
+            what = f"{name}: its {len(matrix)} rows are not whole heads of {head_dim} rows, an even number"
             raise ToolkitError(what, where=file, hint=f"Use the {PARAMS} that belongs to it.")
         for row in range(0, len(matrix), head_dim):
             head = matrix[row : row + head_dim]
@@ -171,9 +171,9 @@ def _stack(file: Path, name: str, matrices: list[torch.Tensor], head_dim: int | 
 
 
 def _name(shape: ModelShape, meta_name: str, parts: list[torch.Tensor]) -> tuple[str, str]:
-    """Hugging Face's name of a tensor, and what the ranks hold of it. Unknown names stay, and are refused later."""
+    """(Hugging Face's name of a tensor, what each rank holds of it). Unknown names stay, and are refused later."""
     if meta_name == "tok_embeddings.weight":
-        # Llama 2 shares the columns, Llama 3 the rows.
+        # Llama 2 splits the columns, Llama 3 the rows.
         by_columns = len(parts) > 1 and parts[0].shape[-1] * len(parts) == shape.hidden_size
         return EMBEDDING, COLUMNS if by_columns else ROWS
     if meta_name in ENDS:

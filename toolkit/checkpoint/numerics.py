@@ -1,7 +1,7 @@
-"""Casting weights to the checkpoint's dtype, and telling what that does to them.
+"""Casts weights to the checkpoint's dtype, and counts what that does to them.
 
-The bit patterns of positive floats rise with their values. So the largest magnitude, and how many values become
-infinite, subnormal or zero, are integer comparisons on the source's bits, at a tenth of the cost of hashing.
+Bit patterns of positive floats are in the same order as their values. So integer comparisons on the source's bits give
+the largest magnitude, and how many values become infinite, subnormal or zero. That costs a tenth of hashing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 EXACT = {("float16", "float32"), ("bfloat16", "float32")}
-"""Casts to another dtype that change no value."""
+"""(from, to): casts that change no value."""
 
 
 @dataclass
@@ -32,11 +32,11 @@ class Numbers:
     elements: int = 0
     max_abs: float = 0.0
     overflow: int = 0
-    """Finite, and too large for the target."""
+    """Finite, but too large for the target."""
     subnormal: int = 0
-    """Kept with fewer bits, being below the target's smallest normal number."""
+    """Below the target's smallest normal number, and so stored with fewer bits."""
     zero: int = 0
-    """Zero after and not before."""
+    """Zero after the cast, but not before."""
     not_finite: int = 0
     """NaN or infinite in the source."""
 
@@ -45,8 +45,8 @@ class Numbers:
 class Thresholds:
     """Bit patterns of magnitudes in the source's dtype.
 
-    From `infinity` on they are no numbers, from `overflow` on infinite in the target; those below `subnormal`
-    are subnormal or zero there, those below `zero` zero.
+    From `infinity` on they are infinity or NaN. From `overflow` on they are infinite in the target. Below `subnormal`
+    they are subnormal or zero in the target, below `zero` they are zero.
     """
 
     infinity: int
@@ -56,14 +56,14 @@ class Thresholds:
 
 
 class Unrepresentable(ToolkitError):
-    """A value of the source that the checkpoint's dtype cannot hold, or that is no number."""
+    """The source has a value that is not a number, or that the checkpoint's dtype cannot hold."""
 
 
 class Caster:
     """Casts one tensor, block by block, and counts.
 
-    `strict` raises Unrepresentable, naming tensor, index and value, for NaN, infinity and what overflows, which
-    are only counted otherwise.
+    With `strict`, NaN, infinity and overflow raise Unrepresentable, which names tensor, index and value. Otherwise they
+    are counted.
     """
 
     def __init__(self, stored: SourceTensor, dtype: str, strict: bool = True) -> None:
@@ -78,7 +78,7 @@ class Caster:
         self._limits = thresholds(source, dtype)
 
     def cast(self, block: memoryview, first_row: int) -> torch.Tensor:
-        """Whole rows, the first of which is `first_row`, as the target dtype: [rows, ...]."""
+        """Cast a block of whole rows, from `first_row` on, to the target dtype: [rows, ...]."""
         import torch
 
         values = torch.frombuffer(block, dtype=self._source).view(-1, *self.stored.shape[1:])
@@ -88,7 +88,7 @@ class Caster:
         return self._scratch("values", self._target, values.numel()).view(values.shape).copy_(values)
 
     def _scratch(self, name: str, dtype: torch.dtype, size: int) -> torch.Tensor:
-        """Memory that is used for every block: taking and giving back a megabyte costs more than a cast."""
+        """Memory that every block reuses: allocating and freeing a megabyte costs more than a cast."""
         import torch
 
         if name not in self._memory:
@@ -142,7 +142,7 @@ class Caster:
 
 
 def survey(source: Source, shape: ModelShape, dtype: str, progress: Progress | None) -> dict[str, Numbers]:
-    """What casting would do to each tensor that the model needs, whatever it does."""
+    """Count what casting would do to each tensor that the model needs. NaN and overflow are counted, not refused."""
 
     def work(stored: SourceTensor, advance: Advance) -> Numbers:
         caster = Caster(stored, dtype, strict=False)
@@ -152,13 +152,13 @@ def survey(source: Source, shape: ModelShape, dtype: str, progress: Progress | N
         return caster.numbers
 
     needed = [source.tensors[name] for name in source_shapes(shape)]
-    found = side_by_side(needed, lambda stored: stored.size, work, progress)
-    return {stored.name: numbers for stored, numbers in found}
+    results = side_by_side(needed, lambda stored: stored.size, work, progress)
+    return {stored.name: numbers for stored, numbers in results}
 
 
 @cache
 def thresholds(source: str, target: str) -> Thresholds:
-    """What casting from dtype `source` to `target`, to the nearest and half to even, does to which magnitudes."""
+    """The thresholds for casting from dtype `source` to `target`, which rounds to nearest, ties to even."""
     import torch
 
     finfo = torch.finfo(getattr(torch, target))
@@ -180,7 +180,7 @@ def _first(dtype: str, value: float, above: bool = False) -> int:
     import numpy as np
     import torch
 
-    if dtype == "float32":  # every threshold there is can be written in it
+    if dtype == "float32":  # it can hold every threshold exactly
         return int(np.float32(value).view(np.uint32)) + above
     patterns = torch.arange(1 << 15, dtype=torch.int16).view(getattr(torch, dtype)).double().numpy()
     numbers = patterns[: int(np.isinf(patterns).argmax()) + 1]

@@ -1,7 +1,7 @@
-"""Opens a TensorRT-LLM checkpoint, whoever wrote it: ours, the vendor's converter, or an older release of it.
+"""Opens a TensorRT-LLM checkpoint from this toolkit or from any release of the vendor's converter.
 
-Keys of config.json that do not change what a Llama computes may be missing or unknown. Those that do must
-have the value that this project computes with; anything else is refused by name.
+Keys of config.json that do not change what a Llama computes may be missing or unknown. A key that changes it must have
+the value that this project computes with; otherwise an error names the key.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NAMES = {
     "rotary_scaling": "rope_scaling",
     "attn_bias": "attention_bias",
 }
-"""Fields that Hugging Face calls otherwise: theirs to ours; all others have the same name."""
+"""TensorRT-LLM's name to ours, which is Hugging Face's. All other fields have the same name."""
 
 DEFAULT_EPSILON = 1e-5
 REQUIRED: dict[str, Any] = {
@@ -44,12 +44,12 @@ REQUIRED: dict[str, Any] = {
     "residual_multiplier": 1.0,
     "output_multiplier_scale": 1.0,
 }
-"""What changes the arithmetic, with the only value that is supported. A field that is missing has it."""
+"""Fields that change the arithmetic, each with its only supported value, which is also its default."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """config.json of a checkpoint directory, and its rank files: tensors by name, in the order of the ranks."""
+    """A checkpoint directory: its config.json, and for each rank the tensors of its file by name."""
 
     directory: Path
     shape: ModelShape
@@ -63,11 +63,11 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """config.json with what is missing filled in."""
+        """config.json with defaults for missing fields."""
         ours = checkpoint_config(self.shape, self.mapping, self.dtype)
-        given = {name: value for name, value in self.raw.items() if value is not None}
-        mapping = {**ours["mapping"], **given.get("mapping", {})}
-        return {**ours, **given, "mapping": mapping, "rotary_scaling": ours["rotary_scaling"]}
+        theirs = {name: value for name, value in self.raw.items() if value is not None}
+        mapping = {**ours["mapping"], **theirs.get("mapping", {})}
+        return {**ours, **theirs, "mapping": mapping, "rotary_scaling": ours["rotary_scaling"]}
 
     def file(self, rank: int) -> Path:
         return rank_file(self.directory, rank)
@@ -76,15 +76,15 @@ class Checkpoint:
 def open_checkpoint(directory: Path) -> Checkpoint:
     """Read config.json and the headers of the rank files.
 
-    Raises ToolkitError for what is missing, broken, quantised or computes otherwise than a Llama.
+    Raises ToolkitError for a checkpoint that is incomplete, damaged, quantised, or not a plain Llama.
     """
     directory, path = Path(directory), Path(directory) / "config.json"
     raw = read_json(path, missing="Give the directory of a TensorRT-LLM checkpoint.", largest=LARGEST_CONFIG)
     for block in ("mapping", "quantization", "moe"):
         if not isinstance(raw.get(block) or {}, dict):
             raise ToolkitError(f"{block}: expected an object, got {shown(raw[block])}", where=path)
-    for field, found, wanted in _unsupported(raw):
-        raise ToolkitError(f"{field}: {shown(found)} is not supported, only {shown(wanted)}", where=path)
+    for field, value, supported in _unsupported(raw):
+        raise ToolkitError(f"{field}: {shown(value)} is not supported, only {shown(supported)}", where=path)
     if raw.get("dtype") not in [*DTYPE_BYTES]:
         hint = f"Known: {', '.join(DTYPE_BYTES)}."
         raise ToolkitError(f"dtype: {shown(raw.get('dtype'))} is unknown", where=path, hint=hint)
@@ -100,11 +100,11 @@ def rank_file(directory: Path, rank: int) -> Path:
 
 
 def _unsupported(raw: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Fields that would make another model of it: (name, value found, value supported)."""
-    for name, wanted in REQUIRED.items():
-        found = raw.get(name)
-        if found is not None and found != wanted:
-            yield name, found, wanted
+    """Fields with unsupported values: (name, value, supported value)."""
+    for name, supported in REQUIRED.items():
+        value = raw.get(name)
+        if value is not None and value != supported:
+            yield name, value, supported
     quantization = raw.get("quantization") or {}
     for name in ("quant_algo", "kv_cache_quant_algo"):
         if quantization.get(name) is not None:
@@ -121,7 +121,7 @@ def _shape(raw: Mapping[str, Any], path: Path) -> ModelShape:
 
 
 def _mapping(block: Mapping[str, Any], path: Path) -> RankMapping:
-    """Older blocks have no cp_size, moe_* or attn_*, and `auto_parallel` instead; only the sizes matter."""
+    """Read the sizes of the mapping block. Other keys differ between releases and do not matter."""
     sizes = {name: block.get(name, 1) for name in ("tp_size", "pp_size", "cp_size")}
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
@@ -130,7 +130,7 @@ def _mapping(block: Mapping[str, Any], path: Path) -> RankMapping:
     if sizes["cp_size"] != 1:
         raise ToolkitError(f"mapping.cp_size: {sizes['cp_size']} is not supported, only 1", where=path)
     if block.get("world_size", mapping.world_size) != mapping.world_size:
-        what = f"mapping.world_size: {block['world_size']}, but tp {mapping.tp} x pp {mapping.pp}"
+        what = f"mapping.world_size: {shown(block['world_size'])}, but tp {mapping.tp} x pp {mapping.pp}"
         raise ToolkitError(f"{what} = {mapping.world_size}", where=path, hint="Convert the model again.")
     return mapping
 

@@ -1,8 +1,8 @@
 """Headers of safetensors files: 8 bytes of length, that many bytes of JSON, then the data without gaps.
 
-The library neither says where a tensor's bytes are nor writes a file piece by piece, and both are what
-converting in bounded memory needs. What it refuses, `read_header` refuses too (or, of other dtypes,
-`check_source`), and says which tensor it is.
+Converting in bounded memory needs the position of a tensor's bytes, and writes files piece by piece. The library offers
+neither. `read_header` refuses what the library refuses, and names the tensor. It accepts all dtypes: `check_source`
+refuses those that cannot be converted.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from toolkit.files.json_file import unique
 from toolkit.model.shape import DTYPE_BYTES
 
 DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
-"""The types that weights may have: the format's name to ours (and torch's)."""
+"""The types that weights may have: the format's name to ours, which is also torch's."""
 GIT_LFS_POINTER = b"version https://git-lfs"
 LARGEST_HEADER = 16 << 20
-"""Bytes; the largest of a Llama has about 100 kB."""
+"""Bytes; the largest header of a Llama has about 100 kB."""
 LONGEST_NAME = 1000
 MOST_DIMENSIONS = 8
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file: its dtype in the format's spelling, and the position of its first byte."""
+    """A tensor in a safetensors file. `dtype` is in the format's spelling, `offset` is its first byte in the file."""
 
     name: str
     file: Path
@@ -45,7 +45,7 @@ class Stored:
         return math.prod(self.shape) * DTYPE_BYTES[DTYPES[self.dtype]]
 
     def read_into(self, first_row: int, into: memoryview) -> None:
-        """Fill `into` with whole rows from `first_row` on. Raises Unreadable, or ToolkitError when the file ends."""
+        """Fill `into` with whole rows from `first_row` on. Raises Unreadable, or ToolkitError at an early end."""
         offset = self.offset + first_row * (self.size // self.shape[0])
         try:
             with self.file.open("rb", buffering=0) as stream:
@@ -60,14 +60,14 @@ class Stored:
 
 
 def read_header(path: Path) -> list[Stored]:
-    """Every tensor of a safetensors file. Raises ToolkitError for a file that is not whole and valid."""
+    """Every tensor of a safetensors file. Raises ToolkitError for a file that is incomplete or invalid."""
     with open_file(path) as stream:
         try:
             size, length = os.fstat(stream.fileno()).st_size, int.from_bytes(stream.read(8), "little")
             if size < 8:
-                raise ValueError(f"it has {size} bytes")
+                raise ValueError(f"it has {size} bytes, expected at least 8")
             if length > size - 8:
-                raise ValueError(f"its header would have {shown(length)} bytes, the file has {size}")
+                raise ValueError(f"its header should have {shown(length)} bytes, the whole file has {size}")
             if length > LARGEST_HEADER:
                 raise ValueError(f"its header has {length} bytes, expected at most {LARGEST_HEADER}")
             return _parse(path, stream.read(length), size)
@@ -78,8 +78,8 @@ def read_header(path: Path) -> list[Stored]:
 def encode_header(tensors: Iterable[tuple[str, tuple[int, ...]]], dtype: str) -> tuple[bytes, list[int]]:
     """The header of a file that will hold (name, shape) tensors of one dtype ("float16" ...) in this order.
 
-    Returns its bytes and, for each tensor, the position of its first byte in the file; one more position
-    at the end is the size of the file.
+    Returns the bytes of the header, and the position of the first byte of each tensor in the file. One more position at
+    the end is the size of the file.
     """
     spelling = next(theirs for theirs, ours in DTYPES.items() if ours == dtype)
     entries, offset, starts = {}, 0, [0]
@@ -94,7 +94,7 @@ def encode_header(tensors: Iterable[tuple[str, tuple[int, ...]]], dtype: str) ->
 
 
 def _parse(path: Path, text: bytes, size: int) -> list[Stored]:
-    """The tensors of a header in a file of `size` bytes. Raises ValueError for a header that cannot be right."""
+    """The tensors of a header in a file of `size` bytes. Raises ValueError for an invalid header."""
     if not text.startswith(b"{"):
         raise ValueError("its header is not a JSON object")
     header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
@@ -111,14 +111,14 @@ def _parse(path: Path, text: bytes, size: int) -> list[Stored]:
             raise ValueError(f"{name}: its bytes {start} to {end} {what} the tensor before, which ends at {position}")
         position = end
     if data + position != size:
-        raise ValueError(f"its tensors end at byte {data + position}, the file at {size}")
+        raise ValueError(f"its tensors end at byte {data + position}, the file ends at {size}")
     return tensors
 
 
 def _entry(name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
     """(dtype, shape, first byte, byte after the last) of a tensor. Raises ValueError."""
     if len(name) > LONGEST_NAME:
-        raise ValueError(f"a tensor's name has {len(name)} characters")
+        raise ValueError(f"a tensor's name has {len(name)} characters, expected at most {LONGEST_NAME}")
     fields = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
     if (
@@ -131,11 +131,11 @@ def _entry(name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
         raise ValueError(f"{name}: expected dtype, shape and data_offsets, got {shown(entry)}")
     start, end = offsets
     if len(shape) > MOST_DIMENSIONS:
-        raise ValueError(f"{name}: has {len(shape)} dimensions")
+        raise ValueError(f"{name}: has {len(shape)} dimensions, expected at most {MOST_DIMENSIONS}")
     if start > end:
         raise ValueError(f"{name}: begins at byte {shown(start)} and ends at {shown(end)}")
     if dtype in DTYPES and math.prod(shape) * DTYPE_BYTES[DTYPES[dtype]] != end - start:
-        raise ValueError(f"{name}: has {shown(end - start)} bytes, not those of {shown(shape)} {dtype}")
+        raise ValueError(f"{name}: has {shown(end - start)} bytes, which does not fit {shown(shape)} {dtype}")
     return dtype, tuple(shape), start, end
 
 
@@ -147,7 +147,7 @@ def _remedy(path: Path) -> str:
     try:
         with path.open("rb") as stream:
             if stream.read(len(GIT_LFS_POINTER)) == GIT_LFS_POINTER:
-                return "It is a Git LFS pointer; fetch the file itself with: git lfs pull"
+                return "It is a Git LFS pointer. Fetch the file itself with: git lfs pull"
     except OSError:
         return "Check that it exists and can be read."
     return "Download it again."

@@ -1,6 +1,6 @@
-"""A directory in Hugging Face's or Meta's form as a table of tensors that can be read in bounded memory.
+"""Opens a directory in Hugging Face's or Meta's form as a table of tensors that can be read in bounded memory.
 
-What is taken and what is refused is listed in docs/reference/sources.md.
+docs/reference/sources.md lists what is accepted and what is refused.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ SINGLE = "model.safetensors"
 MISTRAL = "consolidated.safetensors"
 PICKLES = (".bin", ".pt", ".pth")
 BLOCK_BYTES = 1 << 20
-"""Small enough to stay in a core's cache from reading to writing."""
+"""A block of this size stays in a core's cache from reading to writing."""
 QUANTISED = (
     *(".qweight", ".qzeros", ".scales", ".g_idx", ".absmax", ".SCB", ".weight_packed"),
     *(".weight_scale", ".weight_scale_inv", ".weight_scale_2", ".input_scale"),
 )
-"""How the names end of what GPTQ, AWQ, bitsandbytes, compressed-tensors and FP8 put beside weights."""
+"""Endings of the names of tensors that GPTQ, AWQ, bitsandbytes, compressed-tensors and FP8 add to the weights."""
 
 
 class SourceTensor(Protocol):
-    """A tensor under its Hugging Face name, wherever its bytes are; `file` is for messages."""
+    """A tensor with its Hugging Face name, in any form of source. `file` is for messages."""
 
     @property
     def name(self) -> str: ...
@@ -57,14 +57,14 @@ class SourceTensor(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """The files that make up a model (config.json or params.json, index if any, shards), its tensors by name."""
+    """A model: its files (config.json or params.json, an index if there is one, shards) and its tensors by name."""
 
     directory: Path
     files: tuple[Path, ...]
     tensors: Mapping[str, SourceTensor]
 
     def seen(self) -> dict[str, list[int]]:
-        """Size and time of change of each file, which tell at no cost that nothing has changed."""
+        """Size and mtime of each file. If they are as before, the files need not be read again."""
         try:
             stats = {path.name: path.stat() for path in self.files}
         except OSError as error:
@@ -73,7 +73,7 @@ class Source:
 
 
 def open_source(directory: Path) -> Source:
-    """Read the headers of a directory's weights. Raises ToolkitError for what is missing, broken or not taken."""
+    """Read the headers of the weights. Raises ToolkitError for files that are missing, damaged or not supported."""
     directory = Path(directory)
     try:
         return _open(directory)
@@ -94,8 +94,8 @@ def _open(directory: Path) -> Source:
     if config.name == PARAMS:
         from toolkit.checkpoint.meta import open_meta
 
-        files, found = open_meta(directory)
-        return Source(directory, tuple(files), found)
+        files, tensors = open_meta(directory)
+        return Source(directory, tuple(files), tensors)
     has_index = os.path.lexists(index)
     shards = _indexed_shards(index) if has_index else _all_shards(directory)
     return Source(directory, (config, *([index] if has_index else []), *shards), _tensors(directory, shards))
@@ -116,7 +116,7 @@ def _tensors(directory: Path, shards: list[Path]) -> dict[str, SourceTensor]:
 
 
 def _refuse_two_copies(directory: Path) -> None:
-    """Raise a ToolkitError for weights in Meta's or Mistral's form where there are, or must be, others as well."""
+    """Raise a ToolkitError for weights in Meta's or Mistral's form next to, or in place of, Hugging Face's."""
     safetensors, meta = _safetensors(directory), sorted(directory.glob(PATTERN))
     if safetensors and meta:
         raise ToolkitError(
@@ -133,12 +133,12 @@ def _refuse_two_copies(directory: Path) -> None:
 
 
 def _safetensors(directory: Path) -> list[Path]:
-    """By name; as in a shell, * leaves out hidden files, which macOS puts beside others."""
+    """The *.safetensors, by name, without hidden files: macOS puts some next to other files."""
     return sorted(path for path in directory.glob("*.safetensors") if not path.name.startswith("."))
 
 
 def check_source(source: Source, shape: ModelShape) -> None:
-    """Raise a ToolkitError unless the tensors are those that the config promises, in shape and dtype."""
+    """Raise a ToolkitError unless the source has the tensors that `shape` needs, in the right shapes and dtypes."""
     expected = source_shapes(shape)
     for name, stored in source.tensors.items():
         if name.endswith(QUANTISED):
@@ -151,14 +151,14 @@ def check_source(source: Source, shape: ModelShape) -> None:
             raise ToolkitError(f"{name}: is part of a LoRA adapter", where=stored.file, hint=MERGE)
         if name not in expected and not is_ignorable(shape, name):
             raise ToolkitError(
-                f"{name}: has no place in a {shape.architecture} with this {_config(source)}",
+                f"{name}: does not belong in a {shape.architecture} with this {_config(source)}",
                 where=stored.file,
                 hint=f"Use the {_config(source)} and the weights of the same model.",
             )
 
 
 def read_blocks(stored: SourceTensor) -> Iterator[tuple[int, memoryview]]:
-    """A tensor in blocks of whole rows: (first row, bytes). The next block overwrites the one before."""
+    """A tensor in blocks of whole rows: (first row, bytes). Each block overwrites the one before."""
     rows = stored.shape[0]
     row_bytes = stored.size // rows
     block_rows = min(rows, max(1, BLOCK_BYTES // row_bytes))
@@ -203,7 +203,7 @@ def _shards_of(source: Source) -> str:
 
 
 def _indexed_shards(index: Path) -> list[Path]:
-    """The files that an index names; another single-file copy beside them is refused, not guessed about."""
+    """The files that an index names. Raises ToolkitError if there is also a copy of the weights in a single file."""
     weight_map = read_json(index, largest=LARGEST_CONFIG).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ToolkitError("weight_map: expected tensor names with file names", where=index, hint="Download it again.")
@@ -222,7 +222,7 @@ def _indexed_shards(index: Path) -> list[Path]:
 
 def _plain_name(index: Path, tensor: str, name: object) -> str:
     if not isinstance(name, str) or Path(name).name != name or len(name) > 255 or not name.endswith(".safetensors"):
-        what = f"weight_map: {shown(tensor)}: {shown(name)} is not a file name of safetensors in this directory"
+        what = f"weight_map: {shown(tensor)}: {shown(name)} is not the name of a safetensors file in this directory"
         raise ToolkitError(what, where=index, hint="Download it again.")
     return name
 
@@ -237,9 +237,9 @@ def _all_shards(directory: Path) -> list[Path]:
     names = pickles[0] + (f" and {len(pickles) - 1} more" if len(pickles) > 1 else "")
     hint = "Download the model's safetensors, or save it as such with transformers' save_pretrained."
     if (directory / PARAMS).exists():
-        hint = f"For Meta's form, which is read without running code, leave {CONFIG} out of the directory."
+        hint = f"If this is Meta's form, which is read without running code, move {CONFIG} out of the directory."
     raise ToolkitError(
-        f"holds only pickled weights ({names}), which can run code when read, so they are refused",
+        f"holds only pickled weights ({names}). They are refused, because reading them can run code",
         where=directory,
         hint=hint,
     )

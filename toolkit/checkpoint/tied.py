@@ -1,4 +1,4 @@
-"""A tied model that also stores an output matrix: the matrix must equal the embedding, because readers disagree."""
+"""Checks a tied model that also stores an output matrix: it must equal the embedding, because readers disagree."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def check_tied(source: Source, shape: ModelShape) -> None:
     """Raise a ToolkitError if a stored output matrix differs from the embedding that it is tied to.
 
-    transformers 5 and NVIDIA's converter take the stored one, transformers 4 and vLLM the embedding.
+    transformers 5 and NVIDIA's converter use the stored matrix, transformers 4 and vLLM use the embedding.
     """
     stored, embedding = source.tensors.get(LM_HEAD), source.tensors.get(EMBEDDING)
     if not shape.tie_word_embeddings or stored is None or embedding is None or _same(stored, embedding):
@@ -29,19 +29,19 @@ def check_tied(source: Source, shape: ModelShape) -> None:
     )
 
 
-def _same(one: SourceTensor, other: SourceTensor) -> bool:
-    """Whether both have the same values, also in different dtypes."""
+def _same(matrix: SourceTensor, embedding: SourceTensor) -> bool:
+    """Whether both have the same values. They may differ in dtype."""
     import torch
 
-    if one.shape != other.shape or one.dtype not in DTYPES:
+    if matrix.shape != embedding.shape or matrix.dtype not in DTYPES:
         return False
-    step = max(1, BLOCK_BYTES * one.shape[0] // one.size)
-    for first in range(0, one.shape[0], step):
-        rows = min(step, one.shape[0] - first)
-        left, right = (_read(stored, first, rows) for stored in (one, other))
-        if one.dtype == other.dtype and left == right:
+    step = max(1, BLOCK_BYTES * matrix.shape[0] // matrix.size)
+    for first in range(0, matrix.shape[0], step):
+        rows = min(step, matrix.shape[0] - first)
+        left, right = (_read(stored, first, rows) for stored in (matrix, embedding))
+        if matrix.dtype == embedding.dtype and left == right:
             continue  # NaN equals itself here; the conversion refuses NaN
-        values = (_values(data, stored.dtype) for data, stored in ((left, one), (right, other)))
+        values = (_values(data, stored.dtype) for data, stored in ((left, matrix), (right, embedding)))
         if not torch.equal(*values):
             return False
     return True

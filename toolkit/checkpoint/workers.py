@@ -1,4 +1,4 @@
-"""Work on tensors side by side: one worker a core, and one more that waits for the disk."""
+"""Works on tensors in parallel: one worker per core, and one more that waits for the disk."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TypeVar
 
 Item = TypeVar("Item")
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 Progress = Callable[[int, int], None]
 """Called with (source bytes done, source bytes in all)."""
 Advance = Callable[[int], None]
-"""Called with the source bytes of each block that is done; may raise, to stop the work."""
+"""Called with the number of source bytes of each finished block. It may raise, to stop the work."""
 
 
 def side_by_side(
     items: Iterable[Item],
     size: Callable[[Item], int],
-    work: Callable[[Item, Advance], Found],
+    work: Callable[[Item, Advance], Result],
     progress: Progress | None,
     done: int = 0,
-) -> list[tuple[Item, Found]]:
-    """Each item with what `work` makes of it, the largest first, so that no core is left alone at the end.
+) -> list[tuple[Item, Result]]:
+    """Each item with the result of `work`. The largest items start first, so that all cores end at about one time.
 
-    `size` is in bytes; `done` of them were done before. The first error ends the others at their next block.
+    `size` is in bytes; `done` bytes were done before. After an error the other items stop at their next block.
     """
     import torch
 

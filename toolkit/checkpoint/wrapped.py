@@ -1,4 +1,4 @@
-"""Tensors whose names a wrapper of PyTorch or PEFT has changed: which wrapper, and what to do."""
+"""Recognises tensors whose names a wrapper of PyTorch or PEFT has changed, and says what to do."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ WRAPPERS = {
     "base_layer.": ("PEFT", MERGE),
     "module.": ("DataParallel or DDP of PyTorch", UNWRAP),
 }
-"""A part of a name: (what adds it, what to do). A part comes before the shorter parts that it contains."""
+"""Part of a name: (its writer, what to do). A part comes before the shorter parts that it contains."""
 INNER = "model."
 
 
 def wrapped(expected: str, names: Iterable[str]) -> tuple[str, str] | None:
     """(what is wrong, what to do) if the expected tensor has another name here; None if it is missing."""
     for name in names:
-        found, plain = [], name
+        parts, plain = [], name
         for part in WRAPPERS:
             if part in plain:
-                found.append(part)
+                parts.append(part)
                 plain = plain.replace(part, "")
-        if found and plain == expected:
-            writers, hints = zip(*(WRAPPERS[part] for part in found), strict=True)
-            parts = " and ".join(found)
-            what = f"{expected}: is called {name} here; {parts} comes from {' and '.join(dict.fromkeys(writers))}"
+        if parts and plain == expected:
+            writers, hints = zip(*(WRAPPERS[part] for part in parts), strict=True)
+            by = " and ".join(dict.fromkeys(writers))
+            what = f"{expected}: is called {name} here; {' and '.join(parts)} comes from {by}"
             return what, MERGE if MERGE in hints else UNWRAP
         if name.endswith(f".{expected}"):
             prefix = name.removesuffix(expected)
-            return f"{expected}: is called {name} here", f"Use weights without the prefix {prefix} of every name."
+            return f"{expected}: is called {name} here", f"Use weights whose names do not have the prefix {prefix}."
         if name == expected.removeprefix(INNER) != expected:
-            what = f"{expected}: is called {name} here, as LlamaModel saves it, which has no output matrix"
-            return what, "Save LlamaForCausalLM, with save_pretrained."
+            what = f"{expected}: is called {name} here, as in a saved LlamaModel, which has no output matrix"
+            return what, "Save the LlamaForCausalLM, with save_pretrained."
     return None

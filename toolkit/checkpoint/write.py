@@ -1,7 +1,6 @@
-"""Writes a checkpoint: every rank file laid out first, then the source streamed through into all of them.
+"""Writes a checkpoint: reserves every rank file in full size, then streams the source into them.
 
-Jobs run side by side. Each that is done is in the journal, so an attempt that was cut off goes on with the
-next run.
+Jobs run in parallel. The journal records each finished job, so the next run can continue an attempt that was cut off.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ from toolkit.model.rank_mapping import RankMapping
 from toolkit.model.shape import ModelShape
 
 FLUSH_S = 0.2
-"""Between two rounds over the rank files."""
+"""Time between two flushes of the rank files."""
 FORMAT = 1
-"""Of journals: raised when jobs or their results change, so that old ones are not used."""
+"""Version of the journal. It rises when jobs or their results change, so that old journals are not used."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """What streaming has found out, by tensor: of the source and of the files of the ranks."""
+    """What streaming computed for the tensors of the source and of the rank files."""
 
     sources: dict[str, Result]
     """{"blake3", "numbers"} of each source tensor."""
@@ -54,14 +53,14 @@ def write_checkpoint(
 ) -> Written:
     """Write config.json and one rank{N}.safetensors for each rank into `directory`, or finish doing so.
 
-    The source must have passed `check_source`. Raises ToolkitError for values that `dtype` cannot hold, NaN
-    and infinity, for a source that changes meanwhile, and for a disk that is too small, which shows before
-    the first tensor is read; OSError for what else a disk can do.
+    The source must have passed `check_source`. Raises ToolkitError for NaN, infinity and values that `dtype` cannot
+    hold, and for a source that changes meanwhile. A disk that is too small is a ToolkitError before the first tensor is
+    read. Other errors of a disk are OSError.
     """
     seen, files = source.seen(), rank_files(shape, mapping, dtype)
     jobs = jobs_of(files)
-    what = {"format": FORMAT, "seen": seen, "shape": asdict(shape), "mapping": asdict(mapping), "dtype": dtype}
-    journal = Journal(directory, digest_of(what))
+    conversion = {"format": FORMAT, "seen": seen, "shape": asdict(shape), "mapping": asdict(mapping), "dtype": dtype}
+    journal = Journal(directory, digest_of(conversion))
     by_key = {job.key: job for job in jobs}
     laid_out = _complete(directory, files)
     if not laid_out or not journal.resume(lambda key, result: _holds(directory, files, by_key[key], result)):
@@ -71,9 +70,8 @@ def write_checkpoint(
     with _opened(directory, files) as outputs:
         _run_all(jobs, source, dtype, outputs, journal, progress)
         if source.seen() != seen:
-            raise ToolkitError(
-                "changed while it was converted", where=source.directory, hint="Convert it again when it is at rest."
-            )
+            hint = "Wait until it no longer changes, and convert again."
+            raise ToolkitError("changed while it was converted", where=source.directory, hint=hint)
         with ThreadPoolExecutor(len(outputs)) as pool:
             list(pool.map(os.fsync, [output.descriptor for output in outputs]))
     journal.remove()
@@ -82,7 +80,7 @@ def write_checkpoint(
 
 @contextlib.contextmanager
 def _flushed(outputs: list[Output]) -> Iterator[None]:
-    """Write to the disk all the while, and free the memory: this halves the time, as neither runs full."""
+    """Write to the disk in the background, and free the page cache. This halves the time of a conversion."""
     over = threading.Event()
 
     def flush() -> None:
@@ -96,13 +94,13 @@ def _flushed(outputs: list[Output]) -> Iterator[None]:
             yield
         finally:
             over.set()
-        flushing.result()  # raises what the disk said, which it says only once
+        flushing.result()  # raises an error of the disk, which the kernel reports only once
 
 
 def _run_all(
     jobs: list[Job], source: Source, dtype: str, outputs: list[Output], journal: Journal, progress: Progress | None
 ) -> None:
-    """Run the jobs that the journal does not have."""
+    """Run the jobs that are not in the journal."""
 
     def size(job: Job) -> int:
         return sum(source.tensors[name].size for name in job.sources)
@@ -110,26 +108,26 @@ def _run_all(
     def work(job: Job, advance: Advance) -> None:
         journal.add(job.key, run(job, source.tensors, dtype, outputs, advance))
 
-    todo = _spread([job for job in jobs if job.key not in journal.results])
+    remaining = _interleaved([job for job in jobs if job.key not in journal.results])
     done = sum(size(job) for job in jobs if job.key in journal.results)
     with _flushed(outputs):
-        side_by_side(todo, size, work, progress, done)
+        side_by_side(remaining, size, work, progress, done)
 
 
-def _spread(jobs: list[Job]) -> list[Job]:
-    """The jobs in turns of the files they write, as only one worker at a time can write to a file."""
+def _interleaved(jobs: list[Job]) -> list[Job]:
+    """The jobs in an order in which neighbours write to different files: one worker at a time can write to a file."""
     turns: dict[int, Iterator[int]] = defaultdict(count)
     return sorted(jobs, key=lambda job: next(turns[job.targets[0].rank]))
 
 
 def _lay_out(directory: Path, files: list[RankFile]) -> None:
-    """Every rank file in full length, with its header; whatever else was in the directory goes."""
-    for left in directory.iterdir():
-        left.unlink()
+    """Make every rank file in full size, with its header. Other files in the directory are removed."""
+    for old_file in directory.iterdir():
+        old_file.unlink()
     needed, free = sum(file.size for file in files), shutil.disk_usage(directory).free
     if needed > free:
         raise ToolkitError(
-            f"the checkpoint takes {needed / 1e9:.3f} GB, {free / 1e9:.3f} GB are free on this disk",
+            f"the checkpoint needs {needed / 1e9:.3f} GB, {free / 1e9:.3f} GB are free on this disk",
             where=directory.parent,
             hint="Free space there, or set `output` to another disk.",
         )
@@ -157,13 +155,13 @@ def _opened(directory: Path, files: list[RankFile]) -> Iterator[list[Output]]:
 
 
 def _complete(directory: Path, files: list[RankFile]) -> bool:
-    """Whether an earlier attempt has laid all files out."""
+    """Whether an earlier attempt made all files in full size."""
     paths = {directory / file.name: file.size for file in files}
     return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
 
 
 def _holds(directory: Path, files: list[RankFile], job: Job, result: Result) -> bool:
-    """Whether the rank files hold what a job is said to have written."""
+    """Whether the rank files hold what a job wrote according to its result."""
     return all(
         digest(directory / files[t.rank].name, t.offset, t.size) == result["targets"][t.key] for t in job.targets
     )

@@ -13,12 +13,16 @@ if TYPE_CHECKING:
 
 @click.command()
 @deployment_options
-@click.option("--verify", is_flag=True, help="Then compare what was written with the source, as `toolkit verify` does.")
-@click.option("--report", is_flag=True, help="List each tensor's largest value, overflow and subnormal numbers.")
+@click.option("--verify", is_flag=True, help="Then compare the checkpoint with the source, as `toolkit verify` does.")
+@click.option(
+    "--report",
+    is_flag=True,
+    help="List what the cast does to each tensor.",
+)
 def convert(deployment: Deployment, report: bool, verify: bool) -> None:
-    """Convert the Hugging Face checkpoint into one TensorRT-LLM file a rank.
+    """Convert the Hugging Face checkpoint to TensorRT-LLM files, one per rank.
 
-    Cut off, it goes on from there when run again.
+    If it is cut off, run it again: it continues from there.
     """
     from toolkit.checkpoint import convert as run
     from toolkit.checkpoint.numerics import Unrepresentable
@@ -46,13 +50,13 @@ def convert(deployment: Deployment, report: bool, verify: bool) -> None:
 
 
 def _print_numbers(deployment: Deployment) -> None:
-    """A line for each tensor of the source, those that cannot be converted first."""
+    """Print a line for each tensor of the source. Those that cannot be converted come first."""
     from toolkit.checkpoint import numbers
 
     with progress("read") as tell:
-        found = numbers(deployment, tell)
+        numbers_of = numbers(deployment, tell)
     line = "{:<50} {:>14} {:>12} {:>10} {:>10} {:>14} {:>14}".format
     click.echo(line("tensor", "elements", "max |x|", "NaN, inf", "overflow", "subnormal", "to zero"))
-    for name, one in sorted(found.items(), key=lambda item: (-item[1].not_finite, -item[1].overflow)):
-        counts = (f"{count:,}" for count in (one.not_finite, one.overflow, one.subnormal, one.zero))
-        click.echo(line(name, f"{one.elements:,}", f"{one.max_abs:.6g}", *counts))
+    for name, tensor in sorted(numbers_of.items(), key=lambda item: (-item[1].not_finite, -item[1].overflow)):
+        counts = (f"{count:,}" for count in (tensor.not_finite, tensor.overflow, tensor.subnormal, tensor.zero))
+        click.echo(line(name, f"{tensor.elements:,}", f"{tensor.max_abs:.6g}", *counts))

@@ -1,4 +1,4 @@
-"""The command line: a table of commands, each in its own small module, loaded when it is asked for."""
+"""The command line: a table of commands. Each is a small module, imported when it is called."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COMMANDS = (
     *("lint", "migrate", "serve", "stop", "up", "restart", "down", "status"),
     *("ask", "loadtest", "compare", "known-truth", "sample"),
 )
-"""In the order of use. Command NAME is the function `NAME` of toolkit.cli.NAME, with _ for -."""
+"""In the order of use. Command NAME is the function NAME of toolkit.cli.NAME, with _ in place of -."""
 
 
 class LazyGroup(click.Group):
@@ -46,18 +46,18 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(VERSION, message="toolkit %(version)s")
 def cli() -> None:
-    """Take a Llama checkpoint to a served, load-tested Triton deployment. One YAML describes it all.
+    """Take a Llama checkpoint to a served, load-tested Triton deployment. One YAML describes all of it.
 
     Try it without a GPU: toolkit COMMAND build_configs/smollm2-rehearsal.yaml
     """
 
 
 def main() -> None:
-    """The `toolkit` program. Exit codes: 0 done, 1 an error said in one line, 2 wrong usage.
+    """The `toolkit` program. Exit codes: 0 done, 1 an error (one line on stderr), 2 wrong usage.
 
-    Of loadtest and compare, whose 0, 1 and 2 are verdicts, an error and wrong usage are 3.
+    In loadtest and compare 0, 1 and 2 are verdicts; an error and wrong usage are 3.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # where its encoding has no such character, as ≤ in ISO 8859-1
+    if isinstance(sys.stdout, io.TextIOWrapper):  # for characters that its encoding lacks, such as ≤ in ISO 8859-1
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         sys.exit(cli(standalone_mode=False))

@@ -8,18 +8,18 @@ from toolkit.cli.common import note
 from toolkit.cli.progress import progress
 
 MODEL = "smollm2"
-"""The one that is made, and not copied."""
+"""The sample that is made, not copied."""
 
 
 @click.command()
 @click.argument("name", type=click.Choice([MODEL, "tiny-llama", "configs", "workloads"]))
 @click.argument("directory", type=click.Path(path_type=Path))
 def sample(name: str, directory: Path) -> None:
-    """Write something to begin with into a directory.
+    """Write a model, or example files, into a directory.
 
-    smollm2 is SmolLM2-135M-Instruct, to rehearse with real answers; tiny-llama has 0.8M parameters and rehearses in
-    seconds. configs are the deployments of build_configs, workloads those of loadtest/workloads. Your own files stay
-    as they are.
+    smollm2 is SmolLM2-135M-Instruct: a rehearsal with it gives real answers. tiny-llama has 0.8M parameters: a
+    rehearsal with it takes seconds. configs are deployment files, workloads are traffic for load tests. Files that are
+    already there stay as they are.
     """
     from toolkit.files import copies
     from toolkit.model import sample_smollm2 as smollm2

@@ -12,14 +12,13 @@ if TYPE_CHECKING:
 
 @click.command()
 @deployment_options
-@click.option("--detach", is_flag=True, help="Return once it is ready, and serve in the background.")
+@click.option("--detach", is_flag=True, help="Serve in the background, and return once it is ready.")
 @click.option("--verbose", is_flag=True, help="Show every line that a rank prints.")
 @dry_run_option
 def serve(deployment: Deployment, detach: bool, verbose: bool, dry_run: bool) -> None:
-    """Start the server and all its ranks; Ctrl-C lets running requests finish and stops it.
+    """Start the server and all its ranks. Ctrl-C lets running requests finish, then stops it.
 
-    Exit codes: 0 when it was stopped as asked, 1 when it could not be started or a rank ended, 2 for a wrong command
-    line.
+    Exit codes: 0 stopped on request; 1 it could not start, or a rank ended or hung; 2 wrong usage.
     """
     if dry_run:
         from toolkit.serve import dry_run as describe

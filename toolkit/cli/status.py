@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 @deployment_options
 @json_option
 def status(deployment: Deployment, as_json: bool) -> None:
-    """Say whether the deployment is being served, by which process, and how it is.
+    """Show whether the deployment is being served, by which process, and its state.
 
-    Exit codes: 0 ready; 1 degraded: some replicas are not ready, or one answers no more; 2 loading; 3 not served.
+    Exit codes: 0 ready; 1 degraded (some replicas are not ready, or the group does not answer); 2 loading; 3 not
+    served.
     """
     from toolkit.serve import overview
     from toolkit.up.control import status as status_with_door
 
-    state = status_with_door(deployment) or overview(deployment)
-    print_json(state.data()) if as_json else tell(state)
-    sys.exit(state.exit_code)
+    status_now = status_with_door(deployment) or overview(deployment)
+    print_json(status_now.data()) if as_json else tell(status_now)
+    sys.exit(status_now.exit_code)

@@ -17,25 +17,31 @@ DIRECTORY = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("checkpoint", type=DIRECTORY)
-@click.option("--against", required=True, metavar="HF_DIR", type=DIRECTORY, help="The model it was made from.")
-@click.option("--bytes", "only", flag_value="bytes", help="Only compare every element.")
+@click.option("--against", required=True, metavar="HF_DIR", type=DIRECTORY, help="The model that it was made from.")
+@click.option("--bytes", "only", flag_value="bytes", help="Only compare the elements.")
 @click.option("--meaning", "only", flag_value="meaning", help="Only compare what the layers compute.")
-@click.option("--prompt", "prompts", metavar="TEXT", multiple=True, help="Compute this instead of built-in prompts.")
+@click.option(
+    "--prompt",
+    "prompts",
+    metavar="TEXT",
+    multiple=True,
+    help="Use this prompt, not the built-in ones.",
+)
 @json_option
 def verify(checkpoint: Path, against: Path, only: str | None, prompts: tuple[str, ...], as_json: bool) -> None:
-    """Compare a TensorRT-LLM checkpoint, whoever wrote it, with its Hugging Face model.
+    """Compare a TensorRT-LLM checkpoint from any converter with its Hugging Face model.
 
-    First every element of every rank file; then the sharded model is run layer by layer beside transformers'
-    own layers, in the memory of one layer. Exit codes: 0 the same, 1 not, or an error.
+    It compares every element of every rank file. Then it runs the sharded model layer by layer next to transformers'
+    own layers, in the memory of one layer. Exit codes: 0 the same; 1 different, or an error; 2 wrong usage.
     """
     from toolkit.checkpoint.verify import verify as run
 
-    wanted = {part: only in (None, part) for part in ("bytes", "meaning")}
-    show(run(checkpoint, against, **wanted, prompts=prompts, bar=progress), as_json)
+    parts = {part: only in (None, part) for part in ("bytes", "meaning")}
+    show(run(checkpoint, against, **parts, prompts=prompts, bar=progress), as_json)
 
 
 def show(result: Verification, as_json: bool = False, on_stderr: bool = False) -> None:
-    """Print a result; exit with 1 when something differs."""
+    """Print a result. Exit with 1 if something differs."""
     from toolkit.checkpoint.verify import report
 
     if as_json:

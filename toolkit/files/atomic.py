@@ -1,4 +1,4 @@
-"""Opening files that others made, of which any may be missing, a dead link or no file; writing whole ones."""
+"""Opens files from elsewhere, which may be missing, dangling links or not regular files, and writes files whole."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from typing import BinaryIO
 from toolkit.errors import ToolkitError
 
 LARGEST_TEXT = 4 << 20
-"""Bytes; what people write by hand has a few kB."""
+"""Bytes; a file that people write by hand has a few kB."""
 KINDS = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
 
 
 def kind_of(mode: int) -> str:
-    """What `st_mode` says a path is, with its article."""
+    """What a path is, from its `st_mode`: for example "a file"."""
     return "a file" if stat.S_ISREG(mode) else KINDS.get(stat.S_IFMT(mode), "a device")
 
 
 def open_file(path: Path, missing: str | None = None) -> BinaryIO:
-    """Open a file, or what a link leads to, for reading; `missing` is the hint for where there is none.
+    """Open a file, or the target of a link, for reading. `missing` is the hint of the error if there is no file.
 
-    Raises ToolkitError. Never waits, which opening a named pipe otherwise does until somebody writes to it.
+    Raises ToolkitError. It never waits: opening a named pipe would wait until somebody writes to it.
     """
     path = Path(path)
     try:
@@ -72,19 +72,19 @@ def read_text(path: Path, missing: str | None = None) -> str:
 
 
 def private(path: str, flags: int) -> int:
-    """An opener for `open`: a new file is readable by its owner alone."""
+    """An opener for `open`: only its owner can read a new file."""
     return os.open(path, flags, 0o600)
 
 
 def make_private(directory: Path) -> None:
-    """Make a directory, if it is not there, that only this user can look into; one that is there becomes so."""
+    """Make a directory that only this user can open. One that this user already has becomes private too."""
     directory.mkdir(parents=True, exist_ok=True)
     if directory.stat().st_uid == os.geteuid():
         directory.chmod(0o700)
 
 
 def check_writable(target: Path) -> None:
-    """Raise a ToolkitError where `atomic_file` could not write: to be called before long work."""
+    """Raise a ToolkitError if `atomic_file` could not write to `target`. Call it before long work."""
     target = Path(target)
     if target.exists() and not target.is_file():
         raise _not_a_file(target)
@@ -100,19 +100,19 @@ def _not_a_file(target: Path) -> ToolkitError:
 
 @contextlib.contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """A file beside the target, to be written, that takes its place at the end, or leaves nothing after an error.
+    """A new file next to the target, to be written in the block. It replaces the target at the end.
 
-    Raises ToolkitError when the folder is not there or cannot be written to.
+    After an error nothing remains of it. Raises ToolkitError if the folder is missing or cannot be written to.
     """
     target = Path(target)
     partial = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
-    try:  # from before it is there: an interrupt may come at any point
+    try:  # begins before the file exists, because an interrupt may come at any point
         try:
             os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644))
         except OSError as error:
             raise ToolkitError(f"cannot be written: {error.strerror}", where=target) from None
         yield partial
-        if target.exists() and not target.is_file():  # also /dev/null, which root could replace
+        if target.exists() and not target.is_file():  # such as /dev/null, which root could replace
             raise _not_a_file(target)
         partial.replace(target)
     finally:

@@ -1,4 +1,4 @@
-"""Copies examples of this project: deployments, workloads, and the smallest model."""
+"""Copies the examples of this project: deployments, workloads, and the smallest model."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from toolkit.errors import ToolkitError
 from toolkit.files import distribution
 
 FOLDERS = {"configs": "build_configs", "workloads": "loadtest/workloads", "tiny-llama": "tests/fixtures/tiny-llama"}
-"""By the name that `toolkit sample` takes: where the repository has them."""
+"""The name in `toolkit sample`, and the folder of the repository."""
 
 
 def copy(name: str, directory: Path) -> bool:
-    """Copy the files that `directory` does not have; False when it has all. No file is replaced."""
+    """Copy the files that `directory` does not have. False if it has them all. Replaces no file."""
     written = False
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -8,18 +8,18 @@ from pathlib import Path
 from toolkit.errors import ToolkitError
 
 NAME = "triton-llm-toolkit"
-"""`toolkit` at the registry is another project. The import and the command are `toolkit`."""
+"""The name at the registry, where `toolkit` is another project. The import and the command are `toolkit`."""
 VERSION = "0.1.0"
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def install(extra: str) -> str:
-    """The command that installs what an extra adds."""
+    """The command that installs an extra."""
     return f"pip install '{NAME}[{extra}]'"
 
 
 def require(extra: str, *modules: str) -> None:
-    """Raise a ToolkitError for the first of an extra's modules that is not installed. None is imported."""
+    """Raise a ToolkitError for the first module of an extra that is not installed. Imports none of them."""
     for module in modules:
         if importlib.util.find_spec(module) is None:
             raise ToolkitError(f"this needs {module}, which is not installed", hint=f"Run: {install(extra)}")

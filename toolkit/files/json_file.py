@@ -1,4 +1,4 @@
-"""JSON files that others wrote, read so that every mistake in them names file, field and value."""
+"""Reads JSON files from elsewhere. Every error names file, field and value."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 LARGEST = 64 << 20
-"""Bytes; tokenizer.json of large vocabularies has about 35 MB."""
+"""Bytes; the tokenizer.json of a large vocabulary has about 35 MB."""
 LARGEST_CONFIG = 4 << 20
-"""Bytes; config.json has about 1 kB, the index of the largest Llama 100 kB."""
+"""Bytes; a config.json has about 1 kB, the index of the largest Llama 100 kB."""
 LARGEST_INTEGER = 2**31 - 1
 LARGEST_NUMBER = 1e30
 _PLAIN = {"missing": "missing", "model_type": "expected an object", "too_short": "needs at least one entry"}
@@ -25,14 +25,14 @@ _PLAIN = {"missing": "missing", "model_type": "expected an object", "too_short":
 
 
 def read_json(path: Path, missing: str | None = None, largest: int = LARGEST) -> dict[str, Any]:
-    """A JSON object from a file of at most `largest` bytes; `missing` is the hint for where there is none.
+    """A JSON object from a file of at most `largest` bytes. `missing` is the hint of the error if there is no file.
 
-    Raises ToolkitError, also for an object that has one name twice, of which any reader takes another value.
+    Raises ToolkitError, also for duplicate keys.
     """
     content = read_bytes(path, largest, missing)
     try:
         value = json.loads(content.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, or a number of 4300 digits
+    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, not JSON, or a number of 4300 digits
         raise ToolkitError(f"is not valid JSON: {error}", where=path) from None
     if not isinstance(value, dict):
         raise ToolkitError(f"holds a JSON {type(value).__name__}, expected an object", where=path)
@@ -40,13 +40,13 @@ def read_json(path: Path, missing: str | None = None, largest: int = LARGEST) ->
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object_pairs_hook: a dict. Raises ValueError when a name is there twice."""
-    found: dict[str, Any] = {}
+    """An object_pairs_hook for json.loads. Raises ValueError for duplicate keys."""
+    values: dict[str, Any] = {}
     for name, value in pairs:
-        if name in found:
-            raise ValueError(f"{shown(name)} is there twice")
-        found[name] = value
-    return found
+        if name in values:
+            raise ValueError(f"the key {shown(name)} is there twice")
+        values[name] = value
+    return values
 
 
 def problem_of(error: ValidationError, *place: str) -> str:
@@ -62,16 +62,16 @@ def problem_of(error: ValidationError, *place: str) -> str:
 
 
 def finite(value: Any) -> Any:
-    """What JSON can hold: null for infinity, which it does not have."""
+    """The value with null in place of infinity, which JSON does not have."""
     if isinstance(value, dict):
-        return {name: finite(one) for name, one in value.items()}
+        return {name: finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(one) for one in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and math.isinf(value) else value
 
 
 class Fields:
-    """Typed reads of an object's fields; null counts as not there. `prefix` is their path in the file."""
+    """Reads the fields of an object by type. null counts as missing. `prefix` is the object's path in the file."""
 
     def __init__(self, values: Mapping[str, Any], where: str, prefix: str = "") -> None:
         self.values, self.where, self.prefix = values, where, prefix
@@ -86,7 +86,7 @@ class Fields:
     def number(
         self, name: str, default: float | None = None, at_least: float = 0.0, at_most: float = LARGEST_NUMBER
     ) -> float:
-        """A number above 0, from `at_least` to `at_most`; NaN and infinity are none."""
+        """A number above 0, from `at_least` to `at_most`. NaN and infinity are errors."""
         value = self._value(name, default)
         number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
         if not number or not at_least <= value <= at_most:
@@ -95,7 +95,7 @@ class Fields:
         return float(value)
 
     def boolean(self, name: str) -> bool:
-        """true or false; false where it is not there."""
+        """true or false; false if the field is missing."""
         value = self._value(name, False)
         if not isinstance(value, bool):
             raise self._error(name, f"expected true or false, got {shown(value)}")

@@ -1,4 +1,4 @@
-"""Reading a YAML file of settings, with every way that can fail as one clear line."""
+"""Reads a YAML file of settings. Every error is one clear line."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from toolkit.errors import LONGEST_QUOTE, ToolkitError, clipped, is_unicode, sho
 from toolkit.files.atomic import LARGEST_TEXT, read_text
 
 MOST_VALUES = 100_000
-"""In one file, keys included, each alias (*name) counted as all that it stands for. What people write has hundreds."""
+"""In one file, with keys, and with each alias (*name) counted as what it stands for. A settings file has hundreds."""
 DEEPEST = 64
-"""Blocks within blocks. What people write has five."""
+"""Levels of nested blocks. A settings file has five."""
 TOO_DEEP = "nested too deeply"
 MOST_LETTERS = LARGEST_TEXT
-"""Of all values, aliases counted in the same way."""
+"""Characters of all values, with aliases counted in the same way."""
 LONGEST_NUMBER = 100
-"""Characters. PyYAML takes time with the square of them for 1:1:1, which is a number in base 60."""
+"""Characters. PyYAML needs quadratic time for 1:1:1..., a number in base 60."""
 TAGS = (None, "!", "tag:yaml.org,2002:str")
-"""The types that a value may name (!!str): the others tell Python to make what no setting is."""
+"""The types that a value may name (!!str). The others make Python objects that no setting needs."""
 
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C ten times as fast, where PyYAML has it
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML with its C library is ten times as fast
 
 
 class _Strict(_Loader):  # type: ignore[misc]
-    """A mapping that gives a key twice is a mistake that plain YAML hides."""
+    """A loader that refuses duplicate keys, which plain YAML accepts, and very long numbers."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -45,7 +45,7 @@ class _Strict(_Loader):  # type: ignore[misc]
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float:
         if len(node.value) > LONGEST_NUMBER:
-            raise _wrong(f"a number of {len(node.value):,} characters, the most is {LONGEST_NUMBER}", node)
+            raise _wrong(f"a number has {len(node.value):,} characters, expected at most {LONGEST_NUMBER}", node)
         is_whole = node.tag.endswith(":int")
         number: int | float = self.construct_yaml_int(node) if is_whole else self.construct_yaml_float(node)
         return number
@@ -56,7 +56,7 @@ for _kind in ("int", "float"):
 
 
 def read_yaml(file: Path, examples: str = "configs") -> dict[str, Any]:
-    """The content of a YAML file. `examples` is the name of its kind in `toolkit sample`."""
+    """The content of a YAML file. `examples` is what `toolkit sample` calls files of this kind."""
     text = read_text(file, missing=f"For examples: toolkit sample {examples} DIR")
     try:
         content = parse_yaml(text)
@@ -72,28 +72,28 @@ def read_yaml(file: Path, examples: str = "configs") -> dict[str, Any]:
 
 
 def parse_yaml(text: str) -> Any:
-    """The value that a text is in YAML. Raises ValueError: what is wrong, in short, its cause being PyYAML's."""
+    """The value of a YAML text. Raises ValueError with a short message; its cause is PyYAML's error."""
     try:
         _check_size(text)
         return yaml.load(text, Loader=_Strict)
-    except (yaml.YAMLError, ValueError, ArithmeticError) as error:  # a date or number that cannot be
+    except (yaml.YAMLError, ValueError, ArithmeticError) as error:  # an impossible date or number
         problem = str(getattr(error, "problem", None) or error)
         raise ValueError(TOO_DEEP if "nesting depth" in problem else clipped(problem, 2 * LONGEST_QUOTE)) from error
 
 
 def compose_yaml(text: str) -> yaml.Node | None:
-    """The nodes of a text that `parse_yaml` takes, which say where in it each value is."""
-    found: yaml.Node | None = yaml.compose(text, Loader=_Loader)
-    return found
+    """The nodes of a text that `parse_yaml` accepts. A node says where in the text its value is."""
+    node: yaml.Node | None = yaml.compose(text, Loader=_Loader)
+    return node
 
 
 def _check_size(text: str) -> None:
-    """Raise a yaml.YAMLError for what would take memory or time without end, before anything is made of it.
+    """Raise a yaml.YAMLError for a text that would need too much memory or time, before building its values.
 
-    PyYAML builds values by recursion, in C too, and an alias costs nothing until somebody walks through it.
+    PyYAML builds values by recursion, also in C. An alias costs nothing until somebody walks through its value.
     """
-    open_blocks: list[tuple[str | None, int, int]] = []  # the name (&name), the values and the letters before it
-    sizes: dict[str, tuple[int, int]] = {}  # values and letters of what an alias may stand for, by its name
+    open_blocks: list[tuple[str | None, int, int]] = []  # (its &name, values before it, letters before it)
+    sizes: dict[str, tuple[int, int]] = {}  # &name: (values, letters) of what its alias stands for
     values = letters = 0
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.CollectionEndEvent):
@@ -104,11 +104,11 @@ def _check_size(text: str) -> None:
             alias = event.anchor or ""
             if any(name == alias for name, _, _ in open_blocks):
                 raise _wrong(f"*{clipped(alias)} is inside of what it stands for", event)
-            more = sizes.get(alias, (0, 0))  # none: PyYAML refuses it later
-            values, letters = values + more[0], letters + more[1]
+            alias_values, alias_letters = sizes.get(alias, (0, 0))  # PyYAML refuses an unknown alias later
+            values, letters = values + alias_values, letters + alias_letters
         elif isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
             if event.tag not in TAGS:
-                raise _wrong(f"the type {clipped(event.tag)} is not taken: write the value alone", event)
+                raise _wrong(f"the type {clipped(event.tag)} is not supported: write the value alone", event)
             if isinstance(event, yaml.CollectionStartEvent):
                 open_blocks.append((event.anchor, values, letters))
             else:
@@ -130,7 +130,8 @@ def _wrong(problem: str, at: Any) -> yaml.YAMLError:
 def absolute_path(value: Any, file: Path, field: str) -> Any:
     """The path in a field of a YAML file, relative to the file's own folder.
 
-    What is not text is left for the validation to refuse. Raises ToolkitError for text that cannot be a path.
+    A value that is not text is returned as it is; the validation refuses it. Raises ToolkitError for text that is
+    not a path.
     """
     if not isinstance(value, str) or not value:
         return value

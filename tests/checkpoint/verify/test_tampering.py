@@ -112,7 +112,7 @@ TAMPERINGS = [
         query_slices_of_two_ranks,
         "rank0.safetensors: transformer.layers.1.attention.qkv.weight: 20.. of 3072 elements differ, the first at "
         r"\[0, 0\]: .*; holds the share of tensor parallel rank 1 of model.layers.1.self_attn.q_proj.weight, "
-        "expected that of rank 0",
+        "expected the share of rank 0",
         r"layer 1 \(stage 0\): hidden states differ by",
     ),
     (

@@ -1,7 +1,7 @@
-"""Compares a TensorRT-LLM checkpoint, whoever wrote it, with the Hugging Face directory it was made from.
+"""Compares a TensorRT-LLM checkpoint from any converter with the Hugging Face directory that it was made from.
 
-Reading order: structure (config.json and headers), bytes (every element) with diagnosis (what a wrong tensor
-holds instead), meaning (what it computes) with its two models, sharded and reference.
+Reading order: checkpoint/structure (config.json and headers), bytes (every element) with diagnosis (what a wrong tensor
+holds instead), meaning (what the layers compute) with its two models, sharded and reference.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toolkit.checkpoint.workers import Progress
+
 if TYPE_CHECKING:
     from toolkit.checkpoint.structure import Difference
     from toolkit.checkpoint.verify.bytes import Bytes
     from toolkit.checkpoint.verify.meaning import Meaning
 
-Progress = Callable[[int, int], None]
 Bar = Callable[[str, str], AbstractContextManager[Progress]]
-"""Begins to show the progress of a part: (label, unit) -> something to call with (done, in all)."""
+"""Called with (label, unit) at the start of a part. Its block gets a function to call with (done, total)."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found. A part that was not asked for is None, and so are both when the structure differs."""
+    """The result. A part that was not requested is None. If the structure differs, both parts are None."""
 
     checkpoint: Path
     source: Path
@@ -37,7 +38,7 @@ class Verification:
     @property
     def differences(self) -> list[Difference]:
         parts = (part.differences for part in (self.bytes, self.meaning) if part)
-        return [*self.structure, *(each for part in parts for each in part)]
+        return [*self.structure, *(difference for part in parts for difference in part)]
 
     @property
     def same(self) -> bool:
@@ -46,7 +47,7 @@ class Verification:
 
 @contextlib.contextmanager
 def silent(_label: str, _unit: str) -> Iterator[Progress]:
-    """Progress that nobody sees."""
+    """Shows no progress."""
     yield lambda done, total: None
 
 
@@ -59,7 +60,7 @@ def verify(
     prompts: Sequence[str] = (),
     bar: Bar = silent,
 ) -> Verification:
-    """Compare the checkpoint in a directory with a source. Raises ToolkitError when either cannot be read."""
+    """Compare the checkpoint in a directory with a source. Raises ToolkitError if one of them cannot be read."""
     from toolkit.checkpoint.reader import open_checkpoint
     from toolkit.checkpoint.source import check_source, open_source
     from toolkit.checkpoint.structure import structure_differences
@@ -74,15 +75,15 @@ def verify(
     weights = open_source(source)
     check_source(weights, shape)
     check_tied(weights, shape)
-    tried = make_prompts(source, shape.vocab_size, prompts) if meaning else None
+    token_prompts = make_prompts(source, shape.vocab_size, prompts) if meaning else None
     structure = tuple(structure_differences(shape, opened))
-    found: dict[str, Any] = {"bytes": None, "meaning": None}
+    parts: dict[str, Any] = {"bytes": None, "meaning": None}
     if bytes and not structure:
         with bar("compare bytes", "B") as progress:
-            found["bytes"] = compare_bytes(weights, shape, opened, progress)
-    if tried and not structure:
+            parts["bytes"] = compare_bytes(weights, shape, opened, progress)
+    if token_prompts and not structure:
         from toolkit.checkpoint.verify.meaning import compare_meaning
 
         with bar("compare layers", "layers") as progress:
-            found["meaning"] = compare_meaning(weights, opened, tried, progress)
-    return Verification(checkpoint, source, opened.mapping.world_size, structure, **found)
+            parts["meaning"] = compare_meaning(weights, opened, token_prompts, progress)
+    return Verification(checkpoint, source, opened.mapping.world_size, structure, **parts)

@@ -1,6 +1,7 @@
-"""Every element of every rank file against the source, streamed: bit for bit after the cast.
+"""Compares every element of every rank file with the source, bit for bit after the cast.
 
-Each source tensor is read once, in blocks; each block is compared with every place that holds a part of it.
+Each source tensor is read once, in blocks. Each block is compared with every place in the rank files that holds a part
+of it.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ if TYPE_CHECKING:
     import torch
 
 DIAGNOSED = 16
-"""Of how many tensors to look for what they hold instead: each search reads from the source again."""
+"""How many wrong tensors are diagnosed: each diagnosis reads from the source again."""
 
 
 @dataclass
 class Tally:
-    """What is known of a tensor of a rank file: how many elements differ, and the first of them."""
+    """Counts the elements of a rank file's tensor that differ, and keeps the first of them."""
 
     rank: int
     tensor: Tensor
@@ -39,39 +40,39 @@ class Tally:
     first: tuple[int, ...] = ()
     last_row: int = 0
     values: tuple[float, float] = (0.0, 0.0)
-    """At `first`: found, expected."""
+    """At `first`: (actual value, expected value)."""
     lock: threading.Lock = field(default_factory=threading.Lock)
-    """The sources of one tensor (q, k and v) are compared side by side."""
+    """The sources of one tensor (q, k and v) are compared in parallel."""
 
-    def compare(self, row: int, wanted: torch.Tensor) -> None:
-        """Compare the rows from `row` on."""
+    def compare(self, row: int, expected: torch.Tensor) -> None:
+        """Compare the rows from `row` on with the expected rows."""
         import torch
 
-        found = read(self.stored, range(row, row + len(wanted)))
-        if torch.equal(bits(found), bits(wanted)):
+        actual = read(self.stored, range(row, row + len(expected)))
+        if torch.equal(bits(actual), bits(expected)):
             return
-        unequal = bits(found) != bits(wanted)
+        unequal = bits(actual) != bits(expected)
         rows = unequal.flatten(1).any(1).nonzero() if unequal.dim() > 1 else unequal.nonzero()
         top, bottom = int(rows[0]), int(rows[-1])
         index = (top, *unequal[top].nonzero()[0].tolist()) if unequal.dim() > 1 else (top,)
         position = (row + top, *index[1:])
         with self.lock:
             if not self.different or position < self.first:
-                self.first, self.values = position, (found[index].item(), wanted[index].item())
+                self.first, self.values = position, (actual[index].item(), expected[index].item())
             self.different += int(unequal.sum())
             self.last_row = max(self.last_row, row + bottom)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a rank file's tensor a piece of a source tensor is: its first row there."""
+    """Where a piece of a source tensor is in a rank file's tensor: from `row` on."""
 
     tally: Tally
     piece: Piece
     row: int
 
     def compare(self, first_row: int, values: torch.Tensor) -> None:
-        """Compare with a block of cast source rows, as far as it overlaps the piece."""
+        """Compare the part of a block of cast source rows that overlaps the piece."""
         rows, columns = self.piece.rows, self.piece.columns
         start, stop = max(rows.start, first_row), min(rows.stop, first_row + len(values))
         if start < stop:
@@ -82,7 +83,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Bytes:
-    """The outcome: how much was compared, and one difference for each tensor that is not as it must be."""
+    """The result: how much was compared, and one difference for each wrong tensor."""
 
     tensors: int
     elements: int
@@ -91,7 +92,7 @@ class Bytes:
 
 
 def compare_bytes(source: Source, shape: ModelShape, checkpoint: Checkpoint, progress: Progress) -> Bytes:
-    """Compare all rank files. `progress` is called with (source bytes done, in all).
+    """Compare all rank files. `progress` is called with (source bytes done, source bytes in total).
 
     The headers must have passed `structure_differences`. Raises ToolkitError for files that cannot be read.
     """
@@ -134,7 +135,7 @@ def _places(shape: ModelShape, checkpoint: Checkpoint) -> tuple[list[Tally], dic
 
 
 def _compare_padding(tally: Tally) -> None:
-    """Rows that no piece fills must be zero. There are fewer of them than ranks."""
+    """Check that the rows that no piece fills are zero. There are fewer of them than ranks."""
     import torch
 
     filled = sum(len(piece.rows) for piece in tally.tensor.pieces)
@@ -145,11 +146,11 @@ def _compare_padding(tally: Tally) -> None:
 
 
 def _difference(tally: Tally, diagnosis: Diagnosis, explain: bool) -> Difference:
-    found, wanted = tally.values
+    actual, expected = tally.values
     elements = math.prod(tally.tensor.shape)
     what = (
         f"{tally.tensor.name}: {tally.different} of {elements} elements differ, the first at {list(tally.first)}: "
-        f"{found:.9g}, expected {wanted:.9g}"
+        f"{actual:.9g}, expected {expected:.9g}"
     )
     last = tally.last_row
     cause = diagnosis.of(tally.rank, tally.tensor, tally.stored, range(tally.first[0], last + 1)) if explain else None
@@ -159,8 +160,8 @@ def _difference(tally: Tally, diagnosis: Diagnosis, explain: bool) -> Difference
         "different": tally.different,
         "elements": elements,
         "index": list(tally.first),
-        "found": found,
-        "expected": wanted,
+        "found": actual,
+        "expected": expected,
         "cause": cause,
     }
     file = f"rank{tally.rank}.safetensors"

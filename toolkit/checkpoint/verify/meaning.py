@@ -1,7 +1,7 @@
 """Runs the sharded model and the reference side by side, layer by layer, and compares what they compute.
 
-After a layer that differs the sharded run goes on from the reference's hidden states, so that each wrong
-layer is named, and none for the fault of another.
+After a layer that differs, the sharded run continues from the reference's hidden states. So every wrong layer is named,
+and no right layer is.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from toolkit.checkpoint.verify.reference import ReferenceModel
 from toolkit.checkpoint.verify.sharded import ShardedModel
 
 TOLERANCE = 1e-3
-"""Largest difference, relative to the length of a token's hidden state, or to the largest logit. Both runs have
-the same weights and compute in float32: over 80 layers they differ by about 1e-5, exchanged heads by 1e-1."""
+"""Largest difference, relative to the norm of a token's hidden state, or to the largest logit. Both runs have the same
+weights and compute in float32: over 80 layers they differ by about 1e-5. Exchanged heads give 1e-1."""
 TIE = 1e-5
-"""Two logits that are closer than this part of the largest are equal: either of their tokens is the greedy one."""
+"""Two logits closer than this fraction of the largest count as equal: both of their tokens are greedy ones."""
 
 
 @dataclass
 class Meaning:
-    """The outcome. Errors are relative, the largest of all tokens."""
+    """The result. An error is relative, and the largest of all tokens."""
 
     prompts: Prompts
     layers: int = 0
@@ -37,7 +37,7 @@ class Meaning:
     """Whether the sharded run went from tokens to logits by itself. If not, the next two are of the output layer."""
     logits_error: float = 0.0
     greedy_differences: int = 0
-    """Positions, of all tokens of all prompts, whose next token is another."""
+    """The number of positions, in all prompts, with another greedy next token."""
     differences: list[Difference] = field(default_factory=list)
 
 
@@ -45,44 +45,44 @@ class Meaning:
 def compare_meaning(
     source: Source, checkpoint: Checkpoint, prompts: Prompts, progress: Callable[[int, int], None]
 ) -> Meaning:
-    """Compute every position of every prompt both ways. `progress` is called with (layers done, layers in all).
+    """Compute every position of every prompt in both ways. `progress` is called with (layers done, layers in total).
 
-    The headers must have passed `structure_differences`. Memory: one layer of the model in float32.
+    The headers must have passed `structure_differences`. Needs memory for one layer in float32.
     """
     tokens, lengths = torch.tensor([token for ids in prompts.ids for token in ids]), prompts.lengths
     sharded, reference = ShardedModel(checkpoint, max(lengths)), ReferenceModel(source, checkpoint.dtype)
     outcome = Meaning(prompts, layers=checkpoint.shape.num_hidden_layers)
-    wanted = reference.embed(tokens)
-    hidden = _checked(sharded.embed(tokens), wanted, "embedding", 0, outcome)
+    expected = reference.embed(tokens)
+    hidden = _checked(sharded.embed(tokens), expected, "embedding", 0, outcome)
     for index in range(outcome.layers):
-        wanted = reference.layer(index, wanted, lengths)
-        found = sharded.layer(index, hidden, lengths)
-        hidden = _checked(found, wanted, f"layer {index}", sharded.stage(index), outcome)
+        expected = reference.layer(index, expected, lengths)
+        actual = sharded.layer(index, hidden, lengths)
+        hidden = _checked(actual, expected, f"layer {index}", sharded.stage(index), outcome)
         progress(index + 1, outcome.layers)
-    _check_logits(sharded.logits(hidden), reference.logits(wanted), outcome)
+    _check_logits(sharded.logits(hidden), reference.logits(expected), outcome)
     return outcome
 
 
-def _checked(found: Tensor, wanted: Tensor, name: str, stage: int, outcome: Meaning) -> Tensor:
-    """The hidden states to go on with: `found`, or where they differ from `wanted`, those."""
-    error = float(((found - wanted).norm(dim=1) / wanted.norm(dim=1).clamp_min(1e-30)).max())
+def _checked(actual: Tensor, expected: Tensor, name: str, stage: int, outcome: Meaning) -> Tensor:
+    """The hidden states to continue with: `actual`, or `expected` if they differ."""
+    error = float(((actual - expected).norm(dim=1) / expected.norm(dim=1).clamp_min(1e-30)).max())
     if error <= TOLERANCE:
         outcome.hidden_error = max(outcome.hidden_error, error)
-        return found
+        return actual
     outcome.unbroken = False
-    what = f"hidden states differ by {error:.2g} of their length, at most {TOLERANCE:g} is rounding"
+    what = f"hidden states differ by {error:.2g} of their norm, rounding explains at most {TOLERANCE:g}"
     outcome.differences.append(Difference(f"{name} (stage {stage})", what, {"stage": stage, "error": error}))
-    return wanted
+    return expected
 
 
-def _check_logits(found: Tensor, wanted: Tensor, outcome: Meaning) -> None:
-    largest = max(float(wanted.abs().max()), 1e-30)
-    outcome.logits_error = float((found - wanted).abs().max()) / largest
+def _check_logits(actual: Tensor, expected: Tensor, outcome: Meaning) -> None:
+    largest = max(float(expected.abs().max()), 1e-30)
+    outcome.logits_error = float((actual - expected).abs().max()) / largest
     if not outcome.logits_error <= TOLERANCE:
-        what = f"logits differ by {outcome.logits_error:.2g} of the largest, at most {TOLERANCE:g} is rounding"
+        what = f"logits differ by {outcome.logits_error:.2g} of the largest, rounding explains at most {TOLERANCE:g}"
         outcome.differences.append(Difference("output (last stage)", what, {"error": outcome.logits_error}))
-    best = wanted.max(1).values
-    chosen = wanted.gather(1, found.argmax(1, keepdim=True))[:, 0]
+    best = expected.max(1).values
+    chosen = expected.gather(1, actual.argmax(1, keepdim=True))[:, 0]
     outcome.greedy_differences = int((best - chosen > TIE * largest).sum())
     if outcome.greedy_differences:
         what = f"another greedy token at {outcome.greedy_differences} of {len(best)} positions"

@@ -1,4 +1,4 @@
-"""The token sequences that the model is tried on."""
+"""The token sequences for which both models are computed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SEED = 20
 
 @dataclass(frozen=True)
 class Prompts:
-    """Token ids of each prompt, and in words where they come from."""
+    """The token ids of each prompt. `origin` says in words where they come from."""
 
     origin: str
     ids: tuple[tuple[int, ...], ...]
@@ -31,18 +31,18 @@ class Prompts:
 
 
 def make_prompts(source: Path, vocab_size: int, texts: Sequence[str] = ()) -> Prompts:
-    """`texts`, else sentences of our own, through the source's tokenizer.json; without one, fixed random ids.
+    """Token ids of `texts`, or of built-in sentences, by the source's tokenizer.json; without that file, random ids.
 
-    Raises ToolkitError for texts that cannot be made ids of the model.
+    The random ids are always the same. Raises ToolkitError for texts that do not become ids of the model.
     """
     file = source / "tokenizer.json"
     if file.is_file():
         return Prompts("texts", tuple(_encode(file, text, vocab_size) for text in texts or SENTENCES))
     if texts:
-        hint = "Add the model's tokenizer.json, or leave the prompts out to use random token ids."
+        hint = "Add the model's tokenizer.json, or leave out --prompt to use random token ids."
         raise ToolkitError("no such file", where=file, hint=hint)
-    chance = random.Random(SEED)
-    ids = tuple(tuple(chance.randrange(vocab_size) for _ in range(length)) for length in RANDOM_LENGTHS)
+    generator = random.Random(SEED)
+    ids = tuple(tuple(generator.randrange(vocab_size) for _ in range(length)) for length in RANDOM_LENGTHS)
     return Prompts("random token ids, as there is no tokenizer.json", ids)
 
 
@@ -54,8 +54,8 @@ def _encode(file: Path, text: str, vocab_size: int) -> tuple[int, ...]:
     except Exception as error:  # the library raises nothing more exact
         raise ToolkitError(f"cannot be read: {error}", where=file, hint="Download it again.") from None
     if not ids:
-        raise ToolkitError(f"prompt {shown(text)} has no tokens", hint="Give a longer one.")
+        raise ToolkitError(f"--prompt: {shown(text)} has no tokens", hint="Give a longer text.")
     if max(ids) >= vocab_size:
-        what = f"gives token {max(ids)}, but the model has {vocab_size}"
+        what = f"gives token {max(ids)}, but the model has only {vocab_size} tokens"
         raise ToolkitError(what, where=file, hint="Use the tokenizer and the weights of the same model.")
     return tuple(ids)

@@ -1,8 +1,7 @@
-"""What the model must compute: transformers' own decoder layers, loaded one at a time from the source.
+"""What the model must compute: transformers' decoder layers, loaded one at a time from the source.
 
-Nothing here knows how a checkpoint is laid out. The weights are rounded to the checkpoint's dtype first, so
-that the two runs differ by the order of additions only: what rounding costs is a property of the dtype that
-was chosen, and that each value is rounded rightly is for the comparison of bytes to say.
+Nothing here knows the layout of a checkpoint. The weights are first rounded to the checkpoint's dtype, so the two runs
+differ only in the order of additions. Whether each value is rounded correctly is checked in the comparison of bytes.
 """
 
 from __future__ import annotations
@@ -45,9 +44,9 @@ class ReferenceModel:
             layer = LlamaDecoderLayer(self.config, index).eval()
         weights = {name: self._tensor(f"model.layers.{index}.{name}") for name in layer.state_dict()}
         layer.load_state_dict(weights, assign=True)
-        return torch.cat([self._one(layer, prompt[None])[0] for prompt in hidden.split(lengths)])
+        return torch.cat([self._prompt_output(layer, prompt[None])[0] for prompt in hidden.split(lengths)])
 
-    def _one(self, layer: LlamaDecoderLayer, hidden: Tensor) -> Tensor:
+    def _prompt_output(self, layer: LlamaDecoderLayer, hidden: Tensor) -> Tensor:
         length = hidden.shape[1]
         positions = torch.arange(length)[None]
         mask = torch.full((1, 1, length, length), -torch.inf).triu(1)
@@ -73,7 +72,7 @@ class ReferenceModel:
         return self._rows(name, range(self.tensors[name].shape[0]))
 
     def _rows(self, name: str, rows: range) -> Tensor:
-        """Rows of a tensor of the source, rounded. Safetensors are read by their own library, not by ours."""
+        """Rows of a source tensor, rounded. Safetensors files are read with their library, not with our own code."""
         stored = self.tensors[name]
         if stored.file.suffix != ".safetensors":
             return read(stored, rows).to(self.dtype).float()
@@ -87,7 +86,7 @@ class ReferenceModel:
 
 
 def _config(source: Source) -> Any:
-    """transformers' own reading of config.json; of Meta's form, which has none, the shape that we read."""
+    """config.json as transformers reads it. Meta's form has none, so there it is the shape that we read."""
     if (source.directory / CONFIG).exists():
         return LlamaConfig.from_pretrained(source.directory)
     shape = asdict(load_shape(source.directory))

@@ -1,4 +1,4 @@
-"""A Verification in words, and as JSON."""
+"""Shows a Verification as text and as JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from toolkit.checkpoint.verify.meaning import Meaning
 
 SHOWN = 20
-"""Differences that are printed; JSON has all."""
+"""How many differences are printed; JSON has all."""
 
 
 def lines(result: Verification) -> list[str]:
@@ -35,16 +35,16 @@ def lines(result: Verification) -> list[str]:
 
 def _meaning(meaning: Meaning) -> str:
     prompts = meaning.prompts
-    tried = f"{sum(prompts.lengths)} tokens of {len(prompts.ids)} prompts ({prompts.origin})"
-    found = f"{len(meaning.differences)} differences"
+    positions = f"{sum(prompts.lengths)} tokens of {len(prompts.ids)} prompts ({prompts.origin})"
+    outcome = f"{len(meaning.differences)} differences"
     if not meaning.differences:
-        found = f"the same greedy tokens, logits within {meaning.logits_error:.1e} of the largest"
-    return f"meaning: {meaning.layers} layers on {tried}; {found}"
+        outcome = f"the same greedy tokens, logits within {meaning.logits_error:.1e} of the largest"
+    return f"meaning: {meaning.layers} layers on {positions}; {outcome}"
 
 
 def as_dict(result: Verification) -> dict[str, Any]:
     """For a machine."""
-    found: dict[str, Any] = {
+    data: dict[str, Any] = {
         "checkpoint": str(result.checkpoint),
         "source": str(result.source),
         "same": result.same,
@@ -55,7 +55,7 @@ def as_dict(result: Verification) -> dict[str, Any]:
     }
     if result.bytes:
         compared = result.bytes
-        found["bytes"] = {
+        data["bytes"] = {
             "tensors": compared.tensors,
             "elements": compared.elements,
             "different_tensors": len(compared.differences),
@@ -63,7 +63,7 @@ def as_dict(result: Verification) -> dict[str, Any]:
         }
     if result.meaning:
         meaning = result.meaning
-        found["meaning"] = {
+        data["meaning"] = {
             "prompts": len(meaning.prompts.ids),
             "prompts_from": meaning.prompts.origin,
             "tokens": sum(meaning.prompts.lengths),
@@ -72,14 +72,14 @@ def as_dict(result: Verification) -> dict[str, Any]:
             "logits_error": meaning.logits_error if meaning.unbroken else None,
             "greedy_differences": meaning.greedy_differences if meaning.unbroken else None,
         }
-    finite: dict[str, Any] = _finite(found)
+    finite: dict[str, Any] = _finite(data)
     return finite
 
 
 def _finite(value: Any) -> Any:
-    """The same with NaN and infinity as text, which JSON has no numbers for."""
+    """The value with NaN and infinity as text: JSON has no such numbers."""
     if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
+        return {name: _finite(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_finite(each) for each in value]
+        return [_finite(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

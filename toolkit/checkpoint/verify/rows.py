@@ -1,4 +1,4 @@
-"""Rows of a stored tensor, and what the rows of a rank file's tensor must be."""
+"""Reads rows of a stored tensor, and builds the expected rows of a rank file's tensor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def read(stored: SourceTensor, rows: range) -> torch.Tensor:
-    """Those rows of a tensor, as it is stored. Raises ToolkitError when they cannot be read."""
+    """Rows of a tensor in its stored dtype. Raises ToolkitError if they cannot be read."""
     import torch
 
     data = torch.empty(len(rows) * (stored.size // stored.shape[0]), dtype=torch.uint8)
@@ -23,14 +23,14 @@ def read(stored: SourceTensor, rows: range) -> torch.Tensor:
 
 
 def blocks(stored: SourceTensor, size: int | None = None) -> Iterator[range]:
-    """The rows of a tensor, cut so that `size` bytes (BLOCK_BYTES) hold each part, or a single row."""
+    """The rows of a tensor in parts of at most `size` bytes (default: BLOCK_BYTES), but of at least one row."""
     rows = stored.shape[0]
     step = max(1, (size or BLOCK_BYTES) // (stored.size // rows))
     return (range(first, min(first + step, rows)) for first in range(0, rows, step))
 
 
 def expected(source: Source, tensor: Tensor, rows: range, dtype: str) -> torch.Tensor:
-    """Rows of a rank file's tensor, put together from the source and cast."""
+    """The expected rows of a rank file's tensor, put together from the source and cast."""
     import torch
 
     parts, top = [], 0
@@ -48,7 +48,7 @@ def expected(source: Source, tensor: Tensor, rows: range, dtype: str) -> torch.T
 
 
 def bits(values: torch.Tensor) -> torch.Tensor:
-    """The same elements as whole numbers, so that zeros of either sign differ and NaN equals itself."""
+    """The bits of the elements as integers: 0.0 and -0.0 differ, and NaN equals itself."""
     import torch
 
     return values.view(torch.int16 if values.element_size() == 2 else torch.int32)

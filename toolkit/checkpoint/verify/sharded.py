@@ -1,10 +1,9 @@
-"""The model as its ranks would compute it together, from the rank files alone, one layer in memory at a time.
+"""Computes the model as its ranks would together, from the rank files alone, with one layer in memory at a time.
 
-Stage after stage; inside a stage the tensor parallel ranks side by side, and what they would all-reduce is
-added up here. Plain float32 arithmetic, written to be compared with the definition of a Llama.
+It computes stage after stage. In a stage it computes each tensor parallel rank and adds up what they would all-reduce.
+It is plain float32 arithmetic, easy to compare with the definition of a Llama.
 
-The files are read, not mapped: a private mapping of a rank file that is larger than the machine's memory is
-refused by Linux.
+The files are read, not mapped: Linux refuses a private mapping of a rank file that is larger than the machine's memory.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from toolkit.checkpoint.verify.rows import blocks, read
 from toolkit.model.rotary import rotary_tables
 
 VOCABULARY_BYTES = 64 << 20
-"""Of the output matrix in memory at a time."""
+"""How much of the output matrix is in memory at a time."""
 
 
 class ShardedModel:
-    """A TensorRT-LLM checkpoint, computed. Sizes come from its own config.json, weights from its rank files."""
+    """The model of a TensorRT-LLM checkpoint. Sizes come from its config.json, weights from its rank files."""
 
     def __init__(self, checkpoint: Checkpoint, positions: int) -> None:
         self.checkpoint, self.mapping, self.model = checkpoint, checkpoint.mapping, checkpoint.shape
@@ -91,8 +90,8 @@ class ShardedModel:
         keys, values = (part.repeat_interleave(self.heads // self.kv_heads, 0) for part in (keys, values))
         scores = queries @ keys.transpose(1, 2) / math.sqrt(self.model.head_dim)
         future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
-        found = scores.masked_fill(future, -torch.inf).softmax(-1) @ values
-        return found.transpose(0, 1).flatten(1)
+        mixed = scores.masked_fill(future, -torch.inf).softmax(-1) @ values
+        return mixed.transpose(0, 1).flatten(1)
 
     def _turn(self, heads: Tensor) -> Tensor:
         """Rotary positions on [heads, tokens, head_dim]."""
@@ -100,14 +99,14 @@ class ShardedModel:
         return heads * cos + heads.roll(self.model.head_dim // 2, -1) * sin
 
     def _mlp(self, layer: _Layer, hidden: Tensor, lengths: list[int]) -> Tensor:
-        """One rank's part of the MLP's output. What goes through SiLU is called `fc`, the other half `gate`."""
+        """One rank's part of the MLP's output. `fc` goes through SiLU, `gate` is the other half."""
         normed = layer.norm(hidden, "post_layernorm", self.model.rms_norm_eps)
         inner = silu(layer.linear(normed, "mlp.fc")) * layer.linear(normed, "mlp.gate")
         return layer.partial(inner, "mlp.proj")
 
 
 class _Layer:
-    """The modules of one layer of one rank; each weight is read when it is used and then forgotten."""
+    """The modules of one layer of one rank. Each weight is read when it is used, and not kept."""
 
     def __init__(self, tensors: Mapping[str, Stored], prefix: str, tp: int) -> None:
         self.tensors, self.prefix, self.tp = tensors, prefix, tp
@@ -119,7 +118,7 @@ class _Layer:
         return linear(hidden, self._tensor(f"{name}.weight"), self._bias(name))
 
     def partial(self, hidden: Tensor, name: str) -> Tensor:
-        """Rank's share of a sum over the ranks. Each has the whole bias, so each adds its part of it."""
+        """The rank's share of a sum over the ranks. Every rank has the whole bias, so each adds a part of it."""
         bias = self._bias(name)
         return linear(hidden, self._tensor(f"{name}.weight"), None if bias is None else bias / self.tp)
 
@@ -135,6 +134,6 @@ def _whole(tensor: Stored) -> Tensor:
 
 
 def _rows(matrix: Stored, rows: Tensor) -> Tensor:
-    """Some rows of a matrix, without reading the rest."""
+    """Some rows of a matrix; the others are not read."""
     picked = [read(matrix, range(row, row + 1)) for row in rows.tolist()]
     return torch.cat(picked).float() if picked else torch.zeros(0, matrix.shape[1])
