@@ -163,9 +163,9 @@ def test_a_mode_that_is_not_rehearsed_comes_first(deploy, serve, taken_port):
         ),
         (
             "GPU-52a3a852,GPU-6a1f6e53",
-            "parallel: 4 ranks need 4 GPUs, CUDA_VISIBLE_DEVICES leaves 1 (no GPU has the UUID 'GPU-6a1f6e53'). Give",
+            "parallel: 4 ranks need 4 GPUs, CUDA_VISIBLE_DEVICES leaves 1 (no GPU has the UUID 'GPU-6a1f6e53'). Make",
         ),
-        ("0,1,2", "parallel: 4 ranks need 4 GPUs, CUDA_VISIBLE_DEVICES leaves 3. Give it more"),
+        ("0,1,2", "parallel: 4 ranks need 4 GPUs, CUDA_VISIBLE_DEVICES leaves 3. Make more GPUs visible"),
     ],
 )
 def test_variables_that_serving_refuses(deploy, serve, monkeypatch, value, says):

@@ -158,7 +158,7 @@ def test_what_the_toolkit_did_not_make_is_not_replaced(tmp_path: Path) -> None:
     target.mkdir()
     (target / "thesis.txt").write_text("ten years of work")
     with pytest.raises(
-        ToolkitError, match=r"checkpoint: holds thesis\.txt and no lock\.json, so it is not the toolkit"
+        ToolkitError, match=r"checkpoint: holds thesis\.txt and no lock\.json: the toolkit did not make"
     ):
         make(target)
     assert (target / "thesis.txt").read_text() == "ten years of work"

@@ -23,6 +23,13 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
+def wait_for_both() -> None:
+    """Wait until both replicas are ready and `toolkit serve` has had time to notice."""
+    while not all(file.with_name(f"{number}.ready").exists() for number in (0, 1)):
+        time.sleep(0.02)
+    time.sleep(0.5)
+
+
 def ask(number: int, frame: object) -> None:
     global asked
     asked += 1
@@ -42,11 +49,12 @@ if "mute" in steps:
     (file.parent / "out" / "run" / f"replica{replica}" / "state.json").write_text(json.dumps(state))
 else:
     say(f"ready: http://{replica}\nnext: toolkit ask {file}")
+    file.with_name(f"{replica}.ready").touch()
 if "die" in steps:
-    time.sleep(0.3)
+    wait_for_both()
     os.kill(os.getpid(), signal.SIGKILL)
 if "fail-later" in steps:
-    time.sleep(0.3)
+    wait_for_both()
     say("error: rank 0 was killed by SIGKILL")
     sys.exit(1)
 while asked < (2 if "stubborn" in steps else 1):

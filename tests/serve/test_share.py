@@ -70,7 +70,7 @@ def test_only_the_gpus_that_a_batch_system_leaves(node, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(uuids))
     assert share_of(deployment) == share
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8932f937")
-    says = "CUDA_VISIBLE_DEVICES leaves 0 .no GPU has the UUID 'GPU-8932f937'.. Give it more"
+    says = "CUDA_VISIBLE_DEVICES leaves 0 .no GPU has the UUID 'GPU-8932f937'.. Make more GPUs visible"
     with pytest.raises(ToolkitError, match=says):
         share_of(deployment)
     monkeypatch.setattr(gpus, "load_library", lambda: FakeNvml([], fails={"nvmlInit": pynvml.NVML_ERROR_UNKNOWN}))

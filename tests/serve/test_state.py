@@ -82,14 +82,14 @@ def test_an_id_that_no_run_has_touches_no_shared_memory(deployment, run, run_id)
 DAMAGED = [
     ("", "is not valid JSON"),
     ("[]", "holds a JSON list"),
-    ('{"phase": "ready"}', "run_id: None is not"),
+    ('{"phase": "ready"}', "run_id: None has the wrong type"),
     ("\udcff", "is not valid JSON"),
     ({"phase": "flying"}, "phase: 'flying' is unknown"),
     ({"pid": -4}, "pid -4 or since"),
-    ({"pid": "x"}, "pid: 'x' is not"),
+    ({"pid": "x"}, "pid: 'x' has the wrong type"),
     ({"since": 1e300}, "or since 1e+300 is impossible"),
     ({"since": float("nan")}, "or since nan is impossible"),
-    ({"message": 7}, "message: 7 is not"),
+    ({"message": 7}, "message: 7 has the wrong type"),
     ({"tmp": "a" * 10_000}, "do not belong to a run"),
 ]
 

@@ -6,16 +6,16 @@
 #   stage 3: GPUs 6, 7 (NV18): layers 60-79
 #   cores 0-119,168-175, 16 for each GPU, and the memory of NUMA nodes 0-1
 # Where each option of Triton and mpirun comes from:
-#   --bind-to none: Open MPI binds small groups to one core a rank, which would starve Triton's threads
-#   --oversubscribe: also where there are fewer cores than ranks, and for an orchestrator's workers
-#   --tag-output: every line with its rank, so that each has its own log
-#   --model-repository: a copy of what toolkit repo made, under a path without characters that a shell would read
-#   --model-control-mode, --load-model: ranks above 0 load the engine alone and wait for rank 0
+#   --bind-to none: Open MPI binds each rank of a small group to one core, too few for Triton's threads
+#   --oversubscribe: there may be fewer cores than ranks, and an orchestrator starts workers
+#   --tag-output: marks every line with its rank, so that each rank has its own log
+#   --model-repository: a copy of what toolkit repo made, in a path that has no special characters of a shell
+#   --model-control-mode, --load-model: ranks above 0 load only the engine, and wait for rank 0
 #   --*-address, --*-port: serving.host and the ports of the YAML
-#   --exit-timeout-secs: serving.drain_timeout_s and a margin, so that the drain is not Triton's to end
-#   --disable-auto-complete-config: the configs are whole; guessing loads models twice
-#   --backend-config=python,shm-region-prefix-name: shared memory of its own for each rank and run
-#   --pinned-memory-pool-byte-size, --enable-peer-access, --cuda-memory-pool-byte-size: the GPUs are the workers'
+#   --exit-timeout-secs: serving.drain_timeout_s and a margin, so that the supervisor ends the drain, not Triton
+#   --disable-auto-complete-config: the configs are complete; to complete them Triton would load models twice
+#   --backend-config=python,shm-region-prefix-name: each rank of each run has shared memory of its own
+#   --pinned-memory-pool-byte-size, --enable-peer-access, --cuda-memory-pool-byte-size: only the workers use GPUs
 # Made by the toolkit from FILE, runtime: docker.
 set -euo pipefail
 
@@ -70,9 +70,9 @@ command=(
   --env TRTLLM_ORCHESTRATOR=1
   # NVIDIA's, with engine.version
   nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3
-  # 64 MiB of stack a thread, or the most that is allowed: one request can end a Triton that has less
+  # 64 MiB of stack per thread, or the most that is allowed: with less, one request can end Triton
   sh -c 'umask 077; ulimit -S -s 65536 2>/dev/null || ulimit -S -s "$(ulimit -H -s)"; exec "$@"' sh
-  # starts the ranks, and ends them all
+  # starts the ranks, and ends them all if one ends
   mpirun
   --allow-run-as-root
   --bind-to none
