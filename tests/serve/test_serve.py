@@ -245,9 +245,9 @@ def test_the_next_serve_cleans_up_when_all_guards_were_killed(deploy, start):
 def test_a_second_serve_is_refused(deploy, start):
     serving = start(deploy())
     serving.wait_for(lambda: "starting" in serving.stderr)
-    with pytest.raises(ToolkitError, match=rf"served already, by process {serving.process.pid}\b"):
+    with pytest.raises(ToolkitError, match=rf"already being served by process {serving.process.pid}\b"):
         serve(serving.deployment)
-    with pytest.raises(ToolkitError, match=rf"served already, by process {serving.process.pid}\b"):
+    with pytest.raises(ToolkitError, match=rf"already being served by process {serving.process.pid}\b"):
         serve(serving.deployment, detach=True)
     serving.wait_ready()
 

@@ -75,7 +75,7 @@ SERVE: tuple[Rule, ...] = (
     *(check_programs.container, check_programs.tritonserver, check_programs.backends, check_programs.mpirun),
     *(check_programs.tensorrt_llm, check_deployment.disks, check_deployment.built, check_deployment.built_on),
 )
-"""Ports are tried by `toolkit serve` itself, which first looks whether the deployment is being served already."""
+"""Ports are tried by `toolkit serve` itself, which first looks whether the deployment is already being served."""
 
 
 def check(deployment: Deployment, stage: Stage, warn: Callable[[str], None], checkpoint: Path | None = None) -> None:

@@ -20,7 +20,7 @@ from toolkit.gateway.envoy import config
 from toolkit.gateway.keys import read_keys
 from toolkit.gateway.places import LOOPBACK, Places
 from toolkit.serve import preflight
-from toolkit.serve.janitor import RUN_ID, Janitor, Run, sweep
+from toolkit.serve.janitor import RUN_ID, Janitor, ServerRun, sweep
 from toolkit.serve.replicas import END_MARGIN_S
 from toolkit.serve.state import supervisor_pid
 from toolkit.serve.stop_requests import StopRequests, stop_requests
@@ -78,9 +78,9 @@ def check_door(deployment: Deployment) -> None:
 
 
 @contextlib.contextmanager
-def _run() -> Iterator[Run]:
+def _run() -> Iterator[ServerRun]:
     """A run of our own: whichever way we end, its processes end too."""
-    run = Run.new()
+    run = ServerRun.new()
     janitor = Janitor(run)
     try:
         yield run
