@@ -1,3 +1,4 @@
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,7 @@ import yaml
 
 from toolkit.config.load import load_deployment
 from toolkit.plan.layouts import Comparison, compare
+from toolkit.plan.plan import Plan
 
 ROOT = Path(__file__).parents[2]
 FLAGSHIP = ROOT / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml"
@@ -17,8 +19,8 @@ def flagship_compared() -> Comparison:
 
 
 @pytest.fixture
-def flagship(tmp_path):
-    """Writes a copy of the flagship's YAML with some "section.key" changed, and returns its path."""
+def flagship(tmp_path_factory):
+    """Writes a copy of the flagship's YAML with some "section.key" changed. Equal copies have the same path."""
 
     def write(**changes) -> Path:
         content = yaml.safe_load(FLAGSHIP.read_text())
@@ -28,8 +30,28 @@ def flagship(tmp_path):
                 content.setdefault(section, {})[key] = value
             else:
                 content[section] = value
-        file = tmp_path / "changed.yaml"
-        file.write_text(yaml.safe_dump(content))
-        return file
+        text = yaml.safe_dump(content)
+        folder = tmp_path_factory.getbasetemp() / "flagship" / hashlib.sha256(text.encode()).hexdigest()[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "changed.yaml").write_text(text)
+        return folder / "changed.yaml"
 
     return write
+
+
+@pytest.fixture(scope="session")
+def plans() -> dict[str, Plan]:
+    return {}
+
+
+@pytest.fixture
+def remembered(monkeypatch, plans):
+    """A plan is computed once: what it says as text, as JSON, as a page and as an exit code is of one computation."""
+
+    def plan(deployment, compare, claims, objective, progress, estimator) -> Plan:
+        key = repr((deployment.model_dump_json(), deployment.file, compare, claims, objective, estimator))
+        made = plans.setdefault(key, Plan(deployment, compare, claims, objective, None, estimator))
+        object.__setattr__(made, "progress", progress)  # that of this run of the command
+        return made
+
+    monkeypatch.setattr("toolkit.plan.plan.Plan", plan)

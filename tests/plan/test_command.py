@@ -17,6 +17,8 @@ from toolkit.steptimes.step import StepWork
 
 FLAGSHIP = Path(__file__).parents[2] / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml"
 
+pytestmark = pytest.mark.usefixtures("remembered")
+
 SHORT = {"workload": {"rate": 3, "requests": 120, "output_tokens": 16}}
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from toolkit.cli.main import cli
 
-FLAGSHIP = Path(__file__).parents[2] / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml"
+pytestmark = pytest.mark.usefixtures("remembered")
 
 
 def test_json_and_text_agree(flagship) -> None:
@@ -36,8 +36,7 @@ def test_json_and_text_agree(flagship) -> None:
         assert figure in text
 
 
-def test_what_does_not_fit_says_so(tmp_path: Path) -> None:
-    file = tmp_path / "small.yaml"
-    file.write_text(FLAGSHIP.read_text().replace("gpu_memory_gib: 79.6", "gpu_memory_gib: 40"))
+def test_what_does_not_fit_says_so(flagship) -> None:
+    file = flagship(hardware__gpu_memory_gib=40, workload={"rate": 3, "requests": 20, "output_tokens": 4})
     text = CliRunner().invoke(cli, ["plan", str(file)]).stdout
     assert "over the limit on the fullest GPU" in text
