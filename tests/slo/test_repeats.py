@@ -12,7 +12,7 @@ from toolkit.config.deployment import Deployment
 from toolkit.config.load import load_deployment
 from toolkit.config.sections import Percentiles, Slo
 from toolkit.errors import ToolkitError
-from toolkit.load.repeats import one_of
+from toolkit.load.repeats import merge
 from toolkit.reports.compare.compare import compare
 from toolkit.reports.loadtest import report
 from toolkit.reports.loadtest.terminal import summary_text
@@ -41,7 +41,7 @@ def once(ttft_ms: float, begin: float, cut_short: str | None = None) -> Run:
 
 
 def test_warm_up_is_left_out_each_time_and_the_pauses_between_are_no_time_of_the_test(deployment) -> None:
-    run = one_of([once(100, 0), once(120, 60), once(150, 200)])
+    run = merge([once(100, 0), once(120, 60), once(150, 200)])
     assert (len(run.samples), len(run.judged), len(run.warming)) == (66, 60, 6)
     measured = run.measured({})
     assert measured.distributions["ttft_ms"].values[-1] == pytest.approx(150, abs=0.01)
@@ -55,7 +55,7 @@ def test_warm_up_is_left_out_each_time_and_the_pauses_between_are_no_time_of_the
 
 def test_the_interval_is_that_of_the_repeats(deployment) -> None:
     """Within a run nothing differs: only between runs is there any doubt, and the interval has it."""
-    run = one_of([once(100, 0), once(120, 60), once(150, 200)])
+    run = merge([once(100, 0), once(120, 60), once(150, 200)])
     verdict = report.write(deployment, run)
     target = next(target for target in verdict.targets if target.name == "ttft_ms.p50")
     assert target.interval == (pytest.approx(100, abs=0.1), pytest.approx(150, abs=0.1))
@@ -64,7 +64,7 @@ def test_the_interval_is_that_of_the_repeats(deployment) -> None:
 
 
 def test_the_report_keeps_which_sample_is_of_which_repeat(deployment) -> None:
-    run = one_of([once(110, 0), once(150, 60)])
+    run = merge([once(110, 0), once(150, 60)])
     report.write(deployment, run)
     with gzip.open(deployment.report_dir / "samples.jsonl.gz", "rt") as stream:
         rows = [json.loads(line) for line in stream]
@@ -85,7 +85,7 @@ def test_the_report_keeps_which_sample_is_of_which_repeat(deployment) -> None:
 
 
 def test_a_damaged_report_is_one_line(deployment) -> None:
-    report.write(deployment, one_of([once(100, 0), once(150, 60)]))
+    report.write(deployment, merge([once(100, 0), once(150, 60)]))
     file = deployment.report_dir / "report.json"
     file.write_text(file.read_text().replace('"repeats": [\n      22,', '"repeats": [\n      9,'))
     with pytest.raises(ToolkitError, match=r"run\.repeats has 31 samples, there are 44"):
@@ -93,9 +93,9 @@ def test_a_damaged_report_is_one_line(deployment) -> None:
 
 
 def test_what_was_cut_short_stays_so() -> None:
-    run = one_of([once(100, 0), once(150, 60, cut_short="stopped after 22 of 44 requests")])
+    run = merge([once(100, 0), once(150, 60, cut_short="stopped after 22 of 44 requests")])
     assert run.cut_short == "stopped after 22 of 44 requests"
-    empty = one_of([once(100, 0), Run((sample(9000, 9020, due=9),), 2, EPOCH, {}, "stopped after 1 of 22 requests")])
+    empty = merge([once(100, 0), Run((sample(9000, 9020, due=9),), 2, EPOCH, {}, "stopped after 1 of 22 requests")])
     assert isinstance(measured := empty.measured({}), Measured) and len(measured.runs) == 1
 
 
