@@ -1,6 +1,8 @@
 # Everything happens in .venv; nothing else on the machine is touched.
 SHELL   := bash
 .SHELLFLAGS := -o pipefail -c
+# Compiled modules are kept: the tests start hundreds of processes that import the same ones.
+unexport PYTHONDONTWRITEBYTECODE
 CONFIG  ?= build_configs/smollm2-rehearsal.yaml
 SMOLLM2 := models/smollm2-135m-instruct
 # By the name of the module: pip's scripts name their Python in a line for a shell, and the path may hold anything.
@@ -10,8 +12,9 @@ FUZZ_EXAMPLES ?= 2000
 SITE    := NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 # Three parts: what needs no server; what starts servers, two test files at a time; what measures times, one by one.
 # The fast tests are the first part without those that try many examples.
-FAST    := -m "not slow and not thorough" --numprocesses auto --maxprocesses 8
-SHARED  := -m "not slow" --numprocesses auto --maxprocesses 8
+WORKERS := --numprocesses auto --maxprocesses 8 --dist loadgroup
+FAST    := -m "not slow and not thorough" $(WORKERS)
+SHARED  := -m "not slow" $(WORKERS)
 SERVERS := -m "slow and not alone" --numprocesses 2 --dist loadfile
 TIMED   := -m "slow and alone"
 # make test ONLY=slo: the tests of one room, or of several, and of the rooms that import it. pytest says 5 for no test.

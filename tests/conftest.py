@@ -4,15 +4,19 @@ import re
 import signal
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 FIXTURES = Path(__file__).parent / "fixtures"
+SMOLLM2 = Path(__file__).parents[1] / "models" / "smollm2-135m-instruct"
 NOT_INHERITED = (
     *("LINES", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE"),
     *("GITHUB_STEP_SUMMARY", "OPENAI_API_KEY", "CUDA_VISIBLE_DEVICES"),
 )
 """What the toolkit or a library reads of the shell that starts the tests."""
+EXPENSIVE = ("flagship_compared", "smollm2")
+"""Fixtures of a session that take seconds."""
 LONGEST_FOLDER = 60
 """Characters. In a folder of its own there multiprocessing makes a socket, whose path may have 107."""
 
@@ -52,6 +56,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log):
     return ByServer(config, log)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `--dist loadgroup` tests that share what takes long to make are run by one process, which makes it once."""
+    for item in items:
+        fixtures: dict[str, Any] = item._fixtureinfo.name2fixturedefs  # type: ignore[attr-defined]
+        shared = [name for name in EXPENSIVE if name in fixtures]
+        shared += [item.nodeid.split("::")[0] for found in fixtures.values() if found[-1].scope == "module"]
+        if shared:
+            item.add_marker(pytest.mark.xdist_group(shared[0]))
+        if "flagship_compared" in fixtures:
+            item.add_marker(pytest.mark.thorough)
+
+
 @pytest.fixture(scope="session")
 def tiny_llama() -> Path:
     """The Hugging Face directory of a small model that recites fixtures/tiny_llama.txt."""
@@ -60,9 +77,9 @@ def tiny_llama() -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory) -> Path:
-    """The Hugging Face directory of SmolLM2-135M-Instruct, made once a session (7 s, 290 MB)."""
+    """The directory of SmolLM2-135M-Instruct: that of `make test` if it is there, else a new one (7 s, 290 MB)."""
     from toolkit.model import sample_smollm2 as smollm2
 
-    directory = tmp_path_factory.mktemp("models") / "smollm2"
+    directory = SMOLLM2 if SMOLLM2.is_dir() else tmp_path_factory.mktemp("models") / "smollm2"
     smollm2.write(directory)
     return directory

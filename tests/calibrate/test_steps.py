@@ -34,6 +34,7 @@ def command(deployment, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "toolkit", "calibrate", str(deployment.file), *arguments]
 
 
+@pytest.mark.thorough
 def test_a_rank_that_is_slowed_shows_in_the_time_of_its_stage(tiny_llama, deploy):
     """And only there."""
     deployment = deploy(tiny_llama, pp=2)
@@ -47,12 +48,14 @@ def test_a_rank_that_is_slowed_shows_in_the_time_of_its_stage(tiny_llama, deploy
     assert row["step_seconds"] == pytest.approx(parts, abs=0.05)
 
 
+@pytest.mark.thorough
 def test_a_rank_that_comes_to_its_end_late_takes_no_time_from_the_next_stage(tiny_llama, deploy):
     (row,) = time_steps(deploy(tiny_llama, pp=3), 1.0, quiet, FEW[:1], LateSecondRank)["rows"]
     assert all(seconds > 0 for seconds in row["stage_seconds"])
     assert row["stage_seconds"][1] < SLEPT_S / 2
 
 
+@pytest.mark.thorough
 def test_a_slow_rank_of_a_stage_makes_the_stage_slow(tiny_llama, deploy):
     (row,) = time_steps(deploy(tiny_llama, tp=2), 1.0, quiet, FEW[:1], SlowSecondRank)["rows"]
     assert len(row["stage_seconds"]) == 1 and row["stage_seconds"][0] > SLEPT_S

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +12,8 @@ from toolkit.errors import ToolkitError
 from toolkit.model.shape import ModelShape, load_shape, parse_shape
 from toolkit.model.shape_rules import context_length
 from toolkit.model.special_tokens import eos_token_ids
+
+pytestmark = pytest.mark.thorough
 
 SCALING = {
     "rope_type": "llama3",

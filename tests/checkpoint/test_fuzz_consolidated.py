@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from toolkit.errors import ToolkitError
 from toolkit.model.meta_weights import load
 
+pytestmark = pytest.mark.thorough
+
 
 def saved(content: object) -> bytes:
     buffer = io.BytesIO()

@@ -112,6 +112,8 @@ import resource, sys, time
 from pathlib import Path
 from toolkit.checkpoint.safetensors_file import read_header
 from toolkit.errors import ToolkitError
+
+pytestmark = pytest.mark.thorough
 resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
 begun = time.process_time()
 try:

@@ -1,5 +1,6 @@
 """What must hold in every trace; FakeEngine checks it at every move."""
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -7,6 +8,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from tests.inflight.fake_engine import VOCABULARY, FakeEngine
 from toolkit.errors import Busy, InputRefused
 from toolkit.inflight import Request, SchedulerConfig
+
+pytestmark = pytest.mark.thorough
 
 # Texts that begin alike, so that blocks are shared.
 STEM = [(7 * position) % VOCABULARY for position in range(24)]

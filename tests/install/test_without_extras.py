@@ -56,9 +56,9 @@ def llama(tmp_path) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("plan", QUICK),
+        ("plan", QUICK, "--what-if", "workload.requests=60"),
         ("plan", "tiny.yaml"),
-        ("init", "llama", "--gpus", "1", "--workload", "rag-4k"),
+        pytest.param(("init", "llama", "--gpus", "1", "--workload", "rag-4k"), marks=pytest.mark.thorough),
         ("build", "--dry-run", FLAGSHIP),
         ("build", "--dry-run", "tiny.yaml"),
         ("serve", "--dry-run", FLAGSHIP),

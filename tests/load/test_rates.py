@@ -20,6 +20,12 @@ from toolkit.slo.verdict import could_not_run
 OPEN = {"loop": "open", "arrivals": "constant", "workload": "short", "protocol": "http"}
 
 
+@pytest.fixture(autouse=True)
+def without_page(monkeypatch) -> None:
+    """The page of each load test is drawn in seconds, and nothing here looks at it; the page of the rates is drawn."""
+    monkeypatch.setattr("toolkit.reports.loadtest.page.render", lambda *_: "")
+
+
 @pytest.fixture
 def tests_of(deployment, monkeypatch):
     """Replaces the load test: of each call its options; from the number `broken` on no server is there any more. Who

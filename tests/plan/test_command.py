@@ -50,6 +50,7 @@ def test_each_target_has_limit_prediction_margin_and_verdict(flagship):
     assert max(map(len, text.splitlines())) <= 100
 
 
+@pytest.mark.thorough
 def test_comparing_for_another_machine(flagship):
     """A layout that needs more GPUs than there are is put aside; the table's own memory counts."""
     text = plan(flagship(**SHORT), "--compare", "--gpus", 4, "--hardware", "h200-sxm")
@@ -77,6 +78,7 @@ def test_comparing_where_the_own_layout_or_none_fits(flagship):
     assert "no layout fits" in plan(flagship(**SHORT), "--compare", "--hardware", "l40s", "--gpus", 1)
 
 
+@pytest.mark.thorough
 def test_what_if_takes_several(flagship):
     data = json.loads(plan(flagship(**SHORT), "--json", "--what-if", "max_batch_size=128", "dtype=fp8", "rate=12"))
     assert data["max_batch_size_per_micro_batch"] == 128

@@ -27,6 +27,7 @@ def model(tmp_path) -> Path:
     return directory
 
 
+@pytest.mark.thorough
 def test_init_writes_a_yaml_that_every_command_reads(model, tmp_path):
     file = tmp_path / "first.yaml"
     started = start(Wanted(model, file, gpus=2, rate=4, slo=("requests_per_s=3", "ttft_ms.p99=900")))
@@ -80,6 +81,7 @@ def init(model: str, file: Path, *options: str) -> tuple[str, Deployment]:
     return result.stdout, load_deployment(file)
 
 
+@pytest.mark.thorough
 def test_replicas_of_a_small_model_do_not_starve(tmp_path):
     """Two GPUs side by side share nothing: more requests/s than one layer split over both, each with its own limits."""
     text, deployment = init("llama-3-8b", tmp_path / "two.yaml", "--gpus", "2")
@@ -89,6 +91,7 @@ def test_replicas_of_a_small_model_do_not_starve(tmp_path):
     assert predict(deployment).meets_slo and "meets the SLO" in text
 
 
+@pytest.mark.thorough
 def test_a_model_that_fits_only_in_fp8_gets_fp8(tmp_path):
     """405 B parameters of 2 bytes are 756 GiB; eight H100 have 637. In FP8 they are 378."""
     text, deployment = init("llama-3.1-405b", tmp_path / "large.yaml", "--rate", "0.5", "--slo", "requests_per_s=0.5")
@@ -107,6 +110,7 @@ def test_limits_that_are_asked_for(tmp_path):
     assert deployment.model.quantization == "fp8"
 
 
+@pytest.mark.thorough
 def test_no_layout_has_more_replicas_than_sequences(tmp_path):
     _, deployment = init("llama-3.2-1b", tmp_path / "one.yaml", "--gpus", "2", "--max-sequences", "1")
     assert deployment.limits.max_sequences == 1 and deployment.parallel.replicas == 1

@@ -32,6 +32,7 @@ def published():
         sys.path.remove(str(BENCHMARKS))
 
 
+@pytest.mark.thorough
 def test_held_out_throughputs_are_within_the_limits(published):
     """Every third of the 476, over all releases, models, GPUs and layouts."""
     held_out = [point for point in published.points() if point.held_out]
@@ -40,12 +41,14 @@ def test_held_out_throughputs_are_within_the_limits(published):
     assert median <= 0.07 and ninth <= 0.15 and abs(bias) <= 0.03, (median, ninth, bias)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("gpu", "precision"), [("a100-sxm", "fp16"), ("l40s", "fp8")])
 def test_gpus_with_few_points_are_not_hidden_behind_the_others(published, gpu, precision):
     points = [p for p in published.points() if p.held_out and (p.gpu, p.precision) == (gpu, precision)]
     assert published.accuracy(point.error() for point in points)[0] <= 0.08
 
 
+@pytest.mark.thorough
 def test_sixteen_bits_on_the_h100_where_an_engine_was_tuned_by_its_own_release(published):
     """None of these points set anything: 16 bits were published of the A100 alone in the release that did."""
     points = [p for p in published.points() if (p.gpu, p.precision, p.release) == ("h100-sxm", "fp16", "0.15")]

@@ -40,6 +40,7 @@ def test_sequences_keep_the_tokens_in_time(flagship):
     assert bounds.token_s(sequences) <= 0.05 < bounds.token_s(sequences + 8)
 
 
+@pytest.mark.thorough
 def test_tuned_limits_serve_more_than_others(flagship):
     deployment = load_deployment(flagship(slo={"tpot_ms": {"p50": 50}, "requests_per_s": 8}))
     found = tuned(deployment, Ceiling.of(deployment), predict, "slo").prediction

@@ -64,6 +64,7 @@ def test_chunks_of_a_text(families, name, text):
         assert "".join(family.chunks(ids[:length])) == family.tokenizer.decode(ids[:length])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", FAMILIES)
 @settings(max_examples=400, deadline=None)
 @given(data=st.data())
@@ -76,6 +77,7 @@ def test_chunks_of_any_ids(families, name, data):
     assert family.detokenizer.decode(ids) == whole
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", FAMILIES)
 @settings(max_examples=400, deadline=None)
 @given(data=st.data())

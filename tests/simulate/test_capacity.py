@@ -125,6 +125,7 @@ def test_m_d_1_against_lindleys_recursion(seed):
     assert found.highest == pytest.approx(highest_by_lindley(traffic, 500), rel=0.035)
 
 
+@pytest.mark.thorough
 def test_m_d_1_against_a_long_run():
     """Of 100,000 requests. A search has 320, whose P99 is a handful of requests: the median of nine searches."""
     truth = highest_by_lindley(poisson(99, count=100_000), 500)
@@ -177,6 +178,7 @@ limits = st.one_of(st.none(), st.sampled_from([60.0, 120.0, 250.0, 700.0, 3000.0
 percentiles = st.builds(Percentiles, p50=limits, p90=limits, p99=limits)
 
 
+@pytest.mark.thorough
 @given(
     slo=st.builds(Slo, ttft_ms=percentiles, tpot_ms=percentiles, itl_ms=percentiles, e2e_ms=percentiles,
                   prefill_ms=percentiles, compliance=st.sampled_from([0.5, 0.9, 0.99, 1.0])),

@@ -72,6 +72,7 @@ def cases(draw):
     return traffic, settings, times, replicas
 
 
+@pytest.mark.thorough
 @given(cases())
 @settings(max_examples=300, deadline=None)
 def test_nothing_is_lost(case):

@@ -26,6 +26,7 @@ def waits(run: Simulation) -> list[float]:
     return [(sample.ttft_ms - sample.prefill_ms) / 1e3 for sample in run.samples]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("rho", "within"), [(0.5, 0.04), (0.8, 0.08)])
 def test_the_mean_wait_is_that_of_m_d_1(rho, within):
     """Pollaczek-Khinchine: rho s / 2 (1 - rho). Of 20,000 requests that has a standard error of 1.9 and 4.0 %."""

@@ -33,6 +33,7 @@ def test_two_replicas_at_constant_twice_the_rate_are_two_of_one():
     assert [shares[0] for shares in two.utilisation] == pytest.approx([one.utilisation[0][0]] * 2, rel=0.01)
 
 
+@pytest.mark.thorough
 def test_two_replicas_at_twice_the_rate_have_the_latencies_of_one():
     """A batch of up to 32 whose steps all take the same time hardly queues: only noise is between them."""
 

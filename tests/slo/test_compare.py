@@ -69,6 +69,7 @@ def test_the_same_shift_the_other_way_is_better(made) -> None:
     assert found.outcome is Outcome.PASS and "is significantly worse" in found.reason
 
 
+@pytest.mark.thorough
 def test_where_nothing_differs_about_one_in_twenty_seems_to() -> None:
     seeming = {50: 0, 90: 0, "rate": 0}
     for pair in range(150):

@@ -27,6 +27,12 @@ OWN = GeneratorError(ttft_ms=AtPercentiles(2, 15), dispatch_ms=1.5, cpu=0.4)
 STEADY = tuple(sample(100, 120, due=n / 10) for n in range(100))
 
 
+@pytest.fixture(autouse=True)
+def without_page(monkeypatch) -> None:
+    """The page is drawn in seconds, and nothing here looks at it."""
+    monkeypatch.setattr("toolkit.reports.loadtest.page.render", lambda *_: "")
+
+
 @pytest.fixture
 def deployment(tmp_path) -> Deployment:
     slo = Slo(ttft_ms=Percentiles(p50=200, p99=400), requests_per_s=8, gpu_utilisation=(0.7, 0.85))
@@ -140,7 +146,8 @@ def test_the_markdown_as_a_whole(deployment) -> None:
     assert written(deployment, "summary.md", near, own=own, server=seen) == GOLDEN
 
 
-def test_the_circumstances_are_there_again_when_the_report_is_read(deployment) -> None:
+def test_the_circumstances_are_there_again_when_the_report_is_read(deployment, monkeypatch) -> None:
+    monkeypatch.undo()  # with the page
     seen = ServerSeen(gpus=(GpuSeen("a", 0.8, 5e9, 8e9),), readings=3)
     written(deployment, "report.json", own=OWN, server=seen)
     run = report.read(deployment)
