@@ -1,4 +1,4 @@
-"""An error of the engine is the request's own, load, one step's or the group's: each text once, as its source writes it."""
+"""Which request, step or group an engine's error is about: each text once, as its source writes it."""
 
 from __future__ import annotations
 
