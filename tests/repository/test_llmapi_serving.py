@@ -178,8 +178,8 @@ def test_the_prompt_before_the_answer(server, greedy):
     ("inputs", "message"),
     [
         ({"beam_width": 2}, "beam_width: expected 1, got 2"),
-        ({"lora_task_id": 1}, "lora_task_id: is not available with engine: pytorch"),
-        ({"return_context_logits": True}, "return_context_logits: is not available with engine: pytorch"),
+        ({"lora_task_id": 1}, "lora_task_id: is not supported with engine: pytorch"),
+        ({"return_context_logits": True}, "return_context_logits: is not supported with engine: pytorch"),
         ({"max_tokens": 0}, "max_tokens: expected 1 or more, got 0"),
         ({"max_tokens": 128}, "expected at most 128"),
         ({"text_input": "x" * 100_000}, "text_input: has 100000 bytes, expected at most "),

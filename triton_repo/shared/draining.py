@@ -1,4 +1,4 @@
-"""Whether this server drains: then new requests are refused, and those that run end."""
+"""Whether this server drains: it then refuses new requests and finishes running ones."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import triton_python_backend_utils as pb_utils
 
 
 class Metrics:
-    """Each metric is changed by one thread: two that change one at once crash Triton 2.51."""
+    """The metric families. Only one thread may change a metric: two at once crash Triton 2.51."""
 
     def __init__(self, model: str, version: str, scheduling: Any) -> None:
         self.scheduling, self.labels, self.shown = scheduling, {"model": model, "version": version}, None
@@ -20,12 +20,12 @@ class Metrics:
         self.input, self.output = (self.histogram(direction) for direction in ("input", "output"))
 
     def observe(self, prompt_tokens: int, output_tokens: int) -> None:
-        """Count an answer that ended."""
+        """Count one finished answer."""
         self.input.observe(prompt_tokens)
         self.output.observe(output_tokens)
 
     def refresh(self, stats: Any, gpu_bytes: int = 0) -> None:
-        """Show these Stats of the scheduler, unless they are what is shown."""
+        """Export these statistics of the scheduler, if they have changed."""
         if stats == self.shown:
             return
         self.shown = stats
@@ -59,5 +59,5 @@ class Metrics:
 
     def family(self, name: str, kind: Any) -> Any:
         family = pb_utils.MetricFamily(name=name, description=f"{name} as TensorRT-LLM's backend exports it", kind=kind)
-        self.families.append(family)  # when it is collected, its metrics disappear
+        self.families.append(family)  # kept: its metrics vanish when it is collected
         return family

@@ -1,4 +1,4 @@
-"""What a model is told when Triton loads it: the string parameters of its config.pbtxt."""
+"""The string parameters of config.pbtxt, which Triton gives a model when it loads it."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ class ModelValues:
 
     @property
     def tokenizer_dir(self) -> Path:
-        """The folder of tokenizer.json and the token table; given relative to the model's own folder."""
+        """The folder of tokenizer.json and the token table. The parameter is relative to the model's folder."""
         return (self._folder / self._values["tokenizer_dir"]).resolve()

@@ -1,4 +1,4 @@
-"""What tensorrt_llm says beside its tokens, from the lists of its JSON events back to tensors."""
+"""Turns the outputs of tensorrt_llm other than tokens from the lists in its JSON events back into tensors."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ TOKENS = ("output_ids", "sequence_length")
 
 
 class Outputs:
-    """The outputs in this model's own signature `config`, with their types and shapes.
+    """The types and shapes of the outputs in a model's `config`.
 
-    `vocab_size` is the width of logits; a model without them needs none.
+    `vocab_size` is the width of logits. A model without logits does not need it.
     """
 
     def __init__(self, config: Mapping[str, Any], vocab_size: int = 0) -> None:
@@ -28,9 +28,9 @@ class Outputs:
         self._vocab_size = vocab_size
 
     def tensors(self, event: Event, texts: Sequence[str]) -> list[Any]:
-        """The output tensors of an event: text_output [texts] and all others that the event holds.
+        """The output tensors of an event: text_output [texts], and all other outputs in the event.
 
-        NVIDIA's postprocessing gives texts without a batch dimension, so clients read text_output[0].
+        Texts have no batch dimension, as in NVIDIA's postprocessing: clients read text_output[0].
         """
         made = [pb_utils.Tensor("text_output", np.array([text.encode("utf-8") for text in texts], object))]
         for name in event.keys() & self._types.keys():
@@ -49,9 +49,9 @@ class Outputs:
 
 
 def joined(events: Sequence[Event], count: int) -> dict[str, Any]:
-    """The events of one answer as a single event, as if it had ended after its first `count` tokens.
+    """Join the events of one answer into one, as if the answer had ended after its first `count` tokens.
 
-    The last event has the log-probabilities of all tokens; logits come token by token.
+    The last event has the log-probabilities of all tokens. Logits come token by token.
     """
     whole = dict(events[-1])
     total = sum(len(rows_of_tokens(event)[0]) for event in events)
@@ -67,7 +67,7 @@ def joined(events: Sequence[Event], count: int) -> dict[str, Any]:
 
 
 def rows_of_tokens(event: Event) -> list[list[int]]:
-    """The ids of each sequence (beam) of an event; one without any for an event that only ends a stream."""
+    """The token ids of each sequence (beam) of an event. An event that only ends a stream has one empty row."""
     ids, lengths = event.get("output_ids", []), event.get("sequence_length", [0])
     width = len(ids) // len(lengths)
     return [ids[row * width : row * width + length] for row, length in enumerate(lengths)]

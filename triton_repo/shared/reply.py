@@ -1,4 +1,4 @@
-"""The way back to the clients: their events, and the news that one went away."""
+"""Sends responses to clients, and notices clients that have left."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
 class Reply:
-    """The responses to one request, which has one part or several. Any thread may send.
+    """The responses to one request, which has one or several parts. Any thread may send.
 
-    It ends when all parts have ended, or with an error; what comes after that is dropped.
+    It ends when all parts have ended, or with an error. Later responses are dropped.
     """
 
     def __init__(self, sender: Any, parts: int = 1, decoupled: bool = True) -> None:
@@ -22,7 +22,7 @@ class Reply:
         self._lock = threading.Lock()
 
     def send(self, tensors: Sequence[Any], last: bool = False) -> None:
-        """`last`: a part ends with this response."""
+        """Send one response. With `last`, a part ends with it."""
         response = pb_utils.InferenceResponse(tensors)
         with self._lock:
             if self._parts:
@@ -40,7 +40,7 @@ class Reply:
     def end(self) -> None:
         """End a part without another response: the client sees no event.
 
-        A model that is not decoupled owes exactly one response, so there this is an error.
+        A model that is not decoupled owes exactly one response, so it sends an error instead.
         """
         if not self._decoupled:
             return self.fail(pb_utils.TritonError("the request was stopped", pb_utils.TritonError.CANCELLED))
@@ -51,15 +51,15 @@ class Reply:
                     self._sender.send(flags=FINAL)
 
     def client_is_gone(self) -> bool:
-        # Triton crashes when asked about a request whose last response has been sent, hence the lock.
+        # With the lock, because Triton crashes if it is asked about a request after its last response.
         with self._lock:
             return self._parts > 0 and self._sender.is_cancelled()
 
 
 class CancellationWatch:
-    """One thread that looks for clients that went away, and has their requests stopped until they end.
+    """A thread that looks for clients that have left, and calls `stop` of their requests until these end.
 
-    `stop` must return at once: the other clients wait for it.
+    `stop` must return at once, because it blocks the thread.
     """
 
     def __init__(self, period_s: float) -> None:

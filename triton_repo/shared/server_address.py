@@ -1,4 +1,4 @@
-"""Where this server listens for HTTP: Triton does not tell its models, but its command line does."""
+"""Where this server listens for HTTP, read from its command line: Triton does not tell its models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tritonserver that this model's process belongs to: its parent."""
+"""Ends this model's process when its tritonserver, the parent process, ends."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ CHECK_PERIOD_S = 0.5
 
 
 def end_with_server() -> None:
-    """End this process with its server: Triton itself leaves it behind when it is killed."""
+    """End this process when its server ends. A tritonserver that is killed leaves its model processes behind."""
     threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
 
 
 def _watch(server: int) -> None:
-    with contextlib.suppress(OSError):  # it has ended, or the kernel has no pidfd
+    with contextlib.suppress(OSError):  # the server has ended, or the kernel has no pidfd
         select.select([os.pidfd_open(server)], [], [])
     while os.getppid() == server:
         time.sleep(CHECK_PERIOD_S)

@@ -1,8 +1,8 @@
-"""The answer of another model of this server, event by event, from the server's own HTTP endpoint.
+"""Reads the answer of another model of this server, event by event, from the server's own HTTP endpoint.
 
-Streams by Triton's business logic scripting (BLS) cannot be relied on (seen on Triton 2.51): an error after the first
-response never arrives, so its reader waits for ever; and with several streams in one process, `exec` holds the GIL
-while it waits for the table of response iterators, whose owner waits for an iterator, whose reader waits for the GIL.
+Streams by Triton's business logic scripting (BLS) have two faults on Triton 2.51. An error after the first response
+never arrives, so its reader waits for ever. And several streams in one process can deadlock: `exec` holds the GIL and
+waits for the table of response iterators, its owner waits for an iterator, and the reader of that waits for the GIL.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 EVENT = b"data: "
 FULL = "try again later"
-"""Words of the executor when its queue is full. Triton's generate answers 400 to every error of a model."""
+"""In the executor's message when its queue is full. The status does not show it: generate answers 400 to any error."""
 CODES = {400: "INVALID_ARG", 404: "NOT_FOUND", 501: "UNSUPPORTED", 503: "UNAVAILABLE"}
 
 
 class Failed(Exception):
-    """A request that ends with an error; `code` is the name of one of Triton's error codes."""
+    """A request that ends with an error. `code` is the name of one of Triton's error codes."""
 
     def __init__(self, message: str, code: str = "INVALID_ARG") -> None:
         super().__init__(" ".join(message.split()))
@@ -34,7 +34,7 @@ class Failed(Exception):
 
 
 class ServerStream:
-    """The events of one request, each its outputs as lists by name. Iterating raises Failed."""
+    """Iterates over the events of one request: the outputs of each, as lists by name. Raises Failed."""
 
     def __init__(self, address: tuple[str, int], model: str, body: Mapping[str, Any]) -> None:
         self._model, self._address, self._body = model, address, json.dumps(body)
@@ -59,7 +59,7 @@ class ServerStream:
             self._connection.close()
 
     def close(self) -> None:
-        """From any thread: hang up, so that the server cancels the request. The events end without an error."""
+        """Close the connection, from any thread, so that the server cancels the request. The iteration just ends."""
         self._closed = True
         if sock := self._connection.sock:
             with contextlib.suppress(OSError):
@@ -67,13 +67,13 @@ class ServerStream:
 
 
 def plain(array: NDArray[Any]) -> list[Any]:
-    """An array [1, ...] as the generate endpoint takes it: one list, whatever the shape; text for bytes."""
+    """An array [1, ...] as the generate endpoint takes it: one flat list, with text for bytes."""
     values = array.reshape(-1).tolist()
     return [value.decode("utf-8") if isinstance(value, bytes) else value for value in values]
 
 
 def _listed(line: bytes, status: int) -> dict[str, list[Any]]:
-    """The values of an event, each a list. Raises Failed for an error event."""
+    """The outputs of an event, each as a list. Raises Failed for an error event."""
     event = json.loads(line)
     if "error" in event:
         raise Failed(event["error"], "UNAVAILABLE" if FULL in event["error"] else CODES.get(status, "INTERNAL"))

@@ -1,10 +1,9 @@
-"""Text of a token stream: chunks whose concatenation is the tokenizer's decoding of all tokens at once.
+"""Decodes a token stream into chunks of text. Their concatenation is the tokenizer's decoding of all tokens at once.
 
-Decoding tokens one by one breaks characters of several bytes and loses spaces; decoding everything again
-for each token is quadratic. Here a stream keeps what it must and no more: a byte-level one (Llama 3,
-SmolLM2) the bytes of an incomplete character, a SentencePiece one (Llama 2, Mistral) a run of byte tokens.
-What each token stands for comes from a table that `toolkit repo` makes of tokenizer.json, in files that
-all processes on the machine share.
+Decoding tokens one by one breaks characters of several bytes and loses spaces. Decoding everything again for each token
+is quadratic. So a stream keeps the least that it must: a byte-level one (Llama 3, SmolLM2) the bytes of an incomplete
+character, a SentencePiece one (Llama 2, Mistral) a run of byte tokens. The text of each token comes from a table that
+`toolkit repo` makes from tokenizer.json, in files that all processes of the machine share.
 """
 
 from __future__ import annotations
@@ -46,11 +45,11 @@ class Detokenizer:
         return self.stream().push(ids, last=True)
 
     def token(self, id: int) -> Token:
-        """(bytes, kind) of a token; no bytes for hidden ones and for ids outside the vocabulary."""
-        found = self._known.get(id)
-        if found is None:
-            found = self._known[id] = self._look_up(id)
-        return found
+        """(bytes, kind) of a token. No bytes for hidden tokens and for ids outside the vocabulary."""
+        entry = self._known.get(id)
+        if entry is None:
+            entry = self._known[id] = self._look_up(id)
+        return entry
 
     def _look_up(self, id: int) -> Token:
         if not 0 <= id < len(self._ends) or (self._hides and self._kinds[id] == HIDDEN):
@@ -60,22 +59,22 @@ class Detokenizer:
 
 
 class ByteLevelStream:
-    """Tokens are bytes of UTF-8, so text comes out as soon as a character is complete."""
+    """Decodes tokens that are bytes of UTF-8. Text comes out when a character is complete."""
 
     def __init__(self, token: Callable[[int], Token]) -> None:
         self._token = token
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
 
     def push(self, ids: Iterable[int], last: bool = False) -> str:
-        """The text that `ids` add; with `last` also what is left of an incomplete character."""
+        """The text that `ids` add. With `last`, also the rest of an incomplete character."""
         return self._decode(b"".join([self._token(id)[0] for id in ids]), last)
 
 
 class SentencePieceStream:
-    """Tokens are pieces of text, or single bytes where the vocabulary has no piece.
+    """Decodes tokens that are pieces of text, or single bytes if the vocabulary has no piece.
 
-    A run of byte tokens is decoded as a whole: one bad byte turns all of them into replacement characters,
-    so nothing of a run can be told before it ends. Spaces at the very start of a text are dropped.
+    A run of byte tokens is decoded as a whole: one bad byte turns all of them into replacement characters. So text of a
+    run comes out when the run ends. Spaces at the very start of a text are dropped.
     """
 
     def __init__(self, token: Callable[[int], Token], spaces: int) -> None:
@@ -84,7 +83,7 @@ class SentencePieceStream:
         self._run = b""
 
     def push(self, ids: Iterable[int], last: bool = False) -> str:
-        """The text that `ids` add; with `last` also a run of bytes that did not end."""
+        """The text that `ids` add. With `last`, also a run of bytes that did not end."""
         text = "".join(map(self._text, ids))
         if last:
             text += self._end_run()

@@ -1,4 +1,4 @@
-"""The responses to one request, from what the LLM API says of it, step by step."""
+"""Makes the responses to one request from the steps of the LLM API."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ BLOCKS = (
 
 
 class Answer:
-    """What was said of each sequence already: the LLM API tells all of them anew in each step."""
+    """Remembers what was sent of each sequence, because each step of the LLM API repeats all of it."""
 
     def __init__(self, question: Question, prompt_tokens: int) -> None:
         self._question, self._prompt_tokens = question, prompt_tokens
-        self._told: dict[int, tuple[int, int, bool]] = {}
+        self._sent: dict[int, tuple[int, int, bool]] = {}
 
     def responses(self, result: Any) -> Iterator[list[Any]]:
-        """The output tensors of each response that a step of `result`, a RequestOutput, gives rise to."""
+        """The output tensors of each response to send after a step. `result` is a RequestOutput."""
         for output in result.outputs:
-            text, count, ended = self._told.get(output.index, (0, 0, False))
+            text, count, ended = self._sent.get(output.index, (0, 0, False))
             ends = output.finish_reason is not None
             new = len(output.token_ids) > count or (ends and output.finish_reason != "cancelled")
             if ended or not (new if self._question.streaming else ends):
                 continue
-            self._told[output.index] = (len(output.text), len(output.token_ids), ends)
+            self._sent[output.index] = (len(output.text), len(output.token_ids), ends)
             yield list(self._tensors(output, output.text[text:], output.token_ids[count:], count, ends))
 
     def _tensors(self, output: Any, text: str, ids: Sequence[int], before: int, ends: bool) -> Iterator[Any]:
@@ -65,7 +65,7 @@ class Answer:
 
 
 def _log_prob(step: Any, id: int) -> Any:
-    """Of the token that was taken; some samplers give the number alone, others one for each candidate."""
+    """The log-probability of the chosen token. Some samplers give one number, others one for each candidate."""
     return step[id].logprob if isinstance(step, dict) else step
 
 
@@ -83,5 +83,5 @@ def _tensor(name: str, dtype: type[np.generic], values: Any) -> Any:
 
 
 def texts(name: str, text: str) -> Any:
-    """A tensor of one text; as NVIDIA's models give it, without a batch dimension."""
+    """A tensor of one text without a batch dimension, as NVIDIA's models give it."""
     return pb_utils.Tensor(name, np.array([text.encode("utf-8")], object))

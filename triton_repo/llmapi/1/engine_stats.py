@@ -1,4 +1,4 @@
-"""What the LLM API counts in each step, in the words of the metrics that NVIDIA's backend for engines exports."""
+"""Turns the statistics of the LLM API into the metrics that NVIDIA's backend for engines exports."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Statistics:
-    """The newest step's, and the requests that this model itself has under way."""
+    """The statistics of the newest step, and the number of running requests of this model."""
 
     def __init__(self, llm: Any, most: int, micro_batches: int) -> None:
         self._llm, self._most, self._micro_batches = llm, most, micro_batches
@@ -16,13 +16,13 @@ class Statistics:
         self.scheduling = SimpleNamespace(tokens_per_block=0)
 
     def read(self, active: int) -> SimpleNamespace:
-        """Waits a moment for steps that were not read yet. `active` requests are under way now."""
+        """Read new steps, waiting a moment for them. `active` is the number of running requests."""
         steps = self._llm.get_stats(timeout=0.01)
         if steps:
             self._last, self._seen = steps[-1], self._seen + len(steps)
         cache, batch = self._last.get("kvCacheStats") or {}, self._last.get("inflightBatchingStats") or {}
         self.scheduling.tokens_per_block = cache.get("tokensPerBlock", 0)
-        # The last step before an idle time would be told for ever: nothing runs when nothing is under way.
+        # Without `active`, an idle model would report its last busy step for ever.
         scheduled, context, paused, tokens = (
             batch.get(name, 0) if active else 0
             for name in ("numScheduledRequests", "numContextRequests", "numPausedRequests", "numCtxTokens")

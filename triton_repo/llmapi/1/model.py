@@ -1,8 +1,8 @@
-"""tensorrt_llm with TensorRT-LLM's LLM API: text in, text out, no engine. model.yaml says what LLM() is told.
+"""tensorrt_llm with TensorRT-LLM's LLM API: text in, text out, no engine. model.yaml holds the arguments of LLM().
 
-The names of its tensors are those of NVIDIA's model of the same kind. One process serves; the LLM API starts one more
-for each GPU, by the mpirun that started the server. Every request is a task of one asyncio loop, and one thread sends
-what they have to say, in its order.
+Its tensors have the names of NVIDIA's model of the same kind. One process serves. The LLM API starts one more process
+for each GPU, with the mpirun that started the server. Every request is a task of one asyncio loop, and one thread sends
+all responses in order.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CLIENTS_FAULTS = (Refused, ValueError, TypeError)
-"""What the LLM API raises for arguments that it does not take, beside our own."""
+"""Exceptions for wrong inputs: ours, and those of the LLM API."""
 
 
 class TritonPythonModel:
@@ -47,7 +47,7 @@ class TritonPythonModel:
         self.eos_token_ids, self.most = own["eos_token_ids"], own["max_active_requests"]
         self.max_seq_len, self.longest_token_bytes = settings["max_seq_len"], own["longest_token_bytes"]
         try:
-            # Not before now: it takes half a minute, and looks at the GPUs.
+            # Imported here, because it takes half a minute and opens the GPUs.
             from tensorrt_llm import LLM, SamplingParams
 
             self.sampling_params, self.llm = SamplingParams, LLM(**settings)
@@ -57,7 +57,7 @@ class TritonPythonModel:
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
         self.outbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         threading.Thread(target=self._send, daemon=True).start()
-        self.active: dict[int, tuple[str, Any]] = {}  # (request id, result of the LLM API) by a number of ours
+        self.active: dict[int, tuple[str, Any]] = {}  # (request id, result of the LLM API), by number
         self.numbers = itertools.count()
         self.watch = CancellationWatch(own["cancellation_check_period_ms"] / 1000)
         statistics = Statistics(self.llm, own["max_running_requests"], settings["pipeline_parallel_size"])
@@ -67,7 +67,7 @@ class TritonPythonModel:
 
     def execute(self, requests: Iterable[Any]) -> None:
         for request in requests:
-            # Copied: a request's tensors do not outlive this call.
+            # Copied, because a request's tensors do not outlive this call.
             tensors = {tensor.name(): tensor.as_numpy().copy() for tensor in request.inputs()}
             reply = Reply(request.get_response_sender(), decoupled=self.decoupled)
             asyncio.run_coroutine_threadsafe(self._serve(request.request_id(), tensors, reply), self.loop)
@@ -102,11 +102,11 @@ class TritonPythonModel:
             self.outbox.put((reply.end,))
 
     async def _answer(self, number: int, name: str, question: Question, reply: Reply) -> None:
-        # In a thread: a long prompt takes seconds, and other answers must go on.
+        # In a thread, because a long prompt takes seconds and other answers must go on.
         ids = await self.loop.run_in_executor(None, self.llm.tokenizer.encode, question.prompt)
         if len(self.active) >= self.most:
             what = f"Maximum queue size of {self.most} has been reached, please try again later."
-            raise Busy(f"{what} It counts the requests that run, too.")
+            raise Busy(f"{what} Running requests count too.")
         longest = len(ids) + question.arguments["max_tokens"]
         if longest > self.max_seq_len:
             what = f"{len(ids)} tokens and max_tokens {question.arguments['max_tokens']} are {longest}"
@@ -132,7 +132,7 @@ class TritonPythonModel:
 
     def _stop(self, name: str) -> None:
         if not name:
-            raise Refused("stop: which request? Its id is missing. Send it as the request id.")
+            raise Refused("stop: the request has no id, expected the id of the request to stop")
         for other, result in list(self.active.values()):
             if other == name:
                 result.abort()
@@ -143,7 +143,7 @@ class TritonPythonModel:
             action(*arguments)
 
     def _export(self, statistics: Statistics, period_s: float) -> None:
-        """The metrics, as long as the LLM API tells them; clients do not depend on it."""
+        """Export the metrics until the LLM API fails. Serving goes on without metrics."""
         try:
             while True:
                 stats = statistics.read(len(self.active))
@@ -154,7 +154,7 @@ class TritonPythonModel:
 
 
 class Busy(Exception):
-    """As many requests as may be are under way."""
+    """The most requests that may run are running."""
 
 
 def refusal(message: str, code: Any) -> Any:

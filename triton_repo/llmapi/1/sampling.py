@@ -1,4 +1,4 @@
-"""What a request asks of the LLM API, from its tensors."""
+"""Turns the tensors of a request into arguments of the LLM API."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -29,63 +29,63 @@ NOT_SERVED = (
     *("prompt_vocab_size", "prompt_table_extra_id", "lora_task_id", "lora_weights", "lora_config"),
     *("guided_decoding_guide_type", "guided_decoding_guide", "return_context_logits", "return_generation_logits"),
 )
-"""What would change the answer, and the LLM API is not told of here."""
+"""Inputs that change the answer and are not passed to the LLM API."""
 
 
 class Refused(Exception):
-    """A request that cannot be answered, in one line."""
+    """A request that cannot be answered. The message is one line."""
 
 
 @dataclass
 class Question:
-    """A prompt and how to continue it. `arguments` are those of SamplingParams but for where an answer ends."""
+    """A prompt and how to continue it. `arguments` are those of SamplingParams, except for the end of the answer."""
 
     prompt: str
     streaming: bool
     arguments: dict[str, Any]
     end_id: int | None
     flags: set[str] = field(default_factory=set)
-    """Names of the inputs that ask for something more in the answer."""
+    """Names of the inputs that ask for further outputs."""
 
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, NDArray[Any]]) -> "Question":
-        """From arrays by name, each with a batch dimension of 1; empty ones count as not given. Raises Refused."""
-        given = {name: array for name, array in tensors.items() if array.size}
+        """Read arrays by name, each with a batch dimension of 1. Empty arrays count as missing. Raises Refused."""
+        arrays = {name: array for name, array in tensors.items() if array.size}
         for name in NOT_SERVED:
-            if name in given and any(given[name].flat):
-                raise Refused(f"{name}: is not available with engine: pytorch")
+            if name in arrays and any(arrays[name].flat):
+                raise Refused(f"{name}: is not supported with engine: pytorch")
         for name in ONE:
-            if _one(given, name, 1) != 1:
-                raise Refused(f"{name}: expected 1, got {_one(given, name, 1)}")
-        if "text_input" not in given:
+            if _one(arrays, name, 1) != 1:
+                raise Refused(f"{name}: expected 1, got {_one(arrays, name, 1)}")
+        if "text_input" not in arrays:
             raise Refused("text_input: missing")
-        arguments = {argument: _number(given, name) for argument, name in ARGUMENTS if name in given}
-        if arguments.get("top_p", 1) <= 0:  # not given, as NVIDIA's backend for engines reads it
+        arguments = {argument: _number(arrays, name) for argument, name in ARGUMENTS if name in arrays}
+        if arguments.get("top_p", 1) <= 0:  # counts as missing, as in NVIDIA's backend for engines
             del arguments["top_p"]
-        arguments |= {argument: _words(given[name]) for argument, name in WORDS if name in given}
+        arguments |= {argument: _words(arrays[name]) for argument, name in WORDS if name in arrays}
         if arguments.get("max_tokens", 0) < 1:
             raise Refused(f"max_tokens: expected 1 or more, got {arguments.get('max_tokens')}")
-        # As with engines: the most likely token, unless one of these two asks for a draw.
+        # As with engines: greedy, unless top_k or top_p asks for sampling.
         if arguments.get("top_k", 0) <= 1 and not 0 < arguments.get("top_p", 0) <= 1:
             arguments["top_k"] = 1
         return cls(
-            prompt=_text(given, "text_input"),
-            streaming=bool(_one(given, "streaming", False)),
+            prompt=_text(arrays, "text_input"),
+            streaming=bool(_one(arrays, "streaming", False)),
             arguments=arguments,
-            end_id=_one(given, "end_id"),
-            flags={name for name, array in given.items() if name.startswith("return_") and array.flat[0]}
-            | ({"echo"} if _one(given, "sampling_param_exclude_input_from_output", True) is False else set()),
+            end_id=_one(arrays, "end_id"),
+            flags={name for name, array in arrays.items() if name.startswith("return_") and array.flat[0]}
+            | ({"echo"} if _one(arrays, "sampling_param_exclude_input_from_output", True) is False else set()),
         )
 
     def check_one_response(self) -> None:
-        """Raises Refused for what a model that is not decoupled cannot answer."""
+        """Raise Refused for a request that a model without decoupled mode cannot answer."""
         if self.streaming:
             raise Refused("streaming: Streaming is only supported in decoupled mode. Set serving.decoupled: true.")
         if self.arguments.get("n", 1) > 1:
             raise Refused("num_return_sequences: above 1 needs a decoupled model. Set serving.decoupled: true.")
 
     def sampling(self, eos_token_ids: Iterable[int]) -> dict[str, Any]:
-        """The arguments of SamplingParams, for a model that ends its answers with one of these ids."""
+        """All arguments of SamplingParams. `eos_token_ids` are the ids that end an answer of the model."""
         arguments = {
             **self.arguments,
             "detokenize": True,
@@ -105,7 +105,7 @@ class Question:
 def check_sizes(tensors: Mapping[str, NDArray[Any]], max_seq_len: int, longest_token_bytes: int) -> None:
     """Raise Refused for texts with more bytes than `max_seq_len` tokens can have.
 
-    It looks at the sizes only, because tokenising a huge text takes long.
+    Checks the sizes only, because tokenising a huge text takes long.
     """
     most = max_seq_len * longest_token_bytes
     for name in ("text_input", *(name for _, name in WORDS)):
@@ -115,25 +115,25 @@ def check_sizes(tensors: Mapping[str, NDArray[Any]], max_seq_len: int, longest_t
             raise Refused(f"{name}: has {size} bytes, expected at most {most}, {what}")
 
 
-def _one(given: Mapping[str, NDArray[Any]], name: str, default: Any = None) -> Any:
-    if name not in given:
+def _one(arrays: Mapping[str, NDArray[Any]], name: str, default: Any = None) -> Any:
+    if name not in arrays:
         return default
-    if given[name].size != 1:
-        raise Refused(f"{name}: expected one value, got shape {list(given[name].shape)}")
-    return given[name].item()
+    if arrays[name].size != 1:
+        raise Refused(f"{name}: expected one value, got shape {list(arrays[name].shape)}")
+    return arrays[name].item()
 
 
-def _number(given: Mapping[str, NDArray[Any]], name: str) -> Any:
-    """The value of an argument. The LLM API itself does not refuse NaN."""
-    value = _one(given, name)
+def _number(arrays: Mapping[str, NDArray[Any]], name: str) -> Any:
+    """The value of a number. Raises Refused for NaN, which the LLM API accepts."""
+    value = _one(arrays, name)
     if not math.isfinite(value) and (name, value) != ("sampling_param_top_p", -math.inf):
         raise Refused(f"{name}: expected a finite number, got {value}")
     return value
 
 
-def _text(given: Mapping[str, NDArray[Any]], name: str) -> str:
+def _text(arrays: Mapping[str, NDArray[Any]], name: str) -> str:
     try:
-        return bytes(_one(given, name)).decode("utf-8")
+        return bytes(_one(arrays, name)).decode("utf-8")
     except UnicodeDecodeError:
         raise Refused(f"{name}: is not UTF-8") from None
 

@@ -1,7 +1,7 @@
-"""tensorrt_llm_bls of engine: pytorch: hands on to tensorrt_llm, which has the text already, under its names.
+"""tensorrt_llm_bls of engine: pytorch. Passes requests on to tensorrt_llm, under its names, and texts back.
 
-It is there because a client of it that goes away ends its request: of an ensemble's steps Triton cancels none that
-runs. Each request has a thread, which reads tensorrt_llm's stream and hangs up when nobody wants it any more.
+It exists because a client that leaves ends its request here. Triton does not cancel running steps of an ensemble. Each
+request has a thread that reads tensorrt_llm's stream, and closes it when the client has left.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class TritonPythonModel:
         self.watch.add(reply, stop=stream.close)
         try:
             for event in stream:
-                # A model that is not decoupled owes one response, and that ends it.
+                # A model that is not decoupled owes exactly one response.
                 reply.send(self.outputs.tensors(event, event.get("text_output", [""])), last=not self.decoupled)
         except Failed as failure:
             reply.fail(failure.error)

@@ -1,9 +1,9 @@
 """postprocessing: token ids to text, chunk by chunk, for the ensemble.
 
-A stream's tokens come one response at a time, and only the request id tells whose they are. preprocessing
-announces each text that has an id (see its `announce`); from then on its chunks are decoded as one text,
-and the concatenation is exact. Tokens without an announced id are decoded chunk by chunk, as NVIDIA's
-postprocessing does it: exact for answers that come whole, not for streams.
+The tokens of a stream come one response at a time, and only the request id says which stream they belong to.
+preprocessing announces each text that has an id (see its `announce`). Then its chunks are decoded as one text, and
+their concatenation is exact. Tokens without an announced id are decoded chunk by chunk, as in NVIDIA's postprocessing:
+that is exact for whole answers, not for streams.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class TritonPythonModel:
 
 
 class Text:
-    """One announced text; it ends with its last possible token or with one of the ids in `ends`."""
+    """One announced text. It ends with its last possible token or with one of the ids in `ends`."""
 
     def __init__(self, detokenizer: Detokenizer, max_tokens: int, *ends: int) -> None:
         self._stream = detokenizer.stream()
@@ -71,13 +71,13 @@ class Text:
 
 
 class Texts:
-    """The texts under way by request id: bounded, and forgotten when idle, as a cancelled one never ends."""
+    """The open texts by request id. Bounded, and dropped when idle, because a cancelled text never ends."""
 
     def __init__(self) -> None:
         self._texts: OrderedDict[str, Text] = OrderedDict()
 
     def begin(self, name: str, text: Text) -> None:
-        """A new text, also where an old one of the same id never came to its end."""
+        """Begin a text. It replaces an old text of the same id that never ended."""
         self._texts[name] = text
         self._texts.move_to_end(name)
         oldest = next(iter(self._texts.values()))

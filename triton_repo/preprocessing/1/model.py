@@ -42,30 +42,30 @@ class TritonPythonModel:
         if is_draining():
             return pb_utils.InferenceResponse(error=refusal())
         try:
-            asked = Asked(request, self.tokenizer)
-            tensors = self._encode(asked)
+            inputs = RequestInputs(request, self.tokenizer)
+            tensors = self._encode(inputs)
         except Refused as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
-        if self.announces and request.request_id() and len(asked.prompts) == 1:
-            ends = tensors["OUT_END_ID"][0].tolist() + [id for (id,) in self._other_ends(asked)]
+        if self.announces and request.request_id() and len(inputs.prompts) == 1:
+            ends = tensors["OUT_END_ID"][0].tolist() + [id for (id,) in self._other_ends(inputs)]
             announce(request.request_id(), tensors["REQUEST_OUTPUT_LEN"][0, 0], ends)
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in tensors.items()])
 
-    def _encode(self, asked: Asked) -> dict[str, NDArray[Any]]:
-        """All outputs, by name, with a row for each prompt of the request."""
-        pads = asked.ids("PAD_ID", self.pad)
-        ends = asked.ids("END_ID", self.eos[0] if self.eos else -1)
-        other_ends = self._other_ends(asked)
-        prompts = [self.tokenizer.prompt_ids(text) for text in asked.prompts]
-        stop = [word_rows(other_ends + self.tokenizer.words(words)) for words in asked.words("STOP_WORDS_DICT")]
-        bad = [word_rows(self.tokenizer.words(words)) for words in asked.words("BAD_WORDS_DICT")]
-        bias = [self.tokenizer.embedding_bias(*pair) for pair in asked.bias_words()]
+    def _encode(self, inputs: RequestInputs) -> dict[str, NDArray[Any]]:
+        """All outputs by name, with a row for each prompt of the request."""
+        pads = inputs.ids("PAD_ID", self.pad)
+        ends = inputs.ids("END_ID", self.eos[0] if self.eos else -1)
+        other_ends = self._other_ends(inputs)
+        prompts = [self.tokenizer.prompt_ids(text) for text in inputs.prompts]
+        stop = [word_rows(other_ends + self.tokenizer.words(words)) for words in inputs.words("STOP_WORDS_DICT")]
+        bad = [word_rows(self.tokenizer.words(words)) for words in inputs.words("BAD_WORDS_DICT")]
+        bias = [self.tokenizer.embedding_bias(*pair) for pair in inputs.bias_words()]
         return {
             "INPUT_ID": padded(prompts, pads),
             "REQUEST_INPUT_LEN": np.array([[len(ids)] for ids in prompts], np.int32),
             "DECODER_INPUT_ID": pads,
             "REQUEST_DECODER_INPUT_LEN": np.ones_like(pads),
-            "REQUEST_OUTPUT_LEN": asked.max_tokens,
+            "REQUEST_OUTPUT_LEN": inputs.max_tokens,
             "STOP_WORDS_IDS": stacked(stop),
             "BAD_WORDS_IDS": stacked(bad),
             "EMBEDDING_BIAS": np.stack(
@@ -73,16 +73,16 @@ class TritonPythonModel:
             ),
             "OUT_END_ID": ends,
             "OUT_PAD_ID": pads,
-            "OUT_PROMPT_TABLE_EXTRA_IDS": self._extra_ids(asked, prompts),
+            "OUT_PROMPT_TABLE_EXTRA_IDS": self._extra_ids(inputs, prompts),
         }
 
-    def _other_ends(self, asked: Asked) -> list[tuple[int, ...]]:
-        """Stop words of one id that end a text beside OUT_END_ID: an end_id that the client gives is the only end."""
-        return [] if asked.has("END_ID") else [(id,) for id in self.eos[1:]]
+    def _other_ends(self, inputs: RequestInputs) -> list[tuple[int, ...]]:
+        """Further ids that end a text, as stop words of one id. None if the client gives an end_id."""
+        return [] if inputs.has("END_ID") else [(id,) for id in self.eos[1:]]
 
-    def _extra_ids(self, asked: Asked, prompts: Sequence[list[int]]) -> NDArray[Any]:
-        """The extra id on every token that stands for a row of a prompt table; nothing without one."""
-        extra = asked.values("PROMPT_TABLE_EXTRA_ID")
+    def _extra_ids(self, inputs: RequestInputs, prompts: Sequence[list[int]]) -> NDArray[Any]:
+        """The extra id for every token that stands for a row of a prompt table. Empty without a prompt table."""
+        extra = inputs.values("PROMPT_TABLE_EXTRA_ID")
         if extra is None:
             return NO_IDS.repeat(len(prompts), axis=0)
         virtual = padded(prompts, np.zeros((len(prompts), 1), np.int32)) >= self.tokenizer.vocab_size
@@ -90,14 +90,14 @@ class TritonPythonModel:
         return ids
 
 
-class Asked:
+class RequestInputs:
     """The inputs of a request, checked. Arrays have a row for each prompt."""
 
     def __init__(self, request: Any, tokenizer: PromptTokenizer) -> None:
         self.request, self.tokenizer = request, tokenizer
         for name in ("IMAGE_BYTES", "IMAGE_URL", "IMAGE_SIZES", "VIDEO_BYTES", "DECODER_QUERY"):
             if self.has(name):
-                raise Refused(f"{name}: this model takes a text prompt only")
+                raise Refused(f"{name}: is not supported, this model takes a text prompt only")
         rows = self.values("QUERY")
         for row in rows:
             tokenizer.check_size("text_input", row)
@@ -135,7 +135,7 @@ class Asked:
 
 
 def padded(rows: Sequence[Sequence[int]], fill: NDArray[Any]) -> NDArray[Any]:
-    """Rows of different lengths as one INT32 array, each filled up with its own `fill`."""
+    """Rows of different lengths as one INT32 array. Each row is padded with its own `fill`."""
     array = np.array(fill, np.int32).repeat(max(map(len, rows)), axis=1)
     for target, row in zip(array, rows, strict=True):
         target[: len(row)] = row
@@ -143,7 +143,7 @@ def padded(rows: Sequence[Sequence[int]], fill: NDArray[Any]) -> NDArray[Any]:
 
 
 def stacked(rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """[2, n] arrays of different n as one [batch, 2, n]."""
+    """Stack [2, n] arrays of different n into one [batch, 2, n]."""
     array = (
         np.array([[[0], [-1]]], np.int32).repeat(len(rows), axis=0).repeat(max(row.shape[1] for row in rows), axis=2)
     )
@@ -153,10 +153,10 @@ def stacked(rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
 
 
 def announce(request_id: str, max_tokens: int, ends: Sequence[int]) -> None:
-    """Tell postprocessing that a text of this id begins: how long it may get, and the ids that end it.
+    """Tell postprocessing that a text of this id begins, how long it may get, and the ids that end it.
 
-    In an ensemble nothing else could: its last step sees one response of tensorrt_llm at a time, with the id.
-    A length of -1 marks the announcement. Answered before this model answers, so it arrives before any token.
+    In an ensemble there is no other way: its last step sees one response of tensorrt_llm at a time, with the id. A
+    length of -1 marks the announcement. It is answered before this model answers, so it arrives before any token.
     """
     notice = np.array([[[max_tokens, *ends]]], np.int32)
     pb_utils.InferenceRequest(

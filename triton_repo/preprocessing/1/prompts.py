@@ -1,6 +1,6 @@
-"""From a request's words to ids: the prompt, the words that stop or are banned, the biased words.
+"""Turns the texts of a request into ids: the prompt, stop words, bad words, biased words.
 
-Everything a client can get wrong raises Refused with one line that names the input.
+Every wrong input raises Refused, with one line that names the input.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-SEPARATOR = "\n"  # no tokenizer joins it with a word that follows, so what follows is tokenised as inside a text
+SEPARATOR = "\n"  # no tokenizer joins it with the next word, so that word gets its tokens inside a text
 
 
 class Refused(ValueError):
@@ -24,7 +24,7 @@ class Refused(ValueError):
 
 
 class PromptTokenizer:
-    """The encoding half of the tokenizer.json in a folder, for texts of at most `max_seq_len` tokens."""
+    """Encodes with the tokenizer.json of a folder, for texts of at most `max_seq_len` tokens."""
 
     def __init__(self, folder: Path, add_special_tokens: bool, vocab_size: int, max_seq_len: int) -> None:
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -40,7 +40,7 @@ class PromptTokenizer:
     def check_size(self, name: str, values: Iterable[bytes]) -> None:
         """Raise Refused for values of a STRING tensor with more bytes than a sequence of tokens can have.
 
-        It looks at the size only, because tokenising a huge text takes long.
+        Checks the size only, because tokenising a huge text takes long.
         """
         size, most = sum(map(len, values)), self.max_seq_len * self.longest
         if size > most:
@@ -48,34 +48,34 @@ class PromptTokenizer:
             raise Refused(f"{name}: has {size} bytes, expected at most {most}, {what}")
 
     def prompt_ids(self, text: str) -> list[int]:
-        """Ids of a prompt, with BOS once: a chat template may have written it into the text already."""
+        """The ids of a prompt, with BOS only once: a chat template may have put it into the text."""
         if not text:
             raise Refused("text_input: is empty, expected a prompt")
         ids = self._encode(text, special=self.add_special_tokens)
         if self.bos and ids[:2] == self.bos * 2:
             del ids[0]
         if not ids:
-            raise Refused("text_input: has no tokens, expected a prompt")
+            raise Refused("text_input: encodes to no tokens, expected a prompt")
         self._refuse_beyond(ids, "text_input")
         return ids
 
     def words(self, words: Iterable[str]) -> list[tuple[int, ...]]:
-        """Id sequences for each word as it may stand in a text: alone, after a space, inside a line.
+        """The id sequences of each word in every place of a text: alone, after a space, inside a line.
 
-        A sequence with a token that the model does not have can never come, so it is left out.
+        Sequences with a token outside the model's vocabulary are left out: the model cannot produce them.
         """
-        found = {}
+        sequences = {}
         for word in filter(None, words):
             for text in dict.fromkeys((word, " " + word.removeprefix(" "))):
-                found[tuple(self._encode(text))] = True
-                found[tuple(self._inside(text))] = True
-        found.pop((), None)
-        return [ids for ids in found if max(ids) < self.vocab_size]
+                sequences[tuple(self._encode(text))] = True
+                sequences[tuple(self._inside(text))] = True
+        sequences.pop((), None)
+        return [ids for ids in sequences if max(ids) < self.vocab_size]
 
     def embedding_bias(self, words: Sequence[str], weights: Sequence[float]) -> NDArray[Any]:
         """FP32 [vocab_size]: each word's weight on its tokens as written (" Paris" is not "Paris").
 
-        Without words [0].
+        Without words the shape is [0].
         """
         if len(words) != len(weights):
             raise Refused(
@@ -90,19 +90,19 @@ class PromptTokenizer:
                 ids = self._encode(word)
                 self._refuse_beyond(ids, "embedding_bias_words")
                 np.add.at(bias, ids, np.float32(weight))
-        if not np.isfinite(bias).all():  # the executor would take it, and the answer would be noise
+        if not np.isfinite(bias).all():  # the executor accepts it and answers with noise
             raise Refused(f"embedding_bias_weights: {weights}, expected finite numbers with finite sums")
         return bias
 
     def _refuse_beyond(self, ids: Iterable[int], name: str) -> None:
-        """A tokenizer may have tokens that were added after the model's vocabulary."""
+        """Raise Refused for ids outside the model's vocabulary. A tokenizer may have added tokens behind it."""
         beyond = next((id for id in ids if id >= self.vocab_size), None)
         if beyond is not None:
             token = self.tokenizer.id_to_token(beyond)
             raise Refused(f"{name}: holds {token} ({beyond}), the model's last token is {self.vocab_size - 1}")
 
     def _inside(self, text: str) -> list[int]:
-        """Ids of a text in the middle of another; none where its start would merge with what is before."""
+        """The ids of a text inside another. Empty if its start merges with the text before."""
         before = self._encode(SEPARATOR)
         ids = self._encode(SEPARATOR + text)
         return ids[len(before) :] if ids[: len(before)] == before else []
@@ -120,7 +120,7 @@ def decoded(value: bytes, name: str) -> str:
 
 
 def word_rows(words: Sequence[Sequence[int]]) -> NDArray[Any]:
-    """INT32 [2, n] as the backend reads it: the ids of all words, then where each ends, padded with 0 and -1."""
+    """INT32 [2, n] as the backend reads it: the ids of all words, and where each ends. Padded with 0 and -1."""
     ids = [id for word in words for id in word]
     ends = np.cumsum([len(word) for word in words], dtype=np.int32)
     rows = np.array([[0], [-1]], np.int32).repeat(max(1, len(ids)), axis=1)

@@ -1,4 +1,4 @@
-"""The responses to one Triton request: names, types and shapes of NVIDIA's backend."""
+"""Makes the responses to one Triton request, with the names, types and shapes of NVIDIA's backend."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
 class Answer:
-    """A request under way: turns the events of its sequences into responses, the last of them FINAL.
+    """A running request. Turns the events of its sequences into responses, the last of them FINAL.
 
-    `requests` are the rows of its batch; each response belongs to one sequence of one row.
+    `requests` are the rows of its batch. Each response belongs to one sequence of one row.
     """
 
     def __init__(self, model: TritonPythonModel, name: str, requests: Sequence[GenerationRequest], sender: Any) -> None:
@@ -38,7 +38,7 @@ class Answer:
                 model.answers.add(self)
 
     def is_abandoned(self) -> bool:
-        with self.model.sending:  # Triton crashes when it is asked about a request after its FINAL
+        with self.model.sending:  # Triton crashes if it is asked about a request after its FINAL
             return self.unfinished > 0 and bool(self.sender.is_cancelled())
 
     def deliver(self, event: Event) -> None:
@@ -87,14 +87,14 @@ class Answer:
             yield from performance(event)
 
     def echo(self, request: GenerationRequest) -> list[int]:
-        """The prompt, where the client wants it before a whole answer."""
+        """The prompt, if the client wants it before a whole answer."""
         excluded = request.exclude_input_in_output
         excluded = self.model.settings.exclude_input_in_output if excluded is None else excluded
         return [] if excluded else request.input_ids
 
 
 def refuse_several_responses(requests: Sequence[GenerationRequest]) -> None:
-    """Raises InputRefused, in the backend's words, for a request that needs several responses."""
+    """Raise InputRefused, with the backend's message, for a request that needs several responses."""
     if len(requests) > 1:
         what = "Batch size > 1 requires the tensorrt_llm backend to be using decoupled transaction policy"
         raise InputRefused(what, hint="Send each prompt on its own, or set serving.decoupled: true.")
@@ -107,7 +107,7 @@ def refuse_several_responses(requests: Sequence[GenerationRequest]) -> None:
 
 
 def performance(event: Event) -> Iterator[Any]:
-    """The ten perf metrics. The KV blocks are those of the prompt: the backend does not count later ones."""
+    """The ten perf metrics. KV blocks are those of the prompt, because the backend does not count later blocks."""
     sequence = event.sequence
     blocks = {
         "alloc_new": sequence.taken_blocks - sequence.evicted_blocks,
@@ -119,12 +119,12 @@ def performance(event: Event) -> Iterator[Any]:
     for moment in ("arrival", "first_scheduled", "first_token"):
         yield tensor(f"{moment}_time_ns", np.int64, getattr(sequence, f"{moment}_ns"))
     yield tensor("last_token_time_ns", np.int64, sequence.last_token_ns if event.finished else 0)
-    yield tensor("acceptance_rate", np.float32, 0)  # 0, as the next two: there is no draft model
+    yield tensor("acceptance_rate", np.float32, 0)  # this and the next two are 0: there is no draft model
     yield tensor("total_accepted_draft_tokens", np.int32, 0)
     yield tensor("total_draft_tokens", np.int32, 0)
 
 
 def tensor(name: str, dtype: type[np.generic], value: Any) -> Any:
-    """A tensor with Triton's batch dimension and another for the only beam."""
+    """A tensor with Triton's batch dimension and a dimension for the only beam."""
     array = np.array(value, dtype)
     return pb_utils.Tensor(name, array.reshape(1, 1, *array.shape))

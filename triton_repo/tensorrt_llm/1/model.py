@@ -28,11 +28,14 @@ from toolkit.errors import Busy, InputRefused, ToolkitError
 
 SERVER = os.getppid()
 LEADER_FIRST_S = 5
-"""A server cannot end well while it loads, and the first that ends ill makes mpirun end them all."""
+"""The other ranks wait so long before they end. A server that ends while it loads exits with an error, and the first
+error makes mpirun end all ranks."""
 PATIENCE_S = 120
-"""Triton's calls wait with Python's lock held, for ever if the server has died. No thread of ours can run then, so an
-alarm ends this process. Every half second it is put off. A machine that stalls for a minute, by swapping or when it is
-suspended, must not end a healthy rehearsal: hence so long. Under `toolkit serve` the janitor ends us sooner."""
+"""Seconds until an alarm ends this process, unless a thread puts the alarm off, which it does every half second.
+
+If the server has died, calls of Triton hold Python's GIL for ever, so no thread of this process can run. The time is
+long, because a machine that stalls for a minute, by swapping or suspend, must not end a healthy rehearsal. Under
+`toolkit serve` the janitor ends this process sooner."""
 
 
 class TritonPythonModel:
@@ -50,10 +53,10 @@ class TritonPythonModel:
             if rank:
                 work(self.settings, rank, port)
                 time.sleep(LEADER_FIRST_S)
-                raise ToolkitError("rank 0 was unloaded, so this rank ends, too")
+                raise ToolkitError("rank 0 was unloaded, so this rank ends too")
             self.engine = RehearsalEngine(self.settings, port)
         except ToolkitError as error:
-            text = os.fsencode(str(error)).decode("utf-8", "replace")  # Triton ends at one that is not UTF-8
+            text = os.fsencode(str(error)).decode("utf-8", "replace")  # a message that is not UTF-8 ends Triton
             raise pb_utils.TritonModelException(text) from None
         self.decoupled = pb_utils.using_decoupled_model_transaction_policy(config)
         self.metrics = Metrics(args["model_name"], args["model_version"], self.settings.scheduling)
@@ -93,7 +96,7 @@ class TritonPythonModel:
 
 
 def every(period_ms: float, action: Callable[[], object]) -> None:
-    """Do it again and again, in a thread, until the server dies, and with it this process."""
+    """Call `action` every `period_ms`, in a thread. Ends this process when the server has died."""
 
     def loop() -> None:
         while os.getppid() == SERVER:

@@ -1,7 +1,7 @@
 """The text of one answer as its tokens arrive, and where it ends.
 
-tensorrt_llm ends a text at stop words in one of the tokenisations that preprocessing gives it. A model may
-write the same words in other tokens, so the text itself is searched here as well.
+tensorrt_llm ends a text at the tokenisations of the stop words that preprocessing gives it. A model may write the same
+words with other tokens, so the text is searched here too.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Ends:
             self._by_last_id.setdefault(word[-1], []).append(list(word))
 
     def by_ids(self, ids: list[int]) -> bool:
-        """Whether the last id ends the answer `ids`, as far as ids tell."""
+        """Whether the last id ends the answer `ids`. Stop words in the text are not checked here."""
         if len(ids) >= self.max_tokens or ids[-1] == self.end_id:
             return True
         words = self._by_last_id.get(ids[-1], ())
         return any(ids[-len(word) :] == word and self._counts(word, ids) for word in words)
 
     def by_text(self, before: str, chunk: str, count: int) -> bool:
-        """Whether `chunk`, which follows the text `before`, completes a stop word with token number `count`."""
+        """Whether `chunk`, after the text `before`, completes a stop word. `count` is the number of its last token."""
         if count < self.min_tokens:
             return False
         text = before + chunk
@@ -50,7 +50,7 @@ class Ends:
 
 
 class Answer:
-    """One sequence: push its tokens, get its text."""
+    """The answer of one sequence: takes its tokens and gives its text."""
 
     def __init__(self, stream: ByteLevelStream | SentencePieceStream, ends: Ends) -> None:
         self.ids: list[int] = []
@@ -60,11 +60,11 @@ class Answer:
         self._tail = ""
 
     def push(self, ids: Iterable[int]) -> str:
-        """The text that `ids` add; tokens after the one that ends the answer are left out."""
+        """The text that `ids` add. Tokens after the end of the answer are left out."""
         return "".join(self._push(id) for id in ids if not self.ended)
 
     def flush(self) -> str:
-        """What is left of an incomplete character."""
+        """The rest of an incomplete character."""
         return self._stream.push([], last=True)
 
     def _push(self, id: int) -> str:

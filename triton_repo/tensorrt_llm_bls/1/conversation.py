@@ -21,9 +21,9 @@ NO_WORDS = np.empty((1, 0), object)
 
 
 class Conversation:
-    """One text. `inputs` are those of this model, with a batch dimension of 1; `id` is its request id in tensorrt_llm.
+    """One text of a request. `inputs` are those of this model, with a batch dimension of 1.
 
-    Where tensorrt_llm is not decoupled, its answers are read whole.
+    `id` is its request id in tensorrt_llm. If tensorrt_llm is not decoupled, its answers are read whole.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Conversation:
         self._is_left = False
 
     def events(self, preprocessed: Mapping[str, NDArray[Any]]) -> Iterator[tuple[list[Any], bool]]:
-        """Yields (output tensors, whether they are the last) for each response. Raises Failed."""
+        """Yield (output tensors, whether they are the last) for each response. Raises Failed."""
         self._preprocessed = preprocessed
         self._ends = Ends(
             max_tokens=int(preprocessed["REQUEST_OUTPUT_LEN"][0, 0]),
@@ -65,7 +65,7 @@ class Conversation:
             self._stream_of_events.close()
 
     def _stream(self) -> Iterator[tuple[list[Any], bool]]:
-        """An event for each token, until every answer has ended."""
+        """Yield an event for each token, until every answer has ended."""
         for event in self._generate(streaming=True):
             answer, (ids, *_) = self._answer(event), rows_of_tokens(event)
             if answer.ended or not ids:
@@ -73,18 +73,18 @@ class Conversation:
             text = answer.push(ids)
             yield self._outputs.tensors(event, [text]), self._all_ended()
             self._leave_if_ended_by_text()
-        # Stopped before its time: what is left of a character is still owed.
+        # The request was stopped: send the rest of an incomplete character.
         rest = "".join(answer.flush() for answer in self._answers.values() if not answer.ended)
         if rest:
             yield self._outputs.tensors({}, [rest]), True
 
     def _whole(self) -> Iterator[list[Any]]:
-        """Answers as tensorrt_llm gives them, a response for each."""
+        """Yield a response for each whole answer of tensorrt_llm."""
         for event in self._generate(streaming=False):
             yield self._outputs.tensors(event, list(map(self._detokenizer.decode, rows_of_tokens(event))))
 
     def _collected(self) -> Iterator[list[Any]]:
-        """Whole answers that a stop word in the text may end. They are read token by token, where that is possible."""
+        """Yield whole answers that a stop word in the text may end. They are read token by token, if possible."""
         events: dict[Answer, list[Event]] = {}
         for event in self._generate(streaming=self._decoupled, exclude_input_in_output=True):
             answer, (ids, *_) = self._answer(event), rows_of_tokens(event)
@@ -97,14 +97,14 @@ class Conversation:
             yield self._outputs.tensors(joined(parts, len(answer.ids)), [text])
 
     def _generate(self, streaming: bool, **other: Any) -> Iterable[Event]:
-        """The events of tensorrt_llm; `other` inputs replace the client's. None after `leave`."""
+        """The events of tensorrt_llm. `other` inputs replace the client's. No events after `leave`."""
         inputs = {**self._inputs, **{name: np.array([[value]]) for name, value in other.items()}}
         stream = self._inner.generate(inputs, self._preprocessed, self.id, streaming)
         self._stream_of_events = stream
         return () if self._is_left else stream
 
     def _answer(self, event: Event) -> Answer:
-        """The answer that an event belongs to; tensorrt_llm says which only when a request has several."""
+        """The answer that an event belongs to. tensorrt_llm numbers them only if a request has several."""
         sequence: int = event.get("sequence_index", (0,))[0]
         if sequence not in self._answers:
             self._answers[sequence] = Answer(self._detokenizer.stream(), self._ends)
@@ -115,7 +115,7 @@ class Conversation:
         return bool(ended == self._value("num_return_sequences", 1))
 
     def _leave_if_ended_by_text(self) -> None:
-        """tensorrt_llm does not know of an end that only the text shows."""
+        """Stop reading if all answers have ended, because tensorrt_llm does not see stop words in the text."""
         if self._all_ended() and any(answer.ended_by_text for answer in self._answers.values()):
             self.leave()
 
@@ -123,7 +123,7 @@ class Conversation:
         return [word.decode("utf-8") for word in self._inputs.get("stop_words", NO_WORDS)[0]]
 
     def _echo(self) -> list[int]:
-        """The prompt's ids where the client wants them before the answer."""
+        """The prompt's ids, if the client wants them before the answer."""
         if self._value("exclude_input_in_output", True):
             return []
         ids = self._preprocessed["INPUT_ID"][0]
@@ -136,7 +136,7 @@ class Conversation:
 
 
 def last_marked(responses: Iterable[list[Any]]) -> Iterator[tuple[list[Any], bool]]:
-    """(response, whether it is the last) for each."""
+    """Yield (response, whether it is the last) for each response."""
     kept = list(responses)
     return ((response, response is kept[-1]) for response in kept)
 

@@ -1,6 +1,5 @@
-"""Calls of the models inside tensorrt_llm_bls.
-
-preprocessing is called by Triton's business logic scripting (BLS), tensorrt_llm by server_stream.py.
+"""Calls the models behind tensorrt_llm_bls: preprocessing by Triton's business logic scripting (BLS), tensorrt_llm by
+server_stream.py.
 """
 
 from __future__ import annotations
@@ -44,15 +43,15 @@ FROM_PREPROCESSING = (
     ("pad_id", "OUT_PAD_ID"),
     ("prompt_table_extra_ids", "OUT_PROMPT_TABLE_EXTRA_IDS"),
 )
-# (input of tensorrt_llm, input of this model); names that both have pass as they are
+# (input of tensorrt_llm, input of this model). Names that both have are passed on unchanged.
 RENAMED = (("runtime_top_k", "top_k"), ("runtime_top_p", "top_p"), ("len_penalty", "length_penalty"))
 NOT_SERVED = ("image_input", "num_draft_tokens", "use_draft_logits")
-# The ensemble takes these: Triton's HTTP endpoint has no way to write them.
+# Triton's HTTP endpoint has no way to write these. The ensemble takes them.
 NOT_IN_JSON = ("prompt_embedding_table", "lora_weights", "lora_config")
 
 
 class Inner:
-    """The models that this one calls. `config` is its own, whose signature says what may be passed on."""
+    """The models that this model calls. `config` is that of this model: its signature says what is passed on."""
 
     def __init__(self, model_name: str, config: Mapping[str, Any], address: tuple[str, int]) -> None:
         self.model_name, self.address = model_name, address
@@ -62,7 +61,7 @@ class Inner:
 
     def preprocess(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The outputs of preprocessing, arrays by name. `inputs` are this model's, arrays by name."""
-        # Without an id, so that preprocessing announces no text: this model makes the text itself.
+        # Without an id, so that preprocessing does not announce a text: this model decodes the text itself.
         response = pb_utils.InferenceRequest(
             model_name="preprocessing",
             requested_output_names=[name for _, name in FROM_PREPROCESSING],
@@ -77,7 +76,7 @@ class Inner:
         request_id: str,
         streaming: bool,
     ) -> ServerStream:
-        """The stream of what each response of tensorrt_llm holds, lists by name. Raises Failed."""
+        """The stream of tensorrt_llm's responses: the outputs of each, as lists by name. Raises Failed."""
         for name in (*NOT_SERVED, *NOT_IN_JSON):
             if name in inputs:
                 raise Failed(f"{name}: not available in this model", "UNSUPPORTED")
@@ -87,16 +86,16 @@ class Inner:
         return ServerStream(self.address, self.model_name, {**body, "id": request_id, "streaming": streaming})
 
     def stop(self, request_id: str) -> None:
-        """Stop the request of this id inside tensorrt_llm; nothing happens when it has ended. Raises Failed."""
+        """Stop the request of this id in tensorrt_llm. Nothing happens if it has ended. Raises Failed."""
         needed = {"input_ids": 1, "input_lengths": 1, "request_output_len": 1}
         for _ in ServerStream(self.address, self.model_name, {**needed, "id": request_id, "stop": True}):
             pass
 
 
 def _checked(response: Any) -> Any:
-    """The response; raises Failed with the model's own message.
+    """The response of preprocessing. Raises Failed, with its message, if it is an error.
 
-    Triton's BLS loses the code of an error, but a refusal of preprocessing begins with the inputs that it is about.
+    Triton's BLS loses the code of an error. But a refused request has a message that begins with names of inputs.
     """
     if response.has_error():
         message = response.error().message()

@@ -1,7 +1,7 @@
-"""tensorrt_llm_bls: text in, exact text out, one event a token; the model that clients should use.
+"""tensorrt_llm_bls: text in, exact text out, one event per token. Clients should use this model.
 
-Each text runs in a thread of its own: preprocessing for all texts of a request, then tensorrt_llm, then its text. A
-stop word in the text, or a client that went away, ends the stream from tensorrt_llm, which cancels the request there.
+Preprocessing runs once for all texts of a request. Then each text has a thread that reads tensorrt_llm and decodes. A
+stop word in the text, or a client that left, ends the stream from tensorrt_llm, which cancels the request there.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from asked import Asked, row
 from conversation import Conversation
 from inner import Inner
 from model_values import ModelValues
 from one_line import fault_of_ours
 from outputs import Outputs
 from reply import CancellationWatch, Reply
+from request_inputs import RequestInputs, row
 from server_address import http_address
 from server_process import end_with_server
 from server_stream import Failed
@@ -49,30 +49,30 @@ class TritonPythonModel:
         for request in requests:
             sender = request.get_response_sender()
             try:
-                asked = Asked(request, self.decoupled)
+                request_inputs = RequestInputs(request, self.decoupled)
             except Exception as fault:
                 Reply(sender).fail(error_of(fault))
                 continue
-            reply = Reply(sender, parts=asked.texts, decoupled=self.decoupled)
-            if asked.is_stop_request:
-                threading.Thread(target=self._stop, args=(asked.id, reply), daemon=True).start()
+            reply = Reply(sender, parts=request_inputs.texts, decoupled=self.decoupled)
+            if request_inputs.is_stop_request:
+                threading.Thread(target=self._stop, args=(request_inputs.id, reply), daemon=True).start()
             else:
-                conversations = [self._conversation(asked, number) for number in range(asked.texts)]
-                threading.Thread(target=self._serve, args=(asked, conversations, reply), daemon=True).start()
+                conversations = [self._conversation(request_inputs, number) for number in range(request_inputs.texts)]
+                threading.Thread(target=self._serve, args=(request_inputs, conversations, reply), daemon=True).start()
 
     def finalize(self) -> None:
         self.watch.end()
 
-    def _conversation(self, asked: Asked, number: int) -> Conversation:
-        # A new id if the client's is in use or names several texts: tensorrt_llm needs one id for each text.
-        id = asked.id if asked.texts == 1 and asked.id not in self.running else ""
+    def _conversation(self, request_inputs: RequestInputs, number: int) -> Conversation:
+        # tensorrt_llm needs one id for each text: a new one if the client's is in use or stands for several texts.
+        id = request_inputs.id if request_inputs.texts == 1 and request_inputs.id not in self.running else ""
         id = id or uuid.uuid4().hex
-        self.running[id] = asked.id
-        inputs = row(asked.inputs, number)
+        self.running[id] = request_inputs.id
+        inputs = row(request_inputs.inputs, number)
         return Conversation(self.inner, self.outputs, self.detokenizer, inputs, id, self.decoupled)
 
-    def _serve(self, asked: Asked, conversations: Sequence[Conversation], reply: Reply) -> None:
-        """Send every event of one request; a failure is an event too, of one line."""
+    def _serve(self, request_inputs: RequestInputs, conversations: Sequence[Conversation], reply: Reply) -> None:
+        """Send every event of one request. A failure is an event of one line."""
 
         def leave() -> None:
             for conversation in conversations:
@@ -80,19 +80,19 @@ class TritonPythonModel:
 
         def answer(number: int) -> None:
             try:
-                self._answer(conversations[number], number, row(preprocessed, number), asked, reply)
+                self._answer(conversations[number], number, row(preprocessed, number), request_inputs, reply)
             except Exception as fault:
                 reply.fail(error_of(fault))
                 leave()
 
         self.watch.add(reply, stop=leave)
         try:
-            preprocessed = self.inner.preprocess(asked.inputs)
-            if asked.texts == 1:
+            preprocessed = self.inner.preprocess(request_inputs.inputs)
+            if request_inputs.texts == 1:
                 answer(0)
             else:
-                with ThreadPoolExecutor(asked.texts) as threads:
-                    threads.map(answer, range(asked.texts))
+                with ThreadPoolExecutor(request_inputs.texts) as threads:
+                    threads.map(answer, range(request_inputs.texts))
         except Exception as fault:
             reply.fail(error_of(fault))
         finally:
@@ -105,11 +105,11 @@ class TritonPythonModel:
         conversation: Conversation,
         number: int,
         preprocessed: Mapping[str, NDArray[Any]],
-        asked: Asked,
+        request_inputs: RequestInputs,
         reply: Reply,
     ) -> None:
         """Send the events of one text, with its batch_index if the request has several."""
-        index = [pb_utils.Tensor("batch_index", np.array([[number]], np.int32))] if asked.texts > 1 else []
+        index = [pb_utils.Tensor("batch_index", np.array([[number]], np.int32))] if request_inputs.texts > 1 else []
         last = False
         for tensors, last in conversation.events(preprocessed):
             reply.send([*tensors, *index], last)
@@ -117,7 +117,7 @@ class TritonPythonModel:
             reply.end()
 
     def _stop(self, id: str, reply: Reply) -> None:
-        """Stop the texts that run under a client's id; without any, the request of that id inside tensorrt_llm."""
+        """Stop the texts with this client id. If there are none, stop the request of that id in tensorrt_llm."""
         try:
             for inner_id in [inner for inner, client in self.running.copy().items() if client == id] or [id]:
                 self.inner.stop(inner_id)
@@ -127,5 +127,5 @@ class TritonPythonModel:
 
 
 def error_of(fault: Exception) -> Any:
-    """The TritonError for an exception: one line; what the client did not cause is logged, too."""
+    """The TritonError for an exception, in one line. Logs internal errors."""
     return fault.error if isinstance(fault, Failed) else fault_of_ours("tensorrt_llm_bls", fault)

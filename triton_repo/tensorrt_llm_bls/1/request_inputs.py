@@ -1,4 +1,4 @@
-"""The inputs of a request to tensorrt_llm_bls, and what is refused before anything runs."""
+"""The inputs of a request to tensorrt_llm_bls, checked before anything runs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NOT_DECOUPLED = "Streaming is only supported if model is deployed using decoupled mode."
-"""The words of NVIDIA's backend."""
+"""The message of NVIDIA's backend."""
 
 
-class Asked:
-    """The inputs of a request, copied: its tensors do not outlive `execute`. Raises Failed."""
+class RequestInputs:
+    """The inputs of a request, copied because its tensors do not outlive `execute`. Raises Failed."""
 
     def __init__(self, request: Any, decoupled: bool) -> None:
         self.inputs = {tensor.name(): tensor.as_numpy().copy() for tensor in request.inputs()}
@@ -36,11 +36,11 @@ class Asked:
             raise Failed(f"beam_width: {beams.max()} cannot be streamed, expected 1")
 
     def _check_numbers(self) -> None:
-        """The executor ends every request in flight for one infinite penalty."""
+        """Raise Failed for infinite numbers and NaN: one infinite penalty ends every request in the executor."""
         for name, array in self.inputs.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 value = array[~np.isfinite(array)][0]
-                if (name, value) != ("top_p", -math.inf):  # like 0, not given
+                if (name, value) != ("top_p", -math.inf):  # like 0, it means "not given"
                     raise Failed(f"{name}: {value}, expected a finite number")
 
     def _any(self, name: str) -> bool:
@@ -48,5 +48,5 @@ class Asked:
 
 
 def row(arrays: Mapping[str, NDArray[Any]], number: int) -> dict[str, NDArray[Any]]:
-    """The row of one text in each array of a request, by name; the batch dimension stays."""
+    """The row of one text in each array of a request, by name. The batch dimension stays."""
     return {name: array[number : number + 1] for name, array in arrays.items()}
