@@ -260,7 +260,7 @@ def test_web_ui_runs_one_test_after_another_and_shows_our_metrics(server, deploy
         for number, protocol in enumerate(("http", "grpc"), start=1):
             form = {"user_count": 3, "spawn_rate": 3, "protocol": protocol, "requests": 6}
             assert post(f"{url}/swarm", form) == (True, "Swarming started")
-            assert post(f"{url}/swarm", form) == (False, "a test is under way: stop it to start another")
+            assert post(f"{url}/swarm", form) == (False, "A test is running. Stop it before you start another.")
             eventually(lambda number=number: has_ended(url, number))
         statistics_, live = get(f"{url}/stats/requests"), get(f"{url}/live/data")
         with urllib.request.urlopen(f"{url}/live/report") as page:

@@ -84,7 +84,7 @@ def test_the_traffic_that_ran():
 def test_where_there_is_no_prediction(ran):
     deployment, run = ran
     broken = replace(run, samples=(*run.samples[:-1], replace(run.samples[-1], error="broke")))
-    with pytest.raises(ToolkitError, match="of 1 of 54 requests the lengths are not known"):
+    with pytest.raises(ToolkitError, match="the lengths of 1 of 54 requests are not known"):
         predicted(deployment, broken)
     rehearsal = load_deployment(CONFIGS / "tiny-llama-rehearsal.yaml")
     with pytest.raises(ToolkitError, match="a rehearsal's step times are not known"):

@@ -164,8 +164,7 @@ def locust_command(deployment: Deployment, options: Options) -> list[str]:
 
 
 def _run_locust(command: list[str], quiet: bool = False) -> tuple[int, bool]:
-    """Run Locust to its end: its exit code, and whether it was told to stop. Its tables on stdout are not ours, so
-    they are dropped."""
+    """Run Locust to its end. Returns its exit code, and whether the user asked to stop. Drops Locust's stdout."""
     # In a session of its own, so that Ctrl-C reaches it once, from us, and it can still write the report.
     with (
         subprocess.Popen(
