@@ -3,6 +3,8 @@
 import contextlib
 import signal
 import statistics
+import subprocess
+import sys
 import threading
 import time
 
@@ -23,6 +25,27 @@ def test_only_beats_while_judged_requests_were_under_way_count():
     beats = [(0.5, 900.0), (1.5, 1.0), (2.0, 3.0), (2.8, 5.0), (3.5, 800.0)]
     assert read_late_ms(beats, 1.0, 2.9) == pytest.approx(4.96)
     assert read_late_ms(beats, 5.0, 6.0) is None
+
+
+EARLY_START = """
+import gevent
+from types import SimpleNamespace
+from toolkit.load.reporting import LoopLag
+
+sent, environment = [], SimpleNamespace(runner=None)
+LoopLag().start(environment)
+gevent.sleep(1.2)
+environment.runner = SimpleNamespace(send_message=lambda name, lag: sent.append(name))
+while not sent:
+    gevent.sleep(0.1)
+print(*set(sent))
+"""
+
+
+def test_a_worker_that_starts_before_its_runner_is_set_still_reports():
+    """On a busy machine, Locust tells a worker to start while its runner is still being made."""
+    done = subprocess.run([sys.executable, "-c", EARLY_START], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "toolkit-loop-lag\n", done.stderr
 
 
 @pytest.mark.slow

@@ -153,6 +153,9 @@ def test_ask(server, deployment, model):
     assert system["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]
     assert rendered["prompt"] == "<system>Be brief.<user>Who?<assistant>"
     assert raw["prompt"] == "Who?"
-    for refused, words in ((["--raw"], "this server always applies its chat template"), (["--grpc"], "--grpc contradicts")):
+    for refused, words in (
+        (["--raw"], "this server always applies its chat template"),
+        (["--grpc"], "--grpc contradicts"),
+    ):
         done = toolkit("ask", *asked, server.url, *refused)
         assert done.returncode and words in done.stderr

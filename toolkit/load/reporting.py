@@ -81,14 +81,14 @@ class LoopLag:
 
     def start(self, environment: Environment, **_: Any) -> None:
         if not isinstance(environment.runner, MasterRunner):
-            self._ticking = gevent.spawn(_tick, environment.runner)
+            self._ticking = gevent.spawn(_tick, environment)
 
     def stop(self, **_: Any) -> None:
         if self._ticking:
             self._ticking.kill()
 
 
-def _tick(runner: Any) -> None:
+def _tick(environment: Environment) -> None:
     late: list[Lag] = []
     due = now()
     while True:
@@ -98,5 +98,7 @@ def _tick(runner: Any) -> None:
             late.append((due, (moment - due) * 1e3))
             due += TICK_S
         if len(late) >= REPORTED_TOGETHER:
-            runner.send_message(messages.LOOP_LAG, late)
+            # A worker may be told to start before Locust has set its runner.
+            if runner := environment.runner:
+                runner.send_message(messages.LOOP_LAG, late)
             late = []
