@@ -151,7 +151,7 @@ def test_a_repository_of_engine_pytorch_comes_before_its_model(deploy, serve, tm
 def test_a_mode_that_is_not_rehearsed_comes_first(deploy, serve, taken_port):
     deployment = deploy(serving={"http_port": taken_port, "mode": "orchestrator"})
     (line,) = serve(deployment, NO_GPU, "--engine", "rehearsal")
-    assert "serving.mode: orchestrator is the tensorrtllm backend's, engine is rehearsal. Remove it" in line
+    assert "serving.mode: orchestrator needs an engine on GPUs, and engine is rehearsal. Remove it" in line
 
 
 @pytest.mark.parametrize(

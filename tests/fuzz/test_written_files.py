@@ -108,9 +108,7 @@ def reported(tmp_path_factory) -> Path:
     samples = (*lognormal(11, 1, tokens=4), failed())
     settings = {"protocol": "http", "users": 4, "loop": "open"}
     run = Run(samples, 1, EPOCH, settings, None, own, seen, repeats=(6, 6))
-    content = report.as_json(deployment, run, report.verdict_of(deployment, run))
-    (folder / "report.json").write_text(json.dumps(content))
-    report.write_samples(folder, run)
+    report.write_data(folder, deployment, run, report.verdict_of(deployment, run))
     return folder
 
 

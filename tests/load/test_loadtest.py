@@ -457,7 +457,7 @@ def test_repeats_send_other_requests_and_are_one_report(server, deployment, tmp_
 
     load = deployment(server, model=tiny_llama)
     file = workload_file(tmp_path, arrivals="poisson", rate=40, requests=12)
-    verdict = run_repeatedly(load, Options(workload=file, seed=5), 2)
+    verdict = run_repeatedly(load, Options(workload=file, seed=5), 2).verdict
     assert "repeat 2 of 2" in capfd.readouterr().err
     found = report.read(load)
     assert (verdict.outcome, found.repeats, len(found.judged)) == (Outcome.PASS, (12, 12), 24)

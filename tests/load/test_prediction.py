@@ -12,7 +12,7 @@ from toolkit.errors import ToolkitError
 from toolkit.load.prediction import predicted, traffic_that_ran
 from toolkit.plan.predict import predict
 from toolkit.slo.metrics import Sample
-from toolkit.slo.prediction import Beside, Predicted
+from toolkit.slo.prediction import Predicted, PredictedMetric
 from toolkit.slo.run import Run
 from toolkit.workload import traffic_of
 
@@ -50,7 +50,7 @@ def test_a_run_that_went_as_predicted(ran):
     for row in found.rows:
         assert row.measured == pytest.approx(row.predicted, rel=1e-3), row
     assert "closed form" in found.estimator
-    assert TypeAdapter(Predicted).validate_python(found.as_dict()) == found
+    assert TypeAdapter(Predicted).validate_json(TypeAdapter(Predicted).dump_json(found)) == found
 
 
 def test_a_server_that_is_slower_than_predicted(ran):
@@ -92,6 +92,6 @@ def test_where_there_is_no_prediction(ran):
 
 
 def test_difference():
-    assert Beside("x", "ms", 100.0, 110.0).difference == pytest.approx(0.1)
-    assert Beside("x", "ms", float("inf"), 110.0).difference is None
-    assert Beside("x", "ms", 0.0, 1.0).difference is None
+    assert PredictedMetric("x", "ms", 100.0, 110.0).difference == pytest.approx(0.1)
+    assert PredictedMetric("x", "ms", float("inf"), 110.0).difference is None
+    assert PredictedMetric("x", "ms", 0.0, 1.0).difference is None

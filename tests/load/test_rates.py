@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from tests.slo.samples import EPOCH, failed, sample
 from toolkit.cli.main import cli
 from toolkit.load.repeats import run_repeatedly
-from toolkit.load.runner import Options
+from toolkit.load.runner import Attempt, Options
 from toolkit.reports.loadtest import report
 from toolkit.slo.generator_error import GeneratorError
 from toolkit.slo.run import Run
@@ -37,14 +37,14 @@ def tests_of(deployment, monkeypatch):
         def attempt(deployment, options):
             asked.append(options)
             if len(asked) >= broken:
-                return could_not_run(deployment.slo, "no server is ready here"), False
+                return Attempt(could_not_run(deployment.slo, "no server is ready here"))
             samples = [sample(100, 120, due=n / 10) for n in range(40)]
             samples += [failed()] * 10 if (options.rate or 0) > 25 else []
             settings = {**OPEN, "rate": options.rate, "seed": options.seed}
             own = options.own or GeneratorError(cpu=0.1)
             own = replace(own, cpu=(own.cpu or 0) + 0.1)
-            verdict = report.write(deployment, Run(tuple(samples), 0, EPOCH, settings, own=own))
-            return verdict, len(asked) == stopped
+            run = Run(tuple(samples), 0, EPOCH, settings, own=own)
+            return Attempt(report.write(deployment, run), run, len(asked) == stopped)
 
         monkeypatch.setattr("toolkit.load.capacity.attempt", attempt)
         monkeypatch.setattr("toolkit.load.repeats.attempt", attempt)
@@ -77,7 +77,7 @@ def test_a_sweep_that_cannot_begin_leaves_nothing(tests_of):
 
 def test_a_repeat_that_cannot_run_is_the_last_and_those_before_are_kept(tests_of):
     load, asked = tests_of(broken=3)
-    verdict = run_repeatedly(load, Options(workload="short", seed=5, self_check=True), 4)
+    verdict = run_repeatedly(load, Options(workload="short", seed=5, self_check=True), 4).verdict
     assert (str(verdict.outcome), verdict.reason) == ("COULD NOT RUN", "repeat 3 of 4: no server is ready here")
     assert [options.seed for options in asked] == [5, 6, 7]
     assert [options.self_check for options in asked] == [True, False, False], "once is enough"
@@ -92,5 +92,5 @@ def test_ctrl_c_that_comes_too_late_for_a_test_ends_those_to_come(tests_of):
     left = json.loads((load.rates_dir / "rates.json").read_text())
     assert [trial["rate"] for trial in left["trials"]] == [10, 20] and left["cut_short"].endswith("stopped")
     load, asked = tests_of(stopped=2)
-    verdict = run_repeatedly(load, Options(workload="short"), 4)
+    verdict = run_repeatedly(load, Options(workload="short"), 4).verdict
     assert (verdict.exit_code, verdict.reason, len(asked)) == (3, "stopped after repeat 2 of 4", 2)

@@ -34,10 +34,10 @@ def test_a_file_is_relative_to_the_yaml(deploy):
         (5, "runtime: expected a mapping of keys, got 5"),
         ({"kin": "docker"}, "runtime.kin: unknown key. Known here: image, image_file, kind, options."),
         ({"kind": "docker", "image": ""}, "runtime.image: string should have at least 1 character"),
-        ({"kind": "docker", "options": "--x"}, "runtime.options: input should be a valid tuple, got '--x'"),
+        ({"kind": "docker", "options": "--x"}, "runtime.options: expected a list, got '--x'"),
         ({"kind": "docker", "options": [1]}, "runtime.options.0: input should be a valid string, got 1"),
-        ({"options": ["--x"]}, "runtime.options: kind host starts no container program. Remove them"),
-        ({"kind": "docker", "image_file": "x"}, "runtime.image_file: docker takes no file. Give runtime.image"),
+        ({"options": ["--x"]}, "runtime.options: kind host starts no container. Remove them"),
+        ({"kind": "docker", "image_file": "x"}, "runtime.image_file: docker runs no image file. Give runtime.image"),
     ],
 )
 def test_mistakes(deploy, runtime, message):
@@ -57,5 +57,5 @@ def test_mistakes(deploy, runtime, message):
 def test_a_secret_in_the_options_is_refused_and_not_shown(deploy, kind, options, hint):
     with pytest.raises(ToolkitError) as caught:
         deploy({"kind": kind, "options": options})
-    assert "tells the value of" in str(caught.value) and str(caught.value).endswith(hint)
+    assert "holds the value of" in str(caught.value) and str(caught.value).endswith(hint)
     assert "hf_1234" not in str(caught.value)

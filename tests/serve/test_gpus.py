@@ -247,5 +247,5 @@ def test_the_dry_run_is_a_script_that_runs(make, runtime, visible, node, tmp_pat
 
 def test_orchestrator_mode_is_not_rehearsed(make):
     deployment = load_deployment(make(mode="orchestrator").file, "rehearsal")
-    with pytest.raises(ToolkitError, match=r"serving\.mode: orchestrator is the tensorrtllm backend's, engine is"):
+    with pytest.raises(ToolkitError, match=r"serving\.mode: orchestrator needs an engine on GPUs, and engine is"):
         dry_run(deployment)

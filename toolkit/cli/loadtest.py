@@ -90,7 +90,7 @@ def loadtest(
     options["protocol"] = one_protocol(http, grpc)
     find, times = options.pop("find_capacity"), options.pop("repeat")
     from toolkit.load.repeats import run_repeatedly
-    from toolkit.load.runner import Options, run
+    from toolkit.load.runner import Options, attempt
     from toolkit.reports.loadtest import report, terminal
 
     if find and sweep:
@@ -103,7 +103,8 @@ def loadtest(
     if find or sweep:
         sys.exit(_at_rates(deployment, Options(**options), sweep, as_json))
     test = Options(**options)
-    verdict = run_repeatedly(deployment, test, times) if times > 1 else run(deployment, test)
+    attempted = run_repeatedly(deployment, test, times) if times > 1 else attempt(deployment, test)
+    verdict = attempted.verdict
     measured = bool(verdict.measured.samples)
     if as_json and measured:
         click.echo((deployment.report_dir / report.JSON_NAME).read_text(encoding="utf-8"), nl=False)
@@ -112,7 +113,7 @@ def loadtest(
     else:
         from toolkit.reports.terminal import Terminal
 
-        predicted = report.read(deployment).predicted if measured else None
+        predicted = attempted.run.predicted if attempted.run else None
         Terminal().print(terminal.summary(verdict, predicted), soft_wrap=True)
         if measured:
             click.echo(f"report: {report.report_page(deployment)}")

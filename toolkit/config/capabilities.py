@@ -1,4 +1,4 @@
-"""What a deployment can be planned for, but not yet converted or served."""
+"""What a deployment can plan but not convert or serve."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def check_can_be_made(deployment: Deployment) -> None:
-    """Raise a ToolkitError for what can be planned and not made. FP8 needs scales that only calibration gives."""
+    """Raise a ToolkitError if no engines can be made. FP8 needs scales, which only a calibration gives."""
     if not deployment.kind.engine_files:
-        what = "engine: pytorch has nothing to convert: it loads the model itself"
+        what = f"engine: {deployment.engine} needs no conversion: it loads the Hugging Face model directly"
         raise ToolkitError(what, where=deployment.file, hint=f"Go on with: toolkit repo {deployment.file}")
     for field, value in (
         ("model.quantization", deployment.model.quantization),
@@ -25,9 +25,9 @@ def check_can_be_made(deployment: Deployment) -> None:
 
 
 def check_can_be_served(deployment: Deployment) -> None:
-    """Raise a ToolkitError for what can be planned and not started, or has a chat template that the model has not."""
+    """Raise a ToolkitError if the servers cannot be started, or the model lacks the chat template."""
     if deployment.serving.mode == "orchestrator" and not deployment.kind.on_gpus:
-        what = f"serving.mode: orchestrator is the tensorrtllm backend's, engine is {deployment.engine}"
+        what = f"serving.mode: orchestrator needs an engine on GPUs, and engine is {deployment.engine}"
         raise ToolkitError(what, where=deployment.file, hint="Remove it: leader is the default.")
     if deployment.model.chat_template is not None:
         from toolkit.model.chat_template import ChatTemplate

@@ -40,13 +40,11 @@ from toolkit.releases.llm_api import llm_release_of
 from toolkit.releases.release import LATEST, WITHOUT_ENGINES, Release, release_of
 
 REHEARSAL_KV_TOKENS = 16384
-"""Upper bound of a rehearsal's KV pool when the YAML names none, so that eight ranks fit a laptop."""
-
-
+"""Upper bound of a rehearsal's KV pool when the YAML gives none, so that eight ranks fit on a laptop."""
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-"""A regular expression: it is part of the names of folders and containers."""
+"""A regular expression for a name, which is part of the names of folders and containers."""
 LONGEST_NAME = 100
-"""Characters of a name, and of a key that a message quotes."""
+"""Most characters of a name, and of a key that a message quotes."""
 
 
 def _known_kind(name: object) -> object:
@@ -68,7 +66,7 @@ class Deployment(Section):
     model: Model
     engine: Annotated[str, BeforeValidator(_known_kind)]
     engine_options: EngineOptions = EngineOptions()
-    """The YAML has both as one: `engine`, a word or a mapping with `kind`."""
+    """In the YAML, `engine` holds both: a word, or a mapping with `kind`."""
     parallel: Parallel = Parallel()
     limits: Limits = Limits()
     kv_cache: KvCache = KvCache()
@@ -83,11 +81,11 @@ class Deployment(Section):
     recovery: Recovery = Recovery()
     output: LoosePath
     replica: int | None = None
-    """Which of `parallel.replicas` this is, of those that `apart` gives; None for them all."""
+    """Which replica this is (`per_replica` makes these); None for all replicas together."""
 
     @cached_property
     def shape(self) -> ModelShape:
-        """The model's shape: from the checkpoint where it is there, else from the YAML's `model.config`."""
+        """The model's shape, from the checkpoint if it is there, else from the YAML's `model.config`."""
         inline = self.model.config
         if shape_file(self.model.path) is not None:
             found = load_shape(self.model.path)
@@ -100,7 +98,7 @@ class Deployment(Section):
             raise ToolkitError(
                 f"model.path: {no_shape(self.model.path)}",
                 where=self.file,
-                hint="To plan without the model, give the fields of its config.json as model.config.",
+                hint="To plan without the model, copy the fields of its config.json to model.config.",
             )
         return parse_shape(inline, where=f"{self.file}: model.config")
 
@@ -111,7 +109,7 @@ class Deployment(Section):
 
     @property
     def release(self) -> Release:
-        """Of TensorRT-LLM, that its parts are of. A rehearsal acts as the latest."""
+        """The TensorRT-LLM release. A rehearsal behaves like the latest."""
         if not self.kind.on_gpus:
             return LATEST
         version = self.engine_options.version
@@ -125,12 +123,12 @@ class Deployment(Section):
 
     @property
     def max_batch_size(self) -> int:
-        """Sequences of one micro-batch. The executor of each replica keeps pp micro-batches in flight."""
+        """Sequences per micro-batch. The executor of each replica keeps pp micro-batches in flight."""
         return math.ceil(self.limits.max_sequences / (self.parallel.pp * self.parallel.replicas))
 
     @property
     def engine_settings(self) -> dict[str, Any]:
-        """What the engine has to be built for, as the lock of its directory names it."""
+        """What the engine is built for. The lock of its directory holds it."""
         return {
             "engine": self.engine,
             "max_batch_size": self.max_batch_size,
@@ -140,13 +138,13 @@ class Deployment(Section):
 
     @property
     def all_ranks(self) -> int:
-        """Of every replica: as many as GPUs."""
+        """Ranks of all replicas together: one per GPU."""
         return self.mapping.world_size * len(self.per_replica())
 
     def per_replica(self) -> tuple[Deployment, ...]:
-        """A deployment for each replica, with ports and a run folder of its own; all else, and engines, are shared.
+        """A deployment for each replica, with its own ports and run folder. They share everything else, also engines.
 
-        Itself alone where it is one replica already.
+        A deployment that is one replica gives itself.
         """
         if self.parallel.replicas == 1 or self.replica is not None:
             return (self,)
@@ -162,11 +160,11 @@ class Deployment(Section):
 
     @property
     def kv_blocks(self) -> int:
-        """Blocks of a rehearsal's KV pool; on GPUs the pool follows from free memory."""
+        """Blocks in a rehearsal's KV pool. On GPUs, free memory decides the size of the pool."""
         tokens = self.kv_cache.max_tokens
         if tokens is None:
-            wanted = self.limits.max_sequences * self.limits.max_seq_len
-            tokens = max(min(wanted, REHEARSAL_KV_TOKENS), self.limits.max_seq_len)
+            all_sequences = self.limits.max_sequences * self.limits.max_seq_len
+            tokens = max(min(all_sequences, REHEARSAL_KV_TOKENS), self.limits.max_seq_len)
         return math.ceil(tokens / self.kv_cache.tokens_per_block)
 
     def url(self, protocol: str) -> str:
@@ -200,6 +198,6 @@ class Deployment(Section):
 
 
 def with_settings(deployment: Deployment, **sections: dict[str, Any]) -> Deployment:
-    """A copy with some fields of some sections changed; rules are not checked again."""
+    """A copy with fields of some sections changed. The rules are not checked again."""
     changed = {name: getattr(deployment, name).model_copy(update=fields) for name, fields in sections.items()}
     return deployment.model_copy(update=changed)

@@ -1,4 +1,4 @@
-"""What kinds of engine there are. Every other module asks a kind for a fact, and none compares it by name."""
+"""The kinds of engine. Other modules ask a kind for a fact; none compares its name."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ class EngineKind:
 
     name: str
     on_gpus: bool
-    """False: the ranks run on this machine's cores, and step times are known from a calibration alone."""
+    """False: the ranks run on CPU cores, and only a calibration knows their step times."""
     engine_files: bool
-    """`toolkit build` makes engine files for it. False: it loads the Hugging Face model itself."""
+    """`toolkit build` makes engine files. False: the engine loads the Hugging Face model itself."""
     vendor_build: bool
     """trtllm-build makes these files."""
     one_server: bool
-    """One server starts all ranks as its workers. False: mpirun starts one server per rank, unless serving.mode says
-    otherwise."""
+    """One server starts all ranks as its workers. False: mpirun starts one server per rank, unless serving.mode is
+    orchestrator."""
     triton_backend: str
-    """The backend of Triton that runs it."""
+    """The Triton backend that runs it."""
     models: Mapping[str, tuple[str, ...]]
-    """The Python models of its repository, and the folders of `triton_repo/` whose files each has."""
+    """The Python models in its repository, each with the folders of `triton_repo/` that its files come from."""
 
 
 _AROUND = {name: (f"{name}/1", "shared") for name in ("preprocessing", "postprocessing", "tensorrt_llm_bls")}

@@ -1,4 +1,4 @@
-"""What may stand where a host is named."""
+"""Which hosts Triton can listen on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
 
 
 def serving_problem(host: str) -> str | None:
-    """Why Triton cannot be told to listen there, or None: an IPv4 address or a name is taken."""
+    """Why Triton cannot listen on this host, or None. It can on an IPv4 address or a name."""
     if ":" in host:
         return "is IPv6, on which Triton does not open all its ports"
-    return None if _NAME.fullmatch(host) and can_be_a_host(host) else "is no IPv4 address and no name"
+    return None if _NAME.fullmatch(host) and can_be_a_host(host) else "is neither an IPv4 address nor a name"

@@ -1,4 +1,4 @@
-"""Reads a deployment's YAML: paths made absolute, values validated, rules checked; an error is one line.
+"""Reads a deployment's YAML: makes paths absolute, validates values, checks rules. An error is one line.
 
 Relative paths in the YAML are relative to the YAML's own folder.
 """
@@ -20,7 +20,7 @@ from toolkit.errors import ToolkitError, clipped, is_unicode, shown
 from toolkit.files.yaml_file import absolute_path, read_yaml
 
 OPTIONS = "engine_options"
-"""The field for what `engine` holds beside its kind."""
+"""The field of Deployment for the keys of `engine` besides `kind`."""
 NOT_IN_THE_YAML = {"file", OPTIONS, "replica"}
 PATHS = (
     "model.path",
@@ -32,16 +32,13 @@ PATHS = (
     "gateway.tls.key",
     "recovery.fallback",
 )
-"""The keys that are paths, or lists of them, relative to the YAML's folder; so is `output`."""
+"""The keys that hold paths, or lists of paths. Like `output`, they are relative to the YAML's folder."""
 
 
 def load_deployment(
     file: str | Path, engine: str | None = None, changes: Mapping[str, Any] | None = None
 ) -> Deployment:
-    """Read and check a YAML file; `engine` and `changes` ("section.key": value) replace what it says.
-
-    Raises ToolkitError, one line.
-    """
+    """Read and check a YAML file. `engine` and `changes` ("section.key": value) override it. Raises ToolkitError."""
     file = Path(file)
     if not is_unicode(str(file.absolute())):  # no lock file or command line could name it
         raise ToolkitError("its path is not UTF-8 text", where=file, hint="Rename the folder.")
@@ -54,8 +51,8 @@ def load_deployment(
             raise ToolkitError("engine.kind: missing", where=file, hint=f"Use {', '.join(KINDS)}.")
         content["engine"] = content[OPTIONS].pop("kind")
     if "name" not in content and not re.fullmatch(NAME, file.stem):
-        what = f"its name, {shown(file.stem)}, cannot be that of a deployment"
-        hint = "Add `name: NAME` to it, of letters, digits, '.', '_' and '-'; or rename the file."
+        what = f"the file name {shown(file.stem)} cannot be the name of a deployment"
+        hint = "Add `name: NAME` (letters, digits, '.', '_' and '-') to the file, or rename it."
         raise ToolkitError(what, where=file, hint=hint)
     name = content.setdefault("name", file.stem)
     content.setdefault("output", str(Path("..", "work", name if isinstance(name, str) else "")))
@@ -72,7 +69,7 @@ def load_deployment(
 
 
 def changed(content: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The YAML's content with "section.key" set to other values; what is no mapping is left for validation."""
+    """The YAML's content with "section.key" set to other values. Validation reports a section that is not a mapping."""
     content = dict(content)
     for name, value in changes.items():
         section, _, key = name.partition(".")
@@ -103,7 +100,7 @@ def _with_absolute(content: dict[str, Any], keys: list[str], name: str, file: Pa
     first, *rest = keys
     value = content.get(first)
     if first not in content or (rest and not isinstance(value, dict)):
-        return content  # a wrong type is for validation to say
+        return content  # validation reports a wrong type
     if isinstance(value, dict):
         return {**content, first: _with_absolute(value, rest, name, file) if rest else value}
     if isinstance(value, list):
@@ -112,7 +109,7 @@ def _with_absolute(content: dict[str, Any], keys: list[str], name: str, file: Pa
 
 
 def _check_output(output: Path, written: Path, file: Path) -> None:
-    """Raise a ToolkitError for a folder that nothing should be written into. `written` is the path before links."""
+    """Raise a ToolkitError if `output` is unusable. `written` is the path before links are resolved."""
     if output == output.parent:
         raise ToolkitError("output: / is not a folder for one deployment", where=file, hint="Give a folder below it.")
     if written.is_symlink() and not output.exists():
@@ -128,7 +125,7 @@ _PLAIN_MESSAGES = {
 
 
 def explain(error: ValidationError, file: Path, section: type[BaseModel]) -> ToolkitError:
-    """The first of pydantic's complaints about a section read from a file, as one line in our form."""
+    """The first of pydantic's errors about a section in a file, as one line in our form."""
     problems = error.errors()
     first = problems[0]
     location = [str(part) for part in first["loc"] if part not in (NUMBER, LENGTHS)]
@@ -143,14 +140,14 @@ def explain(error: ValidationError, file: Path, section: type[BaseModel]) -> Too
             f"{field}: missing{more}", where=file, hint="Add it; for examples: toolkit sample configs DIR"
         )
     message = _PLAIN_MESSAGES.get(first["type"], first["msg"][:1].lower() + first["msg"][1:])
-    if NUMBER in first["loc"] and first["type"] != "less_than":  # which names the limit itself
+    if NUMBER in first["loc"] and first["type"] != "less_than":  # that message names the limit
         message = TOKENS_EXPECTED
     return ToolkitError(f"{field}: {message}, got {shown(first['input'])}{more}", where=file)
 
 
 def _known_keys(location: list[str], section: type[BaseModel]) -> str:
     for part in [OPTIONS if part == "engine" else part for part in location[:1]] + location[1:]:
-        if part.isdigit():  # a place in a list
+        if part.isdigit():  # an index in a list
             continue
         inner = _section(section.model_fields[part].annotation)
         if inner is None:
@@ -161,7 +158,7 @@ def _known_keys(location: list[str], section: type[BaseModel]) -> str:
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    """The block of keys that a field is or, where it has several forms, may be."""
+    """The section that a field holds, or may hold where it has several forms."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(_section, get_args(annotation))), None)

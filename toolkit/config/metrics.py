@@ -1,4 +1,4 @@
-"""The latency metrics. One entry makes a metric a target of SLOs, and part of verdicts, reports, pages and JSON."""
+"""The latency metrics. One entry is enough for SLOs, verdicts, reports, pages and JSON to have the metric."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ class Metric:
     """One latency, in milliseconds."""
 
     name: str
-    """In the YAML, and in the files that we write."""
+    """The key in the YAML and in our files."""
     label: str
-    """What people call it."""
+    """The name for people."""
     json_name: str
-    """In report.json: AIPerf's name where it has the metric."""
+    """The name in report.json: AIPerf's, where AIPerf has the metric."""
     value: Callable[[Any], Any]
-    """Of a request (toolkit.slo.metrics.Sample): a number, None where it has none, or a list where `many`."""
+    """The value for a request (toolkit.slo.metrics.Sample): a number, None if it has none, or a list if `many`."""
     of_stream: bool = True
-    """Known of streamed answers alone."""
+    """Only streamed answers have it."""
     many: bool = False
-    """A request has many values."""
+    """One request has many values."""
 
 
 _ALL = (

@@ -1,7 +1,7 @@
 """The rules between fields of a Deployment, and between its fields and the model.
 
-They are checked when the YAML is read, because each of them otherwise shows itself as a failed
-conversion, a failed build or a hang, an hour later and on the GPUs.
+They are checked when the YAML is read. Otherwise a broken rule shows an hour later, on the GPUs, as a failed
+conversion, a failed build or a hang.
 """
 
 from __future__ import annotations
@@ -25,18 +25,17 @@ if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment
 
 MOST_USERS = 64_000
-"""Each has a connection of its own, and a machine has 64,511 ports for connections to one server."""
+"""Each user has a connection, and a machine has 64,511 ports for connections to one server."""
 
 
 def check(deployment: Deployment) -> None:
-    """Raise a ToolkitError for the first rule that does not hold."""
+    """Raise a ToolkitError for the first broken rule."""
     version, where = deployment.engine_options.version, f"{deployment.file}: engine.version"
     if deployment.kind.vendor_build:
         release_of(version, where=where)
     elif not deployment.kind.engine_files:
         llm_release_of(version, where=where)
-    kinds = (_parallel_rules, _precision_rules, _limit_rules, _workload_rules, _load_test_rules, _serving_rules)
-    for rules in (_place_rules, *kinds, _runtime_rules, door_rules):
+    for rules in RULES:
         for field, what, hint in rules(deployment):
             raise ToolkitError(f"{field}: {what}", where=deployment.file, hint=hint)
 
@@ -60,7 +59,7 @@ def _parallel_rules(deployment: Deployment) -> Iterator[Broken]:
         layers = shape.num_hidden_layers
         yield (
             "parallel.pp",
-            f"{pp} stages are more than the model's {layers} layers",
+            f"{pp} is more than the model's {layers} layers",
             f"Use at most {layers}.",
         )
     replicas = deployment.parallel.replicas
@@ -72,8 +71,8 @@ def _parallel_rules(deployment: Deployment) -> Iterator[Broken]:
             "Lower one of them, or raise hardware.gpus.",
         )
     if replicas > deployment.limits.max_sequences:
-        what = f"{replicas} are more than limits.max_sequences {deployment.limits.max_sequences}"
-        yield "parallel.replicas", what, "Give each replica a sequence at least."
+        what = f"{replicas} is more than limits.max_sequences {deployment.limits.max_sequences}"
+        yield "parallel.replicas", what, "Each replica needs at least one sequence."
 
 
 def _precision_rules(deployment: Deployment) -> Iterator[Broken]:
@@ -95,7 +94,7 @@ def _load_test_rules(deployment: Deployment) -> Iterator[Broken]:
     load = deployment.loadtest
     for field, value, most in (("users", load.users, MOST_USERS), ("requests", load.requests, MOST_REQUESTS)):
         if value > most:
-            yield f"loadtest.{field}", f"{value:,} are more than {most:,}", "Use fewer."
+            yield f"loadtest.{field}", f"{value:,} is more than {most:,}", f"Use at most {most:,}."
 
 
 def _limit_rules(deployment: Deployment) -> Iterator[Broken]:
@@ -107,8 +106,8 @@ def _limit_rules(deployment: Deployment) -> Iterator[Broken]:
     if limits.max_num_tokens < deployment.max_batch_size:
         yield (
             "limits.max_num_tokens",
-            f"{limits.max_num_tokens} is less than one token for each of a micro-batch's "
-            f"{deployment.max_batch_size} sequences",
+            f"{limits.max_num_tokens} is less than one token for each of the "
+            f"{deployment.max_batch_size} sequences in a micro-batch",
             f"Use at least {deployment.max_batch_size}.",
         )
     if not deployment.scheduler.chunked_context and limits.max_num_tokens < limits.max_seq_len - 1:
@@ -116,15 +115,15 @@ def _limit_rules(deployment: Deployment) -> Iterator[Broken]:
         yield "limits.max_num_tokens", what, "Set scheduler.chunked_context: true, or raise max_num_tokens."
     if deployment.scheduler.chunked_context and limits.max_num_tokens < block:
         what = f"{limits.max_num_tokens} is less than kv_cache.tokens_per_block {block}"
-        yield "limits.max_num_tokens", what, "A chunk of a prompt is at least one block; raise it."
+        yield "limits.max_num_tokens", what, f"Use at least {block}: a chunk of a prompt is one block or more."
     if (deployment.kv_cache.max_tokens or math.inf) < limits.max_seq_len:
-        what = f"{deployment.kv_cache.max_tokens} cannot hold one sequence of max_seq_len {limits.max_seq_len}"
+        what = f"{deployment.kv_cache.max_tokens} cannot hold one sequence of limits.max_seq_len {limits.max_seq_len}"
         yield "kv_cache.max_tokens", what, f"Use at least {limits.max_seq_len}."
 
 
-def _place_rules(deployment: Deployment) -> Iterator[Broken]:
+def _output_rules(deployment: Deployment) -> Iterator[Broken]:
     if deployment.output.is_relative_to(PACKAGE):
-        hint = "Copy the examples and use the copy: toolkit sample configs build_configs"
+        hint = "Copy the examples, and use the copy: toolkit sample configs build_configs"
         yield "output", f"{deployment.output} is inside the installed package", hint
 
 
@@ -135,16 +134,20 @@ def _serving_rules(deployment: Deployment) -> Iterator[Broken]:
         yield "serving.host", f"{shown(serving.host)} {problem}", hint
     ports = serving.ports()
     if len(set(ports.values())) < len(ports):
-        given = ", ".join(f"{name} {port}" for name, port in ports.items())
-        yield "serving", f"ports must differ, got {given}", "Give each its own."
+        listed = ", ".join(f"{name} {port}" for name, port in ports.items())
+        yield "serving", f"ports must differ, got {listed}", "Give each another number."
     replicas = deployment.parallel.replicas
-    those, last = f"ports of {replicas} replicas, {PORTS_APART} apart,", max(serving.ports(replicas - 1).values())
+    ports_of_replicas = f"the ports of {replicas} replicas ({PORTS_APART} apart)"
+    last = max(serving.ports(replicas - 1).values())
     if last > LAST_PORT:
-        yield "serving", f"{those} go up to {last}", f"Give lower ones: the last is {LAST_PORT}."
+        yield "serving", f"{ports_of_replicas} go up to {last}", f"Use lower ports: the last is {LAST_PORT}."
     every = [port for replica in range(replicas) for port in serving.ports(replica).values()]
     if len(set(every)) < len(every):
-        what = f"{those} must differ, got {', '.join(map(str, every))}"
-        yield "serving", what, f"Give those of one replica less than {PORTS_APART} apart."
+        what = f"{ports_of_replicas} must differ, got {', '.join(map(str, every))}"
+        yield "serving", what, f"Choose the ports of one replica less than {PORTS_APART} apart."
+
+
+def _slo_rules(deployment: Deployment) -> Iterator[Broken]:
     lowest, highest = deployment.slo.gpu_utilisation or (0.0, 1.0)
     if lowest > highest:
         yield "slo.gpu_utilisation", f"[{lowest}, {highest}] is not [lowest, highest]", "Exchange them."
@@ -153,11 +156,26 @@ def _serving_rules(deployment: Deployment) -> Iterator[Broken]:
 def _runtime_rules(deployment: Deployment) -> Iterator[Broken]:
     runtime = deployment.runtime
     if runtime.kind == "host" and runtime.options:
-        yield "runtime.options", "kind host starts no container program", "Remove them, or choose another kind."
+        yield "runtime.options", "kind host starts no container", "Remove them, or choose another kind."
     if runtime.image_file is not None and runtime.kind == "docker":
-        yield "runtime.image_file", "docker takes no file", "Give runtime.image, or use enroot or apptainer."
-    for place, option in enumerate(runtime.options):
-        if name := tells_a_secret(option):  # the option itself is not shown: it holds the secret
-            what = f"number {place + 1} tells the value of {name}, which every user of the machine could read"
-            by_name = f"APPTAINERENV_{name}" if runtime.kind == "apptainer" else f"{name}, and give --env {name} alone"
-            yield "runtime.options", what, f"Export {by_name}."
+        yield "runtime.image_file", "docker runs no image file", "Give runtime.image, or use enroot or apptainer."
+    for number, option in enumerate(runtime.options, 1):
+        if name := tells_a_secret(option):  # the message must not quote the option: it holds the secret
+            what = f"option {number} holds the value of {name}, which every user of the machine could read"
+            variable = f"APPTAINERENV_{name}" if runtime.kind == "apptainer" else f"{name}, and give --env {name} alone"
+            yield "runtime.options", what, f"Export {variable}."
+
+
+RULES = (
+    _output_rules,
+    _parallel_rules,
+    _precision_rules,
+    _limit_rules,
+    _workload_rules,
+    _load_test_rules,
+    _serving_rules,
+    _slo_rules,
+    _runtime_rules,
+    door_rules,
+)
+"""In the order in which they are checked."""

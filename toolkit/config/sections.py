@@ -1,6 +1,6 @@
-"""The sections of a deployment's YAML, each a block of keys with its types and defaults.
+"""The sections of a deployment's YAML: each a block of keys with types and defaults.
 
-Rules that involve two fields are in toolkit/config/rules.py; toolkit/config/deployment.py puts the sections together.
+Rules between two fields are in toolkit/config/rules.py; toolkit/config/deployment.py puts the sections together.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ Positive = Annotated[int, Field(gt=0, lt=2**31)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-"""A share of memory, and not all of it: the backend aborts for a KV cache with a fraction of 1.0."""
+"""A share of memory below 1: the backend aborts for a KV cache with a fraction of 1.0."""
 LAST_PORT = 65535
 Port = Annotated[int, Field(ge=1, le=LAST_PORT)]
 PORTS = ("http_port", "grpc_port", "metrics_port")
 """The fields of `serving` that are ports."""
 PORTS_APART = 10
-"""From the ports of one replica to those of the next."""
+"""The distance from the ports of one replica to those of the next."""
 LoosePath = Annotated[Path, Field(strict=False)]
 
 
 class Section(BaseModel):
-    """A block of the YAML: unknown keys are refused, values are not coerced, nothing changes later."""
+    """A block of the YAML: unknown keys are refused, values are not converted, and nothing changes later."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -39,20 +39,20 @@ class Model(Section):
     """A Hugging Face directory (config.json, safetensors, tokenizer.json), or one of Meta's (params.json)."""
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     quantization: Literal["none", "fp8"] = "none"
-    """Of the layers' weights, for planning: this release converts and rehearses none."""
+    """Of the layers' weights. For planning only: this release neither converts nor rehearses it."""
     chat_template: str | None = None
     """Which chat template to use, if the model has several."""
     config: dict[str, Any] | None = None
-    """The fields of config.json, for planning where the checkpoint is not; must agree with it where it is."""
+    """The fields of config.json, to plan without the checkpoint. With the checkpoint, they must agree with it."""
 
 
 class EngineOptions(Section):
-    """The rest of `engine`, where it is a mapping: {kind: tensorrt, version: ..., extra: {...}}."""
+    """The keys of `engine` besides `kind`, where it is a mapping: {kind: tensorrt, version: ..., extra: {...}}."""
 
     version: str = "1.2.1"
-    """Of TensorRT-LLM: engines run only under the release that built them."""
+    """The TensorRT-LLM release: engines run only under the one that built them."""
     workers: Positive | None = None
-    """Ranks that are built at once. By default one a GPU, as far as free host memory goes."""
+    """Ranks that are built at the same time. Default: one per GPU, as far as free host memory allows."""
     extra: dict[str, str | int | bool] = {}
     """Further flags of trtllm-build, by their names without dashes."""
 
@@ -63,7 +63,7 @@ class Parallel(Section):
     tp: Positive = 1
     pp: Positive = 1
     replicas: Positive = 1
-    """Groups of tp x pp GPUs that share the requests."""
+    """Groups of tp x pp GPUs. The requests are spread over them."""
 
 
 class Limits(Section):
@@ -76,7 +76,7 @@ class Limits(Section):
     max_seq_len: Positive = 8192
     """Prompt and answer together, per sequence."""
     max_queue_size: Positive = 256
-    """Requests that may wait beyond the max_sequences that run; further ones are refused at once."""
+    """Requests that may wait while max_sequences run; more are refused at once."""
 
 
 class KvCache(Section):
@@ -86,9 +86,9 @@ class KvCache(Section):
     reuse: bool = True
     max_tokens: Positive | None = None
     dtype: Literal["auto", "fp8"] = "auto"
-    """auto: as the model's dtype, or FP8 where its weights are."""
+    """auto: the model's dtype, or FP8 where its weights are FP8."""
     free_gpu_memory_fraction: Fraction | None = None
-    """Of what weights and workspace leave free. Derived from hardware.gpu_memory_limit when it is not given."""
+    """Share of the memory that weights and workspace leave free. Default: derived from hardware.gpu_memory_limit."""
 
 
 class Scheduler(Section):
@@ -104,7 +104,7 @@ class Hardware(Section):
     gpu: str = "h100-sxm"
     gpus: Positive = 8
     gpu_memory_gib: PositiveFloat = 79.6
-    """What the driver shows of one GPU, in GiB (an 80 GB H100 shows about 79.6)."""
+    """Memory of one GPU as the driver shows it, in GiB (an 80 GB H100 shows about 79.6)."""
     gpu_memory_limit: Fraction = 0.85
     host_memory_gb: PositiveFloat = 256
     cores_per_gpu: Positive = 16
@@ -119,28 +119,28 @@ class Serving(Section):
     grpc_port: Port = 8001
     metrics_port: Port = 8002
     mode: Literal["leader", "orchestrator"] = "leader"
-    """tensorrt: a tritonserver a rank, or one that starts a worker process a rank itself."""
+    """tensorrt: one tritonserver per rank, or one tritonserver that starts a worker process per rank."""
     startup_timeout_s: PositiveFloat | None = None
-    """Derived from the bytes to load and the disk's rate when it is not given (toolkit/serve/budget.py)."""
+    """Default: derived from the bytes to load and the speed of the disk (toolkit/serve/budget.py)."""
     drain_timeout_s: PositiveFloat = 30
     decoupled: bool = True
-    """A request may have several responses, so answers can be streamed. Unary clients (`infer`) need it false."""
+    """A request may have several responses, so answers can be streamed. Unary clients (`infer`) need false."""
 
     def ports(self, replica: int = 0) -> dict[str, int]:
-        """Those of a replica, by field."""
+        """The ports of a replica, by field."""
         return {name: getattr(self, name) + PORTS_APART * replica for name in PORTS}
 
 
 class Runtime(Section):
-    """Where trtllm-build, mpirun and tritonserver run. The word alone is its kind: `runtime: docker`."""
+    """Where trtllm-build, mpirun and tritonserver run. A word alone is the kind: `runtime: docker`."""
 
     kind: Literal["host", "docker", "enroot", "apptainer"] = "host"
     image: Annotated[str, Field(min_length=1)] | None = None
-    """The image as registries name it; NVIDIA's newest with `engine.version` when it is not given."""
+    """The image's name in its registry. Default: NVIDIA's newest image that has `engine.version`."""
     image_file: LoosePath | None = None
-    """enroot, apptainer: the image as a file; in the folder `images` beside `output` when it is not given."""
+    """enroot, apptainer: the image as a file. Default: a file in the folder `images` next to `output`."""
     options: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """Further options of the container program. They come after ours, so theirs is the last word."""
+    """More options for the container program. They come after ours, so they win."""
 
     @model_validator(mode="before")
     @classmethod
@@ -149,7 +149,7 @@ class Runtime(Section):
 
 
 class Percentiles(Section):
-    """Upper limits in milliseconds; a percentile that is not given has no limit."""
+    """Upper limits in milliseconds; None: no limit."""
 
     p50: PositiveFloat | None = None
     p90: PositiveFloat | None = None
@@ -158,7 +158,7 @@ class Percentiles(Section):
 
     @property
     def limits(self) -> list[tuple[int, float]]:
-        """(percentile, limit) of those that are given, in rising order."""
+        """(percentile, limit) for each limit, in rising order."""
         limits = ((int(name[1:]), getattr(self, name)) for name in Percentiles.model_fields)
         return sorted((q, limit) for q, limit in limits if limit is not None)
 
@@ -171,11 +171,11 @@ else:  # a new metric is one entry of METRICS; a type checker cannot see the fie
 
 
 class Slo(_Latencies):
-    """Targets: percentiles of each metric of toolkit.config.metrics, and these."""
+    """The targets: percentiles of each metric in toolkit.config.metrics, and the fields below."""
 
     requests_per_s: PositiveFloat | None = None
     compliance: Share = 0.99
-    """Share of all requests, errors included, that must be inside every per-request target."""
+    """Share of all requests, failed ones included, that must meet every per-request limit."""
     gpu_utilisation: Annotated[tuple[Share, Share], Field(strict=False)] | None = None
     load_balance_variance: Share | None = None
 
@@ -186,17 +186,17 @@ class Slo(_Latencies):
 
 
 class Lengths(Section):
-    """Token counts that differ from request to request: uniform from min to max, or log-normal about a mean."""
+    """Token counts that differ from request to request: uniform from min to max, or log-normal around a mean."""
 
     min: Positive = 1
     max: Positive | None = None
     mean: PositiveFloat | None = None
     cv: Annotated[float, Field(gt=0, le=100)] = 1.0
-    """Standard deviation over mean, of the log-normal."""
+    """log-normal: standard deviation / mean."""
 
 
 NUMBER, LENGTHS = "a number", "lengths"
-"""Which of the two forms of Tokens a value is taken for; in pydantic's errors, part of where they are."""
+"""The two forms of Tokens. pydantic's errors name the one that it tried as part of the location."""
 
 
 def _form(value: Any) -> str:
@@ -208,32 +208,32 @@ TOKENS_EXPECTED = "expected a whole number of tokens above 0, or {min, max} or {
 
 
 class Workload(Section):
-    """The traffic that the deployment is for: `toolkit plan` predicts under it."""
+    """The traffic that the deployment is made for: `toolkit plan` predicts under it."""
 
     arrivals: Literal["poisson", "constant", "gamma", "closed", "trace"] = "poisson"
     rate: PositiveFloat | None = None
-    """Requests a second; slo.requests_per_s when it is not given."""
+    """Requests per second. Default: slo.requests_per_s."""
     burstiness: PositiveFloat = 1.0
-    """gamma: the shape of the intervals. 1 is Poisson, below 1 comes in bursts, above 1 is smoother."""
+    """gamma: the shape of the intervals. 1 is Poisson, below 1 is bursty, above 1 is smoother."""
     users: Positive = 64
-    """closed: users that each send their next request when the last one ended."""
+    """closed: users, each of whom sends the next request when the last one has ended."""
     prompt_tokens: Tokens = 1024
     output_tokens: Tokens = 128
     shared_prefix_tokens: Annotated[int, Field(ge=0)] = 0
-    """So many tokens at the beginning of every prompt are the same (a system prompt)."""
+    """Tokens at the start of every prompt that are the same in all (a system prompt)."""
     trace: LoosePath | None = None
-    """A public trace: its lengths and texts, and with arrivals: trace its times."""
+    """A public trace: its lengths and texts, and with `arrivals: trace` also its times."""
     trace_form: Literal["mooncake", "bailian", "guidellm", "burstgpt", "azure", "sharegpt"] | None = None
-    """Found from the file if it is not given; guidellm's differs from mooncake's only in the unit of its times."""
+    """Default: detected from the file. guidellm differs from mooncake only in the unit of its times: name it."""
     trace_block_tokens: Positive | None = None
-    """Tokens of a block in hash_ids: 512 in mooncake's traces, 16 in bailian's."""
+    """Tokens per block in hash_ids: 512 in mooncake's traces, 16 in bailian's."""
     requests: Positive = 1000
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="before")
     @classmethod
     def _arrivals_follow(cls, value: Any) -> Any:
-        """With a trace, arrivals are its own times by default."""
+        """With a trace, `arrivals` defaults to its own times."""
         if not isinstance(value, dict) or value.get("trace") is None or value.get("kind", "trace") != "trace":
             return value
         return {"arrivals": "trace", **value}
@@ -247,7 +247,7 @@ class Stage(Section):
 
 
 class Ramp(Section):
-    """From one rate to another in equal steps of time."""
+    """A rate that changes evenly from one value to another."""
 
     start: Annotated[float, Field(ge=0, allow_inf_nan=False, alias="from")]
     to: PositiveFloat
@@ -255,28 +255,28 @@ class Ramp(Section):
 
 
 class Spike(Section):
-    """`at` seconds of the base rate, then the peak, then as long as before the base again."""
+    """`at` seconds of the base rate, then the peak, then `at` seconds of the base rate again."""
 
     base: PositiveFloat
     peak: PositiveFloat
     at: PositiveFloat
     seconds: PositiveFloat
-    """Of the peak."""
+    """Length of the peak."""
 
 
 class LoadWorkload(Workload):
-    """The traffic of a load test, a file of loadtest/workloads: also what is sent, and rates that change."""
+    """The traffic of a load test (a file in loadtest/workloads): also what is sent, and rates that change."""
 
     kind: Literal["synthetic", "chat", "jsonl", "trace"] = "synthetic"
-    """Words of an exact number of tokens, built-in questions, the user's own prompts, or a trace's lengths."""
+    """Words with an exact number of tokens, built-in questions, the user's own prompts, or the lengths of a trace."""
     output: Literal["fixed", "natural"] = "fixed"
-    """Exactly output_tokens, or as long as the model likes up to them; chat and jsonl: natural unless it is given."""
+    """Exactly output_tokens, or until the model stops, at most output_tokens. Default for chat and jsonl: natural."""
     prompts: LoosePath | None = None
-    """jsonl: a line is {"prompt": ...} or {"messages": [...]}, with max_tokens if it likes."""
+    """jsonl: a line is {"prompt": ...} or {"messages": [...]}; max_tokens is optional."""
     turns: Positive = 1
-    """Requests of a conversation, each of which contains those before and their answers."""
+    """Requests per conversation. Each contains the earlier ones and their answers."""
     think_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """From the end of an answer to the next turn."""
+    """Pause from the end of an answer to the next turn."""
     stages: Annotated[tuple[Stage, ...], Field(strict=False)] | None = None
     ramp: Ramp | None = None
     spike: Spike | None = None
@@ -284,7 +284,7 @@ class LoadWorkload(Workload):
     @model_validator(mode="before")
     @classmethod
     def _kind_follows(cls, value: Any) -> Any:
-        """What is sent says when, or the other way round, so that each need be written only once."""
+        """Derive `kind` from `arrivals`, `trace` and `prompts`, and the other way round: one of them is enough."""
         if not isinstance(value, dict):
             return value
         filled = dict(value)
@@ -300,7 +300,7 @@ class LoadWorkload(Workload):
 
 
 class Load(Section):
-    """The load test: `users` streams at a time, each sending its next request when the last one ended."""
+    """The load test: `users` requests at a time. Each user sends the next one when the last one has ended."""
 
     users: Positive = 8
     requests: Positive = 64
@@ -309,4 +309,4 @@ class Load(Section):
     protocol: Literal["http", "grpc"] = "http"
     timeout_s: PositiveFloat = 120
     prompts: LoosePath | None = None
-    """A text file with one prompt a line, or JSONL with a "prompt" field; questions of our own otherwise."""
+    """A text file with one prompt per line, or JSONL with a "prompt" field. Default: built-in questions."""

@@ -11,7 +11,6 @@ from toolkit.errors import ToolkitError
 from toolkit.load.requests import OF_THE_YAML
 from toolkit.load.runner import Options, attempt, check_itself, source_for
 from toolkit.load.search import BUDGET_S, LONGEST_S, Trial, find_capacity
-from toolkit.reports.loadtest import report
 from toolkit.reports.rates.report import measured_line, write
 from toolkit.slo.rates import AtRate, Rates, edge
 from toolkit.slo.saturation import SaturationCheck
@@ -73,16 +72,17 @@ class _RateTests:
         self._seed += 1
         requests = max(FEWEST, round(rate * seconds))
         options = replace(self._options, rate=rate, requests=requests, seed=self._seed)
-        verdict, stopped = attempt(self._deployment, options)
-        if verdict.outcome is Outcome.COULD_NOT_RUN:
+        attempted = attempt(self._deployment, options)
+        verdict, ran = attempted.verdict, attempted.run
+        if ran is None or verdict.outcome is Outcome.COULD_NOT_RUN:
             raise ToolkitError(verdict.reason)
-        ran = report.read(self._deployment)
         self._settings = {name: value for name, value in ran.settings.items() if name not in OF_ONE_TEST}
-        met = met_by(verdict)
-        trial = AtRate.of(verdict, rate, self._seed, met, _why(verdict, met), ran.predicted)
+        saturation = SaturationCheck.of(verdict.measured)
+        met = met_by(verdict, saturation)
+        trial = AtRate.of(verdict, rate, self._seed, met, _why(verdict, met), saturation, ran.predicted)
         self.trials.append(trial)
         self._tell(f"{rate:.3g} requests/s for {seconds:.0f} s: {trial.result}: {measured_line(trial)}")
-        if stopped:
+        if attempted.stopped:
             raise KeyboardInterrupt
         return Trial(rate, seconds, met)
 
@@ -103,9 +103,8 @@ class _RateTests:
         return result
 
 
-def met_by(verdict: Verdict) -> bool | None:
+def met_by(verdict: Verdict, saturation: SaturationCheck | None) -> bool | None:
     """Whether the server meets every latency and the compliance and keeps up with the rate. None: undecided."""
-    saturation = SaturationCheck.of(verdict.measured)
     if _of_a_rate(verdict, "FAIL") or (saturation and saturation.behind):
         return False
     return None if _of_a_rate(verdict, "UNDECIDED") else True

@@ -224,7 +224,7 @@ class Coordinator:
         """The error that the self-check measured, or a larger one that this run shows."""
         if not self._options.generator_error:
             return None
-        own, cpu = GeneratorError.from_dict(json.loads(self._options.generator_error)), self._cpu()
+        own, cpu = GeneratorError.from_json(self._options.generator_error), self._cpu()
         judged, out_of_cpu = run.judged, own.out_of_cpu or cpu > SLACK_CPU
         late = read_late_ms(self.lag, judged[0].due, max(sample.ended for sample in judged)) if judged else None
         late = max((ms for ms in (late, own.read_late_ms) if ms is not None), default=None)

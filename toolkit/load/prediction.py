@@ -9,7 +9,7 @@ from toolkit.calibrate import NAME as CALIBRATION
 from toolkit.errors import ToolkitError
 from toolkit.plan.predict import predict
 from toolkit.slo.metrics import LATENCIES, Measured, Sample
-from toolkit.slo.prediction import Beside, Predicted
+from toolkit.slo.prediction import Predicted, PredictedMetric
 from toolkit.slo.run import Run
 from toolkit.slo.target import limits_of_a_request
 from toolkit.steptimes.calibration import load
@@ -61,9 +61,9 @@ def _prompt(number: int, length: int) -> range:
     return range(number << 32, (number << 32) + length)
 
 
-def _rows(simulated: Measured, measured: Measured) -> list[Beside]:
+def _rows(simulated: Measured, measured: Measured) -> list[PredictedMetric]:
     rows = [
-        Beside(
+        PredictedMetric(
             f"{LATENCIES[metric]} P{q}",
             "ms",
             simulated.distributions[metric].percentile(q),
@@ -71,5 +71,5 @@ def _rows(simulated: Measured, measured: Measured) -> list[Beside]:
         )
         for metric, q in COMPARED
     ]
-    rows.append(Beside("Output", "tokens/s", simulated.tokens_per_s, measured.tokens_per_s))
-    return [*rows, Beside("Completed", "requests/s", simulated.requests_per_s, measured.requests_per_s)]
+    rows.append(PredictedMetric("Output", "tokens/s", simulated.tokens_per_s, measured.tokens_per_s))
+    return [*rows, PredictedMetric("Completed", "requests/s", simulated.requests_per_s, measured.requests_per_s)]

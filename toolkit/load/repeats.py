@@ -10,40 +10,39 @@ from typing import TYPE_CHECKING
 
 from toolkit.errors import ToolkitError
 from toolkit.load.prediction import predicted
-from toolkit.load.runner import Options, attempt, source_for
+from toolkit.load.runner import Attempt, Options, attempt, source_for
 from toolkit.reports.loadtest import report
 from toolkit.slo.run import Run
 from toolkit.slo.server_metrics import combined
-from toolkit.slo.verdict import Verdict
 
 if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment
 
 
-def run_repeatedly(deployment: Deployment, options: Options, times: int) -> Verdict:
-    """As runner.run, with a report for all repeats. A repeat that is cut short, or cannot run, is the last."""
+def run_repeatedly(deployment: Deployment, options: Options, times: int) -> Attempt:
+    """As runner.attempt, with a report for all repeats. A repeat that is cut short, or cannot run, is the last."""
     runs: list[Run] = []
     for number, seed in enumerate(_seeds(deployment, options, times), 1):
         print(f"repeat {number} of {times}", file=sys.stderr, flush=True)
         own = runs[-1].own if runs else options.own
         repeat = replace(options, seed=seed, own=own, self_check=options.self_check and not runs)
-        verdict, stopped = attempt(deployment, repeat)
-        if not verdict.measured.samples:
+        attempted = attempt(deployment, repeat)
+        if attempted.run is None or not attempted.run.samples:
             if not runs:
-                return verdict
-            runs[-1] = replace(runs[-1], cut_short=f"repeat {number} of {times}: {verdict.reason}")
+                return attempted
+            runs[-1] = replace(runs[-1], cut_short=f"repeat {number} of {times}: {attempted.verdict.reason}")
             break
-        runs.append(report.read(deployment))
+        runs.append(attempted.run)
         if cut_short := runs[-1].cut_short:
             runs[-1] = replace(runs[-1], cut_short=f"repeat {number} of {times}: {cut_short}")
             break
-        if stopped and number < times:
+        if attempted.stopped and number < times:
             runs[-1] = replace(runs[-1], cut_short=f"stopped after repeat {number} of {times}")
             break
     merged = merge(runs)
     with contextlib.suppress(ToolkitError):
         merged = replace(merged, predicted=predicted(deployment, merged))
-    return report.write(deployment, merged)
+    return Attempt(report.write(deployment, merged), merged)
 
 
 def merge(runs: Sequence[Run]) -> Run:

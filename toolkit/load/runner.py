@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -27,6 +26,7 @@ from toolkit.load.self_check import generator_error
 from toolkit.load.target import protocol_of, require_ready, require_ready_at, takes_messages
 from toolkit.reports.loadtest import report
 from toolkit.slo.generator_error import GeneratorError
+from toolkit.slo.run import Run
 from toolkit.slo.verdict import Verdict, could_not_run
 
 USERS_FILE = Path(__file__).with_name("users.py")
@@ -68,6 +68,17 @@ class Options:
             raise ToolkitError(what, hint=f"Use at most {MOST_PROCESSES}: each process keeps a core busy.")
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """A load test that was tried."""
+
+    verdict: Verdict
+    run: Run | None = None
+    """None where not one request could be sent."""
+    stopped: bool = False
+    """Whether the user asked to stop, even too late for this test: whoever runs several tests then ends."""
+
+
 def run(deployment: Deployment, options: Options | None = None) -> Verdict:
     """Load-test the running deployment.
 
@@ -76,11 +87,11 @@ def run(deployment: Deployment, options: Options | None = None) -> Verdict:
     was measured by then. During the self-check they end it at once. A server that is down, or bad prompts, give the
     verdict COULD NOT RUN with the reason, not an exception.
     """
-    return attempt(deployment, options or Options())[0]
+    return attempt(deployment, options or Options()).verdict
 
 
-def attempt(deployment: Deployment, options: Options) -> tuple[Verdict, bool]:
-    """As `run`, plus whether the user asked to stop (callers that run several tests then stop too)."""
+def attempt(deployment: Deployment, options: Options) -> Attempt:
+    """As `run`, with the run, and whether the user asked to stop."""
     try:
         distribution.require("loadtest", "locust", "grpclib")
         protocol = protocol_of(deployment, options.protocol, options.target)
@@ -94,25 +105,25 @@ def attempt(deployment: Deployment, options: Options) -> tuple[Verdict, bool]:
         with file_lock(deployment.output / "loadtest.lock", "is being load-tested by"):
             return _test(deployment, options, source)
     except ToolkitError as error:
-        return could_not_run(deployment.slo, str(error)), False
+        return Attempt(could_not_run(deployment.slo, str(error)))
 
 
-def _test(deployment: Deployment, options: Options, source: RequestSource) -> tuple[Verdict, bool]:
+def _test(deployment: Deployment, options: Options, source: RequestSource) -> Attempt:
     """As `attempt`. Raises ToolkitError when the generator cannot measure its own error."""
     own = options.own or (check_itself(deployment, options, source) if options.self_check else None)
     command = locust_command(deployment, options)
     if own is not None:
-        command += ["--generator-error", json.dumps(own.as_dict())]
+        command += ["--generator-error", own.as_json()]
     started = time.time()
     code, stopped = _run_locust(command)
     with contextlib.suppress(ToolkitError):
-        finished = report.read(deployment)
+        finished, verdict = report.read_judged(deployment)
         if finished.started >= started:
-            return report.verdict_of(deployment, finished), stopped
+            return Attempt(verdict, finished, stopped)
     reason = (
         "no test was started" if options.web_ui else f"the load generator ended with exit code {code} and no report"
     )
-    return could_not_run(deployment.slo, reason), stopped
+    return Attempt(could_not_run(deployment.slo, reason), stopped=stopped)
 
 
 def source_for(deployment: Deployment, options: Options) -> RequestSource:

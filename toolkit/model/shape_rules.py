@@ -1,4 +1,4 @@
-"""What follows from a model's shape: how far its context goes, and by how many ranks its layers can be split."""
+"""What follows from a model's shape: its context length, and into how many ranks its layers can be split."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from toolkit.model.shape import ModelShape
 
 
 def check_same_shape(found: ModelShape, stated: ModelShape, model_dir: Path, where: Path) -> None:
-    """Raise a ToolkitError where the YAML's `model.config` contradicts the checkpoint."""
+    """Raise a ToolkitError if the YAML's `model.config` contradicts the checkpoint."""
     for name in (field.name for field in fields(ModelShape) if field.name != "dtype"):
         if getattr(found, name) != getattr(stated, name):
             raise ToolkitError(
@@ -22,14 +22,14 @@ def check_same_shape(found: ModelShape, stated: ModelShape, model_dir: Path, whe
 
 
 def context_length(shape: ModelShape) -> int:
-    """Positions the model was made for. Only `linear` scaling stretches max_position_embeddings."""
+    """Positions that the model was made for. Only `linear` scaling extends max_position_embeddings."""
     scaling = shape.rope_scaling or {}
     factor = scaling.get("factor", 1.0) if scaling.get("rope_type") == "linear" else 1.0
     return int(shape.max_position_embeddings * factor)
 
 
 def tensor_parallel_degrees(shape: ModelShape, gpus: int) -> list[int]:
-    """Every `tp` that the model can be split by, up to a number of GPUs."""
+    """Every `tp` that the model can be split into, up to the number of GPUs."""
     heads, kv_heads, ffn = shape.num_attention_heads, shape.num_key_value_heads, shape.intermediate_size
     return [
         n

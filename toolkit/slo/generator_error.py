@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from pydantic import TypeAdapter
 
 from toolkit.slo.metrics import Distribution, Finite, Measured
 
@@ -49,16 +50,17 @@ class GeneratorError:
         found = getattr(self, metric, None)
         return found.nearest(q) if isinstance(found, AtPercentiles) else None
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    def as_json(self) -> str:
+        """Its text on the command line of the process that runs the test."""
+        return _JSON.dump_json(self).decode()
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> GeneratorError:
-        values: dict[str, Any] = {field.name: data[field.name] for field in fields(cls) if field.name in data}
-        for name, value in values.items():
-            if isinstance(value, Mapping):
-                values[name] = AtPercentiles(**value)
-        return cls(**values)
+    def from_json(cls, text: str) -> GeneratorError:
+        """Read what `as_json` wrote."""
+        return _JSON.validate_json(text)
+
+
+_JSON = TypeAdapter(GeneratorError)
 
 
 def read_late_ms(lags: Iterable[Lag], begin: float, end: float) -> float | None:

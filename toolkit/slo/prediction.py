@@ -1,17 +1,15 @@
-"""What was predicted of a load test, beside what it measured."""
+"""What was predicted for a load test, next to what it measured."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from toolkit.files.json_file import finite
 from toolkit.slo.metrics import Finite
 
 
 @dataclass(frozen=True)
-class Beside:
+class PredictedMetric:
     """One number, predicted and measured."""
 
     label: str
@@ -21,7 +19,7 @@ class Beside:
 
     @property
     def difference(self) -> float | None:
-        """Of the measured value, as a share of the predicted one."""
+        """How far the measured value is from the predicted one, as a share of that one: 0.1 is 10 % more."""
         if not self.predicted or self.measured is None or math.isinf(self.predicted) or math.isinf(self.measured):
             return None
         return self.measured / self.predicted - 1
@@ -31,9 +29,6 @@ class Beside:
 class Predicted:
     """What was predicted for a load test, next to what it measured."""
 
-    rows: tuple[Beside, ...]
+    rows: tuple[PredictedMetric, ...]
     estimator: str
-    """Where the step times are from, in words."""
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"estimator": self.estimator, "rows": [finite(asdict(row)) for row in self.rows]}
+    """Where the step times come from, in words."""

@@ -44,7 +44,14 @@ class AtRate:
 
     @classmethod
     def of(
-        cls, verdict: Verdict, rate: float, seed: int, met: bool | None, why: str, predicted: Predicted | None
+        cls,
+        verdict: Verdict,
+        rate: float,
+        seed: int,
+        met: bool | None,
+        why: str,
+        kept_up: SaturationCheck | None,
+        predicted: Predicted | None,
     ) -> AtRate:
         measured = verdict.measured
         found = {metric: measured.distributions[metric] for metric in LATENCIES}
@@ -64,7 +71,7 @@ class AtRate:
             measured.goodput_per_s,
             measured.goodput_share,
             measured.tokens_per_s,
-            SaturationCheck.of(measured),
+            kept_up,
             verdict.own,
             predicted,
         )

@@ -50,6 +50,12 @@ class Run:
     def judged(self) -> tuple[Sample, ...]:
         return tuple(sample for one in self.each for sample in one.samples[self.warmup :])
 
+    @property
+    def counted_by(self) -> str:
+        """Who counted the output tokens: "server", "tokenizer", "events", "mixed", or "nobody" without samples."""
+        counters = {sample.counted_by for sample in self.judged if sample.ok}
+        return "mixed" if len(counters) > 1 else next(iter(counters), "nobody")
+
     def measured(self, limits_ms: Mapping[str, float]) -> Measured:
         if not self.repeats:
             return Measured(self.judged, limits_ms)

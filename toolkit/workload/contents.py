@@ -14,7 +14,7 @@ from toolkit.config.sections import LoadWorkload
 from toolkit.errors import ToolkitError
 from toolkit.model.chat_template import ChatTemplate, Messages, chat_message
 from toolkit.workload.own import Own
-from toolkit.workload.questions import QUESTIONS
+from toolkit.workload.prompts import QUESTIONS
 from toolkit.workload.sharegpt import Turn
 from toolkit.workload.trace import Line, check_length, tokens_of
 from toolkit.workload.traffic import lengths, prompt_of

@@ -9,11 +9,36 @@ from toolkit.client import Client, GenerateRequest
 from toolkit.errors import ToolkitError, is_unicode
 from toolkit.files.atomic import read_bytes
 from toolkit.model.chat_template import chat_messages, chat_prompt
-from toolkit.workload.questions import QUESTIONS
 
 LARGEST = 256 << 20
 """Bytes of a file of prompts."""
-__all__ = ["QUESTIONS", "as_chat", "load_prompts", "question"]
+QUESTIONS = (
+    "What is the capital of France?",
+    "Why is the sky blue?",
+    "Write two sentences about the sea.",
+    "How does a bicycle stay upright?",
+    "Name three rivers in Africa.",
+    "What is the difference between weather and climate?",
+    "Explain in simple words what a database index is.",
+    "Who was Ada Lovelace?",
+    "Give me a short recipe for pancakes.",
+    "What happens to water when it freezes?",
+    "Suggest a name for a small bakery and say why.",
+    "How many days has a leap year, and which years are leap years?",
+    "What is photosynthesis good for?",
+    "Tell a very short story about a lost umbrella.",
+    "Which planets of the solar system have rings?",
+    "What should I pack for a weekend in the mountains?",
+    "How do bees make honey?",
+    "What is a prime number? Give five of them.",
+    "Why do we have seasons?",
+    "Describe the taste of a lemon to somebody who never had one.",
+    "What does a compiler do?",
+    "Give three tips for learning a new language.",
+    "How was paper made in former times?",
+    "Why does bread rise?",
+)
+"""What is asked where the user brings no prompts."""
 
 
 def load_prompts(file: Path | None) -> tuple[str, ...]:

@@ -13,8 +13,7 @@ from toolkit.reports.compare import text as compare_text
 from toolkit.reports.compare.compare import Comparison
 from toolkit.reports.html.charts import INK, SERIES, SMALL, Chart, Key, limit_line, svg
 from toolkit.reports.html.render import render
-from toolkit.slo.metrics import LATENCIES, Measured
-from toolkit.slo.target import limits_of_a_request
+from toolkit.slo.metrics import LATENCIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,17 +71,16 @@ def _differences(found: Comparison, keys: tuple[Key, ...]) -> Chart:
 
 def _shares(found: Comparison, keys: tuple[Key, ...]) -> list[Chart]:
     """Of the latencies, the share of requests that were no slower, failed ones among the rest."""
-    limits = limits_of_a_request(found.reports[0].slo)
-    runs = [Measured(report.run.judged, limits) for report in found.reports]
+    limits = found.measured[0].limits_ms
 
     def chart(metric: str) -> Chart:
         def draw(axes: Axes) -> None:
-            for key, run in zip(keys, runs, strict=True):
-                found = run.distributions[metric]
-                count = len(found.values)
-                picked = sorted({round(n * (count - 1) / POINTS) for n in range(POINTS + 1)}) if count else []
-                shares = [(n + 1) / len(found) * 100 for n in picked]
-                axes.step([found.values[n] for n in picked], shares, where="post", color=key.colour, linewidth=1.6)
+            for key, run in zip(keys, found.measured, strict=True):
+                distribution = run.distributions[metric]
+                values, last = distribution.values, len(distribution.values) - 1
+                picked = sorted({round(n * last / POINTS) for n in range(POINTS + 1)}) if values else []
+                shares = [(n + 1) / len(distribution) * 100 for n in picked]
+                axes.step([values[n] for n in picked], shares, where="post", color=key.colour, linewidth=1.6)
             if metric in limits and limits[metric] <= axes.get_xlim()[1] * 1.2:
                 limit_line(axes.axvline, limits[metric])
             axes.set_ylim(0, 101)
@@ -94,4 +92,4 @@ def _shares(found: Comparison, keys: tuple[Key, ...]) -> list[Chart]:
         return Chart(LATENCIES[metric], caption, svg(draw, SMALL, metric), keys=keys)
 
     shown = ("ttft_ms", "tpot_ms")
-    return [chart(metric) for metric in shown if any(run.distributions[metric].values for run in runs)]
+    return [chart(metric) for metric in shown if any(run.distributions[metric].values for run in found.measured)]

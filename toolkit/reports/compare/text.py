@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.files.json_file import finite
 from toolkit.reports import wording
-from toolkit.reports.compare.compare import Change, Comparison, Report, Row
+from toolkit.reports.compare.compare import Change, Comparison, Row
+from toolkit.reports.compare.reports import Report
 from toolkit.reports.loadtest import markdown
 
 if TYPE_CHECKING:

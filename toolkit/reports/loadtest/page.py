@@ -12,7 +12,6 @@ from toolkit.config.deployment import Deployment
 from toolkit.reports import wording
 from toolkit.reports.html.render import render as render_page
 from toolkit.reports.loadtest.charts import charts
-from toolkit.reports.loadtest.report import counted_by
 from toolkit.slo.metrics import LATENCIES, Measured
 from toolkit.slo.repeatability import repeatability
 from toolkit.slo.run import Run
@@ -48,7 +47,6 @@ def render(deployment: Deployment, run: Run, verdict: Verdict, versions: Mapping
         meanings=MEANINGS,
         config=yaml.safe_dump(deployment.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         versions=versions,
-        counted_by=counted_by(run),
     )
 
 

@@ -1,15 +1,15 @@
-"""The raw samples of a load test as a file: one line of JSON per request."""
+"""The raw samples of a load test: samples.jsonl.gz, one line of JSON per request."""
 
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, harmless
 from toolkit.files.atomic import open_file
 from toolkit.files.json_file import problem_of
 from toolkit.slo.metrics import Sample
@@ -17,17 +17,32 @@ from toolkit.slo.run import Run
 
 SAMPLES_NAME = "samples.jsonl.gz"
 LONGEST_SAMPLE = 16 << 20
-"""Bytes of a line: about half a million tokens. A longer one is no sample, and may have no end."""
-_SAMPLE = TypeAdapter(Sample)
+"""Bytes of a line: about half a million tokens. A longer line is not a sample, and may have no end."""
+
+
+@dataclass(frozen=True)
+class _Line(Sample):
+    """A sample with its place in the run."""
+
+    warmup: bool = False
+    repeat: int | None = None
+    """Counted from 1; not written for a test that ran once."""
+
+
+_SAMPLE, _LINE = TypeAdapter(Sample), TypeAdapter(_Line)
 
 
 def write_samples(directory: Path, run: Run) -> None:
-    """One line of JSON a request, in the order they were due."""
-    with gzip.open(directory / SAMPLES_NAME, "wt", encoding="utf-8") as stream:
-        for repeat, one in enumerate(run.each, 1):
-            which = {"repeat": repeat} if run.repeats else {}
-            for number, sample in enumerate(one.samples):
-                stream.write(json.dumps({**sample.as_dict(), "warmup": number < run.warmup, **which}) + "\n")
+    """Write one line per request, in the order in which they were due."""
+    left_out = None if run.repeats else {"repeat"}
+    with gzip.open(directory / SAMPLES_NAME, "wb") as stream:
+        for repeat, part in enumerate(run.each, 1):
+            for number, sample in enumerate(part.samples):
+                fields = sample.as_dict()
+                if sample.error is not None:
+                    fields["error"] = harmless(sample.error)  # half a character is no UTF-8
+                line = _Line(**fields, warmup=number < run.warmup, repeat=repeat)
+                stream.write(_LINE.dump_json(line, exclude=left_out) + b"\n")
 
 
 def read_samples(directory: Path) -> list[Sample]:

@@ -12,7 +12,6 @@ from toolkit.files.json_file import finite
 from toolkit.reports import wording
 from toolkit.reports.loadtest import markdown
 from toolkit.reports.loadtest.report import versions
-from toolkit.slo.prediction import Predicted
 from toolkit.slo.rates import AtRate, Rates
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def as_json(deployment: Deployment, found: Rates) -> dict[str, Any]:
         "why": found.why,
         "cut_short": found.cut_short,
         "started": found.started,
-        "trials": [finite({**asdict(trial), "predicted": _rows(trial.predicted)}) for trial in found.trials],
+        "trials": [finite(asdict(trial)) for trial in found.trials],
         "settings": dict(found.settings),
         "deployment": deployment.model_dump(mode="json"),
         "versions": versions(),
@@ -75,7 +74,3 @@ def write(deployment: Deployment, found: Rates) -> Path:
         (directory / JSON_NAME).write_text(f"{content}\n", encoding="utf-8")
         (directory / HTML_NAME).write_text(page(deployment, found), encoding="utf-8")
     return deployment.rates_dir / HTML_NAME
-
-
-def _rows(predicted: Predicted | None) -> dict[str, Any] | None:
-    return None if predicted is None else predicted.as_dict()

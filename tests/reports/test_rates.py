@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.slo.samples import failed, sample
 from toolkit.config.deployment import Deployment
 from toolkit.config.load import load_deployment
 from toolkit.config.sections import Percentiles, Slo
@@ -16,9 +17,8 @@ from toolkit.reports.rates.report import as_markdown, measured_line, write
 from toolkit.slo.generator_error import AtPercentiles, GeneratorError
 from toolkit.slo.metrics import Measured
 from toolkit.slo.rates import AtRate, Rates, edge
+from toolkit.slo.saturation import SaturationCheck
 from toolkit.slo.verdict import judge
-
-from .samples import failed, sample
 
 FLAGSHIP = Path(__file__).parents[2] / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml"
 SLO = Slo(ttft_ms=Percentiles(p50=200, p99=400))
@@ -32,7 +32,7 @@ def deployment(tmp_path) -> Deployment:
 def trial(rate: float, met: bool | None, ttft_ms: float = 100, broken: int = 0) -> AtRate:
     samples = [sample(ttft_ms, ttft_ms + 20, due=n / rate) for n in range(40)] + [failed() for _ in range(broken)]
     verdict = judge(SLO, Measured(samples, {"ttft_ms": 400}), own=GeneratorError(ttft_ms=AtPercentiles(1, 2)))
-    return AtRate.of(verdict, rate, 1, met, "" if met else "TTFT P99", None)
+    return AtRate.of(verdict, rate, 1, met, "" if met else "TTFT P99", SaturationCheck.of(verdict.measured), None)
 
 
 def test_the_edge_is_below_what_missed_and_what_is_open() -> None:

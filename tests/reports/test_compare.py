@@ -10,20 +10,19 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from tests.slo.samples import EPOCH, failed, lognormal, sample
 from toolkit.cli.main import cli
 from toolkit.config.deployment import with_settings
 from toolkit.config.load import load_deployment
 from toolkit.config.sections import Percentiles, Slo
 from toolkit.errors import ToolkitError
 from toolkit.reports.compare import page as compare_page
-from toolkit.reports.compare.compare import _latency, _Measurement, _rate, compare
+from toolkit.reports.compare.compare import Side, compare, latency_change, rate_change
 from toolkit.reports.loadtest import report
 from toolkit.slo.generator_error import AtPercentiles, GeneratorError
 from toolkit.slo.metrics import Measured
 from toolkit.slo.run import Run
 from toolkit.slo.verdict import Outcome
-
-from .samples import EPOCH, failed, lognormal, sample
 
 FLAGSHIP = Path(__file__).parents[2] / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml"
 SLO = Slo(ttft_ms=Percentiles(p50=500, p99=5000))
@@ -37,12 +36,9 @@ def made(tmp_path):
         deployment = load_deployment(FLAGSHIP).model_copy(update={"output": tmp_path / name, "name": name, "slo": slo})
         run = Run(tuple(samples), 0, EPOCH, {"protocol": "http", "users": 4, **(settings or {})}, cut_short, own)
         deployment = with_settings(deployment, **sections)
-        verdict = report.verdict_of(deployment, run)
         directory = deployment.report_dir
         directory.mkdir(parents=True)
-        content = report.as_json(deployment, run, verdict)
-        (directory / "report.json").write_text(json.dumps(content))
-        report.write_samples(directory, run)
+        report.write_data(directory, deployment, run, report.verdict_of(deployment, run))
         return directory
 
     return make
@@ -73,10 +69,10 @@ def test_the_same_shift_the_other_way_is_better(made) -> None:
 def test_where_nothing_differs_about_one_in_twenty_seems_to() -> None:
     seeming = {50: 0, 90: 0, "rate": 0}
     for pair in range(150):
-        first, other = (_Measurement(Run(tuple(lognormal(120, 2 * pair + n)), 0, EPOCH, {}), {}, n) for n in (0, 1))
+        first, other = (Side.of(Run(tuple(lognormal(120, 2 * pair + n)), 0, EPOCH, {}), {}, n) for n in (0, 1))
         for q in (50, 90):
-            seeming[q] += _latency(first, other, "ttft_ms", q).result in ("better", "worse")
-        seeming["rate"] += _rate(first, other, "requests_per_s").result in ("better", "worse")
+            seeming[q] += latency_change(first, other, "ttft_ms", q).result in ("better", "worse")
+        seeming["rate"] += rate_change(first, other, "requests_per_s").result in ("better", "worse")
     assert all(2 <= count <= 15 for count in seeming.values()), seeming
 
 
@@ -85,7 +81,7 @@ def test_a_percentile_that_too_few_lie_beyond_is_not_judged(made) -> None:
     assert row(found, "ttft_ms.p99").changes[0].result == "too few requests"
     assert row(found, "ttft_ms.p50").changes[0].result == "worse"
     few = compare([made("c", lognormal(399, 1)), made("d", lognormal(399, 2))])
-    assert few.outcome is Outcome.UNDECIDED and "cannot be told of TTFT P99 in B" in few.reason
+    assert few.outcome is Outcome.UNDECIDED and "unclear for TTFT P99 in B" in few.reason
 
 
 def test_rates_are_better_when_higher(made) -> None:
@@ -167,8 +163,10 @@ def test_all_are_measured_by_the_limits_of_the_first(made) -> None:
 
 def test_what_is_no_report_is_one_line(made, tmp_path) -> None:
     a = made("a", lognormal(20, 1))
-    with pytest.raises(ToolkitError, match="nothing to be compared with"):
+    with pytest.raises(ToolkitError, match="expected 2 to 26 reports, got 1"):
         compare([a])
+    with pytest.raises(ToolkitError, match="expected 2 to 26 reports, got 27"):
+        compare([a] * 27)
     with pytest.raises(ToolkitError, match=r"there is no report here\. Give a report directory"):
         compare([a, tmp_path])
     content = json.loads((a / "report.json").read_text())
@@ -177,13 +175,13 @@ def test_what_is_no_report_is_one_line(made, tmp_path) -> None:
         (a / "report.json").write_text(json.dumps({**content, key: value}))
         with pytest.raises(ToolkitError, match=r"report\.json: "):
             compare([a, a])
-    with pytest.raises(ToolkitError, match="no request was judged"):
+    with pytest.raises(ToolkitError, match="no requests after the warm-up"):
         compare([made("none", []), a])
 
 
 SPOILT = [
     (("deployment", "slo", "compliance"), math.nan, "deployment.slo.compliance: input should be "),
-    (("deployment",), [], "deployment.slo: there is none"),
+    (("deployment",), [], "is no report: deployment: input should be a valid dictionary, got []"),
     (("run", "started"), 1e300, "is no report: run.started: input should be less than 250000000000, got 1e+300"),
 ]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.slo.samples import EPOCH, sample
 from toolkit.config.deployment import Deployment
 from toolkit.config.load import load_deployment
 from toolkit.config.sections import Percentiles, Slo
@@ -20,8 +21,6 @@ from toolkit.slo.metrics import Measured
 from toolkit.slo.repeatability import repeatability
 from toolkit.slo.run import Run
 from toolkit.slo.server_metrics import GpuSeen, ServerSeen, combined
-
-from .samples import EPOCH, sample
 
 FLAGSHIP = Path(__file__).parents[2] / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy
 import pytest
 
+from tests.slo.samples import EPOCH, failed, sample
 from toolkit.config.deployment import Deployment
 from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
@@ -19,8 +20,6 @@ from toolkit.reports.loadtest import report
 from toolkit.reports.loadtest.terminal import summary_text
 from toolkit.slo.run import Run
 from toolkit.slo.verdict import Outcome
-
-from .samples import EPOCH, failed, sample
 
 FLAGSHIP = Path(__file__).parents[2] / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml"
 SETTINGS = {"protocol": "http", "users": 4, "requests": 120, "model": "tensorrt_llm_bls"}
@@ -70,10 +69,13 @@ def test_a_report_is_for_its_user_alone(deployment):
 
 
 def test_what_was_written_gives_the_same_verdict_when_read(deployment):
-    verdict = report.write(deployment, run_of(failed(due=3)))
-    again = report.verdict_of(deployment, report.read(deployment))
-    assert again.reason == verdict.reason
+    verdict = report.write(deployment, run_of(*(failed(due=n) for n in range(4))))
+    run, told = report.read_judged(deployment)
+    again = report.verdict_of(deployment, run)
+    assert again.reason == verdict.reason == told.reason and told.outcome is verdict.outcome
     assert [t.measured for t in again.targets] == [t.measured for t in verdict.targets]
+    assert told.targets == verdict.targets, "with what is infinite, and null in JSON"
+    assert any(math.isinf(target.measured or 0) for target in told.targets)
 
 
 def test_json_has_no_infinity_and_keeps_the_circumstances(deployment):
@@ -147,7 +149,7 @@ BAD_SAMPLES = [
     ("due", math.nan, "due: input should be "),
     ("ended", math.inf, "ended: input should be less than 250000000000, got inf"),
     ("ended", -math.inf, "ended: input should be greater than or equal to 0, got -inf"),
-    ("token_times", [1, math.nan], "token_times.1: input should be "),
+    ("token_times", [1, math.nan], "token_times[1]: input should be "),
     ("token_times", 5, "token_times: input should be a valid "),
     ("first_text", 1e300, "first_text: input should be less than 250000000000, got 1e+300"),
     ("prefill_ms", math.inf, "prefill_ms: input should be less than 1000"),
@@ -185,9 +187,7 @@ def test_reading_what_is_not_there_or_damaged_is_one_line(deployment):
 def write_files_alone(deployment) -> None:
     """What a report is read from, without the page, which takes a second."""
     deployment.report_dir.mkdir(parents=True)
-    content = report.as_json(deployment, run_of(), report.verdict_of(deployment, run_of()))
-    (deployment.report_dir / "report.json").write_text(json.dumps(content))
-    report.write_samples(deployment.report_dir, run_of())
+    report.write_data(deployment.report_dir, deployment, run_of(), report.verdict_of(deployment, run_of()))
 
 
 BAD_RUNS = [
@@ -200,7 +200,7 @@ BAD_RUNS = [
     (
         "server",
         {"gpus": [{"uuid": "x", "utilisation": math.inf}]},
-        "run.server.gpus.0.utilisation: input should be less",
+        "run.server.gpus[0].utilisation: input should be less",
     ),
     ("repeats", [1, 2], "run.repeats has 3 samples, there are 124"),
     ("repeats", "x", "run.repeats: input should be a valid tuple, got 'x'"),

@@ -12,7 +12,7 @@ from toolkit.config.deployment import Deployment
 from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 
-FLAGSHIP = Path(__file__).parents[1] / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml"
+FLAGSHIP = Path(__file__).parents[2] / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml"
 
 
 def load(folder: Path, content: dict) -> Deployment:
@@ -27,7 +27,9 @@ def test_more_replicas_than_there_are_ports(tmp_path: Path) -> None:
     most = 2**31 - 1
     content |= {"parallel": {"tp": 1, "pp": 1, "replicas": most}, "hardware": {"gpus": most}}
     content["limits"]["max_sequences"] = most
-    with pytest.raises(ToolkitError, match=r"serving: ports of 2147483647 replicas, 10 apart, go up to 21474844462\."):
+    with pytest.raises(
+        ToolkitError, match=r"serving: the ports of 2147483647 replicas \(10 apart\) go up to 21474844462\."
+    ):
         load(tmp_path, content)
 
 
@@ -47,7 +49,9 @@ def test_a_file_whose_name_is_none_of_a_deployment(tmp_path: Path, name: str) ->
         load_deployment(file)
     line = str(caught.value)
     assert (
-        line.isprintable() and ": its name, '" in line and "', cannot be that of a deployment. Add `name: NAME`" in line
+        line.isprintable()
+        and ": the file name '" in line
+        and "' cannot be the name of a deployment. Add `name: NAME`" in line
     )
     file.write_text(f"name: mine\n{file.read_text()}")
     assert load_deployment(file).name == "mine"

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import CliRunner
 
+from tests.slo.samples import EPOCH, failed, sample
 from toolkit.cli.main import cli
 from toolkit.config.deployment import Deployment
 from toolkit.config.load import load_deployment
@@ -19,8 +20,6 @@ from toolkit.slo.generator_error import AtPercentiles, GeneratorError
 from toolkit.slo.run import Run
 from toolkit.slo.server_metrics import GpuSeen, ServerSeen
 from toolkit.slo.verdict import could_not_run
-
-from .samples import EPOCH, failed, sample
 
 FLAGSHIP = Path(__file__).parents[2] / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml"
 OWN = GeneratorError(ttft_ms=AtPercentiles(2, 15), dispatch_ms=1.5, cpu=0.4)
