@@ -15,7 +15,7 @@ NOT_INHERITED = (
     *("GITHUB_STEP_SUMMARY", "OPENAI_API_KEY", "CUDA_VISIBLE_DEVICES"),
 )
 """What the toolkit or a library reads of the shell that starts the tests."""
-EXPENSIVE = ("flagship_compared", "smollm2")
+EXPENSIVE = ("flagship_compared", "plans", "smollm2")
 """Fixtures of a session that take seconds."""
 LONGEST_FOLDER = 60
 """Characters. In a folder of its own there multiprocessing makes a socket, whose path may have 107."""

@@ -21,6 +21,8 @@ from toolkit.errors import ToolkitError
 
 BYTES = {"F16": 2, "BF16": 2, "F32": 4}
 VALID = save({"a": torch.ones(2, 3), "model.b": torch.zeros(4, dtype=torch.bfloat16), "c": torch.zeros(0, 5)})
+
+pytestmark = pytest.mark.thorough
 bounded = settings(
     max_examples=300,
     deadline=30_000,
@@ -112,8 +114,6 @@ import resource, sys, time
 from pathlib import Path
 from toolkit.checkpoint.safetensors_file import read_header
 from toolkit.errors import ToolkitError
-
-pytestmark = pytest.mark.thorough
 resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
 begun = time.process_time()
 try:

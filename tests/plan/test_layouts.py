@@ -67,6 +67,7 @@ def test_objectives_order_by_their_own_figure(flagship_compared):
     assert most.prediction.capacity.saturated == max(layout.prediction.capacity.saturated for layout in fitting)
 
 
+@pytest.mark.thorough
 def test_the_cheapest_layout_leaves_gpus_unused(flagship):
     workload = {"rate": 2, "requests": 100, "output_tokens": 32}
     comparison = compare(load_deployment(flagship(workload=workload, slo={"requests_per_s": 2})), "cost")

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("remembered")
 
 
 def test_json_and_text_agree(flagship) -> None:
-    file = flagship(workload={"rate": 8, "requests": 120, "output_tokens": 16})
+    file = flagship(workload={"rate": 3, "requests": 120, "output_tokens": 16})
     result = CliRunner().invoke(cli, ["plan", str(file), "--json"])
     data = json.loads(result.stdout)
     assert data["model"] == {
@@ -37,6 +37,7 @@ def test_json_and_text_agree(flagship) -> None:
 
 
 def test_what_does_not_fit_says_so(flagship) -> None:
-    file = flagship(hardware__gpu_memory_gib=40, workload={"rate": 3, "requests": 20, "output_tokens": 4})
+    met = {"ttft_ms": {"p99": 60_000}}  # so that no remedy is looked for
+    file = flagship(hardware__gpu_memory_gib=40, slo=met, workload={"rate": 3, "requests": 20, "output_tokens": 4})
     text = CliRunner().invoke(cli, ["plan", str(file)]).stdout
     assert "over the limit on the fullest GPU" in text

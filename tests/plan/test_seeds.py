@@ -87,6 +87,7 @@ def test_an_overload_in_words(overloaded):
     assert "TTFT P99, no steady state" in html and f"{UNSTEADY}</span>" in html
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("remembered")
 def test_an_overload_as_text_and_json(flagship):
     file = str(flagship(workload={"rate": 40, "requests": 300, "output_tokens": 16}))
