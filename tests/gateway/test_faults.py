@@ -1,4 +1,4 @@
-"""Which request, step or group an engine's error is about: each text once, as its source writes it."""
+"""An error of the engine is the request's own, load, one step's or the group's: each text as its source writes it."""
 
 from __future__ import annotations
 

@@ -42,12 +42,12 @@ def test_a_bad_file_is_one_line_that_shows_no_key(keys_file, text, message):
 
 
 def test_a_file_that_others_can_read_is_refused(keys_file):
-    with pytest.raises(ToolkitError, match=r"can be read by other users\. Close it: chmod 600"):
+    with pytest.raises(ToolkitError, match=r"can be read by other users. Close it: chmod 600"):
         read_keys(keys_file(LINE, mode=0o640))
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(ToolkitError, match=r"no such file\. Make it, a line per key: NAME SHA256"):
+    with pytest.raises(ToolkitError, match=r"no such file. Make it, a line per key: NAME SHA256"):
         read_keys(tmp_path / "keys")
 
 

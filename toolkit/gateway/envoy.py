@@ -15,6 +15,8 @@ from toolkit.gateway.places import LOOPBACK, Places
 
 FRONT = "front"
 GATE = "gate"
+KEY_HEADER = "x-toolkit-key"
+"""The gate's word on whose key a request has, for the access log."""
 EXTENSIONS = "type.googleapis.com/envoy.extensions"
 STREAM_IDLE_S = 600
 """The longest silence of a stream that both sides keep open."""
@@ -103,7 +105,7 @@ def _manager(deployment: Deployment, places: Places) -> dict[str, Any]:
             "server_uri": {"uri": f"http://{LOOPBACK}:{places.gate_port}", "cluster": GATE, "timeout": f"{GATE_S}s"},
             "authorization_response": {
                 "allowed_client_headers": {"patterns": [{"exact": "content-type"}, {"exact": "retry-after"}]},
-                "allowed_upstream_headers": {"patterns": [{"exact": "x-toolkit-key"}]},
+                "allowed_upstream_headers": {"patterns": [{"exact": KEY_HEADER}]},
             },
         },
         "with_request_body": {**body, "allow_partial_message": False},
@@ -118,6 +120,7 @@ def _manager(deployment: Deployment, places: Places) -> dict[str, Any]:
         "use_remote_address": True,
         "server_name": "toolkit",
         "access_log": [_access_log(places)],
+        "early_header_mutation_extensions": [_NO_FORGED_KEY],
         "local_reply_config": ERROR_FORMS,
         "http_filters": [
             _filter("http.lua", {"@type": f"{EXTENSIONS}.filters.http.lua.v3.Lua"}),
@@ -127,10 +130,18 @@ def _manager(deployment: Deployment, places: Places) -> dict[str, Any]:
         ],
         "route_config": {
             "name": "door",
-            "request_headers_to_remove": ["x-toolkit-key"],
             "virtual_hosts": [{"name": "door", "domains": ["*"], "routes": _routes(deployment)}],
         },
     }
+
+
+_NO_FORGED_KEY = {
+    "name": "envoy.http.early_header_mutation.header_mutation",
+    "typed_config": {
+        "@type": f"{EXTENSIONS}.http.early_header_mutation.header_mutation.v3.HeaderMutation",
+        "mutations": [{"remove": KEY_HEADER}],
+    },
+}
 
 
 def _routes(deployment: Deployment) -> list[dict[str, Any]]:
@@ -249,8 +260,10 @@ def _triton(name: str, places: Places, deployment: Deployment) -> dict[str, Any]
         "connect_timeout": f"{CONNECT_S}s",
         "per_connection_buffer_limit_bytes": _body_bytes(deployment),
         "lb_policy": "LEAST_REQUEST",
+        "ignore_health_on_host_removal": True,  # a replica that the file no longer names gets nothing from then on
         # Where no replica is well, none gets requests: 503 at once, instead of a try at those that are ill.
-        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        # Envoy would keep a change of health to itself for a second, to hand on several at once.
+        "common_lb_config": {"healthy_panic_threshold": {"value": 0}, "update_merge_window": "0s"},
         "circuit_breakers": _breakers(deployment),
         "health_checks": [
             {
@@ -290,8 +303,9 @@ _HTTP2 = {
 def _breakers(deployment: Deployment) -> dict[str, Any]:
     most = max_requests(deployment)
     budget = {"budget_percent": {"value": 20}, "min_retry_concurrency": 3}
-    limits = {"max_connections": most, "max_pending_requests": most, "max_requests": most, "retry_budget": budget}
-    return {"thresholds": [{"priority": "DEFAULT", **limits}]}
+    # With as few connections as requests, the next request over HTTP/1.1 would wait for one instead of getting 503.
+    limits = {"max_connections": 2 * most + 8, "max_pending_requests": most, "max_requests": most}
+    return {"thresholds": [{"priority": "DEFAULT", **limits, "retry_budget": budget}]}
 
 
 def _access_log(places: Places) -> dict[str, Any]:
@@ -302,7 +316,7 @@ def _access_log(places: Places) -> dict[str, Any]:
         "method": "%REQ(:METHOD)%",
         "path": "%PATH(NQ)%",
         "protocol": "%PROTOCOL%",
-        "key": "%REQ(X-TOOLKIT-KEY)%",
+        "key": f"%REQ({KEY_HEADER})%",
         "status": "%RESPONSE_CODE%",
         "grpc_status": "%GRPC_STATUS%",
         "flags": "%RESPONSE_FLAGS%",

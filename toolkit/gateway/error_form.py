@@ -72,7 +72,7 @@ function envoy_on_response(handle)
   if status == 404 and text == "" then
     status = 503
     headers:replace(":status", "503")
-    text = '{{"message":"no replica is ready","code":503}}'
+    text = '{{"message":"no replica is ready","type":"","code":503}}'
     headers:replace("content-type", "application/json")
   end
   if (status == 429 or status == 503) and not headers:get("retry-after") then

@@ -14,13 +14,12 @@ from aiohttp import web
 
 from toolkit.config.deployment import Deployment
 from toolkit.config.load import load_deployment
+from toolkit.gateway.envoy import KEY_HEADER
 from toolkit.gateway.held import end_with_starter
 from toolkit.gateway.keys import RateLimit, name_of, read_keys
 from toolkit.gateway.openai_rules import KNOWN, Abilities, Refusal, refusal
 from toolkit.gateway.places import LOOPBACK
 
-KEY_HEADER = "x-toolkit-key"
-"""Names the key for the access log; Envoy removes it from what clients send."""
 SPARE_BYTES = 1 << 20
 
 

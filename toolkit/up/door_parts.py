@@ -54,6 +54,7 @@ def door_parts(
     front = [*PYTHON, "toolkit.gateway.frontend", str(places.front_port), str(migrations)]
     # Restarts are ours, so is the one core of base id: hot restart needs shared memory that a kill leaves behind.
     door = [str(envoy), "-c", str(places.envoy_config), "--disable-hot-restart", "--log-level", "warning"]
+    door += ["--file-flush-interval-msec", "1000"]
     door += ["--concurrency", str(max(1, min(4, (os.cpu_count() or 1) // 2)))]
     starts = (("gate", gate), ("front end", front), ("envoy", door))
     return tuple(

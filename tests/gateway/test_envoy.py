@@ -1,0 +1,219 @@
+"""Envoy's configuration: Envoy itself takes it in every form, and with it keeps the door's promises."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import threading
+from typing import Any
+
+import grpc
+import pytest
+import yaml
+from tritonclient.grpc import service_pb2 as pb
+
+from tests.waiting import eventually
+from toolkit.errors import ToolkitError
+from toolkit.gateway.endpoints import Traffic, write_endpoints
+from toolkit.gateway.envoy import config, max_requests
+from toolkit.gateway.places import Places
+from toolkit.gateway.programs import envoy, validate
+
+HELLO = {"model": "llama", "messages": [{"role": "user", "content": "Hello"}]}
+GENERATE = "/v2/models/ensemble/generate"
+
+
+def ask(
+    url: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+) -> tuple[int, dict[str, str], Any]:
+    """Status, headers and JSON of the answer."""
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)
+    data = body if isinstance(body, bytes) else json.dumps(body or {}).encode()
+    connection.request("POST", path, data, {"content-type": "application/json", **(headers or {})})
+    response = connection.getresponse()
+    text = response.read()
+    connection.close()
+    return response.status, {name.lower(): value for name, value in response.getheaders()}, json.loads(text or b"null")
+
+
+@pytest.mark.parametrize(
+    "gateway",
+    [
+        {},
+        {"retries": 0, "max_body_mb": 64, "max_requests": 1},
+        {"host": "0.0.0.0", "first_byte_timeout_s": 0.5},
+        {"tls": True},
+        {"keys_file": "keys", "requests_per_minute": 5},
+    ],
+)
+def test_envoy_takes_it(door_yaml, tmp_path, gateway):
+    if "tls" in gateway:
+        gateway = {"tls": self_signed(tmp_path)}
+    deployment, places = door_yaml(gateway=gateway), Places(tmp_path, tmp_path, 1, 2)
+    write_endpoints(places, [Traffic(replica) for replica in deployment.per_replica()])
+    places.envoy_config.write_text(yaml.safe_dump(config(deployment, places)))
+    validate(envoy(), places.envoy_config)
+
+
+def test_what_envoy_refuses_is_one_line(tmp_path):
+    (tmp_path / "envoy.yaml").write_text("static_resources: {listeners: [{nme: door}]}")
+    with pytest.raises(ToolkitError, match=r"envoy.yaml: Envoy refuses it: .*nme"):
+        validate(envoy(), tmp_path / "envoy.yaml")
+
+
+def test_requests_go_to_both_replicas_and_to_the_front_end(door):
+    for _ in range(20):
+        assert ask(door.url, GENERATE, {"text_input": "a"})[0] == 200
+    assert all(backend.asked for backend in door.replicas)
+    assert ask(door.url, "/v1/chat/completions", HELLO)[0] == 200
+    assert door.front.asked == ["/v1/chat/completions"]
+
+
+def test_a_dead_replica_costs_no_request(door_yaml, open_door):
+    door = open_door(door_yaml())
+    door.replicas[0].close()
+    assert [ask(door.url, GENERATE)[0] for _ in range(20)] == [200] * 20
+    assert len(door.replicas[1].asked) == 20
+
+
+@pytest.mark.parametrize("status", [502, 503])
+def test_what_another_replica_could_answer_is_sent_to_it(door, status):
+    door.replicas[0].status = status
+    assert [ask(door.url, GENERATE)[0] for _ in range(10)] == [200] * 10
+
+
+@pytest.mark.parametrize("status", [400, 404, 500])
+def test_a_request_s_own_fault_is_never_sent_again(door, status):
+    for backend in door.replicas:
+        backend.status, backend.body = status, b'{"error": "your fault"}'
+    for _ in range(10):
+        assert ask(door.url, GENERATE)[0::2] == (status, {"error": "your fault"})
+    assert sum(len(backend.asked) for backend in door.replicas) == 10
+    for backend in door.replicas:
+        backend.status = 200
+    assert [ask(door.url, GENERATE)[0] for _ in range(10)] == [200] * 10, "nor is the replica thrown out for it"
+
+
+def test_without_replicas_503_at_once_in_the_form_of_each_api(door_yaml, open_door):
+    door = open_door(door_yaml())
+    door.traffic()
+    status, headers, body = ask(door.url, GENERATE)
+    assert (status, headers["retry-after"]) == (503, "1") and body["error"]
+    channel = grpc.insecure_channel(door.url.removeprefix("http://"))
+    live = channel.unary_unary("/inference.GRPCInferenceService/ServerLive", pb.ServerLiveRequest.SerializeToString)
+    with pytest.raises(grpc.RpcError) as caught:
+        live(pb.ServerLiveRequest(), timeout=10)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    door.front.close()
+    status, headers, body = ask(door.url, "/v1/chat/completions", HELLO)
+    assert (status, headers["retry-after"]) == (503, "1")
+    assert body["error"]["message"] and body["error"]["code"] == 503
+
+
+def test_the_front_end_s_errors_get_openai_s_form(door):
+    door.front.status, door.front.body = 400, b'{"message":"too long","type":"Bad Request","code":400}'
+    status, _, body = ask(door.url, "/v1/chat/completions", HELLO)
+    assert status == 400
+    assert body == {"error": {"message": "too long", "type": "invalid_request_error", "code": 400}}
+    door.front.status, door.front.body = 404, b""  # no worker has announced itself
+    status, headers, body = ask(door.url, "/v1/chat/completions", HELLO)
+    assert (status, headers["retry-after"], body["error"]["type"]) == (503, "1", "service_unavailable")
+
+
+def test_the_gate_refuses_before_the_front_end_is_asked(door):
+    status, headers, body = ask(door.url, "/v1/chat/completions", {**HELLO, "n": 2})
+    assert (status, headers["content-type"]) == (400, "application/json; charset=utf-8")
+    assert body["error"]["param"] == "n"
+    for poison in (b"[" * 120_000, b'{"model": "llama", "prompt": "\xff"}', b""):
+        assert ask(door.url, "/v1/completions", poison)[0] == 400
+    assert not door.front.asked
+
+
+def test_a_body_that_is_too_large_is_413(door_yaml, open_door):
+    door = open_door(door_yaml(gateway={"max_body_mb": 1}))
+    for path in (GENERATE, "/v1/completions"):
+        status, _, body = ask(door.url, path, b" " * (1 << 20) + b"{}")
+        assert status == 413 and body["error"]
+
+
+def test_more_requests_than_the_door_takes_are_503(door_yaml, open_door):
+    deployment = door_yaml(replicas=1, gateway={"max_requests": 2, "retries": 0})
+    door = open_door(deployment)
+    door.replicas[0].hold = threading.Event()
+    answers: list[int] = []
+    threads = [threading.Thread(target=lambda: answers.append(ask(door.url, GENERATE)[0])) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: len(door.replicas[0].asked) == 2)
+    status, headers, _ = ask(door.url, GENERATE)
+    assert (status, headers["retry-after"]) == (503, "1")
+    door.replicas[0].hold.set()
+    for thread in threads:
+        thread.join()
+    assert answers == [200, 200]
+    assert max_requests(door_yaml()) == 8 + 256, "sequences and queue, if the YAML does not say"
+
+
+def test_what_changes_a_server_is_not_behind_the_door(door):
+    for path in (
+        *("/v2/repository/models/ensemble/load", "/v2/repository/models/ensemble/unload", "/v2/logging"),
+        *("/v2/systemsharedmemory/region/a/register", "/v2/cudasharedmemory/status", "/v2/trace/setting"),
+        *("/v2/models/ensemble/trace/setting", "/inference.GRPCInferenceService/RepositoryModelUnload"),
+    ):
+        assert ask(door.url, path)[0] == 403, path
+    assert not any(backend.asked for backend in door.replicas)
+
+
+def test_keys_are_needed_for_every_api_but_not_for_health(door_yaml, open_door, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text(f"anna {hashlib.sha256(b'sk-1').hexdigest()}\n")
+    keys.chmod(0o600)
+    door = open_door(door_yaml(gateway={"keys_file": str(keys), "requests_per_minute": 3}))
+    assert ask(door.url, GENERATE)[0::2] == (401, {"error": "the API key is missing or unknown"})
+    assert ask(door.url, "/v1/chat/completions", HELLO)[2]["error"]["type"] == "authentication_error"
+    bearer = {"authorization": "Bearer sk-1", "x-toolkit-key": "forged"}
+    assert [ask(door.url, GENERATE, headers=bearer)[0] for _ in range(2)] == [200, 200]
+    assert ask(door.url, "/v1/chat/completions", HELLO, bearer)[0] == 200
+    status, headers, _ = ask(door.url, GENERATE, headers=bearer)
+    assert status == 429 and 1 <= int(headers["retry-after"]) <= 20
+    eventually(lambda: '"key":"anna"' in door.places.access_log.read_text(), 20)
+    log = door.places.access_log.read_text()
+    assert "sk-1" not in log and "forged" not in log and "Hello" not in log
+
+
+def test_a_replica_that_drains_keeps_its_requests_and_gets_no_new_ones(door):
+    first, second = door.deployment.per_replica()
+    door.replicas[0].hold = threading.Event()
+    door.traffic(Traffic(first))
+    answers: list[int] = []
+    thread = threading.Thread(target=lambda: answers.append(ask(door.url, GENERATE)[0]))
+    thread.start()
+    eventually(lambda: door.replicas[0].asked)
+    door.traffic(Traffic(first, draining=True), Traffic(second))
+    assert [ask(door.url, GENERATE)[0] for _ in range(10)] == [200] * 10
+    assert len(door.replicas[0].asked) == 1
+    door.replicas[0].hold.set()
+    thread.join()
+    assert answers == [200]
+
+
+def test_a_standby_gets_requests_only_when_the_other_is_gone(door):
+    first, second = door.deployment.per_replica()
+    door.traffic(Traffic(first), Traffic(second, standby=True))
+    assert [ask(door.url, GENERATE)[0] for _ in range(10)] == [200] * 10
+    assert not door.replicas[1].asked
+    door.traffic(Traffic(second, standby=True))
+    assert ask(door.url, GENERATE)[0] == 200
+    assert door.replicas[1].asked
+
+
+def self_signed(folder) -> dict[str, str]:
+    """A certificate and its key, as files."""
+    import subprocess
+
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    subprocess.run(
+        [*command, "-keyout", folder / "key.pem", "-out", folder / "cert.pem"], check=True, capture_output=True
+    )
+    return {"certificate": str(folder / "cert.pem"), "key": str(folder / "key.pem")}
