@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toolkit.cli.common import deployment_options, json_option, note, one_protocol, print_json
+from toolkit.cli.common import (
+    deployment_options,
+    direct_option,
+    door_target,
+    json_option,
+    note,
+    one_protocol,
+    openai_option,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +35,8 @@ COUNT = "num_output_tokens"
 @click.option("--raw", is_flag=True, help="Send the text as it is, without the model's chat template.")
 @click.option("--system", metavar="TEXT", help="Send this system message before the question.")
 @click.option("--target", metavar="URL", help="Use this server instead: http://, grpc://, openai+http:// ...")
+@openai_option
+@direct_option
 @click.option("--model", metavar="NAME", help="The model: ensemble, tensorrt_llm_bls, or its name in OpenAI's API.")
 @click.option("--max-tokens", type=int, default=128, show_default=True, help="Most tokens to generate.")
 @json_option
@@ -37,6 +48,8 @@ def ask(
     raw: bool,
     system: str | None,
     target: str | None,
+    openai: bool,
+    direct: bool,
     model: str | None,
     max_tokens: int,
     as_json: bool,
@@ -54,6 +67,7 @@ def ask(
     from toolkit.load.target import can_stream, first_ready, protocol_of, with_hint
     from toolkit.workload import prompts
 
+    target, served = door_target(deployment, protocol or "http", target, openai=openai, direct=direct)
     protocol = protocol_of(deployment, protocol, target) if target else protocol or "http"
     streamed = can_stream(deployment, target)
     pieces, arrivals, tokens = [], [], 0
@@ -65,9 +79,11 @@ def ask(
             system=system,
             raw=raw,
             max_tokens=max_tokens,
-            model=model or MODEL,
+            model=model or served or MODEL,
             template=deployment.model.chat_template,
         )
+        if served:  # OpenAI draws the tokens unless it is told otherwise; Triton's APIs take the likeliest
+            request = replace(request, sampling={**request.sampling, "temperature": 0.0})
         sent = time.perf_counter()
         with with_hint(client, request.model):
             for event in _events(client, request, streamed, deployment.loadtest.timeout_s):

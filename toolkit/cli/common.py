@@ -102,6 +102,34 @@ def one_protocol(http: bool, grpc: bool) -> str | None:
     return "http" if http else "grpc" if grpc else None
 
 
+openai_option = click.option("--openai", is_flag=True, help="Use OpenAI's API, at the door of `toolkit up`.")
+direct_option = click.option("--direct", is_flag=True, help="Go past the door of `toolkit up`, to the replicas.")
+
+
+def door_target(
+    deployment: Deployment, protocol: str, target: str | None, *, openai: bool, direct: bool
+) -> tuple[str | None, str | None]:
+    """The URL to use and OpenAI's name of the model; None for the replicas' own ports, and for no such name.
+
+    While `toolkit up` runs, that is its door. Raises UsageError for options that contradict each other.
+    """
+    if target is not None and (openai or direct):
+        raise click.UsageError("--target cannot be combined with --openai or --direct.")
+    if openai and direct:
+        raise click.UsageError("--openai and --direct contradict each other: only the door has OpenAI's API.")
+    if target is not None or direct:
+        return target, None
+    from toolkit.gateway.door import door_url
+
+    url = door_url(deployment, "http" if openai else protocol)
+    if not openai:
+        return url, None
+    if url is None:
+        hint = f"Start it: toolkit up {deployment.file}"
+        raise ToolkitError("--openai needs the door of toolkit up", where=deployment.file, hint=hint)
+    return f"openai+{url}", deployment.served_name
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
 

@@ -9,10 +9,13 @@ from toolkit.cli.common import (
     COULD_NOT_RUN,
     VerdictCommand,
     deployment_options,
+    direct_option,
+    door_target,
     job_summary,
     json_option,
     note,
     one_protocol,
+    openai_option,
     print_json,
     tell,
 )
@@ -60,6 +63,8 @@ def _rates(_context: click.Context, _parameter: click.Parameter, text: str | Non
 )
 @click.option("--stream/--no-stream", default=True, help="Ask for answers token by token, or whole.")
 @click.option("--target", metavar="URL", help="Use this server instead: http://, grpc://, openai+http:// ...")
+@openai_option
+@direct_option
 @click.option("--model", metavar="NAME", help="The model: ensemble, tensorrt_llm_bls, or its name in OpenAI's API.")
 @click.option(
     "--self-check/--no-self-check",
@@ -80,7 +85,14 @@ def _rates(_context: click.Context, _parameter: click.Parameter, text: str | Non
 @click.option("--sweep", metavar="RATES", callback=_rates, help="Run a test at each of these rates: 1,2,4,8.")
 @json_option
 def loadtest(
-    deployment: Deployment, http: bool, grpc: bool, sweep: list[float] | None, as_json: bool, **options: Any
+    deployment: Deployment,
+    http: bool,
+    grpc: bool,
+    openai: bool,
+    direct: bool,
+    sweep: list[float] | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Load the served model with Locust and judge the measurement by the SLO.
 
@@ -88,6 +100,9 @@ def loadtest(
     1 FAIL, 2 UNDECIDED, 3 could not run.
     """
     options["protocol"] = one_protocol(http, grpc)
+    protocol = options["protocol"] or deployment.loadtest.protocol
+    options["target"], served = door_target(deployment, protocol, options["target"], openai=openai, direct=direct)
+    options["model"] = options["model"] or served
     find, times = options.pop("find_capacity"), options.pop("repeat")
     from toolkit.load.repeats import run_repeatedly
     from toolkit.load.runner import Options, attempt
