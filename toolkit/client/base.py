@@ -16,11 +16,20 @@ DEFAULT_DEADLINE_S = 600.0
 POLL_S = 0.1
 
 
-class ServerRefused(ToolkitError):
+class ServerError(ToolkitError):
+    """An error that a server answered, or no answer at all."""
+
+    status: int | None = None
+    """The HTTP status of the response, if there was one."""
+    retry_after: str | None = None
+    """The header Retry-After of the response."""
+
+
+class ServerRefused(ServerError):
     """The server refuses the request: HTTP 4xx, gRPC INVALID_ARGUMENT, or an error before the first event."""
 
 
-class ServerFailed(ToolkitError):
+class ServerFailed(ServerError):
     """The server cannot be reached, failed, is too busy, or sent an answer that is not whole."""
 
 

@@ -111,7 +111,9 @@ class Connections:
     def refusal(self, response: HTTPResponse) -> ServerRefused | ServerFailed:
         """The error for a response with an error status, with the server's own message."""
         refused = 400 <= response.status < 500 and response.status not in BUSY
-        return (ServerRefused if refused else ServerFailed)(_status_text(response), where=self._url)
+        error = (ServerRefused if refused else ServerFailed)(_status_text(response), where=self._url)
+        error.status, error.retry_after = response.status, response.getheader("Retry-After")
+        return error
 
     def _check_type(self, response: HTTPResponse, expected: str) -> None:
         """Raise ServerFailed if the response has another type than expected.

@@ -1,0 +1,177 @@
+"""The load of a drill: requests of all APIs through the door, sent at random moments whatever the answers do."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+from toolkit.client import Client, GenerateRequest, connect
+from toolkit.client.base import ServerError
+from toolkit.config.deployment import Deployment
+from toolkit.drill.request import APIS, OPENAI, TRITON_GRPC, TRITON_HTTP, Request
+from toolkit.errors import ToolkitError
+from toolkit.gateway.door import door_url
+
+PROMPTS = (
+    "The history of Rome begins with",
+    "Water boils when",
+    "The three primary colours are",
+    "A recipe for bread: take flour and",
+    "The moon goes around the earth, and",
+    "Once there was a small boat that",
+)
+TOKENS = 32
+TRITON_MODEL = "ensemble"
+SHARES = {OPENAI: 2, TRITON_HTTP: 1, TRITON_GRPC: 1}
+"""How often each API is asked, compared with the others."""
+SCHEMES = {OPENAI: "openai+", TRITON_HTTP: "", TRITON_GRPC: ""}
+QUIET_AT_ONCE = 2
+DEADLINE_S = 120.0
+FULL_IN_GRPC = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
+SINCE_1970 = time.time() - time.perf_counter()
+"""The client's moments are of perf_counter; those of toolkit up are seconds since 1970."""
+Texts = Mapping[tuple[str, int], str]
+"""The text of each prompt: of OpenAI's API, which applies the chat template, and of Triton's protocols."""
+
+
+def form(api: str) -> str:
+    """Which text an API's answers have: Triton's two protocols give the same."""
+    return api if api == OPENAI else TRITON_HTTP
+
+
+@dataclass
+class Clients:
+    """One client for each API of the door that the drills can use."""
+
+    deployment: Deployment
+    each: dict[str, Client] = field(default_factory=dict)
+
+    @property
+    def apis(self) -> list[str]:
+        return list(self.each)
+
+    def request(self, api: str, prompt: int, tokens: int | None = None) -> GenerateRequest:
+        """A greedy request whose answer has this many tokens, whatever the model would rather say."""
+        count = tokens or min(TOKENS, max(4, self.deployment.limits.max_seq_len // 4))
+        if api == OPENAI:
+            greedy = {"temperature": 0.0, "end_id": -1}
+            return GenerateRequest(PROMPTS[prompt], count, self.deployment.served_name, sampling=greedy)
+        return GenerateRequest(PROMPTS[prompt], count, TRITON_MODEL, sampling={"end_id": -1})
+
+    def send(self, api: str, prompt: int, expected: str = "", tokens: int | None = None) -> Request:
+        """Ask, and hear the answer to its end. Raises nothing that a server can cause."""
+        sent, first, text, error, status, again = time.time(), None, "", "", None, None
+        try:
+            for event in self.each[api].generate_stream(self.request(api, prompt, tokens), DEADLINE_S):
+                first = first or event.received + SINCE_1970
+                text += event.text
+        except ServerError as failure:
+            error, status, again = str(failure), failure.status, failure.retry_after
+            if api == TRITON_GRPC and any(name in failure.what for name in FULL_IN_GRPC):
+                status = 503
+        except ToolkitError as failure:
+            error = str(failure)
+        return Request(api, prompt, sent, first, time.time(), text, expected, error, status, again)
+
+    def quiet(self) -> Texts:
+        """The text of each prompt while nothing else happens. Raises ToolkitError where there is none."""
+        forms = [api for api in self.each if form(api) == api]
+        jobs = [(api, prompt) for api in forms for prompt in range(len(PROMPTS))]
+        with ThreadPoolExecutor(QUIET_AT_ONCE) as pool:
+            answers = list(pool.map(lambda job: self.send(*job), jobs))
+        for answer in answers:
+            if answer.error:
+                raise ToolkitError(f"a request of the quiet run failed: {answer.error}", hint="See: toolkit status")
+        return {(answer.api, answer.prompt): answer.text for answer in answers}
+
+
+@contextlib.contextmanager
+def clients(deployment: Deployment) -> Iterator[Clients]:
+    """Clients of the door. With keys or TLS, OpenAI's alone: the clients of Triton's protocols have neither."""
+    gateway = deployment.gateway
+    apis = (OPENAI,) if gateway.keys_file or gateway.tls else APIS
+    with contextlib.ExitStack() as stack:
+        each = {}
+        for api in apis:
+            url = door_url(deployment, "grpc" if api == TRITON_GRPC else "http")
+            if url is None:
+                raise not_up(deployment)
+            each[api] = stack.enter_context(connect(SCHEMES[api] + url, first_event_timeout_s=DEADLINE_S))
+        yield Clients(deployment, each)
+
+
+def not_up(deployment: Deployment) -> ToolkitError:
+    """The error for a deployment that has no door."""
+    return ToolkitError("is not up", where=deployment.file, hint=f"Start it: toolkit up --detach {deployment.file}")
+
+
+class Load:
+    """Open loop: what is sent, and when, depends on the rate and the seed only."""
+
+    def __init__(self, clients: Clients, texts: Texts, rate: float, seed: int) -> None:
+        self._clients, self._texts, self._rate = clients, texts, rate
+        self._draw = random.Random(seed)
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+        self._running: list[threading.Thread] = []
+        self._requests: list[Request] = []
+        self._arrivals = threading.Thread(target=self._arrive, name="arrivals", daemon=True)
+
+    def __enter__(self) -> Load:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+
+    def begin(self) -> None:
+        """Send from now on."""
+        self._arrivals.start()
+
+    def end(self) -> list[Request]:
+        """Send nothing more, wait for the answers to what was sent, and return all requests as they were sent."""
+        self._ended.set()
+        if self._arrivals.is_alive():
+            self._arrivals.join()
+        for thread in self._running:
+            thread.join()
+        return sorted(self._requests, key=lambda request: request.sent)
+
+    def burst(self, count: int, tokens: int) -> None:
+        """Send this many requests more, at once, for short answers."""
+        for number in range(count):
+            self._begin(self._clients.apis[number % len(self._clients.apis)], tokens)
+
+    def answered(self, after: float, apis: Sequence[str]) -> bool:
+        """Whether a request of one of these APIs that was sent after this moment has its whole answer."""
+        with self._lock:
+            return any(r.sent > after and r.api in apis and not r.error for r in self._requests)
+
+    def _arrive(self) -> None:
+        apis = self._clients.apis
+        weights = [SHARES[api] for api in apis]
+        due = time.monotonic()
+        while True:
+            due += self._draw.expovariate(self._rate)
+            if self._ended.wait(max(0.0, due - time.monotonic())):
+                return
+            self._begin(self._draw.choices(apis, weights)[0])
+
+    def _begin(self, api: str, tokens: int | None = None) -> None:
+        prompt = self._draw.randrange(len(PROMPTS))
+        thread = threading.Thread(target=self._one, args=(api, prompt, tokens), name=f"request to {api}", daemon=True)
+        self._running.append(thread)
+        thread.start()
+
+    def _one(self, api: str, prompt: int, tokens: int | None) -> None:
+        request = self._clients.send(api, prompt, self._texts[form(api), prompt], tokens)
+        if tokens and request.text and request.expected.startswith(request.text):
+            request = replace(request, expected=request.text)  # a short answer is the beginning of the long one
+        with self._lock:
+            self._requests.append(request)
+
+

@@ -1,0 +1,115 @@
+"""Requests that are wrong by themselves, sent to both APIs. Each must get a 4xx, and nobody else may notice."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import random
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from toolkit.client.openai_client import KEY
+from toolkit.config.deployment import Deployment
+from toolkit.drill.load import TRITON_MODEL
+from toolkit.drill.request import Request
+from toolkit.slo.metrics import Distribution
+
+CHAT = "/v1/chat/completions"
+GENERATE = f"/v2/models/{TRITON_MODEL}/generate_stream"
+TIMEOUT_S = 60.0
+PAUSE_S = 0.25
+SHUFFLES = 2000
+FEWEST = 10
+"""Requests on each side that a ratio needs."""
+
+
+@dataclass(frozen=True)
+class Poison:
+    """One wrong request."""
+
+    name: str
+    path: str
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the sender of one got; no status where the connection ended without an answer."""
+
+    name: str
+    path: str
+    status: int | None
+
+
+def poisons(deployment: Deployment, triton: bool) -> Iterator[Poison]:
+    """Each of them, for OpenAI's API, and for Triton's where `triton`."""
+    too_long = "word " * (2 * deployment.limits.max_seq_len)
+    for name, text in (("prompt too long", too_long), ("4 MB prompt", "word " * 800_000)):
+        yield Poison(name, CHAT, _chat(deployment, text))
+        if triton:
+            yield Poison(name, GENERATE, json.dumps({"text_input": text, "max_tokens": 4}).encode())
+    invalid = _chat(deployment, "?").replace(b"?", b"\xff\xfe")
+    yield Poison("120 kB of brackets", CHAT, b"[" * 120_000)
+    yield Poison("invalid UTF-8", CHAT, invalid)
+    if triton:
+        yield Poison("120 kB of brackets", GENERATE, b"[" * 120_000)
+        yield Poison("invalid UTF-8", GENERATE, b'{"text_input": "\xff\xfe", "max_tokens": 4}')
+
+
+def _chat(deployment: Deployment, text: str) -> bytes:
+    messages = [{"role": "user", "content": text}]
+    return json.dumps({"model": deployment.served_name, "messages": messages, "max_tokens": 4}).encode()
+
+
+def send(url: str, poison: Poison) -> Answer:
+    """Send one to the door at `url`."""
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
+    headers = {"Content-Type": "application/json"}
+    if key := os.environ.get(KEY):
+        headers["Authorization"] = f"Bearer {key}"
+    try:
+        connection.request("POST", poison.path, poison.body, headers)
+        return Answer(poison.name, poison.path, connection.getresponse().status)
+    except (OSError, http.client.HTTPException):
+        return Answer(poison.name, poison.path, None)
+    finally:
+        connection.close()
+
+
+def send_again_and_again(url: str, poisons: Sequence[Poison], ended: threading.Event) -> list[Answer]:
+    """All of them in turn, until `ended`; at least each once."""
+    answers: list[Answer] = []
+    while len(answers) < len(poisons) or not ended.is_set():
+        answers.append(send(url, poisons[len(answers) % len(poisons)]))
+        ended.wait(PAUSE_S)
+    return answers
+
+
+def p99_ratio(
+    requests: Sequence[Request], poisoned: Callable[[Request], bool], time_of: Callable[[Request], float | None]
+) -> tuple[float | None, float | None]:
+    """P99 of a time of the poisoned requests over that of the others, and how likely chance gives as much.
+
+    The chance is that of a permutation test: the labels are shuffled, always in the same ways.
+    """
+    times = [(time, poisoned(request)) for request in requests if (time := time_of(request)) is not None]
+    values, labels = [time for time, _ in times], [label for _, label in times]
+    if min(labels.count(True), labels.count(False)) < FEWEST:
+        return None, None
+
+    def ratio() -> float:
+        sides = [Distribution([v for v, label in zip(values, labels, strict=True) if label is side]) for side in (True, False)]
+        above, below = (side.percentile(99) or 0.0 for side in sides)
+        return above / below
+
+    measured, draw = ratio(), random.Random(0)
+    as_much = 0
+    for _ in range(SHUFFLES):
+        draw.shuffle(labels)
+        as_much += ratio() >= measured
+    return measured, as_much / SHUFFLES

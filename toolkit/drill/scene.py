@@ -1,0 +1,65 @@
+"""What a failure gets to work with: the deployment, the load on it, and a place to note what it did."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from toolkit.config.deployment import Deployment
+from toolkit.drill.load import Clients, Load
+from toolkit.drill.node import LOOK_S, Node, send
+from toolkit.gateway.door import PartState
+from toolkit.up import control
+
+
+@dataclass
+class Scene:
+    """One failure while it is made."""
+
+    node: Node
+    clients: Clients
+    load: Load
+    seconds: float
+    """How long the load runs before the failure and after recovery."""
+    limit_s: float
+    """How long anything may take before the drill goes on without it."""
+    hit: float = 0.0
+    note: str = ""
+    victims: Mapping[str, PartState] = field(default_factory=dict)
+    """The parts that fail, as they were."""
+    extra: dict[str, float | None] = field(default_factory=dict)
+
+    @property
+    def deployment(self) -> Deployment:
+        return self.node.deployment
+
+    def begin(self, note: str, victims: Iterable[str] = ()) -> None:
+        """Note that the failure is made now."""
+        state = self.node.state()
+        names = set(victims)
+        self.note, self.victims = note, {part.name: part for part in state.parts if part.name in names}
+        self.hit = time.time()
+
+    def kill(self, pids: Iterable[int], note: str, victims: Iterable[str]) -> None:
+        """SIGKILL, noted."""
+        targets = list(pids)
+        self.begin(note, victims)
+        send(signal.SIGKILL, targets)
+
+    def until(self, condition: Callable[[], bool], limit_s: float | None = None, look_s: float = LOOK_S) -> bool:
+        """Wait; False if it does not come about in time."""
+        end = time.monotonic() + (self.limit_s if limit_s is None else limit_s)
+        while not condition():
+            if time.monotonic() > end:
+                return False
+            time.sleep(look_s)
+        return True
+
+    def up_again(self) -> None:
+        """Start toolkit up in the background. What it prints goes to stderr: stdout is for the result."""
+        with contextlib.redirect_stdout(sys.stderr):
+            control.up(self.deployment, detach=True)

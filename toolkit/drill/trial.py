@@ -1,0 +1,150 @@
+"""One drill as it went, and the numbers that follow from it. Nothing here asks a server or reads a file."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from toolkit.drill.request import OPENAI, TRITON, Outcome, Request
+from toolkit.slo.metrics import Distribution
+
+SETTLED_S = 2.0
+"""The longest that a dead replica may look ready. Refusals are judged from then on."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What was seen of one failure. Times are seconds since 1970."""
+
+    began: float
+    hit: float
+    """When the failure was made."""
+    ended: float
+    requests: tuple[Request, ...]
+    events: tuple[Mapping[str, Any], ...] = ()
+    """What toolkit up noted from the failure on."""
+    detected: float | None = None
+    restarted: float | None = None
+    """When the last part that failed had a new process."""
+    recovered: float | None = None
+    """When all parts were ready again."""
+    first_ready: float | None = None
+    """When the first replica was ready again."""
+    tries: tuple[int, ...] = ()
+    """How often Envoy sent each request that it answered with success, and sent more than once."""
+    migrated: int | None = None
+    """Streams that continued on another replica, as the front end counts them."""
+    extra: Mapping[str, float | None] = field(default_factory=dict)
+    """Numbers that the failure itself measured, by the name of their metric."""
+    note: str = ""
+    """Which process it was, and what happened to it."""
+
+    def counts(self) -> Counter[Outcome]:
+        """Requests by outcome."""
+        return Counter(request.outcome for request in self.requests)
+
+    def with_outcome(self, *outcomes: Outcome, apis: Iterable[str] | None = None) -> list[Request]:
+        """The requests of some APIs (of all when none are given) that ended so."""
+        return [r for r in self.requests if r.outcome in outcomes and (apis is None or r.api in apis)]
+
+    @property
+    def capacity(self) -> float | None:
+        """Whole answers per second from the failure to recovery, as a share of those before it."""
+        whole = self.with_outcome(Outcome.WHOLE)
+        took = sorted(request.e2e_s for request in whole)
+        start = self.began + (took[len(took) // 2] if took else 0.0)
+        end = self.recovered or self.ended
+        before = sum(start <= request.end < self.hit for request in whole)
+        during = sum(self.hit <= request.end < end for request in whole)
+        if not before or start >= self.hit or end <= self.hit:
+            return None
+        return (during / (end - self.hit)) / (before / (self.hit - start))
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of a trial. None is never within a limit."""
+
+    label: str
+    unit: str
+    of: Callable[[Trial], float | None]
+
+
+def _count(*outcomes: Outcome, apis: Iterable[str] | None = None) -> Callable[[Trial], float]:
+    return lambda trial: float(len(trial.with_outcome(*outcomes, apis=apis)))
+
+
+def _since_hit(name: str) -> Callable[[Trial], float | None]:
+    def seconds(trial: Trial) -> float | None:
+        moment = getattr(trial, name)
+        return None if moment is None else moment - trial.hit
+
+    return seconds
+
+
+def _cut_after(trial: Trial, felt: float | None) -> float | None:
+    """The longest from the moment when a failure could be felt to the error of a stream that it cut."""
+    if felt is None:
+        return None
+    cut = trial.with_outcome(Outcome.CUT)
+    return max((request.end - max(felt, request.first or 0.0) for request in cut), default=0.0)
+
+
+def _settled(trial: Trial, *outcomes: Outcome) -> list[Request]:
+    """Requests of the time in which no replica was there, and the door knew it."""
+    until = trial.first_ready or trial.ended
+    return [r for r in trial.with_outcome(*outcomes) if trial.hit + SETTLED_S <= r.sent and r.end <= until]
+
+
+def _refusal_ms(trial: Trial) -> float | None:
+    times = [request.e2e_s * 1e3 for request in _settled(trial, Outcome.REFUSED)]
+    return Distribution(times).percentile(99)
+
+
+def _first_answer_s(trial: Trial) -> float | None:
+    """From the first replica's readiness to the first token of the API that came last."""
+    if trial.first_ready is None:
+        return None
+    latest = 0.0
+    for api in {request.api for request in trial.requests}:
+        firsts = [r.first for r in trial.requests if r.api == api and r.first and r.sent >= trial.hit + SETTLED_S]
+        latest = max(latest, min(firsts, default=math.inf) - trial.first_ready)
+    return latest
+
+
+def _extra(name: str) -> Callable[[Trial], float | None]:
+    return lambda trial: trial.extra.get(name)
+
+
+_GONE = (Outcome.LOST, Outcome.REFUSED)
+METRICS: dict[str, Metric] = {
+    "lost": Metric("requests lost before their first token", "", _count(*_GONE)),
+    "lost_triton": Metric("requests to Triton's APIs lost before their first token", "", _count(*_GONE, apis=TRITON)),
+    "broken": Metric("requests that got another error than 429 or 503 with Retry-After", "", _count(Outcome.LOST)),
+    "refused": Metric("requests refused by 429 or 503", "", _count(Outcome.REFUSED)),
+    "cut": Metric("streams cut", "", _count(Outcome.CUT)),
+    "cut_openai": Metric("OpenAI streams cut", "", _count(Outcome.CUT, apis=(OPENAI,))),
+    "cut_triton": Metric("streams of Triton's APIs cut", "", _count(Outcome.CUT, apis=TRITON)),
+    "cut_after_s": Metric("until a cut stream has its error", "s", lambda trial: _cut_after(trial, trial.hit)),
+    "cut_after_detection_s": Metric(
+        "from detection until a cut stream has its error", "s", lambda trial: _cut_after(trial, trial.detected)
+    ),
+    "wrong": Metric("wrong or doubled texts", "", _count(Outcome.WRONG)),
+    "detect_s": Metric("until it is detected", "s", _since_hit("detected")),
+    "restart_s": Metric("until it is started again", "s", _since_hit("restarted")),
+    "recover_s": Metric("until all is ready again, without a person", "s", _since_hit("recovered")),
+    "badly_refused": Metric(
+        "errors other than 503 with Retry-After while no replica is there", "", lambda t: len(_settled(t, Outcome.LOST))
+    ),
+    "refusal_ms": Metric("P99 of the time to a 503", "ms", _refusal_ms),
+    "first_answer_s": Metric("from readiness to the first token, of the slowest API", "s", _first_answer_s),
+    "orphans": Metric("processes left behind", "", _extra("orphans")),
+    "running_s": Metric("until the engines run none of the requests whose clients left", "s", _extra("running_s")),
+    "not_4xx": Metric("poisoned requests that got no 4xx", "", _extra("not_4xx")),
+    "e2e_p99_ratio": Metric("P99 of the others' end-to-end time, with poison / without", "x", _extra("e2e_p99_ratio")),
+    "ttft_p99_ratio": Metric("P99 of the others' TTFT, with poison / without", "x", _extra("ttft_p99_ratio")),
+}
+"""A new number is one entry."""
