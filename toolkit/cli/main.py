@@ -14,7 +14,7 @@ from toolkit.files.distribution import VERSION
 
 COMMANDS = (
     *("init", "plan", "calibrate", "doctor", "convert", "verify", "build", "repo"),
-    *("lint", "migrate", "serve", "stop", "up", "restart", "down", "status"),
+    *("lint", "migrate", "serve", "stop", "up", "restart", "down", "status", "drill"),
     *("ask", "loadtest", "compare", "known-truth", "sample"),
 )
 """In the order of use. Command NAME is the function NAME of toolkit.cli.NAME, with _ in place of -."""
@@ -55,7 +55,7 @@ def cli() -> None:
 def main() -> None:
     """The `toolkit` program. Exit codes: 0 done, 1 an error (one line on stderr), 2 wrong usage.
 
-    In loadtest and compare 0, 1 and 2 are verdicts; an error and wrong usage are 3.
+    In loadtest, compare and drill 0, 1 and 2 are verdicts; an error and wrong usage are 3.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # for characters that its encoding lacks, such as ≤ in ISO 8859-1
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -64,9 +64,9 @@ class Node:
                 raise ToolkitError(what, where=self.deployment.file, hint="See: toolkit status")
             time.sleep(LOOK_S)
 
-    def busiest(self) -> Deployment:
-        """The replica that runs the most requests now: a failure of it concerns streams."""
-        return max(self.replicas, key=lambda replica: Probe(replica).running() or 0)
+    def running(self, replica: Deployment) -> int:
+        """Requests in a replica's engine now; 0 where it does not say."""
+        return Probe(replica).running() or 0
 
     def members(self, replica: Deployment) -> list[Member]:
         """The processes of a replica's group."""

@@ -103,7 +103,10 @@ def p99_ratio(
         return None, None
 
     def ratio() -> float:
-        sides = [Distribution([v for v, label in zip(values, labels, strict=True) if label is side]) for side in (True, False)]
+        sides = [
+            Distribution([v for v, label in zip(values, labels, strict=True) if label is side])
+            for side in (True, False)
+        ]
         above, below = (side.percentile(99) or 0.0 for side in sides)
         return above / below
 

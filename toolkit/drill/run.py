@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from toolkit.config.deployment import Deployment
 from toolkit.drill.failures import FAILURES, NAMES, Failure
-from toolkit.drill.load import Clients, Load, Texts, clients
+from toolkit.drill.load import Load, Texts, clients
 from toolkit.drill.node import Node, part_of
 from toolkit.drill.promise import Judged, Verdict, recovery_s, worst
 from toolkit.drill.scene import Scene
@@ -16,7 +16,9 @@ from toolkit.drill.trial import Trial
 from toolkit.errors import ToolkitError, shown
 from toolkit.up import control
 
-RATE, SECONDS, SEED = 2.0, 8.0, 1
+SECONDS, SEED = 8.0, 1
+MOST_RATE = 20.0
+"""Requests per second that are sent without being asked for: they are threads."""
 LOGGED_S = 1.5
 """For Envoy to write what it has logged."""
 DETECTED_S = 60.0
@@ -28,7 +30,7 @@ BACK = ("ready", "running")
 class Settings:
     """How the drills are run."""
 
-    rate: float = RATE
+    rate: float
     """Requests per second, all APIs together."""
     seconds: float = SECONDS
     """Of load before each failure, and again after recovery."""
@@ -54,15 +56,27 @@ def chosen(names: Sequence[str]) -> list[Failure]:
     return [failure for failure in FAILURES if not names or failure.name in names]
 
 
-def run(
-    deployment: Deployment, failures: Sequence[Failure], settings: Settings, tell: Callable[[str], None]
-) -> Iterator[Drill]:
-    """Each drill when it is over. Raises ToolkitError where the deployment is not up, or does not answer at first."""
-    node, limit_s = Node(deployment), recovery_s(deployment)
-    node.wait_ready(limit_s)
+def quiet_run(deployment: Deployment, rate: float | None, seconds: float | None) -> tuple[Texts, Settings]:
+    """The text of each prompt while nothing happens, and how the drills are run.
+
+    Without `rate`, the load is as much as two clients that ask one request after the other: one replica alone bears it.
+    Raises ToolkitError where the deployment is not up, or does not answer.
+    """
+    Node(deployment).wait_ready(recovery_s(deployment))
     with clients(deployment) as sending:
-        tell("quiet run: the text of each prompt while nothing happens")
-        texts = sending.quiet()
+        texts, answered_per_s = sending.quiet()
+    return texts, Settings(rate or min(answered_per_s, MOST_RATE), seconds or SECONDS)
+
+
+def run(
+    deployment: Deployment,
+    failures: Sequence[Failure],
+    texts: Texts,
+    settings: Settings,
+    tell: Callable[[str], None],
+) -> Iterator[Drill]:
+    """Each drill when it is over. Raises ToolkitError where the deployment cannot be brought back between two."""
+    node, limit_s = Node(deployment), recovery_s(deployment)
     for failure in failures:
         if why := failure.skipped(deployment):
             yield Drill(failure, Verdict.SKIPPED, why=why)
@@ -121,7 +135,9 @@ def _trial(node: Node, failure: Failure, scene: Scene) -> Trial | None:
         restarted=restarted,
         recovered=recovered,
         first_ready=next((e["time"] for e in events if e["part"] in groups and e["event"] == "ready"), None),
-        tries=tuple(entry["tries"] for entry in accesses if (entry.get("tries") or 0) > 1 and entry.get("status") == 200),
+        tries=tuple(
+            entry["tries"] for entry in accesses if (entry.get("tries") or 0) > 1 and entry.get("status") == 200
+        ),
         migrated=None if after is None or migrations is None else max(0, after - migrations),
         extra=scene.extra,
         note=scene.note,

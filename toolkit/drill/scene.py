@@ -15,6 +15,9 @@ from toolkit.drill.node import LOOK_S, Node, send
 from toolkit.gateway.door import PartState
 from toolkit.up import control
 
+BUSY, BUSY_S = 2, 20.0
+"""Requests that a replica should run when it fails, and how long that is waited for."""
+
 
 @dataclass
 class Scene:
@@ -36,6 +39,11 @@ class Scene:
     @property
     def deployment(self) -> Deployment:
         return self.node.deployment
+
+    def busiest(self) -> Deployment:
+        """The replica that runs the most requests, once one runs some: a failure of it concerns streams."""
+        self.until(lambda: max(map(self.node.running, self.node.replicas)) >= BUSY, BUSY_S)
+        return max(self.node.replicas, key=self.node.running)
 
     def begin(self, note: str, victims: Iterable[str] = ()) -> None:
         """Note that the failure is made now."""

@@ -1,0 +1,215 @@
+"""How each failure is made. Each function notes in its scene which process it was, and when."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import closing
+
+from toolkit.config.deployment import Deployment
+from toolkit.drill import poison
+from toolkit.drill.node import alive, part_of, send, supervisor, worker_of
+from toolkit.drill.promise import LEFT_S
+from toolkit.drill.request import Outcome, Request
+from toolkit.drill.scene import Scene
+from toolkit.gateway.door import door_url
+from toolkit.gateway.envoy import max_requests
+from toolkit.up import control
+
+ORPHANS_S = 30.0
+PROBE_EVERY_S = 0.25
+BURST = 1.5
+"""Requests at once to each API, compared with those that the door lets in."""
+SHORT = 8
+"""Tokens of an answer where many requests are sent at once."""
+LEAVING = 6
+STOPPED_S, RUNNING_S = 0.3, 0.3
+CALM_S = 2.0
+"""Between a window with poison and one without."""
+
+
+def kill_rank(scene: Scene) -> None:
+    """Kill the last rank of a replica."""
+    replica = scene.busiest()
+    servers = scene.node.servers(replica)
+    rank = len(servers) - 1
+    note = f"SIGKILL to rank {rank} of {part_of(replica)}, process {servers[rank].pid}"
+    scene.kill([servers[rank].pid], note, _parts(replica))
+
+
+def hang_rank(scene: Scene) -> None:
+    """Suspend the last rank of a replica for ever."""
+    replica = scene.busiest()
+    members, rank = scene.node.members(replica), len(scene.node.servers(replica)) - 1
+    pids = [member.pid for member in members if (member.rank or 0) == rank and (member.server or member.model)]
+    scene.begin(f"SIGSTOP to rank {rank} of {part_of(replica)}, {len(pids)} processes", _parts(replica))
+    send(signal.SIGSTOP, pids)
+
+
+def kill_triton(scene: Scene) -> None:
+    """Kill the Triton of rank 0."""
+    replica = scene.busiest()
+    server = scene.node.servers(replica)[0]
+    scene.kill([server.pid], f"SIGKILL to Triton of {part_of(replica)}, process {server.pid}", _parts(replica))
+
+
+def kill_stub(scene: Scene) -> None:
+    """Kill a Python process of Triton."""
+    replica = scene.busiest()
+    if stub := scene.node.stub(replica):
+        note = f"SIGKILL to the Python process of {stub.model} of {part_of(replica)}, process {stub.pid}"
+        scene.kill([stub.pid], note, _parts(replica))
+
+
+def kill_mpirun(scene: Scene) -> None:
+    """Kill the mpirun of a replica."""
+    replica = scene.busiest()
+    if mpirun := scene.node.mpirun(replica):
+        scene.kill([mpirun.pid], f"SIGKILL to mpirun of {part_of(replica)}, process {mpirun.pid}", _parts(replica))
+
+
+def kill_worker(scene: Scene) -> None:
+    """Kill the worker of a replica."""
+    name = worker_of(scene.busiest())
+    scene.kill([scene.node.pid(name)], f"SIGKILL to {name}, process {scene.node.pid(name)}", [name])
+
+
+def kill_part(name: str) -> Callable[[Scene], None]:
+    """Kill a part of the door."""
+
+    def make(scene: Scene) -> None:
+        scene.kill([scene.node.pid(name)], f"SIGKILL to the {name}, process {scene.node.pid(name)}", [name])
+
+    return make
+
+
+def kill_supervisor(scene: Scene) -> None:
+    """Kill toolkit up, count what it leaves behind, and start it again."""
+    pid, others = supervisor(scene.deployment), scene.node.everyone()
+    scene.kill([pid], f"SIGKILL to toolkit up, process {pid}, which has {len(others)} others", [])
+    scene.until(lambda: not alive(others), ORPHANS_S)
+    scene.load.end()
+    left = alive(others)
+    scene.extra["orphans"] = len(left)
+    send(signal.SIGKILL, left)
+    scene.up_again()
+
+
+def slow_replica(scene: Scene) -> None:
+    """Suspend a replica and let it go on, in short turns."""
+    replica = scene.busiest()
+    pids = [member.pid for member in scene.node.members(replica) if member.server or member.model]
+    note = f"{part_of(replica)} stopped for {STOPPED_S:g} s of every {STOPPED_S + RUNNING_S:g} s, {len(pids)} processes"
+    scene.begin(note)
+    end = time.monotonic() + 2 * scene.seconds
+    while time.monotonic() < end and alive(pids):
+        send(signal.SIGSTOP, pids)
+        time.sleep(STOPPED_S)
+        send(signal.SIGCONT, pids)
+        time.sleep(RUNNING_S)
+
+
+def send_poison(scene: Scene) -> None:
+    """Send wrong requests in two of four windows, in turns: what else the machine does concerns both kinds alike."""
+    url = door_url(scene.deployment, "http") or ""
+    wrong = list(poison.poisons(scene.deployment, triton=len(scene.clients.apis) > 1))
+    scene.begin(f"{len(wrong)} kinds of wrong requests, again and again")
+    answers: list[poison.Answer] = []
+    windows: list[tuple[float, float, bool]] = []
+    for poisoned in (False, True, False, True):
+        start, ended = time.time(), threading.Event()
+        if poisoned:
+            timer = threading.Timer(2 * scene.seconds, ended.set)
+            timer.start()
+            answers += poison.send_again_and_again(url, wrong, ended)
+        else:
+            time.sleep(2 * scene.seconds)
+        windows.append((start, time.time(), poisoned))
+        time.sleep(CALM_S)
+    requests = [r for r in scene.load.end() if any(start <= r.sent < end for start, end, _ in windows)]
+
+    def label(request: Request) -> bool:
+        return any(start <= request.sent < end and poisoned for start, end, poisoned in windows)
+
+    bad = [answer for answer in answers if answer.status is None or not 400 <= answer.status < 500]
+    scene.note = f"{len(answers)} wrong requests of {len(wrong)} kinds" + "".join(
+        f"; {answer.name} to {answer.path} got {answer.status or 'no answer'}" for answer in dict.fromkeys(bad)
+    )
+    scene.extra["not_4xx"] = len(bad)
+    whole = [request for request in requests if request.outcome is Outcome.WHOLE]
+    for name, time_of in (("e2e", lambda r: r.e2e_s), ("ttft", lambda r: r.ttft_s)):
+        scene.extra[f"{name}_p99_ratio"], scene.extra[f"{name}_chance"] = poison.p99_ratio(whole, label, time_of)
+
+
+def full_queue(scene: Scene) -> None:
+    """Send more requests at once than the door takes."""
+    count = round(BURST * max_requests(scene.deployment)) * len(scene.clients.apis)
+    scene.begin(f"{count} requests at once")
+    scene.load.burst(count, SHORT)
+
+
+def all_down(scene: Scene) -> None:
+    """Kill all replicas. Meanwhile a request to each API now and then shows when they answer."""
+    replicas = scene.node.replicas
+    pids = [server.pid for replica in replicas for server in scene.node.servers(replica)]
+    scene.kill(pids, f"SIGKILL to all ranks of {len(replicas)} replicas", [p for r in replicas for p in _parts(r)])
+    later = scene.hit + CALM_S
+
+    def answered() -> bool:
+        return all(scene.load.answered(later, [api]) for api in scene.clients.apis)
+
+    end = time.monotonic() + scene.limit_s
+    time.sleep(CALM_S)
+    while not answered() and time.monotonic() < end:
+        scene.load.burst(len(scene.clients.apis), 1)
+        time.sleep(PROBE_EVERY_S)
+
+
+def drain(scene: Scene) -> None:
+    """Tell one replica to end, as an operator or a scheduler does."""
+    replica = scene.busiest()
+    name = part_of(replica)
+    pid = scene.node.pid(name)
+    scene.begin(f"SIGTERM to {name}, process {pid}", _parts(replica))
+    send(signal.SIGTERM, [pid])
+
+
+def rolling_restart(scene: Scene) -> None:
+    """Restart all replicas in turn."""
+    scene.begin("toolkit restart --rolling")
+    control.restart(scene.deployment, rolling=True, new=None, hear=lambda line: None)
+
+
+def stop_all(scene: Scene) -> None:
+    """Stop all of it under load, and start it again."""
+    scene.begin("toolkit down")
+    control.down(scene.deployment)
+    scene.load.end()
+    scene.up_again()
+
+
+def clients_leave(scene: Scene) -> None:
+    """Begin streams whose clients close the connection after the first token."""
+    threads = []
+    tokens = scene.deployment.limits.max_seq_len // 2
+    for number in range(LEAVING):
+        api = scene.clients.apis[number % len(scene.clients.apis)]
+        threads.append(threading.Thread(target=_leave, args=(scene, api, number, tokens), daemon=True))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
+    scene.begin(f"{len(threads)} clients left after the first of {tokens} tokens")
+    idle = scene.until(lambda: not any(map(scene.node.running, scene.node.replicas)), 10 * LEFT_S)
+    scene.extra["running_s"] = time.time() - scene.hit if idle else None
+
+
+def _leave(scene: Scene, api: str, number: int, tokens: int) -> None:
+    request = scene.clients.request(api, number % 2, tokens)
+    with closing(scene.clients.each[api].generate_stream(request, scene.limit_s)) as stream:
+        next(stream, None)
+
+
+def _parts(replica: Deployment) -> Iterable[str]:
+    return (part_of(replica), worker_of(replica))
