@@ -12,7 +12,7 @@ HEAD = """# Command line reference
 
 Made from `--help` by `make docs`; do not edit. `CONFIG` is a YAML file of `build_configs/`.
 Results go to stdout, all else to stderr. Exit codes: 0 done; 1 an error, said in one line; 2 wrong usage;
-`loadtest` and `compare`: 0, 1 and 2 are verdicts, everything else is 3 ([verdicts](verdicts.md)).
+`loadtest`, `compare` and `drill`: 0, 1 and 2 are verdicts, everything else is 3 ([verdicts](verdicts.md)).
 """
 
 

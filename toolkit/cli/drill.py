@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.option(
     "--rate",
     type=click.FloatRange(min=0, min_open=True, max=1000),
-    help="Requests/s of the load; as much as two clients send in turn if not given.",
+    help="Requests/s of the load; as much as four clients send in turn if not given.",
 )
 @click.option(
     "--seconds", type=click.FloatRange(min=1), help="Of load before a failure and after recovery; 8 if not given."

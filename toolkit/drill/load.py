@@ -28,7 +28,7 @@ TRITON_MODEL = "ensemble"
 SHARES = {OPENAI: 2, TRITON_HTTP: 1, TRITON_GRPC: 1}
 """How often each API is asked, compared with the others."""
 SCHEMES = {OPENAI: "openai+", TRITON_HTTP: "", TRITON_GRPC: ""}
-QUIET_AT_ONCE = 2
+QUIET_AT_ONCE = 4
 DEADLINE_S = 120.0
 FULL_IN_GRPC = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
 SINCE_1970 = time.time() - time.perf_counter()
