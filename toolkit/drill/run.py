@@ -59,7 +59,7 @@ def chosen(names: Sequence[str]) -> list[Failure]:
 def quiet_run(deployment: Deployment, rate: float | None, seconds: float | None) -> tuple[Texts, Settings]:
     """The text of each prompt while nothing happens, and how the drills are run.
 
-    Without `rate`, the load is as much as four clients that ask one request after the other: one replica alone bears it.
+    Without `rate`, the load is as much as four clients that ask in turn: one replica alone bears it.
     Raises ToolkitError where the deployment is not up, or does not answer.
     """
     Node(deployment).wait_ready(recovery_s(deployment))
