@@ -145,15 +145,16 @@ class Load:
             thread.join()
         return sorted(self._requests, key=lambda request: request.sent)
 
-    def burst(self, count: int, tokens: int) -> None:
-        """Send this many requests more, at once, for short answers."""
-        for number in range(count):
-            self._begin(self._clients.apis[number % len(self._clients.apis)], tokens)
+    def send(self, apis: Sequence[str], tokens: int) -> None:
+        """Send a request more to each of these APIs, at once, for short answers."""
+        for api in apis:
+            self._begin(api, tokens)
 
-    def answered(self, after: float, apis: Sequence[str]) -> bool:
-        """Whether a request of one of these APIs that was sent after this moment has its whole answer."""
+    def unanswered(self, after: float) -> list[str]:
+        """The APIs without a whole answer to a request that was sent after this moment."""
         with self._lock:
-            return any(r.sent > after and r.api in apis and not r.error for r in self._requests)
+            answered = {r.api for r in self._requests if r.sent > after and not r.error}
+        return [api for api in self._clients.apis if api not in answered]
 
     def _arrive(self) -> None:
         apis = self._clients.apis

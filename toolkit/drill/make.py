@@ -16,9 +16,9 @@ from toolkit.drill.request import Outcome, Request
 from toolkit.drill.scene import Scene
 from toolkit.gateway.door import door_url
 from toolkit.gateway.envoy import max_requests
+from toolkit.serve.replicas import END_MARGIN_S
 from toolkit.up import control
 
-ORPHANS_S = 30.0
 PROBE_EVERY_S = 0.25
 BURST = 1.5
 """Requests at once to each API, compared with those that the door lets in."""
@@ -89,7 +89,7 @@ def kill_supervisor(scene: Scene) -> None:
     """Kill toolkit up, count what it leaves behind, and start it again."""
     pid, others = supervisor(scene.deployment), scene.node.everyone()
     scene.kill([pid], f"SIGKILL to toolkit up, process {pid}, which has {len(others)} others", [])
-    scene.until(lambda: not alive(others), ORPHANS_S)
+    scene.until(lambda: not alive(others), scene.deployment.serving.drain_timeout_s + END_MARGIN_S)
     scene.load.end()
     left = alive(others)
     scene.extra["orphans"] = len(left)
@@ -145,9 +145,10 @@ def send_poison(scene: Scene) -> None:
 
 def full_queue(scene: Scene) -> None:
     """Send more requests at once than the door takes."""
-    count = round(BURST * max_requests(scene.deployment)) * len(scene.clients.apis)
-    scene.begin(f"{count} requests at once")
-    scene.load.burst(count, SHORT)
+    each = round(BURST * max_requests(scene.deployment))
+    apis = each * scene.clients.apis
+    scene.begin(f"{len(apis)} requests at once")
+    scene.load.send(apis, SHORT)
 
 
 def all_down(scene: Scene) -> None:
@@ -155,15 +156,10 @@ def all_down(scene: Scene) -> None:
     replicas = scene.node.replicas
     pids = [server.pid for replica in replicas for server in scene.node.servers(replica)]
     scene.kill(pids, f"SIGKILL to all ranks of {len(replicas)} replicas", [p for r in replicas for p in _parts(r)])
-    later = scene.hit + CALM_S
-
-    def answered() -> bool:
-        return all(scene.load.answered(later, [api]) for api in scene.clients.apis)
-
-    end = time.monotonic() + scene.limit_s
+    later, end = scene.hit + CALM_S, time.monotonic() + scene.limit_s
     time.sleep(CALM_S)
-    while not answered() and time.monotonic() < end:
-        scene.load.burst(len(scene.clients.apis), 1)
+    while (apis := scene.load.unanswered(later)) and time.monotonic() < end:
+        scene.load.send(apis, 1)
         time.sleep(PROBE_EVERY_S)
 
 

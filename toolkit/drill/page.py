@@ -47,7 +47,7 @@ def page(deployment: Deployment, settings: Settings, drills: Sequence[Drill]) ->
         deployment=deployment,
         settings=settings,
         verdict=report.verdict_of(drills),
-        headline=f"{len(drills)} failures: {', '.join(counts)}.",
+        headline=f"{', '.join(counts)} of {len(drills)} failure{'s' * (len(drills) != 1)}.",
         machine=f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} at the end.",
         started=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         columns=COLUMNS,
