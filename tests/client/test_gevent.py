@@ -24,7 +24,7 @@ with connect(sys.argv[1]) as client:
     for number in range(300):
         asked.append(gevent.spawn(ask, client, number))
         gevent.sleep(0.01)
-    gevent.joinall(asked, timeout=15)
+    gevent.joinall(asked, timeout=30)
     print(sum(one.successful() for one in asked))
     left = [gevent.spawn(ask, client, number) for number in range(20)]
     gevent.sleep(0.1)

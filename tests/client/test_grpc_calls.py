@@ -62,11 +62,11 @@ def own_server(handler):
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
     thread.start()
-    port, stop = ready.get(timeout=10)
+    port, stop = ready.get(timeout=30)
     yield port, stop
     with contextlib.suppress(RuntimeError):  # it has ended already
         stop()
-    thread.join(10)
+    thread.join(30)
 
 
 @contextlib.contextmanager
@@ -124,7 +124,7 @@ def test_a_kept_connection_waits_for_a_server_that_is_slow_to_take_a_prompt():
                             if taken > 8_000_000:
                                 return sock.sendall(http2.data_to_send())
                             sock.sendall(http2.data_to_send())
-                            time.sleep(0.5)
+                            time.sleep(0.5)  # nothing of the next prompt is read for so long
 
         threading.Thread(target=talk, daemon=True).start()
         with calls_to(listening.getsockname()[1]) as (calls, limit):

@@ -130,7 +130,7 @@ class Group:
 
     def metrics_text(self) -> str:
         url = f"http://127.0.0.1:{self.content['serving']['metrics_port']}/metrics"
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=30) as answer:
             return answer.read().decode()
 
     def metric(self, family: str, value: str) -> float:

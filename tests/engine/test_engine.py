@@ -118,7 +118,7 @@ def test_a_batch_begins_whole_or_not_at_all(group):
 
 def test_cancelled_at_once_and_on_the_way(group):
     started_one, waiting = group.submit(PROMPT, 100), group.submit(PROMPT, 100)
-    started_one.events.get(timeout=10)
+    started_one.events.get(timeout=30)
     group.engine.cancel(waiting.sequences)
     group.engine.cancel(started_one.sequences)
     group.engine.cancel(started_one.sequences)  # once more is no harm

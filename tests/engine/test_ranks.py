@@ -55,7 +55,7 @@ def test_when_a_rank_is_killed_the_others_end_at_once(two_by_two, state, victim)
     leader = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert leader.stdout and leader.stdout.readline() == "ready\n"
-        time.sleep(0.3)
+        time.sleep(0.3)  # a busy group is in the middle of its steps, an idle one waits
         os.kill(leader.pid if victim == 0 else workers[victim - 1].pid, signal.SIGKILL)
         start = time.monotonic()
         _, errors = leader.communicate(timeout=30)

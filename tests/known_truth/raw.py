@@ -45,7 +45,7 @@ class Raw:
 def ask(url: str, path: str, body: Any, method: str = "POST") -> Raw:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     parts = urlsplit(url)
-    with socket.create_connection((parts.hostname, parts.port), timeout=10) as connection:
+    with socket.create_connection((parts.hostname, parts.port), timeout=30) as connection:
         head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(data)}\r\n\r\n"
         asked = time.perf_counter()
         connection.sendall(head.encode() + data)
@@ -93,7 +93,7 @@ def ask_grpc(url: str, method: str, message: bytes) -> RawGrpc:
     http2.send_data(1, struct.pack(">BI", 0, len(message)) + message, end_stream=True)
     parts = urlsplit(url)
     events: list[tuple[float, Event]] = []
-    with socket.create_connection((parts.hostname, parts.port), timeout=10) as connection:
+    with socket.create_connection((parts.hostname, parts.port), timeout=30) as connection:
         asked = time.perf_counter()
         connection.sendall(http2.data_to_send())
         while not any(isinstance(event, StreamEnded) for _, event in events):

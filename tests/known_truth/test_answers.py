@@ -122,7 +122,7 @@ def test_a_refusal_does_not_end_the_stream_of_others(truth):
         client.start_stream(lambda result, error: answers.put((result, error)))
         for name, model in (("a", "tensorrt_llm_bls"), ("b", "nowhere"), ("c", "ensemble")):
             client.async_stream_infer(model, tensors(), request_id=name, enable_empty_final_response=True)
-        found = [answers.get(timeout=10) for _ in range(2 * 4 + 1)]
+        found = [answers.get(timeout=30) for _ in range(2 * 4 + 1)]
         client.stop_stream()
     (error,) = [error for _, error in found if error]
     assert "unknown model" in str(error)

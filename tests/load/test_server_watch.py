@@ -34,7 +34,7 @@ def watched(answers: dict[str, list[str]]):
         raise ConnectionRefusedError("Connection refused")
 
     with ServerWatch(list(answers), every_s=0.001, read=read) as watch:
-        assert done.wait(10)
+        assert done.wait(30)
     return watch.seen()
 
 
@@ -90,7 +90,7 @@ def test_it_reads_over_http_and_goes_on_after_an_error(monkeypatch) -> None:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with ServerWatch([f"http://127.0.0.1:{server.server_port}/metrics"], every_s=0.001) as watch:
-            assert read_twice.wait(10)
+            assert read_twice.wait(30)
         server.shutdown()
     assert watch.seen().kv_cache_used == 0.25
 

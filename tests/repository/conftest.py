@@ -66,6 +66,13 @@ class Server:
         assert status == 200, text
         return [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line]
 
+    def stream(self, model: str, body: dict) -> Iterator[dict]:
+        """The same, each as it comes."""
+        data = json.dumps({"stream": True, **body}).encode()
+        url = f"http://127.0.0.1:{self.http}/v2/models/{model}/generate_stream"
+        with urllib.request.urlopen(urllib.request.Request(url, data), timeout=60) as answer:
+            yield from (json.loads(line.removeprefix(b"data: ")) for line in answer if line.strip())
+
     @contextmanager
     def next_record(self, within_s: float = 20.0) -> Iterator[dict]:
         """What the scripted engine records of the one request in the block; filled in when the block ends."""

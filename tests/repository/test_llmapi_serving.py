@@ -200,7 +200,7 @@ def test_a_fault_of_the_engine_is_one_line_and_the_server_goes_on(server, greedy
 
 
 def active(server) -> int:
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics}/metrics", timeout=20) as answer:
         lines = answer.read().decode().splitlines()
     line = next(line for line in lines if line.startswith("nv_trt_llm_request_metrics") and '"active"' in line)
     return int(float(line.rpartition(" ")[2]))
@@ -277,7 +277,7 @@ def test_grpc_clients_of_nvidias_ensemble(server, greedy):
 
 
 def test_metrics_of_the_engine(server):
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics}/metrics", timeout=20) as answer:
         text = answer.read().decode()
     assert 'kv_cache_block_type="tokens_per",model="tensorrt_llm",version="1"} 32' in text
     assert 'memory_type="gpu",model="tensorrt_llm",version="1"} 123' in text

@@ -149,7 +149,7 @@ def test_a_batch_whose_client_leaves_is_stopped(server: Server) -> None:
         client.start_stream(lambda result, error: first.put(error))
         asked = inputs(grpc, tuple(prompt * 9 for prompt in PROMPTS), stream=True, frequency_penalty=0.02)
         client.async_stream_infer(BLS, asked)
-        assert first.get(timeout=10) is None
+        assert first.get(timeout=30) is None
         client.stop_stream(cancel_requests=True)
     ended = server.records(before + len(PROMPTS))[before:]
     assert all(text["stopped"] and text["tokens"] < 50 for text in ended)
@@ -187,7 +187,7 @@ def test_unary_requests_run_at_the_same_time(unary_server: Server) -> None:
     async def ask() -> None:
         async with grpc_aio.InferenceServerClient(f"127.0.0.1:{unary_server.grpc}") as client:
             slow = inputs(grpc_aio, ("Hello",), frequency_penalty=2.0)
-            await asyncio.wait_for(asyncio.gather(*[client.infer(BLS, slow) for _ in range(8)]), 8)
+            await asyncio.wait_for(asyncio.gather(*[client.infer(BLS, slow) for _ in range(8)]), 15)
 
     asyncio.run(ask())
 

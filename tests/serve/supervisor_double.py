@@ -27,7 +27,7 @@ def wait_for_both() -> None:
     """Wait until both replicas are ready and `toolkit serve` has had time to notice."""
     while not all(file.with_name(f"{number}.ready").exists() for number in (0, 1)):
         time.sleep(0.02)
-    time.sleep(0.5)
+    time.sleep(0.5)  # nothing shows that it has noticed
 
 
 def ask(number: int, frame: object) -> None:

@@ -44,7 +44,7 @@ def test_a_full_disk(small_disk, deploy, capfd):
         time.sleep(0.05)
     assert (status(deployment).phase, status(deployment).running) == ("ready", 1)
     assert stop(deployment).endswith("1 request finished, none cut")
-    stream.join(10)
+    stream.join(30)
     assert len(stream.received) == 10
     assert status(deployment).phase == "stopped"
     with pytest.raises(ToolkitError, match="/out/run: cannot be written: No space left on device"):

@@ -26,7 +26,7 @@ from toolkit.config.deployment import Deployment
 from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.machine.limits import STACK_BYTES
-from toolkit.serve import dry_run
+from toolkit.serve import dry_run, status
 from toolkit.serve.janitor import Member
 from toolkit.serve.mpirun import Mpirun
 
@@ -116,13 +116,13 @@ def test_ranks_sit_on_gpus_that_are_near_and_a_drain_ends_them(make, start):
     order = "0,4,1,5 in PCI_BUS_ID, given all"
     assert gpus_told(serving) == [f"on GPU number {rank} of {order}" for rank in range(4)]
     answers: list[str] = []
-    asking = threading.Thread(target=lambda: answers.append(generate(serving.deployment, 8)))
+    asking = threading.Thread(target=lambda: answers.append(generate(serving.deployment, 30)))  # 3 s
     asking.start()
-    time.sleep(0.3)
+    serving.wait_for(lambda: status(serving.deployment).running == 1)
     serving.send(signal.SIGTERM)
     assert serving.ended(30) == 0
     asking.join(20)
-    assert answers == ["x" * 8] and "stopped: 1 request finished, none cut" in serving.stderr
+    assert answers == ["x" * 30] and "stopped: 1 request finished, none cut" in serving.stderr
     assert serving.left() == []
 
 

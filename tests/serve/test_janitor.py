@@ -42,7 +42,7 @@ time.sleep(100)
     other.touch()
     try:
         assert len(sweep(run)) == 2
-        assert process.wait(5) == -signal.SIGKILL
+        assert process.wait(20) == -signal.SIGKILL
         assert members(run) == [] and run.segments() == [] and not run.tmp.exists()
         assert other.exists()
     finally:
@@ -62,10 +62,10 @@ def test_the_janitor_sweeps_when_its_pipe_ends(run):
     process = spawn(run, "import time; print('up', flush=True); time.sleep(100)")
     process.stdout.readline()
     janitor = Janitor(run)
-    time.sleep(0.3)
+    time.sleep(0.3)  # a janitor that swept too soon would have ended it by now
     assert process.poll() is None
     janitor.dismiss()
-    assert process.wait(5) == -signal.SIGKILL
+    assert process.wait(20) == -signal.SIGKILL
 
 
 def test_a_suspended_janitor_is_woken(run):
@@ -81,4 +81,4 @@ def test_a_suspended_janitor_is_woken(run):
     assert not member.suspended
     os.kill(janitor.pid, signal.SIGSTOP)
     janitor.dismiss()
-    assert process.wait(5) == -signal.SIGKILL
+    assert process.wait(20) == -signal.SIGKILL

@@ -44,7 +44,7 @@ def ask_to_stop(capfd):
         for _ in range(times):
             if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # once serve() has returned it would end pytest
                 os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.4)
+            time.sleep(0.4)  # signals that come together are one
 
     def begin(text: str = "next: ", times: int = 1) -> list[str]:
         threads.append(threading.Thread(target=ask, args=(text, times)))

@@ -98,7 +98,7 @@ def test_drain_lets_http_streams_end_and_refuses_new_ones(deploy, start):
     assert not status(serving.deployment).ready
     assert Probe(serving.deployment).one_token(timeout_s=2) is None
     assert serving.ended(20) == 0
-    stream.join(10)
+    stream.join(30)
     assert stream.received == [f"{number} " for number in range(15)]
     assert "draining: 1 request running" in serving.stderr
     assert serving.left() == []
@@ -134,20 +134,20 @@ def test_drain_ends_at_its_limit_and_says_what_it_cut(deploy, start):
 
 
 def test_second_ctrl_c_stops_at_once(deploy, start):
-    serving = start(deploy(pp=2)).wait_ready()
+    serving = start(deploy(pp=2, drain_timeout_s=90)).wait_ready()
     stream = Stream(serving.deployment, tokens=500)
     serving.wait_for(lambda: len(stream.received) >= 1)
     serving.send(signal.SIGINT)
     serving.wait_for(lambda: serving.state.phase == "draining")
     serving.send(signal.SIGINT)
-    assert serving.ended(12) == 0
+    assert serving.ended(40) == 0
     assert serving.left() == []
 
 
 def test_a_closed_terminal_stops_it_unless_under_nohup(deploy, start):
     ignoring = start(deploy(), "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)").wait_ready()
     ignoring.send(signal.SIGHUP)
-    time.sleep(0.5)
+    time.sleep(0.5)  # a supervisor that heeded it would drain by now
     assert ignoring.state.phase == "ready"
     ignoring.send(signal.SIGTERM)
     assert ignoring.ended(20) == 0
@@ -312,11 +312,11 @@ def test_a_hung_group_is_ended(deploy, start):
     quick = "import toolkit.serve.health as h; h.CHECK_EVERY_S, h.CHECK_TIMEOUT_S = 0.3, 2.0; "
     quick += "import toolkit.serve.janitor as j; j.Member.suspended = False"  # it is found by what the group does
     serving = start(deploy(pp=2), quick).wait_ready()
-    time.sleep(1.5)
+    time.sleep(1.5)  # several checks
     assert serving.process.poll() is None, "a group that answers does not count as hung"
     os.kill(serving.member(0, "tensorrt_llm_bls").pid, signal.SIGSTOP)
     serving.wait_for(lambda: "(1 in a row)" in serving.stderr)
-    serving.wait_for(lambda: serving.state.phase == "unresponsive", 1)
+    serving.wait_for(lambda: serving.state.phase == "unresponsive")
     assert status(serving.deployment).ready is False
     assert serving.ended(60) == 1
     assert "a one-token request" in serving.stderr and "(2 in a row)" in serving.stderr
@@ -377,7 +377,7 @@ def test_serving_goes_on_when_nothing_can_be_written(deploy, start):
     serving.wait_for(lambda: len(stream.received) >= 2)
     serving.send(signal.SIGTERM)
     assert serving.ended(20) == 0
-    stream.join(10)
+    stream.join(30)
     assert len(stream.received) == 10
     assert f"{run_dir}: cannot be written, so toolkit status does not know that this run is draining" in serving.stderr
     assert "stopped: 1 request finished, none cut" in serving.stderr
@@ -402,7 +402,7 @@ def test_detach_status_and_stop(deploy, capfd):
     finally:
         outcome = stop(deployment)
     assert outcome.startswith(f"stopped process {found.pid} in ") and "1 request finished, none cut" in outcome
-    stream.join(10)
+    stream.join(30)
     assert len(stream.received) == 10
     found = status(deployment)
     assert (found.phase, found.pid, found.ready, found.ranks) == ("stopped", None, False, 0)
