@@ -10,9 +10,11 @@ from toolkit.cli.main import COMMANDS, cli
 
 HEAD = """# Command line reference
 
-Made from `--help` by `make docs`; do not edit. `CONFIG` is a YAML file of `build_configs/`.
-Results go to stdout, all else to stderr. Exit codes: 0 done; 1 an error, said in one line; 2 wrong usage;
-`loadtest`, `compare` and `drill`: 0, 1 and 2 are verdicts, everything else is 3 ([verdicts](verdicts.md)).
+`make docs` makes this page from the commands' own `--help`. Do not edit it. `CONFIG` is a YAML file such as those in
+`build_configs/`. Results go to stdout, everything else to stderr.
+
+Exit codes: 0 done; 1 an error, in one line; 2 wrong usage. For `loadtest`, `compare` and `drill` 0, 1 and 2 are
+verdicts, and everything else is 3 ([verdicts](verdicts.md)).
 """
 
 
