@@ -29,7 +29,7 @@ def unary(served: None, tmp_path_factory: pytest.TempPathFactory, tiny_llama: Pa
     """Tp 2, pp 4, and one response to a request."""
     file = write_yaml(tmp_path_factory.mktemp("unary"), tiny_llama, tp=2, pp=4)
     content = yaml.safe_load(file.read_text())
-    content["serving"]["decoupled"] = False
+    content["serving"] |= {"decoupled": False, "startup_timeout_s": 400}
     file.write_text(yaml.safe_dump(content))
     for name in ("build", "repo", "serve --detach"):
         succeed(name, file)
