@@ -10,12 +10,13 @@ RUN     := .venv/bin/python -m
 FUZZ_EXAMPLES ?= 2000
 # The variable silences an advertisement.
 SITE    := NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
-# Three parts: what needs no server; what starts servers, two test files at a time; what measures times, one by one.
+# Three parts: what needs no server; what starts servers, three test files at a time, as most of it waits; what measures
+# times, one by one.
 # The fast tests are the first part without those that try many examples.
 WORKERS := --numprocesses auto --maxprocesses 8 --dist loadgroup
 FAST    := -m "not slow and not thorough" $(WORKERS)
 SHARED  := -m "not slow" $(WORKERS)
-SERVERS := -m "slow and not alone" --numprocesses 2 --dist loadfile
+SERVERS := -m "slow and not alone" --numprocesses 3 --dist loadfile
 TIMED   := -m "slow and alone"
 # make test ONLY=slo: the tests of one room, or of several, and of the rooms that import it. pytest says 5 for no test.
 ONLY    ?=

@@ -133,7 +133,6 @@ def test_a_server_that_dies_in_mid_run_gives_a_report_of_both_halves(deployment)
     assert "failed" in (load.report_dir / "report.html").read_text()
 
 
-@pytest.mark.alone
 def test_stopped_by_a_signal_the_partial_report_says_so(server, deployment):
     """The load test in a process of its own, as from a shell: Ctrl-C arrives there."""
     load = deployment(server, requests=500)
@@ -359,7 +358,6 @@ def test_open_loop_does_not_wait_for_a_slow_server(server, deployment, tmp_path,
     assert sum(sample.ended > last_sent for sample in samples) > 20
 
 
-@pytest.mark.alone
 def test_a_conversation_goes_on_with_what_was_answered(deployment, tmp_path, tiny_llama):
     """Twelve of three turns; where one fails there is nothing to go on with, and the turns after it are misses, too."""
     file = workload_file(tmp_path, arrivals="constant", rate=30, requests=36, turns=3)
@@ -451,7 +449,6 @@ def test_a_capacity_that_is_known(deployment, tmp_path, tiny_llama, monkeypatch)
     assert len({trial["seed"] for trial in left["trials"]}) == len(lines)
 
 
-@pytest.mark.alone
 def test_repeats_send_other_requests_and_are_one_report(server, deployment, tmp_path, tiny_llama, capfd):
     from toolkit.load.repeats import run_repeatedly
 
