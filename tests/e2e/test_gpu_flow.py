@@ -94,7 +94,7 @@ def test_from_the_checkpoint_to_a_drained_server(node, config, tmp_path):
     served = run("serve", config, "--detach")
     try:
         assert "stage 3: GPUs 6, 7 (NV18): layers 3-3" in served.stderr
-        assert "budget " in served.stderr and served.stdout.startswith("ready: ")
+        assert "startup budget: " in served.stderr and served.stdout.startswith("ready: ")
         assert "8 of 8 ranks running" in run("status", config).stdout
         bundle = tmp_path / "bundle.tar.gz"
         toolkit("doctor", config, "--bundle", bundle)

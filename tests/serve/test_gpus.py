@@ -112,7 +112,7 @@ def test_ranks_sit_on_gpus_that_are_near_and_a_drain_ends_them(make, start):
     serving = start(make(), UNCHECKED).wait_ready()
     assert "stage 0: GPUs 0, 4 (NV12): layers 0-" in serving.stderr
     assert "stage 1: GPUs 1, 5 (NV12): layers " in serving.stderr
-    assert "budget 120 s = 0.0 GB at 0.2 GB/s (assumed) x 2 + 120 s" in serving.stderr
+    assert "startup budget: 120 s = 0.0 GB at 0.2 GB/s (assumed) x 2 + 120 s" in serving.stderr
     order = "0,4,1,5 in PCI_BUS_ID, given all"
     assert gpus_told(serving) == [f"on GPU number {rank} of {order}" for rank in range(4)]
     answers: list[str] = []

@@ -100,7 +100,8 @@ def test_damaged_state_is_said_and_set_aside(deployment, run, caplog, content, s
     state_file(deployment).write_bytes(text.encode(errors="surrogateescape"))
     assert read_state(deployment) is None
     (line,) = caplog.messages
-    assert said in line and len(line) < 700 and str(state_file(deployment).with_suffix(".damaged")) in line
+    assert line.startswith(f"{state_file(deployment)}: ") and said in line and len(line) < 700
+    assert line.endswith(f". It was renamed to {state_file(deployment).with_suffix('.damaged')}.")
     assert not state_file(deployment).exists()
     assert (status(deployment).phase, read_state(deployment)) == ("stopped", None)
 

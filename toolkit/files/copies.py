@@ -23,5 +23,6 @@ def copy(name: str, directory: Path) -> bool:
                 shutil.copyfile(source, target)
                 written = True
     except OSError as error:
-        raise ToolkitError(f"cannot be written: {error.strerror}", where=error.filename or directory) from None
+        what = f"cannot be written: {error.strerror}"
+        raise ToolkitError(what, where=error.filename or directory, hint="Give another directory.") from None
     return written

@@ -54,12 +54,13 @@ def read_state(deployment: Deployment) -> ServerState | None:
     try:
         return _checked(read_json(path, largest=LARGEST_STATE))
     except ToolkitError as error:
-        aside = path.with_suffix(".damaged")
-        with contextlib.suppress(OSError):
-            path.replace(aside)
-            log.warning("%s. It was renamed to %s.", str(error).rstrip("."), aside)
-            return None
-        log.warning("%s", error)
+        problem = str(error if error.where else ToolkitError(error.what, where=path)).rstrip(".")
+        damaged = path.with_suffix(".damaged")
+        try:
+            path.replace(damaged)
+            log.warning("%s. It was renamed to %s.", problem, damaged)
+        except OSError:
+            log.warning("%s.", problem)
         return None
 
 

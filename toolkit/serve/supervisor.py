@@ -104,7 +104,7 @@ def _started(deployment: Deployment, run: ServerRun, verbose: bool) -> Iterator[
         orchestrated = is_orchestrated(deployment)
         logs = Logs(deployment.run_dir, deployment.mapping.world_size, note, verbose, orchestrated)
         budget = startup_budget(deployment)
-        note(f"budget {budget}")
+        note(f"startup budget: {budget}")
         ports = deployment.serving.ports().values()
         group = Group(start, run, logs, deployment.run_dir, orchestrated, ports)
         try:
