@@ -105,7 +105,7 @@ SPOILT = [
     (offsets_out_of_range, f"{WEIGHTS}: is not a whole safetensors file"),
     (lfs_pointer, "Git LFS pointer"),
     (index_names_missing_shard, "names model-00001-of-00002.safetensors, which is not there"),
-    (index_leaves_directory, "'../secret.safetensors' is not a file name"),
+    (index_leaves_directory, "'../secret.safetensors' is not the name of a safetensors file"),
     (index_is_empty, "weight_map: expected"),
     (index_and_single_file, "two copies of the weights"),
     (duplicate, f"{Q_PROJ}: is in model.safetensors and in more.safetensors"),
@@ -125,7 +125,7 @@ SPOILT = [
     ),
     (
         lambda d: edit(d, **{"model.layers.0.self_attn.q_proj.bias": torch.zeros(64)}),
-        "model.layers.0.self_attn.q_proj.bias: has no place",
+        "model.layers.0.self_attn.q_proj.bias: does not belong",
     ),
     (lambda d: value_at(d, float("nan")), f"{Q_PROJ}: value at [5, 7] is nan"),
     (lambda d: value_at(d, float("-inf")), f"{Q_PROJ}: value at [5, 7] is -inf"),

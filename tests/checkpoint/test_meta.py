@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from toolkit.checkpoint import convert
 from toolkit.checkpoint.source import check_source, open_source
+from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.model.shape import load_shape
 from toolkit.model.tokenizer import tokenizer_file
@@ -127,7 +128,7 @@ def test_the_checkpoint_is_that_of_hugging_faces_form(hugging_face, tmp_path, de
     meta = write_meta(tmp_path / "meta", meta_tensors(hugging_face[1]), ranks)
     file = tmp_path / "meta.yaml"
     file.write_text(from_hugging_face.file.read_text().replace(str(hugging_face[0]), str(meta)))
-    from_meta = type(from_hugging_face).load(file)
+    from_meta = load_deployment(file)
     expected = {rank: load_file(from_hugging_face.checkpoint_dir / f"rank{rank}.safetensors") for rank in range(4)}
     assert convert(from_meta) is True
     for rank, tensors in expected.items():
@@ -230,7 +231,7 @@ SPOILT = [
         lambda d: [resaved(d, n, **{"norm.weight": None}) for n in (0, 1)],
         "model.norm.weight: is missing from all 2 pth",
     ),
-    (lambda d: [resaved(d, n, bias=torch.zeros(4)) for n in (0, 1)], "bias: has no place"),
+    (lambda d: [resaved(d, n, bias=torch.zeros(4)) for n in (0, 1)], "bias: does not belong"),
     (lambda d: [resaved(d, n, bias=torch.zeros(1, 1, 4)) for n in (0, 1)], "bias: has shape [1, 1, 4]"),
     (
         lambda d: [resaved(d, n, **{"output.weight": torch.zeros(51, 64).bfloat16()}) for n in (0, 1)],
@@ -263,5 +264,5 @@ def test_safetensors_beside_metas_files(hugging_face, meta_dir):
 
 def test_config_json_beside_metas_files(hugging_face, meta_dir):
     shutil.copy(hugging_face[0] / "config.json", meta_dir)
-    with pytest.raises(ToolkitError, match=r"leave config\.json out"):
+    with pytest.raises(ToolkitError, match=r"move config\.json out"):
         open_source(meta_dir)

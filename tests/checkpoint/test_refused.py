@@ -86,12 +86,12 @@ FILES = [
     (lambda d: (d / "config.json").write_text("[]"), "config.json: holds a JSON list, expected an object"),
     (lambda d: (d / "config.json").unlink(), "no config.json in"),
     (lambda d: indexed(d, "gone.safetensors"), "names gone.safetensors, which is not there"),
-    (lambda d: indexed(d, ".."), "weight_map: 't0': '..' is not a file name"),
-    (lambda d: indexed(d, ""), "weight_map: 't0': '' is not a file name"),
+    (lambda d: indexed(d, ".."), "weight_map: 't0': '..' is not the name of a safetensors file"),
+    (lambda d: indexed(d, ""), "weight_map: 't0': '' is not the name of a safetensors file"),
     (lambda d: indexed(d, "a" * 5000 + ".safetensors"), "weight_map: 't0': 'aaaa"),
-    (lambda d: indexed(d, "config.json"), "weight_map: 't0': 'config.json' is not a file name"),
+    (lambda d: indexed(d, "config.json"), "weight_map: 't0': 'config.json' is not the name of a safetensors file"),
     (lambda d: indexed(d, "a\0.safetensors"), "which is not there"),
-    (lambda d: indexed(d, WEIGHTS, {"a": 1}), "weight_map: 't1': {'a': 1} is not a file name"),
+    (lambda d: indexed(d, WEIGHTS, {"a": 1}), "weight_map: 't1': {'a': 1} is not the name of a safetensors file"),
 ]
 HEADERS = [
     (lambda d: header(d, {"a": entry([2], 0, 4), "b": entry([2], 2, 6)}, 6), "b: its bytes 2 to 6 overlap"),
@@ -122,7 +122,7 @@ HEADERS = [
 HEADERS = [(spoil, NOT_WHOLE + message if "recursion" not in message else message) for spoil, message in HEADERS]
 TENSORS = [
     (lambda d: added(d, K_PROJ, torch.zeros(0, 64)), f"{K_PROJ}: has shape [0, 64], config.json asks for [16, 64]"),
-    (lambda d: added(d, "a\n\x1b[31m", torch.zeros(1)), "a \\x1b[31m: has no place"),
+    (lambda d: added(d, "a\n\x1b[31m", torch.zeros(1)), "a \\x1b[31m: does not belong"),
     (lambda d: added(d, f"{K_PROJ[:-7]}.qweight", torch.zeros(1)), "qweight: the checkpoint is already quantised"),
     (lambda d: added(d, f"{K_PROJ}_scale", torch.zeros(1)), "weight_scale: the checkpoint is already quantised"),
 ]

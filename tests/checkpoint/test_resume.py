@@ -178,7 +178,7 @@ def test_free_space_is_checked_before_anything_is_written(llama_dir, deploy, mon
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**6, 10**6, 1000))
     deployment = deploy(llama_dir, 2, 2)
-    with pytest.raises(ToolkitError, match=r"takes 0\.\d+ GB, 0.000 GB are free"):
+    with pytest.raises(ToolkitError, match=r"needs 0\.\d+ GB, 0.000 GB are free"):
         convert(deployment, lambda done, total: pytest.fail("began"))
     assert list(deployment.output.iterdir()) == []
 

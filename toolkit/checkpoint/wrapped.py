@@ -35,7 +35,7 @@ def wrapped(expected: str, names: Iterable[str]) -> tuple[str, str] | None:
             return what, MERGE if MERGE in hints else UNWRAP
         if name.endswith(f".{expected}"):
             prefix = name.removesuffix(expected)
-            return f"{expected}: is called {name} here", f"Use weights whose names do not have the prefix {prefix}."
+            return f"{expected}: is called {name} here", f"Use weights without the prefix {prefix} in their names."
         if name == expected.removeprefix(INNER) != expected:
             what = f"{expected}: is called {name} here, as in a saved LlamaModel, which has no output matrix"
             return what, "Save the LlamaForCausalLM, with save_pretrained."

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.files.atomic import atomic_file, make_private, private
+from toolkit.files.file_lock import FileLock, lock_holder
 from toolkit.files.json_file import read_json
 
 LARGEST = 1 << 20
@@ -79,14 +78,9 @@ def door_url(deployment: Deployment, protocol: str) -> str | None:
 def up_pid(deployment: Deployment) -> int | None:
     """The pid of the `toolkit up` that runs this deployment now, else None."""
     try:
-        with _lock_file(deployment).open() as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return int(stream.read() or 0)
-    except (OSError, ValueError):
-        pass
-    return None
+        return lock_holder(_lock_file(deployment))
+    except PermissionError:
+        return None
 
 
 @contextlib.contextmanager
@@ -94,19 +88,14 @@ def only_one(deployment: Deployment) -> Iterator[None]:
     """Hold the lock of `toolkit up`, or raise a ToolkitError that names the process which does."""
     try:
         make_private(folder(deployment))
-        stream = open(_lock_file(deployment), "a+", encoding="ascii", opener=private)  # noqa: SIM115
+        lock = FileLock.acquire(_lock_file(deployment), opener=private)
+    except BlockingIOError:
+        hint = f"Use it, or stop it: toolkit down {deployment.file}"
+        what = f"is up already, by process {up_pid(deployment)}"
+        raise ToolkitError(what, where=deployment.file, hint=hint) from None
     except OSError as error:
         raise ToolkitError(f"cannot be written: {error.strerror}", where=folder(deployment)) from None
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            hint = f"Use it, or stop it: toolkit down {deployment.file}"
-            what = f"is up already, by process {up_pid(deployment)}"
-            raise ToolkitError(what, where=deployment.file, hint=hint) from None
-        stream.truncate(0)
-        stream.write(str(os.getpid()))
-        stream.flush()
+    with contextlib.closing(lock.stream):
         yield
 
 
