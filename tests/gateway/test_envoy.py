@@ -95,6 +95,17 @@ def test_a_request_s_own_fault_is_never_sent_again(door, status):
     assert [ask(door.url, GENERATE)[0] for _ in range(10)] == [200] * 10, "nor is the replica thrown out for it"
 
 
+def test_a_full_queue_of_triton_is_503_and_not_the_request_s_fault(door):
+    """Triton has one status for all errors of its models."""
+    for backend in door.replicas:
+        backend.status = 400
+        backend.body = b"""{"error":"in ensemble 'ensemble', Maximum queue size of 64 has been reached, try again"}"""
+    for path in (GENERATE, "/v2/models/ensemble/generate_stream"):
+        status, headers, body = ask(door.url, path)
+        assert (status, headers["retry-after"]) == (503, "1")
+        assert "Maximum queue size of 64" in body["error"]
+
+
 def test_without_replicas_503_at_once_in_the_form_of_each_api(door_yaml, open_door):
     door = open_door(door_yaml())
     door.traffic()
@@ -116,6 +127,9 @@ def test_the_front_end_s_errors_get_openai_s_form(door):
     status, _, body = ask(door.url, "/v1/chat/completions", HELLO)
     assert status == 400
     assert body == {"error": {"message": "too long", "type": "invalid_request_error", "code": 400}}
+    door.front.status, door.front.body = 429, b'{"message":"full","type":"Too Many Requests","code":429}'
+    status, headers, body = ask(door.url, "/v1/chat/completions", HELLO)
+    assert (status, headers["retry-after"], body["error"]["type"]) == (429, "1", "rate_limit_error")
     door.front.status, door.front.body = 404, b""  # no worker has announced itself
     status, headers, body = ask(door.url, "/v1/chat/completions", HELLO)
     assert (status, headers["retry-after"], body["error"]["type"]) == (503, "1", "service_unavailable")

@@ -10,7 +10,7 @@ from typing import Any
 
 from toolkit.config.deployment import Deployment
 from toolkit.gateway.endpoints import TRITON_GRPC, TRITON_HTTP
-from toolkit.gateway.error_form import ERROR_FORMS, OPENAI_ERRORS
+from toolkit.gateway.error_form import ERROR_FORMS, OPENAI_ERRORS, TRITON_ERRORS
 from toolkit.gateway.places import LOOPBACK, Places
 
 FRONT = "front"
@@ -148,21 +148,15 @@ def _routes(deployment: Deployment) -> list[dict[str, Any]]:
     """The first that matches counts."""
     grpc = {"prefix": "/", "headers": [{"name": "content-type", "string_match": {"prefix": "application/grpc"}}]}
     streams = {"envoy.filters.http.buffer": _off("buffer", "Buffer")}  # one call may send request after request
-    openai = {
-        "envoy.filters.http.lua": {
-            "@type": f"{EXTENSIONS}.filters.http.lua.v3.LuaPerRoute",
-            "source_code": {"inline_string": OPENAI_ERRORS},
-        }
-    }
     triton = _keys_only(deployment)
     return [
         *(_answered(match, 403, "this is for operators, at a replica's own port") for match in FORBIDDEN),
-        _route({"prefix": "/v1/"}, FRONT, deployment, openai, "connect-failure,refused-stream"),
+        _route({"prefix": "/v1/"}, FRONT, deployment, _lua(OPENAI_ERRORS), "connect-failure,refused-stream"),
         _route(
             grpc, TRITON_GRPC, deployment, {**triton, **streams}, "unavailable,connect-failure,refused-stream,reset"
         ),
         _route({"prefix": "/v2/health/"}, TRITON_HTTP, deployment, {"envoy.filters.http.ext_authz": _no_gate()}),
-        _route({"prefix": "/v2"}, TRITON_HTTP, deployment, triton),
+        _route({"prefix": "/v2"}, TRITON_HTTP, deployment, {**triton, **_lua(TRITON_ERRORS)}),
         _answered({"prefix": "/"}, 404, "no such path: /v1 is OpenAI's API, /v2 and gRPC are Triton's"),
     ]
 
@@ -216,6 +210,11 @@ def _keys_only(deployment: Deployment) -> dict[str, Any]:
             **settings,
         }
     }
+
+
+def _lua(source: str) -> dict[str, Any]:
+    kind = f"{EXTENSIONS}.filters.http.lua.v3.LuaPerRoute"
+    return {"envoy.filters.http.lua": {"@type": kind, "source_code": {"inline_string": source}}}
 
 
 def _everything_off() -> dict[str, Any]:

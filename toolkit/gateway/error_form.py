@@ -69,6 +69,7 @@ function envoy_on_response(handle)
   if status < 400 then return end
   local body = handle:body(true)
   local text = body and body:getBytes(0, body:length()) or ""
+  headers = handle:headers()  -- the object from before the wait for the body is dead
   if status == 404 and text == "" then
     status = 503
     headers:replace(":status", "503")
@@ -85,3 +86,19 @@ function envoy_on_response(handle)
 end
 """
 """Lua for Envoy, on the route to the front end."""
+
+TRITON_ERRORS = f"""
+-- Triton answers 400 for all errors of its models, a full queue included. That one is not the request's own fault.
+function envoy_on_response(handle)
+  local headers = handle:headers()
+  if headers:get(":status") ~= "400" then return end
+  local body = handle:body(true)
+  local text = body and body:getBytes(0, body:length()) or ""
+  if text:find("Maximum queue size", 1, true) then
+    headers = handle:headers()  -- the object from before the wait for the body is dead
+    headers:replace(":status", "503")
+    headers:add("retry-after", "{RETRY_AFTER_S}")
+  end
+end
+"""
+"""Lua for Envoy, on the route to Triton's HTTP."""
