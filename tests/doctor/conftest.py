@@ -7,8 +7,8 @@ import pytest
 from tests.doctor.fake_nvml import FakeNvml
 from toolkit.config.deployment import Deployment
 from toolkit.config.load import load_deployment
+from toolkit.doctor import run_checks
 from toolkit.doctor.check import Check
-from toolkit.doctor.checks import run_checks
 from toolkit.doctor.machine import Machine
 from toolkit.doctor.paths import Disk, Model, Places, Port
 from toolkit.doctor.programs import Program, Programs

@@ -13,7 +13,7 @@ from tests.doctor.fake_nvml import Card, FakeNvml, h100s
 from tests.doctor.test_links import lines
 from toolkit.config.deployment import with_settings
 from toolkit.doctor.paths import Built, look_at_places
-from toolkit.engine.rehearsal_build import VERSION
+from toolkit.engine.rehearsal.build import VERSION
 from toolkit.machine import environment as settings
 from toolkit.machine import host
 from toolkit.machine import kernel_log as kernel
@@ -26,17 +26,17 @@ LOG = Kernel(True, tuple(parse_xids((RECORDED / "dmesg-xid.txt").read_text())))
 
 def test_memory_errors(node, flagship, rehearsal):
     nvml = h100s()
-    assert checks_of(node(nvml), flagship)["ECC"].found == "no error that was not corrected"
+    assert checks_of(node(nvml), flagship)["ECC"].found == "no uncorrected error"
     nvml.cards[2].ecc, nvml.cards[6].ecc = 1, 3
     found = checks_of(node(nvml), flagship)["ECC"]
-    assert (found.status, found.found) == ("error", "4 errors that were not corrected, on GPUs 2, 6")
+    assert (found.status, found.found) == ("error", "4 uncorrected errors, on GPUs 2, 6")
     assert "nvidia-smi -i 2,6 -r" in found.fix
     assert checks_of(node(nvml), rehearsal)["ECC"].status == "warning"
 
 
 def test_gpus_without_ecc(node, flagship, rehearsal):
     machine = node(FakeNvml([Card(ecc=None) for _ in range(8)]))
-    assert checks_of(machine, flagship)["ECC"].found.startswith("not told by the driver")
+    assert checks_of(machine, flagship)["ECC"].found.startswith("unknown: the driver does not say")
     assert "ECC" not in checks_of(machine, rehearsal)
 
 
@@ -63,7 +63,7 @@ def test_xid_lines_of_the_gpus_of_ranks(node, flagship):
     small = with_settings(flagship, parallel={"pp": 1})
     assert checks_of(node(h100s(), kernel=LOG), small)["Xid"].found == "none", "not of GPUs 0 and 1"
     programs = replace(LOG, xids=LOG.xids[:1])
-    assert checks_of(node(h100s(), kernel=programs), flagship)["Xid"].found == "1 x 31: of programs"
+    assert checks_of(node(h100s(), kernel=programs), flagship)["Xid"].found == "1 x 31: faults of programs"
 
 
 def test_every_xid_counts_where_nvml_tells_no_address(node, flagship):
@@ -76,7 +76,7 @@ def test_every_xid_counts_where_nvml_tells_no_address(node, flagship):
 
 def test_a_log_that_nobody_may_read_is_not_told(node, flagship, rehearsal, monkeypatch):
     machine = node(h100s())
-    assert checks_of(machine, flagship)["Xid"].found.startswith("not told")
+    assert checks_of(machine, flagship)["Xid"].found.startswith("unknown")
     assert "Xid" not in checks_of(machine, rehearsal)
     for logs in ((("/nowhere/dmesg",), ("false",)), (("true",),), ()):
         monkeypatch.setattr(kernel, "LOGS", logs)

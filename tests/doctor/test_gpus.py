@@ -183,7 +183,7 @@ def test_old_drivers_have_only_the_first_form_of_memory(seen):
         (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, "no NVIDIA driver", ""),
         (pynvml.NVML_ERROR_DRIVER_NOT_LOADED, "is installed and not loaded", "modprobe nvidia"),
         (pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, "was updated", "Reboot"),
-        (pynvml.NVML_ERROR_NO_PERMISSION, "may not ask", "/dev/nvidia"),
+        (pynvml.NVML_ERROR_NO_PERMISSION, "may not use", "/dev/nvidia"),
         (pynvml.NVML_ERROR_UNKNOWN, "NVML says: Unknown Error", "dmesg"),
     ],
 )

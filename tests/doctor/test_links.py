@@ -9,8 +9,8 @@ from tests.doctor.conftest import PLACES, checks_of, problems
 from tests.doctor.fake_nvml import GIB, Card, FakeNvml, a100s_pcie, h100s
 from tests.doctor.test_topology import recorded
 from toolkit.config.deployment import Deployment, with_settings
+from toolkit.doctor import run_checks
 from toolkit.doctor.check import Check
-from toolkit.doctor.checks import run_checks
 from toolkit.doctor.machine import Machine
 from toolkit.doctor.ranks import gpus_of_ranks
 from toolkit.machine.environment import Setting

@@ -117,7 +117,7 @@ def test_an_engine_of_another_sm(deploy, serve, image):
     deployment = deploy(sm="8.0")
     assert serve(deployment, h100s())[-1] == (
         "error: engine SM: built on SM 8.0; needs SM 9.0, of the GPUs here. Build it on these: "
-        f"toolkit build {deployment.file}; or serve it on GPUs as it was built on."
+        f"toolkit build {deployment.file}; or serve it on GPUs like those that it was built on."
     )
 
 

@@ -53,7 +53,7 @@ def test_a_container_that_tells_no_nvlink_and_no_numa_node():
     assert (found.gpus, found.way(0, 3), found.numa, found.cores[3]) == ((0, 1, 2, 3), "PHB", ((),) * 4, "0-251")
 
 
-@pytest.mark.parametrize("name, what", [("truncated", "row of GPU5 has 3 of 8"), ("garbage", "is no table of GPUs")])
+@pytest.mark.parametrize("name, what", [("truncated", "row of GPU5 has 3 of 8"), ("garbage", "is not a table of GPUs")])
 def test_what_is_no_whole_table(name, what):
     with pytest.raises(ToolkitError, match=what):
         recorded(name)
@@ -62,10 +62,10 @@ def test_what_is_no_whole_table(name, what):
 @pytest.mark.parametrize(
     "old, new, what",
     [
-        ("GPU1\tPHB", "GPU1\tNODENODE", "'NODENODE' in the row of GPU1 is no way"),
-        ("GPU1\tPHB", "GPU1\tSYS", "GPU0 to GPU1 is PHB, and back SYS"),
+        ("GPU1\tPHB", "GPU1\tNODENODE", "'NODENODE' in the row of GPU1 is not a way"),
+        ("GPU1\tPHB", "GPU1\tSYS", "GPU0 to GPU1 is PHB, and back it is SYS"),
         ("GPU1\tPHB", "GPU2\tPHB", "row of GPU1 has 0 of 2"),
-        ("PHB", "X", "GPU0 to GPU1 is X, and back X"),
+        ("PHB", "X", "GPU0 to GPU1 is X, and back it is X"),
     ],
 )
 def test_tables_that_contradict_themselves(old, new, what):

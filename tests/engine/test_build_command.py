@@ -10,8 +10,7 @@ import pytest
 from tests.doctor.fake_nvml import GIB, FakeNvml, a100s_pcie, h100s
 from toolkit.checkpoint import convert
 from toolkit.cli.main import main
-from toolkit.engine import is_built
-from toolkit.engine.tensorrt.build import script
+from toolkit.engine import dry_run, plan_build
 from toolkit.errors import ToolkitError
 from toolkit.files.artifacts import read_lock
 from toolkit.machine import gpus
@@ -63,7 +62,7 @@ def test_it_builds_and_records_the_gpus_it_was_built_on(toolkit, make, program):
     code, text = toolkit(NONE, "build", deployment.file)
     assert code == 0 and "already built" in text
     toolkit(a100s_pcie(), "plan", deployment.file)
-    assert not is_built(deployment), "other GPUs are here now, for which another engine is to be built"
+    assert plan_build(deployment).built_from is None, "other GPUs are here now, for which another engine is to be built"
 
 
 NONE = FakeNvml([], fails={"nvmlInit": pynvml.NVML_ERROR_LIBRARY_NOT_FOUND})
@@ -88,12 +87,12 @@ def test_a_build_keeps_to_the_gpus_of_the_batch_system(make, monkeypatch):
     monkeypatch.setattr(gpus, "load_library", h100s)
     deployment = make(converted=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,2,7")
-    assert "export CUDA_VISIBLE_DEVICES=5,2\n" in script(deployment, deployment.checkpoint_dir)
+    assert "export CUDA_VISIBLE_DEVICES=5,2\n" in dry_run(deployment)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-52a3a855,GPU-52a3a852,GPU-52a3a857")
-    assert "export CUDA_VISIBLE_DEVICES=5,2\n" in script(deployment, deployment.checkpoint_dir)
+    assert "export CUDA_VISIBLE_DEVICES=5,2\n" in dry_run(deployment)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8a56")
     with pytest.raises(ToolkitError, match=r"hides every GPU: no GPU has the UUID 'GPU-8a56'\. Correct or"):
-        script(deployment, deployment.checkpoint_dir)
+        dry_run(deployment)
 
 
 def test_another_kind_of_gpu(refused, program):

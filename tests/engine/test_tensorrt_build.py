@@ -13,8 +13,9 @@ import pytest
 
 from tests.engine import trtllm_build_double as double
 from toolkit.config.deployment import Deployment
-from toolkit.engine import require_buildable
-from toolkit.engine.tensorrt.build import build_tensorrt, log_file
+from toolkit.engine import build, plan_build
+from toolkit.engine import run as run_plan
+from toolkit.engine.tensorrt.build import log_file
 from toolkit.engine.tensorrt.run import run
 from toolkit.errors import ToolkitError
 from toolkit.files.artifacts import read_lock
@@ -25,12 +26,8 @@ from toolkit.runtime.needs import Part
 ROOT = Path(__file__).parents[2]
 
 
-def quiet(done: int, total: int) -> None:
-    pass
-
-
 def built(deployment: Deployment) -> bool:
-    return build_tensorrt(deployment, quiet, gpus=2)
+    return build(deployment)
 
 
 def failure(deployment: Deployment) -> str:
@@ -43,7 +40,7 @@ def failure(deployment: Deployment) -> str:
 
 def test_engines_are_built_and_locked_to_what_they_were_made_from(make, program):
     deployment, told = make(), []
-    assert build_tensorrt(deployment, lambda done, total: told.append((done, total)), gpus=2)
+    assert build(deployment, lambda done, total: told.append((done, total)))
     names = {path.name for path in deployment.engine_dir.iterdir()}
     assert names == {"config.json", "lock.json", *(f"rank{rank}.engine" for rank in range(4))}
     for rank in range(4):
@@ -60,8 +57,9 @@ def test_engines_are_built_and_locked_to_what_they_were_made_from(make, program)
 
 def test_what_is_current_is_not_built_again(make, program):
     assert built(make())
+    plan = plan_build(make())
     program.unlink()
-    assert not built(make())
+    assert not run_plan(plan)
 
 
 def test_another_flag_or_checkpoint_is_another_engine(make, program):
@@ -98,7 +96,7 @@ def test_ranks_that_were_built_are_kept_and_the_others_built(make, program, monk
     monkeypatch.delenv("DOUBLE")
     before = {rank: (make().output / "engine.building" / f"rank{rank}.engine").stat().st_ino for rank in range(3)}
     told = []
-    assert build_tensorrt(make(), lambda done, total: told.append(done), gpus=2)
+    assert build(make(), lambda done, total: told.append(done))
     assert min(told) == 3
     engine = make().engine_dir
     assert {rank: (engine / f"rank{rank}.engine").stat().st_ino for rank in range(3)} == before
@@ -137,11 +135,9 @@ def test_two_builds_at_once_are_refused(make, program):
 
 
 BUILD = """
-from toolkit.config.deployment import Deployment
 from toolkit.config.load import load_deployment
-from toolkit.engine import require_buildable
-from toolkit.engine.tensorrt.build import build_tensorrt
-build_tensorrt(load_deployment({file!r}), lambda done, total: None, gpus=2)
+from toolkit.engine import build
+build(load_deployment({file!r}))
 """
 
 
@@ -157,14 +153,14 @@ HANGS = Wrapped((Part(("sh", "-c", "echo begun; sleep 3600 & sleep 3600"), ""),)
 
 def test_a_builder_that_hangs_is_ended(make, program, monkeypatch, tmp_path):
     begin = time.monotonic()
-    with pytest.raises(ToolkitError, match=r"said and wrote nothing for 0 minutes, and was ended"):
+    with pytest.raises(ToolkitError, match=r"printed and wrote nothing for 0 minutes, so it was ended"):
         run(HANGS, tmp_path, tmp_path / "log", lambda log: None, stall_s=2.0)
     assert time.monotonic() - begin < 120
 
 
 def test_another_version_is_ended_at_its_first_line(make, program, monkeypatch):
     monkeypatch.setenv("DOUBLE_VERSION", "1.1.0")
-    assert "engine.version: says 1.2.1, trtllm-build is of 1.1.0" in failure(make())
+    assert "engine.version: says 1.2.1, but trtllm-build is TensorRT-LLM 1.1.0" in failure(make())
 
 
 def test_without_the_program_it_names_the_image(make):
@@ -180,7 +176,7 @@ def test_a_version_that_is_not_known_is_refused(make):
     ("extra", "says"),
     [
         ({"max_batch_size": 64}, "64 contradicts 4, which comes from: limits.max_sequences 8 / (pp 2)"),
-        ({"tp_size": 2}, "engine.extra.tp_size: is no flag of trtllm-build 1.2"),
+        ({"tp_size": 2}, "engine.extra.tp_size: unknown flag of trtllm-build in TensorRT-LLM 1.2"),
         ({"multiple_profile": "enable"}, "Did you mean multiple_profiles"),
         ({"multiple_profiles": "yes"}, "engine.extra.multiple_profiles: "),
         ({"strip_plan": "yes"}, "takes no value"),
@@ -198,10 +194,10 @@ def test_flags_that_cannot_be_are_refused_before_anything_runs(make, program, ex
 
 
 def test_what_is_wrong_in_the_yaml_comes_before_what_the_machine_lacks(make):
-    with pytest.raises(ToolkitError, match=r"engine.extra.tp_size: is no flag"):
-        require_buildable(make({"extra": {"tp_size": 2}}))
+    with pytest.raises(ToolkitError, match=r"engine.extra.tp_size: unknown flag"):
+        plan_build(make({"extra": {"tp_size": 2}}))
     with pytest.raises(ToolkitError, match=r"trtllm-build is not here"):
-        require_buildable(make())
+        plan_build(make())
 
 
 def test_reduce_fusion_needs_tensor_parallelism(make, program):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from toolkit.config.edit_yaml import edited
 from toolkit.config.load import load_deployment
-from toolkit.engine.tensorrt.build import check_flags
+from toolkit.engine.tensorrt.flags import derive
 from toolkit.repository.llm_args import llm_args
 from toolkit.repository.migrate import twin_of
 from toolkit.sizing.memory import plan_memory
@@ -45,7 +45,7 @@ def used(file: Path) -> None:
     assert deployment.shape.parameters > 0 and deployment.url("http") and deployment.per_replica()
     plan_memory(deployment)
     if deployment.engine == "tensorrt":
-        check_flags(deployment)
+        derive(deployment)
         twin_of(deployment)
     elif deployment.engine == "pytorch":
         llm_args(deployment)

@@ -12,6 +12,7 @@ import pytest
 from toolkit.checkpoint import convert
 from toolkit.config.deployment import Deployment
 from toolkit.config.load import load_deployment
+from toolkit.engine.build_plan import BuildPlan
 from toolkit.engine.source import find_source
 from toolkit.errors import ToolkitError
 from toolkit.files.artifacts import read_lock, record, write_lock
@@ -95,7 +96,7 @@ def written_by_an_earlier_toolkit(directory: Path) -> None:
 
 
 def source_of(deployment: Deployment, given: Path | None = None) -> str:
-    return find_source(deployment, given, lambda done, total: None).digest
+    return find_source(BuildPlan(deployment, given), lambda done, total: None).digest
 
 
 def test_one_checkpoint_is_built_by_every_release(tmp_path: Path, tiny_llama: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from toolkit.checkpoint.config_json import config_text
 from toolkit.config.deployment import Deployment, with_settings
 from toolkit.config.load import load_deployment
-from toolkit.engine.tensorrt import build
+from toolkit.engine import dry_run as build_script
 from toolkit.errors import ToolkitError
 from toolkit.releases import llm_api
 from toolkit.releases.models import OUR_PARAMETERS
@@ -49,7 +49,7 @@ def texts(release: Release) -> dict[str, str]:
         patch.object(os, "getgid", lambda: 1000),
     ):
         commands = {
-            "build.sh": build.script(in_docker, deployment.checkpoint_dir),
+            "build.sh": build_script(in_docker),
             "serve.sh": dry_run(in_docker) + "\n",
             **pytorch(in_docker),
         }

@@ -1,4 +1,4 @@
-"""Cores beside the GPUs, on machines made of text files."""
+"""Cores near the GPUs, on machines made of text files."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_machine_that_does_not_tell(tmp_path, text, message):
     (tmp_path / "node0").mkdir()
     if text is not None:
         (tmp_path / "node0" / "cpulist").write_text(text)
-    with pytest.raises(ToolkitError, match=f"does not tell the cores of NUMA node 0: {message}"):
+    with pytest.raises(ToolkitError, match=f"does not name the cores of NUMA node 0: {message}"):
         cores_near([(0,)], 1, tmp_path)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from toolkit.engine.tensorrt import build
+from toolkit.engine.tensorrt.plan import require_program
 from toolkit.errors import ToolkitError
 from toolkit.runtime import Needs, require_runtime, wrap
 from toolkit.runtime.images import advised, image, image_file
@@ -53,7 +53,7 @@ def test_a_version_that_no_image_has_runs_in_one_that_is_named(deploy):
 def test_advice_names_the_image_of_the_version(deploy, programs):
     def advice(version: str) -> str:
         with pytest.raises(ToolkitError) as caught:
-            build.require_program(deploy(engine=of(version)))
+            require_program(deploy(engine=of(version)))
         return str(caught.value)
 
     assert f"Run this inside {NVIDIA.format('25.10')}, or" in advice("1.0.0")

@@ -58,7 +58,7 @@ def test_docker_without_root(deploy, programs):
 def test_a_container_of_this_name_is_there(deploy, programs):
     programs.add("docker", info=says(GOOD), image=says("sha256:1"), container=says("running\n"))
     message = refused(deploy("docker"), Needs(name="mine"))
-    assert message == "there is a container mine already, running. If nobody needs it, run: docker rm --force mine"
+    assert message == "there is already a container mine, running. If nobody needs it, run: docker rm --force mine"
 
 
 def test_no_docker(deploy, programs):
@@ -158,9 +158,9 @@ def test_the_commands_that_fetch_an_image(deploy, image, name):
 
 def test_what_a_command_needs(deploy, programs, tmp_path):
     assert re.search(
-        "/gone: is not here, and the command reads it", refused(deploy(), Needs(reads=(tmp_path / "gone",)))
+        "/gone: does not exist, and the command reads it", refused(deploy(), Needs(reads=(tmp_path / "gone",)))
     )
-    assert "cores beside the GPUs: there is no taskset" in refused(deploy(), Needs(cores=(0,)))
-    assert "cores beside the GPUs: there is no numactl" in refused(deploy(), Needs(cores=(0,), nodes=(0,)))
+    assert "cores near the GPUs: there is no taskset" in refused(deploy(), Needs(cores=(0,)))
+    assert "cores near the GPUs: there is no numactl" in refused(deploy(), Needs(cores=(0,), nodes=(0,)))
     programs.add("numactl")
     require_runtime(deploy(), Needs(cores=(0,), nodes=(0,)))

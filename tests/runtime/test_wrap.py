@@ -124,9 +124,9 @@ def test_odd_paths_in_enroot_s_fstab(deploy, tmp_path, name):
 
 
 def test_what_enroot_cannot_mount(deploy, tmp_path):
-    with pytest.raises(ToolkitError, match="mounts no path with a colon"):
+    with pytest.raises(ToolkitError, match="cannot mount a path with a colon"):
         wrap(deploy("enroot"), ["x"], Needs(reads=(tmp_path / "a:b",)))
-    with pytest.raises(ToolkitError, match="no variable with a line break in it: X"):
+    with pytest.raises(ToolkitError, match="pass on a variable with a line break in it: X"):
         wrap(deploy("enroot"), ["x"], Needs(environment={"X": "a\nb"}))
 
 

@@ -171,7 +171,7 @@ def test_a_container_of_that_name_is_left_alone(make, start, node):
     serving = start(make("docker"), UNCHECKED)
     assert serving.ended(60) == 1
     said = serving.stderr.splitlines()[-1]
-    assert "there is a container toolkit-trial-serve already, running. If nobody needs it, run: docker rm" in said
+    assert "there is already a container toolkit-trial-serve, running. If nobody needs it, run: docker rm" in said
     assert (node / "containers" / "toolkit-trial-serve").exists() and not (node / "forced").exists()
 
 

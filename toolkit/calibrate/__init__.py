@@ -1,6 +1,6 @@
-"""Measures how long things take here, for the planner to predict with instead of its table.
+"""Measures step times on this machine, which the planner can use instead of its table.
 
-Of an engine for GPUs, the parts of a layer on one GPU (`layers`); of a rehearsal, whole steps on its real ranks
+For an engine on GPUs: the parts of a layer, on one GPU (`layers`). For a rehearsal: whole steps on its real ranks
 (`steps`), and how much longer they take in service (`service`). docs/reference/calibration-file.md describes the
 file that is written; toolkit/steptimes/calibration_file.py is its form.
 """
@@ -23,9 +23,9 @@ from toolkit.steptimes.calibration_file import FORMAT, CalibrationFile, StepRow,
 from toolkit.steptimes.measured import fit_steps
 
 BUDGET_S = {"layers": 120.0, "steps": 140.0}
-"""Seconds of measuring; starting and warming up come on top."""
+"""Seconds of measuring. Starting and warming up come on top."""
 IN_SERVICE = 0.4
-"""The part of a rehearsal's that is measured in service."""
+"""The part of a rehearsal's budget that is spent on measuring in service."""
 NAME = "calibration.json"
 
 
@@ -39,7 +39,7 @@ def calibrate(
     kind = kind_of(deployment)
     _require_torch(kind)
     measure = _measure_steps if kind == "steps" else _measure_layers
-    found = measure(deployment, budget_s or BUDGET_S[kind], tell or (lambda done, total: None))
+    measured = measure(deployment, budget_s or BUDGET_S[kind], tell or (lambda done, total: None))
     versions = {"toolkit": distribution.VERSION, "torch": importlib.metadata.version("torch")}
     header = {
         "format": FORMAT,
@@ -48,7 +48,7 @@ def calibrate(
         "versions": {"python": platform.python_version(), **versions},
         "model": model_of(deployment.shape, kind),
     }
-    return validated({**header, **found})
+    return validated({**header, **measured})
 
 
 def _require_torch(kind: str) -> None:
@@ -68,21 +68,23 @@ def _measure_steps(deployment: Deployment, budget_s: float, tell: Callable[[int,
 
     _require_one_replica(deployment)
     engine_settings(deployment)
-    check(deployment)  # rather than after a minute of measuring
-    found = time_steps(deployment, (1 - IN_SERVICE) * budget_s, tell)
-    alone = fit_steps([StepRow(**row).measured for row in found["rows"]], deployment.mapping)
-    return {**found, **time_service(deployment, alone, IN_SERVICE * budget_s, tell)}
+    check(deployment)  # now, rather than after a minute of measuring
+    measured = time_steps(deployment, (1 - IN_SERVICE) * budget_s, tell)
+    alone = fit_steps([StepRow(**row).measured for row in measured["rows"]], deployment.mapping)
+    return {**measured, **time_service(deployment, alone, IN_SERVICE * budget_s, tell)}
 
 
 def _require_one_replica(deployment: Deployment) -> None:
-    """Replicas of a rehearsal share the machine's cores, so the steps of one alone would say too little."""
+    """Raise a ToolkitError for replicas: they share the machine's cores, so the steps of one alone say too little."""
     if deployment.parallel.replicas > 1:
-        what = f"parallel.replicas: {deployment.parallel.replicas} share the cores, and one is measured at a time"
+        what = (
+            f"parallel.replicas: {deployment.parallel.replicas} replicas share the cores, but one is measured at a time"
+        )
         raise ToolkitError(what, where=deployment.file, hint="Set it to 1.")
 
 
 def planned(deployment: Deployment) -> list[str]:
-    """A line for each thing that would be timed. Raises ToolkitError where it could not be."""
+    """A line for each thing that would be timed. Raises ToolkitError if it could not be timed."""
     kind = kind_of(deployment)
     _require_torch(kind)
     if kind == "steps":

@@ -1,4 +1,4 @@
-"""What is timed on, and how: one GPU by its own clock, or else this machine's cores."""
+"""The device to time on: one GPU, by its own clock, or else this machine's cores."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from toolkit.engine.rehearsal.worker import WORTH_SHARING
 
 Call = Callable[[], Any]
 REPEATS = 7
-"""Timed runs, of which the median counts."""
+"""Timed runs. Their median counts."""
 FEWEST, LONG_S = 3, 0.5
-"""On a CPU, where other programs may have the cores: so many runs are enough when they take so long together."""
+"""On a CPU this many runs are enough if together they take this long: other programs may use the cores."""
 GRAPH_S = 2e-3
-"""Calls in a CUDA graph: so many that they take about this long, against which starting it is nothing."""
+"""A CUDA graph has enough calls to take about this long, so that its start does not count."""
 GRAPH_CALLS = 200
 
 
@@ -32,14 +32,14 @@ def pick() -> torch.device:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Name, memory in bytes, and of a CPU the cores that may be used and the threads that PyTorch uses."""
+    """Name, memory in bytes and cores; for a CPU the usable cores, and the threads of PyTorch."""
     if device.type == "cuda":
-        found = torch.cuda.get_device_properties(device)
+        properties = torch.cuda.get_device_properties(device)
         return {
             "kind": "cuda",
-            "name": found.name,
-            "memory_bytes": found.total_memory,
-            "cores": found.multi_processor_count,
+            "name": properties.name,
+            "memory_bytes": properties.total_memory,
+            "cores": properties.multi_processor_count,
         }
     return {**describe_cpu(), "threads": torch.get_num_threads()}
 
@@ -51,7 +51,7 @@ def describe_cpu() -> dict[str, Any]:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that may be used: what is free now, and what PyTorch holds in reserve."""
+    """Memory that can be used: what is free now, and what PyTorch holds in reserve."""
     if device.type == "cuda":
         reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + reserve
@@ -59,7 +59,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def cache_bytes(device: torch.device) -> int:
-    """The L2 cache of a GPU; 0 of a CPU, whose matrices are small and whose figures serve for trying things out."""
+    """The L2 cache of a GPU. 0 for a CPU, which only tries small matrices out."""
     if device.type != "cuda":
         return 0
     return getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 64 << 20)
@@ -79,7 +79,7 @@ def threads_for(device: torch.device, hidden_size: int) -> Iterator[None]:
 
 @torch.inference_mode()
 def seconds(device: torch.device, calls: Sequence[Call]) -> float:
-    """How long one of the calls takes: the median of several runs through all of them, divided by their number."""
+    """Seconds of one call: the median of several runs through all calls, divided by their number."""
     return _on_cuda(calls) if device.type == "cuda" else _on_cpu(calls)
 
 
@@ -93,13 +93,13 @@ def _on_cpu(calls: Sequence[Call]) -> float:
 
 
 def _on_cuda(calls: Sequence[Call]) -> float:
-    """As a CUDA graph, because launching a small kernel from Python takes longer than the kernel.
+    """Times a CUDA graph: launching a small kernel from Python takes longer than the kernel itself.
 
     Served engines start their decode kernels without Python too.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # cuBLAS and compiled kernels set themselves up, which a graph cannot record
+    with torch.cuda.stream(stream):  # cuBLAS and compiled kernels set themselves up here: a graph cannot record that
         _run(calls[:1])
         first = _elapsed(lambda: _run(calls))
     torch.cuda.current_stream().wait_stream(stream)

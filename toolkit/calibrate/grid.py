@@ -1,7 +1,7 @@
-"""Which steps of a rehearsal are timed: enough of each kind to tell their costs apart.
+"""Chooses the steps of a rehearsal to time: enough of each kind to tell their costs apart.
 
-Generations alone, of several numbers and lengths; contexts alone, one or several, whole or chunks with a past;
-both together. All within the limits of the engine, and in KV blocks that it has.
+Generations alone, in several numbers and lengths. Contexts alone, one or several, whole or as chunks with a past. Both
+together. All fit the limits and the KV blocks of the engine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from toolkit.steptimes.step import StepWork
 
 
 class Context(NamedTuple):
-    """A prompt or a chunk of one: positions start .. start + length - 1; the last chunk emits a token."""
+    """A prompt, or a chunk of one: positions start .. start + length - 1. The last chunk emits a token."""
 
     start: int
     length: int
@@ -25,7 +25,7 @@ class Context(NamedTuple):
 
 @dataclass(frozen=True)
 class StepPlan:
-    """A step to time: its contexts, and of each generation how many keys it reads, its own included."""
+    """A step to time: its contexts, and for each generation the number of keys that it reads, its own included."""
 
     contexts: tuple[Context, ...] = ()
     generations: tuple[int, ...] = ()
@@ -39,16 +39,16 @@ class StepPlan:
     @property
     def work(self) -> StepWork:
         return StepWork(
-            context_tokens=sum(one.length for one in self.contexts),
-            context_pairs=sum(one.length * one.start + one.length * (one.length + 1) / 2 for one in self.contexts),
+            context_tokens=sum(context.length for context in self.contexts),
+            context_pairs=sum(c.length * c.start + c.length * (c.length + 1) / 2 for c in self.contexts),
             contexts=len(self.contexts),
             generations=len(self.generations),
             keys=sum(self.generations),
-            emitted=sum(one.emits for one in self.contexts) + len(self.generations),
+            emitted=sum(context.emits for context in self.contexts) + len(self.generations),
         )
 
     def fits(self, config: SchedulerConfig) -> bool:
-        """Whether the scheduler of an engine could make such a step."""
+        """Whether the scheduler of an engine could make this step."""
         ends = self._ends()
         return (
             0 < len(ends) <= config.max_batch_size
@@ -58,7 +58,7 @@ class StepPlan:
         )
 
     def step(self, config: SchedulerConfig, vocabulary: int) -> Step:
-        """The step itself, of random tokens, as the engine's scheduler would hand it out."""
+        """The step itself, with random tokens, as the engine's scheduler would make it."""
         rnd, step, first = random.Random(len(self._ends())), Step(0), 0
         spans = [*self.contexts, *(Context(keys - 1, 1) for keys in self.generations)]
         for index, (start, length, emits) in enumerate(spans):
@@ -70,7 +70,7 @@ class StepPlan:
         return step
 
     def _ends(self) -> list[int]:
-        return [one.start + one.length for one in self.contexts] + list(self.generations)
+        return [context.start + context.length for context in self.contexts] + list(self.generations)
 
 
 def grid(config: SchedulerConfig) -> list[StepPlan]:
@@ -80,18 +80,18 @@ def grid(config: SchedulerConfig) -> list[StepPlan]:
 
 
 def powers(first: int, last: int) -> list[int]:
-    """first, 2 first, 4 first ... and `last`, which need not be one of them."""
+    """first, 2 first, 4 first ... below `last`, and `last` itself."""
     sizes = [first << shift for shift in range(32) if first << shift < last]
     return [*sizes, last] if last >= first else sizes
 
 
 def crooked(length: int) -> int:
-    """About three quarters, and odd where it can be: as prompts are, of which those with round lengths are fastest."""
+    """About three quarters, and odd if possible: real prompts rarely have the round lengths that are fastest."""
     return max(min(length, length * 3 // 4 | 1), 1)
 
 
 def spread(keys: int, count: int) -> list[int]:
-    """Lengths from half of `keys` to half more: sequences of a step differ, and the longest decides for some costs."""
+    """Lengths from 0.5 to 1.5 times `keys`: the sequences of a step differ, and the longest decides some costs."""
     if count == 1:
         return [max(keys, 1)]
     return [max(round(keys * (0.5 + index / (count - 1))), 1) for index in range(count)]

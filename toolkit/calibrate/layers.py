@@ -1,4 +1,4 @@
-"""Times of the parts of a layer, as one GPU of each tensor parallel degree would compute them."""
+"""Times the parts of a layer, as one GPU of each tensor parallel degree would compute them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from toolkit.errors import ToolkitError
 from toolkit.model.shape_rules import tensor_parallel_degrees
 
 LARGEST_ON_CPU = 2048
-"""Hidden size. A layer of a larger model takes a CPU minutes, and says nothing about a GPU."""
+"""Hidden size. On a CPU a layer of a larger model takes minutes, and says nothing about a GPU."""
 PARTS = ("linear", "elementwise", "context", "generation", "lm_head")
-ALL_REDUCE = "all_reduce cannot be timed on one GPU: its rates stay those of the planner's table"
-FP8 = "FP8 products are not timed, 16-bit ones are: the rates of FP8 stay those of the planner's table"
+ALL_REDUCE = "all_reduce cannot be timed on one GPU: its rates are those of the planner's table"
+FP8 = "16-bit products are timed, FP8 ones are not: the rates of FP8 are those of the planner's table"
 
 
 class Point(NamedTuple):
-    """What is timed; the fields are those of toolkit.steptimes.fit.Timing."""
+    """One thing to time. The fields are those of toolkit.steptimes.fit.Timing."""
 
     part: str
     tp: int
@@ -34,7 +34,7 @@ class Point(NamedTuple):
 
 
 def points(deployment: Deployment) -> list[Point]:
-    """Everything that would be timed. Within a part and tp the longest ones come last."""
+    """Everything to time. Within a part and tp the longest points come last."""
     limits = deployment.limits
     decode, prompts = powers(1, min(128, limits.max_num_tokens)), powers(256, min(8192, limits.max_num_tokens))
     longest = min(8192, limits.max_seq_len, limits.max_num_tokens)
@@ -52,27 +52,31 @@ def points(deployment: Deployment) -> list[Point]:
 
 
 def time_layers(deployment: Deployment, budget_s: float, tell: Callable[[int, int], None]) -> dict[str, Any]:
-    """Device, dtype, rows, and the points left out because time or memory was short.
+    """Device, dtype, rows, and the points that were skipped because time or memory was short.
 
-    `tell` is called with (points done, points in all). Raises ToolkitError where only a GPU can do it.
+    `tell` is called with (points done, points in all). Raises ToolkitError for a model that needs a GPU, without one.
     """
     device = require_device(deployment)
     with on.threads_for(device, deployment.shape.hidden_size):
         dtype = getattr(torch, deployment.model.dtype) if device.type == "cuda" else torch.float32
-        kernels, trouble = fused(device)
+        kernels, not_fused = fused(device)
         make = partial(Shard, deployment.shape, device, dtype, on.cache_bytes(device), kernels)
         rows, skipped = _time_all(make, points(deployment), budget_s, tell)
         return {
             "device": on.describe(device),
             "dtype": str(dtype).removeprefix("torch."),
-            "notes": [ALL_REDUCE, *[FP8] * (deployment.model.quantization == "fp8"), *filter(None, [trouble])],
+            "notes": [
+                ALL_REDUCE,
+                *([FP8] if deployment.model.quantization == "fp8" else []),
+                *([not_fused] if not_fused else []),
+            ],
             "skipped": [named_point(point) for point in skipped],
             "rows": [{**point._asdict(), "seconds": seconds} for point, seconds in rows],
         }
 
 
 def require_device(deployment: Deployment) -> torch.device:
-    """The GPU, or the CPU for a model that is small enough for it. Raises ToolkitError for another."""
+    """The GPU, or the CPU for a small model. Raises ToolkitError for a large model without a GPU."""
     device, hidden = on.pick(), deployment.shape.hidden_size
     if device.type == "cpu" and hidden > LARGEST_ON_CPU:
         raise ToolkitError(
@@ -85,27 +89,27 @@ def require_device(deployment: Deployment) -> torch.device:
 
 
 def _time_all(
-    make: Callable[[int], Shard], wanted: list[Point], budget_s: float, tell: Callable[[int, int], None]
+    make: Callable[[int], Shard], points: list[Point], budget_s: float, tell: Callable[[int, int], None]
 ) -> tuple[list[tuple[Point, float]], list[Point]]:
-    """Points with their seconds, and those that were left out."""
-    series = {key: list(ahead) for key, ahead in groupby(wanted, key=lambda point: point[:2])}
-    found, skipped, until = list[tuple[Point, float]](), list[Point](), time.monotonic()
+    """Points with their seconds, and the points that were skipped."""
+    series = {key: list(ahead) for key, ahead in groupby(points, key=lambda point: point[:2])}
+    rows, skipped, until = list[tuple[Point, float]](), list[Point](), time.monotonic()
     shard: Shard | None = None
     for (_, tp), ahead in series.items():
-        until += budget_s / len(series)  # what a series leaves over, the next ones may use
+        until += budget_s / len(series)  # the next series may use what one leaves over
         if shard is None or shard.tp != tp:
-            shard = None  # its weights go before the next ones come
+            shard = None  # frees its weights before the next ones are made
             shard = make(tp)
         timed = _time_series(shard, ahead, until)
-        found += timed
+        rows += timed
         skipped += ahead[len(timed) :]
-        tell(len(found) + len(skipped), len(wanted))
-    return found, skipped
+        tell(len(rows) + len(skipped), len(points))
+    return rows, skipped
 
 
 def _time_series(shard: Shard, ahead: list[Point], until: float) -> list[tuple[Point, float]]:
     """Points of one part and their seconds, shortest first, until the next would end too late or not fit."""
-    found, last = list[tuple[Point, float]](), 0.0
+    rows, last = list[tuple[Point, float]](), 0.0
     for point in ahead:
         needed = shard.bytes_of(point.part, point.tokens, point.context)
         if time.monotonic() + last > until or needed > 0.8 * on.free_bytes(shard.device):
@@ -115,13 +119,13 @@ def _time_series(shard: Shard, ahead: list[Point], until: float) -> list[tuple[P
             seconds = on.seconds(shard.device, getattr(shard, point.part)(point.tokens, point.context))
         except torch.cuda.OutOfMemoryError:
             break
-        found.append((point, seconds))
-        last = 2 * (time.monotonic() - begin)  # the next one has about twice the size
-    return found
+        rows.append((point, seconds))
+        last = 2 * (time.monotonic() - begin)  # the next point is about twice the size
+    return rows
 
 
 def named_point(point: Point) -> str:
-    """As a person reads it."""
-    what = {"generation": "sequences", "lm_head": "rows"}.get(point.part, "tokens")
+    """The point in words."""
+    unit = {"generation": "sequences", "lm_head": "rows"}.get(point.part, "tokens")
     keys = f" of {point.context} keys" if point.part == "generation" else ""
-    return f"{point.part} tp {point.tp}: {point.tokens} {what}{keys}"
+    return f"{point.part} tp {point.tp}: {point.tokens} {unit}{keys}"

@@ -1,9 +1,9 @@
 """The parts of a layer that the planner has a formula for, as PyTorch calls on random numbers of the true shapes.
 
-A part is a list of calls that do the same to different memory. A layer's weights, and the keys and values of its
-sequences, come from the GPU's memory in service, as the layers before have been through its L2 cache since they were
-last read. A single call repeated would find small ones in the cache. So there are enough of them for one pass over
-all to need twice the cache. What the step itself has just made (hidden states) is in the cache in service too.
+A part is a list of calls that do the same with different memory. In service a layer's weights, keys and values come
+from the GPU's memory: since they were last read, the other layers have filled its L2 cache. One call, repeated, would
+find small ones in the cache. So there are enough calls to need twice the cache. Hidden states are reused by all calls:
+the step has just made them, so in service they are in the cache too.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def fused(device: torch.device) -> tuple[tuple[Callable[..., Any], Callable[..., Any]], str | None]:
-    """The two of them each as one kernel, as TensorRT-LLM has them; or as they are, and why."""
+    """Both functions, each compiled into one kernel as in TensorRT-LLM. If that fails: as they are, and why."""
     plain = add_and_norm, swiglu
     if device.type != "cuda":
         return plain, None
@@ -44,30 +44,33 @@ def fused(device: torch.device) -> tuple[tuple[Callable[..., Any], Callable[...,
         compiled = [torch.compile(function, dynamic=True) for function in plain]
         some = torch.ones(2, 8, device=device)
         compiled[0](some, some, some[0]), compiled[1](some, some)
-    except Exception as error:  # whatever is missing here, gcc or a header: the rest can be timed without it
+    except Exception as error:  # such as a missing gcc or header: the other parts can still be timed
         reason = str(error).strip().partition("\n")[0][:200]
-        return plain, f"element-wise parts are not fused, as TensorRT-LLM has them: torch.compile failed: {reason}"
+        return (
+            plain,
+            f"element-wise parts are timed unfused, but TensorRT-LLM fuses them: torch.compile failed: {reason}",
+        )
     return (compiled[0], compiled[1]), None
 
 
 @dataclass(frozen=True)
 class Shard:
-    """What one of `tp` GPUs has of a layer, on a device and in a dtype."""
+    """The share of a layer that one of `tp` GPUs has, on a device and in a dtype."""
 
     shape: ModelShape
     device: torch.device
     dtype: torch.dtype
     cache_bytes: int
-    """The device's last cache; 0 where calls need not be kept from finding their memory in it."""
+    """The device's last cache. 0: calls may find their memory in it."""
     kernels: tuple[Callable[..., Any], Callable[..., Any]]
-    """`add_and_norm` and `swiglu`, or what was compiled of them."""
+    """`add_and_norm` and `swiglu`, perhaps compiled."""
     tp: int
 
     def linear(self, tokens: int, _context: int) -> list[Call]:
         """The four products of a layer: qkv, attention's output, gate and up together, down."""
 
         def call(weights: list[Tensor]) -> Call:
-            return lambda: [linear(one, weight) for one, weight in zip(inputs, weights, strict=True)]
+            return lambda: [linear(hidden, weight) for hidden, weight in zip(inputs, weights, strict=True)]
 
         inputs = [self._random(tokens, weight.shape[1]) for weight in self._weights[0]]
         return [call(weights) for weights in self._weights]
@@ -80,14 +83,14 @@ class Shard:
         return [lambda: (norm(hidden, added, scale), norm(added, hidden, scale), activation(gate, up))]
 
     def context(self, length: int, _context: int) -> list[Call]:
-        """Attention of one prompt, causal; query heads share the keys and values of their group."""
+        """Causal attention of one prompt. Query heads share the keys and values of their group."""
         query = self._random(1, self._heads, length, self.shape.head_dim)
         key, value = (self._random(1, self._kv_heads, length, self.shape.head_dim) for _ in range(2))
         return [lambda: scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)]
 
     def generation(self, sequences: int, keys: int) -> list[Call]:
-        """Attention of one new token of each of some sequences of `keys` keys."""
-        # The query heads that share a KV head stand where a sequence's positions would: every key is read once.
+        """Attention of one new token for each of some sequences with `keys` keys."""
+        # The query heads that share a KV head take the place of a sequence's positions, so every key is read once.
         group = self._heads // self._kv_heads
         query = self._random(sequences, self._kv_heads, group, self.shape.head_dim)
 
@@ -109,7 +112,7 @@ class Shard:
         return [call(self._random(vocabulary, self.shape.hidden_size)) for _ in range(copies)]
 
     def bytes_of(self, part: str, tokens: int, context: int) -> int:
-        """About how much memory a part needs, copies included, so that what cannot fit is not tried."""
+        """About how much memory a part needs, copies included. A part that cannot fit is not tried."""
         hidden, heads = self.shape.hidden_size, self._heads + 2 * self._kv_heads
         elements = {
             "linear": self._layer_elements * self._copies(self._layer_elements)
@@ -154,5 +157,5 @@ class Shard:
         return max(1, min(MOST_COPIES, math.ceil(2 * self.cache_bytes / (elements * self.dtype.itemsize))))
 
     def _random(self, *size: int) -> Tensor:
-        # Of the size that weights have: products of normal numbers would overflow float16.
+        # As small as weights are: products of normal numbers would overflow float16.
         return torch.randn(size, device=self.device, dtype=self.dtype).mul_(0.02)

@@ -1,7 +1,7 @@
-"""The ranks of a rehearsal, computing given steps one at a time, with a clock beside each of them.
+"""Runs the ranks of a rehearsal on chosen steps, one step at a time, and times each rank.
 
-Every rank is a process of its own, as in service, but without Triton. The clock is CLOCK_MONOTONIC, which is
-one for all processes of a machine, so times of different ranks can be subtracted.
+Every rank is a process of its own, as in service, but without Triton. The clock is CLOCK_MONOTONIC. All processes of a
+machine share it, so times of different ranks can be subtracted.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import resource_tracker
@@ -25,25 +24,26 @@ from toolkit.engine.rehearsal.batch import STOP, encode
 from toolkit.engine.rehearsal.worker import Rank
 from toolkit.engine.settings import EngineSettings
 from toolkit.errors import ToolkitError
+from toolkit.processes import free_port
 
 Span = tuple[int, int]
-"""Of one rank and step: begin and end by the clock, nanoseconds."""
+"""When a rank began and ended a step, in nanoseconds."""
 REPEATS = (5, 30)
-"""How often each step is timed: at least, and at most where they are short."""
+"""How often each step is timed: at least, and, if it is short, at most."""
 LONG = 100
-"""A step that takes more than this part of the budget is looked at twice before it is left out for that."""
+"""A step that takes more than budget / LONG is timed twice before it is skipped as too long."""
 
 
 class Lap(NamedTuple):
     """One step, once. Seconds."""
 
     stages: list[float]
-    """From when a stage had its first message, and the stage before it was done, to when its last rank was done.
-    The first stage begins when rank 0 begins to encode the step."""
+    """For each stage. It begins when it has its first message and the stage before it is done. It ends with its last
+    rank. The first stage begins when rank 0 begins to encode the step."""
     hops: float
     """Between all stages together."""
     finish: float
-    """From the end of the last stage to when rank 0 had chosen the tokens."""
+    """From the end of the last stage until rank 0 has chosen the tokens."""
 
 
 def run(
@@ -53,9 +53,9 @@ def run(
     tell: Callable[[int, int], None],
     rank_class: type[Rank] = Rank,
 ) -> list[list[Lap]]:
-    """The laps of each step; none of those that the budget has no room for, which are the longest ones.
+    """The laps of each step. The longest steps have none if they do not fit the budget.
 
-    `tell` is called with (steps done, steps in all). Raises ToolkitError when a rank ends before its time.
+    `tell` is called with (steps done, steps in all). Raises ToolkitError when a rank ends early.
     """
     with _started(settings, plans, budget_s, rank_class) as pipes:
         while isinstance(message := _next(pipes, 0), tuple):
@@ -71,46 +71,44 @@ def run(
 
 
 def _next(pipes: Sequence[Connection], rank: int) -> Any:
-    """The next message of a rank. When it has ended instead, the error of whichever rank has said why."""
+    """The next message of a rank. If it has ended, raises the error of the rank that says why."""
     try:
         message = pipes[rank].recv()
     except EOFError:
-        message = ToolkitError(f"rank {rank} of the rehearsal has ended", hint="Its own words are above.")
+        message = ToolkitError(f"rank {rank} of the rehearsal has ended", hint="Its messages are above.")
         for pipe in pipes:
             with contextlib.suppress(EOFError):
                 while pipe.poll():
-                    said = pipe.recv()
-                    message = said if isinstance(said, ToolkitError) else message
+                    last = pipe.recv()
+                    message = last if isinstance(last, ToolkitError) else message
     if isinstance(message, ToolkitError):
         raise message
     return message
 
 
 def _lap(stages: list[list[Span]], chosen: int) -> Lap:
-    at, seconds, hops = stages[0][0][0], list[int](), 0
-    # A rank has sent its result before it comes to its end: on busy cores long before. Its stage is done at the latest
-    # when all ranks of the next one have begun, and then no stage is left without time.
+    at, stage_times, hops = stages[0][0][0], list[int](), 0
+    # A rank sends its result before it ends its step: on busy cores long before. Its stage is done at the latest when
+    # all ranks of the next stage have begun. So every stage gets some time.
     following = [*(max(begin for begin, _ in stage) for stage in stages[1:]), chosen]
     for stage, latest in zip(stages, following, strict=True):
         begin = max(at, min(begin for begin, _ in stage))
         end = min(max(end for _, end in stage), latest)
         hops += begin - at
-        seconds.append(end - begin)
+        stage_times.append(end - begin)
         at = end
-    return Lap([one * 1e-9 for one in seconds], hops * 1e-9, (chosen - at) * 1e-9)
+    return Lap([nanoseconds * 1e-9 for nanoseconds in stage_times], hops * 1e-9, (chosen - at) * 1e-9)
 
 
 @contextlib.contextmanager
 def _started(
     settings: EngineSettings, plans: Sequence[StepPlan], budget_s: float, rank_class: type[Rank]
 ) -> Iterator[list[Connection]]:
-    """A process a rank and the pipe from it; none is left when the block ends, however it ends."""
+    """Start a process for each rank. Gives the pipes from them. When the block ends, no process is left."""
     spawn, ranks = multiprocessing.get_context("spawn"), settings.mapping.ranks
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    pipes, processes = list[Connection](), list[BaseProcess]()
-    # Ctrl-C goes to all processes of a terminal. Ranks keep it blocked, as they are started with it blocked; it comes
-    # to this process alone, which ends them. (The tracker would unblock it, were it started by the first of them.)
+    port, pipes, processes = free_port(), list[Connection](), list[BaseProcess]()
+    # Ctrl-C goes to all processes of a terminal. Ranks are started with it blocked, and keep it blocked. So only this
+    # process gets it, and ends them. (The tracker would unblock it if the first rank started it.)
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -127,7 +125,7 @@ def _started(
         for process in processes:
             process.join(30)
     finally:
-        for process in processes:  # all of them before one can tell that it has lost another
+        for process in processes:  # all of them, before one can report that it has lost another
             process.kill()
         for process in processes:
             process.join()
@@ -143,7 +141,7 @@ def _be_rank(
     rank_class: type[Rank],
     pipe: Connection,
 ) -> None:
-    """What a process does. Sends what it has measured, or the ToolkitError why it could not."""
+    """The work of a rank's process. Sends its times, or the ToolkitError why there are none."""
     try:
         me = rank_class(settings, rank, port)
     except ToolkitError as error:
@@ -153,7 +151,7 @@ def _be_rank(
 
 
 def _follow(me: Rank) -> list[Span]:
-    """What `toolkit.engine.rehearsal.worker.work` does, with a clock: from the message's arrival to the result sent."""
+    """As `toolkit.engine.rehearsal.worker.work`, but timed: from the arrival of a message until the result is sent."""
     spans = list[Span]()
     while not torch.equal((message := me.peers.steps.next())[: len(STOP)], STOP):
         begin = time.monotonic_ns()
@@ -163,7 +161,7 @@ def _follow(me: Rank) -> list[Span]:
 
 
 class _Leader:
-    """Rank 0: has every step computed, and takes note of when."""
+    """Rank 0: has the ranks compute every step, and notes the times."""
 
     def __init__(self, me: Rank, plans: Sequence[StepPlan], pipe: Connection) -> None:
         self.me, self.pipe, self.scheduling = me, pipe, me.settings.scheduling
@@ -171,7 +169,7 @@ class _Leader:
         self.spans, self.order = list[Span](), list[tuple[int, int, bool]]()
 
     def lap(self, index: int, total: int, counts: bool = True) -> float:
-        """Compute a step to its end; its seconds."""
+        """Compute a step to its end. Returns its seconds."""
         begin = time.monotonic_ns()
         own = self.me.compute(encode(self.steps[index], self.scheduling.tokens_per_block))
         self.spans.append((begin, time.monotonic_ns()))
@@ -183,7 +181,7 @@ class _Leader:
 
 
 def _lead(me: Rank, plans: Sequence[StepPlan], budget_s: float, pipe: Connection) -> None:
-    """Every step once to warm up and to see what it costs; then round after round of all that the budget allows."""
+    """Compute every step once, to warm up and to see its cost. Then time those that fit the budget, in rounds."""
     leader = _Leader(me, plans, pipe)
     seconds, total = list[float](), len(plans) * (1 + REPEATS[0])
     for index in range(len(plans)):
@@ -199,7 +197,7 @@ def _lead(me: Rank, plans: Sequence[StepPlan], budget_s: float, pipe: Connection
 
 
 def affordable(seconds: Sequence[float], budget_s: float) -> tuple[list[int], int]:
-    """Which of some steps fit into a budget, the longest left out but never all, and how often each can be timed."""
+    """(the steps that fit a budget, how often each can be timed). The longest steps are skipped, but never all."""
     least, most = REPEATS
     used, chosen = 0.0, list[int]()
     for index in sorted(range(len(seconds)), key=seconds.__getitem__):

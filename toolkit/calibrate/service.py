@@ -1,7 +1,7 @@
-"""The rehearsal in service: the real server with all its ranks, asked by a few users, while its engine logs its steps.
+"""Measures how much longer the steps of a rehearsal take in service, by the number of steps in flight.
 
-Steps take longer there than alone: Triton and its Python models use the same cores, and so do stages that compute at
-once. How much longer, by the number of steps in flight, is what is measured here.
+A few users ask the real server with all its ranks, while its engine logs its steps. There Triton and its Python models
+use the same cores, and so do stages that compute at the same time.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from toolkit.steptimes.step import StepWork
 from toolkit.workload.prompts import QUESTIONS, as_chat
 
 ANSWER = (8, 32)
-"""Tokens of an answer: at least and at most."""
+"""Tokens of an answer: at least, and at most."""
 SELDOM = 0.02
-"""Of the seconds of all steps: numbers in flight that make up less are not looked at."""
+"""Numbers in flight that have less than this part of all step time are ignored."""
 DEADLINE_S = 120.0
 
 
 class Served(NamedTuple):
-    """A step of the engine in service. Seconds of one clock."""
+    """A step of the engine in service, in seconds of one clock."""
 
     begin: float
     end: float
@@ -49,10 +49,10 @@ class Served(NamedTuple):
 def time_service(
     deployment: Deployment, alone: MeasuredSteps, budget_s: float, tell: Callable[[int, int], None]
 ) -> dict[str, Any]:
-    """The fields `crowding` and `outside_seconds` of a calibration file; `alone` says what steps take without Triton.
+    """The fields `crowding` and `outside_seconds` of a calibration file; `alone` has the step times without Triton.
 
     `tell` is called with (numbers of users measured, numbers in all). Raises ToolkitError when the deployment cannot
-    be served, or breaks.
+    be served, or fails.
     """
     levels, users = users_of(deployment), _Users(deployment)
     with tempfile.TemporaryDirectory() as folder:
@@ -61,34 +61,34 @@ def time_service(
             for done, count in enumerate(levels):
                 tell(done, len(levels))
                 users.ask(count, budget_s / len(levels))
-        found = slowdowns(read_steps(log), alone)
+        by_number = slowdowns(read_steps(log), alone)
     return {
-        "crowding": [{"in_flight": number, "slowdown": slowdown} for number, slowdown in found.items()],
+        "crowding": [{"in_flight": number, "slowdown": slowdown} for number, slowdown in by_number.items()],
         "outside_seconds": statistics.median(users.outside),
     }
 
 
 def users_of(deployment: Deployment) -> list[int]:
-    """How many users ask at once: one, doubled, to four for each stage, as far as the engine takes them."""
+    """Numbers of users that ask at once: 1, 2, 4 ... up to four for each stage, within the engine's limit."""
     most = min(4 * deployment.parallel.pp, deployment.limits.max_sequences)
     return [2**n for n in range(most.bit_length())]
 
 
 def read_steps(log: Path) -> list[Served]:
-    """What an engine has written (`toolkit.engine.steplog`)."""
-    found = []
+    """The steps that an engine has logged (`toolkit.engine.steplog`)."""
+    steps = []
     for line in log.read_text(encoding="utf-8").splitlines():
-        step = json.loads(line)
-        plan = StepPlan(tuple(Context(*context) for context in step["contexts"]), tuple(step["generations"]))
-        found.append(Served(step["begin"] * 1e-9, step["end"] * 1e-9, plan.work))
-    return found
+        entry = json.loads(line)
+        plan = StepPlan(tuple(Context(*context) for context in entry["contexts"]), tuple(entry["generations"]))
+        steps.append(Served(entry["begin"] * 1e-9, entry["end"] * 1e-9, plan.work))
+    return steps
 
 
 def slowdowns(steps: Sequence[Served], alone: MeasuredSteps) -> dict[int, float]:
-    """By the number of steps in flight, how many times longer they take than `alone` says.
+    """How many times longer steps take than `alone` says, by the number of steps in flight.
 
-    Each step has had some seconds with each number in flight; the pace at each is what explains best (least squares
-    of relative errors) that it got its work done in these. Numbers that hardly occurred are not among the result.
+    Each step has spent some seconds with each number in flight. The result is the pace at each number that best
+    explains the step times (least squares of relative errors). Numbers that hardly occurred are left out.
     """
     import numpy as np
     from scipy.optimize import nnls
@@ -104,10 +104,10 @@ def slowdowns(steps: Sequence[Served], alone: MeasuredSteps) -> dict[int, float]
 
 
 def _shares(steps: Sequence[Served], alone: MeasuredSteps) -> Iterator[dict[int, float]]:
-    """Of each step, the seconds with each number in flight, each over the seconds that it would take alone."""
+    """For each step: its seconds with each number in flight, divided by the seconds that it would take alone."""
     for step in steps:
         others = [other for other in steps if other.begin < step.end and step.begin < other.end]
-        # Without sharing, those before it would only keep it waiting for the slowest stage.
+        # Without sharing, the steps before it would only make it wait for the slowest stage.
         ahead = sum(other.begin <= step.begin for other in others)
         unshared = max(alone.step_seconds(step.work), ahead * max(alone.stage_seconds(step.work)))
         edges = {max(other.begin, step.begin) for other in others} | {min(other.end, step.end) for other in others}
@@ -119,7 +119,7 @@ def _shares(steps: Sequence[Served], alone: MeasuredSteps) -> Iterator[dict[int,
 
 
 class _Users:
-    """People who ask one question after the other."""
+    """Users who ask one question after the other."""
 
     def __init__(self, deployment: Deployment) -> None:
         self.deployment = deployment
@@ -129,7 +129,7 @@ class _Users:
         self._failure: ToolkitError | None = None
 
     def ask(self, users: int, seconds: float) -> None:
-        """Have so many of them ask for so long."""
+        """Let this many users ask for this long."""
         until = time.monotonic() + seconds
         threads = [threading.Thread(target=self._be_user, args=(until,)) for _ in range(users)]
         for thread in threads:
@@ -163,10 +163,10 @@ class _Users:
 
 
 def _prompts(deployment: Deployment) -> tuple[str, ...]:
-    """Questions that the engine takes with the longest answer; of a very small one, a word."""
+    """Questions that fit the engine with the longest answer. For a very small engine, one word."""
     from tokenizers import Tokenizer
 
-    # The server's own, which is known to be whole.
+    # The server's own tokenizer, which is known to be whole.
     tokenizer = Tokenizer.from_file(str(deployment.repository_dir / "preprocessing/1/tokenizer/tokenizer.json"))
     limits = deployment.limits
     most = min(limits.max_num_tokens, limits.max_seq_len - ANSWER[1])
@@ -175,13 +175,13 @@ def _prompts(deployment: Deployment) -> tuple[str, ...]:
 
 
 def _inside(outputs: dict[str, Any], token: str) -> float:
-    """Seconds from when the engine had the request to its "first_token" or "last_token"."""
+    """Seconds from the arrival of the request at the engine until its "first_token" or "last_token"."""
     return float(outputs[f"{token}_time_ns"] - outputs["arrival_time_ns"]) * 1e-9
 
 
 @contextlib.contextmanager
 def _serving(deployment: Deployment, log: Path) -> Iterator[None]:
-    """The deployment's server while the block runs; its engine writes its steps to `log`."""
+    """Run the deployment's server during the block. Its engine writes its steps to `log`."""
     os.environ[VARIABLE] = str(log)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

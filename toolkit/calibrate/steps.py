@@ -1,4 +1,4 @@
-"""Times of whole steps of a rehearsal, on each of its stages, one step in flight at a time and without Triton."""
+"""Times whole steps of a rehearsal on each of its stages, one step at a time and without Triton."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from toolkit.engine.settings import EngineSettings
 from toolkit.errors import ToolkitError
 from toolkit.files import artifacts
 
-BUSY = "other programs kept {:.1f} cores busy when this began: on a quiet machine steps are faster"
+BUSY = "other programs kept {:.1f} cores busy when this began: steps are faster on a quiet machine"
 MOST_BUSY = 0.3
 
 
 def engine_settings(deployment: Deployment) -> EngineSettings:
-    """Those of the engine that `toolkit build` has made for this deployment. Raises ToolkitError without one."""
+    """The settings of the engine that `toolkit build` made for this deployment. Raises ToolkitError without one."""
     artifacts.require(deployment.engine_dir, "engine", deployment.engine_settings, f"toolkit build {deployment.file}")
     settings = EngineSettings(
         gpt_model_path=deployment.engine_dir,
@@ -43,7 +43,7 @@ def time_steps(
     plans: Sequence[StepPlan] | None = None,
     rank_class: type[Rank] = Rank,
 ) -> dict[str, Any]:
-    """Device, dtype, rows of the `plans` (by default of the whole grid), and the steps left out for lack of time.
+    """Device, dtype, rows for the `plans` (by default the whole grid), and the steps that were too long.
 
     `tell` is called with (steps done, steps in all). Raises ToolkitError without an engine, or when a rank ends.
     """
@@ -57,9 +57,9 @@ def time_steps(
         "device": {**device, "threads": device["cores"] if alone else 1},
         "parallel": {"tp": settings.mapping.tp, "pp": settings.mapping.pp},
         "dtype": "float32",
-        "notes": [BUSY.format(busy)] * (busy > MOST_BUSY),
-        "skipped": [named(plan) for plan, found in zip(plans, laps, strict=True) if not found],
-        "rows": [_row(plan, found) for plan, found in zip(plans, laps, strict=True) if found],
+        "notes": [BUSY.format(busy)] if busy > MOST_BUSY else [],
+        "skipped": [named(plan) for plan, timed in zip(plans, laps, strict=True) if not timed],
+        "rows": [_row(plan, timed) for plan, timed in zip(plans, laps, strict=True) if timed],
         "crowding": [],
         "outside_seconds": 0.0,
     }
@@ -82,12 +82,12 @@ def named(plan: StepPlan) -> str:
 
 
 def _row(plan: StepPlan, laps: list[Lap]) -> dict[str, Any]:
-    """Medians; of the whole step also the mean, because what waits for others has a long tail."""
+    """Medians. For the whole step also the mean: waiting for other ranks has a long tail."""
     whole = list(map(_whole, laps))
     return {
         "kind": plan.kind,
         **plan.work._asdict(),
-        "stage_seconds": [statistics.median(one) for one in zip(*(lap.stages for lap in laps), strict=True)],
+        "stage_seconds": [statistics.median(times) for times in zip(*(lap.stages for lap in laps), strict=True)],
         "hop_seconds": statistics.median(lap.hops for lap in laps),
         "finish_seconds": statistics.median(lap.finish for lap in laps),
         "step_seconds": statistics.median(whole),

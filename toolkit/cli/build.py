@@ -18,27 +18,29 @@ if TYPE_CHECKING:
     "--checkpoint",
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="Build from this TensorRT-LLM checkpoint, whoever wrote it, and convert nothing.",
+    help="Build from this TensorRT-LLM checkpoint, whatever tool wrote it. Convert nothing.",
 )
 @dry_run_option
 def build(deployment: Deployment, checkpoint: Path | None, dry_run: bool) -> None:
-    """Convert, then build the engines: one file a rank.
+    """Convert the model, then build the engines: one file for each rank.
 
-    With engine tensorrt by trtllm-build; --dry-run prints its command, with where each flag comes from. A build that
-    was cut off goes on with the ranks that are left.
+    With engine tensorrt, trtllm-build builds them. --dry-run prints its command, and where each flag comes from. After
+    an interruption the next build goes on with the ranks that are left.
     """
     from toolkit.checkpoint import convert
-    from toolkit.doctor.preflight import check as check_machine
-    from toolkit.engine import build as run
     from toolkit.engine import dry_run as describe
-    from toolkit.engine import require_buildable
+    from toolkit.engine import plan_build, run
     from toolkit.model.tokenizer import foreseen
 
     if dry_run:
         return click.echo(describe(deployment, checkpoint))
-    for line in require_buildable(deployment, checkpoint):
+    plan = plan_build(deployment, checkpoint)
+    for line in plan.lines:
         note(line)
-    check_machine(deployment, "build", note, checkpoint)
+    if plan.needs_gpus:
+        from toolkit.doctor.preflight import check_build
+
+        check_build(plan, note)
     for line in foreseen(deployment.model.path, deployment.shape.vocab_size):
         note(f"warning: {line}")
     if checkpoint is None:
@@ -46,7 +48,7 @@ def build(deployment: Deployment, checkpoint: Path | None, dry_run: bool) -> Non
             converted = convert(deployment, report)
         note("converted" if converted else "already converted from the same source")
     with progress("build", unit="ranks") as report:
-        built = run(deployment, report, checkpoint)
+        built = run(plan, report)
     note("built" if built else "already built from the same checkpoint; nothing to do")
     click.echo(deployment.engine_dir)
     next_command(deployment, "repo")

@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @deployment_options
-@click.option("--output", metavar="FILE", type=click.Path(path_type=Path), help="Write there, not beside the stages.")
+@click.option(
+    "--output",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write the file there, not into the output folder.",
+)
 @click.option("--budget", metavar="SECONDS", type=click.FloatRange(min=1), help="Measure for about this long.")
 @dry_run_option
 @json_option
@@ -22,7 +27,7 @@ def calibrate(deployment: Deployment, output: Path | None, budget: float | None,
     """Measure step times here, for `toolkit plan CONFIG --calibration FILE`.
 
     For GPUs: the layers of the model at each tensor parallel degree, on one GPU (2 minutes). For a rehearsal:
-    whole steps on all its ranks, alone and in service (3 minutes; needs what `toolkit repo` makes).
+    whole steps on all its ranks, alone and in service (3 minutes). That needs the repository of `toolkit repo`.
     """
     from toolkit.calibrate import NAME, planned, save
     from toolkit.calibrate import calibrate as run
@@ -38,7 +43,7 @@ def calibrate(deployment: Deployment, output: Path | None, budget: float | None,
     for text in content.notes:
         note(text)
     if content.skipped:
-        note(f"not timed, for lack of time or memory: {'; '.join(content.skipped)}")
+        note(f"not timed, because time or memory was short: {'; '.join(content.skipped)}")
     if as_json:
         return print_json(content.model_dump(mode="json", exclude_none=True))
     from toolkit.reports.terminal import Terminal

@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     is_flag=False,
     flag_value=Path(),
     type=click.Path(path_type=Path),
-    help="Also write all that tells why it runs or not into one file, to send: versions, logs, locks, reports; "
-    "no weights, no secrets.",
+    help="Also write versions, logs, locks and reports into one file, to send to someone who can help. "
+    "It holds no weights and no secrets.",
 )
 @json_option
 def doctor(deployment: Deployment | None, bundle: Path | None, as_json: bool) -> None:
-    """Compare this machine with what the deployment needs; without CONFIG, with what a rehearsal needs.
+    """Compare this machine with what the deployment needs. Without CONFIG, with what a rehearsal needs.
 
-    GPUs, memory, disk, programs, ports, each ok, a warning or an error with what to do. Changes nothing.
-    Exit codes: 0 no error, 1 errors.
+    Checks GPUs, memory, disk, programs and ports. Each check is ok, a warning, or an error with what to do. Changes
+    nothing. Exit codes: 0 no error, 1 errors.
     """
     from toolkit.doctor import examine
     from toolkit.doctor.bundle import write_bundle

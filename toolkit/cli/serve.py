@@ -24,8 +24,8 @@ def serve(deployment: Deployment, detach: bool, verbose: bool, dry_run: bool) ->
         from toolkit.serve import dry_run as describe
 
         return click.echo(describe(deployment))
-    from toolkit.doctor.preflight import check as check_machine
+    from toolkit.doctor.preflight import check_serve
     from toolkit.serve import serve as run
 
-    check_machine(deployment, "serve", note)
+    check_serve(deployment, note)
     run(deployment, detach=detach, verbose=verbose)

@@ -24,8 +24,8 @@ def up(deployment: Deployment, detach: bool, dry_run: bool) -> None:
         from toolkit.up.dry_run import dry_run as describe
 
         return click.echo(describe(deployment))
-    from toolkit.doctor.preflight import check as check_machine
+    from toolkit.doctor.preflight import check_serve
     from toolkit.up.control import up as run
 
-    check_machine(deployment, "serve", note)
+    check_serve(deployment, note)
     run(deployment, detach=detach)

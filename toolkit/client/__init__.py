@@ -15,9 +15,9 @@ import re
 from urllib.parse import urlsplit
 
 from toolkit.client.base import Client, DeadlineExceeded, Event, Result, ServerFailed, ServerRefused
+from toolkit.client.hosts import can_be_a_host
 from toolkit.client.request import GenerateRequest
 from toolkit.errors import ToolkitError, clipped
-from toolkit.processes import can_be_a_host
 
 __all__ = [
     "Client",

@@ -1,7 +1,7 @@
-"""What this machine has against what a deployment needs.
+"""Compares this machine with what a deployment needs.
 
-`machine` looks (gpus, host, programs, places, topology, kernel, settings), `checks` judges what was seen,
-`report` shows it. `bundle` writes it, and all else that tells why something runs or not, into one file to send.
+`machine` looks at everything, `check_*` judge what it saw, `report` shows it. `preflight` runs the same checks before
+build and serve. `bundle` writes the diagnosis, and all else that explains a failure, into one file to send.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was seen, and every check of it by heading."""
+    """What was seen, and the checks of it, by heading."""
 
     deployment: Deployment | None
     machine: Machine
@@ -33,9 +33,36 @@ class Diagnosis:
 
 
 def examine(deployment: Deployment | None) -> Diagnosis:
-    """Look at this machine and judge it for a deployment; for a rehearsal of anything without one."""
-    from toolkit.doctor.checks import run_checks
+    """Look at this machine and judge it for a deployment, or without one for a rehearsal of anything."""
     from toolkit.doctor.machine import look
 
     machine = look(deployment)
     return Diagnosis(deployment, machine, run_checks(machine, deployment))
+
+
+def run_checks(machine: Machine, deployment: Deployment | None) -> dict[str, list[Check]]:
+    """Every check, under its heading, in the order of the report. Pure: it looks at nothing but its arguments.
+
+    A new check is a function in the RULES of one of these modules.
+    """
+    from toolkit.doctor import (
+        check_deployment,
+        check_faults,
+        check_gpus,
+        check_host,
+        check_links,
+        check_programs,
+        check_settings,
+    )
+
+    headings = {
+        "GPUs": (check_gpus, check_links, check_faults, check_settings),
+        "Host": (check_host,),
+        "Programs": (check_programs,),
+        "Deployment": (check_deployment,),
+    }
+    checks = {
+        heading: [check for module in modules for rule in module.RULES for check in rule(machine, deployment)]
+        for heading, modules in headings.items()
+    }
+    return {heading: lines for heading, lines in checks.items() if lines}

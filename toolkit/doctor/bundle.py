@@ -1,9 +1,8 @@
-"""One file with all that tells why a deployment runs or does not, to send to somebody who can help.
+"""Writes one file with all that explains why a deployment runs or does not, to send to someone who can help.
 
-Its contents are a list of names, each made or read when its turn comes (bundle_contents.py): what the machine's own
-tools print, and what the stages and runs wrote about themselves. What cannot be had is named in MANIFEST.json with the
-reason, and stops nothing. Weights and tokenizers are not on the list; secrets are taken out of every text
-(toolkit/secrecy.py).
+bundle_contents.py lists its contents: the output of the machine's own tools, and what the stages and runs wrote about
+themselves. A part that cannot be read is named in MANIFEST.json with the reason, and the others are still written.
+Weights and tokenizers are not on the list. Secrets are removed from every text (toolkit/secrecy.py).
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ MANIFEST = "MANIFEST.json"
 
 @dataclass(frozen=True)
 class Bundle:
-    """What was written: `files` has a record of each file in it, `missing` why another is not, by name."""
+    """A bundle that was written. `files` has a record of each file; `missing` says why others are not in it."""
 
     path: Path
     files: list[dict[str, Any]] = field(default_factory=list)
@@ -48,14 +47,14 @@ class Bundle:
 
 
 def write_bundle(diagnosis: Diagnosis, target: Path | None = None) -> Bundle:
-    """Write it, to a file named after the deployment and the time unless one is given.
+    """Write a bundle to `target`, or to a file named after the deployment and the time.
 
-    Raises ToolkitError when the file cannot be written; nothing is left then.
+    Raises ToolkitError when the file cannot be written; then no part of it is left.
     """
     now = time.time()
     bundle = Bundle(target or _default(diagnosis, now))
     if not bundle.path.name.endswith(SUFFIX):
-        hint = f"Write CONFIG before --bundle, and a FILE{SUFFIX} behind it or none."
+        hint = f"Write CONFIG before --bundle, and after it a FILE{SUFFIX} or nothing."
         raise ToolkitError(f"--bundle: expected a name that ends in {SUFFIX}", where=bundle.path, hint=hint)
     if bundle.path.is_dir():
         raise ToolkitError("--bundle: is a directory, expected a file", where=bundle.path)
@@ -89,9 +88,9 @@ def _fill(archive: tarfile.TarFile, bundle: Bundle, diagnosis: Diagnosis, now: f
         name = scrub.text(name)
         try:
             text = _scrubbed(source(), scrub)
-        except Exception as error:  # whatever is wrong with one is what the bundle is for: it keeps the others
-            told = error.what if isinstance(error, ToolkitError) else f"{type(error).__name__}: {error}"
-            bundle.missing[name] = scrub.text(told)
+        except Exception as error:  # a bundle is for machines where things fail: the other parts are still written
+            reason = error.what if isinstance(error, ToolkitError) else f"{type(error).__name__}: {error}"
+            bundle.missing[name] = scrub.text(reason)
             continue
         add(name, text)
     made = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(now))
@@ -105,7 +104,7 @@ def _sources(diagnosis: Diagnosis) -> Iterator[Source]:
 
 
 def _scrubbed(content: Any, scrub: Scrubber) -> str:
-    """Text as text, and data, whose strings are scrubbed one by one, as JSON."""
+    """Text as it is, and data as JSON; without secrets."""
     return scrub.text(content) if isinstance(content, str) else _json(scrub.data(content))
 
 

@@ -1,4 +1,4 @@
-"""What a bundle holds: each name, and how its text, or its data for JSON, is had."""
+"""What a bundle holds: each name, and the function that gives its text, or its data for JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from toolkit.doctor import Diagnosis
 
 Source = tuple[str, Callable[[], Any]]
-"""A name in the bundle and what gives its content: text, or data. What it raises is why there is none."""
+"""A name in the bundle, and what gives its content: text or data. An error says why it is missing."""
 
 COMMANDS = {
     "nvidia-smi": ("nvidia-smi",),
@@ -46,9 +46,9 @@ COMMANDS = {
 TIMEOUT_S = 30
 """nvidia-smi -q takes some seconds with eight GPUs, and hangs with a broken one."""
 SHOWN_VARIABLES = ("NCCL_", "CUDA_", "OMPI_", "TRTLLM_", "NVIDIA_", "UCX_")
-"""Variables that are in the bundle with their values; of all others only the names are."""
+"""Variables whose values are in the bundle. Of all others it has only the names."""
 LARGEST = 1 << 20
-"""Bytes of one file. Of a longer log its end is taken; what is worth nothing in parts is left out."""
+"""Bytes of one file. Of a longer log the end is taken; a longer JSON file is left out."""
 MOST_NAMES = 5000
 
 
@@ -68,7 +68,7 @@ def machine_sources(diagnosis: Diagnosis) -> Iterator[Source]:
 
 
 def deployment_sources(deployment: Deployment) -> Iterator[Source]:
-    """The files of every stage and run are those that are there; of each stage one is asked for in any case."""
+    """The files of every stage and run that exist. One of each stage is named even if it is missing."""
     from toolkit.calibrate import NAME as CALIBRATION
     from toolkit.engine.tensorrt.build import log_file
     from toolkit.plan.plan import Plan
@@ -98,7 +98,7 @@ def deployment_sources(deployment: Deployment) -> Iterator[Source]:
 
 
 def _with(folder: Path, expected: list[Path], *patterns: str) -> list[Path]:
-    """The files of these names in the folder, and those that are expected, which may be missing."""
+    """The files in the folder that match, and the expected ones, which may be missing."""
     return sorted({*expected, *(file for pattern in patterns for file in folder.glob(pattern))})
 
 
@@ -107,7 +107,7 @@ def _named(output: Path, file: Path) -> str:
 
 
 def _versions() -> dict[str, Any]:
-    packages = {(found.metadata["Name"] or "?"): found.version for found in importlib.metadata.distributions()}
+    packages = {(package.metadata["Name"] or "?"): package.version for package in importlib.metadata.distributions()}
     return {
         "toolkit": packages.get("toolkit"),
         "python": platform.python_version(),
@@ -125,13 +125,13 @@ def _variables() -> dict[str, Any]:
 
 
 def _output(command: tuple[str, ...]) -> str:
-    """All that a program says, and how it ended unless that was well."""
-    found = shutil.which(command[0])
-    if found is None:
-        raise ToolkitError(f"{command[0]} is not here")
+    """All that a program prints, and its exit status if that is not 0."""
+    program = shutil.which(command[0])
+    if program is None:
+        raise ToolkitError(f"{command[0]} is not on PATH")
     try:
         ended = subprocess.run(
-            [found, *command[1:]],
+            [program, *command[1:]],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -139,15 +139,15 @@ def _output(command: tuple[str, ...]) -> str:
             timeout=TIMEOUT_S,
         )
     except subprocess.TimeoutExpired:
-        raise ToolkitError(f"{' '.join(command)} has said nothing for {TIMEOUT_S} s") from None
+        raise ToolkitError(f"{' '.join(command)} did not end in {TIMEOUT_S} s") from None
     status = f"[exit status {ended.returncode}]\n" if ended.returncode else ""
     return ended.stdout + ended.stderr + status
 
 
 def _end_of(file: Path) -> str:
-    """A text file, or its last lines when it is long."""
+    """A text file, or the last lines of a long one."""
     content, size = _read(file)
-    if size > len(content):  # from the next whole line: half a secret could not be told from other text
+    if size > len(content):  # from the next whole line: half a secret would not be recognised
         content = content.partition(b"\n")[2]
         content = b"[%d bytes before this are left out]\n" % (size - len(content)) + content
     if b"\0" in content[:4096]:
@@ -156,21 +156,21 @@ def _end_of(file: Path) -> str:
 
 
 def _data(file: Path) -> Any:
-    """A JSON file as data; one that is damaged as its text."""
+    """A JSON file as data. A damaged one as text."""
     content, size = _read(file)
     if size > len(content):
         raise ToolkitError(f"has {size} bytes, more than {LARGEST}")
     try:
-        found = json.loads(content)
+        data = json.loads(content)
     except (ValueError, RecursionError):
         return _end_of(file)
-    return found if isinstance(found, (dict, list)) else content.decode("utf-8", errors="replace")
+    return data if isinstance(data, (dict, list)) else content.decode("utf-8", errors="replace")
 
 
 def _read(file: Path) -> tuple[bytes, int]:
-    """The last bytes of a file, and how many it has."""
+    """The last bytes of a file, and its size."""
     if file.is_symlink():
-        raise ToolkitError("is a link, which may lead to anything")
+        raise ToolkitError("is a link, which may lead to any file")
     with open_file(file) as stream:
         size = stream.seek(0, io.SEEK_END)
         stream.seek(max(0, size - LARGEST))
@@ -178,7 +178,7 @@ def _read(file: Path) -> tuple[bytes, int]:
 
 
 def _resolved(deployment: Deployment) -> dict[str, Any]:
-    """Every setting, defaults included, and what follows from them."""
+    """Every setting, defaults included, and what the toolkit derives from them."""
     from dataclasses import asdict
 
     return {
@@ -194,7 +194,7 @@ def _resolved(deployment: Deployment) -> dict[str, Any]:
 
 
 def _names(folder: Path) -> str:
-    """Size and name of everything in the output folder, where the weights are too."""
+    """Size and name of every file in the output folder. It holds the weights too."""
     if not folder.is_dir():
         raise ToolkitError("no such directory")
     names = list(islice(folder.rglob("*"), MOST_NAMES + 1))
@@ -203,7 +203,7 @@ def _names(folder: Path) -> str:
 
 
 def _shown(part: RenderableType) -> str:
-    """As on a terminal, with nothing wrapped: half a secret could not be told from other text."""
+    """As on a terminal, without wrapped lines: half a secret would not be recognised."""
     from toolkit.reports.terminal import Terminal
 
     console = Terminal(file=io.StringIO(), width=100_000, color_system=None)

@@ -1,4 +1,4 @@
-"""What one line of the doctor is, and what the modules of checks share."""
+"""One line of the doctor, and what the modules of checks share."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Status = Literal["ok", "warning", "error"]
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at: what was found, what the deployment needs, what to do if that differs.
+    """One line: what was found, what the deployment needs, and what to do if these differ.
 
-    A warning is what works badly, an error what does not work.
+    A warning works, but badly. An error does not work.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Check:
 
 
 Rule = Callable[[Machine, "Deployment | None"], Iterator[Check]]
-"""Judges one thing: no line where there is nothing to say. Pure: everything it looks at is in its arguments."""
+"""Judges one thing. It yields no line if it has nothing to say. Pure: it looks only at its arguments."""
 
 
 def needs_gpus(deployment: Deployment | None) -> bool:
@@ -39,7 +39,7 @@ def needs_gpus(deployment: Deployment | None) -> bool:
 
 
 def verdict(name: str, good: bool, found: str, needed: str, fix: str, otherwise: Status = "error") -> Check:
-    """A Check that is ok when `good`, and else `otherwise`, with the fix."""
+    """A Check: ok if `good`, else `otherwise` with the fix."""
     return Check(name, "ok", found, needed) if good else Check(name, otherwise, found, needed, fix)
 
 
@@ -54,7 +54,7 @@ def gb(size: float) -> str:
 
 
 def place(path: Path) -> str:
-    """A path as a person would type it here: relative to the working directory where it is below."""
+    """A path as a person would type it: relative if it is below the working directory."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 

@@ -1,4 +1,4 @@
-"""What is where the deployment points: its model, the disks it writes to, its ports. Nothing without one."""
+"""Checks the model of a deployment, the disks that it writes to, its engines and its ports."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from toolkit.doctor.check import Check, Status, gb, needs_gpus, place, verdict
 from toolkit.doctor.check_gpus import of_ranks
 from toolkit.doctor.machine import Machine
 from toolkit.doctor.paths import NO_TOKENIZER, TOKENIZER_FROM
-from toolkit.engine import STAGE, require_buildable
-from toolkit.engine.rehearsal_build import VERSION
+from toolkit.engine import STAGE, plan_build
+from toolkit.engine.rehearsal.build import VERSION
 from toolkit.errors import ToolkitError
 
 if TYPE_CHECKING:
@@ -46,11 +46,11 @@ def disks(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
 
 
 def engines(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
-    """For an engine that cannot be built here, engines from elsewhere are needed. PyTorch has none."""
+    """Whether the engines can be built here. If not, they have to be there. Engine pytorch has none."""
     if machine.places is None or deployment is None or not deployment.kind.engine_files:
         return
     try:
-        require_buildable(deployment)
+        plan_build(deployment, gpus=machine.gpus)
     except ToolkitError as error:
         where = place(deployment.engine_dir)
         made = STAGE in machine.places.made
@@ -58,7 +58,7 @@ def engines(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
 
 
 def built(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
-    """The engine that is there. A rehearsal's is made again in seconds, so a wrong one is no error there."""
+    """Whether the engine is for this deployment. In a rehearsal a wrong one is a warning: it is built in seconds."""
     if machine.places is None or machine.places.built is None or deployment is None or not deployment.kind.engine_files:
         return
     engine = machine.places.built
@@ -75,17 +75,19 @@ def built(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
 
 
 def built_on(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
-    """An engine holds code for the compute capability (SM) that it was built on, and no other."""
+    """Whether the engine was built on GPUs of the same compute capability (SM): it holds code for no other."""
     if machine.places is None or machine.places.built is None or deployment is None or not deployment.kind.vendor_build:
         return
     sm, here = machine.places.built.sm, sorted({gpu.sm for gpu in of_ranks(machine, deployment) if gpu.sm})
     if sm and here:
-        fix = f"Build it on these: toolkit build {deployment.file}; or serve it on GPUs as it was built on."
+        fix = (
+            f"Build it on these: toolkit build {deployment.file}; or serve it on GPUs like those that it was built on."
+        )
         yield verdict("engine SM", here == [sm], f"built on SM {sm}", f"SM {', '.join(here)}, of the GPUs here", fix)
 
 
 def tokenizer(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
-    """All of the model that engines need to be served. Not among the doctor's lines, which judge the whole model."""
+    """The part of the model that serving an engine needs. For the preflight; the doctor judges the whole model."""
     if machine.places is not None and not machine.places.model.tokenizer:
         yield Check("model", "error", f"{place(machine.places.model.path)}: {NO_TOKENIZER}", "", TOKENIZER_FROM)
 

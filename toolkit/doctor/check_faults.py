@@ -1,4 +1,4 @@
-"""Faults that the GPUs have had: memory errors that ECC counted, and Xid lines in the kernel's log."""
+"""Checks the past faults of the GPUs: memory errors that ECC counted, and Xid lines in the kernel's log."""
 
 from __future__ import annotations
 
@@ -33,39 +33,40 @@ HARDWARE = {
     140: "memory error that ECC could not correct",
     154: "the GPU is to be reset, or the machine rebooted",
 }
-"""Xid codes of a GPU or its links. The others are mostly of a program. Source: NVIDIA's Xid catalog, shortened."""
+"""Xid codes that mean a fault of a GPU or its links. Most others mean a fault of a program.
+Source: NVIDIA's Xid catalog, shortened."""
 
 
 def ecc(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
-    """Errors that were not corrected since the driver was loaded: what was computed then may be wrong."""
+    """Memory errors that were not corrected since the driver was loaded. What was computed with them may be wrong."""
     gpus = [gpu for gpu in of_ranks(machine, deployment) if not gpu.problem]
-    told = {gpu.index: gpu.ecc_errors for gpu in gpus if gpu.ecc_errors is not None}
-    broken = {index: errors for index, errors in told.items() if errors}
+    counts = {gpu.index: gpu.ecc_errors for gpu in gpus if gpu.ecc_errors is not None}
+    broken = {index: errors for index, errors in counts.items() if errors}
     if broken:
         numbers = ",".join(map(str, broken))
-        found = f"{sum(broken.values())} errors that were not corrected, on {listed(list(broken))}"
+        found = f"{sum(broken.values())} uncorrected errors, on {listed(list(broken))}"
         yield Check("ECC", _status(deployment), found, "none", RESET.format(gpus=numbers))
-    elif told:
-        yield Check("ECC", "ok", "no error that was not corrected")
+    elif counts:
+        yield Check("ECC", "ok", "no uncorrected error")
     elif gpus and needs_gpus(deployment):
-        yield Check("ECC", "ok", "not told by the driver: off, or this GPU has none")
+        yield Check("ECC", "ok", "unknown: the driver does not say (ECC is off, or this GPU has none)")
 
 
 def xid(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
-    """Since the machine started. The log does not say whether a GPU was reset since: never an error."""
+    """Xid lines since the machine started. Never an error: the log does not say whether a GPU was reset since."""
     gpus = of_ranks(machine, deployment)
     if not machine.kernel.told:
         if gpus and needs_gpus(deployment):
-            yield Check("Xid", "ok", "not told: this user may not read the kernel's log here (dmesg)")
+            yield Check("Xid", "ok", "unknown: this user cannot read the kernel's log (dmesg)")
         return
     on = {bus_of(gpu.bus): gpu.index for gpu in gpus if gpu.bus}
-    # Where NVML told no address, every line may be of one of these GPUs.
+    # If NVML gives no address, every line may be about one of these GPUs.
     lines = [line for line in machine.kernel.xids if line.bus in on or not on]
     codes = Counter(line.code for line in lines)
     broken = sorted({on[line.bus] for line in lines if line.code in HARDWARE and line.bus in on})
     found = ", ".join(f"{number} x {code}{_meaning(code)}" for code, number in sorted(codes.items())) or "none"
     if not any(code in HARDWARE for code in codes):
-        yield Check("Xid", "ok", found if not codes else f"{found}: of programs")
+        yield Check("Xid", "ok", found if not codes else f"{found}: faults of programs")
         return
     where = f" on {listed(broken)}" if broken else ""
     fix = RESET.format(gpus=",".join(map(str, broken)) or "GPU")

@@ -1,4 +1,4 @@
-"""The GPUs against a deployment, one for each rank."""
+"""Checks the GPUs for a deployment: one for each rank."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VISIBLE_GPUS = "visible GPUs"
 MEMORY_TOLERANCE = 0.99
 """Drivers differ in how much of a GPU's memory they show."""
 IDLE_BYTES = GIB // 2
-"""What a GPU may hold that nobody uses: persistence, a monitor."""
+"""Memory in use on an idle GPU: persistence, a monitor."""
 OTHERS = "Stop it (nvidia-smi shows what runs there), or choose other GPUs by CUDA_VISIBLE_DEVICES."
 ON_THE_NODE = (
     "Run this on the GPU node (in a container: docker run --gpus all); "
@@ -49,7 +49,7 @@ def count(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
 
 
 def visible(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
-    """What CUDA_VISIBLE_DEVICES leaves, where serving refuses it, or where it says more than CUDA takes."""
+    """CUDA_VISIBLE_DEVICES, if serving refuses it, or if CUDA ignores a part of it."""
     if deployment is None or not needs_gpus(deployment) or len(machine.gpus.seen) < deployment.all_ranks:
         return
     try:
@@ -74,45 +74,43 @@ def opened(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
 
 
 def model(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
-    """The kind of GPU: engines run only on the kind that they were built for."""
+    """The kind of GPU. Engines run only on the kind that they were built for."""
     kinds = sorted({kind(gpu.name) for gpu in of_ranks(machine, deployment) if not gpu.problem})
     if deployment is None or not needs_gpus(deployment) or not kinds:
         return
-    wanted, found = deployment.hardware.gpu.lower(), ", ".join(kinds)
-    if wanted == "none":  # the YAML of a rehearsal, tried with another engine
-        yield Check("GPU kind", "warning", found, "", "Say in the YAML what it is planned for: hardware.gpu.")
+    planned, found = deployment.hardware.gpu.lower(), ", ".join(kinds)
+    if planned == "none":  # the YAML of a rehearsal, tried with another engine
+        yield Check("GPU kind", "warning", found, "", "Name the GPU in the YAML: hardware.gpu.")
         return
     fix = f"Set hardware.gpu and gpu_memory_gib to what is here, then: toolkit plan {deployment.file}"
-    same_chip = all(_chip(kind) == _chip(wanted) for kind in kinds)
-    good = same_chip and (kinds == [wanted] or wanted == _chip(wanted))
-    yield verdict("GPU kind", good, found, wanted, fix, "warning" if same_chip else "error")
+    same_chip = all(_chip(kind) == _chip(planned) for kind in kinds)
+    good = same_chip and (kinds == [planned] or planned == _chip(planned))
+    yield verdict("GPU kind", good, found, planned, fix, "warning" if same_chip else "error")
 
 
 def memory(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     """Check that each GPU has the memory that the deployment counts on."""
     gpus = [gpu for gpu in of_ranks(machine, deployment) if not gpu.problem]
-    told = [gpu.memory_bytes for gpu in gpus if gpu.memory_bytes is not None]
+    sizes = [gpu.memory_bytes for gpu in gpus if gpu.memory_bytes is not None]
     if not gpus:
         return
-    found = f"{gib(min(told))} each" if told else "not told by the driver (shared with the host, or MIG)"
-    if told and max(told) - min(told) > GIB:
-        found = f"{gib(min(told))} to {gib(max(told))}"
+    found = f"{gib(min(sizes))} each" if sizes else "unknown: the driver does not say (shared with the host, or MIG)"
+    if sizes and max(sizes) - min(sizes) > GIB:
+        found = f"{gib(min(sizes))} to {gib(max(sizes))}"
     if deployment is None or not needs_gpus(deployment):
         yield Check("GPU memory", "ok", found)
         return
-    wanted = deployment.hardware.gpu_memory_gib
-    needed = f"{wanted} GiB (hardware.gpu_memory_gib)"
-    if not told:
-        yield Check(
-            "GPU memory", "warning", found, needed, "Look up what the GPU has; the plan cannot be checked here."
-        )
+    planned = deployment.hardware.gpu_memory_gib
+    needed = f"{planned} GiB (hardware.gpu_memory_gib)"
+    if not sizes:
+        yield Check("GPU memory", "warning", found, needed, "Look up the GPU's memory: it cannot be checked here.")
         return
     fix = f"Correct hardware.gpu_memory_gib, then see what fits: toolkit plan {deployment.file}"
-    yield verdict("GPU memory", min(told) >= wanted * GIB * MEMORY_TOLERANCE, found, needed, fix)
+    yield verdict("GPU memory", min(sizes) >= planned * GIB * MEMORY_TOLERANCE, found, needed, fix)
 
 
 def in_use(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
-    """By others than the deployment itself. Too little left is an error, less than expected a warning."""
+    """Memory that other programs use. Too little free memory is an error, other use a warning."""
     if machine.places is not None and machine.places.running and needs_gpus(deployment):
         yield Check("in use", "ok", f"by this deployment, which is running (process {machine.places.running})")
         return
@@ -124,7 +122,7 @@ def in_use(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
 
 
 def use_of(gpus: Sequence[Gpu], planned: Mapping[int, int] | None) -> Iterator[Check]:
-    """By whom they are used, against the bytes that each is to have free; None: nothing is needed of them."""
+    """Who uses these GPUs. `planned` has the bytes that each must have free; None if nothing is needed."""
     used = {gpu: gpu.used_bytes for gpu in gpus if (gpu.used_bytes or 0) > IDLE_BYTES}
     if not used:
         if any(gpu.used_bytes is not None for gpu in gpus):
@@ -167,7 +165,7 @@ def driver(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     yield verdict("driver", new, found, needed, fix)
     cuda = _first_two(gpus.cuda)
     if new and cuda and cuda < _first_two(image.cuda):
-        fix = "Another libcuda is found before the driver's: look at LD_LIBRARY_PATH and at what ldconfig -p lists."
+        fix = "Another libcuda is loaded instead of the driver's: look at LD_LIBRARY_PATH and at ldconfig -p."
         yield Check("CUDA", "error", gpus.cuda, f"{_shown(image.cuda)} or newer, as this driver can", fix)
 
 
@@ -175,13 +173,13 @@ RULES = (count, visible, opened, model, memory, in_use, mig, driver)
 
 
 def kind(name: str) -> str:
-    """NVML's name of a GPU as hardware.gpu spells it: `NVIDIA H100 80GB HBM3` is `h100-sxm`."""
+    """NVML's name of a GPU, as hardware.gpu spells it: `NVIDIA H100 80GB HBM3` is `h100-sxm`."""
     chip = re.search(r"\b(?:RTX )?[A-Z]{0,2}\d{1,4}[A-Z]?\b", name.removeprefix("NVIDIA "))
     if chip is None:
         return name.lower()
     forms = {"nvl": "NVL", "pcie": "PCIe", "sxm": "SXM"}
     form = next((form for form, mark in forms.items() if mark in name), "")
-    if not form and chip[0] in ("H100", "H200", "B200"):  # NVIDIA names the form only where it is not SXM
+    if not form and chip[0] in ("H100", "H200", "B200"):  # NVIDIA names the form only if it is not SXM
         form = "sxm"
     return chip[0].lower().replace(" ", "-") + (f"-{form}" if form else "")
 
@@ -200,7 +198,7 @@ def _chip(kind: str) -> str:
 
 
 def of_ranks(machine: Machine, deployment: Deployment | None) -> tuple[Gpu, ...]:
-    """Those that a deployment would use, in the order of its ranks; all of them where none would be."""
+    """The GPUs that a deployment would use, in the order of its ranks. All GPUs if it uses none."""
     if deployment is None or not needs_gpus(deployment):
         return machine.gpus.seen
     return tuple(gpus_of_ranks(machine, deployment))
@@ -214,7 +212,7 @@ def _holders(gpus: list[Gpu]) -> str:
 
 
 def _planned_bytes(machine: Machine, deployment: Deployment) -> dict[int, int]:
-    """By the GPU's number; the plan knows ranks."""
+    """The bytes that the plan needs on each GPU, by its number."""
     plan, gpus = plan_memory(deployment), gpus_of_ranks(machine, deployment)
     of_rank = {rank: plan.used_bytes(stage) for stage in plan.stages for rank in stage.gpus}
     return {gpu.index: of_rank[number % len(of_rank)] for number, gpu in enumerate(gpus)}

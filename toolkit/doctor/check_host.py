@@ -1,4 +1,4 @@
-"""Cores, memory, shared memory and limits of the machine, and how much of them this process may take."""
+"""Checks cores, memory, shared memory and limits, and how much of them this process can use."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment
 
 FILES_OF_A_SERVER = 1024
-"""Files that a tritonserver has open without clients: libraries, devices, pipes (rounded up generously)."""
+"""Files that a tritonserver without clients has open: libraries, devices, pipes (rounded up generously)."""
 TYPICAL_RANKS = 8
-"""Of a rehearsal of which no more is known: those of the flagship."""
+"""Ranks of a rehearsal without a deployment: as many as the flagship has."""
 
 
 def cores(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
@@ -31,11 +31,11 @@ def cores(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
         yield Check("cores", "ok", found)
     elif not deployment.kind.on_gpus:
         ranks = deployment.all_ranks
-        fix = "It works, and is slow: the ranks share the cores. Fewer ranks are faster: parallel: {tp: 1, pp: 1}"
+        fix = "It works, but slowly: the ranks share the cores. Fewer ranks are faster: parallel: {tp: 1, pp: 1}"
         yield verdict("cores", host.usable_cores >= ranks, found, f"{ranks}, one for each rank", fix, "warning")
     else:
         ranks, each = deployment.all_ranks, deployment.hardware.cores_per_gpu
-        fix = "It works, and may keep the GPUs waiting. Give the container or the job more cores."
+        fix = "It works, but the GPUs may wait for the cores. Give the container or the job more cores."
         needed = f"{ranks * each} = {ranks} GPUs x {each} (hardware.cores_per_gpu)"
         yield verdict("cores", host.usable_cores >= ranks * each, found, needed, fix, "warning")
 
@@ -64,10 +64,10 @@ def memory(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
 
 
 def _memory_of_the_node(host: Host, deployment: Deployment, found: str) -> Check:
-    wanted = deployment.hardware.host_memory_gb
-    needed = f"{gib(wanted * 1e9)} (hardware.host_memory_gb: {wanted:g})"
+    planned = deployment.hardware.host_memory_gb
+    needed = f"{gib(planned * 1e9)} (hardware.host_memory_gb: {planned:g})"
     fix = "Use a machine with more, or raise the container's limit."
-    return verdict("memory", host.usable_memory_bytes >= wanted * 1e9, found, needed, fix)
+    return verdict("memory", host.usable_memory_bytes >= planned * 1e9, found, needed, fix)
 
 
 def shared_memory(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
@@ -75,13 +75,13 @@ def shared_memory(machine: Machine, deployment: Deployment | None) -> Iterator[C
     size = machine.places.shared_memory_bytes if machine.places else TYPICAL_RANKS * REHEARSAL_SEGMENT_BYTES
     host = machine.host
     found = f"{gib(host.shm_free_bytes)} free of {gib(host.shm_bytes)}" if host.shm_bytes else "is not mounted"
-    fix = "Remove what is left there, or make it larger (docker run --shm-size=2g)."
+    fix = "Remove old files there, or make it larger (docker run --shm-size=2g)."
     running = machine.places is not None and machine.places.running is not None
     yield verdict("/dev/shm", running or host.shm_free_bytes >= size, found, gib(size), fix)
 
 
 def limits(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
-    """Every request in flight or in the queue holds a connection, which is an open file.
+    """Limits of locked memory, stack and open files. Every request that runs or waits holds a connection, an open file.
 
     NVIDIA starts its containers with --ulimit memlock=-1 --ulimit stack=67108864.
     """

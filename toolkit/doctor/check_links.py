@@ -1,4 +1,4 @@
-"""Where the ranks run, and how their GPUs reach each other there."""
+"""Checks on which GPUs the ranks run, and how these GPUs reach each other."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def nvlink(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
-    """Between the ranks of each tensor parallel group: they exchange every layer's result."""
+    """NVLink between the ranks of each tensor parallel group: they exchange the result of every layer."""
     links, chosen = topology(machine), _chosen(machine, deployment)
     if deployment is None or chosen is None:
         ways = Counter(links.way(a, b) for a, b in combinations(links.gpus, 2))
@@ -45,15 +45,15 @@ def nvlink(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
 
 def _without_nvlink(machine: Machine, deployment: Deployment, chosen: Placement, links: Topology) -> tuple[Status, str]:
     if _slower(chosen, links):
-        return "warning", "It works, and is slow. Other GPUs of this machine are joined better: see below."
+        return "warning", "It works, but slowly. Other GPUs of this machine have faster links: see below."
     if any(kind(gpu.name).endswith("-sxm") for gpu in gpus_of_ranks(machine, deployment)):
         fix = "SXM GPUs have NVLink, so it is down: systemctl status nvidia-fabricmanager; nvidia-smi nvlink -s"
         return "error", fix
-    return "warning", "It works, and is slow. Lower parallel.tp and raise parallel.pp, or use GPUs with NVLink."
+    return "warning", "It works, but slowly. Lower parallel.tp and raise parallel.pp, or use GPUs with NVLink."
 
 
 def placement(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
-    """The GPUs and layers of each stage, and whether others of this machine would do better."""
+    """The GPUs and layers of each stage, and whether other GPUs of this machine would be faster."""
     chosen, links = _chosen(machine, deployment), topology(machine)
     if deployment is None or chosen is None:
         return
@@ -62,21 +62,22 @@ def placement(machine: Machine, deployment: Deployment | None) -> Iterator[Check
     if slower := _slower(chosen, links):
         mine, best, gpus = slower
         is_on = f"{chosen.stage(mine)} is on {group_text(mine, links)}"
-        needed = f"{links.worst(best)}, as other GPUs of this machine have it"
+        needed = f"{links.worst(best)}, which other GPUs of this machine have"
         if links.source != TABLE:
-            found = f"GPUs in their order, as {TABLE} tells nothing: {is_on}"
-            yield Check("placement", "warning", found, needed, f"Look why {TABLE} fails: ranks are placed by it.")
+            found = f"GPUs in their order, because {TABLE} gives no table: {is_on}"
+            yield Check(
+                "placement", "warning", found, needed, f"Find out why {TABLE} fails: ranks are placed by its table."
+            )
         else:
-            fix = f"Unset it, or let it leave GPUs {', '.join(map(str, gpus))}; the ranks are placed on them then."
+            fix = f"Unset it, or let it leave GPUs {', '.join(map(str, gpus))}: then the ranks are placed on them."
             found = f"{VISIBLE}={visible_devices(machine.settings)}: {is_on}"
             yield Check(VISIBLE_GPUS, "warning", found, needed, fix)
 
 
 def _slower(chosen: Placement, links: Topology) -> tuple[Group, Group, list[int]] | None:
-    """What all GPUs of the machine would do better, None where nothing.
+    """The slowest group that a placement on all GPUs would make faster, that better group, and the GPUs to use.
 
-    The slowest group that has a faster one in the best placement on all, that one, and the GPUs of that placement. Only
-    links count: what a NUMA node more costs is little beside them.
+    None if there is none. Only links count: compared with them, crossing NUMA nodes costs little.
     """
     best = place(chosen.mapping, links, chosen.replicas)
     for mine, other in zip(_slowest_first(chosen, links), _slowest_first(best, links), strict=True):
@@ -91,20 +92,20 @@ def _slowest_first(placement: Placement, links: Topology) -> list[Group]:
 
 
 def peers(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
-    """Direct access (P2P) between GPUs that exchange something, where NVML tells of it."""
+    """Direct access (P2P) between GPUs that exchange data, if NVML tells of it."""
     chosen = _chosen(machine, deployment)
     if chosen is None:
         return
     inside = [pair for group in chosen.groups for pair in combinations(group, 2)]
-    told = {pair: machine.gpus.peers(*pair) for pair in dict.fromkeys([*inside, *chosen.hops()])}
-    refused = [pair for pair, allowed in told.items() if allowed is False]
-    if not any(allowed is not None for allowed in told.values()):
+    access = {pair: machine.gpus.peers(*pair) for pair in dict.fromkeys([*inside, *chosen.hops()])}
+    refused = [pair for pair, allowed in access.items() if allowed is False]
+    if not any(allowed is not None for allowed in access.values()):
         return
-    found = f"{sum(allowed is True for allowed in told.values())} of the {len(told)} pairs that exchange data"
+    found = f"{sum(allowed is True for allowed in access.values())} of the {len(access)} pairs that exchange data"
     if refused:
         found += f"; through host memory: GPUs {', '.join(f'{a}-{b}' for a, b in refused)}"
-    fix = "It works, and is slow. See nvidia-smi topo -p2p w; on PCIe turn off ACS and the IOMMU in the BIOS."
-    # Stages hand on little: only inside a stage it is felt.
+    fix = "It works, but slowly. See nvidia-smi topo -p2p w. On PCIe turn off ACS and the IOMMU in the BIOS."
+    # Stages pass little data on, so only missing P2P inside a stage matters.
     yield verdict("P2P", not set(refused) & set(inside), found, "it between the GPUs of each stage", fix, "warning")
 
 
@@ -112,7 +113,7 @@ RULES = (nvlink, placement, peers)
 
 
 def _chosen(machine: Machine, deployment: Deployment | None) -> Placement | None:
-    """None where nothing runs on GPUs, and where serving refuses to start, which other lines tell."""
+    """None if nothing runs on GPUs, or if serving refuses to start. Other lines say why."""
     if deployment is None or not needs_gpus(deployment):
         return None
     try:

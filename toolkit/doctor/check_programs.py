@@ -1,4 +1,4 @@
-"""The programs and packages: whether they are there, and of versions that fit each other."""
+"""Checks that the programs and packages are there, in versions that fit each other."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from toolkit.runtime.images import advised
 if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment
 
-"""The backend of tritonserver that runs each engine."""
 IN_THE_IMAGE = "Run it in the image: docker run --gpus all --net host --shm-size=2g --ulimit memlock=-1 "
 IN_THE_IMAGE += "--ulimit stack=67108864 --ulimit nofile=65536 -it {}"
 
 
 def container(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
-    """With it, tritonserver, mpirun and tensorrt-llm are those of the image."""
+    """The container. With one, tritonserver, mpirun and tensorrt-llm are those of the image."""
     found = machine.programs.container
     if found is not None and deployment is not None:
         problem = found.problem.removeprefix(f"{deployment.file}: ").removeprefix("runtime.kind: ")
@@ -65,16 +64,16 @@ def mpirun(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
         yield Check("mpirun", "error", programs.mpirun.problem, "", programs.mpirun.fix)
     else:
         fix = IN_THE_IMAGE.format(advised(deployment))
-        yield Check("mpirun", "warning", "not here; the NGC image has one", "", fix)
+        yield Check("mpirun", "warning", "not here, but the NGC image has it", "", fix)
 
 
 def tensorrt_llm(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     """Check that an installed TensorRT-LLM has the deployment's version."""
     found = machine.programs.packages.get("tensorrt-llm")
     if machine.programs.container is None and found is not None and deployment is not None and needs_gpus(deployment):
-        wanted = deployment.engine_options.version
-        fix = f"Use {advised(deployment)}, or set engine.version to what is here."
-        yield verdict("tensorrt-llm", found.partition("+")[0] == wanted, found, wanted, fix)
+        needed = deployment.engine_options.version
+        fix = f"Use {advised(deployment)}, or set engine.version to {found.partition('+')[0]}."
+        yield verdict("tensorrt-llm", found.partition("+")[0] == needed, found, needed, fix)
 
 
 def _kind(deployment: Deployment | None) -> EngineKind:

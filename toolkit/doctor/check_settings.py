@@ -1,4 +1,4 @@
-"""What NCCL and CUDA are told, against what is good on one node: mostly nothing, as NCCL finds NVLink by itself."""
+"""Checks the settings of NCCL and CUDA. On one node the best are usually none: NCCL finds NVLink by itself."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HARMFUL: dict[str, tuple[Callable[[str], bool], str]] = {
 }
 """(which values harm, what they do). Source: Environment Variables in NCCL's guide; CUDA's programming guide."""
 WORTH_IT = {"NCCL_DEBUG": ("WARN", "says why, where a start fails")}
-"""Settings that cost nothing. On one NVLink node every other default is right."""
+"""Useful settings that cost nothing. On one NVLink node every other default is right."""
 
 
 def settings(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:

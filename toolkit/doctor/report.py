@@ -1,4 +1,4 @@
-"""A diagnosis as a person reads it and as a machine does."""
+"""A diagnosis as text for people, and as data."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def doctor_data(diagnosis: Diagnosis) -> dict[str, Any]:
 
 
 def doctor_text(diagnosis: Diagnosis) -> RenderableType:
-    """The checks for a terminal of 100 columns, worst said last."""
+    """The checks for a terminal of 100 columns, and at the end what they mean together."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -65,7 +65,7 @@ def _title(diagnosis: Diagnosis) -> Text:
 def _finding(check: Check) -> Text:
     from rich.text import Text
 
-    # Text and not markup: what is found may hold [brackets].
+    # Text, not markup: the finding may hold [brackets].
     text = Text(printable(check.found))
     if check.needed:
         text.append(f"; needs {check.needed}")

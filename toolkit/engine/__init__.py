@@ -9,72 +9,68 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit.config.capabilities import check_can_be_made
 from toolkit.errors import ToolkitError
 
 if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment
+    from toolkit.engine.build_plan import BuildPlan
+    from toolkit.machine.gpus import Gpus
 
 STAGE = "engine"
+Progress = Callable[[int, int], None]
+"""Called with (ranks done, ranks in all)."""
 
 
-def build(
-    deployment: Deployment,
-    progress: Callable[[int, int], None] | None = None,
-    checkpoint: Path | None = None,
-) -> bool:
-    """Write `deployment.engine_dir` from `deployment.checkpoint_dir`, or from a `checkpoint` of another tool.
+def plan_build(deployment: Deployment, checkpoint: Path | None = None, gpus: Gpus | None = None) -> BuildPlan:
+    """Decide the build before hours of conversion. `checkpoint` is one of another tool: then nothing is converted.
 
-    True when it was written now, False when it was current. `progress` is called with (ranks done, ranks in
-    all). Raises ToolkitError when the checkpoint is not that of this deployment, or the engine cannot be built here.
+    `gpus` are those of this machine, if NVML was asked already. Raises ToolkitError for an engine that cannot be built
+    here. What is wrong in the YAML comes before what the machine lacks.
     """
-    progress = progress or (lambda done, total: None)
-    if not deployment.kind.on_gpus:
-        from toolkit.engine.rehearsal_build import build_rehearsal
+    from toolkit.config.capabilities import check_can_be_made
+    from toolkit.engine.build_plan import BuildPlan
 
-        return build_rehearsal(deployment, progress, checkpoint)
-    _refuse_pytorch(deployment)
-    from toolkit.engine.tensorrt.build import build_tensorrt
-
-    return build_tensorrt(deployment, progress, checkpoint)
-
-
-def require_buildable(deployment: Deployment, checkpoint: Path | None = None) -> list[str]:
-    """What the build is told, a line for each flag. Raises ToolkitError for an engine that cannot be built here.
-
-    To be asked before hours of conversion. With a `checkpoint` nothing is converted.
-    """
-    _refuse_pytorch(deployment)
+    _require_engine_files(deployment)
     if checkpoint is None:
         check_can_be_made(deployment)
-    if not deployment.kind.on_gpus:
-        return []
-    from toolkit.engine.tensorrt.build import check_flags, require_program, tensorrt_flags
-    from toolkit.engine.tensorrt.flags import sources
+    if not deployment.kind.vendor_build:
+        return BuildPlan(deployment, checkpoint)
+    from toolkit.engine.tensorrt.plan import plan_tensorrt
 
-    check_flags(deployment)
-    require_program(deployment)
-    return sources(tensorrt_flags(deployment))
+    return plan_tensorrt(deployment, checkpoint, gpus)
 
 
-def is_built(deployment: Deployment) -> bool:
-    """Whether the engine is there, whole, and made from the checkpoint that is there. For engine tensorrt."""
-    from toolkit.engine.tensorrt.build import is_built_tensorrt
+def run(plan: BuildPlan, progress: Progress | None = None) -> bool:
+    """Write the engine directory. True if it was written now, False if it was current.
 
-    return deployment.kind.vendor_build and is_built_tensorrt(deployment)
+    Raises ToolkitError when the checkpoint is not that of this deployment, or when the build fails.
+    """
+    progress = progress or (lambda done, total: None)
+    if not plan.deployment.kind.vendor_build:
+        from toolkit.engine.rehearsal.build import build_rehearsal
+
+        return build_rehearsal(plan, progress)
+    from toolkit.engine.tensorrt.build import build_tensorrt
+
+    return build_tensorrt(plan, progress)
+
+
+def build(deployment: Deployment, progress: Progress | None = None, checkpoint: Path | None = None) -> bool:
+    """Plan and run in one call."""
+    return run(plan_build(deployment, checkpoint), progress)
 
 
 def dry_run(deployment: Deployment, checkpoint: Path | None = None) -> str:
-    """The build as a shell script, with where each flag comes from. Raises ToolkitError as `build` would for flags."""
-    _refuse_pytorch(deployment)
-    if not deployment.kind.on_gpus:
+    """The build as a shell script, with where each flag comes from. Raises ToolkitError for a mistake in the YAML."""
+    _require_engine_files(deployment)
+    if not deployment.kind.vendor_build:
         return f"# A rehearsal's engine is its checkpoint's files and config.json, in {deployment.engine_dir}."
-    from toolkit.engine.tensorrt.build import script
+    from toolkit.engine.tensorrt.plan import script
 
-    return script(deployment, checkpoint or deployment.checkpoint_dir)
+    return script(deployment, checkpoint)
 
 
-def _refuse_pytorch(deployment: Deployment) -> None:
+def _require_engine_files(deployment: Deployment) -> None:
     if not deployment.kind.engine_files:
-        what = "engine: pytorch has no engines to build: it loads the model itself"
+        what = f"engine: {deployment.engine} needs no build step (TensorRT-LLM loads the Hugging Face model directly)"
         raise ToolkitError(what, where=deployment.file, hint=f"Go on with: toolkit repo {deployment.file}")

@@ -1,4 +1,4 @@
-"""What a request may ask for: the inputs of the tensorrt_llm model.
+"""What a request can ask for: the inputs of the tensorrt_llm model.
 
 docs/reference/sampling.md has the accepted values in one table, with NVIDIA's source for each.
 """
@@ -18,12 +18,12 @@ Word = tuple[int, ...]
 
 
 def _unless_positive(value: Any) -> Any:
-    """None for 0 and less, as NVIDIA's backend reads top_p: its clients always send it, 0 when unused."""
+    """None for 0 and less, as NVIDIA's backend reads top_p. Its clients always send top_p, as 0 when unused."""
     return None if value is not None and value <= 0 else value
 
 
 def _finite(bias: NDArray[Any] | None) -> NDArray[Any] | None:
-    """Raises InputRefused for NaN or infinity in a bias: the executor takes them, and the answer is noise."""
+    """Raise InputRefused for NaN or infinity in a bias. The executor would accept them and answer noise."""
     if bias is not None and not np.isfinite(bias).all():
         (place,) = np.argwhere(~np.isfinite(bias))[0]
         raise InputRefused(f"embedding_bias: {bias[place]} for token {place}", hint="Give a finite number.")
@@ -33,8 +33,8 @@ def _finite(bias: NDArray[Any] | None) -> NDArray[Any] | None:
 class GenerationRequest(BaseModel):
     """A request, with names and defaults of TensorRT-LLM 1.2.
 
-    The most likely token is taken, whatever the temperature, unless runtime_top_k > 1 or runtime_top_p ask
-    for a draw. Any token id is taken: those outside the vocabulary give an unspecified answer.
+    Decoding is greedy, whatever the temperature, unless runtime_top_k > 1 or runtime_top_p asks for sampling. Any
+    token id is accepted: ids outside the vocabulary give an unspecified answer.
     """
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
@@ -70,8 +70,7 @@ class GenerationRequest(BaseModel):
     beam_search_diversity_rate: Annotated[float, Field(ge=0)] = 0.0
 
     def check(self, vocab_size: int, max_sequences: int) -> None:
-        """Raises InputRefused for what the model cannot do: an end_id or a bias of another vocabulary, or more
-        sequences than can run at once."""
+        """Raise InputRefused for an end_id or bias of another vocabulary, or for more sequences than can run."""
         if self.num_return_sequences > max_sequences:
             raise InputRefused(
                 f"num_return_sequences: expected at most {max_sequences}, got {self.num_return_sequences}"

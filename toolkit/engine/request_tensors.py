@@ -1,4 +1,4 @@
-"""From the tensors of a Triton request to what it asks for: one GenerationRequest for each row of input_ids."""
+"""Reads the tensors of a Triton request: one GenerationRequest for each row of input_ids."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ NOT_REHEARSED = (
     *("draft_", "lora_", "guided_decoding_", "prompt_embedding_", "encoder_", "lookahead_", "mrope_"),
     *("cross_attention_", "return_context_logits", "return_generation_logits"),
 )
-"""What would change the answer, and is not there in a rehearsal, by the beginnings of the names."""
+"""Beginnings of the names of inputs that would change the answer, and that a rehearsal does not have."""
 
 
 def requests_of(tensors: dict[str, NDArray[Any]]) -> list[GenerationRequest]:
-    """Each tensor has a row for each request; empty tensors count as not given.
+    """Each tensor has a row for each request. An empty tensor counts as absent.
 
-    Raises InputRefused naming what is wrong.
+    Raises InputRefused with the name of the tensor that is wrong.
     """
-    given = {name: tensor for name, tensor in tensors.items() if tensor.size}
-    count = len(given.get("input_ids", [()]))
-    for name, tensor in given.items():
+    present = {name: tensor for name, tensor in tensors.items() if tensor.size}
+    count = len(present.get("input_ids", [()]))
+    for name, tensor in present.items():
         if name.startswith(NOT_REHEARSED) and any(tensor.flat):
             raise InputRefused(f"{name}: is not available in a rehearsal")
         if len(tensor) != count:
             raise InputRefused(f"{name}: has {len(tensor)} rows", hint=f"Send {count}, one for each prompt.")
-    return [_request({name: tensor[row] for name, tensor in given.items()}) for row in range(count)]
+    return [_request({name: tensor[row] for name, tensor in present.items()}) for row in range(count)]
 
 
 def _request(row: dict[str, NDArray[Any]]) -> GenerationRequest:

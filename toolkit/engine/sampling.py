@@ -13,15 +13,15 @@ from torch import Tensor
 from toolkit.engine.request import GenerationRequest, Word
 
 FIRST_LOOK = 1024
-"""How many of the most likely tokens top-p looks at before it has the whole vocabulary sorted."""
+"""How many of the most likely tokens top-p tries before it sorts the whole vocabulary."""
 MOST_TOP_K = 1024
-"""TensorRT-LLM draws from at most this many tokens, for any larger top_k (TOP_K_MAX)."""
+"""The largest top_k of TensorRT-LLM; a larger one counts as this (TOP_K_MAX)."""
 GREEDY_BELOW = 1e-6
-"""At a temperature below this the most likely token is taken. TensorRT-LLM adds as much to every temperature."""
+"""Below this temperature decoding is greedy. TensorRT-LLM adds this much to every temperature."""
 
 
 class Sampler:
-    """Chooses the tokens of one sequence. Its state is its own: other sequences of a batch change nothing."""
+    """Chooses the tokens of one sequence. Other sequences of the batch do not change its choice."""
 
     def __init__(self, request: GenerationRequest, seed: int) -> None:
         self.request, self.prompt_length = request, len(request.input_ids)
@@ -38,7 +38,7 @@ class Sampler:
         ]
         adjusted = self.penalised or request.min_tokens or request.bad_words_list or self.bias is not None
         self.plain = self.greedy and not adjusted and not request.return_log_probs
-        """Whether the argmax of the logits as they are is all that is asked for."""
+        """Whether the argmax of the unchanged logits is the answer."""
         self._counts, self._counted = torch.zeros(0), 0
 
     def next(self, logits: Tensor, tokens: list[int]) -> tuple[int, float | None]:
@@ -58,10 +58,7 @@ class Sampler:
         return token in self.ends_alone or (enough and token in _last_ids(self.request.stop_words_list, tokens))
 
     def adjusted(self, logits: Tensor, tokens: list[int]) -> Tensor:
-        """Logits after all steps before top-k and top-p.
-
-        In float64, so that no float32 inputs overflow.
-        """
+        """Logits after all steps before top-k and top-p. In float64, so that no float32 input overflows."""
         request, size = self.request, len(logits)
         logits = logits.to(torch.float64, copy=True)
         if self.bias is not None:
@@ -79,7 +76,7 @@ class Sampler:
         return logits
 
     def _occurrences(self, tokens: list[int], size: int) -> Tensor:
-        """How often each id is in `tokens`, which only grow: each is counted once."""
+        """How often each id occurs in `tokens`. They only grow, so each token is counted once."""
         known = _known(tokens[self._counted :], size)
         new = torch.bincount(torch.tensor(known, dtype=torch.long), minlength=size)
         self._counts = self._counts + new if self._counted else new
@@ -87,20 +84,20 @@ class Sampler:
         return self._counts
 
     def _draw(self, logits: Tensor) -> int:
-        """A token drawn by inverse transform, so that one random number decides it."""
+        """Draw a token by inverse transform: one random number decides it."""
         chances, top_k, top_p = logits.softmax(0), self.top_k, self.top_p
         likely, ids = chances.topk(min(top_k or FIRST_LOOK, len(chances)))
         if not top_k and likely.sum() < top_p:
             likely, ids = chances.sort(descending=True)
         sums = likely.cumsum(0)
-        # The fewest tokens that reach top_p of what top-k has left, or of everything.
+        # The fewest tokens that reach top_p of what top-k has left, or of the whole vocabulary.
         nucleus = int(torch.searchsorted(sums, sums[-1] * top_p if top_k else top_p)) + 1
         sums = sums[:nucleus]
         draw = torch.rand((), generator=self.random, dtype=torch.float64) * sums[-1]
         return int(ids[int(torch.searchsorted(sums, draw, right=True).clamp(max=len(sums) - 1))])
 
     def _decay_top_p(self, token: int) -> None:
-        """top-p shrinks with each token down to its minimum; the reset token sets it back."""
+        """Shrink top-p after a token, down to its minimum. The reset token sets it back."""
         request = self.request
         if token == request.runtime_top_p_reset_ids:
             self.top_p = request.runtime_top_p or 1.0
@@ -109,10 +106,10 @@ class Sampler:
 
 
 def _last_ids(words: tuple[Word, ...], tokens: list[int]) -> list[int]:
-    """The last ids of those words that `tokens` end with all but the last of."""
+    """The last id of each word whose other ids are the end of `tokens`."""
     return [word[-1] for word in words if tuple(tokens[len(tokens) - len(word) + 1 :]) == word[:-1]]
 
 
 def _known(ids: list[int], size: int) -> list[int]:
-    """The ids that a vocabulary of `size` has."""
+    """The ids that are in a vocabulary of `size`."""
     return [id for id in ids if 0 <= id < size]

@@ -1,4 +1,4 @@
-"""How a rehearsal engine is run: sizes from its directory, options from the parameters of config.pbtxt."""
+"""How a rehearsal engine runs: sizes from its directory, options from the parameters of config.pbtxt."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Milliseconds = Annotated[int, Field(gt=0)]
 
 
 def _boolean(text: Any) -> Any:
-    """True and False as the tensorrtllm backend reads them; anything else is left for validation to refuse."""
+    """True and False as the tensorrtllm backend reads them. Validation refuses any other text."""
     return {"true": True, "1": True, "false": False, "0": False}.get(str(text).lower(), text)
 
 
 def _named_here(path: Path) -> Path:
-    """As this Python names files: that in Triton takes every name for ASCII, whatever the letters are."""
+    """The path as this Python names files. The Python in Triton takes every name for ASCII."""
     return Path(os.fsdecode(str(path).encode("utf-8", "surrogateescape")))
 
 
@@ -33,9 +33,9 @@ Boolean = Annotated[bool, BeforeValidator(_boolean)]
 
 
 class EngineSettings(BaseModel):
-    """Parameters of the tensorrt_llm model that a rehearsal obeys, by their names. Others change nothing here.
+    """The parameters of the tensorrt_llm model that a rehearsal obeys. It ignores the others.
 
-    All ranks of an engine must be given the same.
+    All ranks of an engine must get the same.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
@@ -52,15 +52,15 @@ class EngineSettings(BaseModel):
     cancellation_check_period_ms: Milliseconds = 100
     stats_check_period_ms: Milliseconds = 100
     max_queue_size: Annotated[int, Field(ge=0)] = 0
-    """No parameter of NVIDIA's backend, which takes it from Triton's queue policy; 0 is no limit there, too."""
+    """NVIDIA's backend has no such parameter and takes it from Triton's queue policy. 0 means no limit, as there."""
 
     @classmethod
     def of_model(cls, config: dict[str, Any]) -> EngineSettings:
-        """From a Triton model configuration. Raises ToolkitError naming the parameter that cannot be."""
+        """From a Triton model configuration. Raises ToolkitError with the name of the parameter that is wrong."""
         values = {name: entry["string_value"] for name, entry in config["parameters"].items()}
-        given = {name: value for name, value in values.items() if value and not value.startswith("${")}
+        filled = {name: value for name, value in values.items() if value and not value.startswith("${")}
         try:
-            return cls(**given)
+            return cls(**filled)
         except ValidationError as error:
             first = error.errors()[0]
             problem = f"{first['loc'][0]}: {first['msg'].lower()}, got {shown(first['input'])}"
@@ -68,7 +68,7 @@ class EngineSettings(BaseModel):
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """config.json of the engine directory. Raises ToolkitError if that is no rehearsal engine."""
+        """config.json of the engine directory. Raises ToolkitError if it is not a rehearsal's engine."""
         path = self.gpt_model_path / "config.json"
         config = read_json(path, missing="gpt_model_path must be an engine directory. Run: toolkit build.")
         version = str(config.get("version"))
@@ -94,7 +94,7 @@ class EngineSettings(BaseModel):
         return RankMapping(tp=self.model["mapping"]["tp_size"], pp=self.model["mapping"]["pp_size"])
 
     def check_world(self, size: int) -> None:
-        """Raises ToolkitError unless that is the number of processes the engine was built for."""
+        """Raise ToolkitError unless the engine was built for this number of processes."""
         if size != self.mapping.world_size:
             what = f"was built for tp {self.mapping.tp} x pp {self.mapping.pp} = {self.mapping.world_size} ranks"
             raise ToolkitError(

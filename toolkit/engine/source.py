@@ -1,4 +1,4 @@
-"""The checkpoint that engines are built from: our own, which has a lock, or one of another tool."""
+"""The checkpoint that an engine is built from: one by `toolkit convert`, which has a lock, or one of another tool."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from toolkit import checkpoint
 from toolkit.checkpoint.reader import open_checkpoint
 from toolkit.checkpoint.structure import structure_differences
 from toolkit.config.deployment import Deployment
+from toolkit.engine.build_plan import BuildPlan
 from toolkit.errors import ToolkitError
 from toolkit.files.artifacts import digest_of, record, require
 from toolkit.files.json_file import read_json
@@ -27,12 +28,12 @@ class Source:
     """Its config.json."""
 
 
-def find_source(deployment: Deployment, given: Path | None, progress: Callable[[int, int], None]) -> Source:
-    """The checkpoint, known to be of this deployment. Raises ToolkitError where it is not, or is not there.
+def find_source(plan: BuildPlan, progress: Callable[[int, int], None]) -> Source:
+    """The plan's checkpoint. Raises ToolkitError if it is missing, or is not one of this deployment.
 
-    A `given` one has no lock, so all of it is hashed; `progress` is called with (ranks done, ranks in all).
+    Another tool's checkpoint has no lock, so all of it is hashed; `progress` gets (ranks done, ranks in all).
     """
-    return _given(deployment, given, progress) if given else _converted(deployment)
+    return _given(plan.deployment, plan.given, progress) if plan.given else _converted(plan.deployment)
 
 
 def _converted(deployment: Deployment) -> Source:
@@ -45,15 +46,12 @@ def _converted(deployment: Deployment) -> Source:
 
 
 def _given(deployment: Deployment, directory: Path, progress: Callable[[int, int], None]) -> Source:
-    """Any tool's checkpoint. Raises ToolkitError unless it is one of this deployment.
-
-    It has no lock, so all of it is hashed; `progress` is called with (ranks done, ranks in all).
-    """
-    opened, wanted = open_checkpoint(directory), checkpoint.settings(deployment)
-    found = {"tp": opened.mapping.tp, "pp": opened.mapping.pp, "dtype": opened.dtype}
-    for name, value in wanted.items():
-        if found[name] != value:
-            what = f"has {name} {found[name]}, {deployment.file} says {value}"
+    """Any tool's checkpoint. Raises ToolkitError unless it is one of this deployment."""
+    opened = open_checkpoint(directory)
+    made_with = {"tp": opened.mapping.tp, "pp": opened.mapping.pp, "dtype": opened.dtype}
+    for name, value in checkpoint.settings(deployment).items():
+        if made_with[name] != value:
+            what = f"has {name} {made_with[name]}, {deployment.file} says {value}"
             raise ToolkitError(what, where=directory, hint="Convert it again, or change the YAML.")
     for difference in structure_differences(deployment.shape, opened):
         hint = f"Is it a checkpoint of {deployment.model.path}?"
@@ -67,7 +65,7 @@ def _given(deployment: Deployment, directory: Path, progress: Callable[[int, int
 
 
 def _refuse_unknown_keys(deployment: Deployment, directory: Path, config: Mapping[str, Any], hint: str) -> None:
-    """Raise a ToolkitError for a key that trtllm-build would refuse. A rehearsal takes the keys of any release."""
+    """Raise a ToolkitError for a key that trtllm-build would refuse. A rehearsal accepts the keys of any release."""
     if not deployment.kind.vendor_build:
         return
     release = deployment.release

@@ -1,4 +1,4 @@
-"""What the engine computed and when, step by step, for `toolkit calibrate`.
+"""Writes what the engine computed and when, step by step, for `toolkit calibrate`.
 
 docs/reference/calibration-file.md describes the file.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from toolkit.inflight import Step
 
 VARIABLE = "TOOLKIT_STEPS"
-"""Environment variable with the path of the file; none is written without it."""
+"""Environment variable with the path of the file. Without it no file is written."""
 
 
 class StepLog:
@@ -23,7 +23,7 @@ class StepLog:
         self._file = Path(path).open("w", encoding="utf-8", buffering=1) if path else None  # noqa: SIM115
 
     def note(self, step: Step, begin: int, end: int) -> None:
-        """A step that began and had its tokens chosen at these times, of time.monotonic_ns()."""
+        """Write when a step began, and when its tokens were chosen, by time.monotonic_ns()."""
         if self._file:
             contexts = [(work.start, work.length, work.emits) for work in step.context]
             generations = [work.start + 1 for work in step.generation]

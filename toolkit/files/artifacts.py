@@ -57,18 +57,29 @@ def write_stage(
 ) -> bool:
     """Make `directory` with `write(partial)`, unless its lock already has the same inputs and settings.
 
-    Returns True if it was written now, False if it was current. If `write` fails, the old directory stays and the
-    partial one is removed.
+    Returns True if it was written now, False if it was current.
     """
-    directory = Path(directory)
-    if is_current(directory, stage, inputs, settings):
+    if is_current(Path(directory), stage, inputs, settings):
         return False
+    replace_stage(directory, stage, inputs=inputs, settings=settings, versions=versions, write=write)
+    return True
+
+
+def replace_stage(
+    directory: Path,
+    stage: str,
+    *,
+    inputs: Mapping[str, str],
+    settings: Mapping[str, Any],
+    versions: Mapping[str, str],
+    write: Callable[[Path], None],
+) -> None:
+    """Make `directory` with `write(partial)`. If `write` fails, the old one stays and the partial one is removed."""
     refuse_others_work(directory)
     with atomic_directory(directory) as partial:
         write(partial)
         outputs = {str(path.relative_to(partial)): record(path) for path in sorted(_files(partial))}
         write_lock(partial, Lock(stage, dict(inputs), plain(settings), dict(versions), outputs))
-    return True
 
 
 def is_current(directory: Path, stage: str, inputs: Mapping[str, str], settings: Mapping[str, Any]) -> bool:

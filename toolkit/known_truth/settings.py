@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from toolkit.client.hosts import can_be_a_host
 from toolkit.errors import ToolkitError, shown
 from toolkit.known_truth.faults import Fault, Faults
-from toolkit.processes import can_be_a_host
 
 SLOWER = 10
 """Tokens of a slow answer take so many times longer."""

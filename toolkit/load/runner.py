@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from toolkit.load.processes import advice, requested_tokens_per_s
 from toolkit.load.requests import RequestSource, request_source
 from toolkit.load.self_check import generator_error
 from toolkit.load.target import protocol_of, require_ready, require_ready_at, takes_messages
+from toolkit.processes import free_port, signals_handled
 from toolkit.reports.loadtest import report
 from toolkit.slo.generator_error import GeneratorError
 from toolkit.slo.run import Run
@@ -138,13 +138,11 @@ def check_itself(deployment: Deployment, options: Options, source: RequestSource
     distribution.require("loadtest", "locust", "grpclib")
     protocol = "grpc" if protocol_of(deployment, options.protocol, options.target) == "grpc" else "http"
     print("self-check: the same load on a server whose times are known", file=sys.stderr, flush=True)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        own = generator_error(source, protocol, partial(_send, deployment, options))
+        with signals_handled(signal.default_int_handler, signal.SIGTERM):
+            own = generator_error(source, protocol, partial(_send, deployment, options))
     except KeyboardInterrupt:
         raise ToolkitError("stopped during the self-check, before the first request to the server") from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
     if text := advice(own, requested_tokens_per_s(deployment, source), options.processes or 1):
         print(f"self-check: {text}", file=sys.stderr, flush=True)
     return own
@@ -168,7 +166,7 @@ def locust_command(deployment: Deployment, options: Options) -> list[str]:
     }
     mode = ["--web-host", "127.0.0.1"] if options.web_ui else ["--headless", "--only-summary", "--skip-log-setup"]
     if (options.processes or 1) > 1:  # another test on this machine may have Locust's usual port
-        port = _free_port()
+        port = free_port()
         options_of_locust |= {"--master-bind-host": "127.0.0.1", "--master-bind-port": port, "--master-port": port}
     arguments = [text for name, value in options_of_locust.items() if value is not None for text in (name, str(value))]
     return [*LOCUST, *arguments, *([] if options.stream else ["--no-stream"]), *mode]
@@ -201,14 +199,5 @@ def _forward_to(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
             os.killpg(process.pid, signal.SIGKILL) if asked else process.terminate()
         asked.append(number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with signals_handled(stop, signal.SIGINT, signal.SIGTERM):
         yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])

@@ -1,4 +1,4 @@
-"""Cores beside the GPUs: which logical CPUs a group gets, and how programs are told of them."""
+"""Which logical CPUs a group gets: those near its GPUs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ NODES = Path("/sys/devices/system/node")
 def cores_near(
     nodes: Sequence[tuple[int, ...]], per_gpu: int, folder: Path = NODES
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The numbers of `per_gpu` logical CPUs for each GPU, on the GPU's own NUMA nodes; and those of them with memory.
+    """(CPUs, nodes): `per_gpu` logical CPUs for each GPU, on its own NUMA nodes, and the nodes that have memory.
 
-    `nodes` has the nodes of each GPU. The lowest numbers come first: on usual machines those are whole cores, and
-    their second threads come last. GPUs choose one after the other, so those of the first GPUs do not depend on the
-    others. Raises ToolkitError when the nodes have too few.
+    `nodes` has the NUMA nodes of each GPU. The lowest CPU numbers come first: usually those are whole cores, and their
+    second threads come last. GPUs choose one after the other, so those of the first GPUs do not depend on the
+    others. Raises ToolkitError when the nodes have too few CPUs.
     """
     used = sorted({node for own in nodes for node in own})
     there = {node: _cores_of(node, folder) for node in used}
@@ -33,7 +33,7 @@ def cores_near(
 
 
 def given_cores(folder: Path = NODES) -> tuple[int, ...] | None:
-    """The cores that a batch system, a container or taskset left to this process; None if it may use all."""
+    """The cores that a batch system, a container or taskset leaves to this process. None if it may use all."""
     nodes = [int(path.name.removeprefix("node")) for path in folder.glob("node[0-9]*")]
     mine, machine = os.sched_getaffinity(0), {core for node in nodes for core in _cores_of(node, folder)}
     return tuple(sorted(mine)) if mine < machine else None
@@ -47,7 +47,7 @@ def _too_few(own: tuple[int, ...], nodes: Sequence[tuple[int, ...]], cores: int,
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """Numbers as the kernel writes them: 0-3,8."""
+    """Numbers as the kernel writes them: "0-3,8"."""
     runs: list[list[int]] = []
     for number in sorted(set(numbers)):
         if runs and number == runs[-1][-1] + 1:
@@ -63,11 +63,11 @@ def _cores_of(node: int, folder: Path) -> tuple[int, ...]:
         return numbers_in(file.read_text().strip())
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ToolkitError(f"does not tell the cores of NUMA node {node}: {reason}", where=file) from None
+        raise ToolkitError(f"does not name the cores of NUMA node {node}: {reason}", where=file) from None
 
 
 def _has_memory(node: int, folder: Path) -> bool:
-    """numactl fails for a node without memory, such as a socket without memory modules."""
+    """False for a socket without memory modules, for which numactl fails. True if the kernel does not say."""
     try:
         return node in numbers_in((folder / "has_memory").read_text().strip())
     except (OSError, ValueError):

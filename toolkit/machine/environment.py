@@ -1,4 +1,4 @@
-"""What NCCL and CUDA are told by variables, and NCCL by its own files, which count where the variable is not set."""
+"""The settings of NCCL and CUDA: variables, and NCCL's own files, which count where a variable is not set."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from pathlib import Path
 
 CUDA = ("CUDA_DEVICE_ORDER", "CUDA_LAUNCH_BLOCKING", "CUDA_VISIBLE_DEVICES")
 NCCL_FILES = (Path("/etc/nccl.conf"), Path("~/.nccl.conf"))
-"""Lines of NAME=value; a later file counts before an earlier one. Source: Environment Variables in NCCL's guide."""
+"""Lines of NAME=value. A later file overrides an earlier one. Source: Environment Variables in NCCL's guide."""
 LARGEST = 1 << 16
 
 
 @dataclass(frozen=True)
 class Setting:
-    """`file` is "" for a variable."""
+    """A value, and the file that it is from; "" for a variable."""
 
     value: str
     file: str = ""
 
 
 def look_at_settings(variables: Mapping[str, str] = os.environ) -> dict[str, Setting]:
-    """Every NCCL_* and what there is of `CUDA`, by name. Never raises."""
-    found: dict[str, Setting] = {}
+    """Every NCCL_* setting, and those of `CUDA` that are set, by name. Never raises."""
+    settings: dict[str, Setting] = {}
     for file in NCCL_FILES:
-        found |= _settings_of(file)
-    found |= {name: Setting(value) for name, value in variables.items() if name.startswith("NCCL_") or name in CUDA}
-    return dict(sorted(found.items()))
+        settings |= _settings_of(file)
+    settings |= {name: Setting(value) for name, value in variables.items() if name.startswith("NCCL_") or name in CUDA}
+    return dict(sorted(settings.items()))
 
 
 def _settings_of(file: Path) -> dict[str, Setting]:

@@ -1,7 +1,7 @@
-"""The GPUs of this machine as NVML tells of them: the library behind nvidia-smi, by the package nvidia-ml-py.
+"""The GPUs of this machine, from NVML: the library behind nvidia-smi, through the package nvidia-ml-py.
 
-NVML answers by exceptions where a field does not exist for a GPU (unified memory, MIG), where a container
-may not ask, or where a GPU has fallen off the bus. Such a field is None or "unknown" here; nothing raises.
+NVML raises an exception if a GPU does not have a field (unified memory, MIG), if a container may not ask, or if a GPU
+has fallen off the bus. Here such a field is None or "unknown"; nothing raises.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Process:
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU. Memory is in bytes, `used_bytes` without what the driver keeps for itself; None: not told.
+    """One GPU. Memory is in bytes, `used_bytes` without what the driver keeps for itself. None means unknown.
 
     `bus` is its PCI address. `ecc_errors` counts the memory errors that ECC could not correct since the driver
-    was loaded. `sm` is its compute capability, 9.0 of an H100. `sm` and `uuid` are "" if unknown.
-    `problem` is what NVML said of a GPU that it counts and cannot open.
+    was loaded. `sm` is its compute capability: 9.0 for an H100. `sm` and `uuid` are "" if unknown.
+    `problem` says why NVML, which counts this GPU, cannot open it.
     """
 
     index: int
@@ -53,7 +53,7 @@ class Gpu:
 class Link:
     """How the GPUs `a` < `b` reach each other. NVLink through an NVSwitch counts as NVLink.
 
-    `peer` is whether each may write into the other's memory, over NVLink or PCIe; None: not told.
+    `peer`: each can write into the other's memory, over NVLink or PCIe. None means unknown.
     """
 
     a: int
@@ -64,7 +64,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Gpus:
-    """All of them. Without any, `problem` says why, and `fix` what to do if there should be some."""
+    """All GPUs. If there are none, `problem` says why, and `fix` what to do if there should be some."""
 
     seen: tuple[Gpu, ...] = ()
     driver: str = ""
@@ -93,15 +93,15 @@ REASONS = {
         "Reboot the machine.",
     ),
     "NVML_ERROR_NO_PERMISSION": (
-        "this user may not ask the NVIDIA driver",
+        "this user may not use the NVIDIA driver",
         "Look at the permissions of /dev/nvidia*.",
     ),
 }
-"""What NVML's error codes at the start mean, and what to do."""
+"""What the error codes of NVML's start mean, and what to do."""
 
 
 def load_library() -> Any:
-    """The module pynvml. Tests put a library of their own in this function's place."""
+    """The module pynvml. Tests replace this function."""
     import pynvml
 
     return pynvml
@@ -173,7 +173,7 @@ def _gpu(nvml: Any, index: int, handle: Any) -> Gpu:
 
 
 def _process_name(pid: int) -> str:
-    """Only of a process that has a GPU open: in a container NVML's pids are the host's, and others' here."""
+    """The name of a process that has a GPU open, else "": in a container NVML's pids are those of the host."""
     folder = PROC / str(pid)
     with contextlib.suppress(OSError):
         if any(str(file.readlink()).startswith("/dev/nvidia") for file in (folder / "fd").iterdir()):
@@ -182,7 +182,7 @@ def _process_name(pid: int) -> str:
 
 
 def _links(nvml: Any, handles: dict[int, Any]) -> Iterator[Link]:
-    """Asked pair by pair: the state of one GPU's own links does not say whom they reach."""
+    """Asks for each pair of GPUs: the state of one GPU's links does not say which GPUs they reach."""
     for a in handles:
         for b in range(a + 1, len(handles)):
             nvlink, peer = None, None
@@ -193,13 +193,13 @@ def _links(nvml: Any, handles: dict[int, Any]) -> Iterator[Link]:
             yield Link(a, b, "unknown" if nvlink is None else known, peer)
 
 
-def _allowed(nvml: Any, a: Any, b: Any, what: int) -> bool | None:
-    status = _ask(nvml, nvml.nvmlDeviceGetP2PStatus, a, b, what)
+def _allowed(nvml: Any, a: Any, b: Any, capability: int) -> bool | None:
+    status = _ask(nvml, nvml.nvmlDeviceGetP2PStatus, a, b, capability)
     return None if status in (None, nvml.NVML_P2P_STATUS_UNKNOWN) else status == nvml.NVML_P2P_STATUS_OK
 
 
 def _ask(nvml: Any, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """What NVML answers; None where it has no answer."""
+    """NVML's answer, or None if it has none."""
     try:
         return function(*arguments, **options)
     except nvml.NVMLError:

@@ -1,4 +1,4 @@
-"""Cores, memory, shared memory and limits of this machine, and how much of them this process may take."""
+"""Cores, memory, shared memory and limits of this machine, and how much of them this process can use."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from toolkit.machine.limits import available_memory, memory_limit, most_stack, u
 class Host:
     """Sizes in bytes. Cores are logical CPUs, as the kernel counts them.
 
-    `memory_limit_bytes` is a control group's, None where nothing less than the machine's memory is in force.
-    The last three are the limits that a process started from here has (ulimit), None where there is none; the
-    stack's is the hard limit, because serving raises the soft one to it.
+    `memory_limit_bytes` is the limit of a control group, None if it is not below the machine's memory. The last
+    three are the limits (ulimit) of a process started from here, None without a limit. The stack's is the hard limit,
+    because serving raises the soft one to it.
     """
 
     cores: int
@@ -62,7 +62,7 @@ def _limit(which: int) -> int | None:
 
 
 def _size_and_free(folder: Path) -> tuple[int, int]:
-    """Nothing at all where it is not mounted."""
+    """(size, free bytes) of a file system; zeros if it is not mounted."""
     try:
         usage = shutil.disk_usage(folder)
     except OSError:

@@ -1,4 +1,4 @@
-"""What the NVIDIA driver wrote into the kernel's log since the machine started: its Xid lines.
+"""Reads the Xid lines that the NVIDIA driver wrote into the kernel's log since the machine started.
 
 A line is `NVRM: Xid (PCI:0000:3b:00): 79, pid=1234, name=..., GPU has fallen off the bus.`
 Source: docs.nvidia.com/deploy/xid-errors.
@@ -11,14 +11,14 @@ import subprocess
 from dataclasses import dataclass
 
 LOGS = (("dmesg",), ("journalctl", "--dmesg", "--boot", "--quiet", "--no-pager"))
-"""The commands that print it. Not every user may ask the first, and few containers have the second."""
+"""The commands that print the log. Not every user may run the first, and few containers have the second."""
 TIMEOUT_S = 5
 _XID = re.compile(r"NVRM: Xid \((?:PCI:)?([0-9a-fA-F]+:[0-9a-fA-F]+:[0-9a-fA-F]+)[^)]*\): ([0-9]{1,4})\b(?:, *)?(.*)")
 
 
 @dataclass(frozen=True)
 class Xid:
-    """An error that the driver reported. `bus` is domain:bus:device of the GPU in small hexadecimal digits."""
+    """An error that the driver reported. `bus` is domain:bus:device of the GPU, in lower-case hexadecimal digits."""
 
     bus: str
     code: int
@@ -27,7 +27,7 @@ class Xid:
 
 @dataclass(frozen=True)
 class Kernel:
-    """`told` is False where nobody may read the log here: then no Xid does not mean that there was none."""
+    """`told` is False if this user cannot read the log. Then an empty list does not mean that there was no Xid."""
 
     told: bool = False
     xids: tuple[Xid, ...] = ()
@@ -51,5 +51,5 @@ def parse_xids(text: str) -> list[Xid]:
 
 
 def bus_of(address: str) -> str:
-    """A PCI address as both sides can be compared: NVML says 00000000:3B:00.0, the log 0000:3b:00."""
+    """A PCI address in a form that can be compared: NVML says 00000000:3B:00.0, the log 0000:3b:00."""
     return ":".join(f"{int(part, 16):x}" for part in re.findall(r"[0-9a-fA-F]+", address)[:3])

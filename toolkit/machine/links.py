@@ -1,4 +1,4 @@
-"""The topology of this machine: nvidia-smi's table where it can be read, else the links that NVML told of."""
+"""The topology of this machine: from nvidia-smi's table if it can be read, else from NVML."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from toolkit.machine.topology import UNKNOWN, Topology, read_topology
 
 
 def look_at_topology(gpus: Gpus, nvidia_smi: Path | None) -> Topology:
-    """Never raises; without GPUs it has none."""
+    """Never raises. Empty without GPUs."""
     if not gpus.seen:
         return Topology()
     if nvidia_smi is not None:
         try:
-            told = read_topology(nvidia_smi)
+            table = read_topology(nvidia_smi)
         except ToolkitError:
             return topology_of_links(gpus)
-        if told.gpus == tuple(gpu.index for gpu in gpus.seen):
-            return told
+        if table.gpus == tuple(gpu.index for gpu in gpus.seen):
+            return table
     return topology_of_links(gpus)
 
 
 def topology_of_links(gpus: Gpus) -> Topology:
-    """NVLink or not, without its width, NUMA nodes and cores."""
+    """From NVML: NVLink or not, without its width, NUMA nodes and cores."""
     numbers = tuple(gpu.index for gpu in gpus.seen)
     ways = {frozenset((link.a, link.b)): link.way for link in gpus.links}
     return Topology(

@@ -1,9 +1,9 @@
-"""Which GPU each rank runs on, so that the ranks that exchange most are nearest to each other.
+"""Chooses the GPU of each rank, so that the ranks that exchange most are nearest to each other.
 
-Every layer ends with an all-reduce in its tensor parallel group, and a group is as fast as its slowest link:
-so the worst group's link counts first, then the next worst's; then pairs inside a group on different NUMA
-nodes; then hops from stage to stage between NUMA nodes; then the order of the GPUs. A rank takes the GPU at its
-own place in CUDA_VISIBLE_DEVICES.
+Every layer ends with an all-reduce in its tensor parallel group, and a group is as fast as its slowest link. So the
+slowest link of the slowest group counts first, then that of the next slowest. Then count pairs inside a group on
+different NUMA nodes, then hops from stage to stage between NUMA nodes, then the order of the GPUs. A rank takes the GPU
+at its own place in CUDA_VISIBLE_DEVICES.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from toolkit.machine.topology import Topology, speed
 from toolkit.model.rank_mapping import RankMapping
 
 EXACT = 8
-"""With more GPUs than these the groups are chosen one after the other, which may miss the best placement."""
-_DIGIT = 10
-"""Bits for each number of a cost: there are never 1024 pairs or hops."""
+"""With more GPUs than this the groups are chosen one after the other, which may miss the best placement."""
 
 Group = tuple[int, ...]
 Groups = tuple[Group, ...]
-Inside = Callable[[Group], int]
+Cost = tuple[int, ...]
+"""Counts, the most important first: groups whose slowest link is of the slowest kind, of the second slowest, and so on;
+pairs of a group on different NUMA nodes; hops between NUMA nodes. The smaller tuple is the better placement."""
+Inside = Callable[[Group], Cost]
 """The cost of a group by itself."""
-Between = Callable[[Group | None, Group], int]
+Between = Callable[[Group | None, Group], Cost]
 """The cost of a group after the one before it."""
 
 
@@ -52,21 +53,21 @@ class Placement:
         return f"replica {replica}: stage {stage}" if self.replicas > 1 else f"stage {stage}"
 
     def hops(self) -> Iterator[tuple[int, int]]:
-        """The pairs of GPUs that hand on what a stage computed."""
+        """The pairs of GPUs that pass on what a stage computed."""
         for place, (group, following) in enumerate(zip(self.groups, self.groups[1:], strict=False), 1):
             if place % self.mapping.pp:
                 yield from zip(group, following, strict=True)
 
 
 def in_order(mapping: RankMapping, gpus: Iterable[int]) -> Placement:
-    """The ranks on these GPUs in this order. GPUs that fill no replica are left out."""
-    given, tp = list(gpus), mapping.tp
-    given = given[: len(given) // mapping.world_size * mapping.world_size]
-    return Placement(mapping, tuple(tuple(given[i : i + tp]) for i in range(0, len(given), tp)))
+    """The ranks on these GPUs in this order. GPUs that do not fill a replica are left out."""
+    numbers, tp = list(gpus), mapping.tp
+    numbers = numbers[: len(numbers) // mapping.world_size * mapping.world_size]
+    return Placement(mapping, tuple(tuple(numbers[i : i + tp]) for i in range(0, len(numbers), tp)))
 
 
 def place(mapping: RankMapping, topology: Topology, replicas: int = 1) -> Placement:
-    """The best placement, always the same one; inside a group the GPUs are in their own order.
+    """The best placement, always the same one. Inside a group the GPUs are in their own order.
 
     Raises ToolkitError when there are fewer GPUs than ranks.
     """
@@ -93,47 +94,49 @@ def group_text(group: Group, topology: Topology) -> str:
     return f"GPUs {numbers} ({topology.worst(group)})" if len(group) > 1 else f"GPU {numbers}"
 
 
-def _costs(topology: Topology) -> tuple[Callable[[Group], int], Callable[[Group | None, Group], int]]:
-    """The cost of a group, and of handing on from a group to the next; all costs of a placement add up.
-
-    A cost is one number of several digits, the most important first: how many groups have the slowest way
-    as their worst, the second slowest, ...; how many pairs, and then how many hops, change the NUMA node.
-    """
-    levels = sorted({speed(way) for row in topology.ways for way in row if way != "X"}, reverse=True)
+def _costs(topology: Topology) -> tuple[Callable[[Group], Cost], Callable[[Group | None, Group], Cost]]:
+    """The cost of a group, and of passing on from one group to the next. The costs of a placement add up."""
+    levels = sorted({speed(way) for row in topology.ways for way in row if way != "X"})
 
     @cache
-    def inside(group: Group) -> int:
-        worst = topology.worst(group)
-        links = 1 << _DIGIT * (2 + levels.index(speed(worst))) if worst else 0
-        return links + (sum(_apart(topology, a, b) for a, b in combinations(group, 2)) << _DIGIT)
+    def inside(group: Group) -> Cost:
+        slowest = topology.worst(group)
+        links = [int(bool(slowest) and speed(slowest) == level) for level in levels]
+        return (*links, sum(_on_other_nodes(topology, a, b) for a, b in combinations(group, 2)), 0)
 
     @cache
-    def between(group: Group | None, following: Group) -> int:
-        return sum(_apart(topology, a, b) for a, b in zip(group, following, strict=True)) if group else 0
+    def between(group: Group | None, following: Group) -> Cost:
+        pairs = zip(group, following, strict=True) if group else ()
+        return (*(0 for _ in levels), 0, sum(_on_other_nodes(topology, a, b) for a, b in pairs))
 
     return inside, between
 
 
-def _apart(topology: Topology, a: int, b: int) -> bool:
-    """Known to be on different NUMA nodes."""
-    one, other = topology.numa_of(a), topology.numa_of(b)
-    return bool(one and other) and not set(one) & set(other)
+def _added(*costs: Cost) -> Cost:
+    return tuple(map(sum, zip(*costs, strict=True)))
+
+
+def _on_other_nodes(topology: Topology, a: int, b: int) -> bool:
+    """Whether two GPUs are known to be on different NUMA nodes."""
+    nodes, others = topology.numa_of(a), topology.numa_of(b)
+    return bool(nodes and others) and not set(nodes) & set(others)
 
 
 def _best(mapping: RankMapping, replicas: int, gpus: Group, inside: Inside, between: Between) -> Groups:
-    """Every choice, where what follows depends on the GPUs left and on the last group only, and is kept."""
+    """Tries every choice. The rest of a placement depends only on the free GPUs and the last group, so it is cached."""
+    nothing = between(None, ())
 
     @cache
-    def rest(left: int, free: Group, last: Group | None) -> tuple[int, Groups]:
+    def rest(left: int, free: Group, last: Group | None) -> tuple[Cost, Groups]:
         if not left:
-            return 0, ()
-        found = []
+            return nothing, ()
+        placements = []
         for group in combinations(free, mapping.tp):
             others = tuple(gpu for gpu in free if gpu not in group)
-            # Nothing is handed on from the last stage of a replica to the first of the next.
-            size, following = rest(left - 1, others, None if (left - 1) % mapping.pp == 0 else group)
-            found.append((inside(group) + between(last, group) + size, (group, *following)))
-        return min(found)
+            # The last stage of a replica passes nothing on to the first of the next.
+            cost, following = rest(left - 1, others, None if (left - 1) % mapping.pp == 0 else group)
+            placements.append((_added(inside(group), between(last, group), cost), (group, *following)))
+        return min(placements)
 
     return rest(mapping.pp * replicas, gpus, None)[1]
 
@@ -143,7 +146,6 @@ def _greedy(mapping: RankMapping, replicas: int, gpus: Group, inside: Inside, be
     for place in range(mapping.pp * replicas):
         last = groups[-1] if place % mapping.pp else None
         free = [gpu for gpu in gpus if not any(gpu in group for group in groups)]
-        groups.append(
-            min(combinations(free, mapping.tp), key=lambda group: (inside(group) + between(last, group), group))
-        )
+        choices = ((_added(inside(group), between(last, group)), group) for group in combinations(free, mapping.tp))
+        groups.append(min(choices)[1])
     return tuple(groups)

@@ -1,8 +1,8 @@
-"""How the GPUs of a node reach each other, and which CPUs are near each: what `nvidia-smi topo -m` prints.
+"""How the GPUs of a node reach each other, and which CPUs are near each GPU, as `nvidia-smi topo -m` prints it.
 
 The words of its table, best first: NV# (# NVLinks), PIX (one PCIe switch), PXB (several), PHB (through the CPU),
 NODE (between PCIe bridges of one NUMA node), SYS (between NUMA nodes). Source: the legend that it prints.
-NVML says no more than "NVLink" or "PCIe" of a pair, and "unknown" is what nobody told.
+NVML says only "NVLink" or "PCIe" for a pair. "unknown" is a pair that neither of them describes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TABLE = "nvidia-smi topo -m"
 TIMEOUT_S = 10
 UNKNOWN = "unknown"
 SLOWEST_FIRST = (UNKNOWN, "SYS", "PCIe", "NODE", "PHB", "PXB", "PIX")
-"""Every way that is not NVLink. What is unknown counts as the slowest, so that a known way is taken before it."""
+"""Every way that is not NVLink. An unknown way counts as the slowest, so that a known way is preferred."""
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _GPU = re.compile(r"GPU([0-9]{1,4})\b")
 _RANGES = re.compile(r"[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?)*")
@@ -31,7 +31,8 @@ _AFFINITIES = ("CPU Affinity", "NUMA Affinity", "GPU NUMA ID")
 class Topology:
     """The GPUs by nvidia-smi's numbers. `ways`, `numa` and `cores` are in the order of `gpus`.
 
-    `source` is where it is from. A GPU is near one NUMA node or several: none, and cores are "", where that is unknown.
+    `source` says where they come from. A GPU is near one NUMA node or several. Without nodes, and with cores "", that
+    is unknown.
     """
 
     gpus: tuple[int, ...] = ()
@@ -41,18 +42,18 @@ class Topology:
     source: str = ""
 
     def way(self, a: int, b: int) -> str:
-        """How two GPUs reach each other, in the words of the table; X of a GPU and itself."""
+        """How two GPUs reach each other, in the words of the table. X for a GPU and itself."""
         return self.ways[self.gpus.index(a)][self.gpus.index(b)]
 
     def numa_of(self, gpu: int) -> tuple[int, ...]:
         return self.numa[self.gpus.index(gpu)]
 
     def cores_of(self, gpu: int) -> str:
-        """The CPUs near it as taskset takes them: 0-55,112-167."""
+        """The CPUs near it, as taskset takes them: 0-55,112-167."""
         return self.cores[self.gpus.index(gpu)]
 
     def only(self, chosen: Iterable[int]) -> Topology:
-        """That of some of its GPUs."""
+        """The topology of some of these GPUs."""
         places = [place for place, gpu in enumerate(self.gpus) if gpu in set(chosen)]
         return Topology(
             gpus=tuple(self.gpus[i] for i in places),
@@ -63,7 +64,7 @@ class Topology:
         )
 
     def worst(self, group: Iterable[int]) -> str:
-        """The slowest way between any two of a group; "" where it has no two."""
+        """The slowest way between any two GPUs of a group. "" for a group of one."""
         return min((self.way(a, b) for a, b in combinations(group, 2)), key=speed, default="")
 
 
@@ -73,14 +74,14 @@ def is_nvlink(way: str) -> bool:
 
 
 def speed(way: str) -> int:
-    """An order of the ways: larger is faster. NV18 is faster than NV4, and any NVLink than any PCIe."""
+    """A number to compare ways by: larger is faster. NV18 is faster than NV4, and any NVLink than any PCIe."""
     if is_nvlink(way):
         return len(SLOWEST_FIRST) + int(way.removeprefix("NV").removeprefix("Link") or 0)
     return SLOWEST_FIRST.index(way) if way in SLOWEST_FIRST else 0
 
 
 def unknown_topology(gpus: Iterable[int]) -> Topology:
-    """GPUs of which nothing is told but that they are there."""
+    """The topology of GPUs of which nothing else is known."""
     numbers = tuple(gpus)
     return Topology(
         gpus=numbers,
@@ -91,7 +92,7 @@ def unknown_topology(gpus: Iterable[int]) -> Topology:
 
 
 def read_topology(nvidia_smi: str | Path = "nvidia-smi") -> Topology:
-    """That of this machine. Raises ToolkitError where there is no such program, or no whole table."""
+    """The topology of this machine. Raises ToolkitError if nvidia-smi does not run or prints no whole table."""
     try:
         command = [str(nvidia_smi), "topo", "-m"]
         answer = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S)
@@ -102,11 +103,11 @@ def read_topology(nvidia_smi: str | Path = "nvidia-smi") -> Topology:
 
 
 def parse_topology(text: str) -> Topology:
-    """Read the table. Raises ToolkitError where it is none, or not whole: half a table would place ranks wrongly."""
+    """Read the table. Raises ToolkitError unless it is whole: half a table would place ranks wrongly."""
     lines = _ESCAPE.sub("", text).splitlines()
     start = next((number for number, line in enumerate(lines) if _AFFINITIES[0] in line), None)
     if start is None:
-        raise ToolkitError(f"{shown(text.strip())} is no table of GPUs", where=TABLE)
+        raise ToolkitError(f"{shown(text.strip())} is not a table of GPUs", where=TABLE)
     affinities = sum(name in lines[start] for name in _AFFINITIES)
     reached = lines[start].partition(_AFFINITIES[0])[0]  # the names of GPUs, then those of NICs
     gpus = tuple(int(number) for number in _GPU.findall(reached))
@@ -124,9 +125,9 @@ def parse_topology(text: str) -> Topology:
 
 
 def _near(row: str, before: int, affinities: int) -> tuple[str, str]:
-    """CPU and NUMA affinity, which follow `before` cells; "" where a cell is blank or there is no such column.
+    """CPU and NUMA affinity, which follow `before` cells. "" for a blank cell and for a missing column.
 
-    A tab ends a cell, and a second one follows a CPU affinity of less than 8 characters on some drivers.
+    A tab ends a cell. On some drivers a second tab follows a CPU affinity of less than 8 characters.
     """
     words = row.split()[before:]
     if len(words) == affinities:  # no cell is blank
@@ -139,24 +140,24 @@ def _near(row: str, before: int, affinities: int) -> tuple[str, str]:
 
 
 def numbers_in(ranges: str) -> tuple[int, ...]:
-    """0, 1, 4 for "0-1,4", as the kernel and nvidia-smi write lists of numbers. Raises ValueError for other text."""
+    """(0, 1, 4) for "0-1,4", as the kernel and nvidia-smi write lists of numbers. Raises ValueError for other text."""
     runs = [[int(end) for end in run.split("-")] for run in ranges.split(",") if run]
     return tuple(number for run in runs for number in range(run[0], run[-1] + 1))
 
 
 def _ways(rows: dict[str, str], gpu: int, gpus: int) -> tuple[str, ...]:
-    """From a GPU to each GPU: the first cells of its row."""
+    """The ways from a GPU to each GPU: the first cells of its row."""
     row = rows.get(f"GPU{gpu}", "").split()[1 : gpus + 1]
     if len(row) < gpus:
         raise ToolkitError(f"is cut off: the row of GPU{gpu} has {len(row)} of {gpus} GPUs", where=TABLE)
     for way in row:
         if way not in SLOWEST_FIRST and not re.fullmatch(r"X|NV[0-9]{1,4}", way):
-            raise ToolkitError(f"{shown(way)} in the row of GPU{gpu} is no way between GPUs", where=TABLE)
+            raise ToolkitError(f"{shown(way)} in the row of GPU{gpu} is not a way between GPUs", where=TABLE)
     return tuple(row)
 
 
 def _require_symmetric(gpus: tuple[int, ...], ways: tuple[tuple[str, ...], ...]) -> None:
     for i, j in combinations(range(len(gpus)), 2):
         if ways[i][j] != ways[j][i] or ways[i][j] == "X":
-            what = f"GPU{gpus[i]} to GPU{gpus[j]} is {ways[i][j]}, and back {ways[j][i]}"
+            what = f"GPU{gpus[i]} to GPU{gpus[j]} is {ways[i][j]}, and back it is {ways[j][i]}"
             raise ToolkitError(what, where=TABLE)

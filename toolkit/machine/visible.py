@@ -1,8 +1,8 @@
 """The GPUs that CUDA_VISIBLE_DEVICES leaves, read as CUDA reads it.
 
-An entry is a number, as nvidia-smi counts, or a UUID, which may be cut short while only one GPU begins so. The first
-entry that is neither ends the list: GPUs named after it are hidden. Sources: the environment variables of CUDA's
-programming guide; for repeated and mixed entries, of which it says nothing, torch.cuda, which reads the variable too.
+An entry is a number, as nvidia-smi counts, or a UUID, which may be shortened if only one GPU begins so. The first entry
+that is neither ends the list: GPUs named after it are hidden. Sources: the environment variables of CUDA's programming
+guide. It does not describe repeated and mixed entries: those are read as torch.cuda reads the variable.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from toolkit.errors import ToolkitError, shown
-from toolkit.machine.environment import Setting, look_at_settings
+from toolkit.machine.environment import Setting
 from toolkit.machine.gpus import Gpu, Gpus, look_at_gpus
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -25,22 +25,22 @@ _MIG = "MIG-"
 
 @dataclass(frozen=True)
 class VisibleGpus:
-    """`numbers` are nvidia-smi's, in the order of the variable. `ended` says why the list ends early; "" if whole."""
+    """`numbers` are nvidia-smi's, in the order of the variable. `ended` says why the list ends early, else ""."""
 
     numbers: tuple[int, ...]
     ended: str = ""
 
 
 def visible_here() -> VisibleGpus | None:
-    """What the variable of this process leaves; None where it is not set. Raises ToolkitError as `visible_gpus`."""
+    """The GPUs that the variable of this process leaves; None if unset. Raises ToolkitError as `visible_gpus`."""
     value = os.environ.get(VISIBLE)
     return None if value is None else visible_gpus(value, {gpu.index: gpu.uuid for gpu in look_at_gpus().seen})
 
 
 def visible_gpus(value: str, uuids: Mapping[int, str]) -> VisibleGpus:
-    """What a value leaves of the GPUs with these UUIDs, by number. If no GPU is known, numbers are taken as they are.
+    """The GPUs that a value leaves. `uuids` has those of the machine, by number; without any, every number is accepted.
 
-    Raises ToolkitError if it names parts of GPUs (MIG), or a UUID while no UUID is known.
+    Raises ToolkitError if the value names parts of GPUs (MIG), or a UUID while no UUID is known.
     """
     if not value.strip():
         return VisibleGpus((), "it is empty")
@@ -49,12 +49,12 @@ def visible_gpus(value: str, uuids: Mapping[int, str]) -> VisibleGpus:
     by_uuid = entries[0].startswith(_UUID)
     numbers: list[int] = []
     for entry in entries:
-        found = _by_uuid(entry, uuids) if by_uuid else _by_number(entry, uuids)
-        if isinstance(found, str):
-            return VisibleGpus(tuple(numbers), found)
-        if found in numbers:
-            return VisibleGpus((), f"GPU {found} is named twice, which hides all")
-        numbers.append(found)
+        number = _by_uuid(entry, uuids) if by_uuid else _by_number(entry, uuids)
+        if isinstance(number, str):  # what is wrong with the entry
+            return VisibleGpus(tuple(numbers), number)
+        if number in numbers:
+            return VisibleGpus((), f"GPU {number} is named twice, which hides all")
+        numbers.append(number)
     return VisibleGpus(tuple(numbers))
 
 
@@ -78,12 +78,12 @@ def _by_number(entry: str, uuids: Mapping[int, str]) -> int | str:
 def _by_uuid(entry: str, uuids: Mapping[int, str]) -> int | str:
     if not entry.startswith(_UUID):
         return _not_a_gpu(entry, "a UUID")
-    found = [number for number, uuid in uuids.items() if uuid.startswith(entry)]
-    if len(found) == 1:
-        return found[0]
-    if not found:
+    numbers = [number for number, uuid in uuids.items() if uuid.startswith(entry)]
+    if len(numbers) == 1:
+        return numbers[0]
+    if not numbers:
         return f"no GPU has the UUID {shown(entry)}"
-    return f"{shown(entry)} fits the UUIDs of GPUs {', '.join(map(str, found))}"
+    return f"{shown(entry)} fits the UUIDs of GPUs {', '.join(map(str, numbers))}"
 
 
 def _not_a_gpu(entry: str, expected: str) -> str:
@@ -92,24 +92,19 @@ def _not_a_gpu(entry: str, expected: str) -> str:
     return "-1 ends the list" if entry == "-1" else f"{shown(entry)} is not {expected} and ends the list"
 
 
-def gpus_here() -> list[Gpu]:
-    """Those that CUDA_VISIBLE_DEVICES leaves to a program started now; none where it cannot be read."""
-    return gpus_of(look_at_gpus(), look_at_settings())
-
-
 def visible_devices(settings: Mapping[str, Setting]) -> str | None:
-    """CUDA_VISIBLE_DEVICES, None where it is not set."""
+    """CUDA_VISIBLE_DEVICES, or None if it is not set."""
     return settings[VISIBLE].value if VISIBLE in settings else None
 
 
 def visible_to_cuda(gpus: Gpus, settings: Mapping[str, Setting]) -> VisibleGpus | None:
-    """What CUDA_VISIBLE_DEVICES leaves of these GPUs; None where it is not set. Raises ToolkitError as serving does."""
+    """What CUDA_VISIBLE_DEVICES leaves of these GPUs. None if it is not set. Raises ToolkitError as serving does."""
     value = visible_devices(settings)
     return None if value is None else visible_gpus(value, {gpu.index: gpu.uuid for gpu in gpus.seen})
 
 
 def gpus_of(gpus: Gpus, settings: Mapping[str, Setting]) -> list[Gpu]:
-    """Those of these GPUs that CUDA_VISIBLE_DEVICES leaves, in its order; none where it cannot be read."""
+    """Those of these GPUs that CUDA_VISIBLE_DEVICES leaves, in its order. None of them if it is wrong."""
     by_number = {gpu.index: gpu for gpu in gpus.seen}
     try:
         left = visible_to_cuda(gpus, settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
@@ -20,15 +21,38 @@ from toolkit.releases.tables import NAMES
 
 @dataclass(frozen=True, eq=False)  # there is one of each
 class Release:
-    """A release by major.minor: what trtllm-build and the backend of it take, and where they are to be had."""
+    """A release by major.minor: what trtllm-build and the backend of it take, and where they are to be had.
+
+    Its tables are read when they are first needed.
+    """
 
     name: str
-    images: tuple[Image, ...]
-    build_flags: Mapping[str, Flag]
-    backend_parameters: Mapping[str, Parameter]
-    model_parameters: Mapping[str, Mapping[str, Parameter]]
-    removed_flags: Mapping[str, str]
-    checkpoint_keys: Mapping[str, frozenset[str]]
+    has_engines: bool = True
+    """Without engines all tables are empty."""
+
+    @cached_property
+    def images(self) -> tuple[Image, ...]:
+        return tuple(images(self.name)) if self.has_engines else ()
+
+    @cached_property
+    def build_flags(self) -> Mapping[str, Flag]:
+        return build_flags(self.name) if self.has_engines else {}
+
+    @cached_property
+    def backend_parameters(self) -> Mapping[str, Parameter]:
+        return backend_parameters(self.name) if self.has_engines else {}
+
+    @cached_property
+    def model_parameters(self) -> Mapping[str, Mapping[str, Parameter]]:
+        return model_parameters(self.name) if self.has_engines else {}
+
+    @cached_property
+    def removed_flags(self) -> Mapping[str, str]:
+        return removed_flags(self.name) if self.has_engines else {}
+
+    @cached_property
+    def checkpoint_keys(self) -> Mapping[str, frozenset[str]]:
+        return checkpoint_keys(self.name) if self.has_engines else {}
 
     @property
     def versions(self) -> tuple[str, ...]:
@@ -40,24 +64,11 @@ class Release:
         return next((image for image in self.images if image.version == version), None)
 
 
-RELEASES: Mapping[str, Release] = MappingProxyType(
-    {
-        name: Release(
-            name,
-            tuple(images(name)),
-            build_flags(name),
-            backend_parameters(name),
-            model_parameters(name),
-            removed_flags(name),
-            checkpoint_keys(name),
-        )
-        for name in NAMES
-    }
-)
+RELEASES: Mapping[str, Release] = MappingProxyType({name: Release(name) for name in NAMES})
 """By name, oldest first."""
 
 LATEST = RELEASES[NAMES[-1]]
-WITHOUT_ENGINES = Release("1.3", (), {}, {}, {}, {}, {})
+WITHOUT_ENGINES = Release("1.3", has_engines=False)
 """What comes after engines: engine: pytorch alone runs on it (toolkit.releases.llm_api)."""
 
 

@@ -6,12 +6,11 @@ becomes the Triton model's model.yaml, and the options file of trtllm-serve.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from toolkit.config.sourced_value import EXTRA, SourcedValue, suggestion, with_extra
 from toolkit.errors import ToolkitError
 from toolkit.releases.llm_api import llm_arguments, llm_release_of
 from toolkit.repository.parameters import kv_cache_fraction, kv_cache_tokens
@@ -22,15 +21,8 @@ if TYPE_CHECKING:
 Value = str | int | float | bool
 
 
-@dataclass(frozen=True)
-class Argument:
-    """`name` with a dot is a key of a section. `source` says in words why it has this value."""
-
-    name: str
-    value: Value
-    source: str
-    fixed: bool = False
-    """Whether it follows from the YAML, so that `engine.extra` may not say otherwise."""
+Argument = SourcedValue[Value]
+"""A name with a dot is a key of a section."""
 
 
 def llm_args(deployment: Deployment) -> list[Argument]:
@@ -38,10 +30,11 @@ def llm_args(deployment: Deployment) -> list[Argument]:
 
     Raises ToolkitError for an `engine.extra` that cannot be, and for a KV cache that holds not one sequence.
     """
-    derived = {argument.name: argument for argument in (*_fixed(deployment), *_chosen(deployment))}
-    for name, value in deployment.engine_options.extra.items():
-        derived[name] = _extra(deployment, name, value, derived.get(name))
-    return list(derived.values())
+
+    def read(name: str, value: Value) -> Value:
+        return _extra(deployment, name, value)
+
+    return with_extra(deployment, (*_fixed(deployment), *_chosen(deployment)), read)
 
 
 def check_llm_args(deployment: Deployment) -> None:
@@ -104,17 +97,14 @@ def _chosen(deployment: Deployment) -> Iterator[Argument]:
     yield Argument("enable_iter_perf_stats", True, "the metrics nv_trt_llm_* are read from them")
 
 
-def _extra(deployment: Deployment, name: str, value: Value, derived: Argument | None) -> Argument:
+def _extra(deployment: Deployment, name: str, value: Value) -> Value:
+    """A value of `engine.extra`. Raises ToolkitError for one that the LLM API refuses."""
     release = llm_release_of(deployment.engine_options.version)
-    known, field = llm_arguments(release), f"engine.extra.{name}"
+    known, field = llm_arguments(release), f"{EXTRA}.{name}"
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=3)
-        hint = f"Did you mean {', '.join(close)}?" if close else "docs/how-to/pytorch.md lists them."
-        what = f"{field}: is no argument of the LLM API of TensorRT-LLM {release} that is known here"
+        hint = suggestion(name, known, "docs/how-to/pytorch.md lists them.")
+        what = f"{field}: unknown argument of the LLM API in TensorRT-LLM {release}"
         raise ToolkitError(what, where=deployment.file, hint=hint)
     if problem := known[name].problem(value):
         raise ToolkitError(f"{field}: {problem}", where=deployment.file)
-    if derived and derived.fixed and derived.value != value:
-        what = f"{field}: {value} contradicts {derived.value}, which comes from: {derived.source}"
-        raise ToolkitError(what, where=deployment.file, hint="Change that instead.")
-    return Argument(name, value, "engine.extra")
+    return value

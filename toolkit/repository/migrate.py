@@ -121,12 +121,12 @@ def _text(deployment: Deployment, twin: Deployment) -> str:
 
 
 def _changes(deployment: Deployment, twin: Deployment) -> Iterator[Change]:
-    from toolkit.engine.tensorrt.build import check_flags
+    from toolkit.engine.tensorrt.flags import derive
     from toolkit.repository.llm_args import llm_args
     from toolkit.repository.parameters import tensorrt_llm
 
     told = {argument.name: argument.value for argument in llm_args(twin)}
-    for flag in check_flags(deployment):
+    for flag in derive(deployment):
         argument, setting = FLAGS.get(flag.name), f"--{flag.name} {flag.value or ''}".rstrip()
         if argument is not None and argument in told:
             yield Change(setting, f"{argument}: {told[argument]}", "")

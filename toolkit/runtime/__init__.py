@@ -1,4 +1,4 @@
-"""Where it runs: the vendor's programs on this machine, or in a container of docker, enroot or apptainer."""
+"""Where the vendor's programs run: on this machine, or in a container of docker, enroot or apptainer."""
 
 from toolkit.machine.cores import cores_near
 from toolkit.runtime.needs import Needs, Part, Wrapped

@@ -1,7 +1,7 @@
 """A command in a container of apptainer (1.1 or newer). Options: apptainer.org/docs/user, `apptainer exec`.
 
-There is no daemon: the container is a child of this process, with its user, its limits (ulimit, control
-group, cores) and its network, and with the machine's /dev/shm and /tmp and the user's home.
+There is no daemon: the container is a child of this process. It has this process's user, limits (ulimit, control
+group, cores) and network, the machine's /dev/shm and /tmp, and the user's home.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from toolkit.runtime.mounts import Mount, as_csv, mounts
 from toolkit.runtime.needs import Needs, Part, Wrapped, further_options, pinned
 
 PREFIX = "APPTAINERENV_"
-"""A variable of this process that begins so is set in the container, without it, whatever else is not."""
+"""Apptainer sets a variable with this prefix in the container, without the prefix, even with --cleanenv."""
 
 
 def in_apptainer(deployment: Deployment, needs: Needs) -> Wrapped:
@@ -33,13 +33,13 @@ def in_apptainer(deployment: Deployment, needs: Needs) -> Wrapped:
         *further_options(deployment),
         Part((str(image_file(deployment)),), "the image; see runtime.image_file"),
     ]
-    # --env splits at commas what has a second = or quotes in it.
+    # --env splits a value at commas if it has a second = or quotes in it.
     others = {PREFIX + name: value for name, value in variables.items() if name not in shown}
     return Wrapped(tuple(parts), others, {PREFIX + name: name for name in needs.secrets})
 
 
 def _mount(mount: Mount) -> str:
-    """--mount and not --bind, which splits at commas and colons."""
+    """--mount, because --bind splits at commas and colons."""
     fields = ["type=bind", f"source={mount.path}", f"destination={mount.path}"]
     return as_csv(*fields, *([] if mount.write else ["ro"]))
 

@@ -1,6 +1,6 @@
 """A command in a container of docker. Options: docs.docker.com, `docker run`.
 
-The limits of locked memory and of the stack are those of NVIDIA's own instructions for its images.
+The limits of locked memory and of the stack are from NVIDIA's instructions for its images.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from toolkit.runtime.mounts import Mount, as_csv, mounts
 from toolkit.runtime.needs import Needs, Part, Wrapped, container_name, cuda_order, further_options
 
 HOME = "/tmp"
-"""The one folder of the image that any user may write in. trtllm-build leaves its timing cache where it stands."""
+"""The one folder of the image that any user can write to. trtllm-build leaves its timing cache in the current one."""
 NOT_STARTED = {
     125: "docker did not start the container",
     126: "the program in the image could not be run",
     127: "the image has no such program",
 }
-"""Exit codes of `docker run` that are not the command's own."""
+"""Exit codes of docker itself, not of the command in the container."""
 
 
 def in_docker(deployment: Deployment, needs: Needs) -> Wrapped:
@@ -59,7 +59,7 @@ def _gpus(needs: Needs) -> list[Part]:
 
 
 def _machine(needs: Needs) -> list[Part]:
-    """What it shares with this machine, and for how long it may run on."""
+    """What the container shares with this machine, and how long it may take to stop."""
     ipc = "ranks share /dev/shm (64 MB in docker otherwise); the machine's own, where the toolkit sees and clears it"
     parts = [
         Part(("--ipc=host",), ipc),
@@ -107,6 +107,6 @@ def _limits(deployment: Deployment, needs: Needs) -> list[Part]:
 
 
 def _mount(mount: Mount) -> str:
-    """--mount and not -v: -v would make a folder of root's where the path is missing, and splits at colons."""
+    """--mount, because -v splits at colons, and makes a folder that belongs to root where a path is missing."""
     fields = ["type=bind", f"source={mount.path}", f"target={mount.path}"]
     return as_csv(*fields, *([] if mount.write else ["readonly"]))

@@ -1,7 +1,7 @@
 """A command in a container of enroot. Options and files: doc/cmd/start.md of NVIDIA/enroot.
 
-There is no daemon: the container is a child of this process, with its user, its limits (ulimit, control
-group, cores) and its network, and with the machine's /dev/shm.
+There is no daemon: the container is a child of this process. It has this process's user, limits (ulimit, control
+group, cores) and network, and the machine's /dev/shm.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def in_enroot(deployment: Deployment, needs: Needs) -> Wrapped:
     for name, value in needs.environment.items():
         if "\n" in value:
             raise ToolkitError(
-                f"enroot hands on no variable with a line break in it: {name}", hint="Use another runtime."
+                f"enroot cannot pass on a variable with a line break in it: {name}", hint="Use another runtime."
             )
     gpus = {"NVIDIA_VISIBLE_DEVICES": ",".join(map(str, needs.gpus)) or "void"}
     order = cuda_order(needs.gpus)
@@ -35,5 +35,5 @@ def in_enroot(deployment: Deployment, needs: Needs) -> Wrapped:
         *further_options(deployment),
         Part((str(image_file(deployment)),), "the image, started as it is; see runtime.image_file"),
     ]
-    # Its hook for GPUs prefers the variables of this process, such as a batch system sets, to those of --env.
+    # Enroot's hook for GPUs prefers the variables of this process, which a batch system may set, to those of --env.
     return Wrapped(tuple(parts), gpus, {name: name for name in needs.secrets})

@@ -12,21 +12,21 @@ SUFFIXES = {"enroot": ".sqsh", "apptainer": ".sif"}
 
 
 def image(deployment: Deployment) -> str:
-    """`runtime.image`, or NVIDIA's newest with the TensorRT-LLM of `engine.version`. ToolkitError where none has it."""
+    """`runtime.image`, or NVIDIA's newest image with `engine.version`. Raises ToolkitError if none has that version."""
     if deployment.runtime.image is not None:
         return deployment.runtime.image
     version, release = deployment.engine_options.version, deployment.release
-    found = release.image(version)
-    if found is None:
+    newest = release.image(version)
+    if newest is None:
         what = f"runtime.image: no image of NVIDIA's has TensorRT-LLM {version}"
         others = f", or set engine.version to {' or '.join(release.versions)}" if release.versions else ""
         hint = f"Name one that has it{others}."
         raise ToolkitError(what, where=deployment.file, hint=hint)
-    return found.tag
+    return newest.tag
 
 
 def advised(deployment: Deployment) -> str:
-    """The image by its name, for advice: words where none is known."""
+    """The name of the image, for advice. Words if no image is known."""
     try:
         return image(deployment)
     except ToolkitError:
@@ -34,7 +34,7 @@ def advised(deployment: Deployment) -> str:
 
 
 def image_file(deployment: Deployment) -> Path:
-    """The image as a file of enroot or apptainer. Deployments beside each other share it."""
+    """The image as a file of enroot or apptainer. Deployments in the same folder share it."""
     if deployment.runtime.image_file is not None:
         return deployment.runtime.image_file
     name = image(deployment).rpartition("/")[2].replace(":", "-").replace("@", "-")
@@ -54,6 +54,6 @@ def fetch(deployment: Deployment) -> str:
 
 
 def _with_registry_apart(name: str) -> str:
-    """enroot wants REGISTRY#IMAGE. What stands before the first slash is a registry if it has a dot or a port."""
+    """As enroot takes it: REGISTRY#IMAGE. The part before the first slash is a registry if it has a dot or a port."""
     first, slash, rest = name.partition("/")
     return f"{first}#{rest}" if slash and ("." in first or ":" in first or first == "localhost") else name

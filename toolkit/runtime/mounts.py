@@ -1,4 +1,4 @@
-"""The paths that a container sees of this machine, each at the place where it is outside."""
+"""The paths of this machine that a container sees, each under the same name as outside."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Mount:
 
 
 def mounts(needs: Needs) -> list[Mount]:
-    """Parents come before what is in them, so that a folder to write shows in one that is only read."""
+    """Parents first, so that a folder to write to is visible inside a folder that is only read."""
     paths = {path: False for given in needs.reads for path in _with_what_it_links_to(given.absolute())}
     paths.update({path.absolute(): True for path in needs.writes})
     return [Mount(path, paths[path]) for path in sorted(paths, key=lambda path: (len(path.parts), path))]
@@ -39,11 +39,11 @@ def as_csv(*fields: str) -> str:
 
 
 def as_fstab(mount: Mount) -> str:
-    """As enroot takes it, a line of fstab(5) with colons between its fields. Raises ToolkitError for what cannot be."""
+    """As enroot takes it: a line of fstab(5), with colons between fields. Raises ToolkitError for a path with one."""
     path = str(mount.path)
     if any(character in path for character in ":\n"):
         hint = "Use a path without them, or another runtime."
-        raise ToolkitError("enroot mounts no path with a colon or a line break in it", where=path, hint=hint)
+        raise ToolkitError("enroot cannot mount a path with a colon or a line break in it", where=path, hint=hint)
     for character in "\\ \t":  # the backslash first: the others are written with one
         path = path.replace(character, f"\\{ord(character):03o}")
     return f"{path}:{path}:none:x-create=auto,rbind,{'rw' if mount.write else 'ro'}"

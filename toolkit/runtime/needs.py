@@ -1,4 +1,4 @@
-"""What a command needs of the place that it runs in, and the command as that place starts it."""
+"""What a command needs where it runs, and the command line that starts it there."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from toolkit.machine.cores import ranges
 
 @dataclass(frozen=True)
 class Needs:
-    """What a command takes. Paths are the same inside a container as outside of it.
+    """What a command needs. Paths are the same inside a container and outside.
 
-    Paths written must be there before a container starts. `gpus` are numbered as nvidia-smi does, and the command
-    sees them in this order. `ports` are
-    those it listens on, at the addresses of the YAML. `secrets` are variables of this process that are handed on
-    by name. `cores` are logical CPUs by number and `nodes` the NUMA nodes for its memory, as `cores_near` gives
-    them; none: wherever the kernel likes. `memory_gb` (10^9 bytes) is hardware.host_memory_gb when it is None.
+    The folders in `writes` must exist before a container starts. `gpus` are numbered as nvidia-smi does, and the
+    command sees them in this order. It listens on `ports`, at the addresses of the YAML. `secrets` are variables of
+    this process that are passed on by name. `cores` are logical CPUs by number and `nodes` the NUMA nodes for its
+    memory, from `cores_near`; without them the kernel chooses. `memory_gb` (10^9 bytes) is hardware.host_memory_gb
+    when it is None.
     """
 
     reads: tuple[Path, ...] = ()
@@ -29,12 +29,12 @@ class Needs:
     environment: Mapping[str, str] = field(default_factory=dict)
     secrets: tuple[str, ...] = ()
     name: str | None = None
-    """Of the container; toolkit-NAME, after the deployment, when it is None."""
+    """Name of the container. None: toolkit-NAME, after the deployment."""
     cores: tuple[int, ...] = ()
     nodes: tuple[int, ...] = ()
     memory_gb: float | None = None
     stop_s: int | None = None
-    """How long it may take to end when it is told to, before it is killed."""
+    """Seconds that it may take to end when it is asked to, before it is killed."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Part:
 
 
 def cuda_order(gpus: Sequence[int]) -> dict[str, str]:
-    """The variables for a container that is given these GPUs and no others, in this order.
+    """Variables for a container that gets these GPUs and no others, so that it sees them in this order.
 
-    Inside they count from 0 along the bus, in whatever order they were asked for.
+    Without them, the GPUs in a container count from 0 along the bus.
     """
     order = [sorted(gpus).index(gpu) for gpu in gpus]
     if order == sorted(order):
@@ -62,7 +62,7 @@ def container_name(deployment: Deployment, needs: Needs) -> str:
 
 
 def further_options(deployment: Deployment) -> list[Part]:
-    """Those of the YAML. They come last, because a later option replaces an earlier one."""
+    """The options of the YAML. They come last, because a later option replaces an earlier one."""
     options = deployment.runtime.options
     return [Part(options, "runtime.options")] if options else []
 
@@ -83,17 +83,17 @@ class Wrapped:
         return [argument for part in self.parts for argument in part.arguments]
 
     def environ(self) -> dict[str, str]:
-        """The whole environment to start it with."""
+        """The whole environment to start the command with."""
         secrets = {name: os.environ[source] for name, source in self.secrets.items() if source in os.environ}
         return {**os.environ, **self.environment, **secrets}
 
 
 def pinned(needs: Needs) -> list[Part]:
-    """The start of a command line that keeps what follows on its cores: children inherit it."""
+    """The start of a command line that keeps the command and its children on their cores."""
     if needs.nodes:
         cores = (f"--physcpubind={ranges(needs.cores)}",) if needs.cores else ()
-        why = "the cores and the memory beside the GPUs"
+        why = "the cores and the memory near the GPUs"
         return [Part(("numactl", *cores, f"--membind={ranges(needs.nodes)}"), why)]
     if needs.cores:
-        return [Part(("taskset", "--cpu-list", ranges(needs.cores)), "the cores beside the GPUs")]
+        return [Part(("taskset", "--cpu-list", ranges(needs.cores)), "the cores near the GPUs")]
     return []

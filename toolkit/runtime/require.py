@@ -1,4 +1,4 @@
-"""Whether the runtime of a deployment is there, told before anything starts. Nothing is fetched."""
+"""Checks the runtime of a deployment before anything starts. Nothing is fetched."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from toolkit.runtime.needs import Needs, container_name
 from toolkit.runtime.wrap import end_by_force
 
 BACKENDS = "/opt/tritonserver/backends"
-"""Where NVIDIA's images have them."""
+"""Where NVIDIA's images have Triton's backends."""
 TIMEOUT_S = 20
-"""A daemon that answers takes under a second."""
+"""A healthy daemon answers within a second."""
 INSTALL = {
     "docker": "Install Docker Engine and the NVIDIA Container Toolkit",
     "enroot": "Install enroot, squashfuse and fuse-overlayfs",
@@ -43,40 +43,40 @@ def require_runtime(deployment: Deployment, needs: Needs | None = None) -> None:
         _require_docker(deployment)
         _require_free_name(deployment, needs)
     elif kind in ("enroot", "apptainer"):
-        image_file(deployment)  # for its error: what is wrong in the YAML comes before what the machine lacks
+        image_file(deployment)  # for its error: a mistake in the YAML comes before what the machine lacks
         _require_program(deployment, kind, "runtime.kind")
-        # By these two enroot starts an image as it is; otherwise it would have to be unpacked before.
+        # With these two, enroot starts an image as it is. Without them the image would have to be unpacked first.
         for helper in ("squashfuse", "fuse-overlayfs") if kind == "enroot" else ():
             _require_program(deployment, helper, "runtime.kind: enroot", INSTALL["enroot"])
         _require_image_file(deployment)
     if kind != "docker" and (needs.cores or needs.nodes):
-        _require_program(deployment, "numactl" if needs.nodes else "taskset", "cores beside the GPUs")
+        _require_program(deployment, "numactl" if needs.nodes else "taskset", "cores near the GPUs")
     for path in needs.reads:
         if not path.exists():
             raise ToolkitError(
-                "is not here, and the command reads it", where=path, hint="Make it, or correct the YAML."
+                "does not exist, and the command reads it", where=path, hint="Make it, or correct the YAML."
             )
 
 
 def require_backend(deployment: Deployment, backend: str) -> None:
-    """Raise a ToolkitError where docker's image has no such backend of Triton: a container that lists them, a second.
+    """Raise a ToolkitError if docker's image lacks a backend of Triton. A container lists them, which takes a second.
 
-    Images in files are not opened: of these Triton itself says it, at its start.
+    Images in files are not opened: Triton reports the missing backend at its start.
     """
     if deployment.runtime.kind != "docker":
         return
     run = ("docker", "run", "--rm", "--pull=never", "--network=none", "--entrypoint", "ls")
     answer = _ask(deployment, *run, image(deployment), BACKENDS)
     if backend not in answer.stdout.split():
-        found = f"has {', '.join(answer.stdout.split())}" if not answer.returncode else "has none at all"
+        backends = "has none at all" if answer.returncode else f"has {', '.join(answer.stdout.split())}"
         tag = release_of(deployment.engine_options.version, where=deployment.file).images[0].tag
-        what = f"runtime.image: {image(deployment)} has no backend {backend} in {BACKENDS}: it {found}"
+        what = f"runtime.image: {image(deployment)} has no backend {backend} in {BACKENDS}: it {backends}"
         raise ToolkitError(what, where=deployment.file, hint=f"Use {tag}.")
 
 
 def _require_program(deployment: Deployment, name: str, field: str, install: str | None = None) -> None:
     if shutil.which(name) is None:
-        hint = f"{install or INSTALL[name]}, or set runtime.kind to what is here."
+        hint = f"{install or INSTALL[name]}, or set runtime.kind to a runtime that is installed."
         raise ToolkitError(f"{field}: there is no {name} on PATH", where=deployment.file, hint=hint)
 
 
@@ -87,7 +87,7 @@ def _require_image_file(deployment: Deployment) -> None:
 
 
 def _require_docker(deployment: Deployment) -> None:
-    """The program, its daemon, a way to the GPUs, the image: in the order in which each needs the one before."""
+    """The program, its daemon, access to the GPUs, the image: each needs the one before."""
     name = image(deployment)
     _require_program(deployment, "docker", "runtime.kind")
     info = _docker_info(deployment)
@@ -95,7 +95,7 @@ def _require_docker(deployment: Deployment) -> None:
         raise ToolkitError("runtime.kind: docker has no nvidia runtime", where=deployment.file, hint=NO_NVIDIA)
     rootless = "name=rootless" in (info.get("SecurityOptions") or [])
     if rootless and "--user" not in deployment.runtime.options:
-        what = "docker runs without root here, where root in a container is this user, and other users are nobody"
+        what = "docker runs without root here: root in a container is this user, and other users are nobody"
         hint = "Set runtime.options: [--user, '0:0']."
         raise ToolkitError(f"runtime.kind: {what}", where=deployment.file, hint=hint)
     if _ask(deployment, "docker", "image", "inspect", "--format", "{{.Id}}", name).returncode:
@@ -110,7 +110,7 @@ def _docker_info(deployment: Deployment) -> dict[str, Any]:
         info = None
     if not isinstance(info, dict):
         info = {}
-    # Some versions of docker end with 0 although the daemon gave no answer, and put the error into the JSON.
+    # Some versions of docker exit with 0 when the daemon does not answer, and put the error into the JSON.
     errors = info.get("ServerErrors") or []
     if answer.returncode or errors or not info.get("ServerVersion"):
         raise _no_daemon(deployment, " ".join(map(str, errors)) or answer.stderr)
@@ -121,22 +121,25 @@ def _require_free_name(deployment: Deployment, needs: Needs) -> None:
     name = container_name(deployment, needs)
     answer = _ask(deployment, "docker", "container", "inspect", "--format", "{{.State.Status}}", name)
     if answer.returncode == 0:
-        what = f"there is a container {name} already, {answer.stdout.strip() or 'in an unknown state'}"
+        what = f"there is already a container {name}, {answer.stdout.strip() or 'in an unknown state'}"
         raise ToolkitError(what, hint=f"If nobody needs it, run: {shlex.join(end_by_force(deployment, needs) or [])}")
 
 
 def _reaches_gpus(info: dict[str, Any]) -> bool:
-    """By NVIDIA's runtime or, in newer versions of docker, by the devices that CDI files describe."""
+    """Through NVIDIA's runtime or, in newer versions of docker, through devices from CDI files."""
     devices = info.get("DiscoveredDevices") or []
     return "nvidia" in (info.get("Runtimes") or {}) or any("nvidia.com/gpu" in str(device) for device in devices)
 
 
-def _no_daemon(deployment: Deployment, said: str) -> ToolkitError:
-    said = " ".join(said.split()).removesuffix("Is the docker daemon running?").rstrip(" .")
-    if "permission denied" in said.lower():
+def _no_daemon(deployment: Deployment, message: str) -> ToolkitError:
+    message = " ".join(message.split()).removesuffix("Is the docker daemon running?").rstrip(" .")
+    if "permission denied" in message.lower():
         what, hint = "this user may not ask docker", "Run: sudo usermod -aG docker $USER, and log in again."
     else:
-        what, hint = f"docker's daemon does not answer: {said[:200] or 'no word'}", "Run: sudo systemctl start docker"
+        what, hint = (
+            f"docker's daemon does not answer: {message[:200] or 'no message'}",
+            "Run: sudo systemctl start docker",
+        )
     return ToolkitError(f"runtime.kind: {what}", where=deployment.file, hint=hint)
 
 

@@ -1,4 +1,4 @@
-"""A command as a shell script that runs as it stands, with a line above each option that says where it is from."""
+"""A command as a shell script that runs as it stands. A line above each option says where it comes from."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from toolkit.runtime.wrap import wrap
 
 
 def script(deployment: Deployment, command: Sequence[str] | Sequence[Part], needs: Needs) -> str:
-    """The whole script, as text, with the command as `wrap` takes it.
+    """The whole script, as text. `command` is as `wrap` takes it.
 
-    It holds no secret: those are taken from where it is started. Raises ToolkitError as `wrap` does.
+    It holds no secrets: it takes them from the environment when it is started. Raises ToolkitError as `wrap` does.
     """
     return "\n".join(_lines(deployment, wrap(deployment, command, needs), needs)) + "\n"
 
@@ -29,7 +29,7 @@ def _lines(deployment: Deployment, wrapped: Wrapped, needs: Needs) -> Iterator[s
     for name, value in wrapped.environment.items():
         yield f"export {name}={shlex.quote(value)}"
     for name, source in wrapped.secrets.items():
-        yield f"# {source} is a secret: it is taken from where this script is started, if it is set there."
+        yield f"# {source} is a secret: this script takes it from its environment, if it is set there."
         if name != source:
             yield f'if [ -n "${{{source}+set}}" ]; then export {name}="${source}"; fi'
     yield ""
@@ -43,7 +43,7 @@ def _lines(deployment: Deployment, wrapped: Wrapped, needs: Needs) -> Iterator[s
 
 
 def _by_options(arguments: Sequence[str]) -> Iterator[list[str]]:
-    """A line for each option with its values; in an array of bash a line is as good as a space."""
+    """A line for each option with its values. In an array of bash a line break separates words as a space does."""
     line: list[str] = []
     for argument in arguments:
         if line and argument.startswith("--"):

@@ -16,15 +16,14 @@ from toolkit.secrecy import SHORTEST_SECRET, is_secret, tells_a_secret
 
 
 def wrap(deployment: Deployment, command: Sequence[str] | Sequence[Part], needs: Needs) -> Wrapped:
-    """The command as `runtime` starts it, given whole or in parts that say why they are there.
+    """The command as `runtime` starts it. `command` is a list of words, or of parts that say why they are there.
 
-    Nothing is looked at or started: that is `require_runtime`.
-
-    Raises ToolkitError where a secret would stand on the command line, or a path cannot be mounted.
+    This only writes the command line; `require_runtime` checks the machine. Raises ToolkitError if the command line
+    would hold a secret, or a path cannot be mounted.
     """
     for name in needs.environment:
         if is_secret(name):
-            raise ToolkitError(f"{name} is a secret, and given by value", hint="Hand it on by name.")
+            raise ToolkitError(f"{name} is a secret, and its value was given", hint="Pass it on by its name.")
     wrappers = {"host": _on_host, "docker": in_docker, "enroot": in_enroot, "apptainer": in_apptainer}
     wrapped = wrappers[deployment.runtime.kind](deployment, needs)
     wrapped = replace(wrapped, parts=(*wrapped.parts, *_as_parts(command)))
@@ -39,23 +38,24 @@ def _as_parts(command: Sequence[str] | Sequence[Part]) -> list[Part]:
 
 
 def not_started(deployment: Deployment, code: int) -> str:
-    """What an exit code says of why the runtime did not start its command; "" where it may be the command's own."""
+    """Why the runtime did not start its command, by its exit code. "" if the code may be the command's own."""
     return NOT_STARTED.get(code, "") if deployment.runtime.kind == "docker" else ""
 
 
 def end_by_force(deployment: Deployment, needs: Needs) -> list[str] | None:
-    """The command that ends what `wrap` started when killing its process does not: with docker that is only the
-    client, and the container goes on. None where the command is a child of whoever started it."""
+    """The command that ends what `wrap` started, if killing the process is not enough, else None.
+
+    With docker the process is only the client: without it the container goes on."""
     if deployment.runtime.kind != "docker":
         return None
     return ["docker", "rm", "--force", container_name(deployment, needs)]
 
 
 def _on_host(_deployment: Deployment, needs: Needs) -> Wrapped:
-    """No container. Limits of memory and locked memory are those of the shell or job that it is started in."""
+    """Without a container. The limits of memory and locked memory are those of the shell or job that starts it."""
     environment = dict(needs.environment)
     if needs.gpus:
-        # By default CUDA counts the fastest GPU first; nvidia-smi and the YAML count along the bus.
+        # By default CUDA counts the fastest GPU first. nvidia-smi and the YAML count along the bus.
         environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, needs.gpus))
     return Wrapped(tuple(pinned(needs)), environment, {name: name for name in needs.secrets})
@@ -66,5 +66,5 @@ def _refuse_secrets(wrapped: Wrapped, needs: Needs) -> None:
     for argument in (*wrapped.arguments, *wrapped.environment.values()):
         named = [name for name, value in values.items() if len(value) >= SHORTEST_SECRET and value in argument]
         if name := next(iter(named), tells_a_secret(argument)):
-            what = f"the value of {name} would stand on a command line or in a script, where others can read it"
-            raise ToolkitError(what, hint=f"Export {name} and hand it on by name.")
+            what = f"the value of {name} would be on a command line or in a script, where others can read it"
+            raise ToolkitError(what, hint=f"Export {name}, and pass it on by its name.")

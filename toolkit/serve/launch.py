@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from toolkit.config.capabilities import check_can_be_served
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.machine.limits import STACK_BYTES, most_stack
+from toolkit.processes import free_port
 from toolkit.runtime import Needs, Part, end_by_force, require_runtime, script, wrap
 from toolkit.runtime.images import advised
 from toolkit.serve.command import (
@@ -27,7 +27,7 @@ from toolkit.serve.command import (
 )
 from toolkit.serve.janitor import RUN_ID, ServerRun
 from toolkit.serve.mpirun import Mpirun, find_mpirun
-from toolkit.serve.share import Share, share_of
+from toolkit.serve.share import SeenGpus, Share, look_at_gpus_here, share_of
 from toolkit.serve.tritonserver import NGC_BINARY, TritonServer, find_tritonserver
 
 SHEBANG = "#!/usr/bin/env bash\n"
@@ -63,7 +63,7 @@ def launch(deployment: Deployment, server: TritonServer, mpirun: Mpirun, run: Se
     server = server.linked(run.tmp)
     command = command_line(deployment, server, mpirun, run)
     if not deployment.kind.on_gpus:
-        variables = environment(deployment, server, run, _free_port())
+        variables = environment(deployment, server, run, free_port())
         return Launch(_arguments(command), {**os.environ, **variables}, lines=_stack_warning(deployment))
     share = share_of(deployment)
     needs = _needs(deployment, server, run, share)
@@ -87,16 +87,20 @@ def _fill(run: ServerRun, deployment: Deployment, server: TritonServer) -> None:
         raise ToolkitError(what, where=run.tmp, hint="Set TMPDIR to a folder with room.") from None
 
 
-def dry_run(deployment: Deployment) -> str:
+def dry_run(deployment: Deployment, seen: SeenGpus | None = None) -> str:
     """What `toolkit serve` would start, as a script that a shell can run; it starts all replicas.
 
     On a machine without tritonserver the script has the paths of the NGC image. The run id and the rehearsal's port,
-    which differ between runs, are `dry-run` and 0. The script makes a folder and does not remove it.
+    which differ between runs, are `dry-run` and 0. The script makes a folder and does not remove it. `seen` are the
+    GPUs, if they were looked at already.
     """
-    if len(replicas := deployment.per_replica()) > 1:
-        scripts = (f"(  # replica {each.replica}\n{dry_run(each).removeprefix(SHEBANG)}\n) &" for each in replicas)
-        return "\n\n".join([SHEBANG.rstrip(), *scripts, "wait"])
     check_can_be_served(deployment)
+    if seen is None and deployment.kind.on_gpus:
+        seen = look_at_gpus_here()
+    if len(replicas := deployment.per_replica()) > 1:
+        scripts = {replica.replica: dry_run(replica, seen).removeprefix(SHEBANG) for replica in replicas}
+        each = (f"(  # replica {number}\n{text}\n) &" for number, text in scripts.items())
+        return "\n\n".join([SHEBANG.rstrip(), *each, "wait"])
     run = DRY_RUN
     if not deployment.kind.on_gpus:
         server, mpirun = programs(deployment)
@@ -107,7 +111,7 @@ def dry_run(deployment: Deployment) -> str:
         server, mpirun = programs(deployment)
     except ToolkitError:
         server, mpirun = IN_THE_IMAGE
-    share, linked = share_of(deployment), server.linked(run.tmp)
+    share, linked = share_of(deployment, seen), server.linked(run.tmp)
     text = script(deployment, command_line(deployment, linked, mpirun, run), _needs(deployment, linked, run, share))
     shebang, _, rest = text.partition("\n")
     reasons = (*REASONS, *(ORCHESTRATOR_REASONS if is_orchestrated(deployment) else ()))
@@ -170,9 +174,3 @@ def shell_text(variables: Mapping[str, str], command: Sequence[Part]) -> str:
     """The command and its variables, as text for a shell."""
     lines = [["env", *(f"{name}={value}" for name, value in variables.items())]]
     return " \\\n  ".join(shlex.join(line) for line in (*lines, *(part.arguments for part in command)))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

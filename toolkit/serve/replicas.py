@@ -18,9 +18,9 @@ from typing import TextIO
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.files.atomic import make_private, private
+from toolkit.processes import StopRequests, stop_requests
 from toolkit.serve import preflight
 from toolkit.serve.state import ServerState, read_state, served_already, supervisor_pid
-from toolkit.serve.stop_requests import StopRequests, stop_requests
 from toolkit.serve.supervisor import clean_up_after, note
 
 POLL_S = 0.1

@@ -31,12 +31,33 @@ class Share:
     lines: tuple[str, ...] = ()
 
 
-def share_of(deployment: Deployment) -> Share:
+@dataclass(frozen=True)
+class SeenGpus:
+    """The GPUs of this machine. `visible` is None if CUDA_VISIBLE_DEVICES is not set.
+
+    `topology` is None if nvidia-smi does not print it, and `problem` says why.
+    """
+
+    visible: VisibleGpus | None
+    topology: Topology | None
+    problem: str = ""
+
+
+def look_at_gpus_here() -> SeenGpus:
+    """Raises ToolkitError for a CUDA_VISIBLE_DEVICES that serving refuses."""
+    visible = visible_here()
+    try:
+        return SeenGpus(visible, read_topology())
+    except ToolkitError as error:
+        return SeenGpus(visible, None, str(error))
+
+
+def share_of(deployment: Deployment, seen: SeenGpus | None = None) -> Share:
     """The share of one group. Every replica takes its own part of one placement of all replicas.
 
-    Raises ToolkitError if there are too few GPUs or cores.
+    `seen` are the GPUs, if they were looked at already. Raises ToolkitError if there are too few GPUs or cores.
     """
-    placement, topology, lines = _placed_here(deployment)
+    placement, topology, lines = _placed_here(deployment, seen or look_at_gpus_here())
     replica = deployment.replica or 0
     gpus = placement.gpus(replica)
     start = replica * deployment.mapping.pp
@@ -82,12 +103,10 @@ def placed(deployment: Deployment, topology: Topology, visible: VisibleGpus | No
     return place(deployment.mapping, topology.only(gpus), replicas)
 
 
-def _placed_here(deployment: Deployment) -> tuple[Placement, Topology, list[str]]:
-    visible, lines = visible_here(), []
-    try:
-        topology = read_topology()
-    except ToolkitError as error:
-        ranks = deployment.mapping.world_size * deployment.parallel.replicas
-        topology = unknown_topology(range(ranks) if visible is None else visible.numbers)
-        lines.append(f"the GPUs are taken in their order, because their links are unknown: {error}")
-    return placed(deployment, topology, visible), topology, lines
+def _placed_here(deployment: Deployment, seen: SeenGpus) -> tuple[Placement, Topology, list[str]]:
+    if seen.topology is not None:
+        return placed(deployment, seen.topology, seen.visible), seen.topology, []
+    ranks = deployment.mapping.world_size * deployment.parallel.replicas
+    topology = unknown_topology(range(ranks) if seen.visible is None else seen.visible.numbers)
+    line = f"the GPUs are taken in their order, because their links are unknown: {seen.problem}"
+    return placed(deployment, topology, seen.visible), topology, [line]

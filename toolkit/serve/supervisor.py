@@ -14,6 +14,7 @@ from typing import NoReturn
 from toolkit.config.capabilities import check_can_be_served
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
+from toolkit.processes import StopRequests, stop_requests
 from toolkit.runtime import not_started
 from toolkit.serve import preflight
 from toolkit.serve.budget import Budget, startup_budget
@@ -24,7 +25,6 @@ from toolkit.serve.janitor import ServerRun, sweep
 from toolkit.serve.launch import launch, programs
 from toolkit.serve.logs import Logs, name_of
 from toolkit.serve.state import Phase, ServerState, exclusive, read_state, write_state
-from toolkit.serve.stop_requests import StopRequests, stop_requests
 
 TICK_S = 0.2
 PROGRESS_S = 3.0

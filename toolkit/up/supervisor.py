@@ -18,12 +18,12 @@ from toolkit.gateway.door import DoorState, folder, only_one, write_door
 from toolkit.gateway.endpoints import Traffic, write_endpoints
 from toolkit.gateway.envoy import config
 from toolkit.gateway.keys import read_keys
-from toolkit.gateway.places import LOOPBACK, Places
+from toolkit.gateway.places import Places
+from toolkit.processes import StopRequests, free_port, stop_requests
 from toolkit.serve import preflight
 from toolkit.serve.janitor import RUN_ID, Janitor, ServerRun, sweep
 from toolkit.serve.replicas import END_MARGIN_S
 from toolkit.serve.state import supervisor_pid
-from toolkit.serve.stop_requests import StopRequests, stop_requests
 from toolkit.up.commands import Commands
 from toolkit.up.door_parts import DoorPart, door_parts
 from toolkit.up.events import Events
@@ -43,7 +43,7 @@ def up_here(deployment: Deployment) -> None:
     check_door(deployment)
     preflight.check(deployment)
     with only_one(deployment), stop_requests() as stop, _run() as run:
-        places = Places(run.tmp, folder(deployment), _free_port(), _free_port())
+        places = Places(run.tmp, folder(deployment), free_port(), free_port())
         (run.tmp / "discovery").mkdir()
         write_endpoints(places, [])
         places.envoy_config.write_text(yaml.safe_dump(config(deployment, places), sort_keys=False), encoding="utf-8")
@@ -201,9 +201,3 @@ class Supervisor:
             f"ready: {url} (OpenAI: {url}/v1, model {self.deployment.served_name}; Triton: HTTP and gRPC)\n"
             f'next: toolkit ask {self.deployment.file} "What is the capital of France?"'
         )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])

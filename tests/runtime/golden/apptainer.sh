@@ -3,11 +3,11 @@
 set -euo pipefail
 
 mkdir -p -- /OUTPUT/run
-# HF_TOKEN is a secret: it is taken from where this script is started, if it is set there.
+# HF_TOKEN is a secret: this script takes it from its environment, if it is set there.
 if [ -n "${HF_TOKEN+set}" ]; then export APPTAINERENV_HF_TOKEN="$HF_TOKEN"; fi
 
 command=(
-  # the cores and the memory beside the GPUs
+  # the cores and the memory near the GPUs
   numactl
   --physcpubind=0-63,112-175
   --membind=0-1

@@ -3,7 +3,7 @@
 set -euo pipefail
 
 mkdir -p -- /OUTPUT/run
-# HF_TOKEN is a secret: it is taken from where this script is started, if it is set there.
+# HF_TOKEN is a secret: this script takes it from its environment, if it is set there.
 
 command=(
   # runtime.kind: docker

@@ -4,10 +4,10 @@ set -euo pipefail
 
 mkdir -p -- /OUTPUT/run
 export NVIDIA_VISIBLE_DEVICES=0,1,2,3,4,5,6,7
-# HF_TOKEN is a secret: it is taken from where this script is started, if it is set there.
+# HF_TOKEN is a secret: this script takes it from its environment, if it is set there.
 
 command=(
-  # the cores and the memory beside the GPUs
+  # the cores and the memory near the GPUs
   numactl
   --physcpubind=0-63,112-175
   --membind=0-1

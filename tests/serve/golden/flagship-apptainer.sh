@@ -22,7 +22,7 @@ set -euo pipefail
 run=$(mktemp -d "${TMPDIR:-/tmp}/toolkit-run-XXXXXXXX")  # for this start alone; remove it when it has ended
 cp -r -- /OUTPUT/repository "$run/models"
 command=(
-  # the cores and the memory beside the GPUs
+  # the cores and the memory near the GPUs
   numactl
   --physcpubind=0-119,168-175
   --membind=0-1

@@ -23,7 +23,7 @@ cp -r -- /OUTPUT/repository "$run/models"
 export NVIDIA_VISIBLE_DEVICES=0,1,2,3,4,5,6,7
 
 command=(
-  # the cores and the memory beside the GPUs
+  # the cores and the memory near the GPUs
   numactl
   --physcpubind=0-119,168-175
   --membind=0-1

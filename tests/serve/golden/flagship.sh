@@ -26,7 +26,7 @@ export CUDA_DEVICE_ORDER=PCI_BUS_ID
 export CUDA_VISIBLE_DEVICES=0,1,2,3,4,5,6,7
 
 command=(
-  # the cores and the memory beside the GPUs
+  # the cores and the memory near the GPUs
   numactl
   --physcpubind=0-119,168-175
   --membind=0-1

@@ -1,4 +1,5 @@
-"""An engine that rehearses TensorRT-LLM's: the same ranks, steps and answers, computed on CPUs.
+"""An engine that rehearses TensorRT-LLM on CPUs: the same ranks, the same steps, the same answers.
 
-Reading order: batch (what a step is), model, kv, comm, worker, engine; beside them request and sampling.
+Reading order: batch (what a step is), model, kv, comm, worker, engine. `toolkit.engine.request` and `sampling` next to
+them say what a request can ask for. `build` makes the engine directory.
 """

@@ -1,4 +1,4 @@
-"""One step as every rank sees it, and the message that tells it: a flat int32 tensor.
+"""One step as every rank sees it, and the message that carries it: a flat int32 tensor.
 
 contexts, generations, tokens, width | token ids | positions | slots | length, emits of each work |
 block table of each work, padded to `width` | hidden states of the tokens, from the second stage on
@@ -37,7 +37,7 @@ def encode(step: Step, tokens_per_block: int) -> Tensor:
 
 
 def longest_message(limits: Mapping[str, int], hidden_size: int, tokens_per_block: int) -> int:
-    """Elements of the largest message that these limits allow."""
+    """Elements in the largest message that these limits allow."""
     blocks = -(-limits["max_seq_len"] // tokens_per_block)
     per_work, per_token = 2 + blocks, 3 + hidden_size
     return HEADER + limits["max_batch_size"] * per_work + limits["max_num_tokens"] * per_token
@@ -51,7 +51,7 @@ class Batch:
         works, self.block = contexts + self.generations, tokens_per_block
         ends = [HEADER, HEADER + 3 * self.size]
         ends += [ends[1] + 2 * works, ends[1] + (2 + width) * works]
-        self.message = message[: ends[3]]  # what the next stage has to know, too
+        self.message = message[: ends[3]]  # the next stage needs it too
         self.tokens, self.positions, self.slots = message[HEADER : ends[1]].long().view(3, self.size)
         self.works = message[ends[1] : ends[2]].view(works, 2)
         self.tables = message[ends[2] : ends[3]].long().view(works, width)
@@ -66,7 +66,7 @@ class Batch:
 
     @cached_property
     def contexts(self) -> list[tuple[slice, Tensor, Tensor | None]]:
-        """Of each context: its rows, its block table, and a mask [rows, keys] unless it begins at 0."""
+        """For each context: its rows, its block table, and a mask [rows, keys] unless it begins at position 0."""
         result, first = [], 0
         for length, table in zip(self.works[: -self.generations or None, 0].tolist(), self.tables, strict=False):
             rows = slice(first, first + length)

@@ -1,39 +1,39 @@
 """Messages between ranks, over gloo, on this machine only.
 
-A receive that waits for its message takes 0.1 ms, one posted after the message has come takes 4 ms, gloo's own
-all-reduce 0.3 ms. So every receive is posted ahead, into a buffer for the largest message there can be (gloo
-takes shorter ones), and an all-reduce is an exchange of such messages.
+A receive that waits for its message takes 0.1 ms. One posted after the message has arrived takes 4 ms, and gloo's own
+all-reduce 0.3 ms. So every receive is posted ahead, into a buffer for the largest possible message (gloo accepts
+shorter ones), and an all-reduce is an exchange of such messages.
 """
 
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable
 from datetime import timedelta
 from functools import reduce
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroupGloo, TCPStore, Work  # type: ignore[attr-defined]
+from torch.distributed import Work
 
 from toolkit.engine.rehearsal.batch import STOP, longest_message
+from toolkit.engine.rehearsal.gloo import Gloo, open_store
 from toolkit.engine.settings import EngineSettings
 from toolkit.errors import ToolkitError
 
 HOST = "127.0.0.1"
 MEETING = timedelta(minutes=5)  # how long ranks wait for each other to start
 FOREVER = timedelta(days=365)
-STEP, PARTIAL, LOGITS, FAREWELL = range(4)  # kinds of messages; each has a queue of its own
+STEP, PARTIAL, LOGITS, FAREWELL = range(4)  # kinds of messages, each with its own queue
 LastWords = Callable[[int], None]
 
 
 class Peers:
-    """This rank's connections to the others. When one of these dies, `last_words(its rank)`, and this process ends."""
+    """This rank's connections to the others. When one dies, `last_words(its rank)` is called, and this process ends."""
 
     def __init__(self, settings: EngineSettings, rank: int, port: int, last_words: LastWords | None = None) -> None:
         self._last_words, self._losing = last_words, threading.Lock()
@@ -41,7 +41,7 @@ class Peers:
         stage, hidden, vocabulary = mapping.pp_rank(rank), settings.model["hidden_size"], settings.model["vocab_size"]
         self.rank, self.world, self.depth = rank, mapping.world_size, 2 * mapping.pp + 2
         self.group = mapping.tp_group(stage)
-        self.followers = [*self.group[1:]] if rank == 0 else []  # whom this rank passes a step on to as it is
+        self.followers = [*self.group[1:]] if rank == 0 else []  # get each step from this rank, unchanged
         self.downstream = [] if mapping.is_last_stage(rank) else [rank + mapping.tp]
         self._sent: dict[int, deque[tuple[Work, Tensor]]] = defaultdict(deque)
         if self.world == 1:
@@ -57,33 +57,26 @@ class Peers:
             share = -(-vocabulary // mapping.tp)
             last = [peer for peer in mapping.tp_group(mapping.pp - 1) if peer]
             self.logits = {peer: Inbox(self, peer, LOGITS, limits["max_batch_size"] * share) for peer in last}
-        # Each rank watches one other, all of them in a ring, so a death goes round it within milliseconds.
+        # Each rank watches one other, in a ring, so all know of a death within milliseconds.
         farewell = Inbox(self, (rank + 1) % self.world, FAREWELL, 1)
         self._watch = threading.Thread(target=farewell.wait, daemon=True)
         self._watch.start()
 
     def _meet(self, port: int, group: str) -> None:
-        """Find the other ranks. `group` is the same for all of them, and for no other group's."""
-        gloo: Any = ProcessGroupGloo
-        options = gloo._Options()  # noqa: SLF001
-        options._timeout, options._devices = MEETING, [gloo.create_device(hostname=HOST)]  # noqa: SLF001
+        """Connect to the other ranks. `group` is a text that all of them have, and no other group has."""
         try:
-            # Left to itself, the store would listen on every address of the machine.
-            listener = None if self.rank else socket.create_server((HOST, port)).detach()
-            self._store = TCPStore(
-                HOST, port, None, not self.rank, MEETING, wait_for_workers=False, master_listen_fd=listener
-            )
+            self._store = open_store(HOST, port, not self.rank, MEETING)
             if self.rank == 0:
                 self._store.set("group", group)
             elif self._store.get("group") != group.encode():
-                raise RuntimeError("ranks of another group meet there")
-            self.gloo = gloo(self._store, self.rank, self.world, options)
+                raise RuntimeError("the ranks of another group meet there")
+            self.gloo = Gloo(self._store, self.rank, self.world, HOST, MEETING)
         except (OSError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
             raise ToolkitError(f"rank {self.rank} cannot meet the others on port {port}: {reason}") from None
 
     def await_all(self) -> None:
-        """Return when every rank has come here."""
+        """Return when every rank has called this."""
         if self.world > 1:
             self._store.set(f"ready{self.rank}", "")
             try:
@@ -95,15 +88,15 @@ class Peers:
         """Send without waiting. The message must not change afterwards."""
         sent, message = self._sent[peer], message.contiguous().view(torch.int32).flatten()
         try:
-            sent.append((self.gloo.send([message], peer, kind), message))
+            sent.append((self.gloo.send(message, peer, kind), message))
         except RuntimeError:
             self._lost(peer)
-        if len(sent) > self.depth:  # more than can be under way
-            work, _tensor = sent.popleft()  # which has to be there until it is sent
+        if len(sent) > self.depth:  # more messages than can be under way
+            work, _tensor = sent.popleft()  # the tensor must exist until it is sent
             self.wait(work, peer)
 
     def all_reduce(self, part: Tensor) -> Tensor:
-        """The sum over the ranks of this stage, added in rank order: the same bits on each of them."""
+        """The sum over the ranks of this stage. Added in rank order, so that all of them get the same bits."""
         for peer in self.group:
             if peer != self.rank:
                 self.send(peer, PARTIAL, part)
@@ -119,14 +112,14 @@ class Peers:
             self._lost(peer)
 
     def _lost(self, peer: int) -> NoReturn:
-        with self._losing:  # and never let go: other threads that find out wait for the end
+        with self._losing:  # never released: other threads that notice the loss wait here for the end
             print(f"rank {self.rank} lost rank {peer}, and ends", file=sys.stderr, flush=True)
             if self._last_words:
                 self._last_words(peer)
             os._exit(1)
 
     def leave(self) -> None:
-        """Tell the ranks after this one to stop and the one that watches it farewell; wait for one's own."""
+        """Tell the next ranks to stop, and the rank that watches this one that it leaves. Wait for the one watched."""
         for peer in (*self.followers, *self.downstream):
             self.send(peer, STEP, STOP)
         if self.world > 1:
@@ -138,7 +131,7 @@ class Peers:
 
 
 class Inbox:
-    """Messages of one kind from one peer, in order. While one buffer is read, the other awaits the next."""
+    """Messages of one kind from one peer, in order. While one buffer is read, the other receives the next message."""
 
     def __init__(self, peers: Peers, peer: int, kind: int, size: int) -> None:
         self._peers, self._peer, self._kind = peers, peer, kind
@@ -147,15 +140,15 @@ class Inbox:
 
     def _post(self) -> None:
         try:
-            self._work = self._peers.gloo.recv([self._buffers[0]], self._peer, self._kind)
-        except RuntimeError:  # the peer has gone, which matters if another message is wanted from it
+            self._work: Work | None = self._peers.gloo.receive(self._buffers[0], self._peer, self._kind)
+        except RuntimeError:  # the peer is gone, which matters only if another message is expected from it
             self._work = None
 
     def wait(self) -> None:
         self._peers.wait(self._work, self._peer)
 
     def next(self, shape: torch.Size | None = None) -> Tensor:
-        """The next message, as float32 if it has a shape; valid until the one after it is asked for."""
+        """The next message, as float32 if `shape` is given. Valid until the next call."""
         self.wait()
         message = self._buffers[0]
         self._buffers.reverse()

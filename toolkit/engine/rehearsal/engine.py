@@ -1,4 +1,4 @@
-"""Rank 0: takes requests, schedules them, has them computed, chooses the tokens and hands them out."""
+"""Rank 0: takes requests, schedules them, has the ranks compute them, chooses the tokens and delivers them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from toolkit.errors import Busy
 from toolkit.inflight import Request, Scheduler, State, Stats, Step
 
 LAST_WORDS_S = 2.0
-"""At most, for errors to be sent when a rank is lost."""
+"""The longest wait until errors are sent after a rank is lost."""
 
 
 class Generation(Request):
@@ -42,16 +42,16 @@ class Generation(Request):
         self.first_scheduled_ns = self.first_token_ns = self.last_token_ns = 0
 
     def event(self, token: int, log_prob: float | None, now: int) -> Event:
-        """Take note of a new token, and tell of it."""
+        """Record a new token. Returns the event for it."""
         self.first_token_ns, self.last_token_ns = self.first_token_ns or now, now
         self.cum_log_prob += log_prob or 0.0
         return Event(self, token, log_prob, self.cum_log_prob, self.state is State.FINISHED)
 
 
 class Event(NamedTuple):
-    """A new token, or (token None) that the sequence was cancelled or, with an `error`, lost.
+    """A new token. Without a token: the sequence was cancelled, or lost by an `error`.
 
-    `finished`: it has no more events.
+    `finished`: the sequence has no more events.
     """
 
     sequence: Generation
@@ -63,14 +63,14 @@ class Event(NamedTuple):
 
 
 class RehearsalEngine:
-    """Generates on all ranks of an engine, of which the others run `worker.work`. Thread-safe.
+    """Generates on all ranks of an engine. The other ranks run `worker.work`. Thread-safe.
 
-    Events are delivered in order, by one thread; `deliver` must not block.
+    One thread delivers the events, in order; `deliver` must not block.
     """
 
     def __init__(self, settings: EngineSettings, port: int = 0) -> None:
         self.settings = settings
-        self._changed = threading.Condition()  # guards what follows, and the scheduler
+        self._changed = threading.Condition()  # guards the fields below, and the scheduler
         self._live: set[Generation] = set()
         self._threads: list[threading.Thread] = []
         self._scheduler = Scheduler(settings.scheduling)
@@ -84,9 +84,9 @@ class RehearsalEngine:
             thread.start()
 
     def submit(self, requests: Sequence[GenerationRequest], deliver: Callable[[Event], None]) -> list[Generation]:
-        """Begin to generate for all requests of a batch; the result is what `cancel` takes.
+        """Begin to generate for all requests of a batch. `cancel` takes the result.
 
-        Raises InputRefused or Busy; then none of them begins.
+        Raises InputRefused or Busy; then no request begins.
         """
         vocab_size, most = self.settings.model["vocab_size"], self.stats().max
         for request in requests:
@@ -106,7 +106,7 @@ class RehearsalEngine:
         return sequences
 
     def _seed(self, request: GenerationRequest) -> int:
-        """The seed of a request's first sequence. Without a given seed, requests draw differently, as in TensorRT-LLM.
+        """The seed of a request's first sequence. Requests without a seed draw differently, as in TensorRT-LLM.
 
         A new engine starts the same series again.
         """
@@ -115,7 +115,7 @@ class RehearsalEngine:
         return 0 if request.num_return_sequences > 1 else self._seeds.getrandbits(64)
 
     def cancel(self, sequences: Sequence[Generation]) -> None:
-        """End those that have not ended; each gets a last event, without a token."""
+        """End the sequences that have not ended. Each gets a last event, without a token."""
         with self._changed:
             alive = self._live.intersection(sequences)
             for sequence in alive:
@@ -128,7 +128,7 @@ class RehearsalEngine:
             return self._scheduler.stats()
 
     def close(self) -> None:
-        """Cancel what is left and return when the other ranks have ended."""
+        """Cancel what is left. Returns when the other ranks have ended."""
         with self._changed:
             self._closing = True
             self.cancel([*self._live])
@@ -137,7 +137,7 @@ class RehearsalEngine:
             thread.join()
 
     def _run(self) -> None:
-        """Keep as many steps in flight as there are stages; finish the oldest when no more can begin."""
+        """Keep as many steps in flight as there are stages. When no more can begin, finish the oldest."""
         in_flight: deque[tuple[Step, Tensor | None, int]] = deque()
         log = StepLog()
         while (step := self._next_step(wait=not in_flight)) or in_flight:
@@ -151,7 +151,7 @@ class RehearsalEngine:
         self._events.put(None)
 
     def _next_step(self, wait: bool) -> Step | None:
-        """A step to begin, if there is one now; or wait for one, until the engine closes."""
+        """The next step, or None if none can begin now. With `wait`, None only when the engine closes."""
         with self._changed:
             while (step := self._scheduler.schedule()) is None and wait and not self._closing:
                 self._changed.wait()
@@ -165,7 +165,7 @@ class RehearsalEngine:
 
     @torch.inference_mode()
     def _finish(self, step: Step, own: Tensor | None) -> int:
-        """Choose the step's tokens and tell of them; when they were chosen."""
+        """Choose the step's tokens and queue their events. Returns when they were chosen."""
         sequences: list[Any] = [work.request for work in step.works if work.emits]
         chosen = self._choose(self._logits(len(sequences), own), sequences)
         ends = [s.sampler.ends(s.tokens, token) for s, (token, _) in zip(sequences, chosen, strict=True)]
@@ -184,7 +184,7 @@ class RehearsalEngine:
         ]
 
     def _logits(self, rows: int, own: Tensor | None) -> Tensor:
-        """[rows, vocab_size], of which each rank of the last stage has a share of the columns."""
+        """[rows, vocab_size], put together: each rank of the last stage has a share of the columns."""
         mapping, size = self.settings.mapping, self.settings.model["vocab_size"]
         shape = torch.Size((rows, -(-size // mapping.tp)))
         peers = mapping.tp_group(mapping.pp - 1)
@@ -192,7 +192,7 @@ class RehearsalEngine:
         return torch.cat(shares, 1)[:, :size]
 
     def _fail(self, _peer: int) -> None:
-        """Tell every request that its tokens are lost with a rank, and wait until that is sent."""
+        """Tell every request that a rank is lost, and its answer with it. Wait until that is sent."""
         with self._changed:
             self._closing, lost = True, [*self._live]
             self._live.clear()
@@ -209,7 +209,7 @@ class RehearsalEngine:
 
 
 def or_exit(loop: Callable[[], None]) -> None:
-    """Run it. After a fault, which can only be ours, end the process: no answer would ever come again."""
+    """Run the loop. A fault in it is a bug of ours, and no answer would come any more: end the process."""
     try:
         loop()
     except BaseException:

@@ -10,11 +10,11 @@ from toolkit.engine.rehearsal.batch import Batch
 
 
 class KvCache:
-    """For each layer a pool of blocks, [blocks, tokens_per_block, 2 x kv_heads, head_size]: keys, values."""
+    """A pool of blocks for each layer: [blocks, tokens_per_block, 2 x kv_heads, head_size], first keys, then values."""
 
     def __init__(self, layers: int, blocks: int, tokens_per_block: int, kv_heads: int, head_size: int) -> None:
         shape = (blocks, tokens_per_block, 2 * kv_heads, head_size)
-        # Zeros, because padding reads blocks never written, and a NaN survives even a weight of zero.
+        # Zeros: padding reads blocks that were never written, and a NaN survives even a weight of zero.
         self.pools = [torch.zeros(shape) for _ in range(layers)]
 
     def attend(self, layer: int, queries: Tensor, kv: Tensor, batch: Batch) -> Tensor:
@@ -29,16 +29,16 @@ class KvCache:
             seen = kv[rows] if mask is None else pool[table].flatten(0, 1)[: mask.shape[1]]
             keys, values = seen.transpose(0, 1)[None].chunk(2, dim=1)
             query = queries[rows].transpose(0, 1)[None]
-            found = scaled_dot_product_attention(
+            attended = scaled_dot_product_attention(
                 query, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True
             )
-            result[rows] = found[0].transpose(0, 1)
+            result[rows] = attended[0].transpose(0, 1)
         if batch.generations:
             table, mask = batch.generation
             seen = pool.index_select(0, table.flatten()).unflatten(0, table.shape)  # five times as fast as pool[table]
             keys, values = seen.flatten(1, 2).transpose(1, 2).chunk(2, dim=1)
             # The query heads that share a KV head stand where a sequence's positions would: nothing is copied.
             query = queries[-batch.generations :].unflatten(1, (keys.shape[1], -1))
-            found = scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-            result[-batch.generations :] = found.flatten(1, 2)
+            attended = scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+            result[-batch.generations :] = attended.flatten(1, 2)
         return result.flatten(1)

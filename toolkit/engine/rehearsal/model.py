@@ -1,4 +1,4 @@
-"""One rank's part of a Llama: the layers of its stage, and of each its share of heads and of the MLP."""
+"""One rank's part of a Llama: the layers of its stage, with its share of the heads and of the MLP."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from toolkit.model.rotary import rotary_tables
 
 
 class Stage:
-    """The model as rank `rank` holds it, in float32, read from its own file only.
+    """The part of rank `rank`, in float32, read from its own file only.
 
     `all_reduce` adds up a tensor over the ranks of the stage. Raises ToolkitError for a broken rank file.
     """
@@ -57,7 +57,7 @@ class Stage:
         return self._linear(self._norm(hidden[batch.emitting], "transformer.ln_f"), "lm_head")
 
     def _embedded(self, tokens: Tensor) -> Tensor:
-        """Hidden states of token ids. With a split embedding this rank has only some rows, or only some columns.
+        """Hidden states of token ids. With a split embedding this rank has only some rows or some columns.
 
         An id outside the vocabulary gives zeros.
         """
@@ -86,23 +86,23 @@ class Stage:
         return linear(hidden, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
 
     def _reduced(self, hidden: Tensor, name: str) -> Tensor:
-        """A row-parallel layer: each rank has some columns, and all of the bias, which must count once."""
+        """A row-parallel layer: each rank has some columns, and the whole bias, which must count once."""
         total = self.all_reduce(linear(hidden, self.weights[f"{name}.weight"]))
         bias = self.weights.get(f"{name}.bias")
         return total if bias is None else total + bias
 
     def _names(self) -> list[str]:
-        """The tensors without which this stage cannot compute; biases are there or not."""
+        """The tensors that this stage needs. Biases are optional."""
         parts = ["input_layernorm", "attention.qkv", "attention.dense"]
         parts += ["post_layernorm", "mlp.fc", "mlp.gate", "mlp.proj"]
         names = [f"transformer.layers.{layer}.{part}" for layer in self.layers for part in parts]
-        names += ["transformer.vocab_embedding"] * self.is_first
-        names += ["transformer.ln_f", "lm_head"] * self.is_last
+        names += ["transformer.vocab_embedding"] if self.is_first else []
+        names += ["transformer.ln_f", "lm_head"] if self.is_last else []
         return [f"{name}.weight" for name in names]
 
 
 def load_weights(path: Path, names: list[str]) -> dict[str, Tensor]:
-    """All tensors of a rank file in float32. Raises ToolkitError for a broken one or one without `names`."""
+    """All tensors of a rank file in float32. Raises ToolkitError if it is broken, or lacks one of `names`."""
     again = "Run: toolkit build, after deleting the engine directory."
     try:
         with safe_open(path, "pt") as file:

@@ -11,11 +11,11 @@ from toolkit.engine.rehearsal.model import Stage
 from toolkit.engine.settings import EngineSettings
 
 WORTH_SHARING = 256
-"""The hidden size from which a second thread gains more than it costs (at 128 it costs half the speed)."""
+"""From this hidden size on, a second thread gains more than it costs (at 128 it costs half the speed)."""
 
 
 class Rank:
-    """A loaded stage and its connections; made when all ranks are. `port` is where rank 0's store listens."""
+    """A loaded stage and its connections. Making it waits for all other ranks. Rank 0's store listens at `port`."""
 
     def __init__(self, settings: EngineSettings, rank: int, port: int, last_words: LastWords | None = None) -> None:
         self.settings, self.rank = settings, rank
@@ -27,7 +27,7 @@ class Rank:
 
     @torch.inference_mode()
     def compute(self, message: Tensor) -> Tensor | None:
-        """Run this rank's layers and pass the result on; what rank 0 would send to itself is returned."""
+        """Run this rank's layers and pass the result on. Returns what rank 0 would send to itself."""
         for peer in self.peers.followers:
             self.peers.send(peer, STEP, message)
         batch = Batch(message, self.settings.scheduling.tokens_per_block, self.settings.model["hidden_size"])
@@ -40,7 +40,7 @@ class Rank:
 
 
 def work(settings: EngineSettings, rank: int, port: int) -> None:
-    """Compute what rank 0 says until it says stop. When another rank dies, this process ends at once."""
+    """Compute the steps of rank 0 until it says stop. When another rank dies, this process ends at once."""
     me = Rank(settings, rank, port)
     while not torch.equal((message := me.peers.steps.next())[: len(STOP)], STOP):
         me.compute(message)

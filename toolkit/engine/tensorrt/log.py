@@ -1,4 +1,4 @@
-"""What `trtllm-build` says while it works, and what its failures mean.
+"""Reads what `trtllm-build` prints while it works, and explains its failures.
 
 Sources of the lines: logs that users of TensorRT-LLM 0.18 to 1.2 have published, and NVIDIA/TensorRT-LLM
 tensorrt_llm/commands/build.py and builder.py.
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 KEPT_LINES = 400
-"""Of the end of the log, which is where a failure is told."""
+"""Lines that are kept from the end of the log, where a failure shows."""
 VERSION = re.compile(r"TensorRT-LLM version: (\S+)")
 SERIALIZING = re.compile(r"Serializing engine to .*?rank(\d+)\.engine")
 SERIALIZED = "Engine serialized. Total time"
@@ -22,7 +22,7 @@ ERROR = re.compile(r"\[E\]|(?:Error|Exception)\b.*:|error:", re.IGNORECASE)
 
 
 class Failure(NamedTuple):
-    """A way to fail: what its log shows, what it means, what to do. {workers} and {gpu} are filled in."""
+    """A way to fail: what the log shows, what it means, what to do. {workers} is filled in."""
 
     shows: re.Pattern[str]
     what: str
@@ -34,7 +34,7 @@ FAILURES = (
     Failure(
         re.compile(r"No space left on device|Disk quota exceeded"),
         "the disk is full",
-        "Free space there, or set `output` to a larger disk; it goes on with the ranks that are left.",
+        "Free space there, or set `output` to a larger disk. The next build goes on with the ranks that are left.",
     ),
     Failure(
         re.compile(r"CUDA(?: error)?:? out of memory|CUDA_ERROR_OUT_OF_MEMORY|[oO]utOfMemory"),
@@ -58,12 +58,12 @@ FAILURES = (
     ),
     Failure(
         re.compile(r"unrecognized arguments: (.*)|invalid choice: (.*)|expected one argument"),
-        "trtllm-build does not know a flag: it is not of the release that engine.version says",
-        "Set engine.version to what the image holds.",
+        "trtllm-build does not know a flag: its release is not the one in engine.version",
+        "Set engine.version to the release in the image.",
     ),
     Failure(
         re.compile(r"[Vv]ersion tag does not match|incompatible with the current|driver version is insufficient"),
-        "the versions of TensorRT, CUDA and the driver do not go together",
+        "the versions of TensorRT, CUDA and the driver do not fit together",
         "Build in the image of docs/reference/contracts.md, on a driver that it supports.",
     ),
 )
@@ -71,40 +71,40 @@ FAILURES = (
 
 @dataclass
 class BuildLog:
-    """What has been told so far."""
+    """What the log has shown so far."""
 
     version: str | None = None
     networks: int = 0
-    """Ranks whose engine has been computed, and is written or will be."""
+    """Ranks whose engine has been computed. It may not be written yet."""
     written: int = 0
     """Ranks whose engine is on disk."""
     begun: set[int] = field(default_factory=set)
-    """Ranks that are being written, or are."""
+    """Ranks whose file was begun. It may be whole."""
     finished: bool = False
     peak_bytes: int = 0
-    """Host memory that the largest process has held."""
+    """The most host memory that one process held."""
     last: list[str] = field(default_factory=list)
 
     def take(self, line: str) -> None:
-        """One more line. Ranks write at once, so that it may hold what two of them have said."""
+        """Read one more line. Ranks print at the same time, so it may hold the words of two of them."""
         self.last = [*self.last[1 - KEPT_LINES :], line]
-        if found := VERSION.search(line):
-            self.version = self.version or found[1]
-        self.begun.update(int(found[1]) for found in SERIALIZING.finditer(line))
-        if found := PEAK.search(line):
-            self.peak_bytes = max(self.peak_bytes, int(found[1]) << 20)
+        if match := VERSION.search(line):
+            self.version = self.version or match[1]
+        self.begun.update(int(match[1]) for match in SERIALIZING.finditer(line))
+        if match := PEAK.search(line):
+            self.peak_bytes = max(self.peak_bytes, int(match[1]) << 20)
         self.networks += line.count(NETWORK)
         self.written += line.count(SERIALIZED)
         self.finished = self.finished or bool(FINISHED.search(line))
 
     def failure(self, killed: bool) -> tuple[str, str | None]:
-        """What went wrong and what to do, as far as the log tells; `killed`: the program ended by a signal."""
+        """What went wrong, and what to do if the log tells. `killed`: a signal ended the program."""
         text = "\n".join(self.last)
-        for one in FAILURES:
-            if one.shows.search(text):
-                return one.what, one.hint
+        for failure in FAILURES:
+            if failure.shows.search(text):
+                return failure.what, failure.hint
         if killed:
             return "was killed, as the kernel does when host memory runs out", FEWER
         errors = [line for line in self.last if ERROR.search(line)]
-        said = (errors or self.last or ["nothing"])[-1].strip()
-        return f"failed: {said}", None
+        last_words = (errors or self.last or ["it printed nothing"])[-1].strip()
+        return f"failed: {last_words}", None

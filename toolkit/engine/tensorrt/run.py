@@ -1,11 +1,9 @@
-"""Runs a long program: its output goes to a log file, line by line to whoever reads it, and it ends with us."""
+"""Runs a long program: follows its output, keeps that in a log file, and ends the program with this process."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
-import signal
 import subprocess
 import threading
 import time
@@ -15,14 +13,14 @@ from pathlib import Path
 from toolkit.engine.tensorrt.log import BuildLog
 from toolkit.errors import ToolkitError
 from toolkit.files.file_lock import FileLock
-from toolkit.processes import ended_by_signals
+from toolkit.processes import end_session, ended_by_signals
 from toolkit.runtime import Wrapped
 
 STALL_S = 1800.0
-"""Without a line and without a byte written for so long, it hangs. A rank's kernels are chosen within minutes."""
+"""A program that prints no line and writes no byte for this long hangs. The kernels of a rank are chosen in minutes."""
 LOOK_S = 1.0
 GRACE_S = 10.0
-"""What a program gets to end when it is asked to."""
+"""How long a program may take to end when it is asked to."""
 
 
 def run(
@@ -34,12 +32,12 @@ def run(
     lock: FileLock | None = None,
     stall_s: float = STALL_S,
 ) -> tuple[BuildLog, int]:
-    """Run it in `work` to its end; what it said and its exit status, below 0 for a signal.
+    """Run a command in the folder `work` to its end. Returns its log and its exit status, below 0 for a signal.
 
-    `by_force` is a further command that ends what the process alone does not (`toolkit.runtime.end_by_force`).
-    `tell` is called after each line and about once a second. Whatever is raised here, by `tell`, by Ctrl-C or SIGTERM,
-    ends the program and all that it started. SIGKILL leaves it running, and then it holds `lock` until it ends. Raises
-    ToolkitError when it hangs or cannot be started.
+    `tell` is called after each line, and about once a second. An exception ends the program and all that it started,
+    be it from `tell`, Ctrl-C or SIGTERM. `by_force` is a command that ends what else goes on
+    (`toolkit.runtime.end_by_force`). SIGKILL leaves the program running, and then it holds `lock` until it ends.
+    Raises ToolkitError when the program hangs or cannot be started.
     """
     log_path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -67,7 +65,7 @@ def run(
         if by_force and process.poll() is None:
             with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                 subprocess.run(by_force, stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
-        _end(process)
+        end_session(process, GRACE_S)
 
 
 def _follow(
@@ -87,8 +85,8 @@ def _follow(
             if (now := _bytes(work)) != size:
                 moved, size = time.monotonic(), now
             elif time.monotonic() - moved > stall_s:
-                what = f"the build said and wrote nothing for {stall_s / 60:.0f} minutes, and was ended"
-                hint = "Build fewer ranks at once: engine.workers; nvidia-smi and dmesg may tell more."
+                what = f"the build printed and wrote nothing for {stall_s / 60:.0f} minutes, so it was ended"
+                hint = "Build fewer ranks at once: engine.workers. nvidia-smi and dmesg may tell more."
                 raise ToolkitError(what, hint=hint) from None
         else:
             if line is None:
@@ -105,26 +103,6 @@ def _read(process: subprocess.Popen[str], lines: queue.SimpleQueue[str | None]) 
         for line in process.stdout:
             lines.put(line.rstrip("\n"))
     lines.put(None)
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    """End the program's whole session: its workers outlive it otherwise."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        until = time.monotonic() + GRACE_S
-        while _alive(process) and time.monotonic() < until:
-            time.sleep(0.05)
-    process.wait()
-
-
-def _alive(process: subprocess.Popen[str]) -> bool:
-    process.poll()
-    try:
-        os.killpg(process.pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _bytes(folder: Path) -> int:

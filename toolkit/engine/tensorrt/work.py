@@ -1,4 +1,4 @@
-"""The directory beside the engine's that `trtllm-build` writes to, which stays when a build is cut off."""
+"""The directory next to the engine's that `trtllm-build` writes to. It stays when a build is interrupted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from toolkit.files.json_file import read_json
 
 PROGRAM = "trtllm-build"
 STATE = "ranks.json"
-"""What it is for, and the sizes of the ranks that are whole."""
+"""The file with the purpose of the build, and the sizes of the ranks that are whole."""
 
 
 def work_dir(deployment: Deployment) -> Path:
@@ -33,27 +33,27 @@ class Work:
             raise ToolkitError(f"cannot be written: {error.strerror}", where=self.directory) from None
 
     def done(self) -> set[int]:
-        """Ranks of an earlier attempt at the same engine. What else is there goes."""
-        state = self.directory / STATE
-        found = read_json(state) if state.exists() else {}
-        sizes = found.get("sizes", {}) if found.get("purpose") == self.purpose else {}
+        """Ranks that an earlier attempt at the same engine has finished. Deletes everything else."""
+        file = self.directory / STATE
+        state = read_json(file) if file.exists() else {}
+        sizes = state.get("sizes", {}) if state.get("purpose") == self.purpose else {}
         whole = {int(rank) for rank, size in sizes.items() if _size(self.file(int(rank))) == size}
         if not (self.directory / "config.json").exists():
             whole = set()
         for path in self.directory.iterdir():
-            if path != state and path.name != "config.json" and path not in map(self.file, whole):
+            if path != file and path.name != "config.json" and path not in map(self.file, whole):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         return whole
 
     def mark(self, ranks: set[int]) -> None:
-        """Remember that these are on disk, to their ends."""
+        """Remember that these ranks are on disk, whole."""
         sizes = {rank: _size(self.file(rank)) for rank in ranks}
         draft = self.directory / (STATE + ".new")
         draft.write_text(json.dumps({"purpose": self.purpose, "sizes": sizes}), encoding="utf-8")
         draft.replace(self.directory / STATE)
 
     def checkpoint_without(self, done: set[int]) -> Path:
-        """A checkpoint with the files of the other ranks only."""
+        """A checkpoint with only the files of the other ranks."""
         view = self.directory / "checkpoint"
         view.mkdir()
         names = ["config.json", *(f"rank{r}.safetensors" for r in self.deployment.mapping.ranks if r not in done)]
@@ -62,22 +62,27 @@ class Work:
         return view
 
     def checked_config(self) -> dict[str, Any]:
-        """The engine's config.json. Raises ToolkitError when it is not that of the deployment's engine."""
-        found = read_json(self.directory / "config.json")
-        wanted = self.deployment.engine_options.version
-        if found.get("version") != wanted:
-            what = f"engine.version: says {wanted}, {PROGRAM} is of TensorRT-LLM {found.get('version')}"
-            raise ToolkitError(what, where=self.deployment.file, hint="Correct it, or use the image that holds it.")
-        return found
+        """The engine's config.json. Raises ToolkitError if another release than the deployment's wrote it."""
+        config = read_json(self.directory / "config.json")
+        if config.get("version") != self.deployment.engine_options.version:
+            raise another_release(self.deployment, config.get("version"))
+        return config
 
     def hand_over(self, partial: Path) -> None:
-        """Move the engine to where it appears."""
+        """Move the files of the engine into `partial`."""
         for rank in self.deployment.mapping.ranks:
             self.file(rank).replace(partial / f"rank{rank}.engine")
         shutil.copyfile(self.directory / "config.json", partial / "config.json")
 
     def file(self, rank: int) -> Path:
         return self.directory / f"rank{rank}.engine"
+
+
+def another_release(deployment: Deployment, version: object) -> ToolkitError:
+    """The error for a trtllm-build that is not of the release in the YAML."""
+    wanted = deployment.engine_options.version
+    what = f"engine.version: says {wanted}, but {PROGRAM} is TensorRT-LLM {version}"
+    return ToolkitError(what, where=deployment.file, hint=f"Correct it, or use the image with {wanted}.")
 
 
 def _size(path: Path) -> int | None:

@@ -5,27 +5,28 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from toolkit import checkpoint, engine
 from toolkit.config.deployment import Deployment
+from toolkit.engine.build_plan import BuildPlan
 from toolkit.engine.source import find_source
 from toolkit.files import distribution
 from toolkit.files.artifacts import write_stage
 
 VERSION = "1.2.1+rehearsal"
-"""The TensorRT-LLM release whose layout and behaviour are rehearsed; a real engine has no suffix."""
+"""The TensorRT-LLM release that is rehearsed, in layout and behaviour. A real engine has no suffix."""
 
 
-def build_rehearsal(deployment: Deployment, progress: Callable[[int, int], None], given: Path | None = None) -> bool:
-    """See `toolkit.engine.build`; `given` is its `checkpoint`."""
-    source, config = find_source(deployment, given, progress), build_config(deployment)
+def build_rehearsal(plan: BuildPlan, progress: engine.Progress) -> bool:
+    """See `toolkit.engine.run`."""
+    deployment = plan.deployment
+    source, config = find_source(plan, progress), build_config(deployment)
 
     def write(partial: Path) -> None:
-        whole = {"version": VERSION, "pretrained_config": source.config, "build_config": config}
-        (partial / "config.json").write_text(json.dumps(whole, indent=4) + "\n", encoding="utf-8")
+        content = {"version": VERSION, "pretrained_config": source.config, "build_config": config}
+        (partial / "config.json").write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
         ranks = deployment.mapping.ranks
         for rank in ranks:
             link_or_copy(source.directory / f"rank{rank}.safetensors", partial / f"rank{rank}.engine")
@@ -42,7 +43,7 @@ def build_rehearsal(deployment: Deployment, progress: Callable[[int, int], None]
 
 
 def build_config(deployment: Deployment) -> dict[str, Any]:
-    """The limits of the engine, named as by `trtllm-build`. A micro-batch takes max_batch_size sequences."""
+    """The limits of the engine, by the names of `trtllm-build`. A micro-batch holds max_batch_size sequences."""
     limits = deployment.limits
     return {
         "max_batch_size": deployment.max_batch_size,
@@ -62,7 +63,7 @@ def build_config(deployment: Deployment) -> dict[str, Any]:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """A hard link costs no disk; a checkpoint on another file system has to be copied."""
+    """Hard-link a file, which costs no disk. From another file system it is copied."""
     try:
         os.link(source, target)
     except OSError:
