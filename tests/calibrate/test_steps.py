@@ -176,5 +176,5 @@ def test_a_rank_that_is_killed_is_one_line(tiny_llama, deploy):
 def test_replicas_are_not_measured(deploy, tiny_llama):
     deployment = with_settings(deploy(tiny_llama, 1, 1), parallel={"replicas": 2})
     for attempt in (planned, calibrate):
-        with pytest.raises(ToolkitError, match=r"parallel.replicas: 2 share the cores, .* Set it to 1\."):
+        with pytest.raises(ToolkitError, match=r"parallel.replicas: 2 replicas share the cores, .* Set it to 1\."):
             attempt(deployment)

@@ -45,7 +45,8 @@ class FakeNvml:
     ) -> None:
         self.cards, self.driver, self.nvlink, self.fails, self.lost = cards, driver, nvlink, fails or {}, lost
         self.cuda, self.peer = cuda, peer
-        self.open = 0
+        self.open = self.opened = 0
+        """How often it is open now, and how often it was opened in all."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith(("NVML_", "NVMLError", "nvmlMemory_v2")):
@@ -59,6 +60,7 @@ class FakeNvml:
     def nvmlInit(self) -> None:
         self._maybe_fail("nvmlInit")
         self.open += 1
+        self.opened += 1
 
     def nvmlShutdown(self) -> None:
         self.open -= 1

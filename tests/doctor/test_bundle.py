@@ -103,7 +103,7 @@ def test_a_machine_without_gpus_and_with_nothing_built(config, monkeypatch):
     (path,) = config.parent.glob("x-bundle-*.tar.gz")
     assert result.stdout.splitlines()[-1] == path.name
     assert result.exit_code == doctor(config).exit_code
-    assert "not in the bundle: machine/nvidia-smi-q.txt: nvidia-smi is not here\n" in result.stderr
+    assert "not in the bundle: machine/nvidia-smi-q.txt: nvidia-smi is not on PATH\n" in result.stderr
     assert "not in the bundle: engine/lock.json: no such file\n" in result.stderr
     assert not (config.parent / "work").exists()
     found = unpacked(path)
@@ -177,7 +177,7 @@ def test_a_tool_that_fails_or_hangs_stops_nothing(config, program, monkeypatch):
     found = unpacked(config.parent / "b.tar.gz")
     assert found["machine/nvidia-smi.txt"] == "no devices\n[exit status 9]\n"
     missing = json.loads(found["MANIFEST.json"])["missing"]
-    assert missing["machine/nvidia-smi-q.txt"] == "nvidia-smi -q has said nothing for 0.2 s"
+    assert missing["machine/nvidia-smi-q.txt"] == "nvidia-smi -q did not end in 0.2 s"
 
 
 def test_as_data(config):

@@ -96,9 +96,9 @@ def test_a_variable_that_leaves_slower_links(bridges):
     assert problems(machine, small) == [("warning", "NVLink"), ("warning", "visible GPUs"), ("warning", "P2P")]
     line = checks_of(machine, small)["visible GPUs"]
     assert line.found == "CUDA_VISIBLE_DEVICES=2,4,1,0: stage 1 is on GPUs 1, 2 (NODE)"
-    assert line.needed == "NV12, as other GPUs of this machine have it"
-    assert line.fix == "Unset it, or let it leave GPUs 0, 1, 4, 5; the ranks are placed on them then."
-    assert checks_of(machine, small)["NVLink"].fix.endswith("are joined better: see below.")
+    assert line.needed == "NV12, which other GPUs of this machine have"
+    assert line.fix == "Unset it, or let it leave GPUs 0, 1, 4, 5: then the ranks are placed on them."
+    assert checks_of(machine, small)["NVLink"].fix.endswith("have faster links: see below.")
     replicas = with_settings(deployment, parallel={"tp": 2, "pp": 1, "replicas": 2})
     assert ": replica 1: stage 0 is on GPUs 1, 2 (NODE)" in checks_of(machine, replicas)["visible GPUs"].found
     assert problems(make(settings=visible("2,3,6,7")), small) == [], "as good as any"
@@ -116,8 +116,10 @@ def test_without_the_table_gpus_are_taken_in_their_order(bridges):
     machine = replace(make(), topology=Topology())
     assert stages(machine, deployment)[0] == "GPUs 0, 1 (PCIe)"
     line = checks_of(machine, deployment)["placement"]
-    assert (line.status, line.needed) == ("warning", "NVLink, as other GPUs of this machine have it")
-    assert line.found == "GPUs in their order, as nvidia-smi topo -m tells nothing: stage 0 is on GPUs 0, 1 (PCIe)"
+    assert (line.status, line.needed) == ("warning", "NVLink, which other GPUs of this machine have")
+    assert (
+        line.found == "GPUs in their order, because nvidia-smi topo -m gives no table: stage 0 is on GPUs 0, 1 (PCIe)"
+    )
     ordered = replace(machine, settings=visible("0,4,1,5,2,6,3,7"))
     assert "visible GPUs" not in checks_of(ordered, deployment) and stages(ordered, deployment)[1].startswith(
         "GPUs 1, 5"

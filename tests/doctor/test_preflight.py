@@ -194,7 +194,7 @@ def test_a_model_without_a_tokenizer(deploy, serve, image, tmp_path, tiny_llama)
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_bytes((tiny_llama / "config.json").read_bytes())
     line = serve(deploy(model={"path": str(tmp_path / "model")}), h100s())[-1]
-    assert line.endswith("model: no tokenizer.json. Copy it from the model's repository; prompts are encoded by it.")
+    assert line.endswith("model: no tokenizer.json. Copy it from the model's repository: it encodes the prompts.")
 
 
 @pytest.fixture
