@@ -13,7 +13,6 @@ from toolkit.errors import ToolkitError, shown
 from toolkit.releases.checkpoint import checkpoint_keys
 from toolkit.releases.flags import build_flags, removed_flags
 from toolkit.releases.images import Image, images
-from toolkit.releases.models import model_parameters
 from toolkit.releases.parameters import backend_parameters
 from toolkit.releases.setting import Flag, Parameter
 from toolkit.releases.tables import NAMES
@@ -44,6 +43,8 @@ class Release:
 
     @cached_property
     def model_parameters(self) -> Mapping[str, Mapping[str, Parameter]]:
+        from toolkit.releases.models import model_parameters  # which reads tables when it is imported
+
         return model_parameters(self.name) if self.has_engines else {}
 
     @cached_property
