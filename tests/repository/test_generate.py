@@ -8,6 +8,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from tests.commands import toolkit
+from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.model.tokenizer import foreseen
 from toolkit.repository import generate
@@ -79,7 +80,7 @@ def test_engine_of_other_limits(tmp_path, model):
     file = tmp_path / "deployment.yaml"
     file.write_text(file.read_text().replace("max_seq_len: 512", "max_seq_len: 256"))
     with pytest.raises(ToolkitError, match="was made with max_seq_len 512, the deployment says 256"):
-        generate(type(deployment).load(file))
+        generate(load_deployment(file))
 
 
 def damage_nothing_there(model):
