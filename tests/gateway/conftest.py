@@ -65,6 +65,8 @@ class Backend:
     healthy: bool = True
     hold: threading.Event | None = None
     """Answers wait for it."""
+    breaks_off: bool = False
+    """Its answers lack their end."""
 
     def __post_init__(self) -> None:
         backend = self
@@ -86,7 +88,8 @@ class Backend:
             def answer(self, status: int, body: bytes) -> None:
                 self.send_response(status)
                 self.send_header("content-type", backend.content_type)
-                self.send_header("content-length", str(len(body)))
+                self.send_header("content-length", str(len(body) + backend.breaks_off))
+                self.close_connection = backend.breaks_off
                 self.end_headers()
                 self.wfile.write(body)
 
@@ -188,6 +191,7 @@ def door(one_door: Door) -> Door:
     """The same for many tests, each of which finds it as new."""
     for backend in (one_door.front, *one_door.replicas):
         backend.status, backend.body, backend.hold = 200, b'{"text_output": "yes"}', None
+        backend.breaks_off = False
         backend.asked.clear()
     one_door.all_serve()
     return one_door

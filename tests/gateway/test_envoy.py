@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import json
 import threading
+import time
 from typing import Any
 
 import grpc
@@ -167,6 +168,18 @@ def test_more_requests_than_the_door_takes_are_503(door_yaml, open_door):
         thread.join()
     assert answers == [200, 200]
     assert max_requests(door_yaml()) == 8 + 256, "sequences and queue, if the YAML does not say"
+
+
+def test_a_client_hears_at_once_that_its_answer_broke_off(door):
+    """Envoy by itself keeps the client's connection for a second more."""
+    door.front.breaks_off = True
+    took = []
+    for _ in range(3):
+        start = time.monotonic()
+        with pytest.raises(http.client.IncompleteRead):
+            ask(door.url, "/v1/chat/completions", HELLO)
+        took.append(time.monotonic() - start)
+    assert min(took) < 0.9
 
 
 def test_what_changes_a_server_is_not_behind_the_door(door):

@@ -21,6 +21,8 @@ EXTENSIONS = "type.googleapis.com/envoy.extensions"
 STREAM_IDLE_S = 600
 """The longest silence of a stream that both sides keep open."""
 CONNECT_S = 1.0
+CLOSE_S = 0.25
+"""How long a client may take to read the rest before its connection is closed: so late it hears that a stream is cut."""
 GATE_S = 5.0
 BACKOFF = {"base_interval": "0.025s", "max_interval": "0.25s"}
 """Between tries; Envoy draws a random time up to twice as much each time."""
@@ -117,6 +119,7 @@ def _manager(deployment: Deployment, places: Places) -> dict[str, Any]:
         "codec_type": "AUTO",
         "stream_idle_timeout": f"{STREAM_IDLE_S}s",
         "request_headers_timeout": "10s",
+        "delayed_close_timeout": f"{CLOSE_S}s",
         "use_remote_address": True,
         "server_name": "toolkit",
         "access_log": [_access_log(places)],
