@@ -211,25 +211,13 @@ def test_a_group_that_hangs_is_ended_and_its_streams_move_on(up, client):
 
 
 def test_killed_it_leaves_nothing(up):
-    marks = [read.run_id for read in map(_state, up.deployment.per_replica())]
     assert up.process
+    left = psutil.Process(up.process.pid).children(recursive=True)
+    assert len(left) > 10
     up.process.kill()
     up.process.wait()
-    eventually(lambda: not any(_belongs(process, marks) for process in psutil.process_iter()), 60)
+    eventually(lambda: not any(process.is_running() for process in left), 90)
     up.start()
-
-
-def _state(replica):
-    from toolkit.serve.state import read_state
-
-    return read_state(replica)
-
-
-def _belongs(process: psutil.Process, marks: list[str]) -> bool:
-    try:
-        return process.environ().get("TOOLKIT_RUN_ID") in marks or "toolkit.gateway" in " ".join(process.cmdline())
-    except psutil.Error:
-        return False
 
 
 def test_down_drains_and_says_so(up, client):

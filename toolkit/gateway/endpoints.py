@@ -37,10 +37,11 @@ def write_endpoints(places: Places, traffic: Sequence[Traffic]) -> None:
         file = places.endpoints(cluster)
         file.parent.mkdir(exist_ok=True)
         with atomic_file(file) as partial:
-            partial.write_text(yaml.safe_dump(_response(cluster, traffic)), encoding="utf-8")
+            partial.write_text(yaml.safe_dump(response(cluster, traffic)), encoding="utf-8")
 
 
-def _response(cluster: str, traffic: Sequence[Traffic]) -> dict[str, Any]:
+def response(cluster: str, traffic: Sequence[Traffic]) -> dict[str, Any]:
+    """The content of a cluster's file."""
     # Priorities must begin at 0 and have no gaps.
     kinds = [kind for kind in (False, True) if any(one.standby is kind for one in traffic)]
     endpoints = [

@@ -49,15 +49,18 @@ def door_parts(
     deployment: Deployment, places: Places, envoy: Path, environ: Mapping[str, str], events: Events
 ) -> tuple[DoorPart, ...]:
     """In the order in which they start."""
+    return tuple(
+        DoorPart(name, Start(command, environ, places.logs / f"{name.replace(' ', '-')}.log"), events)
+        for name, command in door_commands(deployment, places, envoy).items()
+    )
+
+
+def door_commands(deployment: Deployment, places: Places, envoy: Path) -> dict[str, list[str]]:
+    """What starts each part, by its name, in the order in which they start."""
     migrations = MIGRATIONS if deployment.gateway.migration else 0
     gate = [*PYTHON, "toolkit.gateway.gate", str(deployment.file), str(places.gate_port)]
     front = [*PYTHON, "toolkit.gateway.frontend", str(places.front_port), str(migrations)]
-    # Restarts are ours, so is the one core of base id: hot restart needs shared memory that a kill leaves behind.
+    # We start it again ourselves: Envoy's hot restart needs shared memory, which a kill leaves behind.
     door = [str(envoy), "-c", str(places.envoy_config), "--disable-hot-restart", "--log-level", "warning"]
-    door += ["--file-flush-interval-msec", "1000"]
-    door += ["--concurrency", str(max(1, min(4, (os.cpu_count() or 1) // 2)))]
-    starts = (("gate", gate), ("front end", front), ("envoy", door))
-    return tuple(
-        DoorPart(name, Start(command, environ, places.logs / f"{name.replace(' ', '-')}.log"), events)
-        for name, command in starts
-    )
+    door += ["--file-flush-interval-msec", "1000", "--concurrency", str(max(1, min(4, (os.cpu_count() or 1) // 2)))]
+    return {"gate": gate, "front end": front, "envoy": door}

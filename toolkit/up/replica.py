@@ -118,10 +118,8 @@ class Replica:
         if not self.ready or self.draining:
             return
         if not worker.alive and time.monotonic() >= worker.again_at and worker.phase != "failed":
-            module = [sys.executable, "-P", "-m", "toolkit.gateway.worker"]
-            arguments = [str(self.deployment.file), self.deployment.engine, str(self.number)]
-            log = self._logs / f"worker{self.number}.log"
-            worker.start(Start([*module, *arguments], self._environ, log))
+            command = worker_command(self.deployment, self.number)
+            worker.start(Start(command, self._environ, self._logs / f"worker{self.number}.log"))
             worker.enter("starting")
             self._joined = False
         if worker.alive and not self._joined and (take_over or not self.reserve):
@@ -144,3 +142,9 @@ class Replica:
         worker.again_at, worker.restarts = time.monotonic() + wait_s, worker.restarts + 1
         worker.enter("waiting", cause)
         self._events.note(worker.name, "ended", cause, f"starts again in {wait_s:.1f} s")
+
+
+def worker_command(deployment: Deployment, replica: int) -> list[str]:
+    """What starts the worker of a replica."""
+    module = [sys.executable, "-P", "-m", "toolkit.gateway.worker"]
+    return [*module, str(deployment.file), deployment.engine, str(replica)]

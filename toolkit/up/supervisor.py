@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import yaml
 
@@ -40,20 +41,24 @@ def up_here(deployment: Deployment) -> None:
     """
     check_can_be_served(deployment)
     envoy = programs.require()
-    check_door(deployment)
-    preflight.check(deployment)
-    with only_one(deployment), stop_requests() as stop, _run() as run:
-        places = Places(run.tmp, folder(deployment), free_port(), free_port())
-        (run.tmp / "discovery").mkdir()
-        write_endpoints(places, [])
-        places.envoy_config.write_text(yaml.safe_dump(config(deployment, places), sort_keys=False), encoding="utf-8")
-        programs.validate(envoy, places.envoy_config)
-        environ = {**os.environ, **dynamo.environment(places.discovery), RUN_ID: run.id}
-        events = Events(folder(deployment))
-        parts = door_parts(deployment, places, envoy, environ, events)
-        with Supervisor(deployment, places, environ, events) as supervisor:
-            supervisor.door = parts
-            supervisor.watch(stop)
+    with only_one(deployment), stop_requests() as stop:
+        check_door(deployment)
+        preflight.check(deployment)
+        with _run() as run:
+            _keep_up(deployment, run, envoy, stop)
+
+
+def _keep_up(deployment: Deployment, run: ServerRun, envoy: Path, stop: StopRequests) -> None:
+    places = Places(run.tmp, folder(deployment), free_port(), free_port())
+    (run.tmp / "discovery").mkdir()
+    write_endpoints(places, [])
+    places.envoy_config.write_text(yaml.safe_dump(config(deployment, places), sort_keys=False), encoding="utf-8")
+    programs.validate(envoy, places.envoy_config)
+    environ = {**os.environ, **dynamo.environment(places.discovery), RUN_ID: run.id}
+    events = Events(folder(deployment))
+    with Supervisor(deployment, places, environ, events) as supervisor:
+        supervisor.door = door_parts(deployment, places, envoy, environ, events)
+        supervisor.watch(stop)
 
 
 def check_door(deployment: Deployment) -> None:

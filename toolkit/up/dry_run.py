@@ -1,0 +1,51 @@
+"""What `toolkit up` would write and start, as text: nothing is written, and nothing needs to be installed."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import yaml
+
+from toolkit.config.capabilities import check_can_be_served
+from toolkit.config.deployment import Deployment
+from toolkit.gateway import dynamo
+from toolkit.gateway.door import folder
+from toolkit.gateway.endpoints import TRITON_GRPC, TRITON_HTTP, Traffic, response
+from toolkit.gateway.envoy import config
+from toolkit.gateway.places import Places
+from toolkit.serve import dry_run as serve_dry_run
+from toolkit.up.door_parts import door_commands
+from toolkit.up.replica import worker_command
+
+TMP = Path("/toolkit-dry-run")
+"""Stands for the run's own folder, which is new each time; so do the two ports of the door's parts."""
+FRONT_PORT, GATE_PORT = 1, 2
+
+
+def dry_run(deployment: Deployment) -> str:
+    """Each file and command, in the order in which they are made. Raises ToolkitError as `toolkit serve` does."""
+    check_can_be_served(deployment)
+    places, replicas = Places(TMP, folder(deployment), FRONT_PORT, GATE_PORT), deployment.per_replica()
+    sections = [_file(str(places.envoy_config), yaml.safe_dump(config(deployment, places), sort_keys=False))]
+    for cluster in (TRITON_HTTP, TRITON_GRPC):
+        standby = len(replicas) - deployment.recovery.standby
+        traffic = [Traffic(replica, standby=number >= standby) for number, replica in enumerate(replicas)]
+        text = yaml.safe_dump(response(cluster, traffic), sort_keys=False)
+        sections.append(_file(f"{places.endpoints(cluster)}, when all replicas are ready", text))
+    variables = [f"{name}={value}" for name, value in dynamo.environment(places.discovery).items()]
+    sections.append(
+        "# The environment of the commands that follow\nexport " + " \\\n  ".join(map(shlex.quote, variables))
+    )
+    for name, command in door_commands(deployment, places, Path("envoy")).items():
+        sections.append(f"# {name}\n{shlex.join(command)}")
+    for number in range(len(replicas)):
+        sections.append(
+            f"# worker {number}, when replica {number} is ready\n{shlex.join(worker_command(deployment, number))}"
+        )
+    sections.append(f"# The replicas, as toolkit serve starts them\n{serve_dry_run(deployment)}")
+    return "\n\n".join(sections)
+
+
+def _file(name: str, text: str) -> str:
+    return f"# File {name}\n" + "".join(f"#   {line}\n" for line in text.splitlines()).rstrip()
