@@ -70,6 +70,13 @@ def test_the_first_answer_is_that_of_the_slowest_api():
     assert measured("first_answer_s", *answers) is None
 
 
+def test_new_requests_are_served_when_the_slowest_api_answers_one():
+    answers = [request(sent=100.1, first=100.4), request(TRITON_HTTP, sent=100.5, first=103.0), request(sent=99.0)]
+    assert measured("served_s", *answers, extra={"probed": 1}) == pytest.approx(3.0)
+    assert measured("served_s", *answers, lost(TRITON_GRPC), extra={"probed": 1}) == float("inf")
+    assert measured("served_s", *answers) is None
+
+
 def test_capacity_is_a_share_of_what_was_answered_before():
     before = [request(sent=second, end=second + 1) for second in range(90, 99)]
     during = [request(sent=second, end=second + 1) for second in range(100, 110, 2)]

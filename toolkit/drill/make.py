@@ -77,12 +77,21 @@ def kill_worker(scene: Scene) -> None:
 
 
 def kill_part(name: str) -> Callable[[Scene], None]:
-    """Kill a part of the door."""
+    """Kill a part of the door, and ask until each API answers again."""
 
     def make(scene: Scene) -> None:
         scene.kill([scene.node.pid(name)], f"SIGKILL to the {name}, process {scene.node.pid(name)}", [name])
+        _ask_until_answered(scene, scene.hit)
 
     return make
+
+
+def _ask_until_answered(scene: Scene, after: float) -> None:
+    """Send a request to each API that has answered none, now and then."""
+    scene.extra["probed"], end = 1, time.monotonic() + scene.limit_s
+    while (apis := scene.load.unanswered(after)) and time.monotonic() < end:
+        scene.load.send(apis, 1)
+        time.sleep(PROBE_EVERY_S)
 
 
 def kill_supervisor(scene: Scene) -> None:
@@ -156,11 +165,8 @@ def all_down(scene: Scene) -> None:
     replicas = scene.node.replicas
     pids = [server.pid for replica in replicas for server in scene.node.servers(replica)]
     scene.kill(pids, f"SIGKILL to all ranks of {len(replicas)} replicas", [p for r in replicas for p in _parts(r)])
-    later, end = scene.hit + CALM_S, time.monotonic() + scene.limit_s
     time.sleep(CALM_S)
-    while (apis := scene.load.unanswered(later)) and time.monotonic() < end:
-        scene.load.send(apis, 1)
-        time.sleep(PROBE_EVERY_S)
+    _ask_until_answered(scene, scene.hit + CALM_S)
 
 
 def drain(scene: Scene) -> None:

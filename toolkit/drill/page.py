@@ -20,7 +20,7 @@ from toolkit.reports.html.charts import Chart
 from toolkit.reports.html.render import render
 
 COLUMNS = (
-    *("Detected, s", "Recovered, s", "Requests", "Whole", "Lost", "Refused", "Cut OpenAI", "Cut Triton"),
+    *("Detected, s", "Served, s", "Recovered, s", "Requests", "Whole", "Lost", "Refused", "Cut OpenAI", "Cut Triton"),
     *("Migrated", "Retried", "Wrong", "Capacity"),
 )
 MOST_ERRORS = 8
@@ -88,6 +88,7 @@ def _cells(trial: Trial) -> list[str]:
 
     return [
         wording.number(values["detect_s"]),
+        wording.number(values["served_s"]),
         wording.number(values["recover_s"]),
         f"{len(trial.requests):,}",
         *(f"{counts[outcome]:,}" for outcome in (Outcome.WHOLE, Outcome.LOST, Outcome.REFUSED)),

@@ -19,7 +19,7 @@ from toolkit.files.atomic import atomic_file, make_private
 from toolkit.reports import wording
 
 JSON_NAME, HTML_NAME = "drill.json", "index.html"
-SEEN = ("detect_s", "recover_s", "lost", "cut_openai", "cut_triton", "wrong")
+SEEN = ("detect_s", "recover_s", "served_s", "lost", "cut_openai", "cut_triton", "wrong")
 """Metrics that are shown of each drill, promised or not."""
 
 
@@ -103,6 +103,7 @@ def seen(trial: Trial) -> str:
     parts = [
         *([f"detected {metric['detect_s']:.1f} s"] if metric["detect_s"] is not None else []),
         *([f"recovered {metric['recover_s']:.1f} s"] if metric["recover_s"] is not None else []),
+        *([f"served again {metric['served_s']:.1f} s"] if metric["served_s"] is not None else []),
         f"{len(trial.requests)} requests",
         f"{counts[Outcome.LOST]} lost",
         f"{counts[Outcome.REFUSED]} refused",

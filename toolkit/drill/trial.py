@@ -115,6 +115,20 @@ def _first_answer_s(trial: Trial) -> float | None:
     return latest
 
 
+def _served_s(trial: Trial) -> float | None:
+    """From the failure to the first token of a request that was sent after it, of the API that came last.
+
+    None where requests came too seldom to tell.
+    """
+    latest = None
+    if "probed" not in trial.extra:
+        return None
+    for api in {request.api for request in trial.requests}:
+        firsts = [r.first for r in trial.requests if r.api == api and r.first and r.sent > trial.hit]
+        latest = max(latest or 0.0, min(firsts, default=math.inf) - trial.hit)
+    return latest
+
+
 def _extra(name: str) -> Callable[[Trial], float | None]:
     return lambda trial: trial.extra.get(name)
 
@@ -141,6 +155,7 @@ METRICS: dict[str, Metric] = {
     ),
     "refusal_ms": Metric("P99 of the time to a 503", "ms", _refusal_ms),
     "first_answer_s": Metric("from readiness to the first token, of the slowest API", "s", _first_answer_s),
+    "served_s": Metric("until each API answers a new request", "s", _served_s),
     "orphans": Metric("processes left behind", "", _extra("orphans")),
     "running_s": Metric("until the engines run none of the requests whose clients left", "s", _extra("running_s")),
     "not_4xx": Metric("poisoned requests that got no 4xx", "", _extra("not_4xx")),

@@ -22,7 +22,7 @@ STREAM_IDLE_S = 600
 """The longest silence of a stream that both sides keep open."""
 CONNECT_S = 1.0
 CLOSE_S = 0.25
-"""How long a client may take to read the rest before its connection is closed: so late it hears that a stream is cut."""
+"""From the end of an answer that broke off to the end of the client's connection, which tells the client."""
 GATE_S = 5.0
 BACKOFF = {"base_interval": "0.025s", "max_interval": "0.25s"}
 """Between tries; Envoy draws a random time up to twice as much each time."""
