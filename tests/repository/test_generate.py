@@ -76,7 +76,7 @@ def test_no_engine(tmp_path, model):
 
 
 def test_engine_of_other_limits(tmp_path, model):
-    deployment = built_deployment(tmp_path, model)
+    built_deployment(tmp_path, model)
     file = tmp_path / "deployment.yaml"
     file.write_text(file.read_text().replace("max_seq_len: 512", "max_seq_len: 256"))
     with pytest.raises(ToolkitError, match="was made with max_seq_len 512, the deployment says 256"):
