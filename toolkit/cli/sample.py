@@ -12,14 +12,14 @@ MODEL = "smollm2"
 
 
 @click.command()
-@click.argument("name", type=click.Choice([MODEL, "tiny-llama", "configs", "workloads"]))
+@click.argument("name", metavar="NAME", type=click.Choice([MODEL, "tiny-llama", "configs", "workloads"]))
 @click.argument("directory", type=click.Path(path_type=Path))
 def sample(name: str, directory: Path) -> None:
-    """Write a model, or example files, into a directory.
+    """Write a model or example files into a directory.
 
-    smollm2 is SmolLM2-135M-Instruct: a rehearsal with it gives real answers. tiny-llama has 0.8M parameters: a
-    rehearsal with it takes seconds. configs are deployment files, workloads are traffic for load tests. Files that are
-    already there stay as they are.
+    NAME is smollm2 (SmolLM2-135M-Instruct, for a rehearsal with real answers), tiny-llama (0.8M parameters, for a
+    rehearsal in seconds), configs (deployment files) or workloads (traffic for load tests). Files that are already there
+    stay as they are.
     """
     from toolkit.files import copies
     from toolkit.model import sample_smollm2 as smollm2
