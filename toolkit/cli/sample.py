@@ -18,8 +18,8 @@ def sample(name: str, directory: Path) -> None:
     """Write a model or example files into a directory.
 
     NAME is smollm2 (SmolLM2-135M-Instruct, for a rehearsal with real answers), tiny-llama (0.8M parameters, for a
-    rehearsal in seconds), configs (deployment files) or workloads (traffic for load tests). Files that are already there
-    stay as they are.
+    rehearsal in seconds), configs (deployment files) or workloads (traffic for load tests). Files that are there
+    already stay as they are.
     """
     from toolkit.files import copies
     from toolkit.model import sample_smollm2 as smollm2
