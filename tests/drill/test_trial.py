@@ -77,9 +77,7 @@ def test_new_requests_are_served_when_the_slowest_api_answers_one():
     assert measured("served_s", *answers) is None
 
 
-def test_capacity_is_a_share_of_what_was_answered_before():
-    before = [request(sent=second, end=second + 1) for second in range(90, 99)]
-    during = [request(sent=second, end=second + 1) for second in range(100, 110, 2)]
-    half = trial(*before, *during, recovered=110.0).capacity
-    assert half == pytest.approx((5 / 10) / (9 / 9))
-    assert trial(*during, recovered=110.0).capacity is None
+def test_capacity_is_the_share_of_whole_answers_until_recovery():
+    requests = [request(sent=95.0), request(sent=101.0), request(sent=104.0), lost(sent=102.0), lost(sent=112.0)]
+    assert trial(*requests, recovered=110.0).capacity == pytest.approx(2 / 3)
+    assert trial(request(sent=95.0), recovered=110.0).capacity is None

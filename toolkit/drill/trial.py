@@ -52,16 +52,11 @@ class Trial:
 
     @property
     def capacity(self) -> float | None:
-        """Whole answers per second from the failure to recovery, as a share of those before it."""
-        whole = self.with_outcome(Outcome.WHOLE)
-        took = sorted(request.e2e_s for request in whole)
-        start = self.began + (took[len(took) // 2] if took else 0.0)
+        """Of the requests that were sent from the failure to recovery, the share with a whole answer."""
         end = self.recovered or self.ended
-        before = sum(start <= request.end < self.hit for request in whole)
-        during = sum(self.hit <= request.end < end for request in whole)
-        if not before or start >= self.hit or end <= self.hit:
-            return None
-        return (during / (end - self.hit)) / (before / (self.hit - start))
+        meanwhile = [request for request in self.requests if self.hit <= request.sent < end]
+        whole = sum(request.outcome is Outcome.WHOLE for request in meanwhile)
+        return whole / len(meanwhile) if meanwhile else None
 
 
 @dataclass(frozen=True)
