@@ -83,6 +83,7 @@ def test_more_than_the_limit_by_chance_is_undecided(deployment):
     for chance, verdict in ((0.3, Verdict.UNDECIDED), (0.01, Verdict.FAIL), (None, Verdict.FAIL)):
         made = trial(extra={"e2e_p99_ratio": 1.4, "e2e_chance": chance})
         assert promise.judge(made, deployment).verdict is verdict
+    assert promise.judge(trial(), deployment).verdict is Verdict.UNDECIDED, "too few requests"
 
 
 def test_one_failure_fails_all():

@@ -107,6 +107,13 @@ def test_a_full_queue_of_triton_is_503_and_not_the_request_s_fault(door):
         assert "Maximum queue size of 64" in body["error"]
 
 
+def test_json_that_triton_cannot_read_is_the_request_s_fault(door):
+    for backend in door.replicas:
+        backend.status = 500
+        backend.body = b'{"error":"failed to parse the request JSON buffer: Invalid value. at 120000"}'
+    assert ask(door.url, GENERATE, b"[" * 120_000)[0] == 400
+
+
 def test_without_replicas_503_at_once_in_the_form_of_each_api(door_yaml, open_door):
     door = open_door(door_yaml())
     door.traffic()

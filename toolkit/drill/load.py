@@ -118,7 +118,7 @@ class Load:
     """Open loop: what is sent, and when, depends on the rate and the seed only."""
 
     def __init__(self, clients: Clients, texts: Texts, rate: float, seed: int) -> None:
-        self._clients, self._texts, self._rate = clients, texts, rate
+        self._clients, self._texts, self.rate = clients, texts, rate
         self._draw = random.Random(seed)
         self._ended = threading.Event()
         self._lock = threading.Lock()
@@ -161,7 +161,7 @@ class Load:
         weights = [SHARES[api] for api in apis]
         due = time.monotonic()
         while True:
-            due += self._draw.expovariate(self._rate)
+            due += self._draw.expovariate(self.rate)
             if self._ended.wait(max(0.0, due - time.monotonic())):
                 return
             self._begin(self._draw.choices(apis, weights)[0])

@@ -26,6 +26,8 @@ SHORT = 8
 """Tokens of an answer where many requests are sent at once."""
 LEAVING = 6
 STOPPED_S, RUNNING_S = 0.3, 0.3
+IN_A_WINDOW = 10
+"""Requests of the load in a window with poison, and in one without."""
 CALM_S = 2.0
 """Between a window with poison and one without."""
 
@@ -125,16 +127,17 @@ def send_poison(scene: Scene) -> None:
     url = door_url(scene.deployment, "http") or ""
     wrong = list(poison.poisons(scene.deployment, triton=len(scene.clients.apis) > 1))
     scene.begin(f"{len(wrong)} kinds of wrong requests, again and again")
+    window_s = max(2 * scene.seconds, IN_A_WINDOW / scene.load.rate)
     answers: list[poison.Answer] = []
     windows: list[tuple[float, float, bool]] = []
     for poisoned in (False, True, False, True):
         start, ended = time.time(), threading.Event()
         if poisoned:
-            timer = threading.Timer(2 * scene.seconds, ended.set)
+            timer = threading.Timer(window_s, ended.set)
             timer.start()
             answers += poison.send_again_and_again(url, wrong, ended)
         else:
-            time.sleep(2 * scene.seconds)
+            time.sleep(window_s)
         windows.append((start, time.time(), poisoned))
         time.sleep(CALM_S)
     requests = [r for r in scene.load.end() if any(start <= r.sent < end for start, end, _ in windows)]

@@ -11,6 +11,8 @@ from toolkit.drill.trial import METRICS, Trial
 from toolkit.serve.budget import startup_budget
 from toolkit.serve.health import CHECK_EVERY_S, CHECK_TIMEOUT_S
 
+CHANCE = 0.05
+
 
 class Verdict(StrEnum):
     """Of a promise, of a drill, of all drills."""
@@ -39,14 +41,15 @@ class Promise:
         value = metric.of(trial)
         limit = self.limit(deployment) if callable(self.limit) else self.limit
         kept = value is not None and (value >= limit if self.at_least else value <= limit)
-        by_chance = trial.extra.get(self.chance) if self.chance else None
         verdict = Verdict.PASS if kept else Verdict.FAIL
-        if not kept and value is not None and by_chance is not None and by_chance >= CHANCE:
+        if not kept and self.chance and self._may_be_chance(value, trial.extra.get(self.chance)):
             verdict = Verdict.UNDECIDED
         return Judged(self.metric, metric.label, value, limit, metric.unit, "≥" if self.at_least else "≤", verdict)
 
-
-CHANCE = 0.05
+    @staticmethod
+    def _may_be_chance(value: float | None, chance: float | None) -> bool:
+        """Also where there were too few requests to tell."""
+        return value is None or (chance is not None and chance >= CHANCE)
 
 
 @dataclass(frozen=True)

@@ -88,16 +88,18 @@ end
 """Lua for Envoy, on the route to the front end."""
 
 TRITON_ERRORS = f"""
--- Triton answers 400 for all errors of its models, a full queue included. That one is not the request's own fault.
+-- Triton answers 400 for all errors of its models, a full queue included, and 500 for JSON that it cannot read.
 function envoy_on_response(handle)
-  local headers = handle:headers()
-  if headers:get(":status") ~= "400" then return end
+  local status = handle:headers():get(":status")
+  if status ~= "400" and status ~= "500" then return end
   local body = handle:body(true)
   local text = body and body:getBytes(0, body:length()) or ""
-  if text:find("Maximum queue size", 1, true) then
-    headers = handle:headers()  -- the object from before the wait for the body is dead
+  local headers = handle:headers()
+  if status == "400" and text:find("Maximum queue size", 1, true) then
     headers:replace(":status", "503")
     headers:add("retry-after", "{RETRY_AFTER_S}")
+  elseif status == "500" and text:find("failed to parse the request JSON buffer", 1, true) then
+    headers:replace(":status", "400")
   end
 end
 """
