@@ -218,7 +218,7 @@ SPOILT = [
     (lambda d: (d / "consolidated.00.pth").unlink(), "holds consolidated.01.pth but no consolidated.00.pth"),
     (lambda d: (d / "consolidated.01.pth").unlink(), "1 files of 32 rows each do not give the 64 rows"),
     (lambda d: [p.unlink() for p in d.glob("*.pth")], "holds no consolidated.*.pth"),
-    (with_code, "consolidated.01.pth: is damaged, or a pickle that holds code, which is never run"),
+    (with_code, "consolidated.01.pth: is damaged, or a pickle that holds code, which never runs"),
     (bare_pickle, "consolidated.00.pth: is "),
     (truncated, "consolidated.01.pth: is not a whole PyTorch file"),
     (lambda d: (d / "consolidated.01.pth").write_bytes(b""), "consolidated.01.pth: is "),

@@ -168,7 +168,7 @@ FORMS = [
     (lambda d: configured(d, rope_parameters={"rope_type": "llama3"}), "rope_parameters.factor: missing"),
     (
         lambda d: configured(d, rope_parameters={"rope_theta": 1e4}, rope_scaling={"type": "linear", "factor": 2.0}),
-        "rope_parameters: says something else than rope_scaling",
+        "rope_parameters: contradicts rope_scaling",
     ),
     (
         lambda d: configured(d, rope_parameters=None, rope_scaling={"type": "dynamic", "rope_type": "linear"}),

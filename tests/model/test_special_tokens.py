@@ -121,7 +121,7 @@ def test_templates_are_those_of_transformers(tmp_path: Path, tiny_llama: Path, f
     assert "\n" not in text and str(folder) in text
     if name is None:
         first = min(several)
-        assert f"has the chat templates {names}, and none is called default" in text
+        assert f"has the chat templates {names}, but none is called default" in text
         assert text.endswith(f"Name one in the YAML: model.chat_template: {first}.")
     else:
         assert text.endswith(f"model.chat_template: the model has no chat template {name!r}. Its templates: {names}.")

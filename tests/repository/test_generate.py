@@ -134,7 +134,7 @@ def damage_every_eos(model):
         (damage_nothing_there, r"tokenizer\.json: no such file.*AutoTokenizer"),
         (damage_truncated, r"tokenizer\.json: is not valid JSON"),
         (damage_no_tokenizer, r"tokenizer\.json: is not a tokenizer"),
-        (damage_larger_vocabulary, r"tokenizer\.json: has token id 512, the model's vocab_size is 512"),
+        (damage_larger_vocabulary, r"tokenizer\.json: has token id 512, but the model's vocab_size is 512"),
         (damage_decoder, r"tokenizer\.json: decoder: WordPiece is not known"),
         (damage_eos, r"generation_config\.json: eos_token_id: 512 is not a token of the model"),
         (damage_eos_in_the_config, r"/config\.json: eos_token_id: -1 is not a token of the model"),
@@ -195,7 +195,7 @@ def test_a_padding_token_behind_the_vocabulary(tmp_path, model):
     assert preprocessing(deployment)["pad_token_id"] == "3"  # of config.json
     assert foreseen(deployment.model.path, deployment.shape.vocab_size) == [
         f"{model}/tokenizer.json: the model has no [PAD] (512): its vocab_size is 512. "
-        "A prompt that holds such a token is refused."
+        "A prompt with such a token is refused."
     ]
     folder = deployment.repository_dir / "preprocessing/1/tokenizer"
     tokenizer = prompts.PromptTokenizer(folder, True, vocab_size=512, max_seq_len=512)

@@ -58,12 +58,12 @@ MISTAKES = [
         "workload.prompt_tokens.avg: unknown key. Known here: cv, max, mean, min.",
     ),
     ({"prompts": 5}, "workload.prompts: unknown key. Known here: arrivals, burstiness, output_tokens,"),
-    ({"prompt_tokens": 8190}, "workload: 8190 prompt + 128 output tokens are over limits.max_seq_len 8192."),
+    ({"prompt_tokens": 8190}, "workload: 8190 prompt + 128 output tokens are more than limits.max_seq_len 8192."),
     ({"prompt_tokens": 10**30}, "workload.prompt_tokens: input should be less than 2147483648, got a number of"),
-    ({"output_tokens": {"mean": 1e300}}, "output tokens are over limits.max_seq_len 8192."),
-    ({"shared_prefix_tokens": 10**12}, "output tokens are over limits.max_seq_len 8192."),
-    ({"prompt_tokens": 10**9, "shared_prefix_tokens": 1}, "output tokens are over limits.max_seq_len 8192."),
-    ({"prompt_tokens": {"mean": 5000, "cv": 1.0}}, "Raise the limit or shorten the requests, with max for instance."),
+    ({"output_tokens": {"mean": 1e300}}, "output tokens are more than limits.max_seq_len 8192."),
+    ({"shared_prefix_tokens": 10**12}, "output tokens are more than limits.max_seq_len 8192."),
+    ({"prompt_tokens": 10**9, "shared_prefix_tokens": 1}, "output tokens are more than limits.max_seq_len 8192."),
+    ({"prompt_tokens": {"mean": 5000, "cv": 1.0}}, "Raise the limit or shorten the requests, for example with max."),
 ]
 
 

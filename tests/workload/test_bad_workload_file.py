@@ -88,11 +88,14 @@ def test_no_file(tmp_path):
 
 
 LIMITS = [
-    ({"prompt_tokens": 500, "output_tokens": 13}, "500 prompt + 13 output tokens are over limits.max_seq_len 512."),
+    (
+        {"prompt_tokens": 500, "output_tokens": 13},
+        "500 prompt + 13 output tokens are more than limits.max_seq_len 512.",
+    ),
     ({"turns": 4, "prompt_tokens": 100, "output_tokens": 50}, "400 prompt + 200 output tokens are over"),
-    ({"kind": "chat", "output_tokens": 510}, "510 output tokens are over limits.max_seq_len 512. Raise the limit"),
+    ({"kind": "chat", "output_tokens": 510}, "510 output tokens are more than limits.max_seq_len 512. Raise the limit"),
     ({"stages": [{"rate": 1e6, "seconds": 1e6}]}, "make 1,000,000,000,000 requests, expected at most 10,000,000."),
-    ({"stages": [{"rate": 0.1, "seconds": 0.1}]}, "no request is due in 0.1 s of its rates, which make 0.01 requests"),
+    ({"stages": [{"rate": 0.1, "seconds": 0.1}]}, "no request is due in its 0.1 s: its rates make 0.01 requests"),
 ]
 
 
@@ -105,7 +108,7 @@ def test_what_cannot_be_sent(plan, tmp_path, keys, message):
 
 
 OWN = [
-    ("", "own.jsonl: no prompts in it. A line is {"),
+    ("", "own.jsonl: holds no prompts. A line is {"),
     ("{", "own.jsonl:1: not JSON."),
     ("[" * 100_000, "own.jsonl:1: not JSON."),
     ('{"prompt": "a"}\n5', "own.jsonl:2: expected an object, got 5."),
@@ -135,7 +138,9 @@ def test_messages_for_a_model_without_a_template(plan, tiny_llama, tmp_path):
     for name in ("config.json", "tokenizer.json"):
         (tmp_path / name).write_bytes((tiny_llama / name).read_bytes())
     (tmp_path / "own.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}')
-    with pytest.raises(ToolkitError, match=r"own.jsonl:1: messages, but the model has no chat template\. Give prompt"):
+    with pytest.raises(
+        ToolkitError, match=r"own.jsonl:1: has messages, but the model has no chat template\. Give the text"
+    ):
         plan(model=tmp_path, prompts="own.jsonl")
 
 
@@ -155,7 +160,7 @@ def test_a_file_that_does_not_fit_into_memory(plan, tmp_path):
     """Next to nothing of it is on the disk."""
     with (tmp_path / "own.jsonl").open("wb") as stream:
         stream.truncate(1 << 40)
-    with pytest.raises(ToolkitError, match=r"own.jsonl: is larger than 2 GiB\. Cut it\."):
+    with pytest.raises(ToolkitError, match=r"own.jsonl: is larger than 2 GiB\. Use a part of it\."):
         plan(prompts="own.jsonl")
 
 
@@ -163,7 +168,10 @@ def test_a_broken_line_of_a_trace(plan, tmp_path):
     good = {"timestamp": 0, "input_length": 9, "output_length": 9}
     for bad, message in (
         ({**good, "timestamp": "now"}, r"t.jsonl:2: timestamp: expected seconds, got 'now'\."),
-        ({**good, "input_length": 9000}, r"t.jsonl:2: 9000 prompt \+ 9 output tokens are over limits.max_seq_len 8192"),
+        (
+            {**good, "input_length": 9000},
+            r"t.jsonl:2: 9000 prompt \+ 9 output tokens are more than limits.max_seq_len 8192",
+        ),
     ):
         (tmp_path / "t.jsonl").write_text(f"{json.dumps(good)}\n{json.dumps(bad)}\n")
         with pytest.raises(ToolkitError, match=message):

@@ -53,7 +53,7 @@ def sent(plan, model, tmp_path):
 
 def test_blocks_mean_nothing_in_conversations(file, sent):
     file(talk("Why?", "Because it is."))
-    with pytest.raises(ToolkitError, match=r"trace_block_tokens: means nothing: a file of the form sharegpt has no"):
+    with pytest.raises(ToolkitError, match=r"trace_block_tokens: has no effect: a file of the form sharegpt has no"):
         sent(arrivals="constant", trace_block_tokens=16)
 
 
@@ -147,13 +147,13 @@ BAD = [
     ("[{}]", "s.json:1: [0].conversations: expected a list, got None."),
     ("[{},\n[]]", "s.json:1: [0].conversations: expected a list"),
     ('[{"conversations": []},\n\n7]', "s.json:3: [1].conversations: expected a list, got 7."),
-    ('[{"conversations": []}]', "s.json: no requests in it: no question with an answer. A conversation is {"),
+    ('[{"conversations": []}]', "s.json: holds no requests: no question with an answer. A conversation is {"),
     ('[{"conversations": [5]}]', "s.json:1: [0].conversations[0]: expected from and value, got 5."),
     (json.dumps([talk("a", 5)]), "s.json:1: [0].conversations[1].value: expected text, got 5."),
     (json.dumps([talk("a", "b\ud800")]), "s.json:1: [0].conversations[1].value: expected text, got 'b"),
     ('[{"conversations": [{"from": "robot"}]}]', "s.json:1: [0].conversations[0].from: expected system, human,"),
     ('{"conversations": [{"value": "x"}]}', "s.json:1: conversations[0].from: expected system, human"),
-    (json.dumps([talk("a")]), "s.json: no requests in it: questions left out, without an answer: 1."),
+    (json.dumps([talk("a")]), "s.json: holds no requests: questions left out, without an answer: 1."),
     ('[{"conversations": []}', "s.json:1:23: not JSON. A conversation is {"),
     ('[{"conversations": ' + "[" * 100_000, "s.json:1: not JSON."),
 ]  # fmt: skip

@@ -143,8 +143,8 @@ def test_a_large_block_table_costs_only_the_lines_that_are_replayed(trace):
 
 
 BAD = [
-    ("", "trace.jsonl: no requests in it. A line is {"),
-    ("\n \n", "trace.jsonl: no requests in it."),
+    ("", "trace.jsonl: holds no requests. A line is {"),
+    ("\n \n", "trace.jsonl: holds no requests."),
     (line() + "\n{", "trace.jsonl:2: not JSON. A line is {"),
     ("[" * 100_000, "trace.jsonl:1: not JSON."),
     ('{"timestamp": ' + "9" * 5000 + "}", "trace.jsonl:1: not JSON."),
@@ -166,7 +166,7 @@ BAD = [
     (line(tokens="9"), "got '9'."),
     (line(tokens=float("nan")), "input_length: expected from 1 to 1,000,000,000 tokens, got nan."),
     (line(tokens=10**30), "input_length: expected from 1 to 1,000,000,000 tokens, got a number of 100 bits."),
-    (line(output=0) + "\n" + line(output=None), "trace.jsonl: no requests in it: none of 2 rows has output tokens. A"),
+    (line(output=0) + "\n" + line(output=None), "trace.jsonl: holds no requests: none of 2 rows has output tokens. A"),
     (line(output=False), "output_length: expected from 1 to 1,000,000,000 tokens, got False."),
     ('{"timestamp": 0, "input_length": 5}', "output_length: expected from 1 to 1,000,000,000 tokens, got 'missing'."),
     (line(hash_ids=5), "hash_ids: expected a list of whole numbers, got 5"),

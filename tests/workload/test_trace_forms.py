@@ -82,7 +82,7 @@ def test_burstgpts_failed_requests_are_left_out_and_told(file):
         (0, 472, 18),
         (113, 417, 276),
     ]
-    assert found.notes == ("left out 1 of 3 rows, which have no output tokens",)
+    assert found.notes == ("left out 1 of 3 rows, because they have no output tokens",)
 
 
 @pytest.mark.parametrize("blank", ["", " ", "0", "0.0"])
@@ -90,14 +90,14 @@ def test_a_blank_output_is_no_output(file, blank):
     rows = f"2023-11-16 18:17:03,7,{blank}\r\n\r\n2023-11-16 18:17:05,472.0,9\r\n"
     found = read_trace(file("TIMESTAMP,ContextTokens,GeneratedTokens\r\n" + rows))
     assert [(line.number, line.input_length) for line in found.lines] == [(4, 472)]
-    assert found.notes == ("left out 1 of 2 rows, which have no output tokens",)
+    assert found.notes == ("left out 1 of 2 rows, because they have no output tokens",)
 
 
 @pytest.mark.parametrize("output", ["0", "null", '""', "0.0"])
 def test_the_same_in_lines_of_json(file, output):
     found = read_trace(file(MOONCAKE + f'{{"timestamp": 1, "input_length": 0, "output_length": {output}}}\n'))
     assert len(found.lines) == 1 and found.lines[0].due == 0
-    assert found.notes[0] == "left out 1 of 2 rows, which have no output tokens"
+    assert found.notes[0] == "left out 1 of 2 rows, because they have no output tokens"
 
 
 def test_what_is_beside_the_columns_is_ignored_and_quotes_are_csvs(file):
@@ -119,13 +119,13 @@ BAD = [
     (AZURE + "2023-11-16 18:17:09,,5\n", "trace:4: ContextTokens: expected from 0 to 999,999,999 tokens, got ''."),
     (AZURE + "yesterday,3,5\n", "trace:4: TIMESTAMP: expected a date and time, got 'yesterday'."),
     (AZURE + "17.5,3,5\n", "trace:4: TIMESTAMP: expected a date and time, got '17.5'."),
-    (AZURE + "2023-11-16 18:17:09,3\n", "trace:4: 2 columns, expected 3 or more, as the header has."),
+    (AZURE + "2023-11-16 18:17:09,3\n", "trace:4: 2 columns, expected 3 or more, as in the header."),
     (BURSTGPT + "soon,m,3,5,8,l\n", "trace:5: Timestamp: expected seconds, got 'soon'."),
     (BURSTGPT + "inf,m,3,5,8,l\n", "trace:5: Timestamp: expected seconds, got 'inf'."),
     (BURSTGPT + '6,m,3,"5,8,l\n', "trace:5: not CSV: unexpected end of data."),
     (BURSTGPT + "6,m,3," + "5" * 10_000 + ",8,l\n", "trace:5: Response tokens: expected from 0 to 999,999,999 tokens,"),
-    (BURSTGPT[:69], "trace: no requests in it. A line is {"),
-    (BURSTGPT.replace(",18,", ",0,").replace(",276,", ",,"), "no requests in it: none of 3 rows has output tokens."),
+    (BURSTGPT[:69], "trace: holds no requests. A line is {"),
+    (BURSTGPT.replace(",18,", ",0,").replace(",276,", ",,"), "holds no requests: none of 3 rows has output tokens."),
     (
         BAILIAN.replace("[11,", "[10, 11,"),
         "trace:1: hash_ids: 6 blocks of 16 tokens are more than input_length 70. Set trace_",
@@ -220,10 +220,12 @@ def test_a_shape_sends_the_requests_again_from_the_first(plan, file):
 
 def test_a_plan_tells_what_it_left_out(deployment, file):
     config = deployment(trace=str(file(BURSTGPT))).file
-    assert "left out 1 of 3 rows, which have no output tokens" in " ".join(toolkit("plan", config).stdout.split())
+    assert "left out 1 of 3 rows, because they have no output tokens" in " ".join(
+        toolkit("plan", config).stdout.split()
+    )
     planned = json.loads(toolkit("plan", config, "--json").stdout)
     (found,) = _named("notes", planned)
-    assert found == ["left out 1 of 3 rows, which have no output tokens"]
+    assert found == ["left out 1 of 3 rows, because they have no output tokens"]
 
 
 def _named(name: str, value: object) -> list:
@@ -237,6 +239,6 @@ def test_blocks_mean_nothing_where_no_row_names_any(tmp_path):
     file = tmp_path / "burst.csv"
     file.write_text("Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n5,ChatGPT,47,18,65,x\n")
     with pytest.raises(
-        ToolkitError, match=r"burst.csv: trace_block_tokens: means nothing: a file of the form burstgpt"
+        ToolkitError, match=r"burst.csv: trace_block_tokens: has no effect: a file of the form burstgpt"
     ):
         read_trace(file, block_tokens=16)

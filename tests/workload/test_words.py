@@ -132,7 +132,7 @@ def test_what_cannot_be_exact_is_an_error_with_its_numbers(plan, tiny_llama, tmp
     content["pre_tokenizer"]["add_prefix_space"] = True
     content["model"]["merges"] = []
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(ToolkitError, match=r"0 words of it stay one token each in a text, expected 2 or more"):
+    with pytest.raises(ToolkitError, match=r"only 0 of its words stay one token each in a text, expected 2 or more"):
         Writer(tmp_path / "tokenizer.json", 0, 1)
 
 

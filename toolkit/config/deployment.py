@@ -88,12 +88,12 @@ class Deployment(Section):
         """The model's shape, from the checkpoint if it is there, else from the YAML's `model.config`."""
         inline = self.model.config
         if shape_file(self.model.path) is not None:
-            found = load_shape(self.model.path)
+            shape = load_shape(self.model.path)
             if inline is not None:
                 check_same_shape(
-                    found, parse_shape(inline, where=f"{self.file}: model.config"), self.model.path, self.file
+                    shape, parse_shape(inline, where=f"{self.file}: model.config"), self.model.path, self.file
                 )
-            return found
+            return shape
         if inline is None:
             raise ToolkitError(
                 f"model.path: {no_shape(self.model.path)}",

@@ -1,8 +1,7 @@
-"""A question as the prompt that a model was trained on: its own chat template, rendered.
+"""Renders a question with the model's chat template, as the model was trained.
 
-Rendered with Jinja in the same environment that transformers sets up, not with transformers itself, whose
-import alone takes seconds; tests compare the two. A template is code of the model's author, so it runs in
-Jinja's sandbox.
+The Jinja environment is the same as in transformers, whose import would take seconds; tests compare the two. A
+template is code that the model's author wrote, so it runs in Jinja's sandbox.
 """
 
 from __future__ import annotations
@@ -45,10 +44,10 @@ def chat_messages(question: str, system: str | None = None) -> Messages:
 
 
 def chat_prompt(model_dir: Path, question: str, system: str | None = None, name: str | None = None) -> str:
-    """The prompt for one question, up to where the model's answer begins, with the template called `name`.
+    """The prompt for one question, up to where the model's answer begins, with the template `name`.
 
-    For a model without a chat template it is the question itself, after a warning to the log. Raises
-    ToolkitError when the template or the tokenizer's configuration cannot be read or refuses the messages.
+    Without a chat template the prompt is the question, and the log has a warning. Raises ToolkitError if the
+    template or the tokenizer's configuration cannot be read, or the template refuses the messages.
     """
     template = ChatTemplate(model_dir, name)
     if not template.is_there:
@@ -57,9 +56,9 @@ def chat_prompt(model_dir: Path, question: str, system: str | None = None, name:
 
 
 class ChatTemplate:
-    """A model's template, read once. A model with several needs a `name`: model.chat_template in the YAML.
+    """A model's template, read once. If the model has several, `name` (model.chat_template in the YAML) chooses one.
 
-    Raises ToolkitError when the template or the tokenizer's configuration cannot be read, or none has the name.
+    Raises ToolkitError if the template or the tokenizer's configuration cannot be read, or no template has the name.
     """
 
     def __init__(self, model_dir: Path, name: str | None = None) -> None:
@@ -73,7 +72,7 @@ class ChatTemplate:
         return self._source is not None
 
     def render(self, messages: Sequence[dict[str, str]]) -> str:
-        """The prompt for these messages; without a template, what they say with empty lines between."""
+        """The prompt for these messages. Without a template: their texts, with empty lines between."""
         if self._source is None:
             return "\n\n".join(message["content"] for message in messages)
         try:
@@ -94,28 +93,28 @@ def _chosen(templates: dict[str, str], name: str | None, model_dir: Path) -> str
         return templates[name]
     names = ", ".join(sorted(templates)) or "none"
     if name is None:
-        what = f"has the chat templates {names}, and none is called {DEFAULT}"
+        what = f"has the chat templates {names}, but none is called {DEFAULT}"
         raise ToolkitError(what, where=model_dir, hint=f"Name one in the YAML: model.chat_template: {min(templates)}.")
     what = f"model.chat_template: the model has no chat template {shown(name)}"
     raise ToolkitError(what, where=model_dir, hint=f"Its templates: {names}.")
 
 
 def _templates(model_dir: Path) -> dict[str, str]:
-    """All templates by name. Template files replace those in the configuration, which are one text or a list."""
+    """All templates by name. Template files replace the configuration's templates, which are one text or a list."""
     files = {path.stem: path for path in sorted((model_dir / MORE_TEMPLATES).glob("*.jinja"))}
     if (model_dir / TEMPLATE).exists():
         files = {DEFAULT: model_dir / TEMPLATE, **files}
     if files:
         return {name: read_text(path) for name, path in files.items()}
     config = model_dir / TOKENIZER_CONFIG
-    given = optional_json(config).get("chat_template")
-    found = {DEFAULT: given} if isinstance(given, str) else {} if given is None else given
-    if isinstance(given, list) and all(isinstance(entry, dict) for entry in given):
-        found = {entry.get("name"): entry.get("template") for entry in given}
-    if not isinstance(found, dict) or not all(isinstance(part, str) for item in found.items() for part in item):
-        what = f"chat_template: expected text, or a list of {{name, template}}, got {shown(given)}"
+    value = optional_json(config).get("chat_template")
+    templates = {DEFAULT: value} if isinstance(value, str) else {} if value is None else value
+    if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
+        templates = {entry.get("name"): entry.get("template") for entry in value}
+    if not isinstance(templates, dict) or not all(isinstance(part, str) for item in templates.items() for part in item):
+        what = f"chat_template: expected text, or a list of {{name, template}}, got {shown(value)}"
         raise ToolkitError(what, where=config)
-    return found
+    return templates
 
 
 def _compile(source: str) -> Template:
@@ -124,7 +123,7 @@ def _compile(source: str) -> Template:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """The tag {% generation %}, which marks the model's own words for training: here it changes nothing."""
+        """The tag {% generation %}, which marks the model's own words for training. Here it changes nothing."""
 
         tags = {"generation"}  # noqa: RUF012
 

@@ -1,7 +1,7 @@
-"""Meta's `params.json` in the words of Hugging Face's config.json.
+"""Translates Meta's `params.json` to Hugging Face's config.json.
 
-It says less than config.json. What it leaves open is decided by the published models; for any other model
-the two names in EXTRA can be added to the file.
+It holds less than config.json. For the published models the missing values are known. For any other model, add the
+two keys in EXTRA to the file.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from toolkit.errors import ToolkitError, shown
 from toolkit.files.json_file import Fields
 
 EPS, THETA = (1e-12, 0.1), (1.0, 1e12)
-"""The least and the most of rms_norm_eps and of rope_theta: what is beyond them is damaged."""
+"""Smallest and largest rms_norm_eps and rope_theta. A value beyond them means a damaged file."""
 PARAMS = "params.json"
 EXTRA = ("max_position_embeddings", "rope_scaling_factor")
 
 CONTEXT_OF_THETA = {10000.0: 4096, 500000.0: 8192, 1000000.0: 16384}
-"""Positions without scaling: Llama 2, Llama 3, Code Llama. (Llama 1 looks like Llama 2 and has 2048.)"""
+"""Positions by rope_theta, without scaling: Llama 2, Llama 3, Code Llama. (Llama 1 looks like Llama 2 but has 2048.)"""
 SCALED_CONTEXT = 131072
 SCALING_OF_MODEL = {(2048, 16): 32.0, (3072, 28): 32.0, (4096, 32): 8.0, (8192, 80): 8.0, (16384, 126): 8.0}
 """The factor of scaled positions by (dim, n_layers): Llama 3.2 1B and 3B; Llama 3.1 8B, 3.1 and 3.3 70B, 3.1 405B.
 
-All of them say just `use_scaled_rope: true`; these are the factors of the config.json that Meta publishes.
+All of them have only `use_scaled_rope: true`. The factors are in the config.json that Meta publishes.
 """
 FOREIGN = {
     "quantization_args": "a quantised model",
@@ -36,9 +36,9 @@ FOREIGN = {
 
 
 def as_config(params: dict[str, Any], where: str, vocabulary: Callable[[], int]) -> dict[str, Any]:
-    """The config.json that says the same; `vocabulary` gives the number of tokens where the file has -1.
+    """The same content as config.json. `vocabulary` gives the number of tokens if the file has -1.
 
-    Raises ToolkitError for fields that are missing or wrong, and models that are no Llama 2, 3, 3.1, 3.2 or 3.3.
+    Raises ToolkitError for a missing or wrong field, and for a model other than Llama 2, 3, 3.1, 3.2 and 3.3.
     """
     for name, what in FOREIGN.items():
         if params.get(name) not in (None, -1, False):
@@ -64,7 +64,7 @@ def as_config(params: dict[str, Any], where: str, vocabulary: Callable[[], int])
 
 
 def _intermediate_size(fields: Fields, dim: int) -> int:
-    """Two thirds of 4 x dim, times the multiplier, rounded up to a multiple."""
+    """Two thirds of 4 x dim, times ffn_dim_multiplier, rounded up to multiple_of."""
     size = int(fields.number("ffn_dim_multiplier", 1.0) * int(8 * dim / 3))
     multiple = fields.integer("multiple_of", 256)
     return -(-size // multiple) * multiple
@@ -77,7 +77,7 @@ def _context(fields: Fields, theta: float, scaled: bool) -> int:
         return SCALED_CONTEXT
     if theta not in CONTEXT_OF_THETA:
         raise ToolkitError(
-            f"rope_theta: {shown(theta)} is none of the published models', so the context length is unknown",
+            f"rope_theta: no published model has {shown(theta)}, so the context length is unknown",
             where=fields.where,
             hint=f'Add "{EXTRA[0]}" to the file.',
         )
@@ -90,7 +90,7 @@ def _scaling(fields: Fields, dim: int, layers: int) -> dict[str, Any]:
         raise ToolkitError(
             f"use_scaled_rope: no published model has dim {dim} and n_layers {layers}, so the factor is unknown",
             where=fields.where,
-            hint=f'Add "{EXTRA[1]}" to the file: 8 for models made from Llama 3.1 and 3.3, 32 from 3.2.',
+            hint=f'Add "{EXTRA[1]}" to the file: 8 for models based on Llama 3.1 and 3.3, 32 for 3.2.',
         )
     return {
         "rope_type": "llama3",

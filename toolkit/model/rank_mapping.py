@@ -1,7 +1,7 @@
-"""Which rank holds what: tensor parallel groups inside pipeline stages, as TensorRT-LLM numbers them.
+"""Which rank holds what: tensor parallel groups inside pipeline stages, numbered as in TensorRT-LLM.
 
-The tensor parallel rank runs fastest: with tp=2, pp=4 the groups are [0,1][2,3][4,5][6,7] and the
-pipelines [0,2,4,6][1,3,5,7]. Source: TensorRT-LLM 1.2 mapping.py.
+The tensor parallel rank changes fastest: with tp=2, pp=4 the groups are [0,1][2,3][4,5][6,7] and the pipelines
+[0,2,4,6][1,3,5,7]. Source: TensorRT-LLM 1.2 mapping.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RankMapping:
-    """The shape of a group of ranks: `tp` ranks share every layer, `pp` stages share the layers out."""
+    """The shape of a group of ranks: `tp` ranks share each layer, and `pp` stages divide the layers."""
 
     tp: int = 1
     pp: int = 1
@@ -41,7 +41,7 @@ class RankMapping:
         return self.pp_rank(rank) == self.pp - 1
 
     def layers(self, num_layers: int, stage: int) -> range:
-        """The global layer indices of a stage. A remainder goes to the first stages (torch.tensor_split)."""
+        """The global layer indices of a stage. The first stages take the remainder (torch.tensor_split)."""
         size, extra = divmod(num_layers, self.pp)
         start = stage * size + min(stage, extra)
         return range(start, start + size + (stage < extra))

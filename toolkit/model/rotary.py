@@ -1,4 +1,4 @@
-"""Rotary positions: the angle by which each pair of a head's values is turned at each position."""
+"""Rotary positions: the angle by which each pair of values in a head is rotated at each position."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def rotary_tables(size: int, base: float, scaling: Mapping[str, Any] | None, positions: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [positions, 1, size], the sines signed for the half of a head that is turned.
+    """Cosines and sines, [positions, 1, size]. The sines have the sign for the half of the head that is rotated.
 
-    `size` is that of a head, `base` the theta; `scaling` has `rope_type` "default", "linear" or "llama3".
+    `size` is the head size, `base` the theta. `scaling` has `rope_type` "default", "linear" or "llama3".
     """
     import torch
 
@@ -22,7 +22,7 @@ def rotary_tables(size: int, base: float, scaling: Mapping[str, Any] | None, pos
     if scaling["rope_type"] == "linear":
         frequencies /= scaling["factor"]
     if scaling["rope_type"] == "llama3":
-        # Long waves are slowed down by `factor`, short ones are kept, those between are blended.
+        # Long waves are slowed down by `factor`, short ones stay, and those between are blended.
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
         turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
         kept = ((turns - low) / (high - low)).clamp(0, 1)

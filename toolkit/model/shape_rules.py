@@ -9,13 +9,13 @@ from toolkit.errors import ToolkitError, shown
 from toolkit.model.shape import ModelShape
 
 
-def check_same_shape(found: ModelShape, stated: ModelShape, model_dir: Path, where: Path) -> None:
+def check_same_shape(shape: ModelShape, stated: ModelShape, model_dir: Path, where: Path) -> None:
     """Raise a ToolkitError if the YAML's `model.config` contradicts the checkpoint."""
     for name in (field.name for field in fields(ModelShape) if field.name != "dtype"):
-        if getattr(found, name) != getattr(stated, name):
+        if getattr(shape, name) != getattr(stated, name):
             raise ToolkitError(
                 f"model.config.{name}: {shown(getattr(stated, name))}, but the model in "
-                f"{model_dir} has {shown(getattr(found, name))}",
+                f"{model_dir} has {shown(getattr(shape, name))}",
                 where=where,
                 hint="Correct model.config or remove it.",
             )

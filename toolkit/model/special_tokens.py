@@ -1,6 +1,6 @@
-"""The special tokens that a Hugging Face directory names (bos, eos ...), as transformers reads them.
+"""The special tokens of a Hugging Face directory (bos, eos ...), read as transformers reads them.
 
-Several files may name them: tokenizer_config.json, the older special_tokens_map.json over it, and, by id,
+Several files may name them: tokenizer_config.json, the older special_tokens_map.json, which overrides it, and by id
 generation_config.json and config.json. tests/model/test_special_tokens.py compares this with transformers.
 """
 
@@ -19,14 +19,14 @@ TOKENIZER, TOKENIZER_CONFIG, MAP = "tokenizer.json", "tokenizer_config.json", "s
 ID_FILES = ("generation_config.json", "config.json")
 LLAMA_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast")
 LLAMA_DEFAULTS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-"""Defaults of these classes. If tokenizer.json works on bytes, transformers takes another class."""
+"""Defaults of these classes. If tokenizer.json works on bytes, transformers uses another class."""
 
 
 def special_tokens(model_dir: Path) -> dict[str, str]:
-    """The text of each token of `NAMES` that the directory names. Raises ToolkitError for a file that is broken."""
+    """The text of each token in `NAMES` that the directory has. Raises ToolkitError for a malformed file."""
     config = optional_json(model_dir / TOKENIZER_CONFIG)
     named = {name: config[name] for name in NAMES if name in config}
-    if "added_tokens_decoder" not in config:  # newer directories have it, and transformers ignores their map
+    if "added_tokens_decoder" not in config:  # newer directories have it, and transformers then ignores the map
         tokens_map = optional_json(model_dir / MAP)
         named |= {name: tokens_map[name] for name in NAMES if name in tokens_map}
     if config.get("tokenizer_class") in LLAMA_CLASSES and not _works_on_bytes(model_dir / TOKENIZER):
@@ -36,10 +36,10 @@ def special_tokens(model_dir: Path) -> dict[str, str]:
 
 
 def eos_token_ids(model_dir: Path, vocab_size: int) -> tuple[int, ...]:
-    """Every id that ends a text: generation_config.json's first, then config.json's, then the tokenizer's own.
+    """Every id that ends a text: from generation_config.json, then config.json, then the tokenizer.
 
-    Llama-3-Instruct lists several and its tokenizer has one; other models name one in the tokenizer alone. Raises
-    ToolkitError for an id outside the vocabulary. An eos_token outside of it can never come, and is left out.
+    Llama-3-Instruct lists several ids, and its tokenizer has one; other models name an id only in the tokenizer.
+    Raises ToolkitError for an id outside the vocabulary. An eos_token outside it is skipped: it can never occur.
     """
     ids = [id for name in ID_FILES for id in _ids(model_dir / name, vocab_size)]
     own = _id_of(model_dir / TOKENIZER, special_tokens(model_dir).get("eos_token"))
@@ -49,7 +49,7 @@ def eos_token_ids(model_dir: Path, vocab_size: int) -> tuple[int, ...]:
 
 
 def optional_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; an empty one if there is no file."""
+    """The object in a JSON file; empty if there is no file."""
     return read_json(path) if path.exists() else {}
 
 
@@ -69,7 +69,7 @@ def _ids(path: Path, vocab_size: int) -> Iterator[int]:
             raise ToolkitError(f"eos_token_id: expected whole numbers, got {shown(value)}", where=path)
         if not 0 <= id < vocab_size:
             what = f"eos_token_id: {shown(id)} is not a token of the model, expected 0 to {vocab_size - 1}"
-            raise ToolkitError(what, where=path, hint="Correct it, or take the file that the checkpoint came with.")
+            raise ToolkitError(what, where=path, hint="Correct it, or use the file that the checkpoint came with.")
         yield id
 
 

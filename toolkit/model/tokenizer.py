@@ -1,4 +1,4 @@
-"""The tokenizer that a repository needs: found, read and compared with the model before anything is written."""
+"""The tokenizer that a repository needs: read, and compared with the model before anything is written."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ MAKE_ONE = (
 )
 
 FROM_HUGGING_FACE = (
-    "Meta's form has another tokenizer, and no EOS ids: copy tokenizer.json, tokenizer_config.json and "
+    "Meta's form has another tokenizer and no EOS ids. Copy tokenizer.json, tokenizer_config.json and "
     "generation_config.json here from the Hugging Face repository of the same model."
 )
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids that generation needs: every one that ends a text, in order, and the one that pads."""
+    """Ids that generation needs: all that end a text, in order, and the padding id."""
 
     eos: tuple[int, ...]
     pad: int
 
 
 def tokenizer_file(directory: Path, vocab_size: int) -> Path:
-    """The model's tokenizer.json. Raises ToolkitError when it is missing, broken, or not the model's."""
+    """The model's tokenizer.json. Raises ToolkitError if it is missing, malformed, or of another model."""
     return open_tokenizer(directory, vocab_size)[0]
 
 
 def special_tokens(directory: Path, vocab_size: int) -> SpecialTokens:
-    """Every id that ends an answer; the padding id, else the first of those. Raises ToolkitError if no id ends it."""
+    """Every id that ends an answer, and the padding id (default: the first of those). Raises ToolkitError for none."""
     eos = eos_token_ids(directory, vocab_size)
     if not eos:
         what = f"no token ends an answer: {', '.join(ID_FILES)} and the tokenizer name none"
         raise ToolkitError(what, where=directory, hint='Add "eos_token_id" to generation_config.json.')
-    found = (optional_json(directory / name).get("pad_token_id") for name in ID_FILES)
-    return SpecialTokens(eos, next((id for id in found if isinstance(id, int) and 0 <= id < vocab_size), eos[0]))
+    pads = (optional_json(directory / name).get("pad_token_id") for name in ID_FILES)
+    return SpecialTokens(eos, next((id for id in pads if isinstance(id, int) and 0 <= id < vocab_size), eos[0]))
 
 
 def foreseen(directory: Path, vocab_size: int) -> list[str]:
-    """What `toolkit repo` will refuse or warn of, one line each: known before hours of conversion."""
+    """What `toolkit repo` will refuse or warn about, one line each, known before hours of conversion."""
     try:
         path, tokenizer = open_tokenizer(directory, vocab_size)
         special_tokens(directory, vocab_size)
@@ -66,7 +66,7 @@ def _beyond_the_vocabulary(path: Path, tokenizer: Tokenizer, vocab_size: int) ->
         return []
     more = f" and {len(beyond) - 3} more" if len(beyond) > 3 else ""
     what = f"the model has no {', '.join(beyond[:3])}{more}: its vocab_size is {vocab_size}"
-    return [str(ToolkitError(what, where=path, hint="A prompt that holds such a token is refused."))]
+    return [str(ToolkitError(what, where=path, hint="A prompt with such a token is refused."))]
 
 
 def open_tokenizer(directory: Path, vocab_size: int) -> tuple[Path, Tokenizer]:
@@ -78,16 +78,16 @@ def open_tokenizer(directory: Path, vocab_size: int) -> tuple[Path, Tokenizer]:
         made = f'Make it with: python -c "{MAKE_ONE.format(path=str(directory))}"'
         in_metas_form = (directory / PARAMS).exists()
         raise ToolkitError("no such file", where=path, hint=FROM_HUGGING_FACE if in_metas_form else made)
-    read_json(path)  # for its errors, which say where the file breaks off
+    read_json(path)  # its errors say where the file breaks off
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception
-        raise ToolkitError(f"is not a tokenizer: {error}", where=path, hint="Fetch the model's files again.") from None
+        raise ToolkitError(f"is not a tokenizer: {error}", where=path, hint="Download the model again.") from None
     largest = max(tokenizer.get_vocab(with_added_tokens=False).values(), default=-1)
     if largest >= vocab_size:
         raise ToolkitError(
-            f"has token id {largest}, the model's vocab_size is {vocab_size}",
+            f"has token id {largest}, but the model's vocab_size is {vocab_size}",
             where=path,
-            hint="The tokenizer belongs to another model; take the one that the checkpoint came with.",
+            hint="The tokenizer belongs to another model. Use the one that the checkpoint came with.",
         )
     return path, tokenizer

@@ -1,4 +1,4 @@
-"""Directories that hold a model in a form that is known but not taken, and what to use instead of each."""
+"""Directories with a model in a known but unsupported form, and what to use instead."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ SIGNS = {
     "quantize_config.json": ("a checkpoint that is already quantised by GPTQ", ORIGINAL),
     "quant_config.json": ("a checkpoint that is already quantised by AWQ", ORIGINAL),
 }
-"""A file that only directories of this kind have: (what it is, what to do)."""
+"""A file that only such directories have: (what the directory holds, what to do)."""
 
 
 def refuse_foreign(directory: Path) -> None:
-    """Raise a ToolkitError if the directory holds an adapter, a quantised model or GGUF; OSError if it is none."""
+    """Raise a ToolkitError if the directory holds an adapter, a quantised model or GGUF. Raises OSError too."""
     names = sorted(os.listdir(directory))  # noqa: PTH208 - Path.iterdir reads nothing until asked
     for sign, (what, hint) in SIGNS.items():
         if sign in names:

@@ -1,4 +1,4 @@
-"""What the requests of a load test say, each made when it is asked for from its number alone."""
+"""The texts of a load test's requests. Each is made from its number, when it is needed."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import NamedTuple
 from toolkit.config.sections import LoadWorkload
 from toolkit.errors import ToolkitError
 from toolkit.model.chat_template import ChatTemplate, Messages, chat_message
-from toolkit.workload.own import Own
+from toolkit.workload.own import OwnPrompt
 from toolkit.workload.prompts import QUESTIONS
 from toolkit.workload.sharegpt import Turn
-from toolkit.workload.trace import Line, check_length, tokens_of
+from toolkit.workload.trace import TraceLine, check_length, tokens_of
 from toolkit.workload.traffic import lengths, prompt_of
 from toolkit.workload.words import Counter, Piece, Writer
 
 SHARED = 0
-"""The name of the piece that all synthetic prompts begin with; that of request number n is n + 1."""
+"""The name of the piece that all synthetic prompts begin with. The piece of request n has the name n + 1."""
 SHORTEN = "Raise the limit or shorten the requests."
 
 
@@ -31,7 +31,7 @@ class Text(NamedTuple):
     prompt: str
     tokens: int
     messages: Messages | None = None
-    """The prompt as messages, for servers that apply the chat template; None: it is one message from the user."""
+    """The prompt as messages, for servers that apply the chat template. None: one message from the user."""
 
 
 class Contents(ABC):
@@ -42,23 +42,23 @@ class Contents(ABC):
 
     @abstractmethod
     def text(self, number: int) -> Text:
-        """Of a request that begins a conversation, or is all there is of it."""
+        """The text of a request that begins a conversation or stands alone."""
 
     @abstractmethod
     def tokens(self, number: int) -> Sequence[int]:
-        """The prompt as toolkit.workload.traffic has it."""
+        """The prompt's token ids, as in toolkit.workload.traffic."""
 
 
 class Conversations(Contents):
-    """Those that can go on: a conversation of `turns` has that many numbers after each other."""
+    """Texts of several turns. A conversation has `turns` consecutive numbers."""
 
     @abstractmethod
     def after(self, number: int, before: Text, answer: str) -> Text:
-        """Of a later turn: what was said, the answer to it, and more."""
+        """The text of a later turn: the text before, its answer, and the next question."""
 
 
 class Synthetic(Conversations):
-    """Made-up conversations with the lengths of a workload."""
+    """Made-up texts with the lengths of a workload."""
 
     def __init__(self, workload: LoadWorkload, count: int, tokenizer_json: Path, most: int, where: str) -> None:
         self._prompts, self.outputs = array("l"), array("l")
@@ -70,7 +70,7 @@ class Synthetic(Conversations):
         self._shared = workload.shared_prefix_tokens
         firsts = self._prompts[:: workload.turns]
         own, marks = min(firsts) - max(self._shared, self._writer.added), self._writer.marks
-        if 0 < own < marks:  # less than that is the writer's to refuse
+        if 0 < own < marks:  # the writer refuses fewer
             what = f"prompts of {min(firsts)} tokens have {own} of their own, {count:,} requests need {marks} to differ"
             raise ToolkitError(what, where=where, hint="Make them longer, or send fewer.")
 
@@ -91,9 +91,9 @@ class Synthetic(Conversations):
 
 
 class Replayed(Contents):
-    """Prompts with the lengths of a trace, and its blocks where it names them. After the last comes the first again."""
+    """Prompts with the lengths of a trace, and its blocks if it names them. After the last comes the first again."""
 
-    def __init__(self, lines: list[Line], count: int, seed: int, tokenizer_json: Path) -> None:
+    def __init__(self, lines: list[TraceLine], count: int, seed: int, tokenizer_json: Path) -> None:
         self._lines = lines
         self.outputs = [lines[number % len(lines)].output_length for number in range(count)]
         largest = max(max([line.number, *line.blocks]) for line in lines)
@@ -128,7 +128,7 @@ class Recorded(Contents):
 
 
 class Chat(Conversations):
-    """Our questions in the model's chat template, in the seed's order; again from the first when all are asked."""
+    """The built-in questions in the chat template, shuffled by the seed. After the last comes the first again."""
 
     def __init__(
         self, workload: LoadWorkload, count: int, template: ChatTemplate, counter: Counter, most: int, where: str
@@ -159,19 +159,19 @@ class Chat(Conversations):
 
 
 class Owned(Contents):
-    """The lines of the user's own file, one after the other; again from the first when all are sent."""
+    """The lines of the user's own file. After the last comes the first again."""
 
     def __init__(
         self,
         workload: LoadWorkload,
-        lines: list[Own],
+        lines: list[OwnPrompt],
         count: int,
         template: ChatTemplate,
         counter: Counter,
         most: int,
         as_messages: bool,
     ) -> None:
-        assert workload.prompts is not None  # toolkit/config/rules.py
+        assert workload.prompts is not None  # toolkit/config/workload_rules.py
         self._texts = [_text(own, template, counter, workload.prompts, as_messages) for own in lines]
         drawn = _outputs(workload, count)
         self.outputs = [lines[n % len(lines)].max_tokens or output for n, output in enumerate(drawn)]
@@ -187,12 +187,12 @@ class Owned(Contents):
         return prompt_of(number % len(self._texts), 0, self.text(number).tokens)
 
 
-def _text(own: Own, template: ChatTemplate, counter: Counter, file: Path, as_messages: bool) -> Text:
+def _text(own: OwnPrompt, template: ChatTemplate, counter: Counter, file: Path, as_messages: bool) -> Text:
     if own.messages is None:
         assert own.prompt is not None
         return Text(own.prompt, counter.count(own.prompt))
     if not template.is_there and not as_messages:
-        what, hint = "messages, but the model has no chat template", "Give prompt instead, with the text to send."
+        what, hint = "has messages, but the model has no chat template", "Give the text to send as `prompt`."
         raise ToolkitError(what, where=f"{file}:{own.line}", hint=hint)
     prompt = template.render(own.messages)
     return Text(prompt, counter.count(prompt), own.messages)
@@ -203,7 +203,7 @@ def _outputs(workload: LoadWorkload, count: int) -> list[int]:
 
 
 def _check_conversations(prompts: Sequence[int], outputs: Sequence[int], turns: int, most: int, where: str) -> None:
-    """Raise a ToolkitError for one whose last turn holds more than the deployment takes, with all before it."""
+    """Raise a ToolkitError for a conversation that is longer than the deployment takes."""
     for first in range(0, len(prompts), turns):
         said, answered = sum(prompts[first : first + turns]), sum(outputs[first : first + turns])
-        check_length(said, answered, most, where, SHORTEN if turns == 1 else "Shorten the turns or have fewer.")
+        check_length(said, answered, most, where, SHORTEN if turns == 1 else "Use shorter turns, or fewer.")

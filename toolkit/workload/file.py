@@ -1,4 +1,4 @@
-"""Workload files: YAML with the keys of a deployment's `workload` and those that only a load test has."""
+"""Workload files: YAML with the keys of a deployment's `workload`, and more keys for load tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def load_workload(file: str | Path) -> LoadWorkload:
-    """Read and check a workload file; its paths are relative to its own folder. Raises ToolkitError, one line."""
+    """Read and check a workload file. Its paths are relative to its own folder. Raises ToolkitError."""
     file = Path(file)
     content = read_yaml(file, examples="workloads")
     for name in ("prompts", "trace"):
@@ -32,6 +32,6 @@ def load_workload(file: str | Path) -> LoadWorkload:
 
 
 def workload_of(deployment: Deployment) -> LoadWorkload:
-    """The workload that a deployment's YAML says, for a load test without a file."""
-    given = deployment.workload
-    return LoadWorkload.model_validate({name: getattr(given, name) for name in given.model_fields_set})
+    """The `workload` of a deployment's YAML, for a load test without a file."""
+    workload = deployment.workload
+    return LoadWorkload.model_validate({name: getattr(workload, name) for name in workload.model_fields_set})

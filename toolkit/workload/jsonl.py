@@ -1,4 +1,4 @@
-"""Files of JSON lines that people wrote: each line an object, and what is wrong named by file and line."""
+"""Reads JSON lines that people wrote. An error names the file and the line."""
 
 from __future__ import annotations
 
@@ -10,27 +10,24 @@ from typing import Any
 from toolkit.errors import ToolkitError, shown
 
 LARGEST = 2 << 30
-"""Bytes of a file, all of which is read into memory. The largest public ones have 700 MB."""
+"""Most bytes of a file, because all of it is read into memory. The largest public ones have 700 MB."""
 
 
 def read_objects(path: Path, form: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of each line that is not blank. `form` says in an error what a line should be.
-
-    Raises ToolkitError naming file and line.
-    """
+    """(line number, object) for each line that is not blank. Raises ToolkitError with `form`, what a line should be."""
     text = read_text(path, form)
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON may hold what it takes for line ends
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines would split at characters that JSON may hold
         if line.strip():
             yield number, _object(line, f"{path}:{number}", form)
 
 
 def read_text(path: Path, form: str) -> str:
-    """All of a file, without a byte order mark. Raises ToolkitError naming it; `form` says what it should be."""
+    """The text of a file, without a byte order mark. Raises ToolkitError with `form`, what the file should be."""
     try:
         if path.exists() and not path.is_file():
             raise ToolkitError("not a file", where=path, hint=form)
         if path.stat().st_size > LARGEST:
-            raise ToolkitError(f"is larger than {LARGEST >> 30} GiB", where=path, hint="Cut it.")
+            raise ToolkitError(f"is larger than {LARGEST >> 30} GiB", where=path, hint="Use a part of it.")
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"

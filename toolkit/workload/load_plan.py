@@ -3,8 +3,8 @@
     plan = load_plan(load_workload("loadtest/workloads/chat-1k.yaml"), deployment)
     for number in plan.firsts: plan[number]
 
-A request is made from its number alone when it is asked for, so that workers can each make their share, and so
-that only those in flight are in memory.
+A request is made from its number when it is needed. So each worker can make its own share, and only the requests in
+flight are in memory.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ class ToSend(NamedTuple):
 
     number: int
     due: float | None
-    """Seconds from the beginning. None in a closed loop, and for a later turn: that is due workload.think_s after
-    the answer before it has ended."""
+    """Seconds from the beginning. None in a closed loop, and for a later turn, which is due workload.think_s after
+    the last answer has ended."""
     prompt: str
     prompt_tokens: int
     max_tokens: int
     sampling: dict[str, Any]
-    """Further inputs, by Triton's names."""
+    """More inputs, by Triton's names."""
     conversation: int | None = None
     turn: int = 0
     messages: Messages | None = None
-    """The prompt as messages, for servers that apply the chat template; None: it is one message from the user."""
+    """The prompt as messages, for servers that apply the chat template. None: one message from the user."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,13 @@ class LoadPlan:
     contents: Contents
     count: int
     dues: Sequence[float] | None
-    """Of each conversation's first request; None in a closed loop."""
+    """When the first request of each conversation is due; None in a closed loop."""
     rate: float | None
-    """Mean requests/s that are due, later turns counted; None in a closed loop."""
+    """Mean requests/s that are due, later turns included; None in a closed loop."""
     users: int | None
-    """Of a closed loop; None otherwise."""
+    """Users of a closed loop; None otherwise."""
     duration_s: float | None
-    """From the beginning until no more become due; None in a closed loop."""
+    """Seconds until the last request is due; None in a closed loop."""
     notes: tuple[str, ...] = ()
     """What was left out of a file, and what looks wrong in it."""
 
@@ -76,34 +76,34 @@ class LoadPlan:
 
     @property
     def firsts(self) -> range:
-        """The numbers that begin a conversation: all of them where each request stands alone."""
+        """The numbers that begin a conversation: all numbers if each request stands alone."""
         return range(0, self.count, self.workload.turns)
 
     def __getitem__(self, number: int) -> ToSend:
-        """The request of a number out of `firsts`."""
+        """The request with a number in `firsts`."""
         if number not in self.firsts:
             raise IndexError(f"request {number} is not one of {self.firsts}")
         due = None if self.dues is None else self.dues[number // self.workload.turns]
         return self._to_send(number, due, self.contents.text(number))
 
     def next_turn(self, before: ToSend, answer: str) -> ToSend | None:
-        """The request after one that was answered so; None at the end of the conversation."""
+        """The next turn after `before` got this answer; None at the end of the conversation."""
         number = before.number + 1
         if number in self.firsts or number >= self.count:
             return None
-        assert isinstance(self.contents, Conversations)  # toolkit/config/rules.py: no others have turns
+        assert isinstance(self.contents, Conversations)  # toolkit/config/workload_rules.py: only these have turns
         said = Text(before.prompt, before.prompt_tokens, before.messages)
         return self._to_send(number, None, self.contents.after(number, said, answer))
 
     def _to_send(self, number: int, due: float | None, text: Text) -> ToSend:
         output, turns = self.contents.outputs[number], self.workload.turns
-        # No token ends an answer of a fixed length: the model's own end is not among the ids, and it may be sampled.
+        # An answer of fixed length must not end early. With end_id -1 no token ends it, also not one that is sampled.
         sampling = {"min_tokens": output, "end_id": -1} if self.workload.output == "fixed" else {}
         conversation, turn = (None, 0) if turns == 1 else divmod(number, turns)
         return ToSend(number, due, text.prompt, text.tokens, output, sampling, conversation, turn, text.messages)
 
     def first(self, count: int) -> LoadPlan:
-        """The first requests alone."""
+        """The first `count` requests."""
         if count >= self.count or self.dues is None:
             return replace(self, count=min(count, self.count))
         kept = self.dues[: len(range(0, count, self.workload.turns))]
@@ -117,7 +117,7 @@ class LoadPlan:
         return replace(self, dues=scaled, rate=rate, duration_s=self.duration_s * slower)
 
     def traffic(self) -> Traffic | None:
-        """The same requests for toolkit.simulate; None for conversations, which it does not know."""
+        """The same requests for toolkit.simulate; None for conversations, which it cannot simulate."""
         if self.workload.turns > 1:
             return None
         due = [0.0] * self.count if self.dues is None else self.dues
@@ -129,11 +129,11 @@ class LoadPlan:
 def load_plan(
     workload: LoadWorkload, deployment: Deployment, file: Path | None = None, as_messages: bool = False
 ) -> LoadPlan:
-    """The requests of a workload for one deployment's model and limits; `file` is the workload's, for messages.
-    A server that takes them `as_messages` applies the chat template itself, so the model here needs none.
+    """The requests of a workload, for one deployment's model and limits. Errors name `file`, the workload's.
 
-    Raises ToolkitError, one line, for what cannot be sent: a broken line of a file, a request over
-    limits.max_seq_len, a tokenizer that is not there, a prompt whose length cannot be exact.
+    A server that takes them `as_messages` applies the chat template itself, so the model here needs none.
+    Raises ToolkitError for what cannot be sent: a malformed line in a file, a request over limits.max_seq_len, a
+    missing tokenizer, a prompt whose length cannot be exact.
     """
     from toolkit.model.tokenizer import tokenizer_file
 
@@ -174,7 +174,7 @@ class _Times(NamedTuple):
 
 
 def _times(workload: LoadWorkload, requests: int, rate: float, where: str) -> _Times:
-    """When conversations begin: at a rate so that all their turns together come at the one that is asked for."""
+    """When conversations begin. Their rate is lower than the workload's, which counts every turn."""
     turns = workload.turns
     if workload.arrivals == "closed":
         return _Times(requests, None, None, None)
@@ -185,11 +185,11 @@ def _times(workload: LoadWorkload, requests: int, rate: float, where: str) -> _T
         return _Times(requests, due, rate, due[-1])
     seconds, mean = sum(slope.seconds for slope in slopes), sum(slope.requests for slope in slopes) * turns
     if mean > MOST_REQUESTS:
-        what = f"its rates over {seconds:g} s make {mean:,.0f} requests, expected at most {MOST_REQUESTS:,}"
+        what = f"its rates make {mean:,.0f} requests in {seconds:g} s, expected at most {MOST_REQUESTS:,}"
         raise ToolkitError(what, where=where, hint="Lower the rates or the seconds.")
     due = array("d", dues(slopes, intervals(workload)))
     if not due:
-        what = f"no request is due in {seconds:g} s of its rates, which make {mean:.2g} requests on average"
+        what = f"no request is due in its {seconds:g} s: its rates make {mean:.2g} requests on average"
         raise ToolkitError(what, where=where, hint="Raise the rates or the seconds.")
     return _Times(len(due) * turns, due, mean / seconds, seconds)
 

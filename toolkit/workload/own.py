@@ -1,9 +1,9 @@
-"""The user's own prompts: JSONL, a line for each.
+"""The user's own prompts: JSONL, one per line.
 
     {"prompt": "What is the capital of France?", "max_tokens": 20}
     {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
 
-A prompt is sent as it is, messages in the model's chat template. Other keys are ignored.
+A prompt is sent as it is. Messages go through the model's chat template. Other keys are ignored.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from typing import Any, NamedTuple
 from toolkit.errors import ToolkitError, is_unicode, shown
 from toolkit.workload.jsonl import read_objects
 
-FORM = 'A line is {"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]}, with max_tokens if it likes.'
+FORM = 'A line is {"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]}, and optional max_tokens.'
 ROLES = ("system", "user", "assistant")
 
 
-class Own(NamedTuple):
+class OwnPrompt(NamedTuple):
     """One line of the user's file."""
 
     line: int
     prompt: str | None
     messages: tuple[dict[str, str], ...] | None
-    """One of the two is given."""
+    """Either `prompt` or `messages`; the other one is None."""
     max_tokens: int | None
 
 
-def read_own(path: Path) -> list[Own]:
-    """Raises ToolkitError naming file and line."""
-    found = [_own(fields, number, f"{path}:{number}") for number, fields in read_objects(path, FORM)]
-    if not found:
-        raise ToolkitError("no prompts in it", where=path, hint=FORM)
-    return found
+def read_own(path: Path) -> list[OwnPrompt]:
+    """The prompts of a file. Raises ToolkitError naming file and line."""
+    prompts = [_own(fields, number, f"{path}:{number}") for number, fields in read_objects(path, FORM)]
+    if not prompts:
+        raise ToolkitError("holds no prompts", where=path, hint=FORM)
+    return prompts
 
 
-def _own(fields: dict[str, Any], number: int, where: str) -> Own:
+def _own(fields: dict[str, Any], number: int, where: str) -> OwnPrompt:
     prompt, messages, most = (fields.get(name) for name in ("prompt", "messages", "max_tokens"))
     if (prompt is None) == (messages is None):
         what = "both prompt and messages" if prompt is not None else "neither prompt nor messages"
@@ -49,7 +49,7 @@ def _own(fields: dict[str, Any], number: int, where: str) -> Own:
     if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
         raise ToolkitError(f"max_tokens: expected 1 or more, got {shown(most)}", where=where, hint=FORM)
     kept = None if messages is None else tuple({"role": m["role"], "content": m["content"]} for m in messages)
-    return Own(number, prompt, kept, most)
+    return OwnPrompt(number, prompt, kept, most)
 
 
 def _is_text(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Kinds of traffic by name, for `toolkit init`: prompt and output tokens of each request."""
+"""Named kinds of traffic for `toolkit init`: prompt and output tokens per request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the users of a load test ask."""
+"""The prompts that the users of a load test send."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from toolkit.files.atomic import read_bytes
 from toolkit.model.chat_template import chat_messages, chat_prompt
 
 LARGEST = 256 << 20
-"""Bytes of a file of prompts."""
+"""Most bytes of a file of prompts."""
 QUESTIONS = (
     "What is the capital of France?",
     "Why is the sky blue?",
@@ -38,13 +38,13 @@ QUESTIONS = (
     "How was paper made in former times?",
     "Why does bread rise?",
 )
-"""What is asked where the user brings no prompts."""
+"""The built-in questions."""
 
 
 def load_prompts(file: Path | None) -> tuple[str, ...]:
-    """The prompts of a file, or our own questions. Raises ToolkitError naming the line that is wrong.
+    """The prompts of a file, or the built-in questions. Raises ToolkitError naming the line that is wrong.
 
-    A file that ends in .jsonl has one {"prompt": "..."} a line; any other has one prompt a line.
+    A file that ends in .jsonl has one {"prompt": "..."} per line; any other file has one prompt per line.
     """
     if file is None:
         return QUESTIONS
@@ -59,12 +59,12 @@ def load_prompts(file: Path | None) -> tuple[str, ...]:
     else:
         prompts = tuple(line for _, line in numbered)
     if not prompts:
-        raise ToolkitError("holds no prompt", where=file, hint="Write one prompt a line.")
+        raise ToolkitError("holds no prompt", where=file, hint="Write one prompt per line.")
     return prompts
 
 
 def as_chat(model_dir: Path, prompts: tuple[str, ...], name: str | None = None) -> tuple[str, ...]:
-    """The prompts in the model's chat template; as they are, after one warning, for a model without one."""
+    """The prompts in the model's chat template. Without a template they stay as they are, after one warning."""
     first = chat_prompt(model_dir, prompts[0], name=name)
     if first == prompts[0]:
         return prompts
@@ -82,24 +82,24 @@ def question(
     model: str,
     template: str | None = None,
 ) -> GenerateRequest:
-    """One question: as messages if the server applies the chat template, else as the prompt made by the template.
+    """One question: as messages if the server applies the chat template, else as a prompt made with the template.
 
-    `template` names one of a model's several templates.
+    `template` names the template of a model that has several.
     """
     if raw and client.takes_messages:
-        hint = "Leave out --raw, or ask openai+http://HOST:PORT/v1/completions."
+        hint = "Leave out --raw, or use openai+http://HOST:PORT/v1/completions."
         raise ToolkitError("--raw: this server always applies its chat template", where=client.url, hint=hint)
     prompt = text if raw or client.takes_messages else chat_prompt(model_dir, text, system, template)
     return GenerateRequest(prompt, max_tokens, model, messages=chat_messages(text, system))
 
 
 def _prompt(line: str, where: str) -> str:
-    hint = 'Write one {"prompt": "..."} a line.'
+    hint = 'Write one {"prompt": "..."} per line.'
     try:
-        found = json.loads(line)
+        fields = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ToolkitError(f"is not JSON: {error}", where=where, hint=hint) from None
-    prompt = found.get("prompt") if isinstance(found, dict) else None
+    prompt = fields.get("prompt") if isinstance(fields, dict) else None
     if not isinstance(prompt, str) or not prompt.strip() or not is_unicode(prompt):
         raise ToolkitError('has no "prompt" with text in it', where=where, hint=hint)
     return prompt

@@ -1,4 +1,4 @@
-"""Rates that change in the course of a run: when the requests are due whose mean is said by stages, ramps, spikes."""
+"""Rates that change during a run (stages, ramp, spike): when each request is due."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import NamedTuple
 from toolkit.config.sections import LoadWorkload
 
 NEARLY = 1e-9
-"""A request that is due at the very end belongs to the run, whatever the rounding."""
+"""Tolerance for rounding: a request that is due at the very end belongs to the run."""
 
 
 class Slope(NamedTuple):
-    """A part of a run in which the rate goes evenly from one value to another."""
+    """A part of a run in which the rate changes evenly from one value to another."""
 
     seconds: float
     rate: float
@@ -24,14 +24,14 @@ class Slope(NamedTuple):
         return (self.rate + self.to) / 2 * self.seconds
 
     def when(self, count: float) -> float:
-        """Seconds until so many requests have become due: the area under the rate."""
+        """Seconds until `count` requests have become due: the area under the rate."""
         growth = (self.to - self.rate) / self.seconds
         # The solution of rate t + growth t^2 / 2 = count that also holds where growth is 0.
         return 2 * count / (self.rate + math.sqrt(max(0.0, self.rate**2 + 2 * growth * count)))
 
 
 def shape_of(workload: LoadWorkload) -> list[Slope]:
-    """The slopes of a run; none where its rate does not change."""
+    """The slopes of a run; empty if its rate does not change."""
     if workload.stages is not None:
         return [Slope(stage.seconds, stage.rate, stage.rate) for stage in workload.stages]
     if workload.ramp is not None:
@@ -44,9 +44,9 @@ def shape_of(workload: LoadWorkload) -> list[Slope]:
 
 
 def dues(slopes: Iterable[Slope], intervals: Iterator[float]) -> Iterator[float]:
-    """When each request is due, from intervals whose mean is 1: time runs as fast as the rate says."""
+    """When each request is due. `intervals` have a mean of 1, in requests; the rate turns them into seconds."""
     due, began, left = next(intervals), 0.0, 0.0
-    """`left` requests of the mean were due before the slope that began at `began`."""
+    """On average, `left` requests were due before the slope that began at `began`."""
     for slope in slopes:
         while due - left <= slope.requests * (1 + NEARLY):
             yield began + min(slope.when(due - left), slope.seconds)

@@ -2,8 +2,8 @@
 
     {"id": "a_0", "conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}]}
 
-Each question of a human is a request. Its prompt holds everything before it, with the file's own answers, so the same
-file always makes the same requests. It asks for as many tokens as the answer to it has.
+Each question of a human is a request. Its prompt holds everything before it, with the answers in the file, so the same
+file always makes the same requests. A request asks for as many tokens as its answer in the file has.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def read_turns(
 ) -> tuple[list[Turn], tuple[str, ...]]:
     """The first `count` turns of at most `most` tokens, and notes on what was left out.
 
-    Raises ToolkitError naming file, line, and where in the conversation.
+    Raises ToolkitError naming the file, the line, and the place in the conversation.
     """
     turns: list[Turn] = []
     silent = long = 0
@@ -63,13 +63,13 @@ def read_turns(
             turn = Turn(number, tuple(messages[: place + 1]), prompt, counter.count(prompt), output)
             if turn.prompt_tokens + output > most:
                 long += 1
-                break  # what follows is longer still
+                break  # later turns are longer still
             turns.append(turn)
             if len(turns) == count:
                 return turns, _notes(silent, long, most)
     if not turns:
         left_out = "; ".join(_notes(silent, long, most)) or "no question with an answer"
-        raise ToolkitError(f"no requests in it: {left_out}", where=path, hint=FORM)
+        raise ToolkitError(f"holds no requests: {left_out}", where=path, hint=FORM)
     return turns, _notes(silent, long, most)
 
 
@@ -106,11 +106,11 @@ def _conversations(path: Path) -> Iterator[list[dict[str, str]]]:
 
 
 def _messages(value: Any, where: str, place: str) -> list[dict[str, str]]:
-    found = value.get("conversations") if isinstance(value, dict) else None
-    if not isinstance(found, list):
-        raise _wrong(f"{place}.conversations".lstrip("."), "a list", found if isinstance(value, dict) else value, where)
+    turns = value.get("conversations") if isinstance(value, dict) else None
+    if not isinstance(turns, list):
+        raise _wrong(f"{place}.conversations".lstrip("."), "a list", turns if isinstance(value, dict) else value, where)
     messages: list[dict[str, str]] = []
-    for number, turn in enumerate(found):
+    for number, turn in enumerate(turns):
         field = f"{place}.conversations[{number}]".lstrip(".")
         if not isinstance(turn, dict):
             raise _wrong(field, "from and value", turn, where)
@@ -119,7 +119,7 @@ def _messages(value: Any, where: str, place: str) -> list[dict[str, str]]:
             raise _wrong(f"{field}.from", ", ".join(ROLES), who, where)
         if not isinstance(what, str) or not is_unicode(what):
             raise _wrong(f"{field}.value", "text", what, where)
-        # Long conversations are cut into several, of which the later ones begin with an answer.
+        # Long conversations are split, and the later parts begin with an answer, which is skipped.
         if messages or ROLES[who] != "assistant":
             messages.append(chat_message(ROLES[who], what))
     return messages

@@ -1,7 +1,7 @@
-"""The requests of a trace: when each is due, how long it is, and what its prompt has in common with others.
+"""The requests of a trace: when each is due, how long it is, and what its prompt shares with others.
 
-Rows without output tokens (requests that failed) are left out, and counted in a note. hash_ids name blocks of prompt
-tokens, of which the last may be shorter: two prompts that begin with the same ids begin with the same tokens.
+Rows without output tokens (failed requests) are left out, and a note counts them. hash_ids name blocks of prompt
+tokens; the last block may be shorter. Two prompts that begin with the same ids begin with the same tokens.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ from pathlib import Path
 from typing import NamedTuple
 
 from toolkit.errors import ToolkitError, shown
-from toolkit.workload.trace_forms import FORM, LINES, SHAREGPT, Row, form_of, read_rows
+from toolkit.workload.trace_forms import FORM, LINES, SHAREGPT, TraceRow, form_of, read_rows
 
 LONGEST_S = 10 * 365 * 86400
-"""From the first request of a trace to the last: more is a time in another unit, or none."""
+"""Longest time from the first request to the last. More means another unit, or not a time."""
 FEWEST_NAMED = 0.5
-"""If hash_ids name less than this share of the blocks in the prompts, trace_block_tokens is probably wrong."""
+"""If hash_ids name a smaller share of the prompts' blocks, trace_block_tokens is probably wrong."""
 
 
-class Line(NamedTuple):
+class TraceLine(NamedTuple):
     """One request of a trace."""
 
     number: int
     due: float
-    """Seconds after the first."""
+    """Seconds after the first request."""
     input_length: int
     output_length: int
     blocks: list[int]
-    """Those that hash_ids name, as 0, 1, 2 ... in the order in which the replay meets them."""
+    """The blocks in hash_ids, renumbered 0, 1, 2 ... in the order in which they first appear."""
     block_tokens: int
 
 
 class Trace(NamedTuple):
     """The requests of a trace, and notes about them."""
 
-    lines: list[Line]
+    lines: list[TraceLine]
     notes: tuple[str, ...]
     """What was left out, and what looks wrong."""
 
@@ -49,7 +49,7 @@ def has_times(form: str | None) -> bool:
 
 def no_blocks(path: Path, form: str) -> ToolkitError:
     """The error for `trace_block_tokens` with a trace that names no blocks."""
-    what = f"trace_block_tokens: means nothing: a file of the form {form} has no hash_ids"
+    what = f"trace_block_tokens: has no effect: a file of the form {form} has no hash_ids"
     return ToolkitError(what, where=path, hint="Remove it.")
 
 
@@ -60,7 +60,7 @@ def read_trace(
     form: str | None = None,
     block_tokens: int | None = None,
 ) -> Trace:
-    """The first `count` requests of a trace (None: all), the earliest first. The form is found where none is given.
+    """The first `count` requests of a trace (None: all), in order of time. Without `form`, the file's form is detected.
 
     Raises ToolkitError naming file and line, also for a request with more tokens than `max_seq_len`.
     """
@@ -70,11 +70,11 @@ def read_trace(
     elif form not in LINES:
         raise no_blocks(path, form)
     unanswered = _Count()
-    answered = unanswered.apart_from(read_rows(path, form, block_tokens))
+    answered = unanswered.filtered(read_rows(path, form, block_tokens))
     rows = sorted(answered, key=_due) if count is None else heapq.nsmallest(count, answered, key=_due)
     if not rows:
         none = f": none of {unanswered.rows:,} rows has output tokens" if unanswered.rows else ""
-        raise ToolkitError(f"no requests in it{none}", where=path, hint=FORM)
+        raise ToolkitError(f"holds no requests{none}", where=path, hint=FORM)
     first, names, lines = rows[0].due, _Names(), []
     second = LINES[form].second if form in LINES else 1.0
     for row in rows:
@@ -83,22 +83,22 @@ def read_trace(
             what = f"its time {row.due:g} is more than 10 years after that of line {rows[0].line}, {first:g}"
             raise ToolkitError(what, where=f"{path}:{row.line}", hint=FORM)
         if max_seq_len is not None:
-            hint = "Raise the limit or leave the line out."
+            hint = "Raise the limit, or remove the line."
             check_length(row.input_length, row.output_length, max_seq_len, f"{path}:{row.line}", hint)
         blocks = [names[id] for id in row.hash_ids]
-        lines.append(Line(row.line, due, row.input_length, row.output_length, blocks, block_tokens))
+        lines.append(TraceLine(row.line, due, row.input_length, row.output_length, blocks, block_tokens))
     return Trace(lines, (*unanswered.notes(), *_doubts(lines, block_tokens)))
 
 
 def check_length(prompt: int, output: int, max_seq_len: int, where: str, hint: str) -> None:
-    """Raise a ToolkitError for a request that the deployment would refuse."""
+    """Raise a ToolkitError for a request that is longer than the deployment takes."""
     if prompt + output > max_seq_len:
-        what = f"{shown(prompt)} prompt + {shown(output)} output tokens are over limits.max_seq_len {max_seq_len}"
+        what = f"{shown(prompt)} prompt + {shown(output)} output tokens are more than limits.max_seq_len {max_seq_len}"
         raise ToolkitError(what, where=where, hint=hint)
 
 
-def tokens_of(line: Line) -> Sequence[int]:
-    """The tokens of each named block, then those that only this prompt has."""
+def tokens_of(line: TraceLine) -> Sequence[int]:
+    """The tokens of each named block, then tokens that only this prompt has."""
     own = -(line.number << 32)
     if not line.blocks:
         return range(own, own - line.input_length, -1)
@@ -107,11 +107,11 @@ def tokens_of(line: Line) -> Sequence[int]:
     return [*tokens[: line.input_length], *range(own, own - (line.input_length - len(tokens)), -1)]
 
 
-def _due(row: Row) -> float:
+def _due(row: TraceRow) -> float:
     return row.due
 
 
-def _doubts(lines: list[Line], block_tokens: int) -> Iterator[str]:
+def _doubts(lines: list[TraceLine], block_tokens: int) -> Iterator[str]:
     naming = [line for line in lines if line.blocks]
     blocks = sum(math.ceil(line.input_length / block_tokens) for line in naming)
     named = sum(len(line.blocks) for line in naming)
@@ -121,12 +121,12 @@ def _doubts(lines: list[Line], block_tokens: int) -> Iterator[str]:
 
 
 class _Count:
-    """Counts rows, and leaves out those that were not answered."""
+    """Counts rows, and drops those without an answer."""
 
     def __init__(self) -> None:
         self.rows = self.unanswered = 0
 
-    def apart_from(self, rows: Iterator[Row]) -> Iterator[Row]:
+    def filtered(self, rows: Iterator[TraceRow]) -> Iterator[TraceRow]:
         for row in rows:
             self.rows += 1
             if row.output_length:
@@ -136,11 +136,11 @@ class _Count:
 
     def notes(self) -> Iterator[str]:
         if self.unanswered:
-            yield f"left out {self.unanswered:,} of {self.rows:,} rows, which have no output tokens"
+            yield f"left out {self.unanswered:,} of {self.rows:,} rows, because they have no output tokens"
 
 
 class _Names(dict[int, int]):
-    """Hash ids, which may be numbers of any size, as 0, 1, 2 ... in the order in which they are met."""
+    """Renumbers hash ids, which may be of any size, 0, 1, 2 ... in the order in which they appear."""
 
     def __missing__(self, id: int) -> int:
         self[id] = number = len(self)

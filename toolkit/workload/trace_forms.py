@@ -1,12 +1,12 @@
-"""Reads public traces of requests, each in its own format, into rows of the same few numbers.
+"""Reads public traces of requests, each in its own form, into rows of the same few numbers.
 
     mooncake   {"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47, 2353]}
-    bailian    the same with chat_id and parent_chat_id, timestamps in seconds, blocks of 16 tokens
+    bailian    as mooncake with chat_id and parent_chat_id, timestamps in seconds, blocks of 16 tokens
     guidellm   as mooncake, timestamps in seconds
     burstgpt   CSV: Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type
     azure      CSV: TIMESTAMP,ContextTokens,GeneratedTokens
 
-docs/reference/workloads.md says where people get them. ShareGPT's conversations have no times: see
+docs/reference/workloads.md says where to get them. ShareGPT's conversations have no times: see
 toolkit/workload/sharegpt.py.
 """
 
@@ -25,29 +25,29 @@ from toolkit.errors import ToolkitError, shown
 from toolkit.workload.jsonl import read_objects
 
 MOST_TOKENS = 10**9
-"""In a row. More is a mistake for any model."""
+"""Most tokens in a row. More is a mistake for any model."""
 FORM = (
     'A line is {"timestamp": milliseconds, "input_length": tokens, "output_length": tokens}, '
     "unless trace_form names another form."
 )
-CELL = "Correct the row, or leave it out."
+CELL = "Correct the row, or remove it."
 BLOCKS = (
-    "Set trace_block_tokens to the tokens of a block: 512 in Mooncake's traces, 16 in Bailian's "
-    "(qwen-bailian-usagetraces) and in those of vLLM's default blocks."
+    "Set trace_block_tokens to the tokens per block: 512 in Mooncake's traces, 16 in Bailian's "
+    "(qwen-bailian-usagetraces) and in traces with vLLM's default blocks."
 )
 SHAREGPT = "sharegpt"
 BEGINNING = 1 << 20
 
 
-class Row(NamedTuple):
+class TraceRow(NamedTuple):
     """One row of a public trace."""
 
     line: int
     due: float
-    """In the unit of its form, from any start."""
+    """Time in the unit of the form, counted from any start."""
     input_length: int
     output_length: int
-    """0 for a request that was not answered."""
+    """0 for a request without an answer."""
     hash_ids: list[int]
 
 
@@ -55,13 +55,13 @@ class Lines(NamedTuple):
     """A form of JSON lines."""
 
     second: float
-    """A second in the unit of its timestamps."""
+    """Length of a second in the unit of the timestamps."""
     unit: str
     block_tokens: int
 
 
 class Columns(NamedTuple):
-    """A form of CSV, by the names in its header."""
+    """A form of CSV, known by the names in its header."""
 
     due: str
     prompt: str
@@ -71,7 +71,7 @@ class Columns(NamedTuple):
 
 
 def _timestamp(text: str) -> float:
-    """Azure's, with up to seven digits of a second, and in later traces a time zone."""
+    """Seconds from Azure's timestamp: up to seven digits of a second, and a time zone in later traces."""
     moment = datetime.fromisoformat(text)
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
@@ -88,9 +88,9 @@ COLUMNS = {
 
 
 def form_of(path: Path) -> str:
-    """The form of a file, from its beginning. Mooncake's and guidellm's differ only in their unit: taken as mooncake.
+    """Detect the form of a file from its beginning. guidellm counts as mooncake: they differ only in the unit.
 
-    Raises ToolkitError where it cannot be read.
+    Raises ToolkitError if the file cannot be read.
     """
     try:
         _check_file(path)
@@ -103,7 +103,7 @@ def form_of(path: Path) -> str:
     first = begin.partition("\n")[0]
     try:
         names = {name.strip() for name in next(csv.reader([first]), [])}
-    except csv.Error:  # too long for a header
+    except csv.Error:  # too long to be a header
         names = set()
     for form, columns in COLUMNS.items():
         if {columns.due, columns.prompt, columns.output} <= names:
@@ -122,8 +122,8 @@ def _check_file(path: Path) -> None:
         raise ToolkitError("not a file", where=path, hint=FORM)
 
 
-def read_rows(path: Path, form: str, block_tokens: int | None = None) -> Iterator[Row]:
-    """The rows of a trace as they stand. Raises ToolkitError naming file, line and column."""
+def read_rows(path: Path, form: str, block_tokens: int | None = None) -> Iterator[TraceRow]:
+    """The rows of a trace. Raises ToolkitError naming file, line and column."""
     if form in COLUMNS:
         yield from _rows_of_csv(path, COLUMNS[form], form)
         return
@@ -132,13 +132,13 @@ def read_rows(path: Path, form: str, block_tokens: int | None = None) -> Iterato
         yield _row_of_json(fields, number, f"{path}:{number}", lines, block_tokens or lines.block_tokens)
 
 
-def _row_of_json(fields: dict[str, Any], number: int, where: str, form: Lines, block_tokens: int) -> Row:
+def _row_of_json(fields: dict[str, Any], number: int, where: str, form: Lines, block_tokens: int) -> TraceRow:
     due = _time(fields.get("timestamp"), where, form)
     output = fields.get("output_length", "missing")
     if output is None or output == "" or (output == 0 and not isinstance(output, bool)):
-        return Row(number, due, 0, 0, [])
+        return TraceRow(number, due, 0, 0, [])
     length = _tokens(fields.get("input_length"), "input_length", where)
-    return Row(
+    return TraceRow(
         number, due, length, _tokens(output, "output_length", where), _hash_ids(fields, length, where, block_tokens)
     )
 
@@ -147,7 +147,7 @@ def _time(value: Any, where: str, form: Lines) -> float:
     try:
         if not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value):
             return float(value)
-    except OverflowError:  # a whole number that no float holds
+    except OverflowError:  # an integer too large for a float
         pass
     raise ToolkitError(f"timestamp: expected {form.unit}, got {shown(value)}", where=where, hint=FORM)
 
@@ -171,7 +171,7 @@ def _hash_ids(fields: dict[str, Any], length: int, where: str, block_tokens: int
     return ids
 
 
-def _rows_of_csv(path: Path, form: Columns, name: str) -> Iterator[Row]:
+def _rows_of_csv(path: Path, form: Columns, name: str) -> Iterator[TraceRow]:
     line = 1
     try:
         _check_file(path)
@@ -192,18 +192,18 @@ def _rows_of_csv(path: Path, form: Columns, name: str) -> Iterator[Row]:
 
 
 def _places(header: list[str], form: Columns, where: str, name: str) -> list[int]:
-    """Where in a row the time, the prompt's tokens and the output's are."""
-    names, wanted = [cell.strip() for cell in header], (form.due, form.prompt, form.output)
-    missing = [column for column in wanted if column not in names]
+    """The indices of the time, the prompt tokens and the output tokens in a row."""
+    names, needed = [cell.strip() for cell in header], (form.due, form.prompt, form.output)
+    missing = [column for column in needed if column not in names]
     if missing:
         what = f"no column {', '.join(missing)}, which trace_form {name} needs"
-        raise ToolkitError(what, where=where, hint=f"Its header must have {', '.join(wanted)}.")
-    return [names.index(column) for column in wanted]
+        raise ToolkitError(what, where=where, hint=f"Its header must have {', '.join(needed)}.")
+    return [names.index(column) for column in needed]
 
 
-def _row_of_cells(cells: list[str], places: list[int], line: int, where: str, form: Columns) -> Row:
+def _row_of_cells(cells: list[str], places: list[int], line: int, where: str, form: Columns) -> TraceRow:
     if max(places) >= len(cells):
-        what = f"{len(cells)} columns, expected {max(places) + 1} or more, as the header has"
+        what = f"{len(cells)} columns, expected {max(places) + 1} or more, as in the header"
         raise ToolkitError(what, where=where, hint=CELL)
     due, prompt, output = (cells[place].strip() for place in places)
     try:
@@ -214,11 +214,11 @@ def _row_of_cells(cells: list[str], places: list[int], line: int, where: str, fo
         raise ToolkitError(f"{form.due}: expected {form.unit}, got {shown(due)}", where=where, hint=CELL) from None
     answered = 0 if not output else _count(output, form.output, where)
     length = _tokens(_count(prompt, form.prompt, where), form.prompt, where) if answered else 0
-    return Row(line, seconds, length, answered, [])
+    return TraceRow(line, seconds, length, answered, [])
 
 
 def _count(cell: str, name: str, where: str) -> int:
-    """A number of tokens; spreadsheets write whole numbers as 472.0."""
+    """The number of tokens in a cell. Spreadsheets write whole numbers as 472.0."""
     if re.fullmatch(r"[0-9]{1,9}(\.0*)?", cell):
         return int(cell.partition(".")[0])
     what = f"{name}: expected from 0 to {MOST_TOKENS - 1:,} tokens, got {shown(cell)}"

@@ -1,4 +1,4 @@
-"""Requests with their due times and lengths, made from a seed: the same seed gives the same requests."""
+"""Requests with due times and lengths, made from a seed. The same seed gives the same requests."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ AnyWorkload = TypeVar("AnyWorkload", bound=Workload)
 
 
 class Planned(NamedTuple):
-    """One request to come."""
+    """One request of the traffic."""
 
     due: float
-    """Seconds from the beginning. In a closed loop, of the users' first requests; the others are sent when the one
-    before has ended."""
+    """Seconds from the beginning. In a closed loop only first requests have a time: each later one is sent when the
+    last has ended."""
     prompt: Sequence[int]
-    """Token ids, of which only equality with those of other prompts means anything."""
+    """Token ids. They say only which prompts have tokens in common."""
     output_tokens: int
 
 
@@ -46,20 +46,20 @@ class Traffic:
     users: int | None
     """Users of a closed loop; None otherwise."""
     shares_prefixes: bool
-    """Whether prompts begin alike, so that KV blocks can be reused."""
+    """Whether prompts have common prefixes, so that KV blocks can be reused."""
     notes: tuple[str, ...] = ()
     """What was left out of a trace, and what looks wrong in it."""
 
     @property
     def warmup(self) -> int:
-        """How many of the first requests are not judged: a twentieth, in a closed loop all users' first."""
+        """How many requests at the beginning are not judged: a twentieth, or one per user in a closed loop."""
         return min(self.users or len(self.requests) // 20, len(self.requests) // 2)
 
     def starting_over(self, seconds: float, seed: int) -> Traffic:
-        """A closed loop whose users begin at random times within so many seconds, and not together.
+        """A closed loop whose users begin at random times within `seconds`, and not together.
 
-        Users with requests of equal length who begin together stay next to each other for ever: each then waits for
-        the prompts of all the others. Users who came one by one do not.
+        Users who begin together with requests of equal length stay in step for ever: each then waits for the prompts
+        of all the others. Users who come one by one do not.
         """
         rnd = random.Random(f"{seed} users")
         starts = sorted(rnd.uniform(0, seconds) for _ in range(self.users or 0))
@@ -67,7 +67,7 @@ class Traffic:
         return replace(self, requests=first + self.requests[len(first) :])
 
     def opened(self) -> Traffic:
-        """The same requests as an open loop: at Poisson times, 1 a second, where they have no times of their own."""
+        """The same requests as an open loop. Requests without times get Poisson arrivals at 1 per second."""
         if self.rate is not None and self.requests[-1].due > self.requests[0].due:
             return self
         rnd = random.Random("opened")
@@ -76,18 +76,18 @@ class Traffic:
         return replace(self, requests=requests, rate=1.0, users=None)
 
     def first(self, count: int) -> Traffic:
-        """The first `count` requests of an open loop, and the rate at which these come: not that of the rest."""
+        """The first `count` requests of an open loop, with the rate of these requests."""
         requests = self.requests[:count]
         span = requests[-1].due - requests[0].due
         return replace(self, requests=requests, rate=(len(requests) - 1) / span if span else self.rate)
 
     def dealt(self, replicas: int) -> Traffic:
-        """What one of several replicas gets of an open loop, if requests go to each in turn."""
+        """The requests of one replica in an open loop, when each replica gets the next request in turn."""
         rate = None if self.rate is None else self.rate / replicas
         return replace(self, requests=self.requests[::replicas], rate=rate)
 
     def repeated(self, count: int) -> Traffic:
-        """`count` requests of an open loop: these again and again, each time with prompts that are new."""
+        """`count` requests of an open loop: these requests repeated, each time with new prompts."""
         size = len(self.requests)
         span = self.requests[-1].due - self.requests[0].due
         period = span * size / (size - 1) if span else size / (self.rate or DEFAULT_RATE)
@@ -117,7 +117,7 @@ def traffic_of(deployment: Deployment) -> Traffic:
 
 
 def with_arrivals(workload: AnyWorkload) -> AnyWorkload:
-    """The workload with the form of its trace; if that has no times (ShareGPT), with random arrivals at its rate."""
+    """The workload with the form of its trace, and Poisson arrivals if the trace has no times (ShareGPT)."""
     if workload.trace is None:
         return workload
     form = workload.trace_form or form_of(workload.trace)
@@ -131,7 +131,7 @@ def lines_of(workload: Workload, trace: Path, most: int) -> Trace:
 
 
 def turns_of(deployment: Deployment, workload: Workload, trace: Path) -> tuple[list[Turn], tuple[str, ...]]:
-    """The turns of recorded conversations, in the model's chat template and counted by its tokenizer; and notes."""
+    """The turns of recorded conversations, in the model's chat template, counted by its tokenizer; and notes."""
     from toolkit.model.tokenizer import tokenizer_file
     from toolkit.workload.words import Counter
 
@@ -144,7 +144,7 @@ def turns_of(deployment: Deployment, workload: Workload, trace: Path) -> tuple[l
 
 
 def _generated(deployment: Deployment, workload: Workload, rate: float, most: int, where: str) -> Traffic:
-    """Times, prompts and outputs each from a generator of their own, so that changing one leaves the others."""
+    """Times, prompts and outputs have separate random generators, so that a change of one leaves the others alone."""
     closed = workload.arrivals == "closed"
     notes: tuple[str, ...] = ()
     sizes: Iterable[tuple[Sequence[int], int]]
@@ -166,7 +166,7 @@ def _generated(deployment: Deployment, workload: Workload, rate: float, most: in
 
 
 def intervals(workload: Workload) -> Iterator[float]:
-    """Times from request to request, without end, when their mean is 1."""
+    """Endless times between requests, with a mean of 1."""
     rnd = random.Random(f"{workload.seed} times")
     shape = workload.burstiness if workload.arrivals == "gamma" else 1.0
     while True:
@@ -174,13 +174,13 @@ def intervals(workload: Workload) -> Iterator[float]:
 
 
 def lengths(workload: Workload, most: int, where: str) -> Iterator[tuple[int, int]]:
-    """Prompt and output tokens of request after request, without end."""
+    """Endless pairs of prompt and output tokens, one pair per request."""
     prompts, outputs = (random.Random(f"{workload.seed} {what}") for what in ("prompts", "outputs"))
     prompt_length = _length(workload.prompt_tokens, prompts)
     output_length = _length(workload.output_tokens, outputs)
     while True:
         length, output = max(prompt_length(), workload.shared_prefix_tokens + 1), output_length()
-        check_length(length, output, most, where, "Raise the limit or shorten the requests, with max for instance.")
+        check_length(length, output, most, where, "Raise the limit or shorten the requests, for example with max.")
         yield length, output
 
 
@@ -196,25 +196,25 @@ def _replayed(workload: Workload, most: int, where: str) -> Traffic:
 
 
 def _renamed(prompt: Sequence[int], by: int) -> Sequence[int]:
-    """The same tokens under other ids, as far away."""
+    """The same tokens with other ids: each is `by` higher."""
     if isinstance(prompt, range):
         return range(prompt.start + by, prompt.stop + by, prompt.step)
     return [token + by for token in prompt] if by else prompt
 
 
-def _length(wanted: int | Lengths, rnd: random.Random) -> Callable[[], int]:
-    if isinstance(wanted, int):
-        return lambda: wanted
-    if wanted.mean is None:
-        assert wanted.max is not None  # toolkit/config/rules.py
-        low, high = wanted.min, wanted.max
+def _length(lengths: int | Lengths, rnd: random.Random) -> Callable[[], int]:
+    if isinstance(lengths, int):
+        return lambda: lengths
+    if lengths.mean is None:
+        assert lengths.max is not None  # toolkit/config/workload_rules.py
+        low, high = lengths.min, lengths.max
         return lambda: rnd.randint(low, high)
-    variance = math.log(1 + wanted.cv**2)
-    centre, spread = math.log(wanted.mean) - variance / 2, math.sqrt(variance)
-    return lambda: max(wanted.min, min(round(rnd.lognormvariate(centre, spread)), wanted.max or 10**9))
+    variance = math.log(1 + lengths.cv**2)
+    centre, spread = math.log(lengths.mean) - variance / 2, math.sqrt(variance)
+    return lambda: max(lengths.min, min(round(rnd.lognormvariate(centre, spread)), lengths.max or 10**9))
 
 
 def prompt_of(number: int, shared: int, length: int) -> Sequence[int]:
-    """Token ids that no other prompt has, after `shared` that all have."""
+    """Token ids of a prompt: first the `shared` ones that all have, then ones that no other prompt has."""
     own = range((number + 1) << 32, ((number + 1) << 32) + length - shared)
     return [*range(shared), *own] if shared else own

@@ -1,7 +1,7 @@
-"""Texts of an exact number of tokens, made of words that are one token each wherever they stand.
+"""Texts with an exact number of tokens, made of words that are one token each wherever they stand.
 
-Words are taken from the tokenizer's own vocabulary and tried out: what joins with a neighbour is left out. So a
-text has as many tokens as words, and two that begin with the same words begin with the same tokens.
+The words come from the tokenizer's own vocabulary. Words that merge with a neighbour are left out. So a text has as
+many tokens as words, and two texts that begin with the same words begin with the same tokens.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import NamedTuple
 from toolkit.errors import ToolkitError
 
 MOST_WORDS = 4096
-"""So many are enough, and the first of a vocabulary are the common ones."""
+"""Enough words. The first ones in a vocabulary are the common ones."""
 SPACES = ("Ġ", "▁")
 """How vocabularies write a space: byte-level ones, and SentencePiece's."""
 ROUNDS = 100
 
 
 class Piece(NamedTuple):
-    """A part of a prompt. Those of one name begin with the same words; those of two names differ at once."""
+    """A part of a prompt. Pieces with the same name begin with the same words; others differ from the first word."""
 
     name: int
     tokens: int
 
 
 class Counter:
-    """Counts tokens as preprocessing does."""
+    """Counts tokens in the same way as preprocessing."""
 
     def __init__(self, tokenizer_json: Path) -> None:
         from tokenizers import Tokenizer
@@ -41,12 +41,12 @@ class Counter:
         self._bos = self._tokenizer.encode("").ids[:1]
 
     def count(self, text: str) -> int:
-        """With the special tokens that the tokenizer adds; BOS once, also where the text brings one."""
+        """Tokens of a prompt, special tokens included. BOS counts once, even if the text has one."""
         ids = self._tokenizer.encode(text).ids
         return len(ids) - (bool(self._bos) and ids[:2] == self._bos * 2)
 
     def count_answer(self, text: str) -> int:
-        """Without any special token."""
+        """Tokens of an answer, without special tokens."""
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
 
@@ -54,49 +54,49 @@ class Writer(Counter):
     """Writes prompts for one tokenizer. The same seed and pieces give the same text, in any process."""
 
     def __init__(self, tokenizer_json: Path, seed: int, names: int) -> None:
-        """`names` is more than the name of any piece. Raises ToolkitError where no words can be found."""
+        """`names` is larger than any piece's name. Raises ToolkitError if the vocabulary has no usable words."""
         super().__init__(tokenizer_json)
         self.seed = seed
         # SentencePiece puts a space before every text itself; byte-level tokenizers do not.
-        self._lead, found = max((self._words(lead) for lead in (" ", "")), key=lambda found: len(found[1]))
-        self._ids = self._without_joining(found)
+        self._lead, words = max((self._words(lead) for lead in (" ", "")), key=lambda words: len(words[1]))
+        self._ids = self._without_joining(words)
         self._list = list(self._ids)
         self.marks = _digits(names, len(self._list))
-        """So many words at the beginning of a piece say its name."""
+        """How many words at the beginning of a piece encode its name."""
         self._before, self._after = self._added()
         self.added = len(self._before) + len(self._after)
-        """Special tokens that preprocessing puts around every prompt, as the tokenizer is told to: BOS."""
-        self._piece = lru_cache(maxsize=256)(self._draw)  # system prompts and blocks of a trace come again and again
+        """Special tokens that preprocessing puts around every prompt, such as BOS."""
+        self._piece = lru_cache(maxsize=256)(self._draw)  # system prompts and blocks of a trace repeat
 
     def prompt(self, pieces: Iterable[Piece]) -> str:
-        """A text that the tokenizer makes exactly so many tokens of, BOS counted as one of the first piece's.
+        """A text of exactly as many tokens as the pieces have. BOS counts as a token of the first piece.
 
-        Raises ToolkitError with the numbers where it does not.
+        Raises ToolkitError if the tokenizer makes another number of tokens.
         """
         pieces = list(pieces)
-        wanted, room = sum(piece.tokens for piece in pieces), self.added
+        tokens, room = sum(piece.tokens for piece in pieces), self.added
         words: list[str] = []
         for piece in pieces:
             taken = min(room, piece.tokens)
             room -= taken
             words += self._piece(piece.name, piece.tokens - taken)
         if room or not words:
-            what = f"a prompt of {wanted} tokens has no room for words: the tokenizer adds {self.added} of its own"
+            what = f"a prompt of {tokens} tokens has no room for words: the tokenizer adds {self.added} of its own"
             raise ToolkitError(what, where=self.file, hint=f"Use at least {self.added + 1}.")
         text = self._joined(words)
         ids = [self._ids[word] for word in words]
         made = self._tokenizer.encode(text).ids
         if made != [*self._before, *ids, *self._after]:
-            what = f"a prompt of {wanted} tokens became one of {len(made)}, or of others than its words'"
-            raise ToolkitError(what, where=self.file, hint="Its words join: bring prompts of your own (kind: jsonl).")
+            what = f"a prompt of {tokens} tokens became {len(made)} tokens, or other tokens: its words merge"
+            raise ToolkitError(what, where=self.file, hint="Use your own prompts (kind: jsonl).")
         return text
 
     def more(self, piece: Piece) -> str:
-        """Words to put after another text."""
+        """Words to append to a text."""
         return "".join(f" {word}" for word in self._piece(piece.name, piece.tokens))
 
     def _draw(self, name: int, tokens: int) -> list[str]:
-        """The name in words, the lowest digit first so that neighbours differ at once, then words at random."""
+        """The name in words, lowest digit first so that neighbours differ at once, then random words."""
         base, marks = len(self._list), []
         rest = name
         for _ in range(min(self.marks, tokens)):
@@ -108,21 +108,21 @@ class Writer(Counter):
         return self._lead + " ".join(words)
 
     def _words(self, lead: str) -> tuple[str, dict[str, int]]:
-        """Words, with their ids, that stay one token after each other in a text that begins so."""
-        found: dict[str, int] = {}
+        """Words with their ids that stay one token each in a text that begins with `lead`."""
+        words: dict[str, int] = {}
         vocabulary = sorted(self._tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
         for token, id in vocabulary:
             word = token[1:]
             if not (token.startswith(SPACES) and word.isascii() and word.isalpha() and word.islower()):
                 continue
             if self._tokenizer.encode(f"{lead}{word} {word}", add_special_tokens=False).ids == [id, id]:
-                found[word] = id
-                if len(found) == MOST_WORDS:
+                words[word] = id
+                if len(words) == MOST_WORDS:
                     break
-        return lead, found
+        return lead, words
 
     def _without_joining(self, words: dict[str, int]) -> dict[str, int]:
-        """Those that keep their tokens also beside each other, in a text where each has many neighbours."""
+        """The words that keep their tokens also next to each other, in a text where each has many neighbours."""
         for _ in range(ROUNDS):
             if len(words) < 2:
                 break
@@ -132,8 +132,8 @@ class Writer(Counter):
             if wrong is None and len(made) == len(sample):
                 return words
             words = {word: id for word, id in words.items() if word != sample[wrong or 0]}
-        what = f"{len(words)} words of it stay one token each in a text, expected 2 or more"
-        raise ToolkitError(what, where=self.file, hint="Bring prompts of your own (kind: jsonl).")
+        what = f"only {len(words)} of its words stay one token each in a text, expected 2 or more"
+        raise ToolkitError(what, where=self.file, hint="Use your own prompts (kind: jsonl).")
 
     def _added(self) -> tuple[list[int], list[int]]:
         word, id = next(iter(self._ids.items()))
@@ -143,7 +143,7 @@ class Writer(Counter):
 
 
 def _digits(numbers: int, base: int) -> int:
-    """How many digits the numbers below `numbers` have."""
+    """How many digits it takes to write all numbers below `numbers`."""
     digits = 1
     while base**digits < numbers:
         digits += 1
