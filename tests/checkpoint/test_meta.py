@@ -185,7 +185,7 @@ def test_original_beside_shards_is_not_read_but_can_be_named(hugging_face, state
 
 
 def test_a_repository_needs_the_tokenizer_of_hugging_faces_form(meta_dir, deploy):
-    with pytest.raises(ToolkitError, match=r"tokenizer\.json: no such file.*copy tokenizer\.json.*generation_config"):
+    with pytest.raises(ToolkitError, match=r"tokenizer\.json: no such file.*Copy tokenizer\.json.*generation_config"):
         tokenizer_file(meta_dir, deploy(meta_dir).shape.vocab_size)
 
 

@@ -172,7 +172,7 @@ FORMS = [
     ),
     (
         lambda d: configured(d, rope_parameters=None, rope_scaling={"type": "dynamic", "rope_type": "linear"}),
-        "rope_scaling: rope_type 'linear' differs from type 'dynamic'. Keep the one that the model was made with.",
+        "rope_scaling: rope_type 'linear' differs from type 'dynamic'. Keep the one that the model was trained with.",
     ),
     (
         lambda d: configured(d, rope_parameters={"type": "linear", "rope_type": "default", "factor": 2.0}),

@@ -124,7 +124,7 @@ GOLDEN = r"""## FAIL: llama3-70b-h100-pp4tp2-fp16
 | GPU utilisation | **FAIL** | 40 % | – | within 70 % to 85 % | -35 % |
 
 - TTFT P99: OWN; too few requests for an upper end of the interval
-- Inside all limits: OWN; the limit is within the interval: another run may come out otherwise
+- Inside all limits: OWN; the interval holds the limit: another run may have the other outcome
 
 | Latency, ms | P50 | P90 | P99 |
 | :-- | --: | --: | --: |

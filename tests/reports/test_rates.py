@@ -16,7 +16,7 @@ from toolkit.config.sections import Percentiles, Slo
 from toolkit.reports.rates.report import as_markdown, measured_line, write
 from toolkit.slo.generator_error import AtPercentiles, GeneratorError
 from toolkit.slo.metrics import Measured
-from toolkit.slo.rates import AtRate, Rates, edge
+from toolkit.slo.rates import RateSeries, RateTest, edge
 from toolkit.slo.saturation import SaturationCheck
 from toolkit.slo.verdict import judge
 
@@ -29,10 +29,10 @@ def deployment(tmp_path) -> Deployment:
     return load_deployment(FLAGSHIP).model_copy(update={"output": tmp_path, "slo": SLO})
 
 
-def trial(rate: float, met: bool | None, ttft_ms: float = 100, broken: int = 0) -> AtRate:
+def trial(rate: float, met: bool | None, ttft_ms: float = 100, broken: int = 0) -> RateTest:
     samples = [sample(ttft_ms, ttft_ms + 20, due=n / rate) for n in range(40)] + [failed() for _ in range(broken)]
     verdict = judge(SLO, Measured(samples, {"ttft_ms": 400}), own=GeneratorError(ttft_ms=AtPercentiles(1, 2)))
-    return AtRate.of(verdict, rate, 1, met, "" if met else "TTFT P99", SaturationCheck.of(verdict.measured), None)
+    return RateTest.of(verdict, rate, 1, met, "" if met else "TTFT P99", SaturationCheck.of(verdict.measured), None)
 
 
 def test_the_edge_is_below_what_missed_and_what_is_open() -> None:
@@ -45,7 +45,7 @@ def test_the_edge_is_below_what_missed_and_what_is_open() -> None:
 def test_what_is_written(deployment) -> None:
     trials = (trial(4, True), trial(8, False, 900), trial(4.4, False, 500, broken=40))
     settings = {"workload": "chat-1k", "arrivals": "poisson", "protocol": "http"}
-    found = Rates("capacity", trials, 1.7e9, 4.0, 4.4, settings=settings)
+    found = RateSeries("capacity", trials, 1.7e9, 4.0, 4.4, settings=settings)
     page = write(deployment, found)
     assert page == deployment.output / "rates" / "rates.html"
     text = (deployment.rates_dir / "rates.json").read_text(encoding="utf-8")
@@ -70,17 +70,17 @@ def test_what_is_written(deployment) -> None:
     ("found", "line", "headline"),
     [
         (
-            Rates("sweep", (trial(2, True), trial(3, True)), 0, 3.0),
+            RateSeries("sweep", (trial(2, True), trial(3, True)), 0, 3.0),
             "the latencies are met up to 3 requests/s",
             "3 requests/s",
         ),
         (
-            Rates("capacity", (trial(2, False),), 0, None, 2.0),
+            RateSeries("capacity", (trial(2, False),), 0, None, 2.0),
             "no rate meets the latencies, down to 2 requests/s",
             "NO RATE",
         ),
         (
-            Rates("sweep", (trial(2, None),), 0, None, 2.0, cut_short="cut short in test 2: stopped"),
+            RateSeries("sweep", (trial(2, None),), 0, None, 2.0, cut_short="cut short in test 2: stopped"),
             "no rate meets the latencies, down to 2 requests/s; cut short in test 2: stopped",
             "CUT SHORT",
         ),

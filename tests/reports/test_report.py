@@ -141,7 +141,7 @@ def test_terminal_shows_each_target_and_what_was_not_measured(deployment):
     assert re.search(r"TTFT  .* 160 .* 207 .* 218", text)
     assert re.search(r"TTFT P99 .* ≤ 1,500 ms .* 218 ms .* 21\d to ∞ ms .* \+85 % .* PASS", text)
     assert re.search(r"Prefill P99 .* ≤ 1,000 ms .* NOT MEASURED", text)
-    assert "Prefill P50, Prefill P99: the server gave no times of its own" in text
+    assert "Prefill P50, Prefill P99: the server reported no times of its own" in text
     assert "PASS  5 targets met over 120 requests; not measured: Prefill P50" in text
 
 

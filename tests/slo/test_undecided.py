@@ -46,7 +46,7 @@ def test_an_error_larger_than_the_distance_leaves_it_undecided(limit: float, err
     assert verdict.outcome is outcome and verdict.exit_code == outcome.value
     assert target(verdict, "ttft_ms.p50").own_error == abs(error)
     if outcome is Outcome.UNDECIDED:
-        assert verdict.reason.startswith("1 of 3 targets undecided, as the load generator's own error")
+        assert verdict.reason.startswith("1 of 3 targets undecided, because the load generator's own error")
         assert "TTFT P50" in verdict.reason
 
 

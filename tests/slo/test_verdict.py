@@ -106,7 +106,7 @@ def test_every_request_failed():
 def test_too_few_samples_for_a_percentile_is_said(samples: int, percentile: str, said: bool):
     slo = Slo(ttft_ms=Percentiles(**{percentile: 400}))
     note = target(verdict_on(slo, HUNDRED[:samples]), f"ttft_ms.{percentile}").note
-    assert ("99 samples; P99 wants at least 100" in note) is said
+    assert ("99 samples; P99 needs at least 100" in note) is said
 
 
 def test_a_limit_that_is_met_exactly_is_met():

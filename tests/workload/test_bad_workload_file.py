@@ -92,9 +92,12 @@ LIMITS = [
         {"prompt_tokens": 500, "output_tokens": 13},
         "500 prompt + 13 output tokens are more than limits.max_seq_len 512.",
     ),
-    ({"turns": 4, "prompt_tokens": 100, "output_tokens": 50}, "400 prompt + 200 output tokens are over"),
+    ({"turns": 4, "prompt_tokens": 100, "output_tokens": 50}, "400 prompt + 200 output tokens are more than"),
     ({"kind": "chat", "output_tokens": 510}, "510 output tokens are more than limits.max_seq_len 512. Raise the limit"),
-    ({"stages": [{"rate": 1e6, "seconds": 1e6}]}, "make 1,000,000,000,000 requests, expected at most 10,000,000."),
+    (
+        {"stages": [{"rate": 1e6, "seconds": 1e6}]},
+        "its rates make 1,000,000,000,000 requests in 1e+06 s, expected at most 10,000,000.",
+    ),
     ({"stages": [{"rate": 0.1, "seconds": 0.1}]}, "no request is due in its 0.1 s: its rates make 0.01 requests"),
 ]
 
@@ -121,7 +124,10 @@ OWN = [
     ('{"messages": [{"role": "user", "content": 5}]}', "messages: expected a list of role"),
     ('{"prompt": "a", "max_tokens": 0}', "max_tokens: expected 1 or more, got 0."),
     ('{"prompt": "a", "max_tokens": true}', "max_tokens: expected 1 or more, got True."),
-    ('{"prompt": "a"}\n\n{"prompt": "b", "max_tokens": 600}', "own.jsonl:3: 2 prompt + 600 output tokens are over"),
+    (
+        '{"prompt": "a"}\n\n{"prompt": "b", "max_tokens": 600}',
+        "own.jsonl:3: 2 prompt + 600 output tokens are more than",
+    ),
 ]
 
 

@@ -12,29 +12,29 @@ PATH = click.Path(path_type=Path)
 
 @click.command(cls=VerdictCommand)
 @click.argument("reports", nargs=-1, type=PATH, required=True, metavar="A B [C]...")
-@click.option("--html", type=PATH, metavar="FILE", help="Write the comparison as a page with plots.")
+@click.option("--html", type=PATH, metavar="FILE", help="Also write the comparison as a page with plots.")
 @json_option
 def compare(reports: tuple[Path, ...], html: Path | None, as_json: bool) -> None:
-    """Set load tests beside the first one: what differs, by how much, and whether that is more than chance.
+    """Compare load tests with the first one: what changed, by how much, and whether the change is significant.
 
-    Each is a report directory, its report.json, or the YAML of a deployment, whose last report is meant.
+    Each argument is a report directory, its report.json, or the YAML of a deployment, whose last report counts.
 
-    Exit codes: 0 no metric that the SLO of A limits is significantly worse; 1 one is; 2 it cannot be told;
+    Exit codes: 0 no metric that the SLO of A limits is significantly worse; 1 one is; 2 it is unclear;
     3 could not run.
     """
     from toolkit.reports.compare import page as compare_page
     from toolkit.reports.compare import text as compare_text
     from toolkit.reports.compare.compare import compare as compared
 
-    found = compared(reports)
+    comparison = compared(reports)
     if html:
-        compare_page.write_page(found, html)
+        compare_page.write_page(comparison, html)
         note(f"page: {html}")
     if as_json:
-        print_json(compare_text.data(found))
+        print_json(compare_text.data(comparison))
     else:
         from toolkit.reports.terminal import Terminal
 
-        Terminal().print(compare_text.text(found), soft_wrap=True)
-    job_summary(compare_text.as_markdown(found))
-    sys.exit(found.outcome.value)
+        Terminal().print(compare_text.text(comparison), soft_wrap=True)
+    job_summary(compare_text.as_markdown(comparison))
+    sys.exit(comparison.outcome.value)

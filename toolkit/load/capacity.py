@@ -12,7 +12,7 @@ from toolkit.load.requests import OF_THE_YAML
 from toolkit.load.runner import Options, attempt, check_itself, source_for
 from toolkit.load.search import BUDGET_S, LONGEST_S, Trial, find_capacity
 from toolkit.reports.rates.report import measured_line, write
-from toolkit.slo.rates import AtRate, Rates, edge
+from toolkit.slo.rates import RateSeries, RateTest, edge
 from toolkit.slo.saturation import SaturationCheck
 from toolkit.slo.verdict import Outcome, Verdict, of_a_rate
 
@@ -26,7 +26,7 @@ OF_ONE_TEST = ("rate", "seed", "requests", "warmup_requests")
 Tell = Callable[[str], None]
 
 
-def measure_capacity(deployment: Deployment, options: Options, tell: Tell, budget_s: float = BUDGET_S) -> Rates:
+def measure_capacity(deployment: Deployment, options: Options, tell: Tell, budget_s: float = BUDGET_S) -> RateSeries:
     """Search with the workload of `options`. Each test sends other requests, so that no cache knows them.
 
     Calls `tell` with a line for each test. Writes the result into `deployment.rates_dir`. The report is that of the
@@ -42,7 +42,7 @@ def measure_capacity(deployment: Deployment, options: Options, tell: Tell, budge
     return tests.run("capacity", search)
 
 
-def sweep(deployment: Deployment, options: Options, rates: Sequence[float], tell: Tell) -> Rates:
+def sweep(deployment: Deployment, options: Options, rates: Sequence[float], tell: Tell) -> RateSeries:
     """Run a test at each rate, from the lowest on. Otherwise as measure_capacity."""
     tests = _RateTests(deployment, options, max(rates), tell)
 
@@ -61,7 +61,7 @@ class _RateTests:
         options = replace(options, workload=options.workload or OF_THE_YAML)
         self._deployment, self._tell, self._seed = deployment, tell, options.seed or 0
         self._started, self._settings = time.time(), dict[str, Any]()
-        self.trials: list[AtRate] = []
+        self.trials: list[RateTest] = []
         if options.self_check:
             at_highest = replace(options, rate=highest)
             own = check_itself(deployment, at_highest, source_for(deployment, at_highest))
@@ -79,7 +79,7 @@ class _RateTests:
         self._settings = {name: value for name, value in ran.settings.items() if name not in OF_ONE_TEST}
         saturation = SaturationCheck.of(verdict.measured)
         met = met_by(verdict, saturation)
-        trial = AtRate.of(verdict, rate, self._seed, met, _why(verdict, met), saturation, ran.predicted)
+        trial = RateTest.of(verdict, rate, self._seed, met, _why(verdict, met), saturation, ran.predicted)
         self.trials.append(trial)
         self._tell(f"{rate:.3g} requests/s for {seconds:.0f} s: {trial.result}: {measured_line(trial)}")
         if attempted.stopped:
@@ -88,7 +88,7 @@ class _RateTests:
 
     def run(
         self, kind: Literal["capacity", "sweep"], tests: Callable[[], tuple[float | None, float | None, str]]
-    ) -> Rates:
+    ) -> RateSeries:
         """Run the tests and write the result, also if they are cut short."""
         cut_short = None
         try:
@@ -98,7 +98,7 @@ class _RateTests:
                 raise
             (rate, missed), why = edge(self.trials), ""
             cut_short = f"cut short in test {len(self.trials) + 1}: {str(stopped) or 'stopped'}"
-        result = Rates(kind, tuple(self.trials), self._started, rate, missed, why, cut_short, self._settings)
+        result = RateSeries(kind, tuple(self.trials), self._started, rate, missed, why, cut_short, self._settings)
         write(self._deployment, result)
         return result
 

@@ -77,7 +77,7 @@ def _context(fields: Fields, theta: float, scaled: bool) -> int:
         return SCALED_CONTEXT
     if theta not in CONTEXT_OF_THETA:
         raise ToolkitError(
-            f"rope_theta: no published model has {shown(theta)}, so the context length is unknown",
+            f"rope_theta: {shown(theta)} is in no published model, so the context length is unknown",
             where=fields.where,
             hint=f'Add "{EXTRA[0]}" to the file.',
         )

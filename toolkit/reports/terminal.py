@@ -1,4 +1,4 @@
-"""What is printed in colour and in tables, by rich: no text of another program can do anything to the terminal."""
+"""Prints colour and tables with rich. Text of other programs cannot control the terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from toolkit.errors import harmless
 
 
 class Terminal(Console):
-    """A console of rich that shows the control characters in a text instead of obeying them."""
+    """A rich console that shows control characters instead of obeying them."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, **options)

@@ -1,4 +1,4 @@
-"""How numbers, limits and outcomes read, the same in the terminal and on the page."""
+"""The wording of numbers, limits and outcomes, the same in the terminal and on pages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NOTHING = "–"
 
 
 def number(value: float | None) -> str:
-    """Three significant digits at least; "∞" for the latency of a failed request."""
+    """At least three significant digits; "∞" for the latency of a failed request."""
     if value is None:
         return NOTHING
     if math.isinf(value):
@@ -61,17 +61,17 @@ def interval(target: Target) -> str:
 
 
 def note(target: Target) -> str:
-    """Why the outcome is not to be trusted, and the caveats."""
+    """Why the outcome is not reliable, and the caveats."""
     return "; ".join(filter(None, (target.undecided, target.note)))
 
 
 def own_error(own: GeneratorError | None) -> str:
     """The load generator's own error in one line."""
     if own is None:
-        return "The load generator was not calibrated: its own error is not known."
+        return "The load generator was not calibrated, so its own error is unknown."
     metrics = {"TTFT": own.ttft_ms, "TPOT": own.tpot_ms, "ITL": own.itl_ms, "end-to-end": own.e2e_ms}
     parts = [f"{name} {number(e.p50)} / {number(e.p99)} ms" for name, e in metrics.items() if e]
-    text = f"The load generator's own error, P50 / P99: {', '.join(parts) or 'not known'}"
+    text = f"The load generator's own error, P50 / P99: {', '.join(parts) or 'unknown'}"
     text += f"; sent late by {number(own.dispatch_ms)} ms (P99)" if own.dispatch_ms is not None else ""
     text += f"; read late by {number(own.read_late_ms)} ms (P99)" if own.read_late_ms is not None else ""
     text += f"; busiest process {own.cpu:.0%} of a core" if own.cpu is not None else ""
@@ -80,12 +80,12 @@ def own_error(own: GeneratorError | None) -> str:
 
 
 def carried(tokens_per_s: float) -> str:
-    """An estimate, to two digits: "6,100"."""
+    """An estimate with two significant digits: "6,100"."""
     return f"{float(f'{tokens_per_s:.2g}'):,.10g}"
 
 
 def server(seen: ServerSeen | None) -> list[tuple[str, str]]:
-    """What was seen of the server during the run: (name, value)."""
+    """What the servers' metrics said during the run: (name, value)."""
     if seen is None:
         return [("server's metrics", "not read")]
     lines = []
@@ -103,7 +103,7 @@ def server(seen: ServerSeen | None) -> list[tuple[str, str]]:
 
 
 def margin(target: Target) -> str:
-    """How far inside the limit, in per cent of it: "+25 %", "-140 %"."""
+    """The distance to the limit, in per cent of it: "+25 %", "-140 %"."""
     if target.margin is None:
         return NOTHING
     if math.isinf(target.margin):
@@ -112,7 +112,7 @@ def margin(target: Target) -> str:
 
 
 def load(settings: Mapping[str, Any]) -> str:
-    """How the load was made, in a few words."""
+    """The kind of load, in a few words."""
     what = f", workload {settings['workload']}" if "workload" in settings else ""
     how = f"{settings.get('users')} users, closed loop"
     if settings.get("loop") == "open":

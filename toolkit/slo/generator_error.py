@@ -1,4 +1,4 @@
-"""How wrong the load generator itself is, as measured on a server whose times are known."""
+"""The load generator's own error, measured on a server whose times are known."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pydantic import TypeAdapter
 from toolkit.slo.metrics import Distribution, Finite, Measured
 
 Lag = tuple[float, float]
-"""When a process of the generator was to be woken, in seconds since the Unix epoch, and by how many ms it was late."""
+"""When a timer of a generator process was due (seconds since the Unix epoch), and how late it fired (ms)."""
 
 
 @dataclass(frozen=True)
 class AtPercentiles:
-    """The size of the error (ms, never negative) of one metric at its median and in its tail."""
+    """The size of a metric's error at its median and in its tail, in ms, never negative."""
 
     p50: Finite
     p99: Finite
@@ -26,29 +26,29 @@ class AtPercentiles:
 
 @dataclass(frozen=True)
 class GeneratorError:
-    """Measured with the same workload shape on the same machine. What was not measured is None."""
+    """Measured with the same kind of load on the same machine. None: not measured."""
 
     ttft_ms: AtPercentiles | None = None
     tpot_ms: AtPercentiles | None = None
     itl_ms: AtPercentiles | None = None
     e2e_ms: AtPercentiles | None = None
     dispatch_ms: Finite | None = None
-    """P99 of sent - due."""
+    """P99 of sent - due, in ms."""
     read_late_ms: Finite | None = None
-    """P99 of how late its processes were, in the test that is judged, for what had come."""
+    """P99 of the event-loop lag of its processes during the judged test, in ms: answers are read that late."""
     cpu: Finite | None = None
     """The busiest process's share of one core, 0 to 1."""
     tokens_per_s: Finite | None = None
-    """About how many output tokens/s one process carries, by the processor time that one took: an estimate."""
+    """Estimate of the output tokens/s that one process can read, from the CPU time that they took."""
     others_cpu: Finite | None = None
-    """Cores that other programs kept busy during the calibration."""
+    """Cores that other programs used during the calibration."""
     out_of_cpu: bool = False
-    """In the calibration or in the run itself: its times say as much of the generator as of the server."""
+    """In the calibration or in the run. The measured times are then partly the generator's own."""
 
     def of(self, metric: str, q: float) -> float | None:
-        """The error of a percentile of a metric, of the nearest one measured; None where it is not known."""
-        found = getattr(self, metric, None)
-        return found.nearest(q) if isinstance(found, AtPercentiles) else None
+        """The error for a percentile of a metric: that of the nearest measured percentile. None if unknown."""
+        error = getattr(self, metric, None)
+        return error.nearest(q) if isinstance(error, AtPercentiles) else None
 
     def as_json(self) -> str:
         """Its text on the command line of the process that runs the test."""
@@ -64,18 +64,19 @@ _JSON = TypeAdapter(GeneratorError)
 
 
 def read_late_ms(lags: Iterable[Lag], begin: float, end: float) -> float | None:
-    """How late answers were read between two moments, P99; None where nothing was measured then."""
+    """P99 of how late answers were read between two moments; None without measurements."""
     return Distribution(ms for moment, ms in lags if begin <= moment <= end).percentile(99)
 
 
 def error_of(metric: str, q: int, measured: Measured, own: GeneratorError) -> float | None:
-    """As in the self-check, and no less than this run was late: in reading, and, for what counts from when a request
-    was due, in sending.
+    """The error of a percentile: that of the self-check, or the lateness in this run if that is more.
+
+    Late reading counts for every metric. Late sending counts for metrics that start when a request is due.
     """
     late = own.read_late_ms or 0.0
     if metric in ("ttft_ms", "e2e_ms"):
         late += measured.distributions["dispatch_ms"].percentile(q) or 0.0
-    elif metric == "tpot_ms":  # of an answer's first and last token, over all its gaps
+    elif metric == "tpot_ms":  # only the first and the last token matter, over all gaps
         late /= max(1.0, measured.tokens_out / max(1, len(measured.samples) - measured.failed) - 1)
     elif metric != "itl_ms":
         late = 0.0
@@ -84,7 +85,7 @@ def error_of(metric: str, q: int, measured: Measured, own: GeneratorError) -> fl
 
 
 def share_error(measured: Measured, own: GeneratorError) -> float | None:
-    """How far the share of requests inside all limits moves when their times are as wrong as they may be."""
+    """How far the share of good requests moves if all times are wrong by the generator's error."""
     errors = {metric: error_of(metric, 99, measured, own) for metric in measured.limits_ms}
     known = {metric: error for metric, error in errors.items() if error is not None}
     if not known or not measured.samples:

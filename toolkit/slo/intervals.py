@@ -1,15 +1,15 @@
-"""How far chance may have moved what was measured: 95 % intervals, by drawing the run's own requests again.
+"""95 % intervals: how far chance can move a measured value, by drawing the run's own requests again (bootstrap).
 
-Requests that follow each other shared a queue, so blocks of neighbours (n^(1/3) of them) are drawn with
-replacement and not single requests; where a run was repeated, runs are drawn first and blocks within them.
+Neighbouring requests share a queue, so blocks of n^(1/3) neighbours are drawn with replacement, not single requests.
+If a test was repeated, runs are drawn first, then blocks within them.
 
-- A percentile: each draw holds another share of values at or below the measured percentile; as much as that
-  share is off, the rank of the percentile is moved. So all the gaps of a request (ITL) stay together, and a
-  failed request stays infinitely late. Equal to drawing the percentile itself where requests are many.
-- A rate: the time up to the first end is kept, the pauses between the ends after it are drawn.
-- A share of requests: Wilson's interval, which holds for 0 % and 100 % too.
+- A percentile: in each draw another share of the values is at or below the measured percentile. The rank of the
+  percentile moves by that difference. So all gaps of a request (ITL) stay together, and a failed request stays
+  infinitely late. With many requests this equals drawing the percentile itself.
+- A rate: the time up to the first end is kept, and the pauses between later ends are drawn.
+- A share of requests: Wilson's interval, which also holds for 0 % and 100 %.
 
-The interval runs from the 2.5th to the 97.5th percentile of the draws. Always the same ones: they are seeded.
+The interval runs from the 2.5th to the 97.5th percentile of the draws, which are seeded and so always the same.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 DRAWS = 1000
 FEWEST = 10
-"""Requests that an interval wants."""
+"""Fewest requests for an interval."""
 UNSEEN = 0.025
-"""The chance of having seen nothing beyond a percentile, above which its interval has no upper end."""
+"""If the chance of having seen no value beyond a percentile is higher, its interval has no upper end."""
 Z = 1.959964
-"""Of 95 %."""
+"""The normal quantile for 95 %."""
 Interval = tuple[float, float]
 Rate = Literal["requests_per_s", "tokens_per_s", "goodput_per_s"]
 
@@ -46,32 +46,32 @@ class Bootstrap:
         self._values: dict[str, list[list[list[float]]]] = {}
 
     def percentile(self, metric: str, q: float) -> Floats | None:
-        """DRAWS values of a percentile of a metric; None with fewer than FEWEST values."""
+        """DRAWS values for a percentile of a metric; None with fewer than FEWEST requests."""
         import numpy as np
 
-        found = self.measured.distributions[metric]
-        value = found.percentile(q)
+        distribution = self.measured.distributions[metric]
+        value = distribution.percentile(q)
         if value is None or sum(bool(values) for run in self._values_of(metric) for values in run) < FEWEST:
             return None
-        threshold = value if math.isfinite(value) else found.values[-1]
+        threshold = value if math.isfinite(value) else distribution.values[-1]
         stats = [_counts(run, threshold) for run in self._values_of(metric)]
         total = sum(stat.sum(axis=0) for stat in stats)
         share = total[0] / total[1]
         sums = self._draw(stats)
         with np.errstate(invalid="ignore", divide="ignore"):
             moved = np.where(sums[:, 1] > 0, sums[:, 0] / sums[:, 1], share) - share
-        ordered = np.concatenate([found.values, np.full(found.failed, np.inf)])
+        ordered = np.concatenate([distribution.values, np.full(distribution.failed, np.inf)])
         return _at_ranks(ordered, q / 100 - moved)
 
     def percentile_interval(self, metric: str, q: float) -> Interval | None:
-        """Without an upper end where all values may well be below the percentile: for P99, of fewer than 368."""
-        found = interval(self.percentile(metric, q))
-        if found and (q / 100) ** len(self.measured.distributions[metric]) > UNSEEN:
-            return found[0], math.inf
-        return found
+        """The interval of a percentile, without an upper end if there are too few values: fewer than 368 for P99."""
+        ends = interval(self.percentile(metric, q))
+        if ends and (q / 100) ** len(self.measured.distributions[metric]) > UNSEEN:
+            return ends[0], math.inf
+        return ends
 
     def rate(self, name: Rate) -> Floats | None:
-        """DRAWS values of a rate."""
+        """DRAWS values for a rate; None with fewer than FEWEST requests in a run."""
         import numpy as np
 
         runs = [run for run in self.measured.runs if len(run) >= FEWEST]
@@ -91,7 +91,7 @@ class Bootstrap:
     def _draw(
         self, stats: Sequence[Floats], fixed: Sequence[Interval] | None = None, scales: Sequence[int] | None = None
     ) -> Floats:
-        """DRAWS sums of drawn rows; `fixed` is added to each run's, which stands for `scales` rows."""
+        """DRAWS sums of drawn rows. Each run's sum stands for `scales` rows, and `fixed` is added to it."""
         import numpy as np
 
         random = np.random.default_rng(self._seed)
@@ -111,7 +111,7 @@ class Bootstrap:
         return sample.ok and (1 if name == "requests_per_s" else sample.tokens_out)
 
     def _values_of(self, metric: str) -> list[list[list[float]]]:
-        """Of each run, of each request in the order they were due, its values."""
+        """The values per run and request, in the order in which the requests were due."""
         if metric not in self._values:
             runs = [sorted(run, key=lambda sample: sample.due) for run in self.measured.runs]
             self._values[metric] = [[_values(sample, metric) for sample in run] for run in runs]
@@ -130,7 +130,7 @@ def interval(draws: Floats | None) -> Interval | None:
 
 
 def wilson(good: int, of: int) -> Interval | None:
-    """Of a share, 95 %."""
+    """The 95 % interval of a share."""
     if not of:
         return None
     share, squared = good / of, Z * Z / of
@@ -140,7 +140,7 @@ def wilson(good: int, of: int) -> Interval | None:
 
 
 def newcombe(good: int, of: int, then_good: int, then_of: int) -> Interval:
-    """Of the second share less the first, 95 %: from the Wilson intervals of the two."""
+    """The 95 % interval of the second share minus the first, from their Wilson intervals."""
     first, second = wilson(good, of), wilson(then_good, then_of)
     assert first and second
     share, then = good / of, then_good / then_of
@@ -156,14 +156,14 @@ def _values(sample: Sample, metric: str) -> list[float]:
 
 
 def _counts(values: list[list[float]], threshold: float) -> Floats:
-    """Of each request, how many of its values are at or below the threshold, and how many it has."""
+    """For each request: how many of its values are at or below the threshold, and how many it has."""
     import numpy as np
 
-    return np.array([(sum(value <= threshold for value in one), len(one)) for one in values], dtype=float)
+    return np.array([(sum(value <= threshold for value in request), len(request)) for request in values], dtype=float)
 
 
 def _blocks(stat: Floats, random: np.random.Generator, rows: int) -> Floats:
-    """DRAWS sums over blocks of neighbouring rows (the last is followed by the first), of `rows` rows in all."""
+    """DRAWS sums over blocks of neighbouring rows (the first follows the last), scaled to `rows` rows."""
     import numpy as np
 
     length = max(1, round(len(stat) ** (1 / 3)))
@@ -176,7 +176,7 @@ def _blocks(stat: Floats, random: np.random.Generator, rows: int) -> Floats:
 
 
 def _at_ranks(ordered: Floats, shares: Floats) -> Floats:
-    """Values at these shares of the way through, as Distribution.percentile finds them."""
+    """Values at these shares of the ranks, interpolated as in Distribution.percentile."""
     import numpy as np
 
     ranks = np.clip(shares, 0, 1) * (len(ordered) - 1)

@@ -1,11 +1,11 @@
 """What each number means: TTFT, ITL, TPOT, end-to-end, throughput and goodput, from raw samples.
 
-Every other part (load test, simulator, report, monitor) imports these definitions and has none of its own.
+All other parts (load test, simulator, reports) import these definitions and have none of their own.
 
-- A clock starts when a request was *due*, not when a busy generator got round to sending it, so that
-  queueing in front of the server is part of what the user waited for.
+- A clock starts when a request was *due*, not when a busy generator sent it, so that queueing in front of
+  the server is part of what the user waited for.
 - A failed request is never dropped. It counts as infinitely late in every percentile and as a miss in
-  goodput; averages, minima and maxima are of the successful requests.
+  goodput. Averages, minima and maxima are those of the successful requests.
 - Percentiles are exact, from all samples, with linear interpolation between the two nearest ranks (rank
   (n - 1) * q / 100 from 0): what numpy, AIPerf and vLLM compute, so that results can sit side by side.
 
@@ -28,9 +28,9 @@ from pydantic import Field
 from toolkit.config.metrics import METRICS, Metric
 
 LATENCIES = {name: metric.label for name, metric in METRICS.items()}
-"""The latency metrics that the SLO knows, and what people call them."""
+"""The latency metrics that an SLO can limit, with their names for people."""
 Moment = Annotated[float, Field(ge=0, lt=2.5e11)]
-"""Seconds since the Unix epoch, before the year 9900: what a report may hold."""
+"""Seconds since the Unix epoch, before the year 9900."""
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 Number = Annotated[int, Field(ge=0, lt=2**16)]
 Finite = Annotated[float, Field(gt=-1e30, lt=1e30)]
@@ -47,22 +47,22 @@ class Sample:
     sent: Moment
     ended: Moment
     token_times: tuple[Moment, ...] = ()
-    """The arrival of each token. An event that carries k tokens is here k times, with one time."""
+    """The arrival of each token. An event with k tokens counts k times, with the same time."""
     first_text: Moment | None = None
-    """The arrival of the first event with text in it; None when there was none."""
+    """The arrival of the first event with text; None without text."""
     tokens_in: Count | None = None
     counted_by: Literal["server", "tokenizer", "events"] = "events"
-    """Whether the server said how many tokens each event, or all of them, hold; or the model's tokenizer counted them
-    in the text; or each event was taken for one token."""
+    """server: it reported the tokens of each event, or of all. tokenizer: the model's tokenizer counted the text.
+    events: each event counts as one token."""
     prefill_ms: Finite | None = None
-    """The server's own first_token_time - first_scheduled_time; None when it does not say."""
+    """The server's own first_token_time - first_scheduled_time; None if it does not report them."""
     error: str | None = None
     replica: Number | None = None
-    """Which one was asked, of several."""
+    """Which replica was asked, if there are several."""
     worker: Number | None = None
-    """Which process asked, of several."""
+    """Which process sent it, if there are several."""
     streamed: bool = True
-    """False for an answer that was asked for in one piece: when its first token was there, nobody can tell."""
+    """False: the answer came in one piece, so the time of its first token is unknown."""
 
     @property
     def ok(self) -> bool:
@@ -78,9 +78,7 @@ class Sample:
 
     @property
     def ttft_ms(self) -> float | None:
-        """Time to first token: first event with text - due. An answer without any text counts to its end; one
-        that was not streamed has none.
-        """
+        """Time to first token: first event with text - due. Without text it is the end; without a stream, None."""
         if not self.streamed:
             return None
         first = self.last if self.first_text is None else self.first_text
@@ -100,10 +98,10 @@ class Sample:
 
     @property
     def itl_ms(self) -> list[float]:
-        """Inter-token latencies: the gap in front of each token but the first event's.
+        """Inter-token latencies: the gap before each token, except those in the first event.
 
-        k tokens that arrive together share the gap in front of them equally, so that an event of several
-        tokens neither hides a stall nor invents zeros.
+        k tokens that arrive together share the gap before them equally, so that an event with several tokens
+        neither hides a stall nor adds zeros.
         """
         gaps: list[float] = []
         previous: float | None = None
@@ -130,7 +128,7 @@ class Sample:
 
 
 class Distribution:
-    """Values of one metric (ms) with the number of failed requests, each an infinite value of it."""
+    """The values of one metric (ms), and the number of failed requests, each of which counts as an infinite value."""
 
     def __init__(self, values: Iterable[float], failed: int = 0) -> None:
         self.values: Sequence[float] = array("d", sorted(values))
@@ -140,7 +138,7 @@ class Distribution:
         return len(self.values) + self.failed
 
     def percentile(self, q: float) -> float | None:
-        """The q-th percentile, 0 <= q <= 100: math.inf where failed requests reach, None without samples."""
+        """The q-th percentile, 0 <= q <= 100. math.inf if it falls on a failed request, None without samples."""
         if not self.values:
             return None
         rank = (len(self) - 1) * q / 100
@@ -168,17 +166,17 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Measured:
-    """All metrics of one run. `samples` are the judged ones: warm-up is left out before."""
+    """All metrics of one run. `samples` are the judged ones, without warm-up."""
 
     samples: Sequence[Sample]
     limits_ms: Mapping[str, float]
-    """Per-request limits for goodput, by metric name: a request is good when it is inside all of them."""
+    """Limits per request for goodput, by metric name. A good request meets all of them."""
     repeats: Sequence[Sequence[Sample]] = ()
-    """Where the same test was run several times: the samples of each time; `samples` are then all of them."""
+    """The samples of each repeat, if the test ran several times. `samples` then holds all of them."""
 
     @classmethod
     def repeated(cls, repeats: Sequence[Sequence[Sample]], limits_ms: Mapping[str, float]) -> Measured:
-        """The metrics of several runs of one test, all their requests together."""
+        """The metrics of several repeats of one test, with all their requests together."""
         return cls([sample for run in repeats for sample in run], limits_ms, repeats)
 
     @property
@@ -195,26 +193,26 @@ class Measured:
 
     @cached_property
     def per_replica(self) -> tuple[int, ...]:
-        """Requests of each replica, for imbalance to be seen; none where there is only one."""
-        found = Counter(sample.replica for sample in self.samples if sample.replica is not None)
-        return tuple(found[number] for number in range(max(found, default=-1) + 1))
+        """Requests per replica, to show imbalance; empty for a single replica."""
+        counts = Counter(sample.replica for sample in self.samples if sample.replica is not None)
+        return tuple(counts[number] for number in range(max(counts, default=-1) + 1))
 
     @cached_property
     def duration_s(self) -> float:
-        """First due to last end, seconds; of repeats, the sum."""
+        """Seconds from the first due time to the last end; for repeats, the sum."""
         return math.fsum(
             max(sample.ended for sample in run) - min(sample.due for sample in run) for run in self.runs if run
         )
 
     @property
     def drain_s(self) -> float:
-        """From when the last request was due to the end of the last answer, seconds."""
+        """Seconds from the time the last request was due to the end of the last answer."""
         last = self.runs[-1]
         return max(sample.ended for sample in last) - max(sample.due for sample in last) if last else 0.0
 
     @cached_property
     def distributions(self) -> dict[str, Distribution]:
-        """Each of METRICS, as far as it was measured, and dispatch_ms."""
+        """The distribution of each metric in METRICS, and of dispatch_ms."""
         good = [sample for sample in self.samples if sample.ok]
         return {
             **{
@@ -226,7 +224,7 @@ class Measured:
 
     @cached_property
     def streamed(self) -> bool:
-        """Whether all answers were to come token by token, so that TTFT, TPOT and ITL can be told."""
+        """Whether all answers came token by token, so that TTFT, TPOT and ITL are known."""
         return all(sample.streamed for sample in self.samples)
 
     @cached_property
@@ -246,12 +244,12 @@ class Measured:
 
     @cached_property
     def good(self) -> int:
-        """Requests that succeeded inside every per-request limit."""
+        """Requests that succeeded and met every per-request limit."""
         return sum(is_good(sample, self.limits_ms) for sample in self.samples)
 
     @property
     def goodput_share(self) -> float | None:
-        """Good requests / all requests, failed ones among the latter; None without requests."""
+        """Good requests / all requests, failed ones included; None without requests."""
         return self.good / len(self.samples) if self.samples else None
 
     @property
@@ -264,7 +262,7 @@ class Measured:
 
 
 def values_of(metric: Metric, sample: Sample) -> list[float]:
-    """Those that a request has of a metric: none, one, or one for each gap between tokens."""
+    """The values of a metric for a request: none, one, or one per gap between tokens."""
     value = metric.value(sample)
     return value if isinstance(value, list) else [] if value is None else [value]
 
@@ -272,8 +270,8 @@ def values_of(metric: Metric, sample: Sample) -> list[float]:
 def is_good(sample: Sample, limits_ms: Mapping[str, float]) -> bool:
     """Whether a request succeeded with every metric at or under its limit.
 
-    ITL is judged by the mean of the request's gaps, as one request has many. A metric that a request has
-    no value of (TPOT of one token, prefill of a server that does not say) cannot fail it.
+    A request has many ITL values, so their mean counts. A metric without a value (TPOT of one token, prefill that the
+    server does not report) cannot fail a request.
     """
     if not sample.ok:
         return False

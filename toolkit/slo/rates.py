@@ -1,4 +1,4 @@
-"""Load tests of one workload at different rates: a sweep, or the search for the capacity."""
+"""Load tests with one workload at different rates: a sweep, or the search for the capacity."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ SHOWN = (50, 90, 99)
 
 
 @dataclass(frozen=True)
-class AtRate:
-    """One load test. `met` is None where its verdict is open."""
+class RateTest:
+    """One load test. `met` is None if it is undecided."""
 
     rate: float
-    """Requests/s that were due."""
+    """Requests per second that were due."""
     seconds: float
-    """From the first request that was due to the end of the last."""
+    """From the time the first request was due to the end of the last one."""
     seed: int
     met: bool | None
     why: str
-    """What is missed or open; nothing where the rate is borne."""
+    """The targets that are missed or undecided; empty if the rate meets the latencies."""
     outcome: str
-    """The verdict of the test by all targets, those of the machine too."""
+    """The verdict on all targets, GPU targets included."""
     reason: str
     requests: int
     failed: int
@@ -52,10 +52,10 @@ class AtRate:
         why: str,
         kept_up: SaturationCheck | None,
         predicted: Predicted | None,
-    ) -> AtRate:
+    ) -> RateTest:
         measured = verdict.measured
-        found = {metric: measured.distributions[metric] for metric in LATENCIES}
-        latencies = {m: {f"p{q}": d.percentile(q) for q in SHOWN} for m, d in found.items() if d.values}
+        distributions = {metric: measured.distributions[metric] for metric in LATENCIES}
+        latencies = {m: {f"p{q}": d.percentile(q) for q in SHOWN} for m, d in distributions.items() if d.values}
         return cls(
             rate,
             measured.duration_s,
@@ -85,26 +85,26 @@ class AtRate:
 
 
 @dataclass(frozen=True)
-class Rates:
-    """The tests in the order in which they were run, and what follows from them."""
+class RateSeries:
+    """The tests in the order in which they ran, and the result."""
 
     kind: Literal["capacity", "sweep"]
-    trials: tuple[AtRate, ...]
+    trials: tuple[RateTest, ...]
     started: float
     """Seconds since the Unix epoch."""
     rate: float | None = None
-    """The highest that met the latencies with none below it that did not."""
+    """The highest rate that met the latencies, with no lower rate that missed them."""
     missed: float | None = None
-    """The lowest that did not."""
+    """The lowest rate that missed them."""
     why: str = ""
-    """Why a search ended as it did, where it is not within its precision."""
+    """Why a search ended before it reached its precision."""
     cut_short: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """How the load was made, the same for all."""
+    """The settings of the load that all tests share."""
 
     @property
     def within(self) -> float | None:
-        """How far the answer may be off, as a share: the gap between what met the latencies and what missed them."""
+        """The precision of the result, as a share: from the highest rate that met the latencies to the lowest above."""
         return None if self.rate is None or self.missed is None else self.missed / self.rate - 1
 
     @property
@@ -118,8 +118,8 @@ class Rates:
         return f"{what} {self.rate:.3g} requests/s{f'; {self.missed:.3g} misses them' if self.missed else ''}{end}"
 
 
-def edge(trials: Sequence[AtRate]) -> tuple[float | None, float | None]:
-    """(the highest rate that met the latencies, the lowest that did not), of the tests made. Open ones did not."""
+def edge(trials: Sequence[RateTest]) -> tuple[float | None, float | None]:
+    """(highest rate that met the latencies, lowest rate that did not). An undecided test did not."""
     missed = min((trial.rate for trial in trials if not trial.met), default=None)
-    borne = [trial.rate for trial in trials if trial.met and (missed is None or trial.rate < missed)]
-    return max(borne, default=None), missed
+    met = [trial.rate for trial in trials if trial.met and (missed is None or trial.rate < missed)]
+    return max(met, default=None), missed

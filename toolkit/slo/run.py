@@ -1,4 +1,4 @@
-"""What one load test leaves behind: its raw samples and the circumstances, enough to recompute everything."""
+"""A load test that has run: its raw samples and circumstances, enough to recompute everything."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from toolkit.slo.server_metrics import ServerSeen
 
 @dataclass(frozen=True)
 class Run:
-    """Samples in the order they were due; the first `warmup` of them, of each repeat, are shown but not judged."""
+    """Samples in the order in which they were due. The first `warmup` of each repeat are shown but not judged."""
 
     samples: tuple[Sample, ...]
     warmup: int
@@ -24,19 +24,19 @@ class Run:
     settings: Mapping[str, Any]
     """How the load was made: protocol, users, requests, prompts ..."""
     cut_short: str | None = None
-    """Why the run ended before all its requests, if it did."""
+    """Why the run ended early, if it did."""
     own: GeneratorError | None = None
-    """The load generator's own error; None when it was not calibrated."""
+    """The load generator's own error; None if it was not calibrated."""
     server: ServerSeen | None = None
-    """What was seen of the GPUs; None when the server's metrics were not read."""
+    """What the server's metrics said; None if they were not read."""
     predicted: Predicted | None = None
-    """What the planner says of the same requests; None where it can say nothing."""
+    """What the planner predicts for the same requests; None if it cannot predict."""
     repeats: tuple[int, ...] = ()
-    """Where the same test was run several times: how many of the samples are of each time."""
+    """The number of samples of each repeat; empty for a test that ran once."""
 
     @property
     def each(self) -> tuple[Run, ...]:
-        """Every time it was run, by itself."""
+        """Each repeat as a run of its own."""
         if not self.repeats:
             return (self,)
         bounds = pairwise(accumulate(self.repeats, initial=0))
@@ -44,11 +44,11 @@ class Run:
 
     @property
     def warming(self) -> tuple[Sample, ...]:
-        return tuple(sample for one in self.each for sample in one.samples[: self.warmup])
+        return tuple(sample for run in self.each for sample in run.samples[: self.warmup])
 
     @property
     def judged(self) -> tuple[Sample, ...]:
-        return tuple(sample for one in self.each for sample in one.samples[self.warmup :])
+        return tuple(sample for run in self.each for sample in run.samples[self.warmup :])
 
     @property
     def counted_by(self) -> str:
@@ -59,4 +59,4 @@ class Run:
     def measured(self, limits_ms: Mapping[str, float]) -> Measured:
         if not self.repeats:
             return Measured(self.judged, limits_ms)
-        return Measured.repeated([one.judged for one in self.each if one.judged], limits_ms)
+        return Measured.repeated([run.judged for run in self.each if run.judged], limits_ms)

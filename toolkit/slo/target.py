@@ -1,4 +1,4 @@
-"""One line of the SLO: its limit, what was measured, and what follows."""
+"""A target of the SLO: its limit, the measured value, and the result."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ class Target:
     limit: float | tuple[float, float]
     measured: float | None = None
     passed: bool | None = None
-    """What the measured value says, certain or not. None when it was not measured."""
+    """Whether the measured value meets the limit, certain or not. None: not measured."""
     margin: float | None = None
-    """How far inside the limit, as a share of it: 0.25 is a quarter to spare, negative is a miss."""
+    """Distance to the limit, as a share of it: 0.25 is a quarter to spare, negative is a miss."""
     note: str = ""
-    """Why it was not measured, or a caveat."""
+    """Why there is no value, or a caveat."""
     interval: Interval | None = None
-    """Where the value lies with 95 % confidence."""
+    """The 95 % interval of the value."""
     own_error: float | None = None
-    """The load generator's, in the target's unit; None when it is not known."""
+    """The load generator's own error in the target's unit; None if unknown."""
     undecided: str = ""
-    """Why `passed` cannot be trusted."""
+    """Why `passed` is not reliable."""
 
     @property
     def outcome(self) -> str:
@@ -41,18 +41,16 @@ class Target:
 
 
 def limits_of_a_request(slo: Slo) -> dict[str, float]:
-    """The limits (ms) that a single request must be inside of, for goodput and compliance: of each latency
-    the highest percentile that the SLO gives, as that one is meant to hold for all but the outliers."""
-    limits = {}
-    for metric in LATENCIES:
-        given = [limit for _, limit in slo.percentiles(metric)]
-        if given:
-            limits[metric] = given[-1]
-    return limits
+    """The limits (ms) for a single request, by metric, for goodput and compliance.
+
+    For each latency it is the limit of the highest percentile: the one that holds for all but the outliers.
+    """
+    limits = {metric: slo.percentiles(metric) for metric in LATENCIES}
+    return {metric: by_percentile[-1][1] for metric, by_percentile in limits.items() if by_percentile}
 
 
 def at_most(target: Target) -> Target:
-    """The target judged by its measured value, which is to be no more than its limit."""
+    """Judge a target whose value must not be above its limit."""
     limit, value = target.limit, target.measured
     if value is None or isinstance(limit, tuple):
         return target
@@ -60,14 +58,14 @@ def at_most(target: Target) -> Target:
 
 
 def within(target: Target) -> Target:
-    """The target judged by its measured value, which is to be between its two limits."""
+    """Judge a target whose value must be between its two limits."""
     assert isinstance(target.limit, tuple) and target.measured is not None
     value, (low, high) = target.measured, target.limit
     return replace(target, passed=low <= value <= high, margin=min(value - low, high - value) / high)
 
 
 def at_least(target: Target) -> Target:
-    """The target judged by its measured value, which is to be no less than its limit."""
+    """Judge a target whose value must not be below its limit."""
     limit, value = target.limit, target.measured
     if isinstance(limit, tuple):
         return target

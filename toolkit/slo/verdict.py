@@ -1,8 +1,8 @@
-"""The SLO of a deployment against what was measured: each target judged, then the run.
+"""Judges what was measured by the SLO of a deployment: each target, then the run.
 
-A target that could not be measured is said to be so and never assumed. One that is nearer to its limit than
-the load generator's own error, or was measured by a generator out of CPU, is UNDECIDED. A run without
-requests, or one that was cut short, is no verdict on the server: COULD NOT RUN.
+A target that was not measured is NOT MEASURED: nothing is assumed. A target is UNDECIDED if it is closer to its limit
+than the load generator's own error, or if the generator ran out of CPU. A run without requests, or one that was cut
+short, says nothing about the server: COULD NOT RUN.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from toolkit.slo.target import Target, at_least, at_most, limits_of_a_request, w
 
 OF_THE_GPUS = ("gpu_utilisation", "load_balance_variance")
 NOT_OF_A_RATE = ("requests_per_s", *OF_THE_GPUS)
-"""Targets that say nothing on whether requests are in time at one rate: a lower rate misses them, or the GPUs do."""
+"""Targets that do not say whether requests are in time at one rate: a lower rate or the GPUs miss them."""
 OF_A_STREAM = tuple(name for name, metric in METRICS.items() if metric.of_stream)
 NOT_READ = "the server's metrics were not read"
 NOT_STREAMED = "the answers were not streamed"
 
 
 class Outcome(Enum):
-    """Of a run. The value is the exit code of `toolkit loadtest`, and `toolkit compare` has the same codes."""
+    """The outcome of a run. Its value is the exit code of `toolkit loadtest` and `toolkit compare`."""
 
     PASS = 0
     FAIL = 1
@@ -47,11 +47,11 @@ class Verdict:
 
     outcome: Outcome
     reason: str
-    """One line: why the outcome is what it is."""
+    """Why, in one line."""
     targets: tuple[Target, ...]
     measured: Measured
     own: GeneratorError | None = None
-    """None when the load generator was not calibrated."""
+    """The load generator's own error; None if it was not calibrated."""
     server: ServerSeen | None = None
 
     @property
@@ -60,7 +60,7 @@ class Verdict:
 
     @property
     def meets_slo(self) -> bool:
-        """What "meets the SLO" means in every command: no target failed, and the verdict is PASS."""
+        """What "meets the SLO" means in every command: the outcome is PASS."""
         return self.outcome is Outcome.PASS
 
     @property
@@ -71,7 +71,7 @@ class Verdict:
 def of_a_rate(targets: Iterable[Target]) -> list[Target]:
     """The targets that say whether requests are in time at one rate: latencies and compliance.
 
-    Where they pass, a rate "meets the latencies"; only a verdict on all targets "meets the SLO".
+    If they pass, the rate "meets the latencies". Only a verdict on all targets "meets the SLO".
     """
     return [target for target in targets if target.name not in NOT_OF_A_RATE]
 
@@ -85,9 +85,9 @@ def judge(
     intervals: bool = False,
     open_loop: bool = False,
 ) -> Verdict:
-    """The verdict on a run; `cut_short` says why it did not come to its end, if it did not.
+    """Judge a run. `cut_short` is the reason if the run ended early.
 
-    `own` is the load generator's error where it was calibrated, `server` what was seen of the GPUs meanwhile.
+    `own` is the load generator's error if it was calibrated, `server` what the server's metrics said.
     """
     targets = tuple(_targets(slo, measured, server))
     targets = tuple(_with_doubts(target, measured, own) for target in targets)
@@ -102,7 +102,7 @@ def judge(
 
 
 def sum_up(targets: tuple[Target, ...], measured: Measured) -> Verdict:
-    """The verdict that follows from judged targets."""
+    """The verdict that follows from the judged targets."""
     requests = len(measured.samples)
     if not requests:
         return Verdict(Outcome.COULD_NOT_RUN, "no request was made", targets, measured)
@@ -121,14 +121,14 @@ def sum_up(targets: tuple[Target, ...], measured: Measured) -> Verdict:
         return Verdict(Outcome.COULD_NOT_RUN, reason, targets, measured)
     if undecided:
         reasons = list(dict.fromkeys(target.undecided for target in undecided))
-        why = f"{len(undecided)} of {_count(len(targets), 'target')} undecided, as {' and '.join(reasons)}"
+        why = f"{len(undecided)} of {_count(len(targets), 'target')} undecided, because {' and '.join(reasons)}"
         return Verdict(Outcome.UNDECIDED, f"{why}: {_labels(undecided)}{unmeasured}{failures}", targets, measured)
     met = f"{_count(len(by_outcome['PASS']), 'target')} met over {_count(requests, 'request')}"
     return Verdict(Outcome.PASS, f"{met}{unmeasured}{failures}", targets, measured)
 
 
 def could_not_run(slo: Slo, reason: str) -> Verdict:
-    """The verdict when not one request could be sent."""
+    """The verdict if no request could be sent."""
     measured = Measured((), limits_of_a_request(slo))
     return Verdict(Outcome.COULD_NOT_RUN, reason, tuple(_targets(slo, measured)), measured)
 
@@ -157,7 +157,7 @@ def _targets(slo: Slo, measured: Measured, server: ServerSeen | None = None) -> 
 
 
 def _compliance(slo: Slo, measured: Measured) -> Target:
-    """Of whole answers nobody can tell whether they were inside a limit of a stream: at most it can be missed."""
+    """The compliance target. Whole answers have no TTFT, TPOT or ITL, so limits on those can be missed, but not met."""
     target = Target("compliance", "Inside all limits", "share", "≥", slo.compliance, measured.goodput_share)
     judged = at_least(target)
     if judged.passed and not measured.streamed and any(metric in OF_A_STREAM for metric in measured.limits_ms):
@@ -166,7 +166,7 @@ def _compliance(slo: Slo, measured: Measured) -> Target:
 
 
 def _with_doubts(target: Target, measured: Measured, own: GeneratorError | None) -> Target:
-    """The target with the load generator's own error, and undecided where that is too large."""
+    """The target with the load generator's own error, undecided if the error is too large."""
     limit, value = target.limit, target.measured
     if own is None or value is None or target.name in OF_THE_GPUS or isinstance(limit, tuple):
         return target
@@ -176,37 +176,37 @@ def _with_doubts(target: Target, measured: Measured, own: GeneratorError | None)
     target = replace(target, own_error=error)
     if own.out_of_cpu:
         return replace(target, undecided="the load generator ran out of CPU")
-    # Infinity, of failed requests, is far from any limit.
+    # An infinite value (failed requests) is far from any limit.
     if error and abs(value - limit) <= error:
         return replace(target, undecided="the load generator's own error is not less than the distance to the limit")
     return target
 
 
 def _with_interval(target: Target, bootstrap: Bootstrap) -> Target:
-    """The target with its interval, and a caveat where its limit lies in it."""
+    """The target with its interval, and a caveat if the interval holds the limit."""
     if target.measured is None or target.name in OF_THE_GPUS or isinstance(target.limit, tuple):
         return target
     metric, _, q = target.name.partition(".p")
-    found = bootstrap.percentile_interval(metric, int(q)) if q else None
+    ends = bootstrap.percentile_interval(metric, int(q)) if q else None
     if metric == "requests_per_s":
-        found = interval(bootstrap.rate("requests_per_s"))
+        ends = interval(bootstrap.rate("requests_per_s"))
     elif metric == "compliance":
-        found = wilson(bootstrap.measured.good, len(bootstrap.measured.samples))
-    if found is None:
+        ends = wilson(bootstrap.measured.good, len(bootstrap.measured.samples))
+    if ends is None:
         return target
-    low, high = found
+    low, high = ends
     caveat = ""
     if math.isinf(high) and math.isfinite(target.measured):
         caveat = "" if target.note else "too few requests for an upper end of the interval"
     elif low <= target.limit <= high:
-        caveat = "the limit is within the interval: another run may come out otherwise"
-    return replace(target, interval=found, note="; ".join(filter(None, (target.note, caveat))))
+        caveat = "the interval holds the limit: another run may have the other outcome"
+    return replace(target, interval=ends, note="; ".join(filter(None, (target.note, caveat))))
 
 
 def _caveat(q: int, samples: int) -> str:
-    """A percentile says something when at least one sample can lie beyond it."""
+    """The caveat for too few samples: at least one must be able to lie beyond the percentile."""
     needed = math.ceil(100 / (100 - q))
-    return f"{_count(samples, 'sample')}; P{q} wants at least {needed}" if samples < needed else ""
+    return f"{_count(samples, 'sample')}; P{q} needs at least {needed}" if samples < needed else ""
 
 
 def _absence(metric: str, measured: Measured) -> str:
@@ -216,7 +216,7 @@ def _absence(metric: str, measured: Measured) -> str:
         return "every request failed"
     if metric in OF_A_STREAM and not measured.streamed:
         return NOT_STREAMED
-    reasons = {"prefill_ms": "the server gave no times of its own"}
+    reasons = {"prefill_ms": "the server reported no times of its own"}
     return reasons.get(metric, "no answer had two tokens")
 
 

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 POINTS = 400
-"""Of one line of a plot."""
+"""Most points of one line in a plot."""
 
 
-def write_page(found: Comparison, file: Path) -> None:
+def write_page(comparison: Comparison, file: Path) -> None:
     """Write the page whole or not at all. Raises ToolkitError when it cannot be written."""
-    content = page(found)
+    content = page(comparison)
     with atomic_file(file) as draft:
         try:
             draft.write_text(content, encoding="utf-8")
@@ -32,19 +32,24 @@ def write_page(found: Comparison, file: Path) -> None:
             raise ToolkitError(f"could not be written: {error.strerror}", where=file) from None
 
 
-def page(found: Comparison) -> str:
+def page(comparison: Comparison) -> str:
     """The HTML page of a comparison."""
-    tone = {0: "PASS", 1: "FAIL"}.get(found.outcome.value, "UNDECIDED")
-    keys = tuple(Key(SERIES[n % len(SERIES)], f"{r.letter} {r.name}") for n, r in enumerate(found.reports))
-    charts = [_differences(found, keys), *_shares(found, keys)]
+    tone = {0: "PASS", 1: "FAIL"}.get(comparison.outcome.value, "UNDECIDED")
+    keys = tuple(Key(SERIES[n % len(SERIES)], f"{r.letter} {r.name}") for n, r in enumerate(comparison.reports))
+    charts = [_differences(comparison, keys), *_shares(comparison, keys)]
     return render(
-        "reports/compare/page.html.j2", found=found, tone=tone, text=compare_text, words=wording, charts=charts
+        "reports/compare/page.html.j2",
+        comparison=comparison,
+        tone=tone,
+        text=compare_text,
+        words=wording,
+        charts=charts,
     )
 
 
-def _differences(found: Comparison, keys: tuple[Key, ...]) -> Chart:
-    """Each difference with its interval about the line of no difference."""
-    rows = [row for row in found.rows if any(change.percent is not None for change in row.changes)]
+def _differences(comparison: Comparison, keys: tuple[Key, ...]) -> Chart:
+    """Each difference with its interval, around the line of no difference."""
+    rows = [row for row in comparison.rows if any(change.percent is not None for change in row.changes)]
     step = 0.7 / max(1, len(keys) - 1)
 
     def draw(axes: Axes) -> None:
@@ -69,13 +74,13 @@ def _differences(found: Comparison, keys: tuple[Key, ...]) -> Chart:
     return Chart("Differences to A", caption, svg(draw, size, "differences"), wide=True, keys=keys[1:])
 
 
-def _shares(found: Comparison, keys: tuple[Key, ...]) -> list[Chart]:
-    """Of the latencies, the share of requests that were no slower, failed ones among the rest."""
-    limits = found.measured[0].limits_ms
+def _shares(comparison: Comparison, keys: tuple[Key, ...]) -> list[Chart]:
+    """For each latency, the share of requests that were no slower. Failed requests count as slower."""
+    limits = comparison.measured[0].limits_ms
 
     def chart(metric: str) -> Chart:
         def draw(axes: Axes) -> None:
-            for key, run in zip(keys, found.measured, strict=True):
+            for key, run in zip(keys, comparison.measured, strict=True):
                 distribution = run.distributions[metric]
                 values, last = distribution.values, len(distribution.values) - 1
                 picked = sorted({round(n * last / POINTS) for n in range(POINTS + 1)}) if values else []
@@ -88,8 +93,8 @@ def _shares(found: Comparison, keys: tuple[Key, ...]) -> list[Chart]:
             axes.set_ylabel("% of requests")
 
         dotted = " Dotted: the limit for a request." if metric in limits else ""
-        caption = f"The share of requests that took so long at most: a line further left is faster.{dotted}"
+        caption = f"The share of requests that took at most this long. A line further left is faster.{dotted}"
         return Chart(LATENCIES[metric], caption, svg(draw, SMALL, metric), keys=keys)
 
     shown = ("ttft_ms", "tpot_ms")
-    return [chart(metric) for metric in shown if any(run.distributions[metric].values for run in found.measured)]
+    return [chart(metric) for metric in shown if any(run.distributions[metric].values for run in comparison.measured)]

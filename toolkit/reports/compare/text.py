@@ -1,4 +1,4 @@
-"""A comparison of load tests for the terminal, and as data."""
+"""A comparison of load tests for the terminal, as Markdown, and as JSON."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def started(report: Report) -> str:
 
 
 def percent(change: Change) -> str:
-    """The difference to the first run: "+12.3 %"."""
+    """The difference from the first run: "+12.3 %"."""
     return wording.NOTHING if change.percent is None else f"{change.percent:+,.1f} %"
 
 
@@ -43,39 +43,40 @@ def label(row: Row) -> str:
     return f"{row.label} *" if row.limited else row.label
 
 
-def text(found: Comparison) -> RenderableType:
-    """What differs between the settings, then the metrics, then the outcome."""
+def text(comparison: Comparison) -> RenderableType:
+    """The settings that differ, then the metrics, then the outcome."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    letters = [report.letter for report in found.reports]
+    letters = [report.letter for report in comparison.reports]
     lines = [
-        Text(f"{r.letter}  {r.name}, {len(r.run.judged)} requests, {started(r)}, {r.directory}") for r in found.reports
+        Text(f"{r.letter}  {r.name}, {len(r.run.judged)} requests, {started(r)}, {r.directory}")
+        for r in comparison.reports
     ]
     parts: list[RenderableType] = [*lines]
-    parts += [Text(f"warning: {warning}", style="yellow") for warning in found.warnings]
-    if found.settings:
+    parts += [Text(f"warning: {warning}", style="yellow") for warning in comparison.warnings]
+    if comparison.settings:
         settings = Table("setting", *letters, header_style="bold")
-        for name, values in found.settings:
-            settings.add_row(Text(name), *map(Text, values))  # not markup: they may hold [brackets]
+        for name, values in comparison.settings:
+            settings.add_row(Text(name), *map(Text, values))  # as text, because they may hold [brackets]
         parts.append(settings)
-    parts += [_beside_the_first(found, number) for number in range(len(letters) - 1)]
-    style = {0: "bold green", 1: "bold red"}.get(found.outcome.value, "bold yellow")
-    parts += [Text("* limited by the SLO of A"), Text.assemble((found.headline, style), f"  {found.reason}")]
+    parts += [_compared_with_first(comparison, number) for number in range(len(letters) - 1)]
+    style = {0: "bold green", 1: "bold red"}.get(comparison.outcome.value, "bold yellow")
+    parts += [Text("* limited by the SLO of A"), Text.assemble((comparison.headline, style), f"  {comparison.reason}")]
     return Group(*parts)
 
 
-def _beside_the_first(found: Comparison, number: int) -> RenderableType:
-    """A table for each of the others: those of two would not fit a terminal beside each other."""
+def _compared_with_first(comparison: Comparison, number: int) -> RenderableType:
+    """A table for one other run: two next to each other would not fit on a terminal."""
     from rich.table import Table
 
-    letter, table = found.reports[number + 1].letter, Table(header_style="bold")
+    letter, table = comparison.reports[number + 1].letter, Table(header_style="bold")
     table.add_column("metric", no_wrap=True)
     for heading in ("A", letter, f"{letter} - A", "95 % interval"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("")
-    for row in found.rows:
+    for row in comparison.rows:
         change = row.changes[number]
         style = STYLES.get(TONES.get(change.result, ""), "")
         result = f"[{style}]{change.result}[/]" if style else change.result
@@ -84,14 +85,17 @@ def _beside_the_first(found: Comparison, number: int) -> RenderableType:
     return table
 
 
-def as_markdown(found: Comparison) -> str:
+def as_markdown(comparison: Comparison) -> str:
     """For the summary of a CI job: the outcome, and the metrics."""
-    name = " and ".join(f"{report.letter} {report.name}" for report in found.reports)
-    lines = [f"## {found.headline}: {markdown.plain(name)}", "", f"{markdown.plain(found.reason)}.", ""]
-    lines += [f"- {markdown.plain(warning)}" for warning in found.warnings] + [""] * bool(found.warnings)
-    headings = [cell for r in found.reports[1:] for cell in (r.letter, f"{r.letter} - A", "95 % interval", "Result")]
+    name = " and ".join(f"{report.letter} {report.name}" for report in comparison.reports)
+    lines = [f"## {comparison.headline}: {markdown.plain(name)}", "", f"{markdown.plain(comparison.reason)}.", ""]
+    if comparison.warnings:
+        lines += [*(f"- {markdown.plain(warning)}" for warning in comparison.warnings), ""]
+    headings = [
+        cell for r in comparison.reports[1:] for cell in (r.letter, f"{r.letter} - A", "95 % interval", "Result")
+    ]
     rows = []
-    for row in found.rows:
+    for row in comparison.rows:
         cells = [label(row).replace("*", "\\*"), wording.quantity(row.first, row.unit)]
         for change in row.changes:
             result = f"**{change.result}**" if change.result in TONES else change.result
@@ -101,17 +105,17 @@ def as_markdown(found: Comparison) -> str:
     return "\n".join([*lines, "", "\\* limited by the SLO of A"]) + "\n"
 
 
-def data(found: Comparison) -> dict[str, Any]:
+def data(comparison: Comparison) -> dict[str, Any]:
     """A comparison as JSON-ready data."""
     return {
-        "outcome": found.headline,
-        "exit_code": found.outcome.value,
-        "reason": found.reason,
-        "warnings": list(found.warnings),
+        "outcome": comparison.headline,
+        "exit_code": comparison.outcome.value,
+        "reason": comparison.reason,
+        "warnings": list(comparison.warnings),
         "reports": [
             {"letter": r.letter, "name": r.name, "directory": str(r.directory), "requests": len(r.run.judged)}
-            for r in found.reports
+            for r in comparison.reports
         ],
-        "settings": {name: list(values) for name, values in found.settings},
-        "metrics": [finite(asdict(row)) for row in found.rows],
+        "settings": {name: list(values) for name, values in comparison.settings},
+        "metrics": [finite(asdict(row)) for row in comparison.rows],
     }

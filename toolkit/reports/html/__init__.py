@@ -1,1 +1,1 @@
-"""What every HTML page of ours shares: the look, the plots, and how a page comes to its file."""
+"""What all HTML pages share: the look, the plots, and rendering."""

@@ -1,6 +1,6 @@
-"""Plots as inline SVG whose colours are CSS variables of the page, so that they follow its light or dark theme.
+"""Plots as inline SVG. Their colours are CSS variables of the page, so they follow its light or dark theme.
 
-matplotlib draws in stand-in colours; each is then replaced by its variable (toolkit/reports/html/base.html.j2).
+matplotlib draws with placeholder colours. Each is then replaced by its variable (toolkit/reports/html/base.html.j2).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 INK, SOFT, FAINT, CARD = "#010101", "#020202", "#030303", "#080808"
 FIRST, TOKEN, BAD, LIMIT = "#040404", "#050505", "#060606", "#070707"
 SERIES = tuple(f"#0a0a{number:02x}" for number in range(8))
-"""Tones for what has no meaning of its own: layouts, micro-batches, parts of a whole."""
+"""Tones without a fixed meaning: layouts, micro-batches, parts of a whole."""
 VARIABLES = {
     INK: "--ink",
     SOFT: "--soft",
@@ -58,13 +58,15 @@ class Chart:
 
 
 def limit_line(line: Callable[..., object], at: float) -> None:
-    """A limit of the SLO, by axes.axhline or axes.axvline."""
+    """Draw a limit of the SLO with axes.axhline or axes.axvline."""
     line(at, color=LIMIT, linewidth=1.6, linestyle=(0, (1, 1.5)))
 
 
 def named_limits(axes: Axes, limits: Sequence[tuple[int, float]]) -> None:
-    """A line for each percentile that the SLO limits, named at its right end; the lowest below it, so that two names
-    never overlap."""
+    """Draw a line for each percentile that the SLO limits, with its name at the right end.
+
+    The name of the lowest line is below it, so that two names never overlap.
+    """
     for number, (q, limit) in enumerate(limits):
         limit_line(axes.axhline, limit)
         where: dict[str, Any] = {
@@ -75,7 +77,7 @@ def named_limits(axes: Axes, limits: Sequence[tuple[int, float]]) -> None:
 
 
 def scale(axes: Axes, values: Sequence[float], limits: Sequence[tuple[int, float]]) -> None:
-    """From 0, or logarithmic where a queue makes the highest many times the lowest; with the limits in sight."""
+    """Scale the y axis from 0, or logarithmically if a queue makes the range large. The limits stay visible."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     shown = [value for value in values if math.isfinite(value)] + [limit for _, limit in limits]
@@ -91,8 +93,8 @@ def scale(axes: Axes, values: Sequence[float], limits: Sequence[tuple[int, float
 
 
 def svg(draw: Callable[[Axes], None], size: tuple[float, float], name: str) -> str:
-    """What `draw` draws, inches wide and high; `name` is of this plot alone on its page."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of a home that it cannot write into
+    """The plot that `draw` draws. `size` is in inches; `name` is unique on the page."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns about a home folder that is not writable
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -123,7 +125,7 @@ def svg(draw: Callable[[Axes], None], size: tuple[float, float], name: str) -> s
 
 
 def _inline(svg: str, name: str) -> str:
-    """The svg element alone, its ids made the page's own, its colours the page's variables."""
+    """The svg element, with ids that are unique on the page, and the page's colour variables."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name.replace(' ', '-')}-", svg)

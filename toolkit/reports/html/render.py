@@ -1,4 +1,4 @@
-"""Pages from templates: self-contained HTML without network, for light and dark, narrow and wide."""
+"""Renders pages from templates: self-contained HTML without network, for light and dark, narrow and wide."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from toolkit.errors import harmless
 
 
 def render(template: str, **values: Any) -> str:
-    """A page from a template, named by its path in the package; everything in `values` is escaped."""
+    """Render the template at a path in the package. Everything in `values` is escaped."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -24,7 +24,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """Browsers hide control characters, and no file of UTF-8 holds half ones; Markup (a plot) is ours."""
+    """Show control characters, which browsers hide, and lone surrogates, which UTF-8 cannot hold. A plot is ours."""
     return harmless(value) if type(value) is str else value
 
 

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 TIMELINE_ROWS = 40
 MOST_KINDS, OTHERS = 4, "others"
-"""Of errors, in the plot."""
+"""Most kinds of errors in a plot; the rest is "others"."""
 
 
 def charts(run: Run, measured: Measured) -> list[Chart]:
-    """The plots of a run; those without data are left out."""
+    """The plots of a run, without those that have no data."""
     if not run.judged:
         return []
     drawn = [_latency_over_time(run, measured.limits_ms), _in_flight(run.samples)]
@@ -26,23 +26,23 @@ def charts(run: Run, measured: Measured) -> list[Chart]:
         ("ttft_ms", "Time to first token", FIRST),
         ("tpot_ms", "Time per output token", TOKEN),
     ):
-        found = measured.distributions[metric]
-        if found.values:
-            drawn.append(_distribution(name, found, measured.limits_ms.get(metric), colour))
+        distribution = measured.distributions[metric]
+        if distribution.values:
+            drawn.append(_distribution(name, distribution, measured.limits_ms.get(metric), colour))
     if measured.failed:
         drawn.append(_errors(run, measured))
-    first = run.each[0].judged or run.judged  # of repeats one is enough, and there are long pauses between
-    return [*drawn, _timeline(first, "Every request" + " of the first repeat" * bool(run.repeats))]
+    first = run.each[0].judged or run.judged  # one repeat is enough, and there are long pauses between repeats
+    return [*drawn, _timeline(first, "Every request" + (" of the first repeat" if run.repeats else ""))]
 
 
-def _distribution(name: str, found: Distribution, limit: float | None, colour: str) -> Chart:
-    lowest, highest = found.values[0], found.values[-1]
+def _distribution(name: str, distribution: Distribution, limit: float | None, colour: str) -> Chart:
+    lowest, highest = distribution.values[0], distribution.values[-1]
     limit_shown = limit is not None and limit <= highest * 1.5
 
     def draw(axes: Axes) -> None:
-        axes.hist(found.values, bins=min(40, max(8, len(found.values) // 4)), color=colour, rwidth=0.92)
+        axes.hist(distribution.values, bins=min(40, max(8, len(distribution.values) // 4)), color=colour, rwidth=0.92)
         for q in (50, 99):
-            value = found.percentile(q)
+            value = distribution.percentile(q)
             if value is not None and value <= highest:
                 axes.axvline(value, color=INK, linewidth=1, linestyle=(0, (4, 3)))
                 axes.annotate(f"P{q}", (value, 1.02), xycoords=("data", "axes fraction"), ha="center", color=INK)
@@ -54,7 +54,7 @@ def _distribution(name: str, found: Distribution, limit: float | None, colour: s
         _count_axis(axes)
 
     dotted = " Dotted: the limit for a request." if limit_shown else ""
-    failed = f" {found.failed} failed requests have no place here." if found.failed else ""
+    failed = f" Not shown: {distribution.failed} failed requests." if distribution.failed else ""
     caption = f"Every request that succeeded. Dashed: P50 and P99.{dotted}{failed}"
     return Chart(f"{name}, distribution", caption, svg(draw, SMALL, name))
 
@@ -89,12 +89,12 @@ def _latency_over_time(run: Run, limits: Mapping[str, float]) -> Chart:
         axes.set_ylabel("s")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False, labelcolor=INK)
 
-    caption = "Each request at the moment it was due. A rising line is a queue that grows."
+    caption = "Each request at the time it was due. A rising line is a growing queue."
     return Chart("Latency over time", caption, svg(draw, SMALL, "latency"))
 
 
 def _errors(run: Run, measured: Measured) -> Chart:
-    """How many failed when, by what they said."""
+    """How many requests failed at which time, by error."""
     start, kinds = run.samples[0].due, [error for error, _ in measured.errors.most_common(MOST_KINDS)]
     ends: dict[str, list[float]] = {kind: [] for kind in kinds}
     for sample in run.judged:
@@ -110,7 +110,7 @@ def _errors(run: Run, measured: Measured) -> Chart:
         _count_axis(axes)
 
     keys = tuple(Key(colour, kind if len(kind) <= 90 else f"{kind[:89]}…") for kind, colour in colours.items())
-    caption = "Requests that failed, at the moment they ended; without warm-up."
+    caption = "Requests that failed, at the time they ended, without warm-up."
     return Chart("Errors over time", caption, svg(draw, SMALL, "errors"), keys=keys)
 
 
@@ -129,12 +129,12 @@ def _in_flight(samples: Sequence[Sample]) -> Chart:
         axes.set_xlabel("s after the start")
         _count_axis(axes)
 
-    caption = "Requests sent and not yet ended, warm-up included. At the end the last ones finish."
+    caption = "Requests that are sent and not ended, warm-up included. At the end the last ones finish."
     return Chart("Requests in flight", caption, svg(draw, SMALL, "in-flight"))
 
 
 def _timeline(samples: Sequence[Sample], every: str) -> Chart:
-    """One row a request, evenly chosen when there are many: waiting, then a tick a token."""
+    """One row per request, evenly chosen if there are many: a bar while it waits, then a tick per token."""
     step = max(1, -(-len(samples) // TIMELINE_ROWS))
     shown = samples[::step]
     start = shown[0].due
@@ -155,7 +155,7 @@ def _timeline(samples: Sequence[Sample], every: str) -> Chart:
 
     which = every if step == 1 else every.replace("Every request", f"One request in {step}")
     failed = " A cross: it failed." if any(not sample.ok for sample in shown) else ""
-    caption = f"{which}, each a row. A bar: waiting for the first token. A tick: a token arrives.{failed}"
+    caption = f"{which}, one per row. A bar: waiting for the first token. A tick: a token arrives.{failed}"
     return Chart("Token timeline", caption, svg(draw, WIDE, "timeline"), wide=True)
 
 

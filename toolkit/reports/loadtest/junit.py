@@ -1,4 +1,4 @@
-"""The verdict as JUnit XML, which every CI server shows: one test case a target, and one for the run itself."""
+"""The verdict as JUnit XML, which every CI server shows: one test case per target, and one for the run."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from toolkit.slo.verdict import Outcome, Verdict
 
 NAME = "junit.xml"
 TAGS = {"FAIL": "failure", "UNDECIDED": "skipped", "NOT MEASURED": "skipped"}
-"""JUnit knows no "undecided": the exit code and the Markdown summary tell it from a pass."""
+"""JUnit has no "undecided". The exit code and the Markdown summary show the difference from a pass."""
 
 
 def document(deployment: Deployment, run: Run, verdict: Verdict, versions: Mapping[str, str]) -> str:
     """The verdict as a JUnit XML document."""
     could_run = verdict.outcome is not Outcome.COULD_NOT_RUN
-    skipped = ("skipped", "the run is no verdict")
+    skipped = ("skipped", "the run could not be judged")
     cases = [(target.label, *(_result(target) if could_run else skipped)) for target in verdict.targets]
     cases.append(("The run", "" if could_run else "error", verdict.reason))
-    counts = {tag: sum(found == tag for _, found, _ in cases) for tag in ("failure", "error", "skipped")}
+    counts = {tag: sum(case_tag == tag for _, case_tag, _ in cases) for tag in ("failure", "error", "skipped")}
     totals = {
         "name": deployment.name,
         "tests": str(len(cases)),
@@ -54,7 +54,7 @@ def document(deployment: Deployment, run: Run, verdict: Verdict, versions: Mappi
 
 
 def _result(target: Target) -> tuple[str, str]:
-    """(the tag of its result, nothing for a pass; what was measured)."""
+    """(tag of the result, empty for a pass; what was measured)."""
     note = f"; {wording.note(target)}" if wording.note(target) else ""
     if target.passed is None:
         return TAGS[target.outcome], f"not measured{note}"

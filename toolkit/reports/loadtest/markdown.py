@@ -1,4 +1,4 @@
-"""The verdict as GitHub-flavoured Markdown: for a job summary or a comment on a pull request."""
+"""The verdict as GitHub-flavoured Markdown, for a job summary or a pull request."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from toolkit.slo.verdict import Verdict
 
 NAME = "summary.md"
 SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
-"""Names the file that GitHub Actions shows as the summary of a job."""
+"""Environment variable with the file that GitHub Actions shows as the summary of a job."""
 
 
 def summary(deployment: Deployment, run: Run, verdict: Verdict) -> str:
-    """The verdict on top, then the targets, the latencies, and what went wrong."""
+    """The verdict, then targets, latencies and errors."""
     measured = verdict.measured
     lines = [f"## {verdict.outcome}: {plain(deployment.name)}", "", f"{plain(verdict.reason)}.", ""]
     headings = ("Target", "Result", "Measured", "95 % interval", "Limit", "Margin")
@@ -40,11 +40,11 @@ def summary(deployment: Deployment, run: Run, verdict: Verdict) -> str:
     notes = [f"- {target.label}: {plain(wording.note(target))}" for target in verdict.targets if wording.note(target)]
     lines += ["", *notes] if notes else []
     if measured.samples:
-        found = {label: measured.distributions[metric] for metric, label in LATENCIES.items()}
+        distributions = {label: measured.distributions[metric] for metric, label in LATENCIES.items()}
         cells = [
-            (label, *(wording.number(one.percentile(q)) for q in (50, 90, 99)))
-            for label, one in found.items()
-            if one.values
+            (label, *(wording.number(distribution.percentile(q)) for q in (50, 90, 99)))
+            for label, distribution in distributions.items()
+            if distribution.values
         ]
         lines += ["", *table(("Latency, ms", "P50", "P90", "P99"), cells)]
         rates = f"{wording.number(measured.requests_per_s)} requests/s"
@@ -70,7 +70,7 @@ def could_not_run(name: str, reason: str) -> str:
 
 
 def append_to_job_summary(text: str) -> bool:
-    """Add to the summary of the GitHub Actions job that this runs in; False where it runs in none."""
+    """Add to the summary of the GitHub Actions job that this runs in. False outside such a job."""
     path = os.environ.get(SUMMARY_VARIABLE)
     if not path:
         return False
@@ -83,11 +83,11 @@ def append_to_job_summary(text: str) -> bool:
 
 
 def table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """A table whose columns but the first are to the right."""
+    """A table. All columns but the first are right-aligned."""
     lines = [headings, (":--", *("--:" for _ in headings[1:])), *rows]
     return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
 def plain(text: str) -> str:
-    """Text that others wrote, as Markdown shows it and nothing else."""
+    """Foreign text, escaped so that Markdown shows it literally."""
     return re.sub(r"([\\`*_{}\[\]<>()#|~!@$&])", r"\\\1", printable(" ".join(text.split())))

@@ -18,13 +18,13 @@ from toolkit.slo.run import Run
 from toolkit.slo.verdict import Verdict
 
 MEANINGS = {
-    "TTFT": "first event with text - moment the request was due",
+    "TTFT": "first event with text - time the request was due",
     "TPOT": "(end-to-end - TTFT) / (tokens - 1), per request",
     "ITL": "each gap between two tokens",
-    "End-to-end": "last token - moment the request was due",
+    "End-to-end": "last token - time the request was due",
     "Prefill": "first token - first scheduled, by the server's own clock",
     "Inside all limits": "share of all requests, failed ones included, that met every per-request limit: "
-    "of each latency the highest percentile given",
+    "for each latency, that of its highest percentile in the SLO",
 }
 
 
@@ -51,11 +51,14 @@ def render(deployment: Deployment, run: Run, verdict: Verdict, versions: Mapping
 
 
 def _tiles(measured: Measured) -> list[tuple[str, str, str]]:
-    """The few numbers that a reader wants first: (name, value, unit)."""
-    found = measured.distributions
+    """The numbers that a reader needs first: (name, value, unit)."""
+    distributions = measured.distributions
     latencies = [(name, q) for name in ("ttft_ms", "tpot_ms") for q in (50, 99)]
     return [
-        *((f"{LATENCIES[name]} P{q}", wording.number(found[name].percentile(q)), "ms") for name, q in latencies),
+        *(
+            (f"{LATENCIES[name]} P{q}", wording.number(distributions[name].percentile(q)), "ms")
+            for name, q in latencies
+        ),
         ("Output", wording.number(measured.tokens_per_s), "tokens/s"),
         ("Completed", wording.number(measured.requests_per_s), "requests/s"),
     ]
@@ -64,9 +67,9 @@ def _tiles(measured: Measured) -> list[tuple[str, str, str]]:
 def _latencies(measured: Measured) -> list[dict[str, Any]]:
     rows = []
     for metric, label in {**LATENCIES, "dispatch_ms": "Generator's delay"}.items():
-        found = measured.distributions[metric]
-        if found.values:
-            numbers = [found.percentile(q) for q in (50, 90, 95, 99)]
-            numbers += [found.mean, found.values[0], found.values[-1]]
-            rows.append({"label": label, "numbers": [wording.number(n) for n in numbers], "count": len(found)})
+        distribution = measured.distributions[metric]
+        if distribution.values:
+            numbers = [distribution.percentile(q) for q in (50, 90, 95, 99)]
+            numbers += [distribution.mean, distribution.values[0], distribution.values[-1]]
+            rows.append({"label": label, "numbers": [wording.number(n) for n in numbers], "count": len(distribution)})
     return rows

@@ -23,7 +23,7 @@ STYLES = {
 
 
 def summary(verdict: Verdict, predicted: Predicted | None = None) -> RenderableType:
-    """The latencies with P50, P90, P99, what was predicted, the targets, the errors, and the verdict, for rich."""
+    """Latencies, prediction, targets, errors and verdict, for rich."""
     parts: list[RenderableType] = []
     if verdict.measured.samples:
         parts += [_latencies(verdict), *([_predicted(predicted)] if predicted else []), _targets(verdict)]
@@ -47,7 +47,7 @@ def summary_text(verdict: Verdict, width: int = 100) -> str:
 
 
 def _notes(verdict: Verdict) -> dict[str, list[str]]:
-    """Each caveat with the targets that it is about."""
+    """Each caveat with its targets."""
     notes: dict[str, list[str]] = {}
     for target in verdict.targets:
         if note := wording.note(target):
@@ -65,7 +65,7 @@ def _latencies(verdict: Verdict) -> Table:
 
 
 def _predicted(predicted: Predicted) -> Table:
-    table = _table("beside the plan", "predicted", "measured", "difference")
+    table = _table("compared with the plan", "predicted", "measured", "difference")
     for row in predicted.rows:
         values = (wording.number(row.predicted), wording.number(row.measured), wording.difference(row.difference))
         table.add_row(f"{row.label}, {row.unit}", *values)
