@@ -1,4 +1,4 @@
-"""One clock for all that is timed: steady as time.perf_counter(), and comparable between processes."""
+"""One clock for everything that is timed: steady like time.perf_counter(), and comparable between processes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def measure_epoch(wall: Callable[[], float], steady: Callable[[], float]) -> flo
 
 
 EPOCH = measure_epoch(time.time, time.perf_counter)
-"""Turns time.perf_counter() into seconds since the Unix epoch: steady within a process, and comparable between."""
+"""Add it to time.perf_counter() for seconds since the Unix epoch, which other processes can compare."""
 
 
 def now() -> float:
-    """Seconds since the Unix epoch, from the steady clock that samples are measured with."""
+    """Seconds since the Unix epoch, from the steady clock that measures samples."""
     return EPOCH + time.perf_counter()

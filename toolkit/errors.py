@@ -8,22 +8,22 @@ from pathlib import Path
 from typing import Any
 
 LONGEST_LINE = 1000
-"""Characters of a message, whatever an input holds."""
+"""Most characters of a message, whatever an input holds."""
 LONGEST_QUOTE = 200
-"""Characters of a text that a message quotes."""
+"""Most characters of a text that a message quotes."""
 
 
 class ToolkitError(Exception):
     """A mistake in an input or a failed step, for a person to read and act on.
 
-    `where` is the file (and field) concerned, `what` the value found and what was expected,
-    `hint` what to do about it. The text is always one line:
+    `where` is the file (and field), `what` is what is wrong and what was expected, `hint` is what to do. The text is
+    always one line:
 
         build_configs/x.yaml: parallel.tp: 3 does not divide num_attention_heads 64. Use 1, 2, 4, 8.
     """
 
     exit_code = 1
-    """Of the program that ends by it."""
+    """The exit code of a program that ends with this error."""
 
     def __init__(self, what: str, *, where: str | Path | None = None, hint: str | None = None) -> None:
         self.what, self.where, self.hint = what, where, hint
@@ -34,18 +34,18 @@ class ToolkitError(Exception):
 
 
 class InputRefused(ToolkitError):
-    """A request that can never succeed as sent (HTTP 400, gRPC INVALID_ARGUMENT)."""
+    """A request that can never succeed as it is (HTTP 400, gRPC INVALID_ARGUMENT)."""
 
 
 class Busy(ToolkitError):
-    """A request refused because a queue or a limit is full now; it may succeed later (HTTP 503)."""
+    """A request that is refused because a queue or a limit is full now. It may succeed later (HTTP 503)."""
 
 
 class Unreadable(ToolkitError):
-    """An input that could not be read now, as when its disk goes away; it may be later."""
+    """An input that cannot be read now, for example because its disk went away. It may be readable later."""
 
     def __init__(self, path: Path, error: OSError) -> None:
-        super().__init__(f"cannot be read: {error.strerror}", where=path, hint="Run it again when it can.")
+        super().__init__(f"cannot be read: {error.strerror}", where=path, hint="Run it again when it is readable.")
 
 
 def _line(what: str, where: str | Path | None, hint: str | None) -> str:
@@ -56,24 +56,24 @@ def _line(what: str, where: str | Path | None, hint: str | None) -> str:
 
 
 def no_permission(error: PermissionError) -> ToolkitError:
-    """The line for a file or directory that this user may not open."""
+    """The error for a file or directory that this user may not open."""
     return ToolkitError(f"cannot be opened: {error.strerror}", where=error.filename, hint="Check its permissions.")
 
 
 def cannot_use(error: OSError) -> ToolkitError:
-    """The line for a file or directory that the kernel refuses: of another user, or of a name that is too long."""
+    """The error for a file or directory that the kernel refuses, for example because its name is too long."""
     if isinstance(error, PermissionError):
         return no_permission(error)
     return ToolkitError(f"cannot be opened: {error.strerror}", where=error.filename)
 
 
 def shown(value: Any) -> str:
-    """A value out of an input as a message quotes it: short, however long or deep the value is."""
+    """A value from an input, as a message quotes it: short, however long or deep the value is."""
     return clipped(_Short().repr(value))
 
 
 def clipped(text: str, limit: int = LONGEST_QUOTE) -> str:
-    """The beginning of a text, fit for a message."""
+    """The beginning of a text, for a message."""
     text = printable(" ".join(text[: 2 * limit].split()))
     return text if len(text) <= limit else f"{text[:limit]}..."
 
@@ -90,14 +90,14 @@ class _Short(reprlib.Repr):
 
 
 def printable(text: str) -> str:
-    """Names in an input may hold anything, also what moves a terminal's cursor or cannot be encoded."""
+    """The text with unprintable characters escaped: an input may hold terminal codes and lone surrogates."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else _escaped(c) for c in text)
 
 
 def is_unicode(text: str) -> bool:
-    """False for half a character, which JSON (\\ud800) and a file's name can hold, and no request or file of UTF-8."""
+    """False for a lone surrogate, which JSON (\\ud800) and file names can hold, but UTF-8 cannot."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -109,10 +109,11 @@ _HARMFUL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u
 
 
 def harmless(text: str) -> str:
-    """A text of several lines that another program wrote, as a terminal or a page may show it: what controls the
-    cursor or the direction of writing is escaped, and so is what UTF-8 cannot hold.
+    """Another program's text of several lines, safe for a terminal or a page.
+
+    Escaped are characters that control the cursor or the direction of writing, and those that UTF-8 cannot hold.
     """
-    return _HARMFUL.sub(lambda found: _escaped(found[0]), text)
+    return _HARMFUL.sub(lambda match: _escaped(match[0]), text)
 
 
 def _escaped(character: str) -> str:

@@ -1,6 +1,4 @@
-"""Which variables are secrets: their values never stand on a command line, which every user can read (ps), and never
-in a text that is sent away.
-"""
+"""Finds secrets, so that no command line (which every user can read) and no text that is sent away holds one."""
 
 from __future__ import annotations
 
@@ -13,26 +11,26 @@ from urllib.parse import quote
 _WORD = r"(?:TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|(?:API|ACCESS|PRIVATE|SECRET)[_-]?KEY)"
 _SECRET = rf"[A-Za-z0-9_]*?{_WORD}"
 SHORTEST_SECRET = 8
-"""A secret of fewer characters is found in a text by chance."""
+"""Fewest characters of a secret: a shorter value occurs in texts by chance."""
 INSTEAD = "[secret]"
 
 _VALUE = r"""(?:"(?:\\.|[^"\\\n])*"|'[^'\n]*'|(?:\\.|[^\s"',;(){}\[\]\\])+)"""
 _ASSIGNED = re.compile(rf"""({_WORD})((?:\\?["'])?[ \t]*[=:][ \t]*)({_VALUE})""", re.IGNORECASE)
-"""HF_TOKEN=x, "hf_token": "x", hf_token: x; also in JSON that is text in JSON."""
+"""HF_TOKEN=x, "hf_token": "x", hf_token: x; also in JSON that is a string in JSON."""
 _OPTION = re.compile(rf"""(--(?=[a-z])[a-z0-9_-]{{0,40}}{_WORD}["']?,?\s+)({_VALUE})""", re.IGNORECASE)
 """--hf-token x; "--hf-token", "x"."""
 _PARAMETER = re.compile(rf"""({_WORD}"\s*value:?\s*\{{\s*string_value:\s*)({_VALUE})""", re.IGNORECASE)
-"""A parameter of a config.pbtxt."""
+"""A parameter in a config.pbtxt."""
 _SAID = re.compile(
     rf"""(?<![A-Za-z0-9_-])((?:[a-z0-9]+[_-])*(?:key|pass|passphrase|pwd)(?:\\?["'])?[ \t]*[:=][ \t]*)"""
     rf"""(?!"[^"\n]*"[\s,]*value\b)({_VALUE})""",
     re.IGNORECASE,
 )
-"""my key: x, "pass": "x"; not key: "name" value: ..., a parameter of a config.pbtxt."""
+"""my key: x, "pass": "x"; but not key: "name" value: ..., a parameter in a config.pbtxt."""
 _SAID_NAME = re.compile(r"(?:^|[ _-])pass(?:phrase)?$|[ _-]key$", re.IGNORECASE)
-"""The same of a name in JSON, where key alone is a word for many things."""
+"""The same for a name in JSON, where "key" alone has many meanings."""
 _QUERY = re.compile(r"""(://[^\s"'<>?]+\?)[^\s"'<>]+""")
-"""What follows the ? of a URL: signatures and tokens."""
+"""The query of a URL: signatures and tokens."""
 _SHAPES = re.compile(
     r"hf_(?=[A-Za-z]*[0-9A-Z])[A-Za-z0-9]{8,}|nvapi-[\w-]{8,}|gh[pousr]_\w{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}"
     r"|\bsk-[\w-]{16,}|\bxox[abprs]-[\w-]{10,}|\bAKIA[0-9A-Z]{16}\b|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"
@@ -40,26 +38,26 @@ _SHAPES = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
     re.DOTALL,
 )
-"""What is a secret by its form, whatever it is called. hf_transfer is not: it is a package."""
+"""Secrets by their form, whatever their name is. hf_transfer is a package, not a secret."""
 _OF_TEXT = re.compile(r"(?:bos|eos|pad|unk|sep|cls|mask|(?:time_to_)?first)_token$", re.IGNORECASE)
-"""Tokens that a tokenizer has and a load test measures."""
+"""Tokens of a tokenizer, and those that a load test measures."""
 _NUMBER = re.compile(r"[-+0-9.,e]+|true|false|null|none", re.IGNORECASE)
 
 
 def is_secret(name: str) -> bool:
-    """Whether a variable of this name holds a secret, as HF_TOKEN and NGC_API_KEY do."""
+    """Whether a variable with this name holds a secret, for example HF_TOKEN or NGC_API_KEY."""
     return re.fullmatch(_SECRET, name, re.IGNORECASE) is not None
 
 
 def tells_a_secret(argument: str) -> str | None:
-    """The name of the secret whose value an argument has, as `HF_TOKEN=...` or `--env=HF_TOKEN=...`."""
-    found = re.search(rf"(?<![A-Za-z0-9_])({_SECRET})=.", argument, re.IGNORECASE)
-    return found[1] if found else None
+    """The name of the secret whose value an argument holds, as in `HF_TOKEN=...` or `--env=HF_TOKEN=...`."""
+    match = re.search(rf"(?<![A-Za-z0-9_])({_SECRET})=.", argument, re.IGNORECASE)
+    return match[1] if match else None
 
 
 class Scrubber:
-    """Takes secrets out of texts: the values of the variables that are secrets, whatever is assigned to a name of a
-    secret, and what has the form of one. Rather too much than too little.
+    """Removes secrets from texts: the values of secret variables, what is assigned to the name of a secret, and what
+    has the form of a secret. It removes rather too much than too little.
     """
 
     def __init__(self, variables: Mapping[str, str]) -> None:
@@ -74,7 +72,7 @@ class Scrubber:
         return _PARAMETER.sub(_hidden, _OPTION.sub(_hidden, text))
 
     def data(self, value: Any) -> Any:
-        """The same of everything in what JSON holds."""
+        """The JSON value with all secrets removed."""
         if isinstance(value, dict):
             return {
                 self.text(name): INSTEAD if isinstance(inner, str) and _names_a_secret(name) else self.data(inner)
@@ -86,7 +84,7 @@ class Scrubber:
 
 
 def _forms(value: str) -> Iterator[str]:
-    """A value as it may stand in a text, in JSON in a text, or in a URL; of several lines, as of a key, each."""
+    """The forms of a value in a text, in JSON in a text, and in a URL. Each line of a long value (a key) counts too."""
     for part in (value.strip(), *value.splitlines()):
         if len(part) >= SHORTEST_SECRET:
             yield from (part, json.dumps(part)[1:-1], json.dumps(part, ensure_ascii=False)[1:-1], quote(part, safe=""))
@@ -96,23 +94,23 @@ def _names_a_secret(name: str) -> bool:
     return (is_secret(name) and not _OF_TEXT.match(name)) or _SAID_NAME.search(name) is not None
 
 
-def _without_value(found: re.Match[str]) -> str:
-    start, between, value = found.start(), found[2], found[3]
-    if _OF_TEXT.search(found.string, max(0, start - 10), found.end(1)) or (":" in between and _NUMBER.fullmatch(value)):
-        return found[0]
-    return found[1] + between + _quoted(value)
+def _without_value(match: re.Match[str]) -> str:
+    start, between, value = match.start(), match[2], match[3]
+    if _OF_TEXT.search(match.string, max(0, start - 10), match.end(1)) or (":" in between and _NUMBER.fullmatch(value)):
+        return match[0]
+    return match[1] + between + _quoted(value)
 
 
-def _without_value_said(found: re.Match[str]) -> str:
-    is_folder = found[2].startswith("/") and "pwd" in found[1].lower()
-    return found[0] if is_folder or _NUMBER.fullmatch(found[2]) else _hidden(found)
+def _without_value_said(match: re.Match[str]) -> str:
+    is_folder = match[2].startswith("/") and "pwd" in match[1].lower()
+    return match[0] if is_folder or _NUMBER.fullmatch(match[2]) else _hidden(match)
 
 
-def _hidden(found: re.Match[str]) -> str:
-    return found[1] + _quoted(found[2])
+def _hidden(match: re.Match[str]) -> str:
+    return match[1] + _quoted(match[2])
 
 
 def _quoted(value: str) -> str:
-    """In the quotation marks that the value has."""
+    """The placeholder, in the quotation marks that the value has."""
     mark = value[0] if value[0] in "\"'" else ""
     return f"{mark}{INSTEAD}{mark}"

@@ -112,9 +112,7 @@ def test_so_many_requests_as_the_workload_says_and_only_these_are_judged(deploym
     file = trace(*(line(1000 * n) for n in range(10)), line(10_000, 9000), line(500, hash_ids=[1]))
     traffic = traffic_of(deployment(arrivals="trace", trace=str(file), requests=10))
     assert len(traffic.requests) == 10 and traffic.shares_prefixes
-    with pytest.raises(
-        ToolkitError, match=r"trace.jsonl:11: 9000 prompt \+ 5 output tokens are more than .* 8192\. Raise"
-    ):
+    with pytest.raises(ToolkitError, match=r"trace.jsonl:11: 9000 prompt \+ 5 output tokens are more .* 8192\. Raise"):
         traffic_of(deployment(arrivals="trace", trace=str(file)))
 
 

@@ -1,4 +1,4 @@
-"""Settings changed in the text of a YAML file: its comments and its order stay."""
+"""Changes settings in the text of a YAML file, and keeps its comments and order."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write_edited(
 
 
 def check_free(target: Path, force: bool) -> None:
-    """Raise a ToolkitError where `write_edited` could not write: to be called before long work."""
+    """Raise a ToolkitError if `write_edited` cannot write. Call it before long work."""
     if target.exists() and not force:
         raise ToolkitError("is already there", where=target, hint="Give another FILE, or --force to replace it.")
     check_writable(target)
@@ -70,14 +70,14 @@ def _plain(value: Any) -> Any:
 
 
 def edited(text: str, changes: Mapping[str, Any]) -> str:
-    """The text with "section.key" set to other values. Where that cannot be done in place, the whole text anew."""
+    """The text with "section.key" set to other values: in place if that is possible, else the whole text anew."""
     wanted = changed(parse_yaml(text), dict(changes))
     found = text if text.endswith("\n") else f"{text}\n"
     for name, value in changes.items():
         found = _with(found, name.split(".", 1), value)
     try:
         same = parse_yaml(found) == wanted
-    except ValueError:  # of a form that is not known here: anchors, tags
+    except ValueError:  # a form that is unknown here: anchors, tags
         same = False
     return found if same else yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True)
 

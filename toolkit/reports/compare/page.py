@@ -65,13 +65,13 @@ def _differences(comparison: Comparison, keys: tuple[Key, ...]) -> Chart:
                 axes.plot(change.percent, at, "o", color=colour, markersize=5, fillstyle="full" if sure else "none")
         axes.set_yticks(range(len(rows)), [row.label for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.set_xlabel("difference to A, %")
+        axes.set_xlabel("difference from A, %")
         axes.tick_params(axis="y", length=0)
 
     size = (10.6, 0.8 + 0.26 * len(rows) * max(1.0, 0.6 * (len(keys) - 1)))
     caption = "A bar is the 95 % interval. A full circle: the difference is significant. "
     caption += "Latencies are better to the left, rates to the right."
-    return Chart("Differences to A", caption, svg(draw, size, "differences"), wide=True, keys=keys[1:])
+    return Chart("Differences from A", caption, svg(draw, size, "differences"), wide=True, keys=keys[1:])
 
 
 def _shares(comparison: Comparison, keys: tuple[Key, ...]) -> list[Chart]:
