@@ -21,7 +21,7 @@ from toolkit.config.sections import (
     Hardware,
     KvCache,
     Limits,
-    Load,
+    LoadTest,
     LoosePath,
     Model,
     Parallel,
@@ -76,7 +76,7 @@ class Deployment(Section):
     runtime: Runtime = Runtime()
     slo: Slo = Slo()
     workload: Workload = Workload()
-    loadtest: Load = Load()
+    loadtest: LoadTest = LoadTest()
     gateway: Gateway = Gateway()
     recovery: Recovery = Recovery()
     output: LoosePath

@@ -239,7 +239,7 @@ class Workload(Section):
         return {"arrivals": "trace", **value}
 
 
-class Stage(Section):
+class RateStage(Section):
     """One stage of a staged load: a rate for a time."""
 
     rate: PositiveFloat
@@ -277,7 +277,7 @@ class LoadWorkload(Workload):
     """Requests per conversation. Each contains the earlier ones and their answers."""
     think_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Pause from the end of an answer to the next turn."""
-    stages: Annotated[tuple[Stage, ...], Field(strict=False)] | None = None
+    stages: Annotated[tuple[RateStage, ...], Field(strict=False)] | None = None
     ramp: Ramp | None = None
     spike: Spike | None = None
 
@@ -299,7 +299,7 @@ class LoadWorkload(Workload):
         return filled
 
 
-class Load(Section):
+class LoadTest(Section):
     """The load test: `users` requests at a time. Each user sends the next one when the last one has ended."""
 
     users: Positive = 8
