@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +31,8 @@ SHARES = {OPENAI: 2, TRITON_HTTP: 1, TRITON_GRPC: 1}
 SCHEMES = {OPENAI: "openai+", TRITON_HTTP: "", TRITON_GRPC: ""}
 QUIET_AT_ONCE = 4
 DEADLINE_S = 120.0
-FULL_IN_GRPC = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
+FULL_IN_GRPC = re.compile("UNAVAILABLE|RESOURCE_EXHAUSTED|Maximum queue size")
+"""What an error of gRPC says when the same request may succeed later. Those within a stream have no code."""
 SINCE_1970 = time.time() - time.perf_counter()
 """The client's moments are of perf_counter; those of toolkit up are seconds since 1970."""
 Texts = Mapping[tuple[str, int], str]
@@ -70,7 +72,7 @@ class Clients:
                 text += event.text
         except ServerError as failure:
             error, status, again = str(failure), failure.status, failure.retry_after
-            if api == TRITON_GRPC and any(name in failure.what for name in FULL_IN_GRPC):
+            if api == TRITON_GRPC and FULL_IN_GRPC.search(failure.what):
                 status = 503
         except ToolkitError as failure:
             error = str(failure)

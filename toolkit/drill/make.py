@@ -11,7 +11,6 @@ from contextlib import closing
 from toolkit.config.deployment import Deployment
 from toolkit.drill import poison
 from toolkit.drill.node import alive, part_of, send, supervisor, worker_of
-from toolkit.drill.promise import LEFT_S
 from toolkit.drill.request import Outcome, Request
 from toolkit.drill.scene import Scene
 from toolkit.gateway.door import door_url
@@ -24,7 +23,7 @@ BURST = 1.5
 """Requests at once to each API, compared with those that the door lets in."""
 SHORT = 8
 """Tokens of an answer where many requests are sent at once."""
-LEAVING = 6
+LEAVING, LEFT_LIMIT_S = 6, 30.0
 STOPPED_S, RUNNING_S = 0.3, 0.3
 IN_A_WINDOW = 10
 """Requests of the load in a window with poison, and in one without."""
@@ -197,7 +196,12 @@ def stop_all(scene: Scene) -> None:
 
 def clients_leave(scene: Scene) -> None:
     """Begin streams whose clients close the connection after the first token."""
+
+    def idle() -> bool:
+        return not any(map(scene.node.running, scene.node.replicas))
+
     threads = []
+    scene.until(idle)  # of the drill before, something may still run
     tokens = scene.deployment.limits.max_seq_len // 2
     for number in range(LEAVING):
         api = scene.clients.apis[number % len(scene.clients.apis)]
@@ -206,8 +210,7 @@ def clients_leave(scene: Scene) -> None:
     for thread in threads:
         thread.join()
     scene.begin(f"{len(threads)} clients left after the first of {tokens} tokens")
-    idle = scene.until(lambda: not any(map(scene.node.running, scene.node.replicas)), 10 * LEFT_S)
-    scene.extra["running_s"] = time.time() - scene.hit if idle else None
+    scene.extra["running_s"] = time.time() - scene.hit if scene.until(idle, LEFT_LIMIT_S) else None
 
 
 def _leave(scene: Scene, api: str, number: int, tokens: int) -> None:
