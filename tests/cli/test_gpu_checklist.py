@@ -10,8 +10,10 @@ from pathlib import Path
 import click
 import pytest
 
+from tests.commands import toolkit
 from toolkit.cli.main import COMMANDS, cli
 from toolkit.config.load import load_deployment
+from toolkit.plan.what_if import load_changed
 from toolkit.runtime.images import image
 from toolkit.sizing.host import plan_host, rank_bytes
 
@@ -51,6 +53,27 @@ def test_the_command_its_options_and_its_yaml_exist(arguments: tuple[str, ...]) 
     found = command.make_context(arguments[0], list(arguments[1:])).params  # as when it is typed, but nothing runs
     if config := found.get("config"):
         assert (ROOT / config).is_file() or str(config).endswith("-pytorch.yaml"), config
+
+
+@pytest.mark.parametrize("settings", [used for used in sorted(set(typed())) if "--what-if" in used], ids=" ".join)
+def test_what_it_plans_can_be_planned(settings: tuple[str, ...]) -> None:
+    load_changed(ROOT / settings[1], settings=[setting for setting in settings if "=" in setting])
+
+
+@pytest.mark.slow
+def test_predictions_are_those_of_the_plan() -> None:
+    """The table of step 5, which measurements of that day are compared with."""
+    (command,) = {used for used in typed() if "--what-if" in used}
+    printed = [
+        toolkit("plan", f"build_configs/llama3-70b-h100-{name}-fp16.yaml", *command[2:]).stdout
+        for name in ("pp4tp2", "tp8", "2xtp4")
+    ]
+    rates = [re.search(r"^Requests/s +≥ 8 +(\d+)", plan, re.MULTILINE)[1] for plan in printed]
+    assert f"| Requests/s | {' | '.join(rates)} |" in PAGE
+    for metric in ("TTFT", "TPOT"):
+        rows = [re.search(rf"^{metric} .*", plan, re.MULTILINE)[0] for plan in printed]
+        figures = [re.findall(r"(?<= )[\d,]+(?= |$)", re.sub(r"\(.*?\)", "", row)) for row in rows]
+        assert f"| {metric} P50 / P99, ms | {' | '.join(f'{p50} / {p99}' for p50, _, p99 in figures)} |" in PAGE
 
 
 def test_paths_follow_from_the_yamls() -> None:
