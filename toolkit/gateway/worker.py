@@ -171,19 +171,21 @@ async def _first(*waits: Coroutine[Any, Any, Any]) -> int:
 async def _until_stopped(answer: AsyncIterator[Tokens], context: Any) -> AsyncIterator[Tokens]:
     """The pieces until the client leaves; then the request ends in the engine, too."""
     stopped = asyncio.ensure_future(context.async_killed_or_stopped())
+    piece: asyncio.Future[Tokens] = asyncio.ensure_future(anext(answer))
     try:
         while True:
-            piece = asyncio.ensure_future(anext(answer))
             await asyncio.wait([piece, stopped], return_when=asyncio.FIRST_COMPLETED)
             if not piece.done():
-                piece.cancel()
                 return
             try:
                 yield piece.result()
             except StopAsyncIteration:
                 return
+            piece = asyncio.ensure_future(anext(answer))
     finally:
         stopped.cancel()
+        piece.cancel()
+        await asyncio.wait([piece])  # a generator that still runs cannot be closed
         await answer.aclose()  # type: ignore[attr-defined]
 
 
