@@ -88,7 +88,7 @@ def test_rooms_and_files_of_the_tour_exist() -> None:
         parents = [ROOT, ROOT / "toolkit", *(ROOT / "toolkit" / room for room in rooms)]
         for room in rooms:
             assert any((parent / room).is_dir() for parent in parents), f"{room}/: {item}"
-        folders = [ROOT, *(parent / room for parent in parents for room in rooms)]
+        folders = [ROOT, ROOT / "toolkit", *(parent / room for parent in parents for room in rooms)]
         for name in (name for name in quoted if name.endswith((".py", ".yaml"))):
             assert any(list(folder.glob(name)) for folder in folders), f"{name}: {item}"
             named += 1
