@@ -76,7 +76,7 @@ test-fast: install
 coverage: install
 	$(RUN) pytest $(SHARED) --cov --cov-report term:skip-covered
 
-# Spoilt files of every kind, other ones each time; the fast tests try a few, the same each time.
+# Spoilt files of every kind, other ones each time; make test tries a few, the same each time.
 fuzz: install
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(RUN) pytest tests/fuzz --timeout 0 --numprocesses auto --maxprocesses 8
 

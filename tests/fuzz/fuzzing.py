@@ -1,6 +1,6 @@
 """What every fuzz test shares: how inputs are spoilt, and what must hold of whatever reads them.
 
-The fast tests try a few seeded examples of each kind. `make fuzz` tries many more, others each time:
+`make test` tries a few seeded examples of each kind. `make fuzz` tries many more, others each time:
 FUZZ_EXAMPLES is the number of examples of each test.
 """
 
@@ -44,7 +44,7 @@ strange |= st.text(max_size=20)
 
 
 def examples(few: int) -> settings:
-    """Seeded, and always the same, for the fast tests; `make fuzz` sets another number."""
+    """Seeded, and always the same, for `make test`; `make fuzz` sets another number."""
     return settings(
         max_examples=MANY or few,
         derandomize=not MANY,

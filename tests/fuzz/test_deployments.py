@@ -18,6 +18,8 @@ from toolkit.sizing.memory import plan_memory
 
 from .fuzzing import changed, checked, damaged, examples, strange
 
+pytestmark = pytest.mark.thorough
+
 FILES = sorted((Path(__file__).parents[2] / "build_configs").glob("*.yaml"))
 TEXTS = {file.name: file.read_text() for file in FILES}
 CONTENTS = {name: yaml.safe_load(text) for name, text in TEXTS.items()}

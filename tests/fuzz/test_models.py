@@ -25,6 +25,8 @@ from toolkit.workload.words import Writer
 
 from .fuzzing import JSON_PIECES, changed, checked, damaged, examples
 
+pytestmark = pytest.mark.thorough
+
 TINY = Path(__file__).parents[2] / "build_configs/tiny-llama-rehearsal.yaml"
 SIZES = {"vocab_size": 24, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
 SIZES |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 32}

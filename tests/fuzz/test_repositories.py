@@ -17,6 +17,8 @@ from tests.lint.repositories import FLAGSHIP, write_repository
 
 from .fuzzing import JSON_PIECES, TEXTS, changed, checked, damaged, examples, printed
 
+pytestmark = pytest.mark.thorough
+
 PIECES = [*JSON_PIECES, b"parameters {", b"}", b'key: "a"', b"value: {", b"input [{", b"999999999999", b"-1", b"${x}"]
 PIECES += [b"string_value: ", b"dims: [ -1 ]", b"data_type: TYPE_STRING", b"max_batch_size: ", b"\n", b"#", b'"\\xff"']
 PIECES += [b"&a ", b"*a", b"<<: *a", b": ", b"- ", b"1:1:1", b"\x1b[31m", b"kv_cache_config:", b"model: /dev/zero\n"]

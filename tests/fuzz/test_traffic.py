@@ -19,6 +19,8 @@ from toolkit.workload.trace_forms import COLUMNS, LINES, form_of
 
 from .fuzzing import JSON_PIECES, changed, checked, damaged, examples, strange
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[2]
 WORKLOADS = [yaml.safe_load(file.read_text()) for file in sorted((ROOT / "loadtest/workloads").glob("*.yaml"))]
 WORKLOADS += [

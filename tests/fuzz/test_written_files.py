@@ -27,6 +27,8 @@ from toolkit.steptimes import calibration
 
 from .fuzzing import JSON_PIECES, MANY, changed, checked, damaged, examples, printed
 
+pytestmark = pytest.mark.thorough
+
 TINY = Path(__file__).parents[2] / "build_configs/tiny-llama-rehearsal.yaml"
 LOCK = {
     "stage": "thing",

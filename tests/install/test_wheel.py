@@ -88,7 +88,7 @@ def test_its_steps_are_measured(everything, repository) -> None:
 def test_without_extras_it_plans_and_lints(everything, repository, wheel, tmp_path) -> None:
     alone = make(tmp_path / "environment", everything.work, wheel)
     assert not (alone.packages / "torch").exists()
-    alone.succeed("plan", "build_configs/llama3-70b-h100-tp8-fp16.yaml", "--what-if", "workload.requests=60")
+    alone.succeed("plan", "build_configs/llama3-70b-h100-tp8-fp16.yaml")
     alone.succeed("build", "--dry-run", FLAGSHIP)
     alone.succeed("lint", repository)
     assert install("rehearsal") in " ".join(alone.toolkit("doctor", CONFIG).stdout.split())

@@ -56,7 +56,7 @@ def llama(tmp_path) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("plan", QUICK, "--what-if", "workload.requests=60"),
+        pytest.param(("plan", QUICK), marks=pytest.mark.thorough),
         ("plan", "tiny.yaml"),
         pytest.param(("init", "llama", "--gpus", "1", "--workload", "rag-4k"), marks=pytest.mark.thorough),
         ("build", "--dry-run", FLAGSHIP),
