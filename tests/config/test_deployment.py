@@ -257,3 +257,12 @@ def test_replicas_apart() -> None:
     assert second.run_dir == deployment.run_dir / "replica1"
     assert second.per_replica() == (second,), "it has no replicas of its own"
     assert (deployment.all_ranks, second.all_ranks) == (8, 4)
+
+
+def test_the_limits_of_a_metric_in_rising_order(tmp_path: Path) -> None:
+    content = yaml.safe_load(FLAGSHIP.read_text()) | {"slo": {"ttft_ms": {"p99": 500, "p50": 200}}}
+    slo = load(tmp_path, content).slo
+    assert slo.percentiles("ttft_ms") == [(50, 200.0), (99, 500.0)]
+    assert slo.percentiles("tpot_ms") == []
+    with pytest.raises(AttributeError):
+        slo.percentiles("tftt_ms")

@@ -78,6 +78,13 @@ def test_what_was_written_gives_the_same_verdict_when_read(deployment):
     assert any(math.isinf(target.measured or 0) for target in told.targets)
 
 
+def test_a_verdict_that_is_read_is_not_computed_again(deployment, monkeypatch):
+    """It takes seconds: a command that judged a run hands its verdict on."""
+    verdict = report.write(deployment, run_of())
+    monkeypatch.setattr(report, "judge", lambda *_, **__: pytest.fail("judged again"))
+    assert report.read_judged(deployment)[1].reason == verdict.reason
+
+
 def test_json_has_no_infinity_and_keeps_the_circumstances(deployment):
     report.write(deployment, run_of(*(failed(due=2) for _ in range(30)), cut_short="stopped after 154 of 200 requests"))
     text = written(deployment, "report.json")

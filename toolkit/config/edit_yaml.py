@@ -46,9 +46,9 @@ def check_free(target: Path, force: bool) -> None:
 
 
 def _absolute(content: dict[str, Any], source: Path) -> dict[str, Any]:
-    """The relative paths of a YAML that is to be in another folder, by "section.key"."""
+    """The relative paths of a YAML that moves to another folder, made absolute, by "section.key"."""
     resolved: dict[str, Any] = _plain(absolute_paths(content, source))
-    found = {
+    paths = {
         f"{section}.{key}": value
         for section, block in resolved.items()
         if isinstance(block, dict)
@@ -56,12 +56,12 @@ def _absolute(content: dict[str, Any], source: Path) -> dict[str, Any]:
         if value != content[section][key]
     }
     if "output" in content:
-        found["output"] = str(absolute_path(content["output"], source, "output"))
-    return found
+        paths["output"] = str(absolute_path(content["output"], source, "output"))
+    return paths
 
 
 def _plain(value: Any) -> Any:
-    """The same with text in the place of paths."""
+    """The value with each path as text."""
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -71,15 +71,15 @@ def _plain(value: Any) -> Any:
 
 def edited(text: str, changes: Mapping[str, Any]) -> str:
     """The text with "section.key" set to other values: in place if that is possible, else the whole text anew."""
-    wanted = changed(parse_yaml(text), dict(changes))
-    found = text if text.endswith("\n") else f"{text}\n"
+    content = changed(parse_yaml(text), dict(changes))
+    in_place = text if text.endswith("\n") else f"{text}\n"
     for name, value in changes.items():
-        found = _with(found, name.split(".", 1), value)
+        in_place = _with(in_place, name.split(".", 1), value)
     try:
-        same = parse_yaml(found) == wanted
+        same = parse_yaml(in_place) == content
     except ValueError:  # a form that is unknown here: anchors, tags
         same = False
-    return found if same else yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True)
+    return in_place if same else yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def inline(value: Any) -> str:
@@ -88,7 +88,7 @@ def inline(value: Any) -> str:
 
 
 def _with(text: str, keys: list[str], value: Any) -> str:
-    """The text with one value changed, or added at the end of the deepest block that is there."""
+    """The text with one value changed, or added at the end of the deepest block that exists."""
     node = compose_yaml(text)
     while isinstance(node, yaml.MappingNode) and node.value:
         inner = next((inner for key, inner in node.value if key.value == keys[0]), None)
@@ -101,7 +101,7 @@ def _with(text: str, keys: list[str], value: Any) -> str:
 
 
 def _replaced(text: str, node: yaml.Node, value: Any) -> str:
-    """A block ends where the next key begins: what is between (comments, empty lines) is not part of its value."""
+    """Replace a value. A block reaches to the next key, but comments and empty lines at its end are not its value."""
     start, end = node.start_mark.index, node.end_mark.index
     if isinstance(node, yaml.CollectionNode) and not node.flow_style:
         start = len(text[:start].rstrip())
