@@ -76,12 +76,12 @@ def assert_ranks(deployment, state, dtype=torch.float16, tied=False):
         ["config.json", "lock.json", "numbers.json", *(f"rank{n}.safetensors" for n in range(tp * pp))]
     )
     for rank in range(tp * pp):
-        found = load_file(deployment.checkpoint_dir / f"rank{rank}.safetensors")
+        tensors = load_file(deployment.checkpoint_dir / f"rank{rank}.safetensors")
         expected = expected_rank(state, tp, pp, rank, tied)
-        assert found.keys() == expected.keys()
+        assert tensors.keys() == expected.keys()
         for name, tensor in expected.items():
-            assert found[name].dtype == dtype
-            assert torch.equal(found[name], tensor.to(dtype)), (rank, name)
+            assert tensors[name].dtype == dtype
+            assert torch.equal(tensors[name], tensor.to(dtype)), (rank, name)
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ def in_metas_order(weight: torch.Tensor) -> torch.Tensor:
 
 def meta_tensors(state: dict, embedding_axis: int = 0) -> dict[str, tuple[torch.Tensor, int | None]]:
     """By Meta's name: the whole tensor, and the axis along which the ranks share it."""
-    found = {
+    whole = {
         "tok_embeddings.weight": (state["model.embed_tokens.weight"], embedding_axis),
         "norm.weight": (state["model.norm.weight"], None),
         "output.weight": (state["lm_head.weight"], 0),
@@ -58,8 +58,8 @@ def meta_tensors(state: dict, embedding_axis: int = 0) -> dict[str, tuple[torch.
         for name, (theirs, axis) in LAYER.items():
             weight = state[f"model.layers.{layer}.{theirs}.weight"]
             weight = in_metas_order(weight) if name in ("attention.wq", "attention.wk") else weight
-            found[f"layers.{layer}.{name}.weight"] = (weight, axis)
-    return found
+            whole[f"layers.{layer}.{name}.weight"] = (weight, axis)
+    return whole
 
 
 def write_meta(directory: Path, tensors: dict, ranks: int, **params) -> Path:
@@ -132,9 +132,9 @@ def test_the_checkpoint_is_that_of_hugging_faces_form(hugging_face, tmp_path, de
     expected = {rank: load_file(from_hugging_face.checkpoint_dir / f"rank{rank}.safetensors") for rank in range(4)}
     assert convert(from_meta) is True
     for rank, tensors in expected.items():
-        found = load_file(from_meta.checkpoint_dir / f"rank{rank}.safetensors")
-        assert found.keys() == tensors.keys()
-        assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+        from_meta_tensors = load_file(from_meta.checkpoint_dir / f"rank{rank}.safetensors")
+        assert from_meta_tensors.keys() == tensors.keys()
+        assert all(torch.equal(from_meta_tensors[name], tensor) for name, tensor in tensors.items())
     assert convert(from_meta) is False
 
 

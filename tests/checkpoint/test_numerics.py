@@ -43,13 +43,13 @@ def test_counts_are_those_of_torchs_cast(spelling, target):
 
     finite, tiny = values.isfinite(), torch.finfo(after.dtype).smallest_normal
     narrower = DTYPES[spelling] != target and target != "float32"
-    found = caster.numbers
-    assert found.elements == values.numel()
-    assert found.not_finite == (~finite).sum()
-    assert found.overflow == (finite & ~after.isfinite()).sum()
-    assert found.subnormal == (((after != 0) & (after.abs() < tiny)).sum() if narrower else 0)
-    assert found.zero == (((values != 0) & (after == 0)).sum() if narrower else 0)
-    assert found.max_abs == values[finite].abs().max()
+    numbers = caster.numbers
+    assert numbers.elements == values.numel()
+    assert numbers.not_finite == (~finite).sum()
+    assert numbers.overflow == (finite & ~after.isfinite()).sum()
+    assert numbers.subnormal == (((after != 0) & (after.abs() < tiny)).sum() if narrower else 0)
+    assert numbers.zero == (((values != 0) & (after == 0)).sum() if narrower else 0)
+    assert numbers.max_abs == values[finite].abs().max()
 
 
 def test_numbers_add_up_over_blocks():

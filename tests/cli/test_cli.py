@@ -37,8 +37,8 @@ def test_help_imports_nothing_heavy() -> None:
         "result = CliRunner().invoke(cli, ['--help']); assert result.exit_code == 0, result\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules])"
     )
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -96,7 +96,7 @@ def test_more_load_processes_than_the_machine_can_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("--http", "--grpc"), "--http and --grpc contradict each other. Give one of them."),
         (("--find-capacity", "--sweep", "1"), "--find-capacity cannot be combined with --sweep."),
@@ -110,10 +110,10 @@ def test_more_load_processes_than_the_machine_can_run() -> None:
         ),
     ],
 )
-def test_options_of_a_load_test_that_contradict_each_other(options: tuple[str, ...], said: str) -> None:
+def test_options_of_a_load_test_that_contradict_each_other(options: tuple[str, ...], message: str) -> None:
     result = toolkit("loadtest", "build_configs/tiny-llama-rehearsal.yaml", *options)
     assert (result.returncode, result.stdout) == (3, "")
-    assert result.stderr.endswith(f"Error: {said}\n")
+    assert result.stderr.endswith(f"Error: {message}\n")
 
 
 def test_a_question_goes_over_one_protocol() -> None:

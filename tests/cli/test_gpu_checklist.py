@@ -28,8 +28,8 @@ def typed() -> Iterator[tuple[str, ...]]:
     variables: dict[str, str] = {}
     for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL):
         for line in block.splitlines():
-            if given := re.fullmatch(r"([A-Z])=(\S+)", line):
-                variables[given[1]] = given[2]
+            if match := re.fullmatch(r"([A-Z])=(\S+)", line):
+                variables[match[1]] = match[2]
             line = re.sub(r"\$([A-Z])\b", lambda name: variables[name[1]], line)
             if line.startswith("toolkit "):
                 yield tuple(word for word in shlex.split(line.partition(" > ")[0])[1:])
@@ -50,8 +50,8 @@ def test_the_command_its_options_and_its_yaml_exist(arguments: tuple[str, ...]) 
         return
     command = cli.get_command(click.Context(cli), arguments[0])
     assert command is not None, arguments[0]
-    found = command.make_context(arguments[0], list(arguments[1:])).params  # as when it is typed, but nothing runs
-    if config := found.get("config"):
+    parameters = command.make_context(arguments[0], list(arguments[1:])).params  # as when it is typed, but nothing runs
+    if config := parameters.get("config"):
         assert (ROOT / config).is_file() or str(config).endswith("-pytorch.yaml"), config
 
 

@@ -23,8 +23,8 @@ def test_what_the_yaml_says_is_the_budget(deploy):
 def test_bytes_over_rate(on_gpus, monkeypatch):
     engines(on_gpus, 30 * 10**9, 30 * 10**9)
     monkeypatch.setattr(budget, "measured_rate", lambda file: 1.2e9 if file.name == "rank0.engine" else None)
-    found = startup_budget(on_gpus)
-    assert (found.seconds, str(found)) == (220, "220 s = 60.0 GB at 1.2 GB/s x 2 + 120 s")
+    startup = startup_budget(on_gpus)
+    assert (startup.seconds, str(startup)) == (220, "220 s = 60.0 GB at 1.2 GB/s x 2 + 120 s")
 
 
 def test_without_a_measurement_a_slow_disk_is_assumed(on_gpus):

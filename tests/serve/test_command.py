@@ -82,11 +82,11 @@ def blocks(arguments: list[Part]) -> list[list[str]]:
 def test_one_block_a_rank(deploy, tp, pp):
     deployment = deploy(tp=tp, pp=pp, host="10.1.2.3")
     server = TritonServer(Path("/opt/t"), Path("/opt/backends"))
-    found = blocks(command_line(deployment, server, Mpirun(Path("mpirun"), (5, 0)), RUN))
-    assert len(found) == tp * pp
-    prefixes = {next(word for word in block if "shm-region-prefix-name=" in word) for block in found}
-    assert len(prefixes) == len(found) and all("1a2b3c4d" in prefix for prefix in prefixes)
-    for rank, block in enumerate(found):
+    rank_blocks = blocks(command_line(deployment, server, Mpirun(Path("mpirun"), (5, 0)), RUN))
+    assert len(rank_blocks) == tp * pp
+    prefixes = {next(word for word in block if "shm-region-prefix-name=" in word) for block in rank_blocks}
+    assert len(prefixes) == len(rank_blocks) and all("1a2b3c4d" in prefix for prefix in prefixes)
+    for rank, block in enumerate(rank_blocks):
         assert block[:2] == ["1", "/opt/t"]
         assert ("--load-model=tensorrt_llm" in block) == ("--model-control-mode=explicit" in block) == (rank > 0)
         for protocol in ("http", "grpc", "metrics"):

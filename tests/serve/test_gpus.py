@@ -84,8 +84,8 @@ def make(tmp_path, tiny_llama, node) -> Callable[..., Deployment]:
         (deployment.engine_dir / "config.json").write_text(json.dumps(config))
         (deployment.engine_dir / "rank0.engine").write_bytes(b"x" * 2000)
         (deployment.repository_dir / "tensorrt_llm").mkdir(parents=True)
-        told = f'parameters {{ key: "gpt_model_path" value {{ string_value: "{deployment.engine_dir}" }} }}\n'
-        (deployment.repository_dir / "tensorrt_llm" / "config.pbtxt").write_text(told)
+        pbtxt = f'parameters {{ key: "gpt_model_path" value {{ string_value: "{deployment.engine_dir}" }} }}\n'
+        (deployment.repository_dir / "tensorrt_llm" / "config.pbtxt").write_text(pbtxt)
         return deployment
 
     return load
@@ -170,8 +170,8 @@ def test_a_container_of_that_name_is_left_alone(make, start, node):
     (node / "containers" / "toolkit-trial-serve").write_text("0")
     serving = start(make("docker"), UNCHECKED)
     assert serving.ended(60) == 1
-    said = serving.stderr.splitlines()[-1]
-    assert "there is already a container toolkit-trial-serve, running. If nobody needs it, run: docker rm" in said
+    last_line = serving.stderr.splitlines()[-1]
+    assert "there is already a container toolkit-trial-serve, running. If nobody needs it, run: docker rm" in last_line
     assert (node / "containers" / "toolkit-trial-serve").exists() and not (node / "forced").exists()
 
 
@@ -216,9 +216,9 @@ def test_one_that_is_never_ready_is_told_its_budget(make, start):
     (deployment.repository_dir / "hang").touch()
     serving = start(deployment, f"{UNCHECKED}; import toolkit.serve.budget as b; b.SHORTEST_S = b.GPU_FIXED_S = 1")
     assert serving.ended(60) == 1
-    said = serving.stderr.splitlines()[-1]
-    assert "not ready after 1 s (0.0 GB at 0.2 GB/s (assumed) x 2 + 1 s), 4 of 4 ranks running" in said
-    assert "set serving.startup_timeout_s" in said
+    last_line = serving.stderr.splitlines()[-1]
+    assert "not ready after 1 s (0.0 GB at 0.2 GB/s (assumed) x 2 + 1 s), 4 of 4 ranks running" in last_line
+    assert "set serving.startup_timeout_s" in last_line
 
 
 @pytest.mark.parametrize(
@@ -238,10 +238,10 @@ def test_the_dry_run_is_a_script_that_runs(make, runtime, visible, node, tmp_pat
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     ran = subprocess.run(["bash", str(tmp_path / "serve.sh")], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    said = ran.stdout.splitlines()
-    assert visible in said and "TOOLKIT_RUN_ID=dry-run" in said
+    printed = ran.stdout.splitlines()
+    assert visible in printed and "TOOLKIT_RUN_ID=dry-run" in printed
     (folder,) = tmp_path.glob("toolkit-run-*")
-    assert said.count(f"--model-repository={folder}/models") == 4 and said.count(":") == 3
+    assert printed.count(f"--model-repository={folder}/models") == 4 and printed.count(":") == 3
     assert folder.stat().st_mode & 0o077 == 0 and (folder / "models" / "tensorrt_llm" / "config.pbtxt").is_file()
 
 

@@ -11,11 +11,11 @@ from toolkit.serve.loopback import device_of, keep_local
 def listening(request):
     address, family = request.param
     try:
-        found = socket.create_server((address, 0), family=family)
+        server = socket.create_server((address, 0), family=family)
     except OSError as error:
         pytest.skip(str(error))
-    with found:
-        yield found
+    with server:
+        yield server
 
 
 def connects(listening: socket.socket) -> bool:

@@ -53,8 +53,8 @@ def test_a_user_without_a_name_serves(theirs, home):
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    said = succeed("serve", "--detach")
-    assert "ready: " in said and "warning" not in said
+    output = succeed("serve", "--detach")
+    assert "ready: " in output and "warning" not in output
     assert "ready since" in succeed("status")
     assert "stopped process" in succeed("stop")
     assert not [*theirs.file.parent.glob("toolkit-run-*")]
@@ -65,8 +65,8 @@ def test_another_user_s_deployment_is_one_line(readable, command):
     with exclusive(readable):
         done = as_other_user(*TOOLKIT, *command.split(), readable.file)
     hint = "Run this as that user, or set `output` in the YAML to another folder."
-    said = f"error: {readable.run_dir}: belongs to user root, and other users cannot open it. {hint}\n"
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+    message = f"error: {readable.run_dir}: belongs to user root, and other users cannot open it. {hint}\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", message)
 
 
 def test_another_user_s_doctor_looks_at_the_rest(readable):

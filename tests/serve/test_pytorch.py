@@ -41,14 +41,14 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def deployment(tmp_path, tiny_llama, monkeypatch) -> Deployment:
     """One of tp 2 x pp 2, with its repository. On PATH is a tritonserver: the wheel's, with what it needs to start."""
-    found = tritonserver.find_tritonserver()
+    server = tritonserver.find_tritonserver()
     program = tmp_path / "bin" / "tritonserver"
     program.parent.mkdir()
-    settings = "".join(f"export {name}='{value}'\n" for name, value in found.environment.items())
+    settings = "".join(f"export {name}='{value}'\n" for name, value in server.environment.items())
     # A link of this name, as what runs is told by its name.
     (program.parent / "real").mkdir()
-    (program.parent / "real" / "tritonserver").symlink_to(found.binary)
-    options = f'"$@" --backend-directory={found.backend_directory}'
+    (program.parent / "real" / "tritonserver").symlink_to(server.binary)
+    options = f'"$@" --backend-directory={server.backend_directory}'
     program.write_text(f"#!/bin/sh\n{settings}exec {program.parent}/real/tritonserver {options}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
@@ -77,9 +77,9 @@ def test_ask_load_test_drain(deployment, start: Callable[..., Serving]):
     serving = start(deployment).wait_ready()
     assert "stage 1: GPUs 2, 3 (unknown): layers 2-3" in serving.stderr
     logs = [(deployment.run_dir / f"rank{rank}.log").read_text() for rank in range(4)]
-    told = [re.findall(r"worker (\d) of GPUs (\S+)", log) for log in logs]
+    workers = [re.findall(r"worker (\d) of GPUs (\S+)", log) for log in logs]
     mpirun = (deployment.run_dir / "mpirun.log").read_text()  # Open MPI 5 does not say whose output a worker's is
-    everything = sum(told, re.findall(r"worker (\d) of GPUs (\S+)", mpirun))
+    everything = sum(workers, re.findall(r"worker (\d) of GPUs (\S+)", mpirun))
     assert sorted(everything) == [(str(rank), "0,1,2,3") for rank in range(4)]
     for protocol in ("http", "grpc"):
         with connect(deployment.url(protocol)) as client:

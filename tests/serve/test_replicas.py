@@ -34,13 +34,13 @@ def two(deploy, monkeypatch):
 @pytest.fixture
 def ask_to_stop(capfd):
     """ask_to_stop(text, times) sends SIGTERM once all of `text` was printed, and a moment later again."""
-    said: list[str] = []
+    printed: list[str] = []
 
     def ask(text: str, times: int) -> None:
         deadline = time.monotonic() + 120
-        while text not in "".join(said) and time.monotonic() < deadline:
+        while text not in "".join(printed) and time.monotonic() < deadline:
             time.sleep(0.05)
-            said.extend(capfd.readouterr())
+            printed.extend(capfd.readouterr())
         for _ in range(times):
             if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # once serve() has returned it would end pytest
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -49,7 +49,7 @@ def ask_to_stop(capfd):
     def begin(text: str = "next: ", times: int = 1) -> list[str]:
         threads.append(threading.Thread(target=ask, args=(text, times)))
         threads[-1].start()
-        return said
+        return printed
 
     threads: list[threading.Thread] = []
     yield begin
@@ -74,9 +74,9 @@ def is_alive(deployment, replica: int) -> bool:
 
 def test_all_get_ready_and_drain(two, ask_to_stop, capfd):
     deployment = two()
-    said = ask_to_stop()
+    printed = ask_to_stop()
     serve(deployment)
-    text = "".join([*said, *capfd.readouterr()])
+    text = "".join([*printed, *capfd.readouterr()])
     for replica in (0, 1):
         assert text.count(f"replica {replica} | ready: http://{replica}\n") == 1
         assert f"replica {replica} | stopped: none cut" in text
@@ -119,10 +119,10 @@ def test_one_that_says_nothing_is_named_with_its_log(two):
 )
 def test_one_that_breaks_is_told_and_the_other_goes_on(two, ask_to_stop, step, why):
     deployment = two(f"1 {step}")
-    said = ask_to_stop("still serving: replica 0")
+    printed = ask_to_stop("still serving: replica 0")
     with pytest.raises(ToolkitError, match=f"^replica 1 failed: {why}$"):
         serve(deployment)
-    assert f"replica 1 failed: {why}\nstill serving: replica 0\n" in "".join(said)
+    assert f"replica 1 failed: {why}\nstill serving: replica 0\n" in "".join(printed)
     assert "asked 1" in log_of(deployment, 0)
 
 
@@ -164,7 +164,7 @@ def test_what_another_number_of_replicas_left_running_is_found(two):
     with exclusive(deployment.per_replica()[1]):
         with pytest.raises(ToolkitError, match=f"is already being served by process {os.getpid()}"):
             serve(single)
-        assert [one.replica for one in served_otherwise(single)] == [1]
+        assert [replica.replica for replica in served_otherwise(single)] == [1]
         assert served_otherwise(deployment) == []
     assert stop(single) == "nothing was running"
 
@@ -188,15 +188,19 @@ def test_the_overview_says_how_many_are_ready_and_why_not(two, monkeypatch):
     with exclusive(first), exclusive(second):
         write_state(first, state("ready"))
         write_state(second, state("failed", "rank 0 was killed by SIGKILL"))
-        found: Overview = overview(deployment)
-    assert (found.ready, found.exit_code) == (1, 1)
-    lines = str(found).splitlines()
+        seen: Overview = overview(deployment)
+    assert (seen.ready, seen.exit_code) == (1, 1)
+    lines = str(seen).splitlines()
     assert lines[0] == "ready: 1 of 2 replicas"
     assert any(line.startswith("replica 1: failed") for line in lines)
     assert "  rank 0 was killed by SIGKILL" in lines
-    assert f":{deployment.serving.http_port + 10} " in str(found)
-    data = found.data()
-    assert (data["ready"], data["ready_replicas"], [one["replica"] for one in data["replicas"]]) == (False, 1, [0, 1])
+    assert f":{deployment.serving.http_port + 10} " in str(seen)
+    data = seen.data()
+    assert (data["ready"], data["ready_replicas"], [replica["replica"] for replica in data["replicas"]]) == (
+        False,
+        1,
+        [0, 1],
+    )
 
 
 @pytest.mark.parametrize(

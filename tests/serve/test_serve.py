@@ -75,14 +75,14 @@ def test_only_the_configured_address_is_bound(deploy, start):
 def test_nothing_else_listens_to_other_machines(deploy, start, host):
     serving = start(deploy(pp=2, host=host)).wait_ready()
     assert "other machines can reach port" not in serving.stderr
-    public, found = {*serving.deployment.serving.ports().values()}, []
+    public, devices = {*serving.deployment.serving.ports().values()}, []
     for member in serving.members():
         for connection in psutil.Process(member.pid).net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN and not is_loopback(connection.laddr.ip):
                 with socket_of(member.pid, connection.fd) as listening:
-                    found.append((connection.laddr.port, device_of(listening)))
-    assert {device for port, device in found if port not in public} == {b"lo\0"}, "mpirun's, on this machine alone"
-    assert {port for port, device in found if not device} == ({*public} if host == "0.0.0.0" else set())
+                    devices.append((connection.laddr.port, device_of(listening)))
+    assert {device for port, device in devices if port not in public} == {b"lo\0"}, "mpirun's, on this machine alone"
+    assert {port for port, device in devices if not device} == ({*public} if host == "0.0.0.0" else set())
 
 
 def is_loopback(address: str) -> bool:
@@ -391,9 +391,9 @@ def test_detach_status_and_stop(deploy, capfd):
     try:
         shown = capfd.readouterr()
         assert shown.out.startswith("ready: ") and "starting 2 ranks" in shown.err
-        found = status(deployment)
-        assert (found.phase, found.ready, found.ranks, found.running) == ("ready", True, 2, 0)
-        assert found.pid not in (None, os.getpid())
+        seen = status(deployment)
+        assert (seen.phase, seen.ready, seen.ranks, seen.running) == ("ready", True, 2, 0)
+        assert seen.pid not in (None, os.getpid())
         stream = Stream(deployment, tokens=10)
         deadline = time.monotonic() + 20
         while not stream.received and time.monotonic() < deadline:
@@ -401,11 +401,11 @@ def test_detach_status_and_stop(deploy, capfd):
         assert status(deployment).running == 1
     finally:
         outcome = stop(deployment)
-    assert outcome.startswith(f"stopped process {found.pid} in ") and "1 request finished, none cut" in outcome
+    assert outcome.startswith(f"stopped process {seen.pid} in ") and "1 request finished, none cut" in outcome
     stream.join(30)
     assert len(stream.received) == 10
-    found = status(deployment)
-    assert (found.phase, found.pid, found.ready, found.ranks) == ("stopped", None, False, 0)
+    seen = status(deployment)
+    assert (seen.phase, seen.pid, seen.ready, seen.ranks) == ("stopped", None, False, 0)
 
 
 ASKED = {signal.SIGINT: (130, "interrupted\n"), signal.SIGTERM: (1, "was asked to stop before it was ready\n")}
@@ -420,8 +420,8 @@ def test_detach_that_is_asked_to_stop_leaves_nothing(deploy, number):
         time.sleep(0.05)
     serving.send_signal(number)
     errors = serving.communicate(timeout=30)[1]
-    code, said = ASKED[number]
-    assert serving.returncode == code and errors.endswith(said)
+    code, message = ASKED[number]
+    assert serving.returncode == code and errors.endswith(message)
     assert (status(deployment).phase, status(deployment).pid) == ("stopped", None)
 
 

@@ -49,8 +49,8 @@ def test_no_other_folder_is_removed(deployment, run, tmp_path, monkeypatch, caps
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "file").touch()
     (tmp_path / "link").symlink_to("precious")
-    given = name if name in ("", ".", "/") else str(tmp_path / name)
-    state_file(deployment).write_text(json.dumps({**left_by(run), "tmp": given}))
+    folder = name if name in ("", ".", "/") else str(tmp_path / name)
+    state_file(deployment).write_text(json.dumps({**left_by(run), "tmp": folder}))
     before = {*tmp_path.rglob("*")}
     assert stop(deployment) == "nothing was running"
     file = state_file(deployment)
@@ -94,13 +94,13 @@ DAMAGED = [
 ]
 
 
-@pytest.mark.parametrize(("content", "said"), DAMAGED)
-def test_damaged_state_is_said_and_set_aside(deployment, run, caplog, content, said):
+@pytest.mark.parametrize(("content", "message"), DAMAGED)
+def test_damaged_state_is_said_and_set_aside(deployment, run, caplog, content, message):
     text = content if isinstance(content, str) else json.dumps({**left_by(run), **content})
     state_file(deployment).write_bytes(text.encode(errors="surrogateescape"))
     assert read_state(deployment) is None
     (line,) = caplog.messages
-    assert line.startswith(f"{state_file(deployment)}: ") and said in line and len(line) < 700
+    assert line.startswith(f"{state_file(deployment)}: ") and message in line and len(line) < 700
     assert line.endswith(f". It was renamed to {state_file(deployment).with_suffix('.damaged')}.")
     assert not state_file(deployment).exists()
     assert (status(deployment).phase, read_state(deployment)) == ("stopped", None)

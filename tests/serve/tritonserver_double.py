@@ -41,8 +41,8 @@ def mpi():
 
 def tell_gpu():
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    given = os.environ.get("NVIDIA_VISIBLE_DEVICES", "all")
-    say(f"on GPU number {RANK} of {visible} in {os.environ.get('CUDA_DEVICE_ORDER')}, given {given}")
+    container_gpus = os.environ.get("NVIDIA_VISIBLE_DEVICES", "all")
+    say(f"on GPU number {RANK} of {visible} in {os.environ.get('CUDA_DEVICE_ORDER')}, given {container_gpus}")
 
 
 def engine_of(repository):

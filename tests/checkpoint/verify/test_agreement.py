@@ -50,10 +50,10 @@ LAYOUTS = [
 @pytest.mark.parametrize(("tp", "pp"), LAYOUTS)
 def test_every_layout(llama, deploy, tp, pp):
     """8 heads and 2 KV heads, which tp 4 and 8 repeat; a vocabulary of 101, which no tp divides."""
-    wanted, found = whole_logits(llama), sharded_logits(deploy(llama, tp, pp).checkpoint_dir)
-    assert found.shape == wanted.shape
-    assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
-    assert found.argmax(1).equal(wanted.argmax(1))
+    expected, actual = whole_logits(llama), sharded_logits(deploy(llama, tp, pp).checkpoint_dir)
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert actual.argmax(1).equal(expected.argmax(1))
 
 
 SHAPES = {
@@ -69,8 +69,8 @@ SHAPES = {
 def test_every_shape(make_llama, deploy, shape):
     model = make_llama(**SHAPES[shape])
     checkpoint = deploy(model, 4, 2).checkpoint_dir
-    wanted = whole_logits(model)
-    assert (sharded_logits(checkpoint) - wanted).abs().max() < 1e-5 * wanted.abs().max()
+    expected = whole_logits(model)
+    assert (sharded_logits(checkpoint) - expected).abs().max() < 1e-5 * expected.abs().max()
     result = verify(checkpoint, model)
     assert result.same, result.differences
     assert result.meaning.logits_error < 1e-5
@@ -99,8 +99,8 @@ def test_a_source_in_metas_form(make_llama, deploy, tmp_path):
     checkpoint = deploy(meta, 2, 2).checkpoint_dir
     result = verify(checkpoint, meta)
     assert result.same, result.differences
-    wanted = whole_logits(model)
-    assert (sharded_logits(checkpoint) - wanted).abs().max() < 1e-5 * wanted.abs().max()
+    expected = whole_logits(model)
+    assert (sharded_logits(checkpoint) - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize("wrong", ["gate and up", "queries of the next rank"])

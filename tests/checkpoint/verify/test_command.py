@@ -33,20 +33,20 @@ def test_json_for_machines(checkpoint, llama):
     flipped_bit(checkpoint)
     done = toolkit("verify", checkpoint, "--against", llama, "--json")
     assert done.returncode == 1
-    found = json.loads(done.stdout)
-    assert (found["same"], found["bytes"]["different_elements"], found["meaning"]["greedy_differences"]) == (
+    report = json.loads(done.stdout)
+    assert (report["same"], report["bytes"]["different_elements"], report["meaning"]["greedy_differences"]) == (
         False,
         1,
         0,
     )
-    assert found["differences"][0]["index"] == [17, 31]
+    assert report["differences"][0]["index"] == [17, 31]
 
 
 def test_json_has_no_numbers_that_are_none(checkpoint, llama):
     nan(checkpoint)
     done = toolkit("verify", checkpoint, "--against", llama, "--bytes", "--json")
-    found = json.loads(done.stdout, parse_constant=pytest.fail)
-    assert found["differences"][0]["found"] == "nan"
+    report = json.loads(done.stdout, parse_constant=pytest.fail)
+    assert report["differences"][0]["found"] == "nan"
 
 
 def test_only_the_meaning(checkpoint, llama):
@@ -79,9 +79,9 @@ def test_a_directory_that_is_no_checkpoint(llama):
 def test_logits_of_a_run_that_was_helped_are_not_shown(checkpoint, llama):
     gate_and_up(checkpoint)
     done = toolkit("verify", checkpoint, "--against", llama, "--meaning", "--json")
-    found = json.loads(done.stdout)
-    assert [each["where"] for each in found["differences"]] == ["layer 3 (stage 0)"]
-    assert (found["meaning"]["logits_error"], found["meaning"]["greedy_differences"]) == (None, None)
+    report = json.loads(done.stdout)
+    assert [each["where"] for each in report["differences"]] == ["layer 3 (stage 0)"]
+    assert (report["meaning"]["logits_error"], report["meaning"]["greedy_differences"]) == (None, None)
 
 
 @pytest.mark.slow

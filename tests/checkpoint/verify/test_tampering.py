@@ -30,10 +30,10 @@ def edit_config(directory: Path, **fields) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
-def exchange(directory: Path, one: tuple[int, str], other: tuple[int, str], rows: slice = slice(None)) -> None:
+def exchange(directory: Path, first: tuple[int, str], second: tuple[int, str], rows: slice = slice(None)) -> None:
     """Exchange two tensors, given as (rank, name), or the same rows of both."""
-    values = [load_file(directory / f"rank{rank}.safetensors")[name] for rank, name in (one, other)]
-    for (rank, name), new in zip((one, other), reversed(values), strict=True):
+    values = [load_file(directory / f"rank{rank}.safetensors")[name] for rank, name in (first, second)]
+    for (rank, name), new in zip((first, second), reversed(values), strict=True):
         edit(directory, rank, lambda tensors, name=name, new=new: tensors[name].__setitem__(rows, new[rows]))
 
 
@@ -194,10 +194,10 @@ def test_only_the_wrong_layers_are_named(llama, checkpoint):
 def test_counts_of_the_bytes(llama, checkpoint):
     flipped_bit(checkpoint)
     gate_and_up(checkpoint)
-    found = verify(checkpoint, llama, meaning=False).bytes
-    assert len(found.differences) == 3
-    assert 6000 < found.different_elements <= 2 * 48 * 64 + 1  # a few elements of gate and up are equal by chance
-    details = next(each.details for each in found.differences if each.details["different"] == 1)
+    compared = verify(checkpoint, llama, meaning=False).bytes
+    assert len(compared.differences) == 3
+    assert 6000 < compared.different_elements <= 2 * 48 * 64 + 1  # a few elements of gate and up are equal by chance
+    details = next(each.details for each in compared.differences if each.details["different"] == 1)
     assert (details["rank"], details["index"], details["cause"]) == (2, [17, 31], None)
 
 

@@ -33,10 +33,10 @@ def test_embedding_shares_exchanged_between_ranks_are_named(llama, tmp_path):
         directory = write(tmp_path / f"cut{dimension}", llama, 2, 1, OLD_MAPPING, dimension)
         swap_files(directory / "rank0.safetensors", directory / "rank1.safetensors")
         result = verify(directory, llama)
-        wanted = (
+        pattern = (
             "transformer.vocab_embedding.weight: .* holds the share of tensor parallel rank 1 of model.embed_tokens"
         )
-        assert any(re.search(wanted, str(each)) for each in result.bytes.differences)
+        assert any(re.search(pattern, str(each)) for each in result.bytes.differences)
         assert result.meaning.differences[0].where == "embedding (stage 0)"
 
 
