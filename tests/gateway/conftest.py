@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -65,6 +66,8 @@ class Backend:
     healthy: bool = True
     hold: threading.Event | None = None
     """Answers wait for it."""
+    pause_s: float = 0.0
+    """Between the head of an answer and its body."""
     breaks_off: bool = False
     """Its answers lack their end."""
 
@@ -91,6 +94,8 @@ class Backend:
                 self.send_header("content-length", str(len(body) + backend.breaks_off))
                 self.close_connection = backend.breaks_off
                 self.end_headers()
+                self.wfile.flush()
+                time.sleep(backend.pause_s)
                 self.wfile.write(body)
 
             def log_message(self, *arguments: object) -> None:
@@ -191,7 +196,7 @@ def door(one_door: Door) -> Door:
     """The same for many tests, each of which finds it as new."""
     for backend in (one_door.front, *one_door.replicas):
         backend.status, backend.body, backend.hold = 200, b'{"text_output": "yes"}', None
-        backend.breaks_off = False
+        backend.breaks_off, backend.pause_s = False, 0.0
         backend.asked.clear()
     one_door.all_serve()
     return one_door

@@ -189,6 +189,13 @@ def test_a_client_hears_at_once_that_its_answer_broke_off(door):
     assert min(took) < 0.9
 
 
+def test_an_openai_stream_may_wait_long_for_its_first_token(door_yaml, open_door):
+    """The front end sends the head at once: from then on nothing can be tried elsewhere, and a cut gains nothing."""
+    door = open_door(door_yaml(gateway={"first_byte_timeout_s": 0.5}))
+    door.front.pause_s = 1.5
+    assert ask(door.url, "/v1/chat/completions", HELLO)[0] == 200
+
+
 def test_what_changes_a_server_is_not_behind_the_door(door):
     for path in (
         *("/v2/repository/models/ensemble/load", "/v2/repository/models/ensemble/unload", "/v2/logging"),
