@@ -44,8 +44,6 @@ def test_the_time_to_the_error_of_a_cut_stream_counts_from_the_failure():
     assert measured("cut_after_s", cut(end=100.4), cut(end=101.5)) == pytest.approx(1.5)
     assert measured("cut_after_s", request()) == 0
     assert measured("cut_after_s", cut(end=109, first=108.8)) == pytest.approx(0.2), "it began after the failure"
-    assert measured("cut_after_detection_s", cut(end=108.5), detected=108.0) == pytest.approx(0.5)
-    assert measured("cut_after_detection_s", cut(end=108.5)) is None
 
 
 def test_moments_count_from_the_failure():

@@ -93,7 +93,7 @@ GROUP_FAILS = (*NOTHING_LOST, Promise("cut_after_s", ERROR_WITHIN_S), RECOVERED)
 GROUP_HANGS = (
     Promise("detect_s", canary_s),
     *NOTHING_LOST,
-    Promise("cut_after_detection_s", ERROR_WITHIN_S),
+    Promise("cut_after_s", lambda deployment: canary_s(deployment) + ERROR_WITHIN_S),
     RECOVERED,
 )
 DRAINED = (none("lost"), none("cut"), none("wrong"))

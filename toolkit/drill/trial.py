@@ -80,12 +80,10 @@ def _since_hit(name: str) -> Callable[[Trial], float | None]:
     return seconds
 
 
-def _cut_after(trial: Trial, felt: float | None) -> float | None:
-    """The longest from the moment when a failure could be felt to the error of a stream that it cut."""
-    if felt is None:
-        return None
+def _cut_after(trial: Trial) -> float:
+    """The longest from the failure, or a later first token, to the error of a stream that was cut."""
     cut = trial.with_outcome(Outcome.CUT)
-    return max((request.end - max(felt, request.first or 0.0) for request in cut), default=0.0)
+    return max((request.end - max(trial.hit, request.first or 0.0) for request in cut), default=0.0)
 
 
 def _settled(trial: Trial, *outcomes: Outcome) -> list[Request]:
@@ -137,10 +135,7 @@ METRICS: dict[str, Metric] = {
     "cut": Metric("streams cut", "", _count(Outcome.CUT)),
     "cut_openai": Metric("OpenAI streams cut", "", _count(Outcome.CUT, apis=(OPENAI,))),
     "cut_triton": Metric("streams of Triton's APIs cut", "", _count(Outcome.CUT, apis=TRITON)),
-    "cut_after_s": Metric("until a cut stream has its error", "s", lambda trial: _cut_after(trial, trial.hit)),
-    "cut_after_detection_s": Metric(
-        "from detection until a cut stream has its error", "s", lambda trial: _cut_after(trial, trial.detected)
-    ),
+    "cut_after_s": Metric("until a cut stream has its error", "s", _cut_after),
     "wrong": Metric("wrong or doubled texts", "", _count(Outcome.WRONG)),
     "detect_s": Metric("until it is detected", "s", _since_hit("detected")),
     "restart_s": Metric("until it is started again", "s", _since_hit("restarted")),
