@@ -81,27 +81,30 @@ class Up:
             eventually(lambda: up_pid(self.deployment) is None, 90)
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+def write_and_build(folder: Path, model: Path, name: str, **changes: Any) -> Path:
     """The YAML of a deployment that is built."""
-    folder = tmp_path_factory.mktemp("up")
+    replicas = changes.get("parallel", {}).get("replicas", 1)
     content = {
         "engine": "rehearsal",
-        "model": {"path": str(tiny_llama)},
-        "parallel": {"tp": 1, "pp": 1, "replicas": 2},
+        "model": {"path": str(model)},
         "limits": {"max_sequences": 16, "max_num_tokens": 256, "max_seq_len": 512, "max_queue_size": 16},
         "hardware": {"gpu": "none"},
-        "serving": {**dict(zip(PORTS, free_ports(replicas=2), strict=True)), "startup_timeout_s": 120},
+        "serving": {**dict(zip(PORTS, free_ports(replicas=replicas), strict=True)), "startup_timeout_s": 120},
         "gateway": {"port": free_port(), "model_name": "llama"},
         "recovery": {"canary_s": 3, "backoff_s": 0.2},
-        "output": str(folder / "out"),
+        "output": str(folder / name),
     }
-    file = folder / "pair.yaml"
-    file.write_text(yaml.safe_dump(content))
-    for name in ("build", "repo"):
-        done = commands.toolkit(name, file)
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump({**content, **changes}))
+    for command in ("build", "repo"):
+        done = commands.toolkit(command, file)
         assert done.returncode == 0, done.stderr
     return file
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    return write_and_build(tmp_path_factory.mktemp("up"), tiny_llama, "pair", parallel={"replicas": 2})
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""`python -m toolkit.gateway.worker FILE ENGINE REPLICA`: hands requests of Dynamo's to the Triton of one replica.
+"""`python -m toolkit.gateway.worker FILE ENGINE REPLICA NAME`: hands requests of Dynamo's to the Triton of one replica.
 
 It ends as soon as its Triton is gone: Dynamo then continues its streams on another replica. An error that is a
 request's own fault ends that request only. Standard input is a pipe from `toolkit up`: the line `join` lets it take
@@ -50,8 +50,8 @@ FAREWELL_S = 0.3
 class Worker:
     """The requests of one replica."""
 
-    def __init__(self, deployment: Deployment, replica: int) -> None:
-        self._deployment, self._replica = deployment, replica
+    def __init__(self, deployment: Deployment, replica: int, served_name: str) -> None:
+        self._deployment, self._replica, self._served_name = deployment, replica, served_name
         self._triton = TritonStream(f"127.0.0.1:{deployment.serving.grpc_port}")
         self._gone, self._joined, self._left = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._running = 0
@@ -85,7 +85,7 @@ class Worker:
             ModelType.Chat | ModelType.Completions,
             place,
             str(self._deployment.model.path),
-            self._deployment.served_name,
+            self._served_name,
             kv_cache_block_size=self._deployment.kv_cache.tokens_per_block,
             runtime_config=self._limits(),
             worker_type=WorkerType.Aggregated,
@@ -197,9 +197,9 @@ def _output(piece: Tokens, logprobs: bool) -> dict[str, Any]:
     return output
 
 
-async def serve(deployment: Deployment, replica: int) -> int:
+async def serve(deployment: Deployment, replica: int, served_name: str) -> int:
     """Serve until told to leave, or until Triton is gone."""
-    worker, loop = Worker(deployment, replica), asyncio.get_running_loop()
+    worker, loop = Worker(deployment, replica, served_name), asyncio.get_running_loop()
 
     def hear(line: str) -> None:
         loop.call_soon_threadsafe(worker.hear, line)
@@ -209,8 +209,9 @@ async def serve(deployment: Deployment, replica: int) -> int:
 
 
 if __name__ == "__main__":
-    file, engine, number = sys.argv[1:4]
+    file, engine, number, name = sys.argv[1:5]
     uvloop.install()
-    code = asyncio.run(serve(load_deployment(file, engine).per_replica()[int(number)], int(number)))
+    replica = load_deployment(file, engine).per_replica()[int(number)]
+    code = asyncio.run(serve(replica, int(number), name))
     sys.stdout.flush()
     os._exit(code)  # the runtime's threads would keep the process

@@ -40,9 +40,8 @@ def dry_run(deployment: Deployment) -> str:
     for name, command in door_commands(deployment, places, Path("envoy")).items():
         sections.append(f"# {name}\n{shlex.join(command)}")
     for number in range(len(replicas)):
-        sections.append(
-            f"# worker {number}, when replica {number} is ready\n{shlex.join(worker_command(deployment, number))}"
-        )
+        command = worker_command(deployment, number, deployment.served_name)
+        sections.append(f"# worker {number}, when replica {number} is ready\n{shlex.join(command)}")
     sections.append(f"# The replicas, as toolkit serve starts them\n{serve_dry_run(deployment)}")
     return "\n\n".join(sections)
 

@@ -13,6 +13,7 @@ from toolkit.gateway.dynamo import ENDED
 from toolkit.gateway.endpoints import Traffic
 from toolkit.serve.replicas import HELD, SUPERVISOR
 from toolkit.serve.state import read_state
+from toolkit.up import fallback
 from toolkit.up.backoff import Backoff
 from toolkit.up.events import Events
 from toolkit.up.part import Part, Start
@@ -29,6 +30,9 @@ class Replica:
 
     def __init__(self, deployment: Deployment, environ: Mapping[str, str], logs: Path, events: Events) -> None:
         self.deployment, self._environ, self._logs, self._events = deployment, environ, logs, events
+        self.primary, self._served_name = deployment, deployment.served_name
+        self.fallbacks: tuple[Deployment, ...] = ()
+        self._lost: tuple[int, ...] = ()
         self.number = deployment.replica or 0
         recovery = deployment.recovery
         backoff = Backoff(recovery.backoff_s, recovery.backoff_cap_s, recovery.attempts)
@@ -61,8 +65,10 @@ class Replica:
         self.wanted = False
         self.group.ask_to_end()
 
-    def begin_again(self, deployment: Deployment) -> None:
-        """Start it as this deployment, with all its attempts, after it has ended."""
+    def begin_again(self, deployment: Deployment | None = None) -> None:
+        """Start it with all its attempts, after it has ended: as this deployment, else as its own, on all GPUs."""
+        if deployment is None:
+            self._lost, deployment = (), self.primary
         self.deployment = deployment
         self.group.backoff.failures, self.group.again_at = 0, 0.0
         self.worker.backoff.failures, self.worker.again_at = 0, 0.0
@@ -84,7 +90,8 @@ class Replica:
     def _start(self) -> None:
         options = [] if self.deployment.replica is None else ["--replica", str(self.number)]
         command = [*SUPERVISOR, str(self.deployment.file), self.deployment.engine, HELD, *options]
-        self.group.start(Start(command, os.environ, self.deployment.run_dir / "serve.log"))
+        environ = {**os.environ, **fallback.environment(self.deployment, self._lost)}
+        self.group.start(Start(command, environ, self.deployment.run_dir / "serve.log"))
         self._enter("loading")
 
     def _enter(self, phase: str, message: str = "") -> None:
@@ -102,6 +109,8 @@ class Replica:
         if not self.wanted:
             group.enter("stopped")
             return self._events.note(group.name, "stopped")
+        if self._fall_back(cause):
+            return None
         wait_s = group.backoff.failed(group.ran_s)
         if wait_s is None:
             group.enter("failed", cause)
@@ -111,6 +120,23 @@ class Replica:
         group.enter("waiting", cause)
         self._events.note(group.name, "ended", cause, f"starts again in {wait_s:.1f} s")
 
+    def _fall_back(self, cause: str) -> bool:
+        """Go on with a fallback on the GPUs that are left. False where no GPU is lost, or no fallback fits."""
+        lost = fallback.lost_gpus(self.primary) if self.fallbacks else ()
+        if not lost or lost == self._lost:
+            return False
+        self._lost = lost
+        names = f"GPU {', '.join(map(str, lost))} is lost"
+        chosen = fallback.first_that_fits(self.primary, self.fallbacks, lost)
+        if chosen is None:
+            self._events.note(self.group.name, "ended", f"{names}; {cause}", "no fallback fits the GPUs that are left")
+            return False
+        size = chosen.mapping.world_size
+        action = f"{chosen.name} starts on {size} of {self.primary.mapping.world_size} GPUs"
+        self._events.note(self.group.name, "ended", f"{names}; {cause}", action)
+        self.begin_again(chosen)
+        return True
+
     def _look_at_worker(self, take_over: bool) -> None:
         worker = self.worker
         if worker.process is not None and not worker.alive and worker.phase in ("starting", "ready"):
@@ -118,7 +144,7 @@ class Replica:
         if not self.ready or self.draining:
             return
         if not worker.alive and time.monotonic() >= worker.again_at and worker.phase != "failed":
-            command = worker_command(self.deployment, self.number)
+            command = worker_command(self.deployment, self.number, self._served_name)
             worker.start(Start(command, self._environ, self._logs / f"worker{self.number}.log"))
             worker.enter("starting")
             self._joined = False
@@ -144,7 +170,7 @@ class Replica:
         self._events.note(worker.name, "ended", cause, f"starts again in {wait_s:.1f} s")
 
 
-def worker_command(deployment: Deployment, replica: int) -> list[str]:
+def worker_command(deployment: Deployment, replica: int, served_name: str) -> list[str]:
     """What starts the worker of a replica."""
     module = [sys.executable, "-P", "-m", "toolkit.gateway.worker"]
-    return [*module, str(deployment.file), deployment.engine, str(replica)]
+    return [*module, str(deployment.file), deployment.engine, str(replica), served_name]

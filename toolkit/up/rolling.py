@@ -76,7 +76,9 @@ def _restart(replicas: list[Replica], new: tuple[Deployment, ...] | None) -> Non
         time.sleep(LOOK_S)
     for replica in replicas:
         replica.group.kill()  # one that does not end: its janitor ends the rest
-        replica.begin_again(new[replica.number] if new is not None else replica.deployment)
+        if new is not None:
+            replica.primary = new[replica.number]
+        replica.begin_again()
     _wait_ready(replicas)
 
 

@@ -28,6 +28,7 @@ from toolkit.serve.state import supervisor_pid
 from toolkit.up.commands import Commands
 from toolkit.up.door_parts import DoorPart, door_parts
 from toolkit.up.events import Events
+from toolkit.up.fallback import load_fallbacks
 from toolkit.up.replica import Replica
 
 TICK_S = 0.1
@@ -44,11 +45,14 @@ def up_here(deployment: Deployment) -> None:
     with only_one(deployment), stop_requests() as stop:
         check_door(deployment)
         preflight.check(deployment)
+        fallbacks = load_fallbacks(deployment)
         with _run() as run:
-            _keep_up(deployment, run, envoy, stop)
+            _keep_up(deployment, fallbacks, run, envoy, stop)
 
 
-def _keep_up(deployment: Deployment, run: ServerRun, envoy: Path, stop: StopRequests) -> None:
+def _keep_up(
+    deployment: Deployment, fallbacks: tuple[Deployment, ...], run: ServerRun, envoy: Path, stop: StopRequests
+) -> None:
     places = Places(run.tmp, folder(deployment), free_port(), free_port())
     (run.tmp / "discovery").mkdir()
     write_endpoints(places, [])
@@ -57,6 +61,8 @@ def _keep_up(deployment: Deployment, run: ServerRun, envoy: Path, stop: StopRequ
     environ = {**os.environ, **dynamo.environment(places.discovery), RUN_ID: run.id}
     events = Events(folder(deployment))
     with Supervisor(deployment, places, environ, events) as supervisor:
+        for replica in supervisor.replicas:
+            replica.fallbacks = fallbacks
         supervisor.door = door_parts(deployment, places, envoy, environ, events)
         supervisor.watch(stop)
 

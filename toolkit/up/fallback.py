@@ -1,0 +1,77 @@
+"""A deployment for the GPUs that are left, when one over all of them has lost a GPU."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+
+from toolkit.config.deployment import Deployment
+from toolkit.config.load import load_deployment
+from toolkit.errors import ToolkitError
+from toolkit.gateway.door import folder
+from toolkit.machine.gpus import look_at_gpus
+from toolkit.machine.visible import VISIBLE, visible_here
+from toolkit.serve.preflight import check_made
+
+MARKER = "lost-gpus"
+"""File in the run folder: in a rehearsal, the ranks whose GPU counts as lost, as `3` or `3,5`."""
+
+
+def load_fallbacks(deployment: Deployment) -> tuple[Deployment, ...]:
+    """The fallbacks of a deployment. Raises ToolkitError for one that is not built, or needs as many GPUs."""
+    return tuple(_checked(deployment, load_deployment(file)) for file in deployment.recovery.fallback)
+
+
+def _checked(deployment: Deployment, fallback: Deployment) -> Deployment:
+    where, own = deployment.file, deployment.mapping.world_size
+    if fallback.parallel.replicas > 1:
+        what = f"recovery.fallback: {fallback.file.name} has {fallback.parallel.replicas} replicas"
+        raise ToolkitError(what, where=where, hint="Use one with parallel.replicas: 1.")
+    if fallback.mapping.world_size >= own:
+        what = (
+            f"recovery.fallback: {fallback.file.name} needs {fallback.mapping.world_size} GPUs, this deployment {own}"
+        )
+        raise ToolkitError(what, where=where, hint="Use one with fewer GPUs.")
+    if fallback.engine != deployment.engine:
+        what = (
+            f"recovery.fallback: {fallback.file.name} has engine {fallback.engine}, this deployment {deployment.engine}"
+        )
+        raise ToolkitError(what, where=where, hint="Use the same engine.")
+    if fallback.output == deployment.output:
+        what = f"recovery.fallback: {fallback.file.name} has the same output as this deployment"
+        raise ToolkitError(what, where=where, hint="Give it an output of its own.")
+    check_made(fallback)
+    return fallback
+
+
+def lost_gpus(deployment: Deployment) -> tuple[int, ...]:
+    """The GPUs of the deployment that do not answer now; in a rehearsal those of the file MARKER."""
+    if deployment.kind.on_gpus:
+        return tuple(gpu.index for gpu in look_at_gpus().seen if gpu.problem)
+    text = ""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        text = (folder(deployment) / MARKER).read_text(encoding="utf-8")
+    numbers = [int(part) for part in text.replace(",", " ").split() if part.isdecimal()]
+    return tuple(sorted({number for number in numbers if number < deployment.mapping.world_size}))
+
+
+def first_that_fits(
+    deployment: Deployment, fallbacks: tuple[Deployment, ...], lost: tuple[int, ...]
+) -> Deployment | None:
+    """The first fallback for the GPUs that are left; None if none fits."""
+    left = len(gpus_left(deployment, lost))
+    return next((fallback for fallback in fallbacks if fallback.mapping.world_size <= left), None)
+
+
+def gpus_left(deployment: Deployment, lost: tuple[int, ...]) -> tuple[int, ...]:
+    """Those of the machine, or of CUDA_VISIBLE_DEVICES, that are not lost."""
+    visible = visible_here() if deployment.kind.on_gpus else None
+    every = range(deployment.hardware.gpus) if visible is None else visible.numbers
+    return tuple(gpu for gpu in every if gpu not in lost)
+
+
+def environment(deployment: Deployment, lost: tuple[int, ...]) -> Mapping[str, str]:
+    """Variables for the group: it sees only the GPUs that are left."""
+    if not (lost and deployment.kind.on_gpus):
+        return {}
+    return {VISIBLE: ",".join(map(str, gpus_left(deployment, lost)))}
