@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
+import json
 import os
 import socket
 import time
@@ -19,7 +21,7 @@ from toolkit.gateway.door import DoorState, folder, only_one, write_door
 from toolkit.gateway.endpoints import Traffic, write_endpoints
 from toolkit.gateway.envoy import config
 from toolkit.gateway.keys import read_keys
-from toolkit.gateway.places import Places
+from toolkit.gateway.places import LOOPBACK, Places
 from toolkit.processes import StopRequests, free_port, stop_requests
 from toolkit.serve import preflight
 from toolkit.serve.janitor import RUN_ID, Janitor, ServerRun, sweep
@@ -32,6 +34,7 @@ from toolkit.up.fallback import load_fallbacks
 from toolkit.up.replica import Replica
 
 TICK_S = 0.1
+LOOK_TIMEOUT_S = 1.0
 
 
 def up_here(deployment: Deployment) -> None:
@@ -161,7 +164,11 @@ class Supervisor:
         self._write()
 
     def _openai_is_ready(self) -> bool:
-        return all(replica.worker.phase == "ready" for replica in self.replicas if not replica.reserve)
+        """Whether every worker has announced itself, and the front end has heard of one."""
+        workers = [replica.worker for replica in self.replicas if not replica.reserve]
+        if not all(worker.phase == "ready" for worker in workers):
+            return False
+        return self._phase == "ready" or lists_a_model(self._places.front_port)
 
     def _drain(self, stop: StopRequests) -> None:
         """Take nothing new; wait for what is in the door, at most drain_timeout_s; then end the replicas."""
@@ -212,3 +219,15 @@ class Supervisor:
             f"ready: {url} (OpenAI: {url}/v1, model {self.deployment.served_name}; Triton: HTTP and gRPC)\n"
             f'next: toolkit ask {self.deployment.file} "What is the capital of France?"'
         )
+
+
+def lists_a_model(port: int) -> bool:
+    """Whether the front end at this port on loopback offers a model now."""
+    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=LOOK_TIMEOUT_S)
+    try:
+        connection.request("GET", "/v1/models")
+        return bool(json.loads(connection.getresponse().read())["data"])
+    except (OSError, http.client.HTTPException, ValueError, KeyError):
+        return False
+    finally:
+        connection.close()
