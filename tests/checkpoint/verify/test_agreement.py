@@ -65,7 +65,9 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "shape", [pytest.param(name, marks=[] if name == "every bias" else pytest.mark.thorough) for name in SHAPES]
+)
 def test_every_shape(make_llama, deploy, shape):
     model = make_llama(**SHAPES[shape])
     checkpoint = deploy(model, 4, 2).checkpoint_dir
