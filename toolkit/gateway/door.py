@@ -42,6 +42,11 @@ class DoorState:
     """The socket on which the supervisor takes commands."""
 
 
+def has_openai_api(deployment: Deployment) -> bool:
+    """Whether its door has OpenAI's API: the worker sends token ids, which the model of the LLM API does not take."""
+    return deployment.kind.engine_files
+
+
 def folder(deployment: Deployment) -> Path:
     """The run folder of the whole deployment."""
     return deployment.output / "run"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from toolkit.config.deployment import Deployment
+from toolkit.gateway.door import has_openai_api
 from toolkit.gateway.endpoints import TRITON_GRPC, TRITON_HTTP
 from toolkit.gateway.error_form import ERROR_FORMS, OPENAI_ERRORS, TRITON_ERRORS
 from toolkit.gateway.places import LOOPBACK, Places
@@ -154,7 +155,7 @@ def _routes(deployment: Deployment) -> list[dict[str, Any]]:
     triton = _keys_only(deployment)
     return [
         *(_answered(match, 403, "this is for operators, at a replica's own port") for match in FORBIDDEN),
-        _route({"prefix": "/v1/"}, FRONT, deployment, _lua(OPENAI_ERRORS), "connect-failure,refused-stream"),
+        _openai_route(deployment),
         _route(
             grpc, TRITON_GRPC, deployment, {**triton, **streams}, "unavailable,connect-failure,refused-stream,reset"
         ),
@@ -192,6 +193,12 @@ def _route(
             "host_selection_retry_max_attempts": 3,
         }
     return {"match": match, "route": action, "typed_per_filter_config": filters}
+
+
+def _openai_route(deployment: Deployment) -> dict[str, Any]:
+    if not has_openai_api(deployment):
+        return _answered({"prefix": "/v1/"}, 404, f"with engine: {deployment.engine} there are Triton's APIs only")
+    return _route({"prefix": "/v1/"}, FRONT, deployment, _lua(OPENAI_ERRORS), "connect-failure,refused-stream")
 
 
 def _answered(match: dict[str, Any], status: int, message: str) -> dict[str, Any]:

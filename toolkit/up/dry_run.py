@@ -10,7 +10,7 @@ import yaml
 from toolkit.config.capabilities import check_can_be_served
 from toolkit.config.deployment import Deployment
 from toolkit.gateway import dynamo
-from toolkit.gateway.door import folder
+from toolkit.gateway.door import folder, has_openai_api
 from toolkit.gateway.endpoints import TRITON_GRPC, TRITON_HTTP, Traffic, response
 from toolkit.gateway.envoy import config
 from toolkit.gateway.places import Places
@@ -39,7 +39,7 @@ def dry_run(deployment: Deployment) -> str:
     )
     for name, command in door_commands(deployment, places, Path("envoy")).items():
         sections.append(f"# {name}\n{shlex.join(command)}")
-    for number in range(len(replicas)):
+    for number in range(len(replicas)) if has_openai_api(deployment) else ():
         command = worker_command(deployment, number, deployment.served_name)
         sections.append(f"# worker {number}, when replica {number} is ready\n{shlex.join(command)}")
     sections.append(f"# The replicas, as toolkit serve starts them\n{serve_dry_run(deployment)}")

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from toolkit.config.deployment import Deployment
+from toolkit.gateway.door import has_openai_api
 from toolkit.gateway.dynamo import ENDED
 from toolkit.gateway.endpoints import Traffic
 from toolkit.serve.replicas import HELD, SUPERVISOR
@@ -141,7 +142,7 @@ class Replica:
         worker = self.worker
         if worker.process is not None and not worker.alive and worker.phase in ("starting", "ready"):
             self._worker_ended()
-        if not self.ready or self.draining:
+        if not self.ready or self.draining or not has_openai_api(self.deployment):
             return
         if not worker.alive and time.monotonic() >= worker.again_at and worker.phase != "failed":
             command = worker_command(self.deployment, self.number, self._served_name)

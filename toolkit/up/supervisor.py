@@ -17,7 +17,7 @@ from toolkit.config.capabilities import check_can_be_served
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.gateway import admin, dynamo, programs
-from toolkit.gateway.door import DoorState, folder, only_one, write_door
+from toolkit.gateway.door import DoorState, folder, has_openai_api, only_one, write_door
 from toolkit.gateway.endpoints import Traffic, write_endpoints
 from toolkit.gateway.envoy import config
 from toolkit.gateway.keys import read_keys
@@ -165,6 +165,8 @@ class Supervisor:
 
     def _openai_is_ready(self) -> bool:
         """Whether every worker has announced itself, and the front end has heard of one."""
+        if not has_openai_api(self.deployment):
+            return True
         workers = [replica.worker for replica in self.replicas if not replica.reserve]
         if not all(worker.phase == "ready" for worker in workers):
             return False
@@ -215,8 +217,9 @@ class Supervisor:
     def _ready_lines(self) -> str:
         gateway = self.deployment.gateway
         url = f"http{'s' if gateway.tls else ''}://{gateway.host}:{gateway.port}"
+        openai = f"OpenAI: {url}/v1, model {self.deployment.served_name}; " if has_openai_api(self.deployment) else ""
         return (
-            f"ready: {url} (OpenAI: {url}/v1, model {self.deployment.served_name}; Triton: HTTP and gRPC)\n"
+            f"ready: {url} ({openai}Triton: HTTP and gRPC)\n"
             f'next: toolkit ask {self.deployment.file} "What is the capital of France?"'
         )
 
