@@ -46,7 +46,7 @@ def hang_rank(scene: Scene) -> None:
     members, rank = scene.node.members(replica), len(scene.node.servers(replica)) - 1
     pids = [member.pid for member in members if (member.rank or 0) == rank and (member.server or member.model)]
     scene.begin(f"SIGSTOP to rank {rank} of {part_of(replica)}, {len(pids)} processes", _parts(replica))
-    send(signal.SIGSTOP, pids)
+    scene.stop(pids)
 
 
 def kill_triton(scene: Scene) -> None:
@@ -114,8 +114,8 @@ def slow_replica(scene: Scene) -> None:
     note = f"{part_of(replica)} stopped for {STOPPED_S:g} s of every {STOPPED_S + RUNNING_S:g} s, {len(pids)} processes"
     scene.begin(note)
     end = time.monotonic() + 2 * scene.seconds
-    while time.monotonic() < end and alive(pids):
-        send(signal.SIGSTOP, pids)
+    while time.monotonic() < end and alive(pids) == set(pids):  # once one has ended, its number may be another's
+        scene.stop(pids)
         time.sleep(STOPPED_S)
         send(signal.SIGCONT, pids)
         time.sleep(RUNNING_S)

@@ -99,7 +99,11 @@ def _bring_back(node: Node, limit_s: float) -> None:
 def _drill(node: Node, failure: Failure, texts: Texts, settings: Settings, limit_s: float) -> Drill:
     node.wait_ready(limit_s)
     with clients(node.deployment) as sending, Load(sending, texts, settings.rate, settings.seed) as load:
-        trial = _trial(node, failure, Scene(node, sending, load, settings.seconds, limit_s))
+        scene = Scene(node, sending, load, settings.seconds, limit_s)
+        try:
+            trial = _trial(node, failure, scene)
+        finally:
+            scene.let_go()
     if trial is None:
         return Drill(failure, Verdict.SKIPPED, why="there is no such process")
     judged = tuple(promise.judge(trial, node.deployment) for promise in failure.promises)

@@ -35,6 +35,8 @@ class Scene:
     victims: Mapping[str, PartState] = field(default_factory=dict)
     """The parts that fail, as they were."""
     extra: dict[str, float | None] = field(default_factory=dict)
+    stopped: set[int] = field(default_factory=set)
+    """Processes that were suspended."""
 
     @property
     def deployment(self) -> Deployment:
@@ -57,6 +59,16 @@ class Scene:
         targets = list(pids)
         self.begin(note, victims)
         send(signal.SIGKILL, targets)
+
+    def stop(self, pids: Iterable[int]) -> None:
+        """SIGSTOP. Whatever becomes of the drill, `let_go` follows."""
+        targets = set(pids)
+        self.stopped |= targets
+        send(signal.SIGSTOP, targets)
+
+    def let_go(self) -> None:
+        """Let all go on that were suspended and are still there."""
+        send(signal.SIGCONT, self.stopped)
 
     def until(self, condition: Callable[[], bool], limit_s: float | None = None, look_s: float = LOOK_S) -> bool:
         """Wait; False if it does not come about in time."""
