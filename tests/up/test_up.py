@@ -141,6 +141,14 @@ def test_the_command_line_goes_through_the_door(up):
         assert part in done.stdout
 
 
+def test_a_yaml_that_changed_since_is_said(up):
+    before = up.file.read_text()
+    assert "changed" not in commands.toolkit("status", up.file).stdout
+    up.file.write_text(before + "# another\n")
+    assert "the YAML has changed since: toolkit restart --rolling" in commands.toolkit("status", up.file).stdout
+    up.file.write_text(before)
+
+
 def test_up_twice(up):
     done = commands.toolkit("up", up.file)
     assert (done.returncode, done.stdout) == (1, "")

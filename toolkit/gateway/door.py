@@ -40,11 +40,21 @@ class DoorState:
     parts: tuple[PartState, ...]
     control: str
     """The socket on which the supervisor takes commands."""
+    config_digest: str = ""
+    """Of the YAML when it was started."""
 
 
 def has_openai_api(deployment: Deployment) -> bool:
     """Whether its door has OpenAI's API: the worker sends token ids, which the model of the LLM API does not take."""
     return deployment.kind.engine_files
+
+
+def config_digest(deployment: Deployment) -> str:
+    """SHA-256 of the deployment's YAML as it is now; "" if it cannot be read."""
+    try:
+        return hashlib.sha256(deployment.file.read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 def folder(deployment: Deployment) -> Path:

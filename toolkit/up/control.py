@@ -15,7 +15,7 @@ from typing import Any
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.files.atomic import make_private, private
-from toolkit.gateway.door import DoorState, folder, read_door, up_pid
+from toolkit.gateway.door import DoorState, config_digest, folder, read_door, up_pid
 from toolkit.serve.replicas import END_MARGIN_S
 from toolkit.up.commands import send
 from toolkit.up.supervisor import up_here
@@ -104,6 +104,8 @@ class UpStatus:
 
     pid: int
     state: DoorState
+    changed: bool = False
+    """The YAML is another one than when it was started."""
 
     @property
     def exit_code(self) -> int:
@@ -112,13 +114,15 @@ class UpStatus:
 
     def data(self) -> dict[str, Any]:
         """For JSON."""
-        return {"pid": self.pid, **asdict(self.state)}
+        return {"pid": self.pid, "config_changed": self.changed, **asdict(self.state)}
 
     def __str__(self) -> str:
         def when(seconds: float) -> str:
             return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
         lines = [f"{self.state.phase} since {when(self.state.since)}, process {self.pid}, {self.state.url}"]
+        if self.changed:
+            lines.append("  the YAML has changed since: toolkit restart --rolling takes it; its ports need down and up")
         for part in self.state.parts:
             process = f", process {part.pid}" if part.pid else ""
             restarts = f", {part.restarts} restarts" if part.restarts else ""
@@ -130,4 +134,6 @@ class UpStatus:
 def status(deployment: Deployment) -> UpStatus | None:
     """None if it is not up."""
     pid, state = up_pid(deployment), read_door(deployment)
-    return UpStatus(pid, state) if pid and state else None
+    if pid is None or state is None:
+        return None
+    return UpStatus(pid, state, state.config_digest != config_digest(deployment))

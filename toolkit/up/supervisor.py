@@ -17,7 +17,7 @@ from toolkit.config.capabilities import check_can_be_served
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.gateway import admin, dynamo, programs
-from toolkit.gateway.door import DoorState, folder, has_openai_api, only_one, write_door
+from toolkit.gateway.door import DoorState, config_digest, folder, has_openai_api, only_one, write_door
 from toolkit.gateway.endpoints import Traffic, write_endpoints
 from toolkit.gateway.envoy import config
 from toolkit.gateway.keys import read_keys
@@ -118,6 +118,7 @@ class Supervisor:
         self._phase, self._since = "loading", time.time()
         self._written: DoorState | None = None
         self._announced = False
+        self._digest = config_digest(deployment)
         self._commands = Commands(places.tmp / "control.sock", self)
 
     def __enter__(self) -> Supervisor:
@@ -209,7 +210,7 @@ class Supervisor:
             parts += [replica.group.state(), replica.worker.state()]
         gateway = self.deployment.gateway
         url = f"http{'s' if gateway.tls else ''}://{gateway.host}:{gateway.port}"
-        state = DoorState(self._phase, self._since, url, tuple(parts), str(self._commands.socket))
+        state = DoorState(self._phase, self._since, url, tuple(parts), str(self._commands.socket), self._digest)
         if state != self._written:
             write_door(self.deployment, state)
             self._written = state
