@@ -92,9 +92,8 @@ def restart(deployment: Deployment, *, rolling: bool, new: Deployment | None, he
     state = read_door(deployment)
     if state is None:
         raise ToolkitError("is not up", where=deployment.file, hint=f"Start it: toolkit up {deployment.file}")
-    command: dict[str, Any] = {"rolling": rolling, "file": None}
-    if new is not None:
-        command |= {"file": str(new.file), "engine": new.engine}
+    wanted = new or deployment  # its own YAML may have changed
+    command = {"rolling": rolling, "file": str(wanted.file.resolve()), "engine": wanted.engine}
     send(state.control, command, hear)
 
 

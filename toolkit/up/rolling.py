@@ -23,44 +23,37 @@ ROUTED_S = 1.0
 
 
 def restart(supervisor: Supervisor, command: dict[str, Any], tell: Callable[[str], None]) -> None:
-    """Carry out {"rolling": bool, "file": a new deployment or None, "engine": NAME}. Raises ToolkitError."""
+    """Carry out {"rolling": bool, "file": YAML, "engine": NAME}. Raises ToolkitError."""
     replicas = supervisor.replicas
-    new = _new(supervisor.deployment, command)
-    if not command["rolling"]:
-        for replica in replicas:
-            tell(f"{replica.group.name}: draining")
-        _restart(replicas, new)
-        for replica in replicas:
-            tell(f"{replica.group.name}: ready")
-        return
-    if len(replicas) < 2:
+    new = load_deployment(command["file"], command["engine"])
+    _check(supervisor.deployment, new)
+    if command["rolling"] and len(replicas) < 2:
         raise ToolkitError("--rolling needs a second replica that serves meanwhile", hint="Leave --rolling out.")
-    for replica in replicas:
-        others = [other for other in replicas if other is not replica]
-        if not any(other.ready for other in others):
-            raise ToolkitError(f"{replica.group.name} is the only one that serves", hint="See: toolkit status")
-        tell(f"{replica.group.name}: draining")
-        _restart([replica], new)
-        tell(f"{replica.group.name}: ready")
+    for group in [[replica] for replica in replicas] if command["rolling"] else [replicas]:
+        others = [other for other in replicas if other not in group]
+        if others and not any(other.ready for other in others):
+            raise ToolkitError(f"{group[0].group.name} is the only one that serves", hint="See: toolkit status")
+        for replica in group:
+            tell(f"{replica.group.name}: draining")
+        _restart(group, new.per_replica())
+        for replica in group:
+            tell(f"{replica.group.name}: ready")
+    supervisor.serves(new)
 
 
-def _new(deployment: Deployment, command: dict[str, Any]) -> tuple[Deployment, ...] | None:
-    """The replicas of the new deployment; None if there is none. Raises ToolkitError for one that does not fit."""
-    if command.get("file") is None:
-        return None
-    new = load_deployment(command["file"], command.get("engine"))
+def _check(deployment: Deployment, new: Deployment) -> None:
+    """Raise a ToolkitError for a deployment that cannot take over from the one that is up."""
     for name in ("serving", "gateway"):
         if getattr(new, name) != getattr(deployment, name):
             hint = "Ports and limits of the door need: toolkit down, toolkit up."
-            raise ToolkitError(f"{name}: differs from that of {deployment.file}", where=new.file, hint=hint)
+            raise ToolkitError(f"{name}: differs from that of the deployment that is up", where=new.file, hint=hint)
     if new.parallel.replicas != deployment.parallel.replicas:
         what = f"parallel.replicas: {new.parallel.replicas}, and {deployment.parallel.replicas} are up"
         raise ToolkitError(what, where=new.file, hint="Give as many.")
     check_made(new)
-    return new.per_replica()
 
 
-def _restart(replicas: list[Replica], new: tuple[Deployment, ...] | None) -> None:
+def _restart(replicas: list[Replica], new: tuple[Deployment, ...]) -> None:
     """End them after what they have, and start them again. Returns when all are ready."""
     for replica in replicas:
         replica.draining = True
@@ -76,8 +69,7 @@ def _restart(replicas: list[Replica], new: tuple[Deployment, ...] | None) -> Non
         time.sleep(LOOK_S)
     for replica in replicas:
         replica.group.kill()  # one that does not end: its janitor ends the rest
-        if new is not None:
-            replica.primary = new[replica.number]
+        replica.primary = new[replica.number]
         replica.begin_again()
     _wait_ready(replicas)
 

@@ -142,6 +142,10 @@ class Supervisor:
             time.sleep(TICK_S)
         self._drain(stop)
 
+    def serves(self, deployment: Deployment) -> None:
+        """All replicas have been restarted as this deployment."""
+        self.deployment, self._digest = deployment, config_digest(deployment)
+
     def _look(self) -> None:
         """One turn: each part, then where the traffic goes."""
         for part in self.door:
