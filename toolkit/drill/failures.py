@@ -51,6 +51,12 @@ def _one_replica(deployment: Deployment) -> str | None:
     return None if deployment.parallel.replicas > 1 else "there is no second replica that serves meanwhile"
 
 
+def _no_fallback(deployment: Deployment) -> str | None:
+    if not deployment.recovery.fallback or deployment.mapping.world_size < 2:
+        return "recovery.fallback names no deployment"
+    return "no GPU of a real machine can be taken away by a program" if deployment.kind.on_gpus else None
+
+
 DOOR_FAILS = (Promise("restart_s", DOOR_RESTART_S), Promise("cut_after_s", ERROR_WITHIN_S), none("wrong"), RECOVERED)
 FAILURES = (
     Failure("kill-rank", "the last rank of a replica is killed", make.kill_rank, GROUP_FAILS, _one_replica),
@@ -105,6 +111,19 @@ FAILURES = (
         make.clients_leave,
         (Promise("running_s", LEFT_S),),
         under_load=False,
+    ),
+    Failure(
+        "gpu-lost",
+        "a GPU is lost, and a fallback goes on without it",
+        make.lose_gpu,
+        (
+            Promise("fallbacks", 1, at_least=True),
+            none("badly_refused"),
+            Promise("refusal_ms", REFUSAL_MS),
+            Promise("first_answer_s", FIRST_ANSWER_S),
+            RECOVERED,
+        ),
+        _no_fallback,
     ),
     Failure("drain", "one replica is told to end", make.drain, (*DRAINED, RECOVERED), _one_replica),
     Failure("rolling-restart", "all replicas are restarted in turn", make.rolling_restart, DRAINED, _one_replica),

@@ -16,7 +16,7 @@ from toolkit.client.base import ServerError
 from toolkit.config.deployment import Deployment
 from toolkit.drill.request import APIS, OPENAI, TRITON_GRPC, TRITON_HTTP, Request
 from toolkit.errors import ToolkitError
-from toolkit.gateway.door import door_url
+from toolkit.gateway.door import door_url, has_openai_api
 
 PROMPTS = (
     "The history of Rome begins with",
@@ -98,9 +98,17 @@ class Clients:
 
 @contextlib.contextmanager
 def clients(deployment: Deployment) -> Iterator[Clients]:
-    """Clients of the door. With keys or TLS, OpenAI's alone: the clients of Triton's protocols have neither."""
+    """Clients of the door, of each API that it has. With keys or TLS, OpenAI's alone: the others have neither.
+
+    Raises ToolkitError where it is not up, and where no API is left.
+    """
     gateway = deployment.gateway
-    apis = (OPENAI,) if gateway.keys_file or gateway.tls else APIS
+    apis = [api for api in APIS if api != OPENAI or has_openai_api(deployment)]
+    if gateway.keys_file or gateway.tls:
+        apis = [api for api in apis if api == OPENAI]
+    if not apis:
+        what = "gateway: with keys or TLS, drills need OpenAI's API, which this engine does not have"
+        raise ToolkitError(what, where=deployment.file)
     with contextlib.ExitStack() as stack:
         each = {}
         for api in apis:

@@ -13,10 +13,11 @@ from toolkit.drill import poison
 from toolkit.drill.node import alive, part_of, send, supervisor, worker_of
 from toolkit.drill.request import Outcome, Request
 from toolkit.drill.scene import Scene
-from toolkit.gateway.door import door_url
+from toolkit.gateway.door import door_url, folder
 from toolkit.gateway.envoy import max_requests
 from toolkit.serve.replicas import END_MARGIN_S
 from toolkit.up import control
+from toolkit.up.fallback import MARKER
 
 PROBE_EVERY_S = 0.25
 BURST = 1.5
@@ -169,6 +170,26 @@ def all_down(scene: Scene) -> None:
     scene.kill(pids, f"SIGKILL to all ranks of {len(replicas)} replicas", [p for r in replicas for p in _parts(r)])
     time.sleep(CALM_S)
     _ask_until_answered(scene, scene.hit + CALM_S)
+
+
+def lose_gpu(scene: Scene) -> None:
+    """Mark the last rank's GPU as lost, and kill that rank. Afterwards the deployment returns to all GPUs."""
+    [replica, *_] = scene.node.replicas
+    servers = scene.node.servers(replica)
+    marker, rank = folder(scene.deployment) / MARKER, len(servers) - 1
+
+    def return_to_all() -> None:
+        marker.unlink(missing_ok=True)
+        control.restart(scene.deployment, rolling=False, new=None, hear=lambda line: None)
+
+    scene.afterwards.append(return_to_all)
+    marker.write_text(str(rank), encoding="utf-8")
+    scene.kill([servers[rank].pid], f"GPU {rank} is lost, and rank {rank} of {part_of(replica)}", _parts(replica))
+    time.sleep(CALM_S)
+    _ask_until_answered(scene, scene.hit + CALM_S)
+    starts = [event for event in scene.node.events(scene.hit) if "is lost" in event.get("cause", "")]
+    scene.note += "".join(f"; {event.get('action', '')}" for event in starts)
+    scene.extra["fallbacks"] = sum("starts on" in event.get("action", "") for event in starts)
 
 
 def drain(scene: Scene) -> None:

@@ -103,7 +103,7 @@ def _drill(node: Node, failure: Failure, texts: Texts, settings: Settings, limit
         try:
             trial = _trial(node, failure, scene)
         finally:
-            scene.let_go()
+            scene.clean_up()
     if trial is None:
         return Drill(failure, Verdict.SKIPPED, why="there is no such process")
     judged = tuple(promise.judge(trial, node.deployment) for promise in failure.promises)

@@ -37,6 +37,8 @@ class Scene:
     extra: dict[str, float | None] = field(default_factory=dict)
     stopped: set[int] = field(default_factory=set)
     """Processes that were suspended."""
+    afterwards: list[Callable[[], None]] = field(default_factory=list)
+    """What brings back what the failure has changed."""
 
     @property
     def deployment(self) -> Deployment:
@@ -61,14 +63,16 @@ class Scene:
         send(signal.SIGKILL, targets)
 
     def stop(self, pids: Iterable[int]) -> None:
-        """SIGSTOP. Whatever becomes of the drill, `let_go` follows."""
+        """SIGSTOP. Whatever becomes of the drill, `clean_up` follows."""
         targets = set(pids)
         self.stopped |= targets
         send(signal.SIGSTOP, targets)
 
-    def let_go(self) -> None:
-        """Let all go on that were suspended and are still there."""
+    def clean_up(self) -> None:
+        """Let all go on that were suspended, and bring back what was changed. Raises ToolkitError."""
         send(signal.SIGCONT, self.stopped)
+        for bring_back in self.afterwards:
+            bring_back()
 
     def until(self, condition: Callable[[], bool], limit_s: float | None = None, look_s: float = LOOK_S) -> bool:
         """Wait; False if it does not come about in time."""

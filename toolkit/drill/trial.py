@@ -147,6 +147,7 @@ METRICS: dict[str, Metric] = {
     "first_answer_s": Metric("from readiness to the first token, of the slowest API", "s", _first_answer_s),
     "served_s": Metric("until each API answers a new request", "s", _served_s),
     "orphans": Metric("processes left behind", "", _extra("orphans")),
+    "fallbacks": Metric("fallbacks that were started", "", _extra("fallbacks")),
     "running_s": Metric("until the engines run none of the requests whose clients left", "s", _extra("running_s")),
     "not_4xx": Metric("poisoned requests that got no 4xx", "", _extra("not_4xx")),
     "e2e_p99_ratio": Metric("P99 of the others' end-to-end time, with poison / without", "x", _extra("e2e_p99_ratio")),
