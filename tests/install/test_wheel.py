@@ -70,7 +70,8 @@ def test_it_is_served_asked_and_load_tested(served) -> None:
     assert contents(served.packages) == before, "something was written into site-packages"
 
 
-def test_it_is_linted_verified_and_diagnosed(everything, repository) -> None:
+def test_it_is_typed_linted_verified_and_diagnosed(everything, repository) -> None:
+    assert (everything.packages / "toolkit/py.typed").is_file()
     everything.succeed("lint", repository)
     everything.succeed("verify", "work/two-ranks/checkpoint", "--against", "tests/fixtures/tiny-llama")
     done = everything.toolkit("doctor", CONFIG, "--json")
