@@ -232,8 +232,8 @@ ROW = [row("linear", 1, 1, 0, 1e-3)]
         (layers(ROW, model={**MODEL, "head_dim": 64}), FLAGSHIP, "model.head_dim: .*64"),
         (steps(model={**TINY, "num_hidden_layers": 30}), REHEARSAL, "model.num_hidden_layers: .* 30, .* has 4"),
         (steps(parallel={"tp": 1, "pp": 4}), REHEARSAL, "parallel: was measured with tp 1 x pp 4, .* tp 2 x pp 4"),
-        (steps(), FLAGSHIP, "kind: holds steps, but for engine tensorrt it takes layers"),
-        (layers(ROW), REHEARSAL, "kind: holds layers, but for engine rehearsal it takes steps"),
+        (steps(), FLAGSHIP, "kind: holds steps, but engine tensorrt needs layers"),
+        (layers(ROW), REHEARSAL, "kind: holds layers, but engine rehearsal needs steps"),
     ],
 )  # fmt: skip
 def test_a_file_of_something_else_is_refused(tmp_path, content, deployment, message):

@@ -29,7 +29,9 @@ from typing import Literal, NamedTuple
 
 from toolkit.errors import Busy, InputRefused
 from toolkit.inflight.blocks import BlockPool
+from toolkit.inflight.repetition import Repetition
 from toolkit.inflight.request import Request, State
+from toolkit.inflight.work import Work
 
 _by_arrival = attrgetter("arrival")
 
@@ -50,16 +52,6 @@ class SchedulerConfig:
     max_seq_len: int  # prompt + output
 
 
-class Work(NamedTuple):
-    """Compute positions start .. start + length - 1 of request.tokens: one sequence's part of a step."""
-
-    request: Request
-    start: int
-    length: int
-    emits: bool  # the logits of the last position give a new token
-    blocks: list[int]  # block table of these positions and all before; does not change while in flight
-
-
 @dataclass(eq=False)
 class Step:
     """The works that one micro-batch computes together."""
@@ -68,6 +60,7 @@ class Step:
     context: list[Work] = field(default_factory=list)
     generation: list[Work] = field(default_factory=list)
     num_tokens: int = 0
+    repetition: Repetition | None = None  # see Scheduler.repeat
 
     @property
     def works(self) -> list[Work]:
@@ -119,6 +112,7 @@ class Scheduler:
         self._newest = 0  # the micro-batch of the newest step
         self._reserved = 0  # blocks promised to admitted requests and not taken yet
         self._active = self._arrivals = self._steps = self._reused = 0
+        self._cancelled = 0  # cancelled requests that are still in flight
         self.pauses = 0  # how often a sequence lost its blocks, to be computed again
 
     def submit(self, *requests: Request) -> None:
@@ -165,7 +159,9 @@ class Scheduler:
         elif request in self._ready:
             self._ready.remove(request)
         request.state = State.CANCELLED
-        if not request.in_flight:
+        if request.in_flight:
+            self._cancelled += 1
+        else:
             self._end(request)
 
     def schedule(self) -> Step | None:
@@ -190,6 +186,8 @@ class Scheduler:
         Raises ValueError for another step or another number of results."""
         if not self._in_flight or self._in_flight[0] is not step:
             raise ValueError("steps complete once, in the order in which they were scheduled")
+        if step.repetition:
+            step.generation, step.repetition = step.repetition.settled(), None
         works = step.works
         emitting = sum([work.emits for work in works])
         if not len(tokens) == len(finished) == emitting:
@@ -207,6 +205,7 @@ class Scheduler:
             token, ends = next(results) if emits else (0, False)
             if request.state is cancelled:
                 if not request.in_flight:
+                    self._cancelled -= 1
                     self._end(request)
             elif emits:
                 request.tokens.append(token)
@@ -218,6 +217,31 @@ class Scheduler:
                     request.state = generation
                     self._ready.append(request)
         self._ready.sort(key=_by_arrival)
+
+    def repeat(self, step: Step) -> bool:
+        """Complete the oldest step and schedule it again, where this is all that `complete` and `schedule` would do:
+        every sequence of the step generates one more token (0), and nothing else can run.
+
+        For a simulator, to which tokens say nothing: it takes no time per sequence. Returns False, and does nothing,
+        where a sequence ends, waits for a block or may share one, or where another request can join the step.
+        """
+        if step.context or self._ready or self._cancelled or self.pool.reuse or self._slots[self._turn] is not step:
+            return False
+        if self._queue and self._room_for_next(step) is not None:
+            return False
+        repetition = step.repetition or Repetition(step.generation, self.config.tokens_per_block)
+        growing = repetition.growing
+        if not repetition.left or len(growing) > self.pool.free:
+            return False
+        for request in growing:
+            self._grow(request)
+        repetition.count += 1
+        step.repetition = repetition
+        self._in_flight.rotate(-1)
+        self._turn = (self._turn + 1) % len(self._slots)
+        self._newest = step.micro_batch
+        self._steps += 1
+        return True
 
     def stats(self) -> Stats:
         works = [work for step in self._in_flight for work in step.context]
@@ -260,6 +284,26 @@ class Scheduler:
 
     def _admit(self, step: Step) -> Request | None:
         """The oldest request in the queue, now with blocks, if the step and the pool have room for it."""
+        room = self._room_for_next(step)
+        if room is None:
+            return None
+        matched, table, most = room
+        request, size = self._queue.popleft(), self.config.tokens_per_block
+        insort(self._ready, request, key=_by_arrival)
+        request.state = State.CONTEXT
+        request.scheduled = request.computed = len(matched) * size
+        evicted = self.pool.evicted
+        request.blocks, request.promised = self.pool.take(matched, table - len(matched)), most - table
+        request.taken_blocks += table - len(matched)
+        request.evicted_blocks += self.pool.evicted - evicted
+        request.reused_blocks += len(matched)
+        self._reused += len(matched)
+        self._reserved += most - table
+        return request
+
+    def _room_for_next(self, step: Step) -> tuple[list[int], int, int] | None:
+        """What the oldest request in the queue would get: (cached blocks, blocks now, blocks at most). None where the
+        queue is empty, or the step or the pool has no room."""
         unpromised = self.pool.free - self._reserved
         if not self._queue or not unpromised or not self._fit(step, 1):
             return None
@@ -271,17 +315,7 @@ class Scheduler:
         in_use = sum(self.pool.references[block] > 0 for block in matched)
         if most - in_use > unpromised or not self._fit(step, len(request.tokens) - len(matched) * size):
             return None
-        insort(self._ready, self._queue.popleft(), key=_by_arrival)
-        request.state = State.CONTEXT
-        request.scheduled = request.computed = len(matched) * size
-        evicted = self.pool.evicted
-        request.blocks, request.promised = self.pool.take(matched, table - len(matched)), most - table
-        request.taken_blocks += table - len(matched)
-        request.evicted_blocks += self.pool.evicted - evicted
-        request.reused_blocks += len(matched)
-        self._reused += len(matched)
-        self._reserved += most - table
-        return request
+        return matched, table, most
 
     def _grow(self, request: Request) -> bool:
         """Give it the block that its next position needs. False if it has to wait, because others in

@@ -1,4 +1,4 @@
-"""A deployment under its traffic, without a GPU: the real scheduler, with step times from a model."""
+"""Simulates a deployment under its traffic without a GPU: the real scheduler, with step times from a model."""
 
 from toolkit.simulate.run import Simulation, simulate
 

@@ -1,4 +1,4 @@
-"""The highest rate that meets the targets: a search over simulations of the same requests at different rates."""
+"""Finds the highest rate that meets the targets: simulates the same requests at different rates."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ from toolkit.steptimes.step import StepTimes, decode
 from toolkit.workload import Traffic
 
 REQUESTS = 320
-"""Of each tried rate: enough for a P99, few enough for a search in two seconds."""
+"""Requests that each rate is tried with: enough for a P99, and few enough for a search in two seconds."""
 FILLS, MORE = 4, 640
-"""More than REQUESTS where as many could run at once: so many times what can, or so many more than that, so that they
-fill it and go on."""
+"""Where many sequences run at once, it takes more than REQUESTS requests to fill the deployment and go on: FILLS times
+as many as run at once, or MORE than run at once, whichever is less."""
 PRECISION = 0.03
 LIKELY = (0.875, 0.75, 0.5)
-"""Of the saturated throughput: where the highest rate is looked for first."""
+"""Where the search for the highest rate begins, as shares of the saturated throughput."""
 LOWEST, FEW = 0.02, 8
 """The lowest rate tried, as a share of the saturated throughput, and the requests that it is first tried with."""
 GOLDEN = (math.sqrt(5) - 1) / 2
-"""The multiples of it, modulo 1, are spread evenly over 0 to 1, however many of them are taken."""
+"""Its multiples, modulo 1, are spread evenly over 0 to 1, however many of them are taken."""
 
 
 @dataclass(frozen=True)
 class Saturation:
-    """A deployment with as many requests in flight as may be, whatever they wait."""
+    """A deployment with as many requests in flight as it allows, however long they wait."""
 
     throughput: float
-    """Requests/s; math.inf where the traffic is too little to tell."""
+    """Requests/s; math.inf where the traffic has too few requests to tell."""
     bubble: float
     """Idle share of the stages."""
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """What a deployment can do with its traffic. Requests/s."""
+    """The rates that a deployment can serve, in requests/s."""
 
     saturated: float
-    """Throughput with as many requests in flight as may be, whatever they wait."""
+    """Throughput with as many requests in flight as the deployment allows, however long they wait."""
     bubble: float
-    """Idle share of the stages then."""
+    """Idle share of the stages at that throughput."""
     highest: float | None
-    """The highest rate that meets every latency target and the compliance; None if none does."""
+    """The highest rate that meets every latency target and the compliance; None if no rate does."""
 
 
 @dataclass
 class Tried:
-    """The highest rate that met the targets and the lowest that missed them. Rates beyond these need no run."""
+    """The highest rate that met the targets and the lowest that missed them. Rates outside of these need no run."""
 
     met: float = 0.0
     missed: float = math.inf
@@ -63,24 +63,27 @@ class Tried:
 
 @dataclass(frozen=True)
 class Trial:
-    """Runs at different rates of one replica, which stands for all: each request goes to the one with the fewest, so
-    that requests of about one length go to each in turn. One replica is full after its own share of the requests."""
+    """Simulates one replica at different rates; it stands for all replicas.
+
+    Each request goes to the replica with the fewest, so requests of similar length go to the replicas in turn. A
+    replica needs only its own share of the requests to be full.
+    """
 
     traffic: Traffic
-    """Of all replicas."""
+    """The requests for all replicas."""
     config: SchedulerConfig
     times: StepTimes
     replicas: int
     slo: Slo
     front_s: float = 0.0
     known: Saturation | None = None
-    """How it is when full, if that was simulated before."""
+    """The saturation, if it was simulated before."""
     tried: Tried = field(default_factory=Tried)
 
     def meets(self, rate: float, requests: int | None = None) -> bool:
-        """Whether the latencies and the compliance hold when so many requests/s come to all replicas together.
+        """Whether the latencies and the compliance hold at `rate` requests/s for all replicas together.
 
-        With `requests` only so many of them are simulated.
+        `requests` limits how many requests are simulated.
         """
         if rate <= self.tried.met or rate >= self.tried.missed:
             return rate <= self.tried.met
@@ -98,22 +101,23 @@ class Trial:
         return run.complete and meets_latencies(run, self.slo)
 
     def capacity(self) -> Capacity:
-        """Overload it, then bisect between nearly nothing and the throughput that came out."""
+        """Measure the saturated throughput, then search between nearly nothing and this throughput."""
         full = self.saturation
         highest = None if self._too_slow_alone else _highest(self.meets, full.throughput)
         return Capacity(full.throughput, full.bubble, highest)
 
     @property
     def _too_slow_alone(self) -> bool:
-        """Whether even a lone sequence, with hardly any context, gets its tokens too late."""
+        """Whether even a sequence that runs alone, with hardly any context, gets its tokens too late."""
         work = decode(1, 1)
         step = sum(self.times.stage_seconds(work)) + (self.times.stages - 1) * self.times.hop_seconds(work)
         return any(step * 1e3 > limit for _, limit in self.slo.percentiles("tpot_ms"))
 
     def widened(self, low: float, high: float, most: float) -> tuple[float, float]:
-        """Widen the range (low, high) of highest rates from other seeds until it holds this one: few runs if it does.
+        """Widen (low, high), the range of the highest rates of other seeds, until it holds the one of this seed.
 
-        To PRECISION, as `capacity`, and up to `most`; 0 where no rate down to LOWEST of `low` meets.
+        Takes few runs where the range holds it already. Precise to PRECISION; never above `most`; 0 where no rate down
+        to LOWEST of `low` meets the targets.
         """
         if high < most and self.meets(min(high * (1 + PRECISION), most)):
             return low, self._from(min(high * (1 + PRECISION), most), most)
@@ -122,14 +126,14 @@ class Trial:
         return self._below(low), high
 
     def _from(self, low: float, most: float) -> float:
-        """The highest rate, where `low` meets."""
+        """The highest rate, if `low` meets the targets."""
         high, step = low, 2 * PRECISION
         while low < most and self.meets(high := min(low * (1 + step), most)):
             low, step = high, 2 * step
         return _bisected(self.meets, low, high) if low < most else most
 
     def _below(self, start: float) -> float:
-        """The highest rate, where `start` does not meet."""
+        """The highest rate, if `start` misses the targets."""
         high, step = start, PRECISION
         while not self.meets(low := high / (1 + step)):
             high, step = low, 2 * step
@@ -146,12 +150,12 @@ class Trial:
 
     @cached_property
     def _share(self) -> Traffic:
-        """What one replica gets: enough to fill it and go on."""
+        """The requests of one replica: enough to fill it and go on."""
         return self.traffic.opened().dealt(self.replicas).first(requests_needed(self.config))
 
 
 def requests_needed(config: SchedulerConfig) -> int:
-    """Of one replica."""
+    """How many requests one replica is simulated with."""
     at_once = config.max_batch_size * config.micro_batches
     return max(REQUESTS, min(FILLS * at_once, at_once + MORE))
 
@@ -165,15 +169,16 @@ def find_capacity(
     front_s: float = 0.0,
     full: Saturation | None = None,
 ) -> Capacity:
-    """Of a deployment with so many replicas; `full` if it is known how it is when full."""
+    """The capacity of a deployment with `replicas` replicas; `full` is its saturation, if that is known."""
     return Trial(traffic, config, times, replicas, slo, front_s, full).capacity()
 
 
 def saturate(traffic: Traffic, config: SchedulerConfig, times: StepTimes) -> Simulation:
-    """All requests at once, with a queue for them. Those that begin together get outputs of every length up to theirs.
+    """Simulate all requests at once, with a queue that holds them.
 
-    Sequences of one length that begin together end together, and those after them again: then a step has many prompts,
-    the next ones none, and the throughput is one that no traffic gets which comes by and by.
+    Sequences of one length that begin together would also end together, and so would the next ones: one step would
+    have many prompts and the following ones none, which real traffic does not do. So the first sequences get outputs of
+    every length up to their own.
     """
     count = len(traffic.requests)
     at_once = config.max_batch_size * config.micro_batches
@@ -186,9 +191,9 @@ def saturate(traffic: Traffic, config: SchedulerConfig, times: StepTimes) -> Sim
 
 
 def middle_throughput(run: Simulation) -> float:
-    """Requests/s between the first and the last quarter of the completions: without filling and draining.
+    """Requests/s between the first and the last quarter of the completions, so without filling and draining.
 
-    math.inf where they all end at once, or are one: that says nothing of it.
+    math.inf where all requests end at once, or there is only one: this does not tell the throughput.
     """
     ends = sorted(sample.ended for sample in run.samples)
     first, last = len(ends) // 4, 3 * len(ends) // 4
@@ -196,13 +201,13 @@ def middle_throughput(run: Simulation) -> float:
 
 
 def meets_latencies(run: Simulation, slo: Slo) -> bool:
-    """Whether every target that a request's times decide is met."""
+    """Whether every target that depends on the times of requests is met."""
     targets = judge(slo, run.measured(limits_of_a_request(slo))).targets
     return all(target.passed is not False for target in of_a_rate(targets))
 
 
 def hopeless(slo: Slo, traffic: Traffic) -> Callable[[Sample], bool]:
-    """Says of each request that ended whether so many missed a target that no others can make up for it."""
+    """A function for each ended request: True once too many missed a target for the rest to make up for it."""
     count = len(traffic.requests) - traffic.warmup
     limits = limits_of_a_request(slo)
     missed_any, allowed = 0, math.floor((1 - slo.compliance) * count + 1e-9)
@@ -228,11 +233,11 @@ def hopeless(slo: Slo, traffic: Traffic) -> Callable[[Sample], bool]:
 
 
 def _highest(meets: Callable[..., bool], most: float) -> float | None:
-    """The largest rate up to `most` that meets, to PRECISION, if all rates below one that meets do too."""
+    """The largest rate up to `most` that meets the targets, to PRECISION, if all lower rates meet them too."""
     if meets(most):
         return most
     lowest = LOWEST * most
-    if not meets(lowest, FEW) and not meets(lowest):  # a few tell that at once nearly always
+    if not meets(lowest, FEW) and not meets(lowest):  # a few requests nearly always tell
         return None
     high, low = most, lowest
     for share in LIKELY:
@@ -245,7 +250,7 @@ def _highest(meets: Callable[..., bool], most: float) -> float | None:
 
 
 def _bisected(meets: Callable[..., bool], low: float, high: float) -> float:
-    """The largest rate that meets, to PRECISION, between one that does and one that does not."""
+    """The largest rate that meets the targets, to PRECISION: `low` meets them, `high` does not."""
     while high - low > PRECISION * high:
         middle = (low + high) / 2
         if meets(middle):

@@ -1,4 +1,4 @@
-"""Whether more requests come than are served: then there is no steady state, and no latency to speak of."""
+"""Whether more requests arrive than are served. Then there is no steady state, and latencies have no meaning."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import NamedTuple
 from toolkit.simulate.run import Simulation
 
 CHANCE = 3
-"""Standard deviations of the number of requests in the system, about the root of it under Poisson arrivals."""
+"""How many standard deviations the queue must grow by. Under Poisson arrivals the standard deviation of the number of
+requests in the system is about its square root."""
 LEAST = 0.03
 """The least growth of the queue that counts, as a share of the requests that arrive in the run's second half."""
 
 
 class Overload(NamedTuple):
-    """Requests/s."""
+    """More arrivals than the deployment serves, in requests/s."""
 
     arrivals: float
     served: float
@@ -26,11 +27,11 @@ class Overload(NamedTuple):
 
 
 def overload_of(run: Simulation, rate: float, saturated: float, steady_arrivals: bool) -> Overload | None:
-    """The overload of an open loop of `rate` requests/s; None where all that comes is served.
+    """The overload of an open loop of `rate` requests/s; None where every request is served.
 
     There is an overload if the rate is above the saturated throughput, or if the queue grows in the second half of the
-    arrivals by more than chance explains. The second test needs `steady_arrivals`: a rush at the end of a trace is no
-    overload.
+    arrivals by more than chance explains. The second test needs `steady_arrivals`: a burst at the end of a trace is
+    not an overload.
     """
     served = _served_behind(run) if steady_arrivals else None
     if served is None and rate <= saturated:
@@ -39,7 +40,7 @@ def overload_of(run: Simulation, rate: float, saturated: float, steady_arrivals:
 
 
 def _served_behind(run: Simulation) -> float | None:
-    """Requests/s that ended while the queue grew, or None if the growth may be chance."""
+    """Requests/s that ended while the queue grew; None if the growth may be chance."""
     samples = run.samples
     if len(samples) < 2 or not run.complete:
         return None

@@ -1,8 +1,9 @@
-"""One group of pipeline stages: `toolkit.inflight` decides each step, a model of step times says how long it takes.
+"""Simulates one replica: `toolkit.inflight` decides each step, a model of step times says how long it takes.
 
-Steps pass the stages in the order in which they were scheduled. A stage begins a step when it has ended the one
-before and the stage in front has handed this one over; so all of a step is known when it is scheduled, in seconds of
-work. A micro-batch is scheduled when its last step has ended, or when a request comes while nothing is in flight.
+Steps pass the stages in the order in which they were scheduled. A stage begins a step when it has ended the step
+before and the previous stage has handed this one over. So every time of a step is known when it is scheduled, in
+seconds of work. A micro-batch is scheduled when its last step has ended, or when a request arrives while nothing is in
+flight.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from toolkit.workload import Planned
 
 
 class Sequence(Request):
-    """A request with the times of its life, seconds from the beginning of the run."""
+    """A request with its times, in seconds from the beginning of the run."""
 
     def __init__(self, number: int, planned: Planned, due: float) -> None:
         super().__init__(number, planned.prompt, planned.output_tokens)
@@ -33,7 +34,7 @@ class Sequence(Request):
         """When it found the queue full."""
 
     def sample(self) -> Sample:
-        """What a client would have seen of it."""
+        """The request as a client would have seen it."""
         times = tuple(self.token_times)
         return Sample(
             id=str(self.id),
@@ -51,7 +52,7 @@ class Sequence(Request):
 
 
 class Interval(NamedTuple):
-    """What a stage did, for the timeline. Seconds from the beginning of the run."""
+    """One step on one stage, for the timeline. Seconds from the beginning of the run."""
 
     replica: int
     stage: int
@@ -63,18 +64,20 @@ class Interval(NamedTuple):
 
 
 class InFlight(NamedTuple):
-    """A step that is scheduled and has not ended, by the work clock."""
+    """A step that is scheduled and has not ended; times by the work clock."""
 
     end: float
     spans: list[tuple[float, float]]
-    """When each stage computes it."""
+    """(begin, end) on each stage."""
     step: Step
     work: StepWork
+    token_times: list[float]
+    """When it ended before, if it came again since (`Scheduler.repeat`)."""
 
 
 @dataclass
 class Usage:
-    """What a replica's stages and KV pool were used for, in seconds and block-seconds."""
+    """How much the stages and the KV pool of a replica were used, in seconds and block-seconds."""
 
     busy: list[float]
     working: float = 0.0
@@ -86,10 +89,10 @@ class Usage:
 
 
 class Replica:
-    """Time moves by `advance`; `next_event` says when that is worth calling.
+    """A replica in simulated time: `advance` moves the time, `next_event` says when something happens next.
 
     In a rehearsal (`times.one_thread`) rank 0 schedules, computes the first stage and chooses tokens, one after the
-    other. On GPUs a step that is scheduled waits for the first stage in its stream, and the loop goes on at once.
+    other. On GPUs a scheduled step waits in a CUDA stream for the first stage, and the loop goes on at once.
     """
 
     def __init__(
@@ -114,17 +117,17 @@ class Replica:
         self._accounted = 0.0
 
     def submit(self, sequence: Sequence, now: float) -> None:
-        """Take a request, which the scheduler has after all those before it."""
+        """Take a request. It reaches the scheduler after all earlier ones."""
         self._front_free = max(self._front_free, now) + self._front_s
         self._front.append((self._front_free, sequence))
         self.outstanding += 1
 
     def next_event(self) -> float:
-        """When a request comes, a step ends or the one thread can begin one, whichever is first; inf when idle."""
+        """When the next request arrives, step ends, or step of the one thread begins; inf when idle."""
         return min(self._next_begin(), self._next_end(), self._front[0][0] if self._front else math.inf)
 
     def advance(self, now: float) -> list[Sequence]:
-        """Let everything happen that can by `now`. Returns the sequences that ended or were refused."""
+        """Do everything that happens until `now`. Returns the sequences that ended or were refused."""
         self._account(now)
         ended = self._admit(now)
         while True:
@@ -138,7 +141,7 @@ class Replica:
                 self._clock.set_pace(now, self.times.slowdown(max(len(self._in_flight), 1)))
 
     def _admit(self, now: float) -> list[Sequence]:
-        """Hand the scheduler what has come. Returns what it refused."""
+        """Hand the scheduler the requests that have arrived. Returns those that it refused."""
         refused = []
         while self._front and self._front[0][0] <= now:
             _, sequence = self._front.popleft()
@@ -172,7 +175,11 @@ class Replica:
             sequence: Any = part.request
             if sequence.started is None:
                 sequence.started = now
-        work, ready, spans = work_of(step), self._clock.at(now) if self._one_thread else now, []
+        self._launch(step, work_of(step), now, [])
+
+    def _launch(self, step: Step, work: StepWork, now: float, token_times: list[float]) -> None:
+        """Send a step that was scheduled through the stages."""
+        ready, spans = self._clock.at(now) if self._one_thread else now, []
         hop = self.times.hop_seconds(work)
         for stage, seconds in enumerate(self.times.stage_seconds(work)):
             start = max(ready, self._stage_free[stage])
@@ -180,7 +187,7 @@ class Replica:
             spans.append((start, end))
             ready = end + hop
         finish = 0.0 if self._one_thread else self.times.finish_seconds(work)
-        self._in_flight.append(InFlight(end + finish, spans, step, work))
+        self._in_flight.append(InFlight(end + finish, spans, step, work, token_times))
         self._waiting = len(self._in_flight) == self._most_in_flight
 
     def _end(self, now: float) -> list[Sequence]:
@@ -189,10 +196,15 @@ class Replica:
         if self._one_thread:
             self._stage_free[0] = self._clock.at(now) + self.times.finish_seconds(done.work)
             now = self._clock.time_of(self._stage_free[0])
+        elif self.scheduler.repeat(done.step):
+            done.token_times.append(now)
+            self._launch(done.step, _one_key_more(done.work), now, done.token_times)
+            return []
         emitting: list[Any] = [part.request for part in done.step.works if part.emits]
         self.scheduler.complete(done.step, [0] * len(emitting), [False] * len(emitting))
         ended, finished = [], State.FINISHED
         for sequence in emitting:
+            sequence.token_times += done.token_times
             sequence.token_times.append(now)
             if sequence.state is finished:
                 ended.append(sequence)
@@ -201,7 +213,7 @@ class Replica:
         return ended
 
     def _note(self, done: InFlight) -> None:
-        """Take note of when the stages computed a step, which only its end tells."""
+        """Note when the stages computed a step. In a rehearsal the times are only known when the step has ended."""
         spans, busy, (first, last) = done.spans, self.usage.busy, self._record
         if self._one_thread:
             spans = [(self._clock.time_of(start), self._clock.time_of(end)) for start, end in spans]
@@ -224,7 +236,7 @@ class Replica:
 
 
 def work_of(step: Step) -> StepWork:
-    """The step as a model of step times sees it."""
+    """What the step computes, for a model of step times."""
     pairs = tokens = emitted = 0
     for work in step.context:
         tokens += work.length
@@ -233,6 +245,11 @@ def work_of(step: Step) -> StepWork:
     generations = len(step.generation)
     keys = sum([work.start for work in step.generation]) + generations
     return StepWork(tokens, pairs, len(step.context), generations, keys, emitted + generations)
+
+
+def _one_key_more(work: StepWork) -> StepWork:
+    """The work of a step of generations, each one token longer."""
+    return work._replace(keys=work.keys + work.generations)
 
 
 class WorkClock:

@@ -1,4 +1,4 @@
-"""A run of the simulator: traffic in, the same raw samples out as a load test leaves, and what the stages did."""
+"""Runs the simulator: traffic in; out come raw samples like those of a load test, and how busy the stages were."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOTHING = (math.inf, -math.inf)
 
 @dataclass(frozen=True)
 class Simulation:
-    """What came out. All times in seconds from the beginning, all shares 0 to 1."""
+    """The result of a run. Times are in seconds from the beginning, shares from 0 to 1."""
 
     samples: tuple[Sample, ...]
     """In the order in which they were due."""
@@ -30,7 +30,7 @@ class Simulation:
     seconds: float
     """From the beginning to the last token."""
     utilisation: tuple[tuple[float, ...], ...]
-    """Of each replica, the share of the run in which each stage computed."""
+    """The share of the run in which each stage computed, by replica."""
     bubble: float
     """Share of stage time without work while something was in flight: 1 - busy / (stages x working)."""
     kv_mean: float
@@ -39,9 +39,9 @@ class Simulation:
     recomputed: int
     """How often a sequence was paused because the KV pool was full, and computed again."""
     refused: int
-    """Requests that found the queue full."""
+    """Requests that were refused because the queue was full."""
     intervals: tuple[Interval, ...]
-    """What the stages did in the recorded part."""
+    """The steps on each stage in the recorded part."""
     complete: bool = True
     """False when the run was given up early."""
 
@@ -65,9 +65,9 @@ def simulate(
 ) -> Simulation:
     """Run the traffic through `replicas` groups, each request to the one with the fewest outstanding.
 
-    `front_s` seconds go by for each request before its replica's scheduler has it, one request after the other.
-    Deterministic. `record` is the part of the run (seconds) whose stage intervals are kept; `give_up` is told of
-    every judged request that ended and says whether to stop there.
+    Each request takes `front_s` seconds to reach its replica's scheduler, one request after the other. `record` is the
+    part of the run (seconds) whose stage intervals are kept. `give_up` is called with each judged request that ended;
+    the run stops when it returns True. The same arguments give the same result.
     """
     run = _Run(traffic, [Replica(number, config, times, record, front_s) for number in range(replicas)])
     with _no_garbage_collection():
@@ -77,7 +77,8 @@ def simulate(
 
 @contextlib.contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """A run makes many small objects and no cycles of them. The search for cycles takes a fifth of its time."""
+    """Switch the garbage collector off. A run makes many small objects but no cycles, and looking for cycles would take
+    a fifth of its time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -91,7 +92,7 @@ class _Run:
     def __init__(self, traffic: Traffic, replicas: list[Replica]) -> None:
         self.traffic, self.replicas = traffic, replicas
         self.waiting = deque(enumerate(traffic.requests))
-        # Closed loop, a heap: since when users are ready.
+        # Closed loop: a heap of the times since when users are ready.
         self.due = sorted(planned.due for planned in traffic.requests[: traffic.users or 0])
         self.ended: list[tuple[int, Sample]] = []
         self.refused = 0
@@ -105,7 +106,7 @@ class _Run:
                 self._submit()
             for number, next_event in enumerate(self.next_events):
                 if next_event > now:
-                    continue  # nothing happens in this replica
+                    continue  # this replica has nothing to do yet
                 for sequence in self._advance(number):
                     sample = sequence.sample()
                     self.refused += not sample.ok

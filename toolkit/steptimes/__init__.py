@@ -1,1 +1,1 @@
-"""How long a step takes: a closed form, measurements, and other tools' tables."""
+"""Says how long a step takes: by a closed form, by measurements, or by the tables of another tool."""

@@ -1,8 +1,9 @@
 """Step times from NVIDIA's own measurements: the optional package aiconfigurator-core, behind the planner's interface.
 
-It has kernel times of whole model shapes on several GPUs, measured under TensorRT-LLM, and interpolates between
-them. Ours are: the stages (it knows no pipeline), and the hops between them, as it prices those as between nodes
-and not over NVLink. The embedding's all-reduce is left out: our checkpoints hold a whole embedding on every rank.
+The package has kernel times for whole model shapes on several GPUs, measured under TensorRT-LLM, and interpolates
+between them. It knows no pipeline, so the stages are ours. So are the hops between stages, because the package takes
+them to be between nodes and not over NVLink. The all-reduce of the embedding is left out: our checkpoints hold the
+whole embedding on every rank.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from toolkit.steptimes.step import StepWork
 
 PACKAGE, VERSION = "aiconfigurator-core", "0.12.0"
 INSTALL = f"Install it, in an environment without {NAME}[rehearsal]: {install('aiconfigurator')}."
-"""The two cannot be together: one wants numpy 2, the other's tritonserver numpy 1."""
+"""The two extras cannot be in one environment: aiconfigurator needs numpy 2, the tritonserver of rehearsal numpy 1."""
 SYSTEMS = {
     "h100-sxm": ("h100_sxm", "1.3.0rc20"),
     "h200-sxm": ("h200_sxm", "1.3.0rc20"),
@@ -34,38 +35,39 @@ SYSTEMS = {
     "l40s": ("l40s", "1.3.0rc20"),
     "a100-sxm": ("a100_sxm", "1.0.0"),
 }
-"""The planner's GPUs that it has times of: its name for them, and the TensorRT-LLM they were measured under."""
+"""The GPUs that the package has times for: its name of each, and the TensorRT-LLM release that they were measured
+under."""
 DENSE = (
     "add_norm_1", "qkv_gemm", "proj_gemm", "ar_1", "add_norm_2", "gate_ffn1_gemm", "act_gate", "ffn2_gemm", "ar_2",
 )  # fmt: skip
-"""Its names for what depends on the number of tokens only, in the order in which a layer does it."""
+"""The package's names for operations that depend only on the number of tokens, in the order of a layer."""
 
 
 @dataclass(frozen=True)
 class Aiconfigurator:
-    """StepTimes from its tables. Making one raises ToolkitError where the package or the times are missing."""
+    """StepTimes from the package. The constructor raises ToolkitError where the package or the times are missing."""
 
     form: ClosedForm
-    """What is to be timed, and the hops."""
+    """The model, its split and the GPU; it also gives the times of hops."""
     where: Path
-    """The YAML, for errors."""
+    """The YAML that errors name."""
 
     one_thread = False
 
     def __post_init__(self) -> None:
         if self.form.gpu.name not in SYSTEMS:
-            what = f"hardware.gpu: aiconfigurator has no times of {self.form.gpu.name}"
+            what = f"hardware.gpu: aiconfigurator has no times for {self.form.gpu.name}"
             raise ToolkitError(
-                what, where=self.where, hint=f"It has {', '.join(SYSTEMS)}; the planner's table has all."
+                what, where=self.where, hint=f"It has {', '.join(SYSTEMS)}. The planner's own table has every GPU."
             )
         if self.form.precision.activation_bytes != 2:
-            what = "model.dtype: aiconfigurator has no times of float32"
+            what = "model.dtype: aiconfigurator has no times for float32"
             raise ToolkitError(what, where=self.where, hint="Use float16 or bfloat16.")
-        self.stage_seconds(StepWork(16, 136, 1, 1, 16, 2))  # so that what is missing is said now
+        self.stage_seconds(StepWork(16, 136, 1, 1, 16, 2))  # so that an error appears now
 
     @property
     def description(self) -> str:
-        """Where the times are from, in words."""
+        """Where the times come from, in words."""
         return f"{PACKAGE} {VERSION}, kernels measured under TensorRT-LLM {SYSTEMS[self.form.gpu.name][1]}"
 
     @property
@@ -90,11 +92,11 @@ class Aiconfigurator:
         return self.form.finish_seconds(work)
 
     def layer_s(self, work: StepWork) -> float:
-        """One layer of the step on one GPU, seconds.
+        """Seconds of one layer of the step on one GPU.
 
-        Its attention takes sequences of one length, so each of the step's has the mean: of n new tokens after k,
-        where n k + n (n + 1) / 2 are the pairs of one context; of `keys` / `generations` keys. To three digits, so
-        that a run asks for few different ones.
+        The package times attention for sequences of one length, so every sequence of the step gets the mean length. A
+        context of n new tokens after k others has n k + n (n + 1) / 2 pairs, a generation `keys` / `generations` keys.
+        Lengths are rounded to three digits, so that a run asks for few different ones.
         """
         seconds = self._seconds(DENSE, 1, work.tokens)
         if work.contexts:
@@ -109,7 +111,8 @@ class Aiconfigurator:
     def _seconds(
         self, names: tuple[str, ...], sequences: int, tokens: int, before: int = 0, generation: bool = False
     ) -> float:
-        """All layers' operations of these names, for so many sequences of `tokens` tokens after `before` others."""
+        """Seconds of the operations with these names in all layers, for sequences of `tokens` tokens after `before`
+        others."""
         asked = (names, sequences, tokens, before, generation)
         if asked not in self._known:
             shape = {"batch_size": sequences, "s": tokens, "prefix": before}
@@ -125,12 +128,12 @@ class Aiconfigurator:
         return self._known[asked]
 
     def _no_times(self, error: Exception) -> ToolkitError:
-        what = f"aiconfigurator has no times of this model on {self.form.gpu.name}: {str(error)[:200]}"
-        return ToolkitError(what, where=self.where, hint="Plan with the planner's own table.")
+        what = f"aiconfigurator has no times for this model on {self.form.gpu.name}: {str(error)[:200]}"
+        return ToolkitError(what, where=self.where, hint="Leave --estimator out to use the planner's own table.")
 
     @cached_property
     def _identity(self) -> tuple[str, str, str, int, tuple[tuple[str, str], ...]]:
-        """What its engine is made for. Not the engine itself, which cannot go to another process as this can."""
+        """The arguments of `_engine`. The engine itself cannot be sent to another process, these can."""
         form = self.form
         return (_config_json(form.shape), *SYSTEMS[form.gpu.name], form.mapping.tp, _modes(form.precision))
 
@@ -148,7 +151,8 @@ class Aiconfigurator:
 def _engine(
     config: str, system: str, release: str, tp: int, modes: tuple[tuple[str, str], ...]
 ) -> tuple[Any, dict[str, int]]:
-    """Its engine for all layers on one stage, and where in its list each operation is. Takes half a second."""
+    """The package's engine for all layers on one stage, and the place of each operation in its list. Takes half a
+    second."""
     handle = _handle()
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(config, encoding="utf-8")
@@ -159,7 +163,7 @@ def _engine(
 
 
 def _handle() -> Any:
-    """Its EngineHandle. Raises ToolkitError where the package is not there, or another release of it."""
+    """The package's EngineHandle. Raises ToolkitError if the package is missing or of another release."""
     try:
         from aiconfigurator_core.sdk import EngineHandle
 
@@ -170,19 +174,19 @@ def _handle() -> Any:
         raise ToolkitError(f"{PACKAGE} {found} is installed, not {VERSION}", hint=INSTALL)
     logger = logging.getLogger("aiconfigurator_core")
     logger.addHandler(logging.NullHandler())
-    logger.propagate = False  # it warns of its own defaults
+    logger.propagate = False  # it warns about its own defaults
     return EngineHandle
 
 
 def _modes(precision: Precision) -> tuple[tuple[str, str], ...]:
-    """Its names for what is computed in which form. It has no float16: bfloat16 takes the same time."""
+    """The package's names for the precision. It has no float16, but bfloat16 takes the same time."""
     weights, keys = ("fp8" if fp8 else "bfloat16" for fp8 in (precision.fp8, precision.kv_bytes == 1))
     attention = "fp8" if weights == keys == "fp8" else "bfloat16"
     return (("gemm_quant_mode", weights), ("kvcache_quant_mode", keys), ("fmha_quant_mode", attention))
 
 
 def _config_json(shape: ModelShape) -> str:
-    """The config.json of a model of this shape, as far as it reads one."""
+    """The fields of a config.json for this shape that the package reads."""
     names = (
         "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
         "num_key_value_heads", "head_dim", "max_position_embeddings", "hidden_act", "tie_word_embeddings",
@@ -192,6 +196,6 @@ def _config_json(shape: ModelShape) -> str:
 
 
 def _rounded(value: float) -> int:
-    """To three digits."""
+    """Round to three digits."""
     unit = 10 ** max(0, math.floor(math.log10(value)) - 2) if value >= 1 else 1
     return round(value / unit) * unit

@@ -30,7 +30,7 @@ AGAIN = "Make the file again: toolkit calibrate CONFIG"
 
 
 class Ratio(NamedTuple):
-    """Measured over predicted: above 1 where it took longer than was said."""
+    """Measured over predicted time: above 1 where the measurement took longer."""
 
     median: float
     low: float
@@ -38,7 +38,7 @@ class Ratio(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """How far predictions are from what was measured of one part (kind `layers`) or kind of step (`steps`)."""
+    """Measured compared with predicted times, for one part of a layer (kind `layers`) or one kind of step (`steps`)."""
 
     part: str
     tp: int
@@ -46,9 +46,9 @@ class Difference(NamedTuple):
     fastest_s: float
     slowest_s: float
     table: Ratio | None
-    """Against the table's GPU, `hardware.gpu`; None for a GPU that is not there, and for steps."""
+    """Compared with the planner's table for `hardware.gpu`; None for a GPU that the table lacks, and for steps."""
     fitted: Ratio | None
-    """Against what is predicted from this file; None where there is no GPU to refit."""
+    """Compared with the prediction from this file; None where the table lacks the GPU."""
 
 
 @dataclass(frozen=True)
@@ -91,17 +91,17 @@ class Calibration:
         return self.content.outside_seconds if isinstance(self.content, StepsFile) else None
 
     def step_times(self, deployment: Deployment) -> ClosedForm | MeasuredSteps:
-        """Step times of the deployment, as measured. Raises ToolkitError for another model, kind or split."""
+        """The deployment's step times, as measured. Raises ToolkitError for another model, kind or split."""
         self.require_fit(deployment)
         if self.kind == "steps":
             return self.measured_steps
         precision = precision_of(deployment)
-        if precision.activation_bytes == 4:  # rates are fitted as if every dtype had two bytes
+        if precision.activation_bytes == 4:  # the rates are fitted as if every dtype had two bytes
             precision = Precision()
         return ClosedForm(deployment.shape, deployment.mapping, self.gpu(deployment), precision)
 
     def gpu(self, deployment: Deployment) -> Gpu:
-        """The deployment's GPU with the rates refitted; those of all-reduces and hops stay the table's."""
+        """The deployment's GPU with refitted rates. The rates for all-reduces and hops stay those of the table."""
         table = gpu_named(deployment.hardware.gpu, where=deployment.file)
         return replace(table, rates=fit_rates(deployment.shape, table, self.timings))
 
@@ -110,15 +110,15 @@ class Calibration:
         return fit_steps(self.steps, self.parallel, self.crowding)
 
     def differences(self, deployment: Deployment) -> list[Difference]:
-        """Measured against the table and against the refit, part by part; of steps against their own fit."""
+        """Each part of a layer compared with the table and with the refit; steps compared with their own fit."""
         self.require_fit(deployment)
         return self._of_steps() if self.kind == "steps" else self._of_layers(deployment)
 
     def require_fit(self, deployment: Deployment) -> None:
         """Raise a ToolkitError unless this was measured for the deployment's model, kind of engine and split."""
-        wanted = kind_of(deployment)
-        if self.kind != wanted:
-            what = f"kind: holds {self.kind}, but for engine {deployment.engine} it takes {wanted}"
+        needed = kind_of(deployment)
+        if self.kind != needed:
+            what = f"kind: holds {self.kind}, but engine {deployment.engine} needs {needed}"
             raise ToolkitError(what, where=self.path, hint=f"Run: toolkit calibrate {deployment.file}")
         for name, value in model_of(deployment.shape, self.kind).items():
             measured = getattr(self.content.model, name)
@@ -165,12 +165,12 @@ class Calibration:
 
 
 def kind_of(deployment: Deployment) -> Kind:
-    """What is measured for an engine: whole steps of a rehearsal, layers for any other."""
+    """What is measured for an engine: whole steps for a rehearsal, layers for every other engine."""
     return "steps" if not deployment.kind.on_gpus else "layers"
 
 
 def model_of(shape: ModelShape, kind: Kind) -> dict[str, int]:
-    """The fields of a model that decide its times; those of a step also depend on the number of layers."""
+    """The fields of a model that decide its times. Those of whole steps include the number of layers."""
     return {name: getattr(shape, name) for name in MODELS[kind].model_fields}
 
 

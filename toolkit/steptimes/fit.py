@@ -1,7 +1,7 @@
-"""Fitting the rates of a GPU to measured times of parts of a layer.
+"""Fits the rates of a GPU to measured times of the parts of a layer.
 
-Least squares on the logarithm of predicted over measured, so that a microsecond of a decode kernel and a
-millisecond of a prefill count alike, with a robust loss, so that one odd measurement does not bend the rest.
+The fit is by least squares on the logarithm of predicted over measured time. So a decode kernel of a microsecond counts
+as much as a prefill of a millisecond. The loss is robust, so one odd measurement does not bend the rest.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SHARES_AND_FLOORS = {
     ("generation", True): ("generation_fp8_s",),
     ("all_reduce", False): ("one_shot_link", "all_reduce_s", "ring_link", "ring_hop_s"),
 }
-"""The rates that the times of a part, in FP8 or not, determine; in the order in which they are fitted."""
+"""By (part, FP8): the rates that its times determine, in the order in which they are fitted."""
 
 SHARES = {name for names in SHARES_AND_FLOORS.values() for name in names if not name.endswith("_s")} - {
     "extra_keys",
@@ -38,20 +38,20 @@ SHARES = {name for names in SHARES_AND_FLOORS.values() for name in names if not 
 
 
 class Timing(NamedTuple):
-    """The measured time of one part of one layer (lm_head: of the whole) on one GPU of `tp`."""
+    """The measured time of one part of one layer, or of lm_head, on one GPU of `tp`."""
 
     part: Part
     tp: int
     tokens: int
-    """Rows: of a generation its sequences, of lm_head the emitted ones."""
+    """Rows: for a generation its sequences, for lm_head the emitted tokens."""
     context: int
-    """Context: the prompt's length. Generation: keys a sequence. Else 0."""
+    """For a context the length of the prompt, for a generation the keys per sequence, else 0."""
     seconds: float
     fp8: bool = False
 
 
 def predicted_s(form: ClosedForm, timing: Timing) -> float:
-    """The closed form's time for what was measured."""
+    """The time that the closed form predicts for a measurement."""
     part, tokens = timing.part, timing.tokens
     if part == "context":
         return form.context_s(tokens, tokens * (timing.context + 1) / 2)
@@ -67,12 +67,12 @@ def predicted_s(form: ClosedForm, timing: Timing) -> float:
 
 
 def fit_rates(shape: ModelShape, gpu: Gpu, timings: Sequence[Timing]) -> Rates:
-    """The rates under which the closed form is nearest to the timings; those without timings stay as they are."""
+    """The rates with which the closed form is nearest to the timings. Rates without timings stay as they are."""
     rates = gpu.rates
     for (part, fp8), names in SHARES_AND_FLOORS.items():
-        wanted = [timing for timing in timings if (timing.part, timing.fp8) == (part, fp8)]
-        if len(wanted) > len(names):
-            rates = _fit(shape, replace(gpu, rates=rates), wanted, names)
+        relevant = [timing for timing in timings if (timing.part, timing.fp8) == (part, fp8)]
+        if len(relevant) > len(names):
+            rates = _fit(shape, replace(gpu, rates=rates), relevant, names)
     return rates
 
 
@@ -94,5 +94,5 @@ def _fit(shape: ModelShape, gpu: Gpu, timings: Sequence[Timing], names: Sequence
 
 
 def closed_form(shape: ModelShape, gpu: Gpu, tp: int, fp8: bool) -> ClosedForm:
-    """Kernels alone, of one stage with all layers, in 16 bits or with weights and KV cache in FP8."""
+    """The closed form for kernels alone: one stage with all layers, in 16 bits or with weights and KV cache in FP8."""
     return ClosedForm(shape, RankMapping(tp=tp, pp=1), gpu, Precision(1, 1, 2, True) if fp8 else Precision(), ALONE)

@@ -1,9 +1,9 @@
 """How long a step takes on each pipeline stage: a closed form over the shapes of the model.
 
-A step computes a batch of contexts (prompts, or chunks of them) and of generations (one token each). Per
-layer and GPU it is the sum of: four matrix products, each the larger of its arithmetic and its bytes; norms
-and activation; attention of the contexts (arithmetic) and of the generations (keys and values read); two
-all-reduces. The first stage adds the embedding, the last one lm_head. docs/why/step-time.md derives each term and
+A step computes a batch of contexts (prompts, or chunks of them) and generations (one token each). The time per layer
+and GPU is the sum of: four matrix products, each limited by its arithmetic or by its bytes; norms and activation;
+attention for the contexts (arithmetic) and for the generations (keys and values to read); two all-reduces. The first
+stage adds the embedding, the last stage adds lm_head. docs/why/step-time.md derives each term and
 works one step by hand. Seconds, bytes and FLOPs throughout.
 """
 
@@ -20,20 +20,20 @@ from toolkit.sizing.precision import Precision
 from toolkit.steptimes.step import StepWork
 
 PCIE_RING, PCIE_HOP_S = 0.56, 8e-6
-"""All-reduce over PCIe: the ring's share of the one-way rate, and the seconds of each of its 2 (tp - 1) hops. From
-two first-token latencies that NVIDIA published for L40S (benchmarks/plan.md)."""
+"""An all-reduce over PCIe: the share of the one-way rate that the ring reaches, and the seconds for each of its 2 (tp
+- 1) hops. From two first-token latencies that NVIDIA published for L40S (benchmarks/plan.md)."""
 
 
 @dataclass(frozen=True)
 class Overheads:
-    """What a step of a running engine takes beyond its kernels when each is timed alone (benchmarks/plan.md)."""
+    """What a step of a running engine takes beyond the times of its kernels alone (benchmarks/plan.md)."""
 
     sequence_s: float = 2e-6
-    """Each sequence of a step: preparing its inputs, choosing its token, answering."""
+    """Per sequence of a step: preparing its inputs, choosing its token, answering."""
     ring_hop_s: float = 3e-6
-    """Each of the 2 (tp - 1) hops of an all-reduce that is not one-shot: ranks wait for the slowest."""
+    """Per hop, of which an all-reduce that is not one-shot has 2 (tp - 1): ranks wait for the slowest rank."""
     products_16: float = 1.1
-    """16-bit products, factor: an engine's are TensorRT's own kernels, one for a range of sizes."""
+    """Factor for 16-bit products: an engine uses TensorRT's own kernels, each for a range of sizes."""
 
 
 RUN, ALONE = Overheads(), Overheads(0.0, 0.0, 1.0)
@@ -41,7 +41,7 @@ RUN, ALONE = Overheads(), Overheads(0.0, 0.0, 1.0)
 
 @dataclass(frozen=True)
 class ClosedForm:
-    """Step times from the model's shape, a GPU's data sheet and the rates that kernels reach."""
+    """StepTimes from the model's shape, the data sheet of a GPU and the rates that kernels reach."""
 
     shape: ModelShape
     mapping: RankMapping
@@ -56,7 +56,7 @@ class ClosedForm:
         return self.mapping.pp
 
     def slowdown(self, in_flight: int) -> float:
-        return 1.0  # a GPU has its own memory and compute
+        return 1.0  # GPUs share neither memory nor compute
 
     def stage_seconds(self, work: StepWork) -> list[float]:
         layer = self.layer_s(work)
@@ -70,14 +70,16 @@ class ClosedForm:
         if self.mapping.pp == 1:
             return 0.0
         rates, link = self.gpu.rates, self.gpu.link(2 * self.mapping.tp)
-        return rates.hop_s + self._hidden_bytes(work.tokens) / (link * rates.hop_link)  # each rank sends them all
+        return rates.hop_s + self._hidden_bytes(work.tokens) / (
+            link * rates.hop_link
+        )  # each rank sends all hidden states
 
     def finish_seconds(self, work: StepWork) -> float:
-        """The tokens go back to the first stage, and are a few bytes."""
+        """The tokens, a few bytes, go back to the first stage."""
         return self.gpu.rates.hop_s if self.mapping.pp > 1 else 0.0
 
     def layer_s(self, work: StepWork) -> float:
-        """One layer of the step on one GPU."""
+        """Seconds of one layer of the step on one GPU."""
         seconds = self._dense_s(work.tokens)
         if work.contexts:
             seconds += self.context_s(work.context_tokens, work.context_pairs)
@@ -86,20 +88,21 @@ class ClosedForm:
         return seconds
 
     def linear_s(self, tokens: int) -> float:
-        """The four products of a layer: qkv, attention's output, gate and up together, down."""
+        """Seconds of the four products of a layer: qkv, output of attention, gate and up together, down."""
         alone = sum(self._product_s(tokens, inner, outer, self.precision.fp8) for inner, outer in self._products)
         return alone if self.precision.fp8 else alone * self.overheads.products_16
 
     def elementwise_s(self, tokens: int) -> float:
-        """Two norms with their residuals (four reads and writes of the hidden state each), and SwiGLU."""
+        """Seconds of two norms with their residuals (four reads and writes of the hidden state each) and SwiGLU."""
         rates, shape = self.gpu.rates, self.shape
         moved = tokens * self.precision.activation_bytes * (8 * shape.hidden_size + 3 * self._ffn)
         return 3 * rates.elementwise_s + moved / (self.gpu.bandwidth * rates.elementwise_bytes)
 
     def context_s(self, tokens: int, pairs: float) -> float:
-        """Attention of the contexts of one layer: 2 products of 2 FLOPs a pair, head and head element.
+        """Seconds of the attention of contexts in one layer: 2 products of 2 FLOPs per pair, head and head element.
 
-        Before it queries, keys and values get their positions and go into the KV cache: read and written once.
+        Before it, queries, keys and values get their positions and go into the KV cache: they are read and written
+        once.
         """
         rates = self.gpu.rates
         in_fp8 = self.precision.fp8 and self.precision.kv_bytes == 1
@@ -109,10 +112,10 @@ class ClosedForm:
         return rates.context_s + placed + 4 * pairs * self._queries / peak
 
     def generation_s(self, sequences: int, keys: float) -> float:
-        """Attention of the generations of one layer: every key and value read once.
+        """Seconds of the attention of generations in one layer: every key and value is read once.
 
-        A kernel with little to read ends in its floor. One with more pays the floor once more, until enough reads
-        are in flight to fill the memory's bandwidth: the more of it, the more bytes there are.
+        A kernel with little to read takes its floor. A kernel with more to read pays up to a second floor, until enough
+        reads are in flight to fill the memory's bandwidth.
         """
         rates = self.gpu.rates
         read = self.key_bytes(keys + rates.extra_keys * sequences)
@@ -121,11 +124,11 @@ class ClosedForm:
         return floor + floor * (1 - math.exp(-reading / floor)) + reading
 
     def key_bytes(self, keys: float) -> float:
-        """What so many keys and their values take in one layer of one GPU."""
+        """Bytes of `keys` keys and their values in one layer on one GPU."""
         return keys * 2 * self._keys * self.precision.kv_bytes
 
     def all_reduce_s(self, tokens: int) -> float:
-        """One all-reduce of the hidden states, by the faster of the two ways; 0 without tensor parallelism."""
+        """Seconds of one all-reduce of the hidden states, by the faster of two ways; 0 without tensor parallelism."""
         tp, rates, size = self.mapping.tp, self.gpu.rates, self._hidden_bytes(tokens)
         if tp == 1:
             return 0.0
@@ -138,23 +141,25 @@ class ClosedForm:
         return min(one_shot, hops + moved / (self.gpu.nvlink * rates.ring_link))
 
     def lm_head_s(self, rows: int) -> float:
-        """The product with lm_head, which stays in 16 bits when the layers are FP8."""
+        """Seconds of the product with lm_head, which stays in 16 bits when the layers are in FP8."""
         if rows not in self._heads:
             vocabulary = math.ceil(self.shape.vocab_size / self.mapping.tp)
             self._heads[rows] = self._product_s(rows, self.shape.hidden_size, vocabulary, fp8=False) if rows else 0.0
         return self._heads[rows]
 
     def embedding_s(self, tokens: int) -> float:
-        """A table lookup: one read and one write of the hidden states."""
+        """Seconds of a table lookup: one read and one write of the hidden states."""
         rates = self.gpu.rates
         return rates.elementwise_s + 2 * self._hidden_bytes(tokens) / (self.gpu.bandwidth * rates.elementwise_bytes)
 
     def _product_s(self, rows: int, inner: int, outer: int, fp8: bool) -> float:
-        """[rows, inner] x [inner, outer]."""
+        """Seconds of the product [rows, inner] x [inner, outer]."""
         rates, precision = self.gpu.rates, self.precision
         if fp8:
             peak, size = (self.gpu.flops_fp8 or 0) * rates.linear_flops_fp8, 1
-            quantised = rows * inner * (precision.activation_bytes + 1)  # the input, read in 16 bits and written in FP8
+            quantised = (
+                rows * inner * (precision.activation_bytes + 1)
+            )  # the input is read in 16 bits and written in FP8
             floor = rates.linear_fp8_s + quantised / (self.gpu.bandwidth * rates.elementwise_bytes)
         else:
             size = 2 if precision.fp8 else precision.weight_bytes
@@ -166,7 +171,8 @@ class ClosedForm:
         return floor + both
 
     def _dense_s(self, tokens: int) -> float:
-        """What depends on the number of tokens only; a run asks for few different ones, many times."""
+        """Seconds of everything in a layer that depends only on the number of tokens. Kept, as a run asks for few
+        numbers."""
         if tokens not in self._dense:
             reduces = 2 * self.all_reduce_s(tokens)
             self._dense[tokens] = self.linear_s(tokens) + self.elementwise_s(tokens) + reduces

@@ -1,9 +1,9 @@
 """Step times of a rehearsal, from steps that were timed on its ranks: a sum of costs, none of them negative.
 
-What a step costs a stage is linear in its tokens, in the pairs that the attention of its contexts looks at, in the
-keys that its generations read, in the number of each, and on the last stage in the tokens emitted. A step that has
-contexts, generations, or more than one token at all costs something for each of these. The least squares are of
-relative errors.
+The time of a step on a stage is linear in its tokens, the pairs in the attention of its contexts, the keys that its
+generations read, the number of contexts and of generations, and on the last stage the emitted tokens. There is one
+more constant each for having contexts, for having generations, and for having more than one token. The least squares
+are of relative errors.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from toolkit.steptimes.step import StepWork
 
 Costs = tuple[float, ...]
 USUAL, ROUNDS = 0.05, 8
-"""Relative errors up to this are those of any clock; larger ones, as when another program had the cores for a while,
-bend the fit less. The weights for that settle within so many rounds."""
+"""USUAL: relative errors up to this are normal. Larger ones, as when another program had the cores for a while, bend
+the fit less. ROUNDS: the weights for that settle within so many rounds."""
 
 
 class MeasuredStep(NamedTuple):
-    """One step as it was timed, in seconds; `docs/reference/calibration-file.md` defines each of them."""
+    """One step as it was timed, in seconds; docs/reference/calibration-file.md defines each field."""
 
     kind: str
     """generation, context or mixed."""
@@ -37,24 +37,25 @@ class MeasuredStep(NamedTuple):
 
 @dataclass(frozen=True)
 class MeasuredSteps:
-    """A StepTimes for the rehearsal that was timed. Stages were timed alone; `slowdown` says how much longer they
-    take in service: beside Triton, and when several compute at once on fewer cores than they want."""
+    """StepTimes for the rehearsal that was timed. Stages were timed alone. `slowdown` says how much longer they take in
+    service: with Triton on the same cores, and when more stages compute at once than there are cores."""
 
     one_thread = True
 
     stages: int
     crowding: tuple[tuple[int, float], ...]
-    """(steps in flight, how many times longer each takes), rising; empty if that was not measured."""
+    """(steps in flight, how many times longer each takes), rising; empty if this was not measured."""
     stage_costs: tuple[Costs, ...]
     hop_costs: Costs
     finish_costs: Costs
 
     def stage_seconds(self, work: StepWork) -> list[float]:
-        """The time of the step on each stage when no other stage computes. Rank 0's encoding is in the first."""
+        """The time of the step on each stage when no other stage computes. The first includes the encoding on rank
+        0."""
         return self._of_stages(self.stage_costs, work)
 
     def slowdown(self, in_flight: int) -> float:
-        """As measured in service, and in a straight line between the numbers that were."""
+        """As measured in service; linear between the numbers of steps that were measured."""
         before = self.crowding[0] if self.crowding else (1, 1.0)
         for count, slowdown in self.crowding:
             if in_flight <= count:
@@ -77,13 +78,13 @@ class MeasuredSteps:
         return sum(self.stage_seconds(work)) + hops + self.finish_seconds(work)
 
     def _of_stages(self, costs: tuple[Costs, ...], work: StepWork) -> list[float]:
-        return [_cost(one, _stage_terms(work, stage == self.stages - 1)) for stage, one in enumerate(costs)]
+        return [_cost(cost, _stage_terms(work, stage == self.stages - 1)) for stage, cost in enumerate(costs)]
 
 
 def fit_steps(
     steps: Sequence[MeasuredStep], mapping: RankMapping, crowding: Sequence[tuple[int, float]] = ()
 ) -> MeasuredSteps:
-    """The costs under which the sum is nearest to the times. More of them than steps is no harm: none is negative."""
+    """Non-negative least-squares fit of the step costs. More terms than steps is fine: unused ones stay 0."""
     works = [step.work for step in steps]
 
     def fit_stages(times: Sequence[tuple[float, ...]]) -> tuple[Costs, ...]:
@@ -102,7 +103,7 @@ def fit_steps(
 
 def _stage_terms(work: StepWork, last: bool) -> tuple[float, ...]:
     counts = (work.contexts, work.generations, work.emitted * last)
-    several = work.tokens > 1  # one row is a product of a matrix and a vector, which is another kernel
+    several = work.tokens > 1  # one token is a product of a matrix and a vector, which is another kernel
     kinds = (1.0, several, work.contexts > 0, work.generations > 0)
     return (*kinds, work.tokens, work.context_pairs, work.keys, *counts)
 
@@ -120,17 +121,17 @@ def _cost(costs: Costs, terms: tuple[float, ...]) -> float:
 
 
 def _fit(terms: Sequence[tuple[float, ...]], seconds: Sequence[float]) -> Costs:
-    """Non-negative costs by least squares of relative errors; beyond the usual ones these count linearly (Huber)."""
+    """Non-negative costs by least squares of relative errors; errors beyond USUAL count linearly (Huber)."""
     import numpy as np
     from scipy.optimize import nnls
 
-    # A hop that is hidden behind other work has taken no time; its relative error has no meaning.
+    # A hop that is hidden behind other work takes no time: its relative error has no meaning.
     least = statistics.median(seconds) / 10 or 1.0
     table, weights = np.array(terms, float), 1 / np.maximum(np.array(seconds), least)
-    scale = np.maximum(table.max(axis=0), 1e-12)  # pairs count in 100,000s, sequences in units
-    table, wanted, trust = table / scale, np.array(seconds), np.ones(len(seconds))
+    scale = np.maximum(table.max(axis=0), 1e-12)  # so that pairs, which come in 100,000s, count as sequences do
+    table, target, trust = table / scale, np.array(seconds), np.ones(len(seconds))
     for _ in range(ROUNDS):
-        found, _ = nnls(table * (weights * trust)[:, None], wanted * weights * trust)
-        misses = np.abs(table @ found - wanted) * weights
+        costs, _ = nnls(table * (weights * trust)[:, None], target * weights * trust)
+        misses = np.abs(table @ costs - target) * weights
         trust = 1 / np.sqrt(np.maximum(misses / USUAL, 1))
-    return tuple((found / scale).tolist())
+    return tuple((costs / scale).tolist())

@@ -1,4 +1,4 @@
-"""What a step computes, and what a model of step times has to say of it. Seconds throughout."""
+"""What a step computes, and the interface of a model of step times. All times are in seconds."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from typing import NamedTuple, Protocol
 
 
 class StepWork(NamedTuple):
-    """What a step computes, as far as its time depends on it."""
+    """What a step computes, in the numbers that its time depends on."""
 
     context_tokens: int = 0
     context_pairs: float = 0
-    """Pairs of a query and a key that it may see: n (n + 1) / 2 for a whole prompt of n tokens."""
+    """Pairs of a query and a key that the query may see: n (n + 1) / 2 for a whole prompt of n tokens."""
     contexts: int = 0
     generations: int = 0
     keys: int = 0
-    """Keys that the generations read: the sum of their lengths."""
+    """Keys that all generations read together: the sum of their lengths."""
     emitted: int = 0
-    """Sequences that get a new token, which are the rows that go through lm_head."""
+    """Sequences that get a new token. They are the rows that go through lm_head."""
 
     @property
     def tokens(self) -> int:
@@ -34,7 +34,7 @@ def decode(sequences: int, context: float) -> StepWork:
 
 
 class StepTimes(Protocol):
-    """Anything that can say how long steps take: the closed form, a measurement, or another tool's tables."""
+    """Says how long steps take: the closed form, a measurement, or the tables of another tool."""
 
     @property
     def stages(self) -> int: ...
@@ -44,7 +44,8 @@ class StepTimes(Protocol):
         """Whether scheduling, the first stage and the choice of tokens wait for each other, as in a rehearsal."""
 
     def slowdown(self, in_flight: int) -> float:
-        """How many times longer steps take while so many are in flight, themselves included: 1 if nothing is shared."""
+        """How many times longer a step takes with `in_flight` steps in flight, itself included: 1 if nothing is
+        shared."""
 
     def stage_seconds(self, work: StepWork) -> list[float]:
         """The time of the step on each stage."""
@@ -53,4 +54,4 @@ class StepTimes(Protocol):
         """From the end of one stage to the beginning of the next."""
 
     def finish_seconds(self, work: StepWork) -> float:
-        """From the end of the last stage to the tokens' being known where requests are scheduled."""
+        """From the end of the last stage until the tokens are known where requests are scheduled."""
