@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -97,7 +98,7 @@ def test_the_shortcut_changes_nothing(config: SchedulerConfig, moves: list[tuple
 def test_a_step_of_generations_comes_again_until_one_ends():
     """Blocks of 4. a has 3 tokens and may generate 6, b has 5 and may generate 4. After the prompts b lacks three
     tokens: its step comes again twice, and then ends b. The position 4 of a begins a block."""
-    scheduler, requests = start(CONFIG.__class__(**{**vars(CONFIG), "reuse": False, "micro_batches": 1}),
+    scheduler, requests = start(replace(CONFIG, reuse=False, micro_batches=1),
                                 a=([1, 2, 3], 6), b=([4, 5, 6, 7, 8], 4))  # fmt: skip
     prompts = scheduler.schedule()
     assert not scheduler.repeat(prompts), "a step with prompts in it"
@@ -112,17 +113,25 @@ def test_a_step_of_generations_comes_again_until_one_ends():
     assert not scheduler.repeat(step), "a step that is not in flight"
 
 
-def test_who_waits_in_the_queue_ends_the_repetition():
-    config = CONFIG.__class__(**{**vars(CONFIG), "reuse": False, "micro_batches": 1})
-    scheduler, _ = start(config, a=([1], 9))
+def test_a_prompt_joins_a_repeated_step_and_its_first_token_ends_the_repetition():
+    """Steps of 6 tokens: of b's 7 go 4 next to a's token, a whole block, and then 3."""
+    config = replace(CONFIG, reuse=False, micro_batches=1, max_num_tokens=6)
+    scheduler, requests = start(config, a=([1], 9))
     complete(scheduler, scheduler.schedule(), 0)
     step = scheduler.schedule()
-    assert scheduler.repeat(step)
-    scheduler.submit(Request("b", [1], 9))
-    assert not scheduler.repeat(step)
-    scheduler.submit(Request("c", [1], 9))
-    complete(scheduler, step, 0)
-    both = scheduler.schedule()
-    complete(scheduler, both, 0, 0)
-    full = scheduler.schedule()
-    assert len(full.works) == 2 and scheduler.repeat(full), "c waits, and there is no room for it"
+    assert scheduler.repeat(step) and not step.context
+    scheduler.submit(Request("b", [1] * 7, 9))
+    chunks = []
+    while scheduler.repeat(step):
+        chunks += [(work.request.id, work.start, work.length, work.emits) for work in step.context]
+    assert chunks == [("b", 0, 4, False), ("b", 4, 3, True)]
+    complete(scheduler, step, 0, 0)
+    assert [len(requests["a"].output), requests["a"].scheduled] == [5, 5]
+    assert [work.request.id for work in scheduler.schedule().works] == ["a", "b"]
+
+
+def test_a_full_step_is_repeated_while_others_wait():
+    scheduler, _ = start(replace(CONFIG, reuse=False, micro_batches=1), a=([1], 9), b=([1], 9), c=([1], 9))
+    complete(scheduler, scheduler.schedule(), 0, 0)
+    step = scheduler.schedule()
+    assert scheduler.repeat(step) and len(step.works) == 2

@@ -28,6 +28,11 @@ class BlockPool:
         """How many can be taken: the idle ones, and those that were never used."""
         return len(self.idle) + self.size - self.untouched
 
+    @property
+    def used(self) -> int:
+        """How many blocks are referenced."""
+        return self.untouched - len(self.idle)
+
     def match(self, request: Request) -> list[int]:
         """The blocks of the longest published prefix of the request, not referenced yet (see `take`).
         Never that of its last token, even if it is cached: the logits there give the next one."""
@@ -43,7 +48,7 @@ class BlockPool:
         table = list(matched)
         for _ in range(fresh):
             block = self._least_needed()
-            if block in self._digest_of:
+            if self.reuse and block in self._digest_of:
                 del self._block_of[self._digest_of.pop(block)]
                 self.evicted += 1
             self.references[block] = 1
@@ -52,6 +57,8 @@ class BlockPool:
 
     def _least_needed(self) -> int:
         """Take one: with nothing to keep, else never used, else the least recent. KeyError if there is none."""
+        if not self.reuse and self.idle:  # none of them has anything to keep
+            return self.idle.popitem(last=False)[0]
         first = next(iter(self.idle), None)
         if self.untouched < self.size and (first is None or first in self._digest_of):
             self.untouched += 1
@@ -73,8 +80,8 @@ class BlockPool:
     def release(self, table: list[int]) -> None:
         """Drop one reference on each, the last first: eviction then shortens a prefix from its end."""
         for block in reversed(table):
-            self.references[block] -= 1
-            if not self.references[block]:
+            references = self.references[block] = self.references[block] - 1
+            if not references:
                 self.idle[block] = None
                 self.idle.move_to_end(block, last=block in self._digest_of)
 

@@ -219,24 +219,31 @@ class Scheduler:
         self._ready.sort(key=_by_arrival)
 
     def repeat(self, step: Step) -> bool:
-        """Complete the oldest step and schedule it again, where this is all that `complete` and `schedule` would do:
-        every sequence of the step generates one more token (0), and nothing else can run.
+        """Complete the oldest step and fill it again, if its generations stay the same: each of them gets one more
+        token (0), and none ends or joins. Does exactly what `complete` and `schedule` would do.
 
-        For a simulator, to which tokens say nothing: it takes no time per sequence. Returns False, and does nothing,
-        where a sequence ends, waits for a block or may share one, or where another request can join the step.
+        For a simulator, to which tokens say nothing: it takes no time per generation. Returns False, and does nothing,
+        where the generations change, wait for blocks, or share blocks.
         """
-        if step.context or self._ready or self._cancelled or self.pool.reuse or self._slots[self._turn] is not step:
+        generating, emits = State.GENERATION, any([work.emits for work in step.context])
+        if not step.generation or emits or self.pool.reuse or self._cancelled or self._slots[self._turn] is not step:
             return False
-        if self._queue and self._room_for_next(step) is not None:
+        if any([request.state is generating for request in self._ready]):
             return False
         repetition = step.repetition or Repetition(step.generation, self.config.tokens_per_block)
         growing = repetition.growing
         if not repetition.left or len(growing) > self.pool.free:
             return False
+        for request, start, length, _, blocks in step.context:
+            request.in_flight -= 1
+            if blocks is request.blocks:
+                request.computed = start + length
         for request in growing:
             self._grow(request)
         repetition.count += 1
         step.repetition = repetition
+        step.context, step.num_tokens = [], len(step.generation)
+        self._add_contexts(step)
         self._in_flight.rotate(-1)
         self._turn = (self._turn + 1) % len(self._slots)
         self._newest = step.micro_batch
@@ -263,6 +270,13 @@ class Scheduler:
             # The state again, because it may have been paused a moment ago for an older one.
             if request.state is generation and (request.scheduled < len(request.blocks) * size or self._grow(request)):
                 step.add_generation(request)
+        self._add_contexts(step)
+        return step
+
+    def _add_contexts(self, step: Step) -> None:
+        """Put into a step the contexts that it has room for: first those that have begun, then those in the queue."""
+        if not self._ready and not self._queue:
+            return
         contexts = [request for request in self._ready if request.state is State.CONTEXT]
         while following := contexts.pop(0) if contexts else self._admit(step):
             length = self._fit(step, len(following.tokens) - following.scheduled)
@@ -270,7 +284,6 @@ class Scheduler:
                 break
             step.add_context(following, length)
         self._ready = [request for request in self._ready if request.scheduled < len(request.tokens)]
-        return step
 
     def _fit(self, step: Step, remaining: int) -> int:
         """How many of a sequence's remaining positions go into the step: all, or whole blocks of them

@@ -24,8 +24,10 @@ from toolkit.workload import Planned
 class Sequence(Request):
     """A request with its times, in seconds from the beginning of the run."""
 
-    def __init__(self, number: int, planned: Planned, due: float) -> None:
-        super().__init__(number, planned.prompt, planned.output_tokens)
+    def __init__(self, number: int, planned: Planned, due: float, reuse: bool) -> None:
+        # Without reuse of blocks the length of a prompt is all that counts: to copy zeros is faster than its tokens.
+        prompt = planned.prompt if reuse else [0] * len(planned.prompt)
+        super().__init__(number, prompt, planned.output_tokens)
         self.due = due
         self.started: float | None = None
         """When its first step was scheduled."""
@@ -170,20 +172,23 @@ class Replica:
         step = self.scheduler.schedule()
         if step is None:
             self._waiting = True
-            return
+        else:
+            self._launch(step, work_of(step), now, [])
+
+    def _launch(self, step: Step, work: StepWork, now: float, token_times: list[float]) -> None:
+        """Send a step that was scheduled through the stages."""
         for part in step.context:
             sequence: Any = part.request
             if sequence.started is None:
                 sequence.started = now
-        self._launch(step, work_of(step), now, [])
-
-    def _launch(self, step: Step, work: StepWork, now: float, token_times: list[float]) -> None:
-        """Send a step that was scheduled through the stages."""
         ready, spans = self._clock.at(now) if self._one_thread else now, []
         hop = self.times.hop_seconds(work)
+        stage_free = self._stage_free
         for stage, seconds in enumerate(self.times.stage_seconds(work)):
-            start = max(ready, self._stage_free[stage])
-            self._stage_free[stage] = end = start + seconds
+            start = stage_free[stage]
+            if ready > start:
+                start = ready
+            stage_free[stage] = end = start + seconds
             spans.append((start, end))
             ready = end + hop
         finish = 0.0 if self._one_thread else self.times.finish_seconds(work)
@@ -198,13 +203,15 @@ class Replica:
             now = self._clock.time_of(self._stage_free[0])
         elif self.scheduler.repeat(done.step):
             done.token_times.append(now)
-            self._launch(done.step, _one_key_more(done.work), now, done.token_times)
+            self._launch(done.step, work_of(done.step, done.work.keys), now, done.token_times)
             return []
-        emitting: list[Any] = [part.request for part in done.step.works if part.emits]
-        self.scheduler.complete(done.step, [0] * len(emitting), [False] * len(emitting))
-        ended, finished = [], State.FINISHED
-        for sequence in emitting:
+        contexts: list[Any] = [part.request for part in done.step.context if part.emits]
+        generations: list[Any] = [part.request for part in done.step.generation]
+        for sequence in generations if done.token_times else ():
             sequence.token_times += done.token_times
+        emitting, finished, ended = contexts + generations, State.FINISHED, []
+        self.scheduler.complete(done.step, [0] * len(emitting), [False] * len(emitting))
+        for sequence in emitting:
             sequence.token_times.append(now)
             if sequence.state is finished:
                 ended.append(sequence)
@@ -228,28 +235,25 @@ class Replica:
     def _account(self, now: float) -> None:
         elapsed, self._accounted = now - self._accounted, now
         if self._in_flight:
-            pool = self.scheduler.pool
-            used = pool.size - pool.free
-            self.usage.working += elapsed
-            self.usage.blocks += used * elapsed
-            self.usage.peak_blocks = max(self.usage.peak_blocks, used)
+            usage, used = self.usage, self.scheduler.pool.used
+            usage.working += elapsed
+            usage.blocks += used * elapsed
+            if used > usage.peak_blocks:
+                usage.peak_blocks = used
 
 
-def work_of(step: Step) -> StepWork:
-    """What the step computes, for a model of step times."""
+def work_of(step: Step, keys: int | None = None) -> StepWork:
+    """What the step computes, for a model of step times. Of a repeated step, `keys` is what its generations read the
+    time
+    before: each of them reads one more."""
     pairs = tokens = emitted = 0
     for work in step.context:
         tokens += work.length
         pairs += work.length * work.start + work.length * (work.length + 1) // 2
         emitted += work.emits
     generations = len(step.generation)
-    keys = sum([work.start for work in step.generation]) + generations
-    return StepWork(tokens, pairs, len(step.context), generations, keys, emitted + generations)
-
-
-def _one_key_more(work: StepWork) -> StepWork:
-    """The work of a step of generations, each one token longer."""
-    return work._replace(keys=work.keys + work.generations)
+    before = sum([work.start for work in step.generation]) if keys is None else keys
+    return StepWork(tokens, pairs, len(step.context), generations, before + generations, emitted + generations)
 
 
 class WorkClock:

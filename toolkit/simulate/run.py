@@ -146,7 +146,7 @@ class _Run:
         if self.traffic.users is not None:
             heappop(self.due)
         replica = min(self.replicas, key=lambda replica: replica.outstanding)
-        replica.submit(Sequence(number, planned, due), due)
+        replica.submit(Sequence(number, planned, due, replica.scheduler.config.reuse), due)
         self.next_events[replica.number] = replica.next_event()
 
     def _advance(self, number: int) -> list[Sequence]:

@@ -62,17 +62,22 @@ class ClosedForm:
         layer = self.layer_s(work)
         fixed = self.overheads.sequence_s * (work.contexts + work.generations)
         seconds = [count * layer + fixed for count in self._layers]
-        seconds[0] += self.embedding_s(work.tokens)
+        tokens = work.context_tokens + work.generations
+        if tokens not in self._embeddings:
+            self._embeddings[tokens] = self.embedding_s(tokens)
+        seconds[0] += self._embeddings[tokens]
         seconds[-1] += self.lm_head_s(work.emitted)
         return seconds
 
     def hop_seconds(self, work: StepWork) -> float:
         if self.mapping.pp == 1:
             return 0.0
-        rates, link = self.gpu.rates, self.gpu.link(2 * self.mapping.tp)
-        return rates.hop_s + self._hidden_bytes(work.tokens) / (
-            link * rates.hop_link
-        )  # each rank sends all hidden states
+        tokens = work.context_tokens + work.generations
+        if tokens not in self._hops:
+            rates, link = self.gpu.rates, self.gpu.link(2 * self.mapping.tp)
+            # Each rank sends all hidden states.
+            self._hops[tokens] = rates.hop_s + self._hidden_bytes(tokens) / (link * rates.hop_link)
+        return self._hops[tokens]
 
     def finish_seconds(self, work: StepWork) -> float:
         """The tokens, a few bytes, go back to the first stage."""
@@ -80,7 +85,7 @@ class ClosedForm:
 
     def layer_s(self, work: StepWork) -> float:
         """Seconds of one layer of the step on one GPU."""
-        seconds = self._dense_s(work.tokens)
+        seconds = self._dense_s(work.context_tokens + work.generations)
         if work.contexts:
             seconds += self.context_s(work.context_tokens, work.context_pairs)
         if work.generations:
@@ -183,6 +188,14 @@ class ClosedForm:
 
     @cached_property
     def _dense(self) -> dict[int, float]:
+        return {}
+
+    @cached_property
+    def _embeddings(self) -> dict[int, float]:
+        return {}
+
+    @cached_property
+    def _hops(self) -> dict[int, float]:
         return {}
 
     @cached_property
