@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import groupby
@@ -29,6 +29,8 @@ from toolkit.config.metrics import METRICS, Metric
 
 LATENCIES = {name: metric.label for name, metric in METRICS.items()}
 """The latency metrics that an SLO can limit, with their names for people."""
+DISPATCH = "dispatch_ms"
+"""The name of the distribution of how late the load generator itself was."""
 Moment = Annotated[float, Field(ge=0, lt=2.5e11)]
 """Seconds since the Unix epoch, before the year 9900."""
 Count = Annotated[int, Field(ge=0, lt=2**31)]
@@ -164,6 +166,30 @@ class Distribution:
         return self.values[index] if index < len(self.values) else math.inf
 
 
+class _Distributions(Mapping[str, Distribution]):
+    """The distributions of a run by name. A prediction asks for two or three, and token gaps take long to compute."""
+
+    def __init__(self, samples: Sequence[Sample], failed: int) -> None:
+        self._samples, self._failed = samples, failed
+        self._computed: dict[str, Distribution] = {}
+
+    def __getitem__(self, name: str) -> Distribution:
+        if name not in self._computed:
+            if name == DISPATCH:
+                self._computed[name] = Distribution(sample.dispatch_ms for sample in self._samples)
+            else:
+                good, metric = (sample for sample in self._samples if sample.ok), METRICS[name]
+                values = (value for sample in good for value in values_of(metric, sample))
+                self._computed[name] = Distribution(values, self._failed)
+        return self._computed[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*METRICS, DISPATCH))
+
+    def __len__(self) -> int:
+        return len(METRICS) + 1
+
+
 @dataclass(frozen=True)
 class Measured:
     """All metrics of one run. `samples` are the judged ones, without warm-up."""
@@ -211,16 +237,9 @@ class Measured:
         return max(sample.ended for sample in last) - max(sample.due for sample in last) if last else 0.0
 
     @cached_property
-    def distributions(self) -> dict[str, Distribution]:
-        """The distribution of each metric in METRICS, and of dispatch_ms."""
-        good = [sample for sample in self.samples if sample.ok]
-        return {
-            **{
-                name: Distribution((v for s in good for v in values_of(m, s)), self.failed)
-                for name, m in METRICS.items()
-            },
-            "dispatch_ms": Distribution(sample.dispatch_ms for sample in self.samples),
-        }
+    def distributions(self) -> Mapping[str, Distribution]:
+        """By name, each of METRICS and dispatch_ms, as far as it was measured. Computed when it is first asked for."""
+        return _Distributions(self.samples, self.failed)
 
     @cached_property
     def streamed(self) -> bool:

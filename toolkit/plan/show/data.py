@@ -14,6 +14,7 @@ from toolkit.plan.show.reasons import reason
 from toolkit.sizing.host import plan_host
 from toolkit.sizing.memory import MemoryPlan, StagePlan, model_bytes, plan_memory
 from toolkit.sizing.precision import stored_precision
+from toolkit.slo.metrics import LATENCIES
 
 if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment
@@ -103,9 +104,7 @@ def prediction_data(prediction: Prediction, remedies: Sequence[Remedy], spread: 
             "notes": list(traffic.notes),
         },
         "metrics": {
-            name: {f"p{q}": _finite(prediction.percentile(name, q)) for q in PERCENTILES}
-            for name in prediction.measured.distributions
-            if name != "dispatch_ms"
+            name: {f"p{q}": _finite(prediction.percentile(name, q)) for q in PERCENTILES} for name in LATENCIES
         },
         "steady_state": overload is None,
         "overload": {**overload._asdict(), "queue_growth_per_s": overload.growth} if overload else None,
