@@ -1,7 +1,7 @@
-"""What no batch limits can beat: the requests a replica can serve, from its step times alone, without a simulation.
+"""An upper bound on the requests that a replica can serve with any batch limits: from step times, without a simulation.
 
-The prompts of a full replica come either evenly, a part of one in each step, or whole, one in a step now and then:
-whichever takes less time. Real steps are less regular, and stages wait for each other besides.
+The prompts of a full replica come either evenly, a part of one in each step, or whole, one in a step now and then. The
+bound takes whichever is faster. Real steps are less regular, and stages also wait for each other.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Of one replica under requests of the traffic's mean lengths."""
+    """The bounds of one replica under requests of the traffic's mean lengths."""
 
     times: StepTimes
     prompt: int
@@ -29,21 +29,21 @@ class Bounds:
         return cls(prediction.times, prediction.prompt_tokens, prediction.output_tokens)
 
     def token_s(self, sequences: float) -> float:
-        """From token to token of every sequence, with so many of them spread evenly over the micro-batches."""
+        """Seconds from token to token, with `sequences` sequences spread evenly over the micro-batches."""
         stages, work = self.times.stages, self._step(max(1.0, sequences / self.times.stages))
         seconds = self._seconds(max(1.0, sequences / stages))
         through = sum(seconds) + (stages - 1) * self.times.hop_seconds(work) + self.times.finish_seconds(work)
         return max(through, stages * max(seconds))
 
     def rate(self, sequences: int, max_num_tokens: int) -> float:
-        """Requests/s at most, with so many sequences in flight and so many tokens a step."""
+        """The most requests/s, with `sequences` sequences in flight and `max_num_tokens` tokens per step."""
         by_sequences = sequences / (self.output * self.token_s(sequences))
         tokens = self.prompt + self.output - 1
         full = self._seconds(max_num_tokens * self.output / tokens)
         return min(by_sequences, max_num_tokens / (tokens * max(full)))
 
     def sequences(self, token_s: float, most: int) -> int:
-        """How many, up to `most`, get each token within so many seconds; 0 where not even one does."""
+        """How many sequences, up to `most`, get each token within `token_s` seconds; 0 where not even one does."""
         low, high = 0, most
         while low < high:
             middle = (low + high + 1) // 2
@@ -51,7 +51,7 @@ class Bounds:
         return low
 
     def _seconds(self, sequences: float) -> list[float]:
-        """On each stage, of a step with so many sequences."""
+        """Seconds of a step with `sequences` sequences on each stage."""
         even, starting = self.times.stage_seconds(self._step(sequences)), sequences / self.output
         if starting >= 1:
             return even
@@ -64,7 +64,8 @@ class Bounds:
         return min(even, now_and_then, key=max)
 
     def _step(self, sequences: float) -> StepWork:
-        """The mean step of so many sequences. Each is in `output` steps, in one of them with its prompt."""
+        """The mean step of `sequences` sequences. Each sequence is in `output` steps, in one of them with its
+        prompt."""
         starting = sequences / self.output
         generating = sequences - starting
         return StepWork(
@@ -78,7 +79,8 @@ class Bounds:
 
 
 def token_limit_s(slo: Slo, output: int) -> float | None:
-    """The time a token may take by the SLO, if it says any: TPOT's least limit, or an answer's over its tokens."""
+    """The seconds that the SLO allows per token: the least limit of TPOT, or of a whole answer per token; None
+    without."""
     limits = [limit for _, limit in slo.percentiles("tpot_ms")]
     limits += [limit / output for _, limit in slo.percentiles("e2e_ms")]
     return min(limits) / 1e3 if limits else None

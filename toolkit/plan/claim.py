@@ -1,4 +1,4 @@
-"""An expectation of the requirements, held against the arithmetic."""
+"""One expectation of the requirements, compared with the arithmetic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every way to spread the model over the GPUs, each with its best batch limits, under the same traffic, ranked."""
+"""Compares every way to spread the model over the GPUs: each with its best batch limits, under the same traffic."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ HIGHEST_MEMORY_LIMIT = 0.95
 
 @dataclass(frozen=True)
 class Remedy:
-    """A change of settings, and what it would give."""
+    """A change of settings, and its predicted effect."""
 
     setting: str
-    """FIELD: VALUE, as in the YAML; of several, with a comma between them."""
+    """FIELD: VALUE, as in the YAML; several are separated by commas."""
     requests_per_s: float | None = None
-    """The highest rate that then meets the latencies; None where only memory was looked at."""
+    """The highest rate that then meets the latencies; None where only the memory was computed."""
     meets_slo: bool = False
     missed: tuple[str, ...] = ()
-    """Labels of the targets that it still misses."""
+    """Labels of the targets that are still missed."""
 
     def __str__(self) -> str:
         return f"{self.setting}{self.gain}"
 
     @property
     def gain(self) -> str:
-        """What it gives, in brackets; nothing where only memory was looked at."""
+        """The effect, in brackets; empty where only the memory was computed."""
         if self.requests_per_s is None and not self.missed:
             return ""
         rate = f"{self.requests_per_s:.1f} req/s" if self.requests_per_s else "no rate in time"
@@ -65,9 +65,9 @@ class Layout:
     prediction: Prediction | None
     """None where not one sequence fits."""
     remedy: Remedy | None
-    """What would make it fit, where it does not."""
+    """What would make the layout fit; None where it fits."""
     at_most: float | None = None
-    """Requests/s that no batch limits can beat, where that ended the search for better ones."""
+    """The most requests/s with any batch limits. Given where this ended the search for better limits."""
 
     @property
     def name(self) -> str:
@@ -79,7 +79,7 @@ class Layout:
 
     @property
     def blast_radius(self) -> float:
-        """Share of capacity lost with one GPU: a group of tp x pp fails as one."""
+        """Share of the capacity that is lost with one GPU: all tp x pp GPUs of a replica fail together."""
         return 1 / self.deployment.parallel.replicas
 
     @cached_property
@@ -97,16 +97,16 @@ class Layout:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All layouts, each with the batch limits it serves best with, the best layout first."""
+    """All layouts, each with its best batch limits; the best layout first."""
 
     layouts: tuple[Layout, ...]
     own: Layout | None
-    """The user's own, with the limits of the YAML; None where it does not use the GPUs as they are."""
+    """The user's own layout, with the limits of the YAML; None where it does not use all GPUs."""
     objective: Objective
 
     @property
     def own_row(self) -> Layout | None:
-        """The user's own layout with the limits it serves best with: `own` itself if the YAML has them."""
+        """The user's own layout with its best limits: `own` itself if the YAML has these."""
         own = self.own and self.own.deployment.parallel
         return next((layout for layout in self.layouts if layout.deployment.parallel == own), None)
 
@@ -122,12 +122,15 @@ def compare(
     predict: Predict = predict,
     ceiling: Ceiling | None = None,
 ) -> Comparison:
-    """Evaluate every layout of the model on `hardware.gpus` GPUs, several at a time. Raises ToolkitError if none is.
+    """Evaluate every layout of the model on `hardware.gpus` GPUs, several at a time.
 
-    No limit is above the `ceiling`: that of the YAML, if it is not given.
+    No batch limit is above the `ceiling`, which is by default the limits of the YAML. Raises ToolkitError if there is
+    no
+    layout for this number of GPUs.
     """
     highest = ceiling or Ceiling.of(deployment)
-    candidates = [one for one in variants(deployment, fewer_gpus=objective == "cost") if highest.of_replica(one)]
+    spread = variants(deployment, fewer_gpus=objective == "cost")
+    candidates = [candidate for candidate in spread if highest.of_replica(candidate)]
     if not candidates:
         what = f"hardware.gpus: no tp x pp spreads this model over {deployment.hardware.gpus} GPUs"
         raise ToolkitError(what, where=deployment.file)
@@ -153,19 +156,20 @@ def compare(
 
 
 def _ranked(layouts: Iterable[Layout], objective: Objective) -> list[Layout]:
-    """The best first. Of those whose rates are equal as far as they are known, the one with the fewest stages."""
+    """The best first. Where rates differ by less than PRECISION, the layout with the fewest stages is the best."""
     ranked = sorted(layouts, key=lambda layout: rank(layout, objective))
     first = ranked[0]
     if objective != "slo" or not first.meets_slo or not first.prediction:
         return ranked
-    rates = [(one, one.prediction.capacity.highest or 0.0) for one in ranked if one.prediction and one.meets_slo]
-    equal = [one for one, rate in rates if rate >= rates[0][1] * (1 - PRECISION)]
+    meeting = [(layout, layout.prediction) for layout in ranked if layout.prediction and layout.meets_slo]
+    rates = [(layout, prediction.capacity.highest or 0.0) for layout, prediction in meeting]
+    equal = [layout for layout, rate in rates if rate >= rates[0][1] * (1 - PRECISION)]
     best = min(equal, key=lambda layout: (layout.deployment.parallel.pp, layout.blast_radius))
     return [best, *(layout for layout in ranked if layout is not best)]
 
 
 def _served(layouts: Iterable[Layout], objective: Objective) -> float:
-    """Requests/s that another layout has to serve at least, to be the first."""
+    """The requests/s that a further layout must serve to become the best."""
     if objective == "throughput":
         return max((layout.prediction.saturation.throughput for layout in layouts if layout.prediction), default=0.0)
     if objective == "latency":
@@ -175,7 +179,7 @@ def _served(layouts: Iterable[Layout], objective: Objective) -> float:
 
 
 def _results(pool: Executor, tasks: Sequence[Callable[[], T]], tick: Callable[[], None]) -> list[T]:
-    """What the tasks return, in their order; calls `tick` as each ends."""
+    """The results of the tasks, in their order; calls `tick` after each."""
     results = []
     for future in [pool.submit(task) for task in tasks]:
         results.append(future.result())
@@ -184,7 +188,7 @@ def _results(pool: Executor, tasks: Sequence[Callable[[], T]], tick: Callable[[]
 
 
 def any_fits(deployment: Deployment) -> bool:
-    """Whether any layout holds a whole sequence, with steps as small as may be."""
+    """Whether any layout holds a whole sequence, with the smallest steps."""
     small = with_settings(deployment, limits={"max_num_tokens": min(STEPS[0], deployment.limits.max_num_tokens)})
     return any(map(fits, variants(small)))
 
@@ -192,7 +196,7 @@ def any_fits(deployment: Deployment) -> bool:
 def variants(deployment: Deployment, fewer_gpus: bool = False) -> Iterable[Deployment]:
     """The deployment with every tp x pp x replicas that uses all GPUs; with `fewer_gpus` also with fewer replicas."""
     gpus = deployment.hardware.gpus
-    for pp in range(gpus, 0, -1):  # those with many stages take longest to simulate, and should not be left for the end
+    for pp in range(gpus, 0, -1):  # many stages take longest to simulate, so these begin first
         for tp in range(1, gpus // pp + 1):
             most, idle = divmod(gpus, tp * pp)
             for replicas in range(1 if fewer_gpus else most, most + 1) if not idle else ():
@@ -202,7 +206,7 @@ def variants(deployment: Deployment, fewer_gpus: bool = False) -> Iterable[Deplo
 
 
 def _is_valid(deployment: Deployment) -> bool:
-    """Whether the layout can be served. Its batch limits are yet to be chosen: those of the YAML do not rule it out."""
+    """Whether the layout can be served. The batch limits of the YAML do not rule it out: they are chosen later."""
     try:
         one_each = deployment.parallel.pp * deployment.parallel.replicas
         check(with_settings(deployment, limits={"max_sequences": one_each}))
@@ -218,8 +222,9 @@ def evaluate(
     objective: Objective = "slo",
     beaten: float = 0.0,
 ) -> Layout:
-    """One layout, with everything that its row needs computed; under a `ceiling` with the limits that it serves best
-    with, else with those it has."""
+    """One layout, with everything computed that its row shows: with its best limits under a `ceiling`, else with the
+    limits
+    that it has."""
     if ceiling:
         found = tuned(deployment, ceiling, predict, objective, beaten)
     else:
@@ -231,7 +236,7 @@ def evaluate(
 
 
 def remedy_to_fit(deployment: Deployment) -> Remedy | None:
-    """What would make one sequence fit beside the weights; None if neither FP8 nor the whole GPU does."""
+    """What would make one sequence fit next to the weights; None if neither FP8 nor a higher memory limit is enough."""
     memory, needed = plan_memory(deployment), deployment.limits.max_seq_len
     tokens = needed * memory.fullest.kv_bytes_per_token
     share = (memory.fullest.weight_bytes + memory.workspace_bytes + tokens) / memory.gpu_bytes
@@ -246,9 +251,9 @@ def remedy_to_fit(deployment: Deployment) -> Remedy | None:
 
 
 def rank(layout: Layout, objective: Objective) -> tuple[float, ...]:
-    """Smaller is better. What does not fit is last.
+    """A key to sort layouts by, smaller is better. Layouts that do not fit come last.
 
-    Of those that miss the SLO, the ones that miss only what it wants of the GPUs come first.
+    Of the layouts that miss the SLO, those that miss only targets for the GPUs come first.
     """
     prediction = layout.prediction
     if prediction is None:

@@ -1,5 +1,5 @@
-"""What would make a deployment meet its SLO: other batch limits, another layout, FP8. Each is simulated, and named with
-what it gives."""
+"""Finds what would make a deployment meet its SLO: other batch limits, another layout, or FP8. Each remedy is
+simulated."""
 
 from __future__ import annotations
 
@@ -26,33 +26,35 @@ SETTINGS = (
     ("model", ("quantization",)),
     ("limits", ("max_num_tokens", "max_sequences")),
 )
-"""What a remedy may change, in the order in which it is named."""
+"""The settings that a remedy may change, in the order of its text."""
 
 
 def remedies(prediction: Prediction, predict: Predict, comparison: Comparison | None = None) -> tuple[Remedy, ...]:
-    """Those that meet the SLO first, then by their rate; none for a deployment that meets it.
+    """The remedies: those that meet the SLO first, then by their rate. None for a deployment that meets its SLO.
 
-    More sequences than the YAML allows, and FP8, are tried only where neither lower limits nor another layout will do,
-    and not where all that these miss is what the SLO wants of the GPUs: to serve more does not make them busier.
-    With a comparison the layouts are those of it, and are not simulated again.
+    More sequences than the YAML allows, and FP8, are tried only where neither lower limits nor another layout helps.
+    They are not tried either where only a target for the GPUs is missed: serving more does not make GPUs busier. With a
+    comparison, its layouts are used and not simulated again.
     """
     if not prediction.overload and prediction.meets_slo:
         return ()
     if comparison:
-        found = [row.prediction for row in (comparison.own_row, comparison.best) if row and row.prediction]
+        others = [row.prediction for row in (comparison.own_row, comparison.best) if row and row.prediction]
     else:
-        found = _evaluated(_limits_and_layout(prediction, predict), meanwhile=lambda: prediction.meets_slo)
+        others = _evaluated(_limits_and_layout(prediction, predict), meanwhile=lambda: prediction.meets_slo)
     if prediction.meets_slo:
         return ()
-    if not any(all(target.name in OF_THE_GPUS for target in one.verdict.missed) for one in found):
-        same = [one for one in found if one.deployment.parallel == prediction.deployment.parallel]
-        found += _evaluated(_sequences_and_precision(same[0] if same else prediction, prediction, predict))
-    better = [remedy for one in found if (remedy := _remedy(prediction, one))]
-    return tuple(sorted(dict.fromkeys(better), key=lambda one: (not one.meets_slo, -(one.requests_per_s or 0.0))))
+    if not any(all(target.name in OF_THE_GPUS for target in other.verdict.missed) for other in others):
+        same = [other for other in others if other.deployment.parallel == prediction.deployment.parallel]
+        others += _evaluated(_sequences_and_precision(same[0] if same else prediction, prediction, predict))
+    better = [remedy for other in others if (remedy := _remedy(prediction, other))]
+    return tuple(
+        sorted(dict.fromkeys(better), key=lambda remedy: (not remedy.meets_slo, -(remedy.requests_per_s or 0.0)))
+    )
 
 
 def _limits_and_layout(prediction: Prediction, predict: Predict) -> Iterator[Candidate]:
-    """The best limits below those of the YAML, and those of the likeliest other layout."""
+    """The best limits within the YAML's limits, for this layout and for the likeliest other one."""
     deployment, within = prediction.deployment, Ceiling.of(prediction.deployment)
     if in_time_alone(prediction):
         yield partial(tuned, deployment, within, predict, "slo")
@@ -63,7 +65,7 @@ def _limits_and_layout(prediction: Prediction, predict: Predict) -> Iterator[Can
 
 
 def _sequences_and_precision(start: Prediction, prediction: Prediction, predict: Predict) -> Iterator[Candidate]:
-    """More sequences than the YAML has, and FP8, both with the tokens a step of `start`."""
+    """More sequences than the YAML allows, and FP8, both with the tokens per step of `start`."""
     deployment, within = start.deployment, Ceiling.of(prediction.deployment)
     room = held(start)
     if in_time_alone(start) and room > within.each and _helped_by_sequences(start, room):
@@ -75,9 +77,9 @@ def _sequences_and_precision(start: Prediction, prediction: Prediction, predict:
 
 
 def _evaluated(candidates: Iterable[Candidate], meanwhile: Callable[[], object] = lambda: None) -> list[Prediction]:
-    """What the candidates are found to be, without those that do not fit; each in a process of its own.
+    """The predictions of the candidates that fit, each made in a process of its own.
 
-    `meanwhile` is done in this one.
+    `meanwhile` is called in this process.
     """
     tasks = list(candidates)
     with forked_pool(len(tasks)) as pool:
@@ -88,7 +90,7 @@ def _evaluated(candidates: Iterable[Candidate], meanwhile: Callable[[], object] 
 
 
 def _predicted(candidate: Candidate) -> Prediction | None:
-    """With everything that is said of it computed, in the process that does it."""
+    """The prediction with its verdict, which is computed here, in the process of the candidate."""
     found = candidate()
     if found is None:
         return None
@@ -97,7 +99,7 @@ def _predicted(candidate: Candidate) -> Prediction | None:
 
 
 def _helped_by_sequences(prediction: Prediction, room: int) -> bool:
-    """Whether a replica with as many sequences as its KV pool holds could serve more, by the bounds."""
+    """Whether a replica could serve more with as many sequences as its KV pool holds, by the bounds."""
     bounds, limits = Bounds.of(prediction), prediction.deployment.limits
     now = limits.max_sequences // prediction.deployment.parallel.replicas
     few, many = (bounds.rate(max(1, count), limits.max_num_tokens) for count in (now, room))
@@ -105,10 +107,10 @@ def _helped_by_sequences(prediction: Prediction, room: int) -> bool:
 
 
 def _likely_layout(deployment: Deployment, ceiling: Ceiling, predict: Predict) -> Deployment | None:
-    """The other layout that could serve most, by the bounds. Of a band of GPU utilisation only pipelines."""
-    others = [one for one in variants(deployment) if one.parallel != deployment.parallel and fits(one)]
-    if deployment.slo.gpu_utilisation and any(one.parallel.pp > 1 for one in others):
-        others = [one for one in others if one.parallel.pp > 1]
+    """The other layout that could serve most, by the bounds. If the SLO has a band of GPU utilisation, a pipeline."""
+    others = [other for other in variants(deployment) if other.parallel != deployment.parallel and fits(other)]
+    if deployment.slo.gpu_utilisation and any(other.parallel.pp > 1 for other in others):
+        others = [other for other in others if other.parallel.pp > 1]
     rates = {}
     for number, other in enumerate(others):
         prediction = predict(other)
@@ -118,23 +120,23 @@ def _likely_layout(deployment: Deployment, ceiling: Ceiling, predict: Predict) -
     return others[max(rates, key=lambda number: rates[number])] if rates else None
 
 
-def _remedy(prediction: Prediction, found: Prediction) -> Remedy | None:
-    """What the other settings give; None where that is nothing."""
-    rate, before = found.capacity.highest, prediction.capacity.highest or 0.0
-    settings = _settings(prediction.deployment, found.deployment)
-    if not settings or not (found.meets_slo or (rate or 0.0) > before * (1 + PRECISION)):
+def _remedy(prediction: Prediction, other: Prediction) -> Remedy | None:
+    """The remedy with the settings of `other`; None where these improve nothing."""
+    rate, before = other.capacity.highest, prediction.capacity.highest or 0.0
+    settings = _settings(prediction.deployment, other.deployment)
+    if not settings or not (other.meets_slo or (rate or 0.0) > before * (1 + PRECISION)):
         return None
-    return Remedy(settings, rate, found.meets_slo, tuple(target.label for target in found.verdict.missed))
+    return Remedy(settings, rate, other.meets_slo, tuple(target.label for target in other.verdict.missed))
 
 
 def _settings(before: Deployment, after: Deployment) -> str:
-    """FIELD: VALUE of all that differs, a layout by its name."""
-    found = []
+    """FIELD: VALUE for each setting that differs; a layout by its name."""
+    settings = []
     for section, names in SETTINGS:
         old, new = getattr(before, section), getattr(after, section)
         changed = [name for name in names if getattr(old, name) != getattr(new, name)]
         if section == "parallel" and changed:
-            found.append(f"layout {layout_name(after)}")
+            settings.append(f"layout {layout_name(after)}")
         else:
-            found += [f"{section}.{name}: {getattr(new, name)}" for name in changed]
-    return ", ".join(found)
+            settings += [f"{section}.{name}: {getattr(new, name)}" for name in changed]
+    return ", ".join(settings)

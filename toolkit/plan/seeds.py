@@ -1,7 +1,7 @@
-"""How far chance moves a prediction: the same traffic from other seeds.
+"""How much a prediction depends on chance: it is made again for the same traffic from other seeds.
 
-Five seeds: the median of all seeds lies between the lowest and the highest of five with a probability of
-1 - 2 / 2^5 = 94 %, whatever their distribution is.
+Five seeds: the median over all seeds lies between the lowest and the highest of five with a probability of
+1 - 2 / 2^5 = 94 %, for any distribution.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
 
 SEEDS = 5
 PERCENTILES = (50, 90, 95, 99)
-WITHIN = "the limit lies between the seeds: other requests of the same kind may come out otherwise"
+WITHIN = "the limit lies between the lowest and the highest seed, so chance decides whether it is met"
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The lowest and the highest that SEEDS seeds give of each figure."""
+    """The lowest and the highest value of each figure over SEEDS seeds."""
 
     figures: Mapping[str, Interval]
-    """By the name of a target. None of latencies where there is no steady state."""
+    """By the name of a target. Without a steady state there are none for latencies."""
     highest: Interval | None
-    """Of the rate that meets the latencies, 0 where none does."""
+    """The highest rate that meets the latencies; 0 where no rate does."""
 
     def of(self, name: str) -> Interval | None:
         return self.highest if name == "requests_per_s" else self.figures.get(name)
 
 
 def spread_of(prediction: Prediction, meanwhile: Callable[[], object] = lambda: None) -> Spread | None:
-    """What other seeds give; None of a trace, and where nothing is left to chance. Takes all cores for some seconds.
+    """The range of each figure over the seeds; None for a trace and for traffic without chance.
 
-    `meanwhile` is done here while other processes simulate.
+    Takes all cores for some seconds. `meanwhile` is called in this process while others simulate.
     """
     if prediction.deployment.workload.trace is not None:
         return None
@@ -52,7 +52,7 @@ def spread_of(prediction: Prediction, meanwhile: Callable[[], object] = lambda: 
     with forked_pool(SEEDS) as pool:
         latencies, fresh = [], [replace(other) for other in others]
         if prediction.overload:
-            # The capacity of this process is not known yet: the other process starts without it.
+            # The capacity is not known yet, so the other process starts without it.
             ranges = [pool.submit(_highest, fresh, None)]
         else:
             latencies = [pool.submit(figures_of, other) for other in fresh]
@@ -61,23 +61,23 @@ def spread_of(prediction: Prediction, meanwhile: Callable[[], object] = lambda: 
         meanwhile()
         figures = [figures_of(prediction), *(future.result() for future in latencies)] if latencies else []
         rates = [prediction.capacity.highest or 0.0, *(rate for future in ranges for rate in future.result())]
-    named = [name for name in (figures or [{}])[0] if all(name in one for one in figures)]
-    return Spread({name: _range([one[name] for one in figures]) for name in named}, _range(rates))
+    named = [name for name in (figures or [{}])[0] if all(name in of_seed for of_seed in figures)]
+    return Spread({name: _range([of_seed[name] for of_seed in figures]) for name in named}, _range(rates))
 
 
 def figures_of(prediction: Prediction) -> dict[str, float]:
     """The percentiles of each latency, and the share of requests inside all limits."""
-    found, measured = {}, prediction.measured
+    figures, measured = {}, prediction.measured
     for metric in LATENCIES:
         for q in PERCENTILES:
             value = measured.distributions[metric].percentile(q)
             if value is not None:
-                found[f"{metric}.p{q}"] = value
-    return {**found, "compliance": measured.goodput_share or 0.0}
+                figures[f"{metric}.p{q}"] = value
+    return {**figures, "compliance": measured.goodput_share or 0.0}
 
 
 def with_intervals(targets: Sequence[Target], spread: Spread | None) -> tuple[Target, ...]:
-    """The targets with what other seeds give, and a caveat where some of those come out otherwise."""
+    """The targets with their range over the seeds, and a caveat where the limit lies inside this range."""
     return tuple(_with_interval(target, spread.of(target.name) if spread else None) for target in targets)
 
 
@@ -90,7 +90,7 @@ def _with_interval(target: Target, interval: Interval | None) -> Target:
 
 
 def _highest(predictions: Sequence[Prediction], known: Capacity | None) -> Interval:
-    """The range of the rates that meet the latencies; faster with the capacity under other requests of the kind."""
+    """The range of the highest rates. Faster if the capacity of another seed is known."""
     if known is None:
         known, predictions = predictions[0].capacity, predictions[1:]
     low = high = known.highest or 0.0

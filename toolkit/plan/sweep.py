@@ -11,16 +11,16 @@ from toolkit.plan.predict import Prediction
 from toolkit.processes import forked_pool
 
 REQUESTS = 240
-"""Of each rate: enough for a P99. All rates of a layout take a second or two."""
+"""Requests per rate: enough for a P99. All rates of a layout take a second or two."""
 SHARES = (0.25, 0.45, 0.7, 0.85, 0.95, 1.1)
 """The rates, as shares of the saturated throughput. Latencies bend near 1."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One rate (requests/s) and what requests then wait, in ms.
+    """The latencies at one rate (requests/s), in ms.
 
-    math.inf where too many are refused, and of TTFT where more come than are served: it has no steady state.
+    math.inf where too many requests are refused, and for TTFT where more arrive than are served: no steady state.
     """
 
     rate: float
@@ -31,20 +31,21 @@ class Point:
 
 
 def sweep(predictions: Sequence[Prediction], progress: Progress | None = None) -> list[tuple[Point, ...]]:
-    """The points of each, several at a time."""
-    found = []
+    """The points of each prediction, several predictions at a time."""
+    swept = []
     with forked_pool(len(predictions)) as pool:
-        bare = [replace(prediction) for prediction in predictions]  # no runs in what is sent to a process
+        bare = [replace(prediction) for prediction in predictions]  # without results: little to send to a process
         saturated = [prediction.capacity.saturated for prediction in predictions]
         for number, points in enumerate(pool.map(points_of, bare, saturated), 1):
-            found.append(points)
+            swept.append(points)
             if progress:
                 progress(number, len(predictions))
-    return found
+    return swept
 
 
 def curve(prediction: Prediction) -> list[Point]:
-    """The points of one layout and that of its workload, several rates at a time; none without a saturated rate."""
+    """The points of one layout and the point of its workload, several rates at a time; none without a saturated
+    rate."""
     saturated, rate = prediction.capacity.saturated, prediction.traffic.rate
     if not 0 < saturated < math.inf:
         return []
@@ -52,12 +53,12 @@ def curve(prediction: Prediction) -> list[Point]:
     with forked_pool(len(SHARES)) as pool:
         futures = [pool.submit(_point_at, bare, at, saturated) for at in rates]
         own = [] if rate is None else [_own(prediction, rate)]
-        found = [*own, *(future.result() for future in futures)]
-    return sorted(found, key=lambda point: point.rate)
+        points = [*own, *(future.result() for future in futures)]
+    return sorted(points, key=lambda point: point.rate)
 
 
 def points_of(prediction: Prediction, saturated: float) -> tuple[Point, ...]:
-    """One layout's points, the lowest rate first; none if there is no telling what it can serve."""
+    """The points of one layout, the lowest rate first; none if its saturated rate is not known."""
     if not 0 < saturated < math.inf:
         return ()
     return tuple(_point_at(prediction, share * saturated, saturated) for share in SHARES)
@@ -66,8 +67,8 @@ def points_of(prediction: Prediction, saturated: float) -> tuple[Point, ...]:
 def _point_at(prediction: Prediction, rate: float, saturated: float) -> Point:
     traffic = prediction.long_traffic.opened()
     traffic = replace(traffic, requests=traffic.requests[:REQUESTS])
-    found = prediction.simulate(traffic.at(rate)).measured({}).distributions
-    point = _point(rate, lambda metric, q: found[metric].percentile(q))
+    distributions = prediction.simulate(traffic.at(rate)).measured({}).distributions
+    point = _point(rate, lambda metric, q: distributions[metric].percentile(q))
     return replace(point, ttft_p50=math.inf, ttft_p99=math.inf) if rate > saturated else point
 
 

@@ -1,4 +1,4 @@
-"""Changes of a deployment from the command line: NAME=VALUE, where NAME is a key of the YAML or a short name."""
+"""Changes a deployment from the command line: NAME=VALUE, where NAME is a key of the YAML or a short name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECTIONS: dict[str, type[Section]] = {
     "slo": Slo,
     "model": Model,
 }
-"""Where a key without its section is looked for, in this order."""
+"""The sections in which a key without a section is looked up, in this order."""
 FORM = "Give NAME=VALUE, as in max_num_tokens=512 or limits.max_num_tokens=512."
 DTYPES = {
     "fp8": {"model.quantization": "fp8"},
@@ -40,7 +40,7 @@ def load_changed(
     gpus: int | None = None,
     any_layout: bool = False,
 ) -> Deployment:
-    """The deployment of a YAML with `settings` changed, validated as if the YAML said so. Raises ToolkitError."""
+    """The deployment of a YAML with changed `settings`, validated like the YAML itself. Raises ToolkitError."""
     return load_deployment(file, engine, changes_of(file, engine, settings, gpus, any_layout))
 
 
@@ -51,19 +51,19 @@ def changes_of(
     gpus: int | None = None,
     any_layout: bool = False,
 ) -> dict[str, Any]:
-    """What settings, and another number of GPUs, change in a YAML: "section.key": value.
+    """The changes that settings, and another number of GPUs, make in a YAML: "section.key": value.
 
-    With `any_layout` a layout that needs more GPUs than there are is put aside, for all to be compared.
+    With `any_layout`, a layout that needs more GPUs than there are is reset, because all layouts are compared.
 
     Short names: `dtype` (float16, bfloat16, or fp8 for weights and KV cache), `hardware` (a GPU of the table, with
-    its memory), `max_batch_size` (of a micro-batch). Raises ToolkitError for an unknown name or a bad value.
+    its memory), `max_batch_size` (per micro-batch). Raises ToolkitError for an unknown name or a bad value.
     """
     changes: dict[str, Any] = {}
     batch: int | None = None
     for setting in settings:
-        name, given, text = setting.partition("=")
-        if not given or not name:
-            raise ToolkitError(f"--what-if: {shown(setting)} is no setting", hint=FORM)
+        name, equals, text = setting.partition("=")
+        if not equals or not name:
+            raise ToolkitError(f"--what-if: {shown(setting)} is not a setting", hint=FORM)
         value = _value(setting, text)
         if name == "max_batch_size":
             batch = _batch(setting, value)
@@ -81,7 +81,7 @@ def changes_of(
 
 
 def settings_of(deployment: Deployment, file: Path) -> list[str]:
-    """NAME=VALUE of each setting in which a deployment differs from what its YAML says."""
+    """NAME=VALUE for each setting in which a deployment differs from its YAML."""
     written, found = load_deployment(file, deployment.engine), []
     for section in SECTIONS:
         now, then = (getattr(one, section).model_dump(mode="json") for one in (deployment, written))
@@ -111,7 +111,7 @@ def _value(setting: str, text: str) -> Any:
     try:
         return parse_yaml(text)
     except ValueError:
-        raise ToolkitError(f"--what-if: {shown(setting)} has no readable value", hint=FORM) from None
+        raise ToolkitError(f"--what-if: the value of {shown(setting)} is not YAML", hint=FORM) from None
 
 
 def _batch(setting: str, value: Any) -> int:

@@ -32,6 +32,8 @@ VARIABLES = {
     **{tone: f"--s{number}" for number, tone in enumerate(SERIES)},
 }
 SMALL, WIDE = (5.2, 2.9), (10.6, 4.0)
+NAME_PT, DRAWN = 11.5, 0.75
+"""Points from the name of a limit to the next one above it, and about how much of a figure's height the axes take."""
 
 
 @dataclass(frozen=True)
@@ -63,17 +65,29 @@ def limit_line(line: Callable[..., object], at: float) -> None:
 
 
 def named_limits(axes: Axes, limits: Sequence[tuple[int, float]]) -> None:
-    """Draw a line for each percentile that the SLO limits, with its name at the right end.
+    """A line for each percentile that the SLO limits, with its name at the right end. Call it after `scale`.
 
-    The name of the lowest line is below it, so that two names never overlap.
+    Names of lines that are close together move apart, so that each can be read.
     """
-    for number, (q, limit) in enumerate(limits):
+    to_axes = axes.transData + axes.transAxes.inverted()
+    heights = [float(to_axes.transform((0, limit))[1]) for _, limit in limits]
+    height_pt = (axes.figure.get_figheight() if axes.figure else SMALL[1]) * 72 * DRAWN
+    for (q, limit), height in zip(limits, _apart(heights, NAME_PT / height_pt), strict=True):
         limit_line(axes.axhline, limit)
-        where: dict[str, Any] = {
-            "xycoords": ("axes fraction", "data"),
-            "va": "top" if number < len(limits) - 1 else "bottom",
-        }
-        axes.annotate(f"P{q} ≤ {limit:,.0f}", (1.01, limit), color=LIMIT, fontsize=8.5, **where)
+        at: dict[str, Any] = {"xycoords": "axes fraction", "va": "center"}
+        axes.annotate(f"P{q} ≤ {limit:,.0f}", (1.01, height), color=LIMIT, fontsize=8.5, **at)
+
+
+def _apart(heights: Sequence[float], gap: float) -> list[float]:
+    """The heights, moved as little as it takes for neighbours to be `gap` apart. The lowest comes first."""
+    apart = list(heights)
+    for _ in range(20):
+        for below in range(len(apart) - 1):
+            missing = gap - (apart[below + 1] - apart[below])
+            if missing > 0:
+                apart[below] -= missing / 2
+                apart[below + 1] += missing / 2
+    return apart
 
 
 def scale(axes: Axes, values: Sequence[float], limits: Sequence[tuple[int, float]]) -> None:
