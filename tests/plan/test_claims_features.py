@@ -29,14 +29,14 @@ def test_sequence_parallelism_is_none_of_its_names(claims):
 def test_recomputation_is_of_training(claims):
     """0.78 GiB of hidden states for 8,192 tokens a step, 1 / 32 of that for 256; and 16 x 128,256 x 16 B of logits."""
     verdict, because = claims[1]
-    assert verdict == "false" and "0.81 GiB a GPU for steps of 8,192 tokens, 0.05 for 256" in because
+    assert verdict == "false" and "0.81 GiB a GPU for steps of 8,192 tokens and 0.05 for 256" in because
 
 
 def test_pools(claims, flagship):
     """(1,024 + 128) x 4 B = 4,608 B; 268,435,456 / 4,608 = 58,254. The KV pool: 1,195,456 tokens x 40,960 B."""
     verdict, because = claims[2]
     assert verdict == "true" and "1,195,456 tokens, 45.6 GiB" in because
-    assert "4,608 B of token ids, so 256 MiB are 58,254 requests" in because
+    assert "4,608 B of token ids, so 256 MiB hold 58,254 requests" in because
     assert "set to 0 here" in of(flagship, serving={"mode": "orchestrator"})[2][1]
 
 
@@ -59,5 +59,5 @@ def test_flash_attention(claims, flagship):
 def test_pcie(claims, flagship):
     """80 layers x 2 all-reduces x 1,024 x 8,192 x 2 B x 2 (tp - 1) / tp = 2.68 GB; 450 GB/s and 64 GB/s."""
     verdict, because = claims[5]
-    assert verdict == "false" and "move 2.68 GB a GPU, 6.0 ms there and 42 over PCIe's 64 GB/s" in because
+    assert verdict == "false" and "move 2.68 GB a GPU, 6.0 ms there and 42 ms over PCIe with 64 GB/s" in because
     assert of(flagship, hardware__gpu="h100-pcie")[5][0] == "true"

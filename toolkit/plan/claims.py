@@ -1,7 +1,6 @@
-"""The requirements' own expectations of PP4 x TP2 on 8 H100, each held against the arithmetic.
+"""The expectations in the requirements for PP4 x TP2 on 8 H100, each compared with the arithmetic.
 
-They are what the project was asked for with, word for word where they are quoted; what refutes or confirms each
-is computed from the deployment's own model, GPU and workload.
+Quoted expectations are word for word. The arithmetic uses the model, GPU and workload of the deployment.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment
 
 PREFILL_MS, DECODE_MS, RATE = 250.0, 25.0, 10.0
-"""What the requirements expect at the median, and the requests/s."""
+"""What the requirements expect: latencies at the median, and requests/s."""
 
 
 def claims(prediction: Prediction, predict: Predict = predict) -> list[Claim]:
-    """Every claim, judged for this deployment on GPUs; `predict` as the prediction was made, for its rival."""
+    """Every claim, judged for this deployment on GPUs. `predict` makes the predictions of other layouts."""
     return [
         _pure_tp(prediction, predict),
         _kv_per_token(prediction),
@@ -43,17 +42,17 @@ def claims(prediction: Prediction, predict: Predict = predict) -> list[Claim]:
 
 def _pure_tp(prediction: Prediction, predict: Predict) -> Claim:
     deployment, gpus = prediction.deployment, prediction.deployment.hardware.gpus
-    said = "Pure tensor parallelism is infeasible: each GPU would hold the full model"
+    claim = "Pure tensor parallelism is infeasible: each GPU would hold the full model"
     try:
         wide = predict(with_settings(deployment, parallel={"tp": gpus, "pp": 1, "replicas": 1}))
         each = wide.memory.fullest.weight_bytes / GIB
     except ToolkitError:
-        return Claim(said, "depends", f"tp {gpus} does not divide this model")
+        return Claim(claim, "depends", f"tp {gpus} does not divide this model")
     own, other = (p.pass_seconds(decode(1, p.prompt_tokens + p.output_tokens / 2)) * 1e3 for p in (prediction, wide))
     because = (
         f"tp {gpus} holds 1/{gpus} of the layers: {each:.1f} GiB a GPU. One stream decodes at {other:.1f} ms a token"
     )
-    return Claim(said, "false", f"{because} there, {own:.1f} ms here")
+    return Claim(claim, "false", f"{because} there, {own:.1f} ms here")
 
 
 def _kv_per_token(prediction: Prediction) -> Claim:
@@ -103,7 +102,7 @@ def _prefill(prediction: Prediction) -> Claim:
         low, high = (middle, high) if inside else (low, middle)
     median = prediction.measured.distributions["prefill_ms"].percentile(50)
     mean = prediction.prompt_tokens
-    because = f"alone, for prompts of up to {low:,} tokens; under this workload (mean {mean:,}) it is {median:.0f} ms"
+    because = f"true for one prompt alone of up to {low:,} tokens; {median:.0f} ms in this workload (mean {mean:,})"
     return Claim(f"Prefill takes {PREFILL_MS:.0f} ms at the median", "depends", because)
 
 
@@ -116,8 +115,8 @@ def _decode(prediction: Prediction) -> Claim:
     median = prediction.measured.distributions["tpot_ms"].percentile(50)
     alone = prediction.pass_seconds(decode(1, prediction.prompt_tokens)) * 1e3
     because = (
-        f"to read all weights once takes {gpu_seconds * 1e3:.1f} ms at the full {(bandwidth or 0) / 1e12:.2f} TB/s; "
-        f"one stream alone {alone:.1f} ms, under this workload {median:.1f} ms"
+        f"reading all weights once takes {gpu_seconds * 1e3:.1f} ms at the full {(bandwidth or 0) / 1e12:.2f} TB/s; "
+        f"one stream alone takes {alone:.1f} ms a token, this workload {median:.1f} ms"
     )
     return Claim(
         f"Decode takes {DECODE_MS:.0f} ms a token", "true" if (median or 1e9) <= DECODE_MS else "false", because
@@ -127,7 +126,7 @@ def _decode(prediction: Prediction) -> Claim:
 def _rate(prediction: Prediction) -> Claim:
     highest, saturated = prediction.capacity.highest or 0.0, prediction.capacity.saturated
     because = (
-        f"{prediction.prompt_tokens:,} + {prediction.output_tokens:,} tokens: {highest:.1f} within the SLO, "
+        f"with {prediction.prompt_tokens:,} + {prediction.output_tokens:,} tokens: {highest:.1f} within the SLO, "
         f"{saturated:.1f} saturated; the requirements name no workload"
     )
     return Claim(f"{RATE:.0f} requests/s and more", "true" if highest >= RATE else "false", because)
@@ -147,7 +146,7 @@ def _all_together(prediction: Prediction) -> Claim:
 
 
 def roofline(deployment: Deployment, prediction: Prediction) -> float:
-    """Requests/s if prefill ran at the peak FLOP/s and decode at the full bandwidth, with nothing else to do.
+    """Requests/s if prefill ran at the peak FLOP/s and decode at the full bandwidth, without any other work.
 
     A decode step of a full micro-batch reads all weights once and the keys of its sequences.
     """
@@ -168,5 +167,5 @@ def roofline(deployment: Deployment, prediction: Prediction) -> float:
 
 def _link(prediction: Prediction) -> Claim:
     link = getattr(getattr(prediction.times, "gpu", None), "nvlink", 0) / 1e9
-    because = f"NVLink's 900 are GB/s, both ways together: {link:.0f} GB/s each way, {link * 8:,.0f} Gbps"
+    because = f"the 900 are GB/s, for both directions together: {link:.0f} GB/s, {link * 8:,.0f} Gbps, each way"
     return Claim("NVLink has 900 Gbps", "false", because)

@@ -1,4 +1,4 @@
-"""The features that the requirements name: what TensorRT-LLM and Triton call them, and what they give here.
+"""The features that the requirements name: what TensorRT-LLM and Triton call them, and their effect here.
 
 Sources: TensorRT-LLM's docs/source/legacy/advanced/gpt-attention.md (attention kernels), reference/memory.md (pools,
 activations), performance-tuning-guide/useful-build-time-flags.md (reduce fusion), features/long-sequence.md (chunked
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from toolkit.sizing.gpus import Gpu
 
 LONG = 4096
-"""Tokens of a prompt that is longer than the requirements' 2,048."""
+"""Tokens of a prompt that is longer than the 2,048 of the requirements."""
 TOKEN_BYTES = 4
 MIB = 1 << 20
 
@@ -38,7 +38,7 @@ def feature_claims(prediction: Prediction) -> list[Claim]:
 
 
 def _sequence_parallelism(prediction: Prediction) -> Claim:
-    """Half of the tokens and of the pairs on each of two GPUs, with nothing lost to the exchange of keys and values."""
+    """The ideal: half of the tokens and pairs on each of two GPUs, and no time for the exchange of keys and values."""
     whole = prefill(LONG)
     half = StepWork(LONG // 2, whole.context_pairs / 2, 1, 0, 0, 1)
     alone, at_best = (prediction.pass_seconds(work) * 1e3 for work in (whole, half))
@@ -47,10 +47,10 @@ def _sequence_parallelism(prediction: Prediction) -> Claim:
     fused = prediction.deployment.engine_options.extra.get("reduce_fusion") in ("enable", True)
     fusion = "on" if fused else "off"
     because = (
-        f"trtllm-build has no such flag, at no length. Nearest are reduce_fusion (all-reduce and norm in one kernel; "
-        f"{fusion} here; NVIDIA's guide: 15.4 to 14.4 ms a token, or nothing), chunked context ({chunks}) and context "
+        f"trtllm-build has no such flag. The nearest are reduce_fusion (all-reduce and norm in one kernel; {fusion} "
+        f"here; NVIDIA's guide: 15.4 to 14.4 ms a token, or no gain), chunked context ({chunks}) and context "
         f"parallelism (cp_size of the checkpoint; 1 here): a prompt of {LONG:,} tokens takes {alone:.0f} ms, with "
-        f"cp 2 at best {at_best:.0f}, on twice the GPUs"
+        f"cp 2 at best {at_best:.0f} ms, on twice the GPUs"
     )
     return Claim('Sequence parallelism "for sequences over 2,048 tokens"', "false", because)
 
@@ -62,9 +62,10 @@ def _recomputation(prediction: Prediction) -> Claim:
     now, then = (memory.activation_bytes / GIB for memory in (prediction.memory, less))
     paused = prediction.simulation.recomputed
     because = (
-        f"it is of training: inference keeps no activations for a way back. They are {now:.2f} GiB a GPU for steps "
-        f"of {tokens:,} tokens, {then:.2f} for {small:,}: chunked context bounds them. Computed again are sequences "
-        f"paused for want of KV blocks (scheduler.policy: {deployment.scheduler.policy}): {paused} in this run"
+        f"recomputation is for training: inference keeps no activations for a backward pass. They take {now:.2f} GiB "
+        f"a GPU for steps of {tokens:,} tokens and {then:.2f} for {small:,}, so chunked context bounds them. Only "
+        f"sequences paused for lack of KV blocks are computed again (scheduler.policy: "
+        f"{deployment.scheduler.policy}): {paused} in this run"
     )
     return Claim("Recomputation saves activation memory", "false", because)
 
@@ -77,10 +78,10 @@ def _memory_pools(prediction: Prediction) -> Claim:
     if deployment.serving.mode == "orchestrator":
         triton = "set to 0 here, as the GPUs are the workers'"
     because = (
-        f"the KV cache is one, allocated at the start: {memory.pool_tokens:,} tokens, {pool:.1f} GiB on the fullest "
-        f"GPU. TensorRT-LLM's buffers come from CUDA's stream-ordered pool. Triton's own ({triton}) hold tensors on "
-        f"their way: a request has {request:,} B of token ids, so 256 MiB are {256 * MIB // request:,} requests, and a "
-        "larger pool gives nothing"
+        f"the KV cache is a pool, allocated at the start: {memory.pool_tokens:,} tokens, {pool:.1f} GiB on the fullest "
+        f"GPU. TensorRT-LLM's buffers come from CUDA's stream-ordered pool. Triton's own ({triton}) hold tensors in "
+        f"transit: a request has {request:,} B of token ids, so 256 MiB hold {256 * MIB // request:,} requests, and a "
+        "larger pool has no effect"
     )
     return Claim("Memory pools are used", "true", because)
 
@@ -100,7 +101,7 @@ def _unified_memory(prediction: Prediction) -> Claim:
         )
     verdict: Verdict = "false" if fits else "depends"
     return Claim(
-        "Unified memory extends the GPUs' memory", verdict, f"{because}Under the limit {room} for what is wanted"
+        "Unified memory extends the GPUs' memory", verdict, f"{because}For the sequences wanted, {room} under the limit"
     )
 
 
@@ -112,7 +113,7 @@ def _flash_attention(prediction: Prediction) -> Claim:
     context_s, layer_s, whole = getattr(times, "context_s", None), getattr(times, "layer_s", None), prefill(tokens)
     if context_s and layer_s:
         part = context_s(whole.context_tokens, whole.context_pairs) / layer_s(whole)
-        share = f"; it is {part:.0%} of a prompt's time here"
+        share = f"; attention takes {part:.0%} of a prompt's time here"
     if deployment.engine_options.extra.get("context_fmha") in ("disable", False):
         return Claim("Attention is FlashAttention-2", "false", "engine.extra.context_fmha turns the fused kernel off")
     because = (
@@ -124,26 +125,26 @@ def _flash_attention(prediction: Prediction) -> Claim:
 
 
 def _pcie(prediction: Prediction) -> Claim:
-    said, gpu, tp = "GPUs have dedicated PCIe pathways", _gpu(prediction), prediction.deployment.mapping.tp
+    claim, gpu, tp = "GPUs have dedicated PCIe pathways", _gpu(prediction), prediction.deployment.mapping.tp
     ids = (prediction.prompt_tokens + prediction.output_tokens) * TOKEN_BYTES
-    passes = f"token ids use it, {ids:,} B a request, and the weights once"
+    passes = f"token ids use PCIe, {ids:,} B a request, and the weights do once"
     if gpu is None:
-        return Claim(said, "depends", passes)
+        return Claim(claim, "depends", passes)
     if tp == 1:
-        return Claim(said, "depends", f"tp 1 has no all-reduces; {passes}")
+        return Claim(claim, "depends", f"tp 1 has no all-reduces; {passes}")
     if tp > gpu.nvlink_gpus:
         return Claim(
-            said, "true", f"{gpu.name} has no NVLink for tp {tp}: all-reduces go over PCIe, {gpu.pcie / 1e9:.0f} GB/s"
+            claim, "true", f"{gpu.name} has no NVLink for tp {tp}: all-reduces use PCIe, {gpu.pcie / 1e9:.0f} GB/s"
         )
     moved = 2 * prediction.prompt_tokens * prediction.deployment.shape.hidden_size * 2 * 2 * (tp - 1) / tp
     layers = prediction.deployment.shape.num_hidden_layers
     slow, fast = (layers * moved / rate * 1e3 for rate in (gpu.pcie, gpu.nvlink))
     because = (
         f"ranks talk over NVLink, {gpu.nvlink / 1e9:.0f} GB/s each way: the all-reduces of one mean prompt move "
-        f"{layers * moved / 1e9:.2f} GB a GPU, {fast:.1f} ms there and {slow:.0f} over PCIe's {gpu.pcie / 1e9:.0f} "
-        f"GB/s. Of PCIe, {passes}"
+        f"{layers * moved / 1e9:.2f} GB a GPU, {fast:.1f} ms there and {slow:.0f} ms over PCIe with "
+        f"{gpu.pcie / 1e9:.0f} GB/s. Only {passes}"
     )
-    return Claim(said, "false", because)
+    return Claim(claim, "false", because)
 
 
 def _gpu(prediction: Prediction) -> Gpu | None:

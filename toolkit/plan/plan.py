@@ -1,4 +1,4 @@
-"""The whole of `toolkit plan`: which parts it has, in the order in which they are known."""
+"""The parts of `toolkit plan`, in the order in which they become known."""
 
 from __future__ import annotations
 
@@ -40,54 +40,54 @@ class Plan:
     estimator: Estimator = "table"
 
     def __post_init__(self) -> None:
-        """Raises ToolkitError for what a rehearsal has not: other layouts' step times, and the requirements' GPUs."""
-        for option, wanted in (
+        """Raises ToolkitError for options that need GPUs, if the deployment is a rehearsal."""
+        for option, given in (
             ("--compare", self.with_comparison),
             ("--claims", self.with_claims),
             ("--estimator aiconfigurator", self.estimator == "aiconfigurator"),
         ):
-            if wanted and not self.deployment.kind.on_gpus:
+            if given and not self.deployment.kind.on_gpus:
                 hint = "Add --engine tensorrt and the GPU: --hardware h100-sxm."
                 raise ToolkitError(f"{option}: a rehearsal has no GPUs", where=self.deployment.file, hint=hint)
 
     @property
     def predictable(self) -> bool:
-        """A rehearsal's step times are those of this machine, which only a calibration knows."""
+        """Whether there can be a prediction. The step times of a rehearsal are known only from a calibration."""
         return self.deployment.kind.on_gpus or isinstance(self.estimator, Calibration)
 
     @property
     def predict(self) -> Predict:
-        """predict() with the estimator; goes to other processes."""
+        """predict() with the estimator. It can be sent to other processes."""
         return partial(predict, estimator=self.estimator)
 
     @cached_property
     def _layout(self) -> Layout | None:
-        """Of a comparison, the layout whose figures are shown: the user's own if it is among them, else the best."""
+        """The layout of a comparison whose figures are shown: the user's own if it is in it, else the best."""
         return (self.comparison.own or self.comparison.best) if self.with_comparison else None
 
     @property
     def shown(self) -> Deployment:
-        """Whose figures they are."""
+        """The deployment whose figures are shown."""
         return self._layout.deployment if self._layout else self.deployment
 
     @property
     def fits(self) -> bool:
-        """Whether the layout shown can be predicted; of a comparison one may be shown that does not fit."""
+        """Whether the layout that is shown fits. A comparison may show one that does not."""
         return self._layout is None or self._layout.prediction is not None
 
     @cached_property
     def prediction(self) -> Prediction:
-        found = self._layout.prediction if self._layout else None
-        return found or self.predict(self.shown)
+        compared = self._layout.prediction if self._layout else None
+        return compared or self.predict(self.shown)
 
     @cached_property
     def spread(self) -> Spread | None:
-        """What other seeds give. Of a comparison, whose layouts are many, none."""
+        """The range of the figures over other seeds. None for a comparison, which would take too long."""
         return None if self.with_comparison else spread_of(self.prediction, lambda: self.remedies)
 
     @property
     def meets(self) -> bool:
-        """Whether the SLO is predicted to be met. Raises ToolkitError where nothing is predicted."""
+        """Whether the prediction meets the SLO. Raises ToolkitError where there is no prediction."""
         from toolkit.plan.show import report
 
         if not self.predictable:
@@ -96,7 +96,7 @@ class Plan:
 
     @cached_property
     def remedies(self) -> tuple[Remedy, ...]:
-        """What would help, if the SLO is missed; the best first."""
+        """What would help if the SLO is missed, the best first."""
         return remedies(self.prediction, self.predict, self.comparison if self.with_comparison else None)
 
     @cached_property
@@ -109,26 +109,26 @@ class Plan:
 
     def as_data(self) -> dict[str, Any]:
         """Everything, JSON-ready."""
-        found = data.memory_data(self.shown)
+        parts = data.memory_data(self.shown)
         if isinstance(self.estimator, Calibration):
-            found["calibration"] = data.calibration_data(self.estimator, self.deployment)
+            parts["calibration"] = data.calibration_data(self.estimator, self.deployment)
         if self.predictable and self.fits:
-            found["prediction"] = data.prediction_data(self.prediction, spread=self.spread, remedies=self.remedies)
+            parts["prediction"] = data.prediction_data(self.prediction, spread=self.spread, remedies=self.remedies)
         if self.with_comparison:
-            found["comparison"] = data.comparison_data(self.comparison)
+            parts["comparison"] = data.comparison_data(self.comparison)
         if self.with_claims:
-            found["claims"] = data.claims_data(self.claims)
-        return found
+            parts["claims"] = data.claims_data(self.claims)
+        return parts
 
     def as_text(self, charts: bool = False) -> Iterator[RenderableType]:
-        """Part by part, for a terminal of 100 columns: what is known at once comes at once."""
+        """The parts for a terminal of 100 columns, each as soon as it is known."""
         from toolkit.plan.show import report
         from toolkit.plan.show.rate_chart import rate_chart
         from toolkit.plan.show.report_memory import memory_text
         from toolkit.plan.sweep import curve
 
         if self.predictable:
-            self.predict(self.deployment).traffic  # noqa: B018 - a bad workload is said before anything is printed
+            self.predict(self.deployment).traffic  # noqa: B018 - an error in the workload comes before any output
         yield memory_text(self.shown)
         if not self.predictable:
             yield report.calibrate_text(self.deployment)
@@ -152,7 +152,7 @@ class Plan:
         yield report.prediction_text(self.prediction, spread=self.spread, remedies=self.remedies)
 
     def check_page(self, file: Path) -> None:
-        """Raise a ToolkitError, before the work, where `write_page` could not write."""
+        """Raise a ToolkitError before the work starts, if `write_page` could not write."""
         from toolkit.plan.show import report
 
         if not self.predictable:
@@ -160,7 +160,7 @@ class Plan:
         check_writable(file)
 
     def write_page(self, file: Path) -> None:
-        """The plan as an HTML page."""
+        """Write the plan as an HTML page."""
         from toolkit.plan.show.page import write_page
 
         comparison = self.comparison if self.with_comparison else None

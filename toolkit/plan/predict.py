@@ -1,4 +1,4 @@
-"""What a deployment will do under its traffic: the simulator's run of it, judged by its SLO."""
+"""Predicts what a deployment does under its traffic: the simulator runs it, and the SLO judges the run."""
 
 from __future__ import annotations
 
@@ -37,30 +37,30 @@ Predict = Callable[["Deployment"], "Prediction"]
 
 
 WITH_THE_QUEUE = ("ttft_ms", "e2e_ms")
-"""Latencies in which the time in the queue is."""
+"""Latencies that include the time in the queue."""
 UNSTEADY = "no steady state"
 BRIEF = 200
-"""Requests that settings are compared by, where their order is enough."""
+"""Requests to compare settings by, where only the order of the settings matters."""
 NOT_SENT = ("brief", "_enough", "long_traffic", "_trial")
-"""What another process does not get of a prediction: the requests that its results came of."""
+"""The parts of a prediction that are not sent to another process: the requests behind its results."""
 FRONT_S = 0.002
-"""Each request, one after the other: tokenizing and the way through Triton's Python models. Of 8 sent at once the
-engine has one every 1.8 ms (measured in a rehearsal of the 0.8M model, tensorrt_llm_bls, 2 cores)."""
+"""Seconds per request, one after the other, for tokenizing and for Triton's Python models. Of 8 requests sent at once
+the engine receives one every 1.8 ms (measured in a rehearsal of the 0.8M model, tensorrt_llm_bls, 2 cores)."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Everything that is predicted of one deployment. Made once; each part is computed when it is asked for."""
+    """Everything that is predicted for one deployment. Each part is computed when it is first asked for."""
 
     deployment: Deployment
     times: StepTimes
     estimator: str
-    """Where the step times are from, in words."""
+    """Where the step times come from, in words."""
     front_s: float = FRONT_S
-    """Of each request, one after the other, before its scheduler has it."""
+    """Seconds per request, one after the other, before it reaches its scheduler."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process, which gets the results and not the requests that they came of."""
+        """The state for another process, which gets the results without the requests behind them."""
         return {name: value for name, value in vars(self).items() if name not in NOT_SENT}
 
     @cached_property
@@ -69,14 +69,14 @@ class Prediction:
 
     @cached_property
     def traffic(self) -> Traffic:
-        """The workload of the YAML. Users of a closed loop do not begin together."""
+        """The workload of the YAML. The users of a closed loop begin one by one."""
         traffic = traffic_of(self.deployment)
         if traffic.users is None:
             return traffic
         return traffic.starting_over(self._round_seconds(traffic), self.deployment.workload.seed)
 
     def _round_seconds(self, traffic: Traffic) -> float:
-        """About how long each user waits for an answer: all users' prompts, and the steps of one answer."""
+        """About how long a user waits for an answer: the prompts of all users, and the steps of one answer."""
         users = min(traffic.users or 1, self.deployment.limits.max_sequences)
         batch = math.ceil(users / (self.deployment.parallel.pp * self.deployment.parallel.replicas))
         prompt, output = _means(traffic)
@@ -85,7 +85,7 @@ class Prediction:
 
     @cached_property
     def simulation(self) -> Simulation:
-        """The workload as the YAML has it, with a second of the timeline from its middle."""
+        """The run of the workload as the YAML has it."""
         return self.simulate(self.traffic)
 
     @cached_property
@@ -94,13 +94,13 @@ class Prediction:
 
     @cached_property
     def brief(self) -> Simulation:
-        """The beginning of the workload, to compare settings by."""
+        """The run of the first requests, to compare settings by."""
         closed = self.traffic.users is not None
         return self.simulation if closed else self.simulate(self.traffic.first(BRIEF))
 
     @cached_property
     def capacity(self) -> Capacity:
-        _ = self.saturation  # kept for those who ask for it alone
+        _ = self.saturation  # computed once, for this and for its own users
         return self._trial.capacity()
 
     @cached_property
@@ -109,24 +109,25 @@ class Prediction:
 
     @cached_property
     def overload(self) -> Overload | None:
-        """What comes and what is served, where more comes. None of a closed loop, whose users wait."""
+        """How much more arrives than is served, if it does. None for a closed loop, whose users wait."""
         if self.traffic.rate is None:
             return None
         steady_arrivals = with_arrivals(self.deployment.workload).arrivals != "trace"
         return overload_of(self.simulation, self.traffic.rate, self.saturation.throughput, steady_arrivals)
 
     def percentile(self, metric: str, q: float) -> float | None:
-        """Of a latency, ms. math.inf where the queue is part of it and grows for as long as the load lasts."""
+        """A percentile of a latency in ms. math.inf where it includes a queue that grows for as long as the load
+        lasts."""
         if self.overload and metric in WITH_THE_QUEUE:
             return math.inf
         return self.measured.distributions[metric].percentile(q)
 
     def widened(self, low: float, high: float, most: float) -> tuple[float, float]:
-        """The range of the highest rates that predictions of the same kind have, and this one."""
+        """The range (low, high) of the highest rates of other seeds, widened to hold the one of this prediction."""
         return self._trial.widened(low, high, most)
 
     def meets_at(self, rate: float) -> bool:
-        """Whether every latency target and the compliance hold when so many requests/s come."""
+        """Whether every latency target and the compliance hold at `rate` requests/s."""
         return self._trial.meets(rate)
 
     @cached_property
@@ -137,7 +138,7 @@ class Prediction:
 
     @cached_property
     def long_traffic(self) -> Traffic:
-        """The traffic with enough requests to fill the deployment and go on; a short trace is sent again and again."""
+        """The traffic with enough requests to fill the deployment and go on; a short trace is repeated."""
         return self._enough.opened().repeated(self._needed) if self.repeats else self._enough
 
     @property
@@ -151,7 +152,7 @@ class Prediction:
 
     @cached_property
     def _enough(self) -> Traffic:
-        """As many requests as are needed; of a trace, all that it has."""
+        """As many requests as are needed, or all requests of a shorter trace."""
         if len(self.traffic.requests) >= self._needed:
             return self.traffic
         return traffic_of(with_settings(self.deployment, workload={"requests": self._needed}))
@@ -168,7 +169,7 @@ class Prediction:
 
     @cached_property
     def verdict(self) -> Verdict:
-        """The load test's own verdict, on the predicted targets."""
+        """The verdict of the load test, computed for the predicted targets."""
         return sum_up(self.targets, self.measured)
 
     @property
@@ -177,13 +178,13 @@ class Prediction:
 
     @property
     def balance(self) -> float:
-        """The slowest stage's time over the mean, in a full decode step."""
+        """The time of the slowest stage over the mean of all stages, in a full decode step."""
         seconds = self.times.stage_seconds(self.decode_work)
         return max(seconds) / (sum(seconds) / len(seconds))
 
     @property
     def prompt_tokens(self) -> int:
-        """Mean of the traffic's prompts."""
+        """Mean length of the prompts."""
         return _means(self.traffic)[0]
 
     @property
@@ -192,7 +193,7 @@ class Prediction:
 
     @property
     def prefill_work(self) -> StepWork:
-        """One mean prompt, as far as a step takes it."""
+        """One prompt of mean length, cut to what a step can hold."""
         return prefill(min(self.prompt_tokens, self.deployment.limits.max_num_tokens))
 
     @property
@@ -201,21 +202,22 @@ class Prediction:
         return decode(self.deployment.max_batch_size, self.prompt_tokens + self.output_tokens / 2)
 
     def pass_seconds(self, work: StepWork) -> float:
-        """The step through all stages with nothing in its way."""
+        """Seconds of the step through all stages, with no other step in flight."""
         return sum(self.times.stage_seconds(work)) + (self.times.stages - 1) * self.times.hop_seconds(work)
 
     def simulate(self, traffic: Traffic, record: tuple[float, float] = NOTHING) -> Simulation:
-        """A run of other traffic under the same settings."""
+        """Simulate other traffic under the same settings."""
         replicas = self.deployment.parallel.replicas
         return simulate(traffic, self.scheduling, self.times, replicas, record, front_s=self.front_s)
 
     def seen(self, run: Simulation) -> ServerSeen:
-        """What a server's metrics would show of the GPUs."""
+        """The GPU utilisation as a server's metrics would show it."""
         shares = [share for replica in run.utilisation for share in replica for _ in range(self.deployment.mapping.tp)]
         return ServerSeen(tuple(GpuSeen(str(number), share) for number, share in enumerate(shares)))
 
     def _predicted(self, target: Target) -> Target:
-        """Targets that judge() cannot know from samples: what could be served, and a queue that grows and grows."""
+        """Complete the targets that judge() cannot know from samples: the highest rate, and a queue that keeps
+        growing."""
         if self.overload and target.name.partition(".")[0] in WITH_THE_QUEUE:
             return replace(target, measured=math.inf, passed=False, margin=-math.inf, note=UNSTEADY)
         if self.overload and target.name == "compliance" and any(map(self._limited, WITH_THE_QUEUE)):
@@ -232,7 +234,7 @@ class Prediction:
 
 
 def _means(traffic: Traffic) -> tuple[int, int]:
-    """Mean prompt and output tokens."""
+    """Mean numbers of prompt and output tokens."""
     count = len(traffic.requests)
     prompts, outputs = (len(r.prompt) for r in traffic.requests), (r.output_tokens for r in traffic.requests)
     return round(sum(prompts) / count), round(sum(outputs) / count)
@@ -241,15 +243,15 @@ def _means(traffic: Traffic) -> tuple[int, int]:
 def predict(deployment: Deployment, estimator: Estimator = "table") -> Prediction:
     """The prediction, with step times from the table of GPUs, the package aiconfigurator-core, or a calibration.
 
-    Raises ToolkitError for a GPU that has none, for one that is too full, where the package is not installed, for a
-    calibration of something else, and for a rehearsal without one: only that knows this machine's step times.
+    Raises ToolkitError for a GPU without step times or that is too full, if the package is not installed, for a
+    calibration of another deployment, and for a rehearsal without a calibration, which alone knows its step times.
     """
     if isinstance(estimator, Calibration):
         measured = "rehearsal" if not deployment.kind.on_gpus else "table refitted"
         front_s = FRONT_S if estimator.outside_s is None else estimator.outside_s
         return Prediction(deployment, estimator.step_times(deployment), f"{measured} by {estimator.path}", front_s)
     if not deployment.kind.on_gpus:
-        hint = f"Run: toolkit calibrate {deployment.file}, and give its file as --calibration."
+        hint = f"Run: toolkit calibrate {deployment.file}, then give its file with --calibration."
         raise ToolkitError("a rehearsal's step times are not known", where=deployment.file, hint=hint)
     gpu = gpu_named(deployment.hardware.gpu, where=deployment.file)
     if deployment.model.quantization == "fp8" and gpu.flops_fp8 is None:
@@ -264,12 +266,12 @@ def predict(deployment: Deployment, estimator: Estimator = "table") -> Predictio
 
 
 def scheduling_of(deployment: Deployment, memory: MemoryPlan, traffic: Traffic) -> SchedulerConfig:
-    """What the executor of each replica is set to. Raises ToolkitError when its KV pool holds no whole sequence."""
+    """The settings of each replica's scheduler. Raises ToolkitError when its KV pool does not hold a whole sequence."""
     limits, block = deployment.limits, deployment.kv_cache.tokens_per_block
     blocks = deployment.kv_blocks if not deployment.kind.on_gpus else memory.pool_tokens // block
     if blocks * block < limits.max_seq_len:
         what = f"the KV pool holds {blocks * block:,} tokens, less than a sequence of limits.max_seq_len"
-        hint = "toolkit plan --compare CONFIG shows layouts that fit."
+        hint = "Run toolkit plan --compare CONFIG to see the layouts that fit."
         raise ToolkitError(f"{what} {limits.max_seq_len:,}", where=deployment.file, hint=hint)
     return SchedulerConfig(
         max_batch_size=deployment.max_batch_size,
@@ -279,7 +281,7 @@ def scheduling_of(deployment: Deployment, memory: MemoryPlan, traffic: Traffic) 
         tokens_per_block=block,
         policy=deployment.scheduler.policy,
         chunked_context=deployment.scheduler.chunked_context,
-        # Prompts that have nothing in common find nothing; not to look for it halves the simulation's time.
+        # Prompts with nothing in common share no blocks. Not looking for shared ones halves the time of a simulation.
         reuse=deployment.kv_cache.reuse and traffic.shares_prefixes,
         max_queue_size=limits.max_queue_size,
         max_seq_len=limits.max_seq_len,

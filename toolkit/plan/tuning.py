@@ -1,9 +1,10 @@
-"""The batch limits with which a layout serves best: sequences from bounds, tokens a step by a short search.
+"""Chooses the best batch limits of a layout: sequences from bounds, tokens per step by a short search.
 
-More sequences are better as long as the KV pool holds them and a full replica still gives its tokens in time, and both
-can be computed (toolkit/plan/bounds.py). Tokens a step pull two ways: small steps keep the stages of a pipeline equally
-busy, large ones read the weights less often. They are tried from a likely size on, as long as the next one is better;
-one that a bound excludes is not simulated, and one that is worse is given up early in its first simulation.
+More sequences are better as long as the KV pool holds them and a full replica still gives its tokens in time. Both can
+be computed (toolkit/plan/bounds.py). The best number of tokens per step is a compromise: small steps keep the stages of
+a pipeline equally busy, large steps read the weights less often. The search begins at a likely size and goes on while
+the next size is better. A size that a bound excludes is not simulated, and a worse one is given up early in its first
+simulation.
 """
 
 from __future__ import annotations
@@ -26,26 +27,26 @@ if TYPE_CHECKING:
 
 Objective = Literal["slo", "latency", "throughput", "cost"]
 STEPS = (256, 512, 1024, 2048, 4096, 8192, 16384)
-"""Of max_num_tokens."""
+"""The values of max_num_tokens that are tried."""
 PROMPTS = 2
-"""Whole prompts that are in a step now and then. Steps of more are as good as the largest."""
+"""Steps with room for more whole prompts than this are as good as the largest step."""
 EVEN = 8
-"""Sequences of a micro-batch are a multiple of it, where there are so many."""
+"""A micro-batch with more sequences than this gets a multiple of it."""
 
 
 @dataclass(frozen=True)
 class Ceiling:
-    """The most that the batch limits may be."""
+    """The highest batch limits that may be chosen."""
 
     tokens: int
     total: int
-    """Sequences of all replicas together that any layout may have, however few replicas share them."""
+    """Sequences of all replicas together, for a layout with any number of replicas."""
     each: int
-    """Sequences that a replica of any layout may have, however many replicas there are."""
+    """Sequences of one replica, for a layout with any number of replicas."""
 
     @classmethod
     def of(cls, deployment: Deployment) -> Ceiling:
-        """What the YAML has, in all and for each of its replicas."""
+        """The limits of the YAML, for all replicas together and for each of them."""
         limits = deployment.limits
         each = math.ceil(limits.max_sequences / deployment.parallel.replicas)
         return cls(limits.max_num_tokens, limits.max_sequences, each)
@@ -62,19 +63,19 @@ def fits(deployment: Deployment) -> bool:
 
 @dataclass(frozen=True)
 class Tuned:
-    """A layout with the limits that serve the objective best."""
+    """A layout with the best limits for the objective."""
 
     prediction: Prediction
     at_most: float | None = None
-    """Where no search was made, as another layout serves more: the requests/s that no limits can beat."""
+    """The most requests/s with any limits. Given where another layout serves more, so that no search was made."""
 
 
 def tuned(
     deployment: Deployment, ceiling: Ceiling, predict: Predict, objective: Objective, beaten: float = 0.0
 ) -> Tuned | None:
-    """Choose the limits of a layout; None where no limits make it fit.
+    """Choose the limits of a layout; None where it does not fit with any limits.
 
-    Where none can serve more than `beaten` requests/s, which another layout does, they are likely ones.
+    Another layout serves `beaten` requests/s. Where this one cannot serve more, it gets likely limits without a search.
     """
     longest = max(len(request.prompt) for request in traffic_of(deployment).requests)
     options = [predict(option) for option in _options(deployment, ceiling, longest)]
@@ -88,12 +89,12 @@ def tuned(
 
 
 def with_most_sequences(deployment: Deployment, ceiling: Ceiling, predict: Predict) -> Tuned | None:
-    """Choose the sequences alone; None where not one fits."""
+    """Choose only the number of sequences; None where not one sequence fits."""
     return Tuned(_with_sequences(predict(deployment), ceiling, "slo")) if fits(deployment) else None
 
 
 def _options(deployment: Deployment, ceiling: Ceiling, longest: int) -> list[Deployment]:
-    """The layout with each number of tokens a step, the smallest first."""
+    """The layout with each number of tokens per step that is tried, the smallest first."""
     sizes = {ceiling.tokens}
     if deployment.scheduler.chunked_context:
         most = min(ceiling.tokens - 1, PROMPTS * longest)
@@ -103,7 +104,7 @@ def _options(deployment: Deployment, ceiling: Ceiling, longest: int) -> list[Dep
 
 
 def _with_sequences(prediction: Prediction, ceiling: Ceiling, objective: Objective) -> Prediction:
-    """The prediction with as many sequences as help: a full replica still gives its tokens in time."""
+    """The prediction with as many sequences as a full replica can give their tokens in time."""
     deployment, bounds = prediction.deployment, Bounds.of(prediction)
     most = min(ceiling.of_replica(deployment), held(prediction))
     limit = None if objective == "throughput" else token_limit_s(deployment.slo, bounds.output)
@@ -116,21 +117,21 @@ def _with_sequences(prediction: Prediction, ceiling: Ceiling, objective: Objecti
 
 
 def held(prediction: Prediction) -> int:
-    """How many of the workload's sequences a replica's KV pool holds, 1 or more."""
+    """How many sequences of the workload the KV pool of a replica holds, at least 1."""
     block = prediction.deployment.kv_cache.tokens_per_block
     blocks = math.ceil((prediction.prompt_tokens + prediction.output_tokens) / block)
     return max(1, prediction.memory.pool_tokens // (blocks * block))
 
 
 def in_time_alone(prediction: Prediction) -> bool:
-    """Whether a request that has the replica for itself gets its tokens in time."""
+    """Whether a request that runs alone on a replica gets its tokens in time."""
     bounds = Bounds.of(prediction)
     limit = token_limit_s(prediction.deployment.slo, bounds.output)
     return limit is None or bounds.token_s(1) <= limit
 
 
 class _Search:
-    """Over the tokens of a step."""
+    """The search over the tokens per step."""
 
     def __init__(self, options: Sequence[Prediction], objective: Objective) -> None:
         self._options, self._objective = options, objective
@@ -150,7 +151,7 @@ class _Search:
         return options[place]
 
     def _climb(self) -> int:
-        """From a likely size on, as long as the next one is better."""
+        """Begin at a likely size and go on while the next one is better."""
         options, place = self._options, self._start()
         for step in (-1, 1):
             begin = place
@@ -161,9 +162,9 @@ class _Search:
         return place
 
     def _with_gpus(self, best: int) -> Prediction:
-        """The size next to the best one with which the whole SLO is met, GPU utilisation too; the best, if none is.
+        """The size nearest to the best one that meets the whole SLO, with GPU utilisation; else the best size.
 
-        Larger steps leave the stages of a pipeline idle for longer, smaller ones for shorter.
+        Larger steps leave the stages of a pipeline idle for longer, smaller steps for shorter.
         """
         options, before = self._options, _beyond(self._options[best])
         for step in (1, -1):
@@ -177,7 +178,7 @@ class _Search:
         return options[best]
 
     def _start(self) -> int:
-        """Of a pipeline the smallest size with which it could serve nearly the most; else the largest of all."""
+        """For a pipeline the smallest size that could serve nearly the most; otherwise the largest size."""
         if self._options[0].deployment.parallel.pp == 1:
             return len(self._options) - 1
         rates = [_most(option) for option in self._options]
@@ -201,14 +202,14 @@ def _tokens(prediction: Prediction) -> int:
 
 
 def _most(prediction: Prediction) -> float:
-    """Requests/s of all replicas, at most."""
+    """The most requests/s of all replicas together."""
     parallel, limits = prediction.deployment.parallel, prediction.deployment.limits
     sequences = limits.max_sequences // parallel.replicas
     return parallel.replicas * Bounds.of(prediction).rate(sequences, limits.max_num_tokens)
 
 
 def _limits_gpus(prediction: Prediction) -> bool:
-    """Whether the SLO limits GPU utilisation, and the tokens of a step decide about it: only in a pipeline."""
+    """Whether the SLO limits GPU utilisation and the tokens per step change it, as only in a pipeline."""
     return prediction.deployment.parallel.pp > 1 and prediction.deployment.slo.gpu_utilisation is not None
 
 
@@ -217,12 +218,12 @@ def _missed(prediction: Prediction) -> list[str]:
 
 
 def _in_time(prediction: Prediction) -> bool:
-    """Whether the first requests meet the latencies: told sooner than by all of them."""
+    """Whether the first requests meet the latencies. This is faster than to simulate all of them."""
     return meets_latencies(prediction.brief, prediction.deployment.slo)
 
 
 def _beyond(prediction: Prediction) -> float:
-    """How far GPU utilisation is beyond the SLO's limits, 0 if inside: as a share of the limit."""
+    """How far GPU utilisation is outside of the SLO's limits, as a share of the limit; 0 inside."""
     run = prediction.brief
     targets = judge(prediction.deployment.slo, run.measured({}), server=prediction.seen(run)).targets
     return sum(max(0.0, -(target.margin or 0.0)) for target in targets if target.name == "gpu_utilisation")

@@ -32,8 +32,8 @@ VARIABLES = {
     **{tone: f"--s{number}" for number, tone in enumerate(SERIES)},
 }
 SMALL, WIDE = (5.2, 2.9), (10.6, 4.0)
-NAME_PT, DRAWN = 11.5, 0.75
-"""Points from the name of a limit to the next one above it, and about how much of a figure's height the axes take."""
+NAME_PT = 11.5
+"""Points from the name of a limit to the next one above it."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def named_limits(axes: Axes, limits: Sequence[tuple[int, float]]) -> None:
     """
     to_axes = axes.transData + axes.transAxes.inverted()
     heights = [float(to_axes.transform((0, limit))[1]) for _, limit in limits]
-    height_pt = (axes.figure.get_figheight() if axes.figure else SMALL[1]) * 72 * DRAWN
+    height_pt = axes.bbox.height / axes.figure.dpi * 72
     for (q, limit), height in zip(limits, _apart(heights, NAME_PT / height_pt), strict=True):
         limit_line(axes.axhline, limit)
         at: dict[str, Any] = {"xycoords": "axes fraction", "va": "center"}
