@@ -45,7 +45,7 @@ def test_init_writes_a_yaml_that_every_command_reads(model, tmp_path):
     [
         ({"hardware": "h900"}, "hardware.gpu: 'h900' is not in the planner's table"),
         ({"workload": "chat"}, "--workload: 'chat' is unknown. Use chat-1k"),
-        ({"slo": ("fast",)}, "--slo: 'fast' is no target"),
+        ({"slo": ("fast",)}, "--slo: 'fast' is not a target"),
         ({"slo": ("ttft_ms.p99=-1",)}, "slo.ttft_ms.p99: input should be greater than 0"),
         ({"slo": ("speed=1",)}, "slo.speed: unknown key"),
         ({"gpus": 1, "hardware": "l40s"}, "no layout fits on 1 l40s"),
@@ -66,7 +66,7 @@ def test_a_bad_init_is_one_line_and_leaves_nothing(model, tmp_path, changes, mes
 def test_init_replaces_nothing_unasked(model, tmp_path):
     file = tmp_path / "first.yaml"
     file.write_text("mine")
-    with pytest.raises(ToolkitError, match=r"first.yaml: is already there"):
+    with pytest.raises(ToolkitError, match=r"first.yaml: exists already"):
         start(Wanted(model, file))
     assert file.read_text() == "mine"
     start(Wanted(model, file, gpus=1), force=True)
@@ -98,7 +98,7 @@ def test_a_model_that_fits_only_in_fp8_gets_fp8(tmp_path):
     assert deployment.model.quantization == "fp8" and ", FP8: " in text
     head = (tmp_path / "large.yaml").read_text().split("\n\n")[0]
     assert "In FP8, as no layout fits in 16 bits." in head and "toolkit build --checkpoint DIR" in head
-    with pytest.raises(ToolkitError, match=r"no layout fits on 8 h100-sxm; .* with model.quantization: fp8 would"):
+    with pytest.raises(ToolkitError, match=r"no layout fits on 8 h100-sxm; .* with model.quantization: fp8 would fit"):
         init("llama-3.1-405b", tmp_path / "none.yaml", "--quantization", "none")
 
 

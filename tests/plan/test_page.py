@@ -232,7 +232,7 @@ def test_infinite_points_end_a_line_with_a_triangle(prediction):
     points = (Point(1, 100, 200, 20, 30), Point(2, 120, 400, 22, 33), Point(3, 900, math.inf, 25, math.inf))
     slo = prediction.deployment.slo
     ttft, tpot = rate_charts([Line("tp8", True, points)], slo, 2.5)
-    assert "A triangle: it has no end" in ttft.caption
+    assert "A triangle: no value" in ttft.caption
     assert "workload 2.5/s" in Page(ttft.svg).of("text") and "P99 ≤ 1,500" in Page(ttft.svg).of("text")
     assert {"P50 ≤ 50", "P99 ≤ 100"} <= set(Page(tpot.svg).of("text"))
     finite, _ = rate_charts([Line("tp8", True, points[:2])], slo, None)

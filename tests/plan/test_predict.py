@@ -159,8 +159,8 @@ def test_what_if_changes_and_validates(flagship):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("rate", "--what-if: 'rate' is no setting. Give NAME=VALUE"),
-        ("=3", "--what-if: '=3' is no setting"),
+        ("rate", "--what-if: 'rate' is not a setting. Give NAME=VALUE"),
+        ("=3", "--what-if: '=3' is not a setting"),
         ("speed=3", "--what-if speed: no such setting. Known: keys of parallel, limits"),
         ("limits.speed=3", "limits.speed: unknown key"),
         ("dtype=int3", "--what-if dtype: 'int3' is unknown. Use fp8, float16, bfloat16."),
@@ -168,7 +168,7 @@ def test_what_if_changes_and_validates(flagship):
         ("max_batch_size=0", "--what-if 'max_batch_size=0': expected a whole number above 0"),
         ("max_batch_size=many", "expected a whole number above 0"),
         ("rate=-1", "workload.rate: input should be greater than 0, got -1"),
-        ("rate=[", "--what-if: 'rate=\\[' has no readable value"),
+        ("rate=[", "--what-if: the value of 'rate=\\[' is not YAML"),
         ("tp=3", "parallel.tp: 3 does not divide num_attention_heads 64"),
         ("tp=8", "parallel: tp 8 x pp 4 needs 32 GPUs, hardware.gpus is 8"),
     ],

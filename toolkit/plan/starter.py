@@ -1,5 +1,5 @@
-"""A first YAML for a model: everything has a stated default; layout and batch limits are those that `--compare` ranks
-first."""
+"""Writes a first YAML for a model. Everything has a stated default; layout and batch limits are those that `--compare`
+ranks first."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from toolkit.workload.presets import PRESETS
 Progress = Callable[[int, int], None]
 MAX_SEQ_LEN = 8192
 REQUESTS = 500
-"""Of the workload: enough for a P99, and half the time of the default for each of the layouts."""
+"""Requests of the workload: enough for a P99, in half the time that the default takes."""
 MAX_NUM_TOKENS = 8192
 MAX_SEQUENCES = 512
-"""In flight, over all replicas: the most that is looked at where nothing is asked for."""
+"""The most sequences in flight over all replicas, where the user gives no number."""
 Quantization = Literal["none", "fp8"]
 SLO: dict[str, Any] = {
     "ttft_ms": {"p99": 1500},
@@ -46,7 +46,7 @@ SLO: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Wanted:
-    """What `toolkit init` is asked for."""
+    """The options of `toolkit init`."""
 
     model: Path
     output: Path | None = None
@@ -55,9 +55,9 @@ class Wanted:
     workload: str = "chat-1k"
     rate: float | None = None
     quantization: Quantization | None = None
-    """None: none, or FP8 where the model fits only so."""
+    """None: no quantization, or FP8 where the model fits only in FP8."""
     max_sequences: int | None = None
-    """The most in flight over all replicas."""
+    """The most sequences in flight over all replicas."""
     max_seq_len: int | None = None
     slo: tuple[str, ...] = ()
     """NAME=VALUE, as in ttft_ms.p99=1500."""
@@ -73,9 +73,10 @@ class Started:
 
     @property
     def why(self) -> str:
-        """The batch limits, and the reason of the choice with what the next best would serve, in a line."""
+        """One line: the batch limits, why this layout was chosen, and what the second-best layout would serve."""
         best, following = self.comparison.best, self.comparison.layouts[1:2]
-        rates = [(one.name, one.prediction.capacity.highest) for one in (best, *following) if one.prediction]
+        layouts = [layout for layout in (best, *following) if layout.prediction]
+        rates = [(layout.name, layout.prediction.capacity.highest) for layout in layouts if layout.prediction]
         served = ", ".join(f"{name} {wording.rate(rate)}" for name, rate in rates)
         limits, fp8 = best.deployment.limits, best.deployment.model.quantization == "fp8"
         chosen = f"max_sequences {limits.max_sequences}, max_num_tokens {limits.max_num_tokens}{', FP8' * fp8}"
@@ -83,12 +84,12 @@ class Started:
 
 
 def start(wanted: Wanted, force: bool = False, progress: Progress | None = None) -> Started:
-    """Write the YAML and say how the layouts came out. Raises ToolkitError; nothing is then written."""
+    """Write the YAML. Returns it with the comparison of the layouts. Raises ToolkitError, and then writes nothing."""
     shape = load_shape(wanted.model)
     file = wanted.output or Path(f"{wanted.model.resolve().name.lower()}-{wanted.hardware}.yaml")
     content = _content(wanted, shape, re.sub(r"[^A-Za-z0-9._-]+|^[^A-Za-z0-9]+", "-", file.stem).strip("-") or "model")
     if file.exists() and not force:
-        raise ToolkitError("is already there", where=file, hint="Give another --output, or --force to replace it.")
+        raise ToolkitError("exists already", where=file, hint="Give another --output, or --force to replace it.")
     with atomic_file(file) as partial:
         draft = _loaded(partial, content, wanted)
         if wanted.quantization is None and gpu_named(wanted.hardware).flops_fp8 and not any_fits(draft):
@@ -161,14 +162,14 @@ def _content(wanted: Wanted, shape: ModelShape, name: str) -> dict[str, Any]:
 
 def _slo(settings: Iterable[str]) -> Iterable[tuple[str, Any]]:
     for setting in settings:
-        name, given, text = setting.partition("=")
+        name, equals, text = setting.partition("=")
         try:
             value = parse_yaml(text)
         except ValueError:
-            given = ""
-        if not given:
+            equals = ""
+        if not equals:
             hint = "Give NAME=VALUE, as in ttft_ms.p99=1500 or requests_per_s=8."
-            raise ToolkitError(f"--slo: {shown(setting)} is no target", hint=hint)
+            raise ToolkitError(f"--slo: {shown(setting)} is not a target", hint=hint)
         yield name, value
 
 
@@ -178,27 +179,27 @@ def _parallel(comparison: Comparison) -> dict[str, int]:
 
 
 def _loaded(file: Path, content: dict[str, Any], wanted: Wanted, comparison: Comparison | None = None) -> Deployment:
-    """The content written to the file, with comments, and read as every command reads it."""
+    """Write the content with comments to the file, and read it as every command reads it."""
     file.write_text(_text(content, wanted, comparison), encoding="utf-8")
     try:
         return load_deployment(file)
-    except ToolkitError as error:  # of a file that the user never sees
+    except ToolkitError as error:  # without the name of a file that the user never sees
         raise ToolkitError(error.what, hint=error.hint) from None
 
 
-BRING = "It is built from a checkpoint that NVIDIA's tools quantised: toolkit build --checkpoint DIR"
+BRING = "Build it from a checkpoint that NVIDIA's tools quantised: toolkit build --checkpoint DIR"
 COMMENTS = {
-    "name": "what reports and folders are called",
-    "engine": "tensorrt needs GPUs; the same file rehearses without one: toolkit COMMAND FILE --engine rehearsal",
+    "name": "the name of reports and folders",
+    "engine": "tensorrt needs GPUs; to rehearse this file without one: toolkit COMMAND FILE --engine rehearsal",
     "model": "the checkpoint, and the precision of weights and KV cache",
     "parallel": "tp GPUs share each layer, pp stages share the layers; replicas share the requests",
     "limits": "sequences in flight over all micro-batches; tokens a step; tokens a sequence; waiting requests",
-    "kv_cache": "paged; equal prefixes share blocks",
-    "scheduler": "nothing that runs is ever paused; long prompts are cut to fit a step",
-    "hardware": "memory as the driver shows it; no GPU is filled beyond the limit",
-    "workload": "what the plan predicts under: open loop, requests/s, tokens a request",
-    "slo": "what the load test judges; milliseconds by percentile, requests/s, share of requests inside all limits",
-    "loadtest": "what `toolkit loadtest` sends",
+    "kv_cache": "paged; prompts that begin alike share blocks",
+    "scheduler": "a running sequence is never paused; long prompts are cut to fit a step",
+    "hardware": "memory as the driver shows it; the limit is the share of it that may be used",
+    "workload": "the traffic for the plan: open loop, requests/s, tokens per request",
+    "slo": "targets for the load test: milliseconds by percentile, requests/s, share of requests inside all limits",
+    "loadtest": "the requests that `toolkit loadtest` sends",
 }
 
 
@@ -210,7 +211,7 @@ def _text(content: dict[str, Any], wanted: Wanted, comparison: Comparison | None
         place = f"{len(comparison.layouts)} layouts on {wanted.gpus} {wanted.hardware}"
         head.append(f"# Of {place}, {best.name} serves {wanted.workload} best under this SLO{verdict}: a prediction.")
         if content["model"].get("quantization") == "fp8" and wanted.quantization is None:
-            head.append(f"# In FP8, as no layout fits in 16 bits. {BRING}")
+            head.append(f"# In FP8, because no layout fits in 16 bits. {BRING}")
     parts = ["\n".join(head)]
     for name, value in content.items():
         if isinstance(value, dict):
@@ -228,5 +229,5 @@ def _inline(value: Any) -> str:
 
 def _nothing_fits(comparison: Comparison, wanted: Wanted) -> str:
     would = [f"{layout.name} with {layout.remedy}" for layout in comparison.layouts if layout.remedy]
-    nearest = f"; {would[0]} would" if would else ""
+    nearest = f"; {would[0]} would fit" if would else ""
     return f"{wanted.model}: no layout fits on {wanted.gpus} {wanted.hardware}{nearest}"

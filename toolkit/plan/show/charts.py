@@ -41,16 +41,16 @@ PARTS = {
     WORKSPACE: "workspace",
 }
 LABELLED = 0.045
-"""The share of the axis from which a part has its size written in it."""
+"""A part that takes at least this share of the axis is labelled with its size."""
 SECONDS, LEAD = 1.0, 0.1
-"""How much is shown, and how much of it before the request in the middle is due."""
+"""The seconds of the run that are shown, and how many of them lie before the middle request is due."""
 MOST = 1200
-"""Rectangles. Steps of a small model are short, and the page should stay small: then less than a second is shown."""
+"""The most rectangles. A small model has short steps; then less than a second is shown, to keep the page small."""
 PALE = 0.42
 DIGIT = 0.0068
-"""Width of a digit of a label, as a share of the axis."""
+"""The width of a digit in a label, as a share of the axis."""
 UPRIGHT = 0.017
-"""The height of one: where less is free, nothing is written."""
+"""The height of a label, as a share of the axis. A narrower rectangle has no label."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Line:
 
 
 def memory_chart(prediction: Prediction) -> Chart:
-    """One bar a GPU, its parts in GiB, up to the limit and the GPU's end."""
+    """One bar per GPU with its parts in GiB, and the limit as a line."""
     memory, rehearsal = prediction.memory, not prediction.deployment.kind.on_gpus
     one, replicas = "rank" if rehearsal else "GPU", prediction.deployment.parallel.replicas
     bars = [(gpu, stage) for stage in memory.stages for gpu in stage.gpus]
@@ -83,7 +83,7 @@ def memory_chart(prediction: Prediction) -> Chart:
         axes.grid(False, axis="y")
         axes.tick_params(axis="y", length=0)
         if not rehearsal:
-            axes.axvline(memory.limit_bytes / GIB, color=CARD, linewidth=3.5)  # else it is lost in bars that pass it
+            axes.axvline(memory.limit_bytes / GIB, color=CARD, linewidth=3.5)  # an edge, to be seen on bars
             limit_line(axes.axvline, memory.limit_bytes / GIB)
             text = f"limit {share(memory.limit_bytes / memory.gpu_bytes)}: {memory.limit_bytes / GIB:.1f} GiB"
             axes.annotate(
@@ -123,7 +123,7 @@ def _bar(axes: Axes, row: int, memory: MemoryPlan, stage: StagePlan, end: float,
 
 
 def _parts(memory: MemoryPlan, stage: StagePlan) -> dict[str, int]:
-    """Bytes of each part of one GPU, from left to right."""
+    """Bytes of each part on one GPU, from left to right."""
     return {
         LAYERS: stage.layer_bytes,
         EMBEDDING: stage.embedding_bytes,
@@ -137,21 +137,21 @@ def _memory_caption(memory: MemoryPlan, replicas: int, rehearsal: bool) -> str:
     many = f" One replica of {replicas}; the others are the same." if replicas > 1 else ""
     if rehearsal:
         return (
-            f"Of the host, in all {memory.all_bytes / GIB:.1f} GiB: a KV pool of {memory.wanted_tokens:,} tokens, and "
-            f"as workspace what each process takes before its weights.{many}"
+            f"Memory of the host, {memory.all_bytes / GIB:.1f} GiB in all. KV cache: a pool of "
+            f"{memory.wanted_tokens:,} tokens. Workspace: what each process takes before it loads weights.{many}"
         )
-    wanted, fits = memory.wanted_tokens // memory.max_seq_len, memory.full_sequences
+    sequences, fits = memory.wanted_tokens // memory.max_seq_len, memory.full_sequences
     text = (
-        f"KV cache wanted: {wanted:,} sequences of {memory.max_seq_len:,} tokens; as many as {fits:,} fit under the "
-        "limit, beside the fullest GPU's weights. Workspace: CUDA, NCCL and activations, an estimate."
+        f"KV cache wanted: {sequences:,} sequences of {memory.max_seq_len:,} tokens. Under the limit {fits:,} fit "
+        "next to the weights of the fullest GPU. Workspace: CUDA, NCCL and activations, an estimate."
     )
     if memory.headroom_bytes < 0:
-        text += f" The fullest GPU is {-memory.headroom_bytes / GIB:.1f} GiB over the limit, so sequences will wait."
+        text += f" The fullest GPU is {-memory.headroom_bytes / GIB:.1f} GiB over the limit, so some sequences wait."
     return text + many
 
 
 def rate_charts(lines: Sequence[Line], slo: Slo, rate: float | None) -> list[Chart]:
-    """TTFT and TPOT of each layout against the rate; nothing if no layout has points."""
+    """TTFT and TPOT of each layout against the rate; no charts if no layout has points."""
     lines = [line for line in lines if line.points]
     if not lines:
         return []
@@ -160,7 +160,7 @@ def rate_charts(lines: Sequence[Line], slo: Slo, rate: float | None) -> list[Cha
     keys = tuple(Key(SERIES[number], name) for number, name in enumerate(names))
     ttft = (
         "Time to first token (TTFT) against rate",
-        "Where a line shoots up the layout is full.",
+        "Where a line rises steeply, the layout is full.",
     )
     tpot = ("Time per output token (TPOT) against rate", "How fast an answer is written once it has begun.")
     return [
@@ -196,9 +196,8 @@ def _rate_chart(
         axes.set_xlabel("requests/s")
         axes.set_ylabel("ms")
 
-    caption = (
-        f"Thick: P99, thin: P50. {meaning}"
-        + " A triangle: it has no end, as too many are refused or the queue grows." * endless
+    caption = f"Thick: P99, thin: P50. {meaning}" + (
+        " A triangle: no value, because too many requests are refused or the queue grows." if endless else ""
     )
     return Chart(title, caption, svg(draw, (5.2, 3.7), metric), keys=keys)
 
@@ -213,7 +212,7 @@ def _curve(axes: Axes, points: Sequence[Point], name: str, **style: Any) -> None
 
 
 def timeline_chart(prediction: Prediction) -> Chart | None:
-    """Rows of stages of the first replica; None when nothing was computed."""
+    """The stages of the first replica as rows; None when there are no steps."""
     samples = prediction.simulation.samples
     if not samples:
         return None
@@ -243,7 +242,7 @@ def timeline_chart(prediction: Prediction) -> Chart | None:
 
 
 def _step(axes: Axes, interval: Interval, start: float, seconds: float) -> None:
-    """A step on a stage: strong with prompt tokens in it, whose number is written where it fits; else pale."""
+    """A step on a stage: strong if it computes prompt tokens, labelled with their number where it fits; else pale."""
     left, right = max(interval.start - start, 0.0), min(interval.end - start, seconds)
     colour, prompt = SERIES[interval.micro_batch % len(SERIES)], interval.context_tokens
     at, width = left * 1e3, (right - left) * 1e3
@@ -267,7 +266,8 @@ def _timeline_caption(prediction: Prediction) -> str:
         else f"the stage computed {busy} of the time"
     )
     return (
-        "From the middle of the run. Strong: a step that computes prompts, with the number of their tokens; pale: one "
-        f"that only generates, a token for each sequence; empty: the stage waits (the bubble).{which} Over the whole "
-        f"run {named}; while anything was in flight, {share(run.bubble)} of stage time was bubble."
+        "From the middle of the run. Strong: a step that computes prompts, with their number of tokens. Pale: a step "
+        f"that only generates, one token per sequence. Empty: the stage waits (the bubble).{which} Over the whole "
+        f"run {named}. "
+        f"While a request was in flight, the bubble was {share(run.bubble)} of the stage time."
     )

@@ -1,4 +1,4 @@
-"""The prediction as one self-contained HTML page."""
+"""Writes the prediction as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from toolkit.sizing.memory import GIB
 MOST_LINES = 8
 """Layouts in the plots against rate: as many as there are colours."""
 MEANINGS = {
-    "TTFT": "time to first token: from the moment a request is due, so waiting in the queue is part of it",
-    "TPOT": "time per output token: (last token - first token) / (tokens - 1), of each request",
-    "Prefill": "from the first step that computes a request's prompt until its first token, without the queue",
-    "P50, P99": "half of the requests, and 99 of 100, take no longer; a refused request takes for ever",
-    "Inside all limits": "share of all requests that meet every limit for a single request: of each latency the "
-    "highest percentile given",
+    "TTFT": "time to first token, from the moment when the request is due; it includes waiting in the queue",
+    "TPOT": "time per output token: (last token - first token) / (tokens - 1), for each request",
+    "Prefill": "time from the first step that computes the prompt to the first token, without the queue",
+    "P50, P99": "half of the requests, and 99 of 100, take no longer; a refused request counts as endless",
+    "Inside all limits": "share of all requests that meet every limit for one request: for each latency, the limit of "
+    "its highest percentile",
     "Highest rate": "requests/s at which every latency target is still met",
-    "Saturated": "requests/s with as many requests in flight as may be, whatever they wait",
-    "Bubble": "share of the pipeline stages' time without work while something is in flight",
-    "GPU utilisation": "share of the run in which a stage computes, mean over all stages",
-    "Load-balance variance": "memory of the fullest GPU less that of the emptiest, over the mean",
-    "Closed form": "a step's time is computed from the model's shape and the rates that kernels of the GPU reach",
-    "One GPU lost": "share of capacity that goes with one GPU: all tp x pp GPUs of a replica fail as one",
+    "Saturated": "requests/s with as many requests in flight as the deployment allows, however long they wait",
+    "Bubble": "share of the time in which a pipeline stage has no work while a request is in flight",
+    "GPU utilisation": "share of the run in which a stage computes, as a mean over all stages",
+    "Load-balance variance": "(memory of the fullest GPU - memory of the emptiest GPU) / mean",
+    "Closed form": "the time of a step is computed from the model's shape and the rates that the GPU's kernels reach",
+    "One GPU lost": "share of the capacity that is lost with one GPU: all tp x pp GPUs of a replica fail together",
 }
 ORDER: dict[Objective, str] = {
-    "slo": "Those that meet the SLO first, then by the highest rate within the latencies",
-    "latency": "By the median time of a whole answer",
-    "throughput": "By saturated throughput",
-    "cost": "Those that meet the SLO first, then by the number of GPUs",
+    "slo": "Layouts that meet the SLO come first, then by the highest rate within the latencies",
+    "latency": "Ordered by the median time of a whole answer",
+    "throughput": "Ordered by saturated throughput",
+    "cost": "Layouts that meet the SLO come first, then by the number of GPUs",
 }
 
 
@@ -57,9 +57,9 @@ def write_page(
     progress: Progress | None = None,
     spread: Spread | None = None,
 ) -> None:
-    """Write the page whole or not at all. Raises ToolkitError when it cannot be written.
+    """Write the whole page or nothing. Raises ToolkitError when it cannot be written.
 
-    Simulates each layout that fits at several rates, a second or two each; `progress` is told of every one done.
+    Simulates each layout that fits at several rates, a second or two each. `progress` is called after each layout.
     """
     content = page(prediction, comparison, remedies, progress, spread)
     with atomic_file(file) as draft:
@@ -101,7 +101,7 @@ def page(
 
 
 def _facts(prediction: Prediction) -> list[str]:
-    """Model, layout and GPUs, a phrase each."""
+    """A phrase each for the model, the layout and the GPUs."""
     deployment = prediction.deployment
     model, parallel = deployment.model, deployment.parallel
     ranks = deployment.mapping.world_size * parallel.replicas
@@ -114,7 +114,7 @@ def _facts(prediction: Prediction) -> list[str]:
 
 
 def _tiles(prediction: Prediction) -> list[tuple[str, str, str]]:
-    """The few numbers that a reader wants first: (name, value, unit)."""
+    """The numbers that a reader looks for first: (name, value, unit)."""
     capacity, memory = prediction.capacity, prediction.memory
     tiles = [
         (f"{label} P{q}", *_tile(prediction, name, q))
@@ -198,8 +198,8 @@ def _assumptions(prediction: Prediction) -> dict[str, str]:
     run = prediction.simulation
     return {
         "step times": prediction.estimator,
-        "scheduling": "the scheduler's own code decides every step of the simulated run",
-        "not counted": "tokenizing, the HTTP or gRPC server and the network",
+        "scheduling": "the scheduler of the rehearsal decides every step of the simulated run",
+        "not included": "the HTTP or gRPC server and the network",
         "the run": f"{len(run.samples):,} requests in {run.seconds:,.0f} simulated seconds; "
         f"{run.refused:,} refused, {run.recomputed:,} sequences paused for want of KV cache and computed again",
         "KV pool": f"{wording.share(run.kv_mean)} in use on average, {wording.share(run.kv_peak)} at most",
