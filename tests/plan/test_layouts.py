@@ -27,7 +27,7 @@ def test_ranking_and_reasons(flagship_compared):
     assert len(names) == 10 and names[0] == "pp2 x tp4"
     assert flagship_compared.own.name == "pp4 x tp2" and not flagship_compared.own.meets_slo
     reasons = {layout.name: reason(layout, flagship_compared) for layout in flagship_compared.layouts}
-    assert reasons["pp2 x tp4"].startswith("meets the SLO with the most to spare")
+    assert reasons["pp2 x tp4"].startswith("meets the SLO with the largest margin")
     assert reasons["2 x tp4"].startswith("misses GPU utilisation")
     assert "idle bubble" in reasons["pp4 x tp2"]
     assert reason(flagship_compared.own, flagship_compared).startswith("misses TTFT P99 (no steady state)")

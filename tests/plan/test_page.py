@@ -223,8 +223,8 @@ def test_refused_requests_take_for_ever_and_not_inf(monkeypatch):
     found = Page(page(flooded, None))
     assert re.search(r"TTFT P99 [^≤]* FAIL never ≤ 1,500 ms –", " ".join(found.of("tr")))
     assert "TTFT P99, no steady state" in found.of("main")[0]
-    assert "900 requests/s come and" in found.of("main")[0]
-    assert "never: this percentile has no end, as too many requests are refused" in found.of("main")[0]
+    assert "900 requests/s arrive and" in found.of("main")[0]
+    assert "never: this percentile is infinite, because too many requests are refused" in found.of("main")[0]
     assert not re.search(r"\binf\b|∞|\bnan\b", found.of("main")[0])
 
 
@@ -279,10 +279,10 @@ def test_the_traffic_in_words(prediction):
     lengths = {"prompt_tokens": Lengths(min=10, max=90), "output_tokens": Lengths(mean=50, max=99)}
     users = small(workload={**WORKLOAD, **lengths, "arrivals": "closed", "users": 7, "shared_prefix_tokens": 4})
     found = wording.traffic(replace(prediction, deployment=users))
-    assert found["arrivals"] == "closed loop: 7 users, each sending its next request when the last one has ended"
-    assert found["prompts"] == "10 to 90 tokens, each length as likely"
+    assert found["arrivals"] == "closed loop: 7 users, each sends its next request when the last one has ended"
+    assert found["prompts"] == "10 to 90 tokens, each length equally likely"
     assert found["answers"] == "50 tokens on average (log-normal, spread 1 x the mean), from 1 to 99"
-    assert found["in common"] == "the first 4 tokens of every prompt"
+    assert found["in common"] == "the first 4 tokens of all prompts are the same"
 
 
 @pytest.mark.parametrize("name", ["missing/plan.html", "file/plan.html", "folder"])

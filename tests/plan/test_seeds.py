@@ -81,8 +81,8 @@ def test_an_overload_in_words(overloaded):
     """8 come; what is served and what the queue grows by are together 8, and 256 places fill at that pace."""
     growth = overloaded.overload.growth
     text = wording.overload(overloaded)
-    assert text.startswith(f"8.0 requests/s come and {wording.number(8 - growth)} are served: no steady state.")
-    assert f"its 256 places are taken after {wording.number(256 / growth)} s" in text
+    assert text.startswith(f"8.0 requests/s arrive and {wording.number(8 - growth)} are served: no steady state.")
+    assert f"Its 256 places are full after {wording.number(256 / growth)} s" in text
     html = page(overloaded, None)
     assert "TTFT P99, no steady state" in html and f"{UNSTEADY}</span>" in html
 
@@ -94,7 +94,7 @@ def test_an_overload_as_text_and_json(flagship):
     ran = [CliRunner().invoke(cli, ["plan", file, *more]).stdout for more in ((), ("--json",))]
     rows = {line.split("  ")[0]: line for line in ran[0].splitlines()}
     assert "no steady state" in rows["TTFT"] and "no steady state" in rows["End-to-end"]
-    assert "no steady state" not in rows["TPOT"] and "40 requests/s come and" in rows["overload"]
+    assert "no steady state" not in rows["TPOT"] and "40 requests/s arrive and" in rows["overload"]
     found = json.loads(ran[1])["prediction"]
     assert found["steady_state"] is False and found["metrics"]["ttft_ms"]["p50"] is None
     assert found["metrics"]["tpot_ms"]["p50"] > 0 and found["overload"]["arrivals"] == 40

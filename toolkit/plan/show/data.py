@@ -27,7 +27,7 @@ PERCENTILES = (50, 90, 99)
 
 
 def memory_data(deployment: Deployment) -> dict[str, Any]:
-    """What is known without a prediction."""
+    """Everything that is known without a prediction."""
     shape, memory, parallel = deployment.shape, plan_memory(deployment), deployment.parallel
     return {
         "name": deployment.name,
@@ -86,7 +86,7 @@ def _memory(deployment: Deployment, memory: MemoryPlan) -> dict[str, Any]:
 
 
 def prediction_data(prediction: Prediction, remedies: Sequence[Remedy], spread: Spread | None = None) -> dict[str, Any]:
-    """Latencies that have no steady state are null; `intervals` are the lowest and the highest of all seeds."""
+    """Latencies without a steady state are null; `intervals` are the lowest and the highest value over all seeds."""
     overload = prediction.overload
     run, capacity, traffic = prediction.simulation, prediction.capacity, prediction.traffic
     return {
@@ -162,7 +162,7 @@ def _layout(layout: Layout, comparison: Comparison) -> dict[str, Any]:
 
 
 def calibration_data(calibration: Calibration, deployment: Deployment) -> dict[str, Any]:
-    """Ratios are measured over predicted."""
+    """The differences; ratios are measured over predicted times."""
     differences = [
         {
             **difference._asdict(),
@@ -174,9 +174,9 @@ def calibration_data(calibration: Calibration, deployment: Deployment) -> dict[s
     return {"file": str(calibration.path), "kind": calibration.kind, "differences": differences}
 
 
-def claims_data(found: list[Claim]) -> list[dict[str, Any]]:
+def claims_data(claims: list[Claim]) -> list[dict[str, Any]]:
     """Claims as JSON-ready data."""
-    return [asdict(claim) for claim in found]
+    return [asdict(claim) for claim in claims]
 
 
 def _ends(interval: Interval | None) -> list[float | None] | None:
@@ -184,5 +184,5 @@ def _ends(interval: Interval | None) -> list[float | None] | None:
 
 
 def _finite(value: float | None) -> float | None:
-    """JSON has no infinity: the latency of a failed request is null."""
+    """null instead of infinity, which JSON does not have."""
     return None if value is None or math.isinf(value) else value

@@ -19,11 +19,12 @@ WIDTHS: dict[Metric, int] = {"ttft": 20, "tpot": 14}
 """Columns of a bar."""
 FULL, PALE, LIMIT, MORE = "█", "░", "│", "›"
 ROOM = 1.5
-"""Times the limit of P99 that an axis goes to at most: what is beyond it is missed by far, whatever it is."""
+"""An axis ends at this multiple of the P99 limit at most: values beyond it miss the limit by far."""
 
 
 def rate_chart(points: Sequence[Point], slo: Slo, rate: float | None) -> Table:
-    """A row a rate, that of the workload marked: P50 as a full bar, from there to P99 pale, the limit of P99 a line."""
+    """A row per rate, with the rate of the workload marked. Full bar: P50; pale bar: up to P99; line: the limit of
+    P99."""
     from toolkit.plan.show.report_memory import plain_table
 
     table = plain_table()
@@ -45,7 +46,7 @@ def _cells(point: Point, metric: Metric, end: float, limit: float | None) -> tup
 
 
 def bar(p50: float, p99: float, end: float, limit: float | None, width: int) -> str:
-    """Of `width` columns, which stand for 0 to `end`."""
+    """A bar of `width` columns, which stand for 0 to `end`."""
     full, long = (width if value >= end else round(value / end * width) for value in (p50, p99))
     text = FULL * full + PALE * (long - full) + " " * (width - long)
     if limit is not None and limit < end:
@@ -55,7 +56,7 @@ def bar(p50: float, p99: float, end: float, limit: float | None, width: int) -> 
 
 
 def _end(points: Sequence[Point], slo: Slo, metric: Metric) -> float:
-    """The largest value that is shown, and at most ROOM times the limit."""
+    """The end of the axis: the largest value, or at most ROOM times the limit."""
     values = [value for point in points for value in _values(point, metric) if math.isfinite(value)]
     limit = _limit(slo, metric)
     largest = max(values, default=1.0)
@@ -67,6 +68,6 @@ def _values(point: Point, metric: Metric) -> tuple[float, float]:
 
 
 def _limit(slo: Slo, metric: Metric) -> float | None:
-    """Of the highest percentile that has one."""
-    found = slo.percentiles(f"{metric}_ms")
-    return found[-1][1] if found else None
+    """The limit of the highest percentile that has one."""
+    limits = slo.percentiles(f"{metric}_ms")
+    return limits[-1][1] if limits else None

@@ -1,4 +1,4 @@
-"""Why a layout is where it is in a comparison, in a line; and when a band of GPU utilisation rules layouts out."""
+"""Explains the rank of a layout in a comparison in one line, and when a band of GPU utilisation rules layouts out."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from toolkit.sizing.memory import GIB
 from toolkit.slo.target import Target
 
 BEST = {
-    "slo": "meets the SLO with the most to spare",
-    "latency": "answers soonest",
+    "slo": "meets the SLO with the largest margin",
+    "latency": "answers fastest",
     "throughput": "the highest throughput",
     "cost": "meets the SLO on the fewest GPUs",
 }
 
 
-EQUAL = "meets the SLO with as much to spare as any, and with fewer stages"
+EQUAL = "meets the SLO with as large a margin as any other, and with fewer stages"
 
 
 def _highest(comparison: Comparison) -> Layout:
-    """The layout with the best figure; `comparison.best`, unless the rates are equal as far as they are known."""
+    """The layout with the best figure. It differs from `comparison.best` only where rates are practically equal."""
     return min(comparison.layouts, key=lambda layout: rank(layout, comparison.objective))
 
 
 def reason(layout: Layout, comparison: Comparison) -> str:
-    """One line: why it is where it is."""
+    """One line: why the layout has its rank."""
     prediction, best = layout.prediction, comparison.best
     if prediction is None:
         memory = layout.memory
@@ -44,11 +44,11 @@ def reason(layout: Layout, comparison: Comparison) -> str:
     if layout is best and (layout.meets_slo or comparison.objective in ("latency", "throughput")):
         parts.append(BEST[comparison.objective] if layout is _highest(comparison) else EQUAL)
     if layout.at_most is not None:
-        parts.append(f"at most {layout.at_most:.3g} req/s, whatever its limits")
+        parts.append(f"at most {layout.at_most:.3g} req/s with any limits")
     if prediction.capacity.bubble > 0.05:
         parts.append(f"idle bubble {prediction.capacity.bubble:.0%} when full")
     if layout.blast_radius != best.blast_radius:
-        parts.append(f"one GPU lost takes {layout.blast_radius:.0%}, not {best.blast_radius:.0%}")
+        parts.append(f"one lost GPU costs {layout.blast_radius:.0%} of the capacity, not {best.blast_radius:.0%}")
     return "; ".join(parts)
 
 
@@ -71,9 +71,9 @@ def _would(layout: Layout) -> str:
 
 
 def too_busy(prediction: Prediction) -> Target | None:
-    """The target of GPU utilisation, where a layout without a pipeline is above it.
+    """The target for GPU utilisation, if a layout without a pipeline is above it; else None.
 
-    It has one stage, which computes whenever a request is in flight: no batch limits change that.
+    Such a layout has one stage, which computes whenever a request is in flight. No batch limits change that.
     """
     if prediction.deployment.parallel.pp > 1:
         return None
@@ -82,15 +82,15 @@ def too_busy(prediction: Prediction) -> Target | None:
 
 
 def without_a_pipeline(comparison: Comparison) -> str | None:
-    """Says so where no layout without a pipeline can meet the SLO's GPU utilisation."""
-    flat = [one.prediction for one in comparison.layouts if one.prediction and one.deployment.parallel.pp == 1]
+    """A sentence for when no layout without a pipeline can meet the SLO's GPU utilisation; else None."""
+    flat = [row.prediction for row in comparison.layouts if row.prediction and row.deployment.parallel.pp == 1]
     busy = [too_busy(prediction) for prediction in flat]
     if not flat or not all(busy):
         return None
     target, most = next(filter(None, busy)), max(flat, key=lambda prediction: prediction.capacity.highest or 0.0)
     rate = f"{most.capacity.highest:.1f}" if most.capacity.highest else "no"
     return (
-        f"{target.label} {wording.limit(target)}: no layout without a pipeline can meet it with this workload, as its "
-        f"GPUs compute whenever a request is in flight; of these {layout_name(most.deployment)} serves most in time, "
-        f"{rate} requests/s"
+        f"{target.label} {wording.limit(target)}: no layout without a pipeline can meet it with this workload, because "
+        f"its GPUs compute whenever a request is in flight; of these {layout_name(most.deployment)} serves most "
+        f"in time, {rate} requests/s"
     )

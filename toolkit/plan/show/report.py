@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def step_text(prediction: Prediction) -> str:
-    """How long steps take with nothing in their way."""
+    """How long steps take with no other step in flight."""
     times, prompt, sequences = prediction.times, prediction.prefill_work, prediction.decode_work
     stages = f" through {times.stages} stages" if times.stages > 1 else ""
     balance = f"; slowest stage {prediction.balance:.2f} x the mean" if times.stages > 1 else ""
@@ -42,7 +42,7 @@ def step_text(prediction: Prediction) -> str:
 
 
 def calibrate_text(deployment: Deployment) -> str:
-    """How to get a prediction of a rehearsal."""
+    """How to get a prediction for a rehearsal."""
     file = deployment.file
     lines = ("needs this machine's step times (3 minutes):", f"toolkit calibrate {file}")
     return "prediction  " + f"\n{12 * ' '}".join((*lines, f"toolkit plan {file} --calibration FILE"))
@@ -54,17 +54,18 @@ def calibrate_hint(deployment: Deployment) -> str:
 
 
 def calibration_text(calibration: Calibration, deployment: Deployment) -> Table:
-    """What was measured, over what the table says and over what is predicted now."""
+    """Measured times over those of the table, and over those that are predicted now."""
     table = plain_table()
     for column in ("timed", "tp", "points", "fastest", "slowest", "measured / table", "measured / fitted"):
         table.add_column(column, justify="left" if column == "timed" else "right", no_wrap=True)
-    for one in calibration.differences(deployment):
-        times = (f"{seconds * 1e3:,.3f} ms" for seconds in (one.fastest_s, one.slowest_s))
-        table.add_row(one.part, str(one.tp), str(one.points), *times, _ratio(one.table), _ratio(one.fitted))
+    for difference in calibration.differences(deployment):
+        times = (f"{seconds * 1e3:,.3f} ms" for seconds in (difference.fastest_s, difference.slowest_s))
+        counts = (str(difference.tp), str(difference.points))
+        table.add_row(difference.part, *counts, *times, _ratio(difference.table), _ratio(difference.fitted))
     if calibration.outside_s is not None:
         paces = ", ".join(f"{slowdown:.2f} with {count}" for count, slowdown in calibration.crowding)
-        table.caption = f"in service, times as long by steps in flight: {paces}\n"
-        table.caption += f"outside of the engine until the first token: {calibration.outside_s * 1e3:.1f} ms"
+        table.caption = f"in service a step takes so many times longer, by the number of steps in flight: {paces}\n"
+        table.caption += f"time outside of the engine until the first token: {calibration.outside_s * 1e3:.1f} ms"
         table.caption_justify = "left"
     return table
 
@@ -74,7 +75,7 @@ def _ratio(ratio: Ratio | None) -> str:
 
 
 def claims_text(claims: list[Claim]) -> Table:
-    """The requirements' own expectations, each with the arithmetic."""
+    """The expectations of the requirements, each with the arithmetic."""
     table = plain_table()
     table.add_column("the requirements say", ratio=3)
     table.add_column("it is", style="bold")
@@ -86,7 +87,7 @@ def claims_text(claims: list[Claim]) -> Table:
 
 
 def prediction_text(prediction: Prediction, remedies: Sequence[Remedy], spread: Spread | None = None) -> RenderableType:
-    """The workload, the percentiles beside their targets, and what the stages do."""
+    """The workload, the percentiles, the targets, and how busy the stages are."""
     from rich.console import Group
 
     run, capacity = prediction.simulation, prediction.capacity
@@ -102,25 +103,25 @@ def prediction_text(prediction: Prediction, remedies: Sequence[Remedy], spread: 
         f"{run.recomputed} sequences paused, {run.refused} requests refused",
     ]
     if unsure := [target.label for target in targets if WITHIN in target.note]:
-        lines.insert(1, f"chance      by other seeds otherwise: {', '.join(unsure)}")
+        lines.insert(1, f"chance      other seeds give another outcome for: {', '.join(unsure)}")
     if prediction.overload:
         lines.insert(0, f"overload    {wording.overload(prediction)}")
     if too_busy(prediction):
-        lines.append("note        without a pipeline a GPU computes whenever a request is in flight")
+        lines.append("note        without a pipeline, a GPU computes whenever a request is in flight")
     for number, remedy in enumerate(remedies):
         name = "" if number else "remedies" if len(remedies) > 1 else "remedy"
         style = "bold" if remedy.meets_slo else "none"
         lines.append(f"[{style}]{name:12}{remedy}[/{style}]")
     if not remedies and not prediction.meets_slo:
-        lines.append("remedy      none found among batch limits, the likeliest layout and FP8")
+        lines.append("remedy      none: other batch limits, the likeliest layout and FP8 do not help")
     elif remedies and not any(remedy.meets_slo for remedy in remedies):
-        lines.append("            none of them meets the SLO; toolkit plan --compare tries every layout")
+        lines.append("            none of these meets the SLO; toolkit plan --compare tries every layout")
     tables = (_percentiles(prediction, spread), "", _targets(targets), "")
     return Group(f"workload    {workload_text(prediction)}", "", *tables, *lines)
 
 
 def _percentiles(prediction: Prediction, spread: Spread | None) -> Table:
-    """Each latency, in milliseconds; in brackets what other seeds give."""
+    """Each latency in milliseconds, with the range over other seeds in brackets."""
     table = plain_table()
     for column in ("predicted, ms", "P50", "P90", "P99"):
         table.add_column(column, justify="left" if column.startswith("pre") else "right")
@@ -135,7 +136,7 @@ def _percentiles(prediction: Prediction, spread: Spread | None) -> Table:
 
 
 def _targets(targets: Sequence[Target]) -> Table:
-    """Each target of the SLO with what is predicted, how far inside it that is, and the verdict."""
+    """Each target of the SLO with the predicted value, its margin and the verdict."""
     table, seeds = plain_table(), any(target.interval for target in targets)
     for column in ("target", "limit", "predicted", *[wording.INTERVAL][:seeds], "margin", ""):
         table.add_column(column, justify="left" if column in ("target", "") else "right")
@@ -149,7 +150,7 @@ def _targets(targets: Sequence[Target]) -> Table:
 
 
 def workload_text(prediction: Prediction) -> str:
-    """The traffic in one line."""
+    """The traffic, in one line."""
     traffic, process = prediction.traffic, with_arrivals(prediction.deployment.workload).arrivals
     count = len(traffic.requests)
     if traffic.users:
@@ -158,7 +159,7 @@ def workload_text(prediction: Prediction) -> str:
         arrivals = f"{process} {traffic.rate:.3g}/s" if count > 1 else process
     requests = (
         f"{count:,} request{'s' * (count != 1)}, {arrivals}, {prediction.prompt_tokens:,} prompt + "
-        f"{prediction.output_tokens:,} output tokens; the first {traffic.warmup} not judged"
+        f"{prediction.output_tokens:,} output tokens; the first {traffic.warmup} are not judged"
     )
     return "; ".join((requests, *traffic.notes))
 
@@ -171,12 +172,12 @@ def capacity_text(prediction: Prediction, spread: Spread | None = None) -> str:
         meets = (
             f"{wording.number(highest)}{wording.span(spread.highest if spread else None)} requests/s meet the latencies"
         )
-    again = "; the trace over and over" if prediction.repeats else ""
-    return f"{meets}; saturated at {wording.number(saturated)} requests/s{again}"
+    again = "; the trace is repeated" if prediction.repeats else ""
+    return f"{meets}; saturates at {wording.number(saturated)} requests/s{again}"
 
 
 def comparison_text(comparison: Comparison) -> RenderableType:
-    """Every layout in a row, the best first, with the reason below it."""
+    """A row per layout, the best first, and below the reason for its rank."""
     from rich.console import Group
 
     table = plain_table()
@@ -190,12 +191,12 @@ def comparison_text(comparison: Comparison) -> RenderableType:
     for number, layout, own in rows:
         table.add_row(number, *_cells(layout, with_gpus), style="bold" if own else "")
     units = (
-        "each with the limits that serve best: seqs, max_sequences; tokens, max_num_tokens\n"
+        "each layout has its best limits: seqs is max_sequences, tokens is max_num_tokens\n"
         "TTFT, TPOT: ms at the workload's rate; in time, full: requests/s within the latencies, saturated\n"
-        "bubble: idle share of a full pipeline; blast: lost with one GPU"
+        "bubble: idle share of a full pipeline; blast: share of the capacity that is lost with one GPU"
     )
     if any(layout.prediction and layout.prediction.overload for _, layout, _ in rows):
-        units += f"\n{wording.NEVER}: more requests come than are served, so the queue grows, and TTFT with it"
+        units += f"\n{wording.NEVER}: more requests arrive than are served, so the queue grows, and TTFT with it"
     reasons = plain_table()
     reasons.show_header = False
     for _ in range(3):
@@ -229,7 +230,7 @@ def _cells(layout: Layout, with_gpus: bool) -> list[str]:
 
 
 def own_text(comparison: Comparison) -> str:
-    """Which is the best, and where the user's own layout came."""
+    """The best layout, and the rank of the user's own layout."""
     best = f"best: {comparison.best.name} ({layout_in_words(comparison.best.deployment)})"
     if comparison.own is None:
         text = f"{best}, whose figures are above"
@@ -242,7 +243,7 @@ def own_text(comparison: Comparison) -> str:
 
 
 def _best_reachable(comparison: Comparison) -> str:
-    """What there is when no layout meets the SLO."""
+    """The best that can be reached when no layout meets the SLO."""
     fitting = [layout for layout in comparison.layouts if layout.prediction]
     if not fitting:
         return "no layout fits"

@@ -1,4 +1,4 @@
-"""The memory of a plan as a person reads it at a terminal of 100 columns."""
+"""The memory of a plan as text for a terminal of 100 columns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def memory_text(deployment: Deployment) -> RenderableType:
-    """What is known without a prediction: ranks, layers, memory of each GPU, what fits."""
+    """Everything that is known without a prediction: ranks, layers, memory of each GPU, what fits."""
     from rich.console import Group
 
     memory = plan_memory(deployment)
@@ -36,7 +36,7 @@ def _heading(deployment: Deployment) -> str:
             f"[bold]{deployment.name}[/bold]  engine {deployment.engine}",
             f"parameters  {shape.parameters:,} = {size / 1e9:.2f} GB ({gib(size)}) {stored}",
             f"layout      {layout_name(deployment)}: {layout_in_words(deployment)}",
-            f"world size  {deployment.mapping.world_size} = pp {parallel.pp} x tp {parallel.tp}, one rank a GPU"
+            f"world size  {deployment.mapping.world_size} = pp {parallel.pp} x tp {parallel.tp}, one rank per GPU"
             + (f"; {parallel.replicas} replicas" if replicas else ""),
             f"in flight   {limits.max_sequences} sequences = {replicas}{parallel.pp} micro-batches x "
             f"{deployment.max_batch_size}; a step computes up to {limits.max_num_tokens:,} tokens",
@@ -121,5 +121,5 @@ def plain_table() -> Table:
 
 
 def gib(size: int) -> str:
-    """Bytes for a person."""
+    """Bytes as GiB or MiB."""
     return f"{size / GIB:.3f} GiB" if abs(size) >= GIB / 10 else f"{size / 2**20:.1f} MiB"

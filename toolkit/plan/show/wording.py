@@ -1,4 +1,4 @@
-"""How predictions read: numbers that may be without end, and the verdict in a sentence."""
+"""Words for predictions: numbers that may be infinite, and the verdict in a sentence."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from toolkit.plan.predict import Prediction
 
 NEVER = "never"
-"""Of a percentile without end: so many requests are refused, or the queue grows."""
+"""An infinite percentile: too many requests are refused, or the queue grows."""
 INTERVAL = f"{SEEDS} seeds"
 limit, note, NOTHING = wording.limit, wording.note, wording.NOTHING
 
 
 def number(value: float | None, limit: float | tuple[float, float] | None = None) -> str:
-    """Two significant digits, as more would say what is not known; more where rounding would pass the limit."""
+    """A number with two significant digits, which is what a prediction knows; more where rounding would pass the
+    limit."""
     if value is None or math.isinf(value):
         return NOTHING if value is None else NEVER
     bounds = limit if isinstance(limit, tuple) else (limit,)
@@ -52,7 +53,7 @@ def measured(target: Target) -> str:
 
 
 def interval(target: Target) -> str:
-    """What the seeds give: "148 to 161 ms"."""
+    """The range over the seeds: "148 to 161 ms"."""
     if target.interval is None:
         return NOTHING
     low, high = (quantity(end, target.unit) for end in target.interval)
@@ -61,24 +62,24 @@ def interval(target: Target) -> str:
 
 
 def span(interval: Interval | None) -> str:
-    """An interval in brackets after a number, or nothing."""
+    """An interval in brackets, to follow a number; empty if its ends look the same."""
     if interval is None or number(interval[0]) == number(interval[1]):
         return ""
     return f" ({number(interval[0])} to {number(interval[1])})"
 
 
 def overload(prediction: Prediction) -> str:
-    """What comes and what is served, where more comes; empty where all is served."""
-    found = prediction.overload
-    if found is None:
+    """How many requests arrive and how many are served; empty where all are served."""
+    over = prediction.overload
+    if over is None:
         return ""
     places = prediction.deployment.limits.max_queue_size
-    text = f"{number(found.arrivals)} requests/s come and {number(found.served)} are served: no steady state"
-    if found.growth <= 0:
+    text = f"{number(over.arrivals)} requests/s arrive and {number(over.served)} are served: no steady state"
+    if over.growth <= 0:
         return text
     return (
-        f"{text}. The queue grows by {number(found.growth)} requests/s, and its {places:,} places are taken after "
-        f"{number(places / found.growth)} s; then requests are refused"
+        f"{text}. The queue grows by {number(over.growth)} requests/s. Its {places:,} places are full after "
+        f"{number(places / over.growth)} s; then requests are refused"
     )
 
 
@@ -88,19 +89,17 @@ def margin(target: Target) -> str:
 
 
 def rate(value: float | None) -> str:
-    """Requests/s; "none" where no rate will do."""
+    """Requests/s; "none" where no rate is good enough."""
     if value is None:
         return "none"
     return NOTHING if math.isinf(value) else number(value)
 
 
-LAYOUT = (
-    "layouts: N x, that many replicas, which share the requests; ppN, its pipeline stages; tpN, the GPUs of a stage"
-)
+LAYOUT = "layouts: N x is the number of replicas, which share the requests; ppN, pipeline stages; tpN, GPUs per stage"
 
 
 def layout_in_words(deployment: Deployment) -> str:
-    """Of 2 x tp4: "2 replicas of one stage on 4 GPUs"."""
+    """A layout in words; for 2 x tp4: "2 replicas of one stage on 4 GPUs"."""
     parallel = deployment.parallel
     one, stages = "rank" if not deployment.kind.on_gpus else "GPU", parallel.pp
     ranks = f"{parallel.tp} {one}s" if parallel.tp > 1 else f"one {one}"
@@ -120,7 +119,7 @@ def missed_by(target: Target) -> str:
     if isinstance(bound, tuple):
         return f"{target.label}, {quantity(value, target.unit)} and not {limit(target)}"
     if math.isinf(value):
-        return f"{target.label}, {target.note or 'as too many requests are refused'}"
+        return f"{target.label}, {target.note or 'because too many requests are refused'}"
     short = abs(value - bound)
     if target.unit == "share":
         points = short * 100
@@ -129,7 +128,7 @@ def missed_by(target: Target) -> str:
 
 
 def verdict(prediction: Prediction, remedy: Remedy | None) -> tuple[str, str, str]:
-    """(PASS or FAIL, its tone, one or two sentences that say why and what would help)."""
+    """(PASS or FAIL, its tone, one or two sentences: why, and what would help)."""
     targets = prediction.targets
     missed = [target for target in targets if target.passed is False]
     if not missed:
@@ -137,7 +136,7 @@ def verdict(prediction: Prediction, remedy: Remedy | None) -> tuple[str, str, st
     text = f"Misses {len(missed)} of {len(targets)} targets: {'; '.join(map(missed_by, missed))}."
     text += f" {overload(prediction)}." if prediction.overload else ""
     if all(target.name in OF_THE_GPUS for target in missed):
-        return "FAIL", "UNSURE", f"{text} Every target of latency and rate is met."
+        return "FAIL", "UNSURE", f"{text} Every target for latency and rate is met."
     if remedy:
         would = [f"serve {rate(remedy.requests_per_s)} requests/s in time"] if remedy.requests_per_s else []
         would += ["meet the SLO" if remedy.meets_slo else f"still miss {', '.join(remedy.missed)}"]
@@ -150,9 +149,9 @@ def _all_of(count: int) -> str:
 
 
 def traffic(prediction: Prediction) -> dict[str, str]:
-    """What the requests of the workload are, by name."""
-    found, workload = prediction.traffic, with_arrivals(prediction.deployment.workload)
-    count = len(found.requests)
+    """Facts about the requests of the workload, by name."""
+    sent, workload = prediction.traffic, with_arrivals(prediction.deployment.workload)
+    count = len(sent.requests)
     if workload.trace is not None:
         lengths = {"prompts, answers": f"as in {workload.trace}"}
     else:
@@ -161,13 +160,13 @@ def traffic(prediction: Prediction) -> dict[str, str]:
         arrivals, lengths = f"replayed from {workload.trace}", {}
     else:
         arrivals = ARRIVALS[workload.arrivals].format(shape=f"{workload.burstiness:g}", users=workload.users)
-    facts = {"requests": f"{count:,}, of which the first {found.warmup:,} warm up and are not judged"}
-    facts["arrivals"] = arrivals + (f", {found.rate:.3g} requests/s on average" if found.rate is not None else "")
+    facts = {"requests": f"{count:,}, of which the first {sent.warmup:,} warm up and are not judged"}
+    facts["arrivals"] = arrivals + (f", {sent.rate:.3g} requests/s on average" if sent.rate is not None else "")
     facts |= lengths
-    if found.notes:
-        facts["notes"] = "; ".join(found.notes)
+    if sent.notes:
+        facts["notes"] = "; ".join(sent.notes)
     if workload.trace is None and workload.shared_prefix_tokens and lengths:
-        facts["in common"] = f"the first {workload.shared_prefix_tokens:,} tokens of every prompt"
+        facts["in common"] = f"the first {workload.shared_prefix_tokens:,} tokens of all prompts are the same"
     return {**facts, "seed": f"{workload.seed}; the same seed gives the same requests"}
 
 
@@ -175,14 +174,14 @@ ARRIVALS = {
     "poisson": "at random (Poisson)",
     "constant": "at equal intervals",
     "gamma": "at random, in bursts or evenly (gamma of shape {shape}; 1 would be Poisson)",
-    "closed": "closed loop: {users} users, each sending its next request when the last one has ended",
+    "closed": "closed loop: {users} users, each sends its next request when the last one has ended",
 }
 
 
-def _tokens(wanted: int | Lengths) -> str:
-    if not isinstance(wanted, Lengths):
-        return f"{wanted:,} tokens each"
-    if wanted.mean is None:
-        return f"{wanted.min:,} to {wanted.max:,} tokens, each length as likely"
-    bounds = f"from {wanted.min:,} {f'to {wanted.max:,}' if wanted.max else 'up'}"
-    return f"{wanted.mean:,.0f} tokens on average (log-normal, spread {wanted.cv:g} x the mean), {bounds}"
+def _tokens(lengths: int | Lengths) -> str:
+    if not isinstance(lengths, Lengths):
+        return f"{lengths:,} tokens each"
+    if lengths.mean is None:
+        return f"{lengths.min:,} to {lengths.max:,} tokens, each length equally likely"
+    bounds = f"from {lengths.min:,} {f'to {lengths.max:,}' if lengths.max else 'up'}"
+    return f"{lengths.mean:,.0f} tokens on average (log-normal, standard deviation {lengths.cv:g} x the mean), {bounds}"
