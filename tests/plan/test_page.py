@@ -187,7 +187,7 @@ def test_a_layout_that_was_not_compared_is_said_to_be_missing(prediction, compar
     monkeypatch.setattr(pages, "sweep", lambda predictions, progress: [()] * len(predictions))
     found = Page(page(prediction, Comparison(comparison.layouts[::2], None, "throughput")))
     assert "By saturated throughput" in found.of("main")[0]
-    assert "Yours is not among them" in found.of("main")[0]
+    assert "Your own layout is not in the table" in found.of("main")[0]
     assert found.of("h3") == [CHARTS[0], "One second of the pipeline"], "no points, no plot against rate"
 
 
