@@ -16,27 +16,27 @@ from toolkit.cli.common import counted, json_option, note, print_json
     type=click.Path(path_type=Path, readable=False),  # lint() says in one line why it cannot be read
     help="Compare with this engine directory, not with gpt_model_path.",
 )
-@click.option("--release", metavar="X.Y", help="Of TensorRT-LLM. Default: the engine's, or the latest.")
-@click.option("--github", is_flag=True, help="Print workflow commands that GitHub shows at the lines.")
+@click.option("--release", metavar="X.Y", help="Release of TensorRT-LLM. Default: the engine's, or the latest.")
+@click.option("--github", is_flag=True, help="Print workflow commands, which GitHub shows at the lines.")
 @json_option
 def lint(repository: Path, engine: Path | None, release: str | None, github: bool, as_json: bool) -> None:
-    """Look for what is wrong with a Triton model repository, without Triton and without a GPU.
+    """Find mistakes in a Triton model repository, without Triton and without a GPU.
 
-    Also with one that others have made, as from NVIDIA's templates. An error is what Triton or the backend does not
-    start with, or answers wrongly; a warning is a default or a limit. Exit codes: 0 no error, 1 errors.
+    The repository may come from others, for example from NVIDIA's templates. With an error, Triton or the backend does
+    not start or answers wrongly; a warning is about a default or a limit. Exit codes: 0 no error, 1 errors.
     """
     from toolkit.lint import LEVELS
     from toolkit.lint import lint as run
 
-    found = run(repository, engine, release)
-    errors = sum(finding.level == "error" for finding in found)
+    findings = run(repository, engine, release)
+    errors = sum(finding.level == "error" for finding in findings)
     if as_json:
-        counts = {"errors": errors, "warnings": len(found) - errors}
-        print_json({**counts, "levels": dict(LEVELS), "findings": [one.data() for one in found]})
+        counts = {"errors": errors, "warnings": len(findings) - errors}
+        print_json({**counts, "levels": dict(LEVELS), "findings": [finding.data() for finding in findings]})
     else:
-        for finding in found:
+        for finding in findings:
             click.echo(finding.annotation() if github else finding)
-        warnings = counted(len(found) - errors, "warning")
-        note(f"{counted(errors, 'error')}, {warnings}" if found else "nothing found")
+        warnings = counted(len(findings) - errors, "warning")
+        note(f"{counted(errors, 'error')}, {warnings}" if findings else "no mistakes found")
     if errors:
         sys.exit(1)

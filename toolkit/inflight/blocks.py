@@ -9,8 +9,8 @@ from toolkit.inflight.request import Request
 
 
 class BlockPool:
-    """Blocks 0 .. size - 1, each used (referenced) or idle. An idle block that was published is cached:
-    it keeps its prefix until it is taken for another. Every step is O(1) a block, and so is a new pool."""
+    """Blocks 0 .. size - 1, each used (referenced) or idle. An idle block that was published is cached: it keeps its
+    prefix until it is taken for another. Every operation is O(1) per block; to make a pool is O(1)."""
 
     def __init__(self, size: int, tokens_per_block: int, reuse: bool) -> None:
         self.tokens_per_block, self.reuse = tokens_per_block, reuse
@@ -25,7 +25,7 @@ class BlockPool:
 
     @property
     def free(self) -> int:
-        """How many can be taken: the idle ones, and those that were never used."""
+        """How many blocks can be taken: the idle ones, and those that were never used."""
         return len(self.idle) + self.size - self.untouched
 
     @property
@@ -34,14 +34,14 @@ class BlockPool:
         return self.untouched - len(self.idle)
 
     def match(self, request: Request) -> list[int]:
-        """The blocks of the longest published prefix of the request, not referenced yet (see `take`).
-        Never that of its last token, even if it is cached: the logits there give the next one."""
+        """The blocks of the longest published prefix of the request; they are not referenced yet (see `take`). The
+        block of the last token is never among them: its logits are needed for the next token."""
         full = (len(request.tokens) - 1) // self.tokens_per_block if self.reuse else 0
         known = takewhile(self._block_of.__contains__, self._digests(request, full))
         return [self._block_of[digest] for digest in known]
 
     def take(self, matched: list[int], fresh: int) -> list[int]:
-        """A block table: the matched blocks, and `fresh` ones to write. KeyError if there are too few."""
+        """A block table: the matched blocks, and `fresh` new ones. KeyError if there are too few."""
         for block in matched:
             self.idle.pop(block, None)
             self.references[block] += 1
@@ -56,7 +56,8 @@ class BlockPool:
         return table
 
     def _least_needed(self) -> int:
-        """Take one: with nothing to keep, else never used, else the least recent. KeyError if there is none."""
+        """Take a block: one without a prefix, else one that was never used, else the least recent. KeyError without
+        any."""
         if not self.reuse and self.idle:  # none of them has anything to keep
             return self.idle.popitem(last=False)[0]
         first = next(iter(self.idle), None)
@@ -78,7 +79,7 @@ class BlockPool:
                     self._digest_of[block] = digest
 
     def release(self, table: list[int]) -> None:
-        """Drop one reference on each, the last first: eviction then shortens a prefix from its end."""
+        """Drop one reference on each block, the last block first: so eviction shortens a prefix from its end."""
         for block in reversed(table):
             references = self.references[block] = self.references[block] - 1
             if not references:
@@ -86,8 +87,8 @@ class BlockPool:
                 self.idle.move_to_end(block, last=block in self._digest_of)
 
     def _digests(self, request: Request, count: int) -> list[bytes]:
-        """Names of its first full blocks, each made once, from the block's tokens and the name before.
-        Cryptographic: a collision would show one user's context to another."""
+        """Names of the first full blocks, each made once from the tokens of the block and the name before it. The hash
+        is cryptographic: a collision would show the context of one user to another."""
         while len(request.digests) < count:
             start = len(request.digests) * self.tokens_per_block
             tokens = array("q", request.tokens[start : start + self.tokens_per_block]).tobytes()

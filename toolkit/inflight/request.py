@@ -1,4 +1,4 @@
-"""One sequence to generate, from submission to its one end."""
+"""One sequence to generate, from its submission to its end."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field

@@ -1,24 +1,25 @@
-"""What runs in each step, by the rules of TensorRT-LLM's executor, which is what we rehearse.
+"""Decides what runs in each step, by the rules of TensorRT-LLM's executor, which we rehearse.
 
 Its loop takes the micro-batches in turn: it waits for the tokens of micro-batch k, fetches new requests, fills k
 from all that may run now, starts it, and goes on to k + 1. Four rules follow (source files: docs/why/scheduling.md):
 
-- A context that is cut into chunks has one in each micro-batch: they follow each other through the stages. Only its
-  last chunk, and a generation, have to come back before the sequence is in another step.
+- A context that is cut into chunks has one chunk in each micro-batch: the chunks follow each other through the stages.
+  Only after its last chunk, and after a generation, must the result come back before the sequence is in another step.
 - A new request goes into the micro-batch whose turn it is, next to its generations, until max_batch_size are in it.
-- What a micro-batch runs is decided when its last step has ended, and not when the first stage has nothing to do.
-- Requests come in between: while the loop waits for a micro-batch, nothing begins, even if another one is empty.
+- What a micro-batch runs is decided when its last step has ended, not when the first stage becomes idle.
+- New requests are fetched between steps: while the loop waits for a micro-batch, nothing begins, even if another
+  micro-batch is empty.
 
 What a micro-batch is filled with:
 
 - Generation first, so that running streams do not stutter for a new prompt; then context. Oldest first.
 - Greedy: a step takes all that is ready up to its limits. max_batch_size is per micro-batch.
-- Admission is first come, first served: nobody overtakes a large request, so that it cannot starve.
-- Admission takes the blocks of all tokens a sequence has, even if it computes them in chunks, so that contexts
-  never wait for each other's blocks half-way. Later it grows by a block at a time.
-- guaranteed_no_evict reserves blocks for prompt + max_tokens at admission: what runs is never paused.
-- max_utilization reserves none. When blocks run out, the youngest idle sequence is paused, so that the oldest
-  always ends. It comes back before any later request, and computes its prompt and output again.
+- Admission is first come, first served: no request overtakes a large one, so a large one cannot starve.
+- Admission takes blocks for all tokens that a sequence has, even if they are computed in chunks, so that contexts never
+  wait for each other's blocks half-way. Later the sequence grows by one block at a time.
+- guaranteed_no_evict reserves blocks for prompt + max_tokens at admission: a running sequence is never paused.
+- max_utilization reserves none. When blocks run out, the youngest idle sequence is paused, so that the oldest always
+  ends. A paused sequence comes back before any later request, and computes its prompt and output again.
 """
 
 from bisect import insort

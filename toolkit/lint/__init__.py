@@ -1,6 +1,6 @@
-"""Finds what is wrong with a Triton model repository before Triton does: in a second, without a GPU.
+"""Finds mistakes in a Triton model repository before Triton does: in a second, without a GPU.
 
-Ours, or one that others have made from NVIDIA's templates. `Finding` says what; `lint` finds.
+The repository is ours, or one that others made from NVIDIA's templates. `lint` returns a `Finding` for each mistake.
 """
 
 from toolkit.lint.finding import LEVELS, Finding

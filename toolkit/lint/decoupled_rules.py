@@ -1,7 +1,7 @@
-"""Whether the models that call each other agree on streaming: model_transaction_policy { decoupled }.
+"""Rules: models that call each other agree on streaming (model_transaction_policy { decoupled }).
 
-An ensemble is as decoupled as its steps: Triton sets it (ValidateEnsembleConfig in triton-inference-server/core
-ensemble_utils.cc), whatever its own file says.
+An ensemble is decoupled if its steps are: Triton sets this itself (ValidateEnsembleConfig in
+triton-inference-server/core ensemble_utils.cc) and ignores the ensemble's own file.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def check(repository: Repository, release: Release) -> Iterator[Finding]:
         what = f"is not decoupled, and {called.name}, which it calls, is: requests with stream: true fail"
     else:
         what = f"is not decoupled, and {called.name}, which it calls, is: Triton refuses the calls of single prompts"
-    fix = f"Set decoupled to the same in {bls.path} and {called.path}."
+    fix = f"Set decoupled to the same value in {bls.path} and {called.path}."
     yield bls.finding("decoupled", "answers", what, fix, at=AT)
 
 
 def _decoupled(repository: Repository, model: Model) -> bool:
-    """NVIDIA's llmapi model takes it from model.yaml."""
+    """Whether a model is decoupled. NVIDIA's llmapi model takes it from model.yaml."""
     for llm in repository.llm_models:
         if llm.model is model and not llm.yaml.ours and llm.yaml.triton is not None:
             return bool(llm.yaml.triton.get("decoupled"))

@@ -1,7 +1,7 @@
-"""How tensors go through the ensemble: names, types, shapes, and what each step needs.
+"""Rules: how tensors pass through the ensemble: names, types, shapes, and the inputs of each step.
 
-Triton checks them without an order of the steps (ValidateEnsembleSchedulingConfig in triton-inference-server/core
-model_config_utils.cc, ValidateEnsembleConfig in ensemble_utils.cc).
+Triton checks them without regard to the order of the steps (ValidateEnsembleSchedulingConfig in
+triton-inference-server/core model_config_utils.cc, ValidateEnsembleConfig in ensemble_utils.cc).
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from toolkit.lint.repository import Model, Repository, type_name
 from toolkit.releases.release import Release
 
 FEW = 8
-"""So many names can be read in a line."""
+"""The most names that a line lists."""
 SAME = "Make them the same."
 
 
 @dataclass(frozen=True)
 class End:
-    """One end of a tensor in the ensemble: an input or output of the ensemble or of a step. `type`: None if unknown."""
+    """One end of a tensor in the ensemble: an input or output of the ensemble or of a step. `type` is None if
+    unknown."""
 
     type: int | None
     dims: tuple[int, ...] = ()
     batched: bool = False
 
     def fits(self, other: End) -> bool:
-        """Whether the shapes agree (-1 is any size), both without or both with the batch dimension."""
+        """Whether the shapes agree (-1 is any size), both with or both without the batch dimension."""
         return _alike(self.dims, other.dims) or _alike(self.whole, other.whole)
 
     @property
@@ -66,20 +67,20 @@ def _steps(ensemble: Model, repository: Repository) -> Iterator[Finding]:
         made.update({ours: outputs.get(theirs, End(None)) for theirs, ours in step.output_map.items()})
     for step, model in zip(steps, models, strict=True):
         if model is None:
-            what = f"step {step.model_name} is no model of this repository"
+            what = f"step {step.model_name} is not a model of this repository"
             fix = f"Use one of {', '.join(sorted(repository.models))}."
             yield ensemble.finding("step-model", "start", what, fix, at=step.model_name)
         elif model.config is not None:
             yield from _step(ensemble, step, model, made)
     for tensor in config.output:
         if tensor.name not in made:
-            what = f"output {tensor.name} is made by no step"
+            what = f"no step makes the output {tensor.name}"
             yield ensemble.finding("ensemble-output", "start", what, "Map it, or remove it.", at=tensor.name)
         else:
             yield from _differ(ensemble, f"output {tensor.name}", _end(config, tensor), "its step", made[tensor.name])
     used = {ours for step in steps for ours in step.input_map.values()} | {tensor.name for tensor in config.output}
     for name in (name for name in made if name not in used):
-        what = f"no step uses tensor {name}, and it is not an output"
+        what = f"no step uses tensor {name}, and it is not an output of the ensemble"
         yield ensemble.finding("ensemble-unused", "start", what, "Remove it, or map it.", at=name)
 
 
@@ -92,12 +93,12 @@ def _step(ensemble: Model, step: Any, model: Model, made: dict[str, End]) -> Ite
             yield ensemble.finding("step-input", "start", what, _one_of(inputs, theirs), at=theirs)
         elif ours not in made:
             what = f"step {model.name}: {theirs} comes from {ours}, which is neither an input nor made by a step"
-            yield ensemble.finding("step-source", "start", what, "Map it to a tensor that is there.", at=ours)
+            yield ensemble.finding("step-source", "start", what, "Map it to a tensor that exists.", at=ours)
         else:
             yield from _differ(ensemble, f"step {model.name}: {theirs}", inputs[theirs], ours, made[ours])
     for tensor in config.input:
         if tensor.name not in step.input_map and not tensor.optional:
-            what = f"step {model.name}: its input {tensor.name} is required, and nothing is mapped to it"
+            what = f"step {model.name}: its input {tensor.name} is required, but no tensor is mapped to it"
             yield ensemble.finding("step-input-missing", "start", what, "Map it.", at=model.name)
     for theirs in sorted(step.output_map):
         if theirs not in outputs:
@@ -124,7 +125,7 @@ def _batches(ensemble: Model, repository: Repository) -> Iterator[Finding]:
         model = repository.models.get(step.model_name)
         most = 0 if model is None or model.config is None else model.config.max_batch_size
         if 0 < most < config.max_batch_size:
-            what = f"max_batch_size {config.max_batch_size} is more than the {most} of {step.model_name}"
+            what = f"max_batch_size {config.max_batch_size} is more than that of {step.model_name}, {most}"
             yield ensemble.finding("batch-size", "start", what, SAME)
 
 
@@ -144,8 +145,8 @@ def _alike(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
     )
 
 
-def _one_of(tensors: dict[str, End], wanted: str) -> str:
+def _one_of(tensors: dict[str, End], name: str) -> str:
     if len(tensors) <= FEW:
         return f"It has {', '.join(sorted(tensors))}."
-    close = difflib.get_close_matches(wanted, tensors, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name, tensors, n=3, cutoff=0.5)
     return f"Did you mean {' or '.join(close)}?" if close else f"It has {len(tensors)} others: see its config.pbtxt."

@@ -1,7 +1,7 @@
-"""The model that generates: its parameters, its tensors and its queue, for a release of the backend.
+"""Rules for the model that generates: its parameters, tensors and queue, for a release of the backend.
 
-What the backend makes of a value is in model_instance_state.cc; what the executor then does in
-trtGptModelInflightBatching.cpp.
+Sources: model_instance_state.cc for how the backend reads a value, trtGptModelInflightBatching.cpp for what the
+executor then does.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OF_ANY_FLOAT = (
     *("draft_logits", "context_logits", "generation_logits", "encoder_input_features"),
     *("prompt_embedding_table", "lora_weights"),
 )
-"""Tensors that have the type of the model."""
+"""Tensors with the data type of the model."""
 LOOKAHEAD = ("lookahead_window_size", "lookahead_ngram_size", "lookahead_verification_set_size")
 
 
@@ -53,9 +53,9 @@ def _of(executor: Model, rehearsal: bool, release: Release) -> Iterator[Finding]
 
 
 def _together(executor: Model) -> Iterator[Finding]:
-    """Values that stop the backend together with, or without, others."""
+    """Values with which the backend does not start, because of another value."""
     if executor.given("cross_kv_cache_fraction") and not executor.given("encoder_model_path"):
-        what = "cross_kv_cache_fraction is set, which the executor refuses for a model without an encoder"
+        what = "cross_kv_cache_fraction is set, but the executor refuses it for a model without an encoder"
         yield executor.finding("parameter-value", "start", what, "Leave it empty.", at="cross_kv_cache_fraction")
     if executor.given("decoding_mode") == "lookahead" and (missing := [n for n in LOOKAHEAD if not executor.given(n)]):
         what = f"decoding_mode is lookahead, and {', '.join(missing)} {'are' if len(missing) > 1 else 'is'} not set"
@@ -66,55 +66,55 @@ def _together(executor: Model) -> Iterator[Finding]:
         yield executor.finding("parameter-value", "start", what, "Use xgrammar.", at="guided_decoding_backend")
     elif guidance and tokens and not os.path.lexists(tokens):  # unlike Path.exists, never raises
         what = f"xgrammar_tokenizer_info_path {tokens}: no such file"
-        fix = "Write it, or lint where it is."
+        fix = "Write it, or run lint where the file is."
         yield executor.finding("parameter-value", "start", what, fix, at="xgrammar_tokenizer_info_path")
 
 
 def _surprises(executor: Model) -> Iterator[Finding]:
-    """Values that are allowed, and do what few expect."""
+    """Values that are allowed and have an effect that few expect."""
     if not executor.given("enable_kv_cache_reuse"):
-        what = "enable_kv_cache_reuse is not set, and the backend then reuses KV blocks"
-        yield executor.finding("kv-reuse-unset", "default", what, "Say true or false.", at="enable_kv_cache_reuse")
+        what = "enable_kv_cache_reuse is not set, so the backend reuses KV blocks"
+        yield executor.finding("kv-reuse-unset", "default", what, "Set true or false.", at="enable_kv_cache_reuse")
     name = "kv_cache_free_gpu_mem_fraction"
     if not executor.given("max_tokens_in_paged_kv_cache"):
         for what, fix in cache_memory(name, executor.given(name)):
             yield executor.finding("kv-fraction", "default", what, fix, at=name)
     if executor.given("gpt_model_type").lower() == "v1":
-        what = "gpt_model_type V1 computes whole batches: no request joins one that runs"
+        what = "gpt_model_type V1 computes whole batches: no request joins a running batch"
         yield executor.finding("model-type", "default", what, "Use inflight_fused_batching.", at="gpt_model_type")
     if executor.given("enable_chunked_context") not in TRUE:
         what = "enable_chunked_context is off: a prompt longer than the engine's max_num_tokens is refused"
-        yield executor.finding("chunked-context", "default", what, "Say true.", at="enable_chunked_context")
+        yield executor.finding("chunked-context", "default", what, "Set it to true.", at="enable_chunked_context")
 
 
 def cache_memory(name: str, fraction: str) -> Iterator[tuple[str, str]]:
-    """What is wrong with a KV cache of this fraction of the memory that is free, and what to do."""
+    """What is wrong with a KV cache that takes this fraction of the free memory, and what to do."""
     if not fraction:
-        what = f"{name} is not set: the KV cache takes 0.9 of the memory that is free"
-        yield what, f"Set what stays under {MEMORY_LIMIT:.0%} of the GPU: toolkit plan CONFIG computes it."
+        what = f"{name} is not set: the KV cache takes 0.9 of the free memory"
+        yield what, f"Set a value that stays under {MEMORY_LIMIT:.0%} of the GPU: toolkit plan CONFIG computes it."
     elif _number(fraction) > MEMORY_LIMIT:
         what = f"{name} {fraction} leaves less than {1 - MEMORY_LIMIT:.0%} of a GPU free"
-        yield what, "toolkit plan CONFIG computes the largest that does."
+        yield what, "Lower it: toolkit plan CONFIG computes the largest value that leaves so much."
 
 
 def _tensors(executor: Model, release: Release) -> Iterator[Finding]:
     config: Any = executor.config
-    for wanted, given, side in (
+    for signature, tensors, side in (
         (signatures.TENSORRT_LLM_INPUTS, config.input, "input"),
         (signatures.TENSORRT_LLM_OUTPUTS, config.output, "output"),
     ):
-        known = {tensor.name: tensor for tensor in signatures.of_release(wanted, release.name)}
-        found = {tensor.name: tensor for tensor in given}
+        known = {tensor.name: tensor for tensor in signatures.of_release(signature, release.name)}
+        present = {tensor.name: tensor for tensor in tensors}
         for name, tensor in known.items():
-            if tensor.required and name not in found:
+            if tensor.required and name not in present:
                 what = f"{side} {name} is missing"
                 yield executor.finding(
                     "tensor-missing", "answers", what, "Add it; docs/reference/contracts.md has its type."
                 )
-        for name, tensor in found.items():
+        for name, tensor in present.items():
             theirs = type_name(tensor.data_type)
             if name in known and not _fits(name, theirs, known[name].type):
-                what = f"{side} {name} is {theirs}, the backend's is {known[name].type}"
+                what = f"{side} {name} is {theirs}, but the backend's is {known[name].type}"
                 yield executor.finding("tensor-type", "answers", what, "Make them the same.", at=name)
             elif name not in known and name not in RENAMES:
                 what = f"{side} {name} is not one of the backend's"
@@ -122,31 +122,34 @@ def _tensors(executor: Model, release: Release) -> Iterator[Finding]:
 
 
 def _fits(name: str, given: str, wanted: str) -> bool:
-    """The backend copies bytes, so that the sign of an integer does not matter (to_trt_datatype in utils.cc)."""
+    """Whether the types agree. The backend copies bytes, so signed and unsigned are the same (to_trt_datatype in
+    utils.cc)."""
     if name in OF_ANY_FLOAT:
         return given in ("FP16", "FP32", "BF16")
     return given.removeprefix("U") == wanted.removeprefix("U")
 
 
 def _renamed(repository: Repository) -> Iterator[Finding]:
-    """Tensors by the names that they had before."""
+    """Tensors that still have a name of an older release."""
     for model in repository.models.values():
         for tensor in model.config.input if model.config is not None else ():
             if tensor.name in RENAMES:
                 new, since = RENAMES[tensor.name]
-                what = f"input {tensor.name} is called {new} since {since}: what a request gives there is not used"
-                fix = "Rename it, also in the ensemble."
+                what = (
+                    f"input {tensor.name} is called {new} since {since}: a value that a request gives for it is ignored"
+                )
+                fix = "Rename it, in the ensemble too."
                 yield model.finding("renamed", "default", what, fix, at=tensor.name)
 
 
 def _queue(executor: Model) -> Iterator[Finding]:
     config: Any = executor.config
     if not config.HasField("dynamic_batching"):
-        what = "has no dynamic_batching: its queue policy is where the executor's longest queue comes from"
+        what = "has no dynamic_batching, whose queue policy sets the longest queue of the executor"
         fix = "Add dynamic_batching { default_queue_policy { max_queue_size: N } }."
         yield executor.finding("queue", "default", what, fix)
     elif not config.dynamic_batching.default_queue_policy.max_queue_size:
-        what = "max_queue_size is 0: requests queue without end, and time out instead of being refused"
+        what = "max_queue_size is 0: the queue has no limit, and requests time out instead of being refused"
         yield executor.finding("queue", "default", what, "Set it: dynamic_batching.default_queue_policy.")
 
 

@@ -1,4 +1,4 @@
-"""One thing that is wrong, and how it is said to people, to programs and to GitHub."""
+"""One mistake in a repository, as text, as data and for GitHub."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 from toolkit.errors import LONGEST_LINE, clipped, harmless, printable
 
 LONGEST = LONGEST_LINE // 2
-"""Characters of what is wrong, and of what to do."""
+"""The most characters of each part: what is wrong, and what to do."""
 Level = Literal["error", "warning"]
 Effect = Literal["start", "answers", "default"]
 
@@ -29,7 +29,7 @@ LEVELS: Mapping[Level, str] = {
 class Finding:
     """`kind` names the rule (docs/reference/lint.md); `effect` says what happens, and so whether it is an error.
 
-    `line` counts from 1; None where it is about a whole file.
+    `line` counts from 1; None for a whole file.
     """
 
     kind: str
@@ -56,7 +56,7 @@ class Finding:
         return {**asdict(self), "path": str(self.path), "level": self.level, "meaning": self.meaning}
 
     def annotation(self) -> str:
-        """A workflow command of GitHub Actions, which shows it at the line of a pull request."""
+        """A workflow command of GitHub Actions, which shows the finding at its line in a pull request."""
         place = f"file={_escaped(printable(str(self.path)), ',:')}" + (f",line={self.line}" if self.line else "")
         title = _escaped(f"toolkit lint: {self.kind}", ",:")
         text = harmless(f"{self.what[:LONGEST]}. {self.meaning} {self.fix[:LONGEST]}")

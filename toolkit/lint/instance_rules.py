@@ -1,8 +1,8 @@
-"""How many instances of a model there are, and on which GPUs.
+"""Rules: how many instances a model has, and on which GPUs.
 
-Triton makes an instance for every GPU if instance_group is KIND_GPU, or if it is missing and the backend has no kind of
-its own (NormalizeInstanceGroup in triton-inference-server/core model_config_utils.cc). The tensorrtllm backend chooses
-its GPUs itself, so each instance loads the whole engine (tensorrtllm_backend#127, #481).
+Triton makes an instance for every GPU if instance_group is KIND_GPU, or if it is missing and the backend does not set a
+kind itself (NormalizeInstanceGroup in triton-inference-server/core model_config_utils.cc). The tensorrtllm backend
+chooses its GPUs itself, so each instance loads the whole engine (tensorrtllm_backend#127, #481).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from toolkit.releases.setting import Parameter
 
 AT = "instance_group"
 MISSING = "missing"
-GPU = "Set kind: KIND_CPU; other settings say which GPUs are used."
+GPU = "Set kind: KIND_CPU. Other settings choose the GPUs."
 LISTS = {"gpu_device_ids": "GPUs", "participant_ids": "ranks"}
 
 
@@ -40,7 +40,7 @@ def _gpus_for_nothing(model: Model) -> Iterator[Finding]:
     for group in model.config.instance_group if model.config is not None else ():
         name = enum_name(group.Kind, group.kind)
         if group.gpus and name in ("KIND_CPU", "KIND_MODEL"):
-            what = f"instance_group has gpus, and is {name}"
+            what = f"instance_group has gpus, but its kind is {name}"
             yield model.finding("instance-kind", "start", what, "Remove gpus.", at=AT)
 
 
@@ -60,22 +60,22 @@ def _of_an_executor(executor: Executor, rehearsal: bool, release: Release) -> It
     if count < 2 or on_gpus or len(given) >= count:
         return
     if given:
-        what = f"has {count} instances and gpu_device_ids for {len(given)}: some share their GPUs"
-        yield model.finding("instances", "default", what, "Name the GPUs of each, as 0,1;2,3.", at=AT)
+        what = f"has {count} instances, but gpu_device_ids for {len(given)}: some share their GPUs"
+        yield model.finding("instances", "default", what, "Name the GPUs of each instance, for example 0,1;2,3.", at=AT)
         return
-    # In leader mode a rank above 0 does not come back from its first instance.
+    # In leader mode, a rank above 0 never returns from its first instance.
     effect: Effect = "start" if ranks is None or ranks > 1 else "default"
     what = f"has {count} instances and no gpu_device_ids: all of them load the engine on the same GPUs"
-    yield model.finding("instances", effect, what, "Set count: 1, or say which GPUs each has.", at=AT)
+    yield model.finding("instances", effect, what, "Set count: 1, or name the GPUs of each instance.", at=AT)
 
 
 def _group(executor: Model, name: str, what: str, group: list[int], ranks: int) -> Iterator[Finding]:
     listed = ",".join(map(str, group))
     if len(group) != ranks:
-        text = f"{name} {listed} is {len(group)} {what}, and the engine has {ranks} ranks"
+        text = f"{name} {listed} is {len(group)} {what}, but the engine has {ranks} ranks"
         yield executor.finding("device-ids", "start", text, f"Name {ranks}.", at=name)
     elif len(set(group)) != len(group):
-        text = f"{name} {listed} names one twice"
+        text = f"{name} {listed} has a number twice"
         yield executor.finding("device-ids", "start", text, "Name each once.", at=name)
 
 
@@ -92,13 +92,17 @@ def _of_the_llm_api(llm: LlmModel) -> Iterator[Finding]:
         return
     groups = [group for group in model.given("gpu_device_ids").split(";") if group.strip()]
     if len(groups) < count:
-        what = f"has {count} instances and gpu_device_ids for {len(groups)}: it does not start"
-        yield model.finding("instances", "start", what, "Set count: 1, or name the GPUs of each, as 0,1;2,3.", at=AT)
+        what = f"has {count} instances, but gpu_device_ids for {len(groups)}: it does not start"
+        yield model.finding(
+            "instances", "start", what, "Set count: 1, or name the GPUs of each instance, for example 0,1;2,3.", at=AT
+        )
     sizes = [llm.yaml.given.get(f"{name}_parallel_size", 1) for name in ("tensor", "pipeline")]
     for group in groups if all(type(size) is int for size in sizes) else ():
         gpus, ranks = sum(bool(gpu.strip()) for gpu in group.split(",")), sizes[0] * sizes[1]
         if gpus < ranks:
-            what = f"gpu_device_ids {group} is {gpus} GPUs, tensor_parallel_size x pipeline_parallel_size are {ranks}"
+            what = (
+                f"gpu_device_ids {group} is {gpus} GPUs, but tensor_parallel_size x pipeline_parallel_size is {ranks}"
+            )
             yield model.finding("device-ids", "start", what, f"Name {ranks}.", at="gpu_device_ids")
 
 
@@ -111,7 +115,7 @@ def _of_our_postprocessing(model: Model) -> Iterator[Finding]:
 
 
 def _on_gpus(model: Model) -> str | None:
-    """The kind of a group that makes an instance for each GPU; None if there is no such group."""
+    """The kind of an instance group that makes an instance for each GPU; None if there is no such group."""
     config: Any = model.config
     if not config.instance_group:
         return MISSING
@@ -123,6 +127,6 @@ def _on_gpus(model: Model) -> str | None:
 
 
 def _groups(executor: Model, setting: Parameter) -> list[list[int]]:
-    """The list for each instance, as the backend reads it."""
+    """The numbers for each instance, as the backend reads them."""
     text = taken(setting, executor.given(setting.name))
     return [[int(number) for number in group.split(",")] for group in text.split(";")] if text else []

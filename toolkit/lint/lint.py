@@ -1,4 +1,4 @@
-"""All rules, over one repository."""
+"""Applies all rules to one repository."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ MODULES = (
 
 
 def lint(folder: Path, engine: Path | None = None, release: str | None = None) -> list[Finding]:
-    """What is wrong, errors first, then by file. `engine` is looked at instead of gpt_model_path.
+    """The findings: errors first, then by file. `engine` is used instead of gpt_model_path.
 
-    `release` is that of TensorRT-LLM; by default the engine's, or the latest. Raises ToolkitError when the folder is no
-    model repository, the folder of `engine` cannot be read, or the release is not known.
+    `release` is the release of TensorRT-LLM; by default the engine's, or the latest. Raises ToolkitError when the
+    folder is not a model repository, the folder of `engine` cannot be read, or the release is not known.
     """
     if engine is not None:
         _check_readable(engine)
     repository = read_repository(folder, engine)
     without_engines = not repository.executors and bool(repository.llm_models)
     if engine is not None and without_engines:
-        what = "no model of it loads an engine, but the LLM API loads the Hugging Face model"
+        what = "no model in it loads an engine: the LLM API loads the Hugging Face model"
         raise ToolkitError(what, where=folder, hint="Leave --engine out.")
     known = _without_engines(release) if without_engines else _release(repository, release)
     found = {finding: None for module in MODULES for finding in module.check(repository, known)}
@@ -58,18 +58,18 @@ def _check_readable(engine: Path) -> None:
         raise ToolkitError(f"--engine: cannot be opened: {error.strerror}", where=engine, hint=hint) from None
 
 
-def _release(repository: Repository, given: str | None) -> Release:
-    if given is None:
+def _release(repository: Repository, name: str | None) -> Release:
+    if name is None:
         engines = (executor.engine for executor in repository.executors if executor.engine)
         engine = next((engine for engine in engines if engine.version), None)
         return release_of(str(engine.version), where=engine.folder) if engine else LATEST
-    if re.match(rf"{re.escape(WITHOUT_ENGINES.name)}(?!\d)", given):
-        what = f"TensorRT-LLM {WITHOUT_ENGINES.name} has no engines, and this repository serves one"
+    if re.match(rf"{re.escape(WITHOUT_ENGINES.name)}(?!\d)", name):
+        what = f"TensorRT-LLM {WITHOUT_ENGINES.name} has no engines, but this repository serves one"
         raise ToolkitError(what, where=repository.folder, hint=f"Use one of {', '.join(RELEASES)}.")
-    return release_of(given)
+    return release_of(name)
 
 
-def _without_engines(given: str | None) -> Release:
-    """By the list of the LLM API's releases, which begins and ends later."""
-    name = llm_api.RELEASES[-1] if given is None else llm_api.llm_release_of(given)
-    return RELEASES.get(name, WITHOUT_ENGINES)
+def _without_engines(name: str | None) -> Release:
+    """The release for a repository without engines. The LLM API has another range of releases."""
+    known = llm_api.RELEASES[-1] if name is None else llm_api.llm_release_of(name)
+    return RELEASES.get(known, WITHOUT_ENGINES)

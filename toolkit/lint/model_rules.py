@@ -1,4 +1,4 @@
-"""The Python models next to the one that generates: their parameters, and which models they call."""
+"""Rules for the Python models next to the one that generates: their parameters, and the models that they call."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ def _called(bls: Model, repository: Repository) -> Iterator[Finding]:
     for parameter in MODEL_NAMES:
         called = bls.parameters.get(parameter, "")
         if called and not called.startswith("${") and called not in repository.models:
-            what = f"{parameter} {called} is no model of this repository"
+            what = f"{parameter} {called} is not a model of this repository"
             fix = f"Use one of {', '.join(sorted(repository.models))}."
             yield bls.finding("bls-model", "answers", what, fix, at=called)
     if not bls.given("tensorrt_llm_model_name") and "tensorrt_llm" not in repository.models:
-        what = "tensorrt_llm_model_name is not set, and there is no tensorrt_llm, its default"
+        what = "tensorrt_llm_model_name is not set, and its default, tensorrt_llm, does not exist"
         yield bls.finding("bls-model", "answers", what, "Name the model that generates.")
 
 
 def _streams(bls: Model) -> Iterator[Finding]:
     if bls.decoupled and bls.parameters.get("accumulate_tokens", "").lower() not in TRUE:
-        what = "accumulate_tokens is not true: each chunk of a stream is decoded alone, and loses spaces and characters"
-        yield bls.finding("accumulate-tokens", "default", what, "Say true.", at="accumulate_tokens")
+        what = "accumulate_tokens is not true: each chunk of a stream is decoded alone and loses spaces and characters"
+        yield bls.finding("accumulate-tokens", "default", what, "Set it to true.", at="accumulate_tokens")
 
 
 def _instances(bls: Model, repository: Repository) -> Iterator[Finding]:
-    """NVIDIA's answers a request before it takes the next."""
+    """NVIDIA's tensorrt_llm_bls answers a request before it takes the next one."""
     called = repository.called_by(bls)
     if called is None or called.config is None or bls.instances >= called.config.max_batch_size:
         return

@@ -1,4 +1,4 @@
-"""model.yaml of an `llmapi` model: what LLM() is told, and under `triton_config` what it is not."""
+"""Reads the model.yaml of an `llmapi` model: the arguments of LLM(), and `triton_config` for the model itself."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ class ModelYaml:
     text: str = ""
     content: dict[str, Any] = field(default_factory=dict)
     problem: Finding | None = None
-    """Why it cannot be read."""
+    """The finding that says why the file cannot be read."""
 
     @cached_property
     def given(self) -> dict[str, Any]:
-        """The arguments by name, with a dot for a key of a section. One that is null is not given."""
-        found: dict[str, Any] = {key: value for key, value in self.content.items() if key != TRITON}
+        """The arguments by name, with a dot for a key of a section. Null counts as not given."""
+        arguments: dict[str, Any] = {key: value for key, value in self.content.items() if key != TRITON}
         for section in SECTIONS:
-            if isinstance(found.get(section), dict):
-                found.update({f"{section}.{key}": value for key, value in found.pop(section).items()})
-        return {name: value for name, value in found.items() if value is not None}
+            if isinstance(arguments.get(section), dict):
+                arguments.update({f"{section}.{key}": value for key, value in arguments.pop(section).items()})
+        return {name: value for name, value in arguments.items() if value is not None}
 
     @property
     def triton(self) -> dict[str, Any] | None:
-        found = self.content.get(TRITON)
-        return found if isinstance(found, dict) else None
+        section = self.content.get(TRITON)
+        return section if isinstance(section, dict) else None
 
     @property
     def ours(self) -> bool:
@@ -66,24 +66,24 @@ class ModelYaml:
         return dict(of(compose_yaml(self.text), "")) if self.content else {}
 
     def finding(self, kind: str, effect: Effect, what: str, fix: str, at: str | None = None) -> Finding:
-        """About the line of the key `at`, or of its section."""
+        """A finding at the line of the key `at`, or of its section."""
         line = None if at is None else self.lines.get(at) or self.lines.get(at.partition(".")[0])
         return Finding(kind, effect, self.path, what, fix, line)
 
 
 def model_yaml_of(folder: Path) -> Path | None:
-    """That of the version which Triton loads, the highest."""
-    found = (path for path in folder.glob(f"*/{MODEL_YAML}") if path.parent.name.isdecimal())
-    return max(found, key=lambda path: int(path.parent.name), default=None)
+    """The model.yaml of the highest version, which is the one that Triton loads."""
+    files = (path for path in folder.glob(f"*/{MODEL_YAML}") if path.parent.name.isdecimal())
+    return max(files, key=lambda path: int(path.parent.name), default=None)
 
 
 def read_model_yaml(folder: Path) -> ModelYaml:
-    """Of a model's folder."""
+    """Read the model.yaml in a model's folder."""
     path = model_yaml_of(folder)
     if path is None:
         path = folder / "1" / MODEL_YAML
-        what = "is not there: LLM() is told nothing, not even the model"
-        fix = "Write it: toolkit repo CONFIG does. NVIDIA's model reads another if LLM_CONFIG_PATH names it."
+        what = "is missing: LLM() gets no arguments, not even the model"
+        fix = "Write it: toolkit repo CONFIG does so. NVIDIA's model reads another file if LLM_CONFIG_PATH names it."
         return ModelYaml(path, problem=Finding("model-yaml", "start", path, what, fix))
     try:
         content = read_yaml(path)

@@ -1,4 +1,4 @@
-"""The string parameters of a model against those that it reads."""
+"""Rules: the string parameters of a model are among those that it reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from toolkit.releases.setting import Parameter
 
 
 def check(model: Model, known: Mapping[str, Parameter], reader: str, judge: readings.Judge) -> Iterator[Finding]:
-    """`reader` names who reads them, `judge` says how. placeholder_rules.py handles unfilled templates."""
+    """`reader` is the name of the program that reads them, `judge` checks a value. placeholder_rules.py handles
+    unfilled templates."""
     own = TRITONS_PARAMETERS if model.kind == "python" else {}
     for name, value in model.parameters.items():
         if name not in known and name not in own:
@@ -28,7 +29,7 @@ def check(model: Model, known: Mapping[str, Parameter], reader: str, judge: read
     for name, setting in known.items():
         if setting.present and name not in model.parameters:
             fix = "Add it." if setting.required else "Add it; it may be empty."
-            what = f"parameter {name} is missing, and {reader} does not start without"
+            what = f"parameter {name} is missing; {reader} does not start without it"
             yield model.finding("parameter-missing", "start", what, fix)
 
 
@@ -36,5 +37,5 @@ def _unknown(model: Model, name: str, known: Mapping[str, Parameter], reader: st
     new = RENAMES.get(name)
     close = [new[0]] if new else difflib.get_close_matches(name, known, n=1)
     fix = f"Did you mean {close[0]}?" if close else "Remove it; docs/reference/contracts.md lists those that are known."
-    what = f"parameter {name} is not known to {reader}, which ignores it"
+    what = f"parameter {name}: {reader} does not know it and ignores it"
     return model.finding("parameter-unknown", "default", what, fix, at=name)

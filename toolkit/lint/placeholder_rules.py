@@ -52,7 +52,7 @@ def _outside_of_parameters(model: Model, values: set[str]) -> Iterator[Finding]:
 
 
 def _unfilled_parameters(model: Model) -> dict[str, str]:
-    """From the text, because a file with placeholders may not be readable yet."""
+    """Read from the text, because protobuf may not be able to read a file with placeholders."""
     found = PARAMETER.findall("\n".join(_without_comments(model)))
     return {name: value for name, value in found if PLACEHOLDER.search(value)}
 
@@ -65,11 +65,11 @@ def _stops(repository: Repository, model: Model, name: str, value: str) -> str |
     """Why the model does not start with this placeholder as a value; None if it starts."""
     if repository.ours and model.name in OUR_PARAMETERS:
         known = OUR_PARAMETERS[model.name].get(name)
-        return "which cannot be read" if known is not None and known.kind != "words" else None
+        return "which the model cannot read" if known is not None and known.kind != "words" else None
     if model.name in ("preprocessing", "postprocessing") and name == "tokenizer_dir":
         return "which is not a tokenizer"
     if name == "multimodal_model_path" and value != "${multimodal_model_path}":
-        return "which is taken for a path: only ${multimodal_model_path} is not"
+        return "which is taken for a path; only ${multimodal_model_path} is not"
     if name == "FORCE_CPU_ONLY_INPUT_TENSORS" and model.kind == "python":
         return "which is neither yes nor no"
     if repository.has_engine(model) and name in STOPS:
@@ -81,8 +81,8 @@ def _stops(repository: Repository, model: Model, name: str, value: str) -> str |
 def _sum(repository: Repository, tolerated: dict[Model, list[str]]) -> Finding:
     count = sum(map(len, tolerated.values()))
     listed = "; ".join(f"{model.name}: {', '.join(names)}" for model, names in tolerated.items())
-    what = f"{count} parameter{'s are' if count > 1 else ' is'} still ${{...}}, which counts as not given ({listed})"
+    what = f"{count} parameter{'s are' if count > 1 else ' is'} still ${{...}}, which counts as not set ({listed})"
     only = next(iter(tolerated)) if len(tolerated) == 1 else None
     path, line = (only.path, only.line_of(tolerated[only][0])) if only else (repository.folder, None)
-    fix = "Fill them, or set them to an empty string: only the log says so."
+    fix = "Fill them, or set them to an empty string. Only the log tells that they are ignored."
     return Finding("placeholder", "default", path, what, fix, line)

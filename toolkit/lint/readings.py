@@ -1,8 +1,8 @@
-"""How each reader takes the text of a parameter, and the effect of a bad value.
+"""How each program reads the text of a parameter, and the effect of a bad value.
 
-The C++ backend reads numbers as std::stoi, std::stoull and std::stof do: the longest beginning that is a number.
-Without one it writes a warning and takes its default (model_state.cc, model_instance_state.cc). The executor then
-aborts on some numbers (kvCacheConfig.cpp, executorConfig.cpp).
+The C++ backend reads numbers as std::stoi, std::stoull and std::stof do: it takes the longest beginning that is a
+number. Without one it writes a warning and takes its default (model_state.cc, model_instance_state.cc). The executor
+then aborts on some numbers (kvCacheConfig.cpp, executorConfig.cpp).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ ENDS = {
     *("kv_cache_free_gpu_mem_fraction", "cross_kv_cache_fraction", "kv_cache_host_memory_bytes"),
     *("iter_stats_max_iterations", "request_stats_max_iterations"),
 }
-"""Parameters whose numbers out of range make the executor abort."""
+"""Parameters with which the executor aborts if the number is out of range."""
 STOPS = {"gpt_model_type", "gpt_model_path"}
-"""Parameters that the backend needs to start: neither missing nor an unfilled template."""
+"""Parameters that the backend needs to start: they may not be missing or an unfilled template."""
 FLOAT_MAX = 3.4028235e38
 FLOAT = re.compile(r"\s*[+-]?(?:inf(?:inity)?|nan|(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)", re.IGNORECASE | re.ASCII)
 LONGEST_NUMBER = 400
-"""Characters. No type of C++ holds such a number, and Python refuses to read one of 4300 digits."""
+"""Characters. No C++ type holds a longer number, and Python refuses to read one of 4300 digits."""
 INTEGER = re.compile(r"\s*[+-]?\d+", re.ASCII)
 
 

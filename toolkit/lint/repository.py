@@ -1,4 +1,4 @@
-"""A Triton model repository as it is on disk, read as far as it can be."""
+"""Reads a Triton model repository from disk, as far as it can be read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OURS_ONLY = {"eos_token_ids", "pad_token_id", "vocab_size"}
 
 @dataclass(eq=False)
 class Model:
-    """A folder of the repository. `config` is a ModelConfig message; None where it cannot be read."""
+    """A folder of the repository. `config` is a ModelConfig message, or None where it cannot be read."""
 
     folder: Path
     text: str
@@ -39,7 +39,7 @@ class Model:
 
     @cached_property
     def kind(self) -> str:
-        """Its backend, or `ensemble`. Where it says none, Triton takes a model.py for a Python model."""
+        """Its backend, or `ensemble`. Without either, Triton takes a folder with a model.py for a Python model."""
         if self.config is None:
             return ""
         return self.config.backend or self.config.platform or ("python" if self.has_file("model.py") else "")
@@ -53,8 +53,8 @@ class Model:
 
     @cached_property
     def parameters(self) -> dict[str, str]:
-        found = {} if self.config is None else self.config.parameters
-        return {key: found[key].string_value for key in found}
+        messages = {} if self.config is None else self.config.parameters
+        return {key: messages[key].string_value for key in messages}
 
     def given(self, name: str) -> str:
         """The value of a parameter; empty where it is missing or an unfilled template."""
@@ -74,18 +74,19 @@ class Model:
         return 0 if self.config is None else sum(group.count or 1 for group in self.config.instance_group) or 1
 
     def line_of(self, text: str) -> int | None:
-        """The first line with a name in quotes, or that begins with it."""
+        """The first line that has `text` in quotes or begins with it."""
         lines = enumerate(self.text.splitlines(), 1)
         return next((number for number, line in lines if f'"{text}"' in line or line.startswith(text)), None)
 
     def finding(self, kind: str, effect: Effect, what: str, fix: str, at: str | None = None) -> Finding:
-        """About its config.pbtxt, at the line of `at`."""
+        """A finding about its config.pbtxt, at the line of `at`."""
         return Finding(kind, effect, self.path, what, fix, None if at is None else self.line_of(at))
 
 
 @dataclass
 class Engine:
-    """The directory of an engine: what its config.json says. `config` is None where it is not there."""
+    """The directory of an engine and its config.json. `config` is None where that cannot be read; `problem` says
+    why."""
 
     folder: Path
     config: dict[str, Any] | None
@@ -94,12 +95,12 @@ class Engine:
 
     @property
     def version(self) -> str | None:
-        found = self.config.get("version") if self.config else None
-        return None if found is None else clipped(str(found))
+        version = self.config.get("version") if self.config else None
+        return None if version is None else clipped(str(version))
 
     @property
     def ranks(self) -> int:
-        """Rank files that are there."""
+        """The number of rank files in the directory."""
         return len(list(self.folder.glob("rank*.engine")))
 
     @property
@@ -117,7 +118,8 @@ class Engine:
 
 @dataclass
 class LlmModel:
-    """One that generates by the LLM API: a Python model with a model.yaml, or with the inputs of NVIDIA's."""
+    """A model that generates with the LLM API: a Python model with a model.yaml, or with the inputs of NVIDIA's
+    model."""
 
     model: Model
     config: Any
@@ -126,7 +128,7 @@ class LlmModel:
 
 @dataclass(frozen=True)
 class Executor:
-    """A model that generates with an engine, and the engine; None if gpt_model_path is empty."""
+    """A model that generates with an engine. `engine` is None if gpt_model_path is empty."""
 
     model: Model
     engine: Engine | None
@@ -145,13 +147,13 @@ class Repository:
         return self.models.get(bls.given("tensorrt_llm_model_name") or LLM)
 
     def has_engine(self, model: Model) -> bool:
-        """Whether it has backend tensorrtllm or its parameters, or is called tensorrt_llm."""
+        """Whether a model has the backend tensorrtllm or its parameters, or is called tensorrt_llm."""
         by_llm_api = any(llm.model is model for llm in self.llm_models)
         return model.reads_engine or (model.name == LLM and not by_llm_api)
 
     @cached_property
     def llm_models(self) -> list[LlmModel]:
-        """The models that generate without one."""
+        """The models that generate without an engine."""
         return [
             LlmModel(model, model.config, read_model_yaml(model.folder))
             for model in self.models.values()
@@ -166,11 +168,11 @@ class Repository:
 
     @property
     def ours(self) -> bool:
-        """Whether its Python models are those of `toolkit repo`, which read other parameters than NVIDIA's."""
+        """Whether its Python models come from `toolkit repo`. They read other parameters than NVIDIA's."""
         return any(OURS_ONLY & set(model.parameters) for model in self.models.values())
 
     def is_rehearsal(self, executor: Model) -> bool:
-        """Whether `toolkit repo` made it for engine: rehearsal: it has no GPU, and parameters of its own."""
+        """Whether `toolkit repo` made it for engine: rehearsal. Then it has no GPU, and parameters of its own."""
         return self.ours and executor.kind == "python"
 
     @property
@@ -179,19 +181,19 @@ class Repository:
 
 
 def read_repository(folder: Path, engine_dir: Path | None = None) -> Repository:
-    """Raises ToolkitError when it is no model repository: no folder of it has a config.pbtxt."""
+    """Read a repository. Raises ToolkitError when no folder in it has a config.pbtxt."""
     hint = "Give the directory with a folder for each model."
     if not folder.is_dir():
         is_there = folder.exists()
         what = f"is {kind_of(folder.stat().st_mode)}, expected a directory" if is_there else "no such directory"
         raise ToolkitError(what, where=folder, hint=hint)
     folders = sorted(path for path in folder.iterdir() if path.is_dir())
-    # Also where the file is a dead link or a named pipe: reading it says so.
+    # Also a dead link or a named pipe: reading it gives the error.
     models = {path.name: _read_model(path) for path in folders if os.path.lexists(path / CONFIG)}
     if not models:
         if (folder / CONFIG).is_file():
             hint = f"This is one model; give the directory above: {folder.resolve().parent}."
-        raise ToolkitError(f"is no model repository: no folder in it has a {CONFIG}", where=folder, hint=hint)
+        raise ToolkitError(f"is not a model repository: no folder in it has a {CONFIG}", where=folder, hint=hint)
     repository = Repository(folder, models)
     for model in (model for model in models.values() if repository.has_engine(model)):
         given, engine_dir = engine_dir or model.given("gpt_model_path"), None  # --engine is for the first
@@ -200,7 +202,7 @@ def read_repository(folder: Path, engine_dir: Path | None = None) -> Repository:
 
 
 def type_name(number: int) -> str:
-    """FP32, STRING ... of Triton's number for it."""
+    """The name of a data type by Triton's number: FP32, STRING ..."""
     from tritonclient.grpc import model_config_pb2
 
     messages: Any = model_config_pb2
@@ -208,7 +210,7 @@ def type_name(number: int) -> str:
 
 
 def enum_name(enum: Any, number: int) -> str:
-    """A number that is none of the enum's, which protobuf takes, is its own name."""
+    """The name of a number. protobuf also accepts numbers that the enum lacks; these are their own names."""
     return str(enum.Name(number)) if number in enum.values() else str(number)
 
 
@@ -246,8 +248,8 @@ def _read_model(folder: Path) -> Model:
         line = error.GetLine()
         reason = str(error).split(" : ", 1)[-1].strip()
         lines = text.splitlines()
-        said = lines[line - 1].strip() if line and line <= len(lines) else ""
-        if PLACEHOLDER.search(said):
+        wrong = lines[line - 1].strip() if line and line <= len(lines) else ""
+        if PLACEHOLDER.search(wrong):
             return Model(folder, text, None)  # placeholder_rules names the line
         what = f"is not a model configuration: {clipped(reason)}"
         return Model(folder, text, None, Finding("syntax", "start", path, what, "Correct the line.", line))

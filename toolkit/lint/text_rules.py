@@ -1,4 +1,4 @@
-"""Text in and out: the tokenizer, and the tokens that end an answer."""
+"""Rules for text: the tokenizer, and the tokens that end an answer."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from toolkit.releases.release import Release
 AT = "tokenizer_dir"
 FILES = ("tokenizer.json", "tokenizer.model")
 FILES_OF_OTHERS = (*FILES, "vocab.json", "vocab.txt", "spiece.model")
-"""AutoTokenizer of transformers, and so NVIDIA's models, can start from any of these."""
+"""AutoTokenizer in transformers, and so NVIDIA's models, can start with any of these."""
 GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
-"""Tokenizers of transformers without special tokens of their own."""
+"""Tokenizer classes in transformers that define no special tokens."""
 READ_BATCHES = ("preprocessing", "tensorrt_llm_bls")
-"""Their code expects a batch dimension in each tensor. postprocessing answers without one."""
+"""These models expect a batch dimension in each tensor. postprocessing answers without one."""
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -33,8 +33,8 @@ def check(repository: Repository, release: Release) -> Iterator[Finding]:
         if model is None or model.config is None:
             continue
         if name in READ_BATCHES and not model.config.max_batch_size:
-            what = "max_batch_size is 0: Triton takes the batch dimension away, which this model reads"
-            yield model.finding("batch-size", "answers", what, "Set it to that of the ensemble.")
+            what = "max_batch_size is 0: Triton removes the batch dimension, which this model reads"
+            yield model.finding("batch-size", "answers", what, "Set it to the max_batch_size of the ensemble.")
         if AT in model.parameters:
             yield from _tokenizer(model, repository.ours)
     if repository.ours:
@@ -52,26 +52,27 @@ def _tokenizer(model: Model, ours: bool) -> Iterator[Finding]:
     if any((folder / name).is_file() for name in (FILES if ours else FILES_OF_OTHERS)):
         yield from _ends(model, folder)
     elif not ours and not folder.is_dir() and HUB_NAME.fullmatch(given):
-        what = f"tokenizer_dir {given} is not a directory here: it counts as a name and is downloaded at the start"
-        yield model.finding("tokenizer", "default", what, "Download it before, and give its directory.", at=AT)
+        what = f"tokenizer_dir {given} is not a directory here, so it is taken for a name and downloaded at the start"
+        yield model.finding("tokenizer", "default", what, "Download it first, and give its directory.", at=AT)
     else:
         reason = f"has no {FILES[0]}" if folder.is_dir() else "no such directory"
-        fix = "Copy the model's tokenizer there, or lint where it is."
+        fix = "Copy the model's tokenizer there, or run lint where it is."
         yield model.finding("tokenizer", "start", f"tokenizer_dir {given}: {reason}", fix, at=AT)
 
 
 def _ends(model: Model, folder: Path) -> Iterator[Finding]:
-    """NVIDIA's preprocessing ends at the tokenizer's token; Llama 3's instruct models have two or three."""
+    """NVIDIA's preprocessing ends answers at one token of the tokenizer; Llama 3's instruct models have two or
+    three."""
     if model.name != "preprocessing" or "eos_token_ids" in model.parameters:
         return
     if _has_no_end(folder):
-        what = f"the tokenizer in {folder} has no eos_token, which NVIDIA's preprocessing asks for when it starts"
+        what = f"the tokenizer in {folder} has no eos_token, which NVIDIA's preprocessing needs at the start"
         yield model.finding("eos-none", "start", what, f"Name it in {TOKENIZER_CONFIG}.", at=AT)
     ids = _read(folder / "generation_config.json").get("eos_token_id")
     if isinstance(ids, list) and len(ids) > 1:
         listed = ", ".join(map(str, ids))
-        what = f"generation_config.json ends answers with any of {listed}, and this ends at one of them only"
-        fix = "Send the others as stop words, or use the repository of toolkit repo, which ends at all."
+        what = f"generation_config.json ends answers with any of {listed}, but this model ends at only one of them"
+        fix = "Send the others as stop words, or use the repository of toolkit repo, which ends at all of them."
         yield model.finding("eos", "default", what, fix, at=AT)
 
 
@@ -89,8 +90,8 @@ def _has_no_end(folder: Path) -> bool:
 def _no_end(repository: Repository) -> Iterator[Finding]:
     model = repository.models.get("preprocessing")
     if model is not None and model.parameters.get("eos_token_ids") == "":
-        what = "eos_token_ids is empty: no token ends an answer, and each runs to its max_tokens"
-        fix = "Name the model's end tokens, and run toolkit repo."
+        what = "eos_token_ids is empty: no token ends an answer, so each answer runs to its max_tokens"
+        fix = "Name the model's end tokens, then run toolkit repo."
         yield model.finding("eos-none", "answers", what, fix, at="eos_token_ids")
 
 

@@ -1,1 +1,1 @@
-"""How much memory a deployment takes: arithmetic only."""
+"""Computes how much memory a deployment takes: arithmetic only."""

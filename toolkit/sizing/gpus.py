@@ -1,9 +1,9 @@
-"""The GPUs the planner knows: data-sheet figures, and the shares of them that kernels were seen to reach.
+"""The GPUs that the planner knows: data-sheet figures, and the shares of them that kernels reach.
 
 Data-sheet figures are dense rates at boost clock, from NVIDIA's product briefs. The rates were fitted by
 `python benchmarks/plan_fit.py` to kernel times that NVIDIA measured (the database of aiconfigurator-core
 0.12.0, TensorRT-LLM 1.3.0rc20, Llama-3-70B shapes at TP 1, 2, 4 and 8; benchmarks/plan.md has the errors).
-Point-to-point rates are estimates. Memory is what nvidia-smi reports of a GPU of the kind.
+Point-to-point rates are estimates. Memory is what nvidia-smi reports for such a GPU.
 """
 
 from __future__ import annotations
@@ -16,47 +16,47 @@ from toolkit.errors import ToolkitError, shown
 
 @dataclass(frozen=True)
 class Rates:
-    """What kernels reach: shares of the data sheet's rates, and seconds that every call costs whatever its size."""
+    """What kernels reach: shares of the rates on the data sheet, and seconds that every call costs at any size."""
 
     linear_flops: float
-    """Matrix products of weights, share of the 16-bit peak."""
+    """Matrix products with weights, share of the 16-bit peak."""
     linear_flops_fp8: float
     """The same in FP8, share of the FP8 peak."""
     weight_bytes: float
     """Weights streamed from memory, share of its bandwidth."""
     knee: float
-    """Between memory-bound and compute-bound a product takes (a**knee + m**knee) ** (1/knee) of its two times."""
+    """A product takes (a**knee + m**knee) ** (1/knee), where a and m are its times for arithmetic and for memory."""
     linear_s: float
-    """Each matrix product, seconds."""
+    """Seconds per matrix product."""
     linear_fp8_s: float
-    """Each FP8 matrix product and the quantisation of its input, seconds."""
+    """Seconds per FP8 matrix product, with the quantisation of its input."""
     elementwise_bytes: float
     """Norms, residuals and activations, share of bandwidth."""
     elementwise_s: float
     context_flops: float
-    """Attention of prompts (causal half of the square), share of the 16-bit peak."""
+    """Attention for prompts (causal half of the square), share of the 16-bit peak."""
     context_flops_fp8: float
     """The same with weights and KV cache in FP8, share of the FP8 peak."""
     context_bytes: float
-    """Queries, keys and values of prompts on their way to it, share of bandwidth."""
+    """Moving the queries, keys and values of prompts before attention, share of bandwidth."""
     context_s: float
-    """Attention of prompts, seconds a layer."""
+    """Attention for prompts, seconds per layer."""
     key_bytes: float
-    """Attention of a decode step: keys and values read, share of bandwidth."""
+    """Reading keys and values in a decode step, share of bandwidth."""
     extra_keys: float
-    """What a sequence costs there beside its keys, as if it had so many more."""
+    """The cost per sequence in a decode step, expressed as additional keys."""
     generation_s: float
-    """Attention of a decode step, seconds a layer."""
+    """Attention in a decode step, seconds per layer."""
     generation_fp8_s: float
     """The same with keys and values in FP8."""
     one_shot_link: float
-    """All-reduce in which each rank reads all others (small messages), share of the link's one-way rate."""
+    """All-reduce where each rank reads from all others (small messages), share of the link's one-way rate."""
     all_reduce_s: float
     """Its floor, seconds."""
     ring_link: float
     """All-reduce that moves each byte once or twice (large messages), share of the link's one-way rate."""
     ring_hop_s: float
-    """Each of its 2 (tp - 1) hops, seconds."""
+    """Seconds for each of its 2 (tp - 1) hops."""
     hop_link: float = 0.8
     """Point-to-point between stages, share of the link's one-way rate."""
     hop_s: float = 10e-6
@@ -65,11 +65,11 @@ class Rates:
 
 @dataclass(frozen=True)
 class Gpu:
-    """One kind of GPU. FLOP/s are dense, bytes/s decimal, rates of links one way."""
+    """One kind of GPU. FLOP/s are dense, bytes/s are decimal, rates of links are one-way."""
 
     name: str
     memory_gib: float
-    """What the driver shows, GiB."""
+    """GiB, as the driver shows it."""
     bandwidth: float
     flops: float
     """FP16 and BF16."""
@@ -80,18 +80,18 @@ class Gpu:
     nvlink_gpus: int
     """How many GPUs it joins."""
     sharp: bool
-    """Whether NVLink's switches add up what the ranks send (NVLink SHARP)."""
+    """Whether the NVLink switches add up the data of the ranks (NVLink SHARP)."""
     pcie: float
     rates: Rates
     measured: bool
-    """Whether the rates were fitted to times of this GPU; if not, they are the H100 SXM's, on its own data sheet."""
+    """Whether the rates were fitted to times of this GPU. If not, the shares are those of the H100 SXM."""
 
     def joined(self, gpus: int) -> bool:
-        """Whether NVLink joins so many."""
+        """Whether NVLink joins `gpus` GPUs."""
         return gpus <= self.nvlink_gpus
 
     def link(self, gpus: int) -> float:
-        """What one of so many GPUs can send to another, bytes/s."""
+        """The bytes/s that one of `gpus` GPUs can send to another."""
         return self.nvlink if self.joined(gpus) else self.pcie
 
 

@@ -1,7 +1,7 @@
-"""Memory of each GPU of a deployment: weights where they really are, KV cache, workspace, and what is left.
+"""Computes the memory of each GPU of a deployment: weights where they really are, KV cache, workspace, and the rest.
 
-Everything here is arithmetic on the model's shape; docs/why/memory.md does it by hand for the flagship.
-Bytes throughout; GiB only when printed.
+Everything here is arithmetic with the model's shape; docs/why/memory.md does it by hand for the flagship.
+All sizes are in bytes; GiB only when printed.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ GIB = 2**30
 CONTEXT_BYTES = int(2.2 * GIB)
 """CUDA context and libraries of a rank. This and the next three are estimates: benchmarks/plan.md says from what."""
 COMMUNICATION_BYTES, SHARP_BYTES = int(0.15 * GIB), GIB
-"""Buffers of all-reduces on a rank that has partners, and what those of NVLink SHARP take beside them."""
+"""Buffers for all-reduces on a rank of a tensor parallel group, and what NVLink SHARP takes in addition."""
 LOGITS_BYTES = 16
-"""Each token of the vocabulary and sequence of a step: float32 logits, their copy, and what sorting takes."""
+"""Bytes per token of the vocabulary and sequence of a step: float32 logits, a copy, and the workspace of sorting."""
 REHEARSAL_PROCESS_BYTES = int(0.3 * GIB)
 """A rank of a rehearsal before its weights: tritonserver, Python and PyTorch (measured, resident)."""
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One pipeline stage: its GPUs (one a rank), its layers, and the bytes that each of its GPUs holds."""
+    """One pipeline stage: its GPUs (one per rank), its layers, and the bytes that each of its GPUs holds."""
 
     stage: int
     gpus: range
@@ -39,7 +39,7 @@ class StagePlan:
     layer_bytes: int
     """Weights of all its layers."""
     embedding_bytes: int
-    """On the first stage; a full copy on every tensor parallel rank, as TensorRT-LLM's checkpoints have it."""
+    """On the first stage: a full copy on every tensor parallel rank, as in TensorRT-LLM's checkpoints."""
     head_bytes: int
     """On the last stage: the final norm, and this rank's columns of lm_head."""
     kv_bytes_per_token: int
@@ -51,7 +51,8 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Memory of a replica. The fullest GPU decides what every stage can hold: a sequence needs blocks on all."""
+    """The memory of a replica. The fullest GPU decides what every stage can hold: a sequence needs blocks on all
+    stages."""
 
     stages: tuple[StagePlan, ...]
     gpu_bytes: int
@@ -60,7 +61,8 @@ class MemoryPlan:
     activation_bytes: int
     """Hidden states of a step in its widest layer, and the logits of its sequences."""
     wanted_tokens: int
-    """Tokens of `limits.max_sequences` sequences of `limits.max_seq_len`; of a rehearsal, those of its KV pool."""
+    """Tokens of `limits.max_sequences` sequences of `limits.max_seq_len`; for a rehearsal, the tokens of its KV
+    pool."""
     max_seq_len: int
     most_tokens: int | None = None
     """kv_cache.max_tokens, if the YAML gives it."""
@@ -75,7 +77,7 @@ class MemoryPlan:
 
     @property
     def all_bytes(self) -> int:
-        """What all ranks use together: the host memory of a rehearsal."""
+        """The memory of all ranks together: the host memory of a rehearsal."""
         return sum(len(stage.gpus) * self.used_bytes(stage) for stage in self.stages)
 
     @property
@@ -84,12 +86,13 @@ class MemoryPlan:
 
     @property
     def headroom_bytes(self) -> int:
-        """What the fullest GPU keeps free under the limit with every wanted token cached; negative: too full."""
+        """The bytes under the limit that stay free on the fullest GPU with every wanted token cached; negative: too
+        full."""
         return self.limit_bytes - self.used_bytes(self.fullest)
 
     @property
     def token_capacity(self) -> int:
-        """Tokens whose KV cache fits beside weights and workspace under the limit; 0 when not even those fit."""
+        """Tokens whose KV cache fits under the limit next to weights and workspace; 0 when these alone do not fit."""
         return max(0, min(self._tokens_of(stage) for stage in self.stages))
 
     @property
@@ -104,7 +107,8 @@ class MemoryPlan:
 
     @property
     def kv_fraction(self) -> float:
-        """`kv_cache_free_gpu_mem_fraction` under which no GPU passes the limit: of what weights and workspace leave."""
+        """The `kv_cache_free_gpu_mem_fraction` with which no GPU passes the limit. It is a share of what weights and
+        workspace leave free."""
         shares = []
         for stage in self.stages:
             free = self.gpu_bytes - stage.weight_bytes - self.workspace_bytes
@@ -113,12 +117,12 @@ class MemoryPlan:
 
     @property
     def spread(self) -> float:
-        """(fullest - emptiest) / mean over all GPUs of weights, workspace and wanted KV cache."""
+        """(fullest - emptiest) / mean over all GPUs, for weights, workspace and wanted KV cache together."""
         return spread([self.used_bytes(stage) for stage in self.stages])
 
     @property
     def weight_spread(self) -> float:
-        """The same of weights alone."""
+        """The same for the weights alone."""
         return spread([stage.weight_bytes for stage in self.stages])
 
     def _tokens_of(self, stage: StagePlan) -> int:
@@ -131,9 +135,9 @@ def spread(values: list[int]) -> float:
 
 
 def plan_memory(deployment: Deployment, parallel_embedding: bool = False) -> MemoryPlan:
-    """The memory of one replica: on its `hardware`, or in host memory, as float32, for a rehearsal.
+    """The memory of one replica: on its `hardware`; for a rehearsal in host memory, as float32.
 
-    `parallel_embedding`: with the embedding shared out over the tensor parallel ranks.
+    `parallel_embedding`: as if the embedding were split over the tensor parallel ranks.
     """
     shape, mapping, limits, hardware = deployment.shape, deployment.mapping, deployment.limits, deployment.hardware
     precision = precision_of(deployment)
@@ -157,22 +161,22 @@ def plan_memory(deployment: Deployment, parallel_embedding: bool = False) -> Mem
 
 
 def model_bytes(shape: ModelShape, precision: Precision) -> int:
-    """All parameters once: the layers' matrices in their precision, the rest as the activations are."""
+    """All parameters once: the layers' matrices in their precision, the rest in the precision of the activations."""
     matrices = shape.num_hidden_layers * _layer_elements(shape, tp=1)[0]
     return matrices * precision.weight_bytes + (shape.parameters - matrices) * precision.activation_bytes
 
 
 def context_bytes(gpu: Gpu | None, tp: int) -> int:
-    """What a rank holds before it computes anything: the CUDA context, libraries, buffers to talk to its partners."""
+    """What a rank holds before it computes anything: the CUDA context, libraries, buffers for communication."""
     sharp = gpu is not None and gpu.sharp
     return CONTEXT_BYTES + (COMMUNICATION_BYTES + sharp * SHARP_BYTES if tp > 1 else 0)
 
 
 def activation_bytes(shape: ModelShape, tp: int, tokens: int, sequences: int, precision: Precision) -> int:
-    """What a rank needs for a step of so many tokens and sequences, at its widest place, the MLP.
+    """What a rank needs for a step of `tokens` tokens and `sequences` sequences at its widest place, the MLP.
 
-    There a token has its hidden state, gate and up, and their product, of which tensor parallelism shares out all
-    but the first; each sequence has its logits.
+    There a token has its hidden state, gate and up, and their product. Tensor parallelism splits all of these but the
+    hidden state. Each sequence has its logits.
     """
     widest = shape.hidden_size + 3 * shape.intermediate_size // tp
     return tokens * widest * precision.activation_bytes + sequences * shape.vocab_size * LOGITS_BYTES
@@ -210,5 +214,5 @@ def _layer_elements(shape: ModelShape, tp: int) -> tuple[int, int]:
 
 
 def _kv_heads(shape: ModelShape, tp: int) -> int:
-    """KV heads of one rank: shared out, or each repeated when there are fewer of them than ranks."""
+    """KV heads of one rank: split over the ranks, or each repeated when there are fewer heads than ranks."""
     return math.ceil(shape.num_key_value_heads / tp)

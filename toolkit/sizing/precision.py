@@ -1,4 +1,4 @@
-"""Bytes of one element of what a deployment holds and moves."""
+"""Bytes per element of weights, KV cache and activations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Precision:
-    """`weight_bytes` is of the layers' matrices; norms, embedding and lm_head have `activation_bytes` in FP8 too."""
+    """`weight_bytes` is for the layers' matrices. Norms, embedding and lm_head have `activation_bytes`, also in FP8."""
 
     weight_bytes: int = 2
     kv_bytes: int = 2
@@ -23,7 +23,7 @@ class Precision:
 
 
 def precision_of(deployment: Deployment) -> Precision:
-    """A rehearsal computes in float32 whatever the checkpoint's dtype."""
+    """The precision of the computation. A rehearsal computes in float32, with any dtype of the checkpoint."""
     if not deployment.kind.on_gpus:
         return Precision(4, 4, 4)
     size, fp8 = DTYPE_BYTES[deployment.model.dtype], deployment.model.quantization == "fp8"
@@ -32,6 +32,6 @@ def precision_of(deployment: Deployment) -> Precision:
 
 
 def stored_precision(deployment: Deployment) -> Precision:
-    """Of the weights in files, which have the model's dtype whatever computes with them."""
+    """The precision of the weights in files: the model's dtype, also where the computation has another."""
     size, fp8 = DTYPE_BYTES[deployment.model.dtype], deployment.model.quantization == "fp8"
     return Precision(1 if fp8 else size, size, size, fp8)
