@@ -74,7 +74,7 @@ BROKEN = [
     ("syntax", START, no_file(Path.mkdir), "is a directory, expected a file"),
     ("not-a-model", START, lambda folder: (folder / "notes").mkdir(), "every folder of a repository"),
     ("version-directory", START, without("ensemble/1"), "model ensemble has no version directory"),
-    ("name", START, config(LLM, 'name: "tensorrt_llm"', 'name: "llama"'), "name is llama, its folder tensorrt_llm"),
+    ("name", START, config(LLM, 'name: "tensorrt_llm"', 'name: "llama"'), "name is llama, but its folder is tensorrt_llm"),
     ("backend", START, config("postprocessing", 'backend: "python"', 'backend: "pyton"'), "backend 'pyton'"),
     ("model-file", START, without("preprocessing/1/model.py"), "no model.py"),
     (

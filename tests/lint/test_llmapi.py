@@ -127,7 +127,7 @@ BROKEN = [
     ("model-yaml", START, text("max_num_tokens: " + "9" * 5000), "is not valid YAML"),
     ("model-yaml", START, text("max_seq_len: 2026-99-99"), "is not valid YAML"),
     ("model-path", DEFAULT, told(model="Example/Model-1.1B"), "counts as a name and is downloaded"),
-    ("model-path", START, told(model=None), "model is not given"),
+    ("model-path", START, told(model=None), "model is missing"),
     ("model-path", START, told(model="/" + "long" * 2000), "cannot be read: File name too long"),
     ("model-path", START, told(model="/nowhere/at/all"), "model /nowhere/at/all: no such directory"),
     ("model-path", START, told(model=str(ROOT / "docs")), "has no config.json"),
@@ -152,16 +152,16 @@ BROKEN = [
     ("argument-value", START, told(backend="tensorrt"), "LLM() runs on PyTorch"),
     ("argument-value", START, told(backend="torch"), "backend: expected pytorch"),
     ("kv-reuse-unset", DEFAULT, told(kv_cache_config__enable_block_reuse=None), "the LLM API then reuses KV blocks"),
-    ("chunked-context", DEFAULT, told(enable_chunked_prefill=False, max_seq_len=256), "where max_seq_len is 256"),
+    ("chunked-context", DEFAULT, told(enable_chunked_prefill=False, max_seq_len=256), "but max_seq_len is 256"),
     ("remote-code", DEFAULT, told(trust_remote_code=True), "Python files of the model's folder run"),
     ("triton-config", START, told(triton_config=None), "triton_config is missing"),
     ("triton-config", START, told(triton_config=[1]), "triton_config is no section of keys: [1]"),
     ("triton-config", START, told(triton_config__max_active_requests=None), "max_active_requests is missing"),
     ("triton-config", START, told(triton_config__longest_token_bytes=None), "longest_token_bytes is missing"),
     ("triton-config", START, told(triton_config__eos_token_ids=2), "expected a list of whole numbers, got 2"),
-    ("triton-config", DEFAULT, told(triton_config__decoupled=False), "is false, and config.pbtxt says true"),
+    ("triton-config", DEFAULT, told(triton_config__decoupled=False), "is false, but config.pbtxt says true"),
     ("triton-config", START, told(triton_config__decoupled="true"), "expected true or false without quotes"),
-    ("triton-config", DEFAULT, batched, "max_batch_size is 2, and config.pbtxt says 4"),
+    ("triton-config", DEFAULT, batched, "max_batch_size is 2, but config.pbtxt says 4"),
     ("decoupled", ANSWERS, config(LLM, "decoupled: true", "decoupled: false"), "requests with stream: true fail"),
     ("instances", START, config(LLM, "count: 1", "count: 2"), "all of them load the model on the same GPUs"),
     ("tensor-missing", START, config(LLM, 'name: "text_output"', 'name: "text"'), "text_output is missing"),
@@ -176,12 +176,12 @@ THEIRS_BROKEN = [
     ("model-yaml", START, without(MODEL_YAML), "LLM_CONFIG_PATH"),
     ("triton-config", START, told(triton_config__decoupled=None), "triton_config.decoupled is missing"),
     ("triton-config", START, told(triton_config__max_batch_size="few"), "expected a whole number"),
-    ("triton-config", START, config(LLM, r"input \[", "max_batch_size: 8\ninput ["), "is 0, and config.pbtxt says 8"),
+    ("triton-config", START, config(LLM, r"input \[", "max_batch_size: 8\ninput ["), "is 0, but config.pbtxt says 8"),
     (
         "triton-config",
         START,
         config(LLM, r"input \[", "model_transaction_policy { decoupled: true }\ninput ["),
-        "is false, and config.pbtxt says true",
+        "is false, but config.pbtxt says true",
     ),
     ("triton-config", ANSWERS, told(triton_config__max_batch_size=8), "refuses requests with a batch dimension"),
     ("argument-unknown", START, told(pytorch_backend_config={"use_cuda_graph": False}), "keys at the top level"),
@@ -192,7 +192,7 @@ THEIRS_BROKEN = [
         "device-ids",
         START,
         groups("0,1;2"),
-        "gpu_device_ids 2 is 1 GPUs, tensor_parallel_size x pipeline_parallel_size are 2",
+        "gpu_device_ids 2 is 1 GPUs, but tensor_parallel_size x pipeline_parallel_size is 2",
     ),
 ]
 
@@ -292,5 +292,5 @@ def test_releases_and_engines_that_cannot_be(ours, tmp_path, repository):
         lint(ours, release="0.20")
     with pytest.raises(ToolkitError, match=r"loads an engine.*Leave --engine out"):
         lint(ours, write_engine(tmp_path / "other"))
-    with pytest.raises(ToolkitError, match=r"TensorRT-LLM 1\.3 has no engines, and this repository serves one"):
+    with pytest.raises(ToolkitError, match=r"TensorRT-LLM 1\.3 has no engines, but this repository serves one"):
         lint(repository, release="1.3")

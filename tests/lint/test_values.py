@@ -59,7 +59,7 @@ BROKEN = [
     ("placeholder", START, parameter("gpt_model_type", "${batching_strategy}"), "does not start"),
     ("placeholder", START, parameter("gpt_model_path", "${engine_dir}"), "does not start"),
     ("placeholder", START, config(LLM, 'backend: "tensorrtllm"', 'backend: "${triton_backend}"'), "takes it as it is"),
-    ("placeholder", START, parameter("vocab_size", "${vocab}", "preprocessing"), "which cannot be read"),
+    ("placeholder", START, parameter("vocab_size", "${vocab}", "preprocessing"), "which the model cannot read"),
     ("placeholder", DEFAULT, parameter("skip_special_tokens", "${skip}", "postprocessing"), "is still ${...}"),
 ]
 

@@ -37,6 +37,6 @@ def lint(repository: Path, engine: Path | None, release: str | None, github: boo
         for finding in findings:
             click.echo(finding.annotation() if github else finding)
         warnings = counted(len(findings) - errors, "warning")
-        note(f"{counted(errors, 'error')}, {warnings}" if findings else "no mistakes found")
+        note(f"{counted(errors, 'error')}, {warnings}" if findings else "nothing found")
     if errors:
         sys.exit(1)
