@@ -165,7 +165,7 @@ BROKEN = [
     ("decoupled", ANSWERS, config(LLM, "decoupled: true", "decoupled: false"), "requests with stream: true fail"),
     ("instances", START, config(LLM, "count: 1", "count: 2"), "all of them load the model on the same GPUs"),
     ("tensor-missing", START, config(LLM, 'name: "text_output"', 'name: "text"'), "text_output is missing"),
-    ("parameter-unknown", DEFAULT, added(BLS, "accumulate_tokens", "true"), "accumulate_tokens is not known"),
+    ("parameter-unknown", DEFAULT, added(BLS, "accumulate_tokens", "true"), "accumulate_tokens: tensorrt_llm_bls of toolkit repo does not know it"),
     ("parameter-missing", START, config(BLS, '"renamed_inputs"', '"renamed"'), "renamed_inputs is missing"),
     ("parameter-value", START, parameter("cancellation_check_period_ms", "soon", BLS), "expected a whole number"),
     ("bls-model", ANSWERS, parameter("tensorrt_llm_model_name", "llama", BLS), "llama is no model"),

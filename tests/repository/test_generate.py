@@ -135,7 +135,7 @@ def damage_every_eos(model):
         (damage_truncated, r"tokenizer\.json: is not valid JSON"),
         (damage_no_tokenizer, r"tokenizer\.json: is not a tokenizer"),
         (damage_larger_vocabulary, r"tokenizer\.json: has token id 512, but the model's vocab_size is 512"),
-        (damage_decoder, r"tokenizer\.json: decoder: WordPiece is not known"),
+        (damage_decoder, r"tokenizer\.json: decoder: WordPiece is not supported"),
         (damage_eos, r"generation_config\.json: eos_token_id: 512 is not a token of the model"),
         (damage_eos_in_the_config, r"/config\.json: eos_token_id: -1 is not a token of the model"),
         (damage_eos_as_text, r"generation_config\.json: eos_token_id: expected whole numbers, got '1'"),

@@ -90,11 +90,11 @@ def test_what_goes_on_and_what_has_no_equivalent(tmp_path):
 def test_again(tmp_path):
     source = flagship(tmp_path)
     assert "written" in run(source).stderr
-    assert "is this twin already; nothing to do" in run(source).stderr
+    assert "is up to date; nothing to do" in run(source).stderr
     (tmp_path / "flagship-pytorch.yaml").write_text("engine: mine\n")
     answer = run(source)
     assert isinstance(answer.exception, ToolkitError)
-    assert "is there already, and is another file. Give another: --output FILE" in str(answer.exception)
+    assert "exists already and is not this twin. Give another: --output FILE" in str(answer.exception)
     assert (tmp_path / "flagship-pytorch.yaml").read_text() == "engine: mine\n"
 
 

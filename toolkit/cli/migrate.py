@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def migrate(deployment: Deployment, output: Path | None, dry_run: bool, as_json: bool) -> None:
     """Write the PyTorch twin of a deployment with engines, and list what has no equivalent.
 
-    The twin has no engines to build: TensorRT-LLM loads the model itself. All else is the same, so that the same
-    questions and the same load test go to both.
+    The twin has no engines to build: TensorRT-LLM loads the model itself. Everything else is the same, so the same
+    requests and the same load test work for both.
     """
     from toolkit.repository.migrate import as_text, twin_of
     from toolkit.repository.migrate import migrate as write
@@ -35,5 +35,5 @@ def migrate(deployment: Deployment, output: Path | None, dry_run: bool, as_json:
     click.echo(as_text(twin))
     if dry_run:
         return click.echo(f"\n{twin.text}", nl=False)
-    note(f"{twin.file}: {'written' if written else 'is this twin already; nothing to do'}")
+    note(f"{twin.file}: {'written' if written else 'is up to date; nothing to do'}")
     note(f"next: toolkit plan {twin.file}")

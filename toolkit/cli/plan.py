@@ -42,10 +42,10 @@ PATH = click.Path(path_type=Path)
     type=click.Choice(["table", "aiconfigurator"]),
     default="table",
     show_default=True,
-    help=f"Where step times are from: the planner's table of GPUs, or NVIDIA's measurements ({NAME}[aiconfigurator]).",
+    help=f"Where step times come from: the planner's table of GPUs, or NVIDIA's measurements ({NAME}[aiconfigurator]).",
 )
 @click.option("--calibration", type=PATH, metavar="FILE", help="Use the step times of toolkit calibrate.")
-@click.option("--claims", is_flag=True, help="Hold the requirements' own expectations against the arithmetic.")
+@click.option("--claims", is_flag=True, help="Compare the expectations of the requirements with the arithmetic.")
 @click.option("--html", type=PATH, metavar="FILE", help="Write the plan as a page with plots.")
 @click.option(
     "--check", is_flag=True, help="For CI: exit 1 if the SLO is predicted to be missed, 3 if there is no plan."
@@ -77,11 +77,11 @@ def plan(config: Path, more: tuple[str, ...], changes: tuple[str, ...], **option
 
 def _check_usage(options: dict[str, Any], changed: bool) -> None:
     if options["calibration"] and options["estimator"] != "table":
-        raise click.UsageError("--calibration and --estimator are two sources of step times. Give one.")
+        raise click.UsageError("--calibration and --estimator are two sources of step times. Give only one.")
     if options["target"] and not changed:
-        raise click.UsageError("--write writes changed settings. Give some: --what-if NAME=VALUE.")
+        raise click.UsageError("--write needs changed settings: --what-if NAME=VALUE.")
     if options["target"] and options["compare"]:
-        raise click.UsageError("--write writes the settings given, and --compare tries many. Give one.")
+        raise click.UsageError("--write cannot be combined with --compare, which tries many settings.")
     if options["force"] and not options["target"]:
         raise click.UsageError("--force needs --write.")
 
@@ -119,7 +119,7 @@ def _planned(config: Path, settings: list[str], options: dict[str, Any]) -> bool
 
 
 def _next(shown: Deployment, config: Path, written: Path | None) -> None:
-    """Of a deployment that no file says yet, the command that writes one."""
+    """Print the next command. If no file has these settings yet, it is the command that writes one."""
     from toolkit.config.load import load_deployment
     from toolkit.plan.what_if import settings_of
 

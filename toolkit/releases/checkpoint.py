@@ -1,6 +1,6 @@
-"""Blocks of a checkpoint's config.json that TensorRT-LLM passes to constructors: an unknown key is an error.
+"""The blocks of a checkpoint's config.json in which TensorRT-LLM refuses unknown keys: it passes them to constructors.
 
-All other keys are free: what LLaMAConfig does not know becomes an attribute, with a warning. Sources: NVIDIA/
+Other blocks may have any key: one that LLaMAConfig does not know becomes an attribute, with a warning. Sources: NVIDIA/
 TensorRT-LLM tensorrt_llm/mapping.py, layers/moe.py in 0.20.0 and 1.1.0rc6 (both sides of Ataraksia/TensorRT-LLM
 @a451bf93), mapping.py@b35ac1b6, models/modeling_utils.py@01ea6d79. docs/reference/contracts.md says what is not
 confirmed.
@@ -31,7 +31,7 @@ _KEYS = """
 
 
 def checkpoint_keys(release: str) -> Mapping[str, frozenset[str]]:
-    """The keys that a release takes, by block."""
+    """The keys that a release accepts, by block."""
     keys: dict[str, set[str]] = {}
     for block, cell, span in rows(_KEYS, columns=3):
         if within(span, release):
@@ -40,6 +40,6 @@ def checkpoint_keys(release: str) -> Mapping[str, frozenset[str]]:
 
 
 def unknown_keys(config: Mapping[str, Any], known: Mapping[str, frozenset[str]]) -> Iterator[str]:
-    """Keys of a config.json that stop trtllm-build, such as `mapping.auto_parallel`."""
+    """The keys of a config.json that make trtllm-build fail, such as `mapping.auto_parallel`."""
     for block, keys in known.items():
         yield from (f"{block}.{name}" for name in config.get(block) or {} if name not in keys)

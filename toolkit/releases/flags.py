@@ -1,4 +1,4 @@
-"""The flags of trtllm-build: name, type, default, releases, note. Setting says what a type takes.
+"""The flags of trtllm-build: name, type, default, releases, note. `Setting` explains the types.
 
 Sources: NVIDIA/TensorRT-LLM tensorrt_llm/commands/build.py and tensorrt_llm/plugin/plugin.py as they were in
 0.20.0 and 1.1.0rc6 (both sides of a merge, Ataraksia/TensorRT-LLM@a451bf93), build.py@008b2b8d and @65f1d153 and
@@ -132,7 +132,7 @@ def build_flags(release: str) -> Mapping[str, setting.Flag]:
 
 
 def removed_flags(release: str) -> Mapping[str, str]:
-    """Why a flag is not (or no more) one, and what to do."""
+    """Names that are not flags, or no longer: why, and what to do."""
     return MappingProxyType(
         {name: why for cell, span, why in rows(_REMOVED, columns=3) if within(span, release) for name in names(cell)}
     )

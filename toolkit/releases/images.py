@@ -1,4 +1,4 @@
-"""Triton's containers with the backend: which TensorRT-LLM each has.
+"""Triton's images with the backend, and the TensorRT-LLM in each.
 
 Source: triton-inference-server/server docs/introduction/compatibility.md@e1db8a6 (2026-08-19), whose last row
 with the backend is 26.07. Python is 3.12.3 in all.
@@ -26,7 +26,7 @@ _IMAGES = """
 
 @dataclass(frozen=True)
 class Image:
-    """A container: its full name and what is in it. `driver` is the one it was made with."""
+    """An image: its full name and the versions in it. `driver` is the GPU driver that it was made with."""
 
     tag: str
     version: str
@@ -37,7 +37,7 @@ class Image:
 
 
 def images(release: str) -> Iterator[Image]:
-    """Those of a release, newest first."""
+    """The images of a release, newest first."""
     for tags, version, *parts in rows(_IMAGES, columns=5):
         if version.startswith(f"{release}."):
             yield from (Image(_NAME.format(tag), version, *parts) for tag in names(tags))

@@ -1,6 +1,6 @@
-"""The arguments of the LLM API's LLM(), which loads a model without an engine: name, type, default, releases, note.
+"""The arguments of LLM() in the LLM API, which loads a model without an engine: name, type, default, releases, note.
 
-A name with a dot is a key of that section. Setting explains the types. Releases from 1.0 on, where the API became
+A name with a dot is a key of that section. `Setting` explains the types. Releases from 1.0 on, where the API became
 stable and PyTorch its default, and 1.3, which has no engines any more. Sources: NVIDIA/TensorRT-LLM
 tests/unittest/api_stability/references/llm.yaml@000a01de (before 1.0.0) and tensorrt_llm/llmapi/llm_args.py in three
 states between 1.0 and 1.3. docs/reference/contracts.md says what of it is not confirmed.
@@ -86,20 +86,21 @@ _UNCHECKED = """
     cuda_graph_config.max_seq_len
 """
 UNCHECKED_ARGUMENTS = frozenset(_UNCHECKED.split())
-"""Other arguments that one of the releases takes, by name alone. From tests/unittest/api_stability/references/llm.yaml
-in five states of 2025 and 2026, references_committed/llm.yaml@029c15cb, and the classes of llm_args.py; all of these
-refuse unknown names (StrictBaseModel). `logits_post_processors` is of the llmapi model itself, in 1.3."""
+"""Other arguments that one of the releases accepts; only their names are checked. From
+tests/unittest/api_stability/references/llm.yaml in five states of 2025 and 2026,
+references_committed/llm.yaml@029c15cb, and the classes of llm_args.py; all of these refuse unknown names
+(StrictBaseModel). `logits_post_processors` is of the llmapi model itself, in 1.3."""
 BEFORE_1_0 = "pytorch_backend_config"
-"""The section of 0.19 and 0.20 that 1.0 took apart."""
+"""The section of 0.19 and 0.20 whose keys are arguments of their own since 1.0."""
 
 SECTIONS = tuple(dict.fromkeys(re.findall(r"^ +(\w+)\.", _ARGUMENTS, re.MULTILINE)))
-"""What an argument with a dot is a key of."""
+"""The sections: the parts of names before the dot."""
 
 
 def llm_release_of(version: str, *, where: str | Path | None = None) -> str:
-    """The name of the release of a version of TensorRT-LLM, as "1.2.1". Only major.minor counts.
+    """The name of the release for a version of TensorRT-LLM such as "1.2.1". Only major.minor counts.
 
-    Raises ToolkitError naming the supported releases for any other; `where` is the file it was read in.
+    Raises ToolkitError, with the supported releases, for any other version; `where` is the file that has the version.
     """
     match = re.fullmatch(r"(\d+\.\d+)(?:[.+]\S+|(?:a|b|rc)\d\S*)?", version)
     if not match or match[1] not in RELEASES:
@@ -109,5 +110,5 @@ def llm_release_of(version: str, *, where: str | Path | None = None) -> str:
 
 
 def llm_arguments(release: str) -> Mapping[str, Setting]:
-    """By name, those of a release of `RELEASES`."""
+    """The arguments of a release in `RELEASES`, by name."""
     return arguments(_ARGUMENTS, release, RELEASES)

@@ -1,4 +1,4 @@
-"""The string parameters of the Python models beside the backend: name, type, default, releases, note.
+"""The string parameters of the Python models next to the backend: name, type, default, releases, note.
 
 Sources: NVIDIA/TensorRT-LLM triton_backend/all_models/inflight_batcher_llm/: preprocessing/1/model.py@beb339f5 and
 @01259b15, postprocessing/1/model.py@2e2327b9, tensorrt_llm_bls/1/model.py@0ef1f21e, and their config.pbtxt, both
@@ -31,7 +31,7 @@ _NVIDIAS = {
         tokenizer_dir          path            present  -  -
         skip_special_tokens    words({_WORDS})  true     -  -
     """,
-    # `y` is no word for true here.
+    # `y` does not mean true here.
     "tensorrt_llm_bls": """
         accumulate_tokens              words(true|false|1|0|yes|no|t|f|n)  false         -  -
         tensorrt_llm_model_name        text                                tensorrt_llm  -  -
@@ -40,7 +40,7 @@ _NVIDIAS = {
     """,
 }
 
-# Those of triton_repo/, which are the same for all releases: what model_values.py asks for must be there.
+# The models in triton_repo/ are the same for all releases. A parameter that model_values.py reads must exist.
 _OURS = {
     "preprocessing": """
         tokenizer_dir          path                   present   -  relative to the model's folder
@@ -67,14 +67,14 @@ _OURS = {
 
 
 def model_parameters(release: str) -> Mapping[str, Mapping[str, setting.Parameter]]:
-    """Of NVIDIA's models, by model and name."""
+    """The parameters of NVIDIA's models, by model and name."""
     return MappingProxyType({model: setting.parameters(_NVIDIAS[model], release) for model in MODELS})
 
 
 OUR_PARAMETERS: Mapping[str, Mapping[str, setting.Parameter]] = MappingProxyType(
     {model: setting.parameters(_OURS[model], NAMES[-1]) for model in MODELS}
 )
-"""Of the models of `toolkit repo`, by model and name."""
+"""The parameters of the models of `toolkit repo`, by model and name."""
 
 OUR_LLMAPI_BLS_PARAMETERS: Mapping[str, setting.Parameter] = setting.parameters(
     """
@@ -84,7 +84,7 @@ OUR_LLMAPI_BLS_PARAMETERS: Mapping[str, setting.Parameter] = setting.parameters(
     """,
     NAMES[-1],
 )
-"""Of the tensorrt_llm_bls of `toolkit repo` for engine: pytorch, which has no tokenizer."""
+"""The parameters of tensorrt_llm_bls that `toolkit repo` writes for engine: pytorch, which has no tokenizer."""
 
 OUR_REHEARSAL_PARAMETERS: Mapping[str, setting.Parameter] = setting.parameters(
     """
@@ -92,7 +92,7 @@ OUR_REHEARSAL_PARAMETERS: Mapping[str, setting.Parameter] = setting.parameters(
     """,
     NAMES[-1],
 )
-"""Of the tensorrt_llm of `toolkit repo` for engine: rehearsal, beside those of NVIDIA's backend."""
+"""The parameters of tensorrt_llm that `toolkit repo` adds to those of NVIDIA's backend for engine: rehearsal."""
 
 TRITONS_PARAMETERS: Mapping[str, setting.Parameter] = setting.parameters(
     """
@@ -101,4 +101,4 @@ TRITONS_PARAMETERS: Mapping[str, setting.Parameter] = setting.parameters(
     """,
     NAMES[-1],
 )
-"""What Triton's Python backend itself reads, of any model (python_backend src/python_be.cc)."""
+"""The parameters of any model that Triton's Python backend reads itself (python_backend src/python_be.cc)."""

@@ -1,10 +1,10 @@
-"""The string parameters of the tensorrtllm backend: name, type, default, releases, note. Setting explains the types.
+"""The string parameters of the tensorrtllm backend: name, type, default, releases, note. `Setting` explains the types.
 
 Sources: NVIDIA/TensorRT-LLM triton_backend/: all_models/inflight_batcher_llm/tensorrt_llm/config.pbtxt@2a9abd95 (the
 same as in 1.1.0rc6) and @0c8de69a, inflight_batcher_llm/src/model_instance_state.cc@c8c6df08 and @0c8de69a, and
 model_state.cc@5cdd6921; cpp/tensorrt_llm/executor/kvCacheConfig.cpp@b35ac1b6, whose setters end the program for a
-fraction that is not between 0 and 1, and for a window or sink of 0 tokens. The default is what an empty or missing
-value comes to; `required`: neither may be; `present`: it may be empty, not missing.
+fraction that is not between 0 and 1, and for a window or sink of 0 tokens. The default applies to an empty or missing
+value. `required`: the value may be neither. `present`: the value may be empty, but not missing.
 """
 
 from __future__ import annotations
@@ -72,13 +72,12 @@ RENAMES: Mapping[str, tuple[str, str]] = {
     # Inputs of ensemble, tensorrt_llm_bls and tensorrt_llm.
     "min_length": ("min_tokens", "0.20"),
     "random_seed": ("seed", "0.20"),
-    # The backend raises for the old one and catches that itself: ignored, without a word. Since when is not
-    # confirmed; 0.20 is the oldest release here.
+    # The backend silently ignores the old name. Since which release is not confirmed; 0.20 is the oldest here.
     "worker_path": ("executor_worker_path", "0.20"),
-    # A flag of trtllm-build before.
+    # It was a flag of trtllm-build.
     "context_fmha_fp32_acc": ("enable_context_fmha_fp32_acc", "0.12"),
 }
-"""Old name of a tensor or parameter -> (new name, first release with the new one)."""
+"""Old name of a tensor or parameter: (new name, first release with the new name)."""
 
 
 def backend_parameters(release: str) -> Mapping[str, setting.Parameter]:

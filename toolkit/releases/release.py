@@ -1,4 +1,4 @@
-"""The contract of one release, and the way from a version to it."""
+"""Everything that one release accepts, and how to find the release of a version."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from toolkit.releases.tables import NAMES
 
 @dataclass(frozen=True, eq=False)  # there is one of each
 class Release:
-    """A release by major.minor: what trtllm-build and the backend of it take, and where they are to be had.
+    """A release by major.minor: what its trtllm-build and its backend accept, and the images that have them.
 
     Its tables are read when they are first needed.
     """
@@ -57,11 +57,11 @@ class Release:
 
     @property
     def versions(self) -> tuple[str, ...]:
-        """Those in a container, oldest first."""
+        """The versions in images, oldest first."""
         return tuple(sorted({image.version for image in self.images}, key=lambda text: [*map(int, text.split("."))]))
 
     def image(self, version: str) -> Image | None:
-        """The newest with exactly this version: an engine runs under no other."""
+        """The newest image with exactly this version: an engine runs under no other version."""
         return next((image for image in self.images if image.version == version), None)
 
 
@@ -74,9 +74,9 @@ WITHOUT_ENGINES = Release("1.3", has_engines=False)
 
 
 def release_of(version: str, *, where: str | Path | None = None) -> Release:
-    """The release of a version of TensorRT-LLM, as "1.2.1" or "1.2". Only major.minor counts.
+    """The release for a version of TensorRT-LLM such as "1.2.1" or "1.2". Only major.minor counts.
 
-    Raises ToolkitError naming the supported releases for any other; `where` is the file it was read in.
+    Raises ToolkitError, with the supported releases, for any other version; `where` is the file that has the version.
     """
     match = re.fullmatch(r"(\d+\.\d+)(?:[.+]\S+|(?:a|b|rc)\d\S*)?", version)
     if not match or match[1] not in RELEASES:

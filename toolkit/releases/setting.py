@@ -1,4 +1,4 @@
-"""A flag of trtllm-build or a parameter of the backend: what it takes, and what is wrong with a value."""
+"""A flag of trtllm-build or a parameter of the backend: which values it accepts, and what is wrong with a value."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ KINDS = ("int", "float", "bool", "toggle", "switch", "choice", "words", "text", 
 INT32_MAX = 2**31 - 1
 SIZE_MAX = 2**64 - 1
 
-# Types of the tables: kind, least and greatest value. The backend's int and size are those of C++, where a
-# number too large counts as not given: a warning in the log, and the default.
+# Types in the tables: kind, least and greatest value. The backend's int and size are C++ types. A number that is too
+# large for them counts as not set: the backend writes a warning to its log and uses the default.
 _TYPES: dict[str, tuple[str, float, float]] = {
     **{kind: (kind, -math.inf, math.inf) for kind in KINDS},
     "int32": ("int", -(2**31), INT32_MAX),
     "size": ("int", 0, SIZE_MAX),
-    # Above 0 and below 1 as a number of 32 bits, which is what the executor checks: the least and the greatest such.
+    # Above 0 and below 1 as a float of 32 bits, as the executor checks it: the least and the greatest such number.
     "fraction": ("float", 2.0**-149, 1 - 2.0**-24),
 }
 
@@ -37,12 +37,12 @@ class Setting:
 
     int, float      from `low` to `high`, both included
     bool            the backend's eight words for true and false
-    toggle          enable or disable, or of the two only what `choices` has
-    switch          takes no value: True is given, False not given
+    toggle          enable or disable; only one of them if `choices` has only that
+    switch          takes no value: True sets it, False leaves it out
     choice          one of `choices`
-    words           the same, in capital letters or small ones
-    csv, groups     whole numbers of at least `low` with commas; such lists with semicolons
-    list            one word or more, each an argument of its own
+    words           the same, in upper or lower case
+    csv, groups     whole numbers of at least `low`, separated by commas; such lists, separated by semicolons
+    list            one or more words, each a separate argument
     text, path      any; a path is not empty
     none            takes no value in this release: it stays empty
     """
@@ -56,7 +56,7 @@ class Setting:
     high: float = math.inf
 
     def problem(self, value: object) -> str | None:
-        """What is wrong with a value, in words, or None."""
+        """What is wrong with a value, in words; None if it is right."""
         return None if self._fits(value) else f"expected {self._expected()}, got {shown(value)}"
 
     def _fits(self, value: object) -> bool:
@@ -111,7 +111,7 @@ class Setting:
             return "" if low <= 0 else f", each at least {low:g}"
         if (low, high) == _TYPES["fraction"][1:]:
             return " above 0 and below 1"
-        # The ends of a C++ type are worth saying only to who passes them.
+        # The limits of a C++ type matter only to a value beyond them.
         if high in (math.inf, INT32_MAX, SIZE_MAX):
             least = "" if low in (-math.inf, -(2**31)) else f" of at least {low:g}"
             return least if high == math.inf else f"{least} below {int(high) + 1}"
@@ -125,8 +125,8 @@ class Flag(Setting):
 
 @dataclass(frozen=True)
 class Parameter(Setting):
-    """A string parameter in config.pbtxt. An empty one is not set, which is fine unless it is `required`; some have
-    to be there all the same: `present`, as all required ones."""
+    """A string parameter in config.pbtxt. An empty value counts as not set, which is right unless it is `required`. A
+    parameter that is `present`, as all required ones are, must exist even if it is empty."""
 
     required: bool = False
     present: bool = False
@@ -135,28 +135,28 @@ class Parameter(Setting):
         if value == "" and not self.required:
             return None
         if isinstance(value, str) and re.search(r"\$\{\w*\}", value):
-            # The backend takes it for not given, and says so only in its log.
+            # For the backend it is not set; only the log tells.
             return f"expected {self._expected()}, got {shown(value)}, a template that was not filled"
         return super().problem(value)
 
 
 def flags(text: str, release: str) -> Mapping[str, Flag]:
-    """The rows of a table (names, type, default, span, note) that hold for a release, by name."""
+    """The rows of a table (names, type, default, span, note) for a release, by name."""
     return MappingProxyType({cells["name"]: Flag(**cells) for cells in _cells(text, release)})
 
 
 def parameters(text: str, release: str) -> Mapping[str, Parameter]:
-    """As `flags`; the defaults `required` and `present` stand for none."""
-    found = {}
+    """Like `flags`. The defaults `required` and `present` are not values: they set the fields of these names."""
+    known = {}
     for cells in _cells(text, release):
         required, present = cells["default"] == "required", cells["default"] in ("required", "present")
-        given = {**cells, "default": None} if present else cells
-        found[cells["name"]] = Parameter(**given, required=required, present=present)
-    return MappingProxyType(found)
+        fields = {**cells, "default": None} if present else cells
+        known[cells["name"]] = Parameter(**fields, required=required, present=present)
+    return MappingProxyType(known)
 
 
 def arguments(text: str, release: str, releases: tuple[str, ...]) -> Mapping[str, Setting]:
-    """As `flags`, for spans of `releases`."""
+    """Like `flags`, with spans over `releases`."""
     return MappingProxyType({cells["name"]: Setting(**cells) for cells in _cells(text, release, releases)})
 
 

@@ -1,6 +1,6 @@
-"""How the tables of this package are read: a line a row, columns two or more spaces apart, `-` for nothing.
+"""Reads the tables of this package: one row per line, columns separated by two or more spaces, `-` for nothing.
 
-A row holds for the releases of its span: `-` all, `1.1-` 1.1 and later, `-1.0` up to 1.0 and 1.0 too.
+A row is for the releases of its span: `-` is all releases, `1.1-` is 1.1 and later, `-1.0` is 1.0 and earlier.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ NAMES = ("0.20", "1.0", "1.1", "1.2")
 
 
 def rows(text: str, columns: int) -> Iterator[list[str]]:
-    """The rows of a table; one with another number of columns is a ValueError naming it."""
+    """The rows of a table. Raises ValueError for a row with another number of columns."""
     for line in filter(None, map(str.strip, text.splitlines())):
         row = re.split(r" {2,}", line)
         if len(row) != columns:
@@ -22,12 +22,12 @@ def rows(text: str, columns: int) -> Iterator[list[str]]:
 
 
 def names(cell: str) -> list[str]:
-    """A cell with one name or several, `a, b`."""
+    """The names in a cell, `a, b`."""
     return [name.strip() for name in cell.split(",")]
 
 
 def within(span: str, release: str, releases: tuple[str, ...] = NAMES) -> bool:
-    """Whether `span` holds the release of that name, of `releases`. ValueError for what is no span."""
+    """Whether `span` includes the release. Raises ValueError for text that is not a span."""
     if span == "-":
         return True
     since, dash, until = span.partition("-")

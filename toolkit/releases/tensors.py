@@ -1,12 +1,12 @@
 """The tensors of the five Triton models, named, typed and shaped as in TensorRT-LLM's own repository.
 
-One line a tensor (or several that differ in name only): names, TYPE[dims], flags. Inputs are optional
-unless flagged `required`. `ragged`: requests with different shapes may share a batch. `scalar`: the
-backend sees [batch] where the client sends [batch, 1]. `1.1-`: only in the releases of this span, which is read as
-in toolkit.releases.tables; without one in all. docs/reference/contracts.md says where it is from,
+One line per tensor, or for several that differ only in their names: names, TYPE[dims], flags. Inputs are optional
+unless they are `required`. `ragged`: requests with different shapes may share a batch. `scalar`: the backend sees
+[batch] where the client sends [batch, 1]. `1.1-`: a span of releases, as in toolkit.releases.tables; without one, all
+releases. docs/reference/contracts.md says where it is from,
 docs/reference/repository.md how they connect.
 
-Release 0.19 and before called `min_tokens` `min_length` and `seed` `random_seed`; those names are not here.
+Release 0.19 and earlier had `min_length` for `min_tokens` and `random_seed` for `seed`; these names are not here.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Tensor:
 
 
 def of_release(tensors: Iterable[Tensor], release: str) -> tuple[Tensor, ...]:
-    """Those that a release has."""
+    """The tensors that a release has."""
     return tuple(tensor for tensor in tensors if within(tensor.span, release))
 
 
 def table(text: str) -> tuple[Tensor, ...]:
-    """Read a table as below; a line that does not follow the form is a ValueError naming it."""
+    """Read a table as below. Raises ValueError for a line of another form."""
     tensors: list[Tensor] = []
     for line in filter(None, map(str.strip, text.splitlines())):
         match = re.fullmatch(
@@ -61,7 +61,7 @@ def table(text: str) -> tuple[Tensor, ...]:
     return tuple(tensors)
 
 
-# What a request may say about generation, by the same name to `ensemble`, `tensorrt_llm_bls` and `tensorrt_llm`.
+# Options for generation, with the same names for `ensemble`, `tensorrt_llm_bls` and `tensorrt_llm`.
 _GENERATION = """
     num_return_sequences, beam_width, min_tokens             INT32[1]    scalar
     temperature                                              FP32[1]     scalar
@@ -81,7 +81,7 @@ _GENERATION = """
     guided_decoding_guide_type, guided_decoding_guide        STRING[1]   ragged
 """
 
-# What a request says in words, to `ensemble` and `tensorrt_llm_bls`.
+# Texts and further options, for `ensemble` and `tensorrt_llm_bls`.
 _TEXT = """
     text_input                STRING[1]   required
     max_tokens                INT32[1]    required
@@ -95,8 +95,8 @@ _TEXT = """
     prompt_table_extra_id     UINT64[1]
 """
 
-# What comes back beside the text or the tokens. The last group only with return_perf_metrics; the
-# indices only for more than one prompt or answer in a request.
+# Results next to the text or the tokens. The last group needs return_perf_metrics; the indices are there only for
+# requests with several prompts or answers.
 _RESULTS = """
     cum_log_probs                                                   FP32[-1]
     output_log_probs                                                FP32[-1,-1]
@@ -130,7 +130,7 @@ BLS_INPUTS = table(
     num_draft_tokens          INT32[1]
     use_draft_logits          BOOL[1]
     stop                      BOOL[1]
-    """  # `stop` is ours: NVIDIA's has it on tensorrt_llm only
+    """  # `stop` is ours: NVIDIA has it only on tensorrt_llm
 )
 BLS_OUTPUTS = ENSEMBLE_OUTPUTS
 
@@ -222,7 +222,7 @@ TENSORRT_LLM_OUTPUTS = table(
     """
 )
 
-# Triton tensor names along the way through the models: (of the model, of the ensemble).
+# Names of tensors on their way through the models: (name in the model, name in the ensemble).
 PREPROCESSING_FROM_REQUEST = (
     ("QUERY", "text_input"),
     ("DECODER_QUERY", "decoder_text_input"),

@@ -1,4 +1,4 @@
-"""The Triton model repository of a deployment: configs from types, models from triton_repo/."""
+"""Writes the Triton model repository of a deployment: configs from tables, models from triton_repo/."""
 
 from toolkit.repository.generate import generate, model_digest, settings
 

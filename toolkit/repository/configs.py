@@ -1,4 +1,4 @@
-"""The config.pbtxt of the five models, as protobuf messages: no templates, so no placeholder can be left."""
+"""Makes the config.pbtxt of the five models as protobuf messages: without templates, no placeholder can be left."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from toolkit.releases import tensors as signatures
 from toolkit.releases.tensors import Tensor
 from toolkit.repository import parameters
 
-# The rehearsal answers as NVIDIA's backend does, in Python; llmapi.py has the repository for engine: pytorch.
+# The rehearsal answers as NVIDIA's backend does, but in Python. llmapi.py makes the repository for engine: pytorch.
 
 PREPROCESSING_INSTANCES = 4
-"""With four, a short prompt does not wait while three long ones are tokenised."""
+"""With four instances, a short prompt does not wait while three long ones are tokenised."""
 
 
 def model_configs(deployment: Deployment, tokens: SpecialTokens, engine_dir: Path) -> dict[str, Any]:
-    """The ModelConfig of each model by name. Reads no file but, where it is there, the model's config.json."""
+    """The ModelConfig of each model by name. The only file that it reads is the model's config.json, if it exists."""
     models = (
         _preprocessing(deployment, tokens),
         _tensorrt_llm(deployment, engine_dir),
@@ -77,9 +77,10 @@ def _tensorrt_llm(deployment: Deployment, engine_dir: Path) -> Any:
     batching.preferred_batch_size.append(config.max_batch_size)
     batching.default_queue_policy.max_queue_size = queue
     if not deployment.kind.on_gpus:
-        # NVIDIA's backend counts each request as one execution, and empties Triton's queue in no time. A Python model
-        # counts batches and takes longer: Triton holds for it what the engine has room for, and refuses no sooner.
-        # The one more is for the engine to refuse: NVIDIA's HTTP client looks for the engine's words in every burst.
+        # NVIDIA's backend counts each request as one execution, and empties Triton's queue at once. A Python model
+        # counts
+        # batches and takes longer, so Triton's queue holds as many requests as the engine has room for. One more place
+        # lets the engine refuse a request itself: NVIDIA's HTTP client looks for the engine's words in every burst.
         batching.preferred_batch_size[:] = [1]
         batching.default_queue_policy.max_queue_size = config.max_batch_size + queue + 1
         config.parameters["max_queue_size"].string_value = str(queue)

@@ -1,4 +1,4 @@
-"""Writing the Triton model repository of a deployment.
+"""Writes the Triton model repository of a deployment.
 
     repository/
         ensemble/           config.pbtxt, 1/ (empty)
@@ -9,8 +9,8 @@
         lock.json
 
 engine: pytorch has three models (toolkit/repository/llmapi.py), and files that start trtllm-serve instead of Triton.
-The tokenizer is inside `preprocessing`, as Triton takes every folder of a repository for a model. All paths
-in the configs are relative to it but that of the engines, so a repository can be copied elsewhere.
+The tokenizer is inside `preprocessing`, because Triton takes every folder of a repository for a model. All paths in the
+configs are relative, except the path of the engines, so a repository can be copied elsewhere.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ VERSION = "1"
 
 
 def generate(deployment: Deployment) -> bool:
-    """Write `deployment.repository_dir`; True when it was written now, False when it was current.
+    """Write `deployment.repository_dir`. Returns True if it was written now, False if it was up to date.
 
-    Raises ToolkitError when the engines are missing or of another deployment, or the model or its tokenizer is
-    unusable.
+    Raises ToolkitError when the engines are missing or belong to another deployment, or when the model or its
+    tokenizer cannot be used.
     """
     contents = _of_engines(deployment) if deployment.kind.engine_files else _of_llm_api(deployment)
     copies = {name: _sources(name, deployment.kind) for name in contents.models}
@@ -80,13 +80,13 @@ def generate(deployment: Deployment) -> bool:
 
 @dataclass(frozen=True)
 class _Contents:
-    """What a repository is made of beside the Python files of its models."""
+    """The contents of a repository, without the Python files of its models."""
 
     models: tuple[str, ...]
     texts: dict[str, str]
-    """By the path in the repository."""
+    """Texts by their path in the repository."""
     inputs: dict[str, str]
-    """Digests of what it is made from."""
+    """Digests of the inputs."""
     tokenizer: tuple[Path, Tokenizer] | None = None
 
 
@@ -123,9 +123,9 @@ def _config_texts(configs: dict[str, Any]) -> dict[str, str]:
 
 
 def model_digest(deployment: Deployment) -> str:
-    """Of the model that the LLM API will load: its settings, and the names and sizes of its weights.
+    """The digest of the model that the LLM API will load: its settings, and the names and sizes of its weights.
 
-    Raises ToolkitError where it is missing, not whole, or not in Hugging Face's form.
+    Raises ToolkitError where the model is missing, incomplete, or not in Hugging Face's form.
     """
     directory = deployment.model.path
     source = open_source(directory)
@@ -138,7 +138,8 @@ def model_digest(deployment: Deployment) -> str:
 
 
 def settings(deployment: Deployment) -> dict[str, Any]:
-    """What of the YAML a repository depends on: its lock's settings, which serving requires to be the same."""
+    """The parts of the YAML that a repository depends on. They are in its lock, and serving requires the same
+    values."""
     sections = ("parallel", "limits", "kv_cache", "scheduler", "hardware")
     fields = {name: getattr(deployment, name).model_dump() for name in sections}
     flat = {f"{section}.{key}": value for section, values in fields.items() for key, value in values.items()}
@@ -154,7 +155,7 @@ def settings(deployment: Deployment) -> dict[str, Any]:
 
 
 def _sources(model: str, kind: EngineKind) -> list[Path]:
-    """The Python files of a model's version directory: its own, and what the Python models share."""
+    """The Python files of a model's version directory: its own, and those that the Python models share."""
     folders = [SOURCES / folder for folder in kind.models.get(model, ())]
     files = [file for folder in folders for file in sorted(folder.glob("*.py"))]
     if folders and not files:

@@ -1,7 +1,7 @@
-"""What TensorRT-LLM's LLM API is told of a deployment, each argument with where its value comes from.
+"""The arguments of TensorRT-LLM's LLM API for a deployment, each with the source of its value.
 
-With engine: pytorch this takes the place of the engine: the model is loaded as it is, with these limits. The same list
-becomes the Triton model's model.yaml, and the options file of trtllm-serve.
+With engine: pytorch these replace the engine: the model is loaded as it is, with these limits. The same list becomes
+the model.yaml of the Triton model and the options file of trtllm-serve.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Argument = SourcedValue[Value]
 def llm_args(deployment: Deployment) -> list[Argument]:
     """All arguments, in the order in which they are written.
 
-    Raises ToolkitError for an `engine.extra` that cannot be, and for a KV cache that holds not one sequence.
+    Raises ToolkitError for a wrong `engine.extra`, and for a KV cache that does not hold one sequence.
     """
 
     def read(name: str, value: Value) -> Value:
@@ -38,7 +38,7 @@ def llm_args(deployment: Deployment) -> list[Argument]:
 
 
 def check_llm_args(deployment: Deployment) -> None:
-    """Raise a ToolkitError for an `engine.extra` that cannot be, or for what the release has no argument for."""
+    """Raise a ToolkitError for a wrong `engine.extra`, or for a setting that the release has no argument for."""
     release, block = llm_release_of(deployment.engine_options.version), deployment.kv_cache.tokens_per_block
     if block != 32 and "kv_cache_config.tokens_per_block" not in llm_arguments(release):
         what = f"kv_cache.tokens_per_block: {block} cannot be chosen in TensorRT-LLM {release} with engine: pytorch"
@@ -47,7 +47,7 @@ def check_llm_args(deployment: Deployment) -> None:
 
 
 def as_yaml(arguments: Iterable[Argument]) -> str:
-    """The arguments as YAML, a comment beside each."""
+    """The arguments as YAML, each with a comment."""
     lines: list[str] = []
     section = ""
     for argument in sorted(arguments, key=lambda argument: "." in argument.name):
@@ -90,7 +90,7 @@ def _fixed(deployment: Deployment) -> Iterator[Argument]:
 
 
 def _chosen(deployment: Deployment) -> Iterator[Argument]:
-    """Ours to choose."""
+    """Arguments that do not follow from the YAML: good defaults of ours."""
     graphs = "a decoding step of any batch size replays a CUDA graph: hundreds of launches less"
     yield Argument("cuda_graph_config.enable_padding", True, graphs)
     yield Argument("cuda_graph_config.max_batch_size", deployment.max_batch_size, "the same")

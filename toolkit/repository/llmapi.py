@@ -1,12 +1,12 @@
-"""The model repository for engine: pytorch: NVIDIA's `llmapi` model, and the names that clients of engines use.
+"""Makes the model repository for engine: pytorch: NVIDIA's `llmapi` model, and the names that clients of engines use.
 
-    tensorrt_llm/       config.pbtxt, 1/model.py, 1/model.yaml: text in, text out, by the LLM API
-    ensemble/           the tensors of the ensemble for engines, handed on to it
-    tensorrt_llm_bls/   config.pbtxt, 1/model.py: the same, and ends requests whose clients went away
+    tensorrt_llm/       config.pbtxt, 1/model.py, 1/model.yaml: text in, text out, with the LLM API
+    ensemble/           the tensors of the ensemble for engines, passed on to tensorrt_llm
+    tensorrt_llm_bls/   config.pbtxt, 1/model.py: the same, and ends requests whose clients disconnect
 
 The tensors of tensorrt_llm are those of NVIDIA/TensorRT-LLM triton_backend/all_models/llmapi/tensorrt_llm/
-config.pbtxt@0a710573, and of ENSEMBLE_INPUTS whatever has no such name. Where NVIDIA's takes requests without a batch
-dimension, this one has it, as an ensemble can only be made of models that agree.
+config.pbtxt@0a710573, and the other ones of ENSEMBLE_INPUTS. NVIDIA's model takes requests without a batch
+dimension. Ours has one, because all models of an ensemble must agree.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ RENAMED = {
         )
     },
 }
-"""Inputs of the ensemble that tensorrt_llm has by another name."""
+"""Inputs of the ensemble that have another name in tensorrt_llm."""
 
 
 def llmapi_configs(deployment: Deployment) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def llmapi_configs(deployment: Deployment) -> dict[str, Any]:
 
 
 def model_yaml(deployment: Deployment, tokens: SpecialTokens, longest_token_bytes: int) -> str:
-    """The text of model.yaml: what LLM() is told, and what the model itself needs to know."""
+    """The text of model.yaml: the arguments of LLM(), and the values that the model itself needs."""
     own = {
         "max_batch_size": 1,
         "decoupled": str(deployment.serving.decoupled).lower(),
@@ -92,7 +92,7 @@ def model_yaml(deployment: Deployment, tokens: SpecialTokens, longest_token_byte
 
 
 def _ensemble() -> Any:
-    """Of one step: it only gives tensorrt_llm's tensors other names."""
+    """An ensemble with one step: it only gives the tensors of tensorrt_llm other names."""
     config = pb.ModelConfig(name="ensemble", platform="ensemble", max_batch_size=1)
     config.input.extend(model_inputs(ENSEMBLE_INPUTS))
     config.output.extend(model_outputs(ENSEMBLE_OUTPUTS))

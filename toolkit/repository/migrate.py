@@ -55,12 +55,12 @@ WITHOUT = (
     ("beam_width above 1, embedding_bias, lora_*, guided_decoding_*, return_*_logits", "refused, in one line each"),
     ("serving.mode", "one server starts the ranks always"),
 )
-"""Beside flags: (what, what becomes of it)."""
+"""Settings that are not flags: (setting, what replaces it)."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """What becomes of a setting. `twin` is the argument of the LLM API with its value, None where it has none."""
+    """What replaces a setting. `twin` is the argument of the LLM API with its value, None where there is none."""
 
     setting: str
     twin: str | None
@@ -79,7 +79,7 @@ class Twin:
 def twin_of(deployment: Deployment, file: Path | None = None) -> Twin:
     """The twin as it would be written.
 
-    Raises ToolkitError where the deployment has no engines, or the LLM API cannot do what it says.
+    Raises ToolkitError where the deployment has no engines, or asks for something that the LLM API cannot do.
     """
     from toolkit.repository.llm_args import check_llm_args
 
@@ -96,18 +96,18 @@ def twin_of(deployment: Deployment, file: Path | None = None) -> Twin:
 
 
 def migrate(twin: Twin) -> bool:
-    """Write the twin's file; True when it was written now. Raises ToolkitError rather than replace another file."""
+    """Write the twin's file. Returns True if it was written now. Raises ToolkitError if another file has this name."""
     if twin.file.exists():
         if twin.file.read_text(encoding="utf-8", errors="replace") == twin.text:
             return False
-        raise ToolkitError("is there already, and is another file", where=twin.file, hint="Give another: --output FILE")
+        raise ToolkitError("exists already and is not this twin", where=twin.file, hint="Give another: --output FILE")
     with atomic_file(twin.file) as partial:
         partial.write_text(twin.text, encoding="utf-8")
     return True
 
 
 def _text(deployment: Deployment, twin: Deployment) -> str:
-    """The YAML with another engine, name and output; all else, comments too, stays as it is."""
+    """The YAML with another engine, name and output. Everything else stays, with its comments."""
     source = Path(deployment.file)
     text = read_text(source)
     content = parse_yaml(text)
@@ -125,25 +125,25 @@ def _changes(deployment: Deployment, twin: Deployment) -> Iterator[Change]:
     from toolkit.repository.llm_args import llm_args
     from toolkit.repository.parameters import tensorrt_llm
 
-    told = {argument.name: argument.value for argument in llm_args(twin)}
+    values = {argument.name: argument.value for argument in llm_args(twin)}
     for flag in derive(deployment):
         argument, setting = FLAGS.get(flag.name), f"--{flag.name} {flag.value or ''}".rstrip()
-        if argument is not None and argument in told:
-            yield Change(setting, f"{argument}: {told[argument]}", "")
+        if argument is not None and argument in values:
+            yield Change(setting, f"{argument}: {values[argument]}", "")
         elif flag.name not in (*OF_BUILDING, *ALWAYS):
-            unknown = "no argument of the LLM API that is known here does this"
+            unknown = "the LLM API has no known argument for this"
             yield Change(setting, None, NONE.get(flag.name, unknown))
     yield Change(", ".join(f"--{name}" for name in ALWAYS), None, BUILT_IN)
     yield Change(", ".join(f"--{name}" for name in OF_BUILDING), None, "nothing is converted or built")
-    given = tensorrt_llm(deployment, deployment.engine_dir)
+    backend = tensorrt_llm(deployment, deployment.engine_dir)
     for name, argument in PARAMETERS.items():
-        yield Change(f"{name} {given[name]}", f"{argument}: {told[argument]}", "")
+        yield Change(f"{name} {backend[name]}", f"{argument}: {values[argument]}", "")
     for setting, why in WITHOUT:
         yield Change(setting, None, why)
 
 
 def _options(deployment: Deployment) -> Any:
-    """Those of the twin: flags of trtllm-build are no arguments of the LLM API."""
+    """The engine options of the twin. Flags of trtllm-build are not arguments of the LLM API, so they are left out."""
     options = deployment.engine_options
     fresh = type(options)()
     version = fresh.version if deployment.release.name < FIRST else options.version
@@ -151,7 +151,7 @@ def _options(deployment: Deployment) -> Any:
 
 
 def as_text(twin: Twin) -> str:
-    """Two lists for people: what goes on under another name, and what has no equivalent."""
+    """Two lists: settings that continue under another name, and settings without an equivalent."""
     kept = [change for change in twin.changes if change.twin is not None]
     gone = [change for change in twin.changes if change.twin is None]
     width = max(len(change.setting) for change in kept)

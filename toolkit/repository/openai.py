@@ -1,7 +1,7 @@
-"""trtllm-serve, the vendor's own server with OpenAI's API, for the same deployment: its command and its options file.
+"""Writes the command and the options file of trtllm-serve, NVIDIA's server with OpenAI's API, for a deployment.
 
-It needs neither Triton nor this toolkit. Flags: NVIDIA/TensorRT-LLM tensorrt_llm/commands/serve.py@00209af1; those of
-them that are used here are in all releases of toolkit.releases.llm_api.
+The server needs neither Triton nor this toolkit. Flags: NVIDIA/TensorRT-LLM tensorrt_llm/commands/serve.py@00209af1.
+The flags that are used here are in all releases of toolkit.releases.llm_api.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ FLAGS = {
     "max_num_tokens": "--max_num_tokens",
     "max_seq_len": "--max_seq_len",
 }
-"""Arguments of the LLM API that are flags. The options file holds the others; what it has, it overrides."""
+"""Arguments of the LLM API that are flags. The options file has the others; it overrides flags."""
 NOT_TOLD = ("model", "trust_remote_code", "max_beam_width", *FLAGS)
-"""Not in the options file: given otherwise, or the default."""
+"""Arguments that are not in the options file: they are set otherwise, or have their default."""
 
 
 def options_text(deployment: Deployment) -> str:
-    """The file for --extra_llm_api_options."""
+    """The content of the file for --extra_llm_api_options."""
     return as_yaml(argument for argument in llm_args(deployment) if argument.name not in NOT_TOLD)
 
 
 def script_text(deployment: Deployment, options: Path) -> str:
-    """A shell script that starts it where the deployment's `runtime` says, with the options in that file."""
+    """A shell script that starts the server in the deployment's `runtime`, with the options in that file."""
     values = {argument.name: str(argument.value) for argument in llm_args(deployment)}
     serving = deployment.serving
     command = ["trtllm-serve", str(deployment.model.path), "--host", serving.host, "--port", str(serving.http_port)]

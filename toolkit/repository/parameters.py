@@ -1,7 +1,7 @@
-"""The string parameters of each model's config.pbtxt, from a Deployment.
+"""The string parameters for each model's config.pbtxt, from a Deployment.
 
-Every parameter of the tensorrtllm backend that bears on this kind of deployment is said aloud, also
-where it equals the default: several defaults (KV reuse on, no chunked context) surprise people.
+Every parameter of the tensorrtllm backend that matters for this kind of deployment is written, also where it equals the
+default: several defaults (KV reuse on, no chunked context) surprise people.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def preprocessing(deployment: Deployment, tokens: SpecialTokens) -> dict[str, st
     return {
         "tokenizer_dir": TOKENIZER_DIR,
         "add_special_tokens": "true",
-        # Ours, not NVIDIA's: what its preprocessing takes from transformers, which we do without.
+        # Ours, not NVIDIA's: NVIDIA's preprocessing gets these from transformers, which ours does not use.
         "eos_token_ids": ",".join(map(str, tokens.eos)),
         "pad_token_id": str(tokens.pad),
         "vocab_size": str(deployment.shape.vocab_size),
@@ -53,9 +53,9 @@ def tensorrt_llm_bls(deployment: Deployment) -> dict[str, str]:
 
 
 def tensorrt_llm(deployment: Deployment, engine_dir: Path) -> dict[str, str]:
-    """Those that the backend of the release knows. An empty one means "not set", but some must be there."""
+    """The parameters that the release's backend knows. An empty value means "not set", but some must exist."""
     kv_cache, scheduler = deployment.kv_cache, deployment.scheduler
-    said = {
+    values = {
         "gpt_model_type": "inflight_fused_batching",
         "gpt_model_path": str(engine_dir),
         "encoder_model_path": "",
@@ -92,11 +92,12 @@ def tensorrt_llm(deployment: Deployment, engine_dir: Path) -> dict[str, str]:
         "guided_decoding_backend": "",
         "xgrammar_tokenizer_info_path": "",
     }
-    return {name: value for name, value in said.items() if name in deployment.release.backend_parameters}
+    return {name: value for name, value in values.items() if name in deployment.release.backend_parameters}
 
 
 def kv_cache_tokens(deployment: Deployment) -> int:
-    """Tokens of the KV cache. The fraction alone is of what is free, and would pass hardware.gpu_memory_limit.
+    """Tokens of the KV cache. Without this number the cache takes a fraction of the free memory, and would pass
+    hardware.gpu_memory_limit.
 
     Raises ToolkitError when there is no room for one whole sequence.
     """
@@ -106,7 +107,7 @@ def kv_cache_tokens(deployment: Deployment) -> int:
     capacity = memory.token_capacity
     if capacity < longest:
         raise ToolkitError(
-            f"hardware.gpu_memory_limit: leaves room for {capacity} tokens of KV cache, a sequence may take {longest}",
+            f"hardware.gpu_memory_limit: leaves room for {capacity} tokens of KV cache, but a sequence needs {longest}",
             where=deployment.file,
             hint="Spread the model over more GPUs; toolkit plan shows the memory of each.",
         )
@@ -114,8 +115,8 @@ def kv_cache_tokens(deployment: Deployment) -> int:
 
 
 def kv_cache_fraction(deployment: Deployment) -> float:
-    """The YAML's, or the one that stays under hardware.gpu_memory_limit; of a rehearsal, which has none, the backend's
-    default."""
+    """The fraction from the YAML, or the one that stays under hardware.gpu_memory_limit; for a rehearsal, which has no
+    such limit, the backend's default."""
     if deployment.kv_cache.free_gpu_memory_fraction is not None:
         return deployment.kv_cache.free_gpu_memory_fraction
     return 0.9 if not deployment.kind.on_gpus else plan_memory(deployment).kv_fraction

@@ -1,7 +1,7 @@
-"""What each token stands for, in bytes: the table from which the served models make text.
+"""Writes the bytes of each token: the table from which the served models make text.
 
-It is mapped into memory, so the processes that need it start at once and share it, where parsing
-tokenizer.json of Llama 3 takes seconds and 100 MB in each. triton_repo/shared/token_text.py reads it.
+Processes map the table into memory, so they start at once and share it. To parse tokenizer.json of Llama 3 would take
+seconds and 100 MB in each process. triton_repo/shared/token_text.py reads it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def write_token_table(tokenizer_file: Path, folder: Path, tokenizer: Tokenizer |
 
 
 def longest_token_bytes(tokenizer_file: Path, tokenizer: Tokenizer) -> int:
-    """The bytes of the longest token. With an unknown decoder, those of the longest spelling, which are no fewer."""
+    """The bytes of the longest token. With an unknown decoder: the bytes of the longest spelling, which are at least as
+    many."""
     try:
         read = Decoder(tokenizer_file).read
     except ToolkitError:
@@ -57,16 +58,16 @@ def longest_token_bytes(tokenizer_file: Path, tokenizer: Tokenizer) -> int:
 
 
 def spellings(tokenizer: Tokenizer) -> Iterator[str]:
-    """Each token by its id, "" where an id has none."""
+    """Each token in the order of the ids, "" for an id without a token."""
     for id in range(max(tokenizer.get_vocab().values(), default=-1) + 1):
         # Not get_vocab's spelling: an added token may be normalised, and decodes as the library normalised it.
         yield tokenizer.id_to_token(id) or ""
 
 
 class Decoder:
-    """The `decoder` of a tokenizer.json: byte-level, or the sequence that SentencePiece models have.
+    """The `decoder` of a tokenizer.json: byte-level, or the sequence of SentencePiece models.
 
-    `spaces` is how many spaces at the start of a text it drops. Raises ToolkitError for any other.
+    It drops `spaces` spaces at the start of a text. Raises ToolkitError for any other decoder.
     """
 
     def __init__(self, tokenizer_file: Path) -> None:
@@ -81,7 +82,7 @@ class Decoder:
         self.spaces = stripped or 0
         if self.space is None or stripped is None or not (self.sentence_piece or kinds == ["ByteLevel"]):
             raise ToolkitError(
-                f"decoder: {'+'.join(map(str, kinds))} is not known",
+                f"decoder: {'+'.join(map(str, kinds))} is not supported",
                 where=tokenizer_file,
                 hint="Llama models have ByteLevel, or Replace+ByteFallback+Fuse and perhaps Strip.",
             )
@@ -96,7 +97,7 @@ class Decoder:
 
 
 def byte_level_bytes(token: str) -> bytes:
-    """The bytes that a byte-level token stands for; an added token outside the alphabet is its own UTF-8."""
+    """The bytes of a byte-level token; for an added token outside the alphabet, its UTF-8."""
     try:
         return bytes([BYTE_LEVEL_ALPHABET[character] for character in token])
     except KeyError:
@@ -104,7 +105,7 @@ def byte_level_bytes(token: str) -> bytes:
 
 
 def _byte_level_alphabet() -> dict[str, int]:
-    """Which byte each character of a byte-level vocabulary stands for: itself where it prints, else 256 + n."""
+    """The byte for each character of a byte-level vocabulary: itself if it is printable, else 256 + n."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
@@ -114,10 +115,10 @@ BYTE_LEVEL_ALPHABET = _byte_level_alphabet()
 
 
 def _replaced(step: Mapping[str, Any]) -> str | None:
-    """What a Replace step turns into a space; None when it does something else."""
+    """The text that a Replace step turns into a space; None for another Replace step."""
     return step["pattern"].get("String") if step.get("content") == " " else None
 
 
 def _stripped(step: Mapping[str, Any]) -> int | None:
-    """How many spaces a Strip step takes from the start; None when it does something else."""
+    """How many spaces a Strip step removes from the start; None for another Strip step."""
     return step["start"] if step.get("content") == " " and step.get("stop") == 0 else None
