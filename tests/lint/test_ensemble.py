@@ -15,7 +15,7 @@ BROKEN = [
         "step-model",
         START,
         config(ENSEMBLE, 'model_name: "postprocessing"', 'model_name: "post"'),
-        "step post is no model",
+        "step post is not a model",
     ),
     ("step-input", START, config(ENSEMBLE, 'key: "QUERY"', 'key: "QUESTION"'), "has no input QUESTION"),
     ("step-input-missing", START, config(ENSEMBLE, 'key: "QUERY"', 'key: "END_ID"'), "its input QUERY is required"),
@@ -30,7 +30,7 @@ BROKEN = [
         "ensemble-output",
         START,
         config(ENSEMBLE, 'value: "text_output"', 'value: "text_out"'),
-        "text_output is made by no",
+        "no step makes the output text_output",
     ),
     (
         "ensemble-type",

@@ -88,13 +88,13 @@ BROKEN = [
         "batch-size",
         START,
         config(LLM, r"dynamic_batching {", "dynamic_batching { preferred_batch_size: 640"),
-        "and max_batch_size 64",
+        "but max_batch_size is 64",
     ),
     (
         "batch-size",
         START,
         config("postprocessing", r"max_batch_size: \d+", "max_batch_size: 4"),
-        "more than the 4 of post",
+        "more than that of postprocessing, 4",
     ),
     (
         "parameter-unknown",
@@ -114,8 +114,8 @@ BROKEN = [
         parameter("enable_kv_cache_reuse", "yes"),
         "enable_kv_cache_reuse: expected true or false",
     ),
-    ("kv-reuse-unset", DEFAULT, parameter("enable_kv_cache_reuse", ""), "then reuses KV blocks"),
-    ("model-type", DEFAULT, parameter("gpt_model_type", "V1"), "no request joins one that runs"),
+    ("kv-reuse-unset", DEFAULT, parameter("enable_kv_cache_reuse", ""), "so the backend reuses KV blocks"),
+    ("model-type", DEFAULT, parameter("gpt_model_type", "V1"), "no request joins a running batch"),
     ("chunked-context", DEFAULT, parameter("enable_chunked_context", "false"), "is refused"),
     ("renamed", DEFAULT, config(LLM, 'name: "seed"', 'name: "random_seed"'), "is called seed since 0.20"),
     (
@@ -128,7 +128,7 @@ BROKEN = [
     ("tensor-unknown", DEFAULT, config(LLM, 'name: "streaming"', 'name: "stream"'), "input stream is not one"),
     ("tensor-type", ANSWERS, config(LLM, '(name: "seed"\\s+data_type: )TYPE_UINT64', r"\1TYPE_INT32"), "seed is INT32"),
     ("tensor-type", ANSWERS, config(LLM, '(name: "temperature"\\s+data_type: )TYPE_FP32', r"\1TYPE_FP16"), "is FP16"),
-    ("queue", DEFAULT, config(LLM, "max_queue_size: 256", "max_queue_size: 0"), "queue without end"),
+    ("queue", DEFAULT, config(LLM, "max_queue_size: 256", "max_queue_size: 0"), "the queue has no limit"),
     ("instances", START, config(LLM, "count: 1", "count: 2"), "has 2 instances and no gpu_device_ids"),
     ("engine-path", START, parameter("gpt_model_path", ""), "no engine to load"),
     ("engine-path", START, parameter("gpt_model_path", "/nowhere"), "gpt_model_path /nowhere"),
@@ -144,7 +144,7 @@ BROKEN = [
     ("tokenizer", START, without("preprocessing/1/tokenizer/tokenizer.json"), "has no tokenizer.json"),
     ("tokenizer", START, without("preprocessing/1/tokenizer"), "no such directory"),
     ("eos-none", ANSWERS, parameter("eos_token_ids", "", BEFORE), "no token ends an answer"),
-    ("eos-none", START, no_eos, "has no eos_token, which NVIDIA's preprocessing asks for"),
+    ("eos-none", START, no_eos, "has no eos_token, which NVIDIA's preprocessing needs"),
     ("eos", DEFAULT, eos, "ends answers with any of 128001, 128009"),
 ]
 

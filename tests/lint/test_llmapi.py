@@ -118,7 +118,7 @@ def groups(gpus: str):
 
 
 BROKEN = [
-    ("model-yaml", START, without(MODEL_YAML), "LLM() is told nothing"),
+    ("model-yaml", START, without(MODEL_YAML), "LLM() gets no arguments"),
     ("model-yaml", START, text("model: [\n"), "is not valid YAML"),
     ("model-yaml", START, text(""), "is empty, expected a mapping of keys"),
     ("model-yaml", START, text("model: a\nmodel: b\n"), "model is given twice"),
@@ -126,7 +126,7 @@ BROKEN = [
     ("placeholder", START, told(triton_config="${config}"), "${config} was not filled"),
     ("model-yaml", START, text("max_num_tokens: " + "9" * 5000), "is not valid YAML"),
     ("model-yaml", START, text("max_seq_len: 2026-99-99"), "is not valid YAML"),
-    ("model-path", DEFAULT, told(model="Example/Model-1.1B"), "counts as a name and is downloaded"),
+    ("model-path", DEFAULT, told(model="Example/Model-1.1B"), "taken for a name and downloaded"),
     ("model-path", START, told(model=None), "model is missing"),
     ("model-path", START, told(model="/" + "long" * 2000), "cannot be read: File name too long"),
     ("model-path", START, told(model="/nowhere/at/all"), "model /nowhere/at/all: no such directory"),
@@ -151,11 +151,11 @@ BROKEN = [
     ("argument-value", START, told(model={"path": "x"}), "model: expected a path"),
     ("argument-value", START, told(backend="tensorrt"), "LLM() runs on PyTorch"),
     ("argument-value", START, told(backend="torch"), "backend: expected pytorch"),
-    ("kv-reuse-unset", DEFAULT, told(kv_cache_config__enable_block_reuse=None), "the LLM API then reuses KV blocks"),
+    ("kv-reuse-unset", DEFAULT, told(kv_cache_config__enable_block_reuse=None), "so the LLM API reuses KV blocks"),
     ("chunked-context", DEFAULT, told(enable_chunked_prefill=False, max_seq_len=256), "but max_seq_len is 256"),
     ("remote-code", DEFAULT, told(trust_remote_code=True), "Python files of the model's folder run"),
     ("triton-config", START, told(triton_config=None), "triton_config is missing"),
-    ("triton-config", START, told(triton_config=[1]), "triton_config is no section of keys: [1]"),
+    ("triton-config", START, told(triton_config=[1]), "triton_config is not a section of keys: [1]"),
     ("triton-config", START, told(triton_config__max_active_requests=None), "max_active_requests is missing"),
     ("triton-config", START, told(triton_config__longest_token_bytes=None), "longest_token_bytes is missing"),
     ("triton-config", START, told(triton_config__eos_token_ids=2), "expected a list of whole numbers, got 2"),
@@ -168,9 +168,9 @@ BROKEN = [
     ("parameter-unknown", DEFAULT, added(BLS, "accumulate_tokens", "true"), "accumulate_tokens: tensorrt_llm_bls of toolkit repo does not know it"),
     ("parameter-missing", START, config(BLS, '"renamed_inputs"', '"renamed"'), "renamed_inputs is missing"),
     ("parameter-value", START, parameter("cancellation_check_period_ms", "soon", BLS), "expected a whole number"),
-    ("bls-model", ANSWERS, parameter("tensorrt_llm_model_name", "llama", BLS), "llama is no model"),
-    ("renamed-inputs", START, parameter("renamed_inputs", "{", BLS), "is no JSON object of names"),
-    ("renamed-inputs", ANSWERS, parameter("renamed_inputs", "{}", BLS), "hands stream on as stream"),
+    ("bls-model", ANSWERS, parameter("tensorrt_llm_model_name", "llama", BLS), "llama is not a model"),
+    ("renamed-inputs", START, parameter("renamed_inputs", "{", BLS), "is not a JSON object of names"),
+    ("renamed-inputs", ANSWERS, parameter("renamed_inputs", "{}", BLS), "passes stream on as stream"),
 ]
 THEIRS_BROKEN = [
     ("model-yaml", START, without(MODEL_YAML), "LLM_CONFIG_PATH"),

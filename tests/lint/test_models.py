@@ -71,12 +71,12 @@ def executor_renamed(repository: Path) -> None:
 
 
 BROKEN = [
-    ("bls-model", ANSWERS, nvidias(executor_renamed), "is not set, and there is no tensorrt_llm, its default"),
+    ("bls-model", ANSWERS, nvidias(executor_renamed), "is not set, and its default, tensorrt_llm, does not exist"),
     (
         "bls-model",
         ANSWERS,
         parameter("tensorrt_llm_model_name", "llama", BLS),
-        "tensorrt_llm_model_name llama is no model",
+        "tensorrt_llm_model_name llama is not a model",
     ),
     (
         "bls-model",
@@ -135,8 +135,8 @@ BROKEN = [
         "max_num_images: expected a whole number",
     ),
     ("parameter-value", DEFAULT, nvidias(parameter("accumulate_tokens", "y", BLS)), "accumulate_tokens: expected true"),
-    ("eos-none", START, nvidias(no_end), "has no eos_token, which NVIDIA's preprocessing asks for"),
-    ("tokenizer", DEFAULT, nvidias(parameter("tokenizer_dir", "meta-llama/Llama-2-7b-hf", AFTER)), "counts as a name"),
+    ("eos-none", START, nvidias(no_end), "has no eos_token, which NVIDIA's preprocessing needs"),
+    ("tokenizer", DEFAULT, nvidias(parameter("tokenizer_dir", "meta-llama/Llama-2-7b-hf", AFTER)), "taken for a name"),
     ("parameter-missing", START, config(AFTER, '"tokenizer_dir"', '"tokenizer"'), "tokenizer_dir is missing"),
     (
         "parameter-missing",

@@ -124,7 +124,7 @@ def test_a_calibration_is_predicted_with_and_shown(flagship, tmp_path):
         (["--gpus", "0"], "Invalid value for '--gpus'"),
         (["--objective", "fun"], "Invalid value for '--objective'"),
         (["--write", "x.yaml"], "--write needs changed settings: --what-if NAME=VALUE."),
-        (["--write", "x.yaml", "--gpus", "4", "--compare"], "--write writes the settings given, and --compare"),
+        (["--write", "x.yaml", "--gpus", "4", "--compare"], "--write cannot be combined with --compare"),
         (["--force"], "--force needs --write."),
     ],
 )
