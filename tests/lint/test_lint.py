@@ -274,7 +274,7 @@ def test_what_is_no_repository(repository, tmp_path):
     ):
         lint(repository / "tensorrt_llm")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ToolkitError, match="is no model repository"):
+    with pytest.raises(ToolkitError, match="is not a model repository"):
         lint(tmp_path / "empty")
 
 

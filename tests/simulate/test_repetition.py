@@ -1,4 +1,4 @@
-"""A run in which steps are repeated (`Scheduler.repeat`) is to the last bit the run in which each is scheduled anew."""
+"""A run that repeats steps is, to the last bit, the run that schedules each step anew."""
 
 from pathlib import Path
 
@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 
 from toolkit.config.load import load_deployment
-from toolkit.inflight import Scheduler
 from toolkit.plan.predict import predict
 from toolkit.simulate import Simulation, simulate
+from toolkit.simulate.repetition import RepeatingScheduler
 from toolkit.workload import Planned, Traffic
 
 from .steady import Steady, config, prompt
@@ -19,7 +19,7 @@ FLAGSHIP = Path(__file__).parents[2] / "build_configs" / "llama3-70b-h100-pp4tp2
 
 def step_by_step(*arguments, **options) -> Simulation:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Scheduler, "repeat", lambda scheduler, step: False)
+        patch.setattr(RepeatingScheduler, "repeat", lambda scheduler, step: False)
         return simulate(*arguments, **options)
 
 

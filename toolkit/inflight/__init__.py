@@ -9,7 +9,6 @@ Decisions only: no clock, tensors or threads. An engine computes what they say, 
 """
 
 from toolkit.inflight.request import Request, State
-from toolkit.inflight.scheduler import Scheduler, SchedulerConfig, Stats, Step
-from toolkit.inflight.work import Work
+from toolkit.inflight.scheduler import Scheduler, SchedulerConfig, Stats, Step, Work
 
 __all__ = ["Request", "Scheduler", "SchedulerConfig", "State", "Stats", "Step", "Work"]

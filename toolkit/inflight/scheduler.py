@@ -30,9 +30,7 @@ from typing import Literal, NamedTuple
 
 from toolkit.errors import Busy, InputRefused
 from toolkit.inflight.blocks import BlockPool
-from toolkit.inflight.repetition import Repetition
 from toolkit.inflight.request import Request, State
-from toolkit.inflight.work import Work
 
 _by_arrival = attrgetter("arrival")
 
@@ -53,6 +51,16 @@ class SchedulerConfig:
     max_seq_len: int  # prompt + output
 
 
+class Work(NamedTuple):
+    """Compute positions start .. start + length - 1 of request.tokens: one sequence's part of a step."""
+
+    request: Request
+    start: int
+    length: int
+    emits: bool  # the logits of the last position give a new token
+    blocks: list[int]  # block table of these positions and all before; does not change while in flight
+
+
 @dataclass(eq=False)
 class Step:
     """The works that one micro-batch computes together."""
@@ -61,7 +69,6 @@ class Step:
     context: list[Work] = field(default_factory=list)
     generation: list[Work] = field(default_factory=list)
     num_tokens: int = 0
-    repetition: Repetition | None = None  # see Scheduler.repeat
 
     @property
     def works(self) -> list[Work]:
@@ -113,7 +120,6 @@ class Scheduler:
         self._newest = 0  # the micro-batch of the newest step
         self._reserved = 0  # blocks promised to admitted requests and not taken yet
         self._active = self._arrivals = self._steps = self._reused = 0
-        self._cancelled = 0  # cancelled requests that are still in flight
         self.pauses = 0  # how often a sequence lost its blocks, to be computed again
 
     def submit(self, *requests: Request) -> None:
@@ -160,9 +166,7 @@ class Scheduler:
         elif request in self._ready:
             self._ready.remove(request)
         request.state = State.CANCELLED
-        if request.in_flight:
-            self._cancelled += 1
-        else:
+        if not request.in_flight:
             self._end(request)
 
     def schedule(self) -> Step | None:
@@ -187,8 +191,6 @@ class Scheduler:
         Raises ValueError for another step or another number of results."""
         if not self._in_flight or self._in_flight[0] is not step:
             raise ValueError("steps complete once, in the order in which they were scheduled")
-        if step.repetition:
-            step.generation, step.repetition = step.repetition.settled(), None
         works = step.works
         emitting = sum([work.emits for work in works])
         if not len(tokens) == len(finished) == emitting:
@@ -206,7 +208,6 @@ class Scheduler:
             token, ends = next(results) if emits else (0, False)
             if request.state is cancelled:
                 if not request.in_flight:
-                    self._cancelled -= 1
                     self._end(request)
             elif emits:
                 request.tokens.append(token)
@@ -218,38 +219,6 @@ class Scheduler:
                     request.state = generation
                     self._ready.append(request)
         self._ready.sort(key=_by_arrival)
-
-    def repeat(self, step: Step) -> bool:
-        """Complete the oldest step and fill it again, if its generations stay the same: each of them gets one more
-        token (0), and none ends or joins. Does exactly what `complete` and `schedule` would do.
-
-        For a simulator, to which tokens say nothing: it takes no time per generation. Returns False, and does nothing,
-        where the generations change, wait for blocks, or share blocks.
-        """
-        generating, emits = State.GENERATION, any([work.emits for work in step.context])
-        if not step.generation or emits or self.pool.reuse or self._cancelled or self._slots[self._turn] is not step:
-            return False
-        if any([request.state is generating for request in self._ready]):
-            return False
-        repetition = step.repetition or Repetition(step.generation, self.config.tokens_per_block)
-        growing = repetition.growing
-        if not repetition.left or len(growing) > self.pool.free:
-            return False
-        for request, start, length, _, blocks in step.context:
-            request.in_flight -= 1
-            if blocks is request.blocks:
-                request.computed = start + length
-        for request in growing:
-            self._grow(request)
-        repetition.count += 1
-        step.repetition = repetition
-        step.context, step.num_tokens = [], len(step.generation)
-        self._add_contexts(step)
-        self._in_flight.rotate(-1)
-        self._turn = (self._turn + 1) % len(self._slots)
-        self._newest = step.micro_batch
-        self._steps += 1
-        return True
 
     def stats(self) -> Stats:
         works = [work for step in self._in_flight for work in step.context]

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from toolkit.errors import Busy
-from toolkit.inflight import Request, Scheduler, SchedulerConfig, State, Step
+from toolkit.inflight import Request, SchedulerConfig, State, Step
+from toolkit.simulate.repetition import RepeatingScheduler
 from toolkit.slo.metrics import Sample
 from toolkit.steptimes.step import StepTimes, StepWork
 from toolkit.workload import Planned
@@ -74,7 +75,7 @@ class InFlight(NamedTuple):
     step: Step
     work: StepWork
     token_times: list[float]
-    """When it ended before, if it came again since (`Scheduler.repeat`)."""
+    """When it ended before, if it came again since (`RepeatingScheduler.repeat`)."""
 
 
 @dataclass
@@ -105,7 +106,7 @@ class Replica:
         record: tuple[float, float],
         front_s: float = 0.0,
     ) -> None:
-        self.number, self.scheduler, self.times = number, Scheduler(config), times
+        self.number, self.scheduler, self.times = number, RepeatingScheduler(config), times
         self.usage = Usage(busy=[0.0] * times.stages)
         self.outstanding = 0
         self._one_thread, self._most_in_flight = times.one_thread, config.micro_batches

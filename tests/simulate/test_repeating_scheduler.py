@@ -1,4 +1,4 @@
-"""`Scheduler.repeat` is a shortcut: a scheduler that takes it is at every move where one is that never does."""
+"""A scheduler that repeats steps (`RepeatingScheduler`) behaves at every move like one that never does."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.inflight.test_scheduler_properties import chunking_configs, configs, crowded_configs
-from tests.inflight.traces import CONFIG, complete, described, start
+from tests.inflight.traces import CONFIG, complete, described
 from toolkit.errors import Busy, InputRefused
-from toolkit.inflight import Request, Scheduler, SchedulerConfig, Step
+from toolkit.inflight import Request, SchedulerConfig, Step
+from toolkit.simulate.repetition import RepeatingScheduler
 
 MOVES = st.one_of(
     st.tuples(st.just("submit"), st.integers(1, 20), st.integers(1, 30)),
@@ -25,10 +26,10 @@ class Driven:
     """A scheduler, its requests and its steps in flight; takes the shortcut where it may."""
 
     def __init__(self, config: SchedulerConfig, shortcut: bool) -> None:
-        self.scheduler, self.shortcut = Scheduler(config), shortcut
+        self.scheduler, self.shortcut = RepeatingScheduler(config), shortcut
+        self.repeating: set[Step] = set()
         self.requests: list[Request] = []
         self.in_flight: deque[Step] = deque()
-        self.repeated = 0
 
     def submit(self, length: int, max_tokens: int) -> None:
         number = len(self.requests)
@@ -49,8 +50,9 @@ class Driven:
             step = self.in_flight.popleft()
             if self.shortcut and self.scheduler.repeat(step):
                 self.in_flight.append(step)
-                self.repeated += 1
+                self.repeating.add(step)
             else:
+                self.repeating.discard(step)
                 count = sum(work.emits for work in step.works)
                 self.scheduler.complete(step, [0] * count, [False] * count)
             self.schedule()
@@ -64,8 +66,8 @@ class Driven:
     @property
     def state(self) -> list:
         """Everything that has to be the same: gauges, and each request that is not in a repeated step."""
-        steps = [described(step) for step in self.in_flight if not step.repetition]
-        lazy = {work.request for step in self.in_flight if step.repetition for work in step.works}
+        steps = [described(step) for step in self.in_flight if step not in self.repeating]
+        lazy = {work.request for step in self.in_flight if step in self.repeating for work in step.works}
         requests = [(r.id, r.state, r.tokens, r.output, r.scheduled, r.computed, r.blocks) for r in self.requests]
         return [self.scheduler.stats(), self.scheduler.pauses, [r.blocks for r in self.requests], steps, lazy, requests]
 
@@ -93,6 +95,13 @@ def test_the_shortcut_changes_nothing(config: SchedulerConfig, moves: list[tuple
             driven.turn(1)
     check_same(plain, short)
     assert short.scheduler.stats().blocks_used == 0
+
+
+def start(config: SchedulerConfig, **sizes: tuple[list[int], int]) -> tuple[RepeatingScheduler, dict[str, Request]]:
+    scheduler = RepeatingScheduler(config)
+    requests = {name: Request(name, prompt, most) for name, (prompt, most) in sizes.items()}
+    scheduler.submit(*requests.values())
+    return scheduler, requests
 
 
 def test_a_step_of_generations_comes_again_until_one_ends():
