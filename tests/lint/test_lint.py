@@ -74,7 +74,12 @@ BROKEN = [
     ("syntax", START, no_file(Path.mkdir), "is a directory, expected a file"),
     ("not-a-model", START, lambda folder: (folder / "notes").mkdir(), "every folder of a repository"),
     ("version-directory", START, without("ensemble/1"), "model ensemble has no version directory"),
-    ("name", START, config(LLM, 'name: "tensorrt_llm"', 'name: "llama"'), "name is llama, but its folder is tensorrt_llm"),
+    (
+        "name",
+        START,
+        config(LLM, 'name: "tensorrt_llm"', 'name: "llama"'),
+        "name is llama, but its folder is tensorrt_llm",
+    ),
     ("backend", START, config("postprocessing", 'backend: "python"', 'backend: "pyton"'), "backend 'pyton'"),
     ("model-file", START, without("preprocessing/1/model.py"), "no model.py"),
     (
@@ -218,7 +223,7 @@ def test_the_kv_fraction_is_held_to_85_per_cent(repository):
     assert (found.kind, found.level) == ("kv-fraction", "warning") and "0.95 leaves less than 15%" in found.what
     parameter("kv_cache_free_gpu_mem_fraction", "")(repository)
     (found,) = lint(repository)
-    assert found.kind == "kv-fraction" and "takes 0.9 of the memory" in found.what
+    assert found.kind == "kv-fraction" and "takes 0.9 of the free memory" in found.what
 
 
 def test_a_parameter_that_the_backend_cannot_do_without(repository):

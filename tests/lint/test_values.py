@@ -55,7 +55,12 @@ BROKEN = [
     ("parameter-value", DEFAULT, parameter("cancellation_check_period_ms", "-5"), "of at least 0"),
     ("parameter-value", DEFAULT, parameter("decoding_mode", "greedy"), "the backend warns in its log"),
     ("parameter-value", START, parameter("decoding_mode", "lookahead"), "and lookahead_window_size, lookahead_ngram"),
-    ("parameter-value", START, parameter("cross_kv_cache_fraction", "0.5"), "refuses it for a model without an encoder"),
+    (
+        "parameter-value",
+        START,
+        parameter("cross_kv_cache_fraction", "0.5"),
+        "refuses it for a model without an encoder",
+    ),
     ("placeholder", START, parameter("gpt_model_type", "${batching_strategy}"), "does not start"),
     ("placeholder", START, parameter("gpt_model_path", "${engine_dir}"), "does not start"),
     ("placeholder", START, config(LLM, 'backend: "tensorrtllm"', 'backend: "${triton_backend}"'), "takes it as it is"),
