@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from toolkit.config.deployment import Deployment
 from toolkit.drill.failures import FAILURES, NAMES, Failure
 from toolkit.drill.load import Load, Texts, clients
-from toolkit.drill.node import Node, part_of
+from toolkit.drill.node import Event, Node, part_of
 from toolkit.drill.promise import Judged, Verdict, recovery_s, worst
 from toolkit.drill.scene import Scene
 from toolkit.drill.trial import Trial
@@ -23,6 +23,7 @@ LOGGED_S = 1.5
 """For Envoy to write what it has logged."""
 DETECTED_S = 60.0
 """How long the drill waits for toolkit up to notice a failure at all."""
+WORSE = ("degraded", "down")
 BACK = ("ready", "running")
 
 
@@ -135,7 +136,7 @@ def _trial(node: Node, failure: Failure, scene: Scene) -> Trial | None:
         ended=time.time(),
         requests=tuple(requests),
         events=tuple(events),
-        detected=next((event["time"] for event in events if event["part"] in victims), None),
+        detected=next((event["time"] for event in events if _tells(event, victims)), None),
         restarted=restarted,
         recovered=recovered,
         first_ready=next((e["time"] for e in events if e["part"] in groups and e["event"] == "ready"), None),
@@ -146,6 +147,11 @@ def _trial(node: Node, failure: Failure, scene: Scene) -> Trial | None:
         extra=scene.extra,
         note=scene.note,
     )
+
+
+def _tells(event: Event, victims: set[str]) -> bool:
+    """Whether an event says that something is wrong with one of these parts, or with the whole."""
+    return bool(victims) and (event["part"] in victims or event["event"] in WORSE)
 
 
 def _wait_recovered(node: Node, scene: Scene) -> tuple[float | None, float | None]:
