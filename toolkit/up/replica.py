@@ -47,6 +47,11 @@ class Replica:
         return self.group.phase == "ready"
 
     @property
+    def serves(self) -> bool:
+        """Whether each API can have tokens from it. The worker of a standby waits until it is needed."""
+        return self.ready and (self.reserve or not has_openai_api(self.deployment) or self.worker.phase == "ready")
+
+    @property
     def given_up(self) -> bool:
         """Whether it failed so often that it is not started again."""
         return self.group.phase == "failed"

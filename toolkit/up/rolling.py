@@ -77,7 +77,9 @@ def _restart(replicas: list[Replica], new: tuple[Deployment, ...]) -> None:
 def _wait_ready(replicas: list[Replica]) -> None:
     """Return when each has generated a token; raise a ToolkitError when one cannot start."""
     deadline = time.monotonic() + startup_budget(replicas[0].deployment).seconds + END_MARGIN_S
-    while waiting := [replica.group for replica in replicas if not replica.ready]:
-        if waiting[0].backoff.failures or time.monotonic() > deadline:
-            raise ToolkitError(f"{waiting[0].name} is not ready: {waiting[0].message or waiting[0].phase}")
+    while waiting := [replica for replica in replicas if not replica.serves]:
+        group, worker = waiting[0].group, waiting[0].worker
+        if group.backoff.failures or worker.phase == "failed" or time.monotonic() > deadline:
+            late = worker if waiting[0].ready else group
+            raise ToolkitError(f"{late.name} is not ready: {late.message or late.phase}")
         time.sleep(LOOK_S)

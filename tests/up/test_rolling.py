@@ -1,0 +1,53 @@
+"""When a restart goes on to the next replica."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from toolkit.config.load import load_deployment
+from toolkit.errors import ToolkitError
+from toolkit.up.events import Events
+from toolkit.up.replica import Replica
+from toolkit.up.rolling import _wait_ready
+
+
+@pytest.fixture
+def replica(tmp_path, tiny_llama):
+    """A replica whose group is ready, and whose worker is not. No process is started."""
+    file = tmp_path / "trial.yaml"
+    file.write_text(
+        f"engine: rehearsal\nmodel: {{path: {tiny_llama}}}\nhardware: {{gpu: none}}\nlimits: {{max_seq_len: 256}}\n"
+    )
+    replica = Replica(load_deployment(file), {}, tmp_path, Events(tmp_path))
+    replica.group.enter("ready")
+    replica.worker.enter("starting")
+    return replica
+
+
+def test_a_replica_serves_all_apis_only_when_its_worker_is_ready(replica):
+    assert replica.ready and not replica.serves
+    replica.reserve = True
+    assert replica.serves, "the worker of a standby waits until it is needed"
+    replica.reserve = False
+    replica.worker.enter("ready")
+    assert replica.serves
+    replica.group.enter("loading")
+    assert not replica.serves
+
+
+def test_a_restart_waits_for_the_worker_too(replica):
+    waiter = threading.Thread(target=_wait_ready, args=([replica],), daemon=True)
+    waiter.start()
+    waiter.join(0.5)
+    assert waiter.is_alive()
+    replica.worker.enter("ready")
+    waiter.join(10)
+    assert not waiter.is_alive()
+
+
+def test_a_worker_that_cannot_start_ends_it(replica):
+    replica.worker.enter("failed", "exit code 1: no such tokenizer")
+    with pytest.raises(ToolkitError, match="worker 0 is not ready: exit code 1: no such tokenizer"):
+        _wait_ready([replica])
