@@ -181,8 +181,12 @@ def test_what_is_no_report_is_one_line(made, tmp_path) -> None:
 
 SPOILT = [
     (("deployment", "slo", "compliance"), math.nan, "deployment.slo.compliance: input should be "),
-    (("deployment",), [], "is no report: deployment: input should be a valid dictionary, got []"),
-    (("run", "started"), 1e300, "is no report: run.started: input should be less than 250000000000, got 1e+300"),
+    (("deployment",), [], "is not a valid report: deployment: input should be a valid dictionary, got []"),
+    (
+        ("run", "started"),
+        1e300,
+        "is not a valid report: run.started: input should be less than 250000000000, got 1e+300",
+    ),
 ]
 
 

@@ -79,7 +79,7 @@ def test_what_was_written_gives_the_same_verdict_when_read(deployment):
 
 
 def test_a_verdict_that_is_read_is_not_computed_again(deployment, monkeypatch):
-    """It takes seconds: a command that judged a run hands its verdict on."""
+    """A command that has judged a run hands its verdict on."""
     verdict = report.write(deployment, run_of())
     monkeypatch.setattr(report, "judge", lambda *_, **__: pytest.fail("judged again"))
     assert report.read_judged(deployment)[1].reason == verdict.reason
@@ -223,7 +223,7 @@ def test_a_run_that_cannot_have_been(deployment, field, value, complaint):
     file.write_text(json.dumps(content))
     with pytest.raises(ToolkitError) as caught:
         report.read(deployment)
-    assert f"report.json: is no report: {complaint}" in str(caught.value)
+    assert f"report.json: is not a valid report: {complaint}" in str(caught.value)
 
 
 @pytest.mark.timeout(60)

@@ -23,7 +23,7 @@ HTML_NAME = "report.html"
 
 
 def verdict_of(deployment: Deployment, run: Run) -> Verdict:
-    """The judgement on a run by the SLO of a deployment. It takes seconds: `read_judged` has it from the report."""
+    """Judge a run by the SLO of a deployment. `read_judged` has the verdict of a report without judging again."""
     limits = limits_of_a_request(deployment.slo)
     open_loop = run.settings.get("loop") == "open"
     return judge(
@@ -70,7 +70,7 @@ def read_judged(deployment: Deployment) -> tuple[Run, Verdict]:
     measured = run.measured(limits_of_a_request(deployment.slo))
     part = file.verdict
     if part is None:
-        raise ToolkitError("is no report: it has no verdict", where=deployment.report_dir / JSON_NAME)
+        raise ToolkitError("is not a valid report: it has no verdict", where=deployment.report_dir / JSON_NAME)
     return run, Verdict(part.exit_code, part.reason, part.targets, measured, run.own, run.server)
 
 
@@ -78,7 +78,7 @@ def run_of(directory: Path, file: ReportFile) -> Run:
     """The run of the report in a directory. Raises ToolkitError when its samples are damaged or are not all there."""
     samples, part = tuple(read_samples(directory)), file.run
     if part.repeats and sum(part.repeats) != len(samples):
-        what = f"is no report: run.repeats has {sum(part.repeats)} samples, there are {len(samples)}"
+        what = f"is not a valid report: run.repeats has {sum(part.repeats)} samples, there are {len(samples)}"
         raise ToolkitError(what, where=directory / JSON_NAME)
     return Run(
         samples,

@@ -123,7 +123,7 @@ class ReportFile(BaseModel):
         try:
             return cls.model_validate(read_json(path))
         except ValidationError as error:
-            raise ToolkitError(f"is no report: {problem_of(error)}", where=path) from None
+            raise ToolkitError(f"is not a valid report: {problem_of(error)}", where=path) from None
 
     def as_text(self) -> str:
         """The text of report.json, in ASCII."""

@@ -40,7 +40,7 @@ def write_samples(directory: Path, run: Run) -> None:
             for number, sample in enumerate(part.samples):
                 fields = sample.as_dict()
                 if sample.error is not None:
-                    fields["error"] = harmless(sample.error)  # half a character is no UTF-8
+                    fields["error"] = harmless(sample.error)  # UTF-8 cannot hold a lone surrogate
                 line = _Line(**fields, warmup=number < run.warmup, repeat=repeat)
                 stream.write(_LINE.dump_json(line, exclude=left_out) + b"\n")
 
