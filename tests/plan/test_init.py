@@ -97,7 +97,7 @@ def test_a_model_that_fits_only_in_fp8_gets_fp8(tmp_path):
     text, deployment = init("llama-3.1-405b", tmp_path / "large.yaml", "--rate", "0.5", "--slo", "requests_per_s=0.5")
     assert deployment.model.quantization == "fp8" and ", FP8: " in text
     head = (tmp_path / "large.yaml").read_text().split("\n\n")[0]
-    assert "In FP8, as no layout fits in 16 bits." in head and "toolkit build --checkpoint DIR" in head
+    assert "In FP8, because no layout fits in 16 bits." in head and "toolkit build --checkpoint DIR" in head
     with pytest.raises(ToolkitError, match=r"no layout fits on 8 h100-sxm; .* with model.quantization: fp8 would fit"):
         init("llama-3.1-405b", tmp_path / "none.yaml", "--quantization", "none")
 

@@ -136,7 +136,7 @@ def test_the_memory_of_the_flagship_is_written_in_its_bars(prediction):
     assert texts.count("15.9") == texts.count("20.0") == texts.count("4.2") == 8
     assert [texts.count(f"{free} free") for free in ("25.6", "27.6", "26.6")] == [2, 4, 2]
     assert "limit 85 %: 67.7 GiB" in texts and "GPU 7 · stage 3" in texts
-    assert "64 sequences of 8,192 tokens; as many as 145 fit" in chart.caption
+    assert "64 sequences of 8,192 tokens. Under the limit 145 fit" in chart.caption
     assert [key.label for key in chart.keys][-1] == "free" and len(chart.keys) == 6
 
 
@@ -144,7 +144,7 @@ def test_a_gpu_that_is_too_full_and_replicas_are_said(prediction, monkeypatch):
     monkeypatch.setattr(pages, "_charts", lambda *_: [])
     full = replace(prediction, deployment=small(hardware={"gpu_memory_limit": 0.45}))
     assert "Too full by 6.2 GiB, fullest GPU" in Page(page(full, None)).of("main")[0]
-    assert "6.2 GiB over the limit, so sequences will wait" in memory_chart(full).caption
+    assert "6.2 GiB over the limit, so some sequences wait" in memory_chart(full).caption
     two = replace(prediction, deployment=small(parallel={"tp": 4, "pp": 1, "replicas": 2}))
     chart = memory_chart(two)
     assert "One replica of 2; the others are the same." in chart.caption
@@ -157,7 +157,7 @@ def test_the_timeline_shows_every_stage_and_the_prompt_tokens_of_steps(predictio
     assert [text for text in texts if text.startswith("stage")] == ["stage 0", "stage 1", "stage 2", "stage 3"]
     assert "1,024" in texts
     assert {key.label for key in chart.keys} <= {f"micro-batch {n}" for n in range(4)}
-    assert f"{wording.share(prediction.simulation.bubble)} of stage time was bubble" in chart.caption
+    assert f"the bubble was {wording.share(prediction.simulation.bubble)} of the stage time" in chart.caption
 
 
 def test_the_sweep_goes_past_what_the_layout_can_serve(prediction):
