@@ -20,7 +20,7 @@ from toolkit.reports.html.charts import Chart
 from toolkit.reports.html.render import render
 
 COLUMNS = (
-    *("Detected, s", "Served, s", "Recovered, s", "Requests", "Whole", "Lost", "Refused", "Cut OpenAI", "Cut Triton"),
+    *("Detected, s", "Served, s", "Recovered, s", "Requests", "Whole", "Lost", "Refused", "Cut"),
     *("Migrated", "Retried", "Wrong", "Capacity"),
 )
 MOST_ERRORS = 8
@@ -92,7 +92,7 @@ def _cells(trial: Trial) -> list[str]:
         wording.number(values["recover_s"]),
         f"{len(trial.requests):,}",
         *(f"{counts[outcome]:,}" for outcome in (Outcome.WHOLE, Outcome.LOST, Outcome.REFUSED)),
-        *(count(values[name]) for name in ("cut_openai", "cut_triton")),
+        f"{count(values['cut_openai'])} + {count(values['cut_triton'])}",
         count(trial.migrated),
         f"{len(trial.tries)}",
         count(values["wrong"]),
