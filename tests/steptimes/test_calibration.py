@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from toolkit.calibrate import save
 from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.sizing.gpus import GPUS
@@ -287,6 +288,15 @@ def test_a_bad_file_is_one_line(tmp_path, content, message):
     with pytest.raises(ToolkitError, match=f"^{tmp_path}/calibration.json: {message}") as error:
         load(write(tmp_path, content))
     assert "\n" not in str(error.value)
+
+
+def test_a_file_made_before_is_read_and_written_again_as_it_was(tmp_path):
+    """old_layers.json was made when dicts were written, and read field by field."""
+    old = Path(__file__).parent / "old_layers.json"
+    content, calibration = json.loads(old.read_text()), load(old)
+    assert [tuple(timing)[:5] for timing in calibration.timings] == [tuple(row.values()) for row in content["rows"]]
+    save(calibration.content, tmp_path / "new.json")
+    assert json.loads((tmp_path / "new.json").read_text()) == content
 
 
 def test_what_is_no_json_or_not_there(tmp_path):
