@@ -1,5 +1,6 @@
 """The private parts of gloo: they are there, or one sentence says that this PyTorch has changed them."""
 
+import threading
 from datetime import timedelta
 
 import pytest
@@ -23,8 +24,6 @@ def test_this_pytorch_has_what_the_ranks_need():
 
 
 def test_messages_of_each_tag_are_a_queue():
-    import threading
-
     store, ends = HashStore(), {}
 
     def connect(rank: int) -> None:

@@ -19,7 +19,7 @@ from torch.distributed import ProcessGroupGloo, TCPStore, Work  # type: ignore[a
 
 from toolkit.errors import ToolkitError
 
-TRIED = ("2.4.1", "2.13.0")
+TRIED = ("2.5.1", "2.13.0")
 """The oldest and the newest PyTorch that the tests of the ranks have passed with."""
 
 
@@ -27,7 +27,10 @@ def open_store(host: str, port: int, listens: bool, timeout: timedelta) -> TCPSt
     """The store where ranks meet, for the one that listens and for the others. Raises OSError or RuntimeError."""
     listener = socket.create_server((host, port)).detach() if listens else None
     try:
-        return TCPStore(host, port, None, listens, timeout, wait_for_workers=False, master_listen_fd=listener)
+        # The newer store, by libuv, does not take a socket in some of these versions (2.4.1 refuses it).
+        return TCPStore(
+            host, port, None, listens, timeout, wait_for_workers=False, master_listen_fd=listener, use_libuv=False
+        )
     except TypeError as error:
         raise _changed(error) from None
 
