@@ -281,7 +281,7 @@ def test_the_traffic_in_words(prediction):
     found = wording.traffic(replace(prediction, deployment=users))
     assert found["arrivals"] == "closed loop: 7 users, each sends its next request when the last one has ended"
     assert found["prompts"] == "10 to 90 tokens, each length equally likely"
-    assert found["answers"] == "50 tokens on average (log-normal, spread 1 x the mean), from 1 to 99"
+    assert found["answers"] == "50 tokens on average (log-normal, standard deviation 1 x the mean), from 1 to 99"
     assert found["in common"] == "the first 4 tokens of all prompts are the same"
 
 
