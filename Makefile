@@ -4,6 +4,7 @@ SHELL   := bash
 # Compiled modules are kept: the tests start hundreds of processes that import the same ones.
 unexport PYTHONDONTWRITEBYTECODE
 CONFIG  ?= build_configs/smollm2-rehearsal.yaml
+PAIR    ?= build_configs/smollm2-2x-rehearsal.yaml
 SMOLLM2 := models/smollm2-135m-instruct
 # By the name of the module: pip's scripts name their Python in a line for a shell, and the path may hold anything.
 RUN     := .venv/bin/python -m
@@ -56,7 +57,14 @@ demo: install
 	trap "run 'stop $(CONFIG)'" EXIT; \
 	run 'serve --detach $(CONFIG)'; \
 	run 'ask $(CONFIG) "What is the capital of France?"'; \
-	run 'loadtest $(CONFIG)'
+	run 'loadtest $(CONFIG)'; \
+	run 'stop $(CONFIG)'; \
+	run 'build $(PAIR)'; \
+	run 'repo $(PAIR)'; \
+	trap "run 'down $(PAIR)'" EXIT; \
+	run 'up --detach $(PAIR)'; \
+	run 'ask --openai $(PAIR) "What is the capital of France?"'; \
+	run 'drill $(PAIR) kill-rank'
 
 # All parts run, whatever fails. The end says again what failed, and what was skipped and why.
 test: install
