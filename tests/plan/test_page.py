@@ -186,7 +186,7 @@ def test_without_a_comparison_there_is_no_table_of_layouts(alone):
 def test_a_layout_that_was_not_compared_is_said_to_be_missing(prediction, comparison, monkeypatch):
     monkeypatch.setattr(pages, "sweep", lambda predictions, progress: [()] * len(predictions))
     found = Page(page(prediction, Comparison(comparison.layouts[::2], None, "throughput")))
-    assert "By saturated throughput" in found.of("main")[0]
+    assert "Ordered by saturated throughput" in found.of("main")[0]
     assert "Your own layout is not in the table" in found.of("main")[0]
     assert found.of("h3") == [CHARTS[0], "One second of the pipeline"], "no points, no plot against rate"
 
@@ -264,7 +264,7 @@ def test_the_verdict_in_a_sentence(prediction, monkeypatch):
         "FAIL",
         "UNSURE",
         "Misses 1 of 2 targets: GPU utilisation, 50 % and not within 70 % to 85 %. "
-        "Every target of latency and rate is met.",
+        "Every target for latency and rate is met.",
     )
 
 
