@@ -25,7 +25,8 @@ PROMPTS = (
     "Once there was a small boat that",
 )
 TOKENS = 24
-TRITON_MODEL = "ensemble"
+TRITON_MODEL = "tensorrt_llm_bls"
+"""The ensemble would compute an answer to its end although its client has left."""
 SHARES = {OPENAI: 2, TRITON_HTTP: 1, TRITON_GRPC: 1}
 """How often each API is asked, compared with the others."""
 SCHEMES = {OPENAI: "openai+", TRITON_HTTP: "", TRITON_GRPC: ""}
