@@ -93,13 +93,14 @@ def test_one_failure_fails_all():
 
 
 def test_a_slower_p99_is_told_from_chance():
-    calm = [request(sent=float(n), end=n + 1 + 0.01 * (n % 10)) for n in range(60)]
-    slow = [request(sent=100.0 + n, end=100.0 + n + 2 + 0.01 * (n % 10)) for n in range(60)]
-    ratio, chance = p99_ratio([*calm, *slow], lambda r: r.sent >= 100, lambda r: r.e2e_s)
-    assert ratio == pytest.approx(2.09 / 1.09, rel=0.01) and chance < 0.01
-    ratio, chance = p99_ratio(calm, lambda r: r.sent % 2 == 0, lambda r: r.e2e_s)
-    assert ratio == pytest.approx(1, abs=0.02) and chance > 0.05
-    assert p99_ratio(calm[:8], lambda r: r.sent % 2 == 0, lambda r: r.e2e_s) == (None, None)
+    calm, slow = [1 + 0.01 * number for number in range(10)], [2 + 0.01 * number for number in range(10)]
+    ratio, chance = p99_ratio([(False, calm), (True, slow)] * 4)
+    assert ratio == pytest.approx(2.09 / 1.09) and chance == 1 / 70
+    ratio, chance = p99_ratio([(False, calm), (True, calm)] * 4)
+    assert (ratio, chance) == (1, 1)
+    ratio, chance = p99_ratio([(False, calm), (True, calm)] * 3 + [(False, calm), (True, slow)])
+    assert ratio > 1.9 and chance == 0.5, "one slow window of eight is as often among those with poison as not"
+    assert p99_ratio([(False, calm), (True, calm[:2])] * 4) == (None, None)
 
 
 def test_with_one_replica_what_needs_a_second_is_skipped(failure, tmp_path, tiny_llama):

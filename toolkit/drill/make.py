@@ -11,7 +11,7 @@ from contextlib import closing
 from toolkit.config.deployment import Deployment
 from toolkit.drill import poison
 from toolkit.drill.node import alive, part_of, send, supervisor, worker_of
-from toolkit.drill.request import Outcome, Request
+from toolkit.drill.request import Outcome
 from toolkit.drill.scene import Scene
 from toolkit.gateway.door import door_url, folder
 from toolkit.gateway.envoy import max_requests
@@ -26,8 +26,10 @@ SHORT = 8
 """Tokens of an answer where many requests are sent at once."""
 LEAVING, LEFT_LIMIT_S = 6, 30.0
 STOPPED_S, RUNNING_S = 0.3, 0.3
-IN_A_WINDOW = 10
-"""Requests of the load in a window with poison, and in one without."""
+WINDOWS = (False, True) * 4
+"""Whether poison is sent. There are 70 ways to choose four of eight, so chance can be told at 5 %."""
+IN_A_WINDOW = 5
+"""Requests of the load in each, at least."""
 CALM_S = 2.0
 """Between a window with poison and one without."""
 
@@ -123,14 +125,14 @@ def slow_replica(scene: Scene) -> None:
 
 
 def send_poison(scene: Scene) -> None:
-    """Send wrong requests in two of four windows, in turns: what else the machine does concerns both kinds alike."""
+    """Send wrong requests in every second of eight windows: what else the machine does concerns both kinds alike."""
     url = door_url(scene.deployment, "http") or ""
     wrong = list(poison.poisons(scene.deployment, triton=len(scene.clients.apis) > 1))
     scene.begin(f"{len(wrong)} kinds of wrong requests, again and again")
-    window_s = max(2 * scene.seconds, IN_A_WINDOW / scene.load.rate)
+    window_s = max(scene.seconds, IN_A_WINDOW / scene.load.rate)
     answers: list[poison.Answer] = []
-    windows: list[tuple[float, float, bool]] = []
-    for poisoned in (False, True, False, True):
+    windows: list[tuple[bool, float, float]] = []
+    for poisoned in WINDOWS:
         start, ended = time.time(), threading.Event()
         if poisoned:
             timer = threading.Timer(window_s, ended.set)
@@ -138,21 +140,20 @@ def send_poison(scene: Scene) -> None:
             answers += poison.send_again_and_again(url, wrong, ended)
         else:
             time.sleep(window_s)
-        windows.append((start, time.time(), poisoned))
+        windows.append((poisoned, start, time.time()))
         time.sleep(CALM_S)
-    requests = [r for r in scene.load.end() if any(start <= r.sent < end for start, end, _ in windows)]
-
-    def label(request: Request) -> bool:
-        return any(start <= request.sent < end and poisoned for start, end, poisoned in windows)
-
+    whole = [request for request in scene.load.end() if request.outcome is Outcome.WHOLE]
     bad = [answer for answer in answers if answer.status is None or not 400 <= answer.status < 500]
     scene.note = f"{len(answers)} wrong requests of {len(wrong)} kinds" + "".join(
         f"; {answer.name} to {answer.path} got {answer.status or 'no answer'}" for answer in dict.fromkeys(bad)
     )
     scene.extra["not_4xx"] = len(bad)
-    whole = [request for request in requests if request.outcome is Outcome.WHOLE]
-    for name, time_of in (("e2e", lambda r: r.e2e_s), ("ttft", lambda r: r.ttft_s)):
-        scene.extra[f"{name}_p99_ratio"], scene.extra[f"{name}_chance"] = poison.p99_ratio(whole, label, time_of)
+    for name in ("e2e", "ttft"):
+        times = [
+            (label, [getattr(request, f"{name}_s") for request in whole if start <= request.sent < end])
+            for label, start, end in windows
+        ]
+        scene.extra[f"{name}_p99_ratio"], scene.extra[f"{name}_chance"] = poison.p99_ratio(times)
 
 
 def full_queue(scene: Scene) -> None:

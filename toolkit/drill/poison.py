@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import os
-import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from urllib.parse import urlsplit
 
 from toolkit.client.openai_client import KEY
 from toolkit.config.deployment import Deployment
 from toolkit.drill.load import TRITON_MODEL
-from toolkit.drill.request import Request
 from toolkit.slo.metrics import Distribution
 
 CHAT = "/v1/chat/completions"
 GENERATE = f"/v2/models/{TRITON_MODEL}/generate_stream"
 TIMEOUT_S = 60.0
 PAUSE_S = 0.25
-SHUFFLES = 2000
 FEWEST = 10
 """Requests on each side that a ratio needs."""
 
@@ -90,29 +89,27 @@ def send_again_and_again(url: str, poisons: Sequence[Poison], ended: threading.E
     return answers
 
 
-def p99_ratio(
-    requests: Sequence[Request], poisoned: Callable[[Request], bool], time_of: Callable[[Request], float | None]
-) -> tuple[float | None, float | None]:
-    """P99 of a time of the poisoned requests over that of the others, and how likely chance gives as much.
+def p99_ratio(windows: Sequence[tuple[bool, Sequence[float]]]) -> tuple[float | None, float | None]:
+    """P99 of the times in windows with poison over that of the others, and how likely chance gives as much.
 
-    The chance is that of a permutation test: the labels are shuffled, always in the same ways.
+    The chance is that of a permutation test over whole windows: requests of one window share a queue, and what else
+    the machine does. None where there are too few requests.
     """
-    times = [(time, poisoned(request)) for request in requests if (time := time_of(request)) is not None]
-    values, labels = [time for time, _ in times], [label for _, label in times]
-    if min(labels.count(True), labels.count(False)) < FEWEST:
+    times = [values for _, values in windows]
+    poisoned = tuple(number for number, (label, _) in enumerate(windows) if label)
+    if min(_count(times, poisoned), sum(map(len, times)) - _count(times, poisoned)) < FEWEST:
         return None, None
+    ratios = [_ratio(times, chosen) for chosen in combinations(range(len(windows)), len(poisoned))]
+    measured = _ratio(times, poisoned)
+    return measured, sum(ratio >= measured for ratio in ratios) / len(ratios)
 
-    def ratio() -> float:
-        sides = [
-            Distribution([v for v, label in zip(values, labels, strict=True) if label is side])
-            for side in (True, False)
-        ]
-        above, below = (side.percentile(99) or 0.0 for side in sides)
-        return above / below
 
-    measured, draw = ratio(), random.Random(0)
-    as_much = 0
-    for _ in range(SHUFFLES):
-        draw.shuffle(labels)
-        as_much += ratio() >= measured
-    return measured, as_much / SHUFFLES
+def _count(times: Sequence[Sequence[float]], chosen: Sequence[int]) -> int:
+    return sum(len(times[number]) for number in chosen)
+
+
+def _ratio(times: Sequence[Sequence[float]], chosen: Sequence[int]) -> float:
+    above = [value for number in chosen for value in times[number]]
+    below = [value for number, values in enumerate(times) if number not in chosen for value in values]
+    sides = (Distribution(above).percentile(99) or 0.0, Distribution(below).percentile(99) or math.inf)
+    return sides[0] / sides[1]
