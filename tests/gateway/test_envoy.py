@@ -96,15 +96,22 @@ def test_a_request_s_own_fault_is_never_sent_again(door, status):
     assert [ask(door.url, GENERATE)[0] for _ in range(10)] == [200] * 10, "nor is the replica thrown out for it"
 
 
-def test_a_full_queue_of_triton_is_503_and_not_the_request_s_fault(door):
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Maximum queue size of 64 has been reached, please try again later",
+        "a rank of the group has ended, and the rest of the answer is lost",
+        "this server is ending",
+    ],
+)
+def test_what_triton_has_no_status_for_is_503_and_not_the_request_s_fault(door, words):
     """Triton has one status for all errors of its models."""
     for backend in door.replicas:
-        backend.status = 400
-        backend.body = b"""{"error":"in ensemble 'ensemble', Maximum queue size of 64 has been reached, try again"}"""
+        backend.status, backend.body = 400, json.dumps({"error": f"in ensemble 'ensemble', {words}"}).encode()
     for path in (GENERATE, "/v2/models/ensemble/generate_stream"):
         status, headers, body = ask(door.url, path)
         assert (status, headers["retry-after"]) == (503, "1")
-        assert "Maximum queue size of 64" in body["error"]
+        assert words in body["error"]
 
 
 def test_json_that_triton_cannot_read_is_the_request_s_fault(door):

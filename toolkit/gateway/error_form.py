@@ -88,14 +88,20 @@ end
 """Lua for Envoy, on the route to the front end."""
 
 TRITON_ERRORS = f"""
--- Triton answers 400 for all errors of its models, a full queue included, and 500 for JSON that it cannot read.
+-- Triton answers 400 for all errors of its models, a full queue or a dead rank included.
+-- It answers 500 for JSON that it cannot read.
+local passing = {{"Maximum queue size", "a rank of the group has ended", "this server is ending"}}
 function envoy_on_response(handle)
   local status = handle:headers():get(":status")
   if status ~= "400" and status ~= "500" then return end
   local body = handle:body(true)
   local text = body and body:getBytes(0, body:length()) or ""
   local headers = handle:headers()
-  if status == "400" and text:find("Maximum queue size", 1, true) then
+  local again = false
+  for _, words in ipairs(passing) do
+    again = again or text:find(words, 1, true)
+  end
+  if status == "400" and again then
     headers:replace(":status", "503")
     headers:add("retry-after", "{RETRY_AFTER_S}")
   elseif status == "500" and text:find("failed to parse the request JSON buffer", 1, true) then
