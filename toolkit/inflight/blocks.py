@@ -16,9 +16,8 @@ class BlockPool:
         self.tokens_per_block, self.reuse = tokens_per_block, reuse
         self.size, self.untouched = size, 0  # blocks from `untouched` on have never been used
         self.references: Counter[int] = Counter()
-        self.idle: OrderedDict[int, None] = (
-            OrderedDict()
-        )  # of those used: first with nothing to keep, then least recent
+        # Of those used: first with nothing to keep, then least recent.
+        self.idle: OrderedDict[int, None] = OrderedDict()
         self._block_of: dict[bytes, int] = {}
         self._digest_of: dict[int, bytes] = {}
         self.evicted = 0  # cached blocks that were taken for others
@@ -38,7 +37,7 @@ class BlockPool:
         block of the last token is never among them: its logits are needed for the next token."""
         full = (len(request.tokens) - 1) // self.tokens_per_block if self.reuse else 0
         known = takewhile(self._block_of.__contains__, self._digests(request, full))
-        return [self._block_of[digest] for digest in known]
+        return list(map(self._block_of.__getitem__, known))
 
     def take(self, matched: list[int], fresh: int) -> list[int]:
         """A block table: the matched blocks, and `fresh` new ones. KeyError if there are too few."""
@@ -58,8 +57,6 @@ class BlockPool:
     def _least_needed(self) -> int:
         """Take a block: one without a prefix, else one that was never used, else the least recent. KeyError without
         any."""
-        if not self.reuse and self.idle:  # none of them has anything to keep
-            return self.idle.popitem(last=False)[0]
         first = next(iter(self.idle), None)
         if self.untouched < self.size and (first is None or first in self._digest_of):
             self.untouched += 1
@@ -68,9 +65,7 @@ class BlockPool:
 
     def publish(self, request: Request, start: int) -> None:
         """Offer the blocks filled since position `start` for reuse. When two sequences compute one prefix
-        side by side, the first to publish shares its blocks and the other's stay private."""
-        if not self.reuse:
-            return
+        side by side, the first to publish shares its blocks and the other's stay private. Only with reuse."""
         before, after = start // self.tokens_per_block, request.computed // self.tokens_per_block
         if after > before:
             digests = self._digests(request, after)[before:]

@@ -178,10 +178,9 @@ class Scheduler:
             step = self._fill(Step(self._turn))
             self._turn = (self._turn + 1) % len(self._slots)
             if step.num_tokens:
-                self._slots[step.micro_batch] = step
+                self._slots[step.micro_batch], self._newest = step, step.micro_batch
                 self._in_flight.append(step)
                 self._steps += 1
-                self._newest = step.micro_batch
                 return step
         return None
 
