@@ -82,7 +82,7 @@ def test_a_setting_that_yaml_chokes_on(setting, tmp_path, tiny_llama):
     config = tmp_path / "x.yaml"
     config.write_text(f"engine: rehearsal\nmodel: {{path: {tiny_llama}}}\nlimits: {{max_seq_len: 512}}\n")
     done = toolkit("plan", config, "--what-if", setting)
-    assert done.returncode == 1 and done.stderr.startswith("error: --what-if: 'rate=")
+    assert done.returncode == 1 and done.stderr.startswith("error: --what-if: the value of 'rate=")
     assert done.stderr.count("\n") == 1 and len(done.stderr) < 500
 
 
