@@ -68,4 +68,8 @@ def test_examples_are_copied_and_what_is_there_is_kept(tmp_path) -> None:
 def test_where_examples_cannot_be_written(tmp_path) -> None:
     (tmp_path / "taken").write_text("")
     done = toolkit("sample", "workloads", tmp_path / "taken")
-    assert (done.returncode, done.stderr) == (1, f"error: {tmp_path / 'taken'}: cannot be written: File exists. Give another directory.\n")
+    taken = tmp_path / "taken"
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"error: {taken}: cannot be written: File exists. Give another directory.\n",
+    )
