@@ -17,7 +17,7 @@ SITE    := NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 WORKERS := --numprocesses auto --maxprocesses 8 --dist loadgroup
 FAST    := -m "not slow and not thorough" $(WORKERS)
 SHARED  := -m "not slow" $(WORKERS)
-SERVERS := -m "slow and not alone" --numprocesses 3 --dist loadfile
+SERVERS := -m "slow and not alone" --numprocesses 3 --dist loadfile --no-loadscope-reorder
 TIMED   := -m "slow and alone"
 # make test ONLY=slo: the tests of one room, or of several, and of the rooms that import it. pytest says 5 for no test.
 ONLY    ?=

@@ -17,6 +17,13 @@ NOT_INHERITED = (
 """What the toolkit or a library reads of the shell that starts the tests."""
 EXPENSIVE = ("flagship_compared", "plans", "smollm2")
 """Fixtures of a session that take seconds."""
+LONGEST = (
+    *("up/test_up.py", "install/test_wheel.py", "drill/test_real.py", "e2e/test_ends.py", "8 ranks]"),
+    *("serve/test_serve.py", "load/test_loadtest.py", "up/test_fallback.py", "serve/test_hostile_paths.py"),
+    *("e2e/test_replicas.py", "model/test_sample_smollm2.py", "serve/test_pytorch.py", "calibrate/test_service.py"),
+    "repository/test_serving.py",
+)
+"""What takes longest with servers begins first, so that no process is left alone with it at the end."""
 LONGEST_FOLDER = 60
 """Characters. In a folder of its own there multiprocessing makes a socket, whose path may have 107."""
 
@@ -67,6 +74,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(shared[0]))
         if "flagship_compared" in fixtures:
             item.add_marker(pytest.mark.thorough)
+    items.sort(key=lambda item: next((n for n, name in enumerate(LONGEST) if name in item.nodeid), len(LONGEST)))
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 import fcntl
 import os
+import signal
+import subprocess
 import threading
 import time
 
@@ -30,6 +32,24 @@ def test_a_group_that_has_the_lock_is_named_when_its_process_is_gone(tmp_path):
         message = f"process {os.getpgrp()}. .* kill -- -{os.getpgrp()}"
         with pytest.raises(ToolkitError, match=message), file_lock(file, "is being built by"):
             pass
+
+
+def test_a_group_is_named_also_when_its_leader_has_ended(tmp_path):
+    leader = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!"], stdout=subprocess.PIPE, start_new_session=True)
+    assert leader.stdout
+    member = int(leader.stdout.readline())
+    leader.wait()
+    try:
+        with file_lock(tmp_path / "build.lock", "is being built by") as lock:
+            lock.share(leader.pid)
+            (tmp_path / "build.lock").write_text(f"99999999\n-{leader.pid}\n")
+            with (
+                pytest.raises(ToolkitError, match=f"kill -- -{leader.pid}"),
+                file_lock(tmp_path / "build.lock", "is being built by"),
+            ):
+                pass
+    finally:
+        os.kill(member, signal.SIGKILL)
 
 
 def test_a_holder_that_has_not_written_its_pid_yet(tmp_path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import shutil
+import subprocess
 import threading
 import time
 from typing import Any
@@ -258,8 +260,8 @@ def test_a_standby_gets_requests_only_when_the_other_is_gone(door):
 
 def self_signed(folder) -> dict[str, str]:
     """A certificate and its key, as files."""
-    import subprocess
-
+    if not shutil.which("openssl"):
+        pytest.skip("needs openssl, of the package openssl")
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
     subprocess.run(
         [*command, "-keyout", folder / "key.pem", "-out", folder / "cert.pem"], check=True, capture_output=True

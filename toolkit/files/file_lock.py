@@ -100,7 +100,18 @@ def _lock(stream: IO[str]) -> None:
 def _held(file: Path, doing: str) -> ToolkitError:
     """The error that names the process, or the process group, that holds the lock and is still there."""
     holders = file.read_text(encoding="utf-8").split()
-    running = [pid for pid in holders if Path(f"/proc/{pid.removeprefix('-')}").exists()]
+    running = [pid for pid in holders if _lives(pid)]
     name = f"process {running[0].removeprefix('-')}" if running else "another process"
     hint = f"Wait for it, or end it: kill -- {running[0]}" if running else "Wait for it."
     return ToolkitError(f"{doing} {name}", where=file.parent, hint=hint)
+
+
+def _lives(pid: str) -> bool:
+    """Whether a process is there or, for a negative number, any process of that group: its leader may have ended."""
+    try:
+        os.kill(int(pid), 0)
+    except PermissionError:
+        return True
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True

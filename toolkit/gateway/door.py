@@ -33,8 +33,9 @@ class PartState:
 
 @dataclass(frozen=True)
 class DoorState:
-    """All of it, as the supervisor last wrote it."""
+    """All of it, as the supervisor `pid` last wrote it."""
 
+    pid: int
     phase: str
     since: float
     url: str
@@ -71,15 +72,17 @@ def write_door(deployment: Deployment, state: DoorState) -> None:
 
 
 def read_door(deployment: Deployment) -> DoorState | None:
-    """The state, while a supervisor runs; None otherwise, and for a damaged file."""
-    if up_pid(deployment) is None:
+    """The state, while a supervisor runs; None otherwise, for a damaged file, and for the file of an earlier run."""
+    pid = up_pid(deployment)
+    if pid is None:
         return None
     try:
         values: dict[str, Any] = read_json(folder(deployment) / "up.json", largest=LARGEST)
         parts = tuple(PartState(**part) for part in values.pop("parts"))
-        return DoorState(parts=parts, **values)
+        state = DoorState(parts=parts, **values)
     except (ToolkitError, TypeError, KeyError):
         return None
+    return state if state.pid == pid else None
 
 
 def door_url(deployment: Deployment, protocol: str) -> str | None:

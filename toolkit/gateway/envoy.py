@@ -177,7 +177,8 @@ def _route(
     if deployment.gateway.retries:
         action["retry_policy"] = {
             "retry_on": retry_on,
-            "retriable_status_codes": [502, 503, 504],
+            # Not 504, which a try that waited too long gets: in a full deployment it would make the load larger.
+            "retriable_status_codes": [502, 503],
             "num_retries": deployment.gateway.retries,
             # The front end sends the head at once: then no other one can be tried, and the canary finds who hangs.
             **({} if cluster == FRONT else {"per_try_idle_timeout": f"{deployment.gateway.first_byte_timeout_s}s"}),

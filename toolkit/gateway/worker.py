@@ -77,6 +77,8 @@ class Worker:
         return 0
 
     async def _take_requests(self) -> None:
+        if not await self._triton.live(LOOK_TIMEOUT_S):  # the replica has just ended
+            return self._gone.set()
         runtime = DistributedRuntime(asyncio.get_running_loop(), "file", "tcp")
         place = runtime.endpoint(ENDPOINT)
         serving = asyncio.ensure_future(place.serve_endpoint(self.generate, graceful_shutdown=False))

@@ -259,6 +259,8 @@ class _Supervisor:
         return time.monotonic() < deadline and self._stop.count < 2
 
     def _fail(self, group: Group, death: Death) -> NoReturn:
+        if self._state.phase == "ready":  # it takes a moment to end the rest: nobody should send requests meanwhile
+            self.enter("unresponsive", str(death))
         log = group.logs.file(death.rank)
         if death.rank is not None and death.rank > 0:
             group.let_engine_end(LAST_WORDS_S)

@@ -101,7 +101,6 @@ def restart(deployment: Deployment, *, rolling: bool, new: Deployment | None, he
 class UpStatus:
     """What is known of a deployment that is up."""
 
-    pid: int
     state: DoorState
     changed: bool = False
     """The YAML is another one than when it was started."""
@@ -113,13 +112,13 @@ class UpStatus:
 
     def data(self) -> dict[str, Any]:
         """For JSON."""
-        return {"pid": self.pid, "config_changed": self.changed, **asdict(self.state)}
+        return {"config_changed": self.changed, **asdict(self.state)}
 
     def __str__(self) -> str:
         def when(seconds: float) -> str:
             return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
-        lines = [f"{self.state.phase} since {when(self.state.since)}, process {self.pid}, {self.state.url}"]
+        lines = [f"{self.state.phase} since {when(self.state.since)}, process {self.state.pid}, {self.state.url}"]
         if self.changed:
             lines.append("  the YAML has changed since: toolkit restart --rolling takes it; its ports need down and up")
         for part in self.state.parts:
@@ -132,7 +131,5 @@ class UpStatus:
 
 def status(deployment: Deployment) -> UpStatus | None:
     """None if it is not up."""
-    pid, state = up_pid(deployment), read_door(deployment)
-    if pid is None or state is None:
-        return None
-    return UpStatus(pid, state, state.config_digest != config_digest(deployment))
+    state = read_door(deployment)
+    return UpStatus(state, state.config_digest != config_digest(deployment)) if state else None

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from toolkit.config.deployment import Deployment
+from toolkit.gateway import admin
 from toolkit.gateway.door import has_openai_api
-from toolkit.gateway.places import Places
+from toolkit.gateway.places import LOOPBACK, Places
 from toolkit.up.backoff import Backoff
 from toolkit.up.events import Events
 from toolkit.up.part import Part, Start
 
 BACKOFF_S, CAP_S = 0.1, 2.0
+CONNECT_S = 0.2
 ATTEMPTS = 20
 """In a row, each soon after the last: the door without one of its parts serves nobody."""
 PYTHON = (sys.executable, "-P", "-m")
@@ -26,15 +29,18 @@ MIGRATIONS = 3
 class DoorPart:
     """One of them: always wanted while the deployment is up."""
 
-    def __init__(self, name: str, start: Start, events: Events) -> None:
+    def __init__(self, name: str, start: Start, answers: Callable[[], bool], events: Events) -> None:
         self.part, self._start, self._events = Part(name, Backoff(BACKOFF_S, CAP_S, ATTEMPTS)), start, events
+        self._answers = answers
 
     def look(self) -> None:
-        """Start it, or start it again."""
+        """Start it, or start it again. It is `running` when it answers."""
         part = self.part
         if part.alive:
+            if part.phase == "starting" and self._answers():
+                part.enter("running")
             return
-        if part.phase == "running":
+        if part.phase in ("starting", "running"):
             cause, wait_s = part.cause(), part.backoff.failed(part.ran_s)
             part.enter("failed" if wait_s is None else "waiting", cause)
             if wait_s is None:
@@ -43,17 +49,28 @@ class DoorPart:
             self._events.note(part.name, "ended", cause, f"starts again in {wait_s:.1f} s")
         if part.phase == "waiting" and time.monotonic() >= part.again_at:
             part.start(self._start)
-            part.enter("running")
+            part.enter("starting")
 
 
 def door_parts(
     deployment: Deployment, places: Places, envoy: Path, environ: Mapping[str, str], events: Events
 ) -> tuple[DoorPart, ...]:
     """In the order in which they start."""
+    answers = {
+        "gate": lambda: _listens(places.gate_port),
+        "front end": lambda: _listens(places.front_port),
+        "envoy": lambda: admin.active_requests(places.admin_socket) is not None,
+    }
     return tuple(
-        DoorPart(name, Start(command, environ, places.logs / f"{name.replace(' ', '-')}.log"), events)
+        DoorPart(name, Start(command, environ, places.logs / f"{name.replace(' ', '-')}.log"), answers[name], events)
         for name, command in door_commands(deployment, places, envoy).items()
     )
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(CONNECT_S)
+        return probe.connect_ex((LOOPBACK, port)) == 0
 
 
 def door_commands(deployment: Deployment, places: Places, envoy: Path) -> dict[str, list[str]]:

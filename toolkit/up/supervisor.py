@@ -35,6 +35,7 @@ from toolkit.up.replica import Replica
 
 TICK_S = 0.1
 LOOK_TIMEOUT_S = 1.0
+LONGEST_SOCKET = 100
 
 
 def up_here(deployment: Deployment) -> None:
@@ -53,10 +54,17 @@ def up_here(deployment: Deployment) -> None:
             _keep_up(deployment, fallbacks, run, envoy, stop)
 
 
+def _check_socket(path: Path) -> None:
+    """The kernel takes no longer path for a Unix socket."""
+    if len(os.fsencode(path)) > LONGEST_SOCKET:
+        raise ToolkitError(f"is too long for a socket's path: {path}", where="TMPDIR", hint="Set TMPDIR=/tmp.")
+
+
 def _keep_up(
     deployment: Deployment, fallbacks: tuple[Deployment, ...], run: ServerRun, envoy: Path, stop: StopRequests
 ) -> None:
     places = Places(run.tmp, folder(deployment), free_port(), free_port())
+    _check_socket(places.admin_socket)
     (run.tmp / "discovery").mkdir()
     write_endpoints(places, [])
     places.envoy_config.write_text(yaml.safe_dump(config(deployment, places), sort_keys=False), encoding="utf-8")
@@ -160,13 +168,16 @@ class Supervisor:
         ready = [replica for replica in self.replicas if replica.ready]
         without_all = "degraded" if ready else "down"
         phase = "ready" if len(ready) == len(self.replicas) else without_all if self._announced else "loading"
-        if phase == "ready" and not self._openai_is_ready():
+        if phase == "ready" and not (self._door_is_open() and self._openai_is_ready()):
             phase = "degraded" if self._announced else "loading"
         self._enter(phase)
         if phase == "ready" and not self._announced:
             self._announced = True
             print(self._ready_lines(), flush=True)
         self._write()
+
+    def _door_is_open(self) -> bool:
+        return all(part.part.phase == "running" for part in self.door)
 
     def _openai_is_ready(self) -> bool:
         """Whether every worker has announced itself, and the front end has heard of one."""
@@ -214,7 +225,9 @@ class Supervisor:
             parts += [replica.group.state(), replica.worker.state()]
         gateway = self.deployment.gateway
         url = f"http{'s' if gateway.tls else ''}://{gateway.host}:{gateway.port}"
-        state = DoorState(self._phase, self._since, url, tuple(parts), str(self._commands.socket), self._digest)
+        state = DoorState(
+            os.getpid(), self._phase, self._since, url, tuple(parts), str(self._commands.socket), self._digest
+        )
         if state != self._written:
             write_door(self.deployment, state)
             self._written = state
