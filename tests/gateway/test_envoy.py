@@ -18,8 +18,9 @@ from tritonclient.grpc import service_pb2 as pb
 
 from tests.waiting import eventually
 from toolkit.errors import ToolkitError
+from toolkit.gateway.clusters import max_requests
 from toolkit.gateway.endpoints import Traffic, write_endpoints
-from toolkit.gateway.envoy import config, max_requests
+from toolkit.gateway.envoy import config
 from toolkit.gateway.places import Places
 from toolkit.gateway.programs import envoy, validate
 

@@ -13,8 +13,8 @@ from toolkit.drill import poison
 from toolkit.drill.node import alive, part_of, send, supervisor, worker_of
 from toolkit.drill.request import Outcome
 from toolkit.drill.scene import Scene
+from toolkit.gateway.clusters import max_requests
 from toolkit.gateway.door import door_url, folder
-from toolkit.gateway.envoy import max_requests
 from toolkit.serve.replicas import END_MARGIN_S
 from toolkit.up import control
 from toolkit.up.fallback import MARKER

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from toolkit.config.deployment import Deployment
+from toolkit.gateway.clusters import EXTENSIONS, HTTP2, address, body_bytes, local_cluster, triton_cluster
 from toolkit.gateway.door import has_openai_api
 from toolkit.gateway.endpoints import TRITON_GRPC, TRITON_HTTP
 from toolkit.gateway.error_form import ERROR_FORMS, OPENAI_ERRORS, TRITON_ERRORS
@@ -18,17 +19,13 @@ FRONT = "front"
 GATE = "gate"
 KEY_HEADER = "x-toolkit-key"
 """The gate's word on whose key a request has, for the access log."""
-EXTENSIONS = "type.googleapis.com/envoy.extensions"
 STREAM_IDLE_S = 600
 """The longest silence of a stream that both sides keep open."""
-CONNECT_S = 1.0
 CLOSE_S = 0.25
 """From the end of an answer that broke off to the end of the client's connection, which tells the client."""
 GATE_S = 5.0
 BACKOFF = {"base_interval": "0.025s", "max_interval": "0.25s"}
 """Between tries; Envoy draws a random time up to twice as much each time."""
-HEALTH_S = 1.0
-UNHEALTHY_AFTER = 2
 FORBIDDEN: tuple[dict[str, Any], ...] = (
     {"prefix": "/v2/systemsharedmemory"},
     {"prefix": "/v2/cudasharedmemory"},
@@ -53,23 +50,13 @@ def config(deployment: Deployment, places: Places) -> dict[str, Any]:
         "static_resources": {
             "listeners": [_listener(deployment, places)],
             "clusters": [
-                _local(FRONT, places.front_port, deployment),
-                _local(GATE, places.gate_port, deployment),
-                _triton(TRITON_HTTP, places, deployment),
-                {**_triton(TRITON_GRPC, places, deployment), **_HTTP2},
+                local_cluster(FRONT, places.front_port, deployment),
+                local_cluster(GATE, places.gate_port, deployment),
+                triton_cluster(TRITON_HTTP, places, deployment),
+                {**triton_cluster(TRITON_GRPC, places, deployment), **HTTP2},
             ],
         },
     }
-
-
-def max_requests(deployment: Deployment) -> int:
-    """Requests that the door lets in at once."""
-    limits = deployment.limits
-    return deployment.gateway.max_requests or limits.max_sequences + limits.max_queue_size
-
-
-def _body_bytes(deployment: Deployment) -> int:
-    return deployment.gateway.max_body_mb << 20
 
 
 def _listener(deployment: Deployment, places: Places) -> dict[str, Any]:
@@ -94,15 +81,15 @@ def _listener(deployment: Deployment, places: Places) -> dict[str, Any]:
         }
     return {
         "name": "door",
-        "address": _address(gateway.host, gateway.port),
+        "address": address(gateway.host, gateway.port),
         # A retry sends the request again, so the whole of it must fit.
-        "per_connection_buffer_limit_bytes": _body_bytes(deployment),
+        "per_connection_buffer_limit_bytes": body_bytes(deployment),
         "filter_chains": [chain],
     }
 
 
 def _manager(deployment: Deployment, places: Places) -> dict[str, Any]:
-    body = {"max_request_bytes": _body_bytes(deployment)}
+    body = {"max_request_bytes": body_bytes(deployment)}
     gate = {
         "http_service": {
             "server_uri": {"uri": f"http://{LOOPBACK}:{places.gate_port}", "cluster": GATE, "timeout": f"{GATE_S}s"},
@@ -174,25 +161,24 @@ def _route(
 ) -> dict[str, Any]:
     """Tries are for what another replica could answer: never for a request's own fault, never after the first byte."""
     action: dict[str, Any] = {"cluster": cluster, "timeout": "0s"}
-    if deployment.gateway.retries:
-        action["retry_policy"] = {
-            "retry_on": retry_on,
-            # Not 504, which a try that waited too long gets: in a full deployment it would make the load larger.
-            "retriable_status_codes": [502, 503],
-            "num_retries": deployment.gateway.retries,
-            # The front end sends the head at once: then no other one can be tried, and the canary finds who hangs.
-            **({} if cluster == FRONT else {"per_try_idle_timeout": f"{deployment.gateway.first_byte_timeout_s}s"}),
-            "retry_back_off": BACKOFF,
-            "retry_host_predicate": [
-                {
-                    "name": "envoy.retry_host_predicates.previous_hosts",
-                    "typed_config": {
-                        "@type": f"{EXTENSIONS}.retry.host.previous_hosts.v3.PreviousHostsPredicate",
-                    },
-                }
-            ],
-            "host_selection_retry_max_attempts": 3,
-        }
+    action["retry_policy"] = {
+        "retry_on": retry_on,
+        # Not 504, which a try that waited too long gets: in a full deployment it would make the load larger.
+        "retriable_status_codes": [502, 503],
+        "num_retries": deployment.gateway.retries,
+        # The front end sends the head at once: then no other one can be tried, and the canary finds who hangs.
+        **({} if cluster == FRONT else {"per_try_idle_timeout": f"{deployment.gateway.first_byte_timeout_s}s"}),
+        "retry_back_off": BACKOFF,
+        "retry_host_predicate": [
+            {
+                "name": "envoy.retry_host_predicates.previous_hosts",
+                "typed_config": {
+                    "@type": f"{EXTENSIONS}.retry.host.previous_hosts.v3.PreviousHostsPredicate",
+                },
+            }
+        ],
+        "host_selection_retry_max_attempts": 3,
+    }
     return {"match": match, "route": action, "typed_per_filter_config": filters}
 
 
@@ -241,84 +227,6 @@ def _off(name: str, kind: str) -> dict[str, Any]:
     return {"@type": f"{EXTENSIONS}.filters.http.{name}.v3.{kind}PerRoute", "disabled": True}
 
 
-def _local(name: str, port: int, deployment: Deployment) -> dict[str, Any]:
-    """A part of the door itself."""
-    return {
-        "name": name,
-        "type": "STATIC",
-        "connect_timeout": f"{CONNECT_S}s",
-        "per_connection_buffer_limit_bytes": _body_bytes(deployment),
-        "circuit_breakers": _breakers(deployment),
-        "load_assignment": {
-            "cluster_name": name,
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address(LOOPBACK, port)}}]}],
-        },
-    }
-
-
-def _triton(name: str, places: Places, deployment: Deployment) -> dict[str, Any]:
-    """The replicas. Ejected for failed connections alone: neither 4xx nor back-pressure says that one is ill."""
-    file = places.endpoints(name)
-    return {
-        "name": name,
-        "type": "EDS",
-        "eds_cluster_config": {
-            "eds_config": {
-                "path_config_source": {"path": str(file), "watched_directory": {"path": str(file.parent)}},
-                "resource_api_version": "V3",
-            }
-        },
-        "connect_timeout": f"{CONNECT_S}s",
-        "per_connection_buffer_limit_bytes": _body_bytes(deployment),
-        "lb_policy": "LEAST_REQUEST",
-        "ignore_health_on_host_removal": True,  # a replica that the file no longer names gets nothing from then on
-        # Where no replica is well, none gets requests: 503 at once, instead of a try at those that are ill.
-        # Envoy would keep a change of health to itself for a second, to hand on several at once.
-        "common_lb_config": {"healthy_panic_threshold": {"value": 0}, "update_merge_window": "0s"},
-        "circuit_breakers": _breakers(deployment),
-        "health_checks": [
-            {
-                "timeout": f"{HEALTH_S}s",
-                "interval": f"{HEALTH_S}s",
-                "no_traffic_interval": f"{HEALTH_S}s",
-                "unhealthy_threshold": UNHEALTHY_AFTER,
-                "healthy_threshold": 1,
-                "http_health_check": {"path": "/v2/health/ready", "codec_client_type": "HTTP1"},
-            }
-        ],
-        "outlier_detection": {
-            "split_external_local_origin_errors": True,
-            "consecutive_local_origin_failure": 3,
-            "enforcing_consecutive_local_origin_failure": 100,
-            "enforcing_local_origin_success_rate": 0,
-            "enforcing_consecutive_5xx": 0,
-            "enforcing_consecutive_gateway_failure": 0,
-            "enforcing_success_rate": 0,
-            "interval": "1s",
-            "base_ejection_time": "2s",
-            "max_ejection_percent": 50,
-        },
-    }
-
-
-_HTTP2 = {
-    "typed_extension_protocol_options": {
-        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-            "@type": f"{EXTENSIONS}.upstreams.http.v3.HttpProtocolOptions",
-            "explicit_http_config": {"http2_protocol_options": {}},
-        }
-    }
-}
-
-
-def _breakers(deployment: Deployment) -> dict[str, Any]:
-    most = max_requests(deployment)
-    budget = {"budget_percent": {"value": 20}, "min_retry_concurrency": 3}
-    # With as few connections as requests, the next request over HTTP/1.1 would wait for one instead of getting 503.
-    limits = {"max_connections": 2 * most + 8, "max_pending_requests": most, "max_requests": most}
-    return {"thresholds": [{"priority": "DEFAULT", **limits, "retry_budget": budget}]}
-
-
 def _access_log(places: Places) -> dict[str, Any]:
     """A JSON line for each request: never a prompt, an answer or a key."""
     fields = {
@@ -351,7 +259,3 @@ def _access_log(places: Places) -> dict[str, Any]:
 
 def _filter(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     return {"name": f"envoy.filters.{name}", "typed_config": settings}
-
-
-def _address(host: str, port: int) -> dict[str, Any]:
-    return {"socket_address": {"address": host, "port_value": port}}

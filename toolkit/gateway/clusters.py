@@ -1,0 +1,107 @@
+"""Whom the door sends requests to, in Envoy's form: the replicas, and the parts of the door itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from toolkit.config.deployment import Deployment
+from toolkit.gateway.places import LOOPBACK, Places
+
+EXTENSIONS = "type.googleapis.com/envoy.extensions"
+CONNECT_S = 1.0
+HEALTH_S = 1.0
+UNHEALTHY_AFTER = 2
+
+
+def max_requests(deployment: Deployment) -> int:
+    """Requests that the door lets in at once."""
+    limits = deployment.limits
+    return deployment.gateway.max_requests or limits.max_sequences + limits.max_queue_size
+
+
+def body_bytes(deployment: Deployment) -> int:
+    """The largest request."""
+    return deployment.gateway.max_body_mb << 20
+
+
+def address(host: str, port: int) -> dict[str, Any]:
+    """In Envoy's form."""
+    return {"socket_address": {"address": host, "port_value": port}}
+
+
+def local_cluster(name: str, port: int, deployment: Deployment) -> dict[str, Any]:
+    """A part of the door itself."""
+    return {
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": f"{CONNECT_S}s",
+        "per_connection_buffer_limit_bytes": body_bytes(deployment),
+        "circuit_breakers": _breakers(deployment),
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address(LOOPBACK, port)}}]}],
+        },
+    }
+
+
+def triton_cluster(name: str, places: Places, deployment: Deployment) -> dict[str, Any]:
+    """The replicas. Ejected for failed connections alone: neither 4xx nor back-pressure says that one is ill."""
+    file = places.endpoints(name)
+    return {
+        "name": name,
+        "type": "EDS",
+        "eds_cluster_config": {
+            "eds_config": {
+                "path_config_source": {"path": str(file), "watched_directory": {"path": str(file.parent)}},
+                "resource_api_version": "V3",
+            }
+        },
+        "connect_timeout": f"{CONNECT_S}s",
+        "per_connection_buffer_limit_bytes": body_bytes(deployment),
+        "lb_policy": "LEAST_REQUEST",
+        "ignore_health_on_host_removal": True,  # a replica that the file no longer names gets nothing from then on
+        # Where no replica is well, none gets requests: 503 at once, instead of a try at those that are ill.
+        # Envoy would keep a change of health to itself for a second, to hand on several at once.
+        "common_lb_config": {"healthy_panic_threshold": {"value": 0}, "update_merge_window": "0s"},
+        "circuit_breakers": _breakers(deployment),
+        "health_checks": [
+            {
+                "timeout": f"{HEALTH_S}s",
+                "interval": f"{HEALTH_S}s",
+                "no_traffic_interval": f"{HEALTH_S}s",
+                "unhealthy_threshold": UNHEALTHY_AFTER,
+                "healthy_threshold": 1,
+                "http_health_check": {"path": "/v2/health/ready", "codec_client_type": "HTTP1"},
+            }
+        ],
+        "outlier_detection": {
+            "split_external_local_origin_errors": True,
+            "consecutive_local_origin_failure": 3,
+            "enforcing_consecutive_local_origin_failure": 100,
+            "enforcing_local_origin_success_rate": 0,
+            "enforcing_consecutive_5xx": 0,
+            "enforcing_consecutive_gateway_failure": 0,
+            "enforcing_success_rate": 0,
+            "interval": "1s",
+            "base_ejection_time": "2s",
+            "max_ejection_percent": 50,
+        },
+    }
+
+
+HTTP2 = {
+    "typed_extension_protocol_options": {
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": f"{EXTENSIONS}.upstreams.http.v3.HttpProtocolOptions",
+            "explicit_http_config": {"http2_protocol_options": {}},
+        }
+    }
+}
+
+
+def _breakers(deployment: Deployment) -> dict[str, Any]:
+    most = max_requests(deployment)
+    budget = {"budget_percent": {"value": 20}, "min_retry_concurrency": 3}
+    # With as few connections as requests, the next request over HTTP/1.1 would wait for one instead of getting 503.
+    limits = {"max_connections": 2 * most + 8, "max_pending_requests": most, "max_requests": most}
+    return {"thresholds": [{"priority": "DEFAULT", **limits, "retry_budget": budget}]}
