@@ -11,7 +11,7 @@ from toolkit.config.deployment import Deployment
 from toolkit.config.sections import Percentiles, Section
 
 PAGE = (Path(__file__).parents[2] / "docs/reference/deployment.md").read_text()
-ELSEWHERE = ("file", "replica", "workload")
+ELSEWHERE = ("file", "replica", "engine_given", "workload")
 """What no YAML gives, and what has its own page."""
 
 

@@ -39,7 +39,7 @@ def test_an_unknown_drill_is_one_line_with_the_known_ones(config):
 def test_what_is_not_up_is_one_line_that_says_to_start_it(config):
     done = toolkit("drill", config)
     assert (done.returncode, done.stdout) == (3, "")
-    assert done.stderr == f"error: {config}: is not up. Start it: toolkit up --detach {config}\n"
+    assert done.stderr == f"error: {config}: is not up. Start it: toolkit up {config} --detach\n"
 
 
 @pytest.mark.parametrize("options", [["--rate", "0"], ["--rate", "nan"], ["--seconds", "0"]])

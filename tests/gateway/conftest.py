@@ -158,7 +158,8 @@ def open_door(tmp_path_factory) -> Iterator[Callable[[Deployment], Door]]:
         backends.extend([front, *replicas])
         write_endpoints(places, [])
         places.envoy_config.write_text(yaml.safe_dump(config(deployment, places)))
-        gate = [sys.executable, "-m", "toolkit.gateway.gate", str(deployment.file), str(places.gate_port)]
+        arguments = [str(deployment.file), deployment.engine, str(places.gate_port)]
+        gate = [sys.executable, "-m", "toolkit.gateway.gate", *arguments]
         processes.append(subprocess.Popen(gate, stdin=subprocess.PIPE))
         command = [
             str(envoy()),

@@ -176,6 +176,8 @@ def test_next_names_what_was_planned(flagship, tmp_path):
     assert f"next: toolkit build {file}" in ran(file).stderr
     changed = ran(file, "--what-if", "max_num_tokens=256", "--gpus", 8).stderr
     assert f"next: toolkit plan {file} --what-if limits.max_num_tokens=256 --write changed-changed.yaml" in changed
+    rehearsed = ran(file, "--engine", "rehearsal").stderr
+    assert f"next: toolkit build {file} --engine rehearsal" in rehearsed
     written = ran(file, "--what-if", "max_num_tokens=256", "--write", target).stderr
     assert f"written: {target}\nnext: toolkit build {target}" in written
     assert "max_num_tokens: 256" in target.read_text()

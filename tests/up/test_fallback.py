@@ -55,6 +55,17 @@ def test_the_first_that_fits_the_gpus_that_are_left(pair):
     assert first_that_fits(deployment, fallbacks, (0, 1)) is None
 
 
+def test_a_given_engine_is_that_of_the_fallback_too(pair):
+    small, large = (yaml.safe_load((pair.parent / f"{name}.yaml").read_text()) for name in ("small", "large"))
+    own = {"engine": "tensorrt"}
+    (pair.parent / "small-gpu.yaml").write_text(yaml.safe_dump({**small, "name": "small", **own}))
+    file = pair.with_name("large-gpu.yaml")
+    recovery = {**large["recovery"], "fallback": ["small-gpu.yaml"]}
+    file.write_text(yaml.safe_dump({**large, "name": "large", **own, "recovery": recovery}))
+    (fallback,) = load_fallbacks(load_deployment(file, "rehearsal"))
+    assert fallback.engine == "rehearsal"
+
+
 def test_a_fallback_that_cannot_help_is_said_before_anything_starts(pair, tmp_path):
     home = pair.parent
     (home / "unbuilt.yaml").write_text((home / "small.yaml").read_text().replace("output: ", "output: /tmp/not-here"))

@@ -23,7 +23,7 @@ MOST_BUSY = 0.3
 
 def engine_settings(deployment: Deployment) -> EngineSettings:
     """The settings of the engine that `toolkit build` made for this deployment. Raises ToolkitError without one."""
-    artifacts.require(deployment.engine_dir, "engine", deployment.engine_settings, f"toolkit build {deployment.file}")
+    artifacts.require(deployment.engine_dir, "engine", deployment.engine_settings, deployment.command("build"))
     settings = EngineSettings(
         gpt_model_path=deployment.engine_dir,
         max_tokens_in_paged_kv_cache=deployment.kv_blocks * deployment.kv_cache.tokens_per_block,
@@ -32,7 +32,7 @@ def engine_settings(deployment: Deployment) -> EngineSettings:
     if settings.mapping != deployment.mapping:
         what = f"was built for tp {settings.mapping.tp} x pp {settings.mapping.pp}, the deployment says"
         what += f" tp {deployment.parallel.tp} x pp {deployment.parallel.pp}"
-        raise ToolkitError(what, where=deployment.engine_dir, hint=f"Run: toolkit build {deployment.file}")
+        raise ToolkitError(what, where=deployment.engine_dir, hint=f"Run: {deployment.command('build')}")
     return settings
 
 

@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,7 +125,7 @@ def door_target(
     if not openai:
         return url, None
     if url is None:
-        hint = f"Start it: toolkit up {deployment.file}"
+        hint = f"Start it: {deployment.command('up')}"
         raise ToolkitError("--openai needs the door of toolkit up", where=deployment.file, hint=hint)
     return f"openai+{url}", deployment.served_name
 
@@ -165,8 +165,8 @@ def job_summary(text: str) -> None:
         note(f"note: {error}")
 
 
-def next_command(deployment: Deployment, command: str, file: Path | None = None, options: Sequence[str] = ()) -> None:
+def next_command(deployment: Deployment, command: str, file: Path | None = None) -> None:
     """Print the command that comes next. `file` is the deployment's file if it has just been written."""
     if command == "build" and not deployment.kind.engine_files:  # there is nothing to build
         command = "repo"
-    note(f"next: {shlex.join(['toolkit', command, str(file or deployment.file), *options])}")
+    note(f"next: {shlex.join(['toolkit', command, str(file)]) if file else deployment.command(command)}")

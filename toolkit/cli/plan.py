@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,16 +119,14 @@ def _planned(config: Path, settings: list[str], options: dict[str, Any]) -> bool
 
 def _next(shown: Deployment, config: Path, written: Path | None) -> None:
     """Print the next command. If no file has these settings yet, it is the command that writes one."""
-    from toolkit.config.load import load_deployment
     from toolkit.plan.what_if import settings_of
 
     settings = settings_of(shown, config)
-    engine = ["--engine", shown.engine] if shown.engine != load_deployment(config).engine else []
     if written or not settings:
-        next_command(shown, "build", written, [] if written else engine)
+        next_command(shown, "build", written)
         return
     file = f"{config.stem}-changed{config.suffix}"
-    note(f"next: {shlex.join(['toolkit', 'plan', str(config), *engine, '--what-if', *settings, '--write', file])}")
+    note(f"next: {shown.command('plan', '--what-if', *settings, '--write', file)}")
 
 
 def _print(made: Plan) -> None:

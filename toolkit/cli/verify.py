@@ -18,8 +18,8 @@ DIRECTORY = click.Path(path_type=Path)
 @click.command()
 @click.argument("checkpoint", type=DIRECTORY)
 @click.option("--against", required=True, metavar="HF_DIR", type=DIRECTORY, help="The model that it was made from.")
-@click.option("--bytes", "only", flag_value="bytes", help="Only compare the elements.")
-@click.option("--meaning", "only", flag_value="meaning", help="Only compare what the layers compute.")
+@click.option("--bytes", "elements", is_flag=True, help="Compare the elements. Without --meaning, only these.")
+@click.option("--meaning", is_flag=True, help="Compare what the layers compute. Without --bytes, only this.")
 @click.option(
     "--prompt",
     "prompts",
@@ -28,7 +28,9 @@ DIRECTORY = click.Path(path_type=Path)
     help="Use this prompt, not the built-in ones.",
 )
 @json_option
-def verify(checkpoint: Path, against: Path, only: str | None, prompts: tuple[str, ...], as_json: bool) -> None:
+def verify(
+    checkpoint: Path, against: Path, elements: bool, meaning: bool, prompts: tuple[str, ...], as_json: bool
+) -> None:
     """Compare a TensorRT-LLM checkpoint from any converter with its Hugging Face model.
 
     It compares every element of every rank file. Then it runs the sharded model layer by layer next to transformers'
@@ -36,7 +38,9 @@ def verify(checkpoint: Path, against: Path, only: str | None, prompts: tuple[str
     """
     from toolkit.checkpoint.verify import verify as run
 
-    parts = {part: only in (None, part) for part in ("bytes", "meaning")}
+    if prompts and elements and not meaning:
+        raise click.UsageError("--prompt is for --meaning: add it, or leave out --bytes.")
+    parts = {"bytes": elements or not meaning, "meaning": meaning or not elements}
     show(run(checkpoint, against, **parts, prompts=prompts, bar=progress), as_json)
 
 

@@ -14,7 +14,7 @@ def check_can_be_made(deployment: Deployment) -> None:
     """Raise a ToolkitError if no engines can be made. FP8 needs scales, which only a calibration gives."""
     if not deployment.kind.engine_files:
         what = f"engine: {deployment.engine} needs no conversion: it loads the Hugging Face model directly"
-        raise ToolkitError(what, where=deployment.file, hint=f"Go on with: toolkit repo {deployment.file}")
+        raise ToolkitError(what, where=deployment.file, hint=f"Go on with: {deployment.command('repo')}")
     for field, value in (
         ("model.quantization", deployment.model.quantization),
         ("kv_cache.dtype", deployment.kv_cache.dtype),

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -82,6 +83,13 @@ class Deployment(Section):
     output: LoosePath
     replica: int | None = None
     """Which replica this is (`per_replica` makes these); None for all replicas together."""
+    engine_given: bool = Field(default=False, exclude=True)
+    """The engine comes from --engine, and the YAML has another one."""
+
+    def command(self, name: str, *arguments: str) -> str:
+        """The command line `toolkit NAME` for this deployment, as messages give it: with its --engine."""
+        engine = ["--engine", self.engine] if self.engine_given else []
+        return shlex.join(["toolkit", name, str(self.file), *arguments, *engine])
 
     @cached_property
     def shape(self) -> ModelShape:

@@ -17,11 +17,12 @@ from toolkit.config.engine_kind import KINDS
 from toolkit.config.rules import check
 from toolkit.config.sections import LENGTHS, NUMBER, TOKENS_EXPECTED
 from toolkit.errors import ToolkitError, clipped, is_unicode, shown
+from toolkit.files.invalid import first_problem
 from toolkit.files.yaml_file import absolute_path, read_yaml
 
 OPTIONS = "engine_options"
 """The field of Deployment for the keys of `engine` besides `kind`."""
-NOT_IN_THE_YAML = {"file", OPTIONS, "replica"}
+NOT_IN_THE_YAML = {"file", OPTIONS, "replica", "engine_given"}
 PATHS = (
     "model.path",
     "runtime.image_file",
@@ -59,6 +60,7 @@ def load_deployment(
     if engine is not None:
         if engine not in KINDS:
             raise ToolkitError(f"engine: {shown(engine)} is unknown", hint=f"Use {', '.join(KINDS)}.")
+        content["engine_given"] = content.get("engine") != engine
         content["engine"] = engine
     try:
         deployment = Deployment.model_validate({**_absolute_paths(content, file), "file": file})
@@ -117,7 +119,7 @@ def _check_output(output: Path, written: Path, file: Path) -> None:
         raise ToolkitError(what, where=file, hint="Make that folder, or remove the link.")
 
 
-_PLAIN_MESSAGES = {
+_WORDS = {
     "path_type": "expected a path as text",
     "model_type": "expected a mapping of keys",
     "tuple_type": "expected a list",
@@ -126,23 +128,20 @@ _PLAIN_MESSAGES = {
 
 def explain(error: ValidationError, file: Path, section: type[BaseModel]) -> ToolkitError:
     """The first of pydantic's errors about a section in a file, as one line in our form."""
-    problems = error.errors()
-    first = problems[0]
-    location = [str(part) for part in first["loc"] if part not in (NUMBER, LENGTHS)]
+    problem = first_problem(error, words=_WORDS)
+    location = [str(part) for part in problem.place if part not in (NUMBER, LENGTHS)]
     if location[0] == OPTIONS:
         location[0] = "engine"
     field = ".".join(clipped(part, LONGEST_NAME) for part in location)
-    more = f" ({len(problems) - 1} more after this one)" if len(problems) > 1 else ""
-    if first["type"] == "extra_forbidden":
+    more = f" ({problem.others} more after this one)" if problem.others else ""
+    if problem.kind == "extra_forbidden":
         return ToolkitError(f"{field}: unknown key{more}", where=file, hint=_known_keys(location[:-1], section))
-    if first["type"] == "missing":
-        return ToolkitError(
-            f"{field}: missing{more}", where=file, hint="Add it; for examples: toolkit sample configs DIR"
-        )
-    message = _PLAIN_MESSAGES.get(first["type"], first["msg"][:1].lower() + first["msg"][1:])
-    if NUMBER in first["loc"] and first["type"] != "less_than":  # that message names the limit
-        message = TOKENS_EXPECTED
-    return ToolkitError(f"{field}: {message}, got {shown(first['input'])}{more}", where=file)
+    if problem.kind == "missing":
+        hint = "Add it; for examples: toolkit sample configs DIR"
+        return ToolkitError(f"{field}: missing{more}", where=file, hint=hint)
+    tokens = NUMBER in problem.place and problem.kind != "less_than"  # that message names the limit
+    message = TOKENS_EXPECTED if tokens else problem.message
+    return ToolkitError(f"{field}: {message}, got {shown(problem.value)}{more}", where=file)
 
 
 def _known_keys(location: list[str], section: type[BaseModel]) -> str:

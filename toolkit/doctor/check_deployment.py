@@ -63,7 +63,7 @@ def built(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
         return
     engine = machine.places.built
     status: Status = "error" if needs_gpus(deployment) else "warning"
-    fix = f"Build it again: toolkit build {deployment.file}"
+    fix = f"Build it again: {deployment.command('build')}"
     if engine.problem:
         yield Check("engine", status, f"{place(engine.path)} {engine.problem}", "", fix)
         return
@@ -80,9 +80,7 @@ def built_on(machine: Machine, deployment: Deployment | None) -> Iterator[Check]
         return
     sm, here = machine.places.built.sm, sorted({gpu.sm for gpu in of_ranks(machine, deployment) if gpu.sm})
     if sm and here:
-        fix = (
-            f"Build it on these: toolkit build {deployment.file}; or serve it on GPUs like those that it was built on."
-        )
+        fix = f"Build it on these: {deployment.command('build')}; or serve it on GPUs like those that it was built on."
         yield verdict("engine SM", here == [sm], f"built on SM {sm}", f"SM {', '.join(here)}, of the GPUs here", fix)
 
 

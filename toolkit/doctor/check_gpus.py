@@ -82,7 +82,7 @@ def model(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     if planned == "none":  # the YAML of a rehearsal, tried with another engine
         yield Check("GPU kind", "warning", found, "", "Name the GPU in the YAML: hardware.gpu.")
         return
-    fix = f"Set hardware.gpu and gpu_memory_gib to what is here, then: toolkit plan {deployment.file}"
+    fix = f"Set hardware.gpu and gpu_memory_gib to what is here, then: {deployment.command('plan')}"
     same_chip = all(_chip(kind) == _chip(planned) for kind in kinds)
     good = same_chip and (kinds == [planned] or planned == _chip(planned))
     yield verdict("GPU kind", good, found, planned, fix, "warning" if same_chip else "error")
@@ -105,7 +105,7 @@ def memory(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     if not sizes:
         yield Check("GPU memory", "warning", found, needed, "Look up the GPU's memory: it cannot be checked here.")
         return
-    fix = f"Correct hardware.gpu_memory_gib, then see what fits: toolkit plan {deployment.file}"
+    fix = f"Correct hardware.gpu_memory_gib, then see what fits: {deployment.command('plan')}"
     yield verdict("GPU memory", min(sizes) >= planned * GIB * MEMORY_TOLERANCE, found, needed, fix)
 
 

@@ -93,7 +93,8 @@ class Clients:
         rate = len(jobs) / (time.monotonic() - start)
         for answer in answers:
             if answer.error:
-                raise ToolkitError(f"a request of the quiet run failed: {answer.error}", hint="See: toolkit status")
+                hint = f"See: {self.deployment.command('status')}"
+                raise ToolkitError(f"a request of the quiet run failed: {answer.error}", hint=hint)
         return {(answer.api, answer.prompt): answer.text for answer in answers}, rate
 
 
@@ -122,7 +123,7 @@ def clients(deployment: Deployment) -> Iterator[Clients]:
 
 def not_up(deployment: Deployment) -> ToolkitError:
     """The error for a deployment that has no door."""
-    return ToolkitError("is not up", where=deployment.file, hint=f"Start it: toolkit up --detach {deployment.file}")
+    return ToolkitError("is not up", where=deployment.file, hint=f"Start it: {deployment.command('up', '--detach')}")
 
 
 class Load:

@@ -52,8 +52,11 @@ class Node:
     def pid(self, name: str) -> int:
         """The process of a part. Raises ToolkitError where it has none now."""
         if (pid := self.part(name).pid) is None:
-            raise ToolkitError(f"{name} has no process now", where=self.deployment.file, hint="See: toolkit status")
+            raise ToolkitError(f"{name} has no process now", where=self.deployment.file, hint=self._see())
         return pid
+
+    def _see(self) -> str:
+        return f"See: {self.deployment.command('status')}"
 
     def wait_ready(self, timeout_s: float) -> None:
         """Return once all parts are ready. Raises ToolkitError after `timeout_s` seconds."""
@@ -61,7 +64,7 @@ class Node:
         while (state := self.state()).phase != "ready":
             if time.monotonic() > end:
                 what = f"is {state.phase} and was not ready within {timeout_s:g} s"
-                raise ToolkitError(what, where=self.deployment.file, hint="See: toolkit status")
+                raise ToolkitError(what, where=self.deployment.file, hint=self._see())
             time.sleep(LOOK_S)
 
     def running(self, replica: Deployment) -> int:

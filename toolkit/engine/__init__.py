@@ -73,4 +73,4 @@ def dry_run(deployment: Deployment, checkpoint: Path | None = None) -> str:
 def _require_engine_files(deployment: Deployment) -> None:
     if not deployment.kind.engine_files:
         what = f"engine: {deployment.engine} needs no build step (TensorRT-LLM loads the Hugging Face model directly)"
-        raise ToolkitError(what, where=deployment.file, hint=f"Go on with: toolkit repo {deployment.file}")
+        raise ToolkitError(what, where=deployment.file, hint=f"Go on with: {deployment.command('repo')}")

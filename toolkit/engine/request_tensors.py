@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from toolkit.engine.request import GenerationRequest, Word
-from toolkit.errors import InputRefused, shown
+from toolkit.errors import InputRefused
+from toolkit.files.invalid import first_problem
 
 WORDS = ("stop_words_list", "bad_words_list")
 NOT_REHEARSED = (
@@ -52,9 +53,7 @@ def _request(row: dict[str, NDArray[Any]]) -> GenerationRequest:
     try:
         return GenerationRequest(**{**values, "input_ids": ids[:length].tolist()})
     except ValidationError as error:
-        first = error.errors()[0]
-        got = "" if first["type"] == "missing" else f", got {shown(first['input'])}"
-        raise InputRefused(f"{first['loc'][0]}: {first['msg'].lower()}{got}") from None
+        raise InputRefused(first_problem(error, words={}).line) from None
 
 
 def _words(name: str, tensor: NDArray[Any]) -> tuple[Word, ...]:

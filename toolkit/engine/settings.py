@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from toolkit.config.deployment import REHEARSAL_KV_TOKENS
-from toolkit.errors import ToolkitError, shown
+from toolkit.errors import ToolkitError
+from toolkit.files.invalid import first_problem
 from toolkit.files.json_file import read_json
 from toolkit.inflight import SchedulerConfig
 from toolkit.model.rank_mapping import RankMapping
@@ -62,9 +63,7 @@ class EngineSettings(BaseModel):
         try:
             return cls(**filled)
         except ValidationError as error:
-            first = error.errors()[0]
-            problem = f"{first['loc'][0]}: {first['msg'].lower()}, got {shown(first['input'])}"
-            raise ToolkitError(problem, where=f"parameters of model {config.get('name')}") from None
+            raise ToolkitError(first_problem(error).line, where=f"parameters of model {config.get('name')}") from None
 
     @cached_property
     def config(self) -> dict[str, Any]:

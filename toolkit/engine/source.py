@@ -38,7 +38,7 @@ def find_source(plan: BuildPlan, progress: Callable[[int, int], None]) -> Source
 
 def _converted(deployment: Deployment) -> Source:
     """The checkpoint that `toolkit convert` wrote for this deployment."""
-    directory, remake = deployment.checkpoint_dir, f"toolkit convert {deployment.file}"
+    directory, remake = deployment.checkpoint_dir, deployment.command("convert")
     lock = require(directory, checkpoint.STAGE, checkpoint.settings(deployment), remake)
     config = read_json(directory / "config.json")
     _refuse_unknown_keys(deployment, directory, config, f"Run: {remake}")

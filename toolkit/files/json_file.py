@@ -6,13 +6,10 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from toolkit.errors import ToolkitError, clipped, shown
+from toolkit.errors import ToolkitError, shown
 from toolkit.files.atomic import read_bytes
-
-if TYPE_CHECKING:
-    from pydantic import ValidationError
 
 LARGEST = 64 << 20
 """Bytes; the tokenizer.json of a large vocabulary has about 35 MB."""
@@ -20,8 +17,6 @@ LARGEST_CONFIG = 4 << 20
 """Bytes; a config.json has about 1 kB, the index of the largest Llama 100 kB."""
 LARGEST_INTEGER = 2**31 - 1
 LARGEST_NUMBER = 1e30
-_PLAIN = {"missing": "missing", "model_type": "expected an object", "too_short": "needs at least one entry"}
-"""Our words for some kinds of pydantic's complaints. No list that we read has another least length."""
 
 
 def read_json(path: Path, missing: str | None = None, largest: int = LARGEST) -> dict[str, Any]:
@@ -47,18 +42,6 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"the key {shown(name)} is there twice")
         values[name] = value
     return values
-
-
-def problem_of(error: ValidationError, *place: str) -> str:
-    """The first of pydantic's complaints about a part of a file, the one at `place`: where it is, and what is wrong."""
-    first = error.errors()[0]
-    field = ""
-    for part in (*place, *first["loc"]):
-        field += f"[{part}]" if isinstance(part, int) else f".{clipped(part)}" if field else clipped(part)
-    message = _PLAIN.get(first["type"]) or first["msg"][:1].lower() + first["msg"][1:]
-    whole = isinstance(first["input"], dict) and not first["type"].endswith("_type")  # too long to quote
-    got = "" if whole or first["type"] == "json_invalid" else f", got {shown(first['input'])}"
-    return f"{field}: {message}{got}" if field else f"{message}{got}"
 
 
 def finite(value: Any) -> Any:

@@ -109,7 +109,7 @@ def only_one(deployment: Deployment) -> Iterator[None]:
         make_private(folder(deployment))
         lock = FileLock.acquire(_lock_file(deployment), opener=private)
     except BlockingIOError:
-        hint = f"Use it, or stop it: toolkit down {deployment.file}"
+        hint = f"Use it, or stop it: {deployment.command('down')}"
         what = f"is up already, by process {up_pid(deployment)}"
         raise ToolkitError(what, where=deployment.file, hint=hint) from None
     except OSError as error:

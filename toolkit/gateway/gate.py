@@ -1,4 +1,4 @@
-"""`python -m toolkit.gateway.gate FILE PORT`: Envoy asks it about each request: the key, its rate, OpenAI's parameters.
+"""`python -m toolkit.gateway.gate FILE ENGINE PORT`: judges each request for Envoy: key, rate, OpenAI's parameters.
 
 Envoy sends the request with its body (ext_authz); 200 lets it in, any other answer goes to the client as it is.
 """
@@ -69,7 +69,6 @@ def application(deployment: Deployment) -> web.Application:
 
 if __name__ == "__main__":
     end_with_starter()
+    file, engine, port = sys.argv[1:4]
     uvloop.install()
-    web.run_app(
-        application(load_deployment(sys.argv[1])), host=LOOPBACK, port=int(sys.argv[2]), access_log=None, print=None
-    )
+    web.run_app(application(load_deployment(file, engine)), host=LOOPBACK, port=int(port), access_log=None, print=None)

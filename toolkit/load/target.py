@@ -21,10 +21,10 @@ def require_ready(deployment: Deployment, protocol: str, model: str | None = Non
     for replica in deployment.per_replica():
         with connect(replica.url(protocol)) as client:
             if not client.ready():
-                what, hint = "no server is ready here", f"Start it: toolkit serve {deployment.file}"
+                what, hint = "no server is ready here", f"Start it: {deployment.command('serve')}"
                 if replica.replica is not None:
                     what = f"replica {replica.replica} of {deployment.parallel.replicas} is not ready"
-                    hint = f"See: toolkit status {deployment.file}"
+                    hint = f"See: {deployment.command('status')}"
                 raise ToolkitError(what, where=client.url, hint=hint)
             _require_model(client, model)
 

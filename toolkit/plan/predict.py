@@ -251,7 +251,7 @@ def predict(deployment: Deployment, estimator: Estimator = "table") -> Predictio
         front_s = FRONT_S if estimator.outside_s is None else estimator.outside_s
         return Prediction(deployment, estimator.step_times(deployment), f"{measured} by {estimator.path}", front_s)
     if not deployment.kind.on_gpus:
-        hint = f"Run: toolkit calibrate {deployment.file}, then give its file with --calibration."
+        hint = f"Run: {deployment.command('calibrate')}, then give its file with --calibration."
         raise ToolkitError("a rehearsal's step times are not known", where=deployment.file, hint=hint)
     gpu = gpu_named(deployment.hardware.gpu, where=deployment.file)
     if deployment.model.quantization == "fp8" and gpu.flops_fp8 is None:

@@ -92,7 +92,7 @@ class _Contents:
 
 def _of_engines(deployment: Deployment) -> _Contents:
     engines = artifacts.require(
-        deployment.engine_dir, "engine", deployment.engine_settings, f"toolkit build {deployment.file}"
+        deployment.engine_dir, "engine", deployment.engine_settings, deployment.command("build")
     )
     directory, vocab_size = deployment.model.path, deployment.shape.vocab_size
     path, tokenizer = open_tokenizer(directory, vocab_size)

@@ -49,9 +49,9 @@ def check_made(deployment: Deployment) -> None:
 
 def check_repository(deployment: Deployment) -> None:
     """Check that the repository is whole, and made for this deployment from the current engine or model."""
-    engine_settings, remake = {"engine": deployment.engine}, f"toolkit repo {deployment.file}"
+    engine_settings, remake = {"engine": deployment.engine}, deployment.command("repo")
     if deployment.kind.engine_files:
-        engine = artifacts.require(deployment.engine_dir, "engine", engine_settings, f"toolkit build {deployment.file}")
+        engine = artifacts.require(deployment.engine_dir, "engine", engine_settings, deployment.command("build"))
         source, place, digest = "engine", deployment.engine_dir, engine.digest
     lock = artifacts.require(deployment.repository_dir, "repository", repository.settings(deployment), remake)
     if not deployment.kind.engine_files:
@@ -64,7 +64,7 @@ def check_repository(deployment: Deployment) -> None:
 def check_version(deployment: Deployment) -> None:
     """Check that the release that built the engine will run it. TensorRT-LLM finds a mismatch only after minutes."""
     config, release = deployment.engine_dir / "config.json", deployment.engine_options.version
-    built_by, again = read_json(config).get("version"), f"Run: toolkit build {deployment.file}"
+    built_by, again = read_json(config).get("version"), f"Run: {deployment.command('build')}"
     if built_by != release:
         what = f"was built by TensorRT-LLM {built_by}, engine.version says {release}"
         raise ToolkitError(what, where=config, hint=f"{again}; or correct engine.version.")

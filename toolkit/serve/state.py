@@ -162,7 +162,7 @@ def _name(user: int) -> str:
 
 def served_already(deployment: Deployment, pid: int | None) -> ToolkitError:
     """The error of a second `toolkit serve`."""
-    hint = f"Use it, or stop it: toolkit stop {deployment.file}"
+    hint = f"Use it, or stop it: {deployment.command('stop')}"
     name = "another process" if pid is None else f"process {pid}"
     return ToolkitError(f"is already being served by {name}", where=deployment.file, hint=hint)
 

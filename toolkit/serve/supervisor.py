@@ -282,14 +282,15 @@ class _Supervisor:
         raise kind(what, where=log, hint=self._again())
 
     def _again(self) -> str:
-        return f"Start again: toolkit serve {self._deployment.file}"
+        return f"Start again: {self._deployment.command('serve')}"
 
     def _ready_lines(self) -> str:
         serving, host = self._deployment.serving, self._probe.host
+        ask = self._deployment.command("ask")
         return (
             f"ready: http://{host}:{serving.http_port} grpc://{host}:{serving.grpc_port} "
             f"metrics http://{host}:{serving.metrics_port}/metrics\n"
-            f'next: toolkit ask {self._deployment.file} "What is the capital of France?"'
+            f'next: {ask} "What is the capital of France?"'
         )
 
 

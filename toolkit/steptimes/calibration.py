@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import ValidationError
 
 from toolkit.errors import ToolkitError
-from toolkit.files.json_file import problem_of, read_json
+from toolkit.files.invalid import first_problem
+from toolkit.files.json_file import read_json
 from toolkit.model.rank_mapping import RankMapping
 from toolkit.model.shape import ModelShape
 from toolkit.sizing.gpus import GPUS, Gpu, gpu_named
@@ -119,17 +120,17 @@ class Calibration:
         needed = kind_of(deployment)
         if self.kind != needed:
             what = f"kind: holds {self.kind}, but engine {deployment.engine} needs {needed}"
-            raise ToolkitError(what, where=self.path, hint=f"Run: toolkit calibrate {deployment.file}")
+            raise ToolkitError(what, where=self.path, hint=f"Run: {deployment.command('calibrate')}")
         for name, value in model_of(deployment.shape, self.kind).items():
             measured = getattr(self.content.model, name)
             if measured != value:
                 what = f"model.{name}: was measured with {measured}, the deployment has {value}"
-                raise ToolkitError(what, where=self.path, hint=f"Run: toolkit calibrate {deployment.file}")
+                raise ToolkitError(what, where=self.path, hint=f"Run: {deployment.command('calibrate')}")
         if self.kind == "steps" and self.parallel != deployment.mapping:
             split, theirs = self.parallel, deployment.parallel
             what = f"parallel: was measured with tp {split.tp} x pp {split.pp}, the deployment says"
             what += f" tp {theirs.tp} x pp {theirs.pp}"
-            raise ToolkitError(what, where=self.path, hint=f"Run: toolkit calibrate {deployment.file}")
+            raise ToolkitError(what, where=self.path, hint=f"Run: {deployment.command('calibrate')}")
 
     def _of_steps(self) -> list[Difference]:
         found = defaultdict(list)
@@ -186,7 +187,7 @@ def parse(content: dict[str, Any], path: Path) -> Calibration:
     try:
         return Calibration(path, validated(content))
     except ValidationError as error:
-        raise ToolkitError(problem_of(error), where=path, hint=AGAIN) from None
+        raise ToolkitError(first_problem(error).line, where=path, hint=AGAIN) from None
 
 
 def _difference(

@@ -33,7 +33,7 @@ def up(deployment: Deployment, *, detach: bool) -> None:
     if not detach:
         return up_here(deployment)
     if pid := up_pid(deployment):
-        hint = f"Use it, or stop it: toolkit down {deployment.file}"
+        hint = f"Use it, or stop it: {deployment.command('down')}"
         raise ToolkitError(f"is up already, by process {pid}", where=deployment.file, hint=hint)
     make_private(folder(deployment))
     log = folder(deployment) / LOG
@@ -91,7 +91,7 @@ def restart(deployment: Deployment, *, rolling: bool, new: Deployment | None, he
     """Restart the replicas of a deployment that is up. Raises ToolkitError."""
     state = read_door(deployment)
     if state is None:
-        raise ToolkitError("is not up", where=deployment.file, hint=f"Start it: toolkit up {deployment.file}")
+        raise ToolkitError("is not up", where=deployment.file, hint=f"Start it: {deployment.command('up')}")
     wanted = new or deployment  # its own YAML may have changed
     command = {"rolling": rolling, "file": str(wanted.file.resolve()), "engine": wanted.engine}
     send(state.control, command, hear)

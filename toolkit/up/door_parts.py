@@ -76,7 +76,7 @@ def _listens(port: int) -> bool:
 def door_commands(deployment: Deployment, places: Places, envoy: Path) -> dict[str, list[str]]:
     """What starts each part, by its name, in the order in which they start."""
     migrations = MIGRATIONS if deployment.gateway.migration else 0
-    gate = [*PYTHON, "toolkit.gateway.gate", str(deployment.file), str(places.gate_port)]
+    gate = [*PYTHON, "toolkit.gateway.gate", str(deployment.file), deployment.engine, str(places.gate_port)]
     front = [*PYTHON, "toolkit.gateway.frontend", str(places.front_port), str(migrations)]
     # We start it again ourselves: Envoy's hot restart needs shared memory, which a kill leaves behind.
     door = [str(envoy), "-c", str(places.envoy_config), "--disable-hot-restart", "--log-level", "warning"]

@@ -19,7 +19,8 @@ MARKER = "lost-gpus"
 
 def load_fallbacks(deployment: Deployment) -> tuple[Deployment, ...]:
     """The fallbacks of a deployment. Raises ToolkitError for one that is not built, or needs as many GPUs."""
-    return tuple(_checked(deployment, load_deployment(file)) for file in deployment.recovery.fallback)
+    engine = deployment.engine if deployment.engine_given else None
+    return tuple(_checked(deployment, load_deployment(file, engine)) for file in deployment.recovery.fallback)
 
 
 def _checked(deployment: Deployment, fallback: Deployment) -> Deployment:

@@ -32,7 +32,8 @@ def restart(supervisor: Supervisor, command: dict[str, Any], tell: Callable[[str
     for group in [[replica] for replica in replicas] if command["rolling"] else [replicas]:
         others = [other for other in replicas if other not in group]
         if others and not any(other.ready for other in others):
-            raise ToolkitError(f"{group[0].group.name} is the only one that serves", hint="See: toolkit status")
+            hint = f"See: {new.command('status')}"
+            raise ToolkitError(f"{group[0].group.name} is the only one that serves", hint=hint)
         for replica in group:
             tell(f"{replica.group.name}: draining")
         _restart(group, new.per_replica())
@@ -45,7 +46,7 @@ def _check(deployment: Deployment, new: Deployment) -> None:
     """Raise a ToolkitError for a deployment that cannot take over from the one that is up."""
     for name in ("serving", "gateway"):
         if getattr(new, name) != getattr(deployment, name):
-            hint = "Ports and limits of the door need: toolkit down, toolkit up."
+            hint = f"Ports and limits of the door need: {new.command('down')}, then: {new.command('up')}"
             raise ToolkitError(f"{name}: differs from that of the deployment that is up", where=new.file, hint=hint)
     if new.parallel.replicas != deployment.parallel.replicas:
         what = f"parallel.replicas: {new.parallel.replicas}, and {deployment.parallel.replicas} are up"

@@ -96,7 +96,7 @@ def check_door(deployment: Deployment) -> None:
     for replica in deployment.per_replica():
         if pid := supervisor_pid(replica):
             what = f"is being served without a door, by process {pid}"
-            raise ToolkitError(what, where=deployment.file, hint=f"Stop it first: toolkit stop {deployment.file}")
+            raise ToolkitError(what, where=deployment.file, hint=f"Stop it first: {deployment.command('stop')}")
 
 
 @contextlib.contextmanager
@@ -236,10 +236,8 @@ class Supervisor:
         gateway = self.deployment.gateway
         url = f"http{'s' if gateway.tls else ''}://{gateway.host}:{gateway.port}"
         openai = f"OpenAI: {url}/v1, model {self.deployment.served_name}; " if has_openai_api(self.deployment) else ""
-        return (
-            f"ready: {url} ({openai}Triton: HTTP and gRPC)\n"
-            f'next: toolkit ask {self.deployment.file} "What is the capital of France?"'
-        )
+        ask = self.deployment.command("ask")
+        return f'ready: {url} ({openai}Triton: HTTP and gRPC)\nnext: {ask} "What is the capital of France?"'
 
 
 def lists_a_model(port: int) -> bool:

@@ -55,6 +55,20 @@ def test_only_the_meaning(checkpoint, llama):
     assert (done.returncode, json.loads(done.stdout)["bytes"]) == (0, None)
 
 
+def test_both_parts_by_name_are_both(checkpoint, llama):
+    flipped_bit(checkpoint)
+    done = toolkit("verify", checkpoint, "--against", llama, "--bytes", "--meaning", "--json")
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["bytes"]["different_elements"]) == (1, 1)
+    assert report["meaning"]["greedy_differences"] == 0
+
+
+def test_prompts_need_the_meaning(pristine, llama):
+    done = toolkit("verify", pristine, "--against", llama, "--bytes", "--prompt", "Hello")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1] == "Error: --prompt is for --meaning: add it, or leave out --bytes."
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -43,14 +43,14 @@ def step_text(prediction: Prediction) -> str:
 
 def calibrate_text(deployment: Deployment) -> str:
     """How to get a prediction for a rehearsal."""
-    file = deployment.file
-    lines = ("needs this machine's step times (3 minutes):", f"toolkit calibrate {file}")
-    return "prediction  " + f"\n{12 * ' '}".join((*lines, f"toolkit plan {file} --calibration FILE"))
+    plan = deployment.command("plan", "--calibration", "FILE")
+    lines = ("needs this machine's step times (3 minutes):", deployment.command("calibrate"), plan)
+    return "prediction  " + f"\n{12 * ' '}".join(lines)
 
 
 def calibrate_hint(deployment: Deployment) -> str:
     """What to run when nothing is known about step times."""
-    return f"Run: toolkit calibrate {deployment.file}, then toolkit plan with --calibration FILE"
+    return f"Run: {deployment.command('calibrate')}, then: {deployment.command('plan', '--calibration', 'FILE')}"
 
 
 def calibration_text(calibration: Calibration, deployment: Deployment) -> Table:

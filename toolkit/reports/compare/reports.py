@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from toolkit.config.sections import Slo
 from toolkit.errors import ToolkitError, clipped, printable, shown
-from toolkit.files.json_file import problem_of
+from toolkit.files.invalid import first_problem
 from toolkit.reports.loadtest.report import JSON_NAME, run_of
 from toolkit.reports.loadtest.report_file import ReportFile
 from toolkit.slo.run import Run
@@ -71,7 +71,7 @@ def load(path: Path, letter: str) -> Report:
     try:
         slo = _Deployment.model_validate(file.deployment).slo
     except ValidationError as error:
-        what, hint = problem_of(error, "deployment"), "Another version of the toolkit wrote it."
+        what, hint = first_problem(error, "deployment").line, "Another version of the toolkit wrote it."
         raise ToolkitError(what, where=directory / JSON_NAME, hint=hint) from None
     if not run.judged:
         raise ToolkitError("has no requests after the warm-up, so there is nothing to compare", where=directory)

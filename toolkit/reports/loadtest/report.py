@@ -112,4 +112,4 @@ def report_page(deployment: Deployment) -> Path:
 
 
 def _read_file(deployment: Deployment) -> ReportFile:
-    return ReportFile.read(deployment.report_dir, f"Run: toolkit loadtest {deployment.file}")
+    return ReportFile.read(deployment.report_dir, f"Run: {deployment.command('loadtest')}")

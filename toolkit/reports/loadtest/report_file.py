@@ -12,7 +12,8 @@ from pydantic import BaseModel, BeforeValidator, SerializerFunctionWrapHandler, 
 
 from toolkit.config.metrics import METRICS
 from toolkit.errors import ToolkitError, harmless
-from toolkit.files.json_file import finite, problem_of, read_json
+from toolkit.files.invalid import first_problem
+from toolkit.files.json_file import finite, read_json
 from toolkit.slo.generator_error import GeneratorError
 from toolkit.slo.metrics import Count, Distribution, Measured, Moment
 from toolkit.slo.prediction import Predicted
@@ -123,7 +124,7 @@ class ReportFile(BaseModel):
         try:
             return cls.model_validate(read_json(path))
         except ValidationError as error:
-            raise ToolkitError(f"is not a valid report: {problem_of(error)}", where=path) from None
+            raise ToolkitError(f"is not a valid report: {first_problem(error).line}", where=path) from None
 
     def as_text(self) -> str:
         """The text of report.json, in ASCII."""

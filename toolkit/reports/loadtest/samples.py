@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from toolkit.errors import ToolkitError, harmless
 from toolkit.files.atomic import open_file
-from toolkit.files.json_file import problem_of
+from toolkit.files.invalid import first_problem
 from toolkit.slo.metrics import Sample
 from toolkit.slo.run import Run
 
@@ -53,7 +53,7 @@ def read_samples(directory: Path) -> list[Sample]:
             while line := stream.readline(LONGEST_SAMPLE):
                 samples.append(_SAMPLE.validate_json(line))
     except ValidationError as error:
-        raise ToolkitError(f"not a sample: {problem_of(error)}", where=f"{path}:{len(samples) + 1}") from None
+        raise ToolkitError(f"not a sample: {first_problem(error).line}", where=f"{path}:{len(samples) + 1}") from None
     except (OSError, EOFError, zlib.error) as error:
         raise ToolkitError(f"cannot be read: {getattr(error, 'strerror', None) or error}", where=path) from None
     return samples
