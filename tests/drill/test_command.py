@@ -12,7 +12,7 @@ from tests.commands import toolkit
 from tests.drill.hand_made import cut, lost, refused, request, trial
 from toolkit.cli.main import cli
 from toolkit.config.load import load_deployment
-from toolkit.drill import report
+from toolkit.drill import report, wording
 from toolkit.drill.failures import FAILURES
 from toolkit.drill.promise import Verdict, worst
 from toolkit.drill.request import TRITON_GRPC, TRITON_HTTP
@@ -95,7 +95,7 @@ def test_the_report_holds_what_was_measured(config):
 
 def test_a_line_says_what_happened_and_which_promise_broke(config):
     deployment = load_deployment(config)
-    good, bad, skipped = (report.line(judged(drill, deployment)) for drill in drills())
+    good, bad, skipped = (wording.line(judged(drill, deployment)) for drill in drills())
     assert good.startswith(
         "kill-rank        PASS      detected 0.2 s, recovered 40.0 s, 2 requests, 0 lost, 0 refused, "
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from toolkit.errors import ToolkitError
-from toolkit.known_truth import Settings
+from toolkit.known_truth import KnownTruth, Settings
 from toolkit.known_truth.faults import KINDS
 
 PACED = Settings(ttft_ms=200, itl_ms=20)
@@ -74,3 +74,8 @@ def test_wrong_settings_are_one_line(wrong, said):
     with pytest.raises(ToolkitError) as caught:
         Settings(**wrong)
     assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
+
+
+def test_a_server_without_grpc():
+    with KnownTruth(Settings(grpc_port=None)) as server:
+        assert server.http.startswith("http://127.0.0.1:") and server.grpc == ""

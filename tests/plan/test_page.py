@@ -12,7 +12,7 @@ import pytest
 
 from toolkit.config.deployment import Deployment, with_settings
 from toolkit.config.load import load_deployment
-from toolkit.config.sections import Lengths
+from toolkit.config.workload import Lengths
 from toolkit.errors import ToolkitError
 from toolkit.plan.layouts import Comparison, Remedy, evaluate
 from toolkit.plan.predict import Prediction, predict

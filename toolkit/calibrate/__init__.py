@@ -26,7 +26,6 @@ BUDGET_S = {"layers": 120.0, "steps": 140.0}
 """Seconds of measuring. Starting and warming up come on top."""
 IN_SERVICE = 0.4
 """The part of a rehearsal's budget that is spent on measuring in service."""
-NAME = "calibration.json"
 
 
 def calibrate(

@@ -29,14 +29,14 @@ def calibrate(deployment: Deployment, output: Path | None, budget: float | None,
     For GPUs: the layers of the model at each tensor parallel degree, on one GPU (2 minutes). For a rehearsal:
     whole steps on all its ranks, alone and in service (3 minutes). That needs the repository of `toolkit repo`.
     """
-    from toolkit.calibrate import NAME, planned, save
     from toolkit.calibrate import calibrate as run
+    from toolkit.calibrate import planned, save
     from toolkit.plan.show.report import calibration_text
     from toolkit.steptimes.calibration import Calibration
 
     if dry_run:
         return click.echo("\n".join(planned(deployment)))
-    path = output or deployment.output / NAME
+    path = output or deployment.calibration_file
     with progress("calibrate", unit="") as tell:
         content = run(deployment, tell, budget)
     save(content, path)

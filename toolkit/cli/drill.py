@@ -32,7 +32,7 @@ def drill(
     NAMES are drills (kill-rank, poison, ...), all of them when none are given. The deployment must be up.
     Exit codes: 0 PASS, 1 FAIL, 3 could not run.
     """
-    from toolkit.drill import report, run
+    from toolkit.drill import report, run, wording
     from toolkit.drill.load import not_up
     from toolkit.drill.promise import Verdict
     from toolkit.gateway.door import up_pid
@@ -51,10 +51,10 @@ def drill(
     drills = []
     for result in run.run(deployment, failures, texts, settings, note):
         drills.append(result)
-        (note if as_json else tell)(report.line(result))
+        (note if as_json else tell)(wording.line(result))
         content = report.write(deployment, settings, drills)
     if as_json:
         print_json(content)
     else:
-        tell(f"{report.verdict_of(drills)}  report: {report.folder(deployment) / report.HTML_NAME}")
-    sys.exit(1 if report.verdict_of(drills) is Verdict.FAIL else 0)
+        tell(f"{wording.verdict_of(drills)}  report: {report.folder(deployment) / report.HTML_NAME}")
+    sys.exit(1 if wording.verdict_of(drills) is Verdict.FAIL else 0)

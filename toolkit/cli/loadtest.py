@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def _rates(_context: click.Context, _parameter: click.Parameter, text: str | None) -> list[float] | None:
     if text is None:
         return None
-    from toolkit.config.workload_rules import LEAST_RATE, MOST_RATE
+    from toolkit.config.workload import LEAST_RATE, MOST_RATE
     from toolkit.errors import shown
 
     try:

@@ -15,7 +15,6 @@ import re
 from urllib.parse import urlsplit
 
 from toolkit.client.base import Client, DeadlineExceeded, Event, Result, ServerFailed, ServerRefused
-from toolkit.client.hosts import can_be_a_host
 from toolkit.client.request import GenerateRequest
 from toolkit.errors import ToolkitError, clipped
 
@@ -27,8 +26,12 @@ __all__ = [
     "Result",
     "ServerFailed",
     "ServerRefused",
+    "can_be_a_host",
     "connect",
 ]
+
+LONGEST_HOST = 253
+"""Characters of a name, by DNS."""
 
 
 def connect(url: str, *, connect_timeout_s: float = 5.0, first_event_timeout_s: float = 120.0) -> Client:
@@ -71,3 +74,11 @@ def connect(url: str, *, connect_timeout_s: float = 5.0, first_event_timeout_s: 
         path = path if path.endswith("/completions") else f"{path or '/v1'}/chat/completions"
         return OpenAiClient(url, host, port, connect_timeout_s, first_event_timeout_s, tls=tls, path=path)
     raise refusal
+
+
+def can_be_a_host(host: str) -> bool:
+    """Whether this can be an address or a name. Python's `socket` raises UnicodeError for a text that cannot."""
+    try:
+        return 0 < len(host.encode("idna")) <= LONGEST_HOST
+    except UnicodeError:
+        return False

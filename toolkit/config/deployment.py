@@ -20,19 +20,19 @@ from toolkit.config.operating import Gateway, Recovery
 from toolkit.config.sections import (
     EngineOptions,
     Hardware,
-    KvCache,
+    KvCacheSection,
     Limits,
     LoadTest,
     LoosePath,
-    Model,
+    ModelSection,
     Parallel,
     Runtime,
-    Scheduler,
+    SchedulerSection,
     Section,
     Serving,
     Slo,
-    Workload,
 )
+from toolkit.config.workload import Workload
 from toolkit.errors import ToolkitError
 from toolkit.model.rank_mapping import RankMapping
 from toolkit.model.shape import ModelShape, load_shape, no_shape, parse_shape, shape_file
@@ -64,14 +64,14 @@ class Deployment(Section):
 
     name: Annotated[str, Field(pattern=rf"^{NAME}$", max_length=LONGEST_NAME)]
     file: LoosePath
-    model: Model
+    model: ModelSection
     engine: Annotated[str, BeforeValidator(_known_kind)]
     engine_options: EngineOptions = EngineOptions()
     """In the YAML, `engine` holds both: a word, or a mapping with `kind`."""
     parallel: Parallel = Parallel()
     limits: Limits = Limits()
-    kv_cache: KvCache = KvCache()
-    scheduler: Scheduler = Scheduler()
+    kv_cache: KvCacheSection = KvCacheSection()
+    scheduler: SchedulerSection = SchedulerSection()
     hardware: Hardware = Hardware()
     serving: Serving = Serving()
     runtime: Runtime = Runtime()
@@ -199,6 +199,11 @@ class Deployment(Section):
     @property
     def rates_dir(self) -> Path:
         return self.output / "rates"
+
+    @property
+    def calibration_file(self) -> Path:
+        """Where `toolkit calibrate` writes, and where load tests look for step times."""
+        return self.output / "calibration.json"
 
     @property
     def run_dir(self) -> Path:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from toolkit.config.deployment import LONGEST_NAME, NAME, Deployment
 from toolkit.config.engine_kind import KINDS
 from toolkit.config.rules import check
-from toolkit.config.sections import LENGTHS, NUMBER, TOKENS_EXPECTED
+from toolkit.config.workload import LENGTHS, NUMBER, TOKENS_EXPECTED
 from toolkit.errors import ToolkitError, clipped, is_unicode, shown
 from toolkit.files.invalid import first_problem
 from toolkit.files.yaml_file import absolute_path, read_yaml

@@ -1,22 +1,47 @@
-"""The rules of `gateway` and `recovery`, between their fields and with the rest of a Deployment."""
+"""The rules of `serving`, `gateway` and `recovery`: where a deployment listens, and what it does about failures."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from toolkit.config.hosts import serving_problem
-from toolkit.config.workload_rules import Broken
+from toolkit.config.sections import LAST_PORT, PORTS_APART, Broken
 from toolkit.errors import shown
 
 if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment
 
+_LABEL = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
+_NAME = re.compile(rf"(?=.{{1,253}}$){_LABEL}(?:\.{_LABEL})*\.?")
+"""63 characters for a label and 253 for all, by DNS."""
+
+
+def serving_rules(deployment: Deployment) -> Iterator[Broken]:
+    """Each rule of `serving` that does not hold."""
+    serving = deployment.serving
+    if problem := _problem_of_host(serving.host):
+        hint = "Use 127.0.0.1, 0.0.0.0, or an address of this machine."
+        yield "serving.host", f"{shown(serving.host)} {problem}", hint
+    ports = serving.ports()
+    if len(set(ports.values())) < len(ports):
+        listed = ", ".join(f"{name} {port}" for name, port in ports.items())
+        yield "serving", f"ports must differ, got {listed}", "Give each another number."
+    replicas = deployment.parallel.replicas
+    ports_of_replicas = f"the ports of {replicas} replicas ({PORTS_APART} apart)"
+    last = max(serving.ports(replicas - 1).values())
+    if last > LAST_PORT:
+        yield "serving", f"{ports_of_replicas} go up to {last}", f"Use lower ports: the last is {LAST_PORT}."
+    every = [port for replica in range(replicas) for port in serving.ports(replica).values()]
+    if len(set(every)) < len(every):
+        what = f"{ports_of_replicas} must differ, got {', '.join(map(str, every))}"
+        yield "serving", what, f"Choose the ports of one replica less than {PORTS_APART} apart."
+
 
 def door_rules(deployment: Deployment) -> Iterator[Broken]:
     """Each rule that does not hold: field, what is wrong, what to do."""
     gateway, recovery, replicas = deployment.gateway, deployment.recovery, deployment.parallel.replicas
-    if problem := serving_problem(gateway.host):
+    if problem := _problem_of_host(gateway.host):
         hint = "Use 127.0.0.1, 0.0.0.0, or an address of this machine."
         yield "gateway.host", f"{shown(gateway.host)} {problem}", hint
     taken = {port: replica for replica in range(replicas) for port in deployment.serving.ports(replica).values()}
@@ -35,3 +60,10 @@ def door_rules(deployment: Deployment) -> Iterator[Broken]:
         yield "recovery.fallback", what, "Use a fallback with one group over all GPUs, or remove it."
     if deployment.file in recovery.fallback:
         yield "recovery.fallback", "is this deployment itself", "Name another one, for fewer GPUs."
+
+
+def _problem_of_host(host: str) -> str | None:
+    """Why Triton cannot listen on this host, or None. It can on an IPv4 address or a name."""
+    if ":" in host:
+        return "is IPv6, on which Triton does not open all its ports"
+    return None if _NAME.fullmatch(host) else "is neither an IPv4 address nor a name"

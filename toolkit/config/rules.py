@@ -10,11 +10,10 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from toolkit.config.hosts import serving_problem
-from toolkit.config.operating_rules import door_rules
-from toolkit.config.sections import LAST_PORT, PORTS_APART
-from toolkit.config.workload_rules import MOST_REQUESTS, Broken, lengths_and_times
-from toolkit.errors import ToolkitError, shown
+from toolkit.config.operating_rules import door_rules, serving_rules
+from toolkit.config.sections import Broken
+from toolkit.config.workload import MOST_REQUESTS, lengths_and_times
+from toolkit.errors import ToolkitError
 from toolkit.files.distribution import PACKAGE
 from toolkit.model.shape_rules import context_length, tensor_parallel_degrees
 from toolkit.releases.llm_api import llm_release_of
@@ -127,26 +126,6 @@ def _output_rules(deployment: Deployment) -> Iterator[Broken]:
         yield "output", f"{deployment.output} is inside the installed package", hint
 
 
-def _serving_rules(deployment: Deployment) -> Iterator[Broken]:
-    serving = deployment.serving
-    if problem := serving_problem(serving.host):
-        hint = "Use 127.0.0.1, 0.0.0.0, or an address of this machine."
-        yield "serving.host", f"{shown(serving.host)} {problem}", hint
-    ports = serving.ports()
-    if len(set(ports.values())) < len(ports):
-        listed = ", ".join(f"{name} {port}" for name, port in ports.items())
-        yield "serving", f"ports must differ, got {listed}", "Give each another number."
-    replicas = deployment.parallel.replicas
-    ports_of_replicas = f"the ports of {replicas} replicas ({PORTS_APART} apart)"
-    last = max(serving.ports(replicas - 1).values())
-    if last > LAST_PORT:
-        yield "serving", f"{ports_of_replicas} go up to {last}", f"Use lower ports: the last is {LAST_PORT}."
-    every = [port for replica in range(replicas) for port in serving.ports(replica).values()]
-    if len(set(every)) < len(every):
-        what = f"{ports_of_replicas} must differ, got {', '.join(map(str, every))}"
-        yield "serving", what, f"Choose the ports of one replica less than {PORTS_APART} apart."
-
-
 def _slo_rules(deployment: Deployment) -> Iterator[Broken]:
     lowest, highest = deployment.slo.gpu_utilisation or (0.0, 1.0)
     if lowest > highest:
@@ -173,7 +152,7 @@ RULES = (
     _limit_rules,
     _workload_rules,
     _load_test_rules,
-    _serving_rules,
+    serving_rules,
     _slo_rules,
     _runtime_rules,
     door_rules,

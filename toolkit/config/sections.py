@@ -1,6 +1,7 @@
 """The sections of a deployment's YAML: each a block of keys with types and defaults.
 
 Rules between two fields are in toolkit/config/rules.py; toolkit/config/deployment.py puts the sections together.
+`workload` is in workload.py, `gateway` and `recovery` are in operating.py.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from toolkit.config.metrics import METRICS
 
@@ -24,6 +25,8 @@ PORTS = ("http_port", "grpc_port", "metrics_port")
 PORTS_APART = 10
 """The distance from the ports of one replica to those of the next."""
 LoosePath = Annotated[Path, Field(strict=False)]
+Broken = tuple[str, str, str]
+"""A broken rule: (field, what is wrong, what to do)."""
 
 
 class Section(BaseModel):
@@ -32,7 +35,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Model(Section):
+class ModelSection(Section):
     """`model`: where the model is, and its data types."""
 
     path: LoosePath
@@ -79,7 +82,7 @@ class Limits(Section):
     """Requests that may wait while max_sequences run; more are refused at once."""
 
 
-class KvCache(Section):
+class KvCacheSection(Section):
     """`kv_cache`: the blocks that hold keys and values."""
 
     tokens_per_block: Literal[8, 16, 32, 64, 128] = 32
@@ -91,7 +94,7 @@ class KvCache(Section):
     """Share of the memory that weights and workspace leave free. Default: derived from hardware.gpu_memory_limit."""
 
 
-class Scheduler(Section):
+class SchedulerSection(Section):
     """`scheduler`: how in-flight batching admits requests."""
 
     policy: Literal["guaranteed_no_evict", "max_utilization"] = "guaranteed_no_evict"
@@ -183,120 +186,6 @@ class Slo(_Latencies):
         """(percentile, limit in ms) of each target for a metric of METRICS, in rising order."""
         limits: Percentiles = getattr(self, metric)
         return limits.limits
-
-
-class Lengths(Section):
-    """Token counts that differ from request to request: uniform from min to max, or log-normal around a mean."""
-
-    min: Positive = 1
-    max: Positive | None = None
-    mean: PositiveFloat | None = None
-    cv: Annotated[float, Field(gt=0, le=100)] = 1.0
-    """log-normal: standard deviation / mean."""
-
-
-NUMBER, LENGTHS = "a number", "lengths"
-"""The two forms of Tokens. pydantic's errors name the one that it tried as part of the location."""
-
-
-def _form(value: Any) -> str:
-    return LENGTHS if isinstance(value, dict | Lengths) else NUMBER
-
-
-Tokens = Annotated[Annotated[Positive, Tag(NUMBER)] | Annotated[Lengths, Tag(LENGTHS)], Discriminator(_form)]
-TOKENS_EXPECTED = "expected a whole number of tokens above 0, or {min, max} or {mean, cv}"
-
-
-class Workload(Section):
-    """The traffic that the deployment is made for: `toolkit plan` predicts under it."""
-
-    arrivals: Literal["poisson", "constant", "gamma", "closed", "trace"] = "poisson"
-    rate: PositiveFloat | None = None
-    """Requests per second. Default: slo.requests_per_s."""
-    burstiness: PositiveFloat = 1.0
-    """gamma: the shape of the intervals. 1 is Poisson, below 1 is bursty, above 1 is smoother."""
-    users: Positive = 64
-    """closed: users, each of whom sends the next request when the last one has ended."""
-    prompt_tokens: Tokens = 1024
-    output_tokens: Tokens = 128
-    shared_prefix_tokens: Annotated[int, Field(ge=0)] = 0
-    """Tokens at the start of every prompt that are the same in all (a system prompt)."""
-    trace: LoosePath | None = None
-    """A public trace: its lengths and texts, and with `arrivals: trace` also its times."""
-    trace_form: Literal["mooncake", "bailian", "guidellm", "burstgpt", "azure", "sharegpt"] | None = None
-    """Default: detected from the file. guidellm differs from mooncake only in the unit of its times: name it."""
-    trace_block_tokens: Positive | None = None
-    """Tokens per block in hash_ids: 512 in mooncake's traces, 16 in bailian's."""
-    requests: Positive = 1000
-    seed: Annotated[int, Field(ge=0)] = 0
-
-    @model_validator(mode="before")
-    @classmethod
-    def _arrivals_follow(cls, value: Any) -> Any:
-        """With a trace, `arrivals` defaults to its own times."""
-        if not isinstance(value, dict) or value.get("trace") is None or value.get("kind", "trace") != "trace":
-            return value
-        return {"arrivals": "trace", **value}
-
-
-class RateStage(Section):
-    """One stage of a staged load: a rate for a time."""
-
-    rate: PositiveFloat
-    seconds: PositiveFloat
-
-
-class Ramp(Section):
-    """A rate that changes evenly from one value to another."""
-
-    start: Annotated[float, Field(ge=0, allow_inf_nan=False, alias="from")]
-    to: PositiveFloat
-    seconds: PositiveFloat
-
-
-class Spike(Section):
-    """`at` seconds of the base rate, then the peak, then `at` seconds of the base rate again."""
-
-    base: PositiveFloat
-    peak: PositiveFloat
-    at: PositiveFloat
-    seconds: PositiveFloat
-    """Length of the peak."""
-
-
-class LoadWorkload(Workload):
-    """The traffic of a load test (a file in loadtest/workloads): also what is sent, and rates that change."""
-
-    kind: Literal["synthetic", "chat", "jsonl", "trace"] = "synthetic"
-    """Words with an exact number of tokens, built-in questions, the user's own prompts, or the lengths of a trace."""
-    output: Literal["fixed", "natural"] = "fixed"
-    """Exactly output_tokens, or until the model stops, at most output_tokens. Default for chat and jsonl: natural."""
-    prompts: LoosePath | None = None
-    """jsonl: a line is {"prompt": ...} or {"messages": [...]}; max_tokens is optional."""
-    turns: Positive = 1
-    """Requests per conversation. Each contains the earlier ones and their answers."""
-    think_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Pause from the end of an answer to the next turn."""
-    stages: Annotated[tuple[RateStage, ...], Field(strict=False)] | None = None
-    ramp: Ramp | None = None
-    spike: Spike | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _kind_follows(cls, value: Any) -> Any:
-        """Derive `kind` from `arrivals`, `trace` and `prompts`, and the other way round: one of them is enough."""
-        if not isinstance(value, dict):
-            return value
-        filled = dict(value)
-        if filled.get("arrivals") == "trace" or filled.get("trace") is not None:
-            filled.setdefault("kind", "trace")
-        elif filled.get("prompts") is not None:
-            filled.setdefault("kind", "jsonl")
-        if filled.get("kind") == "trace":
-            filled.setdefault("arrivals", "trace")
-        elif filled.get("kind") in ("chat", "jsonl"):
-            filled.setdefault("output", "natural")
-        return filled
 
 
 class LoadTest(Section):

@@ -69,7 +69,6 @@ def machine_sources(diagnosis: Diagnosis) -> Iterator[Source]:
 
 def deployment_sources(deployment: Deployment) -> Iterator[Source]:
     """The files of every stage and run that exist. One of each stage is named even if it is missing."""
-    from toolkit.calibrate import NAME as CALIBRATION
     from toolkit.engine.tensorrt.build import log_file
     from toolkit.plan.plan import Plan
     from toolkit.reports.loadtest.report import JSON_NAME
@@ -93,7 +92,7 @@ def deployment_sources(deployment: Deployment) -> Iterator[Source]:
         yield _named(output, file), partial(_data, file)
     for file in _with(output / "run", [output / "run/mpirun.log"], "**/*.log"):
         yield _named(output, file), partial(_end_of, file)
-    for file in (deployment.report_dir / JSON_NAME, output / CALIBRATION):
+    for file in (deployment.report_dir / JSON_NAME, deployment.calibration_file):
         yield _named(output, file), partial(_data, file)
 
 

@@ -9,7 +9,8 @@ from toolkit.doctor.check import Check, Status, gb, needs_gpus, place, verdict
 from toolkit.doctor.check_gpus import of_ranks
 from toolkit.doctor.machine import Machine
 from toolkit.doctor.paths import NO_TOKENIZER, TOKENIZER_FROM
-from toolkit.engine import STAGE, plan_build
+from toolkit.engine import plan_build
+from toolkit.engine.build_plan import STAGE
 from toolkit.engine.rehearsal.build import VERSION
 from toolkit.errors import ToolkitError
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit import checkpoint, engine
+from toolkit import checkpoint
 from toolkit.checkpoint.source import check_source, open_source
 from toolkit.config.sections import PORTS
+from toolkit.engine import build_plan
 from toolkit.errors import ToolkitError
 from toolkit.files import artifacts
 from toolkit.files.json_file import LARGEST_CONFIG, read_json
@@ -160,7 +161,7 @@ def _writes(deployment: Deployment, model: Model) -> Iterator[tuple[str, Path, i
     made = _made(deployment)
     if deployment.kind.engine_files and checkpoint.STAGE not in made:  # pytorch loads the model as it is
         yield "checkpoint", directory, max(0, size - _begun(directory))
-    if deployment.kind.vendor_build and engine.STAGE not in made:
+    if deployment.kind.vendor_build and build_plan.STAGE not in made:
         yield "engines", engines, size
     if not os.path.lexists(model.path):
         yield "model", model.path, deployment.shape.parameters * DTYPE_BYTES[deployment.model.dtype]
@@ -169,7 +170,7 @@ def _writes(deployment: Deployment, model: Model) -> Iterator[tuple[str, Path, i
 def _made(deployment: Deployment) -> tuple[str, ...]:
     stages = {
         checkpoint.STAGE: (deployment.checkpoint_dir, checkpoint.settings(deployment)),
-        engine.STAGE: (deployment.engine_dir, {"engine": deployment.engine}),
+        build_plan.STAGE: (deployment.engine_dir, {"engine": deployment.engine}),
     }
     made = []
     for stage, (directory, settings) in stages.items():

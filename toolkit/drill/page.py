@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from toolkit.config.deployment import Deployment
-from toolkit.drill import report
+from toolkit.drill import wording as drill_wording
 from toolkit.drill.charts import timeline
 from toolkit.drill.promise import Verdict
 from toolkit.drill.request import Outcome
@@ -46,13 +46,13 @@ def page(deployment: Deployment, settings: Settings, drills: Sequence[Drill]) ->
         "drill/page.html.j2",
         deployment=deployment,
         settings=settings,
-        verdict=report.verdict_of(drills),
+        verdict=drill_wording.verdict_of(drills),
         headline=f"{', '.join(counts)} of {len(drills)} failure{'s' * (len(drills) != 1)}.",
         machine=f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} at the end.",
         started=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         columns=COLUMNS,
         rows=[_row(drill) for drill in drills],
-        words=report,
+        words=drill_wording,
     )
 
 
@@ -61,7 +61,7 @@ def _row(drill: Drill) -> Row:
     if trial is None:
         return Row(drill, [""] * len(COLUMNS), [drill.why], [], [], [])
     broken = [
-        f"{judged.label}: {report.measured(judged)}, promised {report.limit(judged)}"
+        f"{judged.label}: {drill_wording.measured(judged)}, promised {drill_wording.limit(judged)}"
         for judged in drill.judged
         if judged.verdict is not Verdict.PASS
     ]
@@ -81,7 +81,7 @@ def _row(drill: Drill) -> Row:
 
 def _cells(trial: Trial) -> list[str]:
     counts = trial.counts()
-    values = {name: METRICS[name].of(trial) for name in report.SEEN}
+    values = {name: METRICS[name].of(trial) for name in drill_wording.SEEN}
 
     def count(value: float | None) -> str:
         return wording.NOTHING if value is None else f"{value:.0f}"

@@ -5,7 +5,6 @@ config.json {version, pretrained_config, build_config} and one rank{N}.engine fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +12,8 @@ from toolkit.errors import ToolkitError
 
 if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment
-    from toolkit.engine.build_plan import BuildPlan
+    from toolkit.engine.build_plan import BuildPlan, Progress
     from toolkit.machine.gpus import Gpus
-
-STAGE = "engine"
-Progress = Callable[[int, int], None]
-"""Called with (ranks done, ranks in all)."""
 
 
 def plan_build(deployment: Deployment, checkpoint: Path | None = None, gpus: Gpus | None = None) -> BuildPlan:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from toolkit.config.deployment import Deployment
 from toolkit.config.sourced_value import SourcedValue
 from toolkit.machine.gpus import Gpus
 
-if TYPE_CHECKING:
-    pass
-
+STAGE = "engine"
+Progress = Callable[[int, int], None]
+"""Called with (ranks done, ranks in all)."""
 BuildFlag = SourcedValue[str | None]
 """A flag of trtllm-build. The value is None for a flag that takes none."""
 

@@ -9,6 +9,7 @@ Decisions only: no clock, tensors or threads. An engine computes what they say, 
 """
 
 from toolkit.inflight.request import Request, State
-from toolkit.inflight.scheduler import Scheduler, SchedulerConfig, Stats, Step, Work
+from toolkit.inflight.scheduler import Scheduler, SchedulerConfig, Stats
+from toolkit.inflight.step import Step, Work
 
 __all__ = ["Request", "Scheduler", "SchedulerConfig", "State", "Stats", "Step", "Work"]

@@ -75,7 +75,7 @@ class KnownTruth:
             self._folder.cleanup()
             raise ToolkitError(f"the server of known truth did not start: {errors}")
         urls = json.loads(line)
-        self.http, self.grpc = urls["http"], urls["grpc"]
+        self.http, self.grpc = urls["http"], urls.get("grpc", "")
         return self
 
     def __exit__(

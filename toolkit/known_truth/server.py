@@ -26,15 +26,15 @@ Ready = Callable[[dict[str, str]], None]
 def serve(settings: Settings, ready: Ready, parent: int | None = None) -> dict[str, Any]:
     """Serve until Ctrl-C, SIGTERM, or until the pipe `parent` is closed. Returns the summary.
 
-    Calls `ready` with the URLs {"http": ..., "grpc": ...}. Raises ToolkitError if a port is taken or the record file
-    cannot be written.
+    Calls `ready` with the URLs {"http": ..., "grpc": ...}, without gRPC where settings.grpc_port is None. Raises
+    ToolkitError if a port is taken or the record file cannot be written.
     """
-    distribution.require("loadtest", "grpclib")
+    if settings.grpc_port is not None:
+        distribution.require("loadtest", "grpclib")
     return asyncio.run(_serve(settings, ready, parent))
 
 
 async def _serve(settings: Settings, ready: Ready, parent: int | None) -> dict[str, Any]:
-    from toolkit.known_truth.grpc_server import start_grpc
     from toolkit.known_truth.http_server import start_http
 
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
@@ -50,7 +50,13 @@ async def _serve(settings: Settings, ready: Ready, parent: int | None) -> dict[s
         except OSError as error:
             where = f"--http-port {settings.http_port}"
             raise ToolkitError(f"cannot listen on {settings.host}: {error.strerror}", where=where) from None
-        grpc, grpc_port = await start_grpc(state)
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        urls, grpc = {"http": f"http://{host}:{http.sockets[0].getsockname()[1]}"}, None
+        if settings.grpc_port is not None:
+            from toolkit.known_truth.grpc_server import start_grpc
+
+            grpc, grpc_port = await start_grpc(state)
+            urls["grpc"] = f"grpc://{host}:{grpc_port}"
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
         if parent is not None:
@@ -59,14 +65,14 @@ async def _serve(settings: Settings, ready: Ready, parent: int | None) -> dict[s
         gc.collect()
         gc.freeze()
         cpu, begun = time.process_time(), time.perf_counter()
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        ready({"http": f"http://{host}:{http.sockets[0].getsockname()[1]}", "grpc": f"grpc://{host}:{grpc_port}"})
+        ready(urls)
         await stop.wait()
         cpu, wall = time.process_time() - cpu, time.perf_counter() - begun
         http.close()
         for connection in list(connections):
             connection.abort()
-        grpc.close()
+        if grpc:
+            grpc.close()
         while state.running and time.perf_counter() < begun + wall + GIVE_UP_S:  # until all answers are recorded
             await asyncio.sleep(0.005)
     return summary(state, cpu, wall)

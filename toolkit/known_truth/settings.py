@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from toolkit.client.hosts import can_be_a_host
+from toolkit.client import can_be_a_host
 from toolkit.errors import ToolkitError, shown
 from toolkit.known_truth.faults import Fault, Faults
 
@@ -27,7 +27,8 @@ class Settings:
     host: str = "127.0.0.1"
     http_port: int = 0
     """0: any free port."""
-    grpc_port: int = 0
+    grpc_port: int | None = 0
+    """None: HTTP alone."""
     record: str | None = None
     """The file that gets a line of JSON when an answer ends."""
     faults: tuple[str, ...] = ()
@@ -41,7 +42,8 @@ class Settings:
             if getattr(self, name) is not None:
                 _check(name, getattr(self, name), 1, 10**6, "a whole number")
         for name in ("http_port", "grpc_port"):
-            _check(name, getattr(self, name), 0, 65535, "a port")
+            if getattr(self, name) is not None:
+                _check(name, getattr(self, name), 0, 65535, "a port")
         if not can_be_a_host(self.host):
             what = f"{shown(self.host)} is not an address or a host name"
             raise ToolkitError(what, where="--host", hint="Use 127.0.0.1, or 0.0.0.0 for all.")

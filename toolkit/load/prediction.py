@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from toolkit.calibrate import NAME as CALIBRATION
 from toolkit.errors import ToolkitError
-from toolkit.plan.predict import predict
 from toolkit.slo.metrics import LATENCIES, Measured, Sample
 from toolkit.slo.prediction import Predicted, PredictedMetric
 from toolkit.slo.run import Run
 from toolkit.slo.target import limits_of_a_request
-from toolkit.steptimes.calibration import load
 from toolkit.workload import Traffic
 from toolkit.workload.traffic import Planned
 
@@ -28,11 +25,17 @@ def predicted(deployment: Deployment, run: Run) -> Predicted:
     Raises ToolkitError if there is no prediction: for a rehearsal without a calibration, for a GPU without figures, or
     if lengths of requests are unknown.
     """
+    file = deployment.calibration_file
+    if not deployment.kind.on_gpus and not file.is_file():
+        raise ToolkitError("a rehearsal's step times are not known", where=deployment.file)
     known = [sample for sample in run.judged if sample.ok and sample.tokens_in and sample.tokens_out]
     if len(known) < len(run.judged):
         lost = len(run.judged) - len(known)
         raise ToolkitError(f"no prediction: the lengths of {lost} of {len(run.judged)} requests are not known")
-    file = deployment.output / CALIBRATION
+    # Here, because a rehearsal without a calibration needs neither, and every process of the generator imports this.
+    from toolkit.plan.predict import predict
+    from toolkit.steptimes.calibration import load
+
     prediction = predict(deployment, load(file) if file.is_file() else "table")
     limits = limits_of_a_request(deployment.slo)
     runs = [prediction.simulate(traffic_that_ran(repeat)).samples[run.warmup :] for repeat in run.each]

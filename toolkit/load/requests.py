@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.client import GenerateRequest
 from toolkit.config.rules import MOST_USERS
-from toolkit.config.workload_rules import LEAST_RATE, MOST_RATE, MOST_REQUESTS
+from toolkit.config.workload import LEAST_RATE, MOST_RATE, MOST_REQUESTS
 from toolkit.errors import ToolkitError, shown
 from toolkit.files import distribution
 from toolkit.load.exchange import ASKED_OF_THE_SERVER

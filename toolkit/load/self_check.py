@@ -51,7 +51,8 @@ def requests_of(source: RequestSource) -> int:
 def generator_error(source: RequestSource, protocol: str, send: Send) -> GeneratorError:
     """Run a short test against the built-in server. Raises ToolkitError if it does not start."""
     count = requests_of(source)
-    settings = Settings(ttft_ms=TTFT_MS, itl_ms=ITL_MS, tokens=LONGEST_TOKENS)
+    grpc_port = 0 if protocol == "grpc" else None
+    settings = Settings(ttft_ms=TTFT_MS, itl_ms=ITL_MS, tokens=LONGEST_TOKENS, grpc_port=grpc_port)
     with tempfile.TemporaryDirectory(prefix="toolkit-self-check-") as folder, KnownTruth(settings) as truth:
         begin, busy, ours = time.monotonic(), _busy_s(), _ours_s(truth.pid)
         send(truth.url(protocol), count, Path(folder))

@@ -9,7 +9,17 @@ from typing import Any
 from toolkit.config.deployment import Deployment
 from toolkit.config.edit_yaml import inline
 from toolkit.config.load import load_deployment
-from toolkit.config.sections import Hardware, KvCache, Limits, Model, Parallel, Scheduler, Section, Slo, Workload
+from toolkit.config.sections import (
+    Hardware,
+    KvCacheSection,
+    Limits,
+    ModelSection,
+    Parallel,
+    SchedulerSection,
+    Section,
+    Slo,
+)
+from toolkit.config.workload import Workload
 from toolkit.errors import ToolkitError, shown
 from toolkit.files.yaml_file import parse_yaml
 from toolkit.sizing.gpus import GPUS
@@ -17,12 +27,12 @@ from toolkit.sizing.gpus import GPUS
 SECTIONS: dict[str, type[Section]] = {
     "parallel": Parallel,
     "limits": Limits,
-    "kv_cache": KvCache,
-    "scheduler": Scheduler,
+    "kv_cache": KvCacheSection,
+    "scheduler": SchedulerSection,
     "hardware": Hardware,
     "workload": Workload,
     "slo": Slo,
-    "model": Model,
+    "model": ModelSection,
 }
 """The sections in which a key without a section is looked up, in this order."""
 FORM = "Give NAME=VALUE, as in max_num_tokens=512 or limits.max_num_tokens=512."

@@ -124,8 +124,7 @@ class Sample:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Sample:
-        known = {field.name for field in fields(cls)}
-        values = {key: value for key, value in data.items() if key in known}
+        values = {field.name: data[field.name] for field in fields(cls) if field.name in data}
         return cls(**dict(values, token_times=tuple(values.get("token_times", ()))))
 
 
@@ -226,9 +225,8 @@ class Measured:
     @cached_property
     def duration_s(self) -> float:
         """Seconds from the first due time to the last end; for repeats, the sum."""
-        return math.fsum(
-            max(sample.ended for sample in run) - min(sample.due for sample in run) for run in self.runs if run
-        )
+        runs = [run for run in self.runs if run]
+        return math.fsum(max(sample.ended for sample in run) - min(sample.due for sample in run) for run in runs)
 
     @property
     def drain_s(self) -> float:

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from toolkit.config.sections import LoadWorkload
+from toolkit.config.workload import LoadWorkload
 from toolkit.errors import ToolkitError
 from toolkit.model.chat_template import ChatTemplate, Messages, chat_message
 from toolkit.workload.own import OwnPrompt
@@ -171,7 +171,7 @@ class Owned(Contents):
         most: int,
         as_messages: bool,
     ) -> None:
-        assert workload.prompts is not None  # toolkit/config/workload_rules.py
+        assert workload.prompts is not None  # toolkit/config/workload.py
         self._texts = [_text(own, template, counter, workload.prompts, as_messages) for own in lines]
         drawn = _outputs(workload, count)
         self.outputs = [lines[n % len(lines)].max_tokens or output for n, output in enumerate(drawn)]

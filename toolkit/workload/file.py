@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from toolkit.config.load import explain
-from toolkit.config.sections import LoadWorkload
-from toolkit.config.workload_rules import check_workload
+from toolkit.config.workload import LoadWorkload, check_workload
 from toolkit.files.yaml_file import absolute_path, read_yaml
 
 if TYPE_CHECKING:

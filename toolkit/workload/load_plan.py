@@ -17,8 +17,7 @@ from itertools import accumulate, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from toolkit.config.sections import LoadWorkload
-from toolkit.config.workload_rules import MOST_REQUESTS
+from toolkit.config.workload import MOST_REQUESTS, LoadWorkload
 from toolkit.errors import ToolkitError
 from toolkit.model.chat_template import ChatTemplate, Messages
 from toolkit.workload.contents import Chat, Contents, Conversations, Owned, Recorded, Replayed, Synthetic, Text
@@ -91,7 +90,7 @@ class LoadPlan:
         number = before.number + 1
         if number in self.firsts or number >= self.count:
             return None
-        assert isinstance(self.contents, Conversations)  # toolkit/config/workload_rules.py: only these have turns
+        assert isinstance(self.contents, Conversations)  # toolkit/config/workload.py: only these have turns
         said = Text(before.prompt, before.prompt_tokens, before.messages)
         return self._to_send(number, None, self.contents.after(number, said, answer))
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from toolkit.config.sections import LoadWorkload
+from toolkit.config.workload import LoadWorkload
 
 NEARLY = 1e-9
 """Tolerance for rounding: a request that is due at the very end belongs to the run."""

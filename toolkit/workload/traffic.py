@@ -10,7 +10,7 @@ from itertools import accumulate, islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from toolkit.config.sections import Lengths, Workload
+from toolkit.config.workload import Lengths, Workload
 from toolkit.errors import ToolkitError
 from toolkit.model.chat_template import ChatTemplate
 from toolkit.workload.sharegpt import Turn, read_turns
@@ -206,7 +206,7 @@ def _length(lengths: int | Lengths, rnd: random.Random) -> Callable[[], int]:
     if isinstance(lengths, int):
         return lambda: lengths
     if lengths.mean is None:
-        assert lengths.max is not None  # toolkit/config/workload_rules.py
+        assert lengths.max is not None  # toolkit/config/workload.py
         low, high = lengths.min, lengths.max
         return lambda: rnd.randint(low, high)
     variance = math.log(1 + lengths.cv**2)

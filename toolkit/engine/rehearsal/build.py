@@ -8,9 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from toolkit import checkpoint, engine
+from toolkit import checkpoint
 from toolkit.config.deployment import Deployment
-from toolkit.engine.build_plan import BuildPlan
+from toolkit.engine.build_plan import STAGE, BuildPlan, Progress
 from toolkit.engine.source import find_source
 from toolkit.files import distribution
 from toolkit.files.artifacts import write_stage
@@ -19,7 +19,7 @@ VERSION = "1.2.1+rehearsal"
 """The TensorRT-LLM release that is rehearsed, in layout and behaviour. A real engine has no suffix."""
 
 
-def build_rehearsal(plan: BuildPlan, progress: engine.Progress) -> bool:
+def build_rehearsal(plan: BuildPlan, progress: Progress) -> bool:
     """See `toolkit.engine.run`."""
     deployment = plan.deployment
     source, config = find_source(plan, progress), build_config(deployment)
@@ -34,7 +34,7 @@ def build_rehearsal(plan: BuildPlan, progress: engine.Progress) -> bool:
 
     return write_stage(
         deployment.engine_dir,
-        engine.STAGE,
+        STAGE,
         inputs={checkpoint.STAGE: source.digest},
         settings={"engine": deployment.engine, **config},
         versions={"toolkit": distribution.VERSION, "engine": VERSION},

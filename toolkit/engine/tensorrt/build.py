@@ -12,9 +12,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from toolkit import checkpoint, engine
+from toolkit import checkpoint
 from toolkit.config.deployment import Deployment
-from toolkit.engine.build_plan import BuildPlan
+from toolkit.engine.build_plan import STAGE, BuildPlan, Progress
 from toolkit.engine.source import find_source
 from toolkit.engine.tensorrt.flags import arguments, changed
 from toolkit.engine.tensorrt.log import BuildLog
@@ -28,14 +28,14 @@ from toolkit.files.file_lock import FileLock, file_lock
 from toolkit.runtime import end_by_force, wrap
 
 
-def build_tensorrt(plan: BuildPlan, progress: engine.Progress) -> bool:
+def build_tensorrt(plan: BuildPlan, progress: Progress) -> bool:
     """See `toolkit.engine.run`."""
     deployment, source = plan.deployment, find_source(plan, progress)
     if plan.built_from == source.digest:
         return False
     inputs, settings = {checkpoint.STAGE: source.digest}, settings_of(plan)
     with file_lock(deployment.output / "build.lock", "is being built by") as lock:
-        if is_current(deployment.engine_dir, engine.STAGE, inputs, settings):
+        if is_current(deployment.engine_dir, STAGE, inputs, settings):
             return False  # another process has finished it since the plan was made
         work = Work(deployment, source.directory, digest_of([inputs, settings]))
         done = work.done()
@@ -44,7 +44,7 @@ def build_tensorrt(plan: BuildPlan, progress: engine.Progress) -> bool:
         config = work.checked_config()
         replace_stage(
             deployment.engine_dir,
-            engine.STAGE,
+            STAGE,
             inputs=inputs,
             settings=settings,
             versions={"toolkit": distribution.VERSION, "engine": config["version"]},
@@ -54,7 +54,7 @@ def build_tensorrt(plan: BuildPlan, progress: engine.Progress) -> bool:
     return True
 
 
-def _build(plan: BuildPlan, work: Work, done: set[int], progress: engine.Progress, lock: FileLock) -> None:
+def _build(plan: BuildPlan, work: Work, done: set[int], progress: Progress, lock: FileLock) -> None:
     """Run the program for the ranks that are left. Raises ToolkitError unless all are on disk then."""
     deployment, flags = plan.deployment, list(plan.flags)
     ranks = set(deployment.mapping.ranks)

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from toolkit import checkpoint, engine, runtime
+from toolkit import checkpoint, runtime
 from toolkit.config.deployment import Deployment
-from toolkit.engine.build_plan import BuildPlan
+from toolkit.engine.build_plan import STAGE, BuildPlan
 from toolkit.engine.rehearsal.build import build_config
 from toolkit.engine.source import find_source
 from toolkit.engine.tensorrt.flags import arguments, changed, derive
@@ -116,7 +116,7 @@ def _built_from(plan: BuildPlan) -> str | None:
     try:
         source = find_source(plan, lambda done, total: None)
         inputs = {checkpoint.STAGE: source.digest}
-        current = is_current(plan.deployment.engine_dir, engine.STAGE, inputs, settings_of(plan))
+        current = is_current(plan.deployment.engine_dir, STAGE, inputs, settings_of(plan))
     except ToolkitError:
         return None
     return source.digest if current else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from toolkit.config.sections import Lengths
+from toolkit.config.workload import Lengths
 from toolkit.plan.layouts import Remedy
 from toolkit.plan.seeds import SEEDS
 from toolkit.reports import wording

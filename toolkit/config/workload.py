@@ -1,6 +1,7 @@
-"""The rules between the fields of a workload, in a deployment's YAML and in a workload file.
+"""`workload`: the traffic of a plan or a load test. Its keys, then the rules between them.
 
-They are not in `workload/`, because that room imports this one and a deployment is checked when its YAML is read.
+They are not in `toolkit/workload/`, because that room imports this one and a deployment is checked when its YAML is
+read.
 """
 
 from __future__ import annotations
@@ -9,16 +10,131 @@ import math
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from toolkit.config.sections import Lengths, LoadWorkload, Workload
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from toolkit.config.sections import Broken, LoosePath, Positive, PositiveFloat, Section
 from toolkit.errors import ToolkitError, shown
 
-Broken = tuple[str, str, str]
-"""A broken rule: (field, what is wrong, what to do)."""
 MOST_REQUESTS = 10**7
 """Most requests in a load test: a week at 16 per second."""
 LEAST_RATE, MOST_RATE = 1e-6, 1e6
 """Requests/s. The upper one is far more than the processes of a machine can send."""
+
+
+class Lengths(Section):
+    """Token counts that differ from request to request: uniform from min to max, or log-normal around a mean."""
+
+    min: Positive = 1
+    max: Positive | None = None
+    mean: PositiveFloat | None = None
+    cv: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """log-normal: standard deviation / mean."""
+
+
+NUMBER, LENGTHS = "a number", "lengths"
+"""The two forms of Tokens. pydantic's errors name the one that it tried as part of the location."""
+
+
+def _form(value: Any) -> str:
+    return LENGTHS if isinstance(value, dict | Lengths) else NUMBER
+
+
+Tokens = Annotated[Annotated[Positive, Tag(NUMBER)] | Annotated[Lengths, Tag(LENGTHS)], Discriminator(_form)]
+TOKENS_EXPECTED = "expected a whole number of tokens above 0, or {min, max} or {mean, cv}"
+
+
+class Workload(Section):
+    """The traffic that the deployment is made for: `toolkit plan` predicts under it."""
+
+    arrivals: Literal["poisson", "constant", "gamma", "closed", "trace"] = "poisson"
+    rate: PositiveFloat | None = None
+    """Requests per second. Default: slo.requests_per_s."""
+    burstiness: PositiveFloat = 1.0
+    """gamma: the shape of the intervals. 1 is Poisson, below 1 is bursty, above 1 is smoother."""
+    users: Positive = 64
+    """closed: users, each of whom sends the next request when the last one has ended."""
+    prompt_tokens: Tokens = 1024
+    output_tokens: Tokens = 128
+    shared_prefix_tokens: Annotated[int, Field(ge=0)] = 0
+    """Tokens at the start of every prompt that are the same in all (a system prompt)."""
+    trace: LoosePath | None = None
+    """A public trace: its lengths and texts, and with `arrivals: trace` also its times."""
+    trace_form: Literal["mooncake", "bailian", "guidellm", "burstgpt", "azure", "sharegpt"] | None = None
+    """Default: detected from the file. guidellm differs from mooncake only in the unit of its times: name it."""
+    trace_block_tokens: Positive | None = None
+    """Tokens per block in hash_ids: 512 in mooncake's traces, 16 in bailian's."""
+    requests: Positive = 1000
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _arrivals_follow(cls, value: Any) -> Any:
+        """With a trace, `arrivals` defaults to its own times."""
+        if not isinstance(value, dict) or value.get("trace") is None or value.get("kind", "trace") != "trace":
+            return value
+        return {"arrivals": "trace", **value}
+
+
+class RateStage(Section):
+    """One stage of a staged load: a rate for a time."""
+
+    rate: PositiveFloat
+    seconds: PositiveFloat
+
+
+class Ramp(Section):
+    """A rate that changes evenly from one value to another."""
+
+    start: Annotated[float, Field(ge=0, allow_inf_nan=False, alias="from")]
+    to: PositiveFloat
+    seconds: PositiveFloat
+
+
+class Spike(Section):
+    """`at` seconds of the base rate, then the peak, then `at` seconds of the base rate again."""
+
+    base: PositiveFloat
+    peak: PositiveFloat
+    at: PositiveFloat
+    seconds: PositiveFloat
+    """Length of the peak."""
+
+
+class LoadWorkload(Workload):
+    """The traffic of a load test (a file in loadtest/workloads): also what is sent, and rates that change."""
+
+    kind: Literal["synthetic", "chat", "jsonl", "trace"] = "synthetic"
+    """Words with an exact number of tokens, built-in questions, the user's own prompts, or the lengths of a trace."""
+    output: Literal["fixed", "natural"] = "fixed"
+    """Exactly output_tokens, or until the model stops, at most output_tokens. Default for chat and jsonl: natural."""
+    prompts: LoosePath | None = None
+    """jsonl: a line is {"prompt": ...} or {"messages": [...]}; max_tokens is optional."""
+    turns: Positive = 1
+    """Requests per conversation. Each contains the earlier ones and their answers."""
+    think_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Pause from the end of an answer to the next turn."""
+    stages: Annotated[tuple[RateStage, ...], Field(strict=False)] | None = None
+    ramp: Ramp | None = None
+    spike: Spike | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_follows(cls, value: Any) -> Any:
+        """Derive `kind` from `arrivals`, `trace` and `prompts`, and the other way round: one of them is enough."""
+        if not isinstance(value, dict):
+            return value
+        filled = dict(value)
+        if filled.get("arrivals") == "trace" or filled.get("trace") is not None:
+            filled.setdefault("kind", "trace")
+        elif filled.get("prompts") is not None:
+            filled.setdefault("kind", "jsonl")
+        if filled.get("kind") == "trace":
+            filled.setdefault("arrivals", "trace")
+        elif filled.get("kind") in ("chat", "jsonl"):
+            filled.setdefault("output", "natural")
+        return filled
 
 
 def check_workload(workload: LoadWorkload, file: Path) -> None:
