@@ -50,7 +50,8 @@ def test_every_command_has_help(command: str) -> None:
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command not in NO_CONFIG])
 def test_a_missing_file_is_one_line(command: str) -> None:
-    result = toolkit(command, *["nowhere.yaml"] * (2 if command == "compare" else 1))
+    more = {"compare": ["nowhere.yaml"], "deploy": ["--to", "compose", "--output", "nowhere"]}
+    result = toolkit(command, "nowhere.yaml", *more.get(command, []))
     assert (result.returncode, result.stdout) == (3 if command in ("loadtest", "compare", "drill") else 1, "")
     assert result.stderr == "error: nowhere.yaml: no such file. For examples: toolkit sample configs DIR\n"
 

@@ -25,6 +25,13 @@ def write_edited(
     Raises ToolkitError for a file that is there, unless `force`, and for one that cannot be written.
     """
     check_free(target, force)
+    text = moved(source, target, changes, engine)
+    with atomic_file(target) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def moved(source: Path, target: Path, changes: Mapping[str, Any], engine: str | None = None) -> str:
+    """The text that `write_edited` writes."""
     text = read_text(source)
     content = parse_yaml(text)
     own: dict[str, Any] = {}
@@ -34,8 +41,7 @@ def write_edited(
         own |= _absolute(content, source)
     if engine is not None:
         own["engine.kind" if isinstance(content.get("engine"), dict) else "engine"] = engine
-    with atomic_file(target) as partial:
-        partial.write_text(edited(text, {**own, **changes}), encoding="utf-8")
+    return edited(text, {**own, **changes})
 
 
 def check_free(target: Path, force: bool) -> None:

@@ -43,6 +43,11 @@ class Gateway(Section):
     tool_parser: str | None = None
     """How the model writes tool calls, by Dynamo's name (llama3_json, hermes, ...). Without it, `tools` are refused."""
 
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only the machine itself reaches the door."""
+        return self.host == "localhost" or self.host.startswith("127.")
+
 
 class Recovery(Section):
     """What `toolkit up` does when a part fails."""
@@ -58,3 +63,12 @@ class Recovery(Section):
     """Replicas that are loaded and take requests only when another one fails."""
     fallback: Annotated[tuple[Path, ...], Field(strict=False)] = ()
     """Deployments for the GPUs that are left when one is lost, the best first."""
+
+
+class Deploy(Section):
+    """What `toolkit deploy` cannot derive: names at your site."""
+
+    image: Annotated[str, Field(pattern=r"^[^\s@:][^\s]*$", max_length=255)] | None = None
+    """What the image with the toolkit is called. Kubernetes needs it; it pulls the image from its registry."""
+    claim: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", max_length=253)] | None = None
+    """Kubernetes: the PersistentVolumeClaim that holds the model and gets what is built."""

@@ -15,6 +15,7 @@ from toolkit.errors import ToolkitError
 from toolkit.files.atomic import atomic_file, make_private, private
 from toolkit.files.file_lock import FileLock, lock_holder
 from toolkit.files.json_file import read_json
+from toolkit.serve.replicas import END_MARGIN_S
 
 LARGEST = 1 << 20
 
@@ -49,6 +50,11 @@ class DoorState:
 def has_openai_api(deployment: Deployment) -> bool:
     """Whether its door has OpenAI's API: the worker sends token ids, which the model of the LLM API does not take."""
     return deployment.kind.engine_files
+
+
+def longest_end_s(deployment: Deployment) -> float:
+    """The longest that `toolkit up` takes to end when it is asked to: the door drains, then the replicas."""
+    return 2 * (deployment.serving.drain_timeout_s + END_MARGIN_S)
 
 
 def config_digest(deployment: Deployment) -> str:

@@ -47,13 +47,13 @@ def fetch(deployment: Deployment) -> str:
     if file is None:
         return shlex.join(["docker", "pull", name])
     if deployment.runtime.kind == "enroot":
-        commands = ["enroot", "import", "--output", str(file), f"docker://{_with_registry_apart(name)}"]
+        commands = ["enroot", "import", "--output", str(file), f"docker://{with_registry_apart(name)}"]
     else:
         commands = ["apptainer", "build", str(file), f"docker://{name}"]
     return f"mkdir -p {shlex.quote(str(file.parent))} && {shlex.join(commands)}"
 
 
-def _with_registry_apart(name: str) -> str:
-    """As enroot takes it: REGISTRY#IMAGE. The part before the first slash is a registry if it has a dot or a port."""
+def with_registry_apart(name: str) -> str:
+    """For enroot and pyxis: REGISTRY#IMAGE. The part before the first slash is a registry if it has a dot or a port."""
     first, slash, rest = name.partition("/")
     return f"{first}#{rest}" if slash and ("." in first or ":" in first or first == "localhost") else name

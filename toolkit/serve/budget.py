@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.config.deployment import Deployment
+from toolkit.sizing.host import rank_bytes
 
 FACTOR = 2
 """All ranks read at once, and other programs may use the disk too."""
@@ -43,11 +44,22 @@ def startup_budget(deployment: Deployment) -> Budget:
     if deployment.serving.startup_timeout_s is not None:
         return Budget(deployment.serving.startup_timeout_s, "serving.startup_timeout_s")
     files = sorted(_weights(deployment))
-    size = sum(path.stat().st_size for path in files)
+    rate = measured_rate(files[0]) if files and deployment.kind.on_gpus else None
+    return _budget(deployment, sum(path.stat().st_size for path in files), rate)
+
+
+def budget_elsewhere(deployment: Deployment) -> Budget:
+    """The budget on another machine: from the planned size of the weights and an assumed disk."""
+    if deployment.serving.startup_timeout_s is not None:
+        return Budget(deployment.serving.startup_timeout_s, "serving.startup_timeout_s")
+    return _budget(deployment, sum(rank_bytes(deployment)), None)
+
+
+def _budget(deployment: Deployment, size: int, rate: float | None) -> Budget:
+    """For `size` bytes of weights; `rate` in bytes per second, None if it is not known."""
+    fixed = GPU_FIXED_S
     if not deployment.kind.on_gpus:
-        rate, fixed = None, REHEARSAL_FIXED_S + REHEARSAL_RANK_S * deployment.mapping.world_size
-    else:
-        rate, fixed = measured_rate(files[0]) if files else None, GPU_FIXED_S
+        fixed = REHEARSAL_FIXED_S + REHEARSAL_RANK_S * deployment.mapping.world_size
     seconds = size / (rate or ASSUMED_RATE) * FACTOR + fixed
     rate_text = f"{(rate or ASSUMED_RATE) / 1e9:.2g} GB/s{'' if rate else ' (assumed)'}"
     why = f"{size / 1e9:.1f} GB at {rate_text} x {FACTOR} + {fixed} s"

@@ -15,7 +15,7 @@ from typing import Any
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.files.atomic import make_private, private
-from toolkit.gateway.door import DoorState, config_digest, folder, read_door, up_pid
+from toolkit.gateway.door import DoorState, config_digest, folder, longest_end_s, read_door, up_pid
 from toolkit.serve.replicas import END_MARGIN_S
 from toolkit.up.commands import send
 from toolkit.up.supervisor import up_here
@@ -76,7 +76,7 @@ def down(deployment: Deployment) -> str:
     if pid is None:
         return "nothing was up"
     start = time.monotonic()
-    limit_s = 2 * deployment.serving.drain_timeout_s + 2 * END_MARGIN_S
+    limit_s = longest_end_s(deployment)
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
     while up_pid(deployment) == pid:

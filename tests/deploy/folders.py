@@ -1,0 +1,83 @@
+"""Writes folders with `toolkit deploy`, and compares them with those in the repository."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import yaml
+from click.testing import CliRunner, Result
+
+from toolkit.cli.main import cli
+from toolkit.deploy.wheel import FILE
+from toolkit.errors import ToolkitError
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = Path(__file__).parent / "golden"
+TINY = ROOT / "tests/fixtures/tiny-llama"
+CONFIGS = {
+    "flagship": ROOT / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml",
+    "pair": ROOT / "build_configs/smollm2-2x-rehearsal.yaml",
+}
+NOT_GOLDEN = (FILE, "lock.json")
+
+
+def deploy(config: Path, target: str, folder: Path, *more: str) -> Result:
+    return CliRunner().invoke(cli, ["deploy", str(config), "--to", target, "--output", str(folder), *more])
+
+
+def deployed(config: Path, target: str, folder: Path, *more: str) -> Path:
+    result = deploy(config, target, folder, *more)
+    assert result.exit_code == 0, result.exception or result.output
+    return folder
+
+
+def refused(config: Path, target: str, folder: Path, *more: str) -> str:
+    """The one line with which it is refused."""
+    result = deploy(config, target, folder, *more)
+    assert isinstance(result.exception, ToolkitError), result.output
+    line = str(result.exception)
+    assert "\n" not in line
+    return line
+
+
+def copied(name: str, folder: Path) -> Path:
+    """A copy of one of CONFIGS, so that no path depends on where the repository is."""
+    file = folder / "configs" / CONFIGS[name].name
+    file.parent.mkdir()
+    file.write_text(CONFIGS[name].read_text().replace("../models/smollm2-135m-instruct", str(TINY)))
+    return file
+
+
+def texts(folder: Path) -> dict[str, str]:
+    """The files of a folder, without this machine's paths."""
+    names = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return {
+        str(name): (folder / name).read_text().replace(str(folder.parent), "/tmp").replace(str(TINY), "/models/tiny")
+        for name in names
+        if str(name) not in NOT_GOLDEN
+    }
+
+
+def check_golden(name: str, target: str, folder: Path) -> Path:
+    """Deploy one of CONFIGS, and compare with the files in the repository; WRITE_GOLDEN=1 writes them."""
+    made, golden = deployed(copied(name, folder), target, folder / target), GOLDEN / target / name
+    if os.environ.get("WRITE_GOLDEN"):
+        shutil.rmtree(golden, ignore_errors=True)
+        for path, text in texts(made).items():
+            (golden / path).parent.mkdir(parents=True, exist_ok=True)
+            (golden / path).write_text(text)
+    expected = {str(path.relative_to(golden)): path.read_text() for path in golden.rglob("*") if path.is_file()}
+    assert texts(made) == expected
+    return made
+
+
+def change(config: Path, **sections) -> Path:
+    """Change sections of the YAML."""
+    content = yaml.safe_load(config.read_text())
+    for name, fields in sections.items():
+        kept = content.get(name, {})
+        content[name] = {**kept, **fields} if isinstance(fields, dict) and isinstance(kept, dict) else fields
+    config.write_text(yaml.safe_dump(content))
+    return config

@@ -1,0 +1,80 @@
+"""docker compose, as it would read the files. No compose is here to ask: the keys are those of its specification."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+import yaml
+
+from tests.deploy.folders import change, check_golden, deployed
+from toolkit.config.load import load_deployment
+
+SERVICE = {
+    *("build", "command", "cpus", "deploy", "healthcheck", "image", "init", "mem_limit", "memswap_limit"),
+    *("network_mode", "profiles", "pull_policy", "restart", "shm_size", "stop_grace_period", "ulimits"),
+    *("user", "volumes"),
+}
+"""Keys of a service that are used here. Source: compose-spec/compose-spec, schema/compose-spec.json@b2835e8."""
+
+
+@pytest.mark.parametrize("name", ["flagship", "pair"])
+def test_the_files(tmp_path, name):
+    folder = check_golden(name, "compose", tmp_path)
+    content = yaml.safe_load((folder / "compose.yaml").read_text())
+    assert set(content) == {"name", "x-toolkit", "services"}
+    assert set(content["services"]) == {"build", "serve"}
+    for service in content["services"].values():
+        assert set(service) <= SERVICE
+
+
+def test_its_yaml_is_the_deployment_with_this_machine_s_paths(tmp_path, config):
+    change(config, runtime="docker", name="two")
+    folder = deployed(config, "compose", tmp_path / "out")
+    before, after = load_deployment(config), load_deployment(folder / "two.yaml")
+    assert after.runtime.kind == "host"  # it runs inside of the image
+    same = {"file": None, "runtime": None}
+    assert {**before.model_dump(), **same} == {**after.model_dump(), **same}
+
+
+def test_engine_of_the_command_line(tmp_path, config):
+    change(config, engine="tensorrt")
+    folder = deployed(config, "compose", tmp_path / "out", "--engine", "rehearsal")
+    assert load_deployment(next(folder.glob("smollm2*.yaml"))).engine == "rehearsal"
+
+
+def test_paths_that_mean_something_to_compose_or_a_shell(tmp_path, config):
+    output = tmp_path / "it's $HOME: a b"
+    change(config, output=str(output))
+    content = yaml.safe_load((deployed(config, "compose", tmp_path / "out") / "compose.yaml").read_text())
+    volumes = content["services"]["serve"]["volumes"]
+    assert str(output) in [one["source"].replace("$$", "$") for one in volumes]
+
+
+def test_a_long_drain_is_waited_for(tmp_path, config):
+    change(config, serving={"drain_timeout_s": 300, "startup_timeout_s": 77})
+    content = yaml.safe_load((deployed(config, "compose", tmp_path / "out") / "compose.yaml").read_text())
+    serve = content["services"]["serve"]
+    assert int(serve["stop_grace_period"].removesuffix("s")) >= 2 * 300
+    assert serve["healthcheck"]["start_period"] == "77s"
+
+
+@pytest.mark.parametrize(("code", "healthy"), [(0, True), (1, True), (2, False), (3, False)])
+def test_degraded_counts_as_healthy(tmp_path, config, code, healthy):
+    content = yaml.safe_load((deployed(config, "compose", tmp_path / "out") / "compose.yaml").read_text())
+    kind, script = content["services"]["serve"]["healthcheck"]["test"]
+    double = tmp_path / "toolkit"
+    double.write_text(f"#!/bin/sh\nexit {code}\n")
+    double.chmod(0o755)
+    done = subprocess.run(["/bin/sh", "-c", script.replace("$$", "$")], env={"PATH": str(tmp_path)}, cwd=tmp_path)
+    assert (kind, done.returncode == 0) == ("CMD-SHELL", healthy)
+
+
+def test_secrets_are_mounted_and_never_copied(tmp_path, config):
+    keys = tmp_path / "configs/keys.txt"
+    keys.write_text("anna " + 64 * "a")
+    change(config, gateway={"keys_file": "keys.txt"})
+    folder = deployed(config, "compose", tmp_path / "out")
+    assert all(b"anna" not in path.read_bytes() for path in folder.iterdir())
+    volumes = yaml.safe_load((folder / "compose.yaml").read_text())["services"]["serve"]["volumes"]
+    assert next(one for one in volumes if one["source"] == str(keys))["read_only"] is True

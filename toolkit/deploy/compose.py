@@ -1,0 +1,57 @@
+"""docker compose: a container that runs `toolkit up`, on the network of the machine.
+
+Envoy and Dynamo run inside it, not as services of their own. `toolkit up` starts, watches and drains them together with
+the replicas, and that is what was tried. As services they would be started again by docker, which knows nothing of
+replicas that load, drain or stand by.
+
+Keys and meaning: https://github.com/compose-spec/compose-spec.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from toolkit.config.edit_yaml import moved
+from toolkit.config.load import load_deployment
+from toolkit.deploy import wheel
+from toolkit.deploy.facts import Facts
+from toolkit.deploy.text import render
+from toolkit.machine.limits import STACK_BYTES
+from toolkit.runtime.mounts import mounts
+from toolkit.runtime.needs import Needs
+
+PLACE = "/deploy"
+"""Where the container sees the deployment's YAML."""
+
+
+def files(facts: Facts, directory: Path) -> Mapping[str, bytes]:
+    """The files by name. Raises ToolkitError for a model folder that cannot be read."""
+    deployment = facts.deployment
+    gateway = deployment.gateway
+    secrets = [gateway.keys_file, *((gateway.tls.certificate, gateway.tls.key) if gateway.tls else ())]
+    fallbacks = [load_deployment(file) for file in deployment.recovery.fallback]
+    reads = (deployment.model.path, *filter(None, secrets), *deployment.recovery.fallback)
+    writes = (deployment.output, *(fallback.output for fallback in fallbacks))
+    values = {
+        "facts": facts,
+        "deployment": deployment,
+        "config": f"{PLACE}/{facts.yaml_name}",
+        "mounts": mounts(Needs(reads=reads, writes=writes)),
+        "stack": STACK_BYTES,
+        "wheel": wheel.FILE,
+        "make": " && ".join(f"toolkit {stage} {PLACE}/{facts.yaml_name}" for stage in facts.stages),
+    }
+    texts = {
+        "README.md": render("compose.md.j2", **values),
+        "compose.yaml": render("compose.yaml.j2", **values),
+        "Dockerfile": render("Dockerfile.j2", **values),
+        # Inside the image the programs are at hand, whatever `runtime` says for the host.
+        facts.yaml_name: moved(
+            deployment.file,
+            directory / facts.yaml_name,
+            {"output": str(deployment.output), "runtime": {"kind": "host"}},
+            deployment.engine,
+        ),
+    }
+    return {**{name: text.encode() for name, text in texts.items()}, wheel.FILE: wheel.wheel()}

@@ -1,0 +1,79 @@
+"""What the files of every target are written from: the YAML alone, not this machine's disks or GPUs."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from toolkit.config.capabilities import check_can_be_served
+from toolkit.config.deployment import Deployment
+from toolkit.files.distribution import VERSION
+from toolkit.gateway.door import longest_end_s
+from toolkit.runtime.images import image
+from toolkit.serve.budget import Budget, budget_elsewhere
+from toolkit.serve.preflight import GPU_SHARED_MEMORY_BYTES
+
+PYTHON_IMAGE = "python:3.12-slim"
+"""What a rehearsal runs in: its Triton and mpirun are Python packages."""
+LONGEST_DNS = 40
+"""Characters of our part of a name in Kubernetes, where a label has at most 63."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One deployment as every target sees it. A node serves all of its replicas behind one door."""
+
+    deployment: Deployment
+    dns_name: str
+    """The deployment's name, as compose, Kubernetes and DNS take it."""
+    base_image: str
+    image: str
+    """The image with the toolkit in it."""
+    gpus: int
+    """GPUs of the node; 0 for a rehearsal."""
+    cores: int | None
+    memory_bytes: int | None
+    """None for a rehearsal, which takes what the machine gives."""
+    shm_bytes: int
+    load: Budget
+    end_s: int
+    """From the request to stop to the end: the door drains, then the replicas."""
+    extras: str
+
+    @property
+    def yaml_name(self) -> str:
+        """The file of the deployment in the folder. Its stem is the deployment's name."""
+        return f"{self.deployment.name}.yaml"
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The commands that make what is served."""
+        return ("build", "repo") if self.deployment.kind.engine_files else ("repo",)
+
+
+def facts_of(deployment: Deployment) -> Facts:
+    """Raises ToolkitError if it cannot be served, or if NVIDIA has no image with its release."""
+    check_can_be_served(deployment)
+    on_gpus, hardware = deployment.kind.on_gpus, deployment.hardware
+    ranks, name = deployment.all_ranks, _dns(deployment.name)
+    return Facts(
+        deployment=deployment,
+        dns_name=name,
+        base_image=image(deployment) if on_gpus else PYTHON_IMAGE,
+        image=deployment.deploy.image or f"toolkit-{name}:{VERSION}",
+        gpus=ranks if on_gpus else 0,
+        cores=hardware.cores_per_gpu * ranks if on_gpus else None,
+        memory_bytes=round(hardware.host_memory_gb * 1e9) if on_gpus else None,
+        # One more than the groups need: a replica that starts again finds room next to one that runs.
+        shm_bytes=GPU_SHARED_MEMORY_BYTES * (1 + len(deployment.per_replica())),
+        load=budget_elsewhere(deployment),
+        end_s=math.ceil(longest_end_s(deployment)),
+        # The GPU image has its own PyTorch, and torch is only in the extra of a rehearsal.
+        extras="gateway,loadtest" if on_gpus else "gateway,loadtest,rehearsal",
+    )
+
+
+def _dns(name: str) -> str:
+    """Lower case, digits and '-'; begins and ends with a letter or a digit."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower())[:LONGEST_DNS].strip("-")

@@ -1,0 +1,73 @@
+"""Slurm: a job that builds, a job that serves until its time is over, and a job that loads it.
+
+A serving job is one node with all replicas, as `toolkit up` serves them behind one door. An array of it is several such
+nodes. Options: `man sbatch` of Slurm 22.05, and https://github.com/NVIDIA/pyxis.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from toolkit.config.deployment import Deployment
+from toolkit.config.edit_yaml import moved
+from toolkit.deploy.facts import Facts
+from toolkit.deploy.text import render
+from toolkit.errors import ToolkitError
+from toolkit.runtime.images import with_registry_apart
+from toolkit.runtime.mounts import mounts
+from toolkit.runtime.needs import Needs
+
+SIGNAL_MARGIN_S = 60
+"""Slurm looks at time limits about once a minute, and may send its signal so much later (man sbatch, --signal)."""
+SCRIPTS = ("build.sbatch", "serve.sbatch", "loadtest.sbatch", "submit.sh")
+
+
+def files(facts: Facts, directory: Path) -> Mapping[str, bytes]:
+    """The files by name. Raises ToolkitError for a runtime or a path that a job cannot have."""
+    deployment = facts.deployment
+    if deployment.kind.on_gpus and deployment.runtime.kind == "docker" and deployment.deploy.image is None:
+        what = "runtime.kind: docker starts its containers outside of a job, where Slurm neither limits nor ends them"
+        raise ToolkitError(what, where=deployment.file, hint="Use enroot, apptainer or host, or name deploy.image.")
+    values = {
+        "facts": facts,
+        "deployment": deployment,
+        "folder": directory,
+        "whole_node": bool(facts.gpus) and facts.gpus == deployment.hardware.gpus,
+        "build_gpus": deployment.mapping.world_size if facts.gpus else 0,
+        "loopback": deployment.gateway.on_loopback,
+        "scheme": "https" if deployment.gateway.tls else "http",
+        "signal_s": facts.end_s + SIGNAL_MARGIN_S,
+        "container": _container(deployment, directory),
+    }
+    inside: dict[str, Any] = {"runtime": {"kind": "host"}} if deployment.deploy.image else {}
+    built = {"output": str(deployment.output), **inside}
+    texts = {
+        "README.md": render("slurm.md.j2", **values),
+        **{name: render(f"{name}.j2", **values) for name in SCRIPTS},
+        facts.yaml_name: moved(deployment.file, directory / facts.yaml_name, built, deployment.engine),
+        # Each job copies it into a folder of its own, which is then its output.
+        f"serve/{facts.yaml_name}": moved(
+            deployment.file, directory / "serve" / facts.yaml_name, {"output": ".", **inside}, deployment.engine
+        ),
+    }
+    return {name: text.encode() for name, text in texts.items()}
+
+
+def _container(deployment: Deployment, directory: Path) -> str:
+    """What stands in front of a command so that it runs in the toolkit's image, by pyxis. "" without `deploy.image`."""
+    if deployment.deploy.image is None:
+        return ""
+    gateway = deployment.gateway
+    secrets = (gateway.keys_file, *((gateway.tls.certificate, gateway.tls.key) if gateway.tls else ()))
+    reads = (deployment.model.path, directory, *filter(None, secrets), *deployment.recovery.fallback)
+    listed = mounts(Needs(reads=reads, writes=(deployment.output,)))
+    for mount in listed:
+        if set(str(mount.path)) & set(",:"):
+            hint = "Use a path without them, or leave deploy.image out."
+            raise ToolkitError("pyxis cannot mount a path with a comma or a colon in it", where=mount.path, hint=hint)
+    flags = ",".join(f"{mount.path}:{mount.path}{'' if mount.write else ':ro'}" for mount in listed)
+    command = ["srun", f"--container-image={with_registry_apart(deployment.deploy.image)}"]
+    return shlex.join([*command, "--no-container-mount-home", f"--container-mounts={flags}"]) + " "
