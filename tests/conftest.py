@@ -39,6 +39,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in (*NOT_INHERITED, *(name for name in os.environ if name.startswith("TOOLKIT_"))):
         os.environ.pop(name, None)
     os.environ["COLUMNS"] = "1000"
+    # Several processes test at once. Each one's threads would spin for the others' cores: three times the time.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     for number in (signal.SIGINT, signal.SIGHUP):  # which a shell makes its background jobs ignore, and nohup
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import tritonclient.grpc as grpcclient
@@ -56,11 +57,17 @@ class Stream(threading.Thread):
                 self.begun.set()
 
 
-def built(folder, model, ranks: int) -> Group:
+def built(folder: Path, model: Path, ranks: int) -> Group:
     file = write_yaml(folder, model, *SHAPES[ranks])
     for name in ("build", "repo"):
         succeed(name, file)
     return Group(file)
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Group:
+    """Built, not served: each test serves it anew."""
+    return built(tmp_path_factory.mktemp("one"), tiny_llama, 1)
 
 
 def test_kill_9_of_rank_5_under_load(tmp_path, tiny_llama, truth):
@@ -96,9 +103,9 @@ def test_kill_9_of_rank_5_under_load(tmp_path, tiny_llama, truth):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_a_signal_drains(tmp_path, tiny_llama, truth, number):
+def test_a_signal_drains(one_rank, truth, number):
     """What runs is finished, nothing new is taken, the exit code is 0."""
-    group = built(tmp_path, tiny_llama, 1)
+    group = one_rank
     with serving(group) as (process, errors):
         run = group.run_id
         streams = [Stream(group, 900) for _ in range(4)]
@@ -148,9 +155,9 @@ class Asking(threading.Thread):
 
 
 @pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
-def test_a_drain_refuses_new_grpc_requests(tmp_path, tiny_llama, model):
+def test_a_drain_refuses_new_grpc_requests(one_rank, model):
     """Clients that ask on and on do not keep it from ending, and none of their answers is cut."""
-    group = built(tmp_path, tiny_llama, 1)
+    group = one_rank
     with serving(group) as (process, errors):
         clients = [Asking(group, model) for _ in range(4)]
         wait_for(lambda: all(len(client.whole) > 2 for client in clients), "all are answered")
@@ -165,9 +172,9 @@ def test_a_drain_refuses_new_grpc_requests(tmp_path, tiny_llama, model):
         assert "this server is ending" in client.errors[0]
 
 
-def test_a_triton_that_somebody_told_to_end(tmp_path, tiny_llama):
+def test_a_triton_that_somebody_told_to_end(one_rank):
     """Noticed at once, and said; what runs ends first."""
-    group = built(tmp_path, tiny_llama, 1)
+    group = one_rank
     with serving(group) as (process, errors):
         stream = Stream(group, 300)
         assert stream.begun.wait(30)
