@@ -103,7 +103,7 @@ def one_protocol(http: bool, grpc: bool) -> str | None:
 
 
 openai_option = click.option("--openai", is_flag=True, help="Use OpenAI's API, at the door of `toolkit up`.")
-direct_option = click.option("--direct", is_flag=True, help="Go past the door of `toolkit up`, to the replicas.")
+direct_option = click.option("--direct", is_flag=True, help="Use the replicas' own ports, not the door.")
 
 
 def door_target(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 @click.command()
 @deployment_options
 def down(deployment: Deployment) -> None:
-    """Let the requests of `toolkit up` finish, and stop everything."""
+    """Let running requests finish, then stop everything that `toolkit up` started."""
     from toolkit.up.control import down as run
 
     tell(run(deployment))

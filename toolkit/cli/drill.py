@@ -17,19 +17,21 @@ if TYPE_CHECKING:
 @click.option(
     "--rate",
     type=click.FloatRange(min=0, min_open=True, max=1000),
-    help="Requests/s of the load; as much as four clients send in turn if not given.",
+    help="Requests/s. Default: what four clients reach, each sending one request after another.",
 )
 @click.option(
-    "--seconds", type=click.FloatRange(min=1), help="Of load before a failure and after recovery; 8 if not given."
+    "--seconds",
+    type=click.FloatRange(min=1),
+    help="Seconds of load before each failure and after recovery.  [default: 8]",
 )
-@click.option("--yes", is_flag=True, help="Do not ask before processes on GPUs are killed.")
+@click.option("--yes", is_flag=True, help="Kill processes on GPUs without asking.")
 @json_option
 def drill(
     deployment: Deployment, names: tuple[str, ...], rate: float | None, seconds: float | None, yes: bool, as_json: bool
 ) -> None:
     """Make failures happen under load, and judge what `toolkit up` promises about each.
 
-    NAMES are drills (kill-rank, poison, ...), all of them when none are given. The deployment must be up.
+    NAMES are drills (kill-rank, poison, ...). Without NAMES all run. The deployment must be up.
     Exit codes: 0 PASS, 1 FAIL, 3 could not run.
     """
     from toolkit.drill import report, run, wording
@@ -43,7 +45,7 @@ def drill(
     if deployment.kind.on_gpus and not yes:
         listed = ", ".join(failure.name for failure in failures)
         click.confirm(
-            f"{deployment.name} serves on GPUs. Its processes are killed by: {listed}. Go on?", abort=True, err=True
+            f"{deployment.name} serves on GPUs. These drills kill its processes: {listed}. Go on?", abort=True, err=True
         )
     note("quiet run: the text of each prompt while nothing happens")
     texts, settings = run.quiet_run(deployment, rate, seconds)

@@ -14,10 +14,13 @@ if TYPE_CHECKING:
 @click.command()
 @deployment_options
 @click.option("--rolling", is_flag=True, help="One replica at a time, while the others serve.")
-@click.option("--with", "new", type=click.Path(path_type=Path), help="Go on with this deployment's YAML.")
+@click.option(
+    "--with", "new", type=click.Path(path_type=Path), metavar="FILE", help="Start the replicas with this YAML instead."
+)
 def restart(deployment: Deployment, rolling: bool, new: Path | None) -> None:
     """Restart the replicas of a deployment that is up, each after its requests have finished."""
     from toolkit.config.load import load_deployment
     from toolkit.up.control import restart as run
 
-    run(deployment, rolling=rolling, new=load_deployment(new) if new else None, hear=note)
+    engine = deployment.engine if deployment.engine_given else None
+    run(deployment, rolling=rolling, new=load_deployment(new, engine) if new else None, hear=note)

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 @click.command()
 @deployment_options
-@click.option("--detach", is_flag=True, help="Return once it is ready, and keep it up in the background.")
+@click.option("--detach", is_flag=True, help="Run in the background, and return once it is ready.")
 @dry_run_option
 def up(deployment: Deployment, detach: bool, dry_run: bool) -> None:
-    """Start all replicas behind one port for OpenAI's and Triton's APIs; start again what fails.
+    """Start all replicas behind one port for OpenAI's and Triton's APIs, and restart what fails.
 
-    Ctrl-C lets running requests finish and stops everything. Exit codes: 0 when it was stopped as asked, 1 when it
-    could not be started or every replica was given up, 2 for a wrong command line.
+    Ctrl-C lets running requests finish, then stops everything. Exit codes: 0 stopped on request; 1 it could not
+    start, or every replica was given up; 2 wrong usage.
     """
     if dry_run:
         from toolkit.up.dry_run import dry_run as describe

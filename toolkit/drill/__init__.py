@@ -1,1 +1,1 @@
-"""`toolkit drill`: makes each failure happen while requests come, and judges what toolkit up promises about it."""
+"""`toolkit drill`: makes failures happen under load, and judges what `toolkit up` promises about each."""

@@ -33,7 +33,7 @@ GAP = 3
 
 
 def timeline(trial: Trial, name: str) -> list[Chart]:
-    """Both plots of one drill; none without requests."""
+    """Both plots of one drill; empty without requests."""
     if not trial.requests:
         return []
     return [_requests(trial, name), _first_tokens(trial, name)]
@@ -74,7 +74,7 @@ def _draw_request(axes: Axes, request: Request, zero: float, row: float) -> None
 
 
 def _lanes(requests: Sequence[Request]) -> list[int]:
-    """A row for each request, as few as possible: those in a row do not overlap."""
+    """Assign each request to a row so that requests in a row do not overlap, with as few rows as possible."""
     free: list[float] = []
     lanes = []
     for request in requests:

@@ -1,6 +1,6 @@
 """The failures that toolkit drill can make, each with what is promised about it.
 
-Not here: errors at a share of all requests. Neither Triton nor the engine can be made to give them for real.
+There is none with errors on a share of the requests: neither Triton nor the engine can be made to produce them.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class Failure:
     make: Callable[[Scene], None]
     promises: tuple[Promise, ...]
     skipped: Callable[[Deployment], str | None] = lambda deployment: None
-    """Why it cannot happen to a deployment."""
+    """Says why it cannot happen to this deployment."""
     under_load: bool = True
     only_before: bool = False
-    """Only the requests count that were sent before it."""
+    """Only requests that were sent before it count."""
 
 
 def _one_process(deployment: Deployment) -> str | None:

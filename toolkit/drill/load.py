@@ -1,4 +1,4 @@
-"""The load of a drill: requests of all APIs through the door, sent at random moments whatever the answers do."""
+"""The load of a drill: requests to all APIs through the door, at random moments, answered or not."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ TOKENS = 24
 TRITON_MODEL = "tensorrt_llm_bls"
 """The ensemble would compute an answer to its end although its client has left."""
 SHARES = {OPENAI: 2, TRITON_HTTP: 1, TRITON_GRPC: 1}
-"""How often each API is asked, compared with the others."""
+"""The share of the requests that each API gets, as weights."""
 SCHEMES = {OPENAI: "openai+", TRITON_HTTP: "", TRITON_GRPC: ""}
 QUIET_AT_ONCE = 4
 DEADLINE_S = 120.0
 FULL_IN_GRPC = re.compile("UNAVAILABLE|RESOURCE_EXHAUSTED|Maximum queue size")
-"""What an error of gRPC says when the same request may succeed later. Those within a stream have no code."""
+"""Text of a gRPC error after which the same request may succeed later. Errors in a stream have no code."""
 SINCE_1970 = time.time() - time.perf_counter()
-"""The client's moments are of perf_counter; those of toolkit up are seconds since 1970."""
+"""The client's clock is perf_counter; that of `toolkit up` counts from 1970."""
 Texts = Mapping[tuple[str, int], str]
 """The text of each prompt: of OpenAI's API, which applies the chat template, and of Triton's protocols."""
 
 
 def form(api: str) -> str:
-    """Which text an API's answers have: Triton's two protocols give the same."""
+    """The API whose quiet text an answer must equal: Triton's two protocols give the same text."""
     return api if api == OPENAI else TRITON_HTTP
 
 
@@ -57,7 +57,7 @@ class Clients:
         return list(self.each)
 
     def request(self, api: str, prompt: int, tokens: int | None = None) -> GenerateRequest:
-        """A greedy request whose answer has this many tokens, whatever the model would rather say."""
+        """A greedy request whose answer has exactly this many tokens: the end token does not end it."""
         count = tokens or min(TOKENS, max(4, self.deployment.limits.max_seq_len // 4))
         if api == OPENAI:
             greedy = {"temperature": 0.0, "end_id": -1}
@@ -65,7 +65,7 @@ class Clients:
         return GenerateRequest(PROMPTS[prompt], count, TRITON_MODEL, sampling={"end_id": -1})
 
     def send(self, api: str, prompt: int, expected: str = "", tokens: int | None = None) -> Request:
-        """Ask, and hear the answer to its end. Raises nothing that a server can cause."""
+        """Send a request and read the answer to its end. Failures of the server are in the result, not raised."""
         sent, first, text, error, status, again = time.time(), None, "", "", None, None
         try:
             for event in self.each[api].generate_stream(self.request(api, prompt, tokens), DEADLINE_S):
@@ -80,9 +80,9 @@ class Clients:
         return Request(api, prompt, sent, first, time.time(), text, expected, error, status, again)
 
     def quiet(self) -> tuple[Texts, float]:
-        """The text of each prompt while nothing else happens, and how many were answered per second.
+        """The text of each prompt without any failure, and the answers per second.
 
-        Raises ToolkitError where there is no answer.
+        Raises ToolkitError for a request without an answer.
         """
         forms = [api for api in self.each if form(api) == api]
         jobs = [(api, prompt) for api in forms for prompt in range(len(PROMPTS))]
@@ -100,9 +100,9 @@ class Clients:
 
 @contextlib.contextmanager
 def clients(deployment: Deployment) -> Iterator[Clients]:
-    """Clients of the door, of each API that it has. With keys or TLS, OpenAI's alone: the others have neither.
+    """A client for each API of the door. With keys or TLS only OpenAI's: the other clients support neither.
 
-    Raises ToolkitError where it is not up, and where no API is left.
+    Raises ToolkitError if the deployment is not up, or no API is left.
     """
     gateway = deployment.gateway
     apis = [api for api in APIS if api != OPENAI or has_openai_api(deployment)]
@@ -127,7 +127,7 @@ def not_up(deployment: Deployment) -> ToolkitError:
 
 
 class Load:
-    """Open loop: what is sent, and when, depends on the rate and the seed only."""
+    """An open loop: only the rate and the seed decide what is sent, and when."""
 
     def __init__(self, clients: Clients, texts: Texts, rate: float, seed: int) -> None:
         self._clients, self._texts, self.rate = clients, texts, rate
@@ -145,11 +145,11 @@ class Load:
         self._ended.set()
 
     def begin(self) -> None:
-        """Send from now on."""
+        """Start sending."""
         self._arrivals.start()
 
     def end(self) -> list[Request]:
-        """Send nothing more, wait for the answers to what was sent, and return all requests as they were sent."""
+        """Stop sending, wait for the answers, and return all requests in the order in which they were sent."""
         self._ended.set()
         if self._arrivals.is_alive():
             self._arrivals.join()
@@ -158,7 +158,7 @@ class Load:
         return sorted(self._requests, key=lambda request: request.sent)
 
     def send(self, apis: Sequence[str], tokens: int) -> None:
-        """Send a request more to each of these APIs, at once, for short answers."""
+        """Send one more request with a short answer to each of these APIs, now."""
         for api in apis:
             self._begin(api, tokens)
 

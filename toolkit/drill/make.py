@@ -1,4 +1,4 @@
-"""How each failure is made. Each function notes in its scene which process it was, and when."""
+"""Makes each failure. Each function notes in its scene which process it hit, and when."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from toolkit.up.fallback import MARKER
 
 PROBE_EVERY_S = 0.25
 BURST = 1.5
-"""Requests at once to each API, compared with those that the door lets in."""
+"""Simultaneous requests to each API, as a multiple of those that the door lets in."""
 SHORT = 8
 """Tokens of an answer where many requests are sent at once."""
 LEAVING, LEFT_LIMIT_S = 6, 30.0
 STOPPED_S, RUNNING_S = 0.3, 0.3
 WINDOWS = (False, True) * 4
-"""Whether poison is sent. There are 70 ways to choose four of eight, so chance can be told at 5 %."""
+"""Whether each window has poison. Four of eight can be chosen in 70 ways, enough for a test at 5 %."""
 IN_A_WINDOW = 5
 """Requests of the load in each, at least."""
 CALM_S = 2.0
-"""Between a window with poison and one without."""
+"""Pause between a window with poison and one without."""
 
 
 def kill_rank(scene: Scene) -> None:
@@ -44,7 +44,7 @@ def kill_rank(scene: Scene) -> None:
 
 
 def hang_rank(scene: Scene) -> None:
-    """Suspend the last rank of a replica for ever."""
+    """Suspend the last rank of a replica until the drill ends."""
     replica = scene.busiest()
     members, rank = scene.node.members(replica), len(scene.node.servers(replica)) - 1
     pids = [member.pid for member in members if (member.rank or 0) == rank and (member.server or member.model)]
@@ -91,7 +91,7 @@ def kill_part(name: str) -> Callable[[Scene], None]:
 
 
 def _ask_until_answered(scene: Scene, after: float) -> None:
-    """Send a request to each API that has answered none, now and then."""
+    """Probe each API that has not answered yet."""
     scene.extra["probed"], end = 1, time.monotonic() + scene.limit_s
     while (apis := scene.load.unanswered(after)) and time.monotonic() < end:
         scene.load.send(apis, 1)
@@ -99,7 +99,7 @@ def _ask_until_answered(scene: Scene, after: float) -> None:
 
 
 def kill_supervisor(scene: Scene) -> None:
-    """Kill toolkit up, count what it leaves behind, and start it again."""
+    """Kill `toolkit up`, count the processes that it leaves behind, and start it again."""
     pid, others = supervisor(scene.deployment), scene.node.everyone()
     scene.kill([pid], f"SIGKILL to toolkit up, process {pid}, which has {len(others)} others", [])
     scene.until(lambda: not alive(others), scene.deployment.serving.drain_timeout_s + END_MARGIN_S)
@@ -111,7 +111,7 @@ def kill_supervisor(scene: Scene) -> None:
 
 
 def slow_replica(scene: Scene) -> None:
-    """Suspend a replica and let it go on, in short turns."""
+    """Suspend a replica and resume it, in short turns."""
     replica = scene.busiest()
     pids = [member.pid for member in scene.node.members(replica) if member.server or member.model]
     note = f"{part_of(replica)} stopped for {STOPPED_S:g} s of every {STOPPED_S + RUNNING_S:g} s, {len(pids)} processes"
@@ -125,7 +125,7 @@ def slow_replica(scene: Scene) -> None:
 
 
 def send_poison(scene: Scene) -> None:
-    """Send wrong requests in every second of eight windows: what else the machine does concerns both kinds alike."""
+    """Send wrong requests in every second of eight windows, so that other load affects both kinds alike."""
     url = door_url(scene.deployment, "http") or ""
     wrong = list(poison.poisons(scene.deployment, triton=len(scene.clients.apis) > 1))
     scene.begin(f"{len(wrong)} kinds of wrong requests, again and again")
@@ -165,7 +165,7 @@ def full_queue(scene: Scene) -> None:
 
 
 def all_down(scene: Scene) -> None:
-    """Kill all replicas. Meanwhile a request to each API now and then shows when they answer."""
+    """Kill all replicas. Probes show when each API answers again."""
     replicas = scene.node.replicas
     pids = [server.pid for replica in replicas for server in scene.node.servers(replica)]
     scene.kill(pids, f"SIGKILL to all ranks of {len(replicas)} replicas", [p for r in replicas for p in _parts(r)])
@@ -194,7 +194,7 @@ def lose_gpu(scene: Scene) -> None:
 
 
 def drain(scene: Scene) -> None:
-    """Tell one replica to end, as an operator or a scheduler does."""
+    """Send SIGTERM to one replica, as an operator or a scheduler does."""
     replica = scene.busiest()
     name = part_of(replica)
     pid = scene.node.pid(name)
@@ -209,7 +209,7 @@ def rolling_restart(scene: Scene) -> None:
 
 
 def stop_all(scene: Scene) -> None:
-    """Stop all of it under load, and start it again."""
+    """Stop the whole deployment under load, and start it again."""
     scene.begin("toolkit down")
     control.down(scene.deployment)
     scene.load.end()

@@ -1,4 +1,4 @@
-"""The deployment under drill: what toolkit up says of it, and its processes."""
+"""The deployment that is drilled: its state as `toolkit up` reports it, and its processes."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Node:
             time.sleep(LOOK_S)
 
     def running(self, replica: Deployment) -> int:
-        """Requests in a replica's engine now; 0 where it does not say."""
+        """Requests in a replica's engine now; 0 if it does not say."""
         return Probe(replica).running() or 0
 
     def members(self, replica: Deployment) -> list[Member]:
@@ -90,17 +90,17 @@ class Node:
         return next((member for member in names if member.rank is None), None)
 
     def stub(self, replica: Deployment) -> Member | None:
-        """A Python process of rank 0's Triton, rather of another model than the engine's."""
+        """A Python process of rank 0's Triton; one of another model than the engine's, if there is one."""
         stubs = [member for member in self.members(replica) if member.model and not member.rank]
         return min(stubs, key=lambda member: (member.model == ENGINE_MODEL, member.model), default=None)
 
     def everyone(self) -> set[int]:
-        """All processes that the deployment has now, but for toolkit up itself."""
+        """All processes of the deployment now, except `toolkit up` itself."""
         pids = {part.pid for part in self.state().parts if part.pid}
         return pids | {member.pid for replica in self.replicas for member in self.members(replica)}
 
     def events(self, since: float) -> list[Event]:
-        """What toolkit up noted from this moment on."""
+        """The events that `toolkit up` wrote since this moment."""
         return [event for event in _lines(folder(self.deployment) / EVENTS) if event.get("time", 0) >= since]
 
     def access_mark(self) -> int:
@@ -115,7 +115,7 @@ class Node:
         return list(_lines(self._access, mark))
 
     def migrations(self) -> int | None:
-        """Streams that the front end continued on another replica, since it was started; None where it says nothing."""
+        """Streams that the front end continued on another replica, since it started; None if it does not say."""
         text = _metrics(self._front_port()) if has_openai_api(self.deployment) else None
         found = _MIGRATIONS.findall(text) if text is not None else None
         return None if found is None else int(sum(map(float, found)))
@@ -139,14 +139,14 @@ def worker_of(replica: Deployment) -> str:
 
 
 def send(number: signal.Signals, pids: Iterable[int]) -> None:
-    """A signal to processes that may be gone."""
+    """Send a signal to processes, some of which may have ended."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
 def alive(pids: Iterable[int]) -> set[int]:
-    """Those that run; zombies do not."""
+    """The processes that run; a zombie does not."""
     return {pid for pid in pids if _state(pid) not in ("", "Z", "X")}
 
 
@@ -176,7 +176,7 @@ def _metrics(port: int) -> str | None:
 
 
 def _lines(file: Path, mark: int = 0) -> list[Event]:
-    """The JSON objects of a file of lines; the last line may be half."""
+    """The JSON objects of a file of lines, without an incomplete last line."""
     entries = []
     with contextlib.suppress(OSError), file.open("rb") as stream:
         stream.seek(mark)

@@ -1,4 +1,4 @@
-"""Requests that are wrong by themselves, sent to both APIs. Each must get a 4xx, and nobody else may notice."""
+"""Wrong requests for both APIs. Each must get a 4xx, and no other request may suffer."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Poison:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the sender of one got; no status where the connection ended without an answer."""
+    """The answer to one; no status if the connection ended without an answer."""
 
     name: str
     path: str
@@ -44,7 +44,7 @@ class Answer:
 
 
 def poisons(deployment: Deployment, triton: bool) -> Iterator[Poison]:
-    """Each of them, for OpenAI's API, and for Triton's where `triton`."""
+    """All wrong requests for OpenAI's API; with `triton` also those for Triton's."""
     too_long = "word " * (2 * deployment.limits.max_seq_len)
     for name, text in (("prompt too long", too_long), ("4 MB prompt", "word " * 800_000)):
         yield Poison(name, CHAT, _chat(deployment, text))
@@ -81,7 +81,7 @@ def send(url: str, poison: Poison) -> Answer:
 
 
 def send_again_and_again(url: str, poisons: Sequence[Poison], ended: threading.Event) -> list[Answer]:
-    """All of them in turn, until `ended`; at least each once."""
+    """Send all of them in turn until `ended`, each at least once."""
     answers: list[Answer] = []
     while len(answers) < len(poisons) or not ended.is_set():
         answers.append(send(url, poisons[len(answers) % len(poisons)]))
@@ -90,7 +90,7 @@ def send_again_and_again(url: str, poisons: Sequence[Poison], ended: threading.E
 
 
 def p99_ratio(windows: Sequence[tuple[bool, Sequence[float]]]) -> tuple[float | None, float | None]:
-    """P99 of the times in windows with poison over that of the others, and how likely chance gives as much.
+    """P99 in windows with poison divided by P99 in the others, and how likely chance gives as large a ratio.
 
     The chance is that of a permutation test over whole windows: requests of one window share a queue, and what else
     the machine does. None where there are too few requests.

@@ -15,7 +15,7 @@ CHANCE = 0.05
 
 
 class Verdict(StrEnum):
-    """Of a promise, of a drill, of all drills."""
+    """The verdict on a promise, on a drill, or on all drills."""
 
     PASS = "PASS"
     FAIL = "FAIL"
@@ -36,7 +36,7 @@ class Promise:
     """The number (in Trial.extra) that says how likely chance alone exceeds what was measured."""
 
     def judge(self, trial: Trial, deployment: Deployment) -> Judged:
-        """Hold it against a trial."""
+        """Judge a promise by a trial."""
         metric = METRICS[self.metric]
         value = metric.of(trial)
         limit = self.limit(deployment) if callable(self.limit) else self.limit
@@ -48,13 +48,13 @@ class Promise:
 
     @staticmethod
     def _may_be_chance(value: float | None, chance: float | None) -> bool:
-        """Also where there were too few requests to tell."""
+        """True also if there were too few requests to tell."""
         return value is None or (chance is not None and chance >= CHANCE)
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A promise with the number that was measured; None where it could not be."""
+    """A promise and the measured number; None if it could not be measured."""
 
     metric: str
     label: str
@@ -66,12 +66,12 @@ class Judged:
 
 
 def none(metric: str) -> Promise:
-    """The promise that nothing of it happens."""
+    """The promise that this metric is 0."""
     return Promise(metric, 0)
 
 
 def canary_s(deployment: Deployment) -> float:
-    """How long a hang may go unseen: the pause between two canaries, and the deadline of one."""
+    """The longest time until a hang is detected: the pause between two canaries, and the deadline of one."""
     deadline = deployment.recovery.canary_s or CHECK_TIMEOUT_S
     return min(CHECK_EVERY_S, deadline) + deadline
 
@@ -100,7 +100,7 @@ DRAINED = (none("lost"), none("cut"), none("wrong"))
 
 
 def worst(verdicts: Sequence[Verdict]) -> Verdict:
-    """Of several: one failure fails all."""
+    """The worst verdict of several."""
     for verdict in (Verdict.FAIL, Verdict.UNDECIDED, Verdict.PASS):
         if verdict in verdicts:
             return verdict

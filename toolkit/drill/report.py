@@ -26,7 +26,7 @@ def folder(deployment: Deployment) -> Path:
 
 
 def write(deployment: Deployment, settings: Settings, drills: Sequence[Drill]) -> dict[str, Any]:
-    """Write both files, each whole; returns what drill.json holds. Raises ToolkitError."""
+    """Write both files atomically. Returns the content of drill.json. Raises ToolkitError."""
     content = as_json(deployment, settings, drills)
     make_private(folder(deployment))  # texts of answers are in it
     for name, text in (

@@ -1,4 +1,4 @@
-"""One request of a drill as its client saw it, and what became of it. Times are seconds since 1970."""
+"""One request of a drill as its client saw it, and its outcome. Times are seconds since 1970."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ REFUSALS = (429, 503)
 
 
 class Outcome(StrEnum):
-    """What became of a request. The first one that fits counts."""
+    """The outcome of a request. The first one that applies counts."""
 
     WRONG = "wrong"
     """Its text is not the text of the quiet run, or not the beginning of it."""

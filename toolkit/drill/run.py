@@ -1,4 +1,4 @@
-"""Runs drills one after the other: load, failure, recovery, and what is to be judged."""
+"""Runs drills one after the other: load, failure, recovery, verdict."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from toolkit.up import control
 
 SECONDS, SEED = 8.0, 1
 MOST_RATE = 20.0
-"""Requests per second that are sent without being asked for: they are threads."""
+"""The highest rate without --rate: each request is a thread."""
 LOGGED_S = 1.5
-"""For Envoy to write what it has logged."""
+"""Time for Envoy to write its access log."""
 DETECTED_S = 60.0
-"""How long the drill waits for toolkit up to notice a failure at all."""
+"""The longest wait until `toolkit up` notices a failure."""
 WORSE = ("degraded", "down")
 BACK = ("ready", "running")
 
@@ -34,13 +34,13 @@ class Settings:
     rate: float
     """Requests per second, all APIs together."""
     seconds: float = SECONDS
-    """Of load before each failure, and again after recovery."""
+    """Seconds of load before each failure, and again after recovery."""
     seed: int = SEED
 
 
 @dataclass(frozen=True)
 class Drill:
-    """One drill with its verdict; no trial where it was skipped."""
+    """One drill with its verdict. It has no trial if it was skipped."""
 
     failure: Failure
     verdict: Verdict
@@ -58,10 +58,10 @@ def chosen(names: Sequence[str]) -> list[Failure]:
 
 
 def quiet_run(deployment: Deployment, rate: float | None, seconds: float | None) -> tuple[Texts, Settings]:
-    """The text of each prompt while nothing happens, and how the drills are run.
+    """The text of each prompt without any failure, and the settings of the drills.
 
-    Without `rate`, the load is as much as four clients that ask in turn: one replica alone bears it.
-    Raises ToolkitError where the deployment is not up, or does not answer.
+    Without `rate`, the load is what four clients reach, each sending one request after another. One replica alone can
+    serve that. Raises ToolkitError if the deployment is not up, or does not answer.
     """
     Node(deployment).wait_ready(recovery_s(deployment))
     with clients(deployment) as sending:
@@ -76,7 +76,8 @@ def run(
     settings: Settings,
     tell: Callable[[str], None],
 ) -> Iterator[Drill]:
-    """Each drill when it is over. Raises ToolkitError where the deployment cannot be brought back between two."""
+    """Run the failures, and yield each drill when it is over. Raises ToolkitError if the deployment does not recover
+    between two."""
     node, limit_s = Node(deployment), recovery_s(deployment)
     for failure in failures:
         if why := failure.skipped(deployment):
@@ -91,7 +92,7 @@ def run(
 
 
 def _bring_back(node: Node, limit_s: float) -> None:
-    """Have the deployment ready for the next drill. Raises ToolkitError where that cannot be."""
+    """Make the deployment ready for the next drill. Raises ToolkitError if that fails."""
     if control.status(node.deployment) is None:
         control.up(node.deployment, detach=True)
     node.wait_ready(limit_s)
@@ -155,7 +156,7 @@ def _tells(event: Event, victims: set[str]) -> bool:
 
 
 def _wait_recovered(node: Node, scene: Scene) -> tuple[float | None, float | None]:
-    """When all was ready again, and when the last part that failed had a new process; None if never."""
+    """When everything was ready again, and when the last failed part had a new process; None for never."""
     before = scene.victims
 
     def renewed() -> bool:

@@ -1,4 +1,4 @@
-"""What a failure gets to work with: the deployment, the load on it, and a place to note what it did."""
+"""What a failure works with: the deployment, the load on it, and notes of what it did."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from toolkit.gateway.door import PartState
 from toolkit.up import control
 
 BUSY, BUSY_S = 2, 20.0
-"""Requests that a replica should run when it fails, and how long that is waited for."""
+"""Requests that a replica should run when it fails, and how long to wait for them."""
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Scene:
     seconds: float
     """How long the load runs before the failure and after recovery."""
     limit_s: float
-    """How long anything may take before the drill goes on without it."""
+    """The longest wait for anything before the drill goes on without it."""
     hit: float = 0.0
     note: str = ""
     victims: Mapping[str, PartState] = field(default_factory=dict)
@@ -38,44 +38,44 @@ class Scene:
     stopped: set[int] = field(default_factory=set)
     """Processes that were suspended."""
     afterwards: list[Callable[[], None]] = field(default_factory=list)
-    """What brings back what the failure has changed."""
+    """Functions that undo what the failure has changed."""
 
     @property
     def deployment(self) -> Deployment:
         return self.node.deployment
 
     def busiest(self) -> Deployment:
-        """The replica that runs the most requests, once one runs some: a failure of it concerns streams."""
+        """The replica that runs the most requests, once one runs enough: its failure then hits streams."""
         self.until(lambda: max(map(self.node.running, self.node.replicas)) >= BUSY, BUSY_S)
         return max(self.node.replicas, key=self.node.running)
 
     def begin(self, note: str, victims: Iterable[str] = ()) -> None:
-        """Note that the failure is made now."""
+        """Note that the failure happens now."""
         state = self.node.state()
         names = set(victims)
         self.note, self.victims = note, {part.name: part for part in state.parts if part.name in names}
         self.hit = time.time()
 
     def kill(self, pids: Iterable[int], note: str, victims: Iterable[str]) -> None:
-        """SIGKILL, noted."""
+        """Send SIGKILL, and note it."""
         targets = list(pids)
         self.begin(note, victims)
         send(signal.SIGKILL, targets)
 
     def stop(self, pids: Iterable[int]) -> None:
-        """SIGSTOP. Whatever becomes of the drill, `clean_up` follows."""
+        """Send SIGSTOP. `clean_up` resumes the processes, however the drill ends."""
         targets = set(pids)
         self.stopped |= targets
         send(signal.SIGSTOP, targets)
 
     def clean_up(self) -> None:
-        """Let all go on that were suspended, and bring back what was changed. Raises ToolkitError."""
+        """Resume what was suspended, and undo what was changed. Raises ToolkitError."""
         send(signal.SIGCONT, self.stopped)
         for bring_back in self.afterwards:
             bring_back()
 
     def until(self, condition: Callable[[], bool], limit_s: float | None = None, look_s: float = LOOK_S) -> bool:
-        """Wait; False if it does not come about in time."""
+        """Wait for a condition. False if it does not hold in time."""
         end = time.monotonic() + (self.limit_s if limit_s is None else limit_s)
         while not condition():
             if time.monotonic() > end:

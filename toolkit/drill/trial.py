@@ -1,4 +1,4 @@
-"""One drill as it went, and the numbers that follow from it. Nothing here asks a server or reads a file."""
+"""The record of one drill, and the numbers that follow from it. Asks no server and reads no file."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from toolkit.drill.request import OPENAI, TRITON, Outcome, Request
 from toolkit.slo.metrics import Distribution
 
 SETTLED_S = 2.0
-"""The longest that a dead replica may look ready. Refusals are judged from then on."""
+"""How long a dead replica may still look ready. Refusals are judged after that."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What was seen of one failure. Times are seconds since 1970."""
+    """The observations of one failure. Times are seconds since 1970."""
 
     began: float
     hit: float
@@ -47,7 +47,7 @@ class Trial:
         return Counter(request.outcome for request in self.requests)
 
     def with_outcome(self, *outcomes: Outcome, apis: Iterable[str] | None = None) -> list[Request]:
-        """The requests of some APIs (of all when none are given) that ended so."""
+        """The requests with this outcome, of some APIs or of all."""
         return [r for r in self.requests if r.outcome in outcomes and (apis is None or r.api in apis)]
 
     @property
@@ -87,7 +87,7 @@ def _cut_after(trial: Trial) -> float:
 
 
 def _settled(trial: Trial, *outcomes: Outcome) -> list[Request]:
-    """Requests of the time in which no replica was there, and the door knew it."""
+    """Requests from the time when no replica served and the door knew it."""
     until = trial.first_ready or trial.ended
     return [r for r in trial.with_outcome(*outcomes) if trial.hit + SETTLED_S <= r.sent and r.end <= until]
 
@@ -98,7 +98,7 @@ def _refusal_ms(trial: Trial) -> float | None:
 
 
 def _first_answer_s(trial: Trial) -> float | None:
-    """From the first replica's readiness to the first token of the API that came last."""
+    """From the first replica's readiness to the first token of the slowest API."""
     if trial.first_ready is None:
         return None
     latest = 0.0
@@ -109,9 +109,9 @@ def _first_answer_s(trial: Trial) -> float | None:
 
 
 def _served_s(trial: Trial) -> float | None:
-    """From the failure to the first token of a request that was sent after it, of the API that came last.
+    """From the failure to the first token of a request that was sent after it, for the slowest API.
 
-    None where requests came too seldom to tell.
+    None if requests were too rare to tell.
     """
     latest = None
     if "probed" not in trial.extra:

@@ -11,16 +11,16 @@ from toolkit.drill.trial import METRICS, Trial
 from toolkit.reports import wording
 
 SEEN = ("detect_s", "recover_s", "served_s", "lost", "cut_openai", "cut_triton", "wrong")
-"""Metrics that are shown of each drill, promised or not."""
+"""Metrics that are shown for each drill, promised or not."""
 
 
 def verdict_of(drills: Sequence[Drill]) -> Verdict:
-    """Of all of them."""
+    """The verdict on all drills."""
     return worst([drill.verdict for drill in drills])
 
 
 def line(drill: Drill) -> str:
-    """One drill in a line."""
+    """One drill as one line of text."""
     words = f"{drill.failure.name:<16} {drill.verdict:<9}"
     if drill.trial is None:
         return f"{words} {drill.why}"
@@ -30,7 +30,7 @@ def line(drill: Drill) -> str:
 
 
 def seen(trial: Trial) -> str:
-    """What a trial showed, in a few words."""
+    """The main numbers of a trial in a line."""
     counts, metric = trial.counts(), {name: METRICS[name].of(trial) for name in SEEN}
     parts = [
         *([f"detected {metric['detect_s']:.1f} s"] if metric["detect_s"] is not None else []),

@@ -4,5 +4,5 @@
                     -> front end (Dynamo) -> worker, one per replica -> Triton, by token ids
 
 Envoy and Dynamo are programs of others: this room writes their files, starts their parts and translates between
-them. Nothing here keeps state: what is started, and when, is decided in toolkit.up.
+them. Nothing here keeps state: toolkit.up decides what is started, and when.
 """

@@ -1,4 +1,4 @@
-"""Envoy's own interface, over its Unix socket: drain, and how many requests are under way."""
+"""Envoy's own interface, over its Unix socket: drain, and the number of requests in the door."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def ask(admin_socket: Path, method: str, path: str) -> str | None:
-    """The text of Envoy's answer; None where it gives none."""
+    """The text of Envoy's answer; None without an answer."""
     connection = _UnixConnection(admin_socket)
     try:
         connection.request(method, path)
@@ -41,7 +41,7 @@ def drain(admin_socket: Path) -> None:
 
 
 def active_requests(admin_socket: Path) -> int | None:
-    """Requests in the door now; None if it does not say."""
+    """Requests in the door now; None if Envoy does not answer."""
     text = ask(admin_socket, "GET", "/stats?format=json&filter=^http.door.downstream_rq_active$")
     if text is None:
         return None

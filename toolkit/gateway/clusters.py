@@ -1,4 +1,4 @@
-"""Whom the door sends requests to, in Envoy's form: the replicas, and the parts of the door itself."""
+"""Where the door sends requests, as Envoy's clusters: the replicas, and the parts of the door itself."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def max_requests(deployment: Deployment) -> int:
 
 
 def body_bytes(deployment: Deployment) -> int:
-    """The largest request."""
+    """The largest body of a request, in bytes."""
     return deployment.gateway.max_body_mb << 20
 
 
 def address(host: str, port: int) -> dict[str, Any]:
-    """In Envoy's form."""
+    """An address as Envoy writes it."""
     return {"socket_address": {"address": host, "port_value": port}}
 
 
@@ -45,7 +45,7 @@ def local_cluster(name: str, port: int, deployment: Deployment) -> dict[str, Any
 
 
 def triton_cluster(name: str, places: Places, deployment: Deployment) -> dict[str, Any]:
-    """The replicas. Ejected for failed connections alone: neither 4xx nor back-pressure says that one is ill."""
+    """The replicas. Only failed connections eject one: 4xx or a full queue does not mean that it is broken."""
     file = places.endpoints(name)
     return {
         "name": name,

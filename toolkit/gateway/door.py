@@ -34,7 +34,7 @@ class PartState:
 
 @dataclass(frozen=True)
 class DoorState:
-    """All of it, as the supervisor `pid` last wrote it."""
+    """The whole deployment, as the supervisor `pid` last wrote it."""
 
     pid: int
     phase: str
@@ -48,7 +48,7 @@ class DoorState:
 
 
 def has_openai_api(deployment: Deployment) -> bool:
-    """Whether its door has OpenAI's API: the worker sends token ids, which the model of the LLM API does not take."""
+    """Whether its door has OpenAI's API. The worker sends token ids; `engine: pytorch` takes only text."""
     return deployment.kind.engine_files
 
 
@@ -71,14 +71,14 @@ def folder(deployment: Deployment) -> Path:
 
 
 def write_door(deployment: Deployment, state: DoorState) -> None:
-    """Write it whole; serving goes on without, as on a full disk."""
+    """Write the state file atomically. If that fails, for example on a full disk, serving goes on."""
     with contextlib.suppress(OSError, ToolkitError), atomic_file(folder(deployment) / "up.json") as partial:
         partial.chmod(0o600)
         partial.write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
 
 
 def read_door(deployment: Deployment) -> DoorState | None:
-    """The state, while a supervisor runs; None otherwise, for a damaged file, and for the file of an earlier run."""
+    """The state while a supervisor runs, else None. A damaged file, or one of an earlier run, is None too."""
     pid = up_pid(deployment)
     if pid is None:
         return None
@@ -110,7 +110,7 @@ def up_pid(deployment: Deployment) -> int | None:
 
 @contextlib.contextmanager
 def only_one(deployment: Deployment) -> Iterator[None]:
-    """Hold the lock of `toolkit up`, or raise a ToolkitError that names the process which does."""
+    """Hold the lock of `toolkit up`, or raise a ToolkitError that names the process that holds it."""
     try:
         make_private(folder(deployment))
         lock = FileLock.acquire(_lock_file(deployment), opener=private)

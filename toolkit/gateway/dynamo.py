@@ -1,6 +1,6 @@
 """What we know about NVIDIA Dynamo's runtime, the wheel `ai-dynamo-runtime`: names, environment, versions.
 
-Tried with 1.6.1 alone (the package `ai-dynamo` is not needed). The project moves fast, so pyproject.toml pins it, and
+Tried only with 1.6.1 (the package `ai-dynamo` is not needed). The project moves fast, so pyproject.toml pins it, and
 nothing outside this room imports it.
 """
 
@@ -35,6 +35,6 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def require() -> None:
-    """Raise a ToolkitError where the wheel is missing."""
+    """Raise a ToolkitError if the wheel is missing."""
     if importlib.util.find_spec("dynamo") is None or importlib.util.find_spec("dynamo.llm") is None:
         raise ToolkitError("the package ai-dynamo-runtime is not installed", hint=f"Install it: {EXTRA}")

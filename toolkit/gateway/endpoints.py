@@ -22,7 +22,7 @@ _versions = count(1)
 
 @dataclass(frozen=True)
 class Traffic:
-    """What one replica takes now."""
+    """Which requests one replica takes now."""
 
     replica: Deployment
     draining: bool = False
@@ -32,7 +32,7 @@ class Traffic:
 
 
 def write_endpoints(places: Places, traffic: Sequence[Traffic]) -> None:
-    """Tell Envoy. A replica that is not named gets nothing."""
+    """Tell Envoy which replicas take requests. A replica that is not named gets none."""
     for cluster in _PORTS:
         file = places.endpoints(cluster)
         file.parent.mkdir(exist_ok=True)

@@ -22,10 +22,10 @@ KEY_HEADER = "x-toolkit-key"
 STREAM_IDLE_S = 600
 """The longest silence of a stream that both sides keep open."""
 CLOSE_S = 0.25
-"""From the end of an answer that broke off to the end of the client's connection, which tells the client."""
+"""From a broken-off answer to closing the client's connection, by which the client learns of it."""
 GATE_S = 5.0
 BACKOFF = {"base_interval": "0.025s", "max_interval": "0.25s"}
-"""Between tries; Envoy draws a random time up to twice as much each time."""
+"""Pauses before retries: Envoy draws a random time, up to twice as long each time."""
 FORBIDDEN: tuple[dict[str, Any], ...] = (
     {"prefix": "/v2/systemsharedmemory"},
     {"prefix": "/v2/cudasharedmemory"},
@@ -39,7 +39,7 @@ FORBIDDEN: tuple[dict[str, Any], ...] = (
     {"prefix": "/inference.GRPCInferenceService/TraceSetting"},
     {"prefix": "/inference.GRPCInferenceService/LogSettings"},
 )
-"""What changes a server, or reads its memory: for operators, at the replica's own port."""
+"""Paths that change a server or read its memory. Operators use them at the replica's own port."""
 
 
 def config(deployment: Deployment, places: Places) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def _route(
     filters: dict[str, Any],
     retry_on: str = "connect-failure,refused-stream,reset,retriable-status-codes",
 ) -> dict[str, Any]:
-    """Tries are for what another replica could answer: never for a request's own fault, never after the first byte."""
+    """Retries only what another replica could answer: never a wrong request, never after the first byte."""
     action: dict[str, Any] = {"cluster": cluster, "timeout": "0s"}
     action["retry_policy"] = {
         "retry_on": retry_on,
@@ -198,7 +198,7 @@ def _answered(match: dict[str, Any], status: int, message: str) -> dict[str, Any
 
 
 def _keys_only(deployment: Deployment) -> dict[str, Any]:
-    """Triton's own paths: the gate looks at the key, if keys are needed, and not at the body."""
+    """Triton's own paths: the gate checks the API key, if keys are required, and does not read the body."""
     if deployment.gateway.keys_file is None:
         return {"envoy.filters.http.ext_authz": _no_gate()}
     settings = {"check_settings": {"disable_request_body_buffering": True}}

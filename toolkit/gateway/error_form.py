@@ -1,11 +1,11 @@
-"""Errors that the door itself answers, in the form of the API that was asked, and when to come again."""
+"""The door's own errors, in the form of the API that was asked, with Retry-After."""
 
 from __future__ import annotations
 
 from typing import Any
 
 RETRY_AFTER_S = 1
-"""For 429 and 503: a replica that is full, or that starts again, may take a request then."""
+"""Retry-After of 429 and 503: by then a full replica may have room, or a replica may have started again."""
 
 _OPENAI = {"error": {"message": "%LOCAL_REPLY_BODY%", "type": "server_error", "param": None, "code": "%RESPONSE_CODE%"}}
 _TRITON = {"error": "%LOCAL_REPLY_BODY%"}

@@ -12,7 +12,7 @@ from enum import Enum
 
 
 class Fault(Enum):
-    """Whose fault an error is, which says what the worker does."""
+    """Whose fault an error is. It decides what the worker does."""
 
     REQUEST = "the request's own: 400, never sent again"
     BUSY = "too much load: 429, the client may try again"
@@ -34,9 +34,9 @@ TABLE = tuple((fault, re.compile(pattern, re.IGNORECASE)) for fault, pattern in 
 
 
 def fault_of(message: str, begun: bool) -> Fault:
-    """The fault that an error message tells of. `begun`: the request has had a token already.
+    """The fault that an error message means. `begun`: the request has had a token already.
 
-    An unknown error of a request that has had none is its own; later it cannot be, so it is the step's.
+    An unknown error before the first token is the request's own fault. After it, the step failed.
     """
     for fault, pattern in TABLE:
         if pattern.search(message):

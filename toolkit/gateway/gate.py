@@ -55,7 +55,7 @@ class Gate:
 
 
 def _answer(request: web.Request, problem: Refusal) -> web.Response:
-    """In the form of the API that was asked."""
+    """The refusal in the form of the API that was asked."""
     body = problem.body() if request.path.startswith("/v1/") else {"error": problem.message}
     return web.json_response(body, status=problem.status)
 

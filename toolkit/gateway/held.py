@@ -1,4 +1,4 @@
-"""A process that takes lines from the one that started it, and ends with it, whichever way that one ends."""
+"""For a process that reads lines from its starter and ends when the starter ends, in any way."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 
 def end_with_starter(hear: Callable[[str], None] = lambda line: None) -> None:
-    """End this process when standard input, a pipe from the starter, is at its end. `hear` gets each line before.
+    """End this process when standard input, a pipe from the starter, closes. Until then `hear` gets each line.
 
-    It is called in a thread of its own.
+    `hear` runs in a thread of its own.
     """
 
     def listen() -> None:

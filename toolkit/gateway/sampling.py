@@ -1,5 +1,5 @@
-"""From a request of Dynamo's to the input tensors of Triton's tensorrt_llm model. Nothing is ignored: what the
-engine cannot do is refused.
+"""Turns a request from Dynamo into the input tensors of Triton's tensorrt_llm model. What the engine cannot do is
+refused, never ignored.
 
 Dynamo: PreprocessedRequest in lib/llm/src/protocols/common/preprocessor.rs. The tensors: toolkit.releases.tensors.
 """
@@ -22,11 +22,11 @@ REFUSED: dict[str, Any] = {
     "allowed_token_ids": "the engine has no such sampling",
     "bad_words_token_ids": "send the words as bad_words to Triton's own API",
 }
-"""Sampling options of Dynamo's that are refused, and why."""
+"""Dynamo's sampling options that are refused, and why."""
 
 
 def token_budget(request: Mapping[str, Any], max_seq_len: int) -> int:
-    """How many tokens the answer may have. Raises InputRefused where prompt and answer do not fit."""
+    """How many tokens the answer may have. Raises InputRefused if prompt and answer do not fit."""
     prompt, wanted = len(request["token_ids"]), request["stop_conditions"].get("max_tokens")
     room = max_seq_len - prompt
     if not prompt:
@@ -57,7 +57,7 @@ def tensors(request: Mapping[str, Any], max_seq_len: int, streaming: bool) -> It
 
 
 def _choice(sampling: Mapping[str, Any]) -> Iterator[tuple[str, str, list[Any]]]:
-    """How the next token is chosen. OpenAI's defaults: temperature 1 and top_p 1, so a draw from all tokens."""
+    """How the next token is chosen. OpenAI's defaults: temperature 1 and top_p 1, which samples from all tokens."""
     temperature = sampling.get("temperature")
     if temperature == 0:
         yield "runtime_top_k", "INT32", [1]

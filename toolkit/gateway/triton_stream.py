@@ -19,11 +19,11 @@ OPTIONS = [("grpc.max_receive_message_length", LARGEST_MESSAGE), ("grpc.max_send
 
 
 class ModelError(Exception):
-    """An error that the model sent for this request: the server itself is there."""
+    """An error that the model sent for this request; the server still works."""
 
 
 class ServerGone(Exception):
-    """The connection to the server ended, or there was none."""
+    """The connection to the server ended, or could not be opened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class TritonStream:
         )
 
     async def live(self, timeout_s: float) -> bool:
-        """Whether the server answers. It says nothing about its models."""
+        """Whether the server answers, whatever the state of its models."""
         try:
             return bool((await self._live(pb.ServerLiveRequest(), timeout=timeout_s)).live)
         except grpc.RpcError:

@@ -1,4 +1,4 @@
-"""`python -m toolkit.gateway.worker FILE ENGINE REPLICA NAME`: hands requests of Dynamo's to the Triton of one replica.
+"""`python -m toolkit.gateway.worker FILE ENGINE REPLICA NAME`: passes Dynamo's requests to the Triton of one replica.
 
 It ends as soon as its Triton is gone: Dynamo then continues its streams on another replica. An error that is a
 request's own fault ends that request only. Standard input is a pipe from `toolkit up`: the line `join` lets it take
@@ -39,7 +39,7 @@ from toolkit.gateway.sampling import tensors, token_budget
 from toolkit.gateway.triton_stream import ModelError, ServerGone, Tokens, TritonStream
 
 LOOK_S = 0.5
-"""From one look at whether Triton is there to the next."""
+"""Seconds between checks that Triton is there."""
 LOOK_TIMEOUT_S = 2.0
 LOOKS_FAILED = 2
 LEAVE_LOOK_S = 0.05
@@ -57,14 +57,14 @@ class Worker:
         self._running = 0
 
     def hear(self, line: str) -> None:
-        """What `toolkit up` tells."""
+        """Act on a line from `toolkit up`."""
         if line == "join":
             self._joined.set()
         elif line == "leave":
             self._left.set()
 
     async def serve(self) -> int:
-        """Until it is told to leave, or Triton is gone. Returns the exit code."""
+        """Serve until told to leave, or until Triton is gone. Returns the exit code."""
         looking = asyncio.create_task(self._look())
         first = await _first(self._joined.wait(), self._left.wait(), self._gone.wait())
         if first == 0:
@@ -140,7 +140,7 @@ class Worker:
         return error
 
     def _limits(self) -> ModelRuntimeConfig:
-        """What the router may know about this replica."""
+        """The limits of this replica that the router needs."""
         limits, config = self._deployment.limits, ModelRuntimeConfig()
         config.context_length = limits.max_seq_len
         config.max_num_seqs = self._deployment.max_batch_size * self._deployment.parallel.pp
@@ -161,7 +161,7 @@ class Worker:
 
 
 async def _first(*waits: Coroutine[Any, Any, Any]) -> int:
-    """Which of them ends first; the others are cancelled."""
+    """The first of these to finish; the others are cancelled."""
     tasks = [asyncio.create_task(wait) for wait in waits]
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     first = next(place for place, task in enumerate(tasks) if task.done())
@@ -171,7 +171,7 @@ async def _first(*waits: Coroutine[Any, Any, Any]) -> int:
 
 
 async def _until_stopped(answer: AsyncIterator[Tokens], context: Any) -> AsyncIterator[Tokens]:
-    """The pieces until the client leaves; then the request ends in the engine, too."""
+    """The pieces, until the client leaves; then the request is cancelled in the engine too."""
     stopped = asyncio.ensure_future(context.async_killed_or_stopped())
     piece: asyncio.Future[Tokens] = asyncio.ensure_future(anext(answer))
     try:

@@ -1,1 +1,1 @@
-"""`toolkit up`: starts the replicas and the door of a deployment, and starts again what fails."""
+"""`toolkit up`: starts the replicas and the door of a deployment, and restarts what fails."""

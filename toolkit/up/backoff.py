@@ -1,4 +1,4 @@
-"""When a part that failed is started again: exponential back-off with full jitter, a cap, and an end."""
+"""When a failed part is started again: exponential back-off with full jitter, a cap, and a last attempt."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 STABLE_S = 60.0
-"""A part that ran as long as this begins again at the first attempt."""
+"""After running this long, a part that fails starts again from the first attempt."""
 
 
 @dataclass
 class Backoff:
-    """Of one part. Times are seconds on any clock that only goes forward."""
+    """The back-off of one part. Times are seconds on any clock that only goes forward."""
 
     base_s: float
     cap_s: float
@@ -23,8 +23,8 @@ class Backoff:
     def failed(self, ran_s: float) -> float | None:
         """Seconds to wait before the next start, after a run of `ran_s`; None when the part is given up.
 
-        Full jitter: uniform from 0 to base * 2^(failures - 1), at most the cap. So replicas that failed together do not
-        start together, again and again.
+        Full jitter: uniform from 0 to base * 2^(failures - 1), at most the cap. Without it,
+        replicas that failed together would start together each time.
         """
         self.failures = 1 if ran_s >= STABLE_S else self.failures + 1
         if self.failures >= self.attempts:

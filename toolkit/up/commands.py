@@ -59,7 +59,7 @@ class Commands:
 
 
 def send(path: str, command: dict[str, Any], hear: Callable[[str], None]) -> None:
-    """Send a command to the supervisor that listens there; `hear` gets its lines. Raises ToolkitError for its error."""
+    """Send a command to the supervisor at this socket. `hear` gets its lines. Raises ToolkitError with its error."""
     for answer in _answers(path, command):
         if "line" in answer:
             hear(answer["line"])

@@ -26,7 +26,7 @@ COMMAND = (sys.executable, "-P", "-m", "toolkit.up")
 
 
 def up(deployment: Deployment, *, detach: bool) -> None:
-    """Keep a deployment up: until told to stop, or with `detach` in the background, returning once it is ready.
+    """Keep a deployment up until told to stop. With `detach`: in the background, and return once it is ready.
 
     Raises ToolkitError when it cannot be started, or is up already.
     """
@@ -71,7 +71,7 @@ def _end_unless_ready(process: subprocess.Popen[bytes], deployment: Deployment) 
 
 
 def down(deployment: Deployment) -> str:
-    """Drain and stop it; says what happened."""
+    """Drain and stop the deployment. Returns a line that says what happened."""
     pid = up_pid(deployment)
     if pid is None:
         return "nothing was up"
@@ -103,7 +103,7 @@ class UpStatus:
 
     state: DoorState
     changed: bool = False
-    """The YAML is another one than when it was started."""
+    """The YAML has changed since the start."""
 
     @property
     def exit_code(self) -> int:

@@ -20,21 +20,21 @@ from toolkit.up.part import Part, Start
 BACKOFF_S, CAP_S = 0.1, 2.0
 CONNECT_S = 0.2
 ATTEMPTS = 20
-"""In a row, each soon after the last: the door without one of its parts serves nobody."""
+"""Attempts in a row, with short pauses: without one of its parts the door serves nobody."""
 PYTHON = (sys.executable, "-P", "-m")
 MIGRATIONS = 3
 """How often one stream may continue on another replica."""
 
 
 class DoorPart:
-    """One of them: always wanted while the deployment is up."""
+    """One part of the door. It should run as long as the deployment is up."""
 
     def __init__(self, name: str, start: Start, answers: Callable[[], bool], events: Events) -> None:
         self.part, self._start, self._events = Part(name, Backoff(BACKOFF_S, CAP_S, ATTEMPTS)), start, events
         self._answers = answers
 
     def look(self) -> None:
-        """Start it, or start it again. It is `running` when it answers."""
+        """Start it if it does not run. It is `running` once it answers."""
         part = self.part
         if part.alive:
             if part.phase == "starting" and self._answers():
@@ -55,7 +55,7 @@ class DoorPart:
 def door_parts(
     deployment: Deployment, places: Places, envoy: Path, environ: Mapping[str, str], events: Events
 ) -> tuple[DoorPart, ...]:
-    """In the order in which they start."""
+    """The parts, in the order in which they start."""
     answers = {
         "gate": lambda: _listens(places.gate_port),
         "front end": lambda: _listens(places.front_port),
@@ -74,7 +74,7 @@ def _listens(port: int) -> bool:
 
 
 def door_commands(deployment: Deployment, places: Places, envoy: Path) -> dict[str, list[str]]:
-    """What starts each part, by its name, in the order in which they start."""
+    """The command that starts each part, by name, in the order in which they start."""
     migrations = MIGRATIONS if deployment.gateway.migration else 0
     gate = [*PYTHON, "toolkit.gateway.gate", str(deployment.file), deployment.engine, str(places.gate_port)]
     front = [*PYTHON, "toolkit.gateway.frontend", str(places.front_port), str(migrations)]

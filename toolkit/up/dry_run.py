@@ -1,4 +1,4 @@
-"""What `toolkit up` would write and start, as text: nothing is written, and nothing needs to be installed."""
+"""What `toolkit up` would write and start, as text. It writes nothing, and nothing needs to be installed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from toolkit.up.door_parts import door_commands
 from toolkit.up.replica import worker_command
 
 TMP = Path("/toolkit-dry-run")
-"""Stands for the run's own folder, which is new each time; so do the two ports of the door's parts."""
+"""Stands for the run's own folder, which is new for each run, like two ports of the door's parts."""
 FRONT_PORT, GATE_PORT = 1, 2
 
 

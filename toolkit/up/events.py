@@ -15,7 +15,7 @@ NAME = "events.jsonl"
 
 
 class Events:
-    """Appends to the file; a full disk stops nothing."""
+    """Appends events to the file. A full disk does not stop the deployment."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / NAME

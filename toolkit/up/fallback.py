@@ -1,4 +1,4 @@
-"""A deployment for the GPUs that are left, when one over all of them has lost a GPU."""
+"""Chooses a deployment for the GPUs that are left after a GPU is lost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MARKER = "lost-gpus"
 
 
 def load_fallbacks(deployment: Deployment) -> tuple[Deployment, ...]:
-    """The fallbacks of a deployment. Raises ToolkitError for one that is not built, or needs as many GPUs."""
+    """The fallbacks of a deployment. Raises ToolkitError for one that is not built, or does not need fewer GPUs."""
     engine = deployment.engine if deployment.engine_given else None
     return tuple(_checked(deployment, load_deployment(file, engine)) for file in deployment.recovery.fallback)
 
@@ -65,14 +65,14 @@ def first_that_fits(
 
 
 def gpus_left(deployment: Deployment, lost: tuple[int, ...]) -> tuple[int, ...]:
-    """Those of the machine, or of CUDA_VISIBLE_DEVICES, that are not lost."""
+    """The GPUs of the machine, or of CUDA_VISIBLE_DEVICES, that are not lost."""
     visible = visible_here() if deployment.kind.on_gpus else None
     every = range(deployment.hardware.gpus) if visible is None else visible.numbers
     return tuple(gpu for gpu in every if gpu not in lost)
 
 
 def environment(deployment: Deployment, lost: tuple[int, ...]) -> Mapping[str, str]:
-    """Variables for the group: it sees only the GPUs that are left."""
+    """Environment variables that show the group only the GPUs that are left."""
     if not (lost and deployment.kind.on_gpus):
         return {}
     return {VISIBLE: ",".join(map(str, gpus_left(deployment, lost)))}

@@ -1,4 +1,4 @@
-"""A process that `toolkit up` keeps running: how it is started, and what is known of it."""
+"""A process that `toolkit up` keeps running: how it starts, and its state."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ LONGEST_CAUSE = 300
 
 @dataclass(frozen=True)
 class Start:
-    """What starts a part."""
+    """How a part is started."""
 
     command: Sequence[str]
     environ: Mapping[str, str]
     log: Path
-    """Its output goes there; the previous run's is kept beside it."""
+    """Its output goes there. The output of the run before is kept next to it."""
 
 
 class Part:
-    """One part, over all its processes."""
+    """One part, through all its restarts."""
 
     def __init__(self, name: str, backoff: Backoff) -> None:
         self.name, self.backoff = name, backoff
@@ -50,14 +50,14 @@ class Part:
         return time.monotonic() - self._started
 
     def enter(self, phase: str, message: str = "") -> bool:
-        """Change the phase; False if that is what it was."""
+        """Change the phase. False if it was this phase already."""
         if (phase, message) == (self.phase, self.message):
             return False
         self.phase, self.message, self.since = phase, message, time.time()
         return True
 
     def start(self, start: Start) -> None:
-        """Start its process. Standard input is a pipe: its end tells the process that we are gone."""
+        """Start its process. Standard input is a pipe: when it closes, the process knows that we are gone."""
         self.close()
         make_private(start.log.parent)
         if start.log.exists():
@@ -74,7 +74,7 @@ class Part:
         self._started, self._log = time.monotonic(), start.log
 
     def said(self, beginning: str) -> bool:
-        """Whether a line of its output begins so."""
+        """Whether a line of its output begins with this text."""
         return any(line.startswith(beginning) for line in self._text().splitlines())
 
     def ended_with(self, code: int) -> bool:
@@ -82,7 +82,7 @@ class Part:
         return self.process is not None and self.process.poll() == code
 
     def cause(self) -> str:
-        """Why its process ended, in its last words."""
+        """Why its process ended: how it exited, with its last error or last lines."""
         assert self.process
         code = self.process.poll()
         how = f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
@@ -108,13 +108,13 @@ class Part:
             self.process.kill()
 
     def close(self) -> None:
-        """Let go of a process that has ended."""
+        """Close the pipes of a process that has ended."""
         if self.process and self.process.stdin:
             with contextlib.suppress(OSError):
                 self.process.stdin.close()
 
     def state(self) -> PartState:
-        """For the state file."""
+        """The part as the state file has it."""
         pid = self.process.pid if self.process and self.alive else None
         return PartState(self.name, self.phase, self.since, pid, self.restarts, self.message)
 

@@ -1,4 +1,4 @@
-"""One replica under `toolkit up`: its server group, the worker beside it, and which traffic it takes."""
+"""One replica under `toolkit up`: its server group, its worker, and the traffic that it takes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from toolkit.up.part import Part, Start
 
 WORKER_BACKOFF_S, WORKER_CAP_S = 0.1, 5.0
 RUNNING = ("loading", "ready", "unresponsive", "draining")
-"""Phases of a group that a process of it is in."""
+"""Phases in which the group has a process."""
 AFTER_TRITON_S = 1.0
 """From the end of a worker whose Triton is gone to its next start, unless the group is found to have ended."""
 
 
 class Replica:
-    """Its group is a `toolkit serve` of its own, which drains when its pipe from us ends."""
+    """A replica. Its group is a `toolkit serve` process, which drains when its pipe from us closes."""
 
     def __init__(self, deployment: Deployment, environ: Mapping[str, str], logs: Path, events: Events) -> None:
         self.deployment, self._environ, self._logs, self._events = deployment, environ, logs, events
@@ -48,7 +48,7 @@ class Replica:
 
     @property
     def serves(self) -> bool:
-        """Whether each API can have tokens from it. The worker of a standby waits until it is needed."""
+        """Whether every API can get tokens from it. The worker of a standby waits until it is needed."""
         return self.ready and (self.reserve or not has_openai_api(self.deployment) or self.worker.phase == "ready")
 
     @property
@@ -58,11 +58,11 @@ class Replica:
 
     @property
     def traffic(self) -> Traffic | None:
-        """For Envoy; None while it is not ready."""
+        """The traffic for Envoy to send; None while it is not ready."""
         return Traffic(self.deployment, self.draining, self.reserve) if self.ready else None
 
     def look(self, take_over: bool) -> None:
-        """Bring it nearer to what it should be. `take_over`: a standby is needed now."""
+        """Take the next step towards serving: start, wait or give up. `take_over`: a standby is needed now."""
         self._look_at_group()
         self._look_at_worker(take_over)
 
@@ -72,7 +72,7 @@ class Replica:
         self.group.ask_to_end()
 
     def begin_again(self, deployment: Deployment | None = None) -> None:
-        """Start it with all its attempts, after it has ended: as this deployment, else as its own, on all GPUs."""
+        """Start it again after it has ended, with all its attempts: as `deployment`, else as its own, on all GPUs."""
         if deployment is None:
             self._lost, deployment = (), self.primary
         self.deployment = deployment
@@ -127,7 +127,7 @@ class Replica:
         self._events.note(group.name, "ended", cause, f"starts again in {wait_s:.1f} s")
 
     def _fall_back(self, cause: str) -> bool:
-        """Go on with a fallback on the GPUs that are left. False where no GPU is lost, or no fallback fits."""
+        """Continue with a fallback on the GPUs that are left. False if no GPU is lost, or no fallback fits."""
         lost = fallback.lost_gpus(self.primary) if self.fallbacks else ()
         if not lost or lost == self._lost:
             return False
@@ -177,6 +177,6 @@ class Replica:
 
 
 def worker_command(deployment: Deployment, replica: int, served_name: str) -> list[str]:
-    """What starts the worker of a replica."""
+    """The command that starts the worker of a replica."""
     module = [sys.executable, "-P", "-m", "toolkit.gateway.worker"]
     return [*module, str(deployment.file), deployment.engine, str(replica), served_name]

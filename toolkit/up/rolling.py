@@ -1,4 +1,4 @@
-"""Restart while serving: one replica at a time, drained first, and the next only when a token came from the new one."""
+"""Restarts while serving: each replica drains first, and the next one waits until this one has generated a token."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 LOOK_S = 0.1
 ROUTED_S = 1.0
-"""For Envoy and the router to have read that a replica drains."""
+"""Time for Envoy and the router to learn that a replica drains."""
 
 
 def restart(supervisor: Supervisor, command: dict[str, Any], tell: Callable[[str], None]) -> None:
@@ -55,7 +55,7 @@ def _check(deployment: Deployment, new: Deployment) -> None:
 
 
 def _restart(replicas: list[Replica], new: tuple[Deployment, ...]) -> None:
-    """End them after what they have, and start them again. Returns when all are ready."""
+    """Let them finish their requests, end them, and start them again. Returns when all are ready."""
     for replica in replicas:
         replica.draining = True
         replica.worker.tell("leave")

@@ -1,4 +1,4 @@
-"""`toolkit up` in the foreground: starts all parts, looks at them, starts again what ended, until told to stop."""
+"""`toolkit up` in the foreground: starts all parts, watches them, and restarts what ended, until told to stop."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ LONGEST_SOCKET = 100
 def up_here(deployment: Deployment) -> None:
     """Keep the deployment up until SIGTERM, SIGHUP or Ctrl-C, then drain.
 
-    A ready line goes to stdout, events to stderr. Raises ToolkitError for what cannot be started, and when every
-    replica was given up; nothing is left then.
+    A ready line goes to stdout, events to stderr. Raises ToolkitError if a part cannot be started, or every replica
+    was given up. No process is left then.
     """
     check_can_be_served(deployment)
     envoy = programs.require()
@@ -55,7 +55,7 @@ def up_here(deployment: Deployment) -> None:
 
 
 def _check_socket(path: Path) -> None:
-    """The kernel takes no longer path for a Unix socket."""
+    """Raise ToolkitError if the path is longer than the kernel allows for a Unix socket."""
     if len(os.fsencode(path)) > LONGEST_SOCKET:
         raise ToolkitError(f"is too long for a socket's path: {path}", where="TMPDIR", hint="Set TMPDIR=/tmp.")
 
@@ -79,7 +79,7 @@ def _keep_up(
 
 
 def check_door(deployment: Deployment) -> None:
-    """Raise a ToolkitError for the first thing that keeps the door from opening."""
+    """Raise a ToolkitError for the first problem that keeps the door from opening."""
     gateway = deployment.gateway
     if gateway.keys_file:
         read_keys(gateway.keys_file)
@@ -101,7 +101,7 @@ def check_door(deployment: Deployment) -> None:
 
 @contextlib.contextmanager
 def _run() -> Iterator[ServerRun]:
-    """A run of our own: whichever way we end, its processes end too."""
+    """Context of one run: however we end, its processes end too."""
     run = ServerRun.new()
     janitor = Janitor(run)
     try:
@@ -138,7 +138,7 @@ class Supervisor:
         self._enter("stopped")
 
     def watch(self, stop: StopRequests) -> None:
-        """Until told to stop. Raises ToolkitError when no replica is left that could ever be ready."""
+        """Run until told to stop. Raises ToolkitError when every replica has been given up."""
         self._events.note("toolkit up", "starts", action=f"{len(self.replicas)} replicas")
         while not stop.count:
             self._look()
@@ -151,11 +151,11 @@ class Supervisor:
         self._drain(stop)
 
     def serves(self, deployment: Deployment) -> None:
-        """All replicas have been restarted as this deployment."""
+        """Note that all replicas now run this deployment."""
         self.deployment, self._digest = deployment, config_digest(deployment)
 
     def _look(self) -> None:
-        """One turn: each part, then where the traffic goes."""
+        """Look once at each part, then decide where the traffic goes."""
         for part in self.door:
             part.look()
         active = [replica for replica in self.replicas if replica.ready and not replica.reserve]
@@ -180,7 +180,7 @@ class Supervisor:
         return all(part.part.phase == "running" for part in self.door)
 
     def _openai_is_ready(self) -> bool:
-        """Whether every worker has announced itself, and the front end has heard of one."""
+        """Whether every worker has joined, and the front end knows one of them."""
         if not has_openai_api(self.deployment):
             return True
         workers = [replica.worker for replica in self.replicas if not replica.reserve]
@@ -189,7 +189,7 @@ class Supervisor:
         return self._phase == "ready" or lists_a_model(self._places.front_port)
 
     def _drain(self, stop: StopRequests) -> None:
-        """Take nothing new; wait for what is in the door, at most drain_timeout_s; then end the replicas."""
+        """Refuse new requests, wait at most drain_timeout_s for those in the door, then end the replicas."""
         self._enter("draining")
         limit = self.deployment.serving.drain_timeout_s
         self._events.note("toolkit up", "draining", action=f"at most {limit:g} s; again to stop at once")
@@ -199,7 +199,7 @@ class Supervisor:
             time.sleep(TICK_S)
 
     def _end_all(self) -> None:
-        """The replicas drain what is left; the rest needs no time."""
+        """End all parts. The replicas drain the requests that are left; the other parts end at once."""
         for replica in self.replicas:
             replica.stop()
         deadline = time.monotonic() + self.deployment.serving.drain_timeout_s + END_MARGIN_S
