@@ -53,7 +53,7 @@ def test_on_gpus_it_asks_before_it_kills(config):
     on_gpus.write_text(yaml.safe_dump({**content, "engine": "tensorrt", "hardware": {"gpus": 1}}))
     with only_one(load_deployment(on_gpus)):
         done = CliRunner().invoke(cli, ["drill", str(on_gpus), "kill-rank", "kill-envoy"], input="n\n")
-    assert done.exit_code == 1 and "Its processes are killed by: kill-rank, kill-envoy. Go on? [y/N]" in done.output
+    assert done.exit_code == 1 and "These drills kill its processes: kill-rank, kill-envoy. Go on? [y/N]" in done.output
 
 
 def drills():
