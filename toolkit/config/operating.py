@@ -34,7 +34,10 @@ class Gateway(Section):
     """The longest that one try may wait for its first byte, queue time included."""
     max_body_mb: Annotated[int, Field(ge=1, le=64)] = 8
     max_requests: Positive | None = None
-    """Requests in the door at once; the rest get 503. max_sequences + max_queue_size when it is not given."""
+    """Requests in the door at once, counted apart for OpenAI's API, Triton's HTTP and Triton's gRPC; the rest get 503.
+
+    max_sequences + max_queue_size when it is not given.
+    """
     keys_file: LoosePath | None = None
     """A line per API key: NAME SHA256. Without it, nobody needs a key."""
     requests_per_minute: Positive | None = None

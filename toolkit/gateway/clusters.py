@@ -14,7 +14,7 @@ UNHEALTHY_AFTER = 2
 
 
 def max_requests(deployment: Deployment) -> int:
-    """Requests that the door lets in at once."""
+    """Requests that the door lets in at once, of each API: Envoy counts them per cluster."""
     limits = deployment.limits
     return deployment.gateway.max_requests or limits.max_sequences + limits.max_queue_size
 

@@ -6,19 +6,35 @@ nothing outside this room imports it.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 from pathlib import Path
 
+from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 
-ENDPOINT = "toolkit.worker.generate"
-"""One name for the workers of all replicas: a stream moves only between instances of the same endpoint."""
 LOOPBACK = "127.0.0.1"
 HOSTS = ("DYN_TCP_RPC_HOST", "DYN_TCP_RESPONSE_STREAM_HOST", "DYN_EVENT_PLANE_HOST", "DYN_SYSTEM_HOST")
 """Variables for the addresses it listens on. Without them it takes the machine's own address."""
 ENDED = 75
 """Exit code of a worker whose Triton is gone (EX_TEMPFAIL)."""
+HEAD_WAIT_MS = 5000
+"""How long the front end keeps back the head of a stream that has no token yet. A request that is refused until then
+gets its status; later the error is in the stream."""
 EXTRA = "pip install 'triton-llm-toolkit[gateway]'"
+
+
+def endpoint(deployment: Deployment) -> str:
+    """The name under which the workers of all its replicas take requests.
+
+    A stream moves only between workers of one name. The front end serves nobody while workers of one name differ in
+    what they say of the model, as in a rolling restart with other limits, so these have another name.
+    """
+    gateway, limits = deployment.gateway, deployment.limits
+    block = deployment.kv_cache.tokens_per_block
+    said = [str(deployment.model.path), deployment.served_name, limits.max_seq_len, block, gateway.tool_parser]
+    return f"toolkit-{hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]}.worker.generate"
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -28,6 +44,8 @@ def environment(folder: Path) -> dict[str, str]:
         "DYN_LOG": "warn,mm_routing=error",  # which is about pictures in prompts
         "DYN_SDK_DISABLE_ANSI_LOGGING": "1",
         "DYN_SELF_HOST_METADATA": "0",
+        "DYN_HTTP_PRE_COMMIT_ERROR_PEEK_MS": str(HEAD_WAIT_MS),
+        "DYN_HTTP_OVERLOAD_STATUS_CODE": "429",
         "XDG_CACHE_HOME": str(folder / "cache"),  # a copy of the model's metadata, else in the home folder
         "DYN_CACHE_HOME": str(folder / "cache"),
         **dict.fromkeys(HOSTS, LOOPBACK),

@@ -1,8 +1,9 @@
 """`python -m toolkit.gateway.worker FILE ENGINE REPLICA NAME`: passes Dynamo's requests to the Triton of one replica.
 
-It ends as soon as its Triton is gone: Dynamo then continues its streams on another replica. An error that is a
-request's own fault ends that request only. Standard input is a pipe from `toolkit up`: the line `join` lets it take
-requests, `leave` makes it finish those that it has and end.
+It describes the model to the front end at once, while its Triton still loads: reading a tokenizer takes the front end
+seconds. Standard input is a pipe from `toolkit up`: the line `join` lets it take requests, `leave` makes it finish
+those that it has and end. Once it takes requests, it ends as soon as its Triton is gone: Dynamo then continues its
+streams on another replica. An error that is a request's own fault ends that request only.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dynamo.llm import (  # type: ignore[import-not-found,attr-defined,unused-ig
     register_model,
 )
 from dynamo.llm.exceptions import (  # type: ignore[import-not-found,attr-defined,unused-ignore]
+    CannotConnect,
     Disconnected,
     EngineShutdown,
     HttpError,
@@ -32,7 +34,7 @@ from dynamo.runtime import DistributedRuntime  # type: ignore[import-not-found,a
 from toolkit.config.deployment import Deployment
 from toolkit.config.load import load_deployment
 from toolkit.errors import InputRefused
-from toolkit.gateway.dynamo import ENDED, ENDPOINT
+from toolkit.gateway.dynamo import ENDED, endpoint
 from toolkit.gateway.faults import Fault, fault_of
 from toolkit.gateway.held import end_with_starter
 from toolkit.gateway.sampling import tensors, token_budget
@@ -50,8 +52,9 @@ FAREWELL_S = 0.3
 class Worker:
     """The requests of one replica."""
 
-    def __init__(self, deployment: Deployment, replica: int, served_name: str) -> None:
+    def __init__(self, deployment: Deployment, replica: int, served_name: str, others: int) -> None:
         self._deployment, self._replica, self._served_name = deployment, replica, served_name
+        self._others = others
         self._triton = TritonStream(f"127.0.0.1:{deployment.serving.grpc_port}")
         self._gone, self._joined, self._left = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._running = 0
@@ -65,23 +68,20 @@ class Worker:
 
     async def serve(self) -> int:
         """Serve until told to leave, or until Triton is gone. Returns the exit code."""
-        looking = asyncio.create_task(self._look())
-        first = await _first(self._joined.wait(), self._left.wait(), self._gone.wait())
-        if first == 0:
-            await self._take_requests()
-        looking.cancel()
+        place = DistributedRuntime(asyncio.get_running_loop(), "file", "tcp").endpoint(endpoint(self._deployment))
+        await self._describe_model(place)
+        if await _first(self._joined.wait(), self._left.wait()) == 0:
+            looking = asyncio.create_task(self._look())
+            await self._take_requests(place)
+            looking.cancel()
         if self._gone.is_set():
             print(f"ends: Triton of replica {self._replica} is gone", flush=True)
             await asyncio.sleep(FAREWELL_S)
             return ENDED
         return 0
 
-    async def _take_requests(self) -> None:
-        if not await self._triton.live(LOOK_TIMEOUT_S):  # the replica has just ended
-            return self._gone.set()
-        runtime = DistributedRuntime(asyncio.get_running_loop(), "file", "tcp")
-        place = runtime.endpoint(ENDPOINT)
-        serving = asyncio.ensure_future(place.serve_endpoint(self.generate, graceful_shutdown=False))
+    async def _describe_model(self, place: Any) -> None:
+        """Tell the front end of the model. It sends no request before the endpoint is served."""
         await register_model(
             ModelInput.Tokens,
             ModelType.Chat | ModelType.Completions,
@@ -92,12 +92,16 @@ class Worker:
             runtime_config=self._limits(),
             worker_type=WorkerType.Aggregated,
         )
+
+    async def _take_requests(self, place: Any) -> None:
+        if not await self._triton.live(LOOK_TIMEOUT_S):  # the replica has just ended
+            return self._gone.set()
+        serving = asyncio.ensure_future(place.serve_endpoint(self.generate, graceful_shutdown=False))
         print(f"ready: replica {self._replica}", flush=True)
         await _first(self._left.wait(), self._gone.wait())
-        if not self._gone.is_set():
-            await place.unregister_endpoint_instance()
-            while self._running and not self._gone.is_set():
-                await asyncio.sleep(LEAVE_LOOK_S)
+        await place.unregister_endpoint_instance()
+        while self._running and not self._gone.is_set():
+            await asyncio.sleep(LEAVE_LOOK_S)
         serving.cancel()
 
     async def generate(self, request: dict[str, Any], context: Any) -> AsyncIterator[dict[str, Any]]:
@@ -131,7 +135,8 @@ class Worker:
             self._gone.set()
         kinds: dict[Fault, Any] = {
             Fault.REQUEST: lambda: InvalidArgument(message),
-            Fault.BUSY: lambda: HttpError(429, message),
+            # The front end asks each other replica once. If all are full, the client gets 503.
+            Fault.BUSY: lambda: CannotConnect(message) if self._others else HttpError(429, message),
             Fault.STEP: lambda: Disconnected(message),
             Fault.LEAVING: lambda: EngineShutdown(message),
             Fault.GROUP: lambda: EngineShutdown(message),
@@ -199,9 +204,10 @@ def _output(piece: Tokens, logprobs: bool) -> dict[str, Any]:
     return output
 
 
-async def serve(deployment: Deployment, replica: int, served_name: str) -> int:
+async def serve(replicas: tuple[Deployment, ...], number: int, served_name: str) -> int:
     """Serve until told to leave, or until Triton is gone."""
-    worker, loop = Worker(deployment, replica, served_name), asyncio.get_running_loop()
+    worker = Worker(replicas[number], number, served_name, others=len(replicas) - 1)
+    loop = asyncio.get_running_loop()
 
     def hear(line: str) -> None:
         loop.call_soon_threadsafe(worker.hear, line)
@@ -213,7 +219,6 @@ async def serve(deployment: Deployment, replica: int, served_name: str) -> int:
 if __name__ == "__main__":
     file, engine, number, name = sys.argv[1:5]
     uvloop.install()
-    replica = load_deployment(file, engine).per_replica()[int(number)]
-    code = asyncio.run(serve(replica, int(number), name))
+    code = asyncio.run(serve(load_deployment(file, engine).per_replica(), int(number), name))
     sys.stdout.flush()
     os._exit(code)  # the runtime's threads would keep the process

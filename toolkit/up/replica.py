@@ -23,7 +23,7 @@ WORKER_BACKOFF_S, WORKER_CAP_S = 0.1, 5.0
 RUNNING = ("loading", "ready", "unresponsive", "draining")
 """Phases in which the group has a process."""
 AFTER_TRITON_S = 1.0
-"""From the end of a worker whose Triton is gone to its next start, unless the group is found to have ended."""
+"""From the end of a worker whose Triton is gone to its next start."""
 
 
 class Replica:
@@ -77,6 +77,7 @@ class Replica:
             self._lost, deployment = (), self.primary
         self.deployment = deployment
         self.group.backoff.failures, self.group.again_at = 0, 0.0
+        self.worker.kill()  # one that waits for its group may be of another deployment
         self.worker.backoff.failures, self.worker.again_at = 0, 0.0
         self.worker.enter("waiting")
         self.draining, self.wanted = False, True
@@ -147,14 +148,14 @@ class Replica:
         worker = self.worker
         if worker.process is not None and not worker.alive and worker.phase in ("starting", "ready"):
             self._worker_ended()
-        if not self.ready or self.draining or not has_openai_api(self.deployment):
+        if not self.wanted or self.given_up or self.draining or not has_openai_api(self.deployment):
             return
         if not worker.alive and time.monotonic() >= worker.again_at and worker.phase != "failed":
             command = worker_command(self.deployment, self.number, self._served_name)
             worker.start(Start(command, self._environ, self._logs / f"worker{self.number}.log"))
             worker.enter("starting")
             self._joined = False
-        if worker.alive and not self._joined and (take_over or not self.reserve):
+        if self.ready and worker.alive and not self._joined and (take_over or not self.reserve):
             worker.tell("join")
             self._joined = True
         if worker.phase == "starting" and worker.said("ready:"):
@@ -163,7 +164,8 @@ class Replica:
 
     def _worker_ended(self) -> None:
         worker, cause = self.worker, self.worker.cause()
-        if not self.ready or self.draining or worker.ended_with(ENDED):  # it ended with its group, or was told to
+        with_its_group = self._joined and not self.ready
+        if with_its_group or self.draining or worker.ended_with(ENDED):
             worker.enter("waiting", cause)
             worker.again_at = time.monotonic() + AFTER_TRITON_S
             return

@@ -1,0 +1,146 @@
+"""The real front end with two real workers, each before a Triton whose answers the test decides."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.gateway.fake_triton import FULL, FakeTriton
+from tests.ports import free_port
+from tests.waiting import eventually
+from toolkit.gateway.dynamo import endpoint, environment
+
+pytest.importorskip("dynamo.llm", reason="needs the extra gateway")
+PYTHON = (sys.executable, "-P", "-m")
+
+
+@dataclass
+class Workers:
+    """All parts of OpenAI's API but Envoy and the gate."""
+
+    port: int
+    tritons: list[FakeTriton]
+    processes: list[subprocess.Popen[str]]
+
+    def ask(self, stream: bool = False, **more: Any) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        body = {"model": "llama", "prompt": "abc", "max_tokens": 3, "stream": stream, **more}
+        connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
+        response = connection.getresponse()
+        status, text = response.status, response.read().decode()
+        connection.close()
+        return status, text
+
+    def join(self) -> None:
+        for process in self.processes:
+            assert process.stdin
+            process.stdin.write("join\n")
+            process.stdin.flush()
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory, door_yaml) -> Iterator[Workers]:
+    folder = tmp_path_factory.mktemp("discovery")
+    deployment = door_yaml()
+    tritons = [FakeTriton(replica.serving.grpc_port) for replica in deployment.per_replica()]
+    environ, port = {**os.environ, **environment(folder)}, free_port()
+    commands = [[*PYTHON, "toolkit.gateway.frontend", str(port), "3"]]
+    for number in range(2):
+        commands.append([*PYTHON, "toolkit.gateway.worker", str(deployment.file), "rehearsal", str(number), "llama"])
+    with (folder / "log").open("w") as log:
+        processes = [
+            subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, text=True, stdout=log, stderr=log)
+            for command in commands
+        ]
+    made = Workers(port, tritons, processes[1:])
+    eventually(lambda: _status(made) is not None, 60)
+    yield made
+    for process in processes:
+        process.kill()
+        process.wait()
+    for triton in tritons:
+        triton.close()
+
+
+def _status(workers: Workers) -> int | None:
+    try:
+        return workers.ask()[0]
+    except OSError:
+        return None
+
+
+@pytest.fixture
+def workers(started: Workers) -> Workers:
+    """Both take requests, and have had none."""
+    for triton in started.tritons:
+        triton.error, triton.pause_s = "", 0.0
+    started.join()
+    eventually(lambda: _status(started) == 200, 30)
+    eventually(lambda: all(_reaches(started, triton) for triton in started.tritons), 30)
+    for triton in started.tritons:
+        triton.asked.clear()
+    return started
+
+
+def _reaches(workers: Workers, triton: FakeTriton) -> bool:
+    before = len(triton.asked)
+    workers.ask(prompt=f"{time.monotonic()}")
+    return len(triton.asked) > before
+
+
+def test_a_model_is_known_before_its_replicas_are_ready(started):
+    """So the front end has read its tokenizer when the first one is ready. It says 404 of a model it does not know."""
+    eventually(lambda: _status(started) == 503, 30)
+    assert "not ready" in started.ask()[1]
+    assert not any(triton.asked for triton in started.tritons)
+
+
+def test_tokens(workers):
+    assert workers.ask()[0] == 200
+    status, text = workers.ask(stream=True)
+    assert status == 200 and text.count('"text"') >= 3 and text.rstrip().endswith("[DONE]")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_full_replica_passes_a_request_on(workers, stream):
+    workers.tritons[0].error = FULL
+    for _ in range(4):
+        status, text = workers.ask(stream)
+        assert status == 200 and "error" not in text
+    assert len(workers.tritons[1].asked) == 4
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_where_all_are_full_the_status_says_so(workers, stream):
+    for triton in workers.tritons:
+        triton.error = FULL
+    assert [workers.ask(stream)[0] for _ in range(3)] == [503, 503, 503]
+    assert [len(triton.asked) for triton in workers.tritons] == [3, 3], "each is asked once"
+    for triton in workers.tritons:
+        triton.error = ""
+    assert workers.ask(stream)[0] == 200, "nobody counts as ill"
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 1.0])
+def test_a_wrong_request_has_its_status_also_as_a_stream(workers, pause_s):
+    for triton in workers.tritons:
+        triton.error, triton.pause_s = "the engine cannot do this", pause_s
+    status, text = workers.ask(stream=True)
+    assert status == 400 and "the engine cannot do this" in text
+    assert sum(len(triton.asked) for triton in workers.tritons) == 1, "no other replica is asked"
+
+
+def test_models_that_differ_have_other_endpoints(door_yaml):
+    """The front end serves neither of two that differ and have one name."""
+    deployment = door_yaml()
+    longer = deployment.model_copy(update={"limits": deployment.limits.model_copy(update={"max_seq_len": 128})})
+    assert endpoint(deployment) == endpoint(deployment.per_replica()[1]) != endpoint(longer)
