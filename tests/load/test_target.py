@@ -1,7 +1,9 @@
 """Which servers must be ready for a load test, and which one of several is asked."""
 
 import http.server
+import os
 import threading
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -10,7 +12,8 @@ from tests.ports import free_ports
 from toolkit.client import GenerateRequest, connect
 from toolkit.config.deployment import with_settings
 from toolkit.errors import ToolkitError
-from toolkit.load.target import first_ready, require_ready, require_ready_at, with_hint
+from toolkit.gateway.door import DoorState, only_one, write_door
+from toolkit.load.target import first_ready, metrics_urls, require_ready, require_ready_at, with_hint
 
 
 class Ready(http.server.BaseHTTPRequestHandler):
@@ -94,3 +97,16 @@ def test_a_hint_for_the_wrong_server(server):
     assert asked(server.http, "nope").endswith(
         "'nope' is not found. Use one of ensemble, tensorrt_llm_bls, tensorrt_llm."
     )
+
+
+def test_the_metrics_are_the_replicas_own_also_through_the_door(two):
+    ports = [replica.serving.metrics_port for replica in two.per_replica()]
+    own = [f"http://127.0.0.1:{port}/metrics" for port in ports]
+    door = f"http://127.0.0.1:{two.gateway.port}"
+    assert metrics_urls(two, None) == own
+    assert metrics_urls(two, door) == [], "nothing runs there that is known to be ours"
+    with only_one(two):
+        write_door(two, DoorState(os.getpid(), "ready", time.time(), door, (), ""))
+        for target in (door, f"openai+{door}", door.replace("http", "grpc")):
+            assert metrics_urls(two, target) == own
+        assert metrics_urls(two, "http://127.0.0.1:9") == []

@@ -22,18 +22,29 @@ if TYPE_CHECKING:
 )
 @dry_run_option
 def build(deployment: Deployment, checkpoint: Path | None, dry_run: bool) -> None:
-    """Convert the model, then build the engines: one file for each rank.
+    """Convert the model, then build the engines: one file for each rank. Those of recovery.fallback, too.
 
     With engine tensorrt, trtllm-build builds them. --dry-run prints its command, and where each flag comes from. After
     an interruption the next build goes on with the ranks that are left.
     """
-    from toolkit.checkpoint import convert
+    from toolkit.config.fallbacks import fallbacks_of
     from toolkit.engine import dry_run as describe
-    from toolkit.engine import plan_build, run
-    from toolkit.model.tokenizer import foreseen
 
     if dry_run:
         return click.echo(describe(deployment, checkpoint))
+    fallbacks = fallbacks_of(deployment)
+    _build(deployment, checkpoint)
+    for fallback in fallbacks:
+        note(f"fallback {fallback.name}:")
+        _build(fallback, None)
+    next_command(deployment, "repo")
+
+
+def _build(deployment: Deployment, checkpoint: Path | None) -> None:
+    from toolkit.checkpoint import convert
+    from toolkit.engine import plan_build, run
+    from toolkit.model.tokenizer import foreseen
+
     plan = plan_build(deployment, checkpoint)
     for line in plan.lines:
         note(line)
@@ -51,4 +62,3 @@ def build(deployment: Deployment, checkpoint: Path | None, dry_run: bool) -> Non
         built = run(plan, report)
     note("built" if built else "already built from the same checkpoint; nothing to do")
     click.echo(deployment.engine_dir)
-    next_command(deployment, "repo")

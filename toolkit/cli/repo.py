@@ -13,7 +13,21 @@ if TYPE_CHECKING:
 @click.command()
 @deployment_options
 def repo(deployment: Deployment) -> None:
-    """Generate the Triton model repository; with engine pytorch also the script that starts trtllm-serve."""
+    """Generate the Triton model repository; with engine pytorch also the script that starts trtllm-serve.
+
+    Those of recovery.fallback, too.
+    """
+    from toolkit.config.fallbacks import fallbacks_of
+
+    fallbacks = fallbacks_of(deployment)
+    _generate(deployment)
+    for fallback in fallbacks:
+        note(f"fallback {fallback.name}:")
+        _generate(fallback)
+    next_command(deployment, "serve")
+
+
+def _generate(deployment: Deployment) -> None:
     from toolkit.model.tokenizer import foreseen
     from toolkit.repository import generate
 
@@ -23,4 +37,3 @@ def repo(deployment: Deployment) -> None:
     made_from = "engine" if deployment.kind.engine_files else "model"
     note("generated" if written else f"already generated from the same {made_from}; nothing to do")
     click.echo(deployment.repository_dir)
-    next_command(deployment, "serve")

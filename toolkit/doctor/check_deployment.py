@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from toolkit.config.fallbacks import fallbacks_of
 from toolkit.doctor.check import Check, Status, gb, needs_gpus, place, verdict
 from toolkit.doctor.check_gpus import of_ranks
 from toolkit.doctor.machine import Machine
@@ -13,6 +14,8 @@ from toolkit.engine import plan_build
 from toolkit.engine.build_plan import STAGE
 from toolkit.engine.rehearsal.build import VERSION
 from toolkit.errors import ToolkitError
+from toolkit.serve.preflight import check_made
+from toolkit.sizing.memory import plan_memory
 
 if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment
@@ -85,6 +88,29 @@ def built_on(machine: Machine, deployment: Deployment | None) -> Iterator[Check]
         yield verdict("engine SM", here == [sm], f"built on SM {sm}", f"SM {', '.join(here)}, of the GPUs here", fix)
 
 
+def fallbacks(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    """Whether each of `recovery.fallback` can take over, fits its GPUs and is made: a lost GPU leaves no time to."""
+    if deployment is None or not deployment.recovery.fallback:
+        return
+    try:
+        each = fallbacks_of(deployment)
+    except ToolkitError as error:
+        yield Check("fallback", "error", error.what, "", error.hint or "")
+        return
+    for fallback in each:
+        name, size = f"fallback {fallback.name}", fallback.mapping.world_size
+        try:
+            tokens, longest = plan_memory(fallback).pool_tokens, fallback.limits.max_seq_len
+            if fallback.kind.on_gpus and tokens < longest:
+                what = f"does not fit {size} GPUs: its KV pool holds {tokens:,} tokens of max_seq_len {longest:,}"
+                raise ToolkitError(what, hint="Name one with more GPUs, or with a smaller limits.max_seq_len.")
+            check_made(fallback)
+        except ToolkitError as error:
+            yield Check(name, "error", error.what, "", error.hint or "")
+            continue
+        yield Check(name, "ok", f"made, for {size} of {deployment.mapping.world_size} GPUs")
+
+
 def tokenizer(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     """The part of the model that serving an engine needs. For the preflight; the doctor judges the whole model."""
     if machine.places is not None and not machine.places.model.tokenizer:
@@ -107,4 +133,4 @@ def ports(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
         yield Check("ports", "ok", f"{free}: free")
 
 
-RULES = (model, disks, engines, built, built_on, ports)
+RULES = (model, disks, engines, built, built_on, fallbacks, ports)

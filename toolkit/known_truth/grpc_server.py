@@ -24,6 +24,8 @@ from toolkit.known_truth.private_grpclib import Server, ignore_cancellations
 from toolkit.known_truth.requests import MODELS, NoSuchModel, answer_length, known_model
 from toolkit.known_truth.triton_form import perf_metrics
 
+TOKEN_IDS = range(32, 96)
+"""What answers to requests by token ids consist of, again and again."""
 SERVICE = "inference.GRPCInferenceService"
 STATUSES = {
     400: Status.INVALID_ARGUMENT,
@@ -57,6 +59,7 @@ class GrpcForm:
         self._wants_in = inputs.get("return_num_input_tokens") is True
         self._wants_out = inputs.get("return_num_output_tokens") is True
         self._wants_times = inputs.get("return_perf_metrics") is True
+        self._by_ids = "input_ids" in inputs
         self._wants_final = request.parameters["triton_enable_empty_final_response"].bool_param
         self._prompt_tokens = prompt_tokens
 
@@ -66,7 +69,7 @@ class GrpcForm:
     def event(self, answer: Answer, first: int, count: int) -> bytes:
         if self._wants_times and first + count >= answer.request.tokens:
             return self._streamed(self._response(first, count, perf_metrics(answer)))
-        key = (first % len(WORDS), count)
+        key = (first % (len(TOKEN_IDS) if self._by_ids else len(WORDS)), count)
         if key not in self._counted:
             self._counted[key] = self._streamed(self._response(first, count))
         return self._counted[key]
@@ -92,8 +95,7 @@ class GrpcForm:
     def _response(self, first: int, count: int, times: Mapping[str, int] | None = None) -> pb.ModelInferResponse:
         response = self._head()
         response.parameters["triton_final_response"].bool_param = False
-        word = text(first, count).encode()
-        outputs = [("text_output", "BYTES", struct.pack("<I", len(word)) + word)]
+        outputs = [self._tokens(first, count)]
         if self._wants_in:
             outputs.append(("num_input_tokens", "INT32", struct.pack("<i", self._prompt_tokens)))
         if self._wants_out:
@@ -103,6 +105,13 @@ class GrpcForm:
             response.outputs.add(name=name, datatype=datatype, shape=[1, 1])
             response.raw_output_contents.append(raw)
         return response
+
+    def _tokens(self, first: int, count: int) -> tuple[str, str, bytes]:
+        if self._by_ids:
+            ids = [TOKEN_IDS[number % len(TOKEN_IDS)] for number in range(first, first + count)]
+            return "output_ids", "INT32", np.array(ids, np.int32).tobytes()
+        word = text(first, count).encode()
+        return "text_output", "BYTES", struct.pack("<I", len(word)) + word
 
     def _streamed(self, response: pb.ModelInferResponse) -> bytes:
         streamed: bytes = pb.ModelStreamInferResponse(infer_response=response).SerializeToString()
@@ -193,14 +202,12 @@ class Service:
         try:
             known_model(request.model_name)
             inputs = _inputs(request)
-            prompt = inputs.get("text_input")
-            if not isinstance(prompt, str):
-                raise InputRefused("expected a text", where="text_input")
-            tokens = answer_length(inputs, inputs.get("max_tokens"), self._state.settings)
+            prompt, most, by_stream = _asked(inputs)
+            tokens = answer_length(inputs, most, self._state.settings)
         except InputRefused as error:
             return await wire.reject(404 if isinstance(error, NoSuchModel) and not streams else 400, str(error))
         target = "ModelStreamInfer" if streams else "ModelInfer"
-        streamed = streams and inputs.get("stream") is True
+        streamed = streams and by_stream
         received = ReceivedRequest("grpc", target, request.id, prompt, tokens, streamed)
         await give(self._state, received, GrpcForm(request, inputs, received.prompt_tokens), wire)
 
@@ -258,6 +265,18 @@ def _inputs(request: pb.ModelInferRequest) -> dict[str, Any]:
             raise InputRefused(f"cannot be read as {tensor.datatype}", where=f"input {tensor.name}") from None
         inputs[tensor.name] = items[0] if len(items) == 1 else items
     return inputs
+
+
+def _asked(inputs: Mapping[str, Any]) -> tuple[str, Any, bool]:
+    """Prompt, maximum of tokens, and whether they come one by one: as text, or as tensorrt_llm takes token ids."""
+    ids = inputs.get("input_ids")
+    if ids is not None:
+        prompt = " ".join(map(str, ids if isinstance(ids, list) else [ids]))
+        return prompt, inputs.get("request_output_len"), inputs.get("streaming") is True
+    prompt = inputs.get("text_input")
+    if not isinstance(prompt, str):
+        raise InputRefused("expected a text", where="text_input")
+    return prompt, inputs.get("max_tokens"), inputs.get("stream") is True
 
 
 async def start_grpc(state: ServerState) -> tuple[Server, int]:

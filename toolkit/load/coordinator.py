@@ -25,7 +25,6 @@ from locust.env import Environment
 from locust.runners import MasterRunner
 
 from toolkit.clock import now
-from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.load import LAUNCHER
 from toolkit.load.live import Live, Snapshot
@@ -36,6 +35,7 @@ from toolkit.load.private_locust import cpu_shares, live_workers, ready_workers
 from toolkit.load.progress import Progress
 from toolkit.load.self_check import SLACK_CPU
 from toolkit.load.server_watch import ServerWatch
+from toolkit.load.target import metrics_urls
 from toolkit.reports.loadtest import report
 from toolkit.reports.loadtest.samples import write_samples
 from toolkit.reports.loadtest.terminal import summary_text
@@ -130,7 +130,7 @@ class Coordinator:
         self.total = self.source.count
         self.samples, self.lag, self.verdict, self.started, self.running = [], [], None, time.time(), True
         self.cpu_before, self.busiest = sum(psutil.Process().cpu_times()[:2]), 0.0
-        urls = [] if options.target else [_metrics_url(replica) for replica in self.deployment.per_replica()]
+        urls = metrics_urls(self.deployment, options.target)
         self.watch = ServerWatch(urls).__enter__() if urls else None
         self.workers = workers
         self.quotas_given, self.progress, self.runs = 0, Progress(), self.runs + 1
@@ -290,8 +290,3 @@ class Coordinator:
             self._runner.quit()
         else:
             self._runner.stop()
-
-
-def _metrics_url(deployment: Deployment) -> str:
-    host = deployment.url("http").rpartition(":")[0]
-    return f"{host}:{deployment.serving.metrics_port}/metrics"

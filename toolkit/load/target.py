@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from toolkit.client import Client, DeadlineExceeded, GenerateRequest, ServerFailed, ServerRefused, connect
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError, shown
+from toolkit.gateway.door import door_url
 
 PROBE_S = 10.0
 WRONG_SERVER = (
@@ -82,6 +83,17 @@ def protocol_of(deployment: Deployment, option: str | None, target: str | None) 
         what = f"--{option} contradicts the protocol of this URL, {protocol}"
         raise ToolkitError(what, where=target, hint=f"Leave out --{option}.")
     return protocol
+
+
+def metrics_urls(deployment: Deployment, target: str | None) -> list[str]:
+    """The metrics pages of the deployment's replicas; none if `target` is another server. Its door has none itself."""
+    doors = [door_url(deployment, protocol) for protocol in ("http", "grpc")]
+    if target and target.removeprefix("openai+") not in doors:
+        return []
+    ports = (
+        (replica.url("http").rpartition(":")[0], replica.serving.metrics_port) for replica in deployment.per_replica()
+    )
+    return [f"{host}:{port}/metrics" for host, port in ports]
 
 
 def can_stream(deployment: Deployment, target: str | None) -> bool:

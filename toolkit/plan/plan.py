@@ -8,10 +8,12 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toolkit.config.fallbacks import fallbacks_of
 from toolkit.errors import ToolkitError
 from toolkit.files.atomic import check_writable
 from toolkit.plan.claim import Claim
 from toolkit.plan.claims import claims
+from toolkit.plan.fallbacks import FallbackPlan, plan_fallback
 from toolkit.plan.layouts import Comparison, Layout, Remedy, compare
 from toolkit.plan.predict import Estimator, Predict, Prediction, predict
 from toolkit.plan.remedies import remedies
@@ -104,6 +106,13 @@ class Plan:
         return compare(self.deployment, self.objective, self.progress, self.predict)
 
     @cached_property
+    def fallbacks(self) -> tuple[FallbackPlan, ...]:
+        """What each of `recovery.fallback` leaves of the capacity of the deployment in the YAML."""
+        fallbacks = fallbacks_of(self.deployment)
+        own = self.predict(self.deployment) if fallbacks and self.predictable else None
+        return tuple(plan_fallback(self.deployment, fallback, own, self.predict) for fallback in fallbacks)
+
+    @cached_property
     def claims(self) -> list[Claim]:
         return claims(self.prediction, self.predict)
 
@@ -114,6 +123,8 @@ class Plan:
             parts["calibration"] = data.calibration_data(self.estimator, self.deployment)
         if self.predictable and self.fits:
             parts["prediction"] = data.prediction_data(self.prediction, spread=self.spread, remedies=self.remedies)
+        if self.fallbacks:
+            parts["fallbacks"] = [fallback.data() for fallback in self.fallbacks]
         if self.with_comparison:
             parts["comparison"] = data.comparison_data(self.comparison)
         if self.with_claims:
@@ -131,15 +142,23 @@ class Plan:
             self.predict(self.deployment).traffic  # noqa: B018 - an error in the workload comes before any output
         yield memory_text(self.shown)
         if not self.predictable:
+            yield from self._fallback_text()
             yield report.calibrate_text(self.deployment)
             return
         if self.fits:
             yield from self._predicted()
             if charts and (points := curve(self.prediction)):
                 yield rate_chart(points, self.prediction.deployment.slo, self.prediction.traffic.rate)
+        yield from self._fallback_text()
         if self.with_comparison:
             yield report.comparison_text(self.comparison)
             yield report.own_text(self.comparison)
+
+    def _fallback_text(self) -> Iterator[RenderableType]:
+        from toolkit.plan.show import report
+
+        if self.fallbacks:
+            yield report.fallback_text(self.fallbacks)
 
     def _predicted(self) -> Iterator[RenderableType]:
         from toolkit.plan.show import report

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Mapping
 
 from toolkit.config.deployment import Deployment
-from toolkit.config.load import load_deployment
+from toolkit.config.fallbacks import fallbacks_of
 from toolkit.errors import ToolkitError
 from toolkit.gateway.door import folder
 from toolkit.machine.gpus import look_at_gpus
@@ -18,31 +18,11 @@ MARKER = "lost-gpus"
 
 
 def load_fallbacks(deployment: Deployment) -> tuple[Deployment, ...]:
-    """The fallbacks of a deployment. Raises ToolkitError for one that is not built, or does not need fewer GPUs."""
-    engine = deployment.engine if deployment.engine_given else None
-    return tuple(_checked(deployment, load_deployment(file, engine)) for file in deployment.recovery.fallback)
-
-
-def _checked(deployment: Deployment, fallback: Deployment) -> Deployment:
-    where, own = deployment.file, deployment.mapping.world_size
-    if fallback.parallel.replicas > 1:
-        what = f"recovery.fallback: {fallback.file.name} has {fallback.parallel.replicas} replicas"
-        raise ToolkitError(what, where=where, hint="Use one with parallel.replicas: 1.")
-    if fallback.mapping.world_size >= own:
-        what = (
-            f"recovery.fallback: {fallback.file.name} needs {fallback.mapping.world_size} GPUs, this deployment {own}"
-        )
-        raise ToolkitError(what, where=where, hint="Use one with fewer GPUs.")
-    if fallback.engine != deployment.engine:
-        what = (
-            f"recovery.fallback: {fallback.file.name} has engine {fallback.engine}, this deployment {deployment.engine}"
-        )
-        raise ToolkitError(what, where=where, hint="Use the same engine.")
-    if fallback.output == deployment.output:
-        what = f"recovery.fallback: {fallback.file.name} has the same output as this deployment"
-        raise ToolkitError(what, where=where, hint="Give it an output of its own.")
-    check_made(fallback)
-    return fallback
+    """The fallbacks of a deployment. Raises ToolkitError for one that is not built, or cannot take over."""
+    fallbacks = fallbacks_of(deployment)
+    for fallback in fallbacks:
+        check_made(fallback)
+    return fallbacks
 
 
 def lost_gpus(deployment: Deployment) -> tuple[int, ...]:
@@ -76,3 +56,15 @@ def environment(deployment: Deployment, lost: tuple[int, ...]) -> Mapping[str, s
     if not (lost and deployment.kind.on_gpus):
         return {}
     return {VISIBLE: ",".join(map(str, gpus_left(deployment, lost)))}
+
+
+def capacity_left(deployment: Deployment, fallback: Deployment) -> str:
+    """What the plan says of the fallback; "" where it can say nothing. Takes seconds."""
+    if not deployment.kind.on_gpus:
+        return ""
+    from toolkit.plan.fallbacks import plan_fallback
+    from toolkit.plan.predict import predict
+
+    with contextlib.suppress(ToolkitError):
+        return str(plan_fallback(deployment, fallback, predict(deployment)))
+    return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from toolkit.up import fallback
 from toolkit.up.backoff import Backoff
 from toolkit.up.events import Events
 from toolkit.up.part import Part, Start
+from toolkit.up.read_ahead import engine_files, read_ahead
 
 WORKER_BACKOFF_S, WORKER_CAP_S = 0.1, 5.0
 RUNNING = ("loading", "ready", "unresponsive", "draining")
@@ -110,6 +112,15 @@ class Replica:
             self.worker.kill()  # its streams would wait for the end of the group
         else:
             self._events.note(self.group.name, phase)
+        if phase == "ready":
+            self._read_ahead()
+
+    def _read_ahead(self) -> None:
+        """Of what the next start may load, while nobody waits for it: what has been loaded is often cached already."""
+        files = engine_files((self.deployment, *self.fallbacks))
+        job = threading.Thread(target=lambda: self._events.note(self.group.name, "engines", action=read_ahead(files)))
+        job.daemon = True
+        job.start()
 
     def _ended(self) -> None:
         group, cause = self.group, self.group.cause()
@@ -141,8 +152,13 @@ class Replica:
         size = chosen.mapping.world_size
         action = f"{chosen.name} starts on {size} of {self.primary.mapping.world_size} GPUs"
         self._events.note(self.group.name, "ended", f"{names}; {cause}", action)
+        threading.Thread(target=self._say_capacity, args=(chosen,), daemon=True).start()  # a simulation takes seconds
         self.begin_again(chosen)
         return True
+
+    def _say_capacity(self, chosen: Deployment) -> None:
+        if left := fallback.capacity_left(self.primary, chosen):
+            self._events.note(self.group.name, "capacity", action=left)
 
     def _look_at_worker(self, take_over: bool) -> None:
         worker = self.worker

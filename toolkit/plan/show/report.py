@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from toolkit.config.deployment import Deployment
     from toolkit.plan.claim import Claim
+    from toolkit.plan.fallbacks import FallbackPlan
     from toolkit.steptimes.calibration import Calibration, Ratio
 
 
@@ -39,6 +40,12 @@ def step_text(prediction: Prediction) -> str:
             f"sequences of {sequences.keys // sequences.generations:,} tokens{balance}",
         ]
     )
+
+
+def fallback_text(fallbacks: Sequence[FallbackPlan]) -> str:
+    """What each fallback leaves, in lines that fit the terminal."""
+    parts = [str(fallback).split("; ", 1) for fallback in fallbacks]
+    return "\n".join(f"{'fallback':12}" + f"\n{12 * ' '}".join(part) for part in parts)
 
 
 def calibrate_text(deployment: Deployment) -> str:
