@@ -271,8 +271,8 @@ def _asked(inputs: Mapping[str, Any]) -> tuple[str, Any, bool]:
     """Prompt, maximum of tokens, and whether they come one by one: as text, or as tensorrt_llm takes token ids."""
     ids = inputs.get("input_ids")
     if ids is not None:
-        prompt = " ".join(map(str, ids if isinstance(ids, list) else [ids]))
-        return prompt, inputs.get("request_output_len"), inputs.get("streaming") is True
+        numbers = " ".join(map(str, ids if isinstance(ids, list) else [ids]))
+        return numbers, inputs.get("request_output_len"), inputs.get("streaming") is True
     prompt = inputs.get("text_input")
     if not isinstance(prompt, str):
         raise InputRefused("expected a text", where="text_input")
