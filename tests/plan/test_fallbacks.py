@@ -14,6 +14,7 @@ from toolkit.errors import ToolkitError
 from toolkit.plan.fallbacks import plan_fallback
 from toolkit.plan.predict import predict
 from toolkit.plan.show.report import fallback_text
+from toolkit.up.fallback import capacity_left
 
 SMALL = FLAGSHIP.with_name("llama3-70b-h100-tp4-fp16.yaml")
 SHORT = {"workload": {"rate": 3, "requests": 60, "output_tokens": 8}}
@@ -37,6 +38,7 @@ def test_capacity_on_the_gpus_that_are_left(flagship, tmp_path):
     text = fallback_text([planned])
     assert text.startswith(f"fallback    llama3-70b-h100-tp4-fp16: 4 of 8 GPUs, {planned.share:.0%} of the capacity\n")
     assert max(map(len, text.splitlines())) <= 100
+    assert capacity_left(deployment, fallback) == str(planned), "toolkit up says the same"
     too_small = plan_fallback(deployment, load_deployment(beside(tmp_path, "tp2.yaml", parallel={"tp": 2})), own)
     assert "2 of 8 GPUs; does not fit: the KV pool holds 0 tokens" in str(too_small)
     assert "its capacity needs a calibration" in str(plan_fallback(deployment, fallback, None))

@@ -1,11 +1,17 @@
-"""What is left of a deployment's capacity when one of its `recovery.fallback` serves in its place."""
+"""What is left of a deployment's capacity when one of its `recovery.fallback` serves in its place.
+
+`python -m toolkit.plan.fallbacks FILE ENGINE NAME` says it of one fallback, for toolkit up, which does not plan.
+"""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 from toolkit.config.deployment import Deployment
+from toolkit.config.fallbacks import fallbacks_of
+from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.plan.predict import Predict, Prediction, predict
 from toolkit.plan.show import wording
@@ -61,3 +67,9 @@ def plan_fallback(
         return FallbackPlan(*sizes, problem=error.what)
     share = capacity.saturated / own.capacity.saturated
     return FallbackPlan(*sizes, highest=capacity.highest or 0.0, saturated=capacity.saturated, share=share)
+
+
+if __name__ == "__main__":
+    deployment = load_deployment(sys.argv[1], sys.argv[2])
+    [fallback] = [one for one in fallbacks_of(deployment) if one.name == sys.argv[3]]
+    print(plan_fallback(deployment, fallback, predict(deployment)))

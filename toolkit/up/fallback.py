@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 from collections.abc import Mapping
 
 from toolkit.config.deployment import Deployment
 from toolkit.config.fallbacks import fallbacks_of
-from toolkit.errors import ToolkitError
 from toolkit.gateway.door import folder
 from toolkit.machine.gpus import look_at_gpus
 from toolkit.machine.visible import VISIBLE, visible_here
 from toolkit.serve.preflight import check_made
 
+PLAN_S = 300
 MARKER = "lost-gpus"
 """File in the run folder: in a rehearsal, the ranks whose GPU counts as lost, as `3` or `3,5`."""
 
@@ -59,12 +61,11 @@ def environment(deployment: Deployment, lost: tuple[int, ...]) -> Mapping[str, s
 
 
 def capacity_left(deployment: Deployment, fallback: Deployment) -> str:
-    """What the plan says of the fallback; "" where it can say nothing. Takes seconds."""
+    """What the plan says of the fallback; "" where it can say nothing. Takes seconds, in a process of its own."""
     if not deployment.kind.on_gpus:
         return ""
-    from toolkit.plan.fallbacks import plan_fallback
-    from toolkit.plan.predict import predict
-
-    with contextlib.suppress(ToolkitError):
-        return str(plan_fallback(deployment, fallback, predict(deployment)))
+    command = [sys.executable, "-P", "-m", "toolkit.plan.fallbacks", str(deployment.file), deployment.engine]
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run([*command, fallback.name], capture_output=True, text=True, timeout=PLAN_S)
+        return done.stdout.strip()
     return ""
