@@ -95,10 +95,9 @@ class EngineSettings(BaseModel):
     def check_world(self, size: int) -> None:
         """Raise ToolkitError unless the engine was built for this number of processes."""
         if size != self.mapping.world_size:
-            what = f"was built for tp {self.mapping.tp} x pp {self.mapping.pp} = {self.mapping.world_size} ranks"
-            raise ToolkitError(
-                f"{what}, but {size} were started", where=self.gpt_model_path, hint="Use: toolkit serve."
-            )
+            tp, pp = self.mapping.tp, self.mapping.pp
+            what = f"was built for tp {tp} x pp {pp} = {tp * pp} ranks, but {size} were started"
+            raise ToolkitError(what, where=self.gpt_model_path, hint="Use: toolkit serve.")
 
     @cached_property
     def scheduling(self) -> SchedulerConfig:

@@ -47,9 +47,8 @@ class Peers:
         if self.world == 1:
             return
         self._meet(port, ascii(settings.model_dump()) + os.environ.get("TOOLKIT_RUN_ID", ""))
-        self._partials = {
-            peer: Inbox(self, peer, PARTIAL, limits["max_num_tokens"] * hidden) for peer in self.group if peer != rank
-        }
+        partial = limits["max_num_tokens"] * hidden
+        self._partials = {peer: Inbox(self, peer, PARTIAL, partial) for peer in self.group if peer != rank}
         if rank:
             longest = longest_message(limits, hidden, settings.scheduling.tokens_per_block)
             self.steps = Inbox(self, rank - mapping.tp if stage else 0, STEP, longest)

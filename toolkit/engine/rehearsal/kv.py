@@ -29,9 +29,7 @@ class KvCache:
             seen = kv[rows] if mask is None else pool[table].flatten(0, 1)[: mask.shape[1]]
             keys, values = seen.transpose(0, 1)[None].chunk(2, dim=1)
             query = queries[rows].transpose(0, 1)[None]
-            attended = scaled_dot_product_attention(
-                query, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True
-            )
+            attended = scaled_dot_product_attention(query, keys, values, mask, is_causal=mask is None, enable_gqa=True)
             result[rows] = attended[0].transpose(0, 1)
         if batch.generations:
             table, mask = batch.generation
