@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @deployment_options
-@click.option("--to", "target", required=True, type=click.Choice(["compose", "slurm"]), help="What shall run it.")
+@click.option(
+    "--to", "target", required=True, type=click.Choice(["compose", "slurm", "kubernetes"]), help="What shall run it."
+)
 @click.option("--output", "directory", required=True, metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--check", is_flag=True, help="Write nothing. Compare DIR with what would be written; 1 if it differs.")
 @json_option

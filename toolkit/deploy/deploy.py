@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from toolkit.config.deployment import Deployment
-from toolkit.deploy import compose, slurm
+from toolkit.deploy import compose, kubernetes, slurm
 from toolkit.deploy.facts import Facts, facts_of
 from toolkit.errors import ToolkitError
 from toolkit.files import artifacts, distribution
@@ -15,7 +15,11 @@ from toolkit.gateway.door import config_digest
 
 STAGE = "deploy"
 Files = Mapping[str, bytes]
-TARGETS: Mapping[str, Callable[[Facts, Path], Files]] = {"compose": compose.files, "slurm": slurm.files}
+TARGETS: Mapping[str, Callable[[Facts, Path], Files]] = {
+    "compose": compose.files,
+    "slurm": slurm.files,
+    "kubernetes": kubernetes.files,
+}
 """What gives the files of a target, by their paths in its folder."""
 
 

@@ -1,0 +1,112 @@
+"""Kubernetes: a Helm chart. A pod is one node: `toolkit up` with its door and all replicas of the YAML.
+
+The templates in toolkit/deploy/chart are the same for every deployment, and all that differs is in values.yaml. API:
+https://kubernetes.io/docs/reference/generated/kubernetes-api/v1.35/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from toolkit.config.deployment import Deployment
+from toolkit.config.edit_yaml import moved
+from toolkit.deploy import wheel
+from toolkit.deploy.facts import Facts
+from toolkit.deploy.text import render
+from toolkit.errors import ToolkitError
+from toolkit.files.distribution import VERSION
+
+DATA = "/data"
+SECRETS = "/run/toolkit"
+LEAVE_S = 10
+"""For kube-proxy and gateways to hear that a pod has left the service."""
+LOADS = 2
+"""Load budgets until Kubernetes steps in: `toolkit up` itself may start a replica again once."""
+EVERYWHERE = "0.0.0.0"
+
+
+def files(facts: Facts, directory: Path) -> Mapping[str, bytes]:
+    """The files by their paths. Raises ToolkitError for a deployment that a cluster cannot run as it is."""
+    deployment = facts.deployment
+    _check(deployment)
+    values = _values(facts, directory)
+    inside = moved(deployment.file, Path(DATA, facts.yaml_name), _changes(deployment, values), deployment.engine)
+    texts = {
+        "README.md": render("kubernetes.md.j2", **values),
+        "image/Dockerfile": render("Dockerfile.j2", **values),
+        "chart/Chart.yaml": render("Chart.yaml.j2", **values),
+        "chart/values.yaml": render("values.yaml.j2", **values),
+        f"chart/files/{facts.yaml_name}": inside,
+    }
+    templates = resources.files("toolkit.deploy").joinpath("chart", "templates").iterdir()
+    return {
+        **{name: text.encode() for name, text in texts.items()},
+        **{f"chart/templates/{template.name}": template.read_bytes() for template in templates},
+        f"image/{wheel.FILE}": wheel.wheel(),
+    }
+
+
+def _check(deployment: Deployment) -> None:
+    for field, value, example in (
+        ("image", deployment.deploy.image, "deploy: {image: REGISTRY/NAME:TAG}"),
+        ("claim", deployment.deploy.claim, "deploy: {claim: NAME}"),
+    ):
+        if value is None:
+            what = f"deploy.{field}: Kubernetes needs it, and it is not given"
+            raise ToolkitError(what, where=deployment.file, hint=f"Add {example}.")
+    if deployment.recovery.fallback:
+        what = (
+            "recovery.fallback: is for the GPUs that are left on one machine; Kubernetes moves the pod to another one"
+        )
+        raise ToolkitError(what, where=deployment.file, hint="Deploy a copy of the YAML without it.")
+
+
+def _values(facts: Facts, directory: Path) -> dict[str, Any]:
+    """What the templates of the texts need."""
+    deployment, gateway = facts.deployment, facts.deployment.gateway
+    replicas = deployment.per_replica()
+    model_sub, output_sub = f"models/{deployment.model.path.name}", f"work/{deployment.name}"
+    config = f"/deploy/{facts.yaml_name}"
+    return {
+        "facts": facts,
+        "deployment": deployment,
+        "folder": directory,
+        "version": VERSION,
+        "wheel": wheel.FILE,
+        "model_sub": model_sub,
+        "model_path": f"{DATA}/{model_sub}",
+        "output_sub": output_sub,
+        "output_path": f"{DATA}/{output_sub}",
+        "reads": [*(["engine"] if deployment.kind.engine_files else []), "repository"],
+        "make": " && ".join(f"toolkit {stage} {config}" for stage in facts.stages),
+        "metrics_ports": [replica.serving.metrics_port for replica in replicas],
+        "start_s": LOADS * round(facts.load.seconds),
+        "leave_s": LEAVE_S,
+        "keys_secret": f"{facts.dns_name}-keys" if gateway.keys_file else "",
+        "keys_file": f"{SECRETS}/keys/keys.txt",
+        "tls_secret": f"{facts.dns_name}-tls" if gateway.tls else "",
+        "tls_folder": f"{SECRETS}/tls",
+        "waiting": max(1, deployment.limits.max_sequences // 8),
+        "kv": f"{850 * len(replicas)}m",
+    }
+
+
+def _changes(deployment: Deployment, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What is different in a pod."""
+    changes: dict[str, Any] = {
+        "output": values["output_path"],
+        "runtime": {"kind": "host"},  # the programs are in the image
+        "model.path": values["model_path"],
+        # A pod has an address of its own, and its loopback is reached by nobody else.
+        "gateway.host": EVERYWHERE,
+        "serving.host": EVERYWHERE,
+    }
+    if deployment.gateway.keys_file:
+        changes["gateway.keys_file"] = values["keys_file"]
+    if deployment.gateway.tls:
+        folder = values["tls_folder"]  # the names of the files are those of a secret of type tls
+        changes["gateway.tls"] = {"certificate": f"{folder}/tls.crt", "key": f"{folder}/tls.key"}
+    return changes
