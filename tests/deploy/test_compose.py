@@ -78,3 +78,15 @@ def test_secrets_are_mounted_and_never_copied(tmp_path, config):
     assert all(b"anna" not in path.read_bytes() for path in folder.iterdir())
     volumes = yaml.safe_load((folder / "compose.yaml").read_text())["services"]["serve"]["volumes"]
     assert next(one for one in volumes if one["source"] == str(keys))["read_only"] is True
+
+
+def test_a_fallback_is_mounted_with_what_was_built_for_it(tmp_path, config):
+    change(config, parallel={"replicas": 1})
+    (tmp_path / "configs/less.yaml").write_text(config.read_text())
+    change(config, recovery={"fallback": ["less.yaml"]})
+    folder = deployed(config, "compose", tmp_path / "out")
+    volumes = yaml.safe_load((folder / "compose.yaml").read_text())["services"]["serve"]["volumes"]
+    readable = {volume["source"]: volume.get("read_only", False) for volume in volumes}
+    assert readable[str(tmp_path / "configs/less.yaml")] is True
+    assert readable[str(tmp_path / "work/less")] is False
+    assert load_deployment(folder / config.name).recovery.fallback == (tmp_path / "configs/less.yaml",)

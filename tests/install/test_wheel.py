@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import yaml
 
 from tests.install.environment import Environment, build_wheel, make
 from tests.ports import free_ports
+from toolkit.deploy.wheel import wheel as own_wheel
 from toolkit.files.distribution import install
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +27,12 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     return build_wheel(ROOT, tmp_path_factory.mktemp("wheel"))
+
+
+def test_the_wheel_that_deploy_writes_holds_the_same_files(wheel):
+    """That of pip is the truth: toolkit deploy makes its own, as it may run where no clone is."""
+    own = zipfile.ZipFile(io.BytesIO(own_wheel()))
+    assert sorted(own.namelist()) == sorted(zipfile.ZipFile(wheel).namelist())
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ _PREFIX = f"{distribution.NAME.replace('-', '_')}-{distribution.VERSION}"
 FILE = f"{_PREFIX}-py3-none-any.whl"
 BUNDLED = ("build_configs", "loadtest", "triton_repo", "tests/fixtures/tiny-llama")
 """As [tool.hatch.build.targets.wheel.force-include] in pyproject.toml."""
-METADATA = ("METADATA", "WHEEL", "entry_points.txt")
+METADATA = ("METADATA", "WHEEL", "entry_points.txt", "licenses/LICENSE")
 TIME = (1980, 1, 1, 0, 0, 0)
 """The earliest time that a zip file can hold."""
 
