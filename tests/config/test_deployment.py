@@ -68,7 +68,7 @@ MISTAKES = [
     ("parallel.pp", "four", "parallel.pp: input should be a valid integer, got 'four'"),
     ("parallel.pp", True, "parallel.pp: input should be a valid integer, got True"),
     ("parallel.dp", 2, "parallel.dp: unknown key. Known here: pp, replicas, tp."),
-    ("paralel", {"tp": 2}, "paralel: unknown key. Known here: deploy, engine, gateway, hardware,"),
+    ("paralel", {"tp": 2}, "paralel: unknown key. Known here: deploy, engine, fleet, gateway, hardware,"),
     ("file", "x", "file: unknown key."),
     ("engine", "vllm", "engine: input should be 'tensorrt', 'pytorch' or 'rehearsal', got 'vllm'"),
     ("model.dtype", "fp16", "model.dtype: input should be 'float16', 'bfloat16' or 'float32', got 'fp16'"),

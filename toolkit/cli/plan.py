@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolkit.cli.common import COULD_NOT_RUN, engine_option, json_option, next_command, note, print_json
+from toolkit.cli.plan_fleet import Rate, check_usage, show_fleet
 from toolkit.cli.progress import progress
 from toolkit.errors import ToolkitError
 from toolkit.files.distribution import NAME
@@ -45,6 +46,13 @@ PATH = click.Path(path_type=Path)
 )
 @click.option("--calibration", type=PATH, metavar="FILE", help="Use the step times of toolkit calibrate.")
 @click.option("--claims", is_flag=True, help="Compare the expectations of the requirements with the arithmetic.")
+@click.option("--fleet", is_flag=True, help="Plan many such nodes behind one router: how many, their cost, a day.")
+@click.option(
+    "--rate",
+    type=Rate(min=0, min_open=True),
+    help="With --fleet: requests/s in the busiest hour, instead of the workload's.",
+)
+@click.option("--nodes", type=click.IntRange(2, 100_000), help="With --fleet: the rate that so many nodes serve.")
 @click.option("--html", type=PATH, metavar="FILE", help="Write the plan as a page with plots.")
 @click.option(
     "--check", is_flag=True, help="For CI: exit 1 if the SLO is predicted to be missed, 3 if there is no plan."
@@ -57,6 +65,7 @@ def plan(config: Path, more: tuple[str, ...], changes: tuple[str, ...], **option
     toolkit plan CONFIG --compare --html plan.html
     toolkit plan CONFIG --what-if max_batch_size=128 dtype=fp8 rate=12
     toolkit plan CONFIG --what-if max_num_tokens=256 --write FILE
+    toolkit plan CONFIG --fleet --rate 100 --what-if price_per_gpu_hour=2.5
     """
     if more and not changes:
         raise click.UsageError(f"Got {more[0]!r} after CONFIG. Settings follow --what-if.")
@@ -83,6 +92,7 @@ def _check_usage(options: dict[str, Any], changed: bool) -> None:
         raise click.UsageError("--write cannot be combined with --compare, which tries many settings.")
     if options["force"] and not options["target"]:
         raise click.UsageError("--force needs --write.")
+    check_usage(options)
 
 
 def _planned(config: Path, settings: list[str], options: dict[str, Any]) -> bool:
@@ -97,6 +107,9 @@ def _planned(config: Path, settings: list[str], options: dict[str, Any]) -> bool
     estimator = load(options["calibration"]) if options["calibration"] else options["estimator"]
     changes = changes_of(config, engine, settings, options["gpus"], any_layout=options["compare"])
     deployment = load_deployment(config, engine, changes)
+    if options["fleet"]:
+        show_fleet(Plan(deployment, estimator=estimator), options["rate"], options["nodes"], options["as_json"], html)
+        return True
     if target:
         check_free(target, options["force"])
     with progress("simulating layouts", "layouts") as report:

@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from toolkit.config.engine_kind import KINDS, EngineKind
-from toolkit.config.operating import Deploy, Gateway, Recovery
+from toolkit.config.operating import Deploy, Fleet, Gateway, Recovery
 from toolkit.config.sections import (
     EngineOptions,
     Hardware,
@@ -81,6 +81,7 @@ class Deployment(Section):
     gateway: Gateway = Gateway()
     recovery: Recovery = Recovery()
     deploy: Deploy = Deploy()
+    fleet: Fleet = Fleet()
     output: LoosePath
     replica: int | None = None
     """Which replica this is (`per_replica` makes these); None for all replicas together."""

@@ -75,3 +75,18 @@ class Deploy(Section):
     """What the image with the toolkit is called. Kubernetes needs it; it pulls the image from its registry."""
     claim: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", max_length=253)] | None = None
     """Kubernetes: the PersistentVolumeClaim that holds the model and gets what is built."""
+
+
+class Fleet(Section):
+    """Many nodes like this one, for `toolkit plan --fleet`."""
+
+    router: Literal["power-of-two", "least-requests", "prefix-aware", "random"] | None = None
+    """How the door chooses a replica. Not given: prefix-aware if prompts share prefixes, else power-of-two."""
+    failures_per_1000_node_hours: Annotated[float, Field(ge=0, le=1000)] = 0.16
+    """Meta, The Llama 3 Herd of Models: 419 unexpected interruptions in 54 days of 2,048 nodes of 8 H100."""
+    repair_hours: PositiveFloat = 24.0
+    """From a node's failure until it, or another one in its place, serves again."""
+    price_per_gpu_hour: PositiveFloat | None = None
+    """In any currency."""
+    day: Annotated[tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...], Field(strict=False)] | None = None
+    """The traffic of each of 24 hours, in any unit. Not given: a curve between the peak and 30 % of it."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _LABEL = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
 _NAME = re.compile(rf"(?=.{{1,253}}$){_LABEL}(?:\.{_LABEL})*\.?")
 """63 characters for a label and 253 for all, by DNS."""
+HOURS = 24
 
 
 def serving_rules(deployment: Deployment) -> Iterator[Broken]:
@@ -60,6 +61,15 @@ def door_rules(deployment: Deployment) -> Iterator[Broken]:
         yield "recovery.fallback", what, "Use a fallback with one group over all GPUs, or remove it."
     if deployment.file in recovery.fallback:
         yield "recovery.fallback", "is this deployment itself", "Name another one, for fewer GPUs."
+    yield from _fleet_rules(deployment)
+
+
+def _fleet_rules(deployment: Deployment) -> Iterator[Broken]:
+    day = deployment.fleet.day
+    if day is not None and len(day) != HOURS:
+        yield "fleet.day", f"has {len(day)} numbers, expected {HOURS}", "Give the traffic of each hour of a day."
+    elif day is not None and not any(day):
+        yield "fleet.day", "has no traffic in any hour", "Give the traffic of each hour of a day."
 
 
 def _problem_of_host(host: str) -> str | None:

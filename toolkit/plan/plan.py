@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from toolkit.config.deployment import Deployment
+    from toolkit.plan.fleet.fleet import FleetPlan
 
 Progress = Callable[[int, int], None]
 
@@ -178,9 +179,9 @@ class Plan:
             raise ToolkitError("--html: there is no prediction to show", hint=report.calibrate_hint(self.deployment))
         check_writable(file)
 
-    def write_page(self, file: Path) -> None:
-        """Write the plan as an HTML page."""
+    def write_page(self, file: Path, fleet: FleetPlan | None = None) -> None:
+        """Write the plan as an HTML page, with a fleet if there is one."""
         from toolkit.plan.show.page import write_page
 
         comparison = self.comparison if self.with_comparison else None
-        write_page(file, self.prediction, comparison, self.remedies, self.progress, self.spread)
+        write_page(file, self.prediction, comparison, self.remedies, self.progress, self.spread, fleet)

@@ -9,6 +9,7 @@ from typing import Any
 from toolkit.config.deployment import Deployment
 from toolkit.config.edit_yaml import inline
 from toolkit.config.load import load_deployment
+from toolkit.config.operating import Fleet
 from toolkit.config.sections import (
     Hardware,
     KvCacheSection,
@@ -33,6 +34,7 @@ SECTIONS: dict[str, type[Section]] = {
     "workload": Workload,
     "slo": Slo,
     "model": ModelSection,
+    "fleet": Fleet,
 }
 """The sections in which a key without a section is looked up, in this order."""
 FORM = "Give NAME=VALUE, as in max_num_tokens=512 or limits.max_num_tokens=512."

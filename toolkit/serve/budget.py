@@ -14,16 +14,13 @@ from pathlib import Path
 
 from toolkit.config.deployment import Deployment
 from toolkit.sizing.host import rank_bytes
+from toolkit.sizing.loading import ASSUMED_RATE, GPU_FIXED_S
 
 FACTOR = 2
 """All ranks read at once, and other programs may use the disk too."""
 SHORTEST_S = 120
-GPU_FIXED_S = 120
-"""For CUDA contexts, NCCL, deserialising engines, the KV pool and the first token."""
 REHEARSAL_FIXED_S, REHEARSAL_RANK_S = 120, 60
 """Every rank loads Python, PyTorch and Triton, and the ranks share the cores."""
-ASSUMED_RATE = 0.2e9
-"""Bytes per second of a network disk; used if the files are too small to measure the rate."""
 SAMPLE_BYTES, LEAST_SAMPLE_BYTES, SAMPLE_S = 256 << 20, 64 << 20, 3.0
 CHUNK_BYTES = 8 << 20
 

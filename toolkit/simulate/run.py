@@ -13,6 +13,7 @@ from heapq import heappop, heappush
 
 from toolkit.inflight import SchedulerConfig
 from toolkit.simulate.replica import Interval, Replica, Sequence
+from toolkit.simulate.routers import LeastRequests, Router
 from toolkit.slo.metrics import Measured, Sample
 from toolkit.steptimes.step import StepTimes
 from toolkit.workload import Traffic
@@ -62,21 +63,23 @@ def simulate(
     record: tuple[float, float] = NOTHING,
     give_up: Callable[[Sample], bool] | None = None,
     front_s: float = 0.0,
+    router: Router | None = None,
 ) -> Simulation:
-    """Run the traffic through `replicas` groups, each request to the one with the fewest outstanding.
+    """Run the traffic through `replicas` groups. `router` chooses one for each request: the one with the fewest
+    outstanding, if it is not given.
 
     Each request takes `front_s` seconds to reach its replica's scheduler, one request after the other. `record` is the
     part of the run (seconds) whose stage intervals are kept. `give_up` is called with each judged request that ended;
     the run stops when it returns True. The same arguments give the same result.
     """
-    run = _Run(traffic, [Replica(number, config, times, record, front_s) for number in range(replicas)])
-    with _no_garbage_collection():
+    run = Runner(traffic, [Replica(number, config, times, record, front_s) for number in range(replicas)], router)
+    with no_garbage_collection():
         run.run(give_up)
     return run.result()
 
 
 @contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
     """Switch the garbage collector off. A run makes many small objects but no cycles, and looking for cycles would take
     a fifth of its time."""
     enabled = gc.isenabled()
@@ -88,9 +91,13 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-class _Run:
-    def __init__(self, traffic: Traffic, replicas: list[Replica]) -> None:
+class Runner:
+    """A run in progress: its replicas, the requests that are not due yet, and the samples of those that ended."""
+
+    def __init__(self, traffic: Traffic, replicas: list[Replica], router: Router | None = None) -> None:
         self.traffic, self.replicas = traffic, replicas
+        self.router = router or LeastRequests()
+        self.warmup = traffic.warmup
         self.waiting = deque(enumerate(traffic.requests))
         # Closed loop: a heap of the times since when users are ready.
         self.due = sorted(planned.due for planned in traffic.requests[: traffic.users or 0])
@@ -100,18 +107,19 @@ class _Run:
         self.next_events = [math.inf] * len(replicas)
 
     def run(self, give_up: Callable[[Sample], bool] | None) -> None:
-        while (now := min(self._next_due(), min(self.next_events))) < math.inf:
+        while (now := min(self.next_due(), min(self.next_events))) < math.inf:
             self.clock = now
-            while self._next_due() <= now:
-                self._submit()
+            while self.next_due() <= now:
+                self.submit()
             for number, next_event in enumerate(self.next_events):
                 if next_event > now:
                     continue  # this replica has nothing to do yet
                 for sequence in self._advance(number):
                     sample = sequence.sample()
+                    self.router.ended(int(sample.id))
                     self.refused += not sample.ok
                     self._note(sample)
-                    if give_up and int(sample.id) >= self.traffic.warmup and give_up(sample):
+                    if give_up and int(sample.id) >= self.warmup and give_up(sample):
                         return
 
     def result(self) -> Simulation:
@@ -121,7 +129,7 @@ class _Run:
         blocks = self.replicas[0].scheduler.config.num_blocks
         return Simulation(
             samples=tuple(sample for _, sample in sorted(self.ended, key=lambda pair: pair[0])),
-            warmup=self.traffic.warmup,
+            warmup=self.warmup,
             seconds=self.clock,
             utilisation=tuple(tuple(b / self.clock if self.clock else 0.0 for b in usage.busy) for usage in usages),
             bubble=max(0.0, 1 - sum(busy) / (working * len(usages[0].busy))) if working else 0.0,
@@ -133,19 +141,23 @@ class _Run:
             complete=len(self.ended) == len(self.traffic.requests),
         )
 
-    def _next_due(self) -> float:
+    def next_due(self) -> float:
         if not self.waiting:
             return math.inf
         if self.traffic.users is None:
             return self.waiting[0][1].due
         return self.due[0] if self.due else math.inf
 
-    def _submit(self) -> None:
-        due = self._next_due()
-        number, planned = self.waiting.popleft()
+    def submit(self) -> None:
+        due = self.next_due()
         if self.traffic.users is not None:
             heappop(self.due)
-        replica = min(self.replicas, key=lambda replica: replica.outstanding)
+        number, planned = self.waiting[0]
+        self.send(due, self.router.choose(self.replicas, planned, number))
+
+    def send(self, due: float, replica: Replica) -> None:
+        """Send the next request to a replica."""
+        number, planned = self.waiting.popleft()
         replica.submit(Sequence(number, planned, due, replica.scheduler.config.reuse), due)
         self.next_events[replica.number] = replica.next_event()
 

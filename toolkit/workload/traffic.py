@@ -86,19 +86,20 @@ class Traffic:
         rate = None if self.rate is None else self.rate / replicas
         return replace(self, requests=self.requests[::replicas], rate=rate)
 
-    def repeated(self, count: int) -> Traffic:
-        """`count` requests of an open loop: these requests repeated, each time with new prompts."""
+    def repeated(self, count: int, step: int = 1) -> Traffic:
+        """`count` requests of an open loop: every `step`-th of these requests repeated, each time with new prompts."""
         size = len(self.requests)
         span = self.requests[-1].due - self.requests[0].due
         period = span * size / (size - 1) if span else size / (self.rate or DEFAULT_RATE)
         ids = [(min(request.prompt), max(request.prompt)) for request in self.requests if self.shares_prefixes]
         width = max(high for _, high in ids) - min(low for low, _ in ids) + 1 if ids else 0
-        requests = [
-            request._replace(due=request.due + copy * period, prompt=_renamed(request.prompt, copy * width))
-            for copy in range(math.ceil(count / size))
-            for request in self.requests
-        ]
-        return replace(self, requests=tuple(requests[:count]), rate=size / period)
+        requests = []
+        for number in range(0, count * step, step):
+            copy, place = divmod(number, size)
+            request = self.requests[place]
+            due = request.due + copy * period
+            requests.append(request._replace(due=due, prompt=_renamed(request.prompt, copy * width)))
+        return replace(self, requests=tuple(requests), rate=size / period / step)
 
     def at(self, rate: float) -> Traffic:
         """The same requests in the same order at another mean rate. Only for an open loop."""

@@ -12,11 +12,13 @@ import yaml
 from toolkit.errors import ToolkitError
 from toolkit.files import distribution
 from toolkit.files.atomic import atomic_file
+from toolkit.plan.fleet.fleet import FleetPlan
 from toolkit.plan.layouts import Comparison, Layout, Progress, Remedy, layout_name
 from toolkit.plan.predict import UNSTEADY, Prediction
 from toolkit.plan.seeds import Spread, with_intervals
-from toolkit.plan.show import wording
+from toolkit.plan.show import fleet_report, wording
 from toolkit.plan.show.charts import Line, memory_chart, rate_charts, timeline_chart
+from toolkit.plan.show.fleet_charts import fleet_charts
 from toolkit.plan.show.reasons import reason, without_a_pipeline
 from toolkit.plan.sweep import sweep
 from toolkit.plan.tuning import Objective
@@ -56,12 +58,13 @@ def write_page(
     remedies: Sequence[Remedy] = (),
     progress: Progress | None = None,
     spread: Spread | None = None,
+    fleet: FleetPlan | None = None,
 ) -> None:
     """Write the whole page or nothing. Raises ToolkitError when it cannot be written.
 
     Simulates each layout that fits at several rates, a second or two each. `progress` is called after each layout.
     """
-    content = page(prediction, comparison, remedies, progress, spread)
+    content = page(prediction, comparison, remedies, progress, spread, fleet)
     with atomic_file(file) as draft:
         try:
             draft.write_text(content, encoding="utf-8")
@@ -75,6 +78,7 @@ def page(
     remedies: Sequence[Remedy] = (),
     progress: Progress | None = None,
     spread: Spread | None = None,
+    fleet: FleetPlan | None = None,
 ) -> str:
     """The page as HTML."""
     deployment = prediction.deployment
@@ -84,10 +88,12 @@ def page(
         facts=_facts(prediction),
         verdict=wording.verdict(prediction, remedies[0] if remedies else None),
         words=wording,
+        milliseconds=fleet_report.milliseconds,
         targets=with_intervals(prediction.targets, spread),
         endless=any(wording.measured(target) == wording.NEVER for target in prediction.targets),
         tiles=_tiles(prediction),
         charts=_charts(prediction, comparison, progress),
+        fleet=_fleet(fleet) if fleet else None,
         comparison=comparison,
         rows=_rows(comparison) if comparison else [],
         without_a_pipeline=without_a_pipeline(comparison) if comparison else None,
@@ -98,6 +104,17 @@ def page(
         config=yaml.safe_dump(deployment.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         version=distribution.VERSION,
     )
+
+
+def _fleet(fleet: FleetPlan) -> dict[str, Any]:
+    """The answer, the plots, the table and the facts of a fleet."""
+    return {
+        "heading": fleet_report.heading(fleet),
+        "charts": fleet_charts(fleet),
+        "rows": fleet_report.row_data(fleet),
+        "facts": fleet_report.facts(fleet),
+        "with_cost": fleet.deployment.fleet.price_per_gpu_hour is not None,
+    }
 
 
 def _facts(prediction: Prediction) -> list[str]:
