@@ -98,9 +98,21 @@ def test_one_block_a_rank(deploy, tp, pp):
 @pytest.mark.parametrize(
     "version, binary, options",
     [
-        ((5, 0), "/usr/bin/mpirun", "--allow-run-as-root --bind-to none --map-by :OVERSUBSCRIBE --output tag"),
-        ((4, 1), "/usr/bin/mpirun", "--allow-run-as-root --bind-to none --noprefix --oversubscribe --tag-output"),
-        ((4, 1), "mpirun", "--allow-run-as-root --bind-to none --oversubscribe --tag-output"),
+        (
+            (5, 0),
+            "/usr/bin/mpirun",
+            "--allow-run-as-root --bind-to none --prtemca plm ^slurm --prtemca ras ^slurm --map-by :OVERSUBSCRIBE --output tag",
+        ),
+        (
+            (4, 1),
+            "/usr/bin/mpirun",
+            "--allow-run-as-root --bind-to none --noprefix --mca plm ^slurm --mca ras ^slurm --oversubscribe --tag-output",
+        ),
+        (
+            (4, 1),
+            "mpirun",
+            "--allow-run-as-root --bind-to none --mca plm ^slurm --mca ras ^slurm --oversubscribe --tag-output",
+        ),
     ],
 )
 def test_what_each_open_mpi_is_told(version, binary, options):

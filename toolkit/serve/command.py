@@ -37,6 +37,7 @@ EXIT_MARGIN_S = 10
 REASONS = (
     "--bind-to none: Open MPI binds each rank of a small group to one core, too few for Triton's threads",
     "--oversubscribe: there may be fewer cores than ranks, and an orchestrator starts workers",
+    "plm, ras ^slurm: in a Slurm job too mpirun starts the ranks itself: srun would let a second group wait for the first",
     "--tag-output: marks every line with its rank, so that each rank has its own log",
     "--model-repository: a copy of what toolkit repo made, in a path that has no special characters of a shell",
     "--model-control-mode, --load-model: ranks above 0 load only the engine, and wait for rank 0",
@@ -98,6 +99,8 @@ def _mpirun_options(mpirun: Mpirun) -> list[str]:
     # Open MPI 4 called by its path puts its own folder first on PATH, and so a python3 in that folder.
     if not new and mpirun.binary != Path(mpirun.binary.name):
         options.append("--noprefix")
+    for framework in ("plm", "ras"):
+        options += ["--prtemca" if new else "--mca", framework, "^slurm"]
     if new:
         return [*options, "--map-by", ":OVERSUBSCRIBE", "--output", "tag"]
     return [*options, "--oversubscribe", "--tag-output"]
