@@ -94,10 +94,10 @@ class Door:
         return f"http://127.0.0.1:{self.deployment.gateway.port}"
 
     def memory_mb(self) -> dict[str, float]:
-        """Resident memory of each part."""
+        """Memory of each part, by PSS: what processes share, as the Python program, is divided among them."""
         names = ("envoy", "gate", "front end", "worker 0", "worker 1")
         return {
-            name: psutil.Process(process.pid).memory_info().rss / 1e6
+            name: psutil.Process(process.pid).memory_full_info().pss / 1e6
             for name, process in zip(names, self.processes, strict=True)
         }
 
