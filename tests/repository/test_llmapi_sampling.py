@@ -45,3 +45,25 @@ def test_texts_that_no_tokens_can_make_up_are_refused_by_their_size():
     tensors = {"text_input": np.array([[b"x"]], object), "bad_words": np.array([[b"x" * 20, b"x" * 20]], object)}
     with pytest.raises(sampling.Refused, match="bad_words: has 40 bytes"):
         sampling.check_sizes(tensors, max_seq_len=10, longest_token_bytes=3)
+
+
+def by_ids(**more):
+    tensors = {"input_ids": np.array([[7, 8, 9]], np.int32), "sampling_param_max_tokens": np.array([[4]], np.int32)}
+    return sampling.Question.of_tensors(tensors | {name: np.array([value]) for name, value in more.items()})
+
+
+def test_a_prompt_of_token_ids():
+    question = by_ids()
+    assert (question.prompt, question.prompt_ids, question.arguments["max_tokens"]) == ("", [7, 8, 9], 4)
+    assert question.sampling([1, 2])["stop_token_ids"] == [1, 2]
+    assert by_ids(stop_token_ids=[5]).sampling([1, 2])["stop_token_ids"] == [1, 2, 5]
+    goes_on = by_ids(stop_token_ids=[5], end_id=[-1]).sampling([1, 2])
+    assert (goes_on["stop_token_ids"], goes_on["ignore_eos"]) == ([5], True)
+    assert "stop_token_ids" not in by_ids(end_id=[3]).sampling([1, 2])
+
+
+def test_text_and_token_ids_exclude_each_other():
+    with pytest.raises(sampling.Refused, match="input_ids: not with text_input"):
+        sampling.Question.of_tensors({"input_ids": np.array([[7]], np.int32), "text_input": np.array([[b"a"]], object)})
+    with pytest.raises(sampling.Refused, match="text_input: missing"):
+        sampling.Question.of_tensors({"sampling_param_max_tokens": np.array([[4]])})

@@ -3,6 +3,7 @@
 What the answers must be is what transformers says, asked here on its own.
 """
 
+import asyncio
 import http.client
 import json
 import shutil
@@ -20,6 +21,7 @@ from tritonclient.utils import InferenceServerException
 
 from toolkit.client import GenerateRequest, connect
 from toolkit.config.load import load_deployment
+from toolkit.gateway.triton_stream import TritonStream
 from toolkit.repository import generate
 
 from .conftest import serving
@@ -117,6 +119,34 @@ def test_clients_of_nvidias_llmapi_model(server, greedy):
     status, answer = server.post("tensorrt_llm", {**body, "sampling_param_temperature": 0.5})
     assert (status, json.loads(answer)["text_output"], json.loads(answer)["finish_reason"]) == (200, text, "length")
     assert recorded(server, "SamplingParams")[-1]["temperature"] == 0.5
+
+
+def test_token_ids_in_and_out(server, greedy, tiny_llama):
+    """As the worker of OpenAI's API asks: a stream of ids without text."""
+    ids, _ = greedy(PROMPT, 12)
+    prompt = AutoTokenizer.from_pretrained(tiny_llama).encode(PROMPT)
+
+    async def pieces(**more):
+        triton = TritonStream(f"127.0.0.1:{server.grpc}")
+        inputs = {
+            "input_ids": ("INT32", prompt),
+            "sampling_param_max_tokens": ("INT32", [12]),
+            "streaming": ("BOOL", [True]),
+        }
+        tensors = [(name, kind, values) for name, (kind, values) in (inputs | more).items()]
+        answer = [piece async for piece in triton.tokens("by-ids", tensors)]
+        await triton.close()
+        return answer
+
+    whole = asyncio.run(pieces(return_log_probs=("BOOL", [True])))
+    assert [piece.ids for piece in whole] == [[token] for token in ids]
+    assert all(len(piece.log_probs) == 1 and piece.log_probs[0] <= 0 for piece in whole)
+    ended = asyncio.run(pieces(stop_token_ids=("INT32", [ids[3]])))
+    assert [token for piece in ended for token in piece.ids][:4] == ids[:4] and len(ended) <= 4
+    status, body = server.post("tensorrt_llm", {"input_ids": prompt, "sampling_param_max_tokens": 12})
+    assert (status, json.loads(body)["output_ids"]) == (200, ids)
+    status, body = server.post("tensorrt_llm", {"input_ids": prompt, "sampling_param_max_tokens": 900})
+    assert status == 400 and "input_ids: " in body.decode() and "expected at most 128" in body.decode()
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])

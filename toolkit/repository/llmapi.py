@@ -1,12 +1,13 @@
 """Makes the model repository for engine: pytorch: NVIDIA's `llmapi` model, and the names that clients of engines use.
 
-    tensorrt_llm/       config.pbtxt, 1/model.py, 1/model.yaml: text in, text out, with the LLM API
+    tensorrt_llm/       config.pbtxt, 1/model.py, 1/model.yaml: text or token ids in and out, with the LLM API
     ensemble/           the tensors of the ensemble for engines, passed on to tensorrt_llm
     tensorrt_llm_bls/   config.pbtxt, 1/model.py: the same, and ends requests whose clients disconnect
 
 The tensors of tensorrt_llm are those of NVIDIA/TensorRT-LLM triton_backend/all_models/llmapi/tensorrt_llm/
 config.pbtxt@0a710573, and the other ones of ENSEMBLE_INPUTS. NVIDIA's model takes requests without a batch
-dimension. Ours has one, because all models of an ensemble must agree.
+dimension. Ours has one, because all models of an ensemble must agree. Token ids are ours, too: input_ids in the place
+of text_input, then output_ids in the place of text_output; stop_token_ids end an answer as the model's own do.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 MODEL = "tensorrt_llm"
 
 INPUTS = table("""
-    text_input                                                           STRING[1]   required
+    text_input                                                           STRING[1]
+    input_ids, stop_token_ids                                            INT32[-1]
     streaming, stop                                                      BOOL[1]
     sampling_param_best_of, sampling_param_top_k                         INT32[1]
     sampling_param_max_tokens                                            INT32[1]
@@ -41,6 +43,7 @@ INPUTS = table("""
     return_finish_reason, return_stop_reason, return_cumulative_logprob  BOOL[1]
 """)
 OUTPUTS = table("""
+    output_ids                                                           INT32[-1]
     finish_reason, stop_reason                                           STRING[-1]
     cumulative_logprob                                                   FP32[-1]
     kv_cache_reused_block, kv_cache_missed_block                         INT32[-1]

@@ -41,8 +41,11 @@ class Answer:
 
     def _tensors(self, output: Any, text: str, ids: Sequence[int], before: int, ends: bool) -> Iterator[Any]:
         flags = self._question.flags
-        echo = self._question.prompt if "echo" in flags and not self._question.streaming else ""
-        yield texts("text_output", echo + text)
+        if self._question.prompt_ids is None:
+            echo = self._question.prompt if "echo" in flags and not self._question.streaming else ""
+            yield texts("text_output", echo + text)
+        else:
+            yield _tensor("output_ids", np.int32, list(ids))
         if self._question.arguments.get("n", 1) > 1:
             yield _tensor("sequence_index", np.int32, [output.index])
         if "return_num_input_tokens" in flags:

@@ -1,4 +1,4 @@
-"""tensorrt_llm with TensorRT-LLM's LLM API: text in, text out, no engine. model.yaml holds the arguments of LLM().
+"""tensorrt_llm with TensorRT-LLM's LLM API: text or token ids, no engine. model.yaml holds the arguments of LLM().
 
 Its tensors have the names of NVIDIA's model of the same kind. One process serves. The LLM API starts one more process
 for each GPU, with the mpirun that started the server. Every request is a task of one asyncio loop, and one thread sends
@@ -102,15 +102,15 @@ class TritonPythonModel:
             self.outbox.put((reply.end,))
 
     async def _answer(self, number: int, name: str, question: Question, reply: Reply) -> None:
-        # In a thread, because a long prompt takes seconds and other answers must go on.
-        ids = await self.loop.run_in_executor(None, self.llm.tokenizer.encode, question.prompt)
+        ids = question.prompt_ids or await self._tokens(question.prompt)
         if len(self.active) >= self.most:
             what = f"Maximum queue size of {self.most} has been reached, please try again later."
             raise Busy(f"{what} Running requests count too.")
         longest = len(ids) + question.arguments["max_tokens"]
         if longest > self.max_seq_len:
             what = f"{len(ids)} tokens and max_tokens {question.arguments['max_tokens']} are {longest}"
-            raise Refused(f"text_input: {what}, expected at most {self.max_seq_len}")
+            where = "text_input" if question.prompt_ids is None else "input_ids"
+            raise Refused(f"{where}: {what}, expected at most {self.max_seq_len}")
         arguments = question.sampling(self.eos_token_ids)
         result = self.llm.generate_async(ids, self.sampling_params(**arguments), streaming=question.streaming)
         self.active[number] = (name, result)
@@ -129,6 +129,11 @@ class TritonPythonModel:
             self.outbox.put((reply.send, last, True))
         for output in result.outputs:
             self.metrics.observe(len(ids), len(output.token_ids))
+
+    async def _tokens(self, prompt: str) -> list[int]:
+        # In a thread, because a long prompt takes seconds and other answers must go on.
+        ids: list[int] = await self.loop.run_in_executor(None, self.llm.tokenizer.encode, prompt)
+        return ids
 
     def _stop(self, name: str) -> None:
         if not name:

@@ -41,11 +41,15 @@ class Question:
     """A prompt and how to continue it. `arguments` are those of SamplingParams, except for the end of the answer."""
 
     prompt: str
+    """Empty where the prompt came as token ids."""
     streaming: bool
     arguments: dict[str, Any]
     end_id: int | None
     flags: set[str] = field(default_factory=set)
     """Names of the inputs that ask for further outputs."""
+    prompt_ids: list[int] | None = None
+    """The prompt as token ids: then the answer is token ids, too."""
+    stop_token_ids: list[int] = field(default_factory=list)
 
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, NDArray[Any]]) -> "Question":
@@ -57,8 +61,8 @@ class Question:
         for name in ONE:
             if _one(arrays, name, 1) != 1:
                 raise Refused(f"{name}: expected 1, got {_one(arrays, name, 1)}")
-        if "text_input" not in arrays:
-            raise Refused("text_input: missing")
+        if ("text_input" in arrays) == ("input_ids" in arrays):
+            raise Refused("text_input: missing" if "text_input" not in arrays else "input_ids: not with text_input")
         arguments = {argument: _number(arrays, name) for argument, name in ARGUMENTS if name in arrays}
         if arguments.get("top_p", 1) <= 0:  # counts as missing, as in NVIDIA's backend for engines
             del arguments["top_p"]
@@ -69,7 +73,9 @@ class Question:
         if arguments.get("top_k", 0) <= 1 and not 0 < arguments.get("top_p", 0) <= 1:
             arguments["top_k"] = 1
         return cls(
-            prompt=_text(arrays, "text_input"),
+            prompt=_text(arrays, "text_input") if "text_input" in arrays else "",
+            prompt_ids=arrays["input_ids"].ravel().tolist() if "input_ids" in arrays else None,
+            stop_token_ids=arrays["stop_token_ids"].ravel().tolist() if "stop_token_ids" in arrays else [],
             streaming=bool(_one(arrays, "streaming", False)),
             arguments=arguments,
             end_id=_one(arrays, "end_id"),
@@ -93,12 +99,11 @@ class Question:
         }
         if "return_log_probs" in self.flags:
             arguments["logprobs"] = 1
-        if self.end_id is None:
-            arguments["stop_token_ids"] = list(eos_token_ids)
-        elif self.end_id < 0:
-            arguments["ignore_eos"] = True
-        else:
-            arguments["end_id"] = self.end_id
+        ends = [*(eos_token_ids if self.end_id is None else ()), *self.stop_token_ids]
+        if ends:
+            arguments["stop_token_ids"] = ends
+        if self.end_id is not None:
+            arguments |= {"ignore_eos": True} if self.end_id < 0 else {"end_id": self.end_id}
         return arguments
 
 
