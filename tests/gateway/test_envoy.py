@@ -268,3 +268,19 @@ def self_signed(folder) -> dict[str, str]:
         [*command, "-keyout", folder / "key.pem", "-out", folder / "cert.pem"], check=True, capture_output=True
     )
     return {"certificate": str(folder / "cert.pem"), "key": str(folder / "key.pem")}
+
+
+def test_health_for_clients_of_other_servers(door):
+    """guidellm asks /health before it begins, as of vLLM."""
+
+    def status() -> int:
+        connection = http.client.HTTPConnection(door.url.removeprefix("http://"), timeout=20)
+        connection.request("GET", "/health")
+        answer = connection.getresponse()
+        answer.read()
+        connection.close()
+        return answer.status
+
+    assert status() == 200
+    door.traffic()
+    assert status() == 503

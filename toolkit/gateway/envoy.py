@@ -146,6 +146,7 @@ def _routes(deployment: Deployment) -> list[dict[str, Any]]:
         _route(
             grpc, TRITON_GRPC, deployment, {**triton, **streams}, "unavailable,connect-failure,refused-stream,reset"
         ),
+        _health_route(deployment),
         _route({"prefix": "/v2/health/"}, TRITON_HTTP, deployment, {"envoy.filters.http.ext_authz": _no_gate()}),
         _route({"prefix": "/v2"}, TRITON_HTTP, deployment, {**triton, **_lua(TRITON_ERRORS)}),
         _answered({"prefix": "/"}, 404, "no such path: /v1 is OpenAI's API, /v2 and gRPC are Triton's"),
@@ -180,6 +181,13 @@ def _route(
         "host_selection_retry_max_attempts": 3,
     }
     return {"match": match, "route": action, "typed_per_filter_config": filters}
+
+
+def _health_route(deployment: Deployment) -> dict[str, Any]:
+    """/health, as vLLM's and trtllm-serve's clients ask: whether a replica is ready. guidellm asks before it begins."""
+    route = _route({"path": "/health"}, TRITON_HTTP, deployment, {"envoy.filters.http.ext_authz": _no_gate()})
+    route["route"]["prefix_rewrite"] = "/v2/health/ready"
+    return route
 
 
 def _openai_route(deployment: Deployment) -> dict[str, Any]:
