@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +28,14 @@ class Card:
     sm: tuple[int, int] = (9, 0)
     uuid: str = ""
     """"": one by its place, of which the first 8 digits differ from the others'."""
+    busy_percent: int = 0
+    celsius: int = 40
+    milliwatts: int = 120_000
+    clock_mhz: int = 1980
+    throttle_mask: int = 0
+    ecc_corrected: int = 0
+    fields: dict[int, int] = field(default_factory=dict)
+    """By field id; the others are not supported."""
 
 
 class FakeNvml:
@@ -49,7 +57,7 @@ class FakeNvml:
         """How often it is open now, and how often it was opened in all."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith(("NVML_", "NVMLError", "nvmlMemory_v2")):
+        if name.startswith(("NVML_", "NVMLError", "nvmlMemory_v2", "nvmlClocksThrottleReason")):
             return getattr(pynvml, name)
         raise AttributeError(name)
 
@@ -121,10 +129,48 @@ class FakeNvml:
         return card.uuid or f"GPU-52a3a85{place:x}-0000-0000-0000-82c69ed360fc"
 
     def nvmlDeviceGetTotalEccErrors(self, card: Card, kind: int, since: int) -> int:
-        assert (kind, since) == (pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC)
+        assert since == pynvml.NVML_VOLATILE_ECC
         if card.ecc is None:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        if kind == pynvml.NVML_MEMORY_ERROR_TYPE_CORRECTED:
+            return card.ecc_corrected
         return card.ecc
+
+    def nvmlDeviceGetUtilizationRates(self, card: Card) -> Any:
+        self._maybe_fail("nvmlDeviceGetUtilizationRates")
+        return SimpleNamespace(gpu=card.busy_percent, memory=0)
+
+    def nvmlDeviceGetTemperature(self, card: Card, sensor: int) -> int:
+        assert sensor == pynvml.NVML_TEMPERATURE_GPU
+        return card.celsius
+
+    def nvmlDeviceGetPowerUsage(self, card: Card) -> int:
+        self._maybe_fail("nvmlDeviceGetPowerUsage")
+        return card.milliwatts
+
+    def nvmlDeviceGetEnforcedPowerLimit(self, card: Card) -> int:
+        return 700_000
+
+    def nvmlDeviceGetClockInfo(self, card: Card, kind: int) -> int:
+        assert kind == pynvml.NVML_CLOCK_SM
+        return card.clock_mhz
+
+    def nvmlDeviceGetCurrentClocksEventReasons(self, card: Card) -> int:
+        self._maybe_fail("nvmlDeviceGetCurrentClocksEventReasons")
+        return card.throttle_mask
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, card: Card) -> int:
+        self._maybe_fail("nvmlDeviceGetCurrentClocksThrottleReasons")
+        return card.throttle_mask
+
+    def nvmlDeviceGetFieldValues(self, card: Card, ids: list[int]) -> list[Any]:
+        self._maybe_fail("nvmlDeviceGetFieldValues")
+
+        def value(id: int) -> Any:
+            code = 0 if id in card.fields else pynvml.NVML_ERROR_NOT_SUPPORTED
+            return SimpleNamespace(fieldId=id, nvmlReturn=code, value=SimpleNamespace(ullVal=card.fields.get(id)))
+
+        return [value(id) for id in ids]
 
 
 def h100s(count: int = 8, **options: Any) -> FakeNvml:

@@ -35,6 +35,7 @@ def up(tmp_path_factory, tiny_llama):
         "hardware": {"gpu": "none", "gpus": 4},
         "serving": {"http_port": http, "grpc_port": grpc, "metrics_port": metrics, "startup_timeout_s": 300},
         "gateway": {"port": free_port()},
+        "monitoring": {"exporter": False, "prometheus": "off"},
         "output": str(folder / "out"),
     }
     file = folder / "pair.yaml"

@@ -110,3 +110,51 @@ def test_reused_blocks(group, truth):
         group.ask("tensorrt_llm", input_ids=prompt, input_lengths=len(prompt), request_output_len=1)
     full = (len(prompt) - 1) // TOKENS_PER_BLOCK
     wait_for(lambda: group.blocks("reused") - before == full, f"{full} blocks reused")
+
+
+LATENCIES = "toolkit_time_to_first_token_seconds toolkit_time_per_output_token_seconds toolkit_request_duration_seconds"
+
+
+def counted(group, family: str, model: str, **labels: str) -> float:
+    """The value of a counter, or the count of a histogram, of our own families; 0 if it is not there yet."""
+    wanted = {"model": model, "protocol": "triton", "replica": "0", **labels}
+    for line in group.metrics_text().splitlines():
+        name, _, rest = line.partition("{")
+        found, _, value = rest.rpartition("} ")
+        if name == family and dict(re.findall(r'(\w+)="([^"]*)"', found)) == wanted:
+            return float(value)
+    return 0
+
+
+@one_rank
+def test_latencies_of_a_stream(group):
+    """Each request counts once in each model that it passes; each token but the first has a gap."""
+    models = "tensorrt_llm_bls", "tensorrt_llm"
+    gaps = "toolkit_inter_token_latency_seconds_count"
+    before = {model: counted(group, gaps, model) for model in models}
+    firsts = {model: counted(group, "toolkit_time_to_first_token_seconds_count", model) for model in models}
+    group.events("tensorrt_llm_bls", text_input="Tyger Tyger", max_tokens=7)
+    for model in models:
+        wait_for(lambda model=model: counted(group, gaps, model) == before[model] + 6, f"six gaps in {model}")
+        assert counted(group, "toolkit_time_to_first_token_seconds_count", model) == firsts[model] + 1
+    text = group.metrics_text()
+    for family in LATENCIES.split():
+        assert text.count(f"# TYPE {family} histogram") == 1
+        sums = {(name, le) for name, le in re.findall(rf'^({family}_bucket)\{{.*le="([^"]+)"', text, re.MULTILINE)}
+        assert len(sums) > 40
+
+
+@one_rank
+def test_errors_have_classes(group):
+    def errors(kind: str) -> float:
+        return counted(group, "toolkit_request_errors_total", "tensorrt_llm_bls", error=kind)
+
+    before = errors("invalid_arg")
+    assert group.post("tensorrt_llm_bls", {"text_input": "a", "max_tokens": 0})[0] == 400
+    wait_for(lambda: errors("invalid_arg") == before + 1, "the refusal is counted")
+    before = errors("cancelled")
+    with Stream(group.grpc) as stream:
+        stream.send("tensorrt_llm_bls", id="leaves", stream=True, text_input="A crab", max_tokens=900, end_id=-1)
+        stream.next()
+        stream.cancel()
+    wait_for(lambda: errors("cancelled") == before + 1, "the client that left counts")

@@ -44,7 +44,7 @@ def nvidias(change=lambda repository: None):
     def both(repository: Path) -> None:
         for model, values in NVIDIAS.items():
             path = repository / model / "config.pbtxt"
-            text = re.sub(r"parameters {\s+key: [^}]*}\s+}\n", "", path.read_text())
+            text = re.sub(r"^parameters {$.*?^}$\n", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
             for name, value in values.items():
                 text += f'parameters {{\n  key: "{name}"\n  value {{\n    string_value: "{value}"\n  }}\n}}\n'
             path.write_text(text)

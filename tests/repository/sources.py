@@ -9,5 +9,6 @@ for folder in ("shared", "preprocessing/1", "tensorrt_llm_bls/1"):
     sys.path.append(str(SOURCES / folder))
 
 answer = importlib.import_module("answer")
+latency = importlib.import_module("latency")
 prompts = importlib.import_module("prompts")
 token_text = importlib.import_module("token_text")

@@ -81,7 +81,7 @@ def test_rehearsal_differs_from_engines_in_backend_queue_and_sizes_only():
         assert list(config.input) == list(engines[name].input)
         assert list(config.output) == list(engines[name].output)
         assert config.ensemble_scheduling == engines[name].ensemble_scheduling
-        own = {"max_queue_size"} if name == "tensorrt_llm" else set()
+        own = {"max_queue_size", "toolkit_histograms"} if name == "tensorrt_llm" else set()
         assert set(config.parameters) == set(engines[name].parameters) | own
     assert rehearsal()["tensorrt_llm"].backend == "python"
     assert rehearsal()["tensorrt_llm"].parameters["max_tokens_in_paged_kv_cache"].string_value == "8192"

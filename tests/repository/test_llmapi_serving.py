@@ -6,6 +6,7 @@ What the answers must be is what transformers says, asked here on its own.
 import asyncio
 import http.client
 import json
+import re
 import shutil
 import time
 import urllib.request
@@ -20,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tritonclient.utils import InferenceServerException
 
 from toolkit.client import GenerateRequest, connect
+from toolkit.config.histograms import HISTOGRAMS
 from toolkit.config.load import load_deployment
 from toolkit.gateway.triton_stream import TritonStream
 from toolkit.repository import generate
@@ -308,6 +310,14 @@ def test_metrics_of_the_engine(server):
     assert 'kv_cache_block_type="tokens_per",model="tensorrt_llm",version="1"} 32' in text
     assert 'memory_type="gpu",model="tensorrt_llm",version="1"} 123' in text
     assert 'nv_llm_output_token_len_count{model="tensorrt_llm",response_metric_type="total_output_tokens"' in text
+    labels = '{model="tensorrt_llm",protocol="triton",replica="0"}'
+    counts = {
+        family.key: float(re.search(rf"^{family.name}_count{re.escape(labels)} (\S+)$", text, re.M)[1])
+        for family in HISTOGRAMS.values()
+        if family.key != "queue"  # the LLM API does not say how long one waited
+    }
+    assert counts["e2e"] == counts["output_tokens"] >= counts["ttft"] > 0
+    assert counts["itl"] > counts["tpot"] > 0
 
 
 def test_unary_clients_where_decoupled_is_off(tmp_path, tiny_llama, greedy, monkeypatch):

@@ -92,6 +92,7 @@ def write_and_build(folder: Path, model: Path, name: str, **changes: Any) -> Pat
         "serving": {**dict(zip(PORTS, free_ports(replicas=replicas), strict=True)), "startup_timeout_s": 120},
         "gateway": {"port": free_port(), "model_name": "llama"},
         "recovery": {"canary_s": 3, "backoff_s": 0.2},
+        "monitoring": {"exporter": False, "prometheus": "off"},
         "output": str(folder / name),
     }
     file = folder / f"{name}.yaml"

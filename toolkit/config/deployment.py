@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from toolkit.config.engine_kind import KINDS, EngineKind
-from toolkit.config.operating import Deploy, Fleet, Gateway, Recovery
+from toolkit.config.operating import Deploy, Fleet, Gateway, Monitoring, Recovery
 from toolkit.config.sections import (
     EngineOptions,
     Hardware,
@@ -82,6 +82,7 @@ class Deployment(Section):
     recovery: Recovery = Recovery()
     deploy: Deploy = Deploy()
     fleet: Fleet = Fleet()
+    monitoring: Monitoring = Monitoring()
     output: LoosePath
     replica: int | None = None
     """Which replica this is (`per_replica` makes these); None for all replicas together."""

@@ -90,3 +90,16 @@ class Fleet(Section):
     """In any currency."""
     day: Annotated[tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...], Field(strict=False)] | None = None
     """The traffic of each of 24 hours, in any unit. Not given: a curve between the peak and 30 % of it."""
+
+
+class Monitoring(Section):
+    """What watches the deployment while it serves. All of it listens on loopback only."""
+
+    exporter: bool = True
+    """`toolkit up` starts the exporter: GPUs, balance, SLO, restarts, predictions, as metrics for Prometheus."""
+    exporter_port: Port = 9480
+    prometheus: Literal["auto", "off"] = "auto"
+    """auto: `toolkit up` starts Prometheus with our scrape configuration, rules and alerts, where it is installed."""
+    prometheus_port: Port = 9490
+    retention_days: Annotated[int, Field(ge=1, le=3650)] = 15
+    """How long Prometheus keeps the time series."""

@@ -1,4 +1,5 @@
-"""The rules of `serving`, `gateway` and `recovery`: where a deployment listens, and what it does about failures."""
+"""The rules of `serving`, `gateway`, `recovery` and `monitoring`: where a deployment listens, and what it does about
+failures."""
 
 from __future__ import annotations
 
@@ -70,6 +71,19 @@ def _fleet_rules(deployment: Deployment) -> Iterator[Broken]:
         yield "fleet.day", f"has {len(day)} numbers, expected {HOURS}", "Give the traffic of each hour of a day."
     elif day is not None and not any(day):
         yield "fleet.day", "has no traffic in any hour", "Give the traffic of each hour of a day."
+
+
+def monitoring_rules(deployment: Deployment) -> Iterator[Broken]:
+    """As `door_rules`."""
+    monitoring, serving = deployment.monitoring, deployment.serving
+    taken = {deployment.gateway.port: "gateway.port"}
+    for replica in range(deployment.parallel.replicas):
+        taken |= {port: f"serving.{name} of replica {replica}" for name, port in serving.ports(replica).items()}
+    for name in ("exporter_port", "prometheus_port"):
+        port = getattr(monitoring, name)
+        if port in taken:
+            yield f"monitoring.{name}", f"{port} is {taken[port]}", "Give it a port of its own."
+        taken[port] = f"monitoring.{name}"
 
 
 def _problem_of_host(host: str) -> str | None:

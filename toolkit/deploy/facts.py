@@ -70,7 +70,7 @@ def facts_of(deployment: Deployment) -> Facts:
         load=budget_elsewhere(deployment),
         end_s=math.ceil(longest_end_s(deployment)),
         # The GPU image has its own PyTorch, and torch is only in the extra of a rehearsal.
-        extras="gateway,loadtest" if on_gpus else "gateway,loadtest,rehearsal",
+        extras="gateway,loadtest,monitor" if on_gpus else "gateway,loadtest,monitor,rehearsal",
     )
 
 

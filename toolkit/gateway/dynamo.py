@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 
 from toolkit.config.deployment import Deployment
+from toolkit.config.histograms import dynamo_variables
 from toolkit.errors import ToolkitError
 
 LOOPBACK = "127.0.0.1"
@@ -48,6 +49,7 @@ def environment(folder: Path) -> dict[str, str]:
         "DYN_HTTP_OVERLOAD_STATUS_CODE": "429",
         "XDG_CACHE_HOME": str(folder / "cache"),  # a copy of the model's metadata, else in the home folder
         "DYN_CACHE_HOME": str(folder / "cache"),
+        **dynamo_variables(),
         **dict.fromkeys(HOSTS, LOOPBACK),
     }
 

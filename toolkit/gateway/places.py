@@ -31,6 +31,11 @@ class Places:
     def access_log(self) -> Path:
         return self.logs / "access.jsonl"
 
+    @property
+    def prometheus(self) -> Path:
+        """Prometheus' files and time series."""
+        return self.logs / "prometheus"
+
     def endpoints(self, cluster: str) -> Path:
         """The file that tells Envoy which replicas take requests; it reads the file again when it is replaced."""
         return self.tmp / "endpoints" / f"{cluster}.yaml"

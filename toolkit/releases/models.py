@@ -62,6 +62,7 @@ _OURS = {
         tensorrt_llm_model_name       text                   required  -  -
         accumulate_tokens             words(true|false|1|0)  true      -  streams are exact either way
         cancellation_check_period_ms  int(0..)               -         -  -
+        toolkit_histograms            text                   required  -  JSON: names and buckets of the latency metrics
     """,
 }
 
@@ -88,7 +89,8 @@ OUR_LLMAPI_BLS_PARAMETERS: Mapping[str, setting.Parameter] = setting.parameters(
 
 OUR_REHEARSAL_PARAMETERS: Mapping[str, setting.Parameter] = setting.parameters(
     """
-    max_queue_size  int(0..)  0  -  NVIDIA's backend takes it from dynamic_batching
+    max_queue_size      int(0..)  0         -  NVIDIA's backend takes it from dynamic_batching
+    toolkit_histograms  text      required  -  JSON: names and buckets of the latency metrics
     """,
     NAMES[-1],
 )

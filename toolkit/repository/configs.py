@@ -9,6 +9,7 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from toolkit.config import histograms
 from toolkit.config.deployment import Deployment
 from toolkit.model.tokenizer import SpecialTokens
 from toolkit.releases import tensors as signatures
@@ -84,6 +85,7 @@ def _tensorrt_llm(deployment: Deployment, engine_dir: Path) -> Any:
         batching.preferred_batch_size[:] = [1]
         batching.default_queue_policy.max_queue_size = config.max_batch_size + queue + 1
         config.parameters["max_queue_size"].string_value = str(queue)
+        config.parameters[histograms.PARAMETER].string_value = histograms.parameter()
     return config
 
 

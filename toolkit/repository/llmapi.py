@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tritonclient.grpc import model_config_pb2 as pb
 
+from toolkit.config import histograms
 from toolkit.releases.tensors import BLS_INPUTS, ENSEMBLE_INPUTS, ENSEMBLE_OUTPUTS, table
 from toolkit.repository.configs import model_inputs, model_outputs
 from toolkit.repository.llm_args import as_yaml, llm_args
@@ -75,6 +76,7 @@ def llmapi_configs(deployment: Deployment) -> dict[str, Any]:
     config.output.extend(model_outputs([*ENSEMBLE_OUTPUTS, *OUTPUTS]))
     config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
     config.model_transaction_policy.decoupled = deployment.serving.decoupled
+    config.parameters[histograms.PARAMETER].string_value = histograms.parameter()
     return {model.name: model for model in (config, _ensemble(), _bls(deployment))}
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from toolkit.config.deployment import Deployment
+from toolkit.config.histograms import PARAMETER as HISTOGRAMS
+from toolkit.config.histograms import parameter as histograms
 from toolkit.errors import ToolkitError
 from toolkit.model.tokenizer import SpecialTokens
 from toolkit.sizing.memory import plan_memory
@@ -49,6 +51,7 @@ def tensorrt_llm_bls(deployment: Deployment) -> dict[str, str]:
         "tensorrt_llm_model_name": "tensorrt_llm",
         "accumulate_tokens": "true",
         "cancellation_check_period_ms": str(CANCELLATION_CHECK_PERIOD_MS),
+        HISTOGRAMS: histograms(),
     }
 
 

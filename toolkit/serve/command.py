@@ -22,6 +22,8 @@ from toolkit.serve.tritonserver import TritonServer
 
 LEADER_MODEL = "tensorrt_llm"
 REHEARSAL_PORT = "TOOLKIT_REHEARSAL_PORT"
+REPLICA = "TOOLKIT_REPLICA"
+"""Tells our models which replica they are, for their metrics (triton_repo/shared/latency_metrics.py)."""
 ORCHESTRATOR = "TRTLLM_ORCHESTRATOR"
 STACK = Part(
     (
@@ -83,6 +85,8 @@ def environment(
     variables = {**server.environment, RUN_ID: run.id, "TMPDIR": str(run.tmp)}
     if is_orchestrated(deployment) and deployment.kind.vendor_build:
         variables[ORCHESTRATOR] = "1"
+    if deployment.replica is not None:
+        variables[REPLICA] = str(deployment.replica)
     if rehearsal_port is not None:
         variables[REHEARSAL_PORT] = str(rehearsal_port)
     return variables

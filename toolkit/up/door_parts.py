@@ -27,11 +27,10 @@ MIGRATIONS = 3
 
 
 class DoorPart:
-    """One part of the door. It should run as long as the deployment is up."""
+    """A part that should run as long as the deployment is up."""
 
-    def __init__(self, name: str, start: Start, answers: Callable[[], bool], events: Events) -> None:
-        self.part, self._start, self._events = Part(name, Backoff(BACKOFF_S, CAP_S, ATTEMPTS)), start, events
-        self._answers = answers
+    def __init__(self, part: Part, start: Start, answers: Callable[[], bool], events: Events) -> None:
+        self.part, self._start, self._answers, self._events = part, start, answers, events
 
     def look(self) -> None:
         """Start it if it does not run. It is `running` once it answers."""
@@ -44,7 +43,7 @@ class DoorPart:
             cause, wait_s = part.cause(), part.backoff.failed(part.ran_s)
             part.enter("failed" if wait_s is None else "waiting", cause)
             if wait_s is None:
-                return self._events.note(part.name, "ended", cause, f"given up after {ATTEMPTS} attempts")
+                return self._events.note(part.name, "ended", cause, f"given up after {part.backoff.attempts} attempts")
             part.again_at, part.restarts = time.monotonic() + wait_s, part.restarts + 1
             self._events.note(part.name, "ended", cause, f"starts again in {wait_s:.1f} s")
         if part.phase == "waiting" and time.monotonic() >= part.again_at:
@@ -57,17 +56,23 @@ def door_parts(
 ) -> tuple[DoorPart, ...]:
     """The parts, in the order in which they start."""
     answers = {
-        "gate": lambda: _listens(places.gate_port),
-        "front end": lambda: _listens(places.front_port),
+        "gate": lambda: listens(places.gate_port),
+        "front end": lambda: listens(places.front_port),
         "envoy": lambda: admin.active_requests(places.admin_socket) is not None,
     }
     return tuple(
-        DoorPart(name, Start(command, environ, places.logs / f"{name.replace(' ', '-')}.log"), answers[name], events)
+        DoorPart(
+            Part(name, Backoff(BACKOFF_S, CAP_S, ATTEMPTS)),
+            Start(command, environ, places.logs / f"{name.replace(' ', '-')}.log"),
+            answers[name],
+            events,
+        )
         for name, command in door_commands(deployment, places, envoy).items()
     )
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
+    """Whether something answers on this port of loopback."""
     with socket.socket() as probe:
         probe.settimeout(CONNECT_S)
         return probe.connect_ex((LOOPBACK, port)) == 0

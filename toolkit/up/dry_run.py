@@ -14,9 +14,11 @@ from toolkit.gateway.door import folder, has_openai_api
 from toolkit.gateway.endpoints import TRITON_GRPC, TRITON_HTTP, Traffic, response
 from toolkit.gateway.envoy import config
 from toolkit.gateway.places import Places
+from toolkit.monitor import prometheus
 from toolkit.serve import dry_run as serve_dry_run
 from toolkit.up.door_parts import door_commands
 from toolkit.up.replica import worker_command
+from toolkit.up.watching import exporter_command, front_port
 
 TMP = Path("/toolkit-dry-run")
 """Stands for the run's own folder, which is new for each run, like two ports of the door's parts."""
@@ -39,6 +41,15 @@ def dry_run(deployment: Deployment) -> str:
     )
     for name, command in door_commands(deployment, places, Path("envoy")).items():
         sections.append(f"# {name}\n{shlex.join(command)}")
+    if deployment.monitoring.exporter:
+        sections.append(f"# exporter\n{shlex.join(exporter_command(deployment, places))}")
+    if deployment.monitoring.prometheus == "auto":
+        sections += [
+            _file(str(places.prometheus / name), text)
+            for name, text in prometheus.files(deployment, front_port(deployment, places)).items()
+        ]
+        command = prometheus.command(Path("prometheus"), deployment, places.prometheus)
+        sections.append(f"# prometheus, where it is installed\n{shlex.join(command)}")
     for number in range(len(replicas)) if has_openai_api(deployment) else ():
         command = worker_command(deployment, number, deployment.served_name)
         sections.append(f"# worker {number}, when replica {number} is ready\n{shlex.join(command)}")

@@ -44,7 +44,7 @@ def restart(supervisor: Supervisor, command: dict[str, Any], tell: Callable[[str
 
 def _check(deployment: Deployment, new: Deployment) -> None:
     """Raise a ToolkitError for a deployment that cannot take over from the one that is up."""
-    for name in ("serving", "gateway"):
+    for name in ("serving", "gateway", "monitoring"):
         if getattr(new, name) != getattr(deployment, name):
             hint = f"Ports and limits of the door need: {new.command('down')}, then: {new.command('up')}"
             raise ToolkitError(f"{name}: differs from that of the deployment that is up", where=new.file, hint=hint)

@@ -32,6 +32,7 @@ from toolkit.up.door_parts import DoorPart, door_parts
 from toolkit.up.events import Events
 from toolkit.up.fallback import load_fallbacks
 from toolkit.up.replica import Replica
+from toolkit.up.watching import watch_parts
 
 TICK_S = 0.1
 LOOK_TIMEOUT_S = 1.0
@@ -75,6 +76,7 @@ def _keep_up(
         for replica in supervisor.replicas:
             replica.fallbacks = fallbacks
         supervisor.door = door_parts(deployment, places, envoy, environ, events)
+        supervisor.watching = watch_parts(deployment, places, environ, events)
         supervisor.watch(stop)
 
 
@@ -122,6 +124,8 @@ class Supervisor:
         for replica in self.replicas[len(self.replicas) - standby :] if standby else ():
             replica.reserve = True
         self.door: tuple[DoorPart, ...] = ()
+        self.watching: tuple[DoorPart, ...] = ()
+        """Parts that may fail: nobody's request needs them."""
         self._traffic: list[Traffic] = []
         self._phase, self._since = "loading", time.time()
         self._written: DoorState | None = None
@@ -156,7 +160,7 @@ class Supervisor:
 
     def _look(self) -> None:
         """Look once at each part, then decide where the traffic goes."""
-        for part in self.door:
+        for part in (*self.door, *self.watching):
             part.look()
         active = [replica for replica in self.replicas if replica.ready and not replica.reserve]
         for replica in self.replicas:
@@ -202,6 +206,8 @@ class Supervisor:
         """End all parts. The replicas drain the requests that are left; the other parts end at once."""
         for replica in self.replicas:
             replica.stop()
+        for part in self.watching:
+            part.part.ask_to_end()  # Prometheus writes what it has
         deadline = time.monotonic() + self.deployment.serving.drain_timeout_s + END_MARGIN_S
         while any(replica.group.alive for replica in self.replicas) and time.monotonic() < deadline:
             time.sleep(TICK_S)
@@ -209,7 +215,7 @@ class Supervisor:
             replica.group.kill()
             replica.group.close()
             replica.worker.kill()
-        for part in self.door:
+        for part in (*self.door, *self.watching):
             part.part.kill()
         self._events.note("toolkit up", "stopped")
 
@@ -220,7 +226,7 @@ class Supervisor:
             self._write()
 
     def _write(self) -> None:
-        parts = [part.part.state() for part in self.door]
+        parts = [part.part.state() for part in (*self.door, *self.watching)]
         for replica in self.replicas:
             parts += [replica.group.state(), replica.worker.state()]
         gateway = self.deployment.gateway

@@ -30,6 +30,7 @@ class Failed(Exception):
 
     def __init__(self, message: str, code: str = "INVALID_ARG") -> None:
         super().__init__(" ".join(message.split()))
+        self.code = code
         self.error = pb_utils.TritonError(str(self), getattr(pb_utils.TritonError, code))
 
 

@@ -22,6 +22,8 @@ import yaml
 from answer import Answer, texts
 from draining import REFUSAL, is_draining
 from engine_stats import Statistics
+from latency import QUEUE, Latencies, RequestTimes
+from latency_metrics import PARAMETER, LatencyMetrics
 from metrics import Metrics
 from one_line import fault_of_ours
 from reply import CancellationWatch, Reply
@@ -43,7 +45,8 @@ class TritonPythonModel:
         file = Path(args["model_repository"], args["model_version"], "model.yaml")
         settings = yaml.safe_load(file.read_text("utf-8"))
         own = settings.pop("triton_config")
-        self.decoupled = pb_utils.using_decoupled_model_transaction_policy(json.loads(args["model_config"]))
+        config = json.loads(args["model_config"])
+        self.decoupled = pb_utils.using_decoupled_model_transaction_policy(config)
         self.eos_token_ids, self.most = own["eos_token_ids"], own["max_active_requests"]
         self.max_seq_len, self.longest_token_bytes = settings["max_seq_len"], own["longest_token_bytes"]
         try:
@@ -62,6 +65,9 @@ class TritonPythonModel:
         self.watch = CancellationWatch(own["cancellation_check_period_ms"] / 1000)
         statistics = Statistics(self.llm, own["max_running_requests"], settings["pipeline_parallel_size"])
         self.metrics = Metrics(args["model_name"], args["model_version"], statistics.scheduling)
+        self.latencies = Latencies()
+        families = config["parameters"][PARAMETER]["string_value"]
+        self.latency_metrics = LatencyMetrics(self.latencies, args["model_name"], families, leave_out=(QUEUE,))
         period_s = own["stats_check_period_ms"] / 1000
         threading.Thread(target=self._export, args=(statistics, period_s), daemon=True).start()
 
@@ -77,7 +83,7 @@ class TritonPythonModel:
         self.llm.shutdown()
 
     async def _serve(self, name: str, tensors: Mapping[str, NDArray[Any]], reply: Reply) -> None:
-        number = next(self.numbers)
+        number, times = next(self.numbers), RequestTimes(self.latencies)
         try:
             if "stop" in tensors and tensors["stop"].any():
                 self._stop(name)
@@ -87,21 +93,25 @@ class TritonPythonModel:
                 raise Busy(REFUSAL)
             check_sizes(tensors, self.max_seq_len, self.longest_token_bytes)
             question = Question.of_tensors(tensors)
+            times.streamed = question.streaming
             if not self.decoupled:
                 question.check_one_response()
-            await self._answer(number, name, question, reply)
+            await self._answer(number, name, question, reply, times)
         except CLIENTS_FAULTS as fault:
+            times.failed("invalid_arg")
             self.outbox.put((reply.fail, refusal(str(fault), pb_utils.TritonError.INVALID_ARG)))
         except Busy as fault:
+            times.failed("unavailable")
             self.outbox.put((reply.fail, refusal(str(fault), pb_utils.TritonError.UNAVAILABLE)))
         except Exception as fault:
+            times.failed("internal")
             self.outbox.put((reply.fail, fault_of_ours("tensorrt_llm", fault)))
         finally:
             if self.active.pop(number, None):
                 self.watch.remove(reply)
             self.outbox.put((reply.end,))
 
-    async def _answer(self, number: int, name: str, question: Question, reply: Reply) -> None:
+    async def _answer(self, number: int, name: str, question: Question, reply: Reply, times: RequestTimes) -> None:
         ids = question.prompt_ids or await self._tokens(question.prompt)
         if len(self.active) >= self.most:
             what = f"Maximum queue size of {self.most} has been reached, please try again later."
@@ -114,19 +124,27 @@ class TritonPythonModel:
         arguments = question.sampling(self.eos_token_ids)
         result = self.llm.generate_async(ids, self.sampling_params(**arguments), streaming=question.streaming)
         self.active[number] = (name, result)
-        self.watch.add(reply, stop=result.abort)
+
+        def client_left() -> None:
+            times.failed("cancelled")
+            result.abort()
+
+        self.watch.add(reply, stop=client_left)
         answer = Answer(question, len(ids))
-        last = None
+        last, tokens = None, 0
         async for step in result:
             for tensors in answer.responses(step):
                 if last is not None:
                     self.outbox.put((reply.send, last))
                 last = tensors
+            tokens, before = sum(len(output.token_ids) for output in step.outputs), tokens
+            times.tokens(tokens - before)
             if question.streaming and last is not None and not step.finished:
                 self.outbox.put((reply.send, last))
                 last = None
         if last is not None:
             self.outbox.put((reply.send, last, True))
+        times.ended(len(ids))
         for output in result.outputs:
             self.metrics.observe(len(ids), len(output.token_ids))
 
@@ -148,14 +166,18 @@ class TritonPythonModel:
             action(*arguments)
 
     def _export(self, statistics: Statistics, period_s: float) -> None:
-        """Export the metrics until the LLM API fails. Serving goes on without metrics."""
-        try:
-            while True:
-                stats = statistics.read(len(self.active))
-                self.metrics.refresh(stats, stats.gpu_bytes)
-                time.sleep(period_s)
-        except Exception as fault:
-            pb_utils.Logger.log_warn(f"no more metrics of the engine: {type(fault).__name__}: {fault}")
+        """Export the metrics; those of the engine until the LLM API fails."""
+        answers = True
+        while True:
+            self.latency_metrics.export()
+            try:
+                if answers:
+                    stats = statistics.read(len(self.active))
+                    self.metrics.refresh(stats, stats.gpu_bytes)
+            except Exception as fault:
+                answers = False
+                pb_utils.Logger.log_warn(f"no more metrics of the engine: {type(fault).__name__}: {fault}")
+            time.sleep(period_s)
 
 
 class Busy(Exception):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from latency import RequestTimes
 
 from toolkit.errors import InputRefused
 
@@ -32,6 +33,7 @@ class Answer:
         self.model, self.name, self.requests, self.sender = model, name, requests, sender
         self.log_probs: defaultdict[Generation, list[float]] = defaultdict(list)
         self.unfinished = sum(request.num_return_sequences for request in requests)
+        self.times: dict[Generation, RequestTimes] = {}
         self.sequences = model.engine.submit(requests, self.deliver)
         with model.sending:
             if self.unfinished:
@@ -47,6 +49,7 @@ class Answer:
             self.log_probs[sequence].append(event.log_prob)
         if event.finished:
             self.model.metrics.observe(len(sequence.prompt), len(sequence.output))
+        self.measure(event)
         with self.model.sending:
             if event.error is not None:
                 return self.fail(event.error)
@@ -58,6 +61,23 @@ class Answer:
                 self.sender.send(flags=flags)
             if flags:
                 self.model.answers.discard(self)
+
+    def measure(self, event: Event) -> None:
+        """Note the event in the latency metrics."""
+        sequence = event.sequence
+        if sequence not in self.times:
+            arrival, streamed = sequence.arrival_ns / 1e9, sequence.request.streaming
+            self.times[sequence] = RequestTimes(self.model.latencies, arrival, streamed)
+        times = self.times[sequence]
+        if event.error is not None:
+            times.failed("unavailable")
+        elif event.token is None:
+            times.failed("cancelled")
+        else:
+            times.tokens(1)
+            if event.finished:
+                queue = (sequence.first_scheduled_ns - sequence.arrival_ns) / 1e9
+                times.ended(len(sequence.request.input_ids), queue)
 
     def fail(self, message: str) -> None:
         """End the whole request with an error, once."""

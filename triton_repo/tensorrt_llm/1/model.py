@@ -17,6 +17,8 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from answer import FINAL, Answer
 from draining import REFUSAL, is_draining
+from latency import Latencies
+from latency_metrics import PARAMETER, LatencyMetrics
 from metrics import Metrics
 from server_process import end_with_server
 
@@ -60,10 +62,18 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(text) from None
         self.decoupled = pb_utils.using_decoupled_model_transaction_policy(config)
         self.metrics = Metrics(args["model_name"], args["model_version"], self.settings.scheduling)
+        self.latencies = Latencies()
+        families = config["parameters"][PARAMETER]["string_value"]
+        latency_metrics = LatencyMetrics(self.latencies, args["model_name"], families)
         self.answers: set[Answer] = set()
         self.sending = threading.Lock()
         every(self.settings.cancellation_check_period_ms, lambda: self.cancel(Answer.is_abandoned))
-        every(self.settings.stats_check_period_ms, lambda: self.metrics.refresh(self.engine.stats()))
+
+        def export() -> None:
+            self.metrics.refresh(self.engine.stats())
+            latency_metrics.export()
+
+        every(self.settings.stats_check_period_ms, export)
 
     def execute(self, requests: Iterable[Any]) -> None:
         for request in requests:
@@ -71,7 +81,9 @@ class TritonPythonModel:
             try:
                 self.begin(request, sender)
             except ToolkitError as error:
-                code = pb_utils.TritonError.UNAVAILABLE if isinstance(error, Busy) else pb_utils.TritonError.INVALID_ARG
+                busy = isinstance(error, Busy)
+                self.latencies.failed("unavailable" if busy else "invalid_arg")
+                code = pb_utils.TritonError.UNAVAILABLE if busy else pb_utils.TritonError.INVALID_ARG
                 sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code)), flags=FINAL)
 
     def begin(self, request: Any, sender: Any) -> None:

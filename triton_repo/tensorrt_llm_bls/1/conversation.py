@@ -40,10 +40,14 @@ class Conversation:
         self._answers: dict[int, Answer] = {}
         self._stream_of_events: ServerStream | None = None
         self._is_left = False
+        self.prompt_tokens = 0
+        self.output_tokens = 0
+        """Tokens in the events so far, of all answers. Whole answers are counted before the first event."""
 
     def events(self, preprocessed: Mapping[str, NDArray[Any]]) -> Iterator[tuple[list[Any], bool]]:
         """Yield (output tensors, whether they are the last) for each response. Raises Failed."""
         self._preprocessed = preprocessed
+        self.prompt_tokens = int(preprocessed["REQUEST_INPUT_LEN"][0, 0])
         self._ends = Ends(
             max_tokens=int(preprocessed["REQUEST_OUTPUT_LEN"][0, 0]),
             end_id=int(preprocessed["OUT_END_ID"][0, 0]),
@@ -70,7 +74,9 @@ class Conversation:
             answer, (ids, *_) = self._answer(event), rows_of_tokens(event)
             if answer.ended or not ids:
                 continue
+            before = len(answer.ids)
             text = answer.push(ids)
+            self.output_tokens += len(answer.ids) - before
             yield self._outputs.tensors(event, [text]), self._all_ended()
             self._leave_if_ended_by_text()
         # The request was stopped: send the rest of an incomplete character.
@@ -81,7 +87,9 @@ class Conversation:
     def _whole(self) -> Iterator[list[Any]]:
         """Yield a response for each whole answer of tensorrt_llm."""
         for event in self._generate(streaming=False):
-            yield self._outputs.tensors(event, list(map(self._detokenizer.decode, rows_of_tokens(event))))
+            rows = rows_of_tokens(event)
+            self.output_tokens += len(rows[0]) - len(self._echo())
+            yield self._outputs.tensors(event, list(map(self._detokenizer.decode, rows)))
 
     def _collected(self) -> Iterator[list[Any]]:
         """Yield whole answers that a stop word in the text may end. They are read token by token, if possible."""
@@ -94,6 +102,7 @@ class Conversation:
                 self._leave_if_ended_by_text()
         for answer, parts in events.items():
             text = self._detokenizer.decode(self._echo() + answer.ids)
+            self.output_tokens += len(answer.ids)
             yield self._outputs.tensors(joined(parts, len(answer.ids)), [text])
 
     def _generate(self, streaming: bool, **other: Any) -> Iterable[Event]:

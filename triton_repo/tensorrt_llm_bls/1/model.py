@@ -16,6 +16,8 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from conversation import Conversation
 from inner import Inner
+from latency import QUEUE, Latencies, RequestTimes
+from latency_metrics import PARAMETER, Exporter, LatencyMetrics
 from model_values import ModelValues
 from one_line import fault_of_ours
 from outputs import Outputs
@@ -25,6 +27,9 @@ from server_address import http_address
 from server_process import end_with_server
 from server_stream import Failed
 from token_text import Detokenizer
+
+CANCELLED = "cancelled"
+"""The class of a request whose client left."""
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,6 +49,10 @@ class TritonPythonModel:
             str, str
         ] = {}  # the client's id of each conversation under way, by its id inside tensorrt_llm
         self.watch = CancellationWatch(int(values["cancellation_check_period_ms"]) / 1000)
+        self.latencies = Latencies()
+        # Only the engine knows how long a request waited in its queue.
+        metrics = LatencyMetrics(self.latencies, args["model_name"], values[PARAMETER], leave_out=(QUEUE,))
+        self.exporter = Exporter(metrics)
 
     def execute(self, requests: Iterable[Any]) -> None:
         for request in requests:
@@ -52,16 +61,20 @@ class TritonPythonModel:
                 request_inputs = RequestInputs(request, self.decoupled)
             except Exception as fault:
                 Reply(sender).fail(error_of(fault))
+                self.latencies.failed(class_of(fault))
                 continue
             reply = Reply(sender, parts=request_inputs.texts, decoupled=self.decoupled)
             if request_inputs.is_stop_request:
                 threading.Thread(target=self._stop, args=(request_inputs.id, reply), daemon=True).start()
             else:
                 conversations = [self._conversation(request_inputs, number) for number in range(request_inputs.texts)]
-                threading.Thread(target=self._serve, args=(request_inputs, conversations, reply), daemon=True).start()
+                times = [RequestTimes(self.latencies, streamed=request_inputs.is_streamed) for _ in conversations]
+                arguments = (request_inputs, conversations, times, reply)
+                threading.Thread(target=self._serve, args=arguments, daemon=True).start()
 
     def finalize(self) -> None:
         self.watch.end()
+        self.exporter.end()
 
     def _conversation(self, request_inputs: RequestInputs, number: int) -> Conversation:
         # tensorrt_llm needs one id for each text: a new one if the client's is in use or stands for several texts.
@@ -71,21 +84,38 @@ class TritonPythonModel:
         inputs = row(request_inputs.inputs, number)
         return Conversation(self.inner, self.outputs, self.detokenizer, inputs, id, self.decoupled)
 
-    def _serve(self, request_inputs: RequestInputs, conversations: Sequence[Conversation], reply: Reply) -> None:
+    def _serve(
+        self,
+        request_inputs: RequestInputs,
+        conversations: Sequence[Conversation],
+        times: Sequence[RequestTimes],
+        reply: Reply,
+    ) -> None:
         """Send every event of one request. A failure is an event of one line."""
 
         def leave() -> None:
             for conversation in conversations:
                 conversation.leave()
 
+        def client_left() -> None:
+            for one in times:
+                one.failed(CANCELLED)
+            leave()
+
+        def failed(fault: Exception, failed_times: Sequence[RequestTimes]) -> None:
+            reply.fail(error_of(fault))
+            for one in failed_times:
+                one.failed(class_of(fault))
+
         def answer(number: int) -> None:
             try:
-                self._answer(conversations[number], number, row(preprocessed, number), request_inputs, reply)
+                prompt = row(preprocessed, number)
+                self._answer(conversations[number], number, prompt, request_inputs, reply, times[number])
             except Exception as fault:
-                reply.fail(error_of(fault))
+                failed(fault, [times[number]])
                 leave()
 
-        self.watch.add(reply, stop=leave)
+        self.watch.add(reply, stop=client_left)
         try:
             preprocessed = self.inner.preprocess(request_inputs.inputs)
             if request_inputs.texts == 1:
@@ -94,7 +124,7 @@ class TritonPythonModel:
                 with ThreadPoolExecutor(request_inputs.texts) as threads:
                     threads.map(answer, range(request_inputs.texts))
         except Exception as fault:
-            reply.fail(error_of(fault))
+            failed(fault, times)
         finally:
             self.watch.remove(reply)
             for conversation in conversations:
@@ -107,14 +137,18 @@ class TritonPythonModel:
         preprocessed: Mapping[str, NDArray[Any]],
         request_inputs: RequestInputs,
         reply: Reply,
+        times: RequestTimes,
     ) -> None:
         """Send the events of one text, with its batch_index if the request has several."""
         index = [pb_utils.Tensor("batch_index", np.array([[number]], np.int32))] if request_inputs.texts > 1 else []
-        last = False
+        last, tokens = False, 0
         for tensors, last in conversation.events(preprocessed):
             reply.send([*tensors, *index], last)
+            tokens, before = conversation.output_tokens, tokens
+            times.tokens(tokens - before)
         if not last:
             reply.end()
+        times.ended(conversation.prompt_tokens)
 
     def _stop(self, id: str, reply: Reply) -> None:
         """Stop the texts with this client id. If there are none, stop the request of that id in tensorrt_llm."""
@@ -124,6 +158,11 @@ class TritonPythonModel:
             reply.send(self.outputs.tensors({}, [""]), last=True)
         except Exception as fault:
             reply.fail(error_of(fault))
+
+
+def class_of(fault: Exception) -> str:
+    """The class of an error, as the label of the error counter."""
+    return fault.code.lower() if isinstance(fault, Failed) else "internal"
 
 
 def error_of(fault: Exception) -> Any:

@@ -23,7 +23,7 @@ class RequestInputs:
         self.inputs = {tensor.name(): tensor.as_numpy().copy() for tensor in request.inputs()}
         self.id = request.request_id()
         self.texts = len(self.inputs["text_input"])
-        self.is_stop_request = self._any("stop")
+        self.is_stop_request, self.is_streamed = self._any("stop"), self._any("stream")
         if self.is_stop_request and not self.id:
             raise Failed("stop: the request has no id, expected the id of the request to stop")
         self._check_numbers()

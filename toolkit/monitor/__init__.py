@@ -1,0 +1,1 @@
+"""Watches a deployment that is served: metrics of its GPUs, replicas and SLO, and the files for Prometheus."""

@@ -1,0 +1,55 @@
+"""What each replica's engine says of itself: its queue, its KV cache, its micro-batches."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from toolkit.monitor.page import Page
+from toolkit.monitor.totals import Totals
+from toolkit.slo.server_metrics import Value
+
+PIPELINE_S = 10.0
+"""The time over which micro-batches are looked at."""
+LEAST_LOOKS = 2
+"""Looks per micro-batch, with requests, before their absence says something."""
+
+
+class EngineWatch:
+    """The engine of one replica with `stages` pipeline stages."""
+
+    def __init__(self, replica: int, stages: int) -> None:
+        self._replica, self._stages = replica, stages
+        self._looks: deque[tuple[float, int]] = deque()
+        self._reused = Totals()
+
+    def fill(self, page: Page, values: Sequence[Value], now: float) -> None:
+        """From its page of metrics. `now` is on a clock that only goes forward."""
+
+        def of(family: str, label: str, kind: str) -> float | None:
+            name = f"nv_trt_llm_{family}_metrics"
+            return next((one.value for one in values if one.name == name and one.labels.get(label) == kind), None)
+
+        replica = self._replica
+        active = of("request", "request_type", "active")
+        page.set("toolkit_requests_active", active, replica=replica)
+        page.set("toolkit_requests_waiting", of("request", "request_type", "waiting"), replica=replica)
+        used, most = (of("kv_cache_block", "kv_cache_block_type", kind) for kind in ("used", "max"))
+        if used is not None and most:
+            page.set("toolkit_kv_cache_used_ratio", used / most, replica=replica)
+        if (reused := of("kv_cache_block", "kv_cache_block_type", "reused")) is not None:
+            self._reused.add(replica, {"reused": reused})
+        page.set("toolkit_kv_cache_reused_blocks_total", self._reused.get("reused"), replica=replica)
+        micro_batch = of("inflight_batcher", "inflight_batcher_specific_metric", "micro_batch_id")
+        if micro_batch is not None:
+            page.set("toolkit_pipeline_empty_ratio", self._empty(active or 0, int(micro_batch), now), replica=replica)
+
+    def _empty(self, active: float, micro_batch: int, now: float) -> float | None:
+        """The share of micro-batches that had no step lately. None if too few looks had a request."""
+        if active:
+            self._looks.append((now, micro_batch))
+        while self._looks and self._looks[0][0] < now - PIPELINE_S:
+            self._looks.popleft()
+        if len(self._looks) < LEAST_LOOKS * self._stages:
+            return None
+        return 1 - len({number for _, number in self._looks}) / self._stages

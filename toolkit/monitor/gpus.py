@@ -1,0 +1,143 @@
+"""The GPU of each rank; in a rehearsal, the processor share and the memory of the rank's processes stand for it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import psutil
+
+from toolkit.config.deployment import Deployment
+from toolkit.errors import ToolkitError
+from toolkit.machine.gpu_health import THROTTLES, GpuHealth, GpuReader
+from toolkit.machine.kernel_log import Kernel, bus_of, look_at_kernel
+from toolkit.machine.limits import memory_limit
+from toolkit.monitor.page import Page
+from toolkit.serve.janitor import ServerRun, members
+from toolkit.serve.share import share_of
+from toolkit.serve.state import read_state
+
+NVML, REHEARSAL = "nvml", "rehearsal"
+KERNEL_EVERY_S = 30.0
+NO_RANK = "none"
+"""The label `replica` and `rank` of a GPU that the deployment does not use."""
+
+
+class GpuWatch:
+    """The GPUs of this machine, with the rank on each."""
+
+    def __init__(self, deployment: Deployment, kernel: Callable[[], Kernel] = look_at_kernel) -> None:
+        self._reader, self._kernel = GpuReader(), kernel
+        self.problem = self._reader.problem
+        self._ranks = dict(_ranks_by_gpu(deployment))
+        self._xids, self._looked = Kernel(), -KERNEL_EVERY_S
+
+    def fill(self, page: Page, now: float) -> None:
+        """Read all GPUs."""
+        if now - self._looked >= KERNEL_EVERY_S:
+            self._xids, self._looked = self._kernel(), now
+        gpus = self._reader.read()
+        for gpu in gpus:
+            replica, rank = self._ranks.get(gpu.index, (NO_RANK, NO_RANK))
+            _fill_gpu(page, gpu, {"replica": replica, "rank": rank, "gpu": gpu.index, "source": NVML})
+        by_bus = {bus_of(gpu.bus): gpu.index for gpu in gpus if gpu.bus}
+        for xid in self._xids.xids:
+            labels = {"gpu": by_bus.get(xid.bus, xid.bus), "xid": xid.code}
+            before = page.get("toolkit_gpu_xid_errors_total", **labels) or 0
+            page.set("toolkit_gpu_xid_errors_total", before + 1, **labels)
+
+    def close(self) -> None:
+        """Let go of NVML."""
+        self._reader.close()
+
+
+def _ranks_by_gpu(deployment: Deployment) -> Iterator[tuple[int, tuple[int, int]]]:
+    """(GPU, (replica, rank))."""
+    for number, replica in enumerate(deployment.per_replica()):
+        with contextlib.suppress(ToolkitError):
+            for rank, gpu in enumerate(share_of(replica).gpus):
+                yield gpu, (number, rank)
+
+
+def _fill_gpu(page: Page, gpu: GpuHealth, labels: dict[str, object]) -> None:
+    page.set("toolkit_gpu_lost", bool(gpu.problem), **labels)
+    page.set("toolkit_gpu_utilisation_ratio", gpu.utilisation, **labels)
+    page.set("toolkit_gpu_memory_used_bytes", gpu.memory_used_bytes, **labels)
+    page.set("toolkit_gpu_memory_total_bytes", gpu.memory_total_bytes, **labels)
+    page.set("toolkit_gpu_temperature_celsius", gpu.temperature_c, **labels)
+    page.set("toolkit_gpu_power_watts", gpu.power_w, **labels)
+    page.set("toolkit_gpu_power_limit_watts", gpu.power_limit_w, **labels)
+    page.set("toolkit_gpu_sm_clock_hertz", None if gpu.sm_clock_mhz is None else gpu.sm_clock_mhz * 1e6, **labels)
+    for reason in THROTTLES.values() if gpu.throttles is not None else ():
+        page.set("toolkit_gpu_throttled", reason in (gpu.throttles or ()), reason=reason, **labels)
+    page.set("toolkit_gpu_ecc_errors_total", gpu.ecc_corrected, kind="corrected", **labels)
+    page.set("toolkit_gpu_ecc_errors_total", gpu.ecc_uncorrected, kind="uncorrected", **labels)
+    page.set("toolkit_gpu_nvlink_errors_total", gpu.nvlink_errors, **labels)
+    page.set("toolkit_gpu_nvlink_bytes_total", gpu.nvlink_sent_bytes, direction="sent", **labels)
+    page.set("toolkit_gpu_nvlink_bytes_total", gpu.nvlink_received_bytes, direction="received", **labels)
+
+
+class RankWatch:
+    """The ranks of a rehearsal, with the numbers that GPUs would have."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._replicas = deployment.per_replica()
+        self._size = deployment.mapping.world_size
+        self._total = (memory_limit() or psutil.virtual_memory().total) / deployment.all_ranks
+        self._runs: dict[int, tuple[ServerRun, dict[int, list[psutil.Process]]]] = {}
+        self._before: dict[tuple[int, int], tuple[float, float]] = {}
+        self.problem = ""
+
+    def fill(self, page: Page, now: float) -> None:
+        """Read the processes of all ranks."""
+        for number, replica in enumerate(self._replicas):
+            for rank, processes in self._ranks(number, replica).items():
+                labels = {"replica": number, "rank": rank, "gpu": number * self._size + rank, "source": REHEARSAL}
+                seconds, resident = _used(processes)
+                then, before = self._before.get((number, rank), (now, seconds))
+                self._before[number, rank] = now, seconds
+                if now > then and seconds >= before:
+                    share = min(1.0, (seconds - before) / (now - then))
+                    page.set("toolkit_gpu_utilisation_ratio", share, **labels)
+                page.set("toolkit_gpu_memory_used_bytes", resident, **labels)
+                page.set("toolkit_gpu_memory_total_bytes", self._total, **labels)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _ranks(self, number: int, replica: Deployment) -> dict[int, list[psutil.Process]]:
+        """The processes of each rank. /proc is searched only for a new run, or when a process has ended."""
+        state = read_state(replica)
+        if state is None or state.phase in ("stopped", "failed"):
+            self._runs.pop(number, None)
+            return {}
+        run, ranks = self._runs.get(number, (None, {}))
+        loaded = state.phase != "loading"
+        if run != state.run or not loaded or not all(one.is_running() for them in ranks.values() for one in them):
+            ranks = _processes(state.run)
+            self._runs[number] = state.run, ranks
+        return ranks
+
+
+def _processes(run: ServerRun) -> dict[int, list[psutil.Process]]:
+    ranks: dict[int, list[psutil.Process]] = {}
+    for member in members(run):
+        if member.rank is not None:
+            with contextlib.suppress(psutil.Error):
+                ranks.setdefault(member.rank, []).append(psutil.Process(member.pid))
+    return ranks
+
+
+def _used(processes: list[psutil.Process]) -> tuple[float, int]:
+    """(seconds of processor time, resident bytes) of them together."""
+    seconds, resident = 0.0, 0
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            seconds, resident = seconds + times.user + times.system, resident + process.memory_info().rss
+    return seconds, resident
+
+
+def watch_of(deployment: Deployment) -> GpuWatch | RankWatch:
+    """GPUs, or what stands for them."""
+    return GpuWatch(deployment) if deployment.kind.on_gpus else RankWatch(deployment)

@@ -1,0 +1,84 @@
+"""Prometheus for one deployment: its files, and how it is started."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from toolkit.config.deployment import Deployment
+from toolkit.gateway.places import LOOPBACK
+from toolkit.monitor.alerts import alerts
+from toolkit.monitor.rules import recording_rules
+
+INSTALL = "apt-get install prometheus"
+CONFIG, RULES, ALERTS = "prometheus.yml", "rules.yml", "alerts.yml"
+INTERVAL = "5s"
+
+
+def find() -> Path | None:
+    """The program, if it is installed."""
+    program = shutil.which("prometheus")
+    return Path(program) if program else None
+
+
+def files(deployment: Deployment, front_port: int | None) -> dict[str, str]:
+    """The text of each file, by its name. `front_port`: where Dynamo's front end listens, if there is one."""
+    contents = {
+        CONFIG: scrape_config(deployment, front_port),
+        RULES: _group("toolkit", [rule.as_yaml() for rule in recording_rules(deployment)]),
+        ALERTS: _group("toolkit alerts", [alert.as_yaml() for alert in alerts(deployment)]),
+    }
+    return {name: yaml.safe_dump(content, sort_keys=False, width=120) for name, content in contents.items()}
+
+
+def write_files(deployment: Deployment, front_port: int | None, folder: Path) -> None:
+    """Write the files into a folder that is there."""
+    for name, text in files(deployment, front_port).items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def scrape_config(deployment: Deployment, front_port: int | None) -> dict[str, Any]:
+    """The content of prometheus.yml."""
+    jobs = [_job("toolkit", [_targets(deployment.monitoring.exporter_port)])]
+    ports = [replica.serving.metrics_port for replica in deployment.per_replica()]
+    jobs.append(_job("triton", [_targets(port, replica=str(number)) for number, port in enumerate(ports)]))
+    if front_port is not None:
+        jobs.append(_job("dynamo", [_targets(front_port)]))
+    return {
+        "global": {
+            "scrape_interval": INTERVAL,
+            "evaluation_interval": INTERVAL,
+            "external_labels": {"deployment": deployment.name},
+        },
+        "rule_files": [RULES, ALERTS],
+        "scrape_configs": jobs,
+    }
+
+
+def command(program: Path, deployment: Deployment, folder: Path) -> list[str]:
+    """What starts it, with its files in `folder`, where its time series go too."""
+    monitoring = deployment.monitoring
+    return [
+        str(program),
+        f"--config.file={folder / CONFIG}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--storage.tsdb.retention.time={monitoring.retention_days}d",
+        f"--web.listen-address={LOOPBACK}:{monitoring.prometheus_port}",
+        "--log.level=warn",
+    ]
+
+
+def _group(name: str, rules: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"groups": [{"name": name, "rules": rules}]}
+
+
+def _job(name: str, targets: list[dict[str, Any]]) -> dict[str, Any]:
+    # honor_labels: our models' families name their replica themselves.
+    return {"job_name": name, "honor_labels": True, "static_configs": targets}
+
+
+def _targets(port: int, **labels: str) -> dict[str, Any]:
+    return {"targets": [f"{LOOPBACK}:{port}"], **({"labels": labels} if labels else {})}

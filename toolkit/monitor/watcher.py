@@ -1,0 +1,97 @@
+"""Puts the values of one moment together, from all that can be asked."""
+
+from __future__ import annotations
+
+import http.client
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from toolkit.config.deployment import Deployment
+from toolkit.monitor import replicas
+from toolkit.monitor.engine import EngineWatch
+from toolkit.monitor.gpus import watch_of
+from toolkit.monitor.latencies import Latencies
+from toolkit.monitor.page import Page
+from toolkit.monitor.predictions import Predictions
+from toolkit.monitor.read_page import read_page
+from toolkit.serve.health import reachable
+from toolkit.slo.server_metrics import Value, parse
+
+FRONT = "front end"
+EVERY_S = 1.0
+"""GPUs and phases are read so often."""
+PAGES_EVERY_S = 2.0
+"""The metrics of the servers are read so often: a page takes about as long as ten GPUs."""
+
+
+class Watcher:
+    """Watches one deployment. `look` once per EVERY_S."""
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        front_url: str | None = None,
+        read: Callable[[str], str] = read_page,
+        clock: Callable[[], float] = time.monotonic,
+        predictions: bool = True,
+    ) -> None:
+        self._deployment, self._read, self._clock = deployment, read, clock
+        self._gpus, self._latencies = watch_of(deployment), Latencies(deployment)
+        self._predictions = Predictions(deployment) if predictions else None
+        self._urls: dict[str, str] = {} if front_url is None else {FRONT: front_url}
+        self._engines: dict[str, EngineWatch] = {}
+        for number, replica in enumerate(deployment.per_replica()):
+            serving = replica.serving
+            name = f"replica {number}"
+            self._urls[name] = f"http://{reachable(serving.host)}:{serving.metrics_port}/metrics"
+            self._engines[name] = EngineWatch(number, deployment.parallel.pp)
+        self._values: Mapping[str, Sequence[Value]] = {}
+        self._read_at = -PAGES_EVERY_S
+        self._began = time.time()
+
+    def look(self) -> Page:
+        """The values of now. What cannot be read has none; nothing raises."""
+        page, now = Page(), self._clock()
+        page.set("toolkit_exporter_start_time_seconds", self._began)
+        self._gpus.fill(page, now)
+        replicas.fill(page, self._deployment)
+        if now - self._read_at >= PAGES_EVERY_S:
+            self._read_at, self._values = now, self._pages()
+            for source, values in self._values.items():
+                self._latencies.note(source, values)
+        for source in self._urls:
+            page.set("toolkit_scrape_ok", source in self._values, source=source)
+            if source in self._engines and source in self._values:
+                self._engines[source].fill(page, self._values[source], now)
+        self._latencies.fill(page, now)
+        if self._predictions:
+            self._predictions.fill(page)
+        fill_balance(page)
+        return page
+
+    def close(self) -> None:
+        """Let go of the GPUs, and of a prediction that still computes."""
+        self._gpus.close()
+        if self._predictions:
+            self._predictions.close()
+
+    def _pages(self) -> Mapping[str, Sequence[Value]]:
+        """The values of each page that could be read."""
+        pages: dict[str, Sequence[Value]] = {}
+        for source, url in self._urls.items():
+            try:
+                pages[source] = tuple(parse(self._read(url)))
+            except (OSError, ValueError, http.client.HTTPException):
+                continue
+        return pages
+
+
+def fill_balance(page: Page) -> None:
+    """How far the ranks are apart, by the SLO's definition of balance: (most - least) / mean."""
+    used = [value for labels, value in page.of("toolkit_gpu_utilisation_ratio") if labels["rank"] != "none"]
+    memory = [value for labels, value in page.of("toolkit_gpu_memory_used_bytes") if labels["rank"] != "none"]
+    kv = [value for _, value in page.of("toolkit_kv_cache_used_ratio")]
+    for of, values in (("utilisation", used), ("memory", memory), ("kv", kv)):
+        if len(values) > 1 and sum(values) > 0:
+            spread = (max(values) - min(values)) * len(values) / sum(values)
+            page.set("toolkit_balance_spread_ratio", spread, of=of)
