@@ -1,13 +1,14 @@
 """The planner's throughput beside NVIDIA's published tables, whole run against whole run: output tokens/s of a group.
 
     python benchmarks/plan_published.py                 # every point
+    python benchmarks/plan_published.py --table         # the same as the table of benchmarks/plan.md
     python benchmarks/plan_published.py --summary       # only the errors of groups of points
 
-`data/published.csv` holds what the performance overviews of TensorRT-LLM 0.14 to 1.2 say of Llama models: all requests
+`data/published.csv` holds what the performance overviews of TensorRT-LLM 0.11 to 1.2 say of Llama models: all requests
 at once, equal lengths, total output tokens over total seconds. `data/first_tokens.csv` has the first-token latencies
-of one prompt alone, of 0.9. The column `earlier` is what the planner predicted
-before its step times were made as they are. Settings are those of the releases' own trtllm-bench (see `settings`).
-Which points were used to set constants, and which were not, is in benchmarks/plan.md.
+of one prompt alone, of 0.9. The column `earlier` is what the planner predicted before its constants for engines were
+made as they are. Settings are those of the releases' own benchmark (see `settings`). Which points were used to set
+constants, and which were not, is in benchmarks/plan.md.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from burst import Burst, Limits
 from toolkit.model.rank_mapping import RankMapping
 from toolkit.model.shape import ModelShape
 from toolkit.sizing.gpus import GPUS, Gpu
-from toolkit.sizing.memory import GIB, activation_bytes, context_bytes, plan_stage
+from toolkit.sizing.memory import GIB, activation_bytes, context_bytes, plan_stage, sequence_bytes
 from toolkit.sizing.precision import Precision
-from toolkit.steptimes.latency import ClosedForm
+from toolkit.steptimes.latency import ENGINE, PYTORCH, ClosedForm
 from toolkit.steptimes.step import prefill
 
 DATA = Path(__file__).parent / "data"
@@ -38,8 +39,11 @@ REQUESTS = {
     (8192, 1024): 1500, (1024, 8192): 1500, (20000, 2000): 1000, (32768, 1024): 1000,
 }  # fmt: skip
 """Requests of a run by (prompt, output), as the overviews have them; 3,000 of the others."""
-TRAINING = "0.17"
-"""The release whose points set the constants of `toolkit.steptimes.latency.Overheads` and of memory."""
+TABLED = {"0.11": 0.99, "0.12": 0.9, "0.13": 0.9, "0.14": 0.9}
+"""Releases whose limits come from a table, and the share of the free memory that their KV cache took."""
+TUNED = ("0.15", "0.17")
+"""Releases whose benchmark lets the executor tune the batch size, by the sequences that fit (`tuned`)."""
+PYTORCH_SINCE = ("0.20", "1.0", "1.2")
 
 
 def shape(vocabulary: int, hidden: int, ffn: int, layers: int, heads: int, kv_heads: int = 8) -> ModelShape:
@@ -50,6 +54,8 @@ def shape(vocabulary: int, hidden: int, ffn: int, layers: int, heads: int, kv_he
 
 
 SHAPES = {
+    "Llama-3-8B": shape(128256, 4096, 14336, 32, 32),
+    "Llama-3-70B": shape(128256, 8192, 28672, 80, 64),
     "Llama-3.1-8B": shape(128256, 4096, 14336, 32, 32),
     "Llama-3.1-70B": shape(128256, 8192, 28672, 80, 64),
     "Llama-3.3-70B": shape(128256, 8192, 28672, 80, 64),
@@ -78,30 +84,36 @@ class Point:
     @property
     def held_out(self) -> bool:
         """Whether no constant was set from it."""
-        return self.release != TRAINING and not self.sets_logits
+        return not (self.sets_overheads or self.sets_logits)
+
+    @property
+    def sets_overheads(self) -> bool:
+        """Of those that set the constants of ENGINE, the two-shot all-reduce, and memory: 0.17, and Llama 2 in 0.13."""
+        return self.release == "0.17" or (self.release == "0.13" and self.model.startswith("Llama-2"))
 
     @property
     def sets_logits(self) -> bool:
         """Of the few points whose memory is mostly logits, and which set LOGITS_BYTES."""
-        return (self.release, self.gpu, self.precision, self.tp) == (
-            "0.14",
-            "h100-sxm",
-            "fp8",
-            1,
-        ) and "70B" in self.model
+        layout = (self.release, self.gpu, self.precision, self.tp)
+        return layout == ("0.14", "h100-sxm", "fp8", 1) and "70B" in self.model
 
     def predicted(self) -> float:
         """Output tokens/s of the run; 0 where the memory that is predicted holds no sequence."""
         gpu, precision, model = GPUS[self.gpu], PRECISIONS[self.precision], SHAPES[self.model]
-        mapping = RankMapping(tp=self.tp, pp=1)
+        mapping, pytorch = RankMapping(tp=self.tp, pp=1), self.release in PYTORCH_SINCE
         sequences, tokens, share = settings(self)
-        stage = plan_stage(model, mapping, 0, precision)
-        used = stage.weight_bytes + context_bytes(gpu, self.tp)
-        used += activation_bytes(model, self.tp, tokens, sequences, precision)
+        # The LLM API, with which trtllm-bench builds, shards the embedding (embedding_parallel_mode); 0.11 did not.
+        stage = plan_stage(model, mapping, 0, precision, parallel_embedding=self.release != "0.11")
+        used = stage.weight_bytes + context_bytes(gpu, self.tp, pytorch)
+        used += activation_bytes(model, self.tp, tokens, precision)
+        used += sequence_bytes(model, sequences, self.prompt + self.output)
         pool = int(share * (gpu.memory_gib * GIB - used)) // stage.kv_bytes_per_token
-        count = REQUESTS.get((self.prompt, self.output), 3000)
-        times = ClosedForm(model, mapping, gpu, precision)
         limits = Limits(sequences, tokens, pool)
+        if self.release in TUNED:
+            fit = pool // limits.block // math.ceil((self.prompt + self.output) / limits.block)
+            limits = limits._replace(sequences=min(sequences, tuned(fit)))
+        count = REQUESTS.get((self.prompt, self.output), 3000)
+        times = ClosedForm(model, mapping, gpu, precision, PYTORCH if pytorch else ENGINE)
         return count * self.output / Burst(times, self.prompt, self.output, count, limits).run()
 
     def error(self) -> float:
@@ -137,15 +149,13 @@ def first_tokens() -> Iterable[tuple[str, float, float]]:
 
 
 def settings(point: Point) -> tuple[int, int, float]:
-    """(max_batch_size, max_num_tokens, share of free memory for the KV cache) of trtllm-bench in that release.
+    """(max_batch_size, max_num_tokens, share of free memory for the KV cache) of the release's own benchmark.
 
-    0.14 has a table of them in its benchmark_config.yml. Later releases estimate how many requests fit, and round up.
+    Up to 0.14 they are in a table: the overview of 0.11 prints it, and trtllm-bench has it as benchmark_config.yml.
+    Later releases estimate how many requests fit, and round up.
     """
-    if point.release == "0.14":
-        if point.model == "Llama-3.1-8B":
-            return 2048, 8192, 0.9
-        two = (2048, 1024) if point.prompt + point.output == 4096 else (256, 1024)
-        return (*{1: (2048, 2048), 2: two, 4: (2048, 1024), 8: (8192, 16384)}[point.tp], 0.9)
+    if point.release in TABLED:
+        return (*_tabled(point), TABLED[point.release])
     fit = _requests_that_fit(GPUS[point.gpu], SHAPES[point.model], PRECISIONS[point.precision], point)
     sequences = min(fit, 4096)
     tokens = min(sequences * (1 + point.prompt / point.output), 32768)
@@ -154,6 +164,31 @@ def settings(point: Point) -> tuple[int, int, float]:
         _rounded(tokens, 2048, ((4096, 256), (8192, 512)), 1024),
         0.95,
     )
+
+
+def _tabled(point: Point) -> tuple[int, int]:
+    """(max_batch_size, max_num_tokens), for some lengths of their own: the table goes by prompt + output, in 0.11 by
+    both."""
+    length = point.prompt + point.output
+    if point.model == "Llama-2-7B":
+        return 4096, 8192
+    if point.model == "Llama-2-70B":
+        few = length == 2176 and (point.release != "0.11" or point.output == 2048)
+        four = (256, 8192) if length == 4224 else (4096, 8192)
+        return {2: (2048, 2048), 4: four, 8: (1024 if few else 8192, 16384)}[point.tp]
+    if point.model.endswith("8B"):
+        return 2048, 8192
+    two = (2048, 1024) if length == 4096 else (256, 1024)
+    return {1: (2048, 2048), 2: two, 4: (2048, 1024), 8: (8192, 16384)}[point.tp]
+
+
+def tuned(fit: int) -> int:
+    """The batch size to which the executor tunes itself when `fit` sequences fit: DynamicBatchTuner in TensorRT-LLM."""
+    for below, size in ((144, 128), (336, 256), (672, 512), (832, 768), (1280, 1024), (1664, 1536)):
+        if fit < below:
+            return size
+    whole = fit // 512 * 512
+    return whole if fit < whole + 128 else fit
 
 
 def _requests_that_fit(gpu: Gpu, model: ModelShape, precision: Precision, point: Point) -> float:
@@ -173,28 +208,46 @@ def _rounded(value: float, least: int, steps: Iterable[tuple[int, int]], last: i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--summary", action="store_true")
-    summary = parser.parse_args().summary
+    parser.add_argument("--table", action="store_true")
+    asked = parser.parse_args()
     groups: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    rows: dict[str, dict[str, str]] = defaultdict(dict)
     for point in points():
         predicted = point.predicted()
         before, now = point.earlier / point.published - 1, predicted / point.published - 1
         use = "held out" if point.held_out else "used"
-        for group in (f"all, {use}", f"{point.release}, {use}", f"{point.gpu} {point.precision}, {use}"):
-            groups[group].append((before, now))
-        if not summary:
+        row = f"{point.release} {point.model[6:]} {point.gpu.removesuffix('-sxm')} {point.precision} tp{point.tp}"
+        rows[f"{row}{'' if point.held_out else ' *'}"][f"{point.prompt}/{point.output}"] = f"{before:+.0%} → {now:+.0%}"
+        for group in ("all", point.release, f"{point.gpu} {point.precision}", "since 0.14"):
+            if group != "since 0.14" or point.release >= "0.14":
+                groups[f"{group}, {use}"].append((before, now))
+        if point.release >= "0.14" and point.held_out:
+            groups[f"{point.gpu} {point.precision} since 0.14, held out"].append((before, now))
+        if not (asked.summary or asked.table):
             print(
                 f"{point.release:5} {point.model:15} {point.precision:5} {point.gpu:9} tp{point.tp} "
                 f"{point.prompt:5}/{point.output:<5} published {point.published:9,.0f}  earlier {before:+7.1%}  "
                 f"now {predicted:9,.0f} {now:+7.1%}  {use}"
             )
-    if not summary:
+    if asked.table:
+        print_table(rows)
+    elif not asked.summary:
         for what, published, milliseconds in first_tokens():
             print(
                 f"first token, {what:40} {published:6.1f} ms  {milliseconds:6.1f} {milliseconds / published - 1:+7.1%}"
             )
-    for group, errors in sorted(groups.items()):
-        earlier, ours = zip(*errors, strict=True)
-        print(f"{group:28} {len(errors):4} points   earlier {describe(earlier)}   now {describe(ours)}")
+    if not asked.table:
+        for group, errors in sorted(groups.items()):
+            earlier, ours = zip(*errors, strict=True)
+            print(f"{group:38} {len(errors):4} points   earlier {describe(earlier)}   now {describe(ours)}")
+
+
+def print_table(rows: dict[str, dict[str, str]]) -> None:
+    columns = sorted({c for row in rows.values() for c in row}, key=lambda c: tuple(map(int, c.split("/"))))
+    print(f"| release, model, GPU, tp | {' | '.join(columns)} |")
+    print("|---" * (len(columns) + 1) + "|")
+    for name, row in sorted(rows.items()):
+        print(f"| {name} | {' | '.join(row.get(c, '').replace('%', '') for c in columns)} |")
 
 
 def describe(errors: Iterable[float]) -> str:

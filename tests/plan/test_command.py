@@ -74,7 +74,7 @@ def test_comparing_where_the_own_layout_or_none_fits(flagship):
     text = plan(own, "--compare")
     assert "does not fit by 4.5 GiB" in text and "yours, 2 x tp2" in text
     data = json.loads(plan(own, "--compare", "--json"))
-    assert "prediction" not in data and data["comparison"]["best"] == "pp2 x tp2"
+    assert "prediction" not in data and data["comparison"]["best"] == "tp4"
     assert "no layout fits" in plan(flagship(**SHORT), "--compare", "--hardware", "l40s", "--gpus", 1)
 
 

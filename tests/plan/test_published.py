@@ -34,32 +34,31 @@ def published():
 
 @pytest.mark.thorough
 def test_held_out_throughputs_are_within_the_limits(published):
-    """Every third of the 476, over all releases, models, GPUs and layouts."""
+    """Every sixth of the 986, over all releases, models, GPUs and layouts."""
     held_out = [point for point in published.points() if point.held_out]
-    assert len(held_out) == 476
-    median, ninth, bias = published.accuracy(point.error() for point in held_out[::3])
-    assert median <= 0.07 and ninth <= 0.15 and abs(bias) <= 0.03, (median, ninth, bias)
+    assert len(held_out) == 986
+    median, ninth, bias = published.accuracy(point.error() for point in held_out[::6])
+    assert median <= 0.07 and ninth <= 0.16 and abs(bias) <= 0.03, (median, ninth, bias)
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(("gpu", "precision"), [("a100-sxm", "fp16"), ("l40s", "fp8")])
-def test_gpus_with_few_points_are_not_hidden_behind_the_others(published, gpu, precision):
-    points = [p for p in published.points() if p.held_out and (p.gpu, p.precision) == (gpu, precision)]
-    assert published.accuracy(point.error() for point in points)[0] <= 0.08
-
-
-@pytest.mark.thorough
-def test_sixteen_bits_on_the_h100_where_an_engine_was_tuned_by_its_own_release(published):
-    """None of these points set anything: 16 bits were published of the A100 alone in the release that did."""
-    points = [p for p in published.points() if (p.gpu, p.precision, p.release) == ("h100-sxm", "fp16", "0.15")]
-    assert len(points) == 35
-    assert published.accuracy(point.error() for point in points[::2])[0] <= 0.08
+@pytest.mark.parametrize(
+    ("gpu", "precision"),
+    [("h100-sxm", "fp16"), ("a100-sxm", "fp16"), ("h100-sxm", "fp8"), ("h200-sxm", "fp8"), ("l40s", "fp8")],
+)
+def test_no_gpu_is_hidden_behind_the_others(published, gpu, precision):
+    """Every third of its held-out points since 0.14; each GPU for itself is within the limits."""
+    points = [p for p in published.points() if p.held_out and p.release >= "0.14"]
+    mine = [p for p in points if (p.gpu, p.precision) == (gpu, precision)]
+    assert len(mine) >= 70
+    median, ninth, bias = published.accuracy(point.error() for point in mine[::3])
+    assert median <= 0.07 and ninth <= 0.16 and abs(bias) <= 0.04, (median, ninth, bias)
 
 
 def test_first_tokens_of_one_prompt_alone(published):
     errors = [abs(predicted / ms - 1) for _, ms, predicted in published.first_tokens()]
     assert len(errors) == 16
-    assert sorted(errors)[-2] <= 0.12 and max(errors) <= 0.25
+    assert sorted(errors)[-2] <= 0.12 and max(errors) <= 0.20
 
 
 def test_settings_are_those_of_the_release_s_own_benchmark(published):
@@ -68,6 +67,13 @@ def test_settings_are_those_of_the_release_s_own_benchmark(published):
     assert published.settings(of["0.17", "h100-sxm", "fp8", 4, 1000, 1000])[:2] == (896, 2048)
     assert published.settings(of["0.14", "h100-sxm", "fp16", 2, 2048, 2048]) == (2048, 1024, 0.9)
     assert published.settings(of["0.14", "h100-sxm", "fp16", 2, 1000, 1000]) == (256, 1024, 0.9)
+
+
+def test_the_executor_tunes_its_batch_size(published):
+    """Two in three of 671 sequences that fit are left out, none of 672; beyond the table multiples of 512."""
+    assert [published.tuned(fit) for fit in (10, 143, 671, 672, 1300, 1700, 2100, 2200)] == [
+        128, 128, 512, 768, 1536, 1700, 2048, 2200,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -91,10 +91,11 @@ def test_the_rates_that_made_the_times_are_found_again(tmp_path):
 
 
 def test_the_deployment_s_step_times_follow_the_file(tmp_path):
-    """A decode step of one token, by hand: 20 layers, mostly half of their weights at 70 % of the bandwidth."""
+    """A decode step of one token, by hand: 20 layers, mostly half of their weights at 70 % of the bandwidth, in an
+    engine 13 % slower."""
     times = load(write(tmp_path, layers(kernels_by_hand()))).step_times(FLAGSHIP)
     assert times.stages == 4
-    products = 1.1 * (2 * 427_819_008 / (0.7 * BANDWIDTH) + 4 * 5e-6)
+    products = 1.13 * 2 * 427_819_008 / (0.7 * BANDWIDTH) + 4 * 5e-6
     layer = products + 3 * 4e-6 + 9e-6 + 2 * 2.85e-6
     assert times.stage_seconds(decode(1, 1))[1] == pytest.approx(20 * layer, rel=0.02)
 

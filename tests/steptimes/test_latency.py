@@ -2,16 +2,18 @@
 
 import importlib.util
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from toolkit.config.engine_kind import KINDS
 from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.model.rank_mapping import RankMapping
 from toolkit.sizing.gpus import GPUS, gpu_named
 from toolkit.sizing.precision import Precision
-from toolkit.steptimes.latency import ALONE, RUN, ClosedForm
+from toolkit.steptimes.latency import ALONE, ENGINE, PYTORCH, ClosedForm, overheads_of
 from toolkit.steptimes.step import StepWork, decode, prefill
 
 ROOT = Path(__file__).parents[2]
@@ -53,34 +55,81 @@ def test_a_decode_step_by_hand():
     """One generation, no context: the weights of 20 layers of half a model, 50 GB of 100 GB a stage's GPU pair.
 
     A layer's matrices on one of two ranks are 427,819,008 elements (docs/why/step-time.md), streamed at 84 %
-    of 3.35 TB/s, with 3.69 us for each of the four products; the rest is floors of a few microseconds.
+    of 3.35 TB/s, in an engine 13 % slower, with 3.69 us for each of the four products; the rest is floors of a few
+    microseconds.
     """
     weights = 427_819_008 * 2 / (0.839 * 3.35e12)
     floors = 3 * 3e-6 + 10.5e-6 + 2 * 2.85e-6
     layer = form(2, 4).layer_s(decode(1, 1))
-    assert layer == pytest.approx(1.1 * (weights + 4 * 3.69e-6) + floors, rel=0.01)
+    assert layer == pytest.approx(1.13 * weights + 4 * 3.69e-6 + floors, rel=0.01)
 
 
-def test_what_a_run_adds_to_its_kernels():
-    """2 us a sequence and stage; 10 % of 16-bit products; 3 us a hop of an all-reduce too large for one shot."""
-    work = decode(16, 1088)
-    alone, run = (ClosedForm(SHAPE, RankMapping(tp=8, pp=1), H100, Precision(), o) for o in (ALONE, RUN))
-    more = 0.1 * 80 * alone.linear_s(16) + 16 * 2e-6
-    assert sum(run.stage_seconds(work)) - sum(alone.stage_seconds(work)) == pytest.approx(more)
-    assert run.all_reduce_s(1024) - alone.all_reduce_s(1024) == pytest.approx(14 * 3e-6)
+def made(overheads, tp: int, precision=Precision(), gpu=H100) -> ClosedForm:  # noqa: B008
+    return ClosedForm(SHAPE, RankMapping(tp=tp, pp=1), gpu, precision, overheads)
+
+
+def test_a_product_of_an_engine_by_hand():
+    """gate and up of 256 tokens at TP 8: [256, 8192] x [8192, 7168]. 30.06 GFLOP at 77.5 % of 989 TFLOP/s / 1.1 take
+    43.1 us; 125.3 MB at 84 % of 3.35 TB/s / 1.13 take 50.4 us. Together (43.1^1.9 + 50.4^1.9)^(1/1.9) = 67.4 us."""
+    arithmetic = 1.1 * 2 * 256 * 8192 * 7168 / (0.775 * 989e12)
+    memory = 1.13 * (8192 * 7168 + 256 * (8192 + 7168)) * 2 / (0.839 * 3.35e12)
+    assert (arithmetic, memory) == (pytest.approx(43.1e-6, rel=2e-3), pytest.approx(50.4e-6, rel=2e-3))
+    found = made(ENGINE, 8)._product_s(256, 8192, 7168, fp8=False)
+    assert found == pytest.approx(67.4e-6 + 3.69e-6, rel=2e-3)
+    alone = made(ALONE, 8)._product_s(256, 8192, 7168, fp8=False)
+    assert found / alone == pytest.approx(1.35, rel=0.02)
+
+
+def test_an_engine_quantises_in_the_kernel_before():
+    """Of [1024, 8192] a pass of its own would read 2 B and write 1 B an element, at 80 % of 3.35 TB/s: 9.4 us."""
     fp8 = Precision(1, 1, 2, True)
-    assert form(1, 1, precision=fp8).linear_s(16) == ClosedForm(SHAPE, RankMapping(), H100, fp8, ALONE).linear_s(16)
+    fused, own = (ENGINE, replace(ENGINE, fused_quantisation=False))
+    times = [made(overheads, 1, fp8)._product_s(1024, 8192, 8192, fp8=True) for overheads in (own, fused)]
+    assert times[0] - times[1] == pytest.approx(1024 * 8192 * 3 / (0.8 * 3.35e12))
+
+
+def test_sequences_take_their_time_on_every_stage():
+    work = decode(16, 1088)
+    free = replace(ENGINE, sequence_s=0.0)
+    more = sum(made(ENGINE, 8).stage_seconds(work)) - sum(made(free, 8).stage_seconds(work))
+    assert more == pytest.approx(16 * 3e-6)
+
+
+@pytest.mark.parametrize(
+    ("tp", "tokens", "way"),
+    [
+        (2, 976, "one"), (2, 977, "nccl"),
+        (4, 61, "one"), (4, 62, "two"), (4, 488, "two"), (4, 489, "nccl"),
+        (8, 30, "one"), (8, 31, "two"), (8, 488, "two"), (8, 489, "nccl"),
+    ],
+)  # fmt: skip
+def test_an_engine_chooses_its_all_reduce_by_the_size(tp, tokens, way):
+    """A token has 16,384 B: 1 MB are 61 tokens, 0.5 MB 30.5, 8 MB 488.3, 16 MB 976.6."""
+    size = tokens * 16384
+    one, two = ((tp - 1) * size / (share * 450e9) + 2.85e-6 for share in (0.612, 0.5))
+    nccl = 2 * (tp - 1) * 2.81e-6 + (1 + 1 / tp) * size / (0.579 * 450e9)
+    nccl = 2 * 2.81e-6 + size / (0.579 * 450e9) if tp == 2 else nccl
+    expected = {"one": one, "two": two, "nccl": nccl}[way]
+    assert made(ENGINE, tp).all_reduce_s(tokens) == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_pytorch_backend_takes_the_faster_all_reduce_and_waits_for_its_slowest_rank():
+    alone, backend = made(ALONE, 8), made(PYTORCH, 8)
+    assert backend.all_reduce_s(1024) - alone.all_reduce_s(1024) == pytest.approx(14 * 3e-6)
+    assert backend.all_reduce_s(16) == alone.all_reduce_s(16)
+    assert backend.linear_s(256) == alone.linear_s(256)
+    assert overheads_of(KINDS["pytorch"]) is PYTORCH and overheads_of(KINDS["tensorrt"]) is ENGINE
 
 
 def test_a_prefill_step_by_hand():
-    """4096 tokens at tp 1: compute-bound, 2 FLOPs a parameter and token at 77.5 % of 989 TFLOP/s."""
-    arithmetic = 2 * 4096 * 855_638_016 / (0.775 * 989e12)
+    """4096 tokens at tp 1: compute-bound, 2 FLOPs a parameter and token at 77.5 % of 989 TFLOP/s, in an engine 10 %
+    slower. Reading the weights and moving the activations adds 0.8 % to that."""
+    arithmetic = 1.1 * 2 * 4096 * 855_638_016 / (0.775 * 989e12)
+    products = 1.008 * arithmetic + 4 * 3.69e-6
     placed = 2 * 4096 * 10240 * 2 / (0.34 * 3.35e12)
     attention = 4 * (4096 * 4097 / 2) * 8192 / (0.539 * 989e12) + placed + 28.2e-6
     elementwise = 4096 * 2 * (8 * 8192 + 3 * 28672) / (0.8 * 3.35e12) + 9e-6
-    assert form(1, 8).layer_s(prefill(4096)) == pytest.approx(
-        1.1 * (arithmetic + 4 * 3.69e-6) + attention + elementwise, rel=0.01
-    )
+    assert form(1, 8).layer_s(prefill(4096)) == pytest.approx(products + attention + elementwise, rel=0.01)
 
 
 def test_attention_of_a_decode_step_by_hand():
@@ -112,7 +161,7 @@ def test_all_reduces_by_hand():
 
 def test_the_last_stage_has_lm_head_and_the_first_the_embedding():
     first, second, third, last = form(2, 4).stage_seconds(decode(16, 1088))
-    head = 64128 * 8192 * 2 / (0.84 * 3.35e12)
+    head = 1.13 * 64128 * 8192 * 2 / (0.84 * 3.35e12)
     assert second == third
     assert last - second == pytest.approx(head, rel=0.03)
     assert 0 < first - second < 10e-6

@@ -24,7 +24,7 @@ from toolkit.slo.target import Target, at_least, limits_of_a_request
 from toolkit.slo.verdict import Verdict, judge, sum_up
 from toolkit.steptimes.aiconfigurator import Aiconfigurator
 from toolkit.steptimes.calibration import Calibration
-from toolkit.steptimes.latency import ClosedForm
+from toolkit.steptimes.latency import ClosedForm, overheads_of
 from toolkit.steptimes.step import StepTimes, StepWork, decode, prefill
 from toolkit.workload import Traffic, traffic_of
 from toolkit.workload.traffic import with_arrivals
@@ -257,7 +257,8 @@ def predict(deployment: Deployment, estimator: Estimator = "table") -> Predictio
     if deployment.model.quantization == "fp8" and gpu.flops_fp8 is None:
         what = f"model.quantization: {gpu.name} has no FP8 tensor cores"
         raise ToolkitError(what, where=deployment.file, hint="Use none, or another GPU.")
-    form = ClosedForm(deployment.shape, deployment.mapping, gpu, precision_of(deployment))
+    overheads = overheads_of(deployment.kind)
+    form = ClosedForm(deployment.shape, deployment.mapping, gpu, precision_of(deployment), overheads)
     if estimator == "aiconfigurator":
         times = Aiconfigurator(form, deployment.file)
         return Prediction(deployment, times, times.description)

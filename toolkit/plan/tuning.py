@@ -107,13 +107,19 @@ def _with_sequences(prediction: Prediction, ceiling: Ceiling, objective: Objecti
     """The prediction with as many sequences as a full replica can give their tokens in time."""
     deployment, bounds = prediction.deployment, Bounds.of(prediction)
     most = min(ceiling.of_replica(deployment), held(prediction))
+    most = min(most, held(_of_each(prediction, most)))  # the logits of so many leave less for the pool
     limit = None if objective == "throughput" else token_limit_s(deployment.slo, bounds.output)
     in_time = bounds.sequences(limit, most) if limit else most
     stages = deployment.parallel.pp
     batch = max(1, (in_time or most) // stages)
     batch -= batch % EVEN if batch > EVEN else 0
-    sequences = min(batch * stages, most) * deployment.parallel.replicas
-    return replace(prediction, deployment=with_settings(deployment, limits={"max_sequences": sequences}))
+    return _of_each(prediction, min(batch * stages, most))
+
+
+def _of_each(prediction: Prediction, sequences: int) -> Prediction:
+    """The prediction with so many sequences in each replica."""
+    limits = {"max_sequences": sequences * prediction.deployment.parallel.replicas}
+    return replace(prediction, deployment=with_settings(prediction.deployment, limits=limits))
 
 
 def held(prediction: Prediction) -> int:

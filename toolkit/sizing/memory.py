@@ -19,12 +19,17 @@ if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment
 
 GIB = 2**30
-CONTEXT_BYTES = int(2.2 * GIB)
-"""CUDA context and libraries of a rank. This and the next three are estimates: benchmarks/plan.md says from what."""
-COMMUNICATION_BYTES, SHARP_BYTES = int(0.15 * GIB), GIB
+CONTEXT_BYTES = int(1.2 * GIB)
+"""CUDA context and libraries of a rank. This and the next five are estimates: benchmarks/plan.md says from what."""
+PYTORCH_BYTES = GIB
+"""What a rank of the PyTorch backend takes in addition."""
+COMMUNICATION_BYTES, SHARP_BYTES = int(1.15 * GIB), GIB
 """Buffers for all-reduces on a rank of a tensor parallel group, and what NVLink SHARP takes in addition."""
-LOGITS_BYTES = 16
-"""Bytes per token of the vocabulary and sequence of a step: float32 logits, a copy, and the workspace of sorting."""
+LOGITS_BYTES = 18
+"""Bytes per token of the vocabulary and sequence of a step: float32 logits, a copy, the bias, and sorting."""
+POSITION_BYTES = 32
+"""Bytes per sequence of a step and position that it may reach: eight numbers that TensorRT-LLM's decoder keeps (its
+output and parent ids, log probabilities in two orders, cache indirection in and out)."""
 REHEARSAL_PROCESS_BYTES = int(0.3 * GIB)
 """A rank of a rehearsal before its weights: tritonserver, Python and PyTorch (measured, resident)."""
 
@@ -59,7 +64,7 @@ class MemoryPlan:
     limit_bytes: int
     context_bytes: int
     activation_bytes: int
-    """Hidden states of a step in its widest layer, and the logits of its sequences."""
+    """Hidden states of a step in its widest layer; logits and the decoder's arrays of its sequences."""
     wanted_tokens: int
     """Tokens of `limits.max_sequences` sequences of `limits.max_seq_len`; for a rehearsal, the tokens of its KV
     pool."""
@@ -141,8 +146,9 @@ def plan_memory(deployment: Deployment, parallel_embedding: bool = False) -> Mem
     """
     shape, mapping, limits, hardware = deployment.shape, deployment.mapping, deployment.limits, deployment.hardware
     precision = precision_of(deployment)
-    activations = activation_bytes(shape, mapping.tp, limits.max_num_tokens, deployment.max_batch_size, precision)
-    context = context_bytes(GPUS.get(hardware.gpu), mapping.tp)
+    activations = activation_bytes(shape, mapping.tp, limits.max_num_tokens, precision)
+    activations += sequence_bytes(shape, deployment.max_batch_size, limits.max_seq_len)
+    context = context_bytes(GPUS.get(hardware.gpu), mapping.tp, pytorch=not deployment.kind.vendor_build)
     wanted = math.ceil(limits.max_sequences / deployment.parallel.replicas) * limits.max_seq_len
     if not deployment.kind.on_gpus:
         context, activations = REHEARSAL_PROCESS_BYTES, 0
@@ -166,20 +172,27 @@ def model_bytes(shape: ModelShape, precision: Precision) -> int:
     return matrices * precision.weight_bytes + (shape.parameters - matrices) * precision.activation_bytes
 
 
-def context_bytes(gpu: Gpu | None, tp: int) -> int:
+def context_bytes(gpu: Gpu | None, tp: int, pytorch: bool = False) -> int:
     """What a rank holds before it computes anything: the CUDA context, libraries, buffers for communication."""
     sharp = gpu is not None and gpu.sharp
-    return CONTEXT_BYTES + (COMMUNICATION_BYTES + sharp * SHARP_BYTES if tp > 1 else 0)
+    alone = CONTEXT_BYTES + pytorch * PYTORCH_BYTES
+    return alone + (COMMUNICATION_BYTES + sharp * SHARP_BYTES if tp > 1 else 0)
 
 
-def activation_bytes(shape: ModelShape, tp: int, tokens: int, sequences: int, precision: Precision) -> int:
-    """What a rank needs for a step of `tokens` tokens and `sequences` sequences at its widest place, the MLP.
+def activation_bytes(shape: ModelShape, tp: int, tokens: int, precision: Precision) -> int:
+    """What a rank needs for a step of `tokens` tokens at its widest place, the MLP.
 
     There a token has its hidden state, gate and up, and their product. Tensor parallelism splits all of these but the
-    hidden state. Each sequence has its logits.
+    hidden state.
     """
     widest = shape.hidden_size + 3 * shape.intermediate_size // tp
-    return tokens * widest * precision.activation_bytes + sequences * shape.vocab_size * LOGITS_BYTES
+    return tokens * widest * precision.activation_bytes
+
+
+def sequence_bytes(shape: ModelShape, sequences: int, length: int) -> int:
+    """What a rank keeps for `sequences` sequences in a step, each of up to `length` tokens: logits, and what the
+    decoder keeps of every position."""
+    return sequences * (shape.vocab_size * LOGITS_BYTES + length * POSITION_BYTES)
 
 
 def plan_stage(

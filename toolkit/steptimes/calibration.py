@@ -21,7 +21,7 @@ from toolkit.sizing.gpus import GPUS, Gpu, gpu_named
 from toolkit.sizing.precision import Precision, precision_of
 from toolkit.steptimes.calibration_file import MODELS, CalibrationFile, Kind, LayersFile, StepsFile, validated
 from toolkit.steptimes.fit import Timing, closed_form, fit_rates, predicted_s
-from toolkit.steptimes.latency import ClosedForm
+from toolkit.steptimes.latency import ClosedForm, overheads_of
 from toolkit.steptimes.measured import MeasuredStep, MeasuredSteps, fit_steps
 
 if TYPE_CHECKING:
@@ -99,7 +99,8 @@ class Calibration:
         precision = precision_of(deployment)
         if precision.activation_bytes == 4:  # the rates are fitted as if every dtype had two bytes
             precision = Precision()
-        return ClosedForm(deployment.shape, deployment.mapping, self.gpu(deployment), precision)
+        overheads = overheads_of(deployment.kind)
+        return ClosedForm(deployment.shape, deployment.mapping, self.gpu(deployment), precision, overheads)
 
     def gpu(self, deployment: Deployment) -> Gpu:
         """The deployment's GPU with refitted rates. The rates for all-reduces and hops stay those of the table."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from toolkit.model.rank_mapping import RankMapping
 from toolkit.model.shape import ModelShape
@@ -19,24 +20,54 @@ from toolkit.sizing.gpus import Gpu
 from toolkit.sizing.precision import Precision
 from toolkit.steptimes.step import StepWork
 
+if TYPE_CHECKING:
+    from toolkit.config.engine_kind import EngineKind
+
 PCIE_RING, PCIE_HOP_S = 0.56, 8e-6
 """An all-reduce over PCIe: the share of the one-way rate that the ring reaches, and the seconds for each of its 2 (tp
 - 1) hops. From two first-token latencies that NVIDIA published for L40S (benchmarks/plan.md)."""
+TWO_SHOT_LINK = 0.5
+"""The share of the link's one-way rate that a two-shot all-reduce of an engine reaches, counted as if each rank read
+all others. Fitted to published throughputs (benchmarks/plan.md)."""
 
 
 @dataclass(frozen=True)
 class Overheads:
     """What a step of a running engine takes beyond the times of its kernels alone (benchmarks/plan.md)."""
 
-    sequence_s: float = 2e-6
+    sequence_s: float = 0.0
     """Per sequence of a step: preparing its inputs, choosing its token, answering."""
-    ring_hop_s: float = 3e-6
+    ring_hop_s: float = 0.0
     """Per hop, of which an all-reduce that is not one-shot has 2 (tp - 1): ranks wait for the slowest rank."""
-    products_16: float = 1.1
-    """Factor for 16-bit products: an engine uses TensorRT's own kernels, each for a range of sizes."""
+    products_16: float = 1.0
+    """Factor for the arithmetic of 16-bit products: an engine has one of TensorRT's kernels for a range of sizes."""
+    weight_reads: float = 1.0
+    """Factor for reading weights: between two uses of a product's weights all others pass through the L2 cache."""
+    knee: float = math.inf
+    """At most this instead of `Rates.knee`: a kernel for a range of sizes overlaps reads and arithmetic worse."""
+    fused_quantisation: bool = False
+    """Inputs of FP8 products are quantised by the kernel before, with no pass of their own."""
+    plugin_all_reduce: bool = False
+    """The size decides how ranks add up their data, by the rules of TensorRT-LLM's all-reduce plugin."""
 
 
-RUN, ALONE = Overheads(), Overheads(0.0, 0.0, 1.0)
+ALONE = Overheads()
+"""Kernels alone."""
+ENGINE = Overheads(3e-6, 0.0, 1.1, 1.13, 1.9, fused_quantisation=True, plugin_all_reduce=True)
+"""An engine that trtllm-build made. The numbers are fitted to published throughputs (benchmarks/plan.md)."""
+PYTORCH = Overheads(2e-6, 3e-6)
+"""TensorRT-LLM's PyTorch backend has cuBLAS and the fastest all-reduce of each size, as the kernels were measured."""
+
+
+def overheads_of(kind: EngineKind) -> Overheads:
+    """The overheads of a kind of engine on GPUs."""
+    return ENGINE if kind.vendor_build else PYTORCH
+
+
+def one_shot_and_two_shot_bytes(tp: int) -> tuple[float, float]:
+    """The sizes below which the all-reduce plugin has each rank read all others at once, and up to which it adds in
+    two steps; NCCL adds what is larger. From `selectImplementation` in TensorRT-LLM's allreducePlugin.cpp."""
+    return (16e6, 16e6) if tp <= 2 else (1e6, 8e6) if tp <= 4 else (0.5e6, 8e6)
 
 
 @dataclass(frozen=True)
@@ -47,7 +78,7 @@ class ClosedForm:
     mapping: RankMapping
     gpu: Gpu
     precision: Precision
-    overheads: Overheads = RUN
+    overheads: Overheads = ENGINE
 
     one_thread = False
 
@@ -94,8 +125,7 @@ class ClosedForm:
 
     def linear_s(self, tokens: int) -> float:
         """Seconds of the four products of a layer: qkv, output of attention, gate and up together, down."""
-        alone = sum(self._product_s(tokens, inner, outer, self.precision.fp8) for inner, outer in self._products)
-        return alone if self.precision.fp8 else alone * self.overheads.products_16
+        return sum(self._product_s(tokens, inner, outer, self.precision.fp8) for inner, outer in self._products)
 
     def elementwise_s(self, tokens: int) -> float:
         """Seconds of two norms with their residuals (four reads and writes of the hidden state each) and SwiGLU."""
@@ -133,7 +163,10 @@ class ClosedForm:
         return keys * 2 * self._keys * self.precision.kv_bytes
 
     def all_reduce_s(self, tokens: int) -> float:
-        """Seconds of one all-reduce of the hidden states, by the faster of two ways; 0 without tensor parallelism."""
+        """Seconds of one all-reduce of the hidden states; 0 without tensor parallelism.
+
+        The plugin of an engine chooses one of three ways by the size alone. Else the faster of two is taken.
+        """
         tp, rates, size = self.mapping.tp, self.gpu.rates, self._hidden_bytes(tokens)
         if tp == 1:
             return 0.0
@@ -141,9 +174,15 @@ class ClosedForm:
         if not self.gpu.joined(tp):
             return 2 * (tp - 1) * PCIE_HOP_S + ring / (self.gpu.pcie * PCIE_RING)
         moved = min(ring, (1 + 1 / tp) * size) if self.gpu.sharp else ring
-        one_shot = rates.all_reduce_s + (tp - 1) * size / (self.gpu.nvlink * rates.one_shot_link)
-        hops = 2 * (tp - 1) * (rates.ring_hop_s + self.overheads.ring_hop_s)
-        return min(one_shot, hops + moved / (self.gpu.nvlink * rates.ring_link))
+        direct, nvlink = (tp - 1) * size, self.gpu.nvlink
+        one_shot = rates.all_reduce_s + direct / (nvlink * rates.one_shot_link)
+        nccl = 2 * (tp - 1) * (rates.ring_hop_s + self.overheads.ring_hop_s) + moved / (nvlink * rates.ring_link)
+        if not self.overheads.plugin_all_reduce:
+            return min(one_shot, nccl)
+        least, most = one_shot_and_two_shot_bytes(tp)
+        if size < least:
+            return one_shot
+        return rates.all_reduce_s + direct / (nvlink * TWO_SHOT_LINK) if size <= most else nccl
 
     def lm_head_s(self, rows: int) -> float:
         """Seconds of the product with lm_head, which stays in 16 bits when the layers are in FP8."""
@@ -159,20 +198,20 @@ class ClosedForm:
 
     def _product_s(self, rows: int, inner: int, outer: int, fp8: bool) -> float:
         """Seconds of the product [rows, inner] x [inner, outer]."""
-        rates, precision = self.gpu.rates, self.precision
+        rates, precision, overheads = self.gpu.rates, self.precision, self.overheads
         if fp8:
-            peak, size = (self.gpu.flops_fp8 or 0) * rates.linear_flops_fp8, 1
-            quantised = (
-                rows * inner * (precision.activation_bytes + 1)
-            )  # the input is read in 16 bits and written in FP8
-            floor = rates.linear_fp8_s + quantised / (self.gpu.bandwidth * rates.elementwise_bytes)
+            peak, size, floor = (self.gpu.flops_fp8 or 0) * rates.linear_flops_fp8, 1, rates.linear_fp8_s
+            if not overheads.fused_quantisation:  # the input is read in 16 bits and written in FP8
+                quantised = rows * inner * (precision.activation_bytes + 1)
+                floor += quantised / (self.gpu.bandwidth * rates.elementwise_bytes)
         else:
             size = 2 if precision.fp8 else precision.weight_bytes
-            peak, floor = self.gpu.flops * rates.linear_flops, rates.linear_s
+            peak, floor = self.gpu.flops * rates.linear_flops / overheads.products_16, rates.linear_s
         moved = inner * outer * size + rows * (inner + outer) * precision.activation_bytes
-        arithmetic, memory = 2 * rows * inner * outer / peak, moved / (self.gpu.bandwidth * rates.weight_bytes)
-        larger = max(arithmetic, memory)
-        both: float = larger * (1 + (min(arithmetic, memory) / larger) ** rates.knee) ** (1 / rates.knee)
+        arithmetic = 2 * rows * inner * outer / peak
+        memory = overheads.weight_reads * moved / (self.gpu.bandwidth * rates.weight_bytes)
+        larger, knee = max(arithmetic, memory), min(rates.knee, overheads.knee)
+        both: float = larger * (1 + (min(arithmetic, memory) / larger) ** knee) ** (1 / knee)
         return floor + both
 
     def _dense_s(self, tokens: int) -> float:
