@@ -101,12 +101,14 @@ def test_one_block_a_rank(deploy, tp, pp):
         (
             (5, 0),
             "/usr/bin/mpirun",
-            "--allow-run-as-root --bind-to none --prtemca plm ^slurm --prtemca ras ^slurm --map-by :OVERSUBSCRIBE --output tag",
+            "--allow-run-as-root --bind-to none --prtemca plm ^slurm --prtemca ras ^slurm "
+            "--map-by :OVERSUBSCRIBE --output tag",
         ),
         (
             (4, 1),
             "/usr/bin/mpirun",
-            "--allow-run-as-root --bind-to none --noprefix --mca plm ^slurm --mca ras ^slurm --oversubscribe --tag-output",
+            "--allow-run-as-root --bind-to none --noprefix --mca plm ^slurm --mca ras ^slurm "
+            "--oversubscribe --tag-output",
         ),
         (
             (4, 1),
