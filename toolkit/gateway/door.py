@@ -15,7 +15,6 @@ from toolkit.errors import ToolkitError
 from toolkit.files.atomic import atomic_file, make_private, private
 from toolkit.files.file_lock import FileLock, lock_holder
 from toolkit.files.json_file import read_json
-from toolkit.serve.replicas import END_MARGIN_S
 
 LARGEST = 1 << 20
 
@@ -54,6 +53,8 @@ def has_openai_api(deployment: Deployment) -> bool:
 
 def longest_end_s(deployment: Deployment) -> float:
     """The longest that `toolkit up` takes to end when it is asked to: the door drains, then the replicas."""
+    from toolkit.serve.replicas import END_MARGIN_S  # here: every process of a load test imports this module
+
     return 2 * (deployment.serving.drain_timeout_s + END_MARGIN_S)
 
 
