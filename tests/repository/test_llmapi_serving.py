@@ -124,7 +124,7 @@ def test_clients_of_nvidias_llmapi_model(server, greedy):
 
 
 def test_token_ids_in_and_out(server, greedy, tiny_llama):
-    """As the worker of OpenAI's API asks: a stream of ids without text."""
+    """Over gRPC: a stream of ids without text."""
     ids, _ = greedy(PROMPT, 12)
     prompt = AutoTokenizer.from_pretrained(tiny_llama).encode(PROMPT)
 
