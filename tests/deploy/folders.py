@@ -45,10 +45,11 @@ def refused(config: Path, target: str, folder: Path, *more: str) -> str:
 
 
 def copied(name: str, folder: Path) -> Path:
-    """A copy of one of CONFIGS, so that no path depends on where the repository is."""
+    """A copy of one of CONFIGS and a model beside it: no path, and no order of paths, depends on the repository's."""
     file = folder / "configs" / CONFIGS[name].name
     file.parent.mkdir()
-    file.write_text(CONFIGS[name].read_text().replace("../models/smollm2-135m-instruct", str(TINY)))
+    shutil.copytree(TINY, file.parent / "tiny")
+    file.write_text(CONFIGS[name].read_text().replace("../models/smollm2-135m-instruct", "tiny"))
     return file
 
 
@@ -56,7 +57,7 @@ def texts(folder: Path) -> dict[str, str]:
     """The files of a folder, without this machine's paths."""
     names = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     return {
-        str(name): (folder / name).read_text().replace(str(folder.parent), "/tmp").replace(str(TINY), "/models/tiny")
+        str(name): (folder / name).read_text().replace(str(folder.parent), "/tmp")
         for name in names
         if name.name not in NOT_GOLDEN and name.parts[:2] != ("chart", "templates")  # those are the same for all
     }
