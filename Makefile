@@ -14,7 +14,8 @@ SITE    := NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 # Three parts: what needs no server; what starts servers, three test files at a time, as most of it waits; what measures
 # times, one by one.
 # The fast tests are the first part without those that try many examples.
-WORKERS := --numprocesses auto --maxprocesses 8 --dist loadgroup
+# One process more than cores, as a fifth of the time a test waits for another program.
+WORKERS := --numprocesses $(shell n=$$(nproc); echo $$((n < 8 ? n + 1 : 8))) --dist loadgroup
 FAST    := -m "not slow and not thorough" $(WORKERS)
 SHARED  := -m "not slow" $(WORKERS)
 SERVERS := -m "slow and not alone" --numprocesses 3 --dist loadfile --no-loadscope-reorder
@@ -80,9 +81,13 @@ test: install
 test-fast: install
 	@$(SOME) $(RUN) pytest $(FAST) $$only || $(NONE)
 
-# What of toolkit/ the tests without servers run, in their own processes and in those that they start.
+# What of toolkit/ the tests without servers run, in their own processes and in those that they start. Another user
+# cannot write what coverage notes, and coverage has a handler for SIGTERM of its own.
+UNSEEN := $(addprefix --deselect tests/,serve/test_other_users.py \
+	test_processes.py::test_handlers_are_restored_and_a_nohup_is_kept \
+	test_processes.py::test_other_threads_leave_signals_alone)
 coverage: install
-	$(RUN) pytest $(SHARED) --cov --cov-report term:skip-covered
+	$(RUN) pytest $(SHARED) --cov --cov-report term:skip-covered $(UNSEEN)
 
 # Spoilt files of every kind, other ones each time; make test tries a few, the same each time.
 fuzz: install
