@@ -59,7 +59,7 @@ def test_everything_fits_into_80_columns(full_page):
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert "0 ready 31 4 62%" in lines
     assert "3 0 3 81% 67.5 GiB 71 656 power cap" in lines
-    assert any(line.startswith("TTFT triton 213 400 1.23e+03 ") for line in lines)
+    assert any(line.startswith("TTFT triton 213 400 1,234 ") for line in lines)
     assert "ttft_p99 triton 1000 99.7% 99.0%" in lines
 
 
@@ -67,9 +67,13 @@ def test_the_newest_events_are_shown(tmp_path, full_page):
     deployment = rehearsal(tmp_path)
     folder(deployment).mkdir(parents=True)
     lines = [json.dumps({"time": 1e9 + number, "part": "replica 0", "event": f"event {number}"}) for number in range(9)]
-    (folder(deployment) / "events.jsonl").write_text("half a line}\n" + "\n".join(lines) + '\n{"time": ')
+    spoilt = [
+        json.dumps({"time": time, "part": "replica 0", "event": "never"}) for time in ("now", 1e300, float("nan"))
+    ]
+    text = "\n".join(("half a line}", *lines, *spoilt, '{"time": '))
+    (folder(deployment) / "events.jsonl").write_text(text)
     text = shown(deployment, full_page)
-    assert "event 8" in text and "event 4" in text and "event 3" not in text
+    assert "event 8" in text and "event 4" in text and "event 3" not in text and "never" not in text
 
 
 def test_a_page_survives_its_text(full_page):
@@ -88,7 +92,8 @@ def test_what_is_not_served_is_said(tmp_path):
     assert done.returncode == 0, done.stderr
     phases = json.loads(done.stdout)["toolkit_replica_phase"]
     assert {"labels": {"replica": "0", "phase": "stopped"}, "value": 1.0} in phases
-    assert "stopped" in commands.toolkit("monitor", file, "--once").stdout
+    text = commands.toolkit("monitor", file, "--once").stdout
+    assert "stopped" in text and "GPU" not in text, "a table without rows is left out"
 
 
 def test_the_exporter_is_alone(tmp_path):

@@ -159,7 +159,7 @@ def damaged(directory: Path, lock: Lock) -> Iterable[str]:
 
 def refuse_others_work(directory: Path) -> None:
     """Raise a ToolkitError if `directory` is a file, or holds files but no lock of ours."""
-    hint = "Move it away, or set `output` to another directory."
+    hint = "Move it away, or choose another directory."
     try:
         names = sorted(os.listdir(directory))  # noqa: PTH208 - unlike Path.iterdir it raises here
     except FileNotFoundError:

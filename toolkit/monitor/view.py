@@ -21,15 +21,17 @@ EVENTS = "events.jsonl"
 NEWEST_EVENTS = 5
 TAIL_BYTES = 16 << 10
 LONGEST_EVENT = 70
+LATEST = 1 << 36
+"""Seconds since 1970; what is later (after the year 4000) is no time of ours."""
 GIB = 2**30
 LATENCIES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "end-to-end"}
 
 
 def as_text(deployment: Deployment, page: Page) -> Group:
-    """The whole view."""
-    parts: list[RenderableType] = [_headline(deployment), _replicas(page), _gpus(page), _latencies(deployment, page)]
-    parts += [_slo(page), *_newest_events(deployment)]
-    return Group(*parts)
+    """The whole view. A table without rows is left out."""
+    tables = (_replicas(page), _gpus(page), _latencies(deployment, page), _slo(page))
+    parts: list[RenderableType] = [_headline(deployment), *(table for table in tables if table.row_count)]
+    return Group(*parts, *_newest_events(deployment))
 
 
 def _headline(deployment: Deployment) -> str:
@@ -128,8 +130,13 @@ def _parsed(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
             event = json.loads(line)
         except ValueError:  # the first line may lack its beginning
             continue
-        if isinstance(event, dict) and {"time", "part", "event"} <= event.keys():
+        if isinstance(event, dict) and {"time", "part", "event"} <= event.keys() and _is_a_time(event["time"]):
             yield event
+
+
+def _is_a_time(value: Any) -> bool:
+    """Whether it can be shown as a time of day: the file may be damaged."""
+    return isinstance(value, int | float) and 0 <= value < LATEST
 
 
 def _table(*columns: str) -> Table:
@@ -148,4 +155,6 @@ def _percent(value: float | None) -> str:
 
 
 def _milliseconds(seconds: float | None) -> str:
-    return "" if seconds is None else f"{seconds * 1e3:.3g}"
+    if seconds is None:
+        return ""
+    return f"{seconds * 1e3:,.0f}" if seconds >= 0.1 else f"{seconds * 1e3:.3g}"
