@@ -8,7 +8,7 @@
 # Where each option of Triton and mpirun comes from:
 #   --bind-to none: Open MPI binds each rank of a small group to one core, too few for Triton's threads
 #   --oversubscribe: there may be fewer cores than ranks, and an orchestrator starts workers
-#   plm, ras ^slurm: mpirun starts the ranks itself, also in a Slurm job, where srun lets a second group wait
+#   plm, ras ^slurm: mpirun starts the ranks itself, also in a Slurm job, where srun makes a second group wait
 #   --tag-output: marks every line with its rank, so that each rank has its own log
 #   --model-repository: a copy of what toolkit repo made, in a path that has no special characters of a shell
 #   --model-control-mode, --load-model: ranks above 0 load only the engine, and wait for rank 0
