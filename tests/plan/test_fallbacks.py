@@ -70,6 +70,14 @@ def test_one_that_cannot_take_over_is_said_before_the_plan(rehearsals):
     for command in ("plan", "build", "repo"):
         result = CliRunner().invoke(cli, [command, str(rehearsals)])
         assert result.exit_code and "small.yaml has 2 replicas" in str(result.exception)
+        assert result.stdout == ""
+
+
+def test_one_that_is_not_there_names_the_field(rehearsals):
+    rehearsals.with_name("small.yaml").unlink()
+    result = CliRunner().invoke(cli, ["plan", str(rehearsals)])
+    assert str(result.exception).startswith(f"{rehearsals}: recovery.fallback: ") and result.stdout == ""
+    assert "small.yaml: no such file. Name the YAML of a smaller deployment" in str(result.exception)
 
 
 def test_build_and_repo_make_it_too_and_the_doctor_looks_for_it(rehearsals):

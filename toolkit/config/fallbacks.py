@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from toolkit.config.deployment import Deployment
 from toolkit.config.load import load_deployment
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, clipped
 
 
 def fallbacks_of(deployment: Deployment) -> tuple[Deployment, ...]:
     """The fallbacks, the best first. Raises ToolkitError for the first that could not take over, built or not."""
     engine = deployment.engine if deployment.engine_given else None
+    for file in deployment.recovery.fallback:
+        if not file.is_file():
+            hint = "Name the YAML of a smaller deployment; its path begins at this file's folder."
+            raise ToolkitError(f"recovery.fallback: {clipped(str(file))}: no such file", where=deployment.file, hint=hint)
     return tuple(_checked(deployment, load_deployment(file, engine)) for file in deployment.recovery.fallback)
 
 

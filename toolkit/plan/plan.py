@@ -43,7 +43,9 @@ class Plan:
     estimator: Estimator = "table"
 
     def __post_init__(self) -> None:
-        """Raises ToolkitError for options that need GPUs, if the deployment is a rehearsal."""
+        """Raises ToolkitError for options that need GPUs, if the deployment is a rehearsal, and for a fallback that
+        could not take over: before anything is printed."""
+        _ = self._named_fallbacks
         for option, given in (
             ("--compare", self.with_comparison),
             ("--claims", self.with_claims),
@@ -107,9 +109,13 @@ class Plan:
         return compare(self.deployment, self.objective, self.progress, self.predict)
 
     @cached_property
+    def _named_fallbacks(self) -> tuple[Deployment, ...]:
+        return fallbacks_of(self.deployment)
+
+    @cached_property
     def fallbacks(self) -> tuple[FallbackPlan, ...]:
         """What each of `recovery.fallback` leaves of the capacity of the deployment in the YAML."""
-        fallbacks = fallbacks_of(self.deployment)
+        fallbacks = self._named_fallbacks
         own = self.predict(self.deployment) if fallbacks and self.predictable else None
         return tuple(plan_fallback(self.deployment, fallback, own, self.predict) for fallback in fallbacks)
 
