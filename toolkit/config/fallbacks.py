@@ -13,7 +13,9 @@ def fallbacks_of(deployment: Deployment) -> tuple[Deployment, ...]:
     for file in deployment.recovery.fallback:
         if not file.is_file():
             hint = "Name the YAML of a smaller deployment; its path begins at this file's folder."
-            raise ToolkitError(f"recovery.fallback: {clipped(str(file))}: no such file", where=deployment.file, hint=hint)
+            raise ToolkitError(
+                f"recovery.fallback: {clipped(str(file))}: no such file", where=deployment.file, hint=hint
+            )
     return tuple(_checked(deployment, load_deployment(file, engine)) for file in deployment.recovery.fallback)
 
 
