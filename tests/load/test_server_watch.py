@@ -7,7 +7,10 @@ import threading
 
 import pytest
 
+from toolkit.errors import ToolkitError
 from toolkit.load.server_watch import ServerWatch
+from toolkit.monitor.metrics import METRICS
+from toolkit.slo.readings import KEPT
 
 GPUS = """# HELP nv_gpu_utilization GPU utilization rate [0.0 - 1.0)
 # TYPE nv_gpu_utilization gauge
@@ -23,7 +26,24 @@ nv_trt_llm_request_metrics{model="tensorrt_llm",request_type="max",version="1"} 
 """
 
 
-def watched(answers: dict[str, list[str]]):
+EXPORTED = """# HELP toolkit_gpu_utilisation_ratio Busy share of the GPU; rehearsal: share of one core
+toolkit_gpu_utilisation_ratio{gpu="0",rank="0",replica="0",source="{S}"} {A}
+toolkit_gpu_utilisation_ratio{gpu="10",rank="10",replica="0",source="{S}"} 0.8
+toolkit_gpu_utilisation_ratio{gpu="11",rank="none",replica="none",source="{S}"} 0.01
+toolkit_gpu_memory_used_bytes{gpu="0",rank="0",replica="0",source="{S}"} {B}
+toolkit_gpu_memory_total_bytes{gpu="0",rank="0",replica="0",source="{S}"} 80
+toolkit_gpu_lost{gpu="3",rank="3",replica="0",source="{S}"} 1
+toolkit_pipeline_empty_ratio{replica="0"} {C}
+toolkit_pipeline_empty_ratio{replica="1"} 0.5
+"""
+
+
+def exported(source: str, busy: str = "0.6", used: str = "60", empty: str = "0.25") -> str:
+    text = EXPORTED.replace("{S}", source)
+    return text.replace("{A}", busy).replace("{B}", used).replace("{C}", empty)
+
+
+def watched(answers: dict[str, list[str]], exporter=None):
     """What is seen when each server gives these answers one after the other, then none."""
     left, done = {url: list(texts) for url, texts in answers.items()}, threading.Event()
 
@@ -33,7 +53,7 @@ def watched(answers: dict[str, list[str]]):
         done.set()
         raise ConnectionRefusedError("Connection refused")
 
-    with ServerWatch(list(answers), every_s=0.001, read=read) as watch:
+    with ServerWatch(list(answers), exporter, every_s=0.001, read=read) as watch:
         assert done.wait(30)
     return watch.seen()
 
@@ -48,6 +68,41 @@ def test_means_of_utilisation_and_peaks_of_the_rest() -> None:
     assert seen.gpu_utilisation == pytest.approx(0.75)
     assert seen.load_balance_variance == pytest.approx(0.4)
     assert (seen.kv_cache_used, seen.requests_active, seen.readings) == (0.25, 7, 2)
+
+
+def test_the_exporter_knows_the_gpu_of_each_rank() -> None:
+    """It counts instead of what Triton says of GPUs; those without a rank do not count."""
+    pages = [exported("nvml", "0.6", "60"), exported("nvml", "0.8", "64", "0.75")]
+    seen = watched({"one": [GPUS.replace("{A}", "0.1"), ENGINE, ENGINE]}, lambda: pages.pop(0) if pages else "")
+    assert [gpu.uuid for gpu in seen.gpus] == ["replica 0 rank 0, GPU 0", "replica 0 rank 10, GPU 10"]
+    assert seen.gpus[0].utilisation == pytest.approx(0.7)
+    assert seen.load_balance_variance == pytest.approx(0.1 / 0.75)
+    assert (seen.gpus[0].memory_used_bytes, seen.memory_used) == (64, 0.8)
+    assert seen.pipeline_empty == pytest.approx(0.5)
+    assert not seen.stand_in and seen.kv_cache_used == 0.25
+
+
+def test_a_rehearsal_s_exporter_has_stand_ins() -> None:
+    seen = watched({"one": [ENGINE]}, lambda: exported("rehearsal"))
+    assert seen.gpus[0].uuid == "replica 0 rank 0, CPU" and seen.stand_in
+    assert seen.gpu_utilisation == pytest.approx(0.7)
+
+
+def test_without_an_exporter_it_says_how_to_have_one() -> None:
+    def none() -> str:
+        raise ToolkitError("no exporter answers here", where="http://x", hint="Start it: toolkit monitor c --exporter")
+
+    seen = watched({"one": [ENGINE, ENGINE]}, none)
+    assert seen.why_no_gpus == (
+        "the server's metrics name no GPU, and http://x: no exporter answers here. "
+        "Start it: toolkit monitor c --exporter"
+    )
+    assert watched({"one": [GPUS.replace("{A}", "0.5")] * 2}, none).gpu_utilisation == pytest.approx(0.7)
+
+
+def test_every_family_that_is_read_is_one_of_the_exporter() -> None:
+    ours = [name for name in KEPT if name.startswith("toolkit_")]
+    assert ours and all(any(metric.startswith(name) for metric in METRICS) for name in ours)
 
 
 def test_replicas_see_the_same_gpus_and_have_their_own_requests() -> None:

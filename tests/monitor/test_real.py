@@ -21,6 +21,7 @@ pytest.importorskip("envoy", reason="needs the extra gateway")
 pytest.importorskip("prometheus_client", reason="needs the extra monitor")
 
 import openai
+import psutil
 
 from tests import commands
 from tests.ports import free_port
@@ -35,6 +36,8 @@ from toolkit.monitor.read_page import metrics_url, read_page
 from toolkit.monitor.rules import recording_rules
 from toolkit.monitor.totals import percentile
 from toolkit.reports.loadtest.samples import read_samples
+from toolkit.serve.janitor import members
+from toolkit.serve.state import read_state
 from toolkit.slo.server_metrics import Value, parse
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
@@ -64,7 +67,12 @@ def watched(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Itera
         parallel={"replicas": 2},
         limits={"max_sequences": 8, "max_num_tokens": 256, "max_seq_len": 512, "max_queue_size": 64},
         monitoring={"exporter_port": free_port(), "prometheus_port": free_port()},
-        slo={"ttft_ms": {"p50": 500, "p99": 1500}, "itl_ms": {"p99": 100}},
+        slo={
+            "ttft_ms": {"p50": 500, "p99": 1500},
+            "itl_ms": {"p99": 100},
+            "gpu_utilisation": [0.7, 0.85],
+            "load_balance_variance": 0.05,
+        },
         loadtest={"users": 12, "requests": REQUESTS, "max_tokens": 12, "warmup_requests": 4},
     )
     running = Up(file)
@@ -149,6 +157,23 @@ def test_the_servers_latencies_are_those_of_the_client(tested, key, q):
     above = next(bound for bound in bounds if bound >= truth)
     width = above - bounds[bounds.index(above) - 1]
     assert told == pytest.approx(truth, abs=0.03 * truth + width), f"a bucket is {width:g} s wide here"
+
+
+def test_the_report_has_every_line_of_the_validation_table(watched, tested):
+    """Utilisation, balance, memory and the share inside the limits; what stands for GPUs says so."""
+    report = json.loads((watched.deployment.report_dir / "report.json").read_text())
+    targets = {one["name"]: one for one in report["verdict"]["targets"]}
+    for name in ("gpu_utilisation", "load_balance_variance", "gpu_memory"):
+        assert targets[name]["measured"] is not None, targets[name]
+        assert targets[name]["note"].startswith("a stand-in: ")
+    assert targets["compliance"]["measured"] is not None
+    gpus = report["run"]["server"]["gpus"]
+    assert [gpu["uuid"] for gpu in gpus] == ["replica 0 rank 0, CPU", "replica 1 rank 0, CPU"]
+    busy = [gpu["utilisation"] for gpu in gpus]
+    assert targets["gpu_utilisation"]["measured"] == pytest.approx(sum(busy) / 2) and all(0 < one <= 1 for one in busy)
+    state = read_state(watched.deployment.per_replica()[0])
+    resident = sum(psutil.Process(one.pid).memory_info().rss for one in members(state.run) if one.rank is not None)
+    assert gpus[0]["memory_used_bytes"] == pytest.approx(resident, rel=0.1)
 
 
 def test_the_exporter_counts_the_slo_over_both_replicas(watched, tested):

@@ -63,13 +63,14 @@ def cases(text: str) -> tuple[dict[str, str], dict[str, str]]:
 
 def test_junit_of_a_pass(deployment) -> None:
     counts, found = cases(written(deployment, "junit.xml"))
-    assert counts == {"tests": "6", "failures": "0", "errors": "0", "skipped": "1"}
+    assert counts == {"tests": "7", "failures": "0", "errors": "0", "skipped": "2"}
     assert found == {
         "TTFT P50": "",
         "TTFT P99": "",
         "Requests/s": "",
         "Inside all limits": "",
         "GPU utilisation": "skipped",
+        "GPU memory": "skipped",
         "The run": "",
     }
 
@@ -93,7 +94,7 @@ def test_junit_of_an_undecided_is_skipped_and_says_so(deployment) -> None:
 
 def test_junit_of_what_could_not_run_is_an_error(deployment) -> None:
     counts, found = cases(written(deployment, "junit.xml", STEADY[:3], cut_short="stopped after 3 of 100 requests"))
-    assert counts == {"tests": "6", "failures": "0", "errors": "1", "skipped": "5"} and found["The run"] == "error"
+    assert counts == {"tests": "7", "failures": "0", "errors": "1", "skipped": "6"} and found["The run"] == "error"
 
 
 def test_junit_says_what_ran(deployment) -> None:
@@ -113,7 +114,7 @@ def test_what_a_server_says_breaks_neither(deployment) -> None:
 
 GOLDEN = r"""## FAIL: llama3-70b-h100-pp4tp2-fp16
 
-2 of 5 targets missed: TTFT P50, GPU utilisation; undecided: TTFT P99, Inside all limits.
+2 of 6 targets missed: TTFT P50, GPU utilisation; undecided: TTFT P99, Inside all limits.
 
 | Target | Result | Measured | 95 % interval | Limit | Margin |
 | :-- | --: | --: | --: | --: | --: |
@@ -122,6 +123,7 @@ GOLDEN = r"""## FAIL: llama3-70b-h100-pp4tp2-fp16
 | Requests/s | PASS | 9.71 | 9.71 to 9.71 | ≥ 8 | +21 % |
 | Inside all limits | **UNDECIDED** | 100 % | 96.3 to 100 % | ≥ 99 % | +1.0 % |
 | GPU utilisation | **FAIL** | 40 % | – | within 70 % to 85 % | -35 % |
+| GPU memory | PASS | 80 % | – | ≤ 85 % | +5.9 % |
 
 - TTFT P99: OWN; too few requests for an upper end of the interval
 - Inside all limits: OWN; the interval holds the limit: another run may have the other outcome
@@ -140,7 +142,7 @@ GOLDEN = GOLDEN.replace("OWN", "the load generator's own error is not less than 
 
 def test_the_markdown_as_a_whole(deployment) -> None:
     near = tuple(sample(390, 402, due=n / 10) for n in range(100))
-    seen = ServerSeen(gpus=(GpuSeen("a", 0.4), GpuSeen("b", 0.4)))
+    seen = ServerSeen(gpus=(GpuSeen("a", 0.4, 64, 80), GpuSeen("b", 0.4)))
     own = GeneratorError(ttft_ms=AtPercentiles(2, 10.0001))
     assert written(deployment, "summary.md", near, own=own, server=seen) == GOLDEN
 

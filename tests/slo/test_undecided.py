@@ -11,7 +11,7 @@ from toolkit.slo.generator_error import AtPercentiles, GeneratorError
 from toolkit.slo.metrics import Measured
 from toolkit.slo.server_metrics import GpuSeen, ServerSeen
 from toolkit.slo.target import limits_of_a_request
-from toolkit.slo.verdict import Outcome, judge
+from toolkit.slo.verdict import OF_THE_GPUS, Outcome, judge
 
 from .samples import EPOCH, failed, sample
 
@@ -113,6 +113,27 @@ def test_what_was_seen_of_the_gpus_is_judged() -> None:
     assert (used.measured, used.outcome) == (pytest.approx(0.8), "PASS")
     assert (balance.measured, balance.outcome) == (pytest.approx(0.25), "FAIL")
     assert verdict.outcome is Outcome.FAIL
+
+
+def test_the_fullest_gpu_is_judged_by_the_memory_limit_of_the_hardware() -> None:
+    """56 of 80 and 60 of 80 GiB are in use: 75 %."""
+    slo = Slo(gpu_utilisation=(0.7, 0.85))
+    seen = ServerSeen(gpus=(GpuSeen("a", 0.8, 56, 80), GpuSeen("b", 0.8, 60, 80)))
+    for limit, outcome in ((0.85, "PASS"), (0.7, "FAIL")):
+        memory = target(verdict_on(slo, server=seen, memory_limit=limit), "gpu_memory")
+        assert (memory.measured, memory.outcome, memory.note) == (0.75, outcome, "")
+    unknown = target(verdict_on(slo, server=ServerSeen(), memory_limit=0.85), "gpu_memory")
+    assert (unknown.outcome, unknown.note) == ("NOT MEASURED", "the server's metrics name no GPU")
+    names = [one.name for one in verdict_on(Slo(), server=seen, memory_limit=0.85).targets]
+    assert "gpu_memory" not in names, "an SLO without GPUs"
+
+
+def test_a_stand_in_is_marked_as_one() -> None:
+    slo = Slo(gpu_utilisation=(0.7, 0.85), load_balance_variance=0.05)
+    seen = ServerSeen(gpus=(GpuSeen("a", 0.8, 5, 8, True), GpuSeen("b", 0.8, 5, 8, True)))
+    verdict = verdict_on(slo, server=seen, memory_limit=0.85)
+    notes = [one.note for one in verdict.targets if one.name in OF_THE_GPUS]
+    assert len(notes) == 3 and all(note.startswith("a stand-in: the CPU and memory of") for note in notes)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -36,6 +37,7 @@ from toolkit.load.progress import Progress
 from toolkit.load.self_check import SLACK_CPU
 from toolkit.load.server_watch import ServerWatch
 from toolkit.load.target import metrics_urls
+from toolkit.monitor.read_page import read_exporter
 from toolkit.reports.loadtest import report
 from toolkit.reports.loadtest.samples import write_samples
 from toolkit.reports.loadtest.terminal import summary_text
@@ -131,7 +133,8 @@ class Coordinator:
         self.samples, self.lag, self.verdict, self.started, self.running = [], [], None, time.time(), True
         self.cpu_before, self.busiest = sum(psutil.Process().cpu_times()[:2]), 0.0
         urls = metrics_urls(self.deployment, options.target)
-        self.watch = ServerWatch(urls).__enter__() if urls else None
+        exporter = functools.partial(read_exporter, self.deployment)
+        self.watch = ServerWatch(urls, exporter).__enter__() if urls else None
         self.workers = workers
         self.quotas_given, self.progress, self.runs = 0, Progress(), self.runs + 1
         self.live = Live(self.total, self.source.turns, limits_of_a_request(self.deployment.slo))

@@ -1,4 +1,4 @@
-"""Reads the /metrics of the servers under load every second, in a thread."""
+"""Reads the metrics of the servers under load, and of the exporter, every second, in a thread."""
 
 from __future__ import annotations
 
@@ -6,24 +6,35 @@ import http.client
 import math
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from toolkit.slo.server_metrics import Reading, ServerSeen, summed_up
+from toolkit.errors import ToolkitError
+from toolkit.monitor.read_page import read_page
+from toolkit.slo.readings import Reading, summed_up
+from toolkit.slo.server_metrics import NO_GPUS, ServerSeen
 
 EVERY_S = 1.0
 TIMEOUT_S = 2.0
-LARGEST = 4 << 20
-"""Bytes that are read from one page."""
 
 
 class ServerWatch:
-    """Reads while the context is open. `seen` sums up the readings between two moments."""
+    """Reads while the context is open. `seen` sums up the readings between two moments.
 
-    def __init__(self, urls: Sequence[str], every_s: float = EVERY_S, read: Callable[[str], str] | None = None) -> None:
-        self._urls, self._every_s, self._read = urls, every_s, read or read_text
+    `exporter` gives the page of the deployment's exporter, or raises a ToolkitError that says how to have one.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        exporter: Callable[[], str] | None = None,
+        every_s: float = EVERY_S,
+        read: Callable[[str], str] | None = None,
+    ) -> None:
+        self._urls, self._exporter, self._every_s = urls, exporter, every_s
+        self._read = read or (lambda url: read_page(url, TIMEOUT_S))
         self._readings: list[Reading] = []
-        self._problem = ""
+        self._problem = self._without_exporter = ""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="server-metrics", daemon=True)
 
@@ -33,14 +44,17 @@ class ServerWatch:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self._thread.join(timeout=TIMEOUT_S * len(self._urls) + 1)
+        self._thread.join(timeout=TIMEOUT_S * (len(self._urls) + 1) + 1)
 
     def seen(self, begin: float = -math.inf, end: float = math.inf) -> ServerSeen:
         """The summary of the readings between two moments, in seconds since the Unix epoch."""
         readings = [reading for reading in list(self._readings) if begin <= reading.time <= end]
         if not readings:
             return ServerSeen(unseen=self._problem or "the server's metrics were not read in time")
-        return summed_up(readings)
+        seen = summed_up(readings)
+        if seen.unseen == NO_GPUS and self._without_exporter:
+            return replace(seen, unseen=f"{NO_GPUS}, and {self._without_exporter}")
+        return seen
 
     def _run(self) -> None:
         while True:
@@ -52,14 +66,10 @@ class ServerWatch:
                     self._problem = f"the server's metrics cannot be read: {error}"
                 else:
                     self._readings.append(Reading.of(text, time.time(), number))
+            if self._exporter:
+                try:
+                    self._readings.append(Reading.of(self._exporter(), time.time(), len(self._urls)))
+                except ToolkitError as error:
+                    self._without_exporter = str(error)
             if self._ended.wait(self._every_s):
                 return
-
-
-def read_text(url: str) -> str:
-    """Read a metrics page. Raises OSError."""
-    # Without the environment's proxy: the server is one of ours.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(url, timeout=TIMEOUT_S) as answer:
-        page: bytes = answer.read(LARGEST)
-    return page.decode("utf-8", "replace")

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 
 from toolkit.config.deployment import Deployment
+from toolkit.errors import ToolkitError
 from toolkit.monitor.page import Page
-from toolkit.monitor.read_page import metrics_url, read_page
+from toolkit.monitor.read_page import read_exporter
 from toolkit.monitor.watcher import EVERY_S, PAGES_EVERY_S, Watcher
 
 
@@ -17,12 +18,12 @@ def looking(deployment: Deployment) -> Iterator[Callable[[], Page]]:
     """A function that gives the values of now. The exporter knows the last minute; without it, it begins now."""
 
     def exported() -> Page:
-        return Page.of_text(read_page(url))
+        return Page.of_text(read_exporter(deployment))
 
-    url, watcher = metrics_url(deployment), None
+    watcher = None
     try:
         exported()
-    except (OSError, ValueError):
+    except ToolkitError:
         watcher = Watcher(deployment, predictions=False)
     try:
         yield watcher.look if watcher else exported
@@ -45,6 +46,6 @@ def look_again(deployment: Deployment, show: Callable[[Page], None]) -> None:
     """Show each second what is seen, until Ctrl-C. An exporter that is gone for a while shows nothing new."""
     with looking(deployment) as look, contextlib.suppress(KeyboardInterrupt):
         while True:
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(ToolkitError):
                 show(look())
             time.sleep(EVERY_S)

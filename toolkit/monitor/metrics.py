@@ -77,6 +77,7 @@ _ALL = (
     ExportedMetric("toolkit_predicted_requests_per_second", "The highest rate inside the SLO by toolkit plan"),
     # The watching itself.
     ExportedMetric("toolkit_scrape_ok", "1 if the page of this source could be read", ("source",)),
+    ExportedMetric("toolkit_exporter_info", "1; which deployment it watches", ("deployment", "run")),
     ExportedMetric("toolkit_exporter_start_time_seconds", "When the exporter began, in seconds since 1970"),
 )
 METRICS: Mapping[str, ExportedMetric] = {metric.name: metric for metric in _ALL}

@@ -13,7 +13,7 @@ from toolkit.monitor.gpus import watch_of
 from toolkit.monitor.latencies import Latencies
 from toolkit.monitor.page import Page
 from toolkit.monitor.predictions import Predictions
-from toolkit.monitor.read_page import read_page
+from toolkit.monitor.read_page import identity, read_page
 from toolkit.serve.health import reachable
 from toolkit.slo.server_metrics import Value, parse
 
@@ -53,6 +53,7 @@ class Watcher:
         """The values of now. What cannot be read has none; nothing raises."""
         page, now = Page(), self._clock()
         page.set("toolkit_exporter_start_time_seconds", self._began)
+        page.set("toolkit_exporter_info", 1, **identity(self._deployment))
         self._gpus.fill(page, now)
         replicas.fill(page, self._deployment)
         if now - self._read_at >= PAGES_EVERY_S:

@@ -95,8 +95,16 @@ def server(seen: ServerSeen | None) -> list[tuple[str, str]]:
         lines.append((gpu.uuid, f"{busy}; {used} of {total} GiB of memory at most"))
     if not seen.gpus:
         lines.append(("GPUs", f"not measured: {seen.why_no_gpus}"))
+    return lines + engine(seen)
+
+
+def engine(seen: ServerSeen) -> list[tuple[str, str]]:
+    """What the engines' metrics said during the run: (name, value)."""
+    lines = []
     if seen.kv_cache_used is not None:
         lines.append(("KV cache", f"{seen.kv_cache_used:.0%} of its blocks in use at most"))
+    if seen.pipeline_empty is not None:
+        lines.append(("micro-batches without a step", f"{seen.pipeline_empty:.0%} on average"))
     if seen.requests_active is not None:
         lines.append(("requests in the server", f"{seen.requests_active:.0f} at most"))
     return lines

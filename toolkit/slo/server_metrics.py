@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,6 +26,14 @@ class GpuSeen:
     memory_used_bytes: Finite | None = None
     """Peak."""
     memory_total_bytes: Finite | None = None
+    stand_in: bool = False
+    """A rehearsal: the rank's processes stand for its GPU, and its share of the host's memory for that of the GPU."""
+
+    @property
+    def memory_used(self) -> float | None:
+        """Peak share of the memory, 0 to 1."""
+        used, total = self.memory_used_bytes, self.memory_total_bytes
+        return used / total if used is not None and total else None
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,8 @@ class ServerSeen:
     """Peak number of requests in the server, waiting ones included; summed over replicas."""
     unseen: str = NO_GPUS
     """Why nothing is known about the GPUs, if that is so."""
+    pipeline_empty: Finite | None = None
+    """Mean share of the micro-batches in which no step was seen, 0 to 1, over the replicas."""
 
     @property
     def gpu_utilisation(self) -> float | None:
@@ -55,6 +65,16 @@ class ServerSeen:
         if len(shares) < 2 or not any(shares):
             return None
         return (max(shares) - min(shares)) * len(shares) / sum(shares)
+
+    @property
+    def memory_used(self) -> float | None:
+        """Peak share of the memory, 0 to 1, of the fullest GPU."""
+        return highest(gpu.memory_used for gpu in self.gpus)
+
+    @property
+    def stand_in(self) -> bool:
+        """Whether no GPU was seen, but what stands for one in a rehearsal."""
+        return any(gpu.stand_in for gpu in self.gpus)
 
     @property
     def why_no_gpus(self) -> str:
@@ -80,18 +100,20 @@ def combined(repeats: Sequence[ServerSeen]) -> ServerSeen | None:
     gpus = tuple(
         GpuSeen(
             uuid,
-            _mean([gpu.utilisation for gpu in gpus if gpu.utilisation is not None]),
-            _highest([gpu.memory_used_bytes for gpu in gpus]),
-            _highest([gpu.memory_total_bytes for gpu in gpus]),
+            mean([gpu.utilisation for gpu in gpus if gpu.utilisation is not None]),
+            highest([gpu.memory_used_bytes for gpu in gpus]),
+            highest([gpu.memory_total_bytes for gpu in gpus]),
+            any(gpu.stand_in for gpu in gpus),
         )
         for uuid, gpus in by_uuid.items()
     )
     return ServerSeen(
         gpus,
         readings=sum(seen.readings for seen in repeats),
-        kv_cache_used=_highest([seen.kv_cache_used for seen in repeats]),
-        requests_active=_highest([seen.requests_active for seen in repeats]),
+        kv_cache_used=highest([seen.kv_cache_used for seen in repeats]),
+        requests_active=highest([seen.requests_active for seen in repeats]),
         unseen=repeats[-1].unseen,
+        pipeline_empty=mean([seen.pipeline_empty for seen in repeats if seen.pipeline_empty is not None]),
     )
 
 
@@ -116,66 +138,11 @@ def parse(text: str) -> Iterator[Value]:
                 yield Value(match[1], dict(_LABEL.findall(match[2] or "")), value)
 
 
-@dataclass(frozen=True)
-class Reading:
-    """The GPU and engine values of one server at one time."""
-
-    time: float
-    """Seconds since the Unix epoch."""
-    server: int
-    values: tuple[Value, ...]
-
-    @classmethod
-    def of(cls, text: str, time: float, server: int) -> Reading:
-        """From a metrics page."""
-        values = (value for value in parse(text) if value.name.startswith(("nv_gpu_", "nv_trt_llm_")))
-        return cls(time, server, tuple(values))
-
-
-def summed_up(readings: Sequence[Reading]) -> ServerSeen:
-    """Means of utilisations, peaks of the rest. Servers on one machine report the same GPUs."""
-    values = [value for reading in readings for value in reading.values]
-    uuids = sorted({value.labels["gpu_uuid"] for value in values if "gpu_uuid" in value.labels})
-    active: dict[int, list[float]] = {}
-    for reading in readings:
-        active.setdefault(reading.server, []).extend(_engine(reading, "request", "active"))
-    peaks = [max(counts) for counts in active.values() if counts]
-    return ServerSeen(
-        gpus=tuple(_gpu(uuid, values) for uuid in uuids),
-        readings=len(readings),
-        kv_cache_used=max((share for reading in readings for share in _kv_shares(reading)), default=None),
-        requests_active=sum(peaks) if peaks else None,
-        unseen=NO_GPUS if not uuids else "the server's metrics do not say how busy the GPUs are",
-    )
-
-
-def _gpu(uuid: str, values: Sequence[Value]) -> GpuSeen:
-    def named(name: str) -> list[float]:
-        return [value.value for value in values if value.name == name and value.labels.get("gpu_uuid") == uuid]
-
-    return GpuSeen(
-        uuid,
-        utilisation=_mean(named("nv_gpu_utilization")),
-        memory_used_bytes=max(named("nv_gpu_memory_used_bytes"), default=None),
-        memory_total_bytes=max(named("nv_gpu_memory_total_bytes"), default=None),
-    )
-
-
-def _kv_shares(reading: Reading) -> Iterator[float]:
-    used, most = _engine(reading, "kv_cache_block", "used"), _engine(reading, "kv_cache_block", "max")
-    if used and most and max(most) > 0:
-        yield max(used) / max(most)
-
-
-def _engine(reading: Reading, family: str, kind: str) -> list[float]:
-    """The values of one kind in the family nv_trt_llm_{family}_metrics."""
-    name, label = f"nv_trt_llm_{family}_metrics", f"{family}_type"
-    return [value.value for value in reading.values if value.name == name and value.labels.get(label) == kind]
-
-
-def _mean(values: Sequence[float]) -> float | None:
+def mean(values: Sequence[float]) -> float | None:
+    """None for no value."""
     return sum(values) / len(values) if values else None
 
 
-def _highest(values: Sequence[float | None]) -> float | None:
+def highest(values: Iterable[float | None]) -> float | None:
+    """Of those that are known; None if none is."""
     return max((value for value in values if value is not None), default=None)

@@ -21,12 +21,13 @@ from toolkit.slo.saturation import without_the_drain
 from toolkit.slo.server_metrics import ServerSeen
 from toolkit.slo.target import Target, at_least, at_most, limits_of_a_request, within
 
-OF_THE_GPUS = ("gpu_utilisation", "load_balance_variance")
+OF_THE_GPUS = ("gpu_utilisation", "load_balance_variance", "gpu_memory")
 NOT_OF_A_RATE = ("requests_per_s", *OF_THE_GPUS)
 """Targets that do not say whether requests are in time at one rate: a lower rate or the GPUs miss them."""
 OF_A_STREAM = tuple(name for name, metric in METRICS.items() if metric.of_stream)
 NOT_READ = "the server's metrics were not read"
 NOT_STREAMED = "the answers were not streamed"
+STAND_IN = "a stand-in: the CPU and memory of each rank's processes, as a rehearsal has no GPU"
 
 
 class Outcome(Enum):
@@ -84,12 +85,14 @@ def judge(
     server: ServerSeen | None = None,
     intervals: bool = False,
     open_loop: bool = False,
+    memory_limit: float | None = None,
 ) -> Verdict:
     """Judge a run. `cut_short` is the reason if the run ended early.
 
-    `own` is the load generator's error if it was calibrated, `server` what the server's metrics said.
+    `own` is the load generator's error if it was calibrated, `server` what the metrics said. `memory_limit` is the
+    share of a GPU's memory that may be in use; it is judged if the SLO has another target of the GPUs.
     """
-    targets = tuple(_targets(slo, measured, server))
+    targets = (*_targets(slo, measured), *_of_the_gpus(slo, server, memory_limit))
     targets = tuple(_with_doubts(target, measured, own) for target in targets)
     if intervals:
         bootstrap = Bootstrap(measured)
@@ -130,10 +133,10 @@ def sum_up(targets: tuple[Target, ...], measured: Measured) -> Verdict:
 def could_not_run(slo: Slo, reason: str) -> Verdict:
     """The verdict if no request could be sent."""
     measured = Measured((), limits_of_a_request(slo))
-    return Verdict(Outcome.COULD_NOT_RUN, reason, tuple(_targets(slo, measured)), measured)
+    return Verdict(Outcome.COULD_NOT_RUN, reason, (*_targets(slo, measured), *_of_the_gpus(slo)), measured)
 
 
-def _targets(slo: Slo, measured: Measured, server: ServerSeen | None = None) -> Iterator[Target]:
+def _targets(slo: Slo, measured: Measured) -> Iterator[Target]:
     for metric, label in LATENCIES.items():
         distribution = measured.distributions[metric]
         for q, limit in slo.percentiles(metric):
@@ -144,16 +147,24 @@ def _targets(slo: Slo, measured: Measured, server: ServerSeen | None = None) -> 
         rate = measured.requests_per_s if measured.samples else None
         yield at_least(Target("requests_per_s", "Requests/s", "1/s", "≥", slo.requests_per_s, rate))
     yield _compliance(slo, measured)
-    unseen = server.why_no_gpus if server else NOT_READ
+
+
+def _of_the_gpus(slo: Slo, seen: ServerSeen | None = None, memory_limit: float | None = None) -> Iterator[Target]:
+    unseen = seen.why_no_gpus if seen else NOT_READ
+    stand_in = STAND_IN if seen and seen.stand_in else ""
     if slo.gpu_utilisation is not None:
-        bounds, used = slo.gpu_utilisation, server.gpu_utilisation if server else None
-        target = Target("gpu_utilisation", "GPU utilisation", "share", "within", bounds, used)
-        yield within(target) if used is not None else replace(target, note=unseen)
+        used = seen.gpu_utilisation if seen else None
+        target = Target("gpu_utilisation", "GPU utilisation", "share", "within", slo.gpu_utilisation, used)
+        yield within(replace(target, note=stand_in)) if used is not None else replace(target, note=unseen)
     if slo.load_balance_variance is not None:
-        bound, uneven = slo.load_balance_variance, server.load_balance_variance if server else None
+        bound, uneven = slo.load_balance_variance, seen.load_balance_variance if seen else None
         target = Target("load_balance_variance", "Load-balance variance", "share", "≤", bound, uneven)
-        note = unseen if uneven is None else "(most - least) / mean of the GPUs' utilisation"
-        yield at_most(replace(target, note=note))
+        meaning = "; ".join(filter(None, (stand_in, "(most - least) / mean of the GPUs' utilisation")))
+        yield at_most(replace(target, note=unseen if uneven is None else meaning))
+    if memory_limit is not None and (slo.gpu_utilisation or slo.load_balance_variance is not None):
+        fullest = seen.memory_used if seen else None
+        target = Target("gpu_memory", "GPU memory", "share", "≤", memory_limit, fullest)
+        yield at_most(replace(target, note=(seen.unseen if seen else NOT_READ) if fullest is None else stand_in))
 
 
 def _compliance(slo: Slo, measured: Measured) -> Target:

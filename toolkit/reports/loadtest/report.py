@@ -34,6 +34,7 @@ def verdict_of(deployment: Deployment, run: Run) -> Verdict:
         run.server,
         intervals=True,
         open_loop=open_loop,
+        memory_limit=deployment.hardware.gpu_memory_limit,
     )
 
 

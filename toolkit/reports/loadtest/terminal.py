@@ -28,6 +28,8 @@ def summary(verdict: Verdict, predicted: Predicted | None = None) -> RenderableT
     if verdict.measured.samples:
         parts += [_latencies(verdict), *([_predicted(predicted)] if predicted else []), _targets(verdict)]
         parts += [*([_repeats(verdict)] if verdict.measured.repeats else []), _totals(verdict)]
+        if verdict.server and (lines := wording.engine(verdict.server)):
+            parts.append(Text("; ".join(f"{name}: {value}" for name, value in lines)))
         if verdict.own:
             parts.append(Text(wording.own_error(verdict.own)))
     parts += [Text(f"{count} x {error}", style="red") for error, count in verdict.measured.errors.most_common(5)]
