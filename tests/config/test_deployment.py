@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -126,7 +128,13 @@ MISTAKES = [
         "websocket",
         "loadtest.protocol: input should be 'http' or 'grpc', got 'websocket'",
     ),
-    ("name", "a b", "name: string should match pattern"),
+    ("name", "a b", "name: expected letters, digits, '.', '_' and '-', and a letter or a digit first, got 'a b'"),
+    (
+        "deploy.image",
+        "my image",
+        "deploy.image: expected the name of an image without spaces, such as registry.example.com/toolkit:1.0, got",
+    ),
+    ("deploy.claim", "Weights", "deploy.claim: expected a name of Kubernetes: a-z, 0-9, '-' and '.', and a letter"),
     ("name", 5, "name: input should be a valid string, got 5"),
     ("name", "a" * 101, "name: string should have at most 100 characters, got 'aaa"),
     ("serving.host", "::1", "serving.host: '::1' is IPv6, on which Triton does not open all its ports. Use 127.0.0.1"),
@@ -165,6 +173,30 @@ def test_a_mistake_is_one_line_naming_file_field_and_value(
     assert message in str(caught.value)
     assert str(caught.value).startswith(str(tmp_path / "x.yaml"))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+def fields_with_a_pattern(schema: dict[str, Any], section: dict[str, Any], above: str = "") -> Iterator[str]:
+    """The fields of the YAML whose text must match a regular expression, by JSON schema."""
+    for name, field in section.get("properties", {}).items():
+        for form in (field, *field.get("anyOf", ()), *field.get("allOf", ())):
+            if "pattern" in form:
+                yield above + name
+            if reference := form.get("$ref"):
+                yield from fields_with_a_pattern(schema, schema["$defs"][reference.split("/")[-1]], f"{above}{name}.")
+
+
+def test_a_text_that_does_not_match_its_pattern_is_refused_in_words(tmp_path: Path) -> None:
+    schema = Deployment.model_json_schema()
+    fields = {*fields_with_a_pattern(schema, schema)}
+    assert {"name", "deploy.image", "deploy.claim"} <= fields
+    assert str(schema).count("'pattern': ") == len(fields), "one that is looked for here in vain"
+    for field in fields:
+        content = yaml.safe_load(FLAGSHIP.read_text())
+        section, _, key = field.rpartition(".")
+        (content.setdefault(section, {}) if section else content)[key] = "a b"
+        with pytest.raises(ToolkitError, match=rf"x\.yaml: {field}: expected .*, got 'a b'$") as caught:
+            load(tmp_path, content)
+        assert not {*"^$[]*\\"} & {*str(caught.value)}, "a regular expression"
 
 
 @pytest.mark.parametrize(

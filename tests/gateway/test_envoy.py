@@ -148,6 +148,13 @@ def test_the_front_end_s_errors_get_openai_s_form(door):
     door.front.status, door.front.body = 429, b'{"message":"full","type":"Too Many Requests","code":429}'
     status, headers, body = ask(door.url, "/v1/chat/completions", HELLO)
     assert (status, headers["retry-after"], body["error"]["type"]) == (429, "1", "rate_limit_error")
+    door.front.status = 504
+    door.front.body = b'{"message":"Request deadline exceeded","type":"Gateway Timeout","code":504}'
+    status, headers, body = ask(door.url, "/v1/chat/completions", HELLO)
+    assert (status, headers["retry-after"], body["error"]["type"]) == (429, "1", "rate_limit_error")
+    assert body["error"]["code"] == 429 and "all replicas are full" in body["error"]["message"]
+    door.front.body = b'{"message":"the worker took too long","type":"Gateway Timeout","code":504}'
+    assert ask(door.url, "/v1/chat/completions", HELLO)[0] == 504
     door.front.status, door.front.body = 404, b""  # no worker has announced itself
     status, headers, body = ask(door.url, "/v1/chat/completions", HELLO)
     assert (status, headers["retry-after"], body["error"]["type"]) == (503, "1", "service_unavailable")
@@ -169,18 +176,24 @@ def test_a_body_that_is_too_large_is_413(door_yaml, open_door):
         assert status == 413 and body["error"]
 
 
-def test_more_requests_than_the_door_takes_are_503(door_yaml, open_door):
+@pytest.mark.parametrize(
+    ("path", "body", "refused"), [(GENERATE, {}, 503), ("/v1/chat/completions", HELLO, 429)], ids=["triton", "openai"]
+)
+def test_more_requests_than_the_door_takes_are_refused(door_yaml, open_door, path, body, refused):
     deployment = door_yaml(replicas=1, gateway={"max_requests": 2, "retries": 0})
     door = open_door(deployment)
-    door.replicas[0].hold = threading.Event()
+    backend = door.front if refused == 429 else door.replicas[0]
+    backend.hold = threading.Event()
     answers: list[int] = []
-    threads = [threading.Thread(target=lambda: answers.append(ask(door.url, GENERATE)[0])) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: answers.append(ask(door.url, path, body)[0])) for _ in range(2)]
     for thread in threads:
         thread.start()
-    eventually(lambda: len(door.replicas[0].asked) == 2)
-    status, headers, _ = ask(door.url, GENERATE)
-    assert (status, headers["retry-after"]) == (503, "1")
-    door.replicas[0].hold.set()
+    eventually(lambda: len(backend.asked) == 2)
+    status, headers, error = ask(door.url, path, body)
+    assert (status, headers["retry-after"]) == (refused, "1")
+    if refused == 429:
+        assert error["error"] == {"message": "the door is full", "type": "rate_limit_error", "param": None, "code": 429}
+    backend.hold.set()
     for thread in threads:
         thread.join()
     assert answers == [200, 200]

@@ -18,6 +18,7 @@ from tests.gateway.fake_triton import FULL, FakeTriton
 from tests.ports import free_port
 from tests.waiting import eventually
 from toolkit.gateway.dynamo import endpoint, environment
+from toolkit.gateway.error_form import LAST_WAS_FULL
 
 pytest.importorskip("dynamo.llm", reason="needs the extra gateway")
 PYTHON = (sys.executable, "-P", "-m")
@@ -123,7 +124,8 @@ def test_a_full_replica_passes_a_request_on(workers, stream):
 def test_where_all_are_full_the_status_says_so(workers, stream):
     for triton in workers.tritons:
         triton.error = FULL
-    assert [workers.ask(stream)[0] for _ in range(3)] == [503, 503, 503]
+    for status, text in [workers.ask(stream) for _ in range(3)]:
+        assert status == 504 and LAST_WAS_FULL in text, "what the door makes 429 of"
     assert [len(triton.asked) for triton in workers.tritons] == [3, 3], "each is asked once"
     for triton in workers.tritons:
         triton.error = ""

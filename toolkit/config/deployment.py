@@ -44,6 +44,7 @@ REHEARSAL_KV_TOKENS = 16384
 """Upper bound of a rehearsal's KV pool when the YAML gives none, so that eight ranks fit on a laptop."""
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 """A regular expression for a name, which is part of the names of folders and containers."""
+NAME_PATTERN = rf"^{NAME}$"
 LONGEST_NAME = 100
 """Most characters of a name, and of a key that a message quotes."""
 
@@ -62,7 +63,7 @@ def _one_of(names: Iterable[str]) -> str:
 class Deployment(Section):
     """Everything about one deployment. Make one with `toolkit.config.load.load_deployment`."""
 
-    name: Annotated[str, Field(pattern=rf"^{NAME}$", max_length=LONGEST_NAME)]
+    name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=LONGEST_NAME)]
     file: LoosePath
     model: ModelSection
     engine: Annotated[str, BeforeValidator(_known_kind)]

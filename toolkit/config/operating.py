@@ -68,12 +68,17 @@ class Recovery(Section):
     """Deployments for the GPUs that are left when one is lost, the best first."""
 
 
+IMAGE_PATTERN = r"^[^\s@:][^\s]*$"
+CLAIM_PATTERN = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
+"""toolkit.config.load says both in words."""
+
+
 class Deploy(Section):
     """What `toolkit deploy` cannot derive: names at your site."""
 
-    image: Annotated[str, Field(pattern=r"^[^\s@:][^\s]*$", max_length=255)] | None = None
+    image: Annotated[str, Field(pattern=IMAGE_PATTERN, max_length=255)] | None = None
     """What the image with the toolkit is called. Kubernetes needs it; it pulls the image from its registry."""
-    claim: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", max_length=253)] | None = None
+    claim: Annotated[str, Field(pattern=CLAIM_PATTERN, max_length=253)] | None = None
     """Kubernetes: the PersistentVolumeClaim that holds the model and gets what is built."""
 
 

@@ -44,7 +44,12 @@ class Problem:
 
 
 def first_problem(error: ValidationError, *place: int | str, words: Mapping[str, str] = WORDS) -> Problem:
-    """The first problem in what was validated, which lies at `place` of its file. `words` replace pydantic's."""
+    """The first problem in what was validated, which lies at `place` of its file.
+
+    `words` replace pydantic's: by the pattern that a text does not match, else by the kind of problem.
+    """
     first, *others = error.errors()
-    message = words.get(first["type"]) or first["msg"][:1].lower() + first["msg"][1:]
+    message = (
+        words.get(first.get("ctx", {}).get("pattern", first["type"])) or first["msg"][:1].lower() + first["msg"][1:]
+    )
     return Problem((*place, *first["loc"]), first["type"], message, first["input"], len(others))

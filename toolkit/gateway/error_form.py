@@ -8,7 +8,12 @@ RETRY_AFTER_S = 1
 """Retry-After of 429 and 503: by then a full replica may have room, or a replica may have started again."""
 
 _OPENAI = {"error": {"message": "%LOCAL_REPLY_BODY%", "type": "server_error", "param": None, "code": "%RESPONSE_CODE%"}}
+_OPENAI_FULL = {"error": {"message": "the door is full", "type": "rate_limit_error", "param": None, "code": 429}}
 _TRITON = {"error": "%LOCAL_REPLY_BODY%"}
+ALL_FULL = "all replicas are full: their queues have no room"
+LAST_WAS_FULL = "Request deadline exceeded"
+"""What the front end says, with 504, when the last replica that it asked was full. Of all errors that it sends on to
+another replica, only ConnectionTimeout has a status and a text of its own in the end; the worker raises it for that."""
 
 
 def _mapper(condition: dict[str, Any], form: dict[str, Any], again: bool) -> dict[str, Any]:
@@ -32,6 +37,8 @@ def _both(*filters: dict[str, Any]) -> dict[str, Any]:
 
 
 _BY_THE_GATE = {"response_flag_filter": {"flags": ["UAEX"]}}
+_TOO_MANY = {"response_flag_filter": {"flags": ["UO"]}}
+"""As many requests are in the door as it takes."""
 _A_VERDICT = {
     "status_code_filter": {
         "comparison": {"op": "LE", "value": {"default_value": 499, "runtime_key": "toolkit.verdict"}}
@@ -48,6 +55,7 @@ ERROR_FORMS: dict[str, Any] = {
                 "content_type": "application/json",
             },
         },
+        {**_mapper(_both(_path("/v1/"), _TOO_MANY), _OPENAI_FULL, again=True), "status_code": 429},
         *(_mapper(_both(_path("/v1/"), _status(code)), _OPENAI, again=True) for code in (429, 503, 504)),
         _mapper(_path("/v1/"), _OPENAI, again=False),
         *(_mapper(_status(code), _TRITON, again=True) for code in (429, 503, 504)),
@@ -62,7 +70,7 @@ local kinds = {{
   [429] = "rate_limit_error", [503] = "service_unavailable", [504] = "timeout_error",
 }}
 -- The front end's errors have no "error" around them, as OpenAI's have. It answers 404 without a body while no replica
--- has announced itself: the gate has checked the model's name by then, so that is 503.
+-- has announced itself: the gate has checked the model's name by then, so that is 503. Full replicas are 429.
 function envoy_on_response(handle)
   local headers = handle:headers()
   local status = tonumber(headers:get(":status"))
@@ -75,6 +83,11 @@ function envoy_on_response(handle)
     headers:replace(":status", "503")
     text = '{{"message":"no replica is ready","type":"","code":503}}'
     headers:replace("content-type", "application/json")
+  end
+  if status == 504 and text:find("{LAST_WAS_FULL}", 1, true) then
+    status = 429
+    headers:replace(":status", "429")
+    text = '{{"message":"{ALL_FULL}","type":"","code":429}}'
   end
   if (status == 429 or status == 503) and not headers:get("retry-after") then
     headers:add("retry-after", "{RETRY_AFTER_S}")

@@ -23,7 +23,7 @@ from dynamo.llm import (  # type: ignore[import-not-found,attr-defined,unused-ig
     register_model,
 )
 from dynamo.llm.exceptions import (  # type: ignore[import-not-found,attr-defined,unused-ignore]
-    CannotConnect,
+    ConnectionTimeout,
     Disconnected,
     EngineShutdown,
     HttpError,
@@ -135,8 +135,8 @@ class Worker:
             self._gone.set()
         kinds: dict[Fault, Any] = {
             Fault.REQUEST: lambda: InvalidArgument(message),
-            # The front end asks each other replica once. If all are full, the client gets 503.
-            Fault.BUSY: lambda: CannotConnect(message) if self._others else HttpError(429, message),
+            # The front end asks each other replica once. If all are full, its answer becomes 429 in the door.
+            Fault.BUSY: lambda: ConnectionTimeout(message) if self._others else HttpError(429, message),
             Fault.STEP: lambda: Disconnected(message),
             Fault.LEAVING: lambda: EngineShutdown(message),
             Fault.GROUP: lambda: EngineShutdown(message),
