@@ -107,10 +107,12 @@ format: install
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
 
-# docs/reference/cli.md from the commands' own --help, docs/reference/metrics.md from the tables of metrics.
+# docs/reference/cli.md from the commands' own --help, docs/reference/metrics.md from the tables of metrics,
+# docs/reference/gpu-faults.md from the tables of faults.
 docs: install
 	.venv/bin/python docs/generate_cli.py
 	.venv/bin/python docs/generate_metrics.py
+	PYTHONPATH=. .venv/bin/python docs/generate_gpu_faults.py
 
 # The docs as a site: open work/site/index.html. Its search needs a server: python -m http.server -d work/site
 site: install

@@ -1,9 +1,12 @@
-"""docs/reference/metrics.md is what the tables of metrics say."""
+"""docs/reference/metrics.md and gpu-faults.md are what the tables say."""
 
 from __future__ import annotations
 
-from docs.generate_metrics import PAGE, reference
+import pytest
+
+from docs import generate_gpu_faults, generate_metrics
 
 
-def test_the_page_of_metrics_is_current():
-    assert PAGE.read_text() == reference(), "run: make docs"
+@pytest.mark.parametrize("page", [generate_metrics, generate_gpu_faults])
+def test_the_page_is_current(page):
+    assert page.PAGE.read_text() == page.reference(), "run: make docs"

@@ -34,6 +34,8 @@ class Card:
     clock_mhz: int = 1980
     throttle_mask: int = 0
     ecc_corrected: int = 0
+    rows: tuple[int, int, int, int] | None = (0, 0, 0, 0)
+    """Rows of memory replaced after corrected and uncorrected errors, whether one waits, whether one failed."""
     fields: dict[int, int] = field(default_factory=dict)
     """By field id; the others are not supported."""
 
@@ -135,6 +137,11 @@ class FakeNvml:
         if kind == pynvml.NVML_MEMORY_ERROR_TYPE_CORRECTED:
             return card.ecc_corrected
         return card.ecc
+
+    def nvmlDeviceGetRemappedRows(self, card: Card) -> tuple[int, int, int, int]:
+        if card.rows is None:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return card.rows
 
     def nvmlDeviceGetUtilizationRates(self, card: Card) -> Any:
         self._maybe_fail("nvmlDeviceGetUtilizationRates")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-
 import pytest
 import yaml
 
@@ -94,8 +91,7 @@ def test_a_lost_gpu(pair):
         before = ask(up.url, "/v1/completions", PROMPT)
         assert before[0] == 200
         marker = folder(up.deployment) / MARKER
-        marker.write_text("1")
-        os.kill(up.ranks(0)[1].pid, signal.SIGKILL)
+        marker.write_text("1")  # no process ends by itself: the watch over the GPUs sees it
         eventually(lambda: up.phase == "down")
         up.wait_ready()
         after = ask(up.url, "/v1/completions", PROMPT)

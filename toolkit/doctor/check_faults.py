@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from toolkit.doctor.check import Check, Status, listed, needs_gpus
 from toolkit.doctor.check_gpus import of_ranks
 from toolkit.doctor.machine import Machine
+from toolkit.machine.gpu_faults import XIDS
 from toolkit.machine.kernel_log import bus_of
 
 if TYPE_CHECKING:
@@ -17,24 +18,8 @@ if TYPE_CHECKING:
 RESET = (
     "Stop what runs there and reset it (nvidia-smi -i {gpus} -r), or reboot. If it comes again, have the GPU tested."
 )
-HARDWARE = {
-    48: "memory error that ECC could not correct",
-    62: "the GPU's own processor halted",
-    63: "a row of memory is to be replaced at the next reset",
-    64: "a row of memory could not be replaced",
-    74: "NVLink error",
-    79: "the GPU has fallen off the bus",
-    92: "many memory errors that ECC corrected",
-    94: "memory error, contained to one program",
-    95: "memory error, not contained",
-    109: "a context switch timed out",
-    119: "the GPU's system processor does not answer",
-    120: "the GPU's system processor failed",
-    140: "memory error that ECC could not correct",
-    154: "the GPU is to be reset, or the machine rebooted",
-}
-"""Xid codes that mean a fault of a GPU or its links. Most others mean a fault of a program.
-Source: NVIDIA's Xid catalog, shortened."""
+HARDWARE = {code: fault.what for code, fault in XIDS.items() if fault.of == "GPU"}
+"""Xid codes that mean a fault of a GPU or its links. Most others mean a fault of a program."""
 
 
 def ecc(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:

@@ -22,6 +22,9 @@ THROTTLES = {
 }
 """NVML's reasons that take speed from a GPU with work, and their names. Idle GPUs and set clocks are no throttling."""
 LINK_ERRORS = ("CRC_FLIT", "CRC_DATA", "REPLAY", "RECOVERY")
+RECOVERY = "NVML_GPU_RECOVERY_ACTION_"
+RECOVERIES = ("GPU_RESET", "NODE_REBOOT", "DRAIN_P2P", "DRAIN_AND_RESET", "BUS_RESET", "SYSTEM_REBOOT")
+"""What the driver may want done, by the endings of NVML's constants. Others do not concern a group."""
 KIB = 1024
 
 
@@ -48,6 +51,12 @@ class GpuHealth:
     """Why it runs slower than it could, by the names of THROTTLES."""
     ecc_corrected: int | None = None
     ecc_uncorrected: int | None = None
+    recovery: str | None = None
+    """What the driver wants done: the ending of NVML_GPU_RECOVERY_ACTION_*, NONE if all is well."""
+    rows_pending: bool | None = None
+    """A row of memory is to be replaced at the next reset."""
+    rows_failed: bool | None = None
+    """A row of memory could not be replaced."""
     nvlink_errors: int | None = None
     nvlink_sent_bytes: int | None = None
     nvlink_received_bytes: int | None = None
@@ -97,7 +106,8 @@ class GpuReader:
             self._ask("nvmlDeviceGetEnforcedPowerLimit", handle),
         )
         pci = self._ask("nvmlDeviceGetPciInfo", handle)
-        errors, sent, received = self._links(handle)
+        errors, sent, received, recovery = self._fields(handle)
+        rows = self._ask("nvmlDeviceGetRemappedRows", handle)
         return GpuHealth(
             index,
             uuid=self._ask("nvmlDeviceGetUUID", handle) or "",
@@ -112,6 +122,9 @@ class GpuReader:
             throttles=self._throttles(handle),
             ecc_corrected=self._ecc(handle, nvml.NVML_MEMORY_ERROR_TYPE_CORRECTED),
             ecc_uncorrected=self._ecc(handle, nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED),
+            recovery=self._recovery(recovery),
+            rows_pending=None if rows is None else bool(rows[2]),
+            rows_failed=None if rows is None else bool(rows[3]),
             nvlink_errors=errors,
             nvlink_sent_bytes=sent,
             nvlink_received_bytes=received,
@@ -130,16 +143,22 @@ class GpuReader:
         count: int | None = self._ask("nvmlDeviceGetTotalEccErrors", handle, kind, self._nvml.NVML_VOLATILE_ECC)
         return count
 
-    def _links(self, handle: Any) -> tuple[int | None, int | None, int | None]:
-        """(errors, bytes sent, bytes received) over all NVLinks."""
+    def _recovery(self, number: int | None) -> str | None:
+        if number is None:
+            return None
+        return next((name for name in RECOVERIES if getattr(self._nvml, f"{RECOVERY}{name}", None) == number), "NONE")
+
+    def _fields(self, handle: Any) -> tuple[int | None, ...]:
+        """(errors, bytes sent, bytes received) over all NVLinks, and the number of the recovery action."""
         names = [f"NVML_FI_DEV_NVLINK_{kind}_ERROR_COUNT_TOTAL" for kind in LINK_ERRORS]
         names += ["NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX", "NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX"]
+        names += ["NVML_FI_DEV_GET_GPU_RECOVERY_ACTION"]
         fields = self._ask("nvmlDeviceGetFieldValues", handle, [getattr(self._nvml, name) for name in names])
         counts = [field.value.ullVal if field.nvmlReturn == 0 else None for field in fields or []]
-        *errors, sent, received = counts or [None] * len(names)
+        *errors, sent, received, recovery = counts or [None] * len(names)
         known = [count for count in errors if count is not None]
         in_bytes = [None if amount is None else amount * KIB for amount in (sent, received)]
-        return sum(known) if known else None, in_bytes[0], in_bytes[1]
+        return sum(known) if known else None, in_bytes[0], in_bytes[1], recovery
 
     def _ask(self, name: str, *arguments: Any, **options: Any) -> Any:
         """NVML's answer, or None if it has none. Old libraries lack newer functions."""

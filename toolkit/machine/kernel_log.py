@@ -13,6 +13,7 @@ from dataclasses import dataclass
 LOGS = (("dmesg",), ("journalctl", "--dmesg", "--boot", "--quiet", "--no-pager"))
 """The commands that print the log. Not every user may run the first, and few containers have the second."""
 TIMEOUT_S = 5
+_PID = re.compile(r"\bpid='?(\d{1,9})\b")
 _XID = re.compile(r"NVRM: Xid \((?:PCI:)?([0-9a-fA-F]+:[0-9a-fA-F]+:[0-9a-fA-F]+)[^)]*\): ([0-9]{1,4})\b(?:, *)?(.*)")
 
 
@@ -48,6 +49,12 @@ def look_at_kernel() -> Kernel:
 def parse_xids(text: str) -> list[Xid]:
     """In the order of the log."""
     return [Xid(bus_of(bus), int(code), rest.strip()) for bus, code, rest in _XID.findall(text)]
+
+
+def pid_of(xid: Xid) -> int | None:
+    """The program that an Xid hit, if the driver names it. In a container it is a number of the host's."""
+    match = _PID.search(xid.text)
+    return int(match[1]) if match else None
 
 
 def bus_of(address: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolkit.config.deployment import Deployment
+from toolkit.machine.gpu_faults import HOT_CELSIUS
 from toolkit.monitor.latencies import SloTarget, slo_targets
 from toolkit.monitor.rules import error_ratio
 
@@ -14,8 +15,6 @@ PAGE, TICKET = "page", "ticket"
 FAST_BURN, SLOW_BURN = 14.4, 6.0
 """How many times faster than allowed the error budget is used: 2 % of 30 days' in one hour, 5 % in six (Google's SRE
 workbook, chapter 5)."""
-HOT_CELSIUS = 85
-"""An H100 slows down at 87 to 90 degrees (`nvidia-smi -q -d TEMPERATURE`, GPU Slowdown Temp)."""
 FULL_KV, MOST_SPREAD, PREDICTION_OFF = 0.95, 0.05, 1.5
 IDLE = 0.1
 """Below this utilisation a spread says nothing: a few requests make it large."""
@@ -186,14 +185,14 @@ def _gpus(memory: float) -> list[Alert]:
             "0s",
             TICKET,
             f"{gpu} reported Xid {{{{ $labels.xid }}}}",
-            "What it means: docs.nvidia.com/deploy/xid-errors, and toolkit doctor CONFIG.",
+            "What it means: docs/reference/gpu-faults.md, and toolkit doctor CONFIG.",
         ),
         Alert(
             "GpuLost",
             "toolkit_gpu_lost == 1",
             "0s",
             PAGE,
-            f"{gpu} does not answer NVML",
+            f"{gpu} does not answer, or needs a reset",
             "Its group has ended. toolkit up goes on with a fallback, if there is one. Reset or reboot.",
         ),
     ]

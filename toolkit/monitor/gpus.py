@@ -9,6 +9,7 @@ import psutil
 
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
+from toolkit.machine.gpu_faults import states_of
 from toolkit.machine.gpu_health import THROTTLES, GpuHealth, GpuReader
 from toolkit.machine.kernel_log import Kernel, bus_of, look_at_kernel
 from toolkit.machine.limits import memory_limit
@@ -60,7 +61,7 @@ def _ranks_by_gpu(deployment: Deployment) -> Iterator[tuple[int, tuple[int, int]
 
 
 def _fill_gpu(page: Page, gpu: GpuHealth, labels: dict[str, object]) -> None:
-    page.set("toolkit_gpu_lost", bool(gpu.problem), **labels)
+    page.set("toolkit_gpu_lost", any(fault.effect == "lost" for _, fault, _ in states_of(gpu)), **labels)
     page.set("toolkit_gpu_utilisation_ratio", gpu.utilisation, **labels)
     page.set("toolkit_gpu_memory_used_bytes", gpu.memory_used_bytes, **labels)
     page.set("toolkit_gpu_memory_total_bytes", gpu.memory_total_bytes, **labels)

@@ -32,7 +32,7 @@ _ALL = (
     ExportedMetric("toolkit_gpu_power_limit_watts", "Power that the GPU may draw", GPU_LABELS),
     ExportedMetric("toolkit_gpu_sm_clock_hertz", "Clock of the SMs", GPU_LABELS),
     ExportedMetric("toolkit_gpu_throttled", "1 while the GPU is slowed down for this reason", (*GPU_LABELS, "reason")),
-    ExportedMetric("toolkit_gpu_lost", "1 if NVML counts the GPU and cannot read it", GPU_LABELS),
+    ExportedMetric("toolkit_gpu_lost", "1 if NVML cannot read the GPU, or it needs a reset", GPU_LABELS),
     ExportedMetric(
         "toolkit_gpu_ecc_errors_total", "Memory errors since the driver was loaded", (*GPU_LABELS, "kind"), "counter"
     ),

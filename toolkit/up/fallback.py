@@ -9,10 +9,12 @@ from collections.abc import Mapping
 
 from toolkit.config.deployment import Deployment
 from toolkit.config.fallbacks import fallbacks_of
+from toolkit.errors import ToolkitError
 from toolkit.gateway.door import folder
 from toolkit.machine.gpus import look_at_gpus
 from toolkit.machine.visible import VISIBLE, visible_here
 from toolkit.serve.preflight import check_made
+from toolkit.serve.share import share_of
 
 PLAN_S = 300
 MARKER = "lost-gpus"
@@ -35,7 +37,17 @@ def lost_gpus(deployment: Deployment) -> tuple[int, ...]:
     with contextlib.suppress(OSError, UnicodeDecodeError):
         text = (folder(deployment) / MARKER).read_text(encoding="utf-8")
     numbers = [int(part) for part in text.replace(",", " ").split() if part.isdecimal()]
-    return tuple(sorted({number for number in numbers if number < deployment.mapping.world_size}))
+    return tuple(sorted({number for number in numbers if number < deployment.all_ranks}))
+
+
+def gpus_of(replica: Deployment) -> tuple[int, ...]:
+    """The GPUs of a replica's ranks; in a rehearsal the numbers of its ranks over all replicas. None if unknown."""
+    size = replica.mapping.world_size
+    if not replica.kind.on_gpus:
+        return tuple(range((replica.replica or 0) * size, ((replica.replica or 0) + 1) * size))
+    with contextlib.suppress(ToolkitError):
+        return share_of(replica).gpus
+    return ()
 
 
 def first_that_fits(

@@ -13,11 +13,13 @@ from toolkit.config.deployment import Deployment
 from toolkit.gateway.door import has_openai_api
 from toolkit.gateway.dynamo import ENDED
 from toolkit.gateway.endpoints import Traffic
+from toolkit.serve.janitor import members
 from toolkit.serve.replicas import HELD, SUPERVISOR
 from toolkit.serve.state import read_state
 from toolkit.up import fallback
 from toolkit.up.backoff import Backoff
 from toolkit.up.events import Events
+from toolkit.up.gpu_watch import Doubt
 from toolkit.up.part import Part, Start
 from toolkit.up.read_ahead import engine_files, read_ahead
 
@@ -36,6 +38,11 @@ class Replica:
         self.primary, self._served_name = deployment, deployment.served_name
         self.fallbacks: tuple[Deployment, ...] = ()
         self._lost: tuple[int, ...] = ()
+        self._reported: tuple[int, ...] = ()
+        """Lost GPUs by the watch over them, which knows more than whether NVML can read one."""
+        self._fault = ""
+        """Why the group is to end now."""
+        self._placed: tuple[Deployment, tuple[int, ...]] | None = None
         self.number = deployment.replica or 0
         recovery = deployment.recovery
         backoff = Backoff(recovery.backoff_s, recovery.backoff_cap_s, recovery.attempts)
@@ -73,6 +80,21 @@ class Replica:
         self.wanted = False
         self.group.ask_to_end()
 
+    def heed_lost(self, lost: Mapping[int, str]) -> None:
+        """End the group if one of its GPUs is lost and a fallback can go on without it."""
+        reported = tuple(sorted(lost))
+        if reported == self._reported:
+            return
+        self._reported = reported
+        mine = [gpu for gpu in self._gpus() if gpu in lost] if lost and self.fallbacks else []
+        if mine and fallback.first_that_fits(self.primary, self.fallbacks, self._all_lost()):
+            self._end_now(f"GPU {mine[0]}: {lost[mine[0]]}")
+
+    def heed_doubt(self, doubt: Doubt) -> None:
+        """End the group, to start again, if a fault on one of its GPUs hit it: other programs may be there too."""
+        if doubt.gpu in self._gpus() and (doubt.pid is None or self._has_process(doubt.pid)):
+            self._end_now(doubt.why)
+
     def begin_again(self, deployment: Deployment | None = None) -> None:
         """Start it again after it has ended, with all its attempts: as `deployment`, else as its own, on all GPUs."""
         if deployment is None:
@@ -82,12 +104,14 @@ class Replica:
         self.worker.kill()  # one that waits for its group may be of another deployment
         self.worker.backoff.failures, self.worker.again_at = 0, 0.0
         self.worker.enter("waiting")
-        self.draining, self.wanted = False, True
+        self.draining, self.wanted, self._fault, self._reported = False, True, "", ()
         self.group.enter("waiting")
 
     def _look_at_group(self) -> None:
         group = self.group
-        if group.alive:
+        if group.alive and self._fault:
+            group.ask_to_end()  # the second signal ends it without a drain
+        elif group.alive:
             state = read_state(self.deployment)
             if state and group.process and state.pid == group.process.pid and state.phase in RUNNING:
                 self._enter(state.phase, state.message)
@@ -96,7 +120,29 @@ class Replica:
         elif self.wanted and group.phase in ("waiting", "stopped") and time.monotonic() >= group.again_at:
             self._start()
 
+    def _end_now(self, why: str) -> None:
+        """End the group without a drain. Its streams move on meanwhile."""
+        if self.group.alive and self.wanted and not self._fault:
+            self._fault = why
+            self._enter("unresponsive", why)
+
+    def _gpus(self) -> tuple[int, ...]:
+        """The GPUs of its ranks. Unknown (none) while a fallback runs: it has chosen from those that were left."""
+        if self.deployment is not self.primary:
+            return ()
+        if self._placed is None or self._placed[0] is not self.primary:  # nvidia-smi takes a second
+            self._placed = self.primary, fallback.gpus_of(self.primary)
+        return self._placed[1]
+
+    def _all_lost(self) -> tuple[int, ...]:
+        return tuple(sorted({*self._reported, *fallback.lost_gpus(self.primary)}))
+
+    def _has_process(self, pid: int) -> bool:
+        state = read_state(self.deployment)
+        return state is not None and any(member.pid == pid for member in members(state.run))
+
     def _start(self) -> None:
+        self._fault = ""
         options = [] if self.deployment.replica is None else ["--replica", str(self.number)]
         command = [*SUPERVISOR, str(self.deployment.file), self.deployment.engine, HELD, *options]
         environ = {**os.environ, **fallback.environment(self.deployment, self._lost)}
@@ -123,7 +169,7 @@ class Replica:
         job.start()
 
     def _ended(self) -> None:
-        group, cause = self.group, self.group.cause()
+        group, cause = self.group, self._fault or self.group.cause()
         if not self.wanted:
             group.enter("stopped")
             return self._events.note(group.name, "stopped")
@@ -140,7 +186,7 @@ class Replica:
 
     def _fall_back(self, cause: str) -> bool:
         """Continue with a fallback on the GPUs that are left. False if no GPU is lost, or no fallback fits."""
-        lost = fallback.lost_gpus(self.primary) if self.fallbacks else ()
+        lost = self._all_lost() if self.fallbacks else ()
         if not lost or lost == self._lost:
             return False
         self._lost = lost

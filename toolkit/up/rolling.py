@@ -36,6 +36,7 @@ def restart(supervisor: Supervisor, command: dict[str, Any], tell: Callable[[str
             raise ToolkitError(f"{group[0].group.name} is the only one that serves", hint=hint)
         for replica in group:
             tell(f"{replica.group.name}: draining")
+        supervisor.gpus.forget()
         _restart(group, new.per_replica())
         for replica in group:
             tell(f"{replica.group.name}: ready")

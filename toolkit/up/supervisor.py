@@ -31,6 +31,7 @@ from toolkit.up.commands import Commands
 from toolkit.up.door_parts import DoorPart, door_parts
 from toolkit.up.events import Events
 from toolkit.up.fallback import load_fallbacks
+from toolkit.up.gpu_watch import GpuWatch
 from toolkit.up.replica import Replica
 from toolkit.up.watching import watch_parts
 
@@ -124,6 +125,7 @@ class Supervisor:
         for replica in self.replicas[len(self.replicas) - standby :] if standby else ():
             replica.reserve = True
         self.door: tuple[DoorPart, ...] = ()
+        self.gpus = GpuWatch(deployment, events)
         self.watching: tuple[DoorPart, ...] = ()
         """Parts that may fail: nobody's request needs them."""
         self._traffic: list[Traffic] = []
@@ -138,11 +140,13 @@ class Supervisor:
 
     def __exit__(self, *_: object) -> None:
         self._commands.close()
+        self.gpus.close()
         self._end_all()
         self._enter("stopped")
 
     def watch(self, stop: StopRequests) -> None:
         """Run until told to stop. Raises ToolkitError when every replica has been given up."""
+        self.gpus.start()
         self._events.note("toolkit up", "starts", action=f"{len(self.replicas)} replicas")
         while not stop.count:
             self._look()
@@ -162,6 +166,7 @@ class Supervisor:
         """Look once at each part, then decide where the traffic goes."""
         for part in (*self.door, *self.watching):
             part.look()
+        self._heed_gpus()
         active = [replica for replica in self.replicas if replica.ready and not replica.reserve]
         for replica in self.replicas:
             replica.look(take_over=not active)
@@ -179,6 +184,14 @@ class Supervisor:
             self._announced = True
             print(self._ready_lines(), flush=True)
         self._write()
+
+    def _heed_gpus(self) -> None:
+        for replica in self.replicas:
+            replica.heed_lost(self.gpus.lost)
+        while not self.gpus.doubts.empty():
+            doubt = self.gpus.doubts.get()
+            for replica in self.replicas:
+                replica.heed_doubt(doubt)
 
     def _door_is_open(self) -> bool:
         return all(part.part.phase == "running" for part in self.door)
