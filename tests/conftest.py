@@ -24,6 +24,8 @@ LONGEST = (
     "repository/test_serving.py",
 )
 """What takes longest with servers begins first, so that no process is left alone with it at the end."""
+SEVERAL_REPLICAS = ("up/test_up.py", "drill/test_real.py", "up/test_fallback.py")
+"""Their load is too much for two of them at once on two cores: one process has them all, with `--dist loadfile`."""
 LONGEST_FOLDER = 60
 """Characters. In a folder of its own there multiprocessing makes a socket, whose path may have 107."""
 
@@ -60,7 +62,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log):
     class ByServer(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             size = re.search(r"\d+ ranks?\]$", nodeid)  # see tests/e2e/marks.py
-            return size[0] if size else super()._split_scope(nodeid)
+            file = super()._split_scope(nodeid)
+            return size[0] if size else "several replicas" if file.endswith(SEVERAL_REPLICAS) else file
 
     return ByServer(config, log)
 

@@ -21,6 +21,10 @@ pytestmark = [
 ]
 
 
+GROUP_ENDED = ("a rank of the group has ended", "this server is ending")
+"""What its requests are told by the ranks that live, and by Triton's other models where those had no time for it."""
+
+
 @pytest.fixture(scope="module")
 def up(tmp_path_factory, tiny_llama):
     """The YAML of two replicas that are up."""
@@ -65,9 +69,7 @@ def test_a_killed_rank_loses_nothing_and_poison_harms_its_sender_only(up):
         assert verdicts[metric] == "PASS", (killed["measured"], errors)
     lost = [request for request in killed["requests"] if request["outcome"] in ("lost", "refused")]
     # Triton answers 400 where a rank dies just before the first token, and no proxy can know that from a wrong request.
-    assert all(r["api"] != "openai" and "a rank of the group has ended" in r["error"] for r in lost), [
-        (r["api"], r["outcome"], r["error"]) for r in lost
-    ]
+    assert [r for r in lost if r["api"] == "openai" or not any(words in r["error"] for words in GROUP_ENDED)] == []
     assert killed["note"].startswith("SIGKILL to rank 1 of replica ")
     assert any(event["event"] == "ended" and event["part"].startswith("replica") for event in killed["events"])
     assert {request["api"] for request in killed["requests"]} == {"openai", "triton-http", "triton-grpc"}

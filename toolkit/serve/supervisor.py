@@ -32,8 +32,8 @@ IDLE_TICKS = 3
 """A draining group is ended when no request has run for this many ticks in a row."""
 STARVED = "boost::interprocess::lock_exception"
 """Triton prints this when one of its Python processes got no processor time for a second; Triton then crashes."""
-STARTS = 3
-"""How many starts a group gets if its Triton gives up a starved process while it loads."""
+PAUSES_S = (1.0, 5.0, 20.0)
+"""If its Triton gives up a starved process while it loads, a group is started again after each of these, at most."""
 LAST_WORDS_S = 3.0
 """When another rank is lost, rank 0 of a rehearsal has at most this long to send errors to its clients."""
 GRACE_S = 2.0
@@ -48,13 +48,18 @@ def serve_here(deployment: Deployment, verbose: bool = False) -> None:
     """
     with exclusive(deployment), stop_requests() as stop:
         clean_up_after(read_state(deployment))
-        for starts_left in reversed(range(STARTS)):
+        for pause_s in (*PAUSES_S, None):
             try:
                 return _serve_once(deployment, stop, verbose)
             except Starved as error:
-                if not starts_left or stop.count:
+                if pause_s is None or stop.count:
                     raise
-                note(f"{error.what}. Starting again; starts left: {starts_left}")
+                note(f"{error.what}. Starting again in {pause_s:g} s")
+                again = time.monotonic() + pause_s
+                while time.monotonic() < again and not stop.count:
+                    time.sleep(TICK_S)
+                if stop.count:
+                    raise
 
 
 def _serve_once(deployment: Deployment, stop: StopRequests, verbose: bool) -> None:

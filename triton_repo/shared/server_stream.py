@@ -48,16 +48,20 @@ class ServerStream:
                 return
             self._connection.request("POST", f"/v2/models/{self._model}/generate_stream", self._body)
             response = self._connection.getresponse()
-            for line in response:
+            for line in _lines(response):
                 if line.startswith(EVENT) or response.status != 200:
                     yield _listed(line.removeprefix(EVENT), response.status)
         except (OSError, http.client.HTTPException) as error:
             if not self._closed:
-                place = "{}:{}".format(*self._address)
-                what = f"{self._model} at {place}: {error or type(error).__name__}"
-                raise Failed(what, "UNAVAILABLE") from None
+                raise Failed(self._broken(error), "UNAVAILABLE") from None
         finally:
             self._connection.close()
+
+    def _broken(self, error: Exception) -> str:
+        """A connection to this very server breaks when it ends. There are other faults, such as too many open files."""
+        what = "{} at {}:{}: {}".format(self._model, *self._address, error or type(error).__name__)
+        ends = isinstance(error, ConnectionError | http.client.IncompleteRead)
+        return f"this server is ending, and the rest of the answer is lost. {what}" if ends else what
 
     def close(self) -> None:
         """Close the connection, from any thread, so that the server cancels the request. The iteration just ends."""
@@ -65,6 +69,18 @@ class ServerStream:
         if sock := self._connection.sock:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
+
+
+def _lines(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """The lines of a whole answer. Raises IncompleteRead for a broken one, which the response's own lines hide."""
+    rest = b""
+    while block := response.read1(65536):
+        *lines, rest = (rest + block).split(b"\n")
+        yield from lines
+    if response.length:
+        raise http.client.IncompleteRead(rest)
+    if rest:
+        yield rest
 
 
 def plain(array: NDArray[Any]) -> list[Any]:

@@ -64,6 +64,7 @@ class TritonPythonModel:
                 waiting = pb_utils.InferenceResponse([])
                 break
             if batch.texts[0].fails_after and sum(given) >= batch.texts[0].fails_after:
+                time.sleep(batch.texts[0].delay)  # the last token has only just been sent
                 waiting = pb_utils.InferenceResponse(error=pb_utils.TritonError("the engine broke"))
                 break
             waiting = response
