@@ -22,6 +22,7 @@ HEAD = """# Metrics, rules and alerts
 
 Our models add these to `nv_inference_*`, `nv_trt_llm_*` and `nv_llm_*`. Labels: `model`, `protocol` (triton) and
 `replica`. Count clients' requests by `model="tensorrt_llm_bls"`; with `engine: pytorch` by `model="tensorrt_llm"`.
+There the requests of OpenAI's API are only in the front end's families, although they reach the same model.
 A bucket's upper bounds are 0 and then equal ratios, two digits each. Dynamo's front end gets the same bounds.
 """
 

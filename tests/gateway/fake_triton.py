@@ -23,6 +23,8 @@ class FakeTriton:
         self.error, self.pause_s = "", 0.0
         self.asked: list[dict[str, list[Any]]] = []
         """The input tensors of each request."""
+        self.parameters: list[set[str]] = []
+        """The names of each request's parameters."""
         self._server = grpc.server(ThreadPoolExecutor(8))
         handlers = {
             STREAM: grpc.stream_stream_rpc_method_handler(
@@ -49,11 +51,13 @@ class FakeTriton:
             pairs = zip(request.inputs, request.raw_input_contents, strict=True)
             inputs = {tensor.name: np.frombuffer(raw, kinds[tensor.datatype]).tolist() for tensor, raw in pairs}
             self.asked.append(inputs)
+            self.parameters.append({name for name in request.parameters})
             time.sleep(self.pause_s)
             if self.error:
                 yield pb.ModelStreamInferResponse(error_message=self.error)
                 return
-            for number in range(inputs["request_output_len"][0]):
+            length = inputs.get("request_output_len") or inputs["sampling_param_max_tokens"]
+            for number in range(length[0]):
                 response = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
                 response.outputs.add(name="output_ids", datatype="INT32", shape=[1, 1, 1])
                 response.raw_output_contents.append(np.array([10 + number], np.int32).tobytes())

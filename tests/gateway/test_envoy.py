@@ -105,6 +105,8 @@ def test_a_request_s_own_fault_is_never_sent_again(door, status):
         "Maximum queue size of 64 has been reached, please try again later",
         "a rank of the group has ended, and the rest of the answer is lost",
         "this server is ending",
+        "tensorrt_llm failed: RuntimeError: LLM is shutting down",
+        "the LLM API has ended this request, and the rest of the answer is lost. Send the request again",
     ],
 )
 def test_what_triton_has_no_status_for_is_503_and_not_the_request_s_fault(door, words):

@@ -27,6 +27,21 @@ CUDA = (
         ("[TensorRT-LLM][ERROR] CUDA runtime error in cudaMalloc(ptr, n): out of memory", Fault.GROUP),
         ("Failed, NCCL error /src/ncclUtils.cpp:98 'unhandled cuda error'", Fault.GROUP),
         ("Encountered an error in forwardAsync function: No free block found", Fault.STEP),
+        # The LLM API's, as our model of engine: pytorch passes them on.
+        ("require 0 <= top_p <= 1, got top_p=2.0", Fault.REQUEST),
+        ("The sum of prompt length (9000.0), query length (0) should not exceed max_num_tokens (8192)", Fault.REQUEST),
+        ("sampling_param_seed: the sampler of this TensorRT-LLM does not apply it", Fault.REQUEST),
+        ("return_log_probs: this TensorRT-LLM gives those of the likeliest token only; ask greedily", Fault.REQUEST),
+        ("tensorrt_llm failed: RequestError: Token ID out of range", Fault.REQUEST),
+        ("Maximum queue size of 64 has been reached, please try again later. Running requests count too.", Fault.BUSY),
+        ("tensorrt_llm failed: RequestError: total_num_tokens > max_num_tokens", Fault.STEP),
+        ("tensorrt_llm failed: RequestError: Sampling failed", Fault.STEP),
+        ("tensorrt_llm failed: RequestError: CUDA out of memory. Tried to allocate 2.00 GiB", Fault.GROUP),
+        ("tensorrt_llm failed: RequestError: CUDA error: device-side assert triggered", Fault.GROUP),
+        ("tensorrt_llm failed: RuntimeError: LLM is shutting down", Fault.GROUP),
+        ("PyExecutor has already been shutdown.", Fault.GROUP),
+        ("tensorrt_llm failed: RuntimeError: Executor worker died during initialization", Fault.GROUP),
+        ("the LLM API has ended this request, and the rest of the answer is lost. Send the request again", Fault.STEP),
     ],
 )
 def test_what_an_error_before_the_first_token_means(message, fault):

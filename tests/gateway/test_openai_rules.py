@@ -13,13 +13,14 @@ EVERY_PARAMETER_OF_CHAT = {
     **{"temperature": 0.5, "top_p": 0.9, "seed": 1, "stop": ["\n"], "max_tokens": 5, "max_completion_tokens": 5},
     **{"presence_penalty": 0.1, "frequency_penalty": 0.2, "logprobs": True, "top_logprobs": 0, "n": 1, "stream": True},
     **{"stream_options": {"include_usage": True}, "response_format": {"type": "text"}, "user": "me", "logit_bias": {}},
-    **{"metadata": {"a": "b"}, "tools": [], "tool_choice": "none", "top_k": 4, "min_tokens": 1, "ignore_eos": True},
+    **{"metadata": {"a": "b"}, "tools": [], "tool_choice": "none", "top_k": 4, "min_tokens": 1, "ignore_eos": False},
 }
 
 
 def test_every_parameter_that_is_done_is_taken():
     assert refusal(CHAT, EVERY_PARAMETER_OF_CHAT, ABLE) is None
     assert refusal(COMPLETIONS, {"model": "llama", "prompt": "a", "logprobs": 0, "echo": False}, ABLE) is None
+    assert refusal(CHAT, {**HELLO, "ignore_eos": True, "stop": [], "stop_token_ids": None}, ABLE) is None
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,8 @@ def test_every_parameter_that_is_done_is_taken():
         (CHAT, {"response_format": {"type": "json_object"}}, "response_format", "guided decoding"),
         (CHAT, {"tools": [{"type": "function"}]}, "tools", "gateway.tool_parser"),
         (CHAT, {"store": True}, "store", "nothing is stored"),
+        (CHAT, {"ignore_eos": True, "stop": ["\n"]}, "ignore_eos", "not together with stop,"),
+        (COMPLETIONS, {"ignore_eos": True, "stop_token_ids": [7]}, "ignore_eos", "not together with stop_token_ids,"),
         (CHAT, {"temprature": 1}, "temprature", "did you mean temperature?"),
         (CHAT, {"reasoning_effort": "low"}, "reasoning_effort", "unknown parameter"),
         (COMPLETIONS, {"echo": True, "prompt": "a"}, "echo", "prompt"),

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from toolkit.errors import InputRefused
-from toolkit.gateway.sampling import tensors, token_budget
-from toolkit.releases.tensors import TENSORRT_LLM_INPUTS
+from toolkit.gateway.sampling import llm_api_tensors, tensors, token_budget
+from toolkit.releases.tensors import ENSEMBLE_INPUTS, TENSORRT_LLM_INPUTS
+from toolkit.repository.llmapi import INPUTS as LLM_API_INPUTS
 
 
 def request(prompt: int = 3, **changes: Any) -> dict[str, Any]:
@@ -40,8 +41,17 @@ def inputs(**changes: Any) -> dict[str, Any]:
     return {name: values for name, _, values in tensors(request(**changes), 64, streaming=True)}
 
 
-def test_every_tensor_is_one_of_the_model_s_with_its_type():
-    known = {tensor.name: tensor.type for tensor in TENSORRT_LLM_INPUTS}
+def llm_api_inputs(**changes: Any) -> dict[str, Any]:
+    return {name: values for name, _, values in llm_api_tensors(request(**changes), 64, streaming=True)}
+
+
+@pytest.mark.parametrize(
+    ("encode", "model"),
+    [(tensors, TENSORRT_LLM_INPUTS), (llm_api_tensors, (*ENSEMBLE_INPUTS, *LLM_API_INPUTS))],
+    ids=["engine", "llm-api"],
+)
+def test_every_tensor_is_one_of_the_model_s_with_its_type(encode, model):
+    known = {tensor.name: tensor.type for tensor in model}
     made = request(
         temperature=0.5,
         top_p=0.9,
@@ -53,8 +63,38 @@ def test_every_tensor_is_one_of_the_model_s_with_its_type():
         min_tokens=2,
         logprobs=0,
     )
-    for name, datatype, _ in tensors(made, 64, streaming=True):
+    for name, datatype, _ in encode(made, 64, streaming=True):
         assert known[name] == datatype
+
+
+def test_the_llm_api_gets_the_same_by_its_own_names():
+    made = llm_api_inputs(
+        **{"temperature": 0.5, "top_p": 0.9, "top_k": 5, "seed": 1, "min_tokens": 2, "logprobs": 0},
+        **{"presence_penalty": 0.1, "frequency_penalty": 0.2, "repetition_penalty": 1.1, "stop_token_ids": [7]},
+    )
+    assert made == {
+        "input_ids": [5, 6, 7],
+        "sampling_param_max_tokens": [8],
+        "streaming": [True],
+        "stop_token_ids": [2, 0, 7],
+        "min_tokens": [2],
+        "sampling_param_top_k": [5],
+        "sampling_param_top_p": [0.9],
+        "sampling_param_temperature": [0.5],
+        "sampling_param_seed": [1],
+        "repetition_penalty": [1.1],
+        "sampling_param_presence_penalty": [0.1],
+        "sampling_param_frequency_penalty": [0.2],
+        "return_log_probs": [True],
+    }
+
+
+def test_how_the_llm_api_chooses_and_where_it_ends():
+    assert llm_api_inputs()["sampling_param_top_p"] == [1.0] and "sampling_param_top_k" not in llm_api_inputs()
+    assert llm_api_inputs(temperature=0)["sampling_param_top_k"] == [1]
+    ignoring = llm_api_inputs(ignore_eos=True)
+    assert ignoring["end_id"] == [-1] and "stop_token_ids" not in ignoring
+    assert llm_api_inputs(ignore_eos=True, stop_token_ids=[7])["stop_token_ids"] == [7], "for the model to refuse"
 
 
 def test_without_parameters_a_draw_from_all_tokens_as_openai_has_it():
@@ -96,8 +136,9 @@ def test_without_max_tokens_the_rest_of_the_context():
     ],
 )
 def test_what_the_engine_cannot_do_is_refused(changes, message):
-    with pytest.raises(InputRefused, match=message):
-        inputs(**changes)
+    for made in (inputs, llm_api_inputs):
+        with pytest.raises(InputRefused, match=message):
+            made(**changes)
 
 
 @pytest.mark.parametrize("prompt", [0, 64, 65])

@@ -7,8 +7,11 @@ import asyncio
 import pytest
 
 pytest.importorskip("dynamo.llm", reason="needs the extra gateway")
-from toolkit.gateway.triton_stream import Tokens
+from tests.gateway.fake_triton import FakeTriton
+from tests.ports import free_port
+from toolkit.gateway.triton_stream import COUNTED_BY_ITS_SENDER, Tokens, TritonStream
 from toolkit.gateway.worker import _until_stopped
+from toolkit.repository.generate import SOURCES
 
 
 class Context:
@@ -53,3 +56,17 @@ def test_an_answer_that_ends_is_whole():
         return [piece.ids async for piece in _until_stopped(answer(), Context())]
 
     assert asyncio.run(run()) == [[1], [2]]
+
+
+def test_the_model_of_the_llm_api_is_told_who_counts_a_request():
+    triton = FakeTriton(port := free_port())
+
+    async def run():
+        stream = TritonStream(f"127.0.0.1:{port}", (COUNTED_BY_ITS_SENDER,))
+        ids = [piece.ids async for piece in stream.tokens("a", [("sampling_param_max_tokens", "INT32", [2])])]
+        await stream.close()
+        return ids
+
+    assert asyncio.run(run()) == [[10], [11]] and triton.parameters == [{COUNTED_BY_ITS_SENDER}]
+    triton.close()
+    assert f'"{COUNTED_BY_ITS_SENDER}"' in (SOURCES / "llmapi" / "1" / "model.py").read_text(), "what it looks for"

@@ -158,6 +158,7 @@ BROKEN = [
     ("triton-config", START, told(triton_config=[1]), "triton_config is not a section of keys: [1]"),
     ("triton-config", START, told(triton_config__max_active_requests=None), "max_active_requests is missing"),
     ("triton-config", START, told(triton_config__longest_token_bytes=None), "longest_token_bytes is missing"),
+    ("triton-config", START, told(triton_config__ignored_by_sampler="seed"), "expected a list of names, got 'seed'"),
     ("triton-config", START, told(triton_config__eos_token_ids=2), "expected a list of whole numbers, got 2"),
     ("triton-config", DEFAULT, told(triton_config__decoupled=False), "is false, but config.pbtxt says true"),
     ("triton-config", START, told(triton_config__decoupled="true"), "expected true or false without quotes"),

@@ -14,7 +14,7 @@ from toolkit.errors import ToolkitError
 from toolkit.plan.fallbacks import plan_fallback
 from toolkit.plan.predict import predict
 from toolkit.plan.show.report import fallback_text
-from toolkit.up.fallback import capacity_left
+from toolkit.up.fallback import capacity_left, load_fallbacks
 
 SMALL = FLAGSHIP.with_name("llama3-70b-h100-tp4-fp16.yaml")
 SHORT = {"workload": {"rate": 3, "requests": 60, "output_tokens": 8}}
@@ -92,3 +92,21 @@ def test_build_and_repo_make_it_too_and_the_doctor_looks_for_it(rehearsals):
         assert run(command).exit_code == 0
         assert (rehearsals.parent / "small" / folder / "lock.json").is_file()
     assert (check()["status"], check()["found"]) == ("ok", "made, for 1 of 2 GPUs")
+
+
+def test_engine_pytorch_has_one_too_of_which_only_the_repository_is_made(rehearsals):
+    def check():
+        checks = json.loads(CliRunner().invoke(cli, ["doctor", "--json", str(rehearsals)]).stdout)["checks"]
+        return next(one for one in checks if one["name"] == "fallback small")
+
+    for file in (rehearsals, rehearsals.with_name("small.yaml")):
+        content = yaml.safe_load(file.read_text())
+        del content["hardware"]
+        short = {"prompt_tokens": 64, "output_tokens": 8, "requests": 20}
+        file.write_text(yaml.safe_dump({**content, "engine": "pytorch", "workload": short}))
+    plan = CliRunner().invoke(cli, ["plan", str(rehearsals)])
+    assert "small: 1 of 2 GPUs" in plan.stdout, plan.exception
+    assert check()["status"] == "error" and "toolkit repo" in check()["fix"]
+    assert CliRunner().invoke(cli, ["repo", str(rehearsals)]).exit_code == 0
+    assert (check()["status"], check()["found"]) == ("ok", "made, for 1 of 2 GPUs")
+    assert [one.name for one in load_fallbacks(load_deployment(rehearsals))] == ["small"]

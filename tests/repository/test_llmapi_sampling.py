@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from toolkit.releases.llm_api import ignored_by_sampler
 from toolkit.repository.generate import SOURCES
 
 spec = importlib.util.spec_from_file_location("llmapi_sampling", SOURCES / "llmapi" / "1" / "sampling.py")
@@ -57,8 +58,9 @@ def test_a_prompt_of_token_ids():
     assert (question.prompt, question.prompt_ids, question.arguments["max_tokens"]) == ("", [7, 8, 9], 4)
     assert question.sampling([1, 2])["stop_token_ids"] == [1, 2]
     assert by_ids(stop_token_ids=[5]).sampling([1, 2])["stop_token_ids"] == [1, 2, 5]
-    goes_on = by_ids(stop_token_ids=[5], end_id=[-1]).sampling([1, 2])
-    assert (goes_on["stop_token_ids"], goes_on["ignore_eos"]) == ([5], True)
+    assert by_ids(stop_token_ids=[2, 5]).sampling([1, 2])["stop_token_ids"] == [1, 2, 5]
+    goes_on = by_ids(end_id=[-1]).sampling([1, 2])
+    assert goes_on["ignore_eos"] and "stop_token_ids" not in goes_on
     assert "stop_token_ids" not in by_ids(end_id=[3]).sampling([1, 2])
 
 
@@ -67,3 +69,46 @@ def test_text_and_token_ids_exclude_each_other():
         sampling.Question.of_tensors({"input_ids": np.array([[7]], np.int32), "text_input": np.array([[b"a"]], object)})
     with pytest.raises(sampling.Refused, match="text_input: missing"):
         sampling.Question.of_tensors({"sampling_param_max_tokens": np.array([[4]])})
+
+
+@pytest.mark.parametrize("name", ["stop_token_ids", "sampling_param_stop"])
+def test_other_ends_of_an_answer_that_ignores_the_model_s_are_refused(name):
+    """The LLM API takes no stop words of a request that ignores the end (executor/base_worker.py: _enqueue_request)."""
+    value = [5] if name == "stop_token_ids" else np.array([b"stop"], object)
+    with pytest.raises(sampling.Refused, match=f"{name}: not with end_id -1"):
+        by_ids(end_id=[-1], **{name: value})
+
+
+IGNORED = ignored_by_sampler("1.2")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("sampling_param_seed", 7),
+        ("repetition_penalty", 1.1),
+        ("sampling_param_presence_penalty", 0.5),
+        ("sampling_param_frequency_penalty", -0.5),
+    ],
+)
+def test_what_the_sampler_of_the_release_would_ignore_is_refused(name, value):
+    def question(ignored, **more):
+        values = {"text_input": b"Hello", "sampling_param_max_tokens": 4, "sampling_param_top_p": 0.9, **more}
+        tensors = {key: np.array([[one]], object if isinstance(one, bytes) else None) for key, one in values.items()}
+        return sampling.Question.of_tensors(tensors, ignored)
+
+    with pytest.raises(sampling.Refused, match=f"^{name}: the sampler of this TensorRT-LLM does not apply it"):
+        question(IGNORED, **{name: value})
+    assert question(ignored_by_sampler("1.2", "TRTLLMSampler"), **{name: value}).arguments
+    assert question(ignored_by_sampler("1.3"), **{name: value}).arguments
+
+
+def test_what_would_change_nothing_is_taken():
+    tensors = {
+        "input_ids": np.array([[7]]),
+        "sampling_param_max_tokens": np.array([[4]]),
+        "sampling_param_seed": np.array([[7]]),  # without top_k or top_p the answer is greedy
+        "repetition_penalty": np.array([[1.0]]),
+        "sampling_param_presence_penalty": np.array([[0.0]]),
+    }
+    assert sampling.Question.of_tensors(tensors, IGNORED).arguments["seed"] == 7

@@ -8,13 +8,12 @@ import os
 import re
 import shutil
 import signal
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.llm_api import make_repository, put_tritonserver_on_path
 from tests.ports import free_ports
 from tests.serve.conftest import Serving
 from toolkit.client import GenerateRequest, connect
@@ -22,38 +21,15 @@ from toolkit.config.deployment import Deployment
 from toolkit.config.load import load_deployment
 from toolkit.config.sections import PORTS
 from toolkit.repository import generate
-from toolkit.serve import preflight, tritonserver
+from toolkit.serve import preflight
 
-HERE = Path(__file__).parent
-DOUBLE = HERE.parent / "repository" / "tensorrt_llm_double" / "tensorrt_llm"
-WORKER = """
-import ctypes, os, sysconfig, time
-from pathlib import Path
-library = Path(sysconfig.get_path("scripts")).parent / "lib" / "libmpi.so.40"
-ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL).MPI_Init(None, None)
-print(f"worker {os.environ['OMPI_COMM_WORLD_RANK']} of GPUs {os.environ['CUDA_VISIBLE_DEVICES']}", flush=True)
-while True:
-    time.sleep(60)
-"""
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def deployment(tmp_path, tiny_llama, monkeypatch) -> Deployment:
     """One of tp 2 x pp 2, with its repository. On PATH is a tritonserver: the wheel's, with what it needs to start."""
-    server = tritonserver.find_tritonserver()
-    program = tmp_path / "bin" / "tritonserver"
-    program.parent.mkdir()
-    settings = "".join(f"export {name}='{value}'\n" for name, value in server.environment.items())
-    # A link of this name, as what runs is told by its name.
-    (program.parent / "real").mkdir()
-    (program.parent / "real" / "tritonserver").symlink_to(server.binary)
-    options = f'"$@" --backend-directory={server.backend_directory}'
-    program.write_text(f"#!/bin/sh\n{settings}exec {program.parent}/real/tritonserver {options}\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setenv("LLM_DOUBLE_PREFIX", sys.prefix)
+    put_tritonserver_on_path(tmp_path, monkeypatch)
     content = {
         "engine": "pytorch",
         "model": {"path": str(tiny_llama)},
@@ -65,11 +41,7 @@ def deployment(tmp_path, tiny_llama, monkeypatch) -> Deployment:
     }
     (tmp_path / "trial.yaml").write_text(yaml.safe_dump(content))
     made = load_deployment(tmp_path / "trial.yaml")
-    generate(made)
-    double = made.repository_dir / "tensorrt_llm" / "1" / "tensorrt_llm"
-    shutil.copytree(DOUBLE, double)
-    (double / "worker").write_text(f"#!{sys.executable}\n{WORKER}")
-    (double / "worker").chmod(0o755)
+    make_repository(made)
     return made
 
 

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,10 @@ from toolkit.serve.state import read_state
 
 
 class Up:
-    """A deployment, and the `toolkit up` that runs it."""
+    """A deployment, and the `toolkit up` that runs it: `arguments` are those of the Python that does."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, arguments: Sequence[str] = ("-m", "toolkit", "up")) -> None:
+        self.file, self._arguments = file, arguments
         self.process: subprocess.Popen[str] | None = None
 
     @property
@@ -44,7 +44,7 @@ class Up:
         """Start it, and wait until it is ready."""
         log = (self.file.parent / "up.log").open("w")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "toolkit", "up", str(self.file)], stdout=log, stderr=log, text=True
+            [sys.executable, *self._arguments, str(self.file)], stdout=log, stderr=log, text=True
         )
         self.wait_ready()
 

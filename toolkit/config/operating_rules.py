@@ -55,8 +55,6 @@ def door_rules(deployment: Deployment) -> Iterator[Broken]:
     if recovery.standby >= replicas:
         what = f"{recovery.standby} of {replicas} replicas leaves none that serves"
         yield "recovery.standby", what, "Use parallel.replicas: 2 or more."
-    if recovery.fallback and not deployment.kind.engine_files:
-        yield "recovery.fallback", f"engine {deployment.engine} has no engines to build beforehand", "Remove it."
     if recovery.fallback and replicas > 1:
         what = f"{replicas} replicas redistribute requests when one is lost"
         yield "recovery.fallback", what, "Use a fallback with one group over all GPUs, or remove it."

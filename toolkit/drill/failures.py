@@ -26,7 +26,6 @@ from toolkit.drill.promise import (
     none,
 )
 from toolkit.drill.scene import Scene
-from toolkit.gateway.door import has_openai_api
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,6 @@ def _one_process(deployment: Deployment) -> str | None:
 
 def _one_replica(deployment: Deployment) -> str | None:
     return None if deployment.parallel.replicas > 1 else "there is no second replica that serves meanwhile"
-
-
-def _no_openai_api(deployment: Deployment) -> str | None:
-    return None if has_openai_api(deployment) else "its door has no OpenAI API"
 
 
 def _no_fallback(deployment: Deployment) -> str | None:
@@ -80,14 +75,13 @@ FAILURES = (
         "the worker of a replica is killed",
         make.kill_worker,
         (*NOTHING_LOST, none("cut_triton"), Promise("cut_after_s", ERROR_WITHIN_S), RECOVERED),
-        lambda deployment: _one_replica(deployment) or _no_openai_api(deployment),
+        _one_replica,
     ),
     Failure(
         "kill-front-end",
         "Dynamo's front end is killed",
         make.kill_part("front end"),
         (*DOOR_FAILS, none("lost_triton"), none("cut_triton")),
-        _no_openai_api,
     ),
     Failure("kill-envoy", "Envoy is killed", make.kill_part("envoy"), DOOR_FAILS),
     Failure("kill-gate", "the gate is killed", make.kill_part("gate"), (*DOOR_FAILS, none("cut"))),

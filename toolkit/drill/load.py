@@ -16,7 +16,7 @@ from toolkit.client.base import ServerError
 from toolkit.config.deployment import Deployment
 from toolkit.drill.request import APIS, OPENAI, TRITON_GRPC, TRITON_HTTP, Request
 from toolkit.errors import ToolkitError
-from toolkit.gateway.door import door_url, has_openai_api
+from toolkit.gateway.door import door_url
 
 PROMPTS = (
     "The history of Rome begins with",
@@ -102,15 +102,10 @@ class Clients:
 def clients(deployment: Deployment) -> Iterator[Clients]:
     """A client for each API of the door. With keys or TLS only OpenAI's: the other clients support neither.
 
-    Raises ToolkitError if the deployment is not up, or no API is left.
+    Raises ToolkitError if the deployment is not up.
     """
     gateway = deployment.gateway
-    apis = [api for api in APIS if api != OPENAI or has_openai_api(deployment)]
-    if gateway.keys_file or gateway.tls:
-        apis = [api for api in apis if api == OPENAI]
-    if not apis:
-        what = "gateway: with keys or TLS, drills need OpenAI's API, which this engine does not have"
-        raise ToolkitError(what, where=deployment.file)
+    apis = [OPENAI] if gateway.keys_file or gateway.tls else APIS
     with contextlib.ExitStack() as stack:
         each = {}
         for api in apis:

@@ -18,7 +18,7 @@ import yaml
 from toolkit.config.deployment import Deployment
 from toolkit.drill.load import not_up
 from toolkit.errors import ToolkitError
-from toolkit.gateway.door import DoorState, PartState, folder, has_openai_api, read_door, up_pid
+from toolkit.gateway.door import DoorState, PartState, folder, read_door, up_pid
 from toolkit.serve.health import Probe
 from toolkit.serve.janitor import Member, members
 from toolkit.serve.state import read_state
@@ -116,7 +116,7 @@ class Node:
 
     def migrations(self) -> int | None:
         """Streams that the front end continued on another replica, since it started; None if it does not say."""
-        text = _metrics(self._front_port()) if has_openai_api(self.deployment) else None
+        text = _metrics(self._front_port())
         found = _MIGRATIONS.findall(text) if text is not None else None
         return None if found is None else int(sum(map(float, found)))
 

@@ -46,11 +46,6 @@ class DoorState:
     """Of the YAML when it was started."""
 
 
-def has_openai_api(deployment: Deployment) -> bool:
-    """Whether its door has OpenAI's API. The worker sends token ids; `engine: pytorch` takes only text."""
-    return deployment.kind.engine_files
-
-
 def longest_end_s(deployment: Deployment) -> float:
     """The longest that `toolkit up` takes to end when it is asked to: the door drains, then the replicas."""
     from toolkit.serve.replicas import END_MARGIN_S  # here: every process of a load test imports this module

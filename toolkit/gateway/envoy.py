@@ -10,7 +10,6 @@ from typing import Any
 
 from toolkit.config.deployment import Deployment
 from toolkit.gateway.clusters import EXTENSIONS, HTTP2, address, body_bytes, local_cluster, triton_cluster
-from toolkit.gateway.door import has_openai_api
 from toolkit.gateway.endpoints import TRITON_GRPC, TRITON_HTTP
 from toolkit.gateway.error_form import ERROR_FORMS, OPENAI_ERRORS, TRITON_ERRORS
 from toolkit.gateway.places import LOOPBACK, Places
@@ -142,7 +141,7 @@ def _routes(deployment: Deployment) -> list[dict[str, Any]]:
     triton = _keys_only(deployment)
     return [
         *(_answered(match, 403, "this is for operators, at a replica's own port") for match in FORBIDDEN),
-        _openai_route(deployment),
+        _route({"prefix": "/v1/"}, FRONT, deployment, _lua(OPENAI_ERRORS), "connect-failure,refused-stream"),
         _route(
             grpc, TRITON_GRPC, deployment, {**triton, **streams}, "unavailable,connect-failure,refused-stream,reset"
         ),
@@ -188,12 +187,6 @@ def _health_route(deployment: Deployment) -> dict[str, Any]:
     route = _route({"path": "/health"}, TRITON_HTTP, deployment, {"envoy.filters.http.ext_authz": _no_gate()})
     route["route"]["prefix_rewrite"] = "/v2/health/ready"
     return route
-
-
-def _openai_route(deployment: Deployment) -> dict[str, Any]:
-    if not has_openai_api(deployment):
-        return _answered({"prefix": "/v1/"}, 404, f"with engine: {deployment.engine} there are Triton's APIs only")
-    return _route({"prefix": "/v1/"}, FRONT, deployment, _lua(OPENAI_ERRORS), "connect-failure,refused-stream")
 
 
 def _answered(match: dict[str, Any], status: int, message: str) -> dict[str, Any]:

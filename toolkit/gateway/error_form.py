@@ -103,7 +103,10 @@ end
 TRITON_ERRORS = f"""
 -- Triton answers 400 for all errors of its models, a full queue or a dead rank included.
 -- It answers 500 for JSON that it cannot read.
-local passing = {{"Maximum queue size", "a rank of the group has ended", "this server is ending"}}
+local passing = {{
+  "Maximum queue size", "a rank of the group has ended", "this server is ending", "the LLM API has ended this request",
+  "LLM is shutting down", "PyExecutor has already been shutdown",
+}}
 function envoy_on_response(handle)
   local status = handle:headers():get(":status")
   if status ~= "400" and status ~= "500" then return end

@@ -1,8 +1,11 @@
 """What an error of Triton's tensorrt_llm model means for the request that got it, and for its replica.
 
 A stream over gRPC has errors without codes, so the text decides. One table, for the rehearsal's own words and for
-TensorRT-LLM's, release 1.2 (cpp/tensorrt_llm: executor/executorImpl.cpp, batch_manager/trtGptModelInflightBatching.cpp;
-cpp/include/tensorrt_llm/common/cudaUtils.h).
+TensorRT-LLM's, release 1.2. Engines: cpp/tensorrt_llm/executor/executorImpl.cpp, batch_manager/
+trtGptModelInflightBatching.cpp; cpp/include/tensorrt_llm/common/cudaUtils.h. LLM API: tensorrt_llm/llmapi/llm.py,
+executor/proxy.py, executor/executor.py, _torch/pyexecutor/py_executor.py, executor_request_queue.py. There a step that
+fails ends all running requests with the exception's own text, which says nothing about whose fault it is. Our model
+(triton_repo/llmapi) passes that on as "tensorrt_llm failed: CLASS: TEXT", and what was wrong with a request without it.
 """
 
 from __future__ import annotations
@@ -29,6 +32,11 @@ _TABLE = (
     (Fault.GROUP, r"CUDA (runtime )?error|cudaError|CUDA out of memory|illegal memory access|device-side assert"),
     (Fault.GROUP, r"NCCL|ncclSystemError|ncclUnhandledCudaError|Failed to allocate|cudaMalloc"),
     (Fault.STEP, r"Encountered an error in forward"),
+    # The LLM API: after a fatal error it shuts itself down, and cancels what runs.
+    (Fault.GROUP, r"LLM is shutting down|PyExecutor has already been shutdown|Executor worker died"),
+    (Fault.STEP, r"the LLM API has ended this request"),
+    (Fault.REQUEST, r"Token ID out of range|^return_log_probs: "),
+    (Fault.STEP, r"^tensorrt_llm failed: "),
 )
 TABLE = tuple((fault, re.compile(pattern, re.IGNORECASE)) for fault, pattern in _TABLE)
 

@@ -117,6 +117,12 @@ def _tools(body: Mapping[str, Any], abilities: Abilities) -> str | None:
     return "this deployment does not know how its model writes tool calls (gateway.tool_parser)"
 
 
+def _ignore_eos(body: Mapping[str, Any], _: Abilities) -> str | None:
+    """The front end drops all other ends of such a request."""
+    others = [name for name in ("stop", "stop_token_ids") if body.get(name)]
+    return f"not together with {others[0]}, which would be ignored" if body.get("ignore_eos") and others else None
+
+
 def _absent(name: str, why: str) -> Callable[[Mapping[str, Any], Abilities], str | None]:
     return lambda body, _: why if body.get(name) else None
 
@@ -130,5 +136,6 @@ _RULES: dict[str, Callable[[Mapping[str, Any], Abilities], str | None]] = {
     "tools": _tools,
     "echo": _absent("echo", "the engine gives no log-probabilities of the prompt, and the prompt is not sent back"),
     "suffix": _absent("suffix", "the model cannot fill in text before a suffix"),
+    "ignore_eos": _ignore_eos,
     "store": _absent("store", "nothing is stored"),
 }

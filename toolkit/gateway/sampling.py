@@ -1,14 +1,16 @@
 """Turns a request from Dynamo into the input tensors of Triton's tensorrt_llm model. What the engine cannot do is
 refused, never ignored.
 
-Dynamo: PreprocessedRequest in lib/llm/src/protocols/common/preprocessor.rs. The tensors: toolkit.releases.tensors.
+Dynamo: PreprocessedRequest in lib/llm/src/protocols/common/preprocessor.rs. The tensors of engines:
+toolkit.releases.tensors; those of the LLM API's model (engine: pytorch): toolkit.repository.llmapi.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from toolkit.config.deployment import Deployment
 from toolkit.errors import InputRefused
 
 NO_END = -1
@@ -23,6 +25,19 @@ REFUSED: dict[str, Any] = {
     "bad_words_token_ids": "send the words as bad_words to Triton's own API",
 }
 """Dynamo's sampling options that are refused, and why."""
+Tensors = Iterator[tuple[str, str, list[Any]]]
+"""Name, Triton type and values of each input tensor."""
+_LLM_API_NAMES = {
+    "runtime_top_k": "sampling_param_top_k",
+    "runtime_top_p": "sampling_param_top_p",
+    **{name: f"sampling_param_{name}" for name in ("temperature", "seed", "presence_penalty", "frequency_penalty")},
+}
+"""Names that differ between the models of an engine and of the LLM API."""
+
+
+def tensors_of(deployment: Deployment) -> Callable[[Mapping[str, Any], int, bool], Tensors]:
+    """What turns a request into the tensors that this deployment's model takes."""
+    return tensors if deployment.kind.engine_files else llm_api_tensors
 
 
 def token_budget(request: Mapping[str, Any], max_seq_len: int) -> int:
@@ -41,8 +56,8 @@ def token_budget(request: Mapping[str, Any], max_seq_len: int) -> int:
     return room if wanted is None else max(1, wanted)
 
 
-def tensors(request: Mapping[str, Any], max_seq_len: int, streaming: bool) -> Iterator[tuple[str, str, list[Any]]]:
-    """Name, Triton type and values of each input tensor. Raises InputRefused."""
+def tensors(request: Mapping[str, Any], max_seq_len: int, streaming: bool) -> Tensors:
+    """The tensors for an engine. Raises InputRefused."""
     sampling, stops, ids = request["sampling_options"], request["stop_conditions"], request["token_ids"]
     _refuse(request)
     yield "input_ids", "INT32", ids
@@ -50,13 +65,34 @@ def tensors(request: Mapping[str, Any], max_seq_len: int, streaming: bool) -> It
     yield "request_output_len", "INT32", [token_budget(request, max_seq_len)]
     yield "streaming", "BOOL", [streaming]
     yield "exclude_input_in_output", "BOOL", [True]
-    yield from _ends(stops, request.get("eos_token_ids") or [])
+    yield from _ends(stops, _end_ids(request))
     yield from _choice(sampling)
     if request["output_options"].get("logprobs") is not None:
         yield "return_log_probs", "BOOL", [True]
 
 
-def _choice(sampling: Mapping[str, Any]) -> Iterator[tuple[str, str, list[Any]]]:
+def llm_api_tensors(request: Mapping[str, Any], max_seq_len: int, streaming: bool) -> Tensors:
+    """The tensors for the LLM API. Raises InputRefused. What its sampler ignores is refused by the model itself."""
+    sampling, stops, output = request["sampling_options"], request["stop_conditions"], request["output_options"]
+    _refuse(request)
+    yield "input_ids", "INT32", request["token_ids"]
+    yield "sampling_param_max_tokens", "INT32", [token_budget(request, max_seq_len)]
+    yield "streaming", "BOOL", [streaming]
+    ends = [*_end_ids(request), *(stops.get("stop_token_ids") or [])]
+    if stops.get("ignore_eos"):
+        yield "end_id", "INT32", [NO_END]
+    if ends:
+        yield "stop_token_ids", "INT32", ends
+    if stops.get("min_tokens"):
+        yield "min_tokens", "INT32", [stops["min_tokens"]]
+    for name, datatype, values in _choice(sampling):
+        if (name, values) != ("runtime_top_k", [0]):  # all tokens: some of its releases would take none
+            yield _LLM_API_NAMES.get(name, name), datatype, values
+    if output.get("logprobs") is not None:
+        yield "return_log_probs", "BOOL", [True]
+
+
+def _choice(sampling: Mapping[str, Any]) -> Tensors:
     """How the next token is chosen. OpenAI's defaults: temperature 1 and top_p 1, which samples from all tokens."""
     temperature = sampling.get("temperature")
     if temperature == 0:
@@ -76,9 +112,15 @@ def _choice(sampling: Mapping[str, Any]) -> Iterator[tuple[str, str, list[Any]]]
             yield name, "FP32", [sampling[name]]
 
 
-def _ends(stops: Mapping[str, Any], eos: list[int]) -> Iterator[tuple[str, str, list[Any]]]:
+def _end_ids(request: Mapping[str, Any]) -> list[int]:
+    """The model's own end tokens; none if the answer goes on after them."""
+    stops = request["stop_conditions"]
+    ids = [*(request.get("eos_token_ids") or []), *(stops.get("stop_token_ids_hidden") or [])]
+    return [] if stops.get("ignore_eos") else list(dict.fromkeys(ids))
+
+
+def _ends(stops: Mapping[str, Any], ends: list[int]) -> Tensors:
     """Where the answer ends. The engine has one end token; others are stop words of one token."""
-    ends = [] if stops.get("ignore_eos") else list(dict.fromkeys([*eos, *(stops.get("stop_token_ids_hidden") or [])]))
     wanted = stops.get("stop_token_ids") or []
     yield "end_id", "INT32", [ends[0] if ends else NO_END]
     if words := [*ends[1:], *wanted]:

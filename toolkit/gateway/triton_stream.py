@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ MODEL = "tensorrt_llm"
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 LIVE = "/inference.GRPCInferenceService/ServerLive"
 LARGEST_MESSAGE = 64 << 20
+COUNTED_BY_ITS_SENDER = "counted_by_its_sender"
+"""Parameter of a request that tells our llmapi model that the front end counts its latencies."""
 OPTIONS = [("grpc.max_receive_message_length", LARGEST_MESSAGE), ("grpc.max_send_message_length", LARGEST_MESSAGE)]
 
 
@@ -35,9 +37,10 @@ class Tokens:
 
 
 class TritonStream:
-    """Streams from one Triton. Use it in one asyncio loop."""
+    """Streams from one Triton. Use it in one asyncio loop. `parameters` are sent with each request."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, parameters: Sequence[str] = ()) -> None:
+        self._parameters = parameters
         self._channel = grpc.aio.insecure_channel(address, options=OPTIONS)
         self._stream = self._channel.stream_stream(
             STREAM,
@@ -62,7 +65,10 @@ class TritonStream:
 
         Raises ModelError and ServerGone.
         """
-        call = self._stream(iter([_message(name, tensors)]))
+        message = _message(name, tensors)
+        for parameter in self._parameters:
+            message.parameters[parameter].bool_param = True
+        call = self._stream(iter([message]))
         try:
             async for response in call:
                 if response.error_message:

@@ -37,8 +37,9 @@ from toolkit.errors import InputRefused
 from toolkit.gateway.dynamo import ENDED, endpoint
 from toolkit.gateway.faults import Fault, fault_of
 from toolkit.gateway.held import end_with_starter
-from toolkit.gateway.sampling import tensors, token_budget
-from toolkit.gateway.triton_stream import ModelError, ServerGone, Tokens, TritonStream
+from toolkit.gateway.sampling import tensors_of, token_budget
+from toolkit.gateway.triton_stream import COUNTED_BY_ITS_SENDER, ModelError, ServerGone, Tokens, TritonStream
+from toolkit.repository.parameters import kv_cache_tokens
 
 LOOK_S = 0.5
 """Seconds between checks that Triton is there."""
@@ -55,7 +56,10 @@ class Worker:
     def __init__(self, deployment: Deployment, replica: int, served_name: str, others: int) -> None:
         self._deployment, self._replica, self._served_name = deployment, replica, served_name
         self._others = others
-        self._triton = TritonStream(f"127.0.0.1:{deployment.serving.grpc_port}")
+        # Engines' clients ask another model, which has the latencies. Those of the LLM API ask this one.
+        marks = () if deployment.kind.engine_files else (COUNTED_BY_ITS_SENDER,)
+        self._triton = TritonStream(f"127.0.0.1:{deployment.serving.grpc_port}", marks)
+        self._tensors = tensors_of(deployment)
         self._gone, self._joined, self._left = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._running = 0
 
@@ -111,7 +115,7 @@ class Worker:
         try:
             budget = token_budget(request, self._deployment.limits.max_seq_len)
             streaming = self._deployment.serving.decoupled
-            inputs = [*tensors(request, self._deployment.limits.max_seq_len, streaming)]
+            inputs = [*self._tensors(request, self._deployment.limits.max_seq_len, streaming)]
             count, logprobs = 0, request["output_options"].get("logprobs") is not None
             answer = self._triton.tokens(context.id(), inputs)
             async for piece in _until_stopped(answer, context):
@@ -150,8 +154,8 @@ class Worker:
         config.context_length = limits.max_seq_len
         config.max_num_seqs = self._deployment.max_batch_size * self._deployment.parallel.pp
         config.max_num_batched_tokens = limits.max_num_tokens
-        if not self._deployment.kind.on_gpus:
-            config.total_kv_blocks = self._deployment.kv_blocks
+        # The most that the engine was told to take; it takes less where less memory is free.
+        config.total_kv_blocks = kv_cache_tokens(self._deployment) // self._deployment.kv_cache.tokens_per_block
         if self._deployment.gateway.tool_parser:
             config.tool_call_parser = self._deployment.gateway.tool_parser
         return config

@@ -19,6 +19,11 @@ from toolkit.releases.release import WITHOUT_ENGINES, Release
 
 REQUIRED = ("decoupled", "max_batch_size")
 """The keys of triton_config that NVIDIA's model needs."""
+LISTS: dict[str, tuple[type, str]] = {
+    "eos_token_ids": (int, "a list of whole numbers"),
+    "ignored_by_sampler": (str, "a list of names"),
+}
+"""Lists in triton_config: what they hold, and that in words."""
 BACKENDS = ("pytorch", "_autodeploy")
 NO_FOLDER = "no such directory"
 
@@ -165,12 +170,9 @@ def _expected(name: str, value: Any, ours: bool) -> str | None:
     number in quotes for a number; ours does not."""
     if name == "decoupled":
         return None if isinstance(value, int) else "true or false without quotes"
-    if name == "eos_token_ids":
-        return (
-            None
-            if isinstance(value, list) and all(type(token) is int for token in value)
-            else "a list of whole numbers"
-        )
+    if name in LISTS:
+        kind, words = LISTS[name]
+        return None if isinstance(value, list) and all(type(entry) is kind for entry in value) else words
     if name in ("max_batch_size", "cancellation_check_period_ms", *OURS_ONLY):
         quoted = isinstance(value, str) and value.isdecimal() and not ours
         return None if quoted or (type(value) is int and value >= 0) else "a whole number of at least 0"

@@ -18,7 +18,7 @@ MODEL_YAML = "model.yaml"
 PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
 TRITON = "triton_config"
 OURS_ONLY = {
-    *("eos_token_ids", "longest_token_bytes"),
+    *("eos_token_ids", "ignored_by_sampler", "longest_token_bytes"),
     *("max_active_requests", "max_running_requests", "stats_check_period_ms"),
 }
 """Keys of triton_config that NVIDIA's model does not read."""

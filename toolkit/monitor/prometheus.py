@@ -24,8 +24,8 @@ def find() -> Path | None:
     return Path(program) if program else None
 
 
-def files(deployment: Deployment, front_port: int | None) -> dict[str, str]:
-    """The text of each file, by its name. `front_port`: where Dynamo's front end listens, if there is one."""
+def files(deployment: Deployment, front_port: int) -> dict[str, str]:
+    """The text of each file, by its name. `front_port`: where Dynamo's front end listens."""
     contents = {
         CONFIG: scrape_config(deployment, front_port),
         RULES: _group("toolkit", [rule.as_yaml() for rule in recording_rules(deployment)]),
@@ -34,19 +34,18 @@ def files(deployment: Deployment, front_port: int | None) -> dict[str, str]:
     return {name: yaml.safe_dump(content, sort_keys=False, width=120) for name, content in contents.items()}
 
 
-def write_files(deployment: Deployment, front_port: int | None, folder: Path) -> None:
+def write_files(deployment: Deployment, front_port: int, folder: Path) -> None:
     """Write the files into a folder that is there."""
     for name, text in files(deployment, front_port).items():
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def scrape_config(deployment: Deployment, front_port: int | None) -> dict[str, Any]:
+def scrape_config(deployment: Deployment, front_port: int) -> dict[str, Any]:
     """The content of prometheus.yml."""
     jobs = [_job("toolkit", [_targets(deployment.monitoring.exporter_port)])]
     ports = [replica.serving.metrics_port for replica in deployment.per_replica()]
     jobs.append(_job("triton", [_targets(port, replica=str(number)) for number, port in enumerate(ports)]))
-    if front_port is not None:
-        jobs.append(_job("dynamo", [_targets(front_port)]))
+    jobs.append(_job("dynamo", [_targets(front_port)]))
     return {
         "global": {
             "scrape_interval": INTERVAL,

@@ -19,6 +19,7 @@ RELEASES = ("1.0", "1.1", "1.2", "1.3")
 """By name, oldest first."""
 
 _POLICY = "GUARANTEED_NO_EVICT|MAX_UTILIZATION|STATIC_BATCH"
+_SAMPLERS = "auto|TorchSampler|TRTLLMSampler"
 _ALLREDUCE = "AUTO|NCCL|UB|MINLATENCY|ONESHOT|TWOSHOT|LOWPRECISION|MNNVL"
 
 _ARGUMENTS = f"""
@@ -53,6 +54,7 @@ _ARGUMENTS = f"""
     enable_autotuner                            bool                     true                 -     -
     enable_attention_dp                         bool                     false                -     -
     num_postprocess_workers                     int(0..)                 0                    -     -
+    sampler_type                                choice({_SAMPLERS})      auto                 1.1-1.2  IGNORED
     stream_interval                             int(1..)                 1                    -     -
     garbage_collection_gen0_threshold           int(0..)                 20000                -     -
 """
@@ -95,6 +97,16 @@ BEFORE_1_0 = "pytorch_backend_config"
 
 SECTIONS = tuple(dict.fromkeys(re.findall(r"^ +(\w+)\.", _ARGUMENTS, re.MULTILINE)))
 """The sections: the parts of names before the dot."""
+
+
+IGNORED = ("seed", "repetition_penalty", "presence_penalty", "frequency_penalty")
+"""Arguments of SamplingParams that TorchSampler accepts and does not apply before 1.3 (TensorRT-LLM, issue 9442, pull
+requests 16485 and 17172)."""
+
+
+def ignored_by_sampler(release: str, sampler: str = "auto") -> tuple[str, ...]:
+    """Which arguments of SamplingParams have no effect in a release, with this `sampler_type`."""
+    return () if release == "1.3" or sampler == "TRTLLMSampler" else IGNORED
 
 
 def llm_release_of(version: str, *, where: str | Path | None = None) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tritonclient.grpc import model_config_pb2 as pb
 
 from toolkit.config import histograms
+from toolkit.releases.llm_api import ignored_by_sampler, llm_release_of
 from toolkit.releases.tensors import BLS_INPUTS, ENSEMBLE_INPUTS, ENSEMBLE_OUTPUTS, table
 from toolkit.repository.configs import model_inputs, model_outputs
 from toolkit.repository.llm_args import as_yaml, llm_args
@@ -82,6 +83,8 @@ def llmapi_configs(deployment: Deployment) -> dict[str, Any]:
 
 def model_yaml(deployment: Deployment, tokens: SpecialTokens, longest_token_bytes: int) -> str:
     """The text of model.yaml: the arguments of LLM(), and the values that the model itself needs."""
+    options = deployment.engine_options
+    ignored = ignored_by_sampler(llm_release_of(options.version), str(options.extra.get("sampler_type", "auto")))
     own = {
         "max_batch_size": 1,
         "decoupled": str(deployment.serving.decoupled).lower(),
@@ -91,6 +94,7 @@ def model_yaml(deployment: Deployment, tokens: SpecialTokens, longest_token_byte
         "max_active_requests": deployment.max_batch_size * deployment.parallel.pp + deployment.limits.max_queue_size,
         "eos_token_ids": list(tokens.eos),
         "longest_token_bytes": longest_token_bytes,
+        "ignored_by_sampler": json.dumps(ignored),
     }
     lines = "".join(f"  {name}: {value}\n" for name, value in own.items())
     return f"{as_yaml(llm_args(deployment))}triton_config:  # what LLM() is not told\n{lines}"

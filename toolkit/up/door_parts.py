@@ -11,7 +11,6 @@ from pathlib import Path
 
 from toolkit.config.deployment import Deployment
 from toolkit.gateway import admin
-from toolkit.gateway.door import has_openai_api
 from toolkit.gateway.places import LOOPBACK, Places
 from toolkit.up.backoff import Backoff
 from toolkit.up.events import Events
@@ -86,4 +85,4 @@ def door_commands(deployment: Deployment, places: Places, envoy: Path) -> dict[s
     # We start it again ourselves: Envoy's hot restart needs shared memory, which a kill leaves behind.
     door = [str(envoy), "-c", str(places.envoy_config), "--disable-hot-restart", "--log-level", "warning"]
     door += ["--file-flush-interval-msec", "1000", "--concurrency", str(max(1, min(4, (os.cpu_count() or 1) // 2)))]
-    return {"gate": gate, **({"front end": front} if has_openai_api(deployment) else {}), "envoy": door}
+    return {"gate": gate, "front end": front, "envoy": door}

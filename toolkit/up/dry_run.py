@@ -10,7 +10,7 @@ import yaml
 from toolkit.config.capabilities import check_can_be_served
 from toolkit.config.deployment import Deployment
 from toolkit.gateway import dynamo
-from toolkit.gateway.door import folder, has_openai_api
+from toolkit.gateway.door import folder
 from toolkit.gateway.endpoints import TRITON_GRPC, TRITON_HTTP, Traffic, response
 from toolkit.gateway.envoy import config
 from toolkit.gateway.places import Places
@@ -18,7 +18,7 @@ from toolkit.monitor import prometheus
 from toolkit.serve import dry_run as serve_dry_run
 from toolkit.up.door_parts import door_commands
 from toolkit.up.replica import worker_command
-from toolkit.up.watching import exporter_command, front_port
+from toolkit.up.watching import exporter_command
 
 TMP = Path("/toolkit-dry-run")
 """Stands for the run's own folder, which is new for each run, like two ports of the door's parts."""
@@ -46,11 +46,11 @@ def dry_run(deployment: Deployment) -> str:
     if deployment.monitoring.prometheus == "auto":
         sections += [
             _file(str(places.prometheus / name), text)
-            for name, text in prometheus.files(deployment, front_port(deployment, places)).items()
+            for name, text in prometheus.files(deployment, places.front_port).items()
         ]
         command = prometheus.command(Path("prometheus"), deployment, places.prometheus)
         sections.append(f"# prometheus, where it is installed\n{shlex.join(command)}")
-    for number in range(len(replicas)) if has_openai_api(deployment) else ():
+    for number in range(len(replicas)):
         command = worker_command(deployment, number, deployment.served_name)
         sections.append(f"# worker {number}, when replica {number} is ready\n{shlex.join(command)}")
     sections.append(f"# The replicas, as toolkit serve starts them\n{serve_dry_run(deployment)}")

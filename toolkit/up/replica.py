@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from toolkit.config.deployment import Deployment
-from toolkit.gateway.door import has_openai_api
 from toolkit.gateway.dynamo import ENDED
 from toolkit.gateway.endpoints import Traffic
 from toolkit.serve.janitor import members
@@ -58,7 +57,7 @@ class Replica:
     @property
     def serves(self) -> bool:
         """Whether every API can get tokens from it. The worker of a standby waits until it is needed."""
-        return self.ready and (self.reserve or not has_openai_api(self.deployment) or self.worker.phase == "ready")
+        return self.ready and (self.reserve or self.worker.phase == "ready")
 
     @property
     def given_up(self) -> bool:
@@ -210,7 +209,7 @@ class Replica:
         worker = self.worker
         if worker.process is not None and not worker.alive and worker.phase in ("starting", "ready"):
             self._worker_ended()
-        if not self.wanted or self.given_up or self.draining or not has_openai_api(self.deployment):
+        if not self.wanted or self.given_up or self.draining:
             return
         if not worker.alive and time.monotonic() >= worker.again_at and worker.phase != "failed":
             command = worker_command(self.deployment, self.number, self._served_name)

@@ -17,7 +17,7 @@ from toolkit.config.capabilities import check_can_be_served
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.gateway import admin, dynamo, programs
-from toolkit.gateway.door import DoorState, config_digest, folder, has_openai_api, only_one, write_door
+from toolkit.gateway.door import DoorState, config_digest, folder, only_one, write_door
 from toolkit.gateway.endpoints import Traffic, write_endpoints
 from toolkit.gateway.envoy import config
 from toolkit.gateway.keys import read_keys
@@ -198,8 +198,6 @@ class Supervisor:
 
     def _openai_is_ready(self) -> bool:
         """Whether every worker has joined, and the front end knows one of them."""
-        if not has_openai_api(self.deployment):
-            return True
         workers = [replica.worker for replica in self.replicas if not replica.reserve]
         if not all(worker.phase == "ready" for worker in workers):
             return False
@@ -254,7 +252,7 @@ class Supervisor:
     def _ready_lines(self) -> str:
         gateway = self.deployment.gateway
         url = f"http{'s' if gateway.tls else ''}://{gateway.host}:{gateway.port}"
-        openai = f"OpenAI: {url}/v1, model {self.deployment.served_name}; " if has_openai_api(self.deployment) else ""
+        openai = f"OpenAI: {url}/v1, model {self.deployment.served_name}; "
         ask = self.deployment.command("ask")
         return f'ready: {url} ({openai}Triton: HTTP and gRPC)\nnext: {ask} "What is the capital of France?"'
 

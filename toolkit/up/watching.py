@@ -7,7 +7,6 @@ import socket
 from collections.abc import Callable, Mapping
 
 from toolkit.config.deployment import Deployment
-from toolkit.gateway.door import has_openai_api
 from toolkit.gateway.places import LOOPBACK, Places
 from toolkit.monitor import packages, prometheus
 from toolkit.up.backoff import Backoff
@@ -38,13 +37,8 @@ def watch_parts(
 
 def exporter_command(deployment: Deployment, places: Places) -> list[str]:
     """What starts the exporter."""
-    front = [f"http://{LOOPBACK}:{places.front_port}/metrics"] if has_openai_api(deployment) else []
-    return [*PYTHON, "toolkit.monitor", str(deployment.file), deployment.engine, *front]
-
-
-def front_port(deployment: Deployment, places: Places) -> int | None:
-    """Where Dynamo's front end shows its metrics."""
-    return places.front_port if has_openai_api(deployment) else None
+    front = f"http://{LOOPBACK}:{places.front_port}/metrics"
+    return [*PYTHON, "toolkit.monitor", str(deployment.file), deployment.engine, front]
 
 
 def _prometheus(deployment: Deployment, places: Places, environ: Mapping[str, str], events: Events) -> DoorPart | None:
@@ -60,7 +54,7 @@ def _prometheus(deployment: Deployment, places: Places, environ: Mapping[str, st
     folder = places.prometheus
     try:
         folder.mkdir(exist_ok=True)
-        prometheus.write_files(deployment, front_port(deployment, places), folder)
+        prometheus.write_files(deployment, places.front_port, folder)
     except OSError as error:
         events.note("prometheus", "not started", f"{folder}: cannot be written: {error.strerror}")
         return None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from sampling import Refused
 
 if TYPE_CHECKING:
     from sampling import Question
@@ -68,8 +69,15 @@ class Answer:
 
 
 def _log_prob(step: Any, id: int) -> Any:
-    """The log-probability of the chosen token. Some samplers give one number, others one for each candidate."""
-    return step[id].logprob if isinstance(step, dict) else step
+    """The log-probability of the chosen token. Some samplers give one number, others one for each candidate.
+
+    Raises Refused if the chosen token is not among the candidates: before 1.2 they are the likeliest ones only.
+    """
+    if not isinstance(step, dict):
+        return step
+    if id not in step:
+        raise Refused("return_log_probs: this TensorRT-LLM gives those of the likeliest token only; ask greedily")
+    return step[id].logprob
 
 
 def _performance(metrics: Any) -> Iterator[Any]:

@@ -13,7 +13,7 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 CLIENTS_FAULTS = (Refused, ValueError, TypeError)
 """Exceptions for wrong inputs: ours, and those of the LLM API."""
+LOST = "the LLM API has ended this request, and the rest of the answer is lost. Send the request again"
+COUNTED_BY_ITS_SENDER = "counted_by_its_sender"
+"""The parameter of a request from the worker of OpenAI's API: the latencies of those are the front end's to count."""
 
 
 class TritonPythonModel:
@@ -49,6 +52,7 @@ class TritonPythonModel:
         self.decoupled = pb_utils.using_decoupled_model_transaction_policy(config)
         self.eos_token_ids, self.most = own["eos_token_ids"], own["max_active_requests"]
         self.max_seq_len, self.longest_token_bytes = settings["max_seq_len"], own["longest_token_bytes"]
+        self.ignored = own["ignored_by_sampler"]
         try:
             # Imported here, because it takes half a minute and opens the GPUs.
             from tensorrt_llm import LLM, SamplingParams
@@ -60,7 +64,7 @@ class TritonPythonModel:
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
         self.outbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         threading.Thread(target=self._send, daemon=True).start()
-        self.active: dict[int, tuple[str, Any]] = {}  # (request id, result of the LLM API), by number
+        self.active: dict[int, tuple[str, Callable[[], None]]] = {}  # (request id, what ends it), by number
         self.numbers = itertools.count()
         self.watch = CancellationWatch(own["cancellation_check_period_ms"] / 1000)
         statistics = Statistics(self.llm, own["max_running_requests"], settings["pipeline_parallel_size"])
@@ -76,14 +80,16 @@ class TritonPythonModel:
             # Copied, because a request's tensors do not outlive this call.
             tensors = {tensor.name(): tensor.as_numpy().copy() for tensor in request.inputs()}
             reply = Reply(request.get_response_sender(), decoupled=self.decoupled)
-            asyncio.run_coroutine_threadsafe(self._serve(request.request_id(), tensors, reply), self.loop)
+            counted = COUNTED_BY_ITS_SENDER not in json.loads(request.parameters() or "{}")
+            times = RequestTimes(self.latencies if counted else Latencies())
+            asyncio.run_coroutine_threadsafe(self._serve(request.request_id(), tensors, reply, times), self.loop)
 
     def finalize(self) -> None:
         self.watch.end()
         self.llm.shutdown()
 
-    async def _serve(self, name: str, tensors: Mapping[str, NDArray[Any]], reply: Reply) -> None:
-        number, times = next(self.numbers), RequestTimes(self.latencies)
+    async def _serve(self, name: str, tensors: Mapping[str, NDArray[Any]], reply: Reply, times: RequestTimes) -> None:
+        number = next(self.numbers)
         try:
             if "stop" in tensors and tensors["stop"].any():
                 self._stop(name)
@@ -92,7 +98,7 @@ class TritonPythonModel:
             if is_draining():
                 raise Busy(REFUSAL)
             check_sizes(tensors, self.max_seq_len, self.longest_token_bytes)
-            question = Question.of_tensors(tensors)
+            question = Question.of_tensors(tensors, self.ignored)
             times.streamed = question.streaming
             if not self.decoupled:
                 question.check_one_response()
@@ -121,14 +127,18 @@ class TritonPythonModel:
             what = f"{len(ids)} tokens and max_tokens {question.arguments['max_tokens']} are {longest}"
             where = "text_input" if question.prompt_ids is None else "input_ids"
             raise Refused(f"{where}: {what}, expected at most {self.max_seq_len}")
-        arguments = question.sampling(self.eos_token_ids)
-        result = self.llm.generate_async(ids, self.sampling_params(**arguments), streaming=question.streaming)
-        self.active[number] = (name, result)
+        result, asked_to_end = self._submit(ids, question), False
+
+        def end() -> None:
+            nonlocal asked_to_end
+            asked_to_end = True
+            result.abort()
 
         def client_left() -> None:
             times.failed("cancelled")
-            result.abort()
+            end()
 
+        self.active[number] = (name, end)
         self.watch.add(reply, stop=client_left)
         answer = Answer(question, len(ids))
         last, tokens = None, 0
@@ -142,11 +152,23 @@ class TritonPythonModel:
             if question.streaming and last is not None and not step.finished:
                 self.outbox.put((reply.send, last))
                 last = None
+        if not asked_to_end and any(output.finish_reason == "cancelled" for output in result.outputs):
+            raise Busy(LOST)  # when the LLM API shuts down, it cancels what runs
         if last is not None:
             self.outbox.put((reply.send, last, True))
         times.ended(len(ids))
         for output in result.outputs:
             self.metrics.observe(len(ids), len(output.token_ids))
+
+    def _submit(self, ids: list[int], question: Question) -> Any:
+        """Hand it to the LLM API. Raises Refused for what its executor finds wrong with this request."""
+        arguments = question.sampling(self.eos_token_ids)
+        try:
+            return self.llm.generate_async(ids, self.sampling_params(**arguments), streaming=question.streaming)
+        except Exception as fault:
+            if type(fault).__name__ == "RequestError":  # which module has it depends on the release
+                raise Refused(str(fault)) from fault
+            raise
 
     async def _tokens(self, prompt: str) -> list[int]:
         # In a thread, because a long prompt takes seconds and other answers must go on.
@@ -156,9 +178,9 @@ class TritonPythonModel:
     def _stop(self, name: str) -> None:
         if not name:
             raise Refused("stop: the request has no id, expected the id of the request to stop")
-        for other, result in list(self.active.values()):
+        for other, end in list(self.active.values()):
             if other == name:
-                result.abort()
+                end()
 
     def _send(self) -> None:
         while True:
@@ -181,7 +203,7 @@ class TritonPythonModel:
 
 
 class Busy(Exception):
-    """The most requests that may run are running."""
+    """This server cannot answer the request now: full, ending, or its engine is. Another one may."""
 
 
 def refusal(message: str, code: Any) -> Any:

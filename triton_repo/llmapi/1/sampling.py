@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 # (argument of SamplingParams, input of this model)
@@ -30,6 +31,8 @@ NOT_SERVED = (
     *("guided_decoding_guide_type", "guided_decoding_guide", "return_context_logits", "return_generation_logits"),
 )
 """Inputs that change the answer and are not passed to the LLM API."""
+WITHOUT_EFFECT = {"repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}
+"""Values that change nothing."""
 
 
 class Refused(Exception):
@@ -52,8 +55,11 @@ class Question:
     stop_token_ids: list[int] = field(default_factory=list)
 
     @classmethod
-    def of_tensors(cls, tensors: Mapping[str, NDArray[Any]]) -> "Question":
-        """Read arrays by name, each with a batch dimension of 1. Empty arrays count as missing. Raises Refused."""
+    def of_tensors(cls, tensors: Mapping[str, NDArray[Any]], ignored: Iterable[str] = ()) -> "Question":
+        """Read arrays by name, each with a batch dimension of 1. Empty arrays count as missing. Raises Refused.
+
+        `ignored` are the arguments that the LLM API takes and its sampler does not apply.
+        """
         arrays = {name: array for name, array in tensors.items() if array.size}
         for name in NOT_SERVED:
             if name in arrays and any(arrays[name].flat):
@@ -72,13 +78,18 @@ class Question:
         # As with engines: greedy, unless top_k or top_p asks for sampling.
         if arguments.get("top_k", 0) <= 1 and not 0 < arguments.get("top_p", 0) <= 1:
             arguments["top_k"] = 1
+        _check_applied(arguments, ignored)
+        end_id, stop_token_ids = _one(arrays, "end_id"), arrays.get("stop_token_ids", np.empty(0)).ravel().tolist()
+        if end_id is not None and end_id < 0 and (stop_token_ids or arguments.get("stop")):
+            which = "stop_token_ids" if stop_token_ids else "sampling_param_stop"
+            raise Refused(f"{which}: not with end_id {end_id}: the LLM API then takes no stop words either")
         return cls(
             prompt=_text(arrays, "text_input") if "text_input" in arrays else "",
             prompt_ids=arrays["input_ids"].ravel().tolist() if "input_ids" in arrays else None,
-            stop_token_ids=arrays["stop_token_ids"].ravel().tolist() if "stop_token_ids" in arrays else [],
+            stop_token_ids=stop_token_ids,
             streaming=bool(_one(arrays, "streaming", False)),
             arguments=arguments,
-            end_id=_one(arrays, "end_id"),
+            end_id=end_id,
             flags={name for name, array in arrays.items() if name.startswith("return_") and array.flat[0]}
             | ({"echo"} if _one(arrays, "sampling_param_exclude_input_from_output", True) is False else set()),
         )
@@ -101,10 +112,19 @@ class Question:
             arguments["logprobs"] = 1
         ends = [*(eos_token_ids if self.end_id is None else ()), *self.stop_token_ids]
         if ends:
-            arguments["stop_token_ids"] = ends
+            arguments["stop_token_ids"] = list(dict.fromkeys(ends))
         if self.end_id is not None:
             arguments |= {"ignore_eos": True} if self.end_id < 0 else {"end_id": self.end_id}
         return arguments
+
+
+def _check_applied(arguments: Mapping[str, Any], ignored: Iterable[str]) -> None:
+    """Raise Refused for an argument that would have no effect. A greedy answer is the same with any seed."""
+    greedy = arguments.get("top_k") == 1 or arguments.get("temperature") == 0
+    for name in ignored:
+        if name in arguments and arguments[name] != WITHOUT_EFFECT.get(name) and not (name == "seed" and greedy):
+            what = "the sampler of this TensorRT-LLM does not apply it; its operator can choose another sampler_type"
+            raise Refused(f"{dict(ARGUMENTS)[name]}: {what}")
 
 
 def check_sizes(tensors: Mapping[str, NDArray[Any]], max_seq_len: int, longest_token_bytes: int) -> None:

@@ -1,6 +1,11 @@
 """A stand-in for TensorRT-LLM's LLM API in tests: its names, its rules and its way of telling answers, on transformers.
 
 What is told of each sequence is all of it, in each step, as there; arguments that it does not have are errors.
+
+Its engine does what the files in the folder of LLM_DOUBLE_FAULTS say, of all replicas or of one (`step0`):
+    hold            steps wait until the file is gone
+    step            the next step fails, once, and with it every running request (PyExecutor._handle_errors)
+    shutdown        the executor shuts down: it cancels what runs and refuses what comes (GenerationExecutorProxy)
 """
 
 import asyncio
@@ -19,6 +24,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from toolkit.releases.llm_api import llm_arguments
+
+
+class RequestError(RuntimeError):
+    """What one request ends with: of tensorrt_llm/executor/utils.py."""
 
 
 @dataclass
@@ -94,12 +103,22 @@ class RequestOutput:
         self._loop.call_soon_threadsafe(self._steps.put_nowait, (told, finished))
 
     def _generate(self, llm, ids, params, streaming):
+        try:
+            self._steps_of(llm, ids, params, streaming)
+        except RequestError as error:
+            self._loop.call_soon_threadsafe(self._steps.put_nowait, error)
+
+    def _steps_of(self, llm, ids, params, streaming):
         outputs = self.outputs
         started = time.monotonic()
         with llm.counted():
+            if max(ids) >= llm.vocab_size:
+                raise RequestError("Token ID out of range")
             for output in outputs:
                 while not output.finish_reason:
-                    llm.step(ids, output, params)
+                    llm.step(ids, output, params, self._aborted)
+                    if llm.is_shut_down:
+                        self._aborted.set()
                     if self._aborted.is_set():
                         output.finish_reason = "cancelled"
                     elif len(output.token_ids) == params.max_tokens:
@@ -137,9 +156,11 @@ class LLM:
         _record({"LLM": arguments})
         if "OMPI_COMM_WORLD_SIZE" in os.environ:
             _spawn(arguments["tensor_parallel_size"] * arguments["pipeline_parallel_size"])
+        self.is_shut_down, self._failed_steps, self._faults = False, 0, os.environ.get("LLM_DOUBLE_FAULTS")
         self._model = AutoModelForCausalLM.from_pretrained(arguments["model"], dtype=torch.float32)
         self._tokenizer = AutoTokenizer.from_pretrained(arguments["model"])
         self.tokenizer = self  # encode, as of a TransformersTokenizer
+        self.vocab_size = self._model.config.vocab_size
         self._lock, self._active, self._steps = threading.Lock(), 0, 0
         self._delay_s = float(os.environ.get("LLM_DOUBLE_STEP_S", 0))
 
@@ -147,6 +168,8 @@ class LLM:
         return self._tokenizer.encode(text)
 
     def generate_async(self, inputs, sampling_params, streaming=False):
+        if self.is_shut_down:
+            raise RuntimeError("LLM is shutting down")
         _record({"SamplingParams": asdict(sampling_params)})
         if "FAULT" in self._tokenizer.decode(inputs):
             raise RuntimeError("the executor\nis gone")
@@ -164,6 +187,18 @@ class LLM:
         step = {"iter": self._steps, "gpuMemUsage": 123, "kvCacheStats": cache, "inflightBatchingStats": batch}
         return [step] if self._steps else []
 
+    def _told(self, what, once=False):
+        """Whether a file says so; with `once` the file is removed by whoever sees it."""
+        if self._faults is None:
+            return False
+        for name in (what, f"{what}{os.environ.get('TOOLKIT_REPLICA', '0')}"):
+            file = Path(self._faults, name)
+            if file.exists():
+                if once:
+                    file.unlink(missing_ok=True)
+                return True
+        return False
+
     def shutdown(self):
         _record({"shutdown": True})
 
@@ -171,8 +206,16 @@ class LLM:
         return _Counted(self)
 
     @torch.inference_mode()
-    def step(self, ids, output, params):
+    def step(self, ids, output, params, aborted):
+        failed_steps = self._failed_steps
         time.sleep(self._delay_s)
+        while self._told("hold") and not aborted.is_set():
+            self._steps += 1  # it is at work, and slow
+            time.sleep(0.02)
+        self.is_shut_down = self.is_shut_down or self._told("shutdown")
+        self._failed_steps += self._told("step", once=True)
+        if self._failed_steps > failed_steps:
+            raise RequestError("no kernel for this batch")
         with self._lock:
             logits = self._model(torch.tensor([ids + output.token_ids])).logits[0, -1]
         self._steps += 1
