@@ -106,6 +106,7 @@ def test_a_request_s_own_fault_is_never_sent_again(door, status):
         "a rank of the group has ended, and the rest of the answer is lost",
         "this server is ending",
         "tensorrt_llm failed: RuntimeError: LLM is shutting down",
+        "tensorrt_llm failed: RequestError: no kernel for this batch",
         "the LLM API has ended this request, and the rest of the answer is lost. Send the request again",
     ],
 )

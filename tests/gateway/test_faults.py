@@ -32,7 +32,7 @@ CUDA = (
         ("The sum of prompt length (9000.0), query length (0) should not exceed max_num_tokens (8192)", Fault.REQUEST),
         ("sampling_param_seed: the sampler of this TensorRT-LLM does not apply it", Fault.REQUEST),
         ("return_log_probs: this TensorRT-LLM gives those of the likeliest token only; ask greedily", Fault.REQUEST),
-        ("tensorrt_llm failed: RequestError: Token ID out of range", Fault.REQUEST),
+        ("input_ids: Token ID out of range", Fault.REQUEST),
         ("Maximum queue size of 64 has been reached, please try again later. Running requests count too.", Fault.BUSY),
         ("tensorrt_llm failed: RequestError: total_num_tokens > max_num_tokens", Fault.STEP),
         ("tensorrt_llm failed: RequestError: Sampling failed", Fault.STEP),

@@ -2,6 +2,8 @@
 
 import importlib.util
 import math
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,10 +11,16 @@ import pytest
 from toolkit.releases.llm_api import ignored_by_sampler
 from toolkit.repository.generate import SOURCES
 
-spec = importlib.util.spec_from_file_location("llmapi_sampling", SOURCES / "llmapi" / "1" / "sampling.py")
-assert spec and spec.loader
-sampling = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(sampling)
+
+def module(name):
+    spec = importlib.util.spec_from_file_location(f"llmapi_{name}", SOURCES / "llmapi" / "1" / f"{name}.py")
+    assert spec and spec.loader
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+sampling = module("sampling")
 
 
 def arguments(**changes):
@@ -112,3 +120,21 @@ def test_what_would_change_nothing_is_taken():
         "sampling_param_presence_penalty": np.array([[0.0]]),
     }
     assert sampling.Question.of_tensors(tensors, IGNORED).arguments["seed"] == 7
+
+
+def test_the_log_probability_of_a_token_that_is_none_of_the_likeliest(monkeypatch):
+    """Some releases give the likeliest token's only (TorchSampler.handle_logprobs)."""
+    backend = SimpleNamespace(Tensor=lambda name, array: (name, array.tolist()))
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", backend)
+    monkeypatch.setitem(sys.modules, "sampling", sampling)
+    answer = module("answer").Answer(by_ids(return_log_probs=[True], streaming=[True]), prompt_tokens=3)
+
+    def step(*tokens, **log_probs):
+        candidates = [{int(id[1:]): SimpleNamespace(logprob=value)} for id, value in log_probs.items()]
+        output = {"index": 0, "text": "", "token_ids": [*tokens], "logprobs": candidates, "cumulative_logprob": -1.0}
+        return SimpleNamespace(outputs=[SimpleNamespace(finish_reason=None, stop_reason=None, **output)])
+
+    [tensors] = answer.responses(step(5, _5=-0.5))
+    assert dict(tensors)["output_log_probs"] == [[[-0.5]]]
+    with pytest.raises(sampling.Refused, match="return_log_probs: this TensorRT-LLM gives those of the likeliest"):
+        [*answer.responses(step(5, 6, _5=-0.5, _7=-0.1))]

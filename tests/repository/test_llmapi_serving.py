@@ -23,7 +23,7 @@ from tritonclient.utils import InferenceServerException
 from toolkit.client import GenerateRequest, connect
 from toolkit.config.histograms import HISTOGRAMS
 from toolkit.config.load import load_deployment
-from toolkit.gateway.triton_stream import TritonStream
+from toolkit.gateway.triton_stream import ModelError, TritonStream
 from toolkit.repository import generate
 
 from .conftest import serving
@@ -145,6 +145,8 @@ def test_token_ids_in_and_out(server, greedy, tiny_llama):
     assert all(len(piece.log_probs) == 1 and piece.log_probs[0] <= 0 for piece in whole)
     ended = asyncio.run(pieces(stop_token_ids=("INT32", [ids[1]])))
     assert [token for piece in ended for token in piece.ids] == ids[:2]
+    with pytest.raises(ModelError, match=r"^input_ids: Token ID out of range$"):
+        asyncio.run(pieces(input_ids=("INT32", [10**6])))
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])

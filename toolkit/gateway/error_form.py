@@ -105,7 +105,7 @@ TRITON_ERRORS = f"""
 -- It answers 500 for JSON that it cannot read.
 local passing = {{
   "Maximum queue size", "a rank of the group has ended", "this server is ending", "the LLM API has ended this request",
-  "LLM is shutting down", "PyExecutor has already been shutdown",
+  "LLM is shutting down", "PyExecutor has already been shutdown", "tensorrt_llm failed: RequestError",
 }}
 function envoy_on_response(handle)
   local status = handle:headers():get(":status")

@@ -35,7 +35,7 @@ _TABLE = (
     # The LLM API: after a fatal error it shuts itself down, and cancels what runs.
     (Fault.GROUP, r"LLM is shutting down|PyExecutor has already been shutdown|Executor worker died"),
     (Fault.STEP, r"the LLM API has ended this request"),
-    (Fault.REQUEST, r"Token ID out of range|^return_log_probs: "),
+    (Fault.REQUEST, r"^return_log_probs: "),
     (Fault.STEP, r"^tensorrt_llm failed: "),
 )
 TABLE = tuple((fault, re.compile(pattern, re.IGNORECASE)) for fault, pattern in _TABLE)

@@ -13,7 +13,7 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 CLIENTS_FAULTS = (Refused, ValueError, TypeError)
 """Exceptions for wrong inputs: ours, and those of the LLM API."""
+NO_SUCH_TOKEN = "Token ID out of range"
+"""What its executor finds wrong with a request only when it runs. All its other errors then are of a step."""
 LOST = "the LLM API has ended this request, and the rest of the answer is lost. Send the request again"
 COUNTED_BY_ITS_SENDER = "counted_by_its_sender"
 """The parameter of a request from the worker of OpenAI's API: the latencies of those are the front end's to count."""
@@ -142,7 +144,7 @@ class TritonPythonModel:
         self.watch.add(reply, stop=client_left)
         answer = Answer(question, len(ids))
         last, tokens = None, 0
-        async for step in result:
+        async for step in steps(result):
             for tensors in answer.responses(step):
                 if last is not None:
                     self.outbox.put((reply.send, last))
@@ -200,6 +202,17 @@ class TritonPythonModel:
                 answers = False
                 pb_utils.Logger.log_warn(f"no more metrics of the engine: {type(fault).__name__}: {fault}")
             time.sleep(period_s)
+
+
+async def steps(result: Any) -> AsyncIterator[Any]:
+    """What the LLM API gives after each step. Raises Refused for a token id that the model does not have."""
+    try:
+        async for step in result:
+            yield step
+    except Exception as fault:
+        if NO_SUCH_TOKEN in str(fault):
+            raise Refused(f"input_ids: {fault}") from fault
+        raise
 
 
 class Busy(Exception):
