@@ -67,8 +67,8 @@ def test_a_prompt_of_token_ids():
     assert question.sampling([1, 2])["stop_token_ids"] == [1, 2]
     assert by_ids(stop_token_ids=[5]).sampling([1, 2])["stop_token_ids"] == [1, 2, 5]
     assert by_ids(stop_token_ids=[2, 5]).sampling([1, 2])["stop_token_ids"] == [1, 2, 5]
-    goes_on = by_ids(end_id=[-1]).sampling([1, 2])
-    assert goes_on["ignore_eos"] and "stop_token_ids" not in goes_on
+    goes_on = by_ids(end_id=[-1], min_tokens=[3]).sampling([1, 2])
+    assert goes_on["ignore_eos"] and not {"stop_token_ids", "min_tokens"} & goes_on.keys()
     assert "stop_token_ids" not in by_ids(end_id=[3]).sampling([1, 2])
 
 
@@ -97,6 +97,7 @@ IGNORED = ignored_by_sampler("1.2")
         ("repetition_penalty", 1.1),
         ("sampling_param_presence_penalty", 0.5),
         ("sampling_param_frequency_penalty", -0.5),
+        ("bad_words", b"word"),
     ],
 )
 def test_what_the_sampler_of_the_release_would_ignore_is_refused(name, value):

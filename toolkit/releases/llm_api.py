@@ -99,9 +99,9 @@ SECTIONS = tuple(dict.fromkeys(re.findall(r"^ +(\w+)\.", _ARGUMENTS, re.MULTILIN
 """The sections: the parts of names before the dot."""
 
 
-IGNORED = ("seed", "repetition_penalty", "presence_penalty", "frequency_penalty")
+IGNORED = ("seed", "repetition_penalty", "presence_penalty", "frequency_penalty", "bad")
 """Arguments of SamplingParams that TorchSampler accepts and does not apply before 1.3 (TensorRT-LLM, issue 9442, pull
-requests 16485 and 17172)."""
+requests 16052, 16485 and 17172)."""
 
 
 def ignored_by_sampler(release: str, sampler: str = "auto") -> tuple[str, ...]:

@@ -31,7 +31,7 @@ NOT_SERVED = (
     *("guided_decoding_guide_type", "guided_decoding_guide", "return_context_logits", "return_generation_logits"),
 )
 """Inputs that change the answer and are not passed to the LLM API."""
-WITHOUT_EFFECT = {"repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}
+WITHOUT_EFFECT = {"repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0, "bad": []}
 """Values that change nothing."""
 
 
@@ -115,6 +115,10 @@ class Question:
             arguments["stop_token_ids"] = list(dict.fromkeys(ends))
         if self.end_id is not None:
             arguments |= {"ignore_eos": True} if self.end_id < 0 else {"end_id": self.end_id}
+        if arguments.get(
+            "ignore_eos"
+        ):  # nothing is left to keep back; TorchSampler of 1.2 would keep back another token
+            arguments.pop("min_tokens", None)
         return arguments
 
 
@@ -124,7 +128,7 @@ def _check_applied(arguments: Mapping[str, Any], ignored: Iterable[str]) -> None
     for name in ignored:
         if name in arguments and arguments[name] != WITHOUT_EFFECT.get(name) and not (name == "seed" and greedy):
             what = "the sampler of this TensorRT-LLM does not apply it; its operator can choose another sampler_type"
-            raise Refused(f"{dict(ARGUMENTS)[name]}: {what}")
+            raise Refused(f"{dict((*ARGUMENTS, *WORDS))[name]}: {what}")
 
 
 def check_sizes(tensors: Mapping[str, NDArray[Any]], max_seq_len: int, longest_token_bytes: int) -> None:
