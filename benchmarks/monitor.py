@@ -20,7 +20,7 @@ from toolkit.config.histograms import HISTOGRAMS, parameter
 from toolkit.config.load import load_deployment
 from toolkit.files.distribution import folder
 from toolkit.monitor.engine import EngineWatch
-from toolkit.monitor.latencies import Latencies
+from toolkit.monitor.latencies import Latencies, clients_model, slo_targets
 from toolkit.monitor.page import Page
 from toolkit.slo.server_metrics import parse
 
@@ -119,7 +119,7 @@ def exporter() -> None:
     """Per second: the pages of two replicas, the percentiles and the SLO."""
     deployment = load_deployment(FLAGSHIP)
     page = fake_page()
-    latencies, engine = Latencies(deployment), EngineWatch(0, 1)
+    latencies, engine = Latencies(clients_model(deployment), slo_targets(deployment)), EngineWatch(0, 1)
     values = tuple(parse(page))
     print(f"a page of {len(page.splitlines())} lines: parse {timed(lambda: tuple(parse(page)), 20) / 1e3:.2f} ms")
     print(f"its histograms: {timed(lambda: latencies.note('replica 0', values), 50) / 1e3:.2f} ms")

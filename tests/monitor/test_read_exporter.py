@@ -9,8 +9,8 @@ import pytest
 
 from tests.monitor.deployments import rehearsal
 from toolkit.errors import ToolkitError
-from toolkit.monitor.live import looking
 from toolkit.monitor.read_page import read_exporter
+from toolkit.monitor.subject import Served
 from toolkit.monitor.watcher import Watcher
 
 pytest.importorskip("prometheus_client", reason="needs the extra monitor")
@@ -42,7 +42,7 @@ def nobody(url):
 def test_one_s_own_exporter(exporter):
     deployment, _ = exporter
     assert "toolkit_replica_phase" in read_exporter(deployment)
-    with looking(deployment) as look:
+    with Served(deployment).looking() as look:
         assert look().get("toolkit_exporter_start_time_seconds") is not None
 
 
@@ -56,7 +56,7 @@ def test_that_of_another_deployment_on_the_same_port(exporter, tmp_path):
         f"http://127.0.0.1:{port}/metrics: the exporter of 'watched' answers here. "
         f"Choose another monitoring.exporter_port, then: {other.command('monitor', '--exporter')}"
     )
-    with looking(other) as look:
+    with Served(other).looking() as look:
         assert look().get("toolkit_replica_ready", replica=0) == 0, "it looks by itself"
 
 

@@ -15,6 +15,7 @@ from toolkit.config.load import load_deployment
 from toolkit.gateway.door import folder
 from toolkit.monitor.metrics import METRICS
 from toolkit.monitor.page import Page
+from toolkit.monitor.subject import Served
 from toolkit.monitor.view import as_text
 from toolkit.reports.terminal import Terminal
 
@@ -24,7 +25,7 @@ WIDTH = 80
 def shown(deployment: Deployment, page: Page) -> str:
     """The view on a terminal of 80 columns."""
     stream = io.StringIO()
-    Terminal(file=stream, width=WIDTH).print(as_text(deployment, page))
+    Terminal(file=stream, width=WIDTH).print(as_text(Served(deployment), page))
     return stream.getvalue()
 
 
@@ -46,6 +47,7 @@ def full_page() -> Page:
         page.set("toolkit_kv_cache_used_ratio", 0.625, replica=replica)
     for quantile, seconds in (("0.5", 0.213), ("0.9", 0.4), ("0.99", 1.234)):
         page.set("toolkit_latency_seconds", seconds, metric="ttft", quantile=quantile, protocol="triton")
+    page.set("toolkit_slo_limit_seconds", 1.5, target="ttft_p99", metric="ttft", quantile="0.99")
     labels = {"target": "ttft_p99", "protocol": "triton"}
     page.set("toolkit_slo_requests_total", 1000, **labels)
     page.set("toolkit_slo_good_requests_total", 997, **labels)
@@ -59,7 +61,7 @@ def test_everything_fits_into_80_columns(full_page):
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert "0 ready 31 4 62%" in lines
     assert "3 0 3 81% 67.5 GiB 71 656 power cap" in lines
-    assert any(line.startswith("TTFT triton 213 400 1,234 ") for line in lines)
+    assert "TTFT triton 213 400 1,234 1,500" in lines
     assert "ttft_p99 triton 1000 99.7% 99.0%" in lines
 
 

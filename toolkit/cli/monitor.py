@@ -6,26 +6,43 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toolkit.cli.common import deployment_options, json_option, print_json
+from toolkit.cli.common import json_option, optional_deployment, print_json
 
 if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment
+    from toolkit.monitor.subject import Subject
 
 
 @click.command()
-@deployment_options
+@optional_deployment
+@click.option("--target", metavar="URL", help="Watch any Triton by its metrics: http://HOST:8002.")
 @click.option("--once", is_flag=True, help="Show it once. So it is when the output is no terminal.")
+@click.option("--web", is_flag=True, help="Show it as a web page on this machine, until Ctrl-C.")
+@click.option("--port", type=click.IntRange(1, 65535), help="The port of the web page. Default: a free one.")
 @click.option("--exporter", is_flag=True, help="Show nothing; be the exporter of metrics until Ctrl-C.")
 @click.option("--dashboards", type=Path, metavar="DIR", help="Write dashboards for Grafana into a folder.")
 @json_option
-def monitor(deployment: Deployment, once: bool, exporter: bool, dashboards: Path | None, as_json: bool) -> None:
+def monitor(
+    deployment: Deployment | None,
+    target: str | None,
+    once: bool,
+    web: bool,
+    port: int | None,
+    exporter: bool,
+    dashboards: Path | None,
+    as_json: bool,
+) -> None:
     """Watch a served deployment: replicas, GPUs, queue, KV cache, latencies against the SLO, events.
 
-    It works on what `toolkit up` or `toolkit serve` started. With --exporter it shows the same values to Prometheus,
-    as `toolkit up` does by itself.
+    It works on what `toolkit up` or `toolkit serve` started. With --target it needs no CONFIG; with one, its SLO is
+    shown. With --exporter it shows the same values to Prometheus, as `toolkit up` does by itself.
     """
-    if exporter + bool(dashboards) + (once or as_json) > 1:
-        raise click.UsageError("--exporter, --dashboards, and --once or --json cannot be combined.")
+    if exporter + bool(dashboards) + web + (once or as_json) > 1:
+        raise click.UsageError("--exporter, --dashboards, --web, and --once or --json cannot be combined.")
+    if port and not web:
+        raise click.UsageError("--port is of --web.")
+    if target and (exporter or dashboards):
+        raise click.UsageError("--target cannot be combined with --exporter or --dashboards.")
     if dashboards:
         from toolkit.monitor import packages
 
@@ -33,21 +50,34 @@ def monitor(deployment: Deployment, once: bool, exporter: bool, dashboards: Path
         from toolkit.monitor.dashboards import write_dashboards
 
         return click.echo("\n".join(map(str, write_dashboards(dashboards))))
-    if exporter:
+    if deployment is None and not target:
+        raise click.UsageError("Give a CONFIG, or --target URL.")
+    if exporter and deployment:
         from toolkit.monitor.foreground import export_here
 
         return export_here(deployment)
+    from toolkit.monitor.subject import subject_of
+
+    watched = subject_of(deployment, target)
+    if web:
+        from toolkit.monitor.foreground import serve_page_here
+
+        return serve_page_here(watched, port or 0)
+    _show(watched, once, as_json)
+
+
+def _show(watched: Subject, once: bool, as_json: bool) -> None:
     from toolkit.monitor.live import look_again, look_once
 
     if as_json:
-        return print_json(look_once(deployment).as_data())
+        return print_json(look_once(watched).as_data())
     from toolkit.monitor.view import as_text
     from toolkit.reports.terminal import Terminal
 
     terminal = Terminal()
     if once or not sys.stdout.isatty():
-        return terminal.print(as_text(deployment, look_once(deployment)))
+        return terminal.print(as_text(watched, look_once(watched)))
     from rich.live import Live
 
     with Live(console=terminal, auto_refresh=False, screen=True) as live:
-        look_again(deployment, lambda page: live.update(as_text(deployment, page), refresh=True))
+        look_again(watched, lambda page: live.update(as_text(watched, page), refresh=True))

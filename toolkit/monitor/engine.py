@@ -9,16 +9,17 @@ from toolkit.monitor.page import Page
 from toolkit.monitor.totals import Totals
 from toolkit.slo.server_metrics import Value
 
-PIPELINE_S = 10.0
+PIPELINE_S = 60.0
 """The time over which micro-batches are looked at."""
-LEAST_LOOKS = 2
-"""Looks per micro-batch, with requests, before their absence says something."""
+LEAST_LOOKS = 5
+"""Looks per micro-batch, with requests, before its absence says something: a look sees one at random, and the chance to
+miss one of n in 5 n looks is (1 - 1/n)^(5 n), under 0.7 %."""
 
 
 class EngineWatch:
-    """The engine of one replica with `stages` pipeline stages."""
+    """The engine of one replica with `stages` pipeline stages; None if that is not known."""
 
-    def __init__(self, replica: int, stages: int) -> None:
+    def __init__(self, replica: int, stages: int | None) -> None:
         self._replica, self._stages = replica, stages
         self._looks: deque[tuple[float, int]] = deque()
         self._reused = Totals()
@@ -41,15 +42,16 @@ class EngineWatch:
             self._reused.add(replica, {"reused": reused})
         page.set("toolkit_kv_cache_reused_blocks_total", self._reused.get("reused"), replica=replica)
         micro_batch = of("inflight_batcher", "inflight_batcher_specific_metric", "micro_batch_id")
-        if micro_batch is not None:
-            page.set("toolkit_pipeline_empty_ratio", self._empty(active or 0, int(micro_batch), now), replica=replica)
+        if micro_batch is not None and self._stages is not None:
+            empty = self._empty(self._stages, active or 0, int(micro_batch), now)
+            page.set("toolkit_pipeline_empty_ratio", empty, replica=replica)
 
-    def _empty(self, active: float, micro_batch: int, now: float) -> float | None:
+    def _empty(self, stages: int, active: float, micro_batch: int, now: float) -> float | None:
         """The share of micro-batches that had no step lately. None if too few looks had a request."""
         if active:
             self._looks.append((now, micro_batch))
         while self._looks and self._looks[0][0] < now - PIPELINE_S:
             self._looks.popleft()
-        if len(self._looks) < LEAST_LOOKS * self._stages:
+        if len(self._looks) < (LEAST_LOOKS * stages if stages > 1 else 1):
             return None
-        return 1 - len({number for _, number in self._looks}) / self._stages
+        return 1 - len({number for _, number in self._looks}) / stages

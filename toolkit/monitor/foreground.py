@@ -1,21 +1,39 @@
-"""The exporter in the foreground, for a deployment that `toolkit serve` alone started."""
+"""The exporter and the web page in the foreground, until they are told to end."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from toolkit.config.deployment import Deployment
 from toolkit.monitor import packages
+from toolkit.monitor.subject import Subject
 from toolkit.processes import stop_requests
 
 LOOK_S = 0.1
 
 
 def export_here(deployment: Deployment) -> None:
-    """Export until SIGTERM, SIGHUP or Ctrl-C. Raises ToolkitError."""
+    """Export until SIGTERM, SIGHUP or Ctrl-C, for what `toolkit serve` alone started. Raises ToolkitError."""
     packages.require(packages.EXPORTER)
     from toolkit.monitor.exporter import export
 
+    with _until_stopped() as ended:
+        export(deployment, None, ended)
+
+
+def serve_page_here(subject: Subject, port: int) -> None:
+    """Show the web page until SIGTERM, SIGHUP or Ctrl-C. Raises ToolkitError."""
+    from toolkit.monitor.web import serve
+
+    with _until_stopped() as ended:
+        serve(subject, port, ended, lambda url: print(f"ready: {url}  (Ctrl-C ends it)", flush=True))
+
+
+@contextmanager
+def _until_stopped() -> Iterator[Callable[[float], bool]]:
+    """A function that waits so many seconds, and says whether it is over."""
     with stop_requests() as stop:
 
         def ended(wait_s: float) -> bool:
@@ -24,4 +42,4 @@ def export_here(deployment: Deployment) -> None:
                 time.sleep(min(LOOK_S, max(0.0, until - time.monotonic())))
             return bool(stop.count)
 
-        export(deployment, None, ended)
+        yield ended

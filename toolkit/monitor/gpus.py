@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -20,6 +23,9 @@ from toolkit.serve.state import read_state
 
 NVML, REHEARSAL = "nvml", "rehearsal"
 KERNEL_EVERY_S = 30.0
+USER, SYSTEM, STARTED, RESIDENT = 11, 12, 19, 21
+"""Fields of /proc/PID/stat behind the name (proc(5) counts them from 1, with the number and the name)."""
+TICKS_PER_S, PAGE_BYTES = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
 NO_RANK = "none"
 """The label `replica` and `rank` of a GPU that the deployment does not use."""
 
@@ -85,16 +91,15 @@ class RankWatch:
         self._replicas = deployment.per_replica()
         self._size = deployment.mapping.world_size
         self._total = (memory_limit() or psutil.virtual_memory().total) / deployment.all_ranks
-        self._runs: dict[int, tuple[ServerRun, dict[int, list[psutil.Process]]]] = {}
+        self._runs: dict[int, tuple[ServerRun, dict[int, list[Process]]]] = {}
         self._before: dict[tuple[int, int], tuple[float, float]] = {}
         self.problem = ""
 
     def fill(self, page: Page, now: float) -> None:
         """Read the processes of all ranks."""
         for number, replica in enumerate(self._replicas):
-            for rank, processes in self._ranks(number, replica).items():
+            for rank, (seconds, resident) in self._used(number, replica).items():
                 labels = {"replica": number, "rank": rank, "gpu": number * self._size + rank, "source": REHEARSAL}
-                seconds, resident = _used(processes)
                 then, before = self._before.get((number, rank), (now, seconds))
                 self._before[number, rank] = now, seconds
                 if now > then and seconds >= before:
@@ -106,37 +111,61 @@ class RankWatch:
     def close(self) -> None:
         """Nothing is open."""
 
-    def _ranks(self, number: int, replica: Deployment) -> dict[int, list[psutil.Process]]:
-        """The processes of each rank. /proc is searched only for a new run, or when a process has ended."""
+    def _used(self, number: int, replica: Deployment) -> dict[int, tuple[float, int]]:
+        """(seconds, bytes) of each rank. /proc is searched only for a new run, or when a process has ended."""
         state = read_state(replica)
         if state is None or state.phase in ("stopped", "failed"):
             self._runs.pop(number, None)
             return {}
         run, ranks = self._runs.get(number, (None, {}))
-        loaded = state.phase != "loading"
-        if run != state.run or not loaded or not all(one.is_running() for them in ranks.values() for one in them):
+        used = _used(ranks)
+        if run != state.run or state.phase == "loading" or used is None:
             ranks = _processes(state.run)
             self._runs[number] = state.run, ranks
-        return ranks
+            used = _used(ranks)
+        return used or {}
 
 
-def _processes(run: ServerRun) -> dict[int, list[psutil.Process]]:
-    ranks: dict[int, list[psutil.Process]] = {}
+def _used(ranks: dict[int, list[Process]]) -> dict[int, tuple[float, int]] | None:
+    """The sums of each rank; None if a process has ended."""
+    sums = {}
+    for rank, processes in ranks.items():
+        amounts = [process.used() for process in processes]
+        known = [amount for amount in amounts if amount is not None]
+        if len(known) < len(amounts):
+            return None
+        sums[rank] = sum(seconds for seconds, _ in known), sum(resident for _, resident in known)
+    return sums
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process of a rank. `started` tells it from a later one with its number."""
+
+    pid: int
+    started: int
+
+    def used(self) -> tuple[float, int] | None:
+        """(seconds of processor time, resident bytes); None if it has ended. One file, as this runs each second."""
+        fields = _stat(self.pid)
+        if fields is None or int(fields[STARTED]) != self.started:
+            return None
+        return (int(fields[USER]) + int(fields[SYSTEM])) / TICKS_PER_S, int(fields[RESIDENT]) * PAGE_BYTES
+
+
+def _stat(pid: int) -> list[str] | None:
+    """The fields of /proc/PID/stat behind the name, which may hold spaces."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode().split()
+    return None
+
+
+def _processes(run: ServerRun) -> dict[int, list[Process]]:
+    ranks: dict[int, list[Process]] = {}
     for member in members(run):
-        if member.rank is not None:
-            with contextlib.suppress(psutil.Error):
-                ranks.setdefault(member.rank, []).append(psutil.Process(member.pid))
+        if member.rank is not None and (fields := _stat(member.pid)):
+            ranks.setdefault(member.rank, []).append(Process(member.pid, int(fields[STARTED])))
     return ranks
-
-
-def _used(processes: list[psutil.Process]) -> tuple[float, int]:
-    """(seconds of processor time, resident bytes) of them together."""
-    seconds, resident = 0.0, 0
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            times = process.cpu_times()
-            seconds, resident = seconds + times.user + times.system, resident + process.memory_info().rss
-    return seconds, resident
 
 
 def watch_of(deployment: Deployment) -> GpuWatch | RankWatch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from toolkit.config.deployment import Deployment
@@ -17,6 +17,8 @@ SHOWN = (50, 90, 99)
 CLIENTS_FAULTS = ("invalid_arg", "unsupported", "not_found", "validation", "not_implemented", "cancelled")
 """Classes of errors that no target of the SLO counts: a request's own fault, and a client that left."""
 FRONT = "dynamo_frontend_"
+UNKNOWN = object()
+REQUESTS, TOKENS = "toolkit_requests_total", "toolkit_tokens_total"
 
 
 @dataclass(frozen=True)
@@ -51,23 +53,32 @@ def clients_model(deployment: Deployment) -> str:
 class Latencies:
     """Over all replicas, restarts included."""
 
-    def __init__(self, deployment: Deployment) -> None:
-        self._model, self._targets = clients_model(deployment), slo_targets(deployment)
+    def __init__(self, model: str, targets: Sequence[SloTarget]) -> None:
+        self._model, self._targets = model, targets
         self._totals, self._window = Totals(), Window()
+        self._bounds: dict[tuple[str, str], list[float]] = {}
+        """The bounds of the buckets by (metric, protocol)."""
+        self._keys: dict[str, Hashable] = {}
+        """What each series counts; None if nothing that matters here."""
 
     def note(self, source: str, values: Iterable[Value]) -> None:
         """Read a page of metrics: of a replica, or of the front end."""
-        self._totals.add(source, self._counters(values))
+        counters = self._counters(values)
+        for key in counters:
+            if isinstance(key, tuple) and len(key) == 3 and key not in self._totals.all():
+                self._bounds.setdefault(key[:2], []).append(key[2])
+        self._totals.add(source, counters)
 
     def fill(self, page: Page, now: float) -> None:
         """Percentiles of the last minute, and the SLO. `now` is on a clock that only goes forward."""
         self._window.add(now, self._totals.all())
-        buckets = [key for key in self._totals.all() if isinstance(key, tuple) and len(key) == 3]
-        known = sorted({(metric, protocol) for metric, protocol, _ in buckets})
+        known = sorted(self._bounds)
         for metric, protocol in known:
-            bounds = [bound for one, other, bound in buckets if (one, other) == (metric, protocol)]
+            if metric.endswith("tokens"):
+                continue
+            bounds = self._bounds[metric, protocol]
             recent = [(bound, self._window.new((metric, protocol, bound))) for bound in bounds]
-            for q in SHOWN if not metric.endswith("tokens") else ():
+            for q in SHOWN:
                 page.set(
                     "toolkit_latency_seconds",
                     percentile(recent, q),
@@ -75,6 +86,9 @@ class Latencies:
                     quantile=f"{q / 100:g}",
                     protocol=protocol,
                 )
+        for family, key in ((REQUESTS, "requests"), (TOKENS, "tokens")):
+            for protocol in (TRITON, OPENAI):
+                page.set(family, self._totals.get((key, protocol)), protocol=protocol)
         for target in self._targets:
             labels = {"target": target.name}
             quantile = f"{target.quantile / 100:g}"
@@ -84,11 +98,8 @@ class Latencies:
                 self._fill_target(page, target, protocol)
 
     def _fill_target(self, page: Page, target: SloTarget, protocol: str) -> None:
-        counts = [
-            (key[2], count)
-            for key, count in self._totals.all().items()
-            if isinstance(key, tuple) and len(key) == 3 and key[:2] == (target.metric, protocol)
-        ]
+        series = target.metric, protocol
+        counts = [(bound, self._totals.get((*series, bound)) or 0.0) for bound in self._bounds[series]]
         total = max(count for _, count in counts) + (self._totals.get(("errors", protocol)) or 0.0)
         page.set("toolkit_slo_requests_total", total, target=target.name, protocol=protocol)
         good = at_most(counts, target.limit_s)
@@ -98,7 +109,10 @@ class Latencies:
         """Each counter that matters here, by its key. Series that differ in other labels are added."""
         sums: dict[Hashable, float] = {}
         for value in values:
-            if key := self._key(value):
+            key = self._keys.get(value.series, UNKNOWN)
+            if key is UNKNOWN:
+                key = self._keys[value.series] = self._key(value)
+            if key:
                 sums[key] = sums.get(key, 0.0) + value.value
         return sums
 
@@ -110,6 +124,10 @@ class Latencies:
         if name == f"{FRONT}requests_total":
             counts = labels.get("status") == "error" and labels.get("error_type") not in CLIENTS_FAULTS
             return ("errors", OPENAI) if counts else None
+        if name in _SUMS and labels.get("model") == self._model:
+            return _SUMS[name], TRITON
+        if name in _SUMS_OF_DYNAMO:
+            return _SUMS_OF_DYNAMO[name], OPENAI
         if "le" not in labels or not name.endswith("_bucket"):
             return None
         family = name.removesuffix("_bucket")
@@ -120,5 +138,10 @@ class Latencies:
         return None
 
 
+_SUMS = {f"{HISTOGRAMS['e2e'].name}_count": "requests", f"{HISTOGRAMS['output_tokens'].name}_sum": "tokens"}
+_SUMS_OF_DYNAMO = {
+    f"{FRONT}{HISTOGRAMS['e2e'].dynamo}_count": "requests",
+    f"{FRONT}{HISTOGRAMS['output_tokens'].dynamo}_sum": "tokens",
+}
 _OURS = {family.name: key for key, family in HISTOGRAMS.items()}
 _DYNAMOS = {f"{FRONT}{family.dynamo}": key for key, family in HISTOGRAMS.items() if family.dynamo}

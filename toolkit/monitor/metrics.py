@@ -54,7 +54,7 @@ _ALL = (
     ExportedMetric("toolkit_kv_cache_reused_blocks_total", "KV blocks found in the cache", ("replica",), "counter"),
     ExportedMetric(
         "toolkit_pipeline_empty_ratio",
-        "Share of the micro-batches in which no step was seen for 10 s while requests ran",
+        "Share of the micro-batches in which no step was seen in the last minute while requests ran",
         ("replica",),
     ),
     # The whole deployment.
@@ -62,6 +62,8 @@ _ALL = (
     ExportedMetric(
         "toolkit_latency_seconds", "Percentile of the last minute, from histograms", ("metric", "quantile", "protocol")
     ),
+    ExportedMetric("toolkit_requests_total", "Requests of clients that got an answer", ("protocol",), "counter"),
+    ExportedMetric("toolkit_tokens_total", "Tokens of the answers of clients", ("protocol",), "counter"),
     ExportedMetric("toolkit_slo_limit_seconds", "Limit of a target of the SLO", ("target", "metric", "quantile")),
     ExportedMetric("toolkit_slo_objective_ratio", "Share of requests to be inside the limit", ("target",)),
     ExportedMetric("toolkit_slo_requests_total", "Requests that count for a target", ("target", "protocol"), "counter"),

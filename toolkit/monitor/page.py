@@ -22,6 +22,10 @@ class Page:
             assert not labels, f"{name} has no labels {', '.join(labels)}"
             self.values.setdefault(name, {})[key] = float(value)
 
+    def take(self, other: Page) -> None:
+        """Take over the families of another page. This one has none of them, and changes none."""
+        self.values.update(other.values)
+
     def get(self, name: str, **labels: object) -> float | None:
         """A value, if it is known."""
         key = tuple(str(labels[label]) for label in METRICS[name].labels)

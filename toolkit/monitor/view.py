@@ -2,42 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from toolkit.config.deployment import Deployment
 from toolkit.errors import clipped
-from toolkit.gateway.door import folder, read_door
-from toolkit.monitor.latencies import slo_targets
+from toolkit.monitor.gpus import REHEARSAL
 from toolkit.monitor.page import Page
+from toolkit.monitor.subject import Subject
 
-EVENTS = "events.jsonl"
 NEWEST_EVENTS = 5
-TAIL_BYTES = 16 << 10
 LONGEST_EVENT = 70
-LATEST = 1 << 36
-"""Seconds since 1970; what is later (after the year 4000) is no time of ours."""
 GIB = 2**30
 LATENCIES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "end-to-end"}
 
 
-def as_text(deployment: Deployment, page: Page) -> Group:
+def as_text(subject: Subject, page: Page) -> Group:
     """The whole view. A table without rows is left out."""
-    tables = (_replicas(page), _gpus(page), _latencies(deployment, page), _slo(page))
-    parts: list[RenderableType] = [_headline(deployment), *(table for table in tables if table.row_count)]
-    return Group(*parts, *_newest_events(deployment))
+    tables = (_replicas(page), _gpus(page), _latencies(page), _slo(page))
+    parts: list[RenderableType] = [_headline(subject), *(table for table in tables if table.row_count)]
+    return Group(*parts, *_events(subject))
 
 
-def _headline(deployment: Deployment) -> str:
-    door = read_door(deployment)
-    state = f"{door.phase}, {door.url}" if door else "without a door"
-    return f"{deployment.name}: {state}, {time.strftime('%H:%M:%S')}"
+def _headline(subject: Subject) -> str:
+    return f"{subject.name}: {subject.state()}, {time.strftime('%H:%M:%S')}"
 
 
 def _replicas(page: Page) -> Table:
@@ -59,7 +49,7 @@ def _replicas(page: Page) -> Table:
 def _gpus(page: Page) -> Table:
     table = _table("GPU", "replica", "rank", "busy", "memory", "°C", "W", "slowed down by")
     for labels, used in page.of("toolkit_gpu_memory_used_bytes"):
-        gpu = labels["gpu"] if labels["source"] == "nvml" else f"{labels['gpu']} (CPU)"
+        gpu = f"{labels['gpu']} (CPU)" if labels["source"] == REHEARSAL else labels["gpu"]
         throttles = [
             other["reason"]
             for other, on in page.of("toolkit_gpu_throttled")
@@ -81,8 +71,8 @@ def _gpus(page: Page) -> Table:
     return table
 
 
-def _latencies(deployment: Deployment, page: Page) -> Table:
-    limits = {(target.metric, target.quantile): target.limit_s for target in slo_targets(deployment)}
+def _latencies(page: Page) -> Table:
+    limits = {(one["metric"], one["quantile"]): limit for one, limit in page.of("toolkit_slo_limit_seconds")}
     table = _table("last minute (ms)", "protocol", "P50", "P90", "P99", "limit of P50", "of P99")
     known = {(labels["metric"], labels["protocol"]) for labels, _ in page.of("toolkit_latency_seconds")}
     for metric, label in LATENCIES.items():
@@ -91,7 +81,7 @@ def _latencies(deployment: Deployment, page: Page) -> Table:
                 page.get("toolkit_latency_seconds", metric=metric, quantile=quantile, protocol=protocol)
                 for quantile in ("0.5", "0.9", "0.99")
             ]
-            shown = [*values, limits.get((metric, 50)), limits.get((metric, 99))]
+            shown = [*values, limits.get((metric, "0.5")), limits.get((metric, "0.99"))]
             table.add_row(label, protocol, *(_milliseconds(value) for value in shown))
     return table
 
@@ -106,37 +96,11 @@ def _slo(page: Page) -> Table:
     return table
 
 
-def _newest_events(deployment: Deployment) -> Iterator[str]:
-    for event in events(folder(deployment) / EVENTS)[-NEWEST_EVENTS:]:
+def _events(subject: Subject) -> Iterator[str]:
+    for event in subject.events()[-NEWEST_EVENTS:]:
         when = time.strftime("%H:%M:%S", time.localtime(event["time"]))
         cause = f": {event['cause']}" if event.get("cause") else ""
         yield clipped(f"{when} {event['part']} {event['event']}{cause}", LONGEST_EVENT)
-
-
-def events(file: Path) -> list[dict[str, Any]]:
-    """The newest events of `toolkit up`, the newest last; none if there is no such file."""
-    try:
-        with file.open("rb") as stream:
-            stream.seek(max(0, stream.seek(0, 2) - TAIL_BYTES))
-            lines = stream.read().decode("utf-8", "replace").splitlines()
-    except OSError:
-        return []
-    return list(_parsed(lines))
-
-
-def _parsed(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except ValueError:  # the first line may lack its beginning
-            continue
-        if isinstance(event, dict) and {"time", "part", "event"} <= event.keys() and _is_a_time(event["time"]):
-            yield event
-
-
-def _is_a_time(value: Any) -> bool:
-    """Whether it can be shown as a time of day: the file may be damaged."""
-    return isinstance(value, int | float) and 0 <= value < LATEST
 
 
 def _table(*columns: str) -> Table:

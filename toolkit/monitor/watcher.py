@@ -10,7 +10,7 @@ from toolkit.config.deployment import Deployment
 from toolkit.monitor import replicas
 from toolkit.monitor.engine import EngineWatch
 from toolkit.monitor.gpus import watch_of
-from toolkit.monitor.latencies import Latencies
+from toolkit.monitor.latencies import Latencies, clients_model, slo_targets
 from toolkit.monitor.page import Page
 from toolkit.monitor.predictions import Predictions
 from toolkit.monitor.read_page import identity, read_page
@@ -36,7 +36,8 @@ class Watcher:
         predictions: bool = True,
     ) -> None:
         self._deployment, self._read, self._clock = deployment, read, clock
-        self._gpus, self._latencies = watch_of(deployment), Latencies(deployment)
+        self._gpus = watch_of(deployment)
+        self._latencies = Latencies(clients_model(deployment), slo_targets(deployment))
         self._predictions = Predictions(deployment) if predictions else None
         self._urls: dict[str, str] = {} if front_url is None else {FRONT: front_url}
         self._engines: dict[str, EngineWatch] = {}
@@ -45,7 +46,7 @@ class Watcher:
             name = f"replica {number}"
             self._urls[name] = f"http://{reachable(serving.host)}:{serving.metrics_port}/metrics"
             self._engines[name] = EngineWatch(number, deployment.parallel.pp)
-        self._values: Mapping[str, Sequence[Value]] = {}
+        self._of_servers = Page()
         self._read_at = -PAGES_EVERY_S
         self._began = time.time()
 
@@ -57,14 +58,8 @@ class Watcher:
         self._gpus.fill(page, now)
         replicas.fill(page, self._deployment)
         if now - self._read_at >= PAGES_EVERY_S:
-            self._read_at, self._values = now, self._pages()
-            for source, values in self._values.items():
-                self._latencies.note(source, values)
-        for source in self._urls:
-            page.set("toolkit_scrape_ok", source in self._values, source=source)
-            if source in self._engines and source in self._values:
-                self._engines[source].fill(page, self._values[source], now)
-        self._latencies.fill(page, now)
+            self._read_at, self._of_servers = now, self._look_at_servers(now)
+        page.take(self._of_servers)
         if self._predictions:
             self._predictions.fill(page)
         fill_balance(page)
@@ -75,6 +70,17 @@ class Watcher:
         self._gpus.close()
         if self._predictions:
             self._predictions.close()
+
+    def _look_at_servers(self, now: float) -> Page:
+        page, pages = Page(), self._pages()
+        for source in self._urls:
+            page.set("toolkit_scrape_ok", source in pages, source=source)
+            if source in pages:
+                self._latencies.note(source, pages[source])
+            if source in pages and source in self._engines:
+                self._engines[source].fill(page, pages[source], now)
+        self._latencies.fill(page, now)
+        return page
 
     def _pages(self) -> Mapping[str, Sequence[Value]]:
         """The values of each page that could be read."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from toolkit.slo.metrics import Count, Finite
@@ -13,6 +14,8 @@ from toolkit.slo.metrics import Count, Finite
 NO_GPUS = "the server's metrics name no GPU"
 
 _LINE = re.compile(r"^([A-Za-z_:][\w:]*)\s*(?:\{(.*)\})?\s+(\S+)(?:\s+-?\d+)?\s*$")
+_SERIES = re.compile(r"^([A-Za-z_:][\w:]*)\s*(?:\{(.*)\})?\s*$")
+MOST_SERIES = 8192
 _LABEL = re.compile(r'([A-Za-z_]\w*)\s*=\s*"((?:[^"\\]|\\.)*)"')
 
 
@@ -118,24 +121,44 @@ def combined(repeats: Sequence[ServerSeen]) -> ServerSeen | None:
 
 
 class Value(NamedTuple):
-    """One value on a metrics page."""
+    """One value on a metrics page. Its labels are shared between readings: nobody changes them."""
 
     name: str
-    labels: dict[str, str]
+    labels: Mapping[str, str]
     value: float
+    series: str = ""
+    """Name and labels, as the page has them: the same each time."""
 
 
 def parse(text: str) -> Iterator[Value]:
-    """The finite values on a page in Prometheus' text format; other lines are skipped."""
+    """The finite values on a page in Prometheus' text format; other lines are skipped.
+
+    A server gives the same series each time, so what stands before a value is taken apart only once.
+    """
     for line in text.splitlines():
-        match = None if line.startswith("#") else _LINE.match(line)
-        if match:
-            try:
-                value = float(match[3])
-            except ValueError:
+        if line.startswith("#"):
+            continue
+        head, _, number = line.rpartition(" ")
+        series = _series(head)
+        if series is None:  # a time after the value, or other spaces
+            match = _LINE.match(line)
+            if match is None:
                 continue
-            if math.isfinite(value):
-                yield Value(match[1], dict(_LABEL.findall(match[2] or "")), value)
+            head, number = match[1] + (f"{{{match[2]}}}" if match[2] else ""), match[3]
+            series = _series(head)
+        try:
+            value = float(number)
+        except ValueError:
+            continue
+        if series and math.isfinite(value):
+            yield Value(*series, value, head)
+
+
+@lru_cache(MOST_SERIES)
+def _series(head: str) -> tuple[str, Mapping[str, str]] | None:
+    """(name, labels) of what stands before a value; None if it is not that alone."""
+    match = _SERIES.match(head)
+    return (match[1], dict(_LABEL.findall(match[2] or ""))) if match else None
 
 
 def mean(values: Sequence[float]) -> float | None:
