@@ -108,3 +108,6 @@ class Monitoring(Section):
     prometheus_port: Port = 9490
     retention_days: Annotated[int, Field(ge=1, le=3650)] = 15
     """How long Prometheus keeps the time series."""
+    alert_webhook: Annotated[str, Field(pattern=r"^https?://[^\s/]+", max_length=2000)] | None = None
+    """Where alerts are sent, by Alertmanager where it is installed. Without it, Prometheus alone shows them."""
+    alertmanager_port: Port = 9493

@@ -77,11 +77,13 @@ def monitoring_rules(deployment: Deployment) -> Iterator[Broken]:
     taken = {deployment.gateway.port: "gateway.port"}
     for replica in range(deployment.parallel.replicas):
         taken |= {port: f"serving.{name} of replica {replica}" for name, port in serving.ports(replica).items()}
-    for name in ("exporter_port", "prometheus_port"):
+    for name in ("exporter_port", "prometheus_port", "alertmanager_port"):
         port = getattr(monitoring, name)
         if port in taken:
             yield f"monitoring.{name}", f"{port} is {taken[port]}", "Give it a port of its own."
         taken[port] = f"monitoring.{name}"
+    if monitoring.alert_webhook and monitoring.prometheus == "off":
+        yield "monitoring.alert_webhook", "needs Prometheus, and monitoring.prometheus is off", "Use auto."
 
 
 def _problem_of_host(host: str) -> str | None:

@@ -18,6 +18,8 @@ LARGEST = 4 << 20
 """Bytes that are read from one page."""
 INFO = "toolkit_exporter_info"
 RUN_DIGITS = 12
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Without the environment's proxy: the servers are ours."""
 
 
 def metrics_url(deployment: Deployment) -> str:
@@ -33,8 +35,7 @@ def identity(deployment: Deployment) -> dict[str, str]:
 
 def read_page(url: str, timeout_s: float = TIMEOUT_S) -> str:
     """The text of the page. Raises OSError."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the environment's proxy is for others
-    with opener.open(url, timeout=timeout_s) as answer:
+    with _OPENER.open(url, timeout=timeout_s) as answer:
         page: bytes = answer.read(LARGEST)
     return page.decode("utf-8", "replace")
 

@@ -14,7 +14,7 @@ from toolkit.gateway.door import folder
 from toolkit.gateway.endpoints import TRITON_GRPC, TRITON_HTTP, Traffic, response
 from toolkit.gateway.envoy import config
 from toolkit.gateway.places import Places
-from toolkit.monitor import prometheus
+from toolkit.monitor import alertmanager, prometheus
 from toolkit.serve import dry_run as serve_dry_run
 from toolkit.up.door_parts import door_commands
 from toolkit.up.replica import worker_command
@@ -50,6 +50,10 @@ def dry_run(deployment: Deployment) -> str:
         ]
         command = prometheus.command(Path("prometheus"), deployment, places.prometheus)
         sections.append(f"# prometheus, where it is installed\n{shlex.join(command)}")
+    if deployment.monitoring.alert_webhook:
+        sections.append(_file(str(places.prometheus / alertmanager.CONFIG), alertmanager.text(deployment)))
+        command = alertmanager.command(Path("alertmanager"), deployment, places.prometheus)
+        sections.append(f"# alertmanager, where it is installed\n{shlex.join(command)}")
     for number in range(len(replicas)):
         command = worker_command(deployment, number, deployment.served_name)
         sections.append(f"# worker {number}, when replica {number} is ready\n{shlex.join(command)}")

@@ -1,14 +1,19 @@
-"""The parts of `toolkit up` that watch: the exporter, and Prometheus where it is installed. No request needs them."""
+"""The parts of `toolkit up` that watch. No request needs them.
+
+These are the exporter, and Prometheus and Alertmanager where they are installed.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 from toolkit.config.deployment import Deployment
 from toolkit.gateway.places import LOOPBACK, Places
-from toolkit.monitor import packages, prometheus
+from toolkit.monitor import alertmanager, packages, prometheus
 from toolkit.up.backoff import Backoff
 from toolkit.up.door_parts import PYTHON, DoorPart, listens
 from toolkit.up.events import Events
@@ -30,8 +35,9 @@ def watch_parts(
     elif monitoring.exporter:
         command = exporter_command(deployment, places)
         parts.append(_part("exporter", command, monitoring.exporter_port, places, environ, events))
-    if monitoring.prometheus == "auto" and (part := _prometheus(deployment, places, environ, events)):
-        parts.append(part)
+    for wanted in _servers(deployment, places) if monitoring.prometheus == "auto" else ():
+        if part := _started(wanted, places, environ, events):
+            parts.append(part)
     return tuple(parts)
 
 
@@ -41,25 +47,58 @@ def exporter_command(deployment: Deployment, places: Places) -> list[str]:
     return [*PYTHON, "toolkit.monitor", str(deployment.file), deployment.engine, front]
 
 
-def _prometheus(deployment: Deployment, places: Places, environ: Mapping[str, str], events: Events) -> DoorPart | None:
-    program = prometheus.find()
-    if program is None:
-        events.note("prometheus", "not started", "it is not installed", f"install it: {prometheus.INSTALL}")
+@dataclass(frozen=True)
+class _Server:
+    """A server that watches, where its program is installed."""
+
+    name: str
+    program: Path | None
+    install: str
+    port_field: str
+    port: int
+    write: Callable[[], None]
+    command: Callable[[Path], list[str]]
+
+
+def _servers(deployment: Deployment, places: Places) -> Iterator[_Server]:
+    monitoring, folder = deployment.monitoring, places.prometheus
+    yield _Server(
+        "prometheus",
+        prometheus.find(),
+        prometheus.INSTALL,
+        "prometheus_port",
+        monitoring.prometheus_port,
+        lambda: prometheus.write_files(deployment, places.front_port, folder),
+        lambda program: prometheus.command(program, deployment, folder),
+    )
+    if monitoring.alert_webhook:
+        yield _Server(
+            "alertmanager",
+            alertmanager.find(),
+            alertmanager.INSTALL,
+            "alertmanager_port",
+            monitoring.alertmanager_port,
+            lambda: alertmanager.write_files(deployment, folder),
+            lambda program: alertmanager.command(program, deployment, folder),
+        )
+
+
+def _started(server: _Server, places: Places, environ: Mapping[str, str], events: Events) -> DoorPart | None:
+    if server.program is None:
+        events.note(server.name, "not started", "it is not installed", f"install it: {server.install}")
         return None
-    port = deployment.monitoring.prometheus_port
-    if problem := _taken(port):
-        what = f"monitoring.prometheus_port: {port} on {LOOPBACK} cannot be used: {problem}"
-        events.note("prometheus", "not started", what, "stop what uses it, or choose another port")
+    if problem := _taken(server.port):
+        what = f"monitoring.{server.port_field}: {server.port} on {LOOPBACK} cannot be used: {problem}"
+        events.note(server.name, "not started", what, "stop what uses it, or choose another port")
         return None
-    folder = places.prometheus
     try:
-        folder.mkdir(exist_ok=True)
-        prometheus.write_files(deployment, places.front_port, folder)
+        places.prometheus.mkdir(exist_ok=True)
+        server.write()
     except OSError as error:
-        events.note("prometheus", "not started", f"{folder}: cannot be written: {error.strerror}")
+        events.note(server.name, "not started", f"{places.prometheus}: cannot be written: {error.strerror}")
         return None
     environ = {"GOMAXPROCS": "1", **environ}  # it needs little, and the engine much
-    return _part("prometheus", prometheus.command(program, deployment, folder), port, places, environ, events)
+    return _part(server.name, server.command(server.program), server.port, places, environ, events)
 
 
 def _part(

@@ -1,0 +1,73 @@
+"""Alertmanager for one deployment: it sends what Prometheus alerts to a webhook, grouped and without repetition."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from toolkit.config.deployment import Deployment
+from toolkit.files.atomic import private
+from toolkit.gateway.places import LOOPBACK
+from toolkit.monitor.alerts import PAGE
+
+INSTALL = "apt-get install prometheus-alertmanager"
+PROGRAMS = ("prometheus-alertmanager", "alertmanager")
+"""Debian's name, and its own."""
+CONFIG = "alertmanager.yml"
+RECEIVER = "webhook"
+FOLLOW = {
+    "GpuLost": ("ReplicaDown", "CanaryFailing", "GpuXid", "OutOfBalance"),
+    "ReplicaDown": ("QueueGrowing", "KvPoolFull", "OutOfBalance", "PredictionFarFromMeasured"),
+}
+"""What is not sent while another alert fires, because it follows from that one."""
+
+
+def find() -> Path | None:
+    """The program, if it is installed."""
+    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
+    return Path(program) if program else None
+
+
+def config(deployment: Deployment) -> dict[str, Any]:
+    """The content of alertmanager.yml. Pages are sent at once and again after an hour, tickets after a day."""
+    ours = {"group_by": ["alertname"], "group_wait": "30s", "group_interval": "5m"}
+    page = {"matchers": [f'severity="{PAGE}"'], "group_wait": "5s", "repeat_interval": "1h", "receiver": RECEIVER}
+    return {
+        "route": {**ours, "repeat_interval": "24h", "receiver": RECEIVER, "routes": [page]},
+        "inhibit_rules": [
+            {"source_matchers": [f'alertname="{cause}"'], "target_matchers": [f'alertname=~"{"|".join(effects)}"']}
+            for cause, effects in FOLLOW.items()
+        ],
+        "receivers": [
+            {
+                "name": RECEIVER,
+                "webhook_configs": [{"url": deployment.monitoring.alert_webhook, "send_resolved": True}],
+            }
+        ],
+    }
+
+
+def text(deployment: Deployment) -> str:
+    """The text of alertmanager.yml."""
+    return yaml.safe_dump(config(deployment), sort_keys=False, width=120)
+
+
+def write_files(deployment: Deployment, folder: Path) -> None:
+    """Write alertmanager.yml into a folder that is there, for its user alone: a webhook's URL may be a secret."""
+    with open(folder / CONFIG, "w", encoding="utf-8", opener=private) as file:
+        file.write(text(deployment))
+
+
+def command(program: Path, deployment: Deployment, folder: Path) -> list[str]:
+    """What starts it, with its files in `folder`. It looks for no others of its kind."""
+    return [
+        str(program),
+        f"--config.file={folder / CONFIG}",
+        f"--storage.path={folder / 'alertmanager'}",
+        f"--web.listen-address={LOOPBACK}:{deployment.monitoring.alertmanager_port}",
+        "--cluster.listen-address=",
+        "--log.level=warn",
+    ]
