@@ -35,7 +35,12 @@ def door_yaml(tmp_path_factory, tiny_llama: Path) -> Callable[..., Deployment]:
     """A deployment of `replicas`, with other settings of the door; nothing of it is built."""
     folder = tmp_path_factory.mktemp("yaml")
 
-    def make(replicas: int = 2, gateway: dict[str, Any] | None = None, **recovery: object) -> Deployment:
+    def make(
+        replicas: int = 2,
+        gateway: dict[str, Any] | None = None,
+        monitoring: dict[str, Any] | None = None,
+        **recovery: object,
+    ) -> Deployment:
         content = {
             "engine": "rehearsal",
             "model": {"path": str(tiny_llama)},
@@ -45,6 +50,7 @@ def door_yaml(tmp_path_factory, tiny_llama: Path) -> Callable[..., Deployment]:
             "serving": dict(zip(PORTS, free_ports(replicas=replicas), strict=True)),
             "gateway": {"port": free_port(), "model_name": "llama", **(gateway or {})},
             "recovery": recovery,
+            "monitoring": monitoring or {},
             "output": str(folder / "out"),
         }
         file = folder / f"door{content['gateway']['port']}.yaml"
@@ -63,6 +69,8 @@ class Backend:
     body: bytes = b'{"text_output": "yes"}'
     content_type: str = "application/json"
     asked: list[str] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+    heads: list[dict[str, str]] = field(default_factory=list)
     healthy: bool = True
     hold: threading.Event | None = None
     """Answers wait for it."""
@@ -82,11 +90,22 @@ class Backend:
                 self.answer(200 if ready else 400, b"")
 
             def do_POST(self) -> None:
-                self.rfile.read(int(self.headers["content-length"] or 0))
+                body = self.rfile.read(int(self.headers["content-length"] or 0)) or self.chunks()
                 backend.asked.append(self.path)
+                backend.bodies.append(body)
+                backend.heads.append({name.lower(): value for name, value in self.headers.items()})
                 if backend.hold:
                     backend.hold.wait(20)
                 self.answer(backend.status, backend.body)
+
+            def chunks(self) -> bytes:
+                """A body whose length was not said before."""
+                body, size = b"", self.headers["transfer-encoding"] == "chunked"
+                while size:
+                    size = int(self.rfile.readline(), 16)
+                    body += self.rfile.read(size)
+                    self.rfile.readline()
+                return body
 
             def answer(self, status: int, body: bytes) -> None:
                 self.send_response(status)

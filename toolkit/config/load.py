@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from toolkit.config.deployment import LONGEST_NAME, NAME, NAME_PATTERN, Deployment
 from toolkit.config.engine_kind import KINDS
-from toolkit.config.operating import CLAIM_PATTERN, IMAGE_PATTERN
+from toolkit.config.operating import CLAIM_PATTERN, IMAGE_PATTERN, OTLP_PATTERN, WEBHOOK_PATTERN
 from toolkit.config.rules import check
 from toolkit.config.workload import LENGTHS, NUMBER, TOKENS_EXPECTED
 from toolkit.errors import ToolkitError, clipped, is_unicode, shown
@@ -126,6 +126,8 @@ _WORDS = {
     "tuple_type": "expected a list",
     NAME_PATTERN: "expected letters, digits, '.', '_' and '-', and a letter or a digit first",
     IMAGE_PATTERN: "expected the name of an image without spaces, such as registry.example.com/toolkit:1.0",
+    WEBHOOK_PATTERN: "expected a URL that begins with http:// or https://",
+    OTLP_PATTERN: "expected http://HOST:PORT of a collector, without a path",
     CLAIM_PATTERN: "expected a name of Kubernetes: a-z, 0-9, '-' and '.', and a letter or a digit at both ends",
 }
 """Our words for pydantic's kinds of problem, and for each pattern of a field."""

@@ -69,6 +69,8 @@ class Recovery(Section):
 
 
 IMAGE_PATTERN = r"^[^\s@:][^\s]*$"
+WEBHOOK_PATTERN = r"^https?://[^\s/]+[^\s]*$"
+OTLP_PATTERN = r"^http://[A-Za-z0-9.-]+(:\d{1,5})?/?$"
 CLAIM_PATTERN = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
 """toolkit.config.load says both in words."""
 
@@ -108,6 +110,10 @@ class Monitoring(Section):
     prometheus_port: Port = 9490
     retention_days: Annotated[int, Field(ge=1, le=3650)] = 15
     """How long Prometheus keeps the time series."""
-    alert_webhook: Annotated[str, Field(pattern=r"^https?://[^\s/]+", max_length=2000)] | None = None
+    alert_webhook: Annotated[str, Field(pattern=WEBHOOK_PATTERN, max_length=2000)] | None = None
     """Where alerts are sent, by Alertmanager where it is installed. Without it, Prometheus alone shows them."""
     alertmanager_port: Port = 9493
+    otlp: Annotated[str, Field(pattern=OTLP_PATTERN, max_length=300)] | None = None
+    """An OpenTelemetry collector that takes OTLP over HTTP (http://HOST:4318): gets traces of the door and Triton."""
+    trace_share: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """The share of requests that are traced."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from toolkit.config.deployment import Deployment
+from toolkit.gateway import tracing
 from toolkit.gateway.clusters import EXTENSIONS, HTTP2, address, body_bytes, local_cluster, triton_cluster
 from toolkit.gateway.endpoints import TRITON_GRPC, TRITON_HTTP
 from toolkit.gateway.error_form import ERROR_FORMS, OPENAI_ERRORS, TRITON_ERRORS
@@ -53,6 +54,7 @@ def config(deployment: Deployment, places: Places) -> dict[str, Any]:
                 local_cluster(GATE, places.gate_port, deployment),
                 triton_cluster(TRITON_HTTP, places, deployment),
                 {**triton_cluster(TRITON_GRPC, places, deployment), **HTTP2},
+                *tracing.clusters(deployment),
             ],
         },
     }
@@ -110,6 +112,7 @@ def _manager(deployment: Deployment, places: Places) -> dict[str, Any]:
         "use_remote_address": True,
         "server_name": "toolkit",
         "access_log": [_access_log(places)],
+        **tracing.tracing(deployment),
         "early_header_mutation_extensions": [_NO_FORGED_KEY],
         "local_reply_config": ERROR_FORMS,
         "http_filters": [

@@ -110,6 +110,21 @@ def _mpirun_options(mpirun: Mpirun) -> list[str]:
     return [*options, "--oversubscribe", "--tag-output"]
 
 
+def trace_options(deployment: Deployment) -> list[str]:
+    """Triton's own traces of requests, if a collector is to get them. Its rate is one of so many requests."""
+    monitoring = deployment.monitoring
+    if not monitoring.otlp:
+        return []
+    settings = (
+        "mode=opentelemetry",
+        "level=TIMESTAMPS",
+        f"rate={max(1, round(1 / monitoring.trace_share))}",
+        f"opentelemetry,url={monitoring.otlp.rstrip('/')}/v1/traces",
+        f"opentelemetry,resource=service.name={deployment.name}",
+    )
+    return [f"--trace-config={setting}" for setting in settings]
+
+
 def _rank_block(deployment: Deployment, server: TritonServer, run: ServerRun, rank: int) -> list[str]:
     serving = deployment.serving
     block = ["-n", "1", str(server.binary), f"--model-repository={run.models}"]
@@ -125,6 +140,8 @@ def _rank_block(deployment: Deployment, server: TritonServer, run: ServerRun, ra
         f"--exit-timeout-secs={exit_timeout(deployment)}",
         "--disable-auto-complete-config",
     ]
+    if rank == 0:
+        block += trace_options(deployment)
     if is_orchestrated(deployment):  # leave the GPUs' memory to the workers
         block += ["--pinned-memory-pool-byte-size=0", "--enable-peer-access=false"]
         block += [f"--cuda-memory-pool-byte-size={gpu}:0" for gpu in deployment.mapping.ranks]
