@@ -18,13 +18,20 @@ NOT_INHERITED = (
 EXPENSIVE = ("flagship_compared", "plans", "smollm2")
 """Fixtures of a session that take seconds."""
 LONGEST = (
-    *("up/test_up.py", "install/test_wheel.py", "drill/test_real.py", "e2e/test_ends.py", "8 ranks]"),
+    *(
+        "up/test_up.py",
+        "up/test_nodes.py",
+        "install/test_wheel.py",
+        "drill/test_real.py",
+        "e2e/test_ends.py",
+        "8 ranks]",
+    ),
     *("serve/test_serve.py", "load/test_loadtest.py", "up/test_fallback.py", "serve/test_hostile_paths.py"),
     *("e2e/test_replicas.py", "model/test_sample_smollm2.py", "serve/test_pytorch.py", "calibrate/test_service.py"),
     "repository/test_serving.py",
 )
 """What takes longest with servers begins first, so that no process is left alone with it at the end."""
-SEVERAL_REPLICAS = ("up/test_up.py", "drill/test_real.py", "up/test_fallback.py")
+SEVERAL_REPLICAS = ("up/test_up.py", "up/test_nodes.py", "drill/test_real.py", "up/test_fallback.py")
 """Their load is too much for two of them at once on two cores: one process has them all, with `--dist loadfile`."""
 LONGEST_FOLDER = 60
 """Characters. In a folder of its own there multiprocessing makes a socket, whose path may have 107."""

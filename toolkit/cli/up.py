@@ -27,5 +27,6 @@ def up(deployment: Deployment, detach: bool, dry_run: bool) -> None:
     from toolkit.doctor.preflight import check_serve
     from toolkit.up.control import up as run
 
-    check_serve(deployment, note)
+    if deployment.here():
+        check_serve(deployment, note)
     run(deployment, detach=detach)

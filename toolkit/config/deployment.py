@@ -165,6 +165,10 @@ class Deployment(Section):
             for replica in range(self.parallel.replicas)
         )
 
+    def here(self) -> tuple[Deployment, ...]:
+        """Those of `per_replica()` that this node serves: none if it is only a door."""
+        return () if self.gateway.role == "front" else self.per_replica()
+
     @property
     def served_name(self) -> str:
         """What OpenAI's clients call the model."""

@@ -32,6 +32,9 @@ PATHS = (
     "gateway.keys_file",
     "gateway.tls.certificate",
     "gateway.tls.key",
+    "gateway.node_tls.ca",
+    "gateway.node_tls.certificate",
+    "gateway.node_tls.key",
     "recovery.fallback",
 )
 """The keys that hold paths, or lists of paths. Like `output`, they are relative to the YAML's folder."""

@@ -9,12 +9,24 @@ from pydantic import Field
 
 from toolkit.config.sections import LoosePath, Port, Positive, PositiveFloat, Section
 
+ETCD = "etcd://"
+
 
 class Tls(Section):
     """The door's own certificate; clients then use https and grpcs."""
 
     certificate: LoosePath
     """PEM, with the chain."""
+    key: LoosePath
+
+
+class NodeTls(Section):
+    """What a node shows to the other nodes, and how it knows them: PEM files, the same paths on every node."""
+
+    ca: LoosePath
+    """Signs the certificates of this fleet's nodes and of etcd, and nothing else: who has one is let in."""
+    certificate: LoosePath
+    """For servers and clients, with the DNS name `toolkit-node`."""
     key: LoosePath
 
 
@@ -36,15 +48,40 @@ class Gateway(Section):
     max_requests: Positive | None = None
     """Requests in the door at once, counted apart for OpenAI's API, Triton's HTTP and Triton's gRPC; the rest get 503.
 
-    max_sequences + max_queue_size when it is not given.
+    max_sequences + max_queue_size when it is not given; 64 times that with etcd, where nodes come and go.
     """
     keys_file: LoosePath | None = None
     """A line per API key: NAME SHA256. Without it, nobody needs a key."""
     requests_per_minute: Positive | None = None
     """For each API key; more get 429."""
     tls: Tls | None = None
+    discovery: str = "file"
+    """How replicas and front ends find each other: `file` on one node, `etcd://HOST:2379` (or several) on many."""
+    role: Literal["all", "worker", "front"] = "all"
+    """What this node has: replicas and a door, only replicas, or only a door."""
+    interface: str | None = None
+    """This node's interface (eth1) or IPv4 address on the network between the nodes. Needed with etcd."""
+    node_tls: NodeTls | None = None
+    """Mutual TLS between the nodes, and with etcd. Needed with etcd."""
     tool_parser: str | None = None
     """How the model writes tool calls, by Dynamo's name (llama3_json, hermes, ...). Without it, `tools` are refused."""
+
+    @property
+    def etcd(self) -> tuple[str, ...]:
+        """etcd's members as HOST:PORT; none with discovery by files."""
+        return tuple(self.discovery.removeprefix(ETCD).split(",")) if self.discovery != "file" else ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Keys and certificates that `toolkit up` reads."""
+        tls = (self.tls.certificate, self.tls.key) if self.tls else ()
+        nodes = (self.node_tls.ca, self.node_tls.certificate, self.node_tls.key) if self.node_tls else ()
+        return (*((self.keys_file,) if self.keys_file else ()), *tls, *nodes)
+
+    @property
+    def has_door(self) -> bool:
+        """Whether clients reach this node."""
+        return self.role != "worker"
 
     @property
     def on_loopback(self) -> bool:

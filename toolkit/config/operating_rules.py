@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _LABEL = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
 _NAME = re.compile(rf"(?=.{{1,253}}$){_LABEL}(?:\.{_LABEL})*\.?")
 """63 characters for a label and 253 for all, by DNS."""
+_ETCD = re.compile(r"etcd://[A-Za-z0-9._-]+:[0-9]{1,5}(,[A-Za-z0-9._-]+:[0-9]{1,5})*")
 HOURS = 24
 
 
@@ -60,7 +61,39 @@ def door_rules(deployment: Deployment) -> Iterator[Broken]:
         yield "recovery.fallback", what, "Use a fallback with one group over all GPUs, or remove it."
     if deployment.file in recovery.fallback:
         yield "recovery.fallback", "is this deployment itself", "Name another one, for fewer GPUs."
+    yield from _node_rules(deployment)
     yield from _fleet_rules(deployment)
+
+
+def _node_rules(deployment: Deployment) -> Iterator[Broken]:
+    """Between nodes nothing listens on every address, and nothing without TLS."""
+    gateway = deployment.gateway
+    if gateway.discovery == "file":
+        if gateway.role != "all":
+            what = f"{gateway.role} is one of several nodes, which find each other through etcd"
+            yield "gateway.role", what, "Add discovery: etcd://HOST:2379."
+        for name in ("interface", "node_tls"):
+            if getattr(gateway, name) is not None:
+                what = "is for several nodes, and discovery is file"
+                yield f"gateway.{name}", what, "Add discovery: etcd://HOST:2379, or remove it."
+        return
+    if not _ETCD.fullmatch(gateway.discovery):
+        what = f"{shown(gateway.discovery)} is neither file nor etcd://HOST:PORT"
+        yield "gateway.discovery", what, "Use etcd://HOST:2379, or etcd://A:2379,B:2379,C:2379."
+    if gateway.interface is None:
+        what = "is not given: discovery through etcd needs the network between the nodes"
+        yield "gateway.interface", what, "Give its interface on this node (eth1), or this node's address there."
+    elif gateway.interface in ("0.0.0.0", "lo") or gateway.interface.startswith("127."):
+        what = f"{gateway.interface} is not the network between the nodes"
+        yield "gateway.interface", what, "Give the interface (eth1) or this node's address that other nodes reach."
+    if gateway.node_tls is None:
+        what = "is not given: without it anybody on that network could read prompts and answer for a replica"
+        yield "gateway.node_tls", what, "Give ca, certificate and key."
+    if not _on_loopback(deployment.serving.host):
+        what = f"{deployment.serving.host} opens Triton without TLS; other nodes reach it by gateway.interface"
+        yield "serving.host", what, "Remove it: 127.0.0.1."
+    if gateway.role == "front" and deployment.recovery.standby:
+        yield "recovery.standby", "is of replicas, which a node with gateway.role: front lacks", "Remove it."
 
 
 def _fleet_rules(deployment: Deployment) -> Iterator[Broken]:
@@ -84,6 +117,10 @@ def monitoring_rules(deployment: Deployment) -> Iterator[Broken]:
         taken[port] = f"monitoring.{name}"
     if monitoring.alert_webhook and monitoring.prometheus == "off":
         yield "monitoring.alert_webhook", "needs Prometheus, and monitoring.prometheus is off", "Use auto."
+
+
+def _on_loopback(host: str) -> bool:
+    return host == "localhost" or host.startswith("127.")
 
 
 def _problem_of_host(host: str) -> str | None:

@@ -28,10 +28,8 @@ PLACE = "/deploy"
 def files(facts: Facts, directory: Path) -> Mapping[str, bytes]:
     """The files by name. Raises ToolkitError for a model folder that cannot be read."""
     deployment = facts.deployment
-    gateway = deployment.gateway
-    secrets = [gateway.keys_file, *((gateway.tls.certificate, gateway.tls.key) if gateway.tls else ())]
     fallbacks = [load_deployment(file) for file in deployment.recovery.fallback]
-    reads = (deployment.model.path, *filter(None, secrets), *deployment.recovery.fallback)
+    reads = (deployment.model.path, *deployment.gateway.files, *deployment.recovery.fallback)
     writes = (deployment.output, *(fallback.output for fallback in fallbacks))
     values = {
         "facts": facts,

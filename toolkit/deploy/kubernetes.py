@@ -57,6 +57,9 @@ def _check(deployment: Deployment) -> None:
         if value is None:
             what = f"deploy.{field}: Kubernetes needs it, and it is not given"
             raise ToolkitError(what, where=deployment.file, hint=f"Add {example}.")
+    if deployment.gateway.etcd:
+        what = "gateway.discovery: etcd is not for pods, each of which has its own door behind a Service"
+        raise ToolkitError(what, where=deployment.file, hint="Deploy a copy of the YAML with discovery: file.")
     if deployment.recovery.fallback:
         what = (
             "recovery.fallback: is for the GPUs that are left on one machine; Kubernetes moves the pod to another one"

@@ -60,9 +60,7 @@ def _container(deployment: Deployment, directory: Path) -> str:
     """What stands in front of a command so that it runs in the toolkit's image, by pyxis. "" without `deploy.image`."""
     if deployment.deploy.image is None:
         return ""
-    gateway = deployment.gateway
-    secrets = (gateway.keys_file, *((gateway.tls.certificate, gateway.tls.key) if gateway.tls else ()))
-    reads = (deployment.model.path, directory, *filter(None, secrets), *deployment.recovery.fallback)
+    reads = (deployment.model.path, directory, *deployment.gateway.files, *deployment.recovery.fallback)
     listed = mounts(Needs(reads=reads, writes=(deployment.output,)))
     for mount in listed:
         if set(str(mount.path)) & set(",:"):

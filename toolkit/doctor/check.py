@@ -34,8 +34,8 @@ Rule = Callable[[Machine, "Deployment | None"], Iterator[Check]]
 
 
 def needs_gpus(deployment: Deployment | None) -> bool:
-    """Whether there is a deployment and its ranks run on GPUs."""
-    return deployment is not None and deployment.kind.on_gpus
+    """Whether there is a deployment and its ranks run on GPUs of this node."""
+    return deployment is not None and deployment.kind.on_gpus and bool(deployment.here())
 
 
 def verdict(name: str, good: bool, found: str, needed: str, fix: str, otherwise: Status = "error") -> Check:

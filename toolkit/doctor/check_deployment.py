@@ -133,4 +133,16 @@ def ports(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
         yield Check("ports", "ok", f"{free}: free")
 
 
-RULES = (model, disks, engines, built, built_on, fallbacks, ports)
+def nodes(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    """Whether this node can join the others: its address, its certificate, its ports there, and etcd."""
+    if machine.places is None or machine.places.nodes is None or deployment is None:
+        return
+    found = machine.places.nodes
+    if found.problem:
+        yield Check("nodes", "error", found.problem, "", found.fix)
+    else:
+        etcd = ", ".join(deployment.gateway.etcd)
+        yield Check("nodes", "ok", f"this one is {found.address}, role {deployment.gateway.role}; etcd at {etcd}")
+
+
+RULES = (model, disks, engines, built, built_on, fallbacks, ports, nodes)

@@ -18,6 +18,9 @@ from toolkit.engine import build_plan
 from toolkit.errors import ToolkitError
 from toolkit.files import artifacts
 from toolkit.files.json_file import LARGEST_CONFIG, read_json
+from toolkit.gateway.door import up_pid
+from toolkit.gateway.node import node_of
+from toolkit.gateway.node_checks import check_nodes
 from toolkit.model.shape import DTYPE_BYTES
 from toolkit.serve.preflight import REHEARSAL_SEGMENT_BYTES, check_port, shared_memory_needed
 from toolkit.serve.state import supervisor_pid
@@ -82,6 +85,15 @@ class Built:
 
 
 @dataclass(frozen=True)
+class Nodes:
+    """This node's place among others. `problem` is "" if it can join them."""
+
+    address: str = ""
+    problem: str = ""
+    fix: str = ""
+
+
+@dataclass(frozen=True)
 class Places:
     """What is where a deployment points."""
 
@@ -96,20 +108,33 @@ class Places:
     """The process that serves this deployment now, or None."""
     built: Built | None = None
     """The engine in the deployment's engine directory, or None."""
+    nodes: Nodes | None = None
+    """The network between the nodes; None where this node is the only one."""
 
 
 def look_at_places(deployment: Deployment) -> Places:
     """Look at everything that the deployment points to."""
-    model = _model(deployment)
+    model, running = _model(deployment), _running(deployment)
     return Places(
         model=model,
         disks=tuple(_disks(deployment, model)),
         made=_made(deployment),
-        ports=tuple(_port(replica, name) for replica in deployment.per_replica() for name in PORTS),
+        ports=tuple(_port(replica, name) for replica in deployment.here() for name in PORTS),
         shared_memory_bytes=_shared_memory(deployment),
-        running=_running(deployment),
+        running=running,
         built=_built(deployment.engine_dir / "config.json"),
+        nodes=_nodes(deployment, running is not None or up_pid(deployment) is not None),
     )
+
+
+def _nodes(deployment: Deployment, running: bool) -> Nodes | None:
+    """What keeps this node from joining the others, if anything. Its ports are its own while it runs."""
+    try:
+        node = node_of(deployment) if running else check_nodes(deployment)
+    except ToolkitError as error:
+        where = f"{error.where}: " if error.where and error.where != deployment.file else ""
+        return Nodes(problem=f"{where}{error.what}", fix=error.hint or "")
+    return Nodes(node.address) if node else None
 
 
 def _running(deployment: Deployment) -> int | None:

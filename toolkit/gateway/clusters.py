@@ -6,6 +6,7 @@ from typing import Any
 
 from toolkit.config.deployment import Deployment
 from toolkit.gateway.places import LOOPBACK, Places
+from toolkit.gateway.tunnels import other_nodes
 
 EXTENSIONS = "type.googleapis.com/envoy.extensions"
 CONNECT_S = 1.0
@@ -13,10 +14,14 @@ HEALTH_S = 1.0
 UNHEALTHY_AFTER = 2
 
 
+NODES = 64
+"""Nodes whose requests the door lets in, where it does not know how many there are. Each replica has its own limit."""
+
+
 def max_requests(deployment: Deployment) -> int:
     """Requests that the door lets in at once, of each API: Envoy counts them per cluster."""
-    limits = deployment.limits
-    return deployment.gateway.max_requests or limits.max_sequences + limits.max_queue_size
+    limits, nodes = deployment.limits, NODES if deployment.gateway.etcd else 1
+    return deployment.gateway.max_requests or nodes * (limits.max_sequences + limits.max_queue_size)
 
 
 def body_bytes(deployment: Deployment) -> int:
@@ -86,6 +91,7 @@ def triton_cluster(name: str, places: Places, deployment: Deployment) -> dict[st
             "base_ejection_time": "2s",
             "max_ejection_percent": 50,
         },
+        **(other_nodes(deployment.gateway.node_tls) if deployment.gateway.node_tls else {}),
     }
 
 
@@ -101,7 +107,10 @@ HTTP2 = {
 
 def _breakers(deployment: Deployment) -> dict[str, Any]:
     most = max_requests(deployment)
-    budget = {"budget_percent": {"value": 20}, "min_retry_concurrency": 3}
+    budget: dict[str, Any] = {"budget_percent": {"value": 20}, "min_retry_concurrency": 3}
+    if deployment.gateway.etcd:
+        # One of two nodes that is gone gets half of the requests, and each waits CONNECT_S until it is tried again.
+        budget = {"budget_percent": {"value": 50}, "min_retry_concurrency": 16}
     # With as few connections as requests, the next request over HTTP/1.1 would wait for one instead of getting 503.
     limits = {"max_connections": 2 * most + 8, "max_pending_requests": most, "max_requests": most}
     return {"thresholds": [{"priority": "DEFAULT", **limits, "retry_budget": budget}]}

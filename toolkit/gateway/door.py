@@ -89,9 +89,9 @@ def read_door(deployment: Deployment) -> DoorState | None:
 
 def door_url(deployment: Deployment, protocol: str) -> str | None:
     """Where clients on this machine reach the door, while it runs: http(s)://... or grpc(s)://..."""
-    if read_door(deployment) is None:
-        return None
     gateway = deployment.gateway
+    if read_door(deployment) is None or not gateway.has_door:
+        return None
     host = "127.0.0.1" if gateway.host == "0.0.0.0" else gateway.host
     return f"{protocol}{'s' if gateway.tls else ''}://{host}:{gateway.port}"
 

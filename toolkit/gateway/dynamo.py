@@ -6,18 +6,30 @@ nothing outside this room imports it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
+import os
+import socket
+import time
 from pathlib import Path
 
 from toolkit.config.deployment import Deployment
 from toolkit.config.histograms import dynamo_variables
 from toolkit.errors import ToolkitError
+from toolkit.gateway.node import NAME as NODE_NAME
+from toolkit.gateway.node import Node
 
 LOOPBACK = "127.0.0.1"
 HOSTS = ("DYN_TCP_RPC_HOST", "DYN_TCP_RESPONSE_STREAM_HOST", "DYN_EVENT_PLANE_HOST", "DYN_SYSTEM_HOST")
 """Variables for the addresses it listens on. Without them it takes the machine's own address."""
+DISCOVERY = "DYN_DISCOVERY_BACKEND"
+_PATHS = {"CA": "CA_CERT_PATH", "CLIENT_CERT": "CLIENT_CERT_PATH", "CLIENT_KEY": "CLIENT_KEY_PATH"}
+LEASE_S = 600
+"""How long etcd may be away. After that Dynamo's processes end, and wait for it."""
+CONNECT_S = 1
+LOOK_S = 0.5
 ENDED = 75
 """Exit code of a worker whose Triton is gone (EX_TEMPFAIL)."""
 HEAD_WAIT_MS = 5000
@@ -38,9 +50,11 @@ def endpoint(deployment: Deployment) -> str:
     return f"toolkit-{hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]}.worker.generate"
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """Variables for the processes of one deployment: they find each other by files in `folder`, on loopback."""
+def environment(folder: Path, node: Node | None = None) -> dict[str, str]:
+    """Variables for the processes of one deployment. Without a node they find each other by files in `folder`, on
+    loopback. With one they use etcd, and mutual TLS on the node's address."""
     return {
+        DISCOVERY: "file",
         "DYN_FILE_KV": str(folder),
         "DYN_LOG": "warn,mm_routing=error",  # which is about pictures in prompts
         "DYN_SDK_DISABLE_ANSI_LOGGING": "1",
@@ -51,7 +65,53 @@ def environment(folder: Path) -> dict[str, str]:
         "DYN_CACHE_HOME": str(folder / "cache"),
         **dynamo_variables(),
         **dict.fromkeys(HOSTS, LOOPBACK),
+        **(_of_node(node) if node else {}),
     }
+
+
+def _of_node(node: Node) -> dict[str, str]:
+    tls = node.tls
+    own = {"CERT_PATH": tls.certificate, "KEY_PATH": tls.key, "CA_CERT_PATH": tls.ca}
+    own |= {"CLIENT_CERT_PATH": tls.certificate, "CLIENT_KEY_PATH": tls.key, "CLIENT_CA_CERT_PATH": tls.ca}
+    return {
+        DISCOVERY: "etcd",
+        "ETCD_ENDPOINTS": ",".join(f"https://{member}" for member in node.etcd),
+        "ETCD_LEASE_TTL": str(LEASE_S),
+        "DYN_TCP_RPC_HOST": node.address,
+        "DYN_TCP_RESPONSE_STREAM_HOST": node.address,
+        "DYN_TCP_CONNECT_TIMEOUT": str(CONNECT_S),
+        **{f"DYN_TCP_TLS_{name}": str(file) for name, file in own.items()},
+        "DYN_TCP_TLS_SERVER_NAME": NODE_NAME,
+    }
+
+
+def read_certificates() -> None:
+    """Set the variables that hold the certificates and the key for etcd, of which Dynamo wants the text, not the paths.
+
+    Only in this process's own copy of its environment, so the key is not in what the kernel shows of it.
+    """
+    if discovery() != "etcd":
+        return
+    os.environ.pop("ETCD_AUTH_USERNAME", None)  # with a name of the user's own environment, Dynamo would not use TLS
+    for name in _PATHS:
+        path = os.environ[f"DYN_TCP_TLS_{_PATHS[name]}"]
+        os.environ[f"ETCD_AUTH_{name}"] = Path(path).read_text(encoding="ascii")
+
+
+def discovery() -> str:
+    """How the processes of this environment find each other: "file" or "etcd"."""
+    return os.environ[DISCOVERY]
+
+
+def wait_for_discovery() -> None:
+    """Return when etcd can be reached; at once without it. Dynamo itself would give up, or look twice a minute."""
+    members = os.environ.get("ETCD_ENDPOINTS", "").split(",") if discovery() == "etcd" else []
+    while members:
+        for member in members:
+            host, _, port = member.removeprefix("https://").rpartition(":")
+            with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=CONNECT_S):
+                return
+        time.sleep(LOOK_S)
 
 
 def require() -> None:

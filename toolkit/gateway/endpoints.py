@@ -12,6 +12,7 @@ import yaml
 from toolkit.config.deployment import Deployment
 from toolkit.files.atomic import atomic_file
 from toolkit.gateway.places import LOOPBACK, Places
+from toolkit.gateway.tunnels import REMOTE
 
 TRITON_HTTP = "triton_http"
 TRITON_GRPC = "triton_grpc"
@@ -29,6 +30,8 @@ class Traffic:
     """It finishes what it has, and takes nothing new."""
     standby: bool = False
     """It takes requests only while no other one can."""
+    address: str = LOOPBACK
+    """Of another node for its replicas."""
 
 
 def write_endpoints(places: Places, traffic: Sequence[Traffic]) -> None:
@@ -55,7 +58,12 @@ def response(cluster: str, traffic: Sequence[Traffic]) -> dict[str, Any]:
 def _endpoint(cluster: str, traffic: Traffic) -> dict[str, Any]:
     serving = traffic.replica.serving
     endpoint = {
-        "address": {"socket_address": {"address": LOOPBACK, "port_value": getattr(serving, _PORTS[cluster])}},
+        "address": {"socket_address": {"address": traffic.address, "port_value": getattr(serving, _PORTS[cluster])}},
         "health_check_config": {"port_value": serving.http_port},  # also for gRPC
     }
-    return {"endpoint": endpoint, "health_status": "DRAINING" if traffic.draining else "UNKNOWN"}
+    elsewhere = {"filter_metadata": {"envoy.transport_socket_match": {REMOTE: True}}}
+    return {
+        "endpoint": endpoint,
+        "health_status": "DRAINING" if traffic.draining else "UNKNOWN",
+        **({} if traffic.address == LOOPBACK else {"metadata": elsewhere}),
+    }

@@ -14,6 +14,7 @@ from toolkit.gateway.clusters import EXTENSIONS, HTTP2, address, body_bytes, loc
 from toolkit.gateway.endpoints import TRITON_GRPC, TRITON_HTTP
 from toolkit.gateway.error_form import ERROR_FORMS, OPENAI_ERRORS, TRITON_ERRORS
 from toolkit.gateway.places import LOOPBACK, Places
+from toolkit.gateway.tunnels import tunnels
 
 FRONT = "front"
 GATE = "gate"
@@ -44,19 +45,21 @@ FORBIDDEN: tuple[dict[str, Any], ...] = (
 
 def config(deployment: Deployment, places: Places) -> dict[str, Any]:
     """The whole bootstrap file, as a mapping."""
+    listeners, clusters = tunnels(deployment, places.node) if places.node else ([], [])
+    if deployment.gateway.has_door:
+        listeners = [_listener(deployment, places), *listeners]
+        clusters = [
+            local_cluster(FRONT, places.front_port, deployment),
+            local_cluster(GATE, places.gate_port, deployment),
+            triton_cluster(TRITON_HTTP, places, deployment),
+            {**triton_cluster(TRITON_GRPC, places, deployment), **HTTP2},
+            *tracing.clusters(deployment),
+            *clusters,
+        ]
     return {
         "node": {"id": deployment.name, "cluster": "toolkit"},
         "admin": {"address": {"pipe": {"path": str(places.admin_socket), "mode": 0o600}}},
-        "static_resources": {
-            "listeners": [_listener(deployment, places)],
-            "clusters": [
-                local_cluster(FRONT, places.front_port, deployment),
-                local_cluster(GATE, places.gate_port, deployment),
-                triton_cluster(TRITON_HTTP, places, deployment),
-                {**triton_cluster(TRITON_GRPC, places, deployment), **HTTP2},
-                *tracing.clusters(deployment),
-            ],
-        },
+        "static_resources": {"listeners": listeners, "clusters": clusters},
     }
 
 

@@ -21,13 +21,14 @@ from dynamo.llm import (  # type: ignore[import-not-found,attr-defined,unused-ig
 )
 from dynamo.runtime import DistributedRuntime  # type: ignore[import-not-found,attr-defined,unused-ignore]
 
-from toolkit.gateway.dynamo import LOOPBACK
+from toolkit.gateway.dynamo import LOOPBACK, discovery
 from toolkit.gateway.held import end_with_starter
+from toolkit.gateway.keepalive import prepare
 
 
 async def serve(port: int, migrations: int) -> None:
     """Serve until killed. `migrations`: how often one stream may continue elsewhere."""
-    runtime = DistributedRuntime(asyncio.get_running_loop(), "file", "tcp")
+    runtime = DistributedRuntime(asyncio.get_running_loop(), discovery(), "tcp")
     # Triton tells nobody which blocks it holds, so the router remembers what it sent where.
     router = RouterConfig(RouterMode.KV, KvRouterConfig(use_kv_events=False))
     options = EntrypointArgs(
@@ -38,5 +39,6 @@ async def serve(port: int, migrations: int) -> None:
 
 if __name__ == "__main__":
     end_with_starter()
+    prepare()
     uvloop.install()
     asyncio.run(serve(int(sys.argv[1]), int(sys.argv[2])))

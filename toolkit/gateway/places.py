@@ -17,6 +17,8 @@ class Places:
     """The deployment's run folder, private to this user."""
     front_port: int
     gate_port: int
+    node: str | None = None
+    """This node's address on the network between the nodes; None where it is the only one."""
 
     @property
     def envoy_config(self) -> Path:

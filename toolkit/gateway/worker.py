@@ -34,9 +34,10 @@ from dynamo.runtime import DistributedRuntime  # type: ignore[import-not-found,a
 from toolkit.config.deployment import Deployment
 from toolkit.config.load import load_deployment
 from toolkit.errors import InputRefused
-from toolkit.gateway.dynamo import ENDED, endpoint
+from toolkit.gateway.dynamo import ENDED, discovery, endpoint
 from toolkit.gateway.faults import Fault, fault_of
 from toolkit.gateway.held import end_with_starter
+from toolkit.gateway.keepalive import prepare
 from toolkit.gateway.sampling import tensors_of, token_budget
 from toolkit.gateway.triton_stream import COUNTED_BY_ITS_SENDER, ModelError, ServerGone, Tokens, TritonStream
 from toolkit.repository.parameters import kv_cache_tokens
@@ -61,7 +62,7 @@ class Worker:
         self._triton = TritonStream(f"127.0.0.1:{deployment.serving.grpc_port}", marks)
         self._tensors = tensors_of(deployment)
         self._gone, self._joined, self._left = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._running = 0
+        self._running, self._lost = 0, False
 
     def hear(self, line: str) -> None:
         """Act on a line from `toolkit up`."""
@@ -72,12 +73,14 @@ class Worker:
 
     async def serve(self) -> int:
         """Serve until told to leave, or until Triton is gone. Returns the exit code."""
-        place = DistributedRuntime(asyncio.get_running_loop(), "file", "tcp").endpoint(endpoint(self._deployment))
+        place = DistributedRuntime(asyncio.get_running_loop(), discovery(), "tcp").endpoint(endpoint(self._deployment))
         await self._describe_model(place)
         if await _first(self._joined.wait(), self._left.wait()) == 0:
             looking = asyncio.create_task(self._look())
             await self._take_requests(place)
             looking.cancel()
+        if self._lost:
+            return ENDED
         if self._gone.is_set():
             print(f"ends: Triton of replica {self._replica} is gone", flush=True)
             await asyncio.sleep(FAREWELL_S)
@@ -101,8 +104,11 @@ class Worker:
         if not await self._triton.live(LOOK_TIMEOUT_S):  # the replica has just ended
             return self._gone.set()
         serving = asyncio.ensure_future(place.serve_endpoint(self.generate, graceful_shutdown=False))
-        print(f"ready: replica {self._replica}", flush=True)
-        await _first(self._left.wait(), self._gone.wait())
+        print(f"ready: {place.connection_id()}", flush=True)
+        if await _first(self._left.wait(), self._gone.wait(), _done(serving)) == 2:
+            print("ends: etcd was away for too long", flush=True)
+            self._lost = True
+            return None
         await place.unregister_endpoint_instance()
         while self._running and not self._gone.is_set():
             await asyncio.sleep(LEAVE_LOOK_S)
@@ -179,6 +185,11 @@ async def _first(*waits: Coroutine[Any, Any, Any]) -> int:
     return first
 
 
+async def _done(future: asyncio.Future[Any]) -> None:
+    """Return when it has ended, in any way."""
+    await asyncio.wait([future])
+
+
 async def _until_stopped(answer: AsyncIterator[Tokens], context: Any) -> AsyncIterator[Tokens]:
     """The pieces, until the client leaves; then the request is cancelled in the engine too."""
     stopped = asyncio.ensure_future(context.async_killed_or_stopped())
@@ -222,6 +233,7 @@ async def serve(replicas: tuple[Deployment, ...], number: int, served_name: str)
 
 if __name__ == "__main__":
     file, engine, number, name = sys.argv[1:5]
+    prepare()
     uvloop.install()
     code = asyncio.run(serve(load_deployment(file, engine).per_replica(), int(number), name))
     sys.stdout.flush()

@@ -86,9 +86,12 @@ def protocol_of(deployment: Deployment, option: str | None, target: str | None) 
 
 
 def metrics_urls(deployment: Deployment, target: str | None) -> list[str]:
-    """The metrics pages of the deployment's replicas; none if `target` is another server. Its door has none itself."""
+    """The metrics pages of the deployment's replicas; none if `target` is another server. Its door has none itself.
+
+    None either if the door has replicas on other nodes, whose pages are on loopback there.
+    """
     doors = [door_url(deployment, protocol) for protocol in ("http", "grpc")]
-    if target and target.removeprefix("openai+") not in doors:
+    if target and (deployment.gateway.etcd or target.removeprefix("openai+") not in doors):
         return []
     ports = (
         (replica.url("http").rpartition(":")[0], replica.serving.metrics_port) for replica in deployment.per_replica()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import socket
 import sys
@@ -18,6 +20,7 @@ from toolkit.up.part import Part, Start
 
 BACKOFF_S, CAP_S = 0.1, 2.0
 CONNECT_S = 0.2
+LOOK_TIMEOUT_S = 1.0
 ATTEMPTS = 20
 """Attempts in a row, with short pauses: without one of its parts the door serves nobody."""
 PYTHON = (sys.executable, "-P", "-m")
@@ -77,6 +80,18 @@ def listens(port: int) -> bool:
         return probe.connect_ex((LOOPBACK, port)) == 0
 
 
+def lists_a_model(port: int) -> bool:
+    """Whether the front end at this port on loopback offers a model now."""
+    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=LOOK_TIMEOUT_S)
+    try:
+        connection.request("GET", "/v1/models")
+        return bool(json.loads(connection.getresponse().read())["data"])
+    except (OSError, http.client.HTTPException, ValueError, KeyError):
+        return False
+    finally:
+        connection.close()
+
+
 def door_commands(deployment: Deployment, places: Places, envoy: Path) -> dict[str, list[str]]:
     """The command that starts each part, by name, in the order in which they start."""
     migrations = MIGRATIONS if deployment.gateway.migration else 0
@@ -85,4 +100,6 @@ def door_commands(deployment: Deployment, places: Places, envoy: Path) -> dict[s
     # We start it again ourselves: Envoy's hot restart needs shared memory, which a kill leaves behind.
     door = [str(envoy), "-c", str(places.envoy_config), "--disable-hot-restart", "--log-level", "warning"]
     door += ["--file-flush-interval-msec", "1000", "--concurrency", str(max(1, min(4, (os.cpu_count() or 1) // 2)))]
+    if not deployment.gateway.has_door:  # only the tunnels to its replicas
+        return {"envoy": door}
     return {"gate": gate, "front end": front, "envoy": door}

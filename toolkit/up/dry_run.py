@@ -9,11 +9,14 @@ import yaml
 
 from toolkit.config.capabilities import check_can_be_served
 from toolkit.config.deployment import Deployment
+from toolkit.errors import ToolkitError
 from toolkit.gateway import dynamo
 from toolkit.gateway.door import folder
 from toolkit.gateway.endpoints import TRITON_GRPC, TRITON_HTTP, Traffic, response
 from toolkit.gateway.envoy import config
+from toolkit.gateway.node import Node, node_of
 from toolkit.gateway.places import Places
+from toolkit.gateway.records import Record, key
 from toolkit.monitor import alertmanager, prometheus
 from toolkit.serve import dry_run as serve_dry_run
 from toolkit.up.door_parts import door_commands
@@ -28,37 +31,52 @@ FRONT_PORT, GATE_PORT = 1, 2
 def dry_run(deployment: Deployment) -> str:
     """Each file and command, in the order in which they are made. Raises ToolkitError as `toolkit serve` does."""
     check_can_be_served(deployment)
-    places, replicas = Places(TMP, folder(deployment), FRONT_PORT, GATE_PORT), deployment.per_replica()
+    node, replicas = _node(deployment), deployment.here()
+    places = Places(TMP, folder(deployment), FRONT_PORT, GATE_PORT, node.address if node else None)
     sections = [_file(str(places.envoy_config), yaml.safe_dump(config(deployment, places), sort_keys=False))]
-    for cluster in (TRITON_HTTP, TRITON_GRPC):
+    for cluster in (TRITON_HTTP, TRITON_GRPC) if deployment.gateway.has_door else ():
         standby = len(replicas) - deployment.recovery.standby
         traffic = [Traffic(replica, standby=number >= standby) for number, replica in enumerate(replicas)]
         text = yaml.safe_dump(response(cluster, traffic), sort_keys=False)
         sections.append(_file(f"{places.endpoints(cluster)}, when all replicas are ready", text))
-    variables = [f"{name}={value}" for name, value in dynamo.environment(places.discovery).items()]
+    if node:
+        found = Record(node.address, deployment.gateway.role, tuple(map(Traffic, replicas))).text()
+        sections.append(f"# In etcd, when all replicas are ready: {key(deployment, node.address)}\n#   {found}")
+    variables = [f"{name}={value}" for name, value in dynamo.environment(places.discovery, node).items()]
     sections.append(
         "# The environment of the commands that follow\nexport " + " \\\n  ".join(map(shlex.quote, variables))
     )
     for name, command in door_commands(deployment, places, Path("envoy")).items():
         sections.append(f"# {name}\n{shlex.join(command)}")
-    if deployment.monitoring.exporter:
+    if deployment.monitoring.exporter and replicas:
         sections.append(f"# exporter\n{shlex.join(exporter_command(deployment, places))}")
-    if deployment.monitoring.prometheus == "auto":
+    if deployment.monitoring.prometheus == "auto" and replicas:
         sections += [
             _file(str(places.prometheus / name), text)
             for name, text in prometheus.files(deployment, places.front_port).items()
         ]
         command = prometheus.command(Path("prometheus"), deployment, places.prometheus)
         sections.append(f"# prometheus, where it is installed\n{shlex.join(command)}")
-    if deployment.monitoring.alert_webhook:
+    if deployment.monitoring.alert_webhook and replicas:
         sections.append(_file(str(places.prometheus / alertmanager.CONFIG), alertmanager.text(deployment)))
         command = alertmanager.command(Path("alertmanager"), deployment, places.prometheus)
         sections.append(f"# alertmanager, where it is installed\n{shlex.join(command)}")
     for number in range(len(replicas)):
         command = worker_command(deployment, number, deployment.served_name)
         sections.append(f"# worker {number}, when replica {number} is ready\n{shlex.join(command)}")
-    sections.append(f"# The replicas, as toolkit serve starts them\n{serve_dry_run(deployment)}")
+    if replicas:
+        sections.append(f"# The replicas, as toolkit serve starts them\n{serve_dry_run(deployment)}")
     return "\n\n".join(sections)
+
+
+def _node(deployment: Deployment) -> Node | None:
+    """This node. On another machine, its interface stands for its address."""
+    gateway = deployment.gateway
+    try:
+        return node_of(deployment)
+    except ToolkitError:
+        assert gateway.interface and gateway.node_tls
+        return Node(f"(address of {gateway.interface})", gateway.etcd, gateway.node_tls)
 
 
 def _file(name: str, text: str) -> str:

@@ -73,9 +73,10 @@ class Part:
             )
         self._started, self._log = time.monotonic(), start.log
 
-    def said(self, beginning: str) -> bool:
-        """Whether a line of its output begins with this text."""
-        return any(line.startswith(beginning) for line in self._text().splitlines())
+    def said(self, beginning: str) -> str | None:
+        """The rest of the first line of its output that begins with this text."""
+        lines = (line for line in self._text().splitlines() if line.startswith(beginning))
+        return next((line.removeprefix(beginning).strip() for line in lines), None)
 
     def ended_with(self, code: int) -> bool:
         """Whether its process ended with this exit code."""

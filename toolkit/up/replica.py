@@ -47,6 +47,10 @@ class Replica:
         backoff = Backoff(recovery.backoff_s, recovery.backoff_cap_s, recovery.attempts)
         self.group = Part(f"replica {self.number}", backoff)
         self.worker = Part(f"worker {self.number}", Backoff(WORKER_BACKOFF_S, WORKER_CAP_S, recovery.attempts))
+        self.lease: str | None = None
+        """Of its worker, by which front ends know it: Dynamo's number. None while none takes requests."""
+        self.ended: list[str] = []
+        """The leases of its workers that have ended."""
         self.wanted, self.draining, self.reserve, self._joined = True, False, False, False
 
     @property
@@ -208,6 +212,9 @@ class Replica:
     def _look_at_worker(self, take_over: bool) -> None:
         worker = self.worker
         if worker.process is not None and not worker.alive and worker.phase in ("starting", "ready"):
+            if self.lease is not None:
+                self.ended.append(self.lease)
+                self.lease = None
             self._worker_ended()
         if not self.wanted or self.given_up or self.draining:
             return
@@ -219,7 +226,8 @@ class Replica:
         if self.ready and worker.alive and not self._joined and (take_over or not self.reserve):
             worker.tell("join")
             self._joined = True
-        if worker.phase == "starting" and worker.said("ready:"):
+        if worker.phase == "starting" and (lease := worker.said("ready:")) is not None:
+            self.lease = lease
             worker.enter("ready")
             self._events.note(worker.name, "ready")
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from toolkit.up.supervisor import Supervisor
 
 LOOK_S = 0.1
-ROUTED_S = 1.0
-"""Time for Envoy and the router to learn that a replica drains."""
 
 
 def restart(supervisor: Supervisor, command: dict[str, Any], tell: Callable[[str], None]) -> None:
@@ -27,17 +25,17 @@ def restart(supervisor: Supervisor, command: dict[str, Any], tell: Callable[[str
     replicas = supervisor.replicas
     new = load_deployment(command["file"], command["engine"])
     _check(supervisor.deployment, new)
-    if command["rolling"] and len(replicas) < 2:
+    if command["rolling"] and len(replicas) < 2 and not supervisor.elsewhere:
         raise ToolkitError("--rolling needs a second replica that serves meanwhile", hint="Leave --rolling out.")
     for group in [[replica] for replica in replicas] if command["rolling"] else [replicas]:
         others = [other for other in replicas if other not in group]
-        if others and not any(other.ready for other in others):
+        if others and not any(other.ready for other in others) and not supervisor.elsewhere:
             hint = f"See: {new.command('status')}"
             raise ToolkitError(f"{group[0].group.name} is the only one that serves", hint=hint)
         for replica in group:
             tell(f"{replica.group.name}: draining")
         supervisor.gpus.forget()
-        _restart(group, new.per_replica())
+        _restart(group, new.per_replica(), supervisor.routed_s)
         for replica in group:
             tell(f"{replica.group.name}: ready")
     supervisor.serves(new)
@@ -55,13 +53,13 @@ def _check(deployment: Deployment, new: Deployment) -> None:
     check_made(new)
 
 
-def _restart(replicas: list[Replica], new: tuple[Deployment, ...]) -> None:
+def _restart(replicas: list[Replica], new: tuple[Deployment, ...], routed_s: float) -> None:
     """Let them finish their requests, end them, and start them again. Returns when all are ready."""
     for replica in replicas:
         replica.draining = True
         replica.worker.tell("leave")
     deadline = time.monotonic() + replicas[0].deployment.serving.drain_timeout_s
-    time.sleep(ROUTED_S)
+    time.sleep(routed_s)
     while any(replica.worker.alive for replica in replicas) and time.monotonic() < deadline:
         time.sleep(LOOK_S)
     for replica in replicas:

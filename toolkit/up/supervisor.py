@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
-import json
 import os
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,24 +17,27 @@ from toolkit.gateway import admin, dynamo, programs
 from toolkit.gateway.door import DoorState, config_digest, folder, only_one, write_door
 from toolkit.gateway.endpoints import Traffic, write_endpoints
 from toolkit.gateway.envoy import config
-from toolkit.gateway.keys import read_keys
-from toolkit.gateway.places import LOOPBACK, Places
+from toolkit.gateway.node import Node
+from toolkit.gateway.node_checks import check_nodes
+from toolkit.gateway.places import Places
+from toolkit.gateway.records import without_drained
 from toolkit.processes import StopRequests, free_port, stop_requests
 from toolkit.serve import preflight
 from toolkit.serve.janitor import RUN_ID, Janitor, ServerRun, sweep
 from toolkit.serve.replicas import END_MARGIN_S
-from toolkit.serve.state import supervisor_pid
 from toolkit.up.commands import Commands
-from toolkit.up.door_parts import DoorPart, door_parts
+from toolkit.up.door_checks import check_door
+from toolkit.up.door_parts import DoorPart, door_parts, lists_a_model
 from toolkit.up.events import Events
 from toolkit.up.fallback import load_fallbacks
 from toolkit.up.gpu_watch import GpuWatch
+from toolkit.up.nodes import LOOK_S, Nodes
 from toolkit.up.replica import Replica
 from toolkit.up.watching import watch_parts
 
 TICK_S = 0.1
-LOOK_TIMEOUT_S = 1.0
 LONGEST_SOCKET = 100
+ROUTED_S = 1.0
 
 
 def up_here(deployment: Deployment) -> None:
@@ -50,10 +50,12 @@ def up_here(deployment: Deployment) -> None:
     envoy = programs.require()
     with only_one(deployment), stop_requests() as stop:
         check_door(deployment)
-        preflight.check(deployment)
-        fallbacks = load_fallbacks(deployment)
+        node = check_nodes(deployment)
+        if deployment.here():
+            preflight.check(deployment)
+        fallbacks = load_fallbacks(deployment) if deployment.here() else ()
         with _run() as run:
-            _keep_up(deployment, fallbacks, run, envoy, stop)
+            _keep_up(deployment, fallbacks, run, envoy, stop, node)
 
 
 def _check_socket(path: Path) -> None:
@@ -63,43 +65,28 @@ def _check_socket(path: Path) -> None:
 
 
 def _keep_up(
-    deployment: Deployment, fallbacks: tuple[Deployment, ...], run: ServerRun, envoy: Path, stop: StopRequests
+    deployment: Deployment,
+    fallbacks: tuple[Deployment, ...],
+    run: ServerRun,
+    envoy: Path,
+    stop: StopRequests,
+    node: Node | None,
 ) -> None:
-    places = Places(run.tmp, folder(deployment), free_port(), free_port())
+    places = Places(run.tmp, folder(deployment), free_port(), free_port(), node.address if node else None)
     _check_socket(places.admin_socket)
     (run.tmp / "discovery").mkdir()
     write_endpoints(places, [])
     places.envoy_config.write_text(yaml.safe_dump(config(deployment, places), sort_keys=False), encoding="utf-8")
     programs.validate(envoy, places.envoy_config)
-    environ = {**os.environ, **dynamo.environment(places.discovery), RUN_ID: run.id}
+    environ = {**os.environ, **dynamo.environment(places.discovery, node), RUN_ID: run.id}
     events = Events(folder(deployment))
     with Supervisor(deployment, places, environ, events) as supervisor:
+        supervisor.nodes = Nodes(deployment, node, events) if node else None
         for replica in supervisor.replicas:
             replica.fallbacks = fallbacks
         supervisor.door = door_parts(deployment, places, envoy, environ, events)
         supervisor.watching = watch_parts(deployment, places, environ, events)
         supervisor.watch(stop)
-
-
-def check_door(deployment: Deployment) -> None:
-    """Raise a ToolkitError for the first problem that keeps the door from opening."""
-    gateway = deployment.gateway
-    if gateway.keys_file:
-        read_keys(gateway.keys_file)
-    for file in (gateway.tls.certificate, gateway.tls.key) if gateway.tls else ():
-        if not file.is_file():
-            raise ToolkitError("no such file", where=file, hint="gateway.tls needs a certificate and its key, as PEM.")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((gateway.host, gateway.port))
-        except OSError as error:
-            what = f"gateway.port: {gateway.port} on {gateway.host} cannot be used: {error.strerror}"
-            raise ToolkitError(what, where=deployment.file, hint="Stop what uses it, or choose another port.") from None
-    for replica in deployment.per_replica():
-        if pid := supervisor_pid(replica):
-            what = f"is being served without a door, by process {pid}"
-            raise ToolkitError(what, where=deployment.file, hint=f"Stop it first: {deployment.command('stop')}")
 
 
 @contextlib.contextmanager
@@ -120,10 +107,12 @@ class Supervisor:
     def __init__(self, deployment: Deployment, places: Places, environ: Mapping[str, str], events: Events) -> None:
         self.deployment, self._places, self._events = deployment, places, events
         logs = places.logs
-        self.replicas = [Replica(replica, environ, logs, events) for replica in deployment.per_replica()]
+        self.replicas = [Replica(replica, environ, logs, events) for replica in deployment.here()]
         standby = deployment.recovery.standby
         for replica in self.replicas[len(self.replicas) - standby :] if standby else ():
             replica.reserve = True
+        self.nodes: Nodes | None = None
+        """The other nodes, with discovery through etcd."""
         self.door: tuple[DoorPart, ...] = ()
         self.gpus = GpuWatch(deployment, events)
         self.watching: tuple[DoorPart, ...] = ()
@@ -142,6 +131,8 @@ class Supervisor:
         self._commands.close()
         self.gpus.close()
         self._end_all()
+        if self.nodes:
+            self.nodes.close()
         self._enter("stopped")
 
     def watch(self, stop: StopRequests) -> None:
@@ -150,7 +141,7 @@ class Supervisor:
         self._events.note("toolkit up", "starts", action=f"{len(self.replicas)} replicas")
         while not stop.count:
             self._look()
-            if all(replica.given_up for replica in self.replicas):
+            if self.replicas and all(replica.given_up for replica in self.replicas):
                 causes = "; ".join(f"{one.group.name}: {one.group.message}" for one in self.replicas)
                 raise ToolkitError(f"every replica was given up: {causes}", where=self.deployment.file)
             if failed := [part.part for part in self.door if part.part.phase == "failed"]:
@@ -167,20 +158,16 @@ class Supervisor:
         for part in (*self.door, *self.watching):
             part.look()
         self._heed_gpus()
-        active = [replica for replica in self.replicas if replica.ready and not replica.reserve]
+        active = any(replica.ready and not replica.reserve for replica in self.replicas) or self.elsewhere
         for replica in self.replicas:
             replica.look(take_over=not active)
         traffic = [replica.traffic for replica in self.replicas if replica.traffic]
-        if traffic != self._traffic:
-            write_endpoints(self._places, traffic)
-            self._traffic = traffic
-        ready = [replica for replica in self.replicas if replica.ready]
-        without_all = "degraded" if ready else "down"
-        phase = "ready" if len(ready) == len(self.replicas) else without_all if self._announced else "loading"
-        if phase == "ready" and not (self._door_is_open() and self._openai_is_ready()):
-            phase = "degraded" if self._announced else "loading"
-        self._enter(phase)
-        if phase == "ready" and not self._announced:
+        others = self._meet_nodes(traffic) if self.nodes else []
+        if [*traffic, *others] != self._traffic:
+            self._traffic = [*traffic, *others]
+            write_endpoints(self._places, self._traffic)
+        self._enter(self._phase_now())
+        if self._phase == "ready" and not self._announced:
             self._announced = True
             print(self._ready_lines(), flush=True)
         self._write()
@@ -193,6 +180,38 @@ class Supervisor:
             for replica in self.replicas:
                 replica.heed_doubt(doubt)
 
+    def _phase_now(self) -> str:
+        ready = [replica for replica in self.replicas if replica.ready]
+        if len(ready) < len(self.replicas) or not (ready or self.elsewhere):
+            serves = ready or (self.elsewhere and self.deployment.gateway.has_door)
+            return ("degraded" if serves else "down") if self._announced else "loading"
+        if not (self._door_is_open() and self._openai_is_ready()):
+            return "degraded" if self._announced else "loading"
+        return "ready"
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether a replica on another node takes new requests."""
+        return self.nodes is not None and bool(without_drained(self.nodes.traffic))
+
+    @property
+    def routed_s(self) -> float:
+        """Time for Envoy, the router and the other nodes to learn that a replica drains."""
+        return ROUTED_S if self.nodes is None else ROUTED_S + 4 * LOOK_S
+
+    def _meet_nodes(self, traffic: list[Traffic]) -> list[Traffic]:
+        """Tell the other nodes what this one serves. Returns what they serve."""
+        assert self.nodes
+        if self.nodes.expired:  # the others have ended the leases of its workers
+            self.nodes.expired = False
+            for replica in self.replicas:
+                replica.worker.kill()
+        for replica in self.replicas:
+            while replica.ended:
+                self.nodes.end_worker(replica.ended.pop())
+        self.nodes.tell(traffic, [replica.lease for replica in self.replicas if replica.lease])
+        return self.nodes.traffic
+
     def _door_is_open(self) -> bool:
         return all(part.part.phase == "running" for part in self.door)
 
@@ -201,16 +220,33 @@ class Supervisor:
         workers = [replica.worker for replica in self.replicas if not replica.reserve]
         if not all(worker.phase == "ready" for worker in workers):
             return False
-        return self._phase == "ready" or lists_a_model(self._places.front_port)
+        if self._phase == "ready" or not self.deployment.gateway.has_door:
+            return True
+        return lists_a_model(self._places.front_port)
 
     def _drain(self, stop: StopRequests) -> None:
         """Refuse new requests, wait at most drain_timeout_s for those in the door, then end the replicas."""
         self._enter("draining")
         limit = self.deployment.serving.drain_timeout_s
         self._events.note("toolkit up", "draining", action=f"at most {limit:g} s; again to stop at once")
-        admin.drain(self._places.admin_socket)
         deadline = time.monotonic() + limit
+        if self.nodes:
+            self._leave_nodes(stop, deadline)
+        admin.drain(self._places.admin_socket)
         while time.monotonic() < deadline and stop.count < 2 and admin.active_requests(self._places.admin_socket):
+            time.sleep(TICK_S)
+
+    def _leave_nodes(self, stop: StopRequests, deadline: float) -> None:
+        """Take no more requests from other nodes, and finish those that came from them to the workers here."""
+        assert self.nodes
+        self.nodes.leave()
+        for replica in self.replicas:
+            replica.draining = True
+            replica.worker.tell("leave")
+        routed = time.monotonic() + self.routed_s
+        while time.monotonic() < deadline and stop.count < 2:
+            if time.monotonic() > routed and not any(replica.worker.alive for replica in self.replicas):
+                return
             time.sleep(TICK_S)
 
     def _end_all(self) -> None:
@@ -240,30 +276,24 @@ class Supervisor:
         parts = [part.part.state() for part in (*self.door, *self.watching)]
         for replica in self.replicas:
             parts += [replica.group.state(), replica.worker.state()]
-        gateway = self.deployment.gateway
-        url = f"http{'s' if gateway.tls else ''}://{gateway.host}:{gateway.port}"
+        parts += self.nodes.parts() if self.nodes else []
         state = DoorState(
-            os.getpid(), self._phase, self._since, url, tuple(parts), str(self._commands.socket), self._digest
+            os.getpid(), self._phase, self._since, self._url(), tuple(parts), str(self._commands.socket), self._digest
         )
         if state != self._written:
             write_door(self.deployment, state)
             self._written = state
 
-    def _ready_lines(self) -> str:
+    def _url(self) -> str:
         gateway = self.deployment.gateway
-        url = f"http{'s' if gateway.tls else ''}://{gateway.host}:{gateway.port}"
+        if not gateway.has_door:
+            return f"replicas for the doors of other nodes on {self._places.node}"
+        return f"http{'s' if gateway.tls else ''}://{gateway.host}:{gateway.port}"
+
+    def _ready_lines(self) -> str:
+        url = self._url()
+        if not self.deployment.gateway.has_door:
+            return f"ready: {url}\nnext: {self.deployment.command('status')}"
         openai = f"OpenAI: {url}/v1, model {self.deployment.served_name}; "
         ask = self.deployment.command("ask")
         return f'ready: {url} ({openai}Triton: HTTP and gRPC)\nnext: {ask} "What is the capital of France?"'
-
-
-def lists_a_model(port: int) -> bool:
-    """Whether the front end at this port on loopback offers a model now."""
-    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=LOOK_TIMEOUT_S)
-    try:
-        connection.request("GET", "/v1/models")
-        return bool(json.loads(connection.getresponse().read())["data"])
-    except (OSError, http.client.HTTPException, ValueError, KeyError):
-        return False
-    finally:
-        connection.close()

@@ -27,6 +27,8 @@ def watch_parts(
 ) -> tuple[DoorPart, ...]:
     """Those that can be started. An event says why another one cannot, and how to get it."""
     monitoring = deployment.monitoring
+    if not deployment.here():  # alerts would miss the replicas, which other nodes watch
+        return ()
     parts = []
     if monitoring.exporter and not packages.installed(packages.EXPORTER):
         events.note(
@@ -43,8 +45,8 @@ def watch_parts(
 
 def exporter_command(deployment: Deployment, places: Places) -> list[str]:
     """What starts the exporter."""
-    front = f"http://{LOOPBACK}:{places.front_port}/metrics"
-    return [*PYTHON, "toolkit.monitor", str(deployment.file), deployment.engine, front]
+    front = [f"http://{LOOPBACK}:{places.front_port}/metrics"] if deployment.gateway.has_door else []
+    return [*PYTHON, "toolkit.monitor", str(deployment.file), deployment.engine, *front]
 
 
 @dataclass(frozen=True)

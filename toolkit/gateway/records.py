@@ -1,0 +1,72 @@
+"""What a node tells the others through etcd: where its replicas take requests, and which workers are its own."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from toolkit.config.deployment import Deployment, with_settings
+from toolkit.config.sections import LAST_PORT
+from toolkit.gateway.endpoints import Traffic
+
+
+@dataclass(frozen=True)
+class Record:
+    """One node, as etcd has it."""
+
+    address: str
+    role: str
+    traffic: tuple[Traffic, ...] = ()
+    leases: tuple[str, ...] = ()
+    """Of its workers in etcd: Dynamo's front ends send requests to a worker until its lease ends."""
+
+    def text(self) -> str:
+        """As JSON, for etcd."""
+        replicas = [
+            {
+                "http_port": one.replica.serving.http_port,
+                "grpc_port": one.replica.serving.grpc_port,
+                "draining": one.draining,
+                "standby": one.standby,
+            }
+            for one in self.traffic
+        ]
+        return json.dumps(
+            {"address": self.address, "role": self.role, "replicas": replicas, "leases": list(self.leases)}
+        )
+
+
+def folder(deployment: Deployment) -> str:
+    """The beginning of the keys of all nodes that serve this model."""
+    return f"/toolkit/{deployment.served_name}/nodes/"
+
+
+def key(deployment: Deployment, address: str) -> str:
+    """The key of this node. Two deployments on one node have other ports."""
+    return f"{folder(deployment)}{address}:{deployment.serving.http_port}"
+
+
+def read_record(text: str, deployment: Deployment) -> Record | None:
+    """The record of another node; None for text that is none."""
+    try:
+        values = json.loads(text)
+        address = str(ipaddress.IPv4Address(values["address"]))
+        traffic = tuple(_traffic(deployment, address, one) for one in values["replicas"])
+        return Record(address, str(values["role"]), traffic, tuple(str(int(lease)) for lease in values["leases"]))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _traffic(deployment: Deployment, address: str, values: dict[str, object]) -> Traffic:
+    ports = {name: int(str(values[name])) for name in ("http_port", "grpc_port")}
+    if not all(0 < port <= LAST_PORT for port in ports.values()):
+        raise ValueError(f"no port: {ports}")
+    replica = with_settings(deployment, serving=ports)
+    return Traffic(replica, values["draining"] is True, values["standby"] is True, address)
+
+
+def without_drained(traffic: Sequence[Traffic]) -> list[Traffic]:
+    """Those that take new requests before a standby does."""
+    return [one for one in traffic if not (one.draining or one.standby)]

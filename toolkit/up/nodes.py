@@ -1,0 +1,135 @@
+"""This node among the others: it tells etcd what it serves, and hears what they serve.
+
+While etcd is away everything stays as it was last heard: requests need it no more.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Sequence
+
+from toolkit.config.deployment import Deployment
+from toolkit.gateway.door import PartState
+from toolkit.gateway.endpoints import Traffic
+from toolkit.gateway.etcd import Etcd, EtcdAway
+from toolkit.gateway.node import Node
+from toolkit.gateway.records import Record, folder, key, read_record
+from toolkit.up.events import Events
+
+LOOK_S = 0.5
+LEASE_S = 10
+"""How long a node that no longer answers counts as there."""
+
+
+class Nodes:
+    """All nodes that serve this model. A thread of its own asks etcd; the other methods never wait for it."""
+
+    def __init__(self, deployment: Deployment, node: Node, events: Events) -> None:
+        self._deployment, self._node, self._events = deployment, node, events
+        self._etcd = Etcd(node)
+        self._key, self._folder = key(deployment, node.address), folder(deployment)
+        self._own = Record(node.address, deployment.gateway.role)
+        self._written: Record | None = None
+        self._lease: str | None = None
+        self._others: dict[str, Record] = {}
+        self._joined: dict[str, float] = {}
+        self._away, self._since = "", time.time()
+        self._ended: list[str] = []
+        self.expired = False
+        """Whether etcd forgot this node, which then served nobody. The supervisor acts on it."""
+        self._wake, self._stop = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._work, name="nodes", daemon=True)
+        self._thread.start()
+
+    @property
+    def traffic(self) -> list[Traffic]:
+        """The replicas on the other nodes that take requests."""
+        return [traffic for record in self._others.values() for traffic in record.traffic]
+
+    def tell(self, traffic: Iterable[Traffic], leases: Iterable[str]) -> None:
+        """What this node serves now."""
+        own = Record(self._node.address, self._deployment.gateway.role, tuple(traffic), tuple(leases))
+        if own != self._own:
+            self._own = own
+            self._wake.set()
+
+    def end_worker(self, lease: str) -> None:
+        """A worker of this node has ended: no front end should try it."""
+        self._ended.append(lease)
+        self._wake.set()
+
+    def leave(self) -> None:
+        """Tell the others at once that this node takes no new requests. Its workers may still finish theirs."""
+        self.tell((), self._own.leases)
+
+    def close(self) -> None:
+        """Leave, if etcd is there to hear it."""
+        self._stop.set()
+        self._wake.set()
+        self._thread.join(LEASE_S)
+
+    def parts(self) -> list[PartState]:
+        """etcd and the other nodes, for `toolkit status`."""
+        etcd = PartState("etcd", "away" if self._away else "running", self._since, message=self._away)
+        others = sorted(self._others.items())
+        return [etcd, *(_part(record, self._joined.get(name, self._since)) for name, record in others)]
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._look()
+                self._note("")
+            except EtcdAway as error:
+                self._note(str(error))
+            self._wake.wait(LOOK_S)
+            self._wake.clear()
+        try:
+            for lease in (*self._ended, *filter(None, [self._lease])):
+                self._etcd.revoke(lease)
+        except EtcdAway:
+            pass  # the lease ends by itself
+        self._etcd.close()
+
+    def _look(self) -> None:
+        """Stay in etcd, tell it what is new, and read the others."""
+        if self._lease is None or not self._etcd.keep(self._lease):
+            self.expired = self._lease is not None
+            self._lease, self._written = self._etcd.lease(LEASE_S), None
+        if (own := self._own) != self._written:
+            self._etcd.put(self._key, own.text(), self._lease)
+            self._written = own
+        while self._ended:
+            self._etcd.revoke(self._ended[-1])
+            self._ended.pop()
+        if self._deployment.gateway.has_door:
+            self._hear(self._etcd.below(self._folder))
+
+    def _hear(self, texts: dict[str, str]) -> None:
+        records = {name: read_record(text, self._deployment) for name, text in texts.items() if name != self._key}
+        others = {name: record for name, record in records.items() if record is not None}
+        before, self._others = self._others, others
+        for name in others.keys() - before.keys():
+            self._joined[name] = time.time()
+            self._events.note(f"node {others[name].address}", "joined", action=_serves(others[name].traffic))
+        for name in before.keys() - others.keys():
+            self._events.note(f"node {before[name].address}", "left")
+        for name, record in before.items():  # a worker that died with its node, which nobody else would end
+            for lease in set(record.leases) - set(others[name].leases if name in others else ()):
+                self._etcd.revoke(lease)
+
+    def _note(self, problem: str) -> None:
+        if bool(problem) != bool(self._away):
+            self._since = time.time()
+            action = "serving goes on with the nodes that were there" if problem else ""
+            self._events.note("etcd", "away" if problem else "back", problem, action)
+        self._away = problem
+
+
+def _part(record: Record, since: float) -> PartState:
+    return PartState(f"node {record.address}", record.role, since, message=_serves(record.traffic))
+
+
+def _serves(traffic: Sequence[Traffic]) -> str:
+    count = sum(not one.draining for one in traffic)
+    return f"{count} replica{'s' if count != 1 else ''} ready"
