@@ -23,6 +23,7 @@ from toolkit.gateway.endpoints import Traffic
 from toolkit.gateway.etcd import Etcd, EtcdAway
 from toolkit.gateway.node import Node
 from toolkit.gateway.node_checks import check_nodes
+from toolkit.gateway.records import Record
 from toolkit.up.events import Events
 from toolkit.up.nodes import Nodes
 
@@ -128,6 +129,20 @@ def test_a_node_hears_what_another_one_serves_until_it_leaves(meet, deployment):
     eventually(lambda: two.traffic == [])
     one.close()
     eventually(lambda: len(two.parts()) == 1)
+
+
+def test_a_record_of_another_version_is_no_sign_of_death(meet, place, deployment):
+    etcd = Etcd(place.node(9))
+    kept, lease = etcd.lease(600), etcd.lease(600)
+    one, two = meet(1), meet(2)
+    one.tell([Traffic(deployment)], [kept])
+    eventually(lambda: len(two.traffic) == 1)
+    key = "/toolkit/llama/nodes/10.0.0.1:8000"
+    etcd.put(key, "{}", lease)
+    etcd.put("/toolkit/llama/nodes/10.0.0.3:8000", Record("10.0.0.3", "all").text(), lease)
+    eventually(lambda: "node 10.0.0.3" in {part.name for part in two.parts()})
+    assert [traffic.address for traffic in two.traffic] == ["10.0.0.1"] and etcd.keep(kept)
+    etcd.revoke(lease)
 
 
 def test_the_lease_of_a_worker_that_is_gone_is_ended_by_whoever_sees_it(meet, place, deployment):

@@ -82,6 +82,8 @@ class Nodes:
                 self._note("")
             except EtcdAway as error:
                 self._note(str(error))
+            except (KeyError, TypeError, ValueError) as error:  # of something that answers and is not etcd
+                self._note(f"an answer that etcd does not give: {error!r}")
             self._wake.wait(LOOK_S)
             self._wake.clear()
         try:
@@ -106,9 +108,12 @@ class Nodes:
             self._hear(self._etcd.below(self._folder))
 
     def _hear(self, texts: dict[str, str]) -> None:
-        records = {name: read_record(text, self._deployment) for name, text in texts.items() if name != self._key}
-        others = {name: record for name, record in records.items() if record is not None}
-        before, self._others = self._others, others
+        before, others = self._others, {}
+        for name in texts.keys() - {self._key}:
+            # One that cannot be read, as of another version of the toolkit, is not one that is gone.
+            if record := read_record(texts[name], self._deployment) or before.get(name):
+                others[name] = record
+        self._others = others
         for name in others.keys() - before.keys():
             self._joined[name] = time.time()
             self._events.note(f"node {others[name].address}", "joined", action=_serves(others[name].traffic))
