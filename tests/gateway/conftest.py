@@ -25,6 +25,7 @@ from toolkit.config.sections import PORTS
 from toolkit.gateway import admin
 from toolkit.gateway.endpoints import Traffic, write_endpoints
 from toolkit.gateway.envoy import config
+from toolkit.gateway.limits import CLUSTERS, write_limits
 from toolkit.gateway.places import Places
 
 pytest.importorskip("envoy", reason="needs the extra gateway")
@@ -39,6 +40,7 @@ def door_yaml(tmp_path_factory, tiny_llama: Path) -> Callable[..., Deployment]:
         replicas: int = 2,
         gateway: dict[str, Any] | None = None,
         monitoring: dict[str, Any] | None = None,
+        more: dict[str, Any] | None = None,
         **recovery: object,
     ) -> Deployment:
         content = {
@@ -52,6 +54,7 @@ def door_yaml(tmp_path_factory, tiny_llama: Path) -> Callable[..., Deployment]:
             "recovery": recovery,
             "monitoring": monitoring or {},
             "output": str(folder / "out"),
+            **(more or {}),
         }
         file = folder / f"door{content['gateway']['port']}.yaml"
         file.write_text(yaml.safe_dump(content))
@@ -176,6 +179,7 @@ def open_door(tmp_path_factory) -> Iterator[Callable[[Deployment], Door]]:
         replicas = [Backend(replica.serving.http_port) for replica in deployment.per_replica()]
         backends.extend([front, *replicas])
         write_endpoints(places, [])
+        write_limits(places, dict.fromkeys(CLUSTERS, deployment.most_requests))
         places.envoy_config.write_text(yaml.safe_dump(config(deployment, places)))
         arguments = [str(deployment.file), deployment.engine, str(places.gate_port)]
         gate = [sys.executable, "-m", "toolkit.gateway.gate", *arguments]

@@ -50,7 +50,9 @@ def _rates(_context: click.Context, _parameter: click.Parameter, text: str | Non
     "--requests", type=click.IntRange(min=1), help="Number of requests, instead of the workload's or the YAML's."
 )
 @click.option(
-    "--workload", metavar="NAME", help="A file, a name in loadtest/workloads, or yaml for the deployment's own."
+    "--workload",
+    metavar="NAME",
+    help="A file, YAML or a trace; a name in loadtest/workloads; or yaml for the deployment's own.",
 )
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Requests/s, instead of the workload's.")
 @click.option(

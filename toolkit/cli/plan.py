@@ -25,6 +25,11 @@ PATH = click.Path(path_type=Path)
 @click.argument("more", nargs=-1, metavar="[NAME=VALUE]...")
 @engine_option
 @click.option("--what-if", "changes", multiple=True, metavar="NAME=VALUE", help="Plan with other settings of the YAML.")
+@click.option(
+    "--workload",
+    metavar="trace:FILE",
+    help="Plan for the requests of a trace, for example the kept traffic, instead of the YAML's workload.",
+)
 @click.option("--write", "target", type=PATH, metavar="FILE", help="Write the YAML with these settings, comments kept.")
 @click.option("--force", is_flag=True, help="Let --write replace FILE.")
 @click.option("--compare", is_flag=True, help="Predict and rank every TP x PP x replicas on the GPUs.")
@@ -62,6 +67,7 @@ def plan(config: Path, more: tuple[str, ...], changes: tuple[str, ...], **option
     """Show what the deployment needs and predict what it will do: memory, step times, percentiles, SLO.
 
     \b
+    toolkit plan CONFIG --workload trace:traffic.jsonl
     toolkit plan CONFIG --compare --html plan.html
     toolkit plan CONFIG --what-if max_batch_size=128 dtype=fp8 rate=12
     toolkit plan CONFIG --what-if max_num_tokens=256 --write FILE
@@ -70,6 +76,8 @@ def plan(config: Path, more: tuple[str, ...], changes: tuple[str, ...], **option
     if more and not changes:
         raise click.UsageError(f"Got {more[0]!r} after CONFIG. Settings follow --what-if.")
     settings = [*changes, *more]
+    if options["workload"]:
+        settings.insert(0, f"workload={options['workload']}")
     settings += [f"hardware={options['hardware']}"] if options["hardware"] else []
     _check_usage(options, bool(settings or options["gpus"] or options["engine"]))
     try:

@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from toolkit.config.engine_kind import KINDS, EngineKind
-from toolkit.config.operating import Deploy, Fleet, Gateway, Monitoring, Recovery
+from toolkit.config.operating import Deploy, Fleet, Gateway, Monitoring, Recovery, Tuning
 from toolkit.config.sections import (
     EngineOptions,
     Hardware,
@@ -45,6 +45,8 @@ REHEARSAL_KV_TOKENS = 16384
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 """A regular expression for a name, which is part of the names of folders and containers."""
 NAME_PATTERN = rf"^{NAME}$"
+NODES = 64
+"""Nodes whose requests the door lets in, where it does not know how many there are. Each replica has its own limit."""
 LONGEST_NAME = 100
 """Most characters of a name, and of a key that a message quotes."""
 
@@ -84,6 +86,7 @@ class Deployment(Section):
     deploy: Deploy = Deploy()
     fleet: Fleet = Fleet()
     monitoring: Monitoring = Monitoring()
+    tuning: Tuning = Tuning()
     output: LoosePath
     replica: int | None = None
     """Which replica this is (`per_replica` makes these); None for all replicas together."""
@@ -168,6 +171,12 @@ class Deployment(Section):
     def here(self) -> tuple[Deployment, ...]:
         """Those of `per_replica()` that this node serves: none if it is only a door."""
         return () if self.gateway.role == "front" else self.per_replica()
+
+    @property
+    def most_requests(self) -> int:
+        """Requests that the door lets in at once, of each API: Envoy counts them per cluster."""
+        nodes = NODES if self.gateway.etcd else 1
+        return self.gateway.max_requests or nodes * (self.limits.max_sequences + self.limits.max_queue_size)
 
     @property
     def served_name(self) -> str:

@@ -36,6 +36,7 @@ PATHS = (
     "gateway.node_tls.certificate",
     "gateway.node_tls.key",
     "recovery.fallback",
+    "monitoring.traffic",
 )
 """The keys that hold paths, or lists of paths. Like `output`, they are relative to the YAML's folder."""
 

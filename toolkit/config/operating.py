@@ -136,6 +136,17 @@ class Fleet(Section):
     """The traffic of each of 24 hours, in any unit. Not given: a curve between the peak and 30 % of it."""
 
 
+class Tuning(Section):
+    """What adapts while the deployment serves."""
+
+    admission: Literal["auto", "off"] = "off"
+    """auto: the door lets in as many requests at once as keep slo.ttft_ms; the rest get 429."""
+    admission_floor: Positive | None = None
+    """The door always lets in so many. Default: a quarter of what runs at once at the capacity."""
+    admission_ceiling: Positive | None = None
+    """It never lets in more. Default: what can run, and a queue that lasts as long as the TTFT limit."""
+
+
 class Monitoring(Section):
     """What watches the deployment while it serves. All of it listens on loopback only."""
 
@@ -154,3 +165,5 @@ class Monitoring(Section):
     """An OpenTelemetry collector that takes OTLP over HTTP (http://HOST:4318): gets traces of the door and Triton."""
     trace_share: Annotated[float, Field(gt=0, le=1)] = 0.01
     """The share of requests that are traced."""
+    traffic: LoosePath | None = None
+    """A file that gets a line per request: arrival, lengths, hashed blocks of the prompt; never its text."""

@@ -123,6 +123,27 @@ def _on_loopback(host: str) -> bool:
     return host == "localhost" or host.startswith("127.")
 
 
+def tuning_rules(deployment: Deployment) -> Iterator[Broken]:
+    """As `door_rules`."""
+    tuning, most = deployment.tuning, deployment.most_requests
+    floor, ceiling = tuning.admission_floor, tuning.admission_ceiling
+    if tuning.admission == "auto" and not deployment.slo.percentiles("ttft_ms"):
+        what = "auto keeps slo.ttft_ms, and the YAML has no such limit"
+        yield "tuning.admission", what, "Add one, as slo.ttft_ms: {p99: 1500}, or use off."
+    if tuning.admission == "auto" and deployment.gateway.etcd:
+        what = "auto looks at the replicas of this machine, and a door with etcd serves those of all nodes"
+        yield "tuning.admission", what, "Use off."
+    for name, value in (("admission_floor", floor), ("admission_ceiling", ceiling)):
+        if value is not None and tuning.admission == "off":
+            yield f"tuning.{name}", f"{value} has no effect with admission: off", "Use admission: auto, or remove it."
+        if value is not None and value > most:
+            what = f"{value} is more than the {most} requests that the door takes (gateway.max_requests)"
+            yield f"tuning.{name}", what, f"Use from 1 to {most}."
+    if floor is not None and ceiling is not None and floor > ceiling:
+        what = f"{floor} is more than tuning.admission_ceiling {ceiling}"
+        yield "tuning.admission_floor", what, f"Use from 1 to {ceiling}."
+
+
 def _problem_of_host(host: str) -> str | None:
     """Why Triton cannot listen on this host, or None. It can on an IPv4 address or a name."""
     if ":" in host:

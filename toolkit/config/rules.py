@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from toolkit.config.operating_rules import door_rules, monitoring_rules, serving_rules
+from toolkit.config.operating_rules import door_rules, monitoring_rules, serving_rules, tuning_rules
 from toolkit.config.sections import Broken
 from toolkit.config.workload import MOST_REQUESTS, lengths_and_times
 from toolkit.errors import ToolkitError
@@ -157,5 +157,6 @@ RULES = (
     _runtime_rules,
     door_rules,
     monitoring_rules,
+    tuning_rules,
 )
 """In the order in which they are checked."""

@@ -13,7 +13,6 @@ from toolkit.drill import poison
 from toolkit.drill.node import alive, part_of, send, supervisor, worker_of
 from toolkit.drill.request import Outcome
 from toolkit.drill.scene import Scene
-from toolkit.gateway.clusters import max_requests
 from toolkit.gateway.door import door_url, folder
 from toolkit.serve.replicas import END_MARGIN_S
 from toolkit.up import control
@@ -158,7 +157,7 @@ def send_poison(scene: Scene) -> None:
 
 def full_queue(scene: Scene) -> None:
     """Send more requests at once than the door takes."""
-    each = round(BURST * max_requests(scene.deployment))
+    each = round(BURST * scene.deployment.most_requests)
     apis = each * scene.clients.apis
     scene.begin(f"{len(apis)} requests at once")
     scene.load.send(apis, SHORT)

@@ -9,19 +9,11 @@ from toolkit.gateway.places import LOOPBACK, Places
 from toolkit.gateway.tunnels import other_nodes
 
 EXTENSIONS = "type.googleapis.com/envoy.extensions"
+FRONT = "front"
+"""The cluster of the front end."""
 CONNECT_S = 1.0
 HEALTH_S = 1.0
 UNHEALTHY_AFTER = 2
-
-
-NODES = 64
-"""Nodes whose requests the door lets in, where it does not know how many there are. Each replica has its own limit."""
-
-
-def max_requests(deployment: Deployment) -> int:
-    """Requests that the door lets in at once, of each API: Envoy counts them per cluster."""
-    limits, nodes = deployment.limits, NODES if deployment.gateway.etcd else 1
-    return deployment.gateway.max_requests or nodes * (limits.max_sequences + limits.max_queue_size)
 
 
 def body_bytes(deployment: Deployment) -> int:
@@ -106,7 +98,7 @@ HTTP2 = {
 
 
 def _breakers(deployment: Deployment) -> dict[str, Any]:
-    most = max_requests(deployment)
+    most = deployment.most_requests
     budget: dict[str, Any] = {"budget_percent": {"value": 20}, "min_retry_concurrency": 3}
     if deployment.gateway.etcd:
         # One of two nodes that is gone gets half of the requests, and each waits CONNECT_S until it is tried again.

@@ -32,6 +32,21 @@ class PartState:
 
 
 @dataclass(frozen=True)
+class AdmissionState:
+    """What the door's admission does (tuning.admission)."""
+
+    limit: int
+    """Requests that it lets in at once."""
+    floor: int
+    ceiling: int
+    refused: int
+    """Since toolkit up began."""
+    falls: int
+    """How often the limit fell, and rose."""
+    rises: int
+
+
+@dataclass(frozen=True)
 class DoorState:
     """The whole deployment, as the supervisor `pid` last wrote it."""
 
@@ -44,6 +59,8 @@ class DoorState:
     """The socket on which the supervisor takes commands."""
     config_digest: str = ""
     """Of the YAML when it was started."""
+    admission: AdmissionState | None = None
+    """None with tuning.admission: off."""
 
 
 def longest_end_s(deployment: Deployment) -> float:
@@ -81,7 +98,8 @@ def read_door(deployment: Deployment) -> DoorState | None:
     try:
         values: dict[str, Any] = read_json(folder(deployment) / "up.json", largest=LARGEST)
         parts = tuple(PartState(**part) for part in values.pop("parts"))
-        state = DoorState(parts=parts, **values)
+        admission = values.pop("admission", None)
+        state = DoorState(parts=parts, admission=AdmissionState(**admission) if admission else None, **values)
     except (ToolkitError, TypeError, KeyError):
         return None
     return state if state.pid == pid else None

@@ -10,13 +10,13 @@ from typing import Any
 
 from toolkit.config.deployment import Deployment
 from toolkit.gateway import tracing
-from toolkit.gateway.clusters import EXTENSIONS, HTTP2, address, body_bytes, local_cluster, triton_cluster
+from toolkit.gateway.clusters import EXTENSIONS, FRONT, HTTP2, address, body_bytes, local_cluster, triton_cluster
 from toolkit.gateway.endpoints import TRITON_GRPC, TRITON_HTTP
 from toolkit.gateway.error_form import ERROR_FORMS, OPENAI_ERRORS, TRITON_ERRORS
+from toolkit.gateway.limits import runtime_layers
 from toolkit.gateway.places import LOOPBACK, Places
 from toolkit.gateway.tunnels import tunnels
 
-FRONT = "front"
 GATE = "gate"
 KEY_HEADER = "x-toolkit-key"
 """The gate's word on whose key a request has, for the access log."""
@@ -27,6 +27,8 @@ CLOSE_S = 0.25
 GATE_S = 5.0
 BACKOFF = {"base_interval": "0.025s", "max_interval": "0.25s"}
 """Pauses before retries: Envoy draws a random time, up to twice as long each time."""
+GRPC_HEALTH = "/inference.GRPCInferenceService/Server"
+"""The beginning of ServerLive, ServerReady and ServerMetadata."""
 FORBIDDEN: tuple[dict[str, Any], ...] = (
     {"prefix": "/v2/systemsharedmemory"},
     {"prefix": "/v2/cudasharedmemory"},
@@ -59,6 +61,7 @@ def config(deployment: Deployment, places: Places) -> dict[str, Any]:
     return {
         "node": {"id": deployment.name, "cluster": "toolkit"},
         "admin": {"address": {"pipe": {"path": str(places.admin_socket), "mode": 0o600}}},
+        **({"layered_runtime": runtime_layers(places)} if deployment.tuning.admission == "auto" else {}),
         "static_resources": {"listeners": listeners, "clusters": clusters},
     }
 
@@ -145,14 +148,16 @@ def _routes(deployment: Deployment) -> list[dict[str, Any]]:
     grpc = {"prefix": "/", "headers": [{"name": "content-type", "string_match": {"prefix": "application/grpc"}}]}
     streams = {"envoy.filters.http.buffer": _off("buffer", "Buffer")}  # one call may send request after request
     triton = _keys_only(deployment)
+    retry_grpc = "unavailable,connect-failure,refused-stream,reset"
     return [
         *(_answered(match, 403, "this is for operators, at a replica's own port") for match in FORBIDDEN),
         _route({"prefix": "/v1/"}, FRONT, deployment, _lua(OPENAI_ERRORS), "connect-failure,refused-stream"),
-        _route(
-            grpc, TRITON_GRPC, deployment, {**triton, **streams}, "unavailable,connect-failure,refused-stream,reset"
-        ),
+        _first(_route({**grpc, "prefix": GRPC_HEALTH}, TRITON_GRPC, deployment, triton, retry_grpc)),
+        _route(grpc, TRITON_GRPC, deployment, {**triton, **streams}, retry_grpc),
         _health_route(deployment),
-        _route({"prefix": "/v2/health/"}, TRITON_HTTP, deployment, {"envoy.filters.http.ext_authz": _no_gate()}),
+        _first(
+            _route({"prefix": "/v2/health/"}, TRITON_HTTP, deployment, {"envoy.filters.http.ext_authz": _no_gate()})
+        ),
         _route({"prefix": "/v2"}, TRITON_HTTP, deployment, {**triton, **_lua(TRITON_ERRORS)}),
         _answered({"prefix": "/"}, 404, "no such path: /v1 is OpenAI's API, /v2 and gRPC are Triton's"),
     ]
@@ -192,6 +197,12 @@ def _health_route(deployment: Deployment) -> dict[str, Any]:
     """/health, as vLLM's and trtllm-serve's clients ask: whether a replica is ready. guidellm asks before it begins."""
     route = _route({"path": "/health"}, TRITON_HTTP, deployment, {"envoy.filters.http.ext_authz": _no_gate()})
     route["route"]["prefix_rewrite"] = "/v2/health/ready"
+    return _first(route)
+
+
+def _first(route: dict[str, Any]) -> dict[str, Any]:
+    """A route with limits of its own: whoever asks for health must hear of it, also while the door is full."""
+    route["route"]["priority"] = "HIGH"
     return route
 
 

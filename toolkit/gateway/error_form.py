@@ -8,8 +8,9 @@ RETRY_AFTER_S = 1
 """Retry-After of 429 and 503: by then a full replica may have room, or a replica may have started again."""
 
 _OPENAI = {"error": {"message": "%LOCAL_REPLY_BODY%", "type": "server_error", "param": None, "code": "%RESPONSE_CODE%"}}
-_OPENAI_FULL = {"error": {"message": "the door is full", "type": "rate_limit_error", "param": None, "code": 429}}
-_TRITON = {"error": "%LOCAL_REPLY_BODY%"}
+FULL = "the door is full"
+_OPENAI_FULL = {"error": {"message": FULL, "type": "rate_limit_error", "param": None, "code": 429}}
+_TRITON, _TRITON_FULL = {"error": "%LOCAL_REPLY_BODY%"}, {"error": FULL}
 ALL_FULL = "all replicas are full: their queues have no room"
 LAST_WAS_FULL = "Request deadline exceeded"
 """What the front end says, with 504, when the last replica that it asked was full. Of all errors that it sends on to
@@ -56,6 +57,7 @@ ERROR_FORMS: dict[str, Any] = {
             },
         },
         {**_mapper(_both(_path("/v1/"), _TOO_MANY), _OPENAI_FULL, again=True), "status_code": 429},
+        {**_mapper(_TOO_MANY, _TRITON_FULL, again=True), "status_code": 429},
         *(_mapper(_both(_path("/v1/"), _status(code)), _OPENAI, again=True) for code in (429, 503, 504)),
         _mapper(_path("/v1/"), _OPENAI, again=False),
         *(_mapper(_status(code), _TRITON, again=True) for code in (429, 503, 504)),

@@ -38,6 +38,11 @@ class Places:
         """Prometheus' files and time series."""
         return self.logs / "prometheus"
 
+    @property
+    def limits(self) -> Path:
+        """The file that tells Envoy how many requests to let in; it reads the file again when it is replaced."""
+        return self.tmp / "limits" / "admission.yaml"
+
     def endpoints(self, cluster: str) -> Path:
         """The file that tells Envoy which replicas take requests; it reads the file again when it is replaced."""
         return self.tmp / "endpoints" / f"{cluster}.yaml"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
@@ -39,6 +40,7 @@ from toolkit.gateway.faults import Fault, fault_of
 from toolkit.gateway.held import end_with_starter
 from toolkit.gateway.keepalive import prepare
 from toolkit.gateway.sampling import tensors_of, token_budget
+from toolkit.gateway.traffic import keeper
 from toolkit.gateway.triton_stream import COUNTED_BY_ITS_SENDER, ModelError, ServerGone, Tokens, TritonStream
 from toolkit.repository.parameters import kv_cache_tokens
 
@@ -63,6 +65,7 @@ class Worker:
         self._tensors = tensors_of(deployment)
         self._gone, self._joined, self._left = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._running, self._lost = 0, False
+        self._traffic = keeper(deployment)
 
     def hear(self, line: str) -> None:
         """Act on a line from `toolkit up`."""
@@ -79,6 +82,8 @@ class Worker:
             looking = asyncio.create_task(self._look())
             await self._take_requests(place)
             looking.cancel()
+        if self._traffic:
+            await asyncio.to_thread(self._traffic.end)
         if self._lost:
             return ENDED
         if self._gone.is_set():
@@ -116,7 +121,7 @@ class Worker:
 
     async def generate(self, request: dict[str, Any], context: Any) -> AsyncIterator[dict[str, Any]]:
         """The answer to one request, in Dynamo's form. Raises Dynamo's exceptions."""
-        begun = False
+        begun, arrival = False, time.monotonic()
         self._running += 1
         try:
             budget = token_budget(request, self._deployment.limits.max_seq_len)
@@ -127,6 +132,8 @@ class Worker:
             async for piece in _until_stopped(answer, context):
                 begun, count = True, count + len(piece.ids)
                 yield _output(piece, logprobs)
+            if self._traffic:  # not of what fails: Dynamo continues that on another replica, whose worker notes it
+                self._traffic.note(arrival, request["token_ids"], count)
             if not context.is_stopped():
                 yield {"token_ids": [], "finish_reason": "length" if count >= budget else "stop"}
         except InputRefused as error:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.client import GenerateRequest
 from toolkit.config.rules import MOST_USERS
-from toolkit.config.workload import LEAST_RATE, MOST_RATE, MOST_REQUESTS
+from toolkit.config.workload import LEAST_RATE, MOST_RATE, MOST_REQUESTS, LoadWorkload
 from toolkit.errors import ToolkitError, shown
 from toolkit.files import distribution
 from toolkit.load.exchange import ASKED_OF_THE_SERVER
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 MODEL = "tensorrt_llm_bls"
 WORKLOADS = distribution.folder("loadtest") / "workloads"
+YAML = (".yaml", ".yml")
+TRACE = "trace:"
+"""May stand before the name of a trace, as toolkit plan wants it."""
 OF_THE_YAML = "yaml"
 """The name of the deployment's own `workload`."""
 
@@ -144,8 +147,9 @@ def request_source(
 ) -> RequestSource:
     """The requests to send. `workload` is a file, a name in loadtest/workloads, or `yaml` for the deployment's own.
 
-    The other arguments replace values of the workload. A server that takes requests `as_messages` applies the chat
-    template itself, so the model here needs none. Raises ToolkitError.
+    A file that is not YAML is a trace: each of its requests is sent at its time. The other arguments replace values of
+    the workload. A server that takes requests `as_messages` applies the chat template itself, so the model here needs
+    none. Raises ToolkitError.
     """
     _check_range("rate", rate, LEAST_RATE, MOST_RATE)
     _check_range("requests", requests, 1, MOST_REQUESTS)
@@ -156,7 +160,7 @@ def request_source(
             raise ToolkitError("--rate and --seed need --workload", hint="For example: --workload short.")
         return QuestionSource(deployment, requests or load.requests, users or load.users, model or MODEL, as_messages)
     file = None if workload == OF_THE_YAML else workload_file(workload)
-    traffic = with_arrivals(workload_of(deployment) if file is None else load_workload(file))
+    traffic = with_arrivals(workload_of(deployment) if file is None else _workload_in(file))
     # A workload with its own times has a fixed number of requests.
     own_times = traffic.arrivals == "trace" or traffic.stages or traffic.ramp or traffic.spike
     if users is not None and own_times:
@@ -180,6 +184,13 @@ def request_source(
     return WorkloadSource(plan, OF_THE_YAML if file is None else file.stem, model or MODEL)
 
 
+def _workload_in(file: Path) -> LoadWorkload:
+    """The workload of a file: of YAML, or all requests of a trace."""
+    if file.suffix in YAML:
+        return load_workload(file)
+    return LoadWorkload(trace=file.absolute(), requests=MOST_REQUESTS)
+
+
 def _check_range(name: str, value: float | None, least: float, most: float) -> None:
     """Raise ToolkitError for a number out of range, from the command line, the form or a workload."""
     if value is not None and not least <= value <= most:
@@ -188,7 +199,7 @@ def _check_range(name: str, value: float | None, least: float, most: float) -> N
 
 def workload_file(name: str) -> Path:
     """The file of a path, or of a name in loadtest/workloads. Raises ToolkitError for an unknown name."""
-    path = Path(name)
+    path = Path(name.removeprefix(TRACE))
     if path.suffix or path.exists():
         return path
     known = sorted(file.stem for file in WORKLOADS.glob("*.yaml"))

@@ -97,6 +97,14 @@ class Latencies:
             for protocol in (protocol for metric, protocol in known if metric == target.metric):
                 self._fill_target(page, target, protocol)
 
+    def merged(self, metric: str) -> dict[Hashable, float]:
+        """How many values of a metric were at most each bound, over all protocols, which have the same bounds."""
+        sums: dict[Hashable, float] = {}
+        for key, count in self._totals.all().items():
+            if isinstance(key, tuple) and len(key) == 3 and key[0] == metric:
+                sums[key[2]] = sums.get(key[2], 0.0) + count
+        return sums
+
     def _fill_target(self, page: Page, target: SloTarget, protocol: str) -> None:
         series = target.metric, protocol
         counts = [(bound, self._totals.get((*series, bound)) or 0.0) for bound in self._bounds[series]]

@@ -47,6 +47,11 @@ _ALL = (
     ExportedMetric("toolkit_replica_canary_failing", "1 if its last request for one token failed", ("replica",)),
     ExportedMetric("toolkit_part_running", "1 if the part of toolkit up runs", ("part",)),
     ExportedMetric("toolkit_part_restarts_total", "Restarts of the part since toolkit up began", ("part",), "counter"),
+    # The door's admission, with tuning.admission: auto.
+    ExportedMetric("toolkit_admission_limit_requests", "Requests that the door lets in at once"),
+    ExportedMetric("toolkit_admission_bound_requests", "Between which the limit stays: floor, ceiling", ("of",)),
+    ExportedMetric("toolkit_admission_refused_total", "Requests that the door refused with 429", kind="counter"),
+    ExportedMetric("toolkit_admission_changes_total", "Changes of the limit: fall, rise", ("direction",), "counter"),
     # The engine, as its own metrics say.
     ExportedMetric("toolkit_requests_active", "Requests in the engine, waiting ones included", ("replica",)),
     ExportedMetric("toolkit_requests_waiting", "Requests that wait in the engine's queue", ("replica",)),

@@ -22,6 +22,8 @@ class Panel:
     """A rehearsal has no such values."""
     planned_only: bool = False
     """Needs a prediction of the plan."""
+    admission_only: bool = False
+    """Needs tuning.admission: auto."""
 
 
 def _latency(metric: str, title: str) -> Panel:
@@ -47,6 +49,12 @@ DASHBOARDS: Mapping[str, tuple[Panel, ...]] = {
             "Active and waiting",
             NUMBER,
             (("toolkit_requests_active", "active {{replica}}"), ("toolkit_requests_waiting", "waiting {{replica}}")),
+        ),
+        Panel(
+            "Requests that the door lets in",
+            NUMBER,
+            (("toolkit_admission_limit_requests", "limit"), ("rate(toolkit_admission_refused_total[1m])", "refused/s")),
+            admission_only=True,
         ),
         _latency("ttft", "Time to first token"),
         Panel("Restarts", NUMBER, (("toolkit_part_restarts_total", "{{part}}"),)),

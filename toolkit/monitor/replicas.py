@@ -21,6 +21,13 @@ def fill(page: Page, deployment: Deployment) -> None:
     for part in parts.values():
         page.set("toolkit_part_running", part.phase in RUNNING, part=part.name)
         page.set("toolkit_part_restarts_total", part.restarts, part=part.name)
+    if door and (admission := door.admission):
+        page.set("toolkit_admission_limit_requests", admission.limit)
+        page.set("toolkit_admission_bound_requests", admission.floor, of="floor")
+        page.set("toolkit_admission_bound_requests", admission.ceiling, of="ceiling")
+        page.set("toolkit_admission_refused_total", admission.refused)
+        page.set("toolkit_admission_changes_total", admission.falls, direction="fall")
+        page.set("toolkit_admission_changes_total", admission.rises, direction="rise")
     for number, replica in enumerate(deployment.per_replica()):
         phase = phase_of(replica, parts.get(f"replica {number}"))
         for one in PHASES:

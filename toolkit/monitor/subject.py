@@ -42,7 +42,10 @@ class Served:
 
     def state(self) -> str:
         door = read_door(self._deployment)
-        return f"{door.phase}, {door.url}" if door else "without a door"
+        if door is None:
+            return "without a door"
+        admitted = f", lets in {door.admission.limit}" if door.admission else ""
+        return f"{door.phase}, {door.url}{admitted}"
 
     def events(self) -> list[dict[str, Any]]:
         return newest_events(folder(self._deployment) / EVENTS)

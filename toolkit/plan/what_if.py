@@ -106,6 +106,8 @@ def _changes(name: str, value: Any) -> dict[str, Any]:
         if value not in DTYPES:
             raise ToolkitError(f"--what-if dtype: {shown(value)} is unknown", hint=f"Use {', '.join(DTYPES)}.")
         return DTYPES[value]
+    if name == "workload":
+        return {"workload": {"trace": str(_trace(value).absolute())}}
     if name in ("hardware", "hardware.gpu", "gpu"):
         gpu = GPUS.get(value) if isinstance(value, str) else None
         if gpu is None:
@@ -117,6 +119,13 @@ def _changes(name: str, value: Any) -> dict[str, Any]:
         if name in kind.model_fields:
             return {f"{section}.{name}": value}
     raise ToolkitError(f"--what-if {name}: no such setting", hint=f"Known: keys of {', '.join(SECTIONS)}.")
+
+
+def _trace(value: Any) -> Path:
+    kind, colon, file = str(value).partition(":")
+    if kind != "trace" or not colon or not file:
+        raise ToolkitError(f"workload: {shown(value)} is not a trace", hint="Use trace:FILE, as trace:traffic.jsonl.")
+    return Path(file)
 
 
 def _value(setting: str, text: str) -> Any:

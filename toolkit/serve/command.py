@@ -24,6 +24,8 @@ LEADER_MODEL = "tensorrt_llm"
 REHEARSAL_PORT = "TOOLKIT_REHEARSAL_PORT"
 REPLICA = "TOOLKIT_REPLICA"
 """Tells our models which replica they are, for their metrics (triton_repo/shared/latency_metrics.py)."""
+TRAFFIC = "TOOLKIT_TRAFFIC"
+"""Tells our models where to keep the traffic (triton_repo/shared/kept_traffic.py): BLOCK_TOKENS:FILE."""
 ORCHESTRATOR = "TRTLLM_ORCHESTRATOR"
 STACK = Part(
     (
@@ -87,6 +89,8 @@ def environment(
         variables[ORCHESTRATOR] = "1"
     if deployment.replica is not None:
         variables[REPLICA] = str(deployment.replica)
+    if deployment.monitoring.traffic is not None:
+        variables[TRAFFIC] = f"{deployment.kv_cache.tokens_per_block}:{deployment.monitoring.traffic}"
     if rehearsal_port is not None:
         variables[REHEARSAL_PORT] = str(rehearsal_port)
     return variables

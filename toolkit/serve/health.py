@@ -16,6 +16,8 @@ from toolkit.config.deployment import Deployment
 from toolkit.serve.janitor import ServerRun, members
 
 ASKED_MODEL = "tensorrt_llm_bls"
+CANARY = "toolkit-canary"
+"""The id of its requests, which our models leave out of the kept traffic (triton_repo/shared/kept_traffic.py)."""
 CHECK_EVERY_S = 5.0
 CHECK_TIMEOUT_S = 15.0
 LOOK_TIMEOUT_S = 2.0
@@ -61,7 +63,7 @@ class Probe:
 
     def one_token(self, timeout_s: float) -> HttpReply | None:
         """Request one token, which every rank must compute."""
-        body = json.dumps({"text_input": "Hello", "max_tokens": 1})
+        body = json.dumps({"id": CANARY, "text_input": "Hello", "max_tokens": 1})
         return self._request("POST", self.http_port, f"/v2/models/{ASKED_MODEL}/generate", timeout_s, body)
 
     def running(self) -> int | None:

@@ -140,10 +140,10 @@ def _needs(deployment: Deployment, server: TritonServer, run: ServerRun, share: 
     An engine's tokenizer is in the repository, and the run has a copy of that. The LLM API reads the model's folder.
     """
     replica = "" if deployment.replica is None else f"-{deployment.replica}"
-    serving = deployment.serving
+    serving, traffic = deployment.serving, deployment.monitoring.traffic
     return Needs(
         reads=(deployment.engine_dir if deployment.kind.engine_files else deployment.model.path,),
-        writes=(run.tmp,),
+        writes=(run.tmp, *((traffic.parent,) if traffic else ())),
         gpus=share.gpus,
         cores=share.cores,
         nodes=share.nodes,

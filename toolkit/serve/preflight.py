@@ -13,6 +13,7 @@ from toolkit.config.deployment import Deployment
 from toolkit.config.sections import PORTS
 from toolkit.errors import ToolkitError
 from toolkit.files import artifacts, distribution
+from toolkit.files.atomic import check_writable
 from toolkit.files.json_file import read_json
 from toolkit.machine.limits import available_memory
 from toolkit.serve.command import LEADER_MODEL
@@ -35,6 +36,7 @@ def check(deployment: Deployment) -> None:
         distribution.require("rehearsal", "torch")
     check_made(deployment)
     check_ports(deployment)
+    check_traffic(deployment)
     check_shared_memory(deployment)
     if not deployment.kind.on_gpus:
         check_memory(deployment)
@@ -75,6 +77,16 @@ def check_version(deployment: Deployment) -> None:
             raise ToolkitError(
                 what, where=config, hint=f"Use the image of {built_by}, or build again with {installed}."
             )
+
+
+def check_traffic(deployment: Deployment) -> None:
+    """Check that the file of the kept traffic can be written."""
+    if file := deployment.monitoring.traffic:
+        try:
+            check_writable(file)
+        except ToolkitError as error:
+            hint = "Use a file in a folder that exists and that this user can write to."
+            raise ToolkitError(f"monitoring.traffic: {error}", where=deployment.file, hint=hint) from None
 
 
 def check_ports(deployment: Deployment) -> None:

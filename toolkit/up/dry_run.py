@@ -14,11 +14,13 @@ from toolkit.gateway import dynamo
 from toolkit.gateway.door import folder
 from toolkit.gateway.endpoints import TRITON_GRPC, TRITON_HTTP, Traffic, response
 from toolkit.gateway.envoy import config
+from toolkit.gateway.limits import CLUSTERS, layer
 from toolkit.gateway.node import Node, node_of
 from toolkit.gateway.places import Places
 from toolkit.gateway.records import Record, key
 from toolkit.monitor import alertmanager, prometheus
 from toolkit.serve import dry_run as serve_dry_run
+from toolkit.up.admission_bounds import bounds
 from toolkit.up.door_parts import door_commands
 from toolkit.up.replica import worker_command
 from toolkit.up.watching import exporter_command
@@ -34,6 +36,9 @@ def dry_run(deployment: Deployment) -> str:
     node, replicas = _node(deployment), deployment.here()
     places = Places(TMP, folder(deployment), FRONT_PORT, GATE_PORT, node.address if node else None)
     sections = [_file(str(places.envoy_config), yaml.safe_dump(config(deployment, places), sort_keys=False))]
+    if deployment.tuning.admission == "auto":
+        limits = dict.fromkeys(CLUSTERS, bounds(deployment)[1])
+        sections.append(_file(f"{places.limits}, at the start", yaml.safe_dump(layer(limits), sort_keys=False)))
     for cluster in (TRITON_HTTP, TRITON_GRPC) if deployment.gateway.has_door else ():
         standby = len(replicas) - deployment.recovery.standby
         traffic = [Traffic(replica, standby=number >= standby) for number, replica in enumerate(replicas)]

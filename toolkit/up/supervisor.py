@@ -25,6 +25,7 @@ from toolkit.processes import StopRequests, free_port, stop_requests
 from toolkit.serve import preflight
 from toolkit.serve.janitor import RUN_ID, Janitor, ServerRun, sweep
 from toolkit.serve.replicas import END_MARGIN_S
+from toolkit.up.admission import Admission
 from toolkit.up.commands import Commands
 from toolkit.up.door_checks import check_door
 from toolkit.up.door_parts import DoorPart, door_parts, lists_a_model
@@ -76,16 +77,18 @@ def _keep_up(
     _check_socket(places.admin_socket)
     (run.tmp / "discovery").mkdir()
     write_endpoints(places, [])
+    events = Events(folder(deployment))
+    admission = Admission(deployment, places, events) if deployment.tuning.admission == "auto" else None
     places.envoy_config.write_text(yaml.safe_dump(config(deployment, places), sort_keys=False), encoding="utf-8")
     programs.validate(envoy, places.envoy_config)
     environ = {**os.environ, **dynamo.environment(places.discovery, node), RUN_ID: run.id}
-    events = Events(folder(deployment))
     with Supervisor(deployment, places, environ, events) as supervisor:
         supervisor.nodes = Nodes(deployment, node, events) if node else None
         for replica in supervisor.replicas:
             replica.fallbacks = fallbacks
         supervisor.door = door_parts(deployment, places, envoy, environ, events)
         supervisor.watching = watch_parts(deployment, places, environ, events)
+        supervisor.admission = admission
         supervisor.watch(stop)
 
 
@@ -115,6 +118,7 @@ class Supervisor:
         """The other nodes, with discovery through etcd."""
         self.door: tuple[DoorPart, ...] = ()
         self.gpus = GpuWatch(deployment, events)
+        self.admission: Admission | None = None
         self.watching: tuple[DoorPart, ...] = ()
         """Parts that may fail: nobody's request needs them."""
         self._traffic: list[Traffic] = []
@@ -130,6 +134,8 @@ class Supervisor:
     def __exit__(self, *_: object) -> None:
         self._commands.close()
         self.gpus.close()
+        if self.admission:
+            self.admission.end()
         self._end_all()
         if self.nodes:
             self.nodes.close()
@@ -169,6 +175,8 @@ class Supervisor:
         self._enter(self._phase_now())
         if self._phase == "ready" and not self._announced:
             self._announced = True
+            if self.admission:
+                self.admission.begin()
             print(self._ready_lines(), flush=True)
         self._write()
 
@@ -278,7 +286,14 @@ class Supervisor:
             parts += [replica.group.state(), replica.worker.state()]
         parts += self.nodes.parts() if self.nodes else []
         state = DoorState(
-            os.getpid(), self._phase, self._since, self._url(), tuple(parts), str(self._commands.socket), self._digest
+            os.getpid(),
+            self._phase,
+            self._since,
+            self._url(),
+            tuple(parts),
+            str(self._commands.socket),
+            self._digest,
+            self.admission.state if self.admission else None,
         )
         if state != self._written:
             write_door(self.deployment, state)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from toolkit.errors import ToolkitError, shown
-from toolkit.workload.trace_forms import FORM, LINES, SHAREGPT, TraceRow, form_of, read_rows
+from toolkit.workload.trace_forms import FORM, LINES, SHAREGPT, TraceRow, block_tokens_of, form_of, read_rows
 
 LONGEST_S = 10 * 365 * 86400
 """Longest time from the first request to the last. More means another unit, or not a time."""
@@ -66,7 +66,7 @@ def read_trace(
     """
     form = form or form_of(path)
     if block_tokens is None:
-        block_tokens = LINES[form].block_tokens if form in LINES else 1
+        block_tokens = block_tokens_of(path, form) if form in LINES else 1
     elif form not in LINES:
         raise no_blocks(path, form)
     unanswered = _Count()

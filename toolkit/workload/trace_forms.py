@@ -1,6 +1,7 @@
 """Reads public traces of requests, each in its own form, into rows of the same few numbers.
 
     mooncake   {"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47, 2353]}
+               also with block_tokens, as in the traffic that a deployment kept (monitoring.traffic)
     bailian    as mooncake with chat_id and parent_chat_id, timestamps in seconds, blocks of 16 tokens
     guidellm   as mooncake, timestamps in seconds
     burstgpt   CSV: Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type
@@ -122,6 +123,15 @@ def _check_file(path: Path) -> None:
         raise ToolkitError("not a file", where=path, hint=FORM)
 
 
+def block_tokens_of(path: Path, form: str) -> int:
+    """Tokens per block of hash_ids: what the first line says (block_tokens), else the usual number of the form."""
+    for number, fields in read_objects(path, FORM):
+        if "block_tokens" in fields:
+            return _tokens(fields["block_tokens"], "block_tokens", f"{path}:{number}")
+        break
+    return LINES[form].block_tokens
+
+
 def read_rows(path: Path, form: str, block_tokens: int | None = None) -> Iterator[TraceRow]:
     """The rows of a trace. Raises ToolkitError naming file, line and column."""
     if form in COLUMNS:
@@ -160,9 +170,12 @@ def _tokens(value: Any, name: str, where: str) -> int:
 
 
 def _hash_ids(fields: dict[str, Any], length: int, where: str, block_tokens: int) -> list[int]:
-    ids = fields.get("hash_ids")
+    ids, said = fields.get("hash_ids"), fields.get("block_tokens", block_tokens)
     if ids is None:
         return []
+    if said != block_tokens:
+        what = f"block_tokens: expected {block_tokens}, as in the lines before, got {shown(said)}"
+        raise ToolkitError(what, where=where, hint="Split the file, or remove trace_block_tokens.")
     if not isinstance(ids, list) or any(isinstance(id, bool) or not isinstance(id, int) for id in ids):
         raise ToolkitError(f"hash_ids: expected a list of whole numbers, got {shown(ids)}", where=where)
     if len(ids) > math.ceil(length / block_tokens):

@@ -56,7 +56,7 @@ class RequestTimes:
 
     def __init__(self, latencies: Latencies, arrival: float | None = None, streamed: bool = True) -> None:
         self._latencies, self.streamed = latencies, streamed
-        self._arrival = latencies.clock() if arrival is None else arrival
+        self.arrival = latencies.clock() if arrival is None else arrival
         self._first = self._last = 0.0
         self._gaps: list[float] = []
         self._tokens, self._open = 0, True
@@ -77,9 +77,9 @@ class RequestTimes:
         if not self._open:
             return
         self._open, last = False, self._last if self._tokens else self._latencies.clock()
-        values = {E2E: [last - self._arrival], PROMPT: [float(prompt_tokens)], OUTPUT: [float(self._tokens)]}
+        values = {E2E: [last - self.arrival], PROMPT: [float(prompt_tokens)], OUTPUT: [float(self._tokens)]}
         if self.streamed and self._tokens:
-            values[TTFT] = [self._first - self._arrival]
+            values[TTFT] = [self._first - self.arrival]
             values[ITL] = self._gaps
             if self._tokens > 1:
                 values[TPOT] = [(last - self._first) / (self._tokens - 1)]

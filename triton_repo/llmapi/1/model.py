@@ -22,6 +22,7 @@ import yaml
 from answer import Answer, texts
 from draining import REFUSAL, is_draining
 from engine_stats import Statistics
+from kept_traffic import KeptTraffic, keeper
 from latency import QUEUE, Latencies, RequestTimes
 from latency_metrics import PARAMETER, LatencyMetrics
 from metrics import Metrics
@@ -71,7 +72,7 @@ class TritonPythonModel:
         self.watch = CancellationWatch(own["cancellation_check_period_ms"] / 1000)
         statistics = Statistics(self.llm, own["max_running_requests"], settings["pipeline_parallel_size"])
         self.metrics = Metrics(args["model_name"], args["model_version"], statistics.scheduling)
-        self.latencies = Latencies()
+        self.latencies, self.traffic = Latencies(), keeper()
         families = config["parameters"][PARAMETER]["string_value"]
         self.latency_metrics = LatencyMetrics(self.latencies, args["model_name"], families, leave_out=(QUEUE,))
         period_s = own["stats_check_period_ms"] / 1000
@@ -84,13 +85,23 @@ class TritonPythonModel:
             reply = Reply(request.get_response_sender(), decoupled=self.decoupled)
             counted = COUNTED_BY_ITS_SENDER not in json.loads(request.parameters() or "{}")
             times = RequestTimes(self.latencies if counted else Latencies())
-            asyncio.run_coroutine_threadsafe(self._serve(request.request_id(), tensors, reply, times), self.loop)
+            serving = self._serve(request.request_id(), tensors, reply, times, self.traffic if counted else None)
+            asyncio.run_coroutine_threadsafe(serving, self.loop)
 
     def finalize(self) -> None:
         self.watch.end()
         self.llm.shutdown()
+        if self.traffic:
+            self.traffic.end()
 
-    async def _serve(self, name: str, tensors: Mapping[str, NDArray[Any]], reply: Reply, times: RequestTimes) -> None:
+    async def _serve(
+        self,
+        name: str,
+        tensors: Mapping[str, NDArray[Any]],
+        reply: Reply,
+        times: RequestTimes,
+        traffic: KeptTraffic | None,
+    ) -> None:
         number = next(self.numbers)
         try:
             if "stop" in tensors and tensors["stop"].any():
@@ -104,7 +115,7 @@ class TritonPythonModel:
             times.streamed = question.streaming
             if not self.decoupled:
                 question.check_one_response()
-            await self._answer(number, name, question, reply, times)
+            await self._answer(number, name, question, reply, times, traffic)
         except CLIENTS_FAULTS as fault:
             times.failed("invalid_arg")
             self.outbox.put((reply.fail, refusal(str(fault), pb_utils.TritonError.INVALID_ARG)))
@@ -119,7 +130,15 @@ class TritonPythonModel:
                 self.watch.remove(reply)
             self.outbox.put((reply.end,))
 
-    async def _answer(self, number: int, name: str, question: Question, reply: Reply, times: RequestTimes) -> None:
+    async def _answer(
+        self,
+        number: int,
+        name: str,
+        question: Question,
+        reply: Reply,
+        times: RequestTimes,
+        traffic: KeptTraffic | None,
+    ) -> None:
         ids = question.prompt_ids or await self._tokens(question.prompt)
         if len(self.active) >= self.most:
             what = f"Maximum queue size of {self.most} has been reached, please try again later."
@@ -144,16 +163,20 @@ class TritonPythonModel:
         self.watch.add(reply, stop=client_left)
         answer = Answer(question, len(ids))
         last, tokens = None, 0
-        async for step in steps(result):
-            for tensors in answer.responses(step):
-                if last is not None:
+        try:
+            async for step in steps(result):
+                for tensors in answer.responses(step):
+                    if last is not None:
+                        self.outbox.put((reply.send, last))
+                    last = tensors
+                tokens, before = sum(len(output.token_ids) for output in step.outputs), tokens
+                times.tokens(tokens - before)
+                if question.streaming and last is not None and not step.finished:
                     self.outbox.put((reply.send, last))
-                last = tensors
-            tokens, before = sum(len(output.token_ids) for output in step.outputs), tokens
-            times.tokens(tokens - before)
-            if question.streaming and last is not None and not step.finished:
-                self.outbox.put((reply.send, last))
-                last = None
+                    last = None
+        finally:
+            if traffic:
+                traffic.note(times.arrival, ids, tokens, name)
         if not asked_to_end and any(output.finish_reason == "cancelled" for output in result.outputs):
             raise Busy(LOST)  # when the LLM API shuts down, it cancels what runs
         if last is not None:

@@ -62,6 +62,12 @@ class Conversation:
         else:
             yield from last_marked(self._whole())
 
+    @property
+    def prompt_ids(self) -> list[int]:
+        """The tokens of the prompt."""
+        ids: list[int] = self._preprocessed["INPUT_ID"][0][: self.prompt_tokens].tolist()
+        return ids
+
     def leave(self) -> None:
         """Stop reading from tensorrt_llm, from any thread. Triton then cancels the request there."""
         self._is_left = True
@@ -135,9 +141,7 @@ class Conversation:
         """The prompt's ids, if the client wants them before the answer."""
         if self._value("exclude_input_in_output", True):
             return []
-        ids = self._preprocessed["INPUT_ID"][0]
-        prompt: list[int] = ids[: int(self._preprocessed["REQUEST_INPUT_LEN"][0, 0])].tolist()
-        return prompt
+        return self.prompt_ids
 
     def _value(self, name: str, default: Any) -> Any:
         array = self._inputs.get(name)

@@ -16,6 +16,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from conversation import Conversation
 from inner import Inner
+from kept_traffic import keeper
 from latency import QUEUE, Latencies, RequestTimes
 from latency_metrics import PARAMETER, Exporter, LatencyMetrics
 from model_values import ModelValues
@@ -53,6 +54,7 @@ class TritonPythonModel:
         # Only the engine knows how long a request waited in its queue.
         metrics = LatencyMetrics(self.latencies, args["model_name"], values[PARAMETER], leave_out=(QUEUE,))
         self.exporter = Exporter(metrics)
+        self.traffic = keeper()
 
     def execute(self, requests: Iterable[Any]) -> None:
         for request in requests:
@@ -75,6 +77,8 @@ class TritonPythonModel:
     def finalize(self) -> None:
         self.watch.end()
         self.exporter.end()
+        if self.traffic:
+            self.traffic.end()
 
     def _conversation(self, request_inputs: RequestInputs, number: int) -> Conversation:
         # tensorrt_llm needs one id for each text: a new one if the client's is in use or stands for several texts.
@@ -142,10 +146,14 @@ class TritonPythonModel:
         """Send the events of one text, with its batch_index if the request has several."""
         index = [pb_utils.Tensor("batch_index", np.array([[number]], np.int32))] if request_inputs.texts > 1 else []
         last, tokens = False, 0
-        for tensors, last in conversation.events(preprocessed):
-            reply.send([*tensors, *index], last)
-            tokens, before = conversation.output_tokens, tokens
-            times.tokens(tokens - before)
+        try:
+            for tensors, last in conversation.events(preprocessed):
+                reply.send([*tensors, *index], last)
+                tokens, before = conversation.output_tokens, tokens
+                times.tokens(tokens - before)
+        finally:
+            if self.traffic:
+                self.traffic.note(times.arrival, conversation.prompt_ids, tokens, request_inputs.id)
         if not last:
             reply.end()
         times.ended(conversation.prompt_tokens)

@@ -1,0 +1,33 @@
+"""The worker's part in keeping the traffic: OpenAI's requests, which reach no other model that we ship.
+
+The code is that of the models (triton_repo/shared/kept_traffic.py), which run where the toolkit is not installed.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from typing import Any
+
+from toolkit.config.deployment import Deployment
+from toolkit.files import distribution
+
+
+@functools.cache
+def kept_traffic() -> Any:
+    """The module."""
+    file = distribution.folder("triton_repo") / "shared" / "kept_traffic.py"
+    spec = importlib.util.spec_from_file_location("toolkit_kept_traffic", file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def keeper(deployment: Deployment) -> Any:
+    """A KeptTraffic for the file of the YAML; None if it names none."""
+    file = deployment.monitoring.traffic
+    if file is None:
+        return None
+    module = kept_traffic()
+    return module.KeptTraffic(module.TrafficFile(file, deployment.kv_cache.tokens_per_block))
