@@ -167,6 +167,15 @@ def test_without_a_limit_of_ttft_there_is_nothing_to_keep(tmp_path):
         rehearsal(tmp_path, tuning=AUTO, slo={"itl_ms": {"p99": 100}})
 
 
+def test_one_machine_cannot_speak_for_a_door_of_several(tmp_path):
+    tls = {"ca": "ca.pem", "certificate": "node.pem", "key": "node-key.pem"}
+    gateway = {"discovery": "etcd://10.0.0.1:2379", "interface": "eth1", "node_tls": tls}
+    with pytest.raises(
+        ToolkitError, match=r"tuning.admission: auto looks at the replicas of this machine, .* Use off\."
+    ):
+        rehearsal(tmp_path, tuning=AUTO, gateway=gateway)
+
+
 # Before a simulated deployment
 
 

@@ -46,7 +46,7 @@ class Gateway(Section):
     """The longest that one try may wait for its first byte, queue time included."""
     max_body_mb: Annotated[int, Field(ge=1, le=64)] = 8
     max_requests: Positive | None = None
-    """Requests in the door at once, counted apart for OpenAI's API, Triton's HTTP and Triton's gRPC; the rest get 503.
+    """Requests in the door at once, counted apart for OpenAI's API, Triton's HTTP and Triton's gRPC; the rest get 429.
 
     max_sequences + max_queue_size when it is not given; 64 times that with etcd, where nodes come and go.
     """
