@@ -103,13 +103,14 @@ def test_another_member_is_asked_where_one_is_away(place):
 
 
 @pytest.fixture
-def meet(place, deployment, tmp_path) -> Iterator[Callable[[int], Nodes]]:
+def meet(place, deployment, tmp_path) -> Iterator[Callable[..., Nodes]]:
     made: list[Nodes] = []
 
-    def make(number: int) -> Nodes:
+    def make(number: int, role: str = "all") -> Nodes:
         folder = tmp_path / str(number)
         folder.mkdir()
-        made.append(Nodes(deployment, place.node(number), Events(folder)))
+        gateway = deployment.gateway.model_copy(update={"role": role})
+        made.append(Nodes(deployment.model_copy(update={"gateway": gateway}), place.node(number), Events(folder)))
         return made[-1]
 
     yield make
@@ -117,8 +118,10 @@ def meet(place, deployment, tmp_path) -> Iterator[Callable[[int], Nodes]]:
         one.close()
 
 
-def test_a_node_hears_what_another_one_serves_until_it_leaves(meet, deployment):
-    one, two = meet(1), meet(2)
+@pytest.mark.parametrize("role", ["all", "worker", "front"])
+def test_a_node_hears_what_another_one_serves_until_it_leaves(meet, deployment, role):
+    """Workers too: a rolling restart there needs others that serve meanwhile, and a standby must know of them."""
+    one, two = meet(1), meet(2, role)
     one.tell([Traffic(deployment)], [])
     eventually(lambda: [traffic.address for traffic in two.traffic] == ["10.0.0.1"])
     assert [traffic.replica.serving.http_port for traffic in two.traffic] == [deployment.serving.http_port]

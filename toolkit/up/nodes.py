@@ -104,8 +104,7 @@ class Nodes:
         while self._ended:
             self._etcd.revoke(self._ended[-1])
             self._ended.pop()
-        if self._deployment.gateway.has_door:
-            self._hear(self._etcd.below(self._folder))
+        self._hear(self._etcd.below(self._folder))
 
     def _hear(self, texts: dict[str, str]) -> None:
         before, others = self._others, {}
