@@ -39,7 +39,7 @@ def typed() -> Iterator[tuple[str, ...]]:
 def test_all_stages_are_on_the_page() -> None:
     """All but what begins a YAML, and what operates a deployment after that day."""
     used = [arguments[0] for arguments in typed()]
-    assert set(used) >= {*COMMANDS} - {"init", "sample", "known-truth", "deploy"}
+    assert set(used) >= {*COMMANDS} - {"init", "sample", "known-truth", "deploy", "tune"}
     assert used.index("convert") < used.index("verify") < used.index("build") < used.index("serve") < used.index("stop")
 
 

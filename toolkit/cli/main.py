@@ -14,7 +14,7 @@ from toolkit.files.distribution import VERSION
 
 COMMANDS = (
     *("init", "plan", "calibrate", "doctor", "convert", "verify", "build", "repo"),
-    *("lint", "migrate", "serve", "stop", "up", "restart", "down", "status", "monitor", "drill", "deploy"),
+    *("lint", "migrate", "serve", "stop", "up", "restart", "down", "status", "monitor", "drill", "tune", "deploy"),
     *("ask", "loadtest", "compare", "known-truth", "sample"),
 )
 """In the order of use. Command NAME is the function NAME of toolkit.cli.NAME, with _ in place of -."""

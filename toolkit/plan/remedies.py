@@ -41,12 +41,12 @@ def remedies(prediction: Prediction, predict: Predict, comparison: Comparison | 
     if comparison:
         others = [row.prediction for row in (comparison.own_row, comparison.best) if row and row.prediction]
     else:
-        others = _evaluated(_limits_and_layout(prediction, predict), meanwhile=lambda: prediction.meets_slo)
+        others = evaluated(_limits_and_layout(prediction, predict), meanwhile=lambda: prediction.meets_slo)
     if prediction.meets_slo:
         return ()
     if not any(all(target.name in OF_THE_GPUS for target in other.verdict.missed) for other in others):
         same = [other for other in others if other.deployment.parallel == prediction.deployment.parallel]
-        others += _evaluated(_sequences_and_precision(same[0] if same else prediction, prediction, predict))
+        others += evaluated(_sequences_and_precision(same[0] if same else prediction, prediction, predict))
     better = [remedy for other in others if (remedy := _remedy(prediction, other))]
     return tuple(
         sorted(dict.fromkeys(better), key=lambda remedy: (not remedy.meets_slo, -(remedy.requests_per_s or 0.0)))
@@ -59,7 +59,7 @@ def _limits_and_layout(prediction: Prediction, predict: Predict) -> Iterator[Can
     if in_time_alone(prediction):
         yield partial(tuned, deployment, within, predict, "slo")
     if deployment.kind.on_gpus:  # whose other layouts were not measured
-        other = _likely_layout(deployment, within, predict)
+        other = likely_layout(deployment, within, predict)
         if other:
             yield partial(tuned, other, within, predict, "slo")
 
@@ -76,16 +76,22 @@ def _sequences_and_precision(start: Prediction, prediction: Prediction, predict:
         yield partial(with_most_sequences, quantised, within, predict)
 
 
-def _evaluated(candidates: Iterable[Candidate], meanwhile: Callable[[], object] = lambda: None) -> list[Prediction]:
+def evaluated(
+    candidates: Iterable[Candidate],
+    meanwhile: Callable[[], object] = lambda: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Prediction]:
     """The predictions of the candidates that fit, each made in a process of its own.
 
     `meanwhile` is called in this process.
     """
-    tasks = list(candidates)
+    tasks, found = list(candidates), []
     with forked_pool(len(tasks)) as pool:
         futures = [pool.submit(_predicted, task) for task in tasks]
         meanwhile()
-        found = [future.result() for future in futures]
+        for future in futures:
+            found.append(future.result())
+            progress(len(found), len(tasks))
     return [prediction for prediction in found if prediction]
 
 
@@ -106,7 +112,7 @@ def _helped_by_sequences(prediction: Prediction, room: int) -> bool:
     return many > few * (1 + PRECISION)
 
 
-def _likely_layout(deployment: Deployment, ceiling: Ceiling, predict: Predict) -> Deployment | None:
+def likely_layout(deployment: Deployment, ceiling: Ceiling, predict: Predict) -> Deployment | None:
     """The other layout that could serve most, by the bounds. If the SLO has a band of GPU utilisation, a pipeline."""
     others = [other for other in variants(deployment) if other.parallel != deployment.parallel and fits(other)]
     if deployment.slo.gpu_utilisation and any(other.parallel.pp > 1 for other in others):

@@ -103,9 +103,7 @@ def prediction_data(prediction: Prediction, remedies: Sequence[Remedy], spread: 
             "mean_output_tokens": prediction.output_tokens,
             "notes": list(traffic.notes),
         },
-        "metrics": {
-            name: {f"p{q}": _finite(prediction.percentile(name, q)) for q in PERCENTILES} for name in LATENCIES
-        },
+        "metrics": {name: {f"p{q}": finite(prediction.percentile(name, q)) for q in PERCENTILES} for name in LATENCIES},
         "steady_state": overload is None,
         "overload": {**overload._asdict(), "queue_growth_per_s": overload.growth} if overload else None,
         "intervals": _intervals(spread) if spread else None,
@@ -131,8 +129,8 @@ def _intervals(spread: Spread) -> dict[str, Any]:
 
 
 def _target(target: Target) -> dict[str, Any]:
-    finite = {"measured": _finite(target.measured), "margin": _finite(target.margin)}
-    return {**asdict(target), **finite, "interval": _ends(target.interval)}
+    numbers = {"measured": finite(target.measured), "margin": finite(target.margin)}
+    return {**asdict(target), **numbers, "interval": _ends(target.interval)}
 
 
 def comparison_data(comparison: Comparison) -> dict[str, Any]:
@@ -180,9 +178,9 @@ def claims_data(claims: list[Claim]) -> list[dict[str, Any]]:
 
 
 def _ends(interval: Interval | None) -> list[float | None] | None:
-    return None if interval is None else [_finite(end) for end in interval]
+    return None if interval is None else [finite(end) for end in interval]
 
 
-def _finite(value: float | None) -> float | None:
+def finite(value: float | None) -> float | None:
     """null instead of infinity, which JSON does not have."""
     return None if value is None or math.isinf(value) else value
