@@ -43,6 +43,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Tables are so wide that no line wraps, however long the temporary paths are: a test of the layout sets COLUMNS.
     """
+    if config.getoption("dist", "no") == "loadgroup" and not hasattr(pytest.Item, "_nodeid"):  # which xdist writes to
+        raise pytest.UsageError(
+            f"pytest-xdist does not group tests under pytest {pytest.__version__}: see pyproject.toml"
+        )
     if reporter := config.pluginmanager.get_plugin("terminalreporter"):
         reporter._tw.fullwidth = reporter._tw.fullwidth  # pytest's own lines stay as wide as they are
     for name in (*NOT_INHERITED, *(name for name in os.environ if name.startswith("TOOLKIT_"))):
