@@ -11,6 +11,7 @@ from tests.gateway.conftest import Backend
 from tests.ports import free_port
 from tests.waiting import eventually
 from toolkit.errors import ToolkitError
+from toolkit.gateway.tracing import dynamo_environment
 from toolkit.serve.command import trace_options
 
 PROMPT = "a prompt that nobody is to keep"
@@ -54,6 +55,14 @@ def test_triton_gets_its_own_options(door_yaml):
         "--trace-config=opentelemetry,url=http://collector:4318/v1/traces",
         f"--trace-config=opentelemetry,resource=service.name={deployment.name}",
     ]
+
+
+def test_dynamo_gets_the_variables_of_opentelemetry(door_yaml):
+    environ = dynamo_environment(door_yaml(monitoring={"otlp": "http://collector:4318", "trace_share": 0.05}))
+    assert environ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] == "http://collector:4318/v1/traces"
+    assert environ["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector:4318"
+    assert (environ["OTEL_TRACES_SAMPLER"], environ["OTEL_TRACES_SAMPLER_ARG"]) == ("parentbased_traceidratio", "0.05")
+    assert dynamo_environment(door_yaml()) == {}
 
 
 @pytest.mark.parametrize("otlp", ["collector:4318", "http://collector:4318/v1/traces", "grpc://collector:4317"])

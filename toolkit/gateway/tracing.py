@@ -1,4 +1,4 @@
-"""Traces of requests over OTLP, as Envoy and Triton send them to the collector at `monitoring.otlp`.
+"""Traces of requests over OTLP, as Envoy and Dynamo send them to the collector at `monitoring.otlp`.
 
 Envoy decides which requests are traced, and hands its decision on as `traceparent` (W3C Trace Context).
 Source: Envoy's API v3, config.trace.v3.OpenTelemetryConfig.
@@ -22,6 +22,21 @@ def traces_url(deployment: Deployment) -> str | None:
     """Where traces are sent; None if nowhere."""
     otlp = deployment.monitoring.otlp
     return f"{otlp.rstrip('/')}{PATH}" if otlp else None
+
+
+def dynamo_environment(deployment: Deployment) -> dict[str, str]:
+    """Variables for Dynamo's processes: the names of OpenTelemetry's SDK. A request that Envoy traces is traced."""
+    if not (url := traces_url(deployment)):
+        return {}
+    return {
+        "OTEL_EXPORT_ENABLED": "1",
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": url.removesuffix(PATH),
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": url,
+        "OTEL_SERVICE_NAME": f"{deployment.name}-front",
+        "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+        "OTEL_TRACES_SAMPLER_ARG": f"{deployment.monitoring.trace_share:g}",
+    }
 
 
 def clusters(deployment: Deployment) -> list[dict[str, Any]]:

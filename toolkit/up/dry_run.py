@@ -10,7 +10,7 @@ import yaml
 from toolkit.config.capabilities import check_can_be_served
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.gateway import dynamo
+from toolkit.gateway import dynamo, tracing
 from toolkit.gateway.door import folder
 from toolkit.gateway.endpoints import TRITON_GRPC, TRITON_HTTP, Traffic, response
 from toolkit.gateway.envoy import config
@@ -47,7 +47,8 @@ def dry_run(deployment: Deployment) -> str:
     if node:
         found = Record(node.address, deployment.gateway.role, tuple(map(Traffic, replicas))).text()
         sections.append(f"# In etcd, when all replicas are ready: {key(deployment, node.address)}\n#   {found}")
-    variables = [f"{name}={value}" for name, value in dynamo.environment(places.discovery, node).items()]
+    environ = {**dynamo.environment(places.discovery, node), **tracing.dynamo_environment(deployment)}
+    variables = [f"{name}={value}" for name, value in environ.items()]
     sections.append(
         "# The environment of the commands that follow\nexport " + " \\\n  ".join(map(shlex.quote, variables))
     )

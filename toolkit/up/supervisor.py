@@ -13,7 +13,7 @@ import yaml
 from toolkit.config.capabilities import check_can_be_served
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.gateway import admin, dynamo, programs
+from toolkit.gateway import admin, dynamo, programs, tracing
 from toolkit.gateway.door import DoorState, config_digest, folder, only_one, write_door
 from toolkit.gateway.endpoints import Traffic, write_endpoints
 from toolkit.gateway.envoy import config
@@ -81,7 +81,8 @@ def _keep_up(
     admission = Admission(deployment, places, events) if deployment.tuning.admission == "auto" else None
     places.envoy_config.write_text(yaml.safe_dump(config(deployment, places), sort_keys=False), encoding="utf-8")
     programs.validate(envoy, places.envoy_config)
-    environ = {**os.environ, **dynamo.environment(places.discovery, node), RUN_ID: run.id}
+    environ = {**os.environ, **dynamo.environment(places.discovery, node), **tracing.dynamo_environment(deployment)}
+    environ[RUN_ID] = run.id
     with Supervisor(deployment, places, environ, events) as supervisor:
         supervisor.nodes = Nodes(deployment, node, events) if node else None
         for replica in supervisor.replicas:
