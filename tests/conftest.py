@@ -20,9 +20,9 @@ EXPENSIVE = ("flagship_compared", "plans", "smollm2")
 LONGEST = (
     *(
         "up/test_up.py",
-        "up/test_nodes.py",
         "install/test_wheel.py",
         "drill/test_real.py",
+        "up/test_nodes.py",
         "e2e/test_ends.py",
         "8 ranks]",
     ),
@@ -31,7 +31,10 @@ LONGEST = (
     "repository/test_serving.py",
 )
 """What takes longest with servers begins first, so that no process is left alone with it at the end."""
-SEVERAL_REPLICAS = ("up/test_up.py", "up/test_nodes.py", "drill/test_real.py", "up/test_fallback.py")
+SEVERAL_REPLICAS = (
+    *("up/test_up.py", "up/test_nodes.py", "up/test_fallback.py", "up/test_llm_api.py", "up/test_admission_control.py"),
+    "drill/test_real.py",
+)
 """Their load is too much for two of them at once on two cores: one process has them all, with `--dist loadfile`."""
 LONGEST_FOLDER = 60
 """Characters. In a folder of its own there multiprocessing makes a socket, whose path may have 107."""
