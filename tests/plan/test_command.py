@@ -228,3 +228,17 @@ def test_the_page_is_written_beside_the_text(flagship, tmp_path):
 
 def test_steps_are_counted_as_the_simulator_counts_them():
     assert StepWork(10, 55, 1, 3, 300, 4).tokens == 13
+
+
+@pytest.mark.parametrize(
+    ("workload", "said"),
+    [
+        ("foo", "workload: 'foo' is not a trace. Use trace:FILE"),
+        ("trace:", "workload: 'trace:' is not a trace. Use trace:FILE"),
+        ("trace:none #2: all.jsonl", "none #2: all.jsonl: cannot be read: No such file or directory"),
+    ],
+)
+def test_a_workload_that_is_no_trace_is_one_line(workload, said):
+    with pytest.raises(ToolkitError) as error:
+        plan(FLAGSHIP, "--workload", workload)
+    assert said in str(error.value)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,7 @@ def plan(config: Path, more: tuple[str, ...], changes: tuple[str, ...], **option
         raise click.UsageError(f"Got {more[0]!r} after CONFIG. Settings follow --what-if.")
     settings = [*changes, *more]
     if options["workload"]:
-        settings.insert(0, f"workload={options['workload']}")
+        settings.insert(0, f"workload={json.dumps(options['workload'])}")  # its name may hold what YAML reads otherwise
     settings += [f"hardware={options['hardware']}"] if options["hardware"] else []
     _check_usage(options, bool(settings or options["gpus"] or options["engine"]))
     try:
