@@ -13,7 +13,8 @@ from toolkit.machine.kernel_log import Kernel, Xid
 from toolkit.monitor import gpus
 from toolkit.monitor.gpus import GpuWatch
 from toolkit.monitor.page import Page
-from toolkit.monitor.watcher import FRONT, PAGES_EVERY_S, Watcher, fill_balance
+from toolkit.monitor.servers import FRONT
+from toolkit.monitor.watcher import PAGES_EVERY_S, Watcher, fill_balance
 
 REPLICA_0, REPLICA_1 = "http://127.0.0.1:8002/metrics", "http://127.0.0.1:8012/metrics"
 FRONT_URL = "http://127.0.0.1:1/metrics"

@@ -67,6 +67,7 @@ def test_other_limits_need_other_engines(tuned):
     for change in tuned["changes"]:
         limits = {"limits.max_sequences", "limits.max_num_tokens", "model.quantization"} & set(change["settings"])
         assert change["needs_engine"] == bool(limits), change
+    assert {change["needs_engine"] for change in tuned["changes"]} == {True, False}
 
 
 def test_the_yaml_is_written_with_the_best_of_the_same_engines(config, tuned):

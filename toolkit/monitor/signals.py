@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import http.client
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 from toolkit.config.deployment import Deployment
-from toolkit.monitor.engine import EngineWatch
 from toolkit.monitor.latencies import Latencies, clients_model
 from toolkit.monitor.page import Page
 from toolkit.monitor.read_page import read_page
+from toolkit.monitor.servers import Servers
 from toolkit.monitor.totals import Window, percentile
-from toolkit.serve.health import reachable
-from toolkit.slo.server_metrics import Value, parse
 
 WINDOW_S = 10.0
 """TTFT is that of the requests that ended within this time."""
@@ -45,36 +42,19 @@ class EngineSignals:
         read: Callable[[str], str] = read_page,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._read, self._clock = read, clock
+        self._clock = clock
         self._quantile = deployment.slo.percentiles("ttft_ms")[-1][0]
         self._latencies = Latencies(clients_model(deployment), ())
         self._windows = {metric: Window(WINDOW_S) for metric in ("ttft", "e2e")}
-        self._urls = {"front end": front_url}
-        self._engines: dict[str, EngineWatch] = {}
-        for number, replica in enumerate(deployment.per_replica()):
-            name, serving = f"replica {number}", replica.serving
-            self._urls[name] = f"http://{reachable(serving.host)}:{serving.metrics_port}/metrics"
-            self._engines[name] = EngineWatch(number, deployment.parallel.pp)
+        self._servers = Servers(deployment, front_url, read)
 
     def look(self) -> Seen:
         """What is known now. A server that does not answer is left out."""
         page, now = Page(), self._clock()
-        for source, values in self._pages().items():
-            self._latencies.note(source, values)
-            if source in self._engines:
-                self._engines[source].fill(page, values, now)
+        self._servers.fill(page, self._latencies, now)
         waiting = [value for _, value in page.of("toolkit_requests_waiting")]
         kv_used = [value for _, value in page.of("toolkit_kv_cache_used_ratio")]
         return Seen(int(sum(waiting)) if waiting else None, max(kv_used, default=None), *self._latest(now))
-
-    def _pages(self) -> Mapping[str, Sequence[Value]]:
-        pages: dict[str, Sequence[Value]] = {}
-        for source, url in self._urls.items():
-            try:
-                pages[source] = tuple(parse(self._read(url)))
-            except (OSError, ValueError, http.client.HTTPException):
-                continue
-        return pages
 
     def _latest(self, now: float) -> tuple[float | None, float]:
         """TTFT and end-to-end time of the latest requests, in seconds."""

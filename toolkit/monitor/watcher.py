@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import http.client
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 from toolkit.config.deployment import Deployment
 from toolkit.monitor import replicas
-from toolkit.monitor.engine import EngineWatch
 from toolkit.monitor.gpus import watch_of
 from toolkit.monitor.latencies import Latencies, clients_model, slo_targets
 from toolkit.monitor.page import Page
 from toolkit.monitor.predictions import Predictions
 from toolkit.monitor.read_page import identity, read_page
-from toolkit.serve.health import reachable
-from toolkit.slo.server_metrics import Value, parse
+from toolkit.monitor.servers import Servers
 
-FRONT = "front end"
 EVERY_S = 1.0
 """GPUs and phases are read so often."""
 PAGES_EVERY_S = 2.0
@@ -35,17 +31,11 @@ class Watcher:
         clock: Callable[[], float] = time.monotonic,
         predictions: bool = True,
     ) -> None:
-        self._deployment, self._read, self._clock = deployment, read, clock
+        self._deployment, self._clock = deployment, clock
         self._gpus = watch_of(deployment)
         self._latencies = Latencies(clients_model(deployment), slo_targets(deployment))
         self._predictions = Predictions(deployment) if predictions else None
-        self._urls: dict[str, str] = {} if front_url is None else {FRONT: front_url}
-        self._engines: dict[str, EngineWatch] = {}
-        for number, replica in enumerate(deployment.per_replica()):
-            serving = replica.serving
-            name = f"replica {number}"
-            self._urls[name] = f"http://{reachable(serving.host)}:{serving.metrics_port}/metrics"
-            self._engines[name] = EngineWatch(number, deployment.parallel.pp)
+        self._servers = Servers(deployment, front_url, read)
         self._of_servers = Page()
         self._read_at = -PAGES_EVERY_S
         self._began = time.time()
@@ -72,25 +62,10 @@ class Watcher:
             self._predictions.close()
 
     def _look_at_servers(self, now: float) -> Page:
-        page, pages = Page(), self._pages()
-        for source in self._urls:
-            page.set("toolkit_scrape_ok", source in pages, source=source)
-            if source in pages:
-                self._latencies.note(source, pages[source])
-            if source in pages and source in self._engines:
-                self._engines[source].fill(page, pages[source], now)
+        page = Page()
+        self._servers.fill(page, self._latencies, now)
         self._latencies.fill(page, now)
         return page
-
-    def _pages(self) -> Mapping[str, Sequence[Value]]:
-        """The values of each page that could be read."""
-        pages: dict[str, Sequence[Value]] = {}
-        for source, url in self._urls.items():
-            try:
-                pages[source] = tuple(parse(self._read(url)))
-            except (OSError, ValueError, http.client.HTTPException):
-                continue
-        return pages
 
 
 def fill_balance(page: Page) -> None:

@@ -29,8 +29,6 @@ SWITCHES: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
 """(section, field, its values): settings of a server, which every engine of ours allows."""
 SECTIONS = ("parallel", "model", "limits", "kv_cache", "scheduler")
 """The sections that a change may be in."""
-QUEUES = 2
-"""A queue that refused requests is tried with so many times its length."""
 
 
 @dataclass(frozen=True)
@@ -109,14 +107,11 @@ def advise(deployment: Deployment, estimate: Predict, progress: Callable[[int, i
 
 
 def _switched(now: Prediction, predict: Predict) -> Iterator[Candidate]:
-    """Each setting of SWITCHES with its other value, and a longer queue where requests were refused."""
+    """Each setting of SWITCHES with its other value."""
     for section, field, values in SWITCHES:
         value = getattr(getattr(now.deployment, section), field)
         (other,) = (one for one in values if one != value)
         yield partial(_alone, with_settings(now.deployment, **{section: {field: other}}), predict)
-    if now.measured.failed:
-        longer = {"max_queue_size": QUEUES * now.deployment.limits.max_queue_size}
-        yield partial(_alone, with_settings(now.deployment, limits=longer), predict)
 
 
 def _rebuilt(now: Prediction, predict: Predict) -> Iterator[Candidate]:

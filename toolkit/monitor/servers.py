@@ -1,0 +1,48 @@
+"""The servers of a deployment that show metrics: each replica, and Dynamo's front end."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Callable, Iterator, Sequence
+
+from toolkit.config.deployment import Deployment
+from toolkit.monitor.engine import EngineWatch
+from toolkit.monitor.latencies import Latencies
+from toolkit.monitor.page import Page
+from toolkit.serve.health import reachable
+from toolkit.slo.server_metrics import Value, parse
+
+FRONT = "front end"
+
+
+class Servers:
+    """Where each shows its metrics, and the engines behind them. `read` gives the text of a page, or raises OSError."""
+
+    def __init__(self, deployment: Deployment, front_url: str | None, read: Callable[[str], str]) -> None:
+        self._read = read
+        self._urls = {} if front_url is None else {FRONT: front_url}
+        self._engines: dict[str, EngineWatch] = {}
+        for number, replica in enumerate(deployment.per_replica()):
+            name, serving = f"replica {number}", replica.serving
+            self._urls[name] = f"http://{reachable(serving.host)}:{serving.metrics_port}/metrics"
+            self._engines[name] = EngineWatch(number, deployment.parallel.pp)
+
+    def fill(self, page: Page, latencies: Latencies, now: float) -> None:
+        """Set what the engines say, and note the latencies. `now` is on a clock that only goes forward.
+
+        A server that does not answer is left out.
+        """
+        pages = dict(self._pages())
+        for source in self._urls:
+            page.set("toolkit_scrape_ok", source in pages, source=source)
+        for source, values in pages.items():
+            latencies.note(source, values)
+            if source in self._engines:
+                self._engines[source].fill(page, values, now)
+
+    def _pages(self) -> Iterator[tuple[str, Sequence[Value]]]:
+        for source, url in self._urls.items():
+            try:
+                yield source, tuple(parse(self._read(url)))
+            except (OSError, ValueError, http.client.HTTPException):
+                continue
