@@ -1,4 +1,4 @@
-"""A trace of 1,000 made-up requests, the same each time: 5 per second. The first 512 tokens of all prompts are the same.
+"""A trace of 1,000 made-up requests, the same each time: 5 per second, with the same first 512 tokens in all prompts.
 
 python benchmarks/shared_prompts.py FILE
 toolkit tune build_configs/llama3-70b-h100-pp4tp2-fp16.yaml --traffic FILE       # docs/how-to/kept-traffic.md
