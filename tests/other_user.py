@@ -1,7 +1,7 @@
 """Commands of another user: one without an entry in the list of users, without a home and without groups.
 
 Root's own home, and so perhaps this Python, is closed to others. The commands get a view of the files (a mount
-namespace) in which it is open.
+namespace) in which it is open. So is /dev/null, which some virtual machines close: no program starts without it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ while [ "$1" != -- ]; do
     mkdir -p "$2"; mount --bind "$aside" "$2"; umount "$aside"; rmdir "$aside"; shift 2
 done
 shift
+if [ "$(stat -c %a /dev/null)" != 666 ]; then
+    null=$(mktemp -u); mknod -m 666 "$null" c 1 3; mount --bind "$null" /dev/null; rm "$null"
+fi
 exec setpriv --reuid UID --regid UID --clear-groups "$@"
 """.replace("UID", str(UID))
 
