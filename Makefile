@@ -20,6 +20,8 @@ FAST    := -m "not slow and not thorough" $(WORKERS)
 SHARED  := -m "not slow" $(WORKERS)
 SERVERS := -m "slow and not alone" --numprocesses 3 --dist loadfile --no-loadscope-reorder
 TIMED   := -m "slow and alone"
+# The test files that have such a mark: to read all of them takes 20 s on a slow machine.
+MARKED   = $(shell grep -rlF 'mark.$(1)' tests --include='test_*.py')
 # make test ONLY=slo: the tests of one room, or of several, and of the rooms that import it. pytest says 5 for no test.
 ONLY    ?=
 SOME    := only=$(if $(ONLY),$$($(RUN) tests.neighbours $(ONLY))) || exit 1;
@@ -72,8 +74,8 @@ test: install
 	$(RUN) toolkit sample smollm2 $(SMOLLM2)
 	@$(SOME) mkdir -p work/tests; rm -f work/tests/*.txt; code=0; \
 	$(RUN) pytest -rfEs $(SHARED) $$only | tee work/tests/1-shared.txt || $(NONE) || code=1; \
-	$(RUN) pytest -rfEs $(SERVERS) $$only | tee work/tests/2-servers.txt || $(NONE) || code=1; \
-	$(RUN) pytest -rfEs $(TIMED) $$only | tee work/tests/3-timed.txt || $(NONE) || code=1; \
+	$(RUN) pytest -rfEs $(SERVERS) $${only:-$(call MARKED,slow)} | tee work/tests/2-servers.txt || $(NONE) || code=1; \
+	$(RUN) pytest -rfEs $(TIMED) $${only:-$(call MARKED,alone)} | tee work/tests/3-timed.txt || $(NONE) || code=1; \
 	printf '\nAll parts:\n'; \
 	grep -hE '^(FAILED|ERROR|SKIPPED) |^=+ .* in [0-9.]+s' work/tests/*.txt; \
 	exit $$code

@@ -1,3 +1,4 @@
+import functools
 import multiprocessing.process
 import os
 import re
@@ -93,7 +94,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(shared[0]))
         if "flagship_compared" in fixtures:
             item.add_marker(pytest.mark.thorough)
+        for mark in ("slow", "alone"):
+            if item.get_closest_marker(mark) and f"mark.{mark}" not in _text(item.path):
+                raise pytest.UsageError(f"{item.nodeid}: make test would not find it; write pytest.mark.{mark} there")
     items.sort(key=lambda item: next((n for n, name in enumerate(LONGEST) if name in item.nodeid), len(LONGEST)))
+
+
+@functools.cache
+def _text(file: Path) -> str:
+    return file.read_text()
 
 
 @pytest.fixture(scope="session")
