@@ -10,8 +10,8 @@ import threading
 
 from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
+from toolkit.serve.foreground import serve_here
 from toolkit.serve.replicas import ERROR, HELD
-from toolkit.serve.supervisor import serve_here
 
 
 def main(*arguments: str) -> int:

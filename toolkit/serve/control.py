@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.config.deployment import Deployment
+from toolkit.serve.foreground import clean_up_after, serve_here
 from toolkit.serve.health import Probe
 from toolkit.serve.janitor import Member, members
 from toolkit.serve.replicas import END_MARGIN_S, KILLED, serve_apart
 from toolkit.serve.state import Phase, read_state, served_already, served_otherwise, supervisor_pid
-from toolkit.serve.supervisor import clean_up_after, note, serve_here
+from toolkit.serve.supervisor import note
 
 POLL_S = 0.1
 

@@ -20,8 +20,9 @@ from toolkit.errors import ToolkitError
 from toolkit.files.atomic import make_private, private
 from toolkit.processes import StopRequests, stop_requests
 from toolkit.serve import preflight
+from toolkit.serve.foreground import clean_up_after
 from toolkit.serve.state import ServerState, read_state, served_already, supervisor_pid
-from toolkit.serve.supervisor import clean_up_after, note
+from toolkit.serve.supervisor import note
 
 POLL_S = 0.1
 READY_POLLS = 10

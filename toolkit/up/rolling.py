@@ -25,17 +25,17 @@ def restart(supervisor: Supervisor, command: dict[str, Any], tell: Callable[[str
     replicas = supervisor.replicas
     new = load_deployment(command["file"], command["engine"])
     _check(supervisor.deployment, new)
-    if command["rolling"] and len(replicas) < 2 and not supervisor.elsewhere:
+    if command["rolling"] and len(replicas) < 2 and not supervisor.others.serve:
         raise ToolkitError("--rolling needs a second replica that serves meanwhile", hint="Leave --rolling out.")
     for group in [[replica] for replica in replicas] if command["rolling"] else [replicas]:
         others = [other for other in replicas if other not in group]
-        if others and not any(other.ready for other in others) and not supervisor.elsewhere:
+        if others and not any(other.ready for other in others) and not supervisor.others.serve:
             hint = f"See: {new.command('status')}"
             raise ToolkitError(f"{group[0].group.name} is the only one that serves", hint=hint)
         for replica in group:
             tell(f"{replica.group.name}: draining")
         supervisor.gpus.forget()
-        _restart(group, new.per_replica(), supervisor.routed_s)
+        _restart(group, new.per_replica(), supervisor.others.routed_s)
         for replica in group:
             tell(f"{replica.group.name}: ready")
     supervisor.serves(new)

@@ -20,7 +20,6 @@ from toolkit.gateway.envoy import config
 from toolkit.gateway.node import Node
 from toolkit.gateway.node_checks import check_nodes
 from toolkit.gateway.places import Places
-from toolkit.gateway.records import without_drained
 from toolkit.processes import StopRequests, free_port, stop_requests
 from toolkit.serve import preflight
 from toolkit.serve.janitor import RUN_ID, Janitor, ServerRun, sweep
@@ -32,13 +31,13 @@ from toolkit.up.door_parts import DoorPart, door_parts, lists_a_model
 from toolkit.up.events import Events
 from toolkit.up.fallback import load_fallbacks
 from toolkit.up.gpu_watch import GpuWatch
-from toolkit.up.nodes import LOOK_S, Nodes
+from toolkit.up.nodes import Nodes
+from toolkit.up.other_nodes import OtherNodes
 from toolkit.up.replica import Replica
 from toolkit.up.watching import watch_parts
 
 TICK_S = 0.1
 LONGEST_SOCKET = 100
-ROUTED_S = 1.0
 
 
 def up_here(deployment: Deployment) -> None:
@@ -84,7 +83,8 @@ def _keep_up(
     environ = {**os.environ, **dynamo.environment(places.discovery, node), **tracing.dynamo_environment(deployment)}
     environ[RUN_ID] = run.id
     with Supervisor(deployment, places, environ, events) as supervisor:
-        supervisor.nodes = Nodes(deployment, node, events) if node else None
+        nodes = Nodes(deployment, node, events) if node else None
+        supervisor.others = OtherNodes(supervisor.replicas, nodes)
         for replica in supervisor.replicas:
             replica.fallbacks = fallbacks
         supervisor.door = door_parts(deployment, places, envoy, environ, events)
@@ -115,8 +115,7 @@ class Supervisor:
         standby = deployment.recovery.standby
         for replica in self.replicas[len(self.replicas) - standby :] if standby else ():
             replica.reserve = True
-        self.nodes: Nodes | None = None
-        """The other nodes, with discovery through etcd."""
+        self.others = OtherNodes(self.replicas)
         self.door: tuple[DoorPart, ...] = ()
         self.gpus = GpuWatch(deployment, events)
         self.admission: Admission | None = None
@@ -138,8 +137,7 @@ class Supervisor:
         if self.admission:
             self.admission.end()
         self._end_all()
-        if self.nodes:
-            self.nodes.close()
+        self.others.close()
         self._enter("stopped")
 
     def watch(self, stop: StopRequests) -> None:
@@ -165,13 +163,13 @@ class Supervisor:
         for part in (*self.door, *self.watching):
             part.look()
         self._heed_gpus()
-        active = any(replica.ready and not replica.reserve for replica in self.replicas) or self.elsewhere
+        active = any(replica.ready and not replica.reserve for replica in self.replicas) or self.others.serve
         for replica in self.replicas:
             replica.look(take_over=not active)
         traffic = [replica.traffic for replica in self.replicas if replica.traffic]
-        others = self._meet_nodes(traffic) if self.nodes else []
-        if [*traffic, *others] != self._traffic:
-            self._traffic = [*traffic, *others]
+        traffic += self.others.meet(traffic)
+        if traffic != self._traffic:
+            self._traffic = traffic
             write_endpoints(self._places, self._traffic)
         self._enter(self._phase_now())
         if self._phase == "ready" and not self._announced:
@@ -191,35 +189,12 @@ class Supervisor:
 
     def _phase_now(self) -> str:
         ready = [replica for replica in self.replicas if replica.ready]
-        if len(ready) < len(self.replicas) or not (ready or self.elsewhere):
-            serves = ready or (self.elsewhere and self.deployment.gateway.has_door)
+        if len(ready) < len(self.replicas) or not (ready or self.others.serve):
+            serves = ready or (self.others.serve and self.deployment.gateway.has_door)
             return ("degraded" if serves else "down") if self._announced else "loading"
         if not (self._door_is_open() and self._openai_is_ready()):
             return "degraded" if self._announced else "loading"
         return "ready"
-
-    @property
-    def elsewhere(self) -> bool:
-        """Whether a replica on another node takes new requests."""
-        return self.nodes is not None and bool(without_drained(self.nodes.traffic))
-
-    @property
-    def routed_s(self) -> float:
-        """Time for Envoy, the router and the other nodes to learn that a replica drains."""
-        return ROUTED_S if self.nodes is None else ROUTED_S + 4 * LOOK_S
-
-    def _meet_nodes(self, traffic: list[Traffic]) -> list[Traffic]:
-        """Tell the other nodes what this one serves. Returns what they serve."""
-        assert self.nodes
-        if self.nodes.expired:  # the others have ended the leases of its workers
-            self.nodes.expired = False
-            for replica in self.replicas:
-                replica.worker.kill()
-        for replica in self.replicas:
-            while replica.ended:
-                self.nodes.end_worker(replica.ended.pop())
-        self.nodes.tell(traffic, [replica.lease for replica in self.replicas if replica.lease])
-        return self.nodes.traffic
 
     def _door_is_open(self) -> bool:
         return all(part.part.phase == "running" for part in self.door)
@@ -239,23 +214,13 @@ class Supervisor:
         limit = self.deployment.serving.drain_timeout_s
         self._events.note("toolkit up", "draining", action=f"at most {limit:g} s; again to stop at once")
         deadline = time.monotonic() + limit
-        if self.nodes:
-            self._leave_nodes(stop, deadline)
-        admin.drain(self._places.admin_socket)
-        while time.monotonic() < deadline and stop.count < 2 and admin.active_requests(self._places.admin_socket):
-            time.sleep(TICK_S)
 
-    def _leave_nodes(self, stop: StopRequests, deadline: float) -> None:
-        """Take no more requests from other nodes, and finish those that came from them to the workers here."""
-        assert self.nodes
-        self.nodes.leave()
-        for replica in self.replicas:
-            replica.draining = True
-            replica.worker.tell("leave")
-        routed = time.monotonic() + self.routed_s
-        while time.monotonic() < deadline and stop.count < 2:
-            if time.monotonic() > routed and not any(replica.worker.alive for replica in self.replicas):
-                return
+        def may_wait() -> bool:
+            return time.monotonic() < deadline and stop.count < 2
+
+        self.others.leave(may_wait)
+        admin.drain(self._places.admin_socket)
+        while may_wait() and admin.active_requests(self._places.admin_socket):
             time.sleep(TICK_S)
 
     def _end_all(self) -> None:
@@ -285,7 +250,7 @@ class Supervisor:
         parts = [part.part.state() for part in (*self.door, *self.watching)]
         for replica in self.replicas:
             parts += [replica.group.state(), replica.worker.state()]
-        parts += self.nodes.parts() if self.nodes else []
+        parts += self.others.parts()
         state = DoorState(
             os.getpid(),
             self._phase,
