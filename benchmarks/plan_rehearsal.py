@@ -88,7 +88,7 @@ def load_test(file: Path) -> Figures:
     from toolkit.client import GenerateRequest, connect
     from toolkit.clock import now
     from toolkit.config.load import load_deployment
-    from toolkit.load.exchange import measure
+    from toolkit.load.exchange import exchange
     from toolkit.model.chat_template import chat_prompt
     from toolkit.slo.metrics import Measured
     from toolkit.workload import traffic_of
@@ -109,7 +109,7 @@ def load_test(file: Path) -> Figures:
                 due = now() if traffic.users else begin + planned.due
                 time.sleep(max(0.0, due - now()))
                 request = GenerateRequest(prompts[number % len(prompts)], planned.output_tokens)
-                samples[number] = measure(client, request, due=due, protocol="http", deadline_s=120)
+                samples[number] = exchange(client, request, due=due, protocol="http", deadline_s=120).sample
 
     threads = [threading.Thread(target=user) for _ in range(traffic.users or len(traffic.requests))]
     for thread in threads:

@@ -11,8 +11,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
+from tests.load.measure import measure, measure_whole
 from toolkit.client import DeadlineExceeded, GenerateRequest, ServerFailed, connect
-from toolkit.load.exchange import measure, measure_whole, now
+from toolkit.load.exchange import now
 
 from .probe import running_probe
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from tests.load.measure import measure, measure_whole
 from toolkit.client import GenerateRequest, ServerFailed, ServerRefused, connect
 from toolkit.errors import InputRefused, ToolkitError
-from toolkit.load.exchange import ASKED_OF_THE_SERVER, measure, measure_whole, now
+from toolkit.load.exchange import ASKED_OF_THE_SERVER, now
 
 from .probe import RunningProbe
 

@@ -20,7 +20,7 @@ WORDS = ["SYS", "NODE", "PHB", "PIX", "NV2", "NV12"]
 def made(count: int, way, numa=lambda gpu: ()) -> Topology:
     gpus = tuple(range(count))
     ways = tuple(tuple("X" if a == b else way(min(a, b), max(a, b)) for b in gpus) for a in gpus)
-    return Topology(gpus, ways, tuple(map(numa, gpus)), ("",) * count)
+    return Topology(gpus, ways, tuple(map(numa, gpus)))
 
 
 def test_an_nvswitch_needs_no_other_order():

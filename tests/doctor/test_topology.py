@@ -33,7 +33,6 @@ def test_dgx_h100():
     assert {found.way(a, b) for a in range(8) for b in range(8) if a != b} == {"NV18"}
     assert (found.way(3, 3), found.worst((0, 5)), found.worst((0,))) == ("X", "NV18", "")
     assert [found.numa_of(gpu) for gpu in found.gpus] == [(0,)] * 4 + [(1,)] * 4
-    assert (found.cores_of(0), found.cores_of(7)) == ("0-55,112-167", "56-111,168-223")
 
 
 def test_pairs_with_bridges():
@@ -45,12 +44,12 @@ def test_pairs_with_bridges():
 def test_pcie_only():
     found = recorded("l40s")
     assert (found.way(6, 7), found.way(5, 6), found.way(0, 7)) == ("PIX", "NODE", "SYS")
-    assert found.cores_of(4) == "48-95,144-191"
+    assert (found.numa_of(0), found.numa_of(7)) == ((0,), (1,))
 
 
 def test_a_container_that_tells_no_nvlink_and_no_numa_node():
     found = recorded("container")
-    assert (found.gpus, found.way(0, 3), found.numa, found.cores[3]) == ((0, 1, 2, 3), "PHB", ((),) * 4, "0-251")
+    assert (found.gpus, found.way(0, 3), found.numa) == ((0, 1, 2, 3), "PHB", ((),) * 4)
 
 
 @pytest.mark.parametrize("name, what", [("truncated", "row of GPU5 has 3 of 8"), ("garbage", "is not a table of GPUs")])
@@ -96,40 +95,40 @@ def test_a_table_that_was_tampered_with_is_refused_or_read(data):
     fields[row][cell] = data.draw(st.one_of(st.text(), st.sampled_from(odd)))
     with contextlib.suppress(ToolkitError):
         found = parse_topology("\n".join(map("\t".join, fields)))
-        assert len(found.ways) == len(found.numa) == len(found.cores) == len(found.gpus)
+        assert len(found.ways) == len(found.numa) == len(found.gpus)
 
 
 @pytest.mark.parametrize(
-    "affinities, cores, numa",
+    "affinities, numa",
     [
-        ("0-63\t0\t\tN/A", "0-63", (0,)),
-        ("0-15,32-47\t0-1\t\tN/A", "0-15,32-47", (0, 1)),
-        ("0-63\t0-1,4\t\tN/A", "0-63", (0, 1, 4)),
-        ("N/A\tN/A\t\tN/A", "", ()),
-        ("", "", ()),
-        ("3,5\t12\t\t2", "3,5", (12,)),
-        ("0-7\t\tN/A\t\tN/A", "0-7", ()),  # a short cell is padded by a second tab on some drivers
-        ("0-7\t\t1\t\tN/A", "0-7", (1,)),
-        ("\t0\t\tN/A", "", (0,)),  # blank cells: columns are known by their place
-        ("\t0-1\t\t", "", (0, 1)),
-        ("0-63\t\t\tN/A", "0-63", ()),
-        ("0-55,112-167\t1\t\t", "0-55,112-167", (1,)),
-        ("0-7\t\t1", "0-7", (1,)),
-        ("\t\t\tN/A", "", ()),
-        ("0-63\t3-1\t\tN/A", "0-63", ()),
-        ("0-63\t0-\t\tN/A", "0-63", ()),
-        ("0-63\t٣\t\tN/A", "0-63", ()),
+        ("0-63\t0\t\tN/A", (0,)),
+        ("0-15,32-47\t0-1\t\tN/A", (0, 1)),
+        ("0-63\t0-1,4\t\tN/A", (0, 1, 4)),
+        ("N/A\tN/A\t\tN/A", ()),
+        ("", ()),
+        ("3,5\t12\t\t2", (12,)),
+        ("0-7\t\tN/A\t\tN/A", ()),  # a short cell is padded by a second tab on some drivers
+        ("0-7\t\t1\t\tN/A", (1,)),
+        ("\t0\t\tN/A", (0,)),  # blank cells: columns are known by their place
+        ("\t0-1\t\t", (0, 1)),
+        ("0-63\t\t\tN/A", ()),
+        ("0-55,112-167\t1\t\t", (1,)),
+        ("0-7\t\t1", (1,)),
+        ("\t\t\tN/A", ()),
+        ("0-63\t3-1\t\tN/A", ()),
+        ("0-63\t0-\t\tN/A", ()),
+        ("0-63\t٣\t\tN/A", ()),
     ],
 )
-def test_affinities(affinities, cores, numa):
+def test_affinities(affinities, numa):
     found = parse_topology(TWO.replace("0-63\t0\t\tN/A", affinities))
-    assert (found.cores_of(1), found.numa_of(1)) == (cores, numa)
+    assert found.numa_of(1) == numa
 
 
 def test_names_of_network_cards_in_older_drivers_and_no_numa_column():
     text = "GPU0 GPU1 mlx5_0 CPU Affinity\nGPU0 X NV4 PIX 0-7\nGPU1 NV4 X SYS 8-15\nmlx5_0 PIX SYS X\n"
     found = parse_topology(text)
-    assert (found.gpus, found.way(1, 0), found.cores, found.numa) == ((0, 1), "NV4", ("0-7", "8-15"), ((), ()))
+    assert (found.gpus, found.way(1, 0), found.numa) == ((0, 1), "NV4", ((), ()))
 
 
 @pytest.mark.parametrize("nics", [[], ["NIC0", "NIC1"], ["mlx5_0", "mlx5_bond_0"]])
@@ -146,7 +145,7 @@ def test_blank_cells_behind_columns_of_network_cards(nics, columns):
         "\nLegend:\n\n  X    = Self\n\nNIC Legend:\n\n  NIC0: mlx5_0\n  NIC1: mlx5_bond_0",
     ]
     found = parse_topology("\n".join(lines))
-    assert (found.gpus, found.cores) == ((0, 1), ("", ""))
+    assert (found.gpus, found.numa_of(0), found.numa_of(1)) == ((0, 1), *[(1,) if columns > 1 else ()] * 2)
     assert found.numa == (((1,), (1,)) if columns > 1 else ((), ()))
 
 
@@ -172,7 +171,7 @@ def test_nvidia_smi_is_asked(seen, tmp_path):
 def test_else_nvml_tells_of_nvlink(seen, tmp_path, script):
     """Also where nvidia-smi has other GPUs than NVML."""
     found = look_at_topology(seen(h100s()), smi(tmp_path, script))
-    assert (found.source, found.way(0, 7), found.numa_of(0), found.cores_of(7)) == ("NVML", "NVLink", (), "")
+    assert (found.source, found.way(0, 7), found.numa_of(0)) == ("NVML", "NVLink", ())
 
 
 def test_a_program_that_does_not_run_or_does_not_end(seen, tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ def test_a_key_has_its_name(keys_file):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "names no key"), (f"{LINE}\nanna {KEY}\n", "keys:2: is not a key's line"), ("anna\n", "keys:1: ")],
+    [("", "names no key"), (f"{LINE}\nanna {KEY}\n", "keys:2: is not a line for a key"), ("anna\n", "keys:1: ")],
 )
 def test_a_bad_file_is_one_line_that_shows_no_key(keys_file, text, message):
     with pytest.raises(ToolkitError, match=message) as caught:
@@ -47,7 +47,7 @@ def test_a_file_that_others_can_read_is_refused(keys_file):
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(ToolkitError, match=r"no such file. Make it, a line per key: NAME SHA256"):
+    with pytest.raises(ToolkitError, match=r"no such file. Make it, with a line for each key: NAME SHA256"):
         read_keys(tmp_path / "keys")
 
 

@@ -81,8 +81,8 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         (lambda folder: (folder / "ca.pem").write_text("x"), "ca.pem: is not a certificate in PEM"),
         (lambda folder: shutil.copy(folder / "etcd-key.pem", folder / "node-key.pem"), "does not go with its key"),
         (lambda folder: (folder / "node-key.pem").chmod(0o644), "node-key.pem: can be read by other users. Close it:"),
-        (lambda folder: use_etcds(folder), "node.pem: no other node would take it: Hostname mismatch"),
-        (lambda folder: make_certificates_again(folder), "node.pem: no other node would take it: unable to get local"),
+        (lambda folder: use_etcds(folder), "node.pem: other nodes would refuse it: Hostname mismatch"),
+        (lambda folder: make_certificates_again(folder), "node.pem: other nodes would refuse it: unable to get local"),
     ],
     ids=["missing", "no PEM", "another key", "open key", "another name", "another CA"],
 )

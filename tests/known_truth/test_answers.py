@@ -10,9 +10,10 @@ import pytest
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.grpc import service_pb2 as pb
 
+from tests.load.measure import measure
 from toolkit.client import GenerateRequest, ServerRefused, connect
 from toolkit.known_truth import KnownTruth, Settings
-from toolkit.load.exchange import ASKED_OF_THE_SERVER, measure, now
+from toolkit.load.exchange import ASKED_OF_THE_SERVER, now
 
 from .raw import ask, infer, post
 

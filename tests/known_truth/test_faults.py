@@ -6,11 +6,12 @@ from itertools import count
 
 import pytest
 
+from tests.load.measure import measure
 from toolkit.client import GenerateRequest, connect
 from toolkit.errors import ToolkitError
 from toolkit.known_truth import KnownTruth, Settings
 from toolkit.known_truth.faults import KINDS
-from toolkit.load.exchange import measure, now
+from toolkit.load.exchange import now
 
 from .raw import post
 

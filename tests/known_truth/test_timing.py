@@ -8,10 +8,11 @@ import threading
 
 import pytest
 
+from tests.load.measure import measure
 from toolkit.client import GenerateRequest, connect
 from toolkit.clock import EPOCH
 from toolkit.known_truth import KnownTruth, Record, Settings
-from toolkit.load.exchange import measure, now
+from toolkit.load.exchange import now
 
 from .raw import post
 

@@ -7,9 +7,10 @@ import time
 
 import pytest
 
+from tests.load.measure import measure, measure_whole
 from toolkit.client import Event, GenerateRequest, Result, ServerFailed, connect
 from toolkit.known_truth import KnownTruth, Settings
-from toolkit.load.exchange import EPOCH, measure, measure_whole, now
+from toolkit.load.exchange import EPOCH, now
 from toolkit.model.chat_template import chat_message
 from toolkit.slo.metrics import Measured
 

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.load.measure import measure
 from toolkit.client import GenerateRequest, connect
 from toolkit.clock import now
 from toolkit.errors import ToolkitError
 from toolkit.known_truth import Record
-from toolkit.load.exchange import measure
 from toolkit.load.processes import advice
 from toolkit.load.self_check import SLACK_CPU, CpuUse, compare, generator_error
 from toolkit.reports.loadtest.samples import write_samples

@@ -19,8 +19,9 @@ from google.protobuf import text_format
 from tokenizers import Tokenizer
 from tritonclient.grpc import model_config_pb2
 
+from tests.load.measure import measure_whole
 from toolkit.client import GenerateRequest, connect
-from toolkit.load.exchange import ASKED_OF_THE_SERVER, measure_whole, now
+from toolkit.load.exchange import ASKED_OF_THE_SERVER, now
 from toolkit.repository.configs import PREPROCESSING_INSTANCES
 
 from .conftest import scripted_repository, serving

@@ -70,7 +70,7 @@ def _renew_config(deployment: Deployment) -> bool:
 
     from toolkit.checkpoint.config_json import config_text
     from toolkit.files.artifacts import read_lock, record, write_lock
-    from toolkit.files.atomic import atomic_file
+    from toolkit.files.atomic import write_text
     from toolkit.files.json_file import read_json
     from toolkit.releases.checkpoint import unknown_keys
 
@@ -78,8 +78,7 @@ def _renew_config(deployment: Deployment) -> bool:
     config = directory / "config.json"
     if lock is None or not any(unknown_keys(read_json(config), deployment.release.checkpoint_keys)):
         return False
-    with atomic_file(config) as draft:
-        draft.write_text(config_text(deployment.shape, deployment.mapping, deployment.model.dtype), encoding="utf-8")
+    write_text(config, config_text(deployment.shape, deployment.mapping, deployment.model.dtype))
     write_lock(directory, replace(lock, outputs={**lock.outputs, config.name: record(config)}))
     return True
 

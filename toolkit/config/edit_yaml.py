@@ -12,7 +12,7 @@ import yaml
 
 from toolkit.config.load import absolute_paths, changed
 from toolkit.errors import ToolkitError
-from toolkit.files.atomic import atomic_file, check_writable, read_text
+from toolkit.files.atomic import check_writable, read_text, write_text
 from toolkit.files.yaml_file import absolute_path, compose_yaml, parse_yaml
 
 
@@ -26,8 +26,7 @@ def write_edited(
     """
     check_free(target, force)
     text = moved(source, target, changes, engine)
-    with atomic_file(target) as partial:
-        partial.write_text(text, encoding="utf-8")
+    write_text(target, text)
 
 
 def moved(source: Path, target: Path, changes: Mapping[str, Any], engine: str | None = None) -> str:

@@ -15,7 +15,7 @@ from toolkit.drill.page import page
 from toolkit.drill.run import Drill, Settings
 from toolkit.drill.trial import METRICS
 from toolkit.drill.wording import verdict_of
-from toolkit.files.atomic import atomic_file, make_private
+from toolkit.files.atomic import make_private, write_text
 
 JSON_NAME, HTML_NAME = "drill.json", "index.html"
 
@@ -33,8 +33,7 @@ def write(deployment: Deployment, settings: Settings, drills: Sequence[Drill]) -
         (JSON_NAME, json.dumps(content, indent=2) + "\n"),
         (HTML_NAME, page(deployment, settings, drills)),
     ):
-        with atomic_file(folder(deployment) / name) as partial:
-            partial.write_text(text, encoding="utf-8")
+        write_text(folder(deployment) / name, text)
     return content
 
 

@@ -118,3 +118,14 @@ def atomic_file(target: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+def write_text(target: Path, text: str, mode: int | None = None) -> None:
+    """Write a file of UTF-8 whole or not at all. `mode`: its permissions. Raises ToolkitError, also on a full disk."""
+    with atomic_file(target) as partial:
+        try:
+            if mode is not None:
+                partial.chmod(mode)
+            partial.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ToolkitError(f"could not be written: {error.strerror}", where=target) from None

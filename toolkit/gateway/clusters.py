@@ -1,4 +1,4 @@
-"""Where the door sends requests, as Envoy's clusters: the replicas, and the parts of the door itself."""
+"""Envoy's clusters, which are the targets of the door's requests: the replicas, and the parts of the door itself."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def triton_cluster(name: str, places: Places, deployment: Deployment) -> dict[st
         "connect_timeout": f"{CONNECT_S}s",
         "per_connection_buffer_limit_bytes": body_bytes(deployment),
         "lb_policy": "LEAST_REQUEST",
-        "ignore_health_on_host_removal": True,  # a replica that the file no longer names gets nothing from then on
-        # Where no replica is well, none gets requests: 503 at once, instead of a try at those that are ill.
-        # Envoy would keep a change of health to itself for a second, to hand on several at once.
+        "ignore_health_on_host_removal": True,  # a replica that has left the file gets no more requests
+        # If no replica is healthy, a request gets 503 at once: by default Envoy would try the unhealthy ones.
+        # By default it also holds back changes of health for a second, to apply several at once.
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}, "update_merge_window": "0s"},
         "circuit_breakers": _breakers(deployment),
         "health_checks": [
@@ -101,8 +101,8 @@ def _breakers(deployment: Deployment) -> dict[str, Any]:
     most = deployment.most_requests
     budget: dict[str, Any] = {"budget_percent": {"value": 20}, "min_retry_concurrency": 3}
     if deployment.gateway.etcd:
-        # One of two nodes that is gone gets half of the requests, and each waits CONNECT_S until it is tried again.
+        # If one of two nodes is gone, half of the requests go there first and are retried after CONNECT_S.
         budget = {"budget_percent": {"value": 50}, "min_retry_concurrency": 16}
-    # With as few connections as requests, the next request over HTTP/1.1 would wait for one instead of getting 503.
+    # More connections than requests: else the next request over HTTP/1.1 would wait for one instead of getting 503.
     limits = {"max_connections": 2 * most + 8, "max_pending_requests": most, "max_requests": most}
     return {"thresholds": [{"priority": "DEFAULT", **limits, "retry_budget": budget}]}

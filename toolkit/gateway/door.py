@@ -12,7 +12,7 @@ from typing import Any
 
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
-from toolkit.files.atomic import atomic_file, make_private, private
+from toolkit.files.atomic import make_private, private, write_text
 from toolkit.files.file_lock import FileLock, lock_holder
 from toolkit.files.json_file import read_json
 
@@ -85,9 +85,8 @@ def folder(deployment: Deployment) -> Path:
 
 def write_door(deployment: Deployment, state: DoorState) -> None:
     """Write the state file atomically. If that fails, for example on a full disk, serving goes on."""
-    with contextlib.suppress(OSError, ToolkitError), atomic_file(folder(deployment) / "up.json") as partial:
-        partial.chmod(0o600)
-        partial.write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
+    with contextlib.suppress(OSError, ToolkitError):
+        write_text(folder(deployment) / "up.json", json.dumps(asdict(state), indent=2), mode=0o600)
 
 
 def read_door(deployment: Deployment) -> DoorState | None:

@@ -23,26 +23,26 @@ from toolkit.gateway.node import Node
 
 LOOPBACK = "127.0.0.1"
 HOSTS = ("DYN_TCP_RPC_HOST", "DYN_TCP_RESPONSE_STREAM_HOST", "DYN_EVENT_PLANE_HOST", "DYN_SYSTEM_HOST")
-"""Variables for the addresses it listens on. Without them it takes the machine's own address."""
+"""Variables for the addresses that Dynamo listens on. Without them it listens on the machine's own address."""
 DISCOVERY = "DYN_DISCOVERY_BACKEND"
 _PATHS = {"CA": "CA_CERT_PATH", "CLIENT_CERT": "CLIENT_CERT_PATH", "CLIENT_KEY": "CLIENT_KEY_PATH"}
 LEASE_S = 600
-"""How long etcd may be away. After that Dynamo's processes end, and wait for it."""
+"""How long etcd may be away. After that Dynamo's processes end; new ones wait for etcd."""
 CONNECT_S = 1
 LOOK_S = 0.5
 ENDED = 75
 """Exit code of a worker whose Triton is gone (EX_TEMPFAIL)."""
 HEAD_WAIT_MS = 5000
-"""How long the front end keeps back the head of a stream that has no token yet. A request that is refused until then
-gets its status; later the error is in the stream."""
+"""How long the front end holds back the HTTP head of a stream that has no token yet. An error within this time gets its
+own status; a later error is in the stream."""
 EXTRA = "pip install 'triton-llm-toolkit[gateway]'"
 
 
 def endpoint(deployment: Deployment) -> str:
     """The name under which the workers of all its replicas take requests.
 
-    A stream moves only between workers of one name. The front end serves nobody while workers of one name differ in
-    what they say of the model, as in a rolling restart with other limits, so these have another name.
+    A stream moves only between workers of one name. While workers of one name describe the model differently, the front
+    end serves nobody. So the name depends on the description: a rolling restart with other limits gets a new name.
     """
     gateway, limits = deployment.gateway, deployment.limits
     block = deployment.kv_cache.tokens_per_block
@@ -51,17 +51,20 @@ def endpoint(deployment: Deployment) -> str:
 
 
 def environment(folder: Path, node: Node | None = None) -> dict[str, str]:
-    """Variables for the processes of one deployment. Without a node they find each other by files in `folder`, on
-    loopback. With one they use etcd, and mutual TLS on the node's address."""
+    """Variables for the processes of one deployment.
+
+    With `node` None they find each other by files in `folder`, on loopback. On a node they use etcd, and mutual TLS on
+    the node's address.
+    """
     return {
         DISCOVERY: "file",
         "DYN_FILE_KV": str(folder),
-        "DYN_LOG": "warn,mm_routing=error",  # which is about pictures in prompts
+        "DYN_LOG": "warn,mm_routing=error",  # mm_routing warns about pictures in prompts
         "DYN_SDK_DISABLE_ANSI_LOGGING": "1",
         "DYN_SELF_HOST_METADATA": "0",
         "DYN_HTTP_PRE_COMMIT_ERROR_PEEK_MS": str(HEAD_WAIT_MS),
         "DYN_HTTP_OVERLOAD_STATUS_CODE": "429",
-        "XDG_CACHE_HOME": str(folder / "cache"),  # a copy of the model's metadata, else in the home folder
+        "XDG_CACHE_HOME": str(folder / "cache"),  # for a copy of the model's metadata; the default is the home folder
         "DYN_CACHE_HOME": str(folder / "cache"),
         **dynamo_variables(),
         **dict.fromkeys(HOSTS, LOOPBACK),
@@ -86,13 +89,13 @@ def _of_node(node: Node) -> dict[str, str]:
 
 
 def read_certificates() -> None:
-    """Set the variables that hold the certificates and the key for etcd, of which Dynamo wants the text, not the paths.
+    """Set the variables with the certificates and the key for etcd. Dynamo wants their text here, not their paths.
 
-    Only in this process's own copy of its environment, so the key is not in what the kernel shows of it.
+    They are set inside this process only, so /proc/PID/environ does not show the key.
     """
     if discovery() != "etcd":
         return
-    os.environ.pop("ETCD_AUTH_USERNAME", None)  # with a name of the user's own environment, Dynamo would not use TLS
+    os.environ.pop("ETCD_AUTH_USERNAME", None)  # with a user name from the environment, Dynamo would not use TLS
     for name in _PATHS:
         path = os.environ[f"DYN_TCP_TLS_{_PATHS[name]}"]
         os.environ[f"ETCD_AUTH_{name}"] = Path(path).read_text(encoding="ascii")
@@ -104,7 +107,7 @@ def discovery() -> str:
 
 
 def wait_for_discovery() -> None:
-    """Return when etcd can be reached; at once without it. Dynamo itself would give up, or look twice a minute."""
+    """Wait until etcd can be reached; with files return at once. Dynamo itself would give up, or try twice a minute."""
     members = os.environ.get("ETCD_ENDPOINTS", "").split(",") if discovery() == "etcd" else []
     while members:
         for member in members:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from toolkit.config.deployment import Deployment
-from toolkit.files.atomic import atomic_file
+from toolkit.files.atomic import write_text
 from toolkit.gateway.places import LOOPBACK, Places
 from toolkit.gateway.tunnels import REMOTE
 
@@ -39,8 +39,7 @@ def write_endpoints(places: Places, traffic: Sequence[Traffic]) -> None:
     for cluster in _PORTS:
         file = places.endpoints(cluster)
         file.parent.mkdir(exist_ok=True)
-        with atomic_file(file) as partial:
-            partial.write_text(yaml.safe_dump(response(cluster, traffic)), encoding="utf-8")
+        write_text(file, yaml.safe_dump(response(cluster, traffic)))
 
 
 def response(cluster: str, traffic: Sequence[Traffic]) -> dict[str, Any]:

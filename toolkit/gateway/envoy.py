@@ -19,11 +19,11 @@ from toolkit.gateway.tunnels import tunnels
 
 GATE = "gate"
 KEY_HEADER = "x-toolkit-key"
-"""The gate's word on whose key a request has, for the access log."""
+"""The header in which the gate names the API key of a request, for the access log."""
 STREAM_IDLE_S = 600
 """The longest silence of a stream that both sides keep open."""
 CLOSE_S = 0.25
-"""From a broken-off answer to closing the client's connection, by which the client learns of it."""
+"""Time from a broken-off answer until the client's connection is closed, which tells the client."""
 GATE_S = 5.0
 BACKOFF = {"base_interval": "0.025s", "max_interval": "0.25s"}
 """Pauses before retries: Envoy draws a random time, up to twice as long each time."""
@@ -89,7 +89,7 @@ def _listener(deployment: Deployment, places: Places) -> dict[str, Any]:
     return {
         "name": "door",
         "address": address(gateway.host, gateway.port),
-        # A retry sends the request again, so the whole of it must fit.
+        # A retry sends the request again, so the whole request must fit into the buffer.
         "per_connection_buffer_limit_bytes": body_bytes(deployment),
         "filter_chains": [chain],
     }
@@ -150,7 +150,7 @@ def _routes(deployment: Deployment) -> list[dict[str, Any]]:
     triton = _keys_only(deployment)
     retry_grpc = "unavailable,connect-failure,refused-stream,reset"
     return [
-        *(_answered(match, 403, "this is for operators, at a replica's own port") for match in FORBIDDEN),
+        *(_answered(match, 403, "this path is for operators: use a replica's own port") for match in FORBIDDEN),
         _route({"prefix": "/v1/"}, FRONT, deployment, _lua(OPENAI_ERRORS), "connect-failure,refused-stream"),
         _first(_route({**grpc, "prefix": GRPC_HEALTH}, TRITON_GRPC, deployment, triton, retry_grpc)),
         _route(grpc, TRITON_GRPC, deployment, {**triton, **streams}, retry_grpc),
@@ -174,10 +174,10 @@ def _route(
     action: dict[str, Any] = {"cluster": cluster, "timeout": "0s"}
     action["retry_policy"] = {
         "retry_on": retry_on,
-        # Not 504, which a try that waited too long gets: in a full deployment it would make the load larger.
+        # Not 504, the status of a try that waited too long: if the deployment is full, retries would add to the load.
         "retriable_status_codes": [502, 503],
         "num_retries": deployment.gateway.retries,
-        # The front end sends the head at once: then no other one can be tried, and the canary finds who hangs.
+        # The front end sends the head at once. After that no retry is possible, and the canary finds who hangs.
         **({} if cluster == FRONT else {"per_try_idle_timeout": f"{deployment.gateway.first_byte_timeout_s}s"}),
         "retry_back_off": BACKOFF,
         "retry_host_predicate": [
@@ -194,14 +194,14 @@ def _route(
 
 
 def _health_route(deployment: Deployment) -> dict[str, Any]:
-    """/health, as vLLM's and trtllm-serve's clients ask: whether a replica is ready. guidellm asks before it begins."""
+    """/health, as in vLLM and trtllm-serve: 200 if a replica is ready. guidellm asks it before it begins."""
     route = _route({"path": "/health"}, TRITON_HTTP, deployment, {"envoy.filters.http.ext_authz": _no_gate()})
     route["route"]["prefix_rewrite"] = "/v2/health/ready"
     return _first(route)
 
 
 def _first(route: dict[str, Any]) -> dict[str, Any]:
-    """A route with limits of its own: whoever asks for health must hear of it, also while the door is full."""
+    """A route with limits of its own: a request for health gets its answer also while the door is full."""
     route["route"]["priority"] = "HIGH"
     return route
 

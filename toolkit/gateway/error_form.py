@@ -13,8 +13,8 @@ _OPENAI_FULL = {"error": {"message": FULL, "type": "rate_limit_error", "param": 
 _TRITON, _TRITON_FULL = {"error": "%LOCAL_REPLY_BODY%"}, {"error": FULL}
 ALL_FULL = "all replicas are full: their queues have no room"
 LAST_WAS_FULL = "Request deadline exceeded"
-"""What the front end says, with 504, when the last replica that it asked was full. Of all errors that it sends on to
-another replica, only ConnectionTimeout has a status and a text of its own in the end; the worker raises it for that."""
+"""The text of the front end's 504 if the last replica that it asked was full. The worker raises ConnectionTimeout for a
+full queue: among the errors after which the front end asks another replica, only this one has a status of its own."""
 
 
 def _mapper(condition: dict[str, Any], form: dict[str, Any], again: bool) -> dict[str, Any]:
@@ -39,13 +39,13 @@ def _both(*filters: dict[str, Any]) -> dict[str, Any]:
 
 _BY_THE_GATE = {"response_flag_filter": {"flags": ["UAEX"]}}
 _TOO_MANY = {"response_flag_filter": {"flags": ["UO"]}}
-"""As many requests are in the door as it takes."""
+"""The door is at its limit of requests."""
 _A_VERDICT = {
     "status_code_filter": {
         "comparison": {"op": "LE", "value": {"default_value": 499, "runtime_key": "toolkit.verdict"}}
     }
 }
-"""The gate's own answers are below 500. Where it does not answer, Envoy says 503."""
+"""The gate's own answers are below 500. If it does not answer, Envoy says 503."""
 
 ERROR_FORMS: dict[str, Any] = {
     "mappers": [

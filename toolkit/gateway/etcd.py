@@ -18,7 +18,7 @@ TIMEOUT_S = 2.0
 
 
 class EtcdAway(Exception):
-    """No member answered, or none with what was asked."""
+    """No member gave a usable answer."""
 
 
 class Etcd:
@@ -34,16 +34,16 @@ class Etcd:
         return str(self._ask("lease/grant", {"TTL": seconds})["ID"])
 
     def keep(self, lease: str) -> bool:
-        """Whether the lease is still there; from now on it lasts its whole time again."""
+        """Renew a lease for its whole time. False if it has ended."""
         answer = self._ask("lease/keepalive", {"ID": lease})
         return int(answer.get("result", {}).get("TTL", 0)) > 0
 
     def revoke(self, lease: str) -> None:
-        """End a lease, and all keys with it. One that has ended already is no error."""
+        """End a lease, and all keys with it. It is no error if the lease has ended already."""
         self._ask("lease/revoke", {"ID": lease}, gone=True)
 
     def put(self, key: str, value: str, lease: str) -> None:
-        """Write a key that is there as long as its lease."""
+        """Write a key, which exists as long as its lease."""
         self._ask("kv/put", {"key": _coded(key), "value": _coded(value), "lease": lease})
 
     def below(self, prefix: str) -> dict[str, str]:
@@ -54,7 +54,7 @@ class Etcd:
 
     def _ask(self, path: str, message: Mapping[str, Any], gone: bool = False) -> dict[str, Any]:
         problems = []
-        for _ in range(len(self._members) + 1):  # the connection that is open may have ended since
+        for _ in range(len(self._members) + 1):  # one try more: the open connection may have ended meanwhile
             member = self._members[self._turn % len(self._members)]
             try:
                 if self._connection is None:

@@ -4,8 +4,8 @@ A stream over gRPC has errors without codes, so the text decides. One table, for
 TensorRT-LLM's, release 1.2. Engines: cpp/tensorrt_llm/executor/executorImpl.cpp, batch_manager/
 trtGptModelInflightBatching.cpp; cpp/include/tensorrt_llm/common/cudaUtils.h. LLM API: tensorrt_llm/llmapi/llm.py,
 executor/proxy.py, executor/executor.py, _torch/pyexecutor/py_executor.py, executor_request_queue.py. There a step that
-fails ends all running requests with the exception's own text, which says nothing about whose fault it is. Our model
-(triton_repo/llmapi) passes that on as "tensorrt_llm failed: CLASS: TEXT", and what was wrong with a request without it.
+fails ends all running requests with the exception's own text, which does not say whose fault it is. Our model
+(triton_repo/llmapi) passes such a text on as "tensorrt_llm failed: CLASS: TEXT", and that for a wrong request as it is.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Fault(Enum):
 _TABLE = (
     (Fault.BUSY, r"maximum queue size"),
     (Fault.LEAVING, r"this server is ending|the engine is shutting down"),
-    # Memory that no other request gives back, and errors after which CUDA's context is unusable.
+    # Out of memory that no other request will free, and errors after which CUDA's context is unusable.
     (Fault.GROUP, r"a rank of the group has ended"),
     (Fault.GROUP, r"CUDA (runtime )?error|cudaError|CUDA out of memory|illegal memory access|device-side assert"),
     (Fault.GROUP, r"NCCL|ncclSystemError|ncclUnhandledCudaError|Failed to allocate|cudaMalloc"),

@@ -1,6 +1,6 @@
 """`python -m toolkit.gateway.gate FILE ENGINE PORT`: judges each request for Envoy: key, rate, OpenAI's parameters.
 
-Envoy sends the request with its body (ext_authz); 200 lets it in, any other answer goes to the client as it is.
+Envoy sends it the request with its body (ext_authz). 200 lets the request in; any other answer goes to the client.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""For a process that reads lines from its starter and ends when the starter ends, in any way."""
+"""Ties a process to its starter: it reads the starter's lines, and ends when the starter ends, in any way."""
 
 from __future__ import annotations
 

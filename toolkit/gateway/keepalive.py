@@ -1,8 +1,8 @@
 """Finds connections to nodes that fell silent. For the processes of Dynamo, which opens its sockets itself.
 
-A node without power or network sends nothing, not even the end of its connections, and Dynamo would wait for it: its
-streams hung for the 90 s that a test looked. The kernel asks the other end instead. It ends the connection if no answer
-comes, and Dynamo continues the stream on another replica.
+A node without power or network sends nothing, not even the end of its connections. Dynamo would wait for it: in a test
+its streams still hung after 90 s. So the kernel asks the other end. If no answer comes, the kernel ends the connection,
+and Dynamo continues the stream on another replica.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from toolkit.gateway import dynamo
 LOOK_S = 0.5
 IDLE_S, INTERVAL_S, PROBES = 2, 1, 4
 SILENT_S = IDLE_S + INTERVAL_S * PROBES
-"""How long a node may be silent."""
+"""How long a node may be silent before its connections end."""
 
 
 def prepare() -> None:
-    """For a process of Dynamo, before its runtime begins: everything that nodes need, and nothing on a single node."""
+    """Prepare a process of Dynamo before its runtime begins. A single node needs nothing; several need all this."""
     if dynamo.discovery() == "etcd":
         dynamo.wait_for_discovery()
         dynamo.read_certificates()
@@ -32,7 +32,7 @@ def prepare() -> None:
 
 
 def watch_connections() -> None:
-    """Have the kernel watch all TCP connections of this process, also those to come. In a thread of its own."""
+    """Have the kernel watch all TCP connections of this process, present and future. Starts a thread."""
     threading.Thread(target=_watch, name="keepalive", daemon=True).start()
 
 
@@ -44,7 +44,7 @@ def _watch() -> None:
 
 
 def _look(seen: set[int]) -> set[int]:
-    """Set up the sockets that were not there before. Returns the inodes of those that are there now."""
+    """Set up the new sockets. Returns the inodes of all sockets that are open now."""
     now = set()
     for path in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):  # closed meanwhile, or not connected
@@ -64,5 +64,5 @@ def _set_up(descriptor: int) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, IDLE_S)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, INTERVAL_S)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, PROBES)
-        # For what was sent and not received, which the above does not cover.
+        # Keepalive does not cover bytes that were sent and not acknowledged.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENT_S * 1000)

@@ -21,7 +21,7 @@ MINUTE_S = 60.0
 
 def read_keys(file: Path) -> dict[str, str]:
     """Names by the SHA-256 of their keys. Raises ToolkitError, also for a file that others can read."""
-    text = read_text(file, missing=f"Make it, a line per key: {FORM}.")
+    text = read_text(file, missing=f"Make it, with a line for each key: {FORM}.")
     if file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise ToolkitError("can be read by other users", where=file, hint=f"Close it: chmod 600 {file}")
     keys: dict[str, str] = {}
@@ -30,7 +30,7 @@ def read_keys(file: Path) -> dict[str, str]:
             continue
         match = _LINE.fullmatch(line.strip())
         if not match:  # the line is not shown: it may be a key
-            raise ToolkitError("is not a key's line", where=f"{file}:{number}", hint=f"Expected: {FORM}.")
+            raise ToolkitError("is not a line for a key", where=f"{file}:{number}", hint=f"Expected: {FORM}.")
         keys[match["digest"].lower()] = match["name"]
     if not keys:
         raise ToolkitError("names no key, so nobody could use the server", where=file, hint=f"Add a line: {FORM}.")

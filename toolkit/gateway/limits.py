@@ -1,8 +1,8 @@
-"""How many requests the door lets in at once: a file that Envoy reads again when it is replaced. And how many it has.
+"""The limits of requests in the door, in a file that Envoy reads again when it is replaced; and Envoy's counts of them.
 
 Envoy's circuit breaker of each cluster takes its limit from Envoy's runtime, whose layer is this file (RTDS):
 https://www.envoyproxy.io/docs/envoy/v1.40.0/configuration/upstream/cluster_manager/cluster_runtime. A lower limit ends
-no request. It holds for the priority DEFAULT; requests for the health of replicas have another one.
+no request. It is for the priority DEFAULT; requests for health have another priority.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from toolkit.files.atomic import atomic_file
+from toolkit.files.atomic import write_text
 from toolkit.gateway import admin
 from toolkit.gateway.clusters import FRONT
 from toolkit.gateway.endpoints import TRITON_GRPC, TRITON_HTTP
@@ -57,8 +57,7 @@ def runtime_layers(places: Places) -> dict[str, Any]:
 def write_limits(places: Places, limits: Mapping[str, int]) -> None:
     """Tell Envoy how many requests each cluster takes at once. Raises OSError or ToolkitError."""
     places.limits.parent.mkdir(exist_ok=True)
-    with atomic_file(places.limits) as partial:
-        partial.write_text(yaml.safe_dump(layer(limits)), encoding="utf-8")
+    write_text(places.limits, yaml.safe_dump(layer(limits)))
 
 
 def layer(limits: Mapping[str, int]) -> dict[str, Any]:
@@ -85,9 +84,9 @@ def read_counts(admin_socket: Path) -> dict[str, Counts] | None:
 
 
 def shares(limit: int, demand: Mapping[str, int]) -> dict[str, int]:
-    """The limit divided among the APIs by their demand, as Envoy counts each apart.
+    """The limit divided among the APIs by their demand, because Envoy counts each API separately.
 
-    An API without demand may begin with one request, so the sum may be larger than the limit by the number of these.
+    An API without demand gets 1, so that it can begin. So the sum may exceed the limit by the number of such APIs.
     """
     total = sum(demand.values())
     if not total:

@@ -1,4 +1,4 @@
-"""This machine as one of several nodes: its address on the network between them, and what it shows to the others."""
+"""This machine as one of several nodes: its address on the network between them, and its certificate."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def check_node(node: Node) -> None:
 
 
 def tls_context(tls: NodeTls) -> ssl.SSLContext:
-    """For a client of the other nodes, and of etcd. Raises ToolkitError for a file that is missing or no PEM."""
+    """The context for a client of other nodes and etcd. Raises ToolkitError if a file is missing or is not PEM."""
     for file in (tls.ca, tls.certificate, tls.key):
         open_file(file, missing="gateway.node_tls needs ca, certificate and key, as PEM.").close()
     try:
@@ -64,7 +64,7 @@ def tls_context(tls: NodeTls) -> ssl.SSLContext:
 
 
 def _check_name(node: Node, client: ssl.SSLContext) -> None:
-    """Connect to ourselves, as the other nodes do: they see a wrong CA, name or use only later, and far away."""
+    """Do a TLS handshake with ourselves: a wrong CA, name or usage would else show later, and on another node."""
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(node.tls.ca))
     server.load_cert_chain(node.tls.certificate, node.tls.key)
     server.verify_mode = ssl.CERT_REQUIRED
@@ -83,7 +83,7 @@ def _check_name(node: Node, client: ssl.SSLContext) -> None:
     except ssl.SSLError as error:
         reason = getattr(error, "verify_message", "") or error.reason or str(error)
         hint = f"Sign it by gateway.node_tls.ca, with the DNS name {NAME}, for servers and clients."
-        raise ToolkitError(f"no other node would take it: {reason}", where=node.tls.certificate, hint=hint) from None
+        raise ToolkitError(f"other nodes would refuse it: {reason}", where=node.tls.certificate, hint=hint) from None
 
 
 def _address(deployment: Deployment, interface: str) -> str:

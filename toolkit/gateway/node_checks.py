@@ -1,4 +1,4 @@
-"""Whether this node can be one of several: its address, its certificate, and etcd."""
+"""Checks that this node can be one of several: its address, its certificate, etcd, and free ports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OPEN = "Start etcd with --client-cert-auth and --trusted-ca-file, so that it tak
 
 
 def check_nodes(deployment: Deployment) -> Node | None:
-    """This node; None where it is the only one. Raises a ToolkitError for the first thing that keeps it alone."""
+    """This node; None for a deployment of one node. Raises a ToolkitError for the first problem found."""
     node = node_of(deployment)
     if node is None:
         return None
@@ -34,7 +34,7 @@ def _check_etcd(deployment: Deployment, node: Node) -> None:
     try:
         etcd.below(folder(deployment))
     except EtcdAway as error:
-        hint = "Start it, or correct gateway.discovery. Its certificate needs its name or address, and both uses."
+        hint = "Start it, or correct gateway.discovery. Its certificate needs its name, serverAuth and clientAuth."
         raise ToolkitError(f"gateway.discovery: etcd: {error}", where=deployment.file, hint=hint) from None
     finally:
         etcd.close()
@@ -48,7 +48,7 @@ def _lets_anybody_in(member: str) -> bool:
     """Whether an etcd answers a client that shows no certificate. One that cannot be reached does not."""
     host, _, port = member.rpartition(":")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent that anybody may not read
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing secret is sent
     try:
         with (
             socket.create_connection((host, int(port)), timeout=TIMEOUT_S) as plain,
@@ -71,7 +71,7 @@ def _check_free(deployment: Deployment, address: str, name: str, port: int) -> N
 
 
 def _check_tokenizer(deployment: Deployment) -> None:
-    """A door needs the model's tokenizer and config.json, not its weights. Dynamo reads them where the workers do."""
+    """A door needs the model's tokenizer and config.json, not its weights, at the path that the workers have."""
     for name in ("config.json", "tokenizer.json"):
         if not (deployment.model.path / name).is_file():
             hint = "A node with gateway.role: front needs the model's folder without weights, at the same path."

@@ -18,7 +18,7 @@ class Places:
     front_port: int
     gate_port: int
     node: str | None = None
-    """This node's address on the network between the nodes; None where it is the only one."""
+    """This node's address on the network between the nodes; None for a deployment of one node."""
 
     @property
     def envoy_config(self) -> Path:

@@ -20,7 +20,7 @@ class Record:
     role: str
     traffic: tuple[Traffic, ...] = ()
     leases: tuple[str, ...] = ()
-    """Of its workers in etcd: Dynamo's front ends send requests to a worker until its lease ends."""
+    """The leases of its workers in etcd: Dynamo's front ends send requests to a worker until its lease ends."""
 
     def text(self) -> str:
         """As JSON, for etcd."""
@@ -49,7 +49,7 @@ def key(deployment: Deployment, address: str) -> str:
 
 
 def read_record(text: str, deployment: Deployment) -> Record | None:
-    """The record of another node; None for text that is none."""
+    """The record of another node; None if the text is not a record."""
     try:
         values = json.loads(text)
         address = str(ipaddress.IPv4Address(values["address"]))
@@ -68,5 +68,5 @@ def _traffic(deployment: Deployment, address: str, values: dict[str, object]) ->
 
 
 def without_drained(traffic: Sequence[Traffic]) -> list[Traffic]:
-    """Those that take new requests before a standby does."""
+    """The replicas that take new requests now: without draining ones and standbys."""
     return [one for one in traffic if not (one.draining or one.standby)]

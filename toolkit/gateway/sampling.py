@@ -14,7 +14,7 @@ from toolkit.config.deployment import Deployment
 from toolkit.errors import InputRefused
 
 NO_END = -1
-"""end_id for a request that goes on after an end token."""
+"""The end_id of a request that continues after an end token."""
 REFUSED: dict[str, Any] = {
     "use_beam_search": "the engine is built for beam width 1",
     "length_penalty": "it acts on beams only, and the engine is built for beam width 1",
@@ -86,7 +86,7 @@ def llm_api_tensors(request: Mapping[str, Any], max_seq_len: int, streaming: boo
     if stops.get("min_tokens"):
         yield "min_tokens", "INT32", [stops["min_tokens"]]
     for name, datatype, values in _choice(sampling):
-        if (name, values) != ("runtime_top_k", [0]):  # all tokens: some of its releases would take none
+        if (name, values) != ("runtime_top_k", [0]):  # all tokens: some releases of the sampler would take none for 0
             yield _LLM_API_NAMES.get(name, name), datatype, values
     if output.get("logprobs") is not None:
         yield "return_log_probs", "BOOL", [True]

@@ -25,7 +25,7 @@ def traces_url(deployment: Deployment) -> str | None:
 
 
 def dynamo_environment(deployment: Deployment) -> dict[str, str]:
-    """Variables for Dynamo's processes: the names of OpenTelemetry's SDK. A request that Envoy traces is traced."""
+    """Variables of OpenTelemetry's SDK for Dynamo's processes. They trace the requests that Envoy traces."""
     if not (url := traces_url(deployment)):
         return {}
     return {

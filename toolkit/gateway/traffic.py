@@ -1,6 +1,6 @@
-"""The worker's part in keeping the traffic: OpenAI's requests, which reach no other model that we ship.
+"""Keeps the traffic of OpenAI's API in the worker: these requests reach no other model of ours that could.
 
-The code is that of the models (triton_repo/shared/kept_traffic.py), which run where the toolkit is not installed.
+The code is shared with the models (triton_repo/shared/kept_traffic.py), which run where the toolkit is not installed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from toolkit.files import distribution
 
 @functools.cache
 def kept_traffic() -> Any:
-    """The module."""
+    """The module kept_traffic of the models."""
     file = distribution.folder("triton_repo") / "shared" / "kept_traffic.py"
     spec = importlib.util.spec_from_file_location("toolkit_kept_traffic", file)
     assert spec and spec.loader

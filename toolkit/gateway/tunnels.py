@@ -58,7 +58,7 @@ def other_nodes(tls: NodeTls) -> dict[str, Any]:
                 },
             },
         ],
-        # A node that falls silent would keep its streams open for good, and requests to it waiting.
+        # Without these, streams from a node that falls silent would stay open forever, and requests to it would wait.
         "upstream_connection_options": {"tcp_keepalive": KEEPALIVE},
         "upstream_bind_config": {"socket_options": [NOT_RECEIVED]},
     }
@@ -70,7 +70,7 @@ def _listener(address: str, port: int, tls: NodeTls) -> dict[str, Any]:
         "@type": f"{EXTENSIONS}.filters.network.tcp_proxy.v3.TcpProxy",
         "stat_prefix": "tunnel",
         "cluster": f"tunnel_{port}",
-        "idle_timeout": "0s",  # the door at the other end decides
+        "idle_timeout": "0s",  # the door at the other end has the timeouts
     }
     return {
         "name": f"tunnel_{port}",
@@ -103,9 +103,9 @@ def _cluster(port: int) -> dict[str, Any]:
 
 
 def _common(tls: NodeTls) -> dict[str, Any]:
-    """Our certificate, and the demand that the other end has one of the same CA with the same name."""
+    """Our certificate, and the check of the other end's: same CA, same name."""
     return {
-        # Envoy's clients go up to 1.2 by themselves.
+        # By default, clients in Envoy use TLS 1.2 at most.
         "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
         "tls_certificates": [
             {"certificate_chain": {"filename": str(tls.certificate)}, "private_key": {"filename": str(tls.key)}}

@@ -50,7 +50,7 @@ LOOK_TIMEOUT_S = 2.0
 LOOKS_FAILED = 2
 LEAVE_LOOK_S = 0.05
 FAREWELL_S = 0.3
-"""For the last errors to leave before the process ends."""
+"""Time for the last errors to be sent before the process ends."""
 
 
 class Worker:
@@ -59,7 +59,8 @@ class Worker:
     def __init__(self, deployment: Deployment, replica: int, served_name: str, others: int) -> None:
         self._deployment, self._replica, self._served_name = deployment, replica, served_name
         self._others = others
-        # Engines' clients ask another model, which has the latencies. Those of the LLM API ask this one.
+        # With engine files, clients ask another model, which measures latencies. With the LLM API they ask this one, so
+        # the worker marks its requests: the front end measures them already.
         marks = () if deployment.kind.engine_files else (COUNTED_BY_ITS_SENDER,)
         self._triton = TritonStream(f"127.0.0.1:{deployment.serving.grpc_port}", marks)
         self._tensors = tensors_of(deployment)
@@ -93,7 +94,7 @@ class Worker:
         return 0
 
     async def _describe_model(self, place: Any) -> None:
-        """Tell the front end of the model. It sends no request before the endpoint is served."""
+        """Describe the model to the front end, which sends no request before the endpoint is served."""
         await register_model(
             ModelInput.Tokens,
             ModelType.Chat | ModelType.Completions,
@@ -132,7 +133,7 @@ class Worker:
             async for piece in _until_stopped(answer, context):
                 begun, count = True, count + len(piece.ids)
                 yield _output(piece, logprobs)
-            if self._traffic:  # not of what fails: Dynamo continues that on another replica, whose worker notes it
+            if self._traffic:  # a failed request continues on another replica, whose worker notes it
                 self._traffic.note(arrival, request["token_ids"], count)
             if not context.is_stopped():
                 yield {"token_ids": [], "finish_reason": "length" if count >= budget else "stop"}
@@ -167,7 +168,7 @@ class Worker:
         config.context_length = limits.max_seq_len
         config.max_num_seqs = self._deployment.max_batch_size * self._deployment.parallel.pp
         config.max_num_batched_tokens = limits.max_num_tokens
-        # The most that the engine was told to take; it takes less where less memory is free.
+        # An upper bound: the engine takes fewer blocks if less memory is free.
         config.total_kv_blocks = kv_cache_tokens(self._deployment) // self._deployment.kv_cache.tokens_per_block
         if self._deployment.gateway.tool_parser:
             config.tool_call_parser = self._deployment.gateway.tool_parser

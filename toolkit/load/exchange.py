@@ -96,16 +96,6 @@ def exchange(
     return Exchange(request, protocol, due, sent, ended, answers, streamed, error, count)
 
 
-def measure(client: Client, request: GenerateRequest, **how: Any) -> Sample:
-    """The sample of a request that is sent now; the arguments are those of `exchange`."""
-    return exchange(client, request, **how).sample
-
-
-def measure_whole(client: Client, request: GenerateRequest, **how: Any) -> Sample:
-    """As `measure`, with a whole answer."""
-    return exchange(client, request, streamed=False, **how).sample
-
-
 class _Noted:
     error: str | None = None
 

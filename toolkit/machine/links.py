@@ -24,13 +24,12 @@ def look_at_topology(gpus: Gpus, nvidia_smi: Path | None) -> Topology:
 
 
 def topology_of_links(gpus: Gpus) -> Topology:
-    """From NVML: NVLink or not, without its width, NUMA nodes and cores."""
+    """From NVML: NVLink or not, without its width and NUMA nodes."""
     numbers = tuple(gpu.index for gpu in gpus.seen)
     ways = {frozenset((link.a, link.b)): link.way for link in gpus.links}
     return Topology(
         gpus=numbers,
         ways=tuple(tuple("X" if a == b else ways.get(frozenset((a, b)), UNKNOWN) for b in numbers) for a in numbers),
         numa=((),) * len(numbers),
-        cores=("",) * len(numbers),
         source="NVML",
     )

@@ -29,16 +29,14 @@ _AFFINITIES = ("CPU Affinity", "NUMA Affinity", "GPU NUMA ID")
 
 @dataclass(frozen=True)
 class Topology:
-    """The GPUs by nvidia-smi's numbers. `ways`, `numa` and `cores` are in the order of `gpus`.
+    """The GPUs by nvidia-smi's numbers. `ways` and `numa` are in the order of `gpus`.
 
-    `source` says where they come from. A GPU is near one NUMA node or several. Without nodes, and with cores "", that
-    is unknown.
+    `source` says where they come from. A GPU is near one NUMA node or several; without nodes that is unknown.
     """
 
     gpus: tuple[int, ...] = ()
     ways: tuple[tuple[str, ...], ...] = ()
     numa: tuple[tuple[int, ...], ...] = ()
-    cores: tuple[str, ...] = ()
     source: str = ""
 
     def way(self, a: int, b: int) -> str:
@@ -48,10 +46,6 @@ class Topology:
     def numa_of(self, gpu: int) -> tuple[int, ...]:
         return self.numa[self.gpus.index(gpu)]
 
-    def cores_of(self, gpu: int) -> str:
-        """The CPUs near it, as taskset takes them: 0-55,112-167."""
-        return self.cores[self.gpus.index(gpu)]
-
     def only(self, chosen: Iterable[int]) -> Topology:
         """The topology of some of these GPUs."""
         places = [place for place, gpu in enumerate(self.gpus) if gpu in set(chosen)]
@@ -59,7 +53,6 @@ class Topology:
             gpus=tuple(self.gpus[i] for i in places),
             ways=tuple(tuple(self.ways[i][j] for j in places) for i in places),
             numa=tuple(self.numa[i] for i in places),
-            cores=tuple(self.cores[i] for i in places),
             source=self.source,
         )
 
@@ -87,7 +80,6 @@ def unknown_topology(gpus: Iterable[int]) -> Topology:
         gpus=numbers,
         ways=tuple(tuple("X" if a == b else UNKNOWN for b in numbers) for a in numbers),
         numa=((),) * len(numbers),
-        cores=("",) * len(numbers),
     )
 
 
@@ -114,29 +106,28 @@ def parse_topology(text: str) -> Topology:
     rows = {line.split()[0]: line for line in lines[start + 1 :] if line.split()}
     ways = tuple(_ways(rows, gpu, len(gpus)) for gpu in gpus)
     _require_symmetric(gpus, ways)
-    near = [_near(rows[f"GPU{gpu}"], 1 + len(reached.split()), affinities) for gpu in gpus]
+    numa = [_numa(rows[f"GPU{gpu}"], 1 + len(reached.split()), affinities) for gpu in gpus]
     return Topology(
         gpus=gpus,
         ways=ways,
-        numa=tuple(numbers_in(numa) if _RANGES.fullmatch(numa) else () for _, numa in near),
-        cores=tuple(cores if _RANGES.fullmatch(cores) else "" for cores, _ in near),
+        numa=tuple(numbers_in(nodes) if _RANGES.fullmatch(nodes) else () for nodes in numa),
         source=TABLE,
     )
 
 
-def _near(row: str, before: int, affinities: int) -> tuple[str, str]:
-    """CPU and NUMA affinity, which follow `before` cells. "" for a blank cell and for a missing column.
+def _numa(row: str, before: int, affinities: int) -> str:
+    """NUMA affinity: the cell after the CPU affinity, which follows `before` cells. "" if it is blank or missing.
 
     A tab ends a cell. On some drivers a second tab follows a CPU affinity of less than 8 characters.
     """
     words = row.split()[before:]
     if len(words) == affinities:  # no cell is blank
-        return words[0], "".join(words[1:2])
+        return "".join(words[1:2])
     cells = [cell.strip() for cell in row.split("\t")[before:]]
     cores, *rest = cells or [""]
     if 0 < len(cores) < 8 and rest[:1] == [""]:
         del rest[0]
-    return cores, "".join(rest[:1]) if affinities > 1 else ""
+    return "".join(rest[:1]) if affinities > 1 else ""
 
 
 def numbers_in(ranges: str) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from grafana_foundation_sdk.builders import dashboard, prometheus, timeseries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from toolkit.files.atomic import atomic_file
+from toolkit.files.atomic import write_text
 from toolkit.monitor.panels import DASHBOARDS, Panel
 
 REFRESH, SHOWN = "10s", "now-30m"
@@ -21,8 +21,7 @@ def write_dashboards(folder: Path) -> list[Path]:
     files = []
     for name, panels in DASHBOARDS.items():
         file = folder / f"toolkit-{name}.json"
-        with atomic_file(file) as partial:
-            partial.write_text(dashboard_json(name, panels), encoding="utf-8")
+        write_text(file, dashboard_json(name, panels))
         files.append(file)
     return files
 

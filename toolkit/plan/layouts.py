@@ -26,7 +26,6 @@ from toolkit.slo.verdict import OF_THE_GPUS
 if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment
 
-OBJECTIVES: tuple[Objective, ...] = ("slo", "latency", "throughput", "cost")
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
 HIGHEST_MEMORY_LIMIT = 0.95

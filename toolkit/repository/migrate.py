@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.config.edit_yaml import edited
 from toolkit.config.engine_kind import PYTORCH
 from toolkit.errors import ToolkitError, printable
-from toolkit.files.atomic import atomic_file, read_text
+from toolkit.files.atomic import read_text, write_text
 from toolkit.files.yaml_file import parse_yaml
 
 if TYPE_CHECKING:
@@ -101,8 +101,7 @@ def migrate(twin: Twin) -> bool:
         if twin.file.read_text(encoding="utf-8", errors="replace") == twin.text:
             return False
         raise ToolkitError("exists already and is not this twin", where=twin.file, hint="Give another: --output FILE")
-    with atomic_file(twin.file) as partial:
-        partial.write_text(twin.text, encoding="utf-8")
+    write_text(twin.file, twin.text)
     return True
 
 

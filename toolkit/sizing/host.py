@@ -11,8 +11,6 @@ from toolkit.sizing.precision import stored_precision
 if TYPE_CHECKING:
     from toolkit.config.deployment import Deployment
 
-CONVERT_BYTES = 200_000_000
-"""Memory of `toolkit convert`, for a model of any size (benchmarks/convert.md)."""
 BUILD_FACTOR, BUILD_BYTES = 2.0, 8_500_000_000
 """The build of a rank holds its weights, the engine that it writes, and a workspace. The upper edge of the peaks in
 logs that users published (TensorRT's "Peak memory usage during Engine building and serialization"): 11.1 GB for 2.6 GB

@@ -23,7 +23,7 @@ LOOK_S, END_S = 1.0, 5.0
 
 
 class Admission:
-    """The limit of one door. Call `begin` once, and `end`; `state` is what is known of it."""
+    """The limit of one door. Call `begin` once, and `end`. `state` is for the state file."""
 
     def __init__(self, deployment: Deployment, places: Places, events: Events) -> None:
         self._deployment, self._places, self._events = deployment, places, events
@@ -54,11 +54,11 @@ class Admission:
         )
 
     def begin(self) -> None:
-        """Look from now on."""
+        """Begin to look."""
         self._thread.start()
 
     def end(self) -> None:
-        """Look no more."""
+        """Stop looking."""
         self._over.set()
         if self._thread.is_alive():
             self._thread.join(END_S)
@@ -76,7 +76,7 @@ class Admission:
             self._plan.close()
 
     def look(self, now: float, counts: dict[str, Counts], seen: Seen) -> None:
-        """Take one step by what was seen, and divide the limit among the APIs."""
+        """Take one step of the control law, and divide the limit among the APIs."""
         before = {cluster: self._totals.get((cluster, "refused")) or 0 for cluster in counts}
         for cluster, one in counts.items():  # a new Envoy counts from 0
             self._totals.add(cluster, {(cluster, "admitted"): one.admitted, (cluster, "refused"): one.refused})
@@ -91,7 +91,7 @@ class Admission:
         self._tell(shares(self._law.limit, {name: one.active + refused[name] for name, one in counts.items()}))
 
     def _take_the_plan(self) -> None:
-        """Once it is known. Before, the YAML alone says the bounds."""
+        """Take the plan's prediction once it is known. Until then the bounds are from the YAML alone."""
         if self._plan is None or (predicted := self._plan.capacity()) is None:
             return
         self._plan.close()
@@ -99,7 +99,7 @@ class Admission:
         capacity, e2e_s = predicted
         before = self._law.limit
         self._law.rebound(bounds(self._deployment, capacity, e2e_s)[0])
-        cause = f"the plan predicts {capacity:.1f} requests/s" if capacity else "there is no prediction of the plan"
+        cause = f"the plan predicts {capacity:.1f} requests/s" if capacity else "the plan has no prediction"
         self._note("bounds", f"lets in {self._law.limit} requests, before {before}, from {self._between()}", cause)
 
     def _changed(self, change: Change) -> None:
@@ -114,7 +114,7 @@ class Admission:
         return f"{self._law.bounds.floor} to {self._law.bounds.ceiling}"
 
     def _tell(self, limits: dict[str, int]) -> None:
-        """Write the file, if it changes. On a full disk the limit of before stays, and one event says so."""
+        """Write the file if it changes. On a full disk the limit stays as it was, and one event says so."""
         if limits == self._told:
             return
         try:
@@ -123,5 +123,5 @@ class Admission:
         except (OSError, ToolkitError) as error:
             if not self._cannot_tell:
                 with contextlib.suppress(OSError):
-                    self._events.note(NAME, "not changed", str(error), "the limit of before stays")
+                    self._events.note(NAME, "not changed", str(error), "the limit stays as it was")
             self._cannot_tell = True

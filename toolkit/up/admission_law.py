@@ -14,10 +14,10 @@ import math
 from dataclasses import dataclass
 
 OLD, YOUNG = 0.5, 0.2
-"""Shares of the TTFT limit. A queue older than the first makes the limit fall; it may rise while younger than the
-second."""
+"""Shares of the TTFT limit. The limit falls if the queue is older than the first. It may rise while the queue is
+younger than the second."""
 FAST = 0.9
-"""The limit may rise while TTFT is below this share of its own limit."""
+"""The limit may rise while TTFT is below this share of the TTFT limit."""
 FULL_KV = 0.95
 """It does not rise while more of the KV cache is in use: one more sequence could pause others."""
 FALL = 0.8
@@ -25,11 +25,11 @@ RISE = 1 / 16
 """Each rise adds this share of the limit, at least 1."""
 RISE_EVERY_S = 4.0
 SETTLE_S = 2.0
-"""After a fall: until the queue shows it. At least the TTFT limit."""
+"""Pause after a fall, until the queue shows the effect. At least as long as the TTFT limit."""
 LOOKS = 2
-"""In so many looks in a row the queue must be old: between two steps an engine seems to run nothing."""
+"""The queue must be old in this many looks in a row: between two steps an engine seems to run nothing."""
 IN_USE = 0.9
-"""With a smaller share of the limit in the door, and none refused, the limit holds nobody back."""
+"""The limit holds nobody back if a smaller share of it is in the door, and none was refused."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class Signals:
     queue_age_s: float
     """How long the oldest request that waits in an engine has waited."""
     ttft_s: float | None = None
-    """Of the requests that ended in the last seconds, at the quantile of the bounds; None if too few ended."""
+    """TTFT of the requests that ended in the last seconds, at the quantile of the bounds; None if too few ended."""
     answer_s: float = 0.0
-    """How long a long answer of these takes: a server tells a TTFT so much later."""
+    """End-to-end time of a long answer among these: a server reports its TTFT this much later."""
     kv_used: float | None = None
-    """The fullest replica's share."""
+    """The share of KV blocks in use in the fullest replica."""
 
     def in_use(self, limit: int) -> bool:
         """Whether the limit holds anybody back."""
@@ -83,7 +83,7 @@ class AdmissionLaw:
         self._old_looks = 0
 
     def rebound(self, bounds: Bounds) -> None:
-        """Take other bounds, as when the plan is known."""
+        """Take other bounds, for example when the plan is known."""
         self.bounds, self.limit = bounds, max(bounds.floor, min(bounds.ceiling, self.limit))
 
     def step(self, now: float, signals: Signals) -> Change | None:
@@ -91,7 +91,7 @@ class AdmissionLaw:
         if cause := self._overloaded(now, signals):
             if now < self._fell_at + max(SETTLE_S, self.bounds.ttft_s):
                 return None
-            # A limit that nobody reaches is no measure: then what is in the door is one.
+            # If nobody reaches the limit, the fall begins at what is in the door.
             base = self.limit if signals.in_use(self.limit) else min(self.limit, signals.active)
             return self._changed(now, base * FALL, cause, fell=True)
         if now < self._changed_at + RISE_EVERY_S or not self._may_rise(signals):
@@ -105,7 +105,7 @@ class AdmissionLaw:
         self._old_looks = self._old_looks + 1 if age > OLD * limit else 0
         if self._old_looks >= LOOKS:
             return f"the oldest request waits for {age:.2f} s, and {OLD * limit:.2f} s are allowed"
-        # What ends soon after a fall waited before it.
+        # Requests that end soon after a fall waited before it.
         stale_s = self._window_s + signals.answer_s
         known = signals.ttft_s is not None and now >= self._fell_at + stale_s
         if known and signals.ttft_s is not None and signals.ttft_s > limit:
@@ -133,15 +133,15 @@ class AdmissionLaw:
 class QueueAge:
     """How long the oldest waiting request has waited, from two numbers that a server counts.
 
-    Of `admitted` requests since the beginning `waiting` have not begun. First come, first served: so the oldest that
-    waits is number admitted - waiting + 1, and it came when the count passed that number.
+    `admitted` counts requests since the beginning; `waiting` of them have not begun. They begin in order of arrival. So
+    the oldest one that waits is number admitted - waiting + 1, and it came when the count reached that number.
     """
 
     def __init__(self) -> None:
         self._counts: list[tuple[float, float]] = []
 
     def seen(self, now: float, admitted: float, waiting: float) -> float:
-        """Note the counts of now. Returns seconds."""
+        """Note the present counts. Returns seconds."""
         self._counts.append((now, admitted))
         begun = admitted - waiting
         while len(self._counts) > 1 and self._counts[1][1] <= begun:
@@ -151,5 +151,5 @@ class QueueAge:
         (then, before), (after, count) = self._counts[0], self._counts[min(1, len(self._counts) - 1)]
         if count <= before:  # it came before the first look
             return now - then
-        # Between two looks the requests came evenly.
+        # We assume that requests came evenly between two looks.
         return now - (then + (after - then) * min(1.0, max(0.0, (begun + 1 - before) / (count - before))))

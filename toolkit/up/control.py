@@ -120,7 +120,9 @@ class UpStatus:
 
         lines = [f"{self.state.phase} since {when(self.state.since)}, process {self.state.pid}, {self.state.url}"]
         if self.changed:
-            lines.append("  the YAML has changed since: toolkit restart --rolling takes it; its ports need down and up")
+            lines.append(
+                "  the YAML has changed since: toolkit restart --rolling applies it; new ports need down and up"
+            )
         if admission := self.state.admission:
             bounds = f"{admission.floor} to {admission.ceiling}"
             lines.append(f"  admission: lets in {admission.limit} requests ({bounds}), refused {admission.refused:,}")

@@ -22,7 +22,7 @@ BACKOFF_S, CAP_S = 0.1, 2.0
 CONNECT_S = 0.2
 LOOK_TIMEOUT_S = 1.0
 ATTEMPTS = 20
-"""Attempts in a row, with short pauses: without one of its parts the door serves nobody."""
+"""Attempts in a row, with short pauses, because the door serves nobody without one of its parts."""
 PYTHON = (sys.executable, "-P", "-m")
 MIGRATIONS = 3
 """How often one stream may continue on another replica."""

@@ -26,7 +26,7 @@ from toolkit.up.replica import worker_command
 from toolkit.up.watching import exporter_command
 
 TMP = Path("/toolkit-dry-run")
-"""Stands for the run's own folder, which is new for each run, like two ports of the door's parts."""
+"""Stands for the run's own folder. The folder, and two ports of the door's parts, are new for each run."""
 FRONT_PORT, GATE_PORT = 1, 2
 
 
@@ -76,7 +76,7 @@ def dry_run(deployment: Deployment) -> str:
 
 
 def _node(deployment: Deployment) -> Node | None:
-    """This node. On another machine, its interface stands for its address."""
+    """This node. If the interface is not on this machine, its name stands for its address."""
     gateway = deployment.gateway
     try:
         return node_of(deployment)

@@ -1,4 +1,4 @@
-"""What `toolkit up` saw and did: a line of JSON each in run/events.jsonl, and a line for the person at the terminal."""
+"""The events of `toolkit up`: a line of JSON each in run/events.jsonl, and a line for the person at the terminal."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def environment(deployment: Deployment, lost: tuple[int, ...]) -> Mapping[str, s
 
 
 def capacity_left(deployment: Deployment, fallback: Deployment) -> str:
-    """What the plan says of the fallback; "" where it can say nothing. Takes seconds, in a process of its own."""
+    """The capacity that the fallback leaves, by the plan; "" if unknown. Takes seconds, in a process of its own."""
     if not deployment.kind.on_gpus:
         return ""
     command = [sys.executable, "-P", "-m", "toolkit.plan.fallbacks", str(deployment.file), deployment.engine]

@@ -1,4 +1,4 @@
-"""Watches the GPUs while `toolkit up` serves: what is wrong with one becomes an event; what needs an act is told."""
+"""Watches the GPUs while `toolkit up` serves. A fault becomes an event, and some faults make the supervisor act."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from toolkit.up.fallback import lost_gpus
 
 EVERY_S = 2.0
 KERNEL_EVERY = 3
-"""The kernel's log is read at every third look: it takes a process."""
+"""The kernel's log is read at every third look only, because that starts a process."""
 HOLD = {"hot": 5, "throttled": 5}
-"""Looks in a row after which such a state is an event. Power and heat come and go within seconds."""
+"""Looks in a row with one state until it is an event. Limits by power and heat come and go within seconds."""
 CLEAR = 5
 """Looks in a row without a state, after which it is over."""
 ACTIONS: Mapping[Effect, str] = {
@@ -62,11 +62,11 @@ class GpuWatch:
         self._thread.start()
 
     def close(self) -> None:
-        """Look no more. A look that hangs is left behind."""
+        """Stop looking. A look that hangs is left behind."""
         self._end.set()
 
     def forget(self) -> None:
-        """An operator says that all GPUs can be used again: the kernel's log still has the old faults."""
+        """Forget old faults, when an operator restarts replicas: the kernel's log still has them."""
         self._lost_by_xid, self.lost = {}, {}
 
     def look(self) -> None:

@@ -1,6 +1,6 @@
 """This node among the others: it tells etcd what it serves, and hears what they serve.
 
-While etcd is away everything stays as it was last heard: requests need it no more.
+While etcd is away, the last known state stays: requests do not need etcd.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from toolkit.up.events import Events
 
 LOOK_S = 0.5
 LEASE_S = 10
-"""How long a node that no longer answers counts as there."""
+"""Seconds after which etcd forgets a node that does not renew its lease."""
 
 
 class Nodes:
@@ -37,7 +37,7 @@ class Nodes:
         self._away, self._since = "", time.time()
         self._ended: list[str] = []
         self.expired = False
-        """Whether etcd forgot this node, which then served nobody. The supervisor acts on it."""
+        """Whether etcd has forgotten this node, so that it got no requests. OtherNodes acts on it and clears it."""
         self._wake, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="nodes", daemon=True)
         self._thread.start()
@@ -48,14 +48,14 @@ class Nodes:
         return [traffic for record in self._others.values() for traffic in record.traffic]
 
     def tell(self, traffic: Iterable[Traffic], leases: Iterable[str]) -> None:
-        """What this node serves now."""
+        """Take what this node serves now, to tell the others."""
         own = Record(self._node.address, self._deployment.gateway.role, tuple(traffic), tuple(leases))
         if own != self._own:
             self._own = own
             self._wake.set()
 
     def end_worker(self, lease: str) -> None:
-        """A worker of this node has ended: no front end should try it."""
+        """End the lease of a worker of this node that has ended, so that no front end tries it."""
         self._ended.append(lease)
         self._wake.set()
 
@@ -64,7 +64,7 @@ class Nodes:
         self.tell((), self._own.leases)
 
     def close(self) -> None:
-        """Leave, if etcd is there to hear it."""
+        """End the leases in etcd, if etcd answers, and the thread."""
         self._stop.set()
         self._wake.set()
         self._thread.join(LEASE_S)
@@ -82,8 +82,8 @@ class Nodes:
                 self._note("")
             except EtcdAway as error:
                 self._note(str(error))
-            except (KeyError, TypeError, ValueError) as error:  # of something that answers and is not etcd
-                self._note(f"an answer that etcd does not give: {error!r}")
+            except (KeyError, TypeError, ValueError) as error:  # the answer is not from etcd
+                self._note(f"the answer is not from etcd: {error!r}")
             self._wake.wait(LOOK_S)
             self._wake.clear()
         try:
@@ -94,7 +94,7 @@ class Nodes:
         self._etcd.close()
 
     def _look(self) -> None:
-        """Stay in etcd, tell it what is new, and read the others."""
+        """Renew the lease, write what is new, and read the records of the others."""
         if self._lease is None or not self._etcd.keep(self._lease):
             self.expired = self._lease is not None
             self._lease, self._written = self._etcd.lease(LEASE_S), None
@@ -109,7 +109,7 @@ class Nodes:
     def _hear(self, texts: dict[str, str]) -> None:
         before, others = self._others, {}
         for name in texts.keys() - {self._key}:
-            # One that cannot be read, as of another version of the toolkit, is not one that is gone.
+            # A record that cannot be read, as from another version of the toolkit, does not mean that its node is gone.
             if record := read_record(texts[name], self._deployment) or before.get(name):
                 others[name] = record
         self._others = others
@@ -118,7 +118,7 @@ class Nodes:
             self._events.note(f"node {others[name].address}", "joined", action=_serves(others[name].traffic))
         for name in before.keys() - others.keys():
             self._events.note(f"node {before[name].address}", "left")
-        for name, record in before.items():  # a worker that died with its node, which nobody else would end
+        for name, record in before.items():  # workers that died with their node: nobody else would end their leases
             for lease in set(record.leases) - set(others[name].leases if name in others else ()):
                 self._etcd.revoke(lease)
 

@@ -26,7 +26,7 @@ class Start:
     command: Sequence[str]
     environ: Mapping[str, str]
     log: Path
-    """Its output goes there. The output of the run before is kept next to it."""
+    """The file for its output. The output of the run before is kept next to it."""
 
 
 class Part:
@@ -115,7 +115,7 @@ class Part:
                 self.process.stdin.close()
 
     def state(self) -> PartState:
-        """The part as the state file has it."""
+        """The part, for the state file."""
         pid = self.process.pid if self.process and self.alive else None
         return PartState(self.name, self.phase, self.since, pid, self.restarts, self.message)
 

@@ -1,4 +1,4 @@
-"""Engines in the page cache, so that a restart and a fallback load from memory and not from a disk."""
+"""Reads engines into the page cache, so that a restart or a fallback loads from memory and not from a disk."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from toolkit.config.deployment import Deployment
 from toolkit.machine.limits import available_memory
 
 SHARE = 0.5
-"""Of the memory that is available: the rest stays for the ranks, which load at the same time."""
+"""The share of the available memory to use. The rest is for the ranks, which load at the same time."""
 WINDOW = 8 << 20
 
 
 def engine_files(deployments: Sequence[Deployment]) -> list[Path]:
-    """What the ranks load: the engines, or the model's weights where there are none."""
+    """The files that the ranks load: the engines, or the model's weights if there are no engines."""
     folders = dict.fromkeys(one.engine_dir if one.kind.engine_files else one.model.path for one in deployments)
     suffixes = (".engine", ".safetensors", ".bin")
     return [file for folder in folders for file in sorted(folder.glob("*")) if file.suffix in suffixes]
@@ -26,8 +26,8 @@ def engine_files(deployments: Sequence[Deployment]) -> list[Path]:
 def read_ahead(files: Sequence[Path], room_bytes: float | None = None) -> str:
     """Read files into the page cache, in order, as far as memory allows; says what it did.
 
-    `room_bytes`: how much may be read; by default SHARE of the available memory. POSIX_FADV_WILLNEED would cost no
-    copy, but the kernel reads no more for it than the disk's largest request: 15 % of a file of 287 MB.
+    `room_bytes`: how much may be read; by default SHARE of the available memory. POSIX_FADV_WILLNEED would copy
+    nothing, but then the kernel reads at most one request of the disk: 15 % of a file of 287 MB.
     """
     window = bytearray(WINDOW)
     room = SHARE * available_memory() if room_bytes is None else room_bytes

@@ -26,7 +26,7 @@ WORKER_BACKOFF_S, WORKER_CAP_S = 0.1, 5.0
 RUNNING = ("loading", "ready", "unresponsive", "draining")
 """Phases in which the group has a process."""
 AFTER_TRITON_S = 1.0
-"""From the end of a worker whose Triton is gone to its next start."""
+"""Pause from the end of a worker whose Triton is gone until its next start."""
 
 
 class Replica:
@@ -38,9 +38,9 @@ class Replica:
         self.fallbacks: tuple[Deployment, ...] = ()
         self._lost: tuple[int, ...] = ()
         self._reported: tuple[int, ...] = ()
-        """Lost GPUs by the watch over them, which knows more than whether NVML can read one."""
+        """Lost GPUs as GpuWatch reports them: it knows more than whether NVML can read a GPU."""
         self._fault = ""
-        """Why the group is to end now."""
+        """Why the group must end now; "" if it need not."""
         self._placed: tuple[Deployment, tuple[int, ...]] | None = None
         self.number = deployment.replica or 0
         recovery = deployment.recovery
@@ -48,7 +48,7 @@ class Replica:
         self.group = Part(f"replica {self.number}", backoff)
         self.worker = Part(f"worker {self.number}", Backoff(WORKER_BACKOFF_S, WORKER_CAP_S, recovery.attempts))
         self.lease: str | None = None
-        """Of its worker, by which front ends know it: Dynamo's number. None while none takes requests."""
+        """Dynamo's number of its worker, by which front ends know it. None while no worker takes requests."""
         self.ended: list[str] = []
         """The leases of its workers that have ended."""
         self.wanted, self.draining, self.reserve, self._joined = True, False, False, False
@@ -94,17 +94,17 @@ class Replica:
             self._end_now(f"GPU {mine[0]}: {lost[mine[0]]}")
 
     def heed_doubt(self, doubt: Doubt) -> None:
-        """End the group, to start again, if a fault on one of its GPUs hit it: other programs may be there too."""
+        """End the group, so that it starts again, if a fault on a GPU hit it, and not another program on that GPU."""
         if doubt.gpu in self._gpus() and (doubt.pid is None or self._has_process(doubt.pid)):
             self._end_now(doubt.why)
 
     def begin_again(self, deployment: Deployment | None = None) -> None:
-        """Start it again after it has ended, with all its attempts: as `deployment`, else as its own, on all GPUs."""
+        """Let a replica that has ended start again, with all its attempts. None: its own deployment, on all GPUs."""
         if deployment is None:
             self._lost, deployment = (), self.primary
         self.deployment = deployment
         self.group.backoff.failures, self.group.again_at = 0, 0.0
-        self.worker.kill()  # one that waits for its group may be of another deployment
+        self.worker.kill()  # a worker that waits for its group may belong to another deployment
         self.worker.backoff.failures, self.worker.again_at = 0, 0.0
         self.worker.enter("waiting")
         self.draining, self.wanted, self._fault, self._reported = False, True, "", ()
@@ -130,7 +130,7 @@ class Replica:
             self._enter("unresponsive", why)
 
     def _gpus(self) -> tuple[int, ...]:
-        """The GPUs of its ranks. Unknown (none) while a fallback runs: it has chosen from those that were left."""
+        """The GPUs of its ranks. Empty while a fallback runs, as it chose among the GPUs that were left."""
         if self.deployment is not self.primary:
             return ()
         if self._placed is None or self._placed[0] is not self.primary:  # nvidia-smi takes a second
@@ -158,14 +158,14 @@ class Replica:
             return
         if phase == "unresponsive":
             self._events.note(self.group.name, phase, message, "it gets no requests; OpenAI streams move on")
-            self.worker.kill()  # its streams would wait for the end of the group
+            self.worker.kill()  # else its streams would wait until the group ends
         else:
             self._events.note(self.group.name, phase)
         if phase == "ready":
             self._read_ahead()
 
     def _read_ahead(self) -> None:
-        """Of what the next start may load, while nobody waits for it: what has been loaded is often cached already."""
+        """Read ahead what the next start may load, while nobody waits for it."""
         files = engine_files((self.deployment, *self.fallbacks))
         job = threading.Thread(target=lambda: self._events.note(self.group.name, "engines", action=read_ahead(files)))
         job.daemon = True

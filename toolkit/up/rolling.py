@@ -68,7 +68,7 @@ def _restart(replicas: list[Replica], new: tuple[Deployment, ...], routed_s: flo
     while any(replica.group.alive for replica in replicas) and time.monotonic() < deadline:
         time.sleep(LOOK_S)
     for replica in replicas:
-        replica.group.kill()  # one that does not end: its janitor ends the rest
+        replica.group.kill()  # if a group does not end, its janitor ends the rest
         replica.primary = new[replica.number]
         replica.begin_again()
     _wait_ready(replicas)

@@ -95,7 +95,7 @@ def _keep_up(
 
 @contextlib.contextmanager
 def _run() -> Iterator[ServerRun]:
-    """Context of one run: however we end, its processes end too."""
+    """The context of one run: its processes end with us, in whatever way we end."""
     run = ServerRun.new()
     janitor = Janitor(run)
     try:
@@ -120,7 +120,7 @@ class Supervisor:
         self.gpus = GpuWatch(deployment, events)
         self.admission: Admission | None = None
         self.watching: tuple[DoorPart, ...] = ()
-        """Parts that may fail: nobody's request needs them."""
+        """Parts that may fail: no request needs them."""
         self._traffic: list[Traffic] = []
         self._phase, self._since = "loading", time.time()
         self._written: DoorState | None = None
@@ -228,7 +228,7 @@ class Supervisor:
         for replica in self.replicas:
             replica.stop()
         for part in self.watching:
-            part.part.ask_to_end()  # Prometheus writes what it has
+            part.part.ask_to_end()  # Prometheus then writes its last samples
         deadline = time.monotonic() + self.deployment.serving.drain_timeout_s + END_MARGIN_S
         while any(replica.group.alive for replica in self.replicas) and time.monotonic() < deadline:
             time.sleep(TICK_S)

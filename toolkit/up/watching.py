@@ -25,9 +25,9 @@ BACKOFF_S, CAP_S, ATTEMPTS = 1.0, 60.0, 8
 def watch_parts(
     deployment: Deployment, places: Places, environ: Mapping[str, str], events: Events
 ) -> tuple[DoorPart, ...]:
-    """Those that can be started. An event says why another one cannot, and how to get it."""
+    """The parts that can be started. For each other one an event says why not, and how to get it."""
     monitoring = deployment.monitoring
-    if not deployment.here():  # alerts would miss the replicas, which other nodes watch
+    if not deployment.here():  # other nodes watch the replicas; here their alerts would fire
         return ()
     parts = []
     if monitoring.exporter and not packages.installed(packages.EXPORTER):
@@ -51,7 +51,7 @@ def exporter_command(deployment: Deployment, places: Places) -> list[str]:
 
 @dataclass(frozen=True)
 class _Server:
-    """A server that watches, where its program is installed."""
+    """A server that watches. It starts only if its program is installed."""
 
     name: str
     program: Path | None
@@ -112,7 +112,7 @@ def _part(
 
 
 def _taken(port: int) -> str:
-    """Why nobody can listen on this port of loopback; "" if somebody can."""
+    """Why this port of loopback cannot be used; "" if it can."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

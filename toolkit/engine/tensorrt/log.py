@@ -15,7 +15,6 @@ KEPT_LINES = 400
 VERSION = re.compile(r"TensorRT-LLM version: (\S+)")
 SERIALIZING = re.compile(r"Serializing engine to .*?rank(\d+)\.engine")
 SERIALIZED = "Engine serialized. Total time"
-NETWORK = "Total time of building Unnamed Network"
 FINISHED = re.compile(r"Total time of building all engines: (\S+)")
 PEAK = re.compile(r"Peak memory usage during Engine building and serialization: CPU: (\d+) MiB")
 ERROR = re.compile(r"\[E\]|(?:Error|Exception)\b.*:|error:", re.IGNORECASE)
@@ -74,8 +73,6 @@ class BuildLog:
     """What the log has shown so far."""
 
     version: str | None = None
-    networks: int = 0
-    """Ranks whose engine has been computed. It may not be written yet."""
     written: int = 0
     """Ranks whose engine is on disk."""
     begun: set[int] = field(default_factory=set)
@@ -93,7 +90,6 @@ class BuildLog:
         self.begun.update(int(match[1]) for match in SERIALIZING.finditer(line))
         if match := PEAK.search(line):
             self.peak_bytes = max(self.peak_bytes, int(match[1]) << 20)
-        self.networks += line.count(NETWORK)
         self.written += line.count(SERIALIZED)
         self.finished = self.finished or bool(FINISHED.search(line))
 

@@ -9,9 +9,8 @@ from typing import Any
 
 import yaml
 
-from toolkit.errors import ToolkitError
 from toolkit.files import distribution
-from toolkit.files.atomic import atomic_file
+from toolkit.files.atomic import write_text
 from toolkit.plan.fleet.fleet import FleetPlan
 from toolkit.plan.layouts import Comparison, Layout, Progress, Remedy, layout_name
 from toolkit.plan.predict import UNSTEADY, Prediction
@@ -64,12 +63,7 @@ def write_page(
 
     Simulates each layout that fits at several rates, a second or two each. `progress` is called after each layout.
     """
-    content = page(prediction, comparison, remedies, progress, spread, fleet)
-    with atomic_file(file) as draft:
-        try:
-            draft.write_text(content, encoding="utf-8")
-        except OSError as error:
-            raise ToolkitError(f"could not be written: {error.strerror}", where=file) from None
+    write_text(file, page(prediction, comparison, remedies, progress, spread, fleet))
 
 
 def page(

@@ -6,8 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit.errors import ToolkitError
-from toolkit.files.atomic import atomic_file
+from toolkit.files.atomic import write_text
 from toolkit.reports import wording
 from toolkit.reports.compare import text as compare_text
 from toolkit.reports.compare.compare import Comparison
@@ -24,12 +23,7 @@ POINTS = 400
 
 def write_page(comparison: Comparison, file: Path) -> None:
     """Write the page whole or not at all. Raises ToolkitError when it cannot be written."""
-    content = page(comparison)
-    with atomic_file(file) as draft:
-        try:
-            draft.write_text(content, encoding="utf-8")
-        except OSError as error:
-            raise ToolkitError(f"could not be written: {error.strerror}", where=file) from None
+    write_text(file, page(comparison))
 
 
 def page(comparison: Comparison) -> str:
