@@ -173,4 +173,4 @@ def test_what_a_cluster_needs(tmp_path, config, field):
 def test_a_fallback_is_for_one_machine(tmp_path, config):
     (tmp_path / "configs/one.yaml").write_text(config.read_text())
     change(config, recovery={"fallback": ["one.yaml"]}, parallel={"replicas": 1})
-    assert "recovery.fallback: is for the GPUs" in refused(config, "kubernetes", tmp_path / "out")
+    assert "recovery.fallback: uses the GPUs" in refused(config, "kubernetes", tmp_path / "out")

@@ -1,8 +1,8 @@
 """docker compose: a container that runs `toolkit up`, on the network of the machine.
 
 Envoy and Dynamo run inside it, not as services of their own. `toolkit up` starts, watches and drains them together with
-the replicas, and that is what was tried. As services they would be started again by docker, which knows nothing of
-replicas that load, drain or stand by.
+the replicas, and that is what was tested. Docker would restart services without regard to replicas that load, drain or
+stand by.
 
 Keys and meaning: https://github.com/compose-spec/compose-spec.
 """
@@ -22,7 +22,7 @@ from toolkit.runtime.mounts import mounts
 from toolkit.runtime.needs import Needs
 
 PLACE = "/deploy"
-"""Where the container sees the deployment's YAML."""
+"""The path of the deployment's YAML in the container."""
 
 
 def files(facts: Facts, directory: Path) -> Mapping[str, bytes]:
@@ -44,7 +44,7 @@ def files(facts: Facts, directory: Path) -> Mapping[str, bytes]:
         "README.md": render("compose.md.j2", **values),
         "compose.yaml": render("compose.yaml.j2", **values),
         "Dockerfile": render("Dockerfile.j2", **values),
-        # Inside the image the programs are at hand, whatever `runtime` says for the host.
+        # The image has the programs itself, so `runtime`, which is for the host, is not used.
         facts.yaml_name: moved(
             deployment.file,
             directory / facts.yaml_name,

@@ -20,11 +20,11 @@ TARGETS: Mapping[str, Callable[[Facts, Path], Files]] = {
     "slurm": slurm.files,
     "kubernetes": kubernetes.files,
 }
-"""What gives the files of a target, by their paths in its folder."""
+"""A function that returns the files of a target by their paths in its folder."""
 
 
 def write(deployment: Deployment, target: str, directory: Path) -> bool:
-    """Write the folder whole. False if it already is what would be written.
+    """Write the folder whole. False if it is already the same.
 
     Raises ToolkitError if the deployment lacks what the target needs, and for a folder with other files or with
     changes by hand.
@@ -83,7 +83,7 @@ def _present(directory: Path) -> list[str]:
 
 
 def _refuse_other_work(directory: Path, target: str) -> None:
-    """Raise a ToolkitError for a folder that holds more than what an earlier `write` left there."""
+    """Raise a ToolkitError if the folder differs from what an earlier `write` left there."""
     artifacts.refuse_others_work(directory)
     lock = _lock(directory, target)
     if lock is None:

@@ -1,4 +1,4 @@
-"""What the files of every target are written from: the YAML alone, not this machine's disks or GPUs."""
+"""The facts behind the files of every target. They come from the YAML alone, not from this machine's disks or GPUs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from toolkit.serve.budget import Budget, budget_elsewhere
 from toolkit.serve.preflight import GPU_SHARED_MEMORY_BYTES
 
 PYTHON_IMAGE = "python:3.12-slim"
-"""What a rehearsal runs in: its Triton and mpirun are Python packages."""
+"""The image for a rehearsal, whose Triton and mpirun are Python packages."""
 LONGEST_DNS = 40
-"""Characters of our part of a name in Kubernetes, where a label has at most 63."""
+"""Longest name of ours in Kubernetes, in characters. A label has at most 63."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Facts:
     shm_bytes: int
     load: Budget
     end_s: int
-    """From the request to stop to the end: the door drains, then the replicas."""
+    """Seconds from the request to stop until the end: the door drains, then the replicas."""
     extras: str
 
     @property
@@ -69,7 +69,7 @@ def facts_of(deployment: Deployment) -> Facts:
         shm_bytes=GPU_SHARED_MEMORY_BYTES * (1 + len(deployment.per_replica())),
         load=budget_elsewhere(deployment),
         end_s=math.ceil(longest_end_s(deployment)),
-        # The GPU image has its own PyTorch, and torch is only in the extra of a rehearsal.
+        # The GPU image has its own PyTorch. Only the extra `rehearsal` would bring another one.
         extras="gateway,loadtest,monitor" if on_gpus else "gateway,loadtest,monitor,rehearsal",
     )
 

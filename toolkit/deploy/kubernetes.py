@@ -1,6 +1,6 @@
 """Kubernetes: a Helm chart. A pod is one node: `toolkit up` with its door and all replicas of the YAML.
 
-The templates in toolkit/deploy/chart are the same for every deployment, and all that differs is in values.yaml. API:
+The templates in toolkit/deploy/chart are the same for every deployment; values.yaml has the differences. API:
 https://kubernetes.io/docs/reference/generated/kubernetes-api/v1.35/.
 """
 
@@ -22,9 +22,9 @@ from toolkit.files.distribution import VERSION
 DATA = "/data"
 SECRETS = "/run/toolkit"
 LEAVE_S = 10
-"""For kube-proxy and gateways to hear that a pod has left the service."""
+"""Seconds until kube-proxy and gateways know that a pod has left the service."""
 LOADS = 2
-"""Load budgets until Kubernetes steps in: `toolkit up` itself may start a replica again once."""
+"""Load budgets until Kubernetes restarts the pod: `toolkit up` may have started a replica again once by then."""
 EVERYWHERE = "0.0.0.0"
 
 
@@ -58,12 +58,10 @@ def _check(deployment: Deployment) -> None:
             what = f"deploy.{field}: Kubernetes needs it, and it is not given"
             raise ToolkitError(what, where=deployment.file, hint=f"Add {example}.")
     if deployment.gateway.etcd:
-        what = "gateway.discovery: etcd is not for pods, each of which has its own door behind a Service"
+        what = "gateway.discovery: etcd is not for pods: each pod has its own door behind a Service"
         raise ToolkitError(what, where=deployment.file, hint="Deploy a copy of the YAML with discovery: file.")
     if deployment.recovery.fallback:
-        what = (
-            "recovery.fallback: is for the GPUs that are left on one machine; Kubernetes moves the pod to another one"
-        )
+        what = "recovery.fallback: uses the GPUs that are left on a machine; Kubernetes moves the pod to another one"
         raise ToolkitError(what, where=deployment.file, hint="Deploy a copy of the YAML without it.")
 
 
@@ -103,7 +101,7 @@ def _changes(deployment: Deployment, values: Mapping[str, Any]) -> dict[str, Any
         "output": values["output_path"],
         "runtime": {"kind": "host"},  # the programs are in the image
         "model.path": values["model_path"],
-        # A pod has an address of its own, and its loopback is reached by nobody else.
+        # A pod has its own address, and nobody outside the pod can reach its loopback.
         "gateway.host": EVERYWHERE,
         "serving.host": EVERYWHERE,
     }

@@ -21,12 +21,12 @@ from toolkit.runtime.mounts import mounts
 from toolkit.runtime.needs import Needs
 
 SIGNAL_MARGIN_S = 60
-"""Slurm looks at time limits about once a minute, and may send its signal so much later (man sbatch, --signal)."""
+"""Slurm checks time limits about once a minute, so its signal may be this many seconds late (man sbatch, --signal)."""
 SCRIPTS = ("build.sbatch", "serve.sbatch", "loadtest.sbatch", "submit.sh")
 
 
 def files(facts: Facts, directory: Path) -> Mapping[str, bytes]:
-    """The files by name. Raises ToolkitError for a runtime or a path that a job cannot have."""
+    """The files by name. Raises ToolkitError for a runtime or a path that a job cannot use."""
     deployment = facts.deployment
     if deployment.kind.on_gpus and deployment.runtime.kind == "docker" and deployment.deploy.image is None:
         what = "runtime.kind: docker starts its containers outside of a job, where Slurm neither limits nor ends them"
@@ -57,7 +57,7 @@ def files(facts: Facts, directory: Path) -> Mapping[str, bytes]:
 
 
 def _container(deployment: Deployment, directory: Path) -> str:
-    """What stands in front of a command so that it runs in the toolkit's image, by pyxis. "" without `deploy.image`."""
+    """The prefix that runs a command in the toolkit's image, by pyxis. "" without `deploy.image`."""
     if deployment.deploy.image is None:
         return ""
     reads = (deployment.model.path, directory, *deployment.gateway.files, *deployment.recovery.fallback)

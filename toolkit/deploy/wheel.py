@@ -1,4 +1,4 @@
-"""The toolkit that runs here, as a wheel for an image: it is at no registry, and a clone may be far away.
+"""Makes a wheel of this toolkit for an image: no registry has the toolkit, and there may be no clone.
 
 A wheel is a zip file with the package, and its metadata in a folder of its own. The same toolkit gives the same bytes.
 Source: https://packaging.python.org/en/latest/specifications/binary-distribution-format/
@@ -43,7 +43,7 @@ def wheel() -> bytes:
 def _package() -> Iterator[tuple[str, bytes]]:
     for path in _files(distribution.PACKAGE):
         name = path.relative_to(distribution.PACKAGE)
-        if name.parts[0] != "bundled":  # below, also for a clone, which has none
+        if name.parts[0] != "bundled":  # written below, also for a clone, which has no metadata
             yield str("toolkit" / name), path.read_bytes()
     for folder in BUNDLED:
         source = distribution.folder(folder)
@@ -60,7 +60,7 @@ def _metadata() -> dict[str, bytes]:
         installed = importlib.metadata.distribution(distribution.NAME)
     except importlib.metadata.PackageNotFoundError:
         hint = "Install it: pip install -e . in its clone."
-        raise ToolkitError("the toolkit is not installed, so no image can get it", hint=hint) from None
+        raise ToolkitError("the toolkit is not installed, so it cannot be put into an image", hint=hint) from None
     texts = {name: installed.read_text(name) for name in METADATA}
     return {f"{_PREFIX}.dist-info/{name}": text.encode() for name, text in texts.items() if text}
 

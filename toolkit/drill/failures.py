@@ -1,6 +1,6 @@
 """The failures that toolkit drill can make, each with what is promised about it.
 
-There is none with errors on a share of the requests: neither Triton nor the engine can be made to produce them.
+No drill makes a share of the requests fail: neither Triton nor the engine can be made to do that.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Failure:
     make: Callable[[Scene], None]
     promises: tuple[Promise, ...]
     skipped: Callable[[Deployment], str | None] = lambda deployment: None
-    """Says why it cannot happen to this deployment."""
+    """Returns why it cannot happen to this deployment."""
     under_load: bool = True
     only_before: bool = False
     """Only requests that were sent before it count."""
@@ -142,5 +142,5 @@ FAILURES = (
     Failure("stop", "toolkit down, and up again", make.stop_all, DRAINED, only_before=True),
     Failure("kill-supervisor", "toolkit up itself is killed", make.kill_supervisor, (none("orphans"), none("wrong"))),
 )
-"""In the order in which they are made: what needs a new toolkit up comes last."""
+"""In the order of the drills: those that need a new toolkit up come last."""
 NAMES = tuple(failure.name for failure in FAILURES)

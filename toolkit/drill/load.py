@@ -26,7 +26,7 @@ PROMPTS = (
 )
 TOKENS = 24
 TRITON_MODEL = "tensorrt_llm_bls"
-"""The ensemble would compute an answer to its end although its client has left."""
+"""Not the ensemble: it computes an answer to its end even if its client has left."""
 SHARES = {OPENAI: 2, TRITON_HTTP: 1, TRITON_GRPC: 1}
 """The share of the requests that each API gets, as weights."""
 SCHEMES = {OPENAI: "openai+", TRITON_HTTP: "", TRITON_GRPC: ""}
@@ -35,13 +35,13 @@ DEADLINE_S = 120.0
 FULL_IN_GRPC = re.compile("UNAVAILABLE|RESOURCE_EXHAUSTED|Maximum queue size")
 """Text of a gRPC error after which the same request may succeed later. Errors in a stream have no code."""
 SINCE_1970 = time.time() - time.perf_counter()
-"""The client's clock is perf_counter; that of `toolkit up` counts from 1970."""
+"""Converts the client's clock (perf_counter) to seconds since 1970, the clock of `toolkit up`."""
 Texts = Mapping[tuple[str, int], str]
 """The text of each prompt: of OpenAI's API, which applies the chat template, and of Triton's protocols."""
 
 
 def form(api: str) -> str:
-    """The API whose quiet text an answer must equal: Triton's two protocols give the same text."""
+    """The API whose text of the quiet run an answer must equal: Triton's two protocols give the same text."""
     return api if api == OPENAI else TRITON_HTTP
 
 

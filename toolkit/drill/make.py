@@ -26,9 +26,9 @@ SHORT = 8
 LEAVING, LEFT_LIMIT_S = 6, 30.0
 STOPPED_S, RUNNING_S = 0.3, 0.3
 WINDOWS = (False, True) * 4
-"""Whether each window has poison. Four of eight can be chosen in 70 ways, enough for a test at 5 %."""
+"""Which windows have poison. Four of eight can be chosen in 70 ways, enough for a test at 5 %."""
 IN_A_WINDOW = 5
-"""Requests of the load in each, at least."""
+"""Fewest requests of the load in each window."""
 CALM_S = 2.0
 """Pause between a window with poison and one without."""
 
@@ -222,7 +222,7 @@ def clients_leave(scene: Scene) -> None:
         return not any(map(scene.node.running, scene.node.replicas))
 
     threads = []
-    scene.until(idle)  # of the drill before, something may still run
+    scene.until(idle)  # requests of the previous drill may still run
     tokens = scene.deployment.limits.max_seq_len // 2
     for number in range(LEAVING):
         api = scene.clients.apis[number % len(scene.clients.apis)]

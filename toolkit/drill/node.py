@@ -40,7 +40,7 @@ class Node:
         self._access = folder(deployment) / "access.jsonl"
 
     def state(self) -> DoorState:
-        """What toolkit up last wrote. Raises ToolkitError when it is not up."""
+        """The state that toolkit up last wrote. Raises ToolkitError when it is not up."""
         state = read_door(self.deployment)
         if state is None:
             raise not_up(self.deployment)
@@ -50,7 +50,7 @@ class Node:
         return next(part for part in self.state().parts if part.name == name)
 
     def pid(self, name: str) -> int:
-        """The process of a part. Raises ToolkitError where it has none now."""
+        """The process of a part. Raises ToolkitError if it has none now."""
         if (pid := self.part(name).pid) is None:
             raise ToolkitError(f"{name} has no process now", where=self.deployment.file, hint=self._see())
         return pid
@@ -104,14 +104,14 @@ class Node:
         return [event for event in _lines(folder(self.deployment) / EVENTS) if event.get("time", 0) >= since]
 
     def access_mark(self) -> int:
-        """Where Envoy's access log ends now."""
+        """The present size of Envoy's access log, in bytes."""
         try:
             return self._access.stat().st_size
         except OSError:
             return 0
 
     def accesses(self, mark: int) -> list[Event]:
-        """What Envoy has logged after a mark."""
+        """The entries of Envoy's access log after a mark."""
         return list(_lines(self._access, mark))
 
     def migrations(self) -> int | None:

@@ -90,10 +90,10 @@ def send_again_and_again(url: str, poisons: Sequence[Poison], ended: threading.E
 
 
 def p99_ratio(windows: Sequence[tuple[bool, Sequence[float]]]) -> tuple[float | None, float | None]:
-    """P99 in windows with poison divided by P99 in the others, and how likely chance gives as large a ratio.
+    """P99 in windows with poison divided by P99 in the others, and the probability of such a ratio by chance.
 
-    The chance is that of a permutation test over whole windows: requests of one window share a queue, and what else
-    the machine does. None where there are too few requests.
+    The probability is from a permutation test over whole windows, because requests of one window share a queue and the
+    other load of the machine. None if there are too few requests.
     """
     times = [values for _, values in windows]
     poisoned = tuple(number for number, (label, _) in enumerate(windows) if label)

@@ -20,7 +20,7 @@ class Verdict(StrEnum):
     PASS = "PASS"
     FAIL = "FAIL"
     UNDECIDED = "UNDECIDED"
-    """The limit is exceeded, by no more than chance alone gives."""
+    """The limit is exceeded, but not by more than chance explains."""
     SKIPPED = "SKIPPED"
     """The failure cannot happen to this deployment."""
 
@@ -33,7 +33,7 @@ class Promise:
     limit: float | Callable[[Deployment], float]
     at_least: bool = False
     chance: str | None = None
-    """The number (in Trial.extra) that says how likely chance alone exceeds what was measured."""
+    """The name (in Trial.extra) of the probability that chance alone gives such a number."""
 
     def judge(self, trial: Trial, deployment: Deployment) -> Judged:
         """Judge a promise by a trial."""

@@ -15,7 +15,7 @@ class Outcome(StrEnum):
     """The outcome of a request. The first one that applies counts."""
 
     WRONG = "wrong"
-    """Its text is not the text of the quiet run, or not the beginning of it."""
+    """Its text is neither the text of the quiet run nor the beginning of it."""
     WHOLE = "whole"
     CUT = "cut"
     """It ended with an error after its first token."""

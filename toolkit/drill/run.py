@@ -18,7 +18,7 @@ from toolkit.up import control
 
 SECONDS, SEED = 8.0, 1
 MOST_RATE = 20.0
-"""The highest rate without --rate: each request is a thread."""
+"""The highest rate without --rate, because each request is a thread."""
 LOGGED_S = 1.5
 """Time for Envoy to write its access log."""
 DETECTED_S = 60.0
@@ -156,7 +156,7 @@ def _tells(event: Event, victims: set[str]) -> bool:
 
 
 def _wait_recovered(node: Node, scene: Scene) -> tuple[float | None, float | None]:
-    """When everything was ready again, and when the last failed part had a new process; None for never."""
+    """(When all was ready again, when the last failed part had a new process); None for never."""
     before = scene.victims
 
     def renewed() -> bool:

@@ -16,7 +16,7 @@ from toolkit.gateway.door import PartState
 from toolkit.up import control
 
 BUSY, BUSY_S = 2, 20.0
-"""Requests that a replica should run when it fails, and how long to wait for them."""
+"""Requests that a replica should run when it fails, and the longest wait for them in seconds."""
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Scene:
     hit: float = 0.0
     note: str = ""
     victims: Mapping[str, PartState] = field(default_factory=dict)
-    """The parts that fail, as they were."""
+    """The state of the parts that fail, before the failure."""
     extra: dict[str, float | None] = field(default_factory=dict)
     stopped: set[int] = field(default_factory=set)
     """Processes that were suspended."""
@@ -45,7 +45,7 @@ class Scene:
         return self.node.deployment
 
     def busiest(self) -> Deployment:
-        """The replica that runs the most requests, once one runs enough: its failure then hits streams."""
+        """The replica that runs the most requests, once it runs enough, so that its failure hits streams."""
         self.until(lambda: max(map(self.node.running, self.node.replicas)) >= BUSY, BUSY_S)
         return max(self.node.replicas, key=self.node.running)
 

@@ -12,7 +12,7 @@ from toolkit.drill.request import OPENAI, TRITON, Outcome, Request
 from toolkit.slo.metrics import Distribution
 
 SETTLED_S = 2.0
-"""How long a dead replica may still look ready. Refusals are judged after that."""
+"""Seconds for which a dead replica may still look ready. Refusals are judged after that."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Trial:
     extra: Mapping[str, float | None] = field(default_factory=dict)
     """Numbers that the failure itself measured, by the name of their metric."""
     note: str = ""
-    """Which process it was, and what happened to it."""
+    """The process that was hit, and how."""
 
     def counts(self) -> Counter[Outcome]:
         """Requests by outcome."""
@@ -81,7 +81,7 @@ def _since_hit(name: str) -> Callable[[Trial], float | None]:
 
 
 def _cut_after(trial: Trial) -> float:
-    """The longest from the failure, or a later first token, to the error of a stream that was cut."""
+    """The longest time until a cut stream had its error, from the failure or its first token, whichever was later."""
     cut = trial.with_outcome(Outcome.CUT)
     return max((request.end - max(trial.hit, request.first or 0.0) for request in cut), default=0.0)
 

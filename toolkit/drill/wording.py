@@ -30,7 +30,7 @@ def line(drill: Drill) -> str:
 
 
 def seen(trial: Trial) -> str:
-    """The main numbers of a trial in a line."""
+    """The main numbers of a trial in one line."""
     counts, metric = trial.counts(), {name: METRICS[name].of(trial) for name in SEEN}
     parts = [
         *([f"detected {metric['detect_s']:.1f} s"] if metric["detect_s"] is not None else []),

@@ -1,1 +1,1 @@
-"""Watches a deployment that is served: metrics of its GPUs, replicas and SLO, and the files for Prometheus."""
+"""Watches a served deployment: metrics of its GPUs, replicas and SLO, and the files for Prometheus."""

@@ -15,14 +15,14 @@ from toolkit.monitor.alerts import PAGE
 
 INSTALL = "apt-get install prometheus-alertmanager"
 PROGRAMS = ("prometheus-alertmanager", "alertmanager")
-"""Debian's name, and its own."""
+"""The program's name in Debian, and its original name."""
 CONFIG = "alertmanager.yml"
 RECEIVER = "webhook"
 FOLLOW = {
     "GpuLost": ("ReplicaDown", "CanaryFailing", "GpuXid", "OutOfBalance"),
     "ReplicaDown": ("QueueGrowing", "KvPoolFull", "OutOfBalance", "PredictionFarFromMeasured"),
 }
-"""What is not sent while another alert fires, because it follows from that one."""
+"""Alerts that are not sent while another one fires, because they follow from it."""
 
 
 def find() -> Path | None:
@@ -56,13 +56,13 @@ def text(deployment: Deployment) -> str:
 
 
 def write_files(deployment: Deployment, folder: Path) -> None:
-    """Write alertmanager.yml into a folder that is there, for its user alone: a webhook's URL may be a secret."""
+    """Write alertmanager.yml into an existing folder. Only its user can read it: a webhook's URL may be a secret."""
     with open(folder / CONFIG, "w", encoding="utf-8", opener=private) as file:
         file.write(text(deployment))
 
 
 def command(program: Path, deployment: Deployment, folder: Path) -> list[str]:
-    """What starts it, with its files in `folder`. It looks for no others of its kind."""
+    """The command that starts it, with its files in `folder`. It joins no cluster of Alertmanagers."""
     return [
         str(program),
         f"--config.file={folder / CONFIG}",

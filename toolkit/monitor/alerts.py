@@ -11,13 +11,13 @@ from toolkit.monitor.latencies import SloTarget, slo_targets
 from toolkit.monitor.rules import error_ratio
 
 PAGE, TICKET = "page", "ticket"
-"""Severities: somebody is woken, or looks at it the next day."""
+"""Severities: PAGE wakes somebody; TICKET is for the next day."""
 FAST_BURN, SLOW_BURN = 14.4, 6.0
-"""How many times faster than allowed the error budget is used: 2 % of 30 days' in one hour, 5 % in six (Google's SRE
-workbook, chapter 5)."""
+"""Burn rates: how many times faster than allowed the error budget is used. They use 2 % of the budget of 30 days within
+one hour, and 5 % within six hours (Google's SRE workbook, chapter 5)."""
 FULL_KV, MOST_SPREAD, PREDICTION_OFF = 0.95, 0.05, 1.5
 IDLE = 0.1
-"""Below this utilisation a spread says nothing: a few requests make it large."""
+"""Below this utilisation the spread is no sign of a fault: a few requests make it large."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Alert:
     action: str
 
     def as_yaml(self) -> dict[str, Any]:
-        """As Prometheus reads it."""
+        """The alert in the form that Prometheus reads."""
         return {
             "alert": self.name,
             "expr": self.expr,
@@ -43,7 +43,7 @@ class Alert:
 
 
 def alerts(deployment: Deployment) -> list[Alert]:
-    """Those that make sense for the deployment."""
+    """The alerts that make sense for the deployment."""
     spread = deployment.slo.load_balance_variance or MOST_SPREAD
     memory = deployment.hardware.gpu_memory_limit
     return [*_burns(deployment), *_REPLICAS, *_load(spread), *_gpus(memory), *_WATCHING]
@@ -72,7 +72,7 @@ def _burns(deployment: Deployment) -> list[Alert]:
 
 
 def _most_errors(target: SloTarget, burn: float) -> float:
-    """The share of misses that fires: `burn` times the budget, but never so much that misses could not reach it."""
+    """The share of misses at which the alert fires: `burn` times the budget, but always below 100 %."""
     budget = 1 - target.quantile / 100
     return min(burn * budget, (1 + budget) / 2)
 
@@ -130,7 +130,7 @@ def _load(spread: float) -> list[Alert]:
             "15m",
             TICKET,
             "the busiest and the idlest GPU differ by {{ $value | humanizePercentage }} of the mean",
-            "A slow GPU (clock, heat) or stages of different length: see the GPUs, and toolkit plan.",
+            "A slow GPU (clock, heat), or stages of different length: see toolkit monitor CONFIG and toolkit plan.",
         ),
         Alert(
             "PredictionFarFromMeasured",

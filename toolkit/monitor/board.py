@@ -1,4 +1,4 @@
-"""What the web page of `toolkit monitor` shows: the values of now, and those of the last minutes."""
+"""The content of the web page of `toolkit monitor`: present values, and those of the last minutes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from toolkit.monitor.page import Page
 from toolkit.monitor.subject import Subject
 
 KEPT_S, HEAT_S, RATE_S, SLO_S = 300.0, 120.0, 10.0, 60.0
-"""How far back the charts go and the heat map, and the times that rates and the share inside the SLO are taken over."""
+"""Seconds: how far back the charts and the heat map go, and the windows for rates and for the share inside the SLO."""
 EVENTS = 14
 LATENCIES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "End-to-end"}
 GOOD, COUNTED = "toolkit_slo_good_requests_total", "toolkit_slo_requests_total"
@@ -29,7 +29,7 @@ class Moment:
 
 
 class Board:
-    """Takes a page per second; `state` is all that the web page shows."""
+    """Takes a page of metrics per second. `state` is all that the web page shows."""
 
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
@@ -37,7 +37,7 @@ class Board:
         self._points: deque[dict[str, float | None]] = deque()
 
     def add(self, page: Page, at: float) -> None:
-        """Take the values of now."""
+        """Take the present values."""
         self._moments.append(Moment(at, page))
         while self._moments[0].at < at - KEPT_S:
             self._moments.popleft()
@@ -93,7 +93,7 @@ class Board:
         }
 
     def _ago(self, seconds: float) -> Moment:
-        """The newest moment that is so old; the oldest if none is."""
+        """The newest moment that is at least this old; the oldest one if there is none."""
         until = self._moments[-1].at - seconds
         older = (moment for moment in reversed(self._moments) if moment.at <= until)
         return next(older, self._moments[0])
@@ -128,7 +128,7 @@ class Board:
             yield {"replica": replica, "stage": stage, "ranks": cells, "empty": empty}
 
     def _heat(self) -> list[dict[str, Any]]:
-        """Of each GPU how busy it was, second by second."""
+        """How busy each GPU was, second by second."""
         since = self._moments[-1].at - HEAT_S
         moments = [moment for moment in self._moments if moment.at >= since]
         series = [one for one, _ in self._moments[-1].page.of("toolkit_gpu_memory_used_bytes")]
@@ -144,7 +144,7 @@ class Board:
 def _verdict(targets: list[dict[str, Any]]) -> dict[str, str]:
     """The state of the SLO over the last minute, in a word and a sentence."""
     if not targets:
-        return {"word": "NO SLO", "tone": "UNSURE", "text": "No limit is known that histograms can tell."}
+        return {"word": "NO SLO", "tone": "UNSURE", "text": "No limit is known that histograms can check."}
     known = [target for target in targets if target["met"] is not None]
     if not known:
         return {"word": "NO TRAFFIC", "tone": "UNSURE", "text": "No request that counts ended in the last minute."}
@@ -167,7 +167,7 @@ def _replicas(page: Page) -> Iterator[dict[str, Any]]:
 
 
 def _ranks(page: Page) -> Iterator[dict[str, Any]]:
-    """The GPU of each rank now."""
+    """The present state of the GPU of each rank."""
     slow: dict[tuple[str, str], list[str]] = {}
     for one, on in page.of("toolkit_gpu_throttled"):
         if on:

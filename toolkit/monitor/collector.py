@@ -1,4 +1,4 @@
-"""How Prometheus gets the newest page."""
+"""Passes the newest page to prometheus_client."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from toolkit.monitor.page import Page
 
 
 class PageCollector(Collector):
-    """Gives Prometheus the newest page."""
+    """Passes the newest page on."""
 
     def __init__(self) -> None:
         self.page = Page()

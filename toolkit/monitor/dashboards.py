@@ -12,11 +12,11 @@ from toolkit.monitor.panels import DASHBOARDS, Panel
 
 REFRESH, SHOWN = "10s", "now-30m"
 HEIGHT, WIDTH = 8, 12
-"""Of a panel, in Grafana's units: the whole width is 24."""
+"""Width and height of a panel in Grafana's units. The whole width is 24."""
 
 
 def write_dashboards(folder: Path) -> list[Path]:
-    """Write each dashboard into the folder, which is made if it is not there."""
+    """Write each dashboard into the folder, which is made if it does not exist."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for name, panels in DASHBOARDS.items():

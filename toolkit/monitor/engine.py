@@ -1,4 +1,4 @@
-"""What each replica's engine says of itself: its queue, its KV cache, its micro-batches."""
+"""Metrics from each replica's engine: queue, KV cache, micro-batches."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from toolkit.monitor.totals import Totals
 from toolkit.slo.server_metrics import Value
 
 PIPELINE_S = 60.0
-"""The time over which micro-batches are looked at."""
+"""The window for the share of micro-batches without a step."""
 LEAST_LOOKS = 5
-"""Looks per micro-batch, with requests, before its absence says something: a look sees one at random, and the chance to
-miss one of n in 5 n looks is (1 - 1/n)^(5 n), under 0.7 %."""
+"""Looks per micro-batch, while requests run, before the absence of a micro-batch counts. A look sees one at random, so
+the chance to miss one of n in 5 n looks is (1 - 1/n)^(5 n), under 0.7 %."""
 
 
 class EngineWatch:

@@ -10,7 +10,7 @@ from typing import Any
 EVENTS = "events.jsonl"
 TAIL_BYTES = 16 << 10
 LATEST = 1 << 36
-"""Seconds since 1970; what is later (after the year 4000) is no time of ours."""
+"""Seconds since 1970, in the year 4000. A later time is damage."""
 
 
 def newest_events(file: Path) -> list[dict[str, Any]]:
@@ -35,5 +35,5 @@ def _parsed(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def _is_a_time(value: Any) -> bool:
-    """Whether it can be shown as a time of day: the file may be damaged."""
+    """Whether the time can be shown as a time of day. The file may be damaged."""
     return isinstance(value, int | float) and 0 <= value < LATEST

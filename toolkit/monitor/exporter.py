@@ -19,7 +19,7 @@ from toolkit.monitor.watcher import EVERY_S, Watcher
 
 
 def export(deployment: Deployment, front_url: str | None, ended: Callable[[float], bool]) -> None:
-    """Export until `ended`, which waits so many seconds, says so. Raises ToolkitError if the port is taken."""
+    """Export until `ended` is true; it waits for the seconds that it gets. Raises ToolkitError if the port is taken."""
     collector, registry = PageCollector(), CollectorRegistry()
     registry.register(collector)
     ProcessCollector(namespace="toolkit_exporter", registry=registry)
@@ -30,7 +30,7 @@ def export(deployment: Deployment, front_url: str | None, ended: Callable[[float
             next_look = time.monotonic()
             while not ended(max(0.0, next_look - time.monotonic())):
                 collector.page = watcher.look()
-                # After a stall it goes on from now: looks that were missed are not made up for.
+                # After a stall it continues from now, without the looks that it missed.
                 next_look = max(next_look + EVERY_S, time.monotonic())
         finally:
             watcher.close()

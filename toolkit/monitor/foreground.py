@@ -33,7 +33,7 @@ def serve_page_here(subject: Subject, port: int) -> None:
 
 @contextmanager
 def _until_stopped() -> Iterator[Callable[[float], bool]]:
-    """A function that waits so many seconds, and says whether it is over."""
+    """A function that waits for some seconds, and returns whether to end."""
     with stop_requests() as stop:
 
         def ended(wait_s: float) -> bool:

@@ -27,7 +27,7 @@ USER, SYSTEM, STARTED, RESIDENT = 11, 12, 19, 21
 """Fields of /proc/PID/stat behind the name (proc(5) counts them from 1, with the number and the name)."""
 TICKS_PER_S, PAGE_BYTES = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
 NO_RANK = "none"
-"""The label `replica` and `rank` of a GPU that the deployment does not use."""
+"""The labels `replica` and `rank` of a GPU that the deployment does not use."""
 
 
 class GpuWatch:
@@ -54,7 +54,7 @@ class GpuWatch:
             page.set("toolkit_gpu_xid_errors_total", before + 1, **labels)
 
     def close(self) -> None:
-        """Let go of NVML."""
+        """Close NVML."""
         self._reader.close()
 
 
@@ -109,7 +109,7 @@ class RankWatch:
                 page.set("toolkit_gpu_memory_total_bytes", self._total, **labels)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""
 
     def _used(self, number: int, replica: Deployment) -> dict[int, tuple[float, int]]:
         """(seconds, bytes) of each rank. /proc is searched only for a new run, or when a process has ended."""
@@ -140,7 +140,7 @@ def _used(ranks: dict[int, list[Process]]) -> dict[int, tuple[float, int]] | Non
 
 @dataclass(frozen=True)
 class Process:
-    """A process of a rank. `started` tells it from a later one with its number."""
+    """A process of a rank. `started` distinguishes it from a later process with the same number."""
 
     pid: int
     started: int
@@ -169,5 +169,5 @@ def _processes(run: ServerRun) -> dict[int, list[Process]]:
 
 
 def watch_of(deployment: Deployment) -> GpuWatch | RankWatch:
-    """GPUs, or what stands for them."""
+    """The GPUs, or in a rehearsal what stands for them."""
     return GpuWatch(deployment) if deployment.kind.on_gpus else RankWatch(deployment)

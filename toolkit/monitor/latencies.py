@@ -37,7 +37,7 @@ class SloTarget:
 
 
 def slo_targets(deployment: Deployment) -> list[SloTarget]:
-    """The targets that histograms can tell."""
+    """The targets that histograms can check."""
     return [
         SloTarget(metric, quantile, limit / 1e3)
         for metric in ("ttft", "tpot", "itl", "e2e")
@@ -46,7 +46,7 @@ def slo_targets(deployment: Deployment) -> list[SloTarget]:
 
 
 def clients_model(deployment: Deployment) -> str:
-    """The Triton model whose requests are those of clients: the others get theirs from it, or from Dynamo."""
+    """The Triton model that clients ask. Other models get their requests from it, or from Dynamo."""
     return "tensorrt_llm_bls" if deployment.kind.engine_files else "tensorrt_llm"
 
 
@@ -59,7 +59,7 @@ class Latencies:
         self._bounds: dict[tuple[str, str], list[float]] = {}
         """The bounds of the buckets by (metric, protocol)."""
         self._keys: dict[str, Hashable] = {}
-        """What each series counts; None if nothing that matters here."""
+        """The counter that each series belongs to; None if it does not matter here."""
 
     def note(self, source: str, values: Iterable[Value]) -> None:
         """Read a page of metrics: of a replica, or of the front end."""

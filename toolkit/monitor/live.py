@@ -13,7 +13,7 @@ from toolkit.monitor.watcher import EVERY_S, PAGES_EVERY_S
 
 
 def look_once(subject: Subject) -> Page:
-    """The values of now. Without an exporter it looks twice, to know how busy the ranks are."""
+    """The present values. Without an exporter it looks twice, to know how busy the ranks are."""
     with subject.looking() as look:
         page = look()
         if not page.values.get("toolkit_gpu_utilisation_ratio"):
@@ -23,7 +23,7 @@ def look_once(subject: Subject) -> Page:
 
 
 def look_again(subject: Subject, show: Callable[[Page], None]) -> None:
-    """Show each second what is seen, until Ctrl-C. An exporter that is gone for a while shows nothing new."""
+    """Show new values each second, until Ctrl-C. While the exporter is away, the view stays as it is."""
     with subject.looking() as look, contextlib.suppress(KeyboardInterrupt):
         while True:
             with contextlib.suppress(ToolkitError):

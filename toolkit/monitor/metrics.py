@@ -88,4 +88,4 @@ _ALL = (
     ExportedMetric("toolkit_exporter_start_time_seconds", "When the exporter began, in seconds since 1970"),
 )
 METRICS: Mapping[str, ExportedMetric] = {metric.name: metric for metric in _ALL}
-"""By name, in the order in which they are documented."""
+"""The families by name, in the order of the documentation."""

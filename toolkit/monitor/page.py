@@ -15,7 +15,7 @@ class Page:
         self.values: dict[str, dict[tuple[str, ...], float]] = {}
 
     def set(self, name: str, value: float | None, **labels: object) -> None:
-        """Set a value of a family of METRICS. None, a value that nobody knows, is left out."""
+        """Set a value of a family of METRICS. None, an unknown value, is left out."""
         if value is not None:
             family = METRICS[name]
             key = tuple(str(labels.pop(label)) for label in family.labels)
@@ -23,7 +23,7 @@ class Page:
             self.values.setdefault(name, {})[key] = float(value)
 
     def take(self, other: Page) -> None:
-        """Take over the families of another page. This one has none of them, and changes none."""
+        """Take over the families of another page, which this one must not have."""
         self.values.update(other.values)
 
     def get(self, name: str, **labels: object) -> float | None:
@@ -38,7 +38,7 @@ class Page:
 
     @classmethod
     def of_text(cls, text: str) -> Page:
-        """From what an exporter shows. Other families are left out."""
+        """A page from the text of an exporter. Other families are left out."""
         page = cls()
         for value in parse(text):
             family = METRICS.get(value.name)

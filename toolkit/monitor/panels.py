@@ -19,7 +19,7 @@ class Panel:
     unit: str
     queries: tuple[tuple[str, str], ...]
     gpus_only: bool = False
-    """A rehearsal has no such values."""
+    """Needs GPUs."""
     planned_only: bool = False
     """Needs a prediction of the plan."""
     admission_only: bool = False
@@ -111,4 +111,4 @@ DASHBOARDS: Mapping[str, tuple[Panel, ...]] = {
         ),
     ),
 }
-"""By name, each from the most important panel to the least."""
+"""The dashboards by name, each with the most important panel first."""

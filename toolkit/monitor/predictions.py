@@ -17,7 +17,7 @@ from toolkit.monitor.page import Page
 
 
 class Predictions:
-    """Of one deployment; none while they are computed, and where there are none."""
+    """The predictions for one deployment. There are none while they are computed, or if the plan has none."""
 
     def __init__(self, deployment: Deployment) -> None:
         command = [sys.executable, "-P", "-m", "toolkit.monitor.predicted", str(deployment.file), deployment.engine]
@@ -27,7 +27,7 @@ class Predictions:
         self._values: dict[str, Any] = {}
 
     def fill(self, page: Page) -> None:
-        """Set what is known by now."""
+        """Set the predictions that are known by now."""
         self._take()
         for name, seconds in self._values.get("latencies", {}).items():
             metric, _, quantile = name.partition(" ")

@@ -35,7 +35,7 @@ def files(deployment: Deployment, front_port: int) -> dict[str, str]:
 
 
 def write_files(deployment: Deployment, front_port: int, folder: Path) -> None:
-    """Write the files into a folder that is there."""
+    """Write the files into an existing folder."""
     for name, text in files(deployment, front_port).items():
         (folder / name).write_text(text, encoding="utf-8")
 
@@ -61,7 +61,7 @@ def scrape_config(deployment: Deployment, front_port: int) -> dict[str, Any]:
 
 
 def command(program: Path, deployment: Deployment, folder: Path) -> list[str]:
-    """What starts it, with its files in `folder`, where its time series go too."""
+    """The command that starts it. `folder` has its files and its time series."""
     monitoring = deployment.monitoring
     return [
         str(program),

@@ -23,12 +23,12 @@ _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def metrics_url(deployment: Deployment) -> str:
-    """Where the exporter of a deployment answers."""
+    """The URL of a deployment's exporter."""
     return f"http://{LOOPBACK}:{deployment.monitoring.exporter_port}/metrics"
 
 
 def identity(deployment: Deployment) -> dict[str, str]:
-    """The labels of INFO: several deployments of a machine may want the same port."""
+    """The labels of INFO, because several deployments of a machine may have the same port."""
     run = hashlib.sha256(os.fsencode(folder(deployment))).hexdigest()
     return {"deployment": deployment.name, "run": run[:RUN_DIGITS]}
 
@@ -41,7 +41,7 @@ def read_page(url: str, timeout_s: float = TIMEOUT_S) -> str:
 
 
 def read_exporter(deployment: Deployment) -> str:
-    """The page of the deployment's exporter. Raises ToolkitError with how to have one."""
+    """The page of the deployment's exporter. Raises ToolkitError, with how to start one."""
     url, start = metrics_url(deployment), deployment.command("monitor", "--exporter")
     try:
         page = read_page(url)

@@ -16,7 +16,7 @@ FRONT = "front end"
 
 
 class Servers:
-    """Where each shows its metrics, and the engines behind them. `read` gives the text of a page, or raises OSError."""
+    """The pages of all servers, and the engines behind them. `read` returns the text of a page, or raises OSError."""
 
     def __init__(self, deployment: Deployment, front_url: str | None, read: Callable[[str], str]) -> None:
         self._read = read
@@ -28,7 +28,7 @@ class Servers:
             self._engines[name] = EngineWatch(number, deployment.parallel.pp)
 
     def fill(self, page: Page, latencies: Latencies, now: float) -> None:
-        """Set what the engines say, and note the latencies. `now` is on a clock that only goes forward.
+        """Set the values of the engines, and note the latencies. `now` is on a clock that only goes forward.
 
         A server that does not answer is left out.
         """

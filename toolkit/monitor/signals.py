@@ -1,4 +1,4 @@
-"""What the admission of `toolkit up` must know of the engines: their queues, their KV caches, and the latest TTFT."""
+"""The signals for the admission of `toolkit up`: queues, KV caches, and the latest TTFT."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from toolkit.monitor.servers import Servers
 from toolkit.monitor.totals import Window, percentile
 
 WINDOW_S = 10.0
-"""TTFT is that of the requests that ended within this time."""
+"""TTFT is taken over the requests that ended within these seconds."""
 FEWEST = 10
-"""Of fewer requests a percentile says nothing."""
+"""Fewest requests for a percentile."""
 
 
 class Seen(NamedTuple):
@@ -25,11 +25,11 @@ class Seen(NamedTuple):
     waiting: int | None
     """Requests that have not begun, in all replicas that answer."""
     kv_used: float | None
-    """Of the fullest replica."""
+    """The share of KV blocks in use in the fullest replica."""
     ttft_s: float | None
-    """At the highest quantile that the SLO limits."""
+    """TTFT at the highest quantile that the SLO limits."""
     answer_s: float
-    """Of the same requests, from their arrival to their end, at that quantile."""
+    """Time from arrival to end for the same requests, at that quantile."""
 
 
 class EngineSignals:
@@ -49,7 +49,7 @@ class EngineSignals:
         self._servers = Servers(deployment, front_url, read)
 
     def look(self) -> Seen:
-        """What is known now. A server that does not answer is left out."""
+        """The present signals. A server that does not answer is left out."""
         page, now = Page(), self._clock()
         self._servers.fill(page, self._latencies, now)
         waiting = [value for _, value in page.of("toolkit_requests_waiting")]

@@ -1,4 +1,4 @@
-"""What is watched: a deployment of ours, or any Triton with the engine's metrics."""
+"""The subject that is watched: a deployment of ours, or any Triton with the engine's metrics."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Subject(Protocol):
         """The newest events, the newest last."""
 
     def looking(self) -> AbstractContextManager[Callable[[], Page]]:
-        """A function that gives the values of now. It raises ToolkitError while there are none."""
+        """A function that returns the present values. It raises ToolkitError while there are none."""
 
 
 class Served:
-    """A deployment, by its exporter if that runs, else by looking itself."""
+    """A deployment: by its exporter if that runs, else by our own looks."""
 
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
@@ -52,7 +52,7 @@ class Served:
 
     @contextmanager
     def looking(self) -> Iterator[Callable[[], Page]]:
-        """The exporter knows the last minute; without it, it begins now."""
+        """The exporter knows the last minute. Without it the history begins now."""
 
         def exported() -> Page:
             return Page.of_text(read_exporter(self._deployment))
@@ -92,7 +92,7 @@ class Target:
 
 
 def subject_of(deployment: Deployment | None, target: str | None) -> Subject:
-    """The Triton at `target` if it is given, else the deployment. Raises ToolkitError for what is no URL."""
+    """The Triton at `target` if given, else the deployment. Raises ToolkitError if `target` is not a URL."""
     if target:
         return Target(target, deployment)
     assert deployment, "the command line needs one of them"

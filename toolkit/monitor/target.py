@@ -17,7 +17,7 @@ from toolkit.monitor.read_page import read_page
 from toolkit.slo.server_metrics import Value, parse
 
 CLIENTS_MODELS = ("tensorrt_llm_bls", "tensorrt_llm")
-"""Our models whose histograms hold the requests of clients, the first that is there."""
+"""Our models whose histograms hold the requests of clients. The first that exists counts."""
 ENGINE = "tensorrt_llm"
 """The model that gets every request, whatever model the client names."""
 SUCCESS = "nv_inference_request_success"
@@ -63,7 +63,7 @@ class TargetWatcher:
             raise ToolkitError("has no metrics of Triton", where=self.url, hint=HINT)
 
     def look(self) -> Page:
-        """The values of now. A server that does not answer has none; nothing raises."""
+        """The present values. A server that does not answer has none. Never raises."""
         page, now = Page(), self._clock()
         try:
             values = self._values()

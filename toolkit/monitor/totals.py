@@ -12,14 +12,14 @@ Bucket = tuple[str, str, float]
 
 
 class Totals:
-    """Sums counters over sources. A source that begins again at 0, as after a restart, adds to what it had."""
+    """Sums counters over sources. If a source begins again at 0, as after a restart, its new counts are added."""
 
     def __init__(self) -> None:
         self._seen: dict[Hashable, Mapping[Hashable, float]] = {}
         self._totals: dict[Hashable, float] = {}
 
     def add(self, source: Hashable, counters: Mapping[Hashable, float]) -> None:
-        """Note all counters of a source. One that fell or is gone tells of a restart: then all of them began at 0."""
+        """Note all counters of a source. If one fell or is gone, the source has restarted: all of them began at 0."""
         before = self._seen.get(source, {})
         if any(counters.get(key, -1.0) < value for key, value in before.items()):
             before = {}
@@ -37,7 +37,7 @@ class Totals:
 
 
 class Window:
-    """The readings of the last minute, to tell what was new in it. Times only go forward."""
+    """The readings of the last minute, for how much each counter grew. Times only go forward."""
 
     def __init__(self, length_s: float = WINDOW_S) -> None:
         self._length_s = length_s
@@ -59,7 +59,7 @@ class Window:
 
 
 def percentile(buckets: Iterable[tuple[float, float]], q: float) -> float | None:
-    """The q-th percentile (0 to 100) of a histogram of (upper bound, how many at most that); None if it is empty.
+    """The q-th percentile (0 to 100) of a histogram of (upper bound, number of values up to it); None if it is empty.
 
     As Prometheus' histogram_quantile: linear inside a bucket; the last bound for what is above it.
     """

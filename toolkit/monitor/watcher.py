@@ -1,4 +1,4 @@
-"""Puts the values of one moment together, from all that can be asked."""
+"""Collects the values of one moment from all sources."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from toolkit.monitor.read_page import identity, read_page
 from toolkit.monitor.servers import Servers
 
 EVERY_S = 1.0
-"""GPUs and phases are read so often."""
+"""Seconds between looks at GPUs and phases."""
 PAGES_EVERY_S = 2.0
-"""The metrics of the servers are read so often: a page takes about as long as ten GPUs."""
+"""Seconds between looks at the servers' metrics: a page takes about as long as ten GPUs."""
 
 
 class Watcher:
@@ -41,7 +41,7 @@ class Watcher:
         self._began = time.time()
 
     def look(self) -> Page:
-        """The values of now. What cannot be read has none; nothing raises."""
+        """The present values. What cannot be read is left out. Never raises."""
         page, now = Page(), self._clock()
         page.set("toolkit_exporter_start_time_seconds", self._began)
         page.set("toolkit_exporter_info", 1, **identity(self._deployment))
@@ -56,7 +56,7 @@ class Watcher:
         return page
 
     def close(self) -> None:
-        """Let go of the GPUs, and of a prediction that still computes."""
+        """Close NVML, and end a prediction that is still computed."""
         self._gpus.close()
         if self._predictions:
             self._predictions.close()

@@ -18,12 +18,12 @@ from toolkit.monitor.watcher import EVERY_S
 from toolkit.reports.html.render import render
 
 NAMES = (LOOPBACK, "localhost")
-"""The hosts that a browser on this machine asks for. A page elsewhere may lead another name here; it gets nothing."""
+"""The accepted Host headers. A foreign page may point another name at this machine (DNS rebinding); it gets nothing."""
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 
 
 def serve(subject: Subject, port: int, wait: Callable[[float], bool], ready: Callable[[str], None]) -> None:
-    """Show the page until `wait`, which waits so many seconds, says that it is over.
+    """Show the page until `wait` returns true; it waits for the seconds that it gets.
 
     `port` 0 takes a free one. `ready` gets the page's URL. Raises ToolkitError if the port is taken.
     """
@@ -31,7 +31,7 @@ def serve(subject: Subject, port: int, wait: Callable[[float], bool], ready: Cal
     with subject.looking() as look, _served(board, port) as url:
         ready(url)
         while True:
-            with contextlib.suppress(ToolkitError):  # an exporter that is gone for a while shows nothing new
+            with contextlib.suppress(ToolkitError):  # while the exporter is away, the page stays as it is
                 board.add(look(), time.monotonic())
             if wait(EVERY_S):
                 return
