@@ -21,10 +21,14 @@ class FakeTriton:
 
     def __init__(self, port: int) -> None:
         self.error, self.pause_s = "", 0.0
+        self.halts_after: int | None = None
+        """Tokens after which an answer waits until its client cancels it."""
+        self.cancelled = 0
         self.asked: list[dict[str, list[Any]]] = []
         """The input tensors of each request."""
         self.parameters: list[set[str]] = []
         """The names of each request's parameters."""
+        self.port = port
         self._server = grpc.server(ThreadPoolExecutor(8))
         handlers = {
             STREAM: grpc.stream_stream_rpc_method_handler(
@@ -58,6 +62,11 @@ class FakeTriton:
                 return
             length = inputs.get("request_output_len") or inputs["sampling_param_max_tokens"]
             for number in range(length[0]):
+                if number == self.halts_after:
+                    while context.is_active():
+                        time.sleep(0.01)
+                    self.cancelled += 1
+                    return
                 response = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
                 response.outputs.add(name="output_ids", datatype="INT32", shape=[1, 1, 1])
                 response.raw_output_contents.append(np.array([10 + number], np.int32).tobytes())

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 
 import pytest
 
 pytest.importorskip("dynamo.llm", reason="needs the extra gateway")
 from tests.gateway.fake_triton import FakeTriton
 from tests.ports import free_port
-from toolkit.gateway.triton_stream import COUNTED_BY_ITS_SENDER, Tokens, TritonStream
-from toolkit.gateway.worker import _until_stopped
+from tests.waiting import eventually
+from toolkit.gateway.triton_stream import COUNTED_BY_ITS_SENDER, TritonStream
+from toolkit.gateway.worker import _cancelled_when_stopped
 from toolkit.repository.generate import SOURCES
 
 
@@ -24,49 +26,61 @@ class Context:
         return await self.stopped.wait()
 
 
-@pytest.mark.parametrize("first_tokens", [0, 2])
-def test_when_the_client_leaves_the_stream_from_triton_is_closed(first_tokens):
-    closed = []
-
-    async def answer():
-        try:
-            for number in range(first_tokens):
-                yield Tokens([number], [])
-            await asyncio.sleep(60)
-        finally:
-            closed.append(True)
-
-    async def run():
-        context, pieces = Context(), []
-        asyncio.get_running_loop().call_later(0.05, context.stopped.set)
-        async for piece in _until_stopped(answer(), context):
-            pieces.append(piece)
-        assert closed, "before the worker counts the request as ended"
-        return pieces
-
-    assert len(asyncio.run(asyncio.wait_for(run(), 10))) == first_tokens
+@pytest.fixture
+def triton() -> Iterator[FakeTriton]:
+    made = FakeTriton(free_port())
+    yield made
+    made.close()
 
 
-def test_an_answer_that_ends_is_whole():
-    async def answer():
-        yield Tokens([1], [])
-        yield Tokens([2], [])
+async def pieces(triton: FakeTriton, context: Context, ids: list[list[int]], *parameters: str) -> list[list[int]]:
+    """Add the pieces of an answer of two tokens to `ids`, as they come."""
+    stream = TritonStream(f"127.0.0.1:{triton.port}", parameters)
+    answer = stream.ask("a", [("sampling_param_max_tokens", "INT32", [2])])
+    with _cancelled_when_stopped(answer, context):
+        async for piece in answer:
+            ids.append(piece.ids)
+    await stream.close()
+    return ids
+
+
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_when_the_client_leaves_the_engine_s_request_is_cancelled(triton, tokens):
+    triton.halts_after = tokens
 
     async def run():
-        return [piece.ids async for piece in _until_stopped(answer(), Context())]
+        context, ids = Context(), []
+        asking = asyncio.create_task(pieces(triton, context, ids))
+        while not triton.asked or len(ids) < tokens:
+            await asyncio.sleep(0.01)
+        context.stopped.set()
+        return await asking
 
-    assert asyncio.run(run()) == [[1], [2]]
+    assert asyncio.run(asyncio.wait_for(run(), 30)) == [[10], [11]][:tokens]
+    eventually(lambda: triton.cancelled == 1, 30)
 
 
-def test_the_model_of_the_llm_api_is_told_who_counts_a_request():
-    triton = FakeTriton(port := free_port())
+def test_an_answer_that_ends_is_whole(triton):
+    assert asyncio.run(pieces(triton, Context(), [])) == [[10], [11]]
+
+
+def test_one_who_waits_for_an_answer_can_be_cancelled(triton):
+    """Such as at the worker's own end: that is no end of the answer."""
+    triton.halts_after = 0
 
     async def run():
-        stream = TritonStream(f"127.0.0.1:{port}", (COUNTED_BY_ITS_SENDER,))
-        ids = [piece.ids async for piece in stream.tokens("a", [("sampling_param_max_tokens", "INT32", [2])])]
-        await stream.close()
-        return ids
+        asking = asyncio.create_task(pieces(triton, Context(), []))
+        while not triton.asked:
+            await asyncio.sleep(0.01)
+        asking.cancel()
+        await asking
 
-    assert asyncio.run(run()) == [[10], [11]] and triton.parameters == [{COUNTED_BY_ITS_SENDER}]
-    triton.close()
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(run())
+    eventually(lambda: triton.cancelled == 1, 30)
+
+
+def test_the_model_of_the_llm_api_is_told_who_counts_a_request(triton):
+    assert asyncio.run(pieces(triton, Context(), [], COUNTED_BY_ITS_SENDER)) == [[10], [11]]
+    assert triton.parameters == [{COUNTED_BY_ITS_SENDER}]
     assert f'"{COUNTED_BY_ITS_SENDER}"' in (SOURCES / "llmapi" / "1" / "model.py").read_text(), "what it looks for"

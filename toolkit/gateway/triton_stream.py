@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+import asyncio
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import grpc
 import numpy as np
@@ -18,6 +19,9 @@ LARGEST_MESSAGE = 64 << 20
 COUNTED_BY_ITS_SENDER = "counted_by_its_sender"
 """Parameter of a request that tells our llmapi model that the front end counts its latencies."""
 OPTIONS = [("grpc.max_receive_message_length", LARGEST_MESSAGE), ("grpc.max_send_message_length", LARGEST_MESSAGE)]
+
+_TYPES: dict[str, Literal["i", "f"]] = {"output_ids": "i", "sequence_length": "i", "output_log_probs": "f"}
+"""The outputs that are read, with the type of their elements as Python's struct names it."""
 
 
 class ModelError(Exception):
@@ -34,6 +38,38 @@ class Tokens:
 
     ids: list[int]
     log_probs: list[float]
+
+
+class Answer:
+    """The pieces of one request's answer, as they come.
+
+    Reads raise ModelError and ServerGone. Each token of a replica passes here, so there is no task or queue for it.
+    """
+
+    def __init__(self, call: grpc.aio.StreamStreamCall) -> None:
+        self._call, self._cancelled = call, False
+
+    def cancel(self) -> None:
+        """End it, here and in the engine. It then has no more pieces."""
+        self._cancelled = True
+        self._call.cancel()
+
+    def __aiter__(self) -> Answer:
+        return self
+
+    async def __anext__(self) -> Tokens:
+        try:
+            while (response := await self._call.read()) is not grpc.aio.EOF:
+                if response.error_message:
+                    raise ModelError(response.error_message)
+                if piece := _tokens(response.infer_response):
+                    return piece
+        except grpc.RpcError as error:
+            raise ServerGone(f"{error.code().name}: {error.details()}") from None
+        except asyncio.CancelledError:
+            if not self._cancelled:
+                raise
+        raise StopAsyncIteration
 
 
 class TritonStream:
@@ -60,25 +96,12 @@ class TritonStream:
         except grpc.RpcError:
             return False
 
-    async def tokens(self, name: str, tensors: Iterable[tuple[str, str, list[Any]]]) -> AsyncIterator[Tokens]:
-        """The answer as it comes. Closing the iterator cancels the request in the engine.
-
-        Raises ModelError and ServerGone.
-        """
+    def ask(self, name: str, tensors: Iterable[tuple[str, str, list[Any]]]) -> Answer:
+        """Send a request."""
         message = _message(name, tensors)
         for parameter in self._parameters:
             message.parameters[parameter].bool_param = True
-        call = self._stream(iter([message]))
-        try:
-            async for response in call:
-                if response.error_message:
-                    raise ModelError(response.error_message)
-                if piece := _tokens(response.infer_response):
-                    yield piece
-        except grpc.RpcError as error:
-            raise ServerGone(f"{error.code().name}: {error.details()}") from None
-        finally:
-            call.cancel()
+        return Answer(self._stream(iter([message])))
 
     async def close(self) -> None:
         """End all streams."""
@@ -98,11 +121,13 @@ def _message(name: str, tensors: Iterable[tuple[str, str, list[Any]]]) -> pb.Mod
 
 def _tokens(response: pb.ModelInferResponse) -> Tokens | None:
     """The new tokens of a response; None for the empty one that only ends a stream."""
-    raw = dict(zip((output.name for output in response.outputs), response.raw_output_contents, strict=True))
-    if "output_ids" not in raw:
+    found: dict[str, list[Any]] = {}
+    for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
+        if output.name in _TYPES:
+            found[output.name] = memoryview(raw).cast(_TYPES[output.name]).tolist()
+    if "output_ids" not in found:
         return None
-    ids = np.frombuffer(raw["output_ids"], np.int32).tolist()
-    if "sequence_length" in raw:  # output_ids may be padded beyond it
-        ids = ids[: int(np.frombuffer(raw["sequence_length"], np.int32)[0])]
-    log_probs = np.frombuffer(raw.get("output_log_probs", b""), np.float32).tolist()
-    return Tokens(ids, log_probs[-len(ids) :] if ids else [])
+    ids = found["output_ids"]
+    if "sequence_length" in found:  # output_ids may be padded beyond it
+        ids = ids[: found["sequence_length"][0]]
+    return Tokens(ids, found.get("output_log_probs", [])[-len(ids) :] if ids else [])

@@ -12,7 +12,8 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import uvloop
@@ -41,7 +42,7 @@ from toolkit.gateway.held import end_with_starter
 from toolkit.gateway.keepalive import prepare
 from toolkit.gateway.sampling import tensors_of, token_budget
 from toolkit.gateway.traffic import keeper
-from toolkit.gateway.triton_stream import COUNTED_BY_ITS_SENDER, ModelError, ServerGone, Tokens, TritonStream
+from toolkit.gateway.triton_stream import COUNTED_BY_ITS_SENDER, Answer, ModelError, ServerGone, Tokens, TritonStream
 from toolkit.repository.parameters import kv_cache_tokens
 
 LOOK_S = 0.5
@@ -129,10 +130,11 @@ class Worker:
             streaming = self._deployment.serving.decoupled
             inputs = [*self._tensors(request, self._deployment.limits.max_seq_len, streaming)]
             count, logprobs = 0, request["output_options"].get("logprobs") is not None
-            answer = self._triton.tokens(context.id(), inputs)
-            async for piece in _until_stopped(answer, context):
-                begun, count = True, count + len(piece.ids)
-                yield _output(piece, logprobs)
+            answer = self._triton.ask(context.id(), inputs)
+            with _cancelled_when_stopped(answer, context):
+                async for piece in answer:
+                    begun, count = True, count + len(piece.ids)
+                    yield _output(piece, logprobs)
             if self._traffic:  # a failed request continues on another replica, whose worker notes it
                 self._traffic.note(arrival, request["token_ids"], count)
             if not context.is_stopped():
@@ -198,25 +200,16 @@ async def _done(future: asyncio.Future[Any]) -> None:
     await asyncio.wait([future])
 
 
-async def _until_stopped(answer: AsyncIterator[Tokens], context: Any) -> AsyncIterator[Tokens]:
-    """The pieces, until the client leaves; then the request is cancelled in the engine too."""
+@contextmanager
+def _cancelled_when_stopped(answer: Answer, context: Any) -> Iterator[None]:
+    """Cancel the answer when the client leaves, and at the end."""
     stopped = asyncio.ensure_future(context.async_killed_or_stopped())
-    piece: asyncio.Future[Tokens] = asyncio.ensure_future(anext(answer))
+    stopped.add_done_callback(lambda _: answer.cancel())
     try:
-        while True:
-            await asyncio.wait([piece, stopped], return_when=asyncio.FIRST_COMPLETED)
-            if not piece.done():
-                return
-            try:
-                yield piece.result()
-            except StopAsyncIteration:
-                return
-            piece = asyncio.ensure_future(anext(answer))
+        yield
     finally:
         stopped.cancel()
-        piece.cancel()
-        await asyncio.wait([piece])  # a generator that still runs cannot be closed
-        await answer.aclose()  # type: ignore[attr-defined]
+        answer.cancel()
 
 
 def _output(piece: Tokens, logprobs: bool) -> dict[str, Any]:
