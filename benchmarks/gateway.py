@@ -28,6 +28,7 @@ import psutil
 import yaml
 
 from toolkit.config.load import load_deployment
+from toolkit.config.operating import PROMPT_WEIGHT
 from toolkit.gateway import admin
 from toolkit.gateway.dynamo import environment
 from toolkit.gateway.endpoints import Traffic, write_endpoints
@@ -76,7 +77,7 @@ class Door:
         commands = [
             [*[str(envoy()), "-c", str(self.places.envoy_config), "--disable-hot-restart"], "--concurrency", "1"],
             [*PYTHON, "toolkit.gateway.gate", str(file), "rehearsal", str(self.places.gate_port)],
-            [*PYTHON, "toolkit.gateway.frontend", str(self.places.front_port), "3"],
+            [*PYTHON, "toolkit.gateway.frontend", str(self.places.front_port), "3", str(PROMPT_WEIGHT)],
             *workers,
         ]
         log = (folder / "log").open("w")

@@ -5,10 +5,14 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import random
+import string
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +21,7 @@ import pytest
 from tests.gateway.fake_triton import FULL, FakeTriton
 from tests.ports import free_port
 from tests.waiting import eventually
+from toolkit.config.operating import PROMPT_WEIGHT
 from toolkit.gateway.dynamo import endpoint, environment
 from toolkit.gateway.error_form import LAST_WAS_FULL
 
@@ -54,7 +59,7 @@ def started(tmp_path_factory, door_yaml) -> Iterator[Workers]:
     deployment = door_yaml()
     tritons = [FakeTriton(replica.serving.grpc_port) for replica in deployment.per_replica()]
     environ, port = {**os.environ, **environment(folder)}, free_port()
-    commands = [[*PYTHON, "toolkit.gateway.frontend", str(port), "3"]]
+    commands = [[*PYTHON, "toolkit.gateway.frontend", str(port), "3", str(PROMPT_WEIGHT)]]
     for number in range(2):
         commands.append([*PYTHON, "toolkit.gateway.worker", str(deployment.file), "rehearsal", str(number), "llama"])
     with (folder / "log").open("w") as log:
@@ -139,6 +144,21 @@ def test_a_wrong_request_has_its_status_also_as_a_stream(workers, pause_s):
     status, text = workers.ask(stream=True)
     assert status == 400 and "the engine cannot do this" in text
     assert sum(len(triton.asked) for triton in workers.tritons) == 1, "no other replica is asked"
+
+
+def test_prompts_go_where_their_beginning_is_cached(workers):
+    """12 beginnings of 7 blocks, 15 prompts each, four at a time; a pool holds 64 blocks. Nearly all go where the first
+    one went."""
+    draw = random.Random(5)
+    beginnings = ["".join(draw.choices(string.ascii_letters, k=200)) for _ in range(12)]
+    prompts = [f"{beginning} {n}" for n in range(15) for beginning in draw.sample(beginnings, len(beginnings))]
+    for triton in workers.tritons:
+        triton.pause_s = 0.02
+    with ThreadPoolExecutor(4) as pool:
+        assert {status for status, _ in pool.map(lambda prompt: workers.ask(prompt=prompt), prompts)} == {200}
+    served = [Counter(tuple(asked["input_ids"][:150]) for asked in triton.asked) for triton in workers.tritons]
+    assert sum(map(len, served)) <= 14, "beginnings that both replicas had to compute"
+    assert min(map(len, served)) >= 3, "each has its share"
 
 
 def test_models_that_differ_have_other_endpoints(door_yaml):

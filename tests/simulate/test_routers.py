@@ -112,8 +112,8 @@ def test_the_router_of_a_simulation_chooses():
 
 
 def test_prefix_aware_counts_the_blocks_to_compute_and_to_hold():
-    """Blocks of 4 tokens. Replica 0 gets A (3 blocks). A again costs 0 + 3 there and 3 + 0 on 1: the first in number.
-    The third A costs 0 + 6 there and 3 + 0 on 1, so it goes to 1. When all have ended, A is cached on both."""
+    """Blocks of 4 tokens. Replica 0 gets A (3 blocks), and A again: n times 3 are held there, and on 1 it costs 4 x 3.
+    The fifth A would cost 0 + 12, as on 1, and goes to the first in number; the sixth goes to 1."""
     router = PrefixAware(config(tokens_per_block=4, num_blocks=8, reuse=True))
     replicas = [Server(0), Server(1)]
 
@@ -121,16 +121,16 @@ def test_prefix_aware_counts_the_blocks_to_compute_and_to_hold():
         return router.choose(replicas, Planned(0.0, tokens, 1), number).number
 
     first = range(100, 112)
-    assert [send(n, first) for n in range(3)] == [0, 0, 1]
-    for number in range(3):
+    assert [send(n, first) for n in range(6)] == [0, 0, 0, 0, 0, 1]
+    for number in range(6):
         router.ended(number)
-    assert send(3, range(200, 212)) == 0  # equal everywhere
-    assert send(4, first) == 1  # 0 + 0 there; 0 + 3 on 0, which holds the last one
+    assert send(6, range(200, 212)) == 0  # equal everywhere
+    assert send(7, first) == 1  # 0 + 0 there; 0 + 3 on 0, which holds the last one
 
 
 def test_a_full_pool_forgets_the_blocks_that_were_sent_first():
-    """Pools of 3 blocks. 0 gets A, 1 gets B, and 0 gets C: then A costs 3 + 3 there and 3 on 1. With a pool of 8 blocks
-    it costs 0 + 3 there, which is as much as on 1."""
+    """Pools of 3 blocks. 0 gets A, 1 gets B, and 0 gets C: then A costs 12 + 3 there and 12 on 1. With a pool of 8
+    blocks it costs 0 + 3 there."""
     for blocks, expected in ((3, 1), (8, 0)):
         router = PrefixAware(config(tokens_per_block=4, num_blocks=blocks, reuse=True))
         replicas = [Server(0), Server(1)]

@@ -1,4 +1,4 @@
-"""`python -m toolkit.gateway.frontend PORT RETRIES`: OpenAI's API on loopback, by NVIDIA Dynamo's runtime.
+"""`python -m toolkit.gateway.frontend PORT RETRIES PROMPT_WEIGHT`: OpenAI's API on loopback, by NVIDIA's Dynamo.
 
 Chat template, tokens and text, the choice of a replica by the prompt's cached prefix and its load, and the migration of
 streams are Dynamo's. Workers announce themselves.
@@ -26,11 +26,16 @@ from toolkit.gateway.held import end_with_starter
 from toolkit.gateway.keepalive import prepare
 
 
-async def serve(port: int, migrations: int) -> None:
-    """Serve until killed. `migrations`: how often one stream may continue elsewhere."""
+async def serve(port: int, migrations: int, prompt_weight: float) -> None:
+    """Serve until killed.
+
+    migrations: how often one stream may continue elsewhere.
+    prompt_weight: what a block of a prompt that is not cached counts, where a block that a request holds counts 1.
+    """
     runtime = DistributedRuntime(asyncio.get_running_loop(), discovery(), "tcp")
-    # Triton tells nobody which blocks it holds, so the router remembers what it sent where.
-    router = RouterConfig(RouterMode.KV, KvRouterConfig(use_kv_events=False))
+    # Triton tells nobody which blocks it holds, so the router remembers what it sent where, as many as a pool holds.
+    kv = KvRouterConfig(use_kv_events=False, router_approximate_cache_policy="lru", prefill_load_scale=prompt_weight)
+    router = RouterConfig(RouterMode.KV, kv)
     options = EntrypointArgs(
         EngineType.Dynamic, http_host=LOOPBACK, http_port=port, router_config=router, migration_limit=migrations
     )
@@ -41,4 +46,4 @@ if __name__ == "__main__":
     end_with_starter()
     prepare()
     uvloop.install()
-    asyncio.run(serve(int(sys.argv[1]), int(sys.argv[2])))
+    asyncio.run(serve(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])))

@@ -1,8 +1,8 @@
 """Which replica gets a request: the policies of the router in front of several replicas.
 
 Least requests asks all replicas. Power of two asks two that are drawn at random, as Envoy's LEAST_REQUEST does. Prefix
-aware is the rule of Dynamo's router: the fewest blocks, those of the prompt that are not cached there and those that
-the requests there hold. Random asks nobody.
+aware is the rule of Dynamo's router, with the weight that `toolkit up` gives it: the fewest blocks, those of the prompt
+that are not cached there, four times, and those that the requests there hold. Random asks nobody.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Protocol
 
+from toolkit.config.operating import PROMPT_WEIGHT
 from toolkit.inflight import SchedulerConfig
 from toolkit.simulate.replica import Replica
 from toolkit.workload import Planned
@@ -64,7 +65,8 @@ class PrefixAware:
         count = -(-len(request.prompt) // self._size)
 
         def cost(replica: Replica) -> int:
-            return count - self._overlap(replica.number, blocks) + self._held.get(replica.number, 0)
+            missing = count - self._overlap(replica.number, blocks)
+            return PROMPT_WEIGHT * missing + self._held.get(replica.number, 0)
 
         chosen = min(replicas, key=cost)
         self._held[chosen.number] = self._held.get(chosen.number, 0) + count

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from toolkit.config.deployment import Deployment
+from toolkit.config.operating import PROMPT_WEIGHT
 from toolkit.gateway import admin
 from toolkit.gateway.places import LOOPBACK, Places
 from toolkit.up.backoff import Backoff
@@ -96,7 +97,7 @@ def door_commands(deployment: Deployment, places: Places, envoy: Path) -> dict[s
     """The command that starts each part, by name, in the order in which they start."""
     migrations = MIGRATIONS if deployment.gateway.migration else 0
     gate = [*PYTHON, "toolkit.gateway.gate", str(deployment.file), deployment.engine, str(places.gate_port)]
-    front = [*PYTHON, "toolkit.gateway.frontend", str(places.front_port), str(migrations)]
+    front = [*PYTHON, "toolkit.gateway.frontend", str(places.front_port), str(migrations), str(PROMPT_WEIGHT)]
     # We start it again ourselves: Envoy's hot restart needs shared memory, which a kill leaves behind.
     door = [str(envoy), "-c", str(places.envoy_config), "--disable-hot-restart", "--log-level", "warning"]
     door += ["--file-flush-interval-msec", "1000", "--concurrency", str(max(1, min(4, (os.cpu_count() or 1) // 2)))]
