@@ -155,6 +155,9 @@ class Linear:
     def hop_seconds(self, work: StepWork) -> float:
         return 1e-5 + 1e-8 * work.tokens
 
+    def hops(self, work: StepWork) -> list[float]:
+        return [self.hop_seconds(work)] * (self.stages - 1)
+
     def finish_seconds(self, work: StepWork) -> float:
         return 2e-4
 

@@ -73,7 +73,7 @@ def step_errors() -> dict[tuple[str, str, str], list[float]]:
         tp, pp, context = int(row["tp"]), int(row["pp"]), int(row["context"])
         form = ClosedForm(shape, RankMapping(tp=tp, pp=pp), gpus[tp], PRECISIONS[row["weights"], row["kv"]], ALONE)
         work = prefill(context) if row["phase"] == "prefill" else decode(int(row["sequences"]), context)
-        seconds = sum(form.stage_seconds(work)) + (pp - 1) * form.hop_seconds(work)
+        seconds = sum(form.stage_seconds(work)) + sum(form.hops(work))
         precision = {"16": "16 bits", "fp8": "FP8"}[row["weights"]] + (", KV 16" if row["weights"] != row["kv"] else "")
         found[f"tp{tp} pp{pp}", precision, row["phase"]].append(seconds * 1e3 / float(row["ms"]) - 1)
     return found

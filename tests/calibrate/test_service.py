@@ -72,7 +72,7 @@ def test_the_command_writes_a_file_that_the_planner_reads(tiny_llama, deploy, tm
     # On a slow machine the budget has no room for the longest.
     assert len(written["rows"]) + len(written["skipped"]) == len(grid(engine_settings(deployment).scheduling))
     one = next(row for row in calibration.steps if row.kind == "generation").work
-    assert sum(times.stage_seconds(one)) > 0 and times.hop_seconds(one) >= 0 and times.finish_seconds(one) > 0
+    assert sum(times.stage_seconds(one)) > 0 and sum(times.hops(one)) >= 0 and times.finish_seconds(one) > 0
     assert {one.part for one in calibration.differences(deployment)} == {row["kind"] for row in written["rows"]}
     assert 0 < calibration.outside_s < BUDGET_S
     assert written["crowding"] and {one["in_flight"] for one in written["crowding"]} <= {1, 2}

@@ -23,7 +23,7 @@ FLAGSHIP = BUILD_CONFIGS / "llama3-70b-h100-pp4tp2-fp16.yaml"
 def test_every_shipped_yaml_is_valid(file: Path) -> None:
     deployment = load_deployment(file)
     assert deployment.name == file.stem
-    assert deployment.mapping.world_size * deployment.parallel.replicas == deployment.hardware.gpus
+    assert deployment.mapping.world_size * deployment.parallel.replicas == deployment.all_gpus
 
 
 def test_the_flagship_carries_the_figures_of_the_requirements() -> None:
@@ -69,8 +69,8 @@ MISTAKES = [
     ("parallel.pp", 0, "parallel.pp: input should be greater than 0, got 0"),
     ("parallel.pp", "four", "parallel.pp: input should be a valid integer, got 'four'"),
     ("parallel.pp", True, "parallel.pp: input should be a valid integer, got True"),
-    ("parallel.dp", 2, "parallel.dp: unknown key. Known here: pp, replicas, tp."),
-    ("paralel", {"tp": 2}, "paralel: unknown key. Known here: deploy, engine, fleet, gateway, hardware,"),
+    ("parallel.dp", 2, "parallel.dp: unknown key. Known here: nodes, pp, replicas, tp."),
+    ("paralel", {"tp": 2}, "paralel: unknown key. Known here: cluster, deploy, engine, fleet, gateway, hardware,"),
     ("file", "x", "file: unknown key."),
     ("engine", "vllm", "engine: input should be 'tensorrt', 'pytorch' or 'rehearsal', got 'vllm'"),
     ("model.dtype", "fp16", "model.dtype: input should be 'float16', 'bfloat16' or 'float32', got 'fp16'"),

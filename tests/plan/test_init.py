@@ -98,8 +98,18 @@ def test_a_model_that_fits_only_in_fp8_gets_fp8(tmp_path):
     assert deployment.model.quantization == "fp8" and ", FP8: " in text
     head = (tmp_path / "large.yaml").read_text().split("\n\n")[0]
     assert "In FP8, because no layout fits in 16 bits." in head and "toolkit build --checkpoint DIR" in head
-    with pytest.raises(ToolkitError, match=r"no layout fits on 8 h100-sxm; .* with model.quantization: fp8 would fit"):
-        init("llama-3.1-405b", tmp_path / "none.yaml", "--quantization", "none")
+    assert "toolkit init --quantization none" in head
+
+
+@pytest.mark.thorough
+def test_a_model_that_fits_on_no_node_in_16_bits_gets_two(tmp_path):
+    """756 GiB and 8 x 67.7 GiB under the limit are 1.4 nodes. The stages are cut between the nodes."""
+    options = ("--quantization", "none", "--rate", "0.5", "--slo", "requests_per_s=0.5")
+    text, deployment = init("llama-3.1-405b", tmp_path / "two.yaml", *options)
+    parallel = deployment.parallel
+    assert parallel.nodes == 2 and parallel.tp * parallel.pp * parallel.replicas == 16 and parallel.pp % 2 == 0
+    assert "over 2 nodes" in text
+    assert "2 nodes share a group" in (tmp_path / "two.yaml").read_text().split("\n\n")[0]
 
 
 def test_limits_that_are_asked_for(tmp_path):

@@ -40,8 +40,8 @@ class Steady:
         self.works.append(work)
         return list(self.seconds)
 
-    def hop_seconds(self, work: StepWork) -> float:
-        return self.hop
+    def hops(self, work: StepWork) -> list[float]:
+        return [self.hop] * (self.stages - 1)
 
     def finish_seconds(self, work: StepWork) -> float:
         return self.finish

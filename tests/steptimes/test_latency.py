@@ -187,8 +187,8 @@ def test_fp8_halves_the_weights_but_not_lm_head():
 
 def test_links_decide_all_reduces_and_hops():
     assert form(1, 8).all_reduce_s(1024) == 0
-    assert form(8, 1).hop_seconds(prefill(1024)) == 0
-    assert form(2, 4).hop_seconds(prefill(1024)) == pytest.approx(10e-6 + 1024 * 8192 * 2 / (0.8 * 450e9))
+    assert form(8, 1).hops(prefill(1024)) == []
+    assert form(2, 4).hops(prefill(1024)) == pytest.approx([10e-6 + 1024 * 8192 * 2 / (0.8 * 450e9)] * 3)
     bridged, pcie = GPUS["h100-nvl"], GPUS["h100-pcie"]
     assert form(2, 1, bridged).all_reduce_s(1024) < 0.5 * form(2, 1, pcie).all_reduce_s(1024)
     assert form(4, 1, bridged).all_reduce_s(1024) == form(4, 1, pcie).all_reduce_s(1024)  # only pairs are bridged

@@ -104,4 +104,11 @@ def numbers(deployment: Deployment, progress: Progress | None = None) -> dict[st
 
 def settings(deployment: Deployment) -> dict[str, Any]:
     """The settings that a checkpoint depends on. They are in its lock, and later stages require them."""
-    return {"tp": deployment.parallel.tp, "pp": deployment.parallel.pp, "dtype": deployment.model.dtype}
+    from toolkit.checkpoint.config_json import GPUS_PER_NODE, gpus_per_node
+
+    parallel, mapping = deployment.parallel, deployment.mapping
+    common = {"tp": parallel.tp, "pp": parallel.pp, "dtype": deployment.model.dtype}
+    # The engine finds its GPU by this number, a rehearsal does not. Locks of before have none, and 8 in config.json.
+    if deployment.kind.on_gpus and gpus_per_node(mapping) != GPUS_PER_NODE:
+        common["gpus_per_node"] = gpus_per_node(mapping)
+    return common

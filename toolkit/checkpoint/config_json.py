@@ -14,6 +14,12 @@ from toolkit.model.rank_mapping import RankMapping
 from toolkit.model.shape import ModelShape
 
 GPUS_PER_NODE = 8
+"""As NVIDIA's converter writes it for one node."""
+
+
+def gpus_per_node(mapping: RankMapping) -> int:
+    """TensorRT-LLM takes GPU number rank modulo this on each node."""
+    return GPUS_PER_NODE if mapping.nodes == 1 else mapping.ranks_per_node
 
 
 def config_text(shape: ModelShape, mapping: RankMapping, dtype: str) -> str:
@@ -48,7 +54,7 @@ def checkpoint_config(shape: ModelShape, mapping: RankMapping, dtype: str) -> di
         "mlp_bias": shape.mlp_bias,
         "mapping": {
             "world_size": mapping.world_size,
-            "gpus_per_node": GPUS_PER_NODE,
+            "gpus_per_node": gpus_per_node(mapping),
             "tp_size": mapping.tp,
             "pp_size": mapping.pp,
             "cp_size": 1,

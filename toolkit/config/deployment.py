@@ -18,6 +18,7 @@ from pydantic_core import PydanticCustomError
 from toolkit.config.engine_kind import KINDS, EngineKind
 from toolkit.config.operating import Deploy, Fleet, Gateway, Monitoring, Recovery, Tuning
 from toolkit.config.sections import (
+    Cluster,
     EngineOptions,
     Hardware,
     KvCacheSection,
@@ -72,6 +73,7 @@ class Deployment(Section):
     engine_options: EngineOptions = EngineOptions()
     """In the YAML, `engine` holds both: a word, or a mapping with `kind`."""
     parallel: Parallel = Parallel()
+    cluster: Cluster = Cluster()
     limits: Limits = Limits()
     kv_cache: KvCacheSection = KvCacheSection()
     scheduler: SchedulerSection = SchedulerSection()
@@ -134,7 +136,7 @@ class Deployment(Section):
 
     @property
     def mapping(self) -> RankMapping:
-        return RankMapping(tp=self.parallel.tp, pp=self.parallel.pp)
+        return RankMapping(tp=self.parallel.tp, pp=self.parallel.pp, nodes=self.parallel.nodes)
 
     @property
     def max_batch_size(self) -> int:
@@ -155,6 +157,11 @@ class Deployment(Section):
     def all_ranks(self) -> int:
         """Ranks of all replicas together: one per GPU."""
         return self.mapping.world_size * len(self.per_replica())
+
+    @property
+    def all_gpus(self) -> int:
+        """GPUs of all nodes of the group."""
+        return self.hardware.gpus * self.parallel.nodes
 
     def per_replica(self) -> tuple[Deployment, ...]:
         """A deployment for each replica, with its own ports and run folder. They share everything else, also engines.

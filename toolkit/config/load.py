@@ -26,6 +26,8 @@ OPTIONS = "engine_options"
 NOT_IN_THE_YAML = {"file", OPTIONS, "replica", "engine_given"}
 PATHS = (
     "model.path",
+    "cluster.hostfile",
+    "cluster.launch_agent",
     "runtime.image_file",
     "loadtest.prompts",
     "workload.trace",

@@ -23,7 +23,7 @@ HOURS = 24
 def serving_rules(deployment: Deployment) -> Iterator[Broken]:
     """Each rule of `serving` that does not hold."""
     serving = deployment.serving
-    if problem := _problem_of_host(serving.host):
+    if problem := problem_of_host(serving.host):
         hint = "Use 127.0.0.1, 0.0.0.0, or an address of this machine."
         yield "serving.host", f"{shown(serving.host)} {problem}", hint
     ports = serving.ports()
@@ -44,7 +44,7 @@ def serving_rules(deployment: Deployment) -> Iterator[Broken]:
 def door_rules(deployment: Deployment) -> Iterator[Broken]:
     """Each rule that does not hold: field, what is wrong, what to do."""
     gateway, recovery, replicas = deployment.gateway, deployment.recovery, deployment.parallel.replicas
-    if problem := _problem_of_host(gateway.host):
+    if problem := problem_of_host(gateway.host):
         hint = "Use 127.0.0.1, 0.0.0.0, or an address of this machine."
         yield "gateway.host", f"{shown(gateway.host)} {problem}", hint
     taken = {port: replica for replica in range(replicas) for port in deployment.serving.ports(replica).values()}
@@ -144,7 +144,7 @@ def tuning_rules(deployment: Deployment) -> Iterator[Broken]:
         yield "tuning.admission_floor", what, f"Use from 1 to {ceiling}."
 
 
-def _problem_of_host(host: str) -> str | None:
+def problem_of_host(host: str) -> str | None:
     """Why Triton cannot listen on this host, or None. It can on an IPv4 address or a name."""
     if ":" in host:
         return "is IPv6, on which Triton does not open all its ports"

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from toolkit.config.group_rules import group_rules
 from toolkit.config.operating_rules import door_rules, monitoring_rules, serving_rules, tuning_rules
 from toolkit.config.sections import Broken
 from toolkit.config.workload import MOST_REQUESTS, lengths_and_times
@@ -62,7 +63,7 @@ def _parallel_rules(deployment: Deployment) -> Iterator[Broken]:
             f"Use at most {layers}.",
         )
     replicas = deployment.parallel.replicas
-    if tp * pp * replicas > gpus:
+    if tp * pp * replicas > deployment.all_gpus:
         times = f" x replicas {replicas}" if replicas > 1 else ""
         yield (
             "parallel",
@@ -147,6 +148,7 @@ def _runtime_rules(deployment: Deployment) -> Iterator[Broken]:
 
 RULES = (
     _output_rules,
+    group_rules,
     _parallel_rules,
     _precision_rules,
     _limit_rules,

@@ -67,6 +67,21 @@ class Parallel(Section):
     pp: Positive = 1
     replicas: Positive = 1
     """Groups of tp x pp GPUs. The requests are spread over them."""
+    nodes: Positive = 1
+    """The nodes of a group: each has whole pipeline stages of every replica, and `hardware.gpus` GPUs."""
+
+
+class Cluster(Section):
+    """`cluster`: where the nodes of a group are, if parallel.nodes is more than 1. A Slurm allocation needs none."""
+
+    hosts: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Names or IPv4 addresses. The first one is the node where `toolkit serve` runs."""
+    hostfile: LoosePath | None = None
+    """mpirun's host file, in place of `hosts`: a node per line."""
+    interface: str | None = None
+    """The network between the nodes, by its interface on each (eth1). Default: the one that has a node's address."""
+    launch_agent: LoosePath | None = None
+    """What mpirun starts a command on another node with, as AGENT HOST COMMAND. Default: ssh, or Slurm's srun."""
 
 
 class Limits(Section):
@@ -106,11 +121,18 @@ class Hardware(Section):
 
     gpu: str = "h100-sxm"
     gpus: Positive = 8
+    """Of one node."""
     gpu_memory_gib: PositiveFloat = 79.6
     """Memory of one GPU as the driver shows it, in GiB (an 80 GB H100 shows about 79.6)."""
     gpu_memory_limit: Fraction = 0.85
     host_memory_gb: PositiveFloat = 256
     cores_per_gpu: Positive = 16
+    node_link_gbps: PositiveFloat = 100
+    """Gbit/s of a link from a node to the next one, each way."""
+    node_links: Positive = 1
+    """Such links of a node. The ranks of a stage share them."""
+    node_latency_us: PositiveFloat = 20
+    """Of a message from a GPU to one on another node. 20 is an estimate."""
 
 
 class Serving(Section):

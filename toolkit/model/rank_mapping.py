@@ -6,15 +6,19 @@ The tensor parallel rank changes fastest: with tp=2, pp=4 the groups are [0,1][2
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class RankMapping:
-    """The shape of a group of ranks: `tp` ranks share each layer, and `pp` stages divide the layers."""
+    """The shape of a group of ranks: `tp` ranks share each layer, and `pp` stages divide the layers.
+
+    Its ranks are on `nodes` nodes, in order: each node has whole stages. What a rank holds does not depend on that.
+    """
 
     tp: int = 1
     pp: int = 1
+    nodes: int = field(default=1, compare=False)
 
     @property
     def world_size(self) -> int:
@@ -23,6 +27,18 @@ class RankMapping:
     @property
     def ranks(self) -> range:
         return range(self.world_size)
+
+    @property
+    def ranks_per_node(self) -> int:
+        return self.world_size // self.nodes
+
+    def ranks_on(self, node: int) -> range:
+        """The ranks on a node, counted from 0."""
+        return range(node * self.ranks_per_node, (node + 1) * self.ranks_per_node)
+
+    def crosses_nodes(self, stage: int) -> bool:
+        """Whether the stage after this one is on another node."""
+        return (stage + 1) % (self.pp // self.nodes) == 0 and stage < self.pp - 1
 
     def tp_rank(self, rank: int) -> int:
         return rank % self.tp

@@ -32,7 +32,7 @@ class Bounds:
         """Seconds from token to token, with `sequences` sequences spread evenly over the micro-batches."""
         stages, work = self.times.stages, self._step(max(1.0, sequences / self.times.stages))
         seconds = self._seconds(max(1.0, sequences / stages))
-        through = sum(seconds) + (stages - 1) * self.times.hop_seconds(work) + self.times.finish_seconds(work)
+        through = sum(seconds) + sum(self.times.hops(work)) + self.times.finish_seconds(work)
         return max(through, stages * max(seconds))
 
     def rate(self, sequences: int, max_num_tokens: int) -> float:

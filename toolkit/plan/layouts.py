@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
+MOST_NODES = 8
+"""The most nodes that a group is proposed for."""
 HIGHEST_MEMORY_LIMIT = 0.95
 """The highest hardware.gpu_memory_limit that a remedy proposes."""
 
@@ -121,7 +123,7 @@ def compare(
     predict: Predict = predict,
     ceiling: Ceiling | None = None,
 ) -> Comparison:
-    """Evaluate every layout of the model on `hardware.gpus` GPUs, several at a time.
+    """Evaluate every layout of the model on the GPUs of `parallel.nodes` nodes, several at a time.
 
     No batch limit is above the `ceiling`, which is by default the limits of the YAML. Raises ToolkitError if there is
     no
@@ -131,7 +133,8 @@ def compare(
     spread = variants(deployment, fewer_gpus=objective == "cost")
     candidates = [candidate for candidate in spread if highest.of_replica(candidate)]
     if not candidates:
-        what = f"hardware.gpus: no tp x pp spreads this model over {deployment.hardware.gpus} GPUs"
+        nodes = f" on {deployment.parallel.nodes} nodes" if deployment.parallel.nodes > 1 else ""
+        what = f"hardware.gpus: no tp x pp spreads this model over {deployment.all_gpus} GPUs{nodes}"
         raise ToolkitError(what, where=deployment.file)
     tune = partial(evaluate, predict=predict, ceiling=highest, objective=objective)
     flat = [partial(tune, candidate) for candidate in candidates if candidate.parallel.pp == 1]
@@ -188,13 +191,31 @@ def _results(pool: Executor, tasks: Sequence[Callable[[], T]], tick: Callable[[]
 
 def any_fits(deployment: Deployment) -> bool:
     """Whether any layout holds a whole sequence, with the smallest steps."""
-    small = with_settings(deployment, limits={"max_num_tokens": min(STEPS[0], deployment.limits.max_num_tokens)})
-    return any(map(fits, variants(small)))
+    return any(map(fits, variants(_small(deployment))))
+
+
+def _small(deployment: Deployment) -> Deployment:
+    return with_settings(deployment, limits={"max_num_tokens": min(STEPS[0], deployment.limits.max_num_tokens)})
+
+
+def nodes_that_hold(deployment: Deployment) -> Deployment | None:
+    """The layout with the fewest nodes, and of these the one with the fewest stages, that holds a whole sequence.
+
+    None if that is one node, or if no group of MOST_NODES nodes holds it, or if its engine stays on one node.
+    """
+    if deployment.kind.one_server or any_fits(deployment):
+        return None
+    for nodes in range(deployment.parallel.nodes + 1, MOST_NODES + 1):
+        wider = with_settings(deployment, parallel={"nodes": nodes})
+        fitting = [variant for variant in variants(wider, fewer_gpus=True) if fits(_small(variant))]
+        if fitting:
+            return min(fitting, key=lambda variant: (variant.parallel.pp, variant.parallel.replicas))
+    return None
 
 
 def variants(deployment: Deployment, fewer_gpus: bool = False) -> Iterable[Deployment]:
     """The deployment with every tp x pp x replicas that uses all GPUs; with `fewer_gpus` also with fewer replicas."""
-    gpus = deployment.hardware.gpus
+    gpus = deployment.all_gpus
     for pp in range(gpus, 0, -1):  # many stages take longest to simulate, so these begin first
         for tp in range(1, gpus // pp + 1):
             most, idle = divmod(gpus, tp * pp)

@@ -17,6 +17,7 @@ from toolkit.simulate.overload import Overload, overload_of
 from toolkit.simulate.run import NOTHING
 from toolkit.sizing.gpus import gpu_named
 from toolkit.sizing.memory import MemoryPlan, plan_memory
+from toolkit.sizing.node_link import node_link_of
 from toolkit.sizing.precision import precision_of
 from toolkit.slo.metrics import Measured
 from toolkit.slo.server_metrics import GpuSeen, ServerSeen
@@ -203,7 +204,7 @@ class Prediction:
 
     def pass_seconds(self, work: StepWork) -> float:
         """Seconds of the step through all stages, with no other step in flight."""
-        return sum(self.times.stage_seconds(work)) + (self.times.stages - 1) * self.times.hop_seconds(work)
+        return sum(self.times.stage_seconds(work)) + sum(self.times.hops(work))
 
     def simulate(self, traffic: Traffic, record: tuple[float, float] = NOTHING) -> Simulation:
         """Simulate other traffic under the same settings."""
@@ -258,7 +259,8 @@ def predict(deployment: Deployment, estimator: Estimator = "table") -> Predictio
         what = f"model.quantization: {gpu.name} has no FP8 tensor cores"
         raise ToolkitError(what, where=deployment.file, hint="Use none, or another GPU.")
     overheads = overheads_of(deployment.kind)
-    form = ClosedForm(deployment.shape, deployment.mapping, gpu, precision_of(deployment), overheads)
+    precision, link = precision_of(deployment), node_link_of(deployment)
+    form = ClosedForm(deployment.shape, deployment.mapping, gpu, precision, overheads, link)
     if estimator == "aiconfigurator":
         times = Aiconfigurator(form, deployment.file)
         return Prediction(deployment, times, times.description)

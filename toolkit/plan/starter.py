@@ -20,7 +20,7 @@ from toolkit.files.atomic import atomic_file
 from toolkit.files.yaml_file import parse_yaml
 from toolkit.model.shape import ModelShape, load_shape
 from toolkit.model.shape_rules import context_length
-from toolkit.plan.layouts import Comparison, any_fits, compare
+from toolkit.plan.layouts import Comparison, any_fits, compare, nodes_that_hold
 from toolkit.plan.show import wording
 from toolkit.plan.show.reasons import reason
 from toolkit.plan.tuning import Ceiling, Objective
@@ -94,6 +94,9 @@ def start(wanted: Wanted, force: bool = False, progress: Progress | None = None)
         draft = _loaded(partial, content, wanted)
         if wanted.quantization is None and gpu_named(wanted.hardware).flops_fp8 and not any_fits(draft):
             content["model"]["quantization"] = "fp8"
+            draft = _loaded(partial, content, wanted)
+        if wanted.quantization == "none" and (wider := nodes_that_hold(draft)):
+            content["parallel"] = _of(wider)
             draft = _loaded(partial, content, wanted)
         ceiling = Ceiling(draft.limits.max_num_tokens, wanted.max_sequences or MAX_SEQUENCES, 0)
         comparison = compare(draft, wanted.objective, progress, ceiling=ceiling)
@@ -174,8 +177,13 @@ def _slo(settings: Iterable[str]) -> Iterable[tuple[str, Any]]:
 
 
 def _parallel(comparison: Comparison) -> dict[str, int]:
-    parallel = comparison.best.deployment.parallel.model_dump()
-    return parallel if parallel["replicas"] > 1 else {"tp": parallel["tp"], "pp": parallel["pp"]}
+    return _of(comparison.best.deployment)
+
+
+def _of(deployment: Deployment) -> dict[str, int]:
+    """`parallel` without what has its default, but for tp and pp."""
+    parallel = deployment.parallel.model_dump()
+    return {name: value for name, value in parallel.items() if name in ("tp", "pp") or value > 1}
 
 
 def _loaded(file: Path, content: dict[str, Any], wanted: Wanted, comparison: Comparison | None = None) -> Deployment:
@@ -208,10 +216,15 @@ def _text(content: dict[str, Any], wanted: Wanted, comparison: Comparison | None
     if comparison:
         best = comparison.best
         verdict = "" if best.meets_slo else " (and misses it)"
-        place = f"{len(comparison.layouts)} layouts on {wanted.gpus} {wanted.hardware}"
+        nodes = best.deployment.parallel.nodes
+        machine = f"{nodes} nodes of {wanted.gpus}" if nodes > 1 else f"{wanted.gpus}"
+        place = f"{len(comparison.layouts)} layouts on {machine} {wanted.hardware}"
         head.append(f"# Of {place}, {best.name} serves {wanted.workload} best under this SLO{verdict}: a prediction.")
         if content["model"].get("quantization") == "fp8" and wanted.quantization is None:
             head.append(f"# In FP8, because no layout fits in 16 bits. {BRING}")
+            head.append("# In 16 bits it may fit on more nodes: toolkit init --quantization none")
+        if nodes > 1:
+            head.append(f"# No layout fits on one node: {nodes} nodes share a group. Add cluster.hosts to serve it.")
     parts = ["\n".join(head)]
     for name, value in content.items():
         if isinstance(value, dict):

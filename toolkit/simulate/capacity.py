@@ -110,7 +110,7 @@ class Trial:
     def _too_slow_alone(self) -> bool:
         """Whether even a sequence that runs alone, with hardly any context, gets its tokens too late."""
         work = decode(1, 1)
-        step = sum(self.times.stage_seconds(work)) + (self.times.stages - 1) * self.times.hop_seconds(work)
+        step = sum(self.times.stage_seconds(work)) + sum(self.times.hops(work))
         return any(step * 1e3 > limit for _, limit in self.slo.percentiles("tpot_ms"))
 
     def widened(self, low: float, high: float, most: float) -> tuple[float, float]:

@@ -183,7 +183,7 @@ class Replica:
             if sequence.started is None:
                 sequence.started = now
         ready, spans = self._clock.at(now) if self._one_thread else now, []
-        hop = self.times.hop_seconds(work)
+        hops = [*self.times.hops(work), 0.0]
         stage_free = self._stage_free
         for stage, seconds in enumerate(self.times.stage_seconds(work)):
             start = stage_free[stage]
@@ -191,7 +191,7 @@ class Replica:
                 start = ready
             stage_free[stage] = end = start + seconds
             spans.append((start, end))
-            ready = end + hop
+            ready = end + hops[stage]
         finish = 0.0 if self._one_thread else self.times.finish_seconds(work)
         self._in_flight.append(InFlight(end + finish, spans, step, work, token_times))
         self._waiting = len(self._in_flight) == self._most_in_flight

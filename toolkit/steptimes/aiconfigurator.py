@@ -85,8 +85,8 @@ class Aiconfigurator:
         seconds[-1] += self._seconds(("logits_gemm",), work.emitted, 1) if work.emitted else 0.0
         return seconds
 
-    def hop_seconds(self, work: StepWork) -> float:
-        return self.form.hop_seconds(work)
+    def hops(self, work: StepWork) -> list[float]:
+        return self.form.hops(work)
 
     def finish_seconds(self, work: StepWork) -> float:
         return self.form.finish_seconds(work)

@@ -18,6 +18,7 @@ from toolkit.files.json_file import read_json
 from toolkit.model.rank_mapping import RankMapping
 from toolkit.model.shape import ModelShape
 from toolkit.sizing.gpus import GPUS, Gpu, gpu_named
+from toolkit.sizing.node_link import node_link_of
 from toolkit.sizing.precision import Precision, precision_of
 from toolkit.steptimes.calibration_file import MODELS, CalibrationFile, Kind, LayersFile, StepsFile, validated
 from toolkit.steptimes.fit import Timing, closed_form, fit_rates, predicted_s
@@ -100,7 +101,8 @@ class Calibration:
         if precision.activation_bytes == 4:  # the rates are fitted as if every dtype had two bytes
             precision = Precision()
         overheads = overheads_of(deployment.kind)
-        return ClosedForm(deployment.shape, deployment.mapping, self.gpu(deployment), precision, overheads)
+        gpu, link = self.gpu(deployment), node_link_of(deployment)
+        return ClosedForm(deployment.shape, deployment.mapping, gpu, precision, overheads, link)
 
     def gpu(self, deployment: Deployment) -> Gpu:
         """The deployment's GPU with refitted rates. The rates for all-reduces and hops stay those of the table."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from toolkit.model.rank_mapping import RankMapping
 from toolkit.model.shape import ModelShape
 from toolkit.sizing.gpus import Gpu
+from toolkit.sizing.node_link import NODE_LINK, NodeLink
 from toolkit.sizing.precision import Precision
 from toolkit.steptimes.step import StepWork
 
@@ -79,6 +80,7 @@ class ClosedForm:
     gpu: Gpu
     precision: Precision
     overheads: Overheads = ENGINE
+    node_link: NodeLink = NODE_LINK
 
     one_thread = False
 
@@ -100,18 +102,27 @@ class ClosedForm:
         seconds[-1] += self.lm_head_s(work.emitted)
         return seconds
 
-    def hop_seconds(self, work: StepWork) -> float:
-        if self.mapping.pp == 1:
-            return 0.0
+    def hops(self, work: StepWork) -> list[float]:
         tokens = work.context_tokens + work.generations
         if tokens not in self._hops:
-            rates, link = self.gpu.rates, self.gpu.link(2 * self.mapping.tp)
-            # Each rank sends all hidden states.
-            self._hops[tokens] = rates.hop_s + self._hidden_bytes(tokens) / (link * rates.hop_link)
+            inside, outside = self.hop_s(tokens), self.node_hop_s(tokens)
+            crosses = self.mapping.crosses_nodes
+            self._hops[tokens] = [outside if crosses(stage) else inside for stage in range(self.mapping.pp - 1)]
         return self._hops[tokens]
+
+    def hop_s(self, tokens: int) -> float:
+        """Seconds from a stage to the next one on the same node. Each rank sends all hidden states."""
+        rates, link = self.gpu.rates, self.gpu.link(2 * self.mapping.tp)
+        return rates.hop_s + self._hidden_bytes(tokens) / (link * rates.hop_link)
+
+    def node_hop_s(self, tokens: int) -> float:
+        """The same to a stage on another node."""
+        return self.node_link.seconds(self._hidden_bytes(tokens), self.mapping.tp)
 
     def finish_seconds(self, work: StepWork) -> float:
         """The tokens, a few bytes, go back to the first stage."""
+        if self.mapping.nodes > 1:
+            return self.node_link.latency_s
         return self.gpu.rates.hop_s if self.mapping.pp > 1 else 0.0
 
     def layer_s(self, work: StepWork) -> float:
@@ -234,7 +245,7 @@ class ClosedForm:
         return {}
 
     @cached_property
-    def _hops(self) -> dict[int, float]:
+    def _hops(self) -> dict[int, list[float]]:
         return {}
 
     @cached_property

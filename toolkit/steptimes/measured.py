@@ -64,9 +64,10 @@ class MeasuredSteps:
             before = (count, slowdown)
         return before[1]
 
-    def hop_seconds(self, work: StepWork) -> float:
-        """From the end of one stage to the beginning of the next; 0 for a single stage."""
-        return _cost(self.hop_costs, _message_terms(work)) / (self.stages - 1) if self.stages > 1 else 0.0
+    def hops(self, work: StepWork) -> list[float]:
+        """From the end of each stage but the last to the beginning of the next: all alike."""
+        count = self.stages - 1
+        return [_cost(self.hop_costs, _message_terms(work)) / count] * count if count else []
 
     def finish_seconds(self, work: StepWork) -> float:
         """From the end of the last stage to the tokens chosen on rank 0."""
@@ -74,8 +75,7 @@ class MeasuredSteps:
 
     def step_seconds(self, work: StepWork) -> float:
         """The whole step, alone in the pipeline."""
-        hops = (self.stages - 1) * self.hop_seconds(work)
-        return sum(self.stage_seconds(work)) + hops + self.finish_seconds(work)
+        return sum(self.stage_seconds(work)) + sum(self.hops(work)) + self.finish_seconds(work)
 
     def _of_stages(self, costs: tuple[Costs, ...], work: StepWork) -> list[float]:
         return [_cost(cost, _stage_terms(work, stage == self.stages - 1)) for stage, cost in enumerate(costs)]

@@ -50,8 +50,8 @@ class StepTimes(Protocol):
     def stage_seconds(self, work: StepWork) -> list[float]:
         """The time of the step on each stage."""
 
-    def hop_seconds(self, work: StepWork) -> float:
-        """From the end of one stage to the beginning of the next."""
+    def hops(self, work: StepWork) -> list[float]:
+        """From the end of each stage but the last to the beginning of the next."""
 
     def finish_seconds(self, work: StepWork) -> float:
         """From the end of the last stage until the tokens are known where requests are scheduled."""

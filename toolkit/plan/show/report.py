@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from toolkit.plan.layouts import Comparison, Layout, Remedy
+from toolkit.plan.layouts import Comparison, Layout, Remedy, layout_name, nodes_that_hold
 from toolkit.plan.predict import UNSTEADY, WITH_THE_QUEUE, Prediction
 from toolkit.plan.seeds import WITHIN, Spread, with_intervals
 from toolkit.plan.show import wording
 from toolkit.plan.show.reasons import reason, too_busy, without_a_pipeline
-from toolkit.plan.show.report_memory import plain_table
+from toolkit.plan.show.report_memory import gib, plain_table
 from toolkit.plan.show.wording import LAYOUT, layout_in_words
+from toolkit.sizing.memory import plan_memory
+from toolkit.sizing.node_link import node_link_of
+from toolkit.sizing.precision import precision_of
 from toolkit.slo.metrics import LATENCIES
 from toolkit.slo.target import Target
 from toolkit.workload.traffic import with_arrivals
@@ -38,8 +41,28 @@ def step_text(prediction: Prediction) -> str:
             f"{prompt.context_tokens:,} tokens{stages}",
             f"decode      {prediction.pass_seconds(sequences) * 1e3:.1f} ms a token for {sequences.generations} "
             f"sequences of {sequences.keys // sequences.generations:,} tokens{balance}",
+            *_node_link(prediction),
         ]
     )
+
+
+def _node_link(prediction: Prediction) -> list[str]:
+    """What the hidden states of these steps take from node to node."""
+    deployment = prediction.deployment
+    if deployment.parallel.nodes == 1:
+        return []
+    hardware, link = deployment.hardware, node_link_of(deployment)
+    size = deployment.shape.hidden_size * precision_of(deployment).activation_bytes
+    shown = []
+    for name, work in (("prefill", prediction.prefill_work), ("decode", prediction.decode_work)):
+        seconds = link.seconds(work.tokens * size, deployment.parallel.tp)
+        shown.append(f"{seconds * 1e3:.2f} ms of this {name}")
+    links = f"{hardware.node_links} x " if hardware.node_links > 1 else ""
+    return [
+        f"node link   {', '.join(shown)}, at each crossing:",
+        f"            each of the {deployment.parallel.tp} ranks of a stage sends tokens x {size:,} bytes, over "
+        f"{links}{hardware.node_link_gbps:g} Gbit/s, + {hardware.node_latency_us:g} µs",
+    ]
 
 
 def fallback_text(fallbacks: Sequence[FallbackPlan]) -> str:
@@ -249,11 +272,23 @@ def own_text(comparison: Comparison) -> str:
     return text if comparison.best.meets_slo else f"{text}\n{_best_reachable(comparison)}"
 
 
+def more_nodes(comparison: Comparison) -> str:
+    """How many nodes would hold the model, and in which layout; empty if none do."""
+    wider = nodes_that_hold(comparison.best.deployment)
+    if wider is None:
+        return ""
+    nodes, weights = wider.parallel.nodes, gib(plan_memory(wider).fullest.weight_bytes)
+    return (
+        f"; a group over {nodes} nodes holds the model: parallel.nodes: {nodes}, {layout_name(wider)}, "
+        f"with {weights} of weights a GPU"
+    )
+
+
 def _best_reachable(comparison: Comparison) -> str:
     """The best that can be reached when no layout meets the SLO."""
     fitting = [layout for layout in comparison.layouts if layout.prediction]
     if not fitting:
-        return "no layout fits"
+        return f"no layout fits{more_nodes(comparison)}"
     rates = {layout.name: layout.prediction.capacity for layout in fitting if layout.prediction}
     name, most = max(rates.items(), key=lambda pair: (pair[1].highest or 0.0, pair[1].saturated))
     if most.highest:

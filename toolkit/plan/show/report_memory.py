@@ -38,10 +38,26 @@ def _heading(deployment: Deployment) -> str:
             f"layout      {layout_name(deployment)}: {layout_in_words(deployment)}",
             f"world size  {deployment.mapping.world_size} = pp {parallel.pp} x tp {parallel.tp}, one rank per GPU"
             + (f"; {parallel.replicas} replicas" if replicas else ""),
+            *_nodes(deployment),
             f"in flight   {limits.max_sequences} sequences = {replicas}{parallel.pp} micro-batches x "
             f"{deployment.max_batch_size}; a step computes up to {limits.max_num_tokens:,} tokens",
         ]
     )
+
+
+def _nodes(deployment: Deployment) -> list[str]:
+    """Where the ranks are, if they are on several nodes."""
+    mapping = deployment.mapping
+    if mapping.nodes == 1:
+        return []
+    hosts = deployment.cluster.hosts or [str(node) for node in range(mapping.nodes)]
+    stages = mapping.pp // mapping.nodes
+    placed = []
+    for node in range(mapping.nodes):
+        ranks, first = mapping.ranks_on(node), node * stages
+        own = f"stage {first}" if stages == 1 else f"stages {first}-{first + stages - 1}"
+        placed.append(f"{hosts[node]}: ranks {ranks.start}-{ranks.stop - 1} ({own})")
+    return [f"nodes       {mapping.nodes}: {'; '.join(placed)}"]
 
 
 def _stages(deployment: Deployment, memory: MemoryPlan) -> Table:

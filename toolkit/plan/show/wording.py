@@ -104,6 +104,8 @@ def layout_in_words(deployment: Deployment) -> str:
     one, stages = "rank" if not deployment.kind.on_gpus else "GPU", parallel.pp
     ranks = f"{parallel.tp} {one}s" if parallel.tp > 1 else f"one {one}"
     text = f"{stages} pipeline stages on {ranks} each" if stages > 1 else f"one stage on {ranks}"
+    if parallel.nodes > 1:
+        text += f", over {parallel.nodes} nodes"
     return f"{parallel.replicas} replicas of {text}" if parallel.replicas > 1 else text
 
 
