@@ -10,7 +10,7 @@ import time
 import grpc
 import pytest
 from h2.config import H2Configuration
-from h2.connection import H2Connection
+from h2.connection import ConnectionState, H2Connection
 from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated, DataReceived, RequestReceived, StreamEnded
 from h2.settings import SettingCodes
@@ -163,6 +163,8 @@ def told(answer):
                     data = sock.recv(65536)
                     if not data:
                         return
+                    if http2.state_machine.state is ConnectionState.CLOSED:  # it has said goodbye, and h2 reads no more
+                        continue
                     for event in http2.receive_data(data):
                         if isinstance(event, RequestReceived):
                             answer(http2, event.stream_id)

@@ -70,9 +70,10 @@ class TimeLimit:
 
     def left(self) -> float:
         """Seconds until the nearer limit. Raises DeadlineExceeded if it has passed."""
-        if self.is_over():
+        left = self._end() - time.perf_counter()  # one look at the clock: the limit may pass between two
+        if left <= 0:
             raise self.exceeded()
-        return self._end() - time.perf_counter()
+        return left
 
     def is_over(self) -> bool:
         return time.perf_counter() >= self._end()
