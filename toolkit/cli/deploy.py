@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 @click.command()
 @deployment_options
 @click.option(
-    "--to", "target", required=True, type=click.Choice(["compose", "slurm", "kubernetes"]), help="What shall run it."
+    "--to", "target", required=True, type=click.Choice(["compose", "slurm", "kubernetes"]), help="What runs it."
 )
 @click.option("--output", "directory", required=True, metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--check", is_flag=True, help="Write nothing. Compare DIR with what would be written; 1 if it differs.")
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def deploy(deployment: Deployment, target: str, directory: Path, check: bool, as_json: bool) -> None:
     """Write everything that docker compose, Slurm or Kubernetes needs to run this deployment into DIR.
 
-    The files say why each choice was made, and are locked to the YAML. A folder with other files, or with changes by
-    hand, is refused. Exit codes: 0 done, 1 an error, or a difference with --check.
+    The files explain their choices, and are locked to the YAML. It refuses a folder with other files, or with changes
+    by hand. Exit codes: 0 done, 1 an error, or a difference with --check.
     """
     from toolkit.deploy import deploy as work
 

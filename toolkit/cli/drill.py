@@ -47,7 +47,7 @@ def drill(
         click.confirm(
             f"{deployment.name} serves on GPUs. These drills kill its processes: {listed}. Go on?", abort=True, err=True
         )
-    note("quiet run: the text of each prompt while nothing happens")
+    note("quiet run: the text of each prompt without a failure")
     texts, settings = run.quiet_run(deployment, rate, seconds)
     note(f"load: {settings.rate:.2g} requests/s")
     drills = []

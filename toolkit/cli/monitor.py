@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 @click.command()
 @optional_deployment
 @click.option("--target", metavar="URL", help="Watch any Triton by its metrics: http://HOST:8002.")
-@click.option("--once", is_flag=True, help="Show it once. So it is when the output is no terminal.")
+@click.option("--once", is_flag=True, help="Show it once. The default if the output is not a terminal.")
 @click.option("--web", is_flag=True, help="Show it as a web page on this machine, until Ctrl-C.")
 @click.option("--port", type=click.IntRange(1, 65535), help="The port of the web page. Default: a free one.")
-@click.option("--exporter", is_flag=True, help="Show nothing; be the exporter of metrics until Ctrl-C.")
+@click.option("--exporter", is_flag=True, help="Show nothing; export the metrics for Prometheus until Ctrl-C.")
 @click.option("--dashboards", type=Path, metavar="DIR", help="Write dashboards for Grafana into a folder.")
 @json_option
 def monitor(
@@ -34,13 +34,13 @@ def monitor(
 ) -> None:
     """Watch a served deployment: replicas, GPUs, queue, KV cache, latencies against the SLO, events.
 
-    It works on what `toolkit up` or `toolkit serve` started. With --target it needs no CONFIG; with one, its SLO is
-    shown. With --exporter it shows the same values to Prometheus, as `toolkit up` does by itself.
+    It works on what `toolkit up` or `toolkit serve` started. --target needs no CONFIG; a CONFIG adds its SLO.
+    --exporter gives the same values to Prometheus, as `toolkit up` does by itself.
     """
     if exporter + bool(dashboards) + web + (once or as_json) > 1:
         raise click.UsageError("--exporter, --dashboards, --web, and --once or --json cannot be combined.")
     if port and not web:
-        raise click.UsageError("--port is of --web.")
+        raise click.UsageError("--port needs --web.")
     if target and (exporter or dashboards):
         raise click.UsageError("--target cannot be combined with --exporter or --dashboards.")
     if dashboards:
