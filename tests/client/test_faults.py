@@ -61,7 +61,7 @@ def test_what_comes_after_the_end_is_in_no_answer(client):
     """Neither in the one that had ended nor in the next one over that connection."""
     for prompt in ("extra", "extra", "hello"):
         assert [event.text for event in ask(client, prompt, 3)] == [" é0", " é1", " é2"]
-        time.sleep(0.02)
+        time.sleep(0.02)  # for what comes after the end to arrive, mostly
 
 
 @pytest.mark.parametrize(("url", "other"), [("grpc", "http"), ("http", "grpc"), ("openai+http", "grpc")])

@@ -27,7 +27,7 @@ with connect(sys.argv[1]) as client:
     gevent.joinall(asked, timeout=30)
     print(sum(one.successful() for one in asked))
     left = [gevent.spawn(ask, client, number) for number in range(20)]
-    gevent.sleep(0.1)
+    gevent.sleep(0.1)  # until they are sent
     gevent.killall(left)
 """
 

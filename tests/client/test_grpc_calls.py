@@ -254,5 +254,5 @@ def test_an_idle_connection_that_the_server_closed_meanwhile_is_replaced():
     with told(says_goodbye) as port, calls_to(port) as (calls, limit):
         for _ in range(2):
             assert list(calls.call("/test/Ask", b"", limit)) == []
-            time.sleep(0.05)
+            time.sleep(0.05)  # for the goodbye to arrive
     assert taken == [1, 1]

@@ -177,7 +177,7 @@ def test_deadline_bounds_the_whole_answer(client, probe, protocol):
     start = time.perf_counter()
     with pytest.raises(DeadlineExceeded, match=r"not whole within 0\.3 s"):
         ask(client, f"long {protocol}", tokens=2000, deadline_s=0.3)
-    assert 0.3 <= time.perf_counter() - start < 5, "on its own it takes 10 s"
+    assert 0.3 <= time.perf_counter() - start < 9, "on its own it takes 10 s"
     wait_until_cancelled(probe, f"long {protocol}")
 
 

@@ -34,7 +34,7 @@ from toolkit.load.reporting import LoopLag
 
 sent, environment = [], SimpleNamespace(runner=None)
 LoopLag().start(environment)
-gevent.sleep(1.2)
+gevent.sleep(1.2)  # its first report is due, and there is no runner yet
 environment.runner = SimpleNamespace(send_message=lambda name, lag: sent.append(name))
 while not sent:
     gevent.sleep(0.1)

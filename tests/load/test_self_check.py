@@ -107,7 +107,7 @@ def test_what_other_programs_take_of_the_machine():
         request = GenerateRequest("x", 5, id="load-0")
         with connect(url) as client:
             seen = measure(client, request, due=now(), protocol="http", deadline_s=9)
-        time.sleep(1)
+        time.sleep(1)  # the other program works meanwhile
         write_samples(folder, Run((seen,), 0, 0.0, {}))
 
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:

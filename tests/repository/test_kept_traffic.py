@@ -172,7 +172,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (file.path.stat().st_size + 20, -1))
 for _ in range(3):
     kept.note(0.0, range(40), 2)
     wait(lambda: kept._pending.empty())
-    time.sleep(0.6)
+    time.sleep(0.6)  # for the write of what was taken
 resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
 kept.note(0.0, range(40), 3)
 kept.end()

@@ -100,7 +100,7 @@ def serve(options):
     servers[0].socket.close()
     while active:
         time.sleep(0.05)
-    time.sleep(1)
+    time.sleep(1)  # as Triton, which unloads its models
 
 
 def main():
