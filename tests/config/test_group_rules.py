@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from toolkit import repository
 from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 
@@ -67,3 +68,11 @@ def test_what_cannot_be_a_group_is_one_line(changes, message):
     with pytest.raises(ToolkitError) as error:
         load_deployment(TWO_NODES, changes=changes)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_repository_is_the_same_on_any_nodes():
+    """One that was made before there were nodes in the YAML, or for one of them, serves on two."""
+    one = load_deployment(TWO_NODES, changes={"cluster": {}, "parallel": {"tp": 8, "pp": 2}, "hardware": {"gpus": 16}})
+    two = load_deployment(TWO_NODES, changes={"hardware": {"gpus": 16, "node_links": 8}})
+    assert repository.settings(one) == repository.settings(two)
+    assert not [key for key in repository.settings(two) if "node" in key]

@@ -137,12 +137,17 @@ def model_digest(deployment: Deployment) -> str:
     return artifacts.digest_of([artifacts.fingerprint(settings), sizes])
 
 
+OF_THE_NODES = ("parallel.nodes", "hardware.node_link_gbps", "hardware.node_links", "hardware.node_latency_us")
+"""Where ranks run, and what the plan counts for it: a repository is the same on any nodes."""
+
+
 def settings(deployment: Deployment) -> dict[str, Any]:
     """The parts of the YAML that a repository depends on. They are in its lock, and serving requires the same
     values."""
     sections = ("parallel", "limits", "kv_cache", "scheduler", "hardware")
     fields = {name: getattr(deployment, name).model_dump() for name in sections}
     flat = {f"{section}.{key}": value for section, values in fields.items() for key, value in values.items()}
+    flat = {key: value for key, value in flat.items() if key not in OF_THE_NODES}
     extra = {} if deployment.kind.engine_files else deployment.engine_options.extra
     version = {} if deployment.kind.engine_files else {"engine.version": deployment.engine_options.version}
     return {
