@@ -20,6 +20,7 @@ FLAGSHIP = Path(__file__).parents[2] / "build_configs" / "llama3-70b-h100-pp4tp2
 def step_by_step(*arguments, **options) -> Simulation:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RepeatingScheduler, "repeat", lambda scheduler, step: False)
+        patch.setattr(RepeatingScheduler, "only_repeating", lambda scheduler: [])
         return simulate(*arguments, **options)
 
 
@@ -27,6 +28,7 @@ def step_by_step(*arguments, **options) -> Simulation:
 @settings(max_examples=200, deadline=None)
 def test_any_run(case):
     assert simulate(*case, record=(0.0, 1e9)) == step_by_step(*case, record=(0.0, 1e9))
+    assert simulate(*case) == step_by_step(*case)
 
 
 @pytest.mark.parametrize("policy", ["guaranteed_no_evict", "max_utilization"])

@@ -14,7 +14,7 @@ from toolkit.inflight import SchedulerConfig
 from toolkit.simulate import Simulation, simulate
 from toolkit.simulate.capacity import Capacity, Saturation, Trial, requests_needed
 from toolkit.simulate.overload import Overload, overload_of
-from toolkit.simulate.run import NOTHING
+from toolkit.simulate.usage import NOTHING
 from toolkit.sizing.gpus import gpu_named
 from toolkit.sizing.memory import MemoryPlan, plan_memory
 from toolkit.sizing.node_link import node_link_of

@@ -22,7 +22,8 @@ import numpy as np
 
 from toolkit.inflight import SchedulerConfig
 from toolkit.simulate.replica import Replica
-from toolkit.simulate.run import NOTHING, Runner, Simulation, no_garbage_collection, simulate
+from toolkit.simulate.run import Runner, Simulation, no_garbage_collection, simulate
+from toolkit.simulate.usage import NOTHING
 from toolkit.steptimes.step import StepTimes
 from toolkit.workload import Traffic
 

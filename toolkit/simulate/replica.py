@@ -9,14 +9,15 @@ flight.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections import deque
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from toolkit.errors import Busy
 from toolkit.inflight import Request, SchedulerConfig, State, Step
+from toolkit.simulate.coasting import Lane, coast
 from toolkit.simulate.repetition import RepeatingScheduler
+from toolkit.simulate.usage import NOTHING, Interval, Usage
+from toolkit.simulate.work_clock import WorkClock
 from toolkit.slo.metrics import Sample
 from toolkit.steptimes.step import StepTimes, StepWork
 from toolkit.workload import Planned
@@ -54,18 +55,6 @@ class Sequence(Request):
         )
 
 
-class Interval(NamedTuple):
-    """One step on one stage, for the timeline. Seconds from the beginning of the run."""
-
-    replica: int
-    stage: int
-    start: float
-    end: float
-    micro_batch: int
-    context_tokens: int
-    generations: int
-
-
 class InFlight(NamedTuple):
     """A step that is scheduled and has not ended; times by the work clock."""
 
@@ -76,19 +65,6 @@ class InFlight(NamedTuple):
     work: StepWork
     token_times: list[float]
     """When it ended before, if it came again since (`RepeatingScheduler.repeat`)."""
-
-
-@dataclass
-class Usage:
-    """How much the stages and the KV pool of a replica were used, in seconds and block-seconds."""
-
-    busy: list[float]
-    working: float = 0.0
-    """Time with at least one step in flight."""
-    blocks: float = 0.0
-    """Blocks in use, integrated over that time."""
-    peak_blocks: int = 0
-    intervals: list[Interval] = field(default_factory=list)
 
 
 class Replica:
@@ -117,7 +93,6 @@ class Replica:
         self._front_s, self._front_free = front_s, 0.0
         self._record = record
         self._waiting = True  # for the oldest step in flight or, with none, for a request
-        self._accounted = 0.0
 
     def submit(self, sequence: Sequence, now: float) -> None:
         """Take a request. It reaches the scheduler after all earlier ones."""
@@ -131,7 +106,7 @@ class Replica:
 
     def advance(self, now: float) -> list[Sequence]:
         """Do everything that happens until `now`. Returns the sequences that ended or were refused."""
-        self._account(now)
+        self.usage.note(now, bool(self._in_flight), self.scheduler.pool.used)
         ended = self._admit(now)
         while True:
             if not self._waiting and self._next_begin() <= now:
@@ -142,6 +117,22 @@ class Replica:
                 return ended
             if self._one_thread:  # in a rehearsal, whose ranks share the machine's cores
                 self._clock.set_pace(now, self.times.slowdown(max(len(self._in_flight), 1)))
+
+    def coast(self, until: float) -> None:
+        """Go through what happens before `until`, as far as it is only that the steps in flight come again.
+
+        Nothing that others see changes: no sequence ends. Not in a part of the run that is recorded.
+        """
+        if not self._waiting or self._one_thread or self._record != NOTHING:
+            return
+        if repetitions := self.scheduler.only_repeating():
+            steps = zip(self._in_flight, repetitions, strict=True)
+            lanes = deque(Lane(done.end, done.work, done.token_times, of, self.times) for done, of in steps)
+            until = min(until, self._front[0][0]) if self._front else until
+            coast(lanes, self._stage_free, self.usage, self.scheduler, until)
+            self._in_flight = deque(
+                InFlight(lane.end, [], lane.repetition.step, lane.work, lane.ends) for lane in lanes
+            )
 
     def _admit(self, now: float) -> list[Sequence]:
         """Hand the scheduler the requests that have arrived. Returns those that it refused."""
@@ -161,7 +152,7 @@ class Replica:
     def _next_begin(self) -> float:
         if self._waiting:
             return math.inf
-        return self._clock.time_of(self._stage_free[0]) if self._one_thread else self._accounted
+        return self._clock.time_of(self._stage_free[0]) if self._one_thread else self.usage.until
 
     def _next_end(self) -> float:
         if not self._in_flight:
@@ -194,12 +185,20 @@ class Replica:
             ready = end + hops[stage]
         finish = 0.0 if self._one_thread else self.times.finish_seconds(work)
         self._in_flight.append(InFlight(end + finish, spans, step, work, token_times))
+        if not self._one_thread:
+            self._note(spans, step, work)
         self._waiting = len(self._in_flight) == self._most_in_flight
 
     def _end(self, now: float) -> list[Sequence]:
         done = self._in_flight.popleft()
-        self._note(done)
         if self._one_thread:
+            self._note(
+                [(self._clock.time_of(start), self._clock.time_of(end)) for start, end in done.spans],
+                done.step,
+                done.work,
+            )
+            if not self._in_flight:
+                self._clock.forget()
             self._stage_free[0] = self._clock.at(now) + self.times.finish_seconds(done.work)
             now = self._clock.time_of(self._stage_free[0])
         elif self.scheduler.repeat(done.step):
@@ -220,27 +219,14 @@ class Replica:
         self.outstanding -= len(ended)
         return ended
 
-    def _note(self, done: InFlight) -> None:
-        """Note when the stages computed a step. In a rehearsal the times are only known when the step has ended."""
-        spans, busy, (first, last) = done.spans, self.usage.busy, self._record
-        if self._one_thread:
-            spans = [(self._clock.time_of(start), self._clock.time_of(end)) for start, end in spans]
-            if not self._in_flight:
-                self._clock.forget()
+    def _note(self, spans: list[tuple[float, float]], step: Step, work: StepWork) -> None:
+        """Note when the stages compute a step. In a rehearsal the times are only known when the step has ended."""
+        busy, (first, last) = self.usage.busy, self._record
         for stage, (start, end) in enumerate(spans):
             busy[stage] += end - start
             if start < last and end > first:
-                what = (done.step.micro_batch, done.work.context_tokens, done.work.generations)
+                what = (step.micro_batch, work.context_tokens, work.generations)
                 self.usage.intervals.append(Interval(self.number, stage, start, end, *what))
-
-    def _account(self, now: float) -> None:
-        elapsed, self._accounted = now - self._accounted, now
-        if self._in_flight:
-            usage, used = self.usage, self.scheduler.pool.used
-            usage.working += elapsed
-            usage.blocks += used * elapsed
-            if used > usage.peak_blocks:
-                usage.peak_blocks = used
 
 
 def work_of(step: Step, keys: int | None = None) -> StepWork:
@@ -255,32 +241,3 @@ def work_of(step: Step, keys: int | None = None) -> StepWork:
     generations = len(step.generation)
     before = sum([work.start for work in step.generation]) if keys is None else keys
     return StepWork(tokens, pairs, len(step.context), generations, before + generations, emitted + generations)
-
-
-class WorkClock:
-    """Counts the seconds of work that each step in flight has received. Without sharing, these are the seconds that
-    went by; in a rehearsal the stages share the cores, so work takes longer."""
-
-    def __init__(self) -> None:
-        self._marks = [(0.0, 0.0, 1.0)]  # (work, time, seconds a second of work takes from then on), rising
-
-    def at(self, time: float) -> float:
-        """What it shows at a time that is not before the last change of pace."""
-        work, since, pace = self._marks[-1]
-        return work + (time - since) / pace
-
-    def time_of(self, work: float) -> float:
-        """When it showed `work`, or when it will if the pace stays as it is."""
-        begin, since, pace = self._marks[-1]
-        if work < begin:
-            begin, since, pace = self._marks[max(bisect_right(self._marks, (work, math.inf)) - 1, 0)]
-        return since + (work - begin) * pace
-
-    def set_pace(self, time: float, pace: float) -> None:
-        """From `time` on a second of work takes `pace` seconds."""
-        if pace != self._marks[-1][2]:
-            self._marks.append((self.at(time), time, pace))
-
-    def forget(self) -> None:
-        """Nobody will ask for what was before the last change."""
-        del self._marks[:-1]

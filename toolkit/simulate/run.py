@@ -12,13 +12,12 @@ from functools import cached_property
 from heapq import heappop, heappush
 
 from toolkit.inflight import SchedulerConfig
-from toolkit.simulate.replica import Interval, Replica, Sequence
+from toolkit.simulate.replica import Replica, Sequence
 from toolkit.simulate.routers import LeastRequests, Router
+from toolkit.simulate.usage import NOTHING, Interval
 from toolkit.slo.metrics import Measured, Sample
 from toolkit.steptimes.step import StepTimes
 from toolkit.workload import Traffic
-
-NOTHING = (math.inf, -math.inf)
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,8 @@ class Runner:
         self.refused = 0
         self.clock = 0.0
         self.next_events = [math.inf] * len(replicas)
+        # Users of a closed loop send to any replica when an answer of any replica ends.
+        self._independent = traffic.users is None or len(replicas) == 1
 
     def run(self, give_up: Callable[[Sample], bool] | None) -> None:
         while (now := min(self.next_due(), min(self.next_events))) < math.inf:
@@ -164,6 +165,8 @@ class Runner:
     def _advance(self, number: int) -> list[Sequence]:
         replica = self.replicas[number]
         ended = replica.advance(self.clock)
+        if not ended and self._independent:
+            replica.coast(self.next_due())
         self.next_events[number] = replica.next_event()
         return ended
 

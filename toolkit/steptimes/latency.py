@@ -10,6 +10,7 @@ works one step by hand. Seconds, bytes and FLOPs throughout.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -102,6 +103,25 @@ class ClosedForm:
         seconds[-1] += self.lm_head_s(work.emitted)
         return seconds
 
+    def generating(self, sequences: int) -> Callable[[int], list[float]]:
+        """`stage_seconds` for steps of so many generations and no context, by the number of keys: the same sums in the
+        same order, with all that does not depend on the keys computed before."""
+        floor, extra_keys, bandwidth = self._reads
+        heads, size, extra, exp = self._keys, self.precision.kv_bytes, extra_keys * sequences, math.exp
+        dense, fixed, layers = self._dense_s(sequences), self.overheads.sequence_s * sequences, self._layers
+        first = self.embedding_s(sequences)
+        last = self.lm_head_s(sequences)
+
+        def stage_seconds(keys: int) -> list[float]:
+            reading = (keys + extra) * 2 * heads * size / bandwidth
+            layer = dense + (floor + floor * (1 - exp(-reading / floor)) + reading)
+            seconds = [count * layer + fixed for count in layers]
+            seconds[0] += first
+            seconds[-1] += last
+            return seconds
+
+        return stage_seconds
+
     def hops(self, work: StepWork) -> list[float]:
         tokens = work.context_tokens + work.generations
         if tokens not in self._hops:
@@ -163,10 +183,8 @@ class ClosedForm:
         A kernel with little to read takes its floor. A kernel with more to read pays up to a second floor, until enough
         reads are in flight to fill the memory's bandwidth.
         """
-        rates = self.gpu.rates
-        read = self.key_bytes(keys + rates.extra_keys * sequences)
-        floor = rates.generation_fp8_s if self.precision.kv_bytes == 1 else rates.generation_s
-        reading = read / (self.gpu.bandwidth * rates.key_bytes)
+        floor, extra_keys, bandwidth = self._reads
+        reading = self.key_bytes(keys + extra_keys * sequences) / bandwidth
         return floor + floor * (1 - math.exp(-reading / floor)) + reading
 
     def key_bytes(self, keys: float) -> float:
@@ -251,6 +269,13 @@ class ClosedForm:
     @cached_property
     def _heads(self) -> dict[int, float]:
         return {}
+
+    @cached_property
+    def _reads(self) -> tuple[float, float, float]:
+        """For reading keys: the kernel's floor, how many more keys it reads per sequence, the bytes/s it reaches."""
+        rates = self.gpu.rates
+        floor = rates.generation_fp8_s if self.precision.kv_bytes == 1 else rates.generation_s
+        return floor, rates.extra_keys, self.gpu.bandwidth * rates.key_bytes
 
     @cached_property
     def _layers(self) -> list[int]:
