@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -105,8 +105,10 @@ class Sample:
         k tokens that arrive together share the gap before them equally, so that an event with several tokens
         neither hides a stall nor adds zeros.
         """
-        gaps: list[float] = []
-        previous: float | None = None
+        gaps = [(after - before) * 1e3 for before, after in pairwise(self.token_times)]
+        if all(gaps):
+            return gaps
+        gaps, previous = [], None
         for time, group in groupby(self.token_times):
             count = sum(1 for _ in group)
             if previous is not None:

@@ -138,8 +138,8 @@ def could_not_run(slo: Slo, reason: str) -> Verdict:
 
 def _targets(slo: Slo, measured: Measured) -> Iterator[Target]:
     for metric, label in LATENCIES.items():
-        distribution = measured.distributions[metric]
         for q, limit in slo.percentiles(metric):
+            distribution = measured.distributions[metric]
             value = distribution.percentile(q)
             note = _caveat(q, len(distribution)) if value is not None else _absence(metric, measured)
             yield at_most(Target(f"{metric}.p{q}", f"{label} P{q}", "ms", "≤", limit, value, note=note))
