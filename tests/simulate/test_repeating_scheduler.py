@@ -48,7 +48,7 @@ class Driven:
         """So often: the oldest step completes, and whatever can be scheduled is."""
         for _ in range(times if self.in_flight else 0):
             step = self.in_flight.popleft()
-            if self.shortcut and self.scheduler.repeat(step):
+            if self.shortcut and (self.scheduler.repeat(step) or self.scheduler.change(step) is not None):
                 self.in_flight.append(step)
                 self.repeating.add(step)
             else:

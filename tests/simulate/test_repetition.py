@@ -20,7 +20,8 @@ FLAGSHIP = Path(__file__).parents[2] / "build_configs" / "llama3-70b-h100-pp4tp2
 def step_by_step(*arguments, **options) -> Simulation:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RepeatingScheduler, "repeat", lambda scheduler, step: False)
-        patch.setattr(RepeatingScheduler, "only_repeating", lambda scheduler: [])
+        patch.setattr(RepeatingScheduler, "change", lambda scheduler, step: None)
+        patch.setattr(RepeatingScheduler, "may_coast", lambda scheduler: False)
         return simulate(*arguments, **options)
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Any, NamedTuple
+from typing import Any
 
 from toolkit.errors import Busy
 from toolkit.inflight import Request, SchedulerConfig, State, Step
-from toolkit.simulate.coasting import Lane, coast
+from toolkit.simulate.coasting import GenerationTimes, InFlight, coast
 from toolkit.simulate.repetition import RepeatingScheduler
 from toolkit.simulate.usage import NOTHING, Interval, Usage
 from toolkit.simulate.work_clock import WorkClock
@@ -55,18 +55,6 @@ class Sequence(Request):
         )
 
 
-class InFlight(NamedTuple):
-    """A step that is scheduled and has not ended; times by the work clock."""
-
-    end: float
-    spans: list[tuple[float, float]]
-    """(begin, end) on each stage."""
-    step: Step
-    work: StepWork
-    token_times: list[float]
-    """When it ended before, if it came again since (`RepeatingScheduler.repeat`)."""
-
-
 class Replica:
     """A replica in simulated time: `advance` moves the time, `next_event` says when something happens next.
 
@@ -89,9 +77,11 @@ class Replica:
         self._clock = WorkClock()
         self._stage_free = [0.0] * times.stages  # by the work clock
         self._in_flight: deque[InFlight] = deque()
+        self._generation_times = GenerationTimes(times)
         self._front: deque[tuple[float, Sequence]] = deque()  # on their way to the scheduler
         self._front_s, self._front_free = front_s, 0.0
         self._record = record
+        self._repeats = not (times.one_thread or config.reuse)
         self._waiting = True  # for the oldest step in flight or, with none, for a request
 
     def submit(self, sequence: Sequence, now: float) -> None:
@@ -123,16 +113,12 @@ class Replica:
 
         Nothing that others see changes: no sequence ends. Not in a part of the run that is recorded.
         """
-        if not self._waiting or self._one_thread or self._record != NOTHING:
+        if not self._waiting or not self._in_flight or not self._in_flight[0].steady:
             return
-        if repetitions := self.scheduler.only_repeating():
-            steps = zip(self._in_flight, repetitions, strict=True)
-            lanes = deque(Lane(done.end, done.work, done.token_times, of, self.times) for done, of in steps)
-            until = min(until, self._front[0][0]) if self._front else until
-            coast(lanes, self._stage_free, self.usage, self.scheduler, until)
-            self._in_flight = deque(
-                InFlight(lane.end, [], lane.repetition.step, lane.work, lane.ends) for lane in lanes
-            )
+        if self._front:
+            until = min(until, self._front[0][0])
+        if self._in_flight[0].end < until and self.scheduler.may_coast():
+            coast(self._in_flight, self._stage_free, self.usage, self.scheduler, self._generation_times, until)
 
     def _admit(self, now: float) -> list[Sequence]:
         """Hand the scheduler the requests that have arrived. Returns those that it refused."""
@@ -167,7 +153,7 @@ class Replica:
         else:
             self._launch(step, work_of(step), now, [])
 
-    def _launch(self, step: Step, work: StepWork, now: float, token_times: list[float]) -> None:
+    def _launch(self, step: Step, work: StepWork, now: float, ends: list[float]) -> None:
         """Send a step that was scheduled through the stages."""
         for part in step.context:
             sequence: Any = part.request
@@ -184,10 +170,12 @@ class Replica:
             spans.append((start, end))
             ready = end + hops[stage]
         finish = 0.0 if self._one_thread else self.times.finish_seconds(work)
-        self._in_flight.append(InFlight(end + finish, spans, step, work, token_times))
+        steady = self._repeats and not step.context and self._record == NOTHING
+        repetition = self.scheduler.repetition(step) if steady else None
+        self._in_flight.append(InFlight(end + finish, spans, step, work, ends, repetition))
+        self._waiting = len(self._in_flight) == self._most_in_flight
         if not self._one_thread:
             self._note(spans, step, work)
-        self._waiting = len(self._in_flight) == self._most_in_flight
 
     def _end(self, now: float) -> list[Sequence]:
         done = self._in_flight.popleft()
@@ -201,14 +189,14 @@ class Replica:
                 self._clock.forget()
             self._stage_free[0] = self._clock.at(now) + self.times.finish_seconds(done.work)
             now = self._clock.time_of(self._stage_free[0])
-        elif self.scheduler.repeat(done.step):
-            done.token_times.append(now)
-            self._launch(done.step, work_of(done.step, done.work.keys), now, done.token_times)
-            return []
+        elif self._repeats and (ended_at_once := self._again(done, now)) is not None:
+            return ended_at_once
         contexts: list[Any] = [part.request for part in done.step.context if part.emits]
         generations: list[Any] = [part.request for part in done.step.generation]
-        for sequence in generations if done.token_times else ():
-            sequence.token_times += done.token_times
+        if done.ends:
+            repetition = self.scheduler.repetition(done.step)
+            for sequence in generations:
+                sequence.token_times += done.ends[repetition.since(sequence) :]
         emitting, finished, ended = contexts + generations, State.FINISHED, []
         self.scheduler.complete(done.step, [0] * len(emitting), [False] * len(emitting))
         for sequence in emitting:
@@ -218,6 +206,23 @@ class Replica:
         self._waiting = False
         self.outstanding -= len(ended)
         return ended
+
+    def _again(self, done: InFlight, now: float) -> list[Sequence] | None:
+        """End a step and begin it again at once, if the scheduler has a shortcut for that. Returns the sequences that
+        ended; None without a shortcut."""
+        step, first_tokens = done.step, [part.request for part in done.step.context if part.emits]
+        ended: Any = [] if self.scheduler.repeat(step) else self.scheduler.change(step)
+        if ended is None:
+            return None
+        sequence: Any
+        done.ends.append(now)
+        for sequence in first_tokens:
+            sequence.token_times.append(now)
+        for sequence, since in ended:
+            sequence.token_times += done.ends[since:]
+        self.outstanding -= len(ended)
+        self._launch(step, work_of(step, self.scheduler.repetition(step).keys), now, done.ends)
+        return [sequence for sequence, _ in ended]
 
     def _note(self, spans: list[tuple[float, float]], step: Step, work: StepWork) -> None:
         """Note when the stages compute a step. In a rehearsal the times are only known when the step has ended."""
@@ -230,14 +235,14 @@ class Replica:
 
 
 def work_of(step: Step, keys: int | None = None) -> StepWork:
-    """What the step computes, for a model of step times. Of a repeated step, `keys` is what its generations read the
-    time
-    before: each of them reads one more."""
+    """What the step computes, for a model of step times. `keys`: how many its generations read together, if that is
+    known."""
     pairs = tokens = emitted = 0
     for work in step.context:
         tokens += work.length
         pairs += work.length * work.start + work.length * (work.length + 1) // 2
         emitted += work.emits
     generations = len(step.generation)
-    before = sum([work.start for work in step.generation]) if keys is None else keys
-    return StepWork(tokens, pairs, len(step.context), generations, before + generations, emitted + generations)
+    if keys is None:
+        keys = sum([work.start for work in step.generation]) + generations
+    return StepWork(tokens, pairs, len(step.context), generations, keys, emitted + generations)

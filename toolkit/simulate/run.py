@@ -108,20 +108,25 @@ class Runner:
         self._independent = traffic.users is None or len(replicas) == 1
 
     def run(self, give_up: Callable[[Sample], bool] | None) -> None:
-        while (now := min(self.next_due(), min(self.next_events))) < math.inf:
+        while (now := min(due := self.next_due(), *self.next_events)) < math.inf:
             self.clock = now
-            while self.next_due() <= now:
+            while due <= now:
                 self.submit()
+                due = self.next_due()
             for number, next_event in enumerate(self.next_events):
                 if next_event > now:
                     continue  # this replica has nothing to do yet
-                for sequence in self._advance(number):
+                replica = self.replicas[number]
+                for sequence in replica.advance(now):
                     sample = sequence.sample()
                     self.router.ended(int(sample.id))
                     self.refused += not sample.ok
                     self._note(sample)
                     if give_up and int(sample.id) >= self.warmup and give_up(sample):
                         return
+                if self._independent:
+                    replica.coast(self.next_due())
+                self.next_events[number] = replica.next_event()
 
     def result(self) -> Simulation:
         usages = [replica.usage for replica in self.replicas]
@@ -161,14 +166,6 @@ class Runner:
         number, planned = self.waiting.popleft()
         replica.submit(Sequence(number, planned, due, replica.scheduler.config.reuse), due)
         self.next_events[replica.number] = replica.next_event()
-
-    def _advance(self, number: int) -> list[Sequence]:
-        replica = self.replicas[number]
-        ended = replica.advance(self.clock)
-        if not ended and self._independent:
-            replica.coast(self.next_due())
-        self.next_events[number] = replica.next_event()
-        return ended
 
     def _note(self, sample: Sample) -> None:
         self.ended.append((int(sample.id), sample))
