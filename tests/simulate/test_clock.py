@@ -3,7 +3,7 @@
 import pytest
 
 from toolkit.simulate import simulate
-from toolkit.simulate.replica import WorkClock
+from toolkit.simulate.work_clock import WorkClock
 
 from .steady import Steady, config, due_at
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from toolkit.config.sections import Slo
     from toolkit.plan.predict import Prediction
     from toolkit.plan.sweep import Point
-    from toolkit.simulate.replica import Interval
+    from toolkit.simulate.usage import Interval
 
 LAYERS, EMBEDDING, HEAD, KV, WORKSPACE = SERIES[0], SERIES[5], SERIES[3], SERIES[1], SERIES[7]
 PARTS = {
