@@ -28,18 +28,18 @@ class InFlight:
     """If it has only generations and can come again."""
 
 
-class GenerationTimes(dict[int, tuple[Callable[[int], Sequence[float]], float, float]]):
+class GenerationTimes(dict[int, tuple[Callable[[int], Sequence[float]], list[float], float]]):
     """Times of steps without contexts, by the number of generations: the seconds on each stage for a number of keys,
-    the seconds of a hop, and those after the last stage."""
+    those from the end of each stage to the next one (0 after the last), and those after the last stage."""
 
     def __init__(self, times: StepTimes) -> None:
         super().__init__()
         self._times = times
 
-    def __missing__(self, sequences: int) -> tuple[Callable[[int], Sequence[float]], float, float]:
+    def __missing__(self, sequences: int) -> tuple[Callable[[int], Sequence[float]], list[float], float]:
         work = decode(sequences, 1)
-        hop, finish = self._times.hop_seconds(work), self._times.finish_seconds(work)
-        self[sequences] = (generating(self._times, sequences), hop, finish)
+        hops, finish = [*self._times.hops(work), 0.0], self._times.finish_seconds(work)
+        self[sequences] = (generating(self._times, sequences), hops, finish)
         return self[sequences]
 
 
@@ -73,7 +73,7 @@ def coast(
             used += len(growing)
         repetition.again()
         flight.ends.append(now)
-        stage_seconds, hop, finish = times[repetition.sequences]
+        stage_seconds, hops, finish = times[repetition.sequences]
         ready = now
         for stage, seconds in enumerate(stage_seconds(repetition.keys)):
             start = stage_free[stage]
@@ -81,7 +81,7 @@ def coast(
                 start = ready
             stage_free[stage] = end = start + seconds
             busy[stage] += end - start
-            ready = end + hop
+            ready = end + hops[stage]
         flight.end = end + finish
         in_flight.rotate(-1)
         count += 1

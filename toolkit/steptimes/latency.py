@@ -96,10 +96,7 @@ class ClosedForm:
         layer = self.layer_s(work)
         fixed = self.overheads.sequence_s * (work.contexts + work.generations)
         seconds = [count * layer + fixed for count in self._layers]
-        tokens = work.context_tokens + work.generations
-        if tokens not in self._embeddings:
-            self._embeddings[tokens] = self.embedding_s(tokens)
-        seconds[0] += self._embeddings[tokens]
+        seconds[0] += self.embedding_s(work.context_tokens + work.generations)
         seconds[-1] += self.lm_head_s(work.emitted)
         return seconds
 
@@ -256,10 +253,6 @@ class ClosedForm:
 
     @cached_property
     def _dense(self) -> dict[int, float]:
-        return {}
-
-    @cached_property
-    def _embeddings(self) -> dict[int, float]:
         return {}
 
     @cached_property
