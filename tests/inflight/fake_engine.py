@@ -11,7 +11,6 @@ completes, each stage with KV memory of its own.
 from collections import Counter, deque
 
 from toolkit.inflight import Request, Scheduler, SchedulerConfig, State, Step, Work
-from toolkit.inflight.blocks import SharingPool
 
 VOCABULARY = 23
 END = 0  # ends a text
@@ -219,11 +218,9 @@ class FakeEngine:
     def check(self) -> None:
         pool, stats, config = self.scheduler.pool, self.scheduler.stats(), self.config
         held = Counter(block for request in self.requests for block in request.blocks)
-        if isinstance(pool, SharingPool):
-            assert all(pool.references[block] == held[block] for block in range(config.num_blocks))
-        else:
-            assert all(count == 1 for count in held.values())
-        free = {*pool.idle, *range(pool.untouched, config.num_blocks)}
+        counted = pool.references if pool.reuse else Counter(set(held))
+        assert all(counted[block] == held[block] for block in range(config.num_blocks))
+        free = {*pool.idle, *pool.cached, *range(pool.untouched, config.num_blocks)}
         assert free == set(range(config.num_blocks)) - set(held) and len(free) == pool.free
         assert stats.blocks_free + stats.blocks_used == stats.blocks_max == config.num_blocks
         assert stats.blocks_used == len(held)

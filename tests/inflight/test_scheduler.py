@@ -7,7 +7,7 @@ import pytest
 from tests.inflight.traces import CONFIG, complete, described, start
 from toolkit.errors import Busy, InputRefused
 from toolkit.inflight import Request, Scheduler, State, Stats
-from toolkit.inflight.blocks import pool_of
+from toolkit.inflight.blocks import BlockPool
 
 
 def test_two_micro_batches_chunks_reservation_and_reuse() -> None:
@@ -280,9 +280,8 @@ def test_steps_complete_in_order_once_with_a_result_for_each_work_that_emits() -
     scheduler.complete(second, [0], [False])
 
 
-@pytest.mark.parametrize("reuse", [False, True])
-def test_a_new_pool_costs_nothing_however_many_blocks_it_has(reuse):
-    pool = pool_of(10**12, 64, reuse)
+def test_a_new_pool_costs_nothing_however_many_blocks_it_has():
+    pool = BlockPool(10**12, 64, reuse=True)
     assert (pool.free, pool.take([], 3)) == (10**12, [0, 1, 2])
     pool.release([0, 1, 2])
     assert pool.free == 10**12 and len(pool.idle) == 3

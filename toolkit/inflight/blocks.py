@@ -1,8 +1,7 @@
-"""The pool of KV blocks. With reuse, full blocks with the same tokens in them and before them are shared."""
+"""The pool of KV blocks. Full blocks with the same tokens in them and before them are shared."""
 
 from array import array
 from collections import Counter, OrderedDict
-from collections.abc import Collection
 from hashlib import sha256
 from itertools import takewhile
 
@@ -10,25 +9,23 @@ from toolkit.inflight.request import Request
 
 
 class BlockPool:
-    """Blocks 0 .. size - 1, each used or idle. No block is shared. To make a pool is O(1)."""
+    """Blocks 0 .. size - 1, each used (referenced) or not. A block that is not used and was published is cached: it
+    keeps its prefix until it is taken for another. Every operation is O(1) per block; to make a pool is O(1)."""
 
-    reuse = False
-    evicted = 0  # cached blocks that were taken for others
-
-    def __init__(self, size: int, tokens_per_block: int) -> None:
-        self.size, self.tokens_per_block = size, tokens_per_block
-        self.untouched = 0  # blocks from `untouched` on have never been used
-        self._stack: list[int] = []
-
-    @property
-    def idle(self) -> Collection[int]:
-        """The blocks that were used and are not any more."""
-        return self._stack
+    def __init__(self, size: int, tokens_per_block: int, reuse: bool) -> None:
+        self.tokens_per_block, self.reuse = tokens_per_block, reuse
+        # Blocks from `untouched` on have never been used; `evicted` counts cached blocks that were taken for others.
+        self.size, self.untouched, self.evicted = size, 0, 0
+        self.references: Counter[int] = Counter()  # only with reuse
+        self.idle: list[int] = []  # were used, and have nothing to keep; the next to be taken last
+        self.cached: OrderedDict[int, None] = OrderedDict()  # least recent first
+        self._block_of: dict[bytes, int] = {}
+        self._digest_of: dict[int, bytes] = {}
 
     @property
     def free(self) -> int:
-        """How many blocks can be taken: the idle ones, and those that were never used."""
-        return len(self._stack) + self.size - self.untouched
+        """How many blocks can be taken: those that are not used, or never were."""
+        return len(self.idle) + len(self.cached) + self.size - self.untouched
 
     @property
     def used(self) -> int:
@@ -36,92 +33,33 @@ class BlockPool:
         return self.size - self.free
 
     def match(self, request: Request) -> list[int]:
-        """The cached blocks that the request can begin with: none without reuse."""
-        return []
-
-    def in_use(self, blocks: list[int]) -> int:
-        """How many of these cached blocks are referenced now."""
-        return 0
-
-    def take(self, matched: list[int], fresh: int) -> list[int]:
-        """A block table: the matched blocks, and `fresh` new ones. KeyError if there are too few."""
-        if fresh > self.free:
-            raise KeyError("too few blocks")
-        rest = max(0, len(self._stack) - fresh)
-        table = self._stack[rest:]
-        del self._stack[rest:]
-        table.reverse()  # the block on top of the stack is the first
-        missing = fresh - len(table)
-        table += range(self.untouched, self.untouched + missing)
-        self.untouched += missing
-        return table
-
-    def publish(self, request: Request, start: int) -> None:
-        """Offer the blocks filled since position `start` for reuse."""
-
-    def release(self, table: list[int]) -> None:
-        """Give the blocks back: the first one is the next to be taken."""
-        self._stack += table[::-1]
-
-
-class SharingPool(BlockPool):
-    """Blocks may be referenced several times. An idle block that was published is cached: it keeps its prefix until it
-    is taken for another. Every operation is O(1) per block."""
-
-    reuse = True
-
-    def __init__(self, size: int, tokens_per_block: int) -> None:
-        super().__init__(size, tokens_per_block)
-        self.references: Counter[int] = Counter()
-        # Of those used: first with nothing to keep, then least recent.
-        self._order: OrderedDict[int, None] = OrderedDict()
-        self._block_of: dict[bytes, int] = {}
-        self._digest_of: dict[int, bytes] = {}
-
-    @property
-    def idle(self) -> Collection[int]:
-        return self._order
-
-    @property
-    def free(self) -> int:
-        return len(self._order) + self.size - self.untouched
-
-    def match(self, request: Request) -> list[int]:
         """The blocks of the longest published prefix of the request; they are not referenced yet (see `take`). The
         block of the last token is never among them: its logits are needed for the next token."""
-        full = (len(request.tokens) - 1) // self.tokens_per_block
+        full = (len(request.tokens) - 1) // self.tokens_per_block if self.reuse else 0
         known = takewhile(self._block_of.__contains__, self._digests(request, full))
         return list(map(self._block_of.__getitem__, known))
 
-    def in_use(self, blocks: list[int]) -> int:
-        return sum([self.references[block] > 0 for block in blocks])
-
     def take(self, matched: list[int], fresh: int) -> list[int]:
+        """A block table: the matched blocks, and `fresh` new ones. KeyError if there are too few."""
         for block in matched:
-            self._order.pop(block, None)
+            self.cached.pop(block, None)
             self.references[block] += 1
-        table = list(matched)
-        for _ in range(fresh):
-            block = self._least_needed()
-            if block in self._digest_of:
-                del self._block_of[self._digest_of.pop(block)]
-                self.evicted += 1
+        table = self.idle[: -fresh - 1 : -1]  # from its end
+        del self.idle[len(self.idle) - len(table) :]
+        new = min(fresh - len(table), self.size - self.untouched)
+        table += range(self.untouched, self.untouched + new)
+        self.untouched += new
+        for _ in range(fresh - len(table)):
+            table.append(self.cached.popitem(last=False)[0])
+            del self._block_of[self._digest_of.pop(table[-1])]
+            self.evicted += 1
+        for block in table if self.reuse else ():
             self.references[block] = 1
-            table.append(block)
-        return table
-
-    def _least_needed(self) -> int:
-        """Take a block: one without a prefix, else one that was never used, else the least recent. KeyError without
-        any."""
-        first = next(iter(self._order), None)
-        if self.untouched < self.size and (first is None or first in self._digest_of):
-            self.untouched += 1
-            return self.untouched - 1
-        return self._order.popitem(last=False)[0]
+        return matched + table
 
     def publish(self, request: Request, start: int) -> None:
         """Offer the blocks filled since position `start` for reuse. When two sequences compute one prefix
-        side by side, the first to publish shares its blocks and the other's stay private."""
+        side by side, the first to publish shares its blocks and the other's stay private. Only with reuse."""
         before, after = start // self.tokens_per_block, request.computed // self.tokens_per_block
         if after > before:
             digests = self._digests(request, after)[before:]
@@ -131,11 +69,14 @@ class SharingPool(BlockPool):
 
     def release(self, table: list[int]) -> None:
         """Drop one reference on each block, the last block first: so eviction shortens a prefix from its end."""
-        for block in reversed(table):
+        if not self.reuse:
+            self.idle += reversed(table)
+        for block in reversed(table) if self.reuse else ():
             references = self.references[block] = self.references[block] - 1
-            if not references:
-                self._order[block] = None
-                self._order.move_to_end(block, last=block in self._digest_of)
+            if not references and block in self._digest_of:
+                self.cached[block] = None
+            elif not references:
+                self.idle.append(block)
 
     def _digests(self, request: Request, count: int) -> list[bytes]:
         """Names of the first full blocks, each made once from the tokens of the block and the name before it. The hash
@@ -145,8 +86,3 @@ class SharingPool(BlockPool):
             tokens = array("q", request.tokens[start : start + self.tokens_per_block]).tobytes()
             request.digests.append(sha256(b"".join(request.digests[-1:]) + tokens).digest())
         return request.digests[:count]
-
-
-def pool_of(size: int, tokens_per_block: int, reuse: bool) -> BlockPool:
-    """A pool of idle blocks, with or without reuse."""
-    return (SharingPool if reuse else BlockPool)(size, tokens_per_block)

@@ -29,7 +29,7 @@ from operator import attrgetter
 from typing import Literal, NamedTuple
 
 from toolkit.errors import Busy, InputRefused
-from toolkit.inflight.blocks import pool_of
+from toolkit.inflight.blocks import BlockPool
 from toolkit.inflight.request import Request, State
 from toolkit.inflight.step import Step
 
@@ -75,7 +75,7 @@ class Scheduler:
 
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
-        self.pool = pool_of(config.num_blocks, config.tokens_per_block, config.reuse)
+        self.pool = BlockPool(config.num_blocks, config.tokens_per_block, config.reuse)
         self._queue: deque[Request] = deque()  # waiting or paused; by arrival
         self._ready: list[Request] = []  # admitted, with positions that no step computes yet; by arrival
         self._in_flight: deque[Step] = deque()
@@ -258,9 +258,8 @@ class Scheduler:
         table = most = -(-len(request.tokens) // size)
         if self.config.policy == "guaranteed_no_evict":
             most = -(-(len(request.prompt) + request.max_tokens) // size)
-        if most - self.pool.in_use(matched) > unpromised or not self._fit(
-            step, len(request.tokens) - len(matched) * size
-        ):
+        in_use = sum(self.pool.references[block] > 0 for block in matched)
+        if most - in_use > unpromised or not self._fit(step, len(request.tokens) - len(matched) * size):
             return None
         return matched, table, most
 
