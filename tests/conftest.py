@@ -27,7 +27,14 @@ LONGEST = (
         "e2e/test_ends.py",
         "8 ranks]",
     ),
-    *("serve/test_serve.py", "load/test_loadtest.py", "up/test_fallback.py", "serve/test_hostile_paths.py"),
+    *(
+        "serve/test_serve.py",
+        "serve/test_broken_groups.py",
+        "load/test_loadtest.py",
+        "load/test_web_ui.py",
+        "up/test_fallback.py",
+        "serve/test_hostile_paths.py",
+    ),
     *("e2e/test_replicas.py", "model/test_sample_smollm2.py", "serve/test_pytorch.py", "calibrate/test_service.py"),
     "repository/test_serving.py",
 )

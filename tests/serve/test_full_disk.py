@@ -11,7 +11,7 @@ import pytest
 from toolkit.errors import ToolkitError
 from toolkit.serve import serve, status, stop
 
-from .test_serve import Stream
+from .stream import Stream
 
 SIZE_MIB = 4
 

@@ -19,6 +19,8 @@ from toolkit.config.deployment import Deployment
 from toolkit.drill.load import not_up
 from toolkit.errors import ToolkitError
 from toolkit.gateway.door import DoorState, PartState, folder, read_door, up_pid
+from toolkit.gateway.places import LOOPBACK
+from toolkit.monitor.read_page import read_page
 from toolkit.serve.health import Probe
 from toolkit.serve.janitor import Member, members
 from toolkit.serve.state import read_state
@@ -116,9 +118,11 @@ class Node:
 
     def migrations(self) -> int | None:
         """Streams that the front end continued on another replica, since it started; None if it does not say."""
-        text = _metrics(self._front_port())
-        found = _MIGRATIONS.findall(text) if text is not None else None
-        return None if found is None else int(sum(map(float, found)))
+        try:
+            text = read_page(f"http://{LOOPBACK}:{self._front_port()}/metrics", METRICS_TIMEOUT_S)
+        except (OSError, http.client.HTTPException):
+            return None
+        return int(sum(map(float, _MIGRATIONS.findall(text))))
 
     def _front_port(self) -> int:
         with (folder(self.deployment) / "envoy.yaml").open(encoding="utf-8") as stream:
@@ -162,17 +166,6 @@ def _state(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):
         return ""
-
-
-def _metrics(port: int) -> str | None:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=METRICS_TIMEOUT_S)
-    try:
-        connection.request("GET", "/metrics")
-        return connection.getresponse().read().decode("utf-8", "replace")
-    except (OSError, http.client.HTTPException):
-        return None
-    finally:
-        connection.close()
 
 
 def _lines(file: Path, mark: int = 0) -> list[Event]:

@@ -34,7 +34,7 @@ def identity(deployment: Deployment) -> dict[str, str]:
 
 
 def read_page(url: str, timeout_s: float = TIMEOUT_S) -> str:
-    """The text of the page. Raises OSError."""
+    """The text of the page. Raises OSError or HTTPException."""
     with _OPENER.open(url, timeout=timeout_s) as answer:
         page: bytes = answer.read(LARGEST)
     return page.decode("utf-8", "replace")
