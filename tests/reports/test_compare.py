@@ -142,6 +142,17 @@ def test_a_run_cut_short_or_out_of_cpu_decides_nothing(made) -> None:
     assert compare([a, starved]).outcome is Outcome.UNDECIDED
 
 
+def test_a_setting_that_an_older_toolkit_did_not_know_counts_as_its_default(made) -> None:
+    before, after = made("a", lognormal(20, 1)), made("b", lognormal(20, 2), gateway={"max_requests": 5})
+    file = before / "report.json"
+    content = json.loads(file.read_text())
+    del content["deployment"]["gateway"], content["deployment"]["parallel"]["replicas"]
+    file.write_text(json.dumps(content))
+    differing = dict(compare([before, after]).settings)
+    assert not {name for name in differing if name.startswith("parallel.")}
+    assert {name for name in differing if name.startswith("gateway.")} == {"gateway.max_requests"}
+
+
 def test_settings_that_differ_are_named_and_another_load_is_warned_of(made) -> None:
     a = made("a", lognormal(50, 1), {"seed": 1})
     b = made("b", lognormal(50, 2), {"seed": 2, "processes": 2}, limits={"max_num_tokens": 256})

@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from toolkit.config.sections import Slo
+from toolkit.config.deployment import Deployment
+from toolkit.config.sections import Section, Slo
 from toolkit.errors import ToolkitError, clipped, printable, shown
 from toolkit.files.invalid import first_problem
 from toolkit.reports.loadtest.report import JSON_NAME, run_of
@@ -79,8 +80,22 @@ def load(path: Path, letter: str) -> Report:
 
 
 def differing_settings(reports: Sequence[Report]) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """The settings that are not the same in all reports: (name, value in each)."""
-    return tuple(_differing([report.settings for report in reports]))
+    """The settings that are not the same in all reports: (name, value in each).
+
+    A setting that the toolkit of a report did not know yet counts as its default.
+    """
+    defaults, known = dict(_defaults()), {name for report in reports for name in report.settings}
+    every = [
+        report.settings | {name: value for name, value in defaults.items() if name in known - report.settings.keys()}
+        for report in reports
+    ]
+    return tuple(_differing(every))
+
+
+def _defaults() -> Iterator[tuple[str, str]]:
+    for name, field in Deployment.model_fields.items():
+        if isinstance(field.default, Section) and name not in NOT_COMPARED | {"loadtest"}:
+            yield from _flat({name: field.default.model_dump(mode="json")})
 
 
 def warnings_about(reports: Sequence[Report]) -> Iterator[str]:
