@@ -95,7 +95,7 @@ def test_json_has_no_infinity_and_keeps_the_circumstances(deployment):
     assert found["run"]["cut_short"] == "stopped after 154 of 200 requests"
     assert (found["run"]["warmup"], found["run"]["settings"]) == (4, SETTINGS)
     assert found["verdict"]["outcome"] == "COULD NOT RUN" and found["verdict"]["exit_code"] == 3
-    assert found["deployment"]["parallel"] == {"tp": 2, "pp": 4, "replicas": 1}
+    assert {"tp": 2, "pp": 4, "replicas": 1}.items() <= found["deployment"]["parallel"].items()
     assert {"python", "toolkit", "locust"} <= set(found["versions"])
 
 
