@@ -54,6 +54,7 @@ def test_replicas_share_the_nodes():
         ),
         ({"cluster.hostfile": "hosts"}, "cluster.hostfile: says again what cluster.hosts says. Remove one of them."),
         ({"parallel.nodes": 1, "parallel.pp": 1}, "cluster.hosts: is for a group over several nodes"),
+        ({"cluster.launch_agent": "/a b"}, "cluster.launch_agent: mpirun would split '/a b' at its spaces and colons"),
         (
             {"engine": "pytorch"},
             "parallel.nodes: 2 needs one server per rank, and engine: pytorch starts all",

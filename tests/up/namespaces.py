@@ -24,11 +24,17 @@ CLONE_NEWNET = 0x40000000
 EXTENSIONS = "extendedKeyUsage=serverAuth,clientAuth"
 
 
-def missing() -> str:
-    """What keeps this machine from having such nodes, and what to do; "" if nothing does."""
+ETCD = (("etcd", "etcd-server"), ("openssl", "openssl"))
+
+
+def missing(programs: tuple[tuple[str, str], ...] = ETCD) -> str:
+    """What keeps this machine from having such nodes, and what to do; "" if nothing does.
+
+    `programs` are what a test needs besides: (program, package of Debian).
+    """
     if os.geteuid() != 0:
         return "needs root, for network namespaces"
-    for program, package in (("etcd", "etcd-server"), ("ip", "iproute2"), ("openssl", "openssl")):
+    for program, package in (("ip", "iproute2"), *programs):
         if shutil.which(program) is None:
             return f"needs {program}: apt-get install {package}"
     done = subprocess.run(["ip", "netns", "exec", "none", "true"], capture_output=True, text=True)

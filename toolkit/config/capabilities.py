@@ -26,9 +26,6 @@ def check_can_be_made(deployment: Deployment) -> None:
 
 def check_can_be_served(deployment: Deployment) -> None:
     """Raise a ToolkitError if the servers cannot be started, or the model lacks the chat template."""
-    if deployment.parallel.nodes > 1:
-        what = f"parallel.nodes: {deployment.parallel.nodes} can be planned, converted and built, not served yet"
-        raise ToolkitError(what, where=deployment.file, hint="Use a deployment for one node.")
     if deployment.serving.mode == "orchestrator" and not deployment.kind.on_gpus:
         what = f"serving.mode: orchestrator needs an engine on GPUs, and engine is {deployment.engine}"
         raise ToolkitError(what, where=deployment.file, hint="Remove it: leader is the default.")

@@ -163,6 +163,11 @@ class Deployment(Section):
         """GPUs of all nodes of the group."""
         return self.hardware.gpus * self.parallel.nodes
 
+    @property
+    def ranks_here(self) -> int:
+        """Ranks of all replicas on one node."""
+        return self.all_ranks // self.parallel.nodes
+
     def per_replica(self) -> tuple[Deployment, ...]:
         """A deployment for each replica, with its own ports and run folder. They share everything else, also engines.
 

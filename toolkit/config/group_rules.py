@@ -55,6 +55,9 @@ def _placement_rules(deployment: Deployment) -> Iterator[Broken]:
 
 def _host_rules(deployment: Deployment) -> Iterator[Broken]:
     nodes, cluster = deployment.parallel.nodes, deployment.cluster
+    if cluster.launch_agent and set(str(cluster.launch_agent)) & set(" :\t"):
+        what = f"mpirun would split {shown(str(cluster.launch_agent))} at its spaces and colons"
+        yield "cluster.launch_agent", what, "Use a path without them."
     if cluster.hosts and cluster.hostfile:
         yield "cluster.hostfile", "says again what cluster.hosts says", "Remove one of them."
     if cluster.hosts:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from toolkit.config.capabilities import check_can_be_served
 from toolkit.config.deployment import Deployment
+from toolkit.errors import ToolkitError
 from toolkit.files.distribution import VERSION
 from toolkit.gateway.door import longest_end_s
 from toolkit.runtime.images import image
@@ -53,8 +54,12 @@ class Facts:
 
 
 def facts_of(deployment: Deployment) -> Facts:
-    """Raises ToolkitError if it cannot be served, or if NVIDIA has no image with its release."""
+    """Raises ToolkitError if it cannot be served, is over several nodes, or if NVIDIA has no image with its release."""
     check_can_be_served(deployment)
+    if deployment.parallel.nodes > 1:
+        what = f"parallel.nodes: toolkit deploy writes groups on one node, not on {deployment.parallel.nodes}"
+        hint = "Run toolkit serve on the first node, or in a Slurm job: docs/how-to/group-over-nodes.md."
+        raise ToolkitError(what, where=deployment.file, hint=hint)
     on_gpus, hardware = deployment.kind.on_gpus, deployment.hardware
     ranks, name = deployment.all_ranks, _dns(deployment.name)
     return Facts(

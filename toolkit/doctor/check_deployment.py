@@ -145,4 +145,16 @@ def nodes(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
         yield Check("nodes", "ok", f"this one is {found.address}, role {deployment.gateway.role}; etcd at {etcd}")
 
 
-RULES = (model, disks, engines, built, built_on, fallbacks, ports, nodes)
+def group(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
+    """Whether this node can serve its part of a group over several nodes."""
+    if machine.places is None or machine.places.group is None or deployment is None:
+        return
+    found = machine.places.group
+    if found.problem:
+        yield Check("group", "error", found.problem, "", found.fix)
+    else:
+        part = f"{deployment.ranks_here} of {deployment.all_ranks} ranks"
+        yield Check("group", "ok", f"this node is {found.address}, for {part}")
+
+
+RULES = (model, disks, engines, built, built_on, fallbacks, ports, nodes, group)

@@ -40,7 +40,7 @@ def count(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     if deployment is None or not needs_gpus(deployment):
         yield Check("GPUs", "ok", found, "none: a rehearsal runs on the CPU")
         return
-    ranks = deployment.all_ranks
+    ranks = deployment.ranks_here
     needed = f"{ranks}, one for each rank"
     if not gpus.seen:
         yield Check("GPUs", "error", found, needed, gpus.fix or ON_THE_NODE)
@@ -50,7 +50,7 @@ def count(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
 
 def visible(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     """CUDA_VISIBLE_DEVICES, if serving refuses it, or if CUDA ignores a part of it."""
-    if deployment is None or not needs_gpus(deployment) or len(machine.gpus.seen) < deployment.all_ranks:
+    if deployment is None or not needs_gpus(deployment) or len(machine.gpus.seen) < deployment.ranks_here:
         return
     try:
         placement_of(machine, deployment)

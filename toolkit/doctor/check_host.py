@@ -30,11 +30,11 @@ def cores(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     if deployment is None:
         yield Check("cores", "ok", found)
     elif not deployment.kind.on_gpus:
-        ranks = deployment.all_ranks
+        ranks = deployment.ranks_here
         fix = "It works, but slowly: the ranks share the cores. Fewer ranks are faster: parallel: {tp: 1, pp: 1}"
         yield verdict("cores", host.usable_cores >= ranks, found, f"{ranks}, one for each rank", fix, "warning")
     else:
-        ranks, each = deployment.all_ranks, deployment.hardware.cores_per_gpu
+        ranks, each = deployment.ranks_here, deployment.hardware.cores_per_gpu
         fix = "It works, but the GPUs may wait for the cores. Give the container or the job more cores."
         needed = f"{ranks * each} = {ranks} GPUs x {each} (hardware.cores_per_gpu)"
         yield verdict("cores", host.usable_cores >= ranks * each, found, needed, fix, "warning")
@@ -59,7 +59,7 @@ def memory(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     else:
         size = plan_memory(deployment).all_bytes * deployment.parallel.replicas
         fix = "Stop other programs, rehearse with fewer ranks, or with a smaller model."
-        needed = f"{gib(size)} for {deployment.all_ranks} ranks"
+        needed = f"{gib(size)} for {deployment.ranks_here} ranks"
         yield verdict("memory", host.available_bytes >= size, found, needed, fix)
 
 

@@ -22,6 +22,7 @@ from toolkit.gateway.door import up_pid
 from toolkit.gateway.node import node_of
 from toolkit.gateway.node_checks import check_nodes
 from toolkit.model.shape import DTYPE_BYTES
+from toolkit.serve.group_nodes import check_this_node
 from toolkit.serve.preflight import REHEARSAL_SEGMENT_BYTES, check_port, shared_memory_needed
 from toolkit.serve.state import supervisor_pid
 from toolkit.sizing.host import rank_bytes
@@ -110,6 +111,8 @@ class Places:
     """The engine in the deployment's engine directory, or None."""
     nodes: Nodes | None = None
     """The network between the nodes; None where this node is the only one."""
+    group: Nodes | None = None
+    """This node's place in a group over several nodes; None for groups on one node."""
 
 
 def look_at_places(deployment: Deployment) -> Places:
@@ -124,6 +127,7 @@ def look_at_places(deployment: Deployment) -> Places:
         running=running,
         built=_built(deployment.engine_dir / "config.json"),
         nodes=_nodes(deployment, running is not None or up_pid(deployment) is not None),
+        group=_group(deployment),
     )
 
 
@@ -135,6 +139,15 @@ def _nodes(deployment: Deployment, running: bool) -> Nodes | None:
         where = f"{error.where}: " if error.where and error.where != deployment.file else ""
         return Nodes(problem=f"{where}{error.what}", fix=error.hint or "")
     return Nodes(node.address) if node else None
+
+
+def _group(deployment: Deployment) -> Nodes | None:
+    """What keeps this node, or on the first one another node, from serving its part of the ranks."""
+    try:
+        address = check_this_node(deployment)
+    except ToolkitError as error:
+        return Nodes(problem=error.what, fix=error.hint or "")
+    return Nodes(address) if address else None
 
 
 def _running(deployment: Deployment) -> int | None:
@@ -254,4 +267,4 @@ def _shared_memory(deployment: Deployment) -> int:
     try:
         return shared_memory_needed(deployment)
     except (ParseError, OSError, ValueError):  # a damaged repository, which `toolkit serve` refuses by name
-        return deployment.all_ranks * REHEARSAL_SEGMENT_BYTES
+        return deployment.ranks_here * REHEARSAL_SEGMENT_BYTES

@@ -27,7 +27,7 @@ def gpus_of_ranks(machine: Machine, deployment: Deployment) -> list[Gpu]:
     try:
         chosen = placement_of(machine, deployment)
     except ToolkitError:
-        return gpus_left(machine)[: deployment.all_ranks]
+        return gpus_left(machine)[: deployment.ranks_here]
     by_number = {gpu.index: gpu for gpu in machine.gpus.seen}
     return [by_number[number] for replica in range(chosen.replicas) for number in chosen.gpus(replica)]
 

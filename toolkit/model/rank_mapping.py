@@ -32,6 +32,11 @@ class RankMapping:
     def ranks_per_node(self) -> int:
         return self.world_size // self.nodes
 
+    @property
+    def of_a_node(self) -> RankMapping:
+        """The mapping of the ranks of one node alone."""
+        return RankMapping(self.tp, self.pp // self.nodes)
+
     def ranks_on(self, node: int) -> range:
         """The ranks on a node, counted from 0."""
         return range(node * self.ranks_per_node, (node + 1) * self.ranks_per_node)

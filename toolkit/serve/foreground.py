@@ -14,9 +14,12 @@ from toolkit.serve import preflight
 from toolkit.serve.budget import Budget, startup_budget
 from toolkit.serve.command import is_orchestrated
 from toolkit.serve.group import Group
+from toolkit.serve.group_nodes import GroupNodes, check_nodes, nodes_of
 from toolkit.serve.janitor import ServerRun, sweep
 from toolkit.serve.launch import launch, programs
 from toolkit.serve.logs import Logs
+from toolkit.serve.loopback import LOOPBACK
+from toolkit.serve.node_watch import NodeWatch
 from toolkit.serve.state import ServerState, exclusive, read_state
 from toolkit.serve.supervisor import TICK_S, Starved, Supervisor, note
 
@@ -73,11 +76,14 @@ def clean_up_after(state: ServerState | None) -> None:
 @contextlib.contextmanager
 def _started(deployment: Deployment, run: ServerRun, verbose: bool) -> Iterator[tuple[Group, Budget]]:
     """Start the group for the time of the block, which gets it with its startup budget. Nothing remains at the end."""
+    held = contextlib.ExitStack()
     try:
         check_can_be_served(deployment)
         server, mpirun = programs(deployment)
         preflight.check(deployment)
-        start = launch(deployment, server, mpirun, run)
+        nodes = nodes_of(deployment)
+        watch = held.enter_context(_watch_of(deployment, nodes)) if nodes else None
+        start = launch(deployment, server, mpirun, run, nodes, watch.variable if watch else "")
         for line in start.lines:
             note(line)
         orchestrated = is_orchestrated(deployment)
@@ -85,10 +91,20 @@ def _started(deployment: Deployment, run: ServerRun, verbose: bool) -> Iterator[
         budget = startup_budget(deployment)
         note(f"startup budget: {budget}")
         ports = deployment.serving.ports().values()
-        group = Group(start, run, logs, deployment.run_dir, orchestrated, ports)
-        try:
-            yield group, budget
-        finally:
-            group.end()
+        device = nodes.own.name if nodes and nodes.own else LOOPBACK
+        group = Group(start, run, logs, deployment.run_dir, orchestrated, ports, watch, device)
+        held.callback(group.end)
+        yield group, budget
     finally:
+        held.close()
         sweep(run)
+
+
+def _watch_of(deployment: Deployment, nodes: GroupNodes) -> contextlib.closing[NodeWatch]:
+    """Ask the other nodes whether they can serve, and listen for them from now on. Raises ToolkitError."""
+    check_nodes(deployment, nodes)
+    try:
+        return contextlib.closing(NodeWatch(nodes))
+    except OSError as error:
+        what = f"cannot listen on {nodes.address} for the other nodes: {error.strerror}"
+        raise ToolkitError(what, where=deployment.file) from None

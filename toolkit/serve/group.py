@@ -18,7 +18,8 @@ from toolkit.serve.command import LEADER_MODEL
 from toolkit.serve.janitor import Janitor, Member, ServerRun, members, of_ranks, sweep
 from toolkit.serve.launch import Launch
 from toolkit.serve.logs import ORCHESTRATOR, Logs, name_of
-from toolkit.serve.loopback import keep_local
+from toolkit.serve.loopback import LOOPBACK, keep_local
+from toolkit.serve.node_watch import REPORT_S, NodeWatch
 
 PR_SET_CHILD_SUBREAPER = 36
 """<linux/prctl.h>"""
@@ -35,13 +36,15 @@ class Death:
     rank: int | None
     how: str
     code: int | None = None
+    node: str = ""
+    """The host of a node that was lost, with all its ranks."""
 
     @property
     def killed(self) -> bool:
         return "killed by" in self.how
 
     def __str__(self) -> str:
-        return f"{name_of(self.rank)} {self.how}"
+        return f"node {self.node} {self.how}" if self.node else f"{name_of(self.rank)} {self.how}"
 
 
 class Group:
@@ -55,7 +58,11 @@ class Group:
         cwd: Path,
         orchestrated: bool = False,
         public_ports: Collection[int] = (),
+        nodes: NodeWatch | None = None,
+        device: str = LOOPBACK,
     ) -> None:
+        """`nodes` hears the other nodes of the group, if there are any; `device` is the interface between them."""
+        self._nodes, self._device = nodes, device
         self.logs = logs
         self._public_ports = public_ports
         self.open_ports: dict[int, str] = {}
@@ -90,7 +97,7 @@ class Group:
         that cannot load ends its own server, and the server then says why.
         """
         running = members(self._run)
-        self.open_ports = keep_local([member.pid for member in running], self._public_ports)
+        self.open_ports = keep_local([member.pid for member in running], self._public_ports, self._device)
         for member in of_ranks(running):
             if self._ranks.setdefault(self._key(member), member) is member:
                 self._watch(member)
@@ -112,7 +119,11 @@ class Group:
             os.close(key.fd)
         for member in ended:
             self._end_rest_of(member)
-        return self._culprit(ended) if ended else None
+        return self._culprit(ended) if ended else self._lost_node()
+
+    def _lost_node(self, wait_s: float = 0.0) -> Death | None:
+        lost = self._nodes.lost(wait_s) if self._nodes else None
+        return Death(None, lost[1], node=lost[0]) if lost else None
 
     def resident_bytes(self) -> int:
         """Memory of all processes of the group. A page that several share is counted for each."""
@@ -186,8 +197,11 @@ class Group:
         """The process that broke the group, of several that ended at the same time: the one that was killed."""
         models = [member for member in ended if member.model]
         deaths = [Death(self._key(m), f"lost its {m.model} process {m.pid}: {_how(m.pid)}") for m in models]
-        if len(models) < len(ended) and (report := self._mpirun_report(ended)):
+        # On another node the death of a rank is seen here as that of rank 0's engine, and then in mpirun's report.
+        if (self._nodes or len(models) < len(ended)) and (report := self._mpirun_report(ended)):
             deaths.insert(0, report)
+        elif lost := self._lost_node(REPORT_S):
+            return lost
         elif self._mpirun_got_a_signal():
             return Death(None, f"was told to end by a signal, and ended its ranks ({_describe(self._mpirun.wait())})")
         if deaths:

@@ -18,6 +18,8 @@ from toolkit.runtime import Needs, Part, end_by_force, require_runtime, script, 
 from toolkit.runtime.images import advised
 from toolkit.serve.command import (
     EXIT_MARGIN_S,
+    NODE_REASONS,
+    NODE_WATCH,
     ORCHESTRATOR_REASONS,
     REASONS,
     command_line,
@@ -25,6 +27,7 @@ from toolkit.serve.command import (
     exit_timeout,
     is_orchestrated,
 )
+from toolkit.serve.group_nodes import GroupNodes, nodes_of
 from toolkit.serve.janitor import RUN_ID, ServerRun
 from toolkit.serve.mpirun import Mpirun, find_mpirun
 from toolkit.serve.share import SeenGpus, Share, look_at_gpus_here, share_of
@@ -57,20 +60,31 @@ def programs(deployment: Deployment) -> tuple[TritonServer, Mpirun]:
     return find_tritonserver(deployment.kind, image=advised(deployment)), find_mpirun()
 
 
-def launch(deployment: Deployment, server: TritonServer, mpirun: Mpirun, run: ServerRun) -> Launch:
-    """The process that starts the group. Raises ToolkitError for a runtime that cannot start it, or too few GPUs."""
+def launch(
+    deployment: Deployment,
+    server: TritonServer,
+    mpirun: Mpirun,
+    run: ServerRun,
+    nodes: GroupNodes | None = None,
+    node_watch: str = "",
+) -> Launch:
+    """The process that starts the group. Raises ToolkitError for a runtime that cannot start it, or too few GPUs.
+
+    `node_watch` is where the other of several `nodes` report.
+    """
+    watched = {NODE_WATCH: node_watch} if nodes else {}
     _fill(run, deployment, server)
     server = server.linked(run.tmp)
-    command = command_line(deployment, server, mpirun, run)
+    command = command_line(deployment, server, mpirun, run, nodes)
     if not deployment.kind.on_gpus:
-        variables = environment(deployment, server, run, free_port())
+        variables = environment(deployment, server, run, free_port(), nodes) | watched
         return Launch(_arguments(command), {**os.environ, **variables}, lines=_stack_warning(deployment))
     share = share_of(deployment)
-    needs = _needs(deployment, server, run, share)
+    needs = _needs(deployment, server, run, share, nodes)
     require_runtime(deployment, needs)
     wrapped = wrap(deployment, command, needs)
     # Docker's client is a process of the run too.
-    environ = {**wrapped.environ(), RUN_ID: run.id}
+    environ = {**wrapped.environ(), RUN_ID: run.id, **watched}
     by_force, lines = end_by_force(deployment, needs) or (), (*share.lines, *_stack_warning(deployment))
     return Launch(wrapped.arguments, environ, tuple(by_force), lines)
 
@@ -101,20 +115,26 @@ def dry_run(deployment: Deployment, seen: SeenGpus | None = None) -> str:
         scripts = {replica.replica: dry_run(replica, seen).removeprefix(SHEBANG) for replica in replicas}
         each = (f"(  # replica {number}\n{text}\n) &" for number, text in scripts.items())
         return "\n\n".join([SHEBANG.rstrip(), *each, "wait"])
-    run = DRY_RUN
+    run, nodes = DRY_RUN, nodes_of(deployment, anywhere=True)
     if not deployment.kind.on_gpus:
         server, mpirun = programs(deployment)
         linked = server.linked(run.tmp)
-        start = shell_text(environment(deployment, linked, run, 0), command_line(deployment, linked, mpirun, run))
+        command = command_line(deployment, linked, mpirun, run, nodes)
+        start = shell_text(environment(deployment, linked, run, 0, nodes), command)
         return f"{SHEBANG}set -euo pipefail\n{_in_a_new_folder(start, deployment, server)}"
     try:
         server, mpirun = programs(deployment)
     except ToolkitError:
         server, mpirun = IN_THE_IMAGE
     share, linked = share_of(deployment, seen), server.linked(run.tmp)
-    text = script(deployment, command_line(deployment, linked, mpirun, run), _needs(deployment, linked, run, share))
+    command = command_line(deployment, linked, mpirun, run, nodes)
+    text = script(deployment, command, _needs(deployment, linked, run, share, nodes))
     shebang, _, rest = text.partition("\n")
-    reasons = (*REASONS, *(ORCHESTRATOR_REASONS if is_orchestrated(deployment) else ()))
+    reasons = (
+        *REASONS,
+        *(ORCHESTRATOR_REASONS if is_orchestrated(deployment) else ()),
+        *(NODE_REASONS if nodes else ()),
+    )
     header = ["# Where the ranks run:", *(f"#   {line}" for line in share.lines)]
     header += ["# Where each option of Triton and mpirun comes from:", *(f"#   {line}" for line in reasons)]
     text = rest.replace(f"mkdir -p -- {run.tmp}\n", "")
@@ -134,7 +154,9 @@ def _in_a_new_folder(text: str, deployment: Deployment, server: TritonServer) ->
     return "\n".join([*lines, text.replace(str(DRY_RUN.tmp), '"$run"')])
 
 
-def _needs(deployment: Deployment, server: TritonServer, run: ServerRun, share: Share) -> Needs:
+def _needs(
+    deployment: Deployment, server: TritonServer, run: ServerRun, share: Share, nodes: GroupNodes | None
+) -> Needs:
     """What the group needs of the runtime.
 
     An engine's tokenizer is in the repository, and the run has a copy of that. The LLM API reads the model's folder.
@@ -148,7 +170,7 @@ def _needs(deployment: Deployment, server: TritonServer, run: ServerRun, share: 
         cores=share.cores,
         nodes=share.nodes,
         ports=(serving.http_port, serving.grpc_port, serving.metrics_port),
-        environment=environment(deployment, server, run, None),
+        environment=environment(deployment, server, run, None, nodes),
         name=f"toolkit-{deployment.name}-serve{replica}",
         memory_gb=deployment.hardware.host_memory_gb / deployment.parallel.replicas,
         stop_s=exit_timeout(deployment) + EXIT_MARGIN_S,

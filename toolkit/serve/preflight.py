@@ -120,7 +120,7 @@ def shared_memory_needed(deployment: Deployment) -> int:
     groups = len(deployment.per_replica())
     if deployment.kind.on_gpus:
         return groups * GPU_SHARED_MEMORY_BYTES
-    return groups * (deployment.mapping.world_size + model_processes(deployment)) * REHEARSAL_SEGMENT_BYTES
+    return groups * (deployment.mapping.ranks_per_node + model_processes(deployment)) * REHEARSAL_SEGMENT_BYTES
 
 
 def check_shared_memory(deployment: Deployment, folder: Path = SHARED_MEMORY) -> None:
@@ -128,7 +128,7 @@ def check_shared_memory(deployment: Deployment, folder: Path = SHARED_MEMORY) ->
     needed, free = shared_memory_needed(deployment), shutil.disk_usage(folder).free
     if free < needed:
         raise ToolkitError(
-            f"{free // MIB} MiB are free, {deployment.all_ranks} ranks need {needed // MIB} MiB",
+            f"{free // MIB} MiB are free, {deployment.ranks_here} ranks need {needed // MIB} MiB",
             where=folder,
             hint="Remove old files there, or make it larger (docker run --shm-size=2g).",
         )
@@ -138,13 +138,14 @@ def check_memory(deployment: Deployment, available: int | None = None) -> None:
     """Check a rehearsal's memory. Its ranks compute in 32 bits, so weights of 16 bits take twice their size."""
     stored = sum(path.stat().st_size for path in deployment.engine_dir.glob("rank*.engine"))
     widened = 1 if deployment.model.dtype == "float32" else 2
-    needed = stored * widened + deployment.mapping.world_size * REHEARSAL_RANK_BYTES
+    stored //= deployment.parallel.nodes
+    needed = stored * widened + deployment.mapping.ranks_per_node * REHEARSAL_RANK_BYTES
     needed += model_processes(deployment) * REHEARSAL_MODEL_BYTES
     needed *= len(deployment.per_replica())
     available = available_memory() if available is None else available
     if available < needed:
         raise ToolkitError(
-            f"{deployment.all_ranks} ranks need about {needed / 2**30:.1f} GiB of memory, "
+            f"{deployment.ranks_here} ranks need about {needed / 2**30:.1f} GiB of memory, "
             f"{available / 2**30:.1f} GiB are available",
             where=deployment.file,
             hint="Stop other programs, rehearse with fewer ranks, or with a smaller model.",

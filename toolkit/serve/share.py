@@ -60,9 +60,13 @@ def share_of(deployment: Deployment, seen: SeenGpus | None = None) -> Share:
     placement, topology, lines = _placed_here(deployment, seen or look_at_gpus_here())
     replica = deployment.replica or 0
     gpus = placement.gpus(replica)
-    start = replica * deployment.mapping.pp
-    own = Placement(deployment.mapping, placement.groups[start : start + deployment.mapping.pp])
-    lines += placement_lines(own, topology, deployment.shape.num_hidden_layers)
+    mapping = deployment.mapping.of_a_node
+    start = replica * mapping.pp
+    own = Placement(mapping, placement.groups[start : start + mapping.pp])
+    layers = [deployment.mapping.layers(deployment.shape.num_hidden_layers, stage) for stage in range(mapping.pp)]
+    lines += placement_lines(own, topology, layers[-1].stop)
+    if deployment.mapping.nodes > 1:
+        lines.append("the ranks on other nodes take the GPUs of these numbers there, near any core")
     nodes = [topology.numa_of(gpu) for gpu in (gpu for group in placement.groups for gpu in group)]
     if not all(nodes):
         return Share(gpus, lines=tuple(lines))
@@ -89,8 +93,8 @@ def placed(deployment: Deployment, topology: Topology, visible: VisibleGpus | No
     gpus = topology.gpus
     if visible is not None:  # without NVML it may name GPUs that do not exist
         gpus = tuple(takewhile(lambda gpu: gpu in topology.gpus, visible.numbers))
-    replicas = deployment.parallel.replicas
-    ranks = deployment.mapping.world_size * replicas
+    replicas, mapping = deployment.parallel.replicas, deployment.mapping.of_a_node
+    ranks = deployment.ranks_here
     if len(gpus) < ranks:
         available = f"nvidia-smi shows {len(gpus)}"
         if visible is not None:
@@ -99,14 +103,14 @@ def placed(deployment: Deployment, topology: Topology, visible: VisibleGpus | No
         hint = "Make more GPUs visible, or rehearse with --engine rehearsal."
         raise ToolkitError(what, where=deployment.file, hint=hint)
     if topology.source != TABLE:
-        return in_order(deployment.mapping, gpus[:ranks])
-    return place(deployment.mapping, topology.only(gpus), replicas)
+        return in_order(mapping, gpus[:ranks])
+    return place(mapping, topology.only(gpus), replicas)
 
 
 def _placed_here(deployment: Deployment, seen: SeenGpus) -> tuple[Placement, Topology, list[str]]:
     if seen.topology is not None:
         return placed(deployment, seen.topology, seen.visible), seen.topology, []
-    ranks = deployment.mapping.world_size * deployment.parallel.replicas
+    ranks = deployment.ranks_here
     topology = unknown_topology(range(ranks) if seen.visible is None else seen.visible.numbers)
     line = f"the GPUs are taken in their order, because their links are unknown: {seen.problem}"
     return placed(deployment, topology, seen.visible), topology, [line]

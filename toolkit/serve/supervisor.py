@@ -77,23 +77,25 @@ class Supervisor:
 
     def _load(self, group: Group, budget: Budget) -> bool:
         """Wait until a token has been generated. False if asked to stop meanwhile."""
-        world, ranks, last_note_s = self._deployment.mapping.world_size, 0, 0.0
-        start = time.monotonic()
-        note(f"starting {world} rank{'s' if world > 1 else ''}; logs in {self._deployment.run_dir}")
+        mapping, ranks, last_note_s = self._deployment.mapping, 0, 0.0
+        start, here = time.monotonic(), mapping.ranks_per_node
+        world, place = mapping.world_size, " here" if mapping.nodes > 1 else ""
+        over = f" on {mapping.nodes} nodes" if mapping.nodes > 1 else ""
+        note(f"starting {world} rank{'s' if world > 1 else ''}{over}; logs in {self._deployment.run_dir}")
         first = FirstToken(self._probe, budget.seconds)
         first.start()
         try:
             while first.is_alive():
                 if self._stop.count:
                     return False
-                if ranks < world:
+                if ranks < here:
                     ranks = group.look()
                 if death := group.wait(TICK_S):
                     self._fail(group, death)
                 elapsed = time.monotonic() - start
                 if elapsed - last_note_s >= PROGRESS_S:
                     last_note_s, gib = elapsed, group.resident_bytes() / 2**30
-                    note(f"loading: {elapsed:.0f} s, {ranks} of {world} ranks running, {gib:.1f} GiB")
+                    note(f"loading: {elapsed:.0f} s, {ranks} of {here} ranks running{place}, {gib:.1f} GiB")
         finally:
             first.end()
         self._check_first_token(first.reply, ranks, budget)
@@ -106,8 +108,10 @@ class Supervisor:
             return
         hint = f"The ranks' logs are in {self._deployment.run_dir}."
         if reply is None:
-            world = self._deployment.mapping.world_size
-            what = f"not ready after {budget.seconds:g} s ({budget.why}), {ranks} of {world} ranks running"
+            mapping = self._deployment.mapping
+            place = " here" if mapping.nodes > 1 else ""
+            running = f"{ranks} of {mapping.ranks_per_node} ranks running{place}"
+            what = f"not ready after {budget.seconds:g} s ({budget.why}), {running}"
             hint += " If the ranks only need more time, set serving.startup_timeout_s."
         else:
             what = f"all models are loaded, but a one-token request fails: {reply.error}"

@@ -1,4 +1,4 @@
-"""Messages between ranks, over gloo, on this machine only.
+"""Messages between ranks, over gloo: on this machine only, or between the addresses that nodes of a group are given.
 
 A receive that waits for its message takes 0.1 ms. One posted after the message has arrived takes 4 ms, and gloo's own
 all-reduce 0.3 ms. So every receive is posted ahead, into a buffer for the largest possible message (gloo accepts
@@ -25,7 +25,8 @@ from toolkit.engine.rehearsal.gloo import Gloo, open_store
 from toolkit.engine.settings import EngineSettings
 from toolkit.errors import ToolkitError
 
-HOST = "127.0.0.1"
+# A group over several nodes is given the address of rank 0's node, and that of this node, where this rank listens.
+LEADER, OWN = (os.environ.get(f"TOOLKIT_REHEARSAL_{name}", "127.0.0.1") for name in ("LEADER", "ADDRESS"))
 MEETING = timedelta(minutes=5)  # how long ranks wait for each other to start
 FOREVER = timedelta(days=365)
 STEP, PARTIAL, LOGITS, FAREWELL = range(4)  # kinds of messages, each with its own queue
@@ -64,12 +65,12 @@ class Peers:
     def _meet(self, port: int, group: str) -> None:
         """Connect to the other ranks. `group` is a text that all of them have, and no other group has."""
         try:
-            self._store = open_store(HOST, port, not self.rank, MEETING)
+            self._store = open_store(LEADER, port, not self.rank, MEETING)
             if self.rank == 0:
                 self._store.set("group", group)
             elif self._store.get("group") != group.encode():
                 raise RuntimeError("the ranks of another group meet there")
-            self.gloo = Gloo(self._store, self.rank, self.world, HOST, MEETING)
+            self.gloo = Gloo(self._store, self.rank, self.world, OWN, MEETING)
         except (OSError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
             raise ToolkitError(f"rank {self.rank} cannot meet the others on port {port}: {reason}") from None
