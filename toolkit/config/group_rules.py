@@ -15,14 +15,7 @@ if TYPE_CHECKING:
 
 
 def group_rules(deployment: Deployment) -> Iterator[Broken]:
-    """Each rule that does not hold: field, what is wrong, what to do."""
-    nodes, cluster = deployment.parallel.nodes, deployment.cluster
-    if nodes == 1:
-        for name in type(cluster).model_fields:
-            if getattr(cluster, name):
-                what = "is for a group over several nodes, and parallel.nodes is 1"
-                yield f"cluster.{name}", what, "Set parallel.nodes, or remove it."
-        return
+    """Each rule for parallel.nodes > 1 that does not hold: field, what is wrong, what to do."""
     yield from _placement_rules(deployment)
     yield from _host_rules(deployment)
     yield from _start_rules(deployment)

@@ -146,9 +146,19 @@ def _runtime_rules(deployment: Deployment) -> Iterator[Broken]:
             yield "runtime.options", what, f"Export {variable}."
 
 
+def _node_rules(deployment: Deployment) -> Iterator[Broken]:
+    if deployment.parallel.nodes > 1:
+        yield from group_rules(deployment)
+        return
+    for name in type(deployment.cluster).model_fields:
+        if getattr(deployment.cluster, name):
+            what = "is for a group over several nodes, and parallel.nodes is 1"
+            yield f"cluster.{name}", what, "Set parallel.nodes, or remove it."
+
+
 RULES = (
     _output_rules,
-    group_rules,
+    _node_rules,
     _parallel_rules,
     _precision_rules,
     _limit_rules,
