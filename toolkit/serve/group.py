@@ -119,9 +119,10 @@ class Group:
             os.close(key.fd)
         for member in ended:
             self._end_rest_of(member)
-        return self._culprit(ended) if ended else self._lost_node()
+        return self._culprit(ended) if ended else self.lost_node()
 
-    def _lost_node(self, wait_s: float = 0.0) -> Death | None:
+    def lost_node(self, wait_s: float = 0.0) -> Death | None:
+        """The other node that was lost, if one was or is within `wait_s`."""
         lost = self._nodes.lost(wait_s) if self._nodes else None
         return Death(None, lost[1], node=lost[0]) if lost else None
 
@@ -200,7 +201,7 @@ class Group:
         # On another node the death of a rank is seen here as that of rank 0's engine, and then in mpirun's report.
         if (self._nodes or len(models) < len(ended)) and (report := self._mpirun_report(ended)):
             deaths.insert(0, report)
-        elif lost := self._lost_node(REPORT_S):
+        elif lost := self.lost_node(REPORT_S):
             return lost
         elif self._mpirun_got_a_signal():
             return Death(None, f"was told to end by a signal, and ended its ranks ({_describe(self._mpirun.wait())})")

@@ -19,6 +19,7 @@ from toolkit.serve.group import Death, Group
 from toolkit.serve.health import FirstToken, HangWatch, HttpReply, Probe
 from toolkit.serve.janitor import ServerRun
 from toolkit.serve.logs import name_of
+from toolkit.serve.node_watch import REPORT_S
 from toolkit.serve.state import Phase, ServerState, write_state
 
 TICK_S = 0.2
@@ -129,6 +130,8 @@ class Supervisor:
                 hung = hang.hung.is_set()
                 while not doubts.empty():
                     self._doubted(doubts.get())
+                if hung and (death := group.lost_node(REPORT_S)):  # its cable may be out a moment less than ten seconds
+                    self._fail(group, death)
                 if hung:
                     what = f"the group hangs: {hang.why}; all ranks were ended"
                     raise ToolkitError(what, where=self._deployment.file, hint=self._again())
