@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import accumulate, islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -114,7 +115,10 @@ def traffic_of(deployment: Deployment) -> Traffic:
     most, rate = deployment.limits.max_seq_len, deployment.workload.rate
     if workload.arrivals == "trace":
         return _replayed(workload, most, where)
-    return _generated(deployment, workload, rate or deployment.slo.requests_per_s or DEFAULT_RATE, most, where)
+    rate = rate or deployment.slo.requests_per_s or DEFAULT_RATE
+    if workload.trace is None:
+        return _drawn(workload, rate, most, where)
+    return _recorded(deployment, workload, rate, most)
 
 
 def with_arrivals(workload: AnyWorkload) -> AnyWorkload:
@@ -144,23 +148,36 @@ def turns_of(deployment: Deployment, workload: Workload, trace: Path) -> tuple[l
     return turns, notes if template.is_there else (*notes, NO_TEMPLATE)
 
 
-def _generated(deployment: Deployment, workload: Workload, rate: float, most: int, where: str) -> Traffic:
-    """Times, prompts and outputs have separate random generators, so that a change of one leaves the others alone."""
-    closed = workload.arrivals == "closed"
-    notes: tuple[str, ...] = ()
-    sizes: Iterable[tuple[Sequence[int], int]]
-    if workload.trace is None:
-        shared = workload.shared_prefix_tokens
-        drawn = enumerate(islice(lengths(workload, most, where), workload.requests))
-        sizes, shares = ((prompt_of(number, shared, size), output) for number, (size, output) in drawn), shared > 0
-    elif has_times(workload.trace_form):
+@lru_cache(maxsize=8)
+def _drawn(workload: Workload, rate: float, most: int, where: str) -> Traffic:
+    """Requests of random lengths. Kept, because a plan asks for the same ones with many limits and layouts."""
+    shared = workload.shared_prefix_tokens
+    drawn = enumerate(islice(lengths(workload, most, where), workload.requests))
+    sizes = ((prompt_of(number, shared, size), output) for number, (size, output) in drawn)
+    return _timed(workload, rate, sizes, shared > 0)
+
+
+def _recorded(deployment: Deployment, workload: Workload, rate: float, most: int) -> Traffic:
+    """The requests of a trace, at other times."""
+    assert workload.trace is not None
+    if has_times(workload.trace_form):
         lines, notes = lines_of(workload, workload.trace, most)
         sizes = [(tokens_of(line), line.output_length) for line in lines]
-        shares = any(line.blocks for line in lines)
-    else:
-        turns, notes = turns_of(deployment, workload, workload.trace)
-        sizes = [(prompt_of(turn.conversation, 0, turn.prompt_tokens), turn.output_tokens) for turn in turns]
-        shares = len({turn.conversation for turn in turns}) < len(turns)
+        return _timed(workload, rate, sizes, any(line.blocks for line in lines), notes)
+    turns, notes = turns_of(deployment, workload, workload.trace)
+    sizes = [(prompt_of(turn.conversation, 0, turn.prompt_tokens), turn.output_tokens) for turn in turns]
+    return _timed(workload, rate, sizes, len({turn.conversation for turn in turns}) < len(turns), notes)
+
+
+def _timed(
+    workload: Workload,
+    rate: float,
+    sizes: Iterable[tuple[Sequence[int], int]],
+    shares: bool,
+    notes: tuple[str, ...] = (),
+) -> Traffic:
+    """Times, prompts and outputs have separate random generators, so that a change of one leaves the others alone."""
+    closed = workload.arrivals == "closed"
     dues = repeat(0.0) if closed else accumulate(interval / rate for interval in intervals(workload))
     requests = tuple(Planned(due, prompt, output) for due, (prompt, output) in zip(dues, sizes, strict=False))
     return Traffic(requests, None if closed else rate, workload.users if closed else None, shares, notes)
