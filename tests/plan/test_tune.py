@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from tests.commands import toolkit
+from toolkit.config.load import load_deployment
+from toolkit.plan import tune
 
 SHAPE = Path(__file__).parents[1] / "fixtures" / "shapes" / "llama-3-8b"
 PROMPT, SHARED, BLOCK = 2048, 1920, 64
@@ -61,6 +63,32 @@ def test_reuse_is_found_and_gives_what_a_plan_of_it_says(config, tuned):
     assert alone["requests_per_s"] == planned(config, "kv_cache.reuse=true")
     assert alone["gain"] == pytest.approx(alone["requests_per_s"] / now["requests_per_s"] - 1)
     assert alone["gain"] > 2, "without reuse a step computes 2,048 tokens of each prompt, with it 128"
+
+
+@pytest.mark.thorough
+def test_settings_that_help_together_are_proposed_together(tmp_path, monkeypatch):
+    """A small KV cache and long answers: reuse shares its blocks, and max_utilization does not hold back the rest."""
+    monkeypatch.setattr(
+        tune, "_rebuilt", lambda *_: iter(())
+    )  # other engines take long to simulate, and matter not here
+    shared, file = [1, 2, 3, 4, 5, 6, 7, 8], tmp_path / "tight.yaml"
+    rows = [
+        {"timestamp": 300 * number, "input_length": 1024, "output_length": 400, "block_tokens": BLOCK}
+        | {"hash_ids": [*shared, *(1000 + 10 * number + block for block in range(8))]}
+        for number in range(60)
+    ]
+    (tmp_path / "traffic.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    content = {**CONTENT, "limits": {"max_sequences": 64, "max_num_tokens": 2048, "max_seq_len": 4096}}
+    content |= {"kv_cache": {"reuse": False, "tokens_per_block": BLOCK, "max_tokens": 8192}}
+    content |= {"slo": {"ttft_ms": {"p99": 2000}, "tpot_ms": {"p99": 60}}}
+    file.write_text(yaml.safe_dump({**content, "monitoring": {"traffic": "traffic.jsonl"}}))
+    seen = tune.with_traffic(load_deployment(file), None)
+    found = tune.advise(seen, tune.predict_with(seen, None), lambda *_: None)
+    rates = {frozenset(change.settings): change.prediction.capacity.highest for change in found.changes}
+    reuse, policy = frozenset({"kv_cache.reuse"}), frozenset({"scheduler.policy"})
+    assert set(rates) == {reuse, policy, reuse | policy}
+    assert rates[reuse | policy] > max(rates[reuse], rates[policy])
+    assert found.best_without_engine and set(found.best_without_engine.settings) == reuse | policy
 
 
 def test_other_limits_need_other_engines(tuned):

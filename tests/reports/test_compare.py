@@ -17,8 +17,9 @@ from toolkit.config.load import load_deployment
 from toolkit.config.sections import Percentiles, Slo
 from toolkit.errors import ToolkitError
 from toolkit.reports.compare import page as compare_page
-from toolkit.reports.compare.compare import Side, compare, latency_change, rate_change
+from toolkit.reports.compare.compare import compare
 from toolkit.reports.loadtest import report
+from toolkit.slo.change import Side, latency_change, rate_change
 from toolkit.slo.generator_error import AtPercentiles, GeneratorError
 from toolkit.slo.metrics import Measured
 from toolkit.slo.run import Run

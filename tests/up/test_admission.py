@@ -73,6 +73,8 @@ def test_the_traffic_of_both_apis_is_kept_once_and_equals_what_was_sent(busy, tm
             prompt = source.request(number).request.prompt
             client.completions.create(model="llama", prompt=prompt, max_tokens=2)
     eventually(lambda: len(kept(busy)) == 14, 20)
+    for line in kept(busy):
+        assert 0 < line["ttft_ms"] <= line["e2e_ms"] < 60e3 and "failed" not in line
     first, second = kept(busy)[12:]
     assert (first["input_length"], first["output_length"]) == (139, 2), "OpenAI's completions begin without <s>"
     assert first["hash_ids"][:3] == second["hash_ids"][:3] and first["hash_ids"][4] != second["hash_ids"][4]

@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 from tests.monitor.deployments import rehearsal
+from toolkit.config.deployment import Deployment
 from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.gateway.limits import CLUSTERS, Counts
@@ -232,6 +233,38 @@ def test_each_change_is_an_event_with_its_cause_and_a_file_for_envoy(controller,
     assert (event["part"], event["event"], event["limit"]) == ("admission", "limit", 6)
     assert "oldest request waits" in event["cause"] and event["action"] == "lets in 6 requests, before 8"
     assert (controller.state.refused, controller.state.falls, controller.state.rises) == (10, 1, 0)
+
+
+def test_after_a_restart_the_new_plan_says_the_bounds(controller, tmp_path, monkeypatch):
+    """The old plan: 2 requests/s within 1.5 s, so 8 + 3. The new one: 4 sequences and 10 requests/s, so 4 + 15."""
+    closed: list[str] = []
+
+    class Known:
+        def __init__(self, deployment: Deployment) -> None:
+            self.sequences = deployment.limits.max_sequences
+
+        def capacity(self) -> tuple[float, float]:
+            return {8: (2.0, 3.0), 4: (10.0, 0.5)}[self.sequences]
+
+        def close(self) -> None:
+            closed.append(str(self.sequences))
+
+    monkeypatch.setattr(admission, "Predictions", Known)
+    deployment = rehearsal(tmp_path, tuning=AUTO)
+    first = Admission(deployment, Places(tmp_path, tmp_path, 1, 2), Events(tmp_path))
+    first._plan = Known(deployment)
+    first._take_the_deployment()
+    first._take_the_plan()
+    assert (first.state.floor, first.state.ceiling) == (2, 11)
+    limits = {"max_sequences": 4, "max_num_tokens": 256, "max_seq_len": 256}
+    first.serves(rehearsal(tmp_path, tuning=AUTO, limits=limits))
+    first._take_the_deployment()
+    assert first.state.ceiling == 11, "the old bounds stay until the new plan is known"
+    first._take_the_plan()
+    assert (first.state.floor, first.state.ceiling, first.state.limit) == (2, 19, 8)
+    first._take_the_deployment()
+    assert closed == ["8", "4"], "each plan is computed once"
+    assert [event["event"] for event in events(tmp_path)] == ["bounds", "bounds"]
 
 
 def test_a_new_envoy_counts_from_0_and_nothing_is_counted_twice(controller):

@@ -154,6 +154,11 @@ class Deployment(Section):
         }
 
     @property
+    def built_for(self) -> tuple[Any, ...]:
+        """What engines are built for. Two deployments with the same value can serve the same engines."""
+        return self.engine_settings, self.kv_cache.tokens_per_block, self.model, self.parallel.tp, self.parallel.pp
+
+    @property
     def all_ranks(self) -> int:
         """Ranks of all replicas together: one per GPU."""
         return self.mapping.world_size * len(self.per_replica())

@@ -58,9 +58,11 @@ class DoorState:
     control: str
     """The socket on which the supervisor takes commands."""
     config_digest: str = ""
-    """Of the YAML when it was started."""
+    """Of the YAML of the start, when the replicas were last started by hand."""
     admission: AdmissionState | None = None
     """None with tuning.admission: off."""
+    running: str = ""
+    """The YAML that the replicas run: that of the start, or of `restart --with` or `tune --apply` since."""
 
 
 def longest_end_s(deployment: Deployment) -> float:

@@ -25,9 +25,10 @@ def kept_traffic() -> Any:
 
 
 def keeper(deployment: Deployment) -> Any:
-    """A KeptTraffic for the file of the YAML; None if it names none."""
+    """A KeptTraffic of a replica for the file of the YAML; None if it names none."""
     file = deployment.monitoring.traffic
     if file is None:
         return None
     module = kept_traffic()
-    return module.KeptTraffic(module.TrafficFile(file, deployment.kv_cache.tokens_per_block))
+    file = module.TrafficFile(file, deployment.kv_cache.tokens_per_block)
+    return module.KeptTraffic(file, replica=deployment.replica)

@@ -123,7 +123,7 @@ class Worker:
 
     async def generate(self, request: dict[str, Any], context: Any) -> AsyncIterator[dict[str, Any]]:
         """The answer to one request, in Dynamo's form. Raises Dynamo's exceptions."""
-        begun, arrival = False, time.monotonic()
+        begun, arrival, times = False, time.monotonic(), dict[str, float]()
         self._running += 1
         try:
             budget = token_budget(request, self._deployment.limits.max_seq_len)
@@ -134,9 +134,11 @@ class Worker:
             with _cancelled_when_stopped(answer, context):
                 async for piece in answer:
                     begun, count = True, count + len(piece.ids)
+                    times["e2e_ms"] = round((time.monotonic() - arrival) * 1e3, 2)
+                    times.setdefault("ttft_ms", times["e2e_ms"])
                     yield _output(piece, logprobs)
             if self._traffic:  # a failed request continues on another replica, whose worker notes it
-                self._traffic.note(arrival, request["token_ids"], count)
+                self._traffic.note(arrival, request["token_ids"], count, times=None if context.is_stopped() else times)
             if not context.is_stopped():
                 yield {"token_ids": [], "finish_reason": "length" if count >= budget else "stop"}
         except InputRefused as error:

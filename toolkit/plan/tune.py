@@ -154,13 +154,7 @@ def _change(now: Prediction, other: Prediction) -> Change | None:
     more = (other.capacity.highest or 0.0) > (now.capacity.highest or 0.0) * (1 + PRECISION)
     if not settings or not (more or (other.meets_slo and not now.meets_slo)):
         return None
-    return Change(settings, _built(other.deployment) != _built(now.deployment), other)
-
-
-def _built(deployment: Deployment) -> tuple[Any, ...]:
-    """What engines are built for."""
-    tokens_per_block, parallel = deployment.kv_cache.tokens_per_block, deployment.parallel
-    return deployment.engine_settings, tokens_per_block, deployment.model, parallel.tp, parallel.pp
+    return Change(settings, other.deployment.built_for != now.deployment.built_for, other)
 
 
 def _changed(deployment: Deployment, settings: dict[str, Any]) -> Deployment:

@@ -32,6 +32,7 @@ FEWEST = 10
 """Fewest requests for an interval."""
 UNSEEN = 0.025
 """If the chance of having seen no value beyond a percentile is higher, its interval has no upper end."""
+CONFIDENCE = 0.95
 Z = 1.959964
 """The normal quantile for 95 %."""
 Interval = tuple[float, float]
@@ -41,12 +42,12 @@ Rate = Literal["requests_per_s", "tokens_per_s", "goodput_per_s"]
 class Bootstrap:
     """The draws of one run, or of its repeats."""
 
-    def __init__(self, measured: Measured, seed: int = 0) -> None:
-        self.measured, self._seed = measured, seed
+    def __init__(self, measured: Measured, seed: int = 0, draws: int = DRAWS) -> None:
+        self.measured, self._seed, self._count = measured, seed, draws
         self._values: dict[str, list[list[list[float]]]] = {}
 
     def percentile(self, metric: str, q: float) -> Floats | None:
-        """DRAWS values for a percentile of a metric; None with fewer than FEWEST requests."""
+        """Drawn values for a percentile of a metric; None with fewer than FEWEST requests."""
         import numpy as np
 
         distribution = self.measured.distributions[metric]
@@ -71,7 +72,7 @@ class Bootstrap:
         return ends
 
     def rate(self, name: Rate) -> Floats | None:
-        """DRAWS values for a rate; None with fewer than FEWEST requests in a run."""
+        """Drawn values for a rate; None with fewer than FEWEST requests in a run."""
         import numpy as np
 
         runs = [run for run in self.measured.runs if len(run) >= FEWEST]
@@ -86,20 +87,20 @@ class Bootstrap:
             fixed.append((counted[0], ends[0] - min(sample.due for sample in run)))
             scales.append(len(run) - 1)
         sums = self._draw(stats, fixed, scales)
-        return np.divide(sums[:, 0], sums[:, 1], out=np.zeros(DRAWS), where=sums[:, 1] > 0)
+        return np.divide(sums[:, 0], sums[:, 1], out=np.zeros(self._count), where=sums[:, 1] > 0)
 
     def _draw(
         self, stats: Sequence[Floats], fixed: Sequence[Interval] | None = None, scales: Sequence[int] | None = None
     ) -> Floats:
-        """DRAWS sums of drawn rows. Each run's sum stands for `scales` rows, and `fixed` is added to it."""
+        """Sums of drawn rows, one per draw. Each run's sum stands for `scales` rows, and `fixed` is added to it."""
         import numpy as np
 
         random = np.random.default_rng(self._seed)
-        total = np.zeros((DRAWS, stats[0].shape[1]))
+        total = np.zeros((self._count, stats[0].shape[1]))
         for _ in stats:
-            chosen = random.integers(len(stats), size=DRAWS)
+            chosen = random.integers(len(stats), size=self._count)
             for number, stat in enumerate(stats):
-                drawn = _blocks(stat, random, scales[number] if scales else len(stat))
+                drawn = _blocks(stat, random, scales[number] if scales else len(stat), self._count)
                 if fixed is not None:
                     drawn += fixed[number]
                 total += np.where((chosen == number)[:, None], drawn, 0.0)
@@ -118,30 +119,30 @@ class Bootstrap:
         return self._values[metric]
 
 
-def interval(draws: Floats | None) -> Interval | None:
-    """The middle 95 % of the draws."""
+def interval(draws: Floats | None, confidence: float = CONFIDENCE) -> Interval | None:
+    """The middle 95 % of the draws, or another share."""
     import numpy as np
 
     if draws is None:
         return None
     ordered = np.sort(draws)
-    last = len(ordered) - 1
-    return float(ordered[round(0.025 * last)]), float(ordered[round(0.975 * last)])
+    last, tail = len(ordered) - 1, (1 - confidence) / 2
+    return float(ordered[round(tail * last)]), float(ordered[round((1 - tail) * last)])
 
 
-def wilson(good: int, of: int) -> Interval | None:
-    """The 95 % interval of a share."""
+def wilson(good: int, of: int, z: float = Z) -> Interval | None:
+    """The 95 % interval of a share; with another normal quantile z, another one."""
     if not of:
         return None
-    share, squared = good / of, Z * Z / of
+    share, squared = good / of, z * z / of
     middle = (share + squared / 2) / (1 + squared)
-    half = Z / (1 + squared) * math.sqrt(share * (1 - share) / of + squared / (4 * of))
+    half = z / (1 + squared) * math.sqrt(share * (1 - share) / of + squared / (4 * of))
     return max(0.0, middle - half) if good else 0.0, min(1.0, middle + half) if good < of else 1.0
 
 
-def newcombe(good: int, of: int, then_good: int, then_of: int) -> Interval:
+def newcombe(good: int, of: int, then_good: int, then_of: int, z: float = Z) -> Interval:
     """The 95 % interval of the second share minus the first, from their Wilson intervals."""
-    first, second = wilson(good, of), wilson(then_good, then_of)
+    first, second = wilson(good, of, z), wilson(then_good, then_of, z)
     assert first and second
     share, then = good / of, then_good / then_of
     down = math.hypot(then - second[0], first[1] - share)
@@ -162,15 +163,15 @@ def _counts(values: list[list[float]], threshold: float) -> Floats:
     return np.array([(sum(value <= threshold for value in request), len(request)) for request in values], dtype=float)
 
 
-def _blocks(stat: Floats, random: np.random.Generator, rows: int) -> Floats:
-    """DRAWS sums over blocks of neighbouring rows (the first follows the last), scaled to `rows` rows."""
+def _blocks(stat: Floats, random: np.random.Generator, rows: int, draws: int) -> Floats:
+    """Sums, one for each draw, over blocks of neighbouring rows (the first follows the last), scaled to `rows` rows."""
     import numpy as np
 
     length = max(1, round(len(stat) ** (1 / 3)))
     wrapped = np.concatenate([np.zeros((1, stat.shape[1])), np.cumsum(np.concatenate([stat, stat[:length]]), axis=0)])
     sums = wrapped[length : length + len(stat)] - wrapped[: len(stat)]
     count = max(1, round(len(stat) / length))
-    starts = random.integers(len(stat), size=(DRAWS, count))
+    starts = random.integers(len(stat), size=(draws, count))
     drawn: Floats = sums[starts].sum(axis=1) * (rows / (count * length))
     return drawn
 

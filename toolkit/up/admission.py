@@ -29,9 +29,11 @@ class Admission:
         self._deployment, self._places, self._events = deployment, places, events
         first, start = bounds(deployment)
         self._law = AdmissionLaw(first, start, WINDOW_S)
-        front = f"http://{LOOPBACK}:{places.front_port}/metrics"
-        self._engines, self._age, self._totals = EngineSignals(deployment, front), QueueAge(), Totals()
+        self._front = f"http://{LOOPBACK}:{places.front_port}/metrics"
+        self._engines, self._age, self._totals = EngineSignals(deployment, self._front), QueueAge(), Totals()
         self._plan: Predictions | None = None
+        self._running = deployment
+        """What the replicas run since the last restart."""
         self._told: dict[str, int] = {}
         self._refused = 0
         self._cannot_tell = False
@@ -57,6 +59,10 @@ class Admission:
         """Begin to look."""
         self._thread.start()
 
+    def serves(self, deployment: Deployment) -> None:
+        """The replicas were restarted as this one: its plan says the bounds, once it is known."""
+        self._running = deployment
+
     def end(self) -> None:
         """Stop looking."""
         self._over.set()
@@ -68,12 +74,14 @@ class Admission:
         self._note("begins", f"lets in {self._law.limit} requests, from {self._between()}")
         try:
             while not self._over.wait(LOOK_S):
+                self._take_the_deployment()
                 self._take_the_plan()
                 counts = read_counts(self._places.admin_socket)
                 if counts is not None:
                     self.look(time.monotonic(), counts, self._engines.look())
         finally:
-            self._plan.close()
+            if self._plan:
+                self._plan.close()
 
     def look(self, now: float, counts: dict[str, Counts], seen: Seen) -> None:
         """Take one step of the control law, and divide the limit among the APIs."""
@@ -89,6 +97,15 @@ class Admission:
         if change := self._law.step(now, signals):
             self._changed(change)
         self._tell(shares(self._law.limit, {name: one.active + refused[name] for name, one in counts.items()}))
+
+    def _take_the_deployment(self) -> None:
+        """After a restart with other settings. The bounds of before stay until the new plan is known."""
+        if self._deployment is self._running:
+            return
+        self._deployment = self._running
+        if self._plan:
+            self._plan.close()
+        self._plan, self._engines = Predictions(self._deployment), EngineSignals(self._deployment, self._front)
 
     def _take_the_plan(self) -> None:
         """Take the plan's prediction once it is known. Until then the bounds are from the YAML alone."""

@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import ToolkitError
 from toolkit.up.rolling import restart
+from toolkit.up.trial import Ended, try_settings
 
 if TYPE_CHECKING:
     from toolkit.up.supervisor import Supervisor
 
 LONGEST = 1 << 16
+RESTART, TRIAL = "restart", "trial"
+Tell = Callable[[str], None]
 
 
 class Commands:
-    """Listens, and carries out one command at a time, in a thread of its own."""
+    """Listens, and carries out one command at a time, each in a thread of its own."""
 
     def __init__(self, path: Path, supervisor: Supervisor) -> None:
         self.socket, self._supervisor = path, supervisor
+        self._busy = threading.Lock()
+        self._doing = ""
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))
         path.chmod(0o600)
@@ -40,44 +47,76 @@ class Commands:
                 connection, _ = self._listener.accept()
             except OSError:  # closed
                 return
-            with connection, contextlib.suppress(OSError):
-                self._serve(connection)
+            threading.Thread(target=self._serve, args=(connection,), name="command", daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
-        stream = connection.makefile("rw", encoding="utf-8")
+        with connection, contextlib.suppress(OSError, Ended):
+            stream = connection.makefile("rw", encoding="utf-8")
 
-        def tell(answer: dict[str, Any]) -> None:
-            stream.write(json.dumps(answer) + "\n")
-            stream.flush()
+            def tell(answer: dict[str, Any]) -> None:
+                with contextlib.suppress(OSError):  # whoever asked may be gone; what was begun is finished
+                    stream.write(json.dumps(answer) + "\n")
+                    stream.flush()
 
+            try:
+                command = json.loads(stream.readline(LONGEST))
+                tell({"ok": True, **self._do(command, lambda line: tell({"line": line}), lambda: _says(connection))})
+            except (ToolkitError, ValueError, KeyError) as error:
+                tell({"ok": False, "error": str(error)})
+
+    def _do(self, command: dict[str, Any], tell: Tell, interrupted: Callable[[], bool]) -> dict[str, Any]:
+        """Carry it out. Raises ToolkitError while another one is under way."""
+        if not self._busy.acquire(blocking=False):
+            raise ToolkitError(f"another command is under way: {self._doing}", hint="Wait until it has ended.")
         try:
-            command = json.loads(stream.readline(LONGEST))
-            restart(self._supervisor, command, lambda line: tell({"line": line}))
-            tell({"ok": True})
-        except (ToolkitError, ValueError, KeyError) as error:
-            tell({"ok": False, "error": str(error)})
+            self._doing = f"toolkit {'tune --apply' if command['do'] == TRIAL else 'restart'}"
+            if command["do"] == TRIAL:
+                return asdict(try_settings(self._supervisor, command, tell, interrupted))
+            restart(self._supervisor, command, tell)
+            return {}
+        finally:
+            self._busy.release()
 
 
-def send(path: str, command: dict[str, Any], hear: Callable[[str], None]) -> None:
-    """Send a command to the supervisor at this socket. `hear` gets its lines. Raises ToolkitError with its error."""
-    for answer in _answers(path, command):
+def _says(connection: socket.socket) -> bool:
+    """Whether the other end said something, or is gone."""
+    return bool(select.select([connection], [], [], 0)[0])
+
+
+def send(path: str, command: dict[str, Any], hear: Tell) -> dict[str, Any]:
+    """Send a command to the supervisor at this socket, and return its answer. `hear` gets its lines.
+
+    Ctrl-C is passed on, and then the answer is waited for all the same; a second one ends the waiting. Raises
+    ToolkitError with the supervisor's error.
+    """
+    for answer in _answers(path, command, hear):
         if "line" in answer:
             hear(answer["line"])
         elif not answer["ok"]:
             raise ToolkitError(answer["error"])
         else:
-            return
+            return answer
     raise ToolkitError("toolkit up ended before it was done")
 
 
-def _answers(path: str, command: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _answers(path: str, command: dict[str, Any], hear: Tell) -> Iterator[dict[str, Any]]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
             connection.connect(path)
         except OSError as error:
             raise ToolkitError(f"toolkit up does not take commands: {error.strerror}", where=path) from None
         stream = connection.makefile("rw", encoding="utf-8")
-        stream.write(json.dumps(command) + "\n")
-        stream.flush()
-        for line in stream:
-            yield json.loads(line)
+
+        def say(line: dict[str, Any]) -> None:
+            stream.write(json.dumps(line) + "\n")
+            stream.flush()
+
+        say(command)
+        try:
+            yield from map(json.loads, stream)
+        except KeyboardInterrupt:
+            if command["do"] != TRIAL:
+                raise
+            say({})
+            hear("interrupted: rolling back; again to leave that to toolkit up")
+            yield from map(json.loads, stream)

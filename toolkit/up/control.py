@@ -8,17 +8,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from toolkit.config.deployment import Deployment
+from toolkit.config.edit_yaml import inline
+from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.files.atomic import make_private, private
 from toolkit.gateway.door import DoorState, config_digest, folder, longest_end_s, read_door, up_pid
 from toolkit.serve.replicas import END_MARGIN_S
-from toolkit.up.commands import send
+from toolkit.up.candidate import make, remove
+from toolkit.up.commands import RESTART, TRIAL, send
 from toolkit.up.supervisor import up_here
+from toolkit.up.trial import Outcome, check_deployment, recent
 
 LOOK_S = 0.1
 LOG = "up.log"
@@ -88,13 +93,64 @@ def down(deployment: Deployment) -> str:
 
 
 def restart(deployment: Deployment, *, rolling: bool, new: Deployment | None, hear: Callable[[str], None]) -> None:
-    """Restart the replicas of a deployment that is up. Raises ToolkitError."""
+    """Restart the replicas of a deployment that is up. Raises ToolkitError.
+
+    Without another YAML they keep the settings that they have, unless their own YAML has changed since.
+    """
+    state = _state(deployment)
+    wanted = new or (deployment if _changed(state, deployment) else running(deployment))
+    command = {"do": RESTART, "rolling": rolling, "file": str(wanted.file.resolve()), "engine": wanted.engine}
+    send(state.control, command, hear)
+
+
+def running(deployment: Deployment) -> Deployment:
+    """What the replicas of a deployment that is up run now: itself, or the YAML of `restart --with` or `tune --apply`.
+
+    Raises ToolkitError if it is not up, or if that YAML is gone.
+    """
+    state = _state(deployment)
+    if not state.running or Path(state.running) == deployment.file.resolve():
+        return deployment
+    return load_deployment(state.running, deployment.engine if deployment.engine_given else None)
+
+
+def ready_to_try(deployment: Deployment) -> Deployment:
+    """As `running`, if other settings can be tried on it. Raises ToolkitError if not.
+
+    A YAML that has changed since is refused: a roll back would take its changes.
+    """
+    if _changed(_state(deployment), deployment):
+        hint = f"Run: {deployment.command('restart', '--rolling')}"
+        raise ToolkitError("has changed since its replicas started", where=deployment.file, hint=hint)
+    check_deployment(deployment)
+    recent(deployment)
+    return running(deployment)
+
+
+def apply(deployment: Deployment, changes: Mapping[str, Any], hear: Callable[[str], None]) -> Outcome:
+    """Try other settings ("section.key": value) on one replica, and take them or roll back. Raises ToolkitError."""
+    candidate = make(deployment, ready_to_try(deployment), changes)
+    settings = " ".join(f"{name}={inline(value)}" for name, value in changes.items())
+    command = {"do": TRIAL, "file": str(candidate.file), "engine": candidate.engine, "settings": settings}
+    taken = None  # not known, as when this process is interrupted: toolkit up may need the files
+    try:
+        answer = send(_state(deployment).control, command, hear)
+        taken = Outcome(answer["taken"], answer["reason"])
+    finally:
+        if taken is not None and not taken.taken:
+            remove(candidate)
+    return taken
+
+
+def _state(deployment: Deployment) -> DoorState:
     state = read_door(deployment)
     if state is None:
         raise ToolkitError("is not up", where=deployment.file, hint=f"Start it: {deployment.command('up')}")
-    wanted = new or deployment  # its own YAML may have changed
-    command = {"rolling": rolling, "file": str(wanted.file.resolve()), "engine": wanted.engine}
-    send(state.control, command, hear)
+    return state
+
+
+def _changed(state: DoorState, deployment: Deployment) -> bool:
+    return state.config_digest != config_digest(deployment)
 
 
 @dataclass(frozen=True)
@@ -104,6 +160,8 @@ class UpStatus:
     state: DoorState
     changed: bool = False
     """The YAML has changed since the start."""
+    running: str = ""
+    """The other YAML whose settings the replicas have, if there is one."""
 
     @property
     def exit_code(self) -> int:
@@ -112,13 +170,15 @@ class UpStatus:
 
     def data(self) -> dict[str, Any]:
         """For JSON."""
-        return {"config_changed": self.changed, **asdict(self.state)}
+        return {"config_changed": self.changed, "running_other": self.running or None, **asdict(self.state)}
 
     def __str__(self) -> str:
         def when(seconds: float) -> str:
             return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
         lines = [f"{self.state.phase} since {when(self.state.since)}, process {self.state.pid}, {self.state.url}"]
+        if self.running:
+            lines.append(f"  the replicas have the settings of {self.running}")
         if self.changed:
             lines.append(
                 "  the YAML has changed since: toolkit restart --rolling applies it; new ports need down and up"
@@ -137,4 +197,7 @@ class UpStatus:
 def status(deployment: Deployment) -> UpStatus | None:
     """None if it is not up."""
     state = read_door(deployment)
-    return UpStatus(state, state.config_digest != config_digest(deployment)) if state else None
+    if state is None:
+        return None
+    other = state.running if state.running != str(deployment.file.resolve()) else ""
+    return UpStatus(state, _changed(state, deployment), other)

@@ -24,36 +24,55 @@ def restart(supervisor: Supervisor, command: dict[str, Any], tell: Callable[[str
     """Carry out {"rolling": bool, "file": YAML, "engine": NAME}. Raises ToolkitError."""
     replicas = supervisor.replicas
     new = load_deployment(command["file"], command["engine"])
-    _check(supervisor.deployment, new)
+    check_new(supervisor.deployment, new)
     if command["rolling"] and len(replicas) < 2 and not supervisor.others.serve:
         raise ToolkitError("--rolling needs a second replica that serves meanwhile", hint="Leave --rolling out.")
     for group in [[replica] for replica in replicas] if command["rolling"] else [replicas]:
-        others = [other for other in replicas if other not in group]
-        if others and not any(other.ready for other in others) and not supervisor.others.serve:
-            hint = f"See: {new.command('status')}"
-            raise ToolkitError(f"{group[0].group.name} is the only one that serves", hint=hint)
-        for replica in group:
-            tell(f"{replica.group.name}: draining")
-        supervisor.gpus.forget()
-        _restart(group, new.per_replica(), supervisor.others.routed_s)
-        for replica in group:
-            tell(f"{replica.group.name}: ready")
+        change(supervisor, group, new, tell)
     supervisor.serves(new)
 
 
-def _check(deployment: Deployment, new: Deployment) -> None:
+def change(
+    supervisor: Supervisor,
+    group: list[Replica],
+    new: Deployment,
+    tell: Callable[[str], None],
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Restart some replicas as `new`, while the others serve. Returns when they are ready.
+
+    Raises ToolkitError if no other one serves, or if one cannot start; and what `check` raises while they start.
+    """
+    others = [other for other in supervisor.replicas if other not in group]
+    if others and not any(other.ready for other in others) and not supervisor.others.serve:
+        hint = f"See: {new.command('status')}"
+        raise ToolkitError(f"{group[0].group.name} is the only one that serves", hint=hint)
+    for replica in group:
+        tell(f"{replica.group.name}: draining")
+    supervisor.gpus.forget()
+    _restart(group, new.per_replica(), supervisor.others.routed_s, check)
+    for replica in group:
+        tell(f"{replica.group.name}: ready")
+
+
+def check_new(deployment: Deployment, new: Deployment) -> None:
     """Raise a ToolkitError for a deployment that cannot take over from the one that is up."""
     for name in ("serving", "gateway", "monitoring"):
         if getattr(new, name) != getattr(deployment, name):
             hint = f"Ports and limits of the door need: {new.command('down')}, then: {new.command('up')}"
             raise ToolkitError(f"{name}: differs from that of the deployment that is up", where=new.file, hint=hint)
+    if new.tuning.admission != deployment.tuning.admission:
+        hint = f"It needs: {new.command('down')}, then: {new.command('up')}"
+        raise ToolkitError(
+            "tuning.admission: differs from that of the deployment that is up", where=new.file, hint=hint
+        )
     if new.parallel.replicas != deployment.parallel.replicas:
         what = f"parallel.replicas: {new.parallel.replicas}, and {deployment.parallel.replicas} are up"
         raise ToolkitError(what, where=new.file, hint="Give as many.")
     check_made(new)
 
 
-def _restart(replicas: list[Replica], new: tuple[Deployment, ...], routed_s: float) -> None:
+def _restart(replicas: list[Replica], new: tuple[Deployment, ...], routed_s: float, check: Callable[[], None]) -> None:
     """Let them finish their requests, end them, and start them again. Returns when all are ready."""
     for replica in replicas:
         replica.draining = True
@@ -71,10 +90,10 @@ def _restart(replicas: list[Replica], new: tuple[Deployment, ...], routed_s: flo
         replica.group.kill()  # if a group does not end, its janitor ends the rest
         replica.primary = new[replica.number]
         replica.begin_again()
-    _wait_ready(replicas)
+    _wait_ready(replicas, check)
 
 
-def _wait_ready(replicas: list[Replica]) -> None:
+def _wait_ready(replicas: list[Replica], check: Callable[[], None] = lambda: None) -> None:
     """Return when each has generated a token; raise a ToolkitError when one cannot start."""
     deadline = time.monotonic() + startup_budget(replicas[0].deployment).seconds + END_MARGIN_S
     while waiting := [replica for replica in replicas if not replica.serves]:
@@ -82,4 +101,5 @@ def _wait_ready(replicas: list[Replica]) -> None:
         if group.backoff.failures or worker.phase == "failed" or time.monotonic() > deadline:
             late = worker if waiting[0].ready else group
             raise ToolkitError(f"{late.name} is not ready: {late.message or late.phase}")
+        check()
         time.sleep(LOOK_S)

@@ -109,7 +109,7 @@ class Supervisor:
     """All parts of one deployment."""
 
     def __init__(self, deployment: Deployment, places: Places, environ: Mapping[str, str], events: Events) -> None:
-        self.deployment, self._places, self._events = deployment, places, events
+        self.deployment, self._places, self.events = deployment, places, events
         logs = places.logs
         self.replicas = [Replica(replica, environ, logs, events) for replica in deployment.here()]
         standby = deployment.recovery.standby
@@ -125,7 +125,7 @@ class Supervisor:
         self._phase, self._since = "loading", time.time()
         self._written: DoorState | None = None
         self._announced = False
-        self._digest = config_digest(deployment)
+        self._own, self._digest = deployment, config_digest(deployment)
         self._commands = Commands(places.tmp / "control.sock", self)
 
     def __enter__(self) -> Supervisor:
@@ -143,7 +143,7 @@ class Supervisor:
     def watch(self, stop: StopRequests) -> None:
         """Run until told to stop. Raises ToolkitError when every replica has been given up."""
         self.gpus.start()
-        self._events.note("toolkit up", "starts", action=f"{len(self.replicas)} replicas")
+        self.events.note("toolkit up", "starts", action=f"{len(self.replicas)} replicas")
         while not stop.count:
             self._look()
             if self.replicas and all(replica.given_up for replica in self.replicas):
@@ -156,7 +156,9 @@ class Supervisor:
 
     def serves(self, deployment: Deployment) -> None:
         """Note that all replicas now run this deployment."""
-        self.deployment, self._digest = deployment, config_digest(deployment)
+        self.deployment, self._digest = deployment, config_digest(self._own)
+        if self.admission:
+            self.admission.serves(deployment)
 
     def _look(self) -> None:
         """Look once at each part, then decide where the traffic goes."""
@@ -196,6 +198,11 @@ class Supervisor:
             return "degraded" if self._announced else "loading"
         return "ready"
 
+    @property
+    def ending(self) -> bool:
+        """Whether it was told to stop."""
+        return self._phase in ("draining", "stopped")
+
     def _door_is_open(self) -> bool:
         return all(part.part.phase == "running" for part in self.door)
 
@@ -212,7 +219,7 @@ class Supervisor:
         """Refuse new requests, wait at most drain_timeout_s for those in the door, then end the replicas."""
         self._enter("draining")
         limit = self.deployment.serving.drain_timeout_s
-        self._events.note("toolkit up", "draining", action=f"at most {limit:g} s; again to stop at once")
+        self.events.note("toolkit up", "draining", action=f"at most {limit:g} s; again to stop at once")
         deadline = time.monotonic() + limit
 
         def may_wait() -> bool:
@@ -238,12 +245,12 @@ class Supervisor:
             replica.worker.kill()
         for part in (*self.door, *self.watching):
             part.part.kill()
-        self._events.note("toolkit up", "stopped")
+        self.events.note("toolkit up", "stopped")
 
     def _enter(self, phase: str) -> None:
         if phase != self._phase:
             self._phase, self._since = phase, time.time()
-            self._events.note("toolkit up", phase)
+            self.events.note("toolkit up", phase)
             self._write()
 
     def _write(self) -> None:
@@ -260,6 +267,7 @@ class Supervisor:
             str(self._commands.socket),
             self._digest,
             self.admission.state if self.admission else None,
+            str(self.deployment.file.resolve()),
         )
         if state != self._written:
             write_door(self.deployment, state)

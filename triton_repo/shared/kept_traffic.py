@@ -1,6 +1,10 @@
 """Keeps the traffic, not its text: one line of JSON per request, in the form of Mooncake's public traces.
 
-    {"timestamp": 1764532800123, "input_length": 70, "output_length": 52, "hash_ids": [81, 7, 3], "block_tokens": 32}
+    {"timestamp": 1764532800123, "input_length": 70, "output_length": 52, "hash_ids": [81, 7, 3], "block_tokens": 32,
+     "e2e_ms": 812.5, "ttft_ms": 41.2, "replica": 0}
+
+The latencies begin with the arrival at the model or worker that keeps the request. They tell replicas apart, which the
+histograms of the front end cannot: toolkit/up/trial.py compares replicas by them.
 
 An id in hash_ids names a block of prompt tokens together with all tokens before it. It comes from a hash with a secret
 key, so nobody without the key can test a guess of the text. The key is made at the first write and stays in FILE.key.
@@ -23,12 +27,14 @@ import sys
 import threading
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 VARIABLE = "TOOLKIT_TRAFFIC"
 """Environment variable of a group: BLOCK_TOKENS:FILE."""
+REPLICA = "TOOLKIT_REPLICA"
+"""Environment variable of a group: which replica it is, if there are several."""
 MOST_BYTES = 128 << 20
 """FILE becomes FILE.1 before it is larger than this, and the FILE.1 from before is lost."""
 KEY_BYTES, LINK_BYTES = 32, 16
@@ -48,6 +54,8 @@ class KeptRequest(NamedTuple):
     """Its arrival, since 1970."""
     prompt: Sequence[int]
     output_tokens: int
+    times: Mapping[str, Any] = {}
+    """Its latencies, the replica, and whether it failed."""
 
 
 class TrafficFile:
@@ -111,6 +119,7 @@ class TrafficFile:
             "output_length": request.output_tokens,
             "hash_ids": hash_ids(key, request.prompt, self._block_tokens),
             "block_tokens": self._block_tokens,
+            **request.times,
         }
         return json.dumps(line, separators=(",", ":")) + "\n"
 
@@ -132,8 +141,9 @@ def _say(line: str) -> None:
 class KeptTraffic:
     """Keeps requests. `note` neither waits nor raises: what cannot be written is lost, and one line says so."""
 
-    def __init__(self, file: TrafficFile, say: Callable[[str], None] = _say) -> None:
+    def __init__(self, file: TrafficFile, say: Callable[[str], None] = _say, replica: int | None = None) -> None:
         self._file, self._say = file, say
+        self._replica = {} if replica is None else {"replica": replica}
         self._pending: queue.Queue[KeptRequest] = queue.Queue(PENDING)
         # On the clock that only goes forward, so that a change of the machine's date moves no arrival.
         self._offset = time.time() - time.monotonic()
@@ -141,12 +151,21 @@ class KeptTraffic:
         self._thread = threading.Thread(target=self._run, name="traffic", daemon=True)
         self._thread.start()
 
-    def note(self, arrival: float, prompt: Sequence[int], output_tokens: int, request_id: str = "") -> None:
-        """Keep a request that ended. `arrival` is on time.monotonic()."""
+    def note(
+        self,
+        arrival: float,
+        prompt: Sequence[int],
+        output_tokens: int,
+        request_id: str = "",
+        times: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Keep a request that ended. `arrival` is on time.monotonic(); `times` are its latencies, if they count."""
         if request_id == CANARY:
             return
+        milliseconds = round((arrival + self._offset) * 1e3)
+        more = {**times, **self._replica} if times else {}
         with contextlib.suppress(queue.Full):
-            self._pending.put_nowait(KeptRequest(round((arrival + self._offset) * 1e3), prompt, output_tokens))
+            self._pending.put_nowait(KeptRequest(milliseconds, prompt, output_tokens, more))
 
     def end(self) -> None:
         """Write the rest, and stop."""
@@ -178,4 +197,6 @@ class KeptTraffic:
 def keeper() -> KeptTraffic | None:
     """For the models of a group; None unless VARIABLE tells where to."""
     block_tokens, _, path = os.environ.get(VARIABLE, "").partition(":")
-    return KeptTraffic(TrafficFile(Path(path), int(block_tokens))) if path else None
+    number = os.environ.get(REPLICA)
+    replica = int(number) if number else None
+    return KeptTraffic(TrafficFile(Path(path), int(block_tokens)), replica=replica) if path else None

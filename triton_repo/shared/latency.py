@@ -87,11 +87,26 @@ class RequestTimes:
             values[QUEUE] = [max(0.0, queue)]
         self._latencies.add(values)
 
+    def so_far(self, failed: bool) -> dict[str, float | bool]:
+        """What the kept traffic has of it, in ms; nothing once it has ended: its client left, or is at fault."""
+        if not self._open:
+            return {}
+        last = self._last if self._tokens else self._latencies.clock()
+        times: dict[str, float | bool] = {"e2e_ms": milliseconds(last - self.arrival)}
+        if self.streamed and self._tokens:
+            times["ttft_ms"] = milliseconds(self._first - self.arrival)
+        return {**times, "failed": True} if failed else times
+
     def failed(self, error: str) -> None:
         """Note that it ended with an error of this class. Only the first end of a request counts."""
         if self._open:
             self._open = False
             self._latencies.failed(error)
+
+
+def milliseconds(seconds: float) -> float:
+    """Rounded for a file."""
+    return round(seconds * 1e3, 2)
 
 
 def at_most(bounds: Sequence[float], values: Iterable[float]) -> list[int]:

@@ -7,32 +7,20 @@ what changes between two runs on one machine (clocks, neighbours, caches): run t
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from toolkit.config.sections import Slo
 from toolkit.errors import ToolkitError
 from toolkit.reports.compare.reports import Report, differing_settings, load, warnings_about
-from toolkit.slo.generator_error import GeneratorError, error_of
-from toolkit.slo.intervals import Bootstrap, Interval, Rate, interval, newcombe
+from toolkit.slo.change import UNCLEAR, Change, Result, Side, compliance_change, latency_change, rate_change
+from toolkit.slo.intervals import Rate
 from toolkit.slo.metrics import LATENCIES, Measured
-from toolkit.slo.run import Run
 from toolkit.slo.target import limits_of_a_request
 from toolkit.slo.verdict import Outcome
 
-if TYPE_CHECKING:
-    from toolkit.slo.intervals import Floats
-
-Result = Literal[
-    "better", "worse", "no difference seen", "too few requests", "within the generator's error", "not measured"
-]
-UNCLEAR: tuple[Result, ...] = ("too few requests", "within the generator's error")
-"""With one of these, nobody can tell whether a metric is worse."""
-BEYOND = 4
-"""Values that must lie beyond a percentile for its interval to hold: P99 needs 400 values."""
 SHOWN = (50, 90, 99)
 RATES: dict[Rate, str] = {
     "requests_per_s": "Requests/s",
@@ -41,17 +29,6 @@ RATES: dict[Rate, str] = {
 }
 MOST_REPORTS = 26
 """Each has a letter."""
-
-
-@dataclass(frozen=True)
-class Change:
-    """The change of one metric from the first run to another."""
-
-    value: float | None
-    percent: float | None = None
-    interval: Interval | None = None
-    """95 % interval of the difference, in per cent of the first run's value."""
-    result: Result = "not measured"
 
 
 @dataclass(frozen=True)
@@ -87,24 +64,6 @@ class Comparison:
         return {Outcome.PASS: "NO WORSENING SEEN", Outcome.FAIL: "WORSE"}.get(self.outcome, str(self.outcome))
 
 
-@dataclass(frozen=True)
-class Side:
-    """One run of a comparison: its metrics with their draws, and the error of its load generator."""
-
-    bootstrap: Bootstrap
-    own: GeneratorError | None
-
-    @classmethod
-    def of(cls, run: Run, limits_ms: Mapping[str, float], seed: int) -> Side:
-        """Give each run another seed: chance acts on each by itself."""
-        return cls(Bootstrap(run.measured(limits_ms), seed), run.own)
-
-    @property
-    def measured(self) -> Measured:
-        """The metrics of the run."""
-        return self.bootstrap.measured
-
-
 def compare(paths: Sequence[Path]) -> Comparison:
     """Read the reports and compare them. Raises ToolkitError for a path without a report, and for a single path."""
     if not 2 <= len(paths) <= MOST_REPORTS:
@@ -133,65 +92,8 @@ def _rows(sides: Sequence[Side], slo: Slo) -> Iterator[Row]:
         limits_rate = rate == "requests_per_s" and slo.requests_per_s is not None
         changes = tuple(rate_change(first, other, rate) for other in others)
         yield Row(rate, label, "1/s", limits_rate, getattr(first.measured, rate), changes)
-    changes = tuple(_compliance_change(first.measured, other.measured) for other in others)
+    changes = tuple(compliance_change(first.measured, other.measured) for other in others)
     yield Row("compliance", "Inside all limits", "share", True, first.measured.goodput_share, changes)
-
-
-def latency_change(first: Side, other: Side, metric: str, q: int) -> Change:
-    """The change of a percentile. It is unclear where the two load generators' errors together explain it."""
-    distributions = [side.measured.distributions[metric] for side in (first, other)]
-    before, value = (distribution.percentile(q) for distribution in distributions)
-    if before is None or value is None:
-        return Change(value)
-    draws = [side.bootstrap.percentile(metric, q) for side in (first, other)]
-    if draws[0] is None or draws[1] is None or min(map(len, distributions)) * (100 - q) < BEYOND * 100:
-        return Change(value, _percent(before, value), None, "too few requests")
-    change = _judged(before, value, _relative(draws[0], draws[1]), lower_is_better=True)
-    errors = [error_of(metric, q, side.measured, side.own) or 0.0 for side in (first, other) if side.own]
-    if change.result in ("better", "worse") and abs(value - before) <= sum(errors):
-        return replace(change, result="within the generator's error")
-    return change
-
-
-def rate_change(first: Side, other: Side, rate: Rate) -> Change:
-    """The change of a rate."""
-    before, value = (getattr(side.measured, rate) for side in (first, other))
-    draws = [side.bootstrap.rate(rate) for side in (first, other)]
-    if draws[0] is None or draws[1] is None:
-        return Change(value, _percent(before, value), None, "too few requests")
-    return _judged(before, value, _relative(draws[0], draws[1]), lower_is_better=False)
-
-
-def _compliance_change(first: Measured, other: Measured) -> Change:
-    before, value = first.goodput_share, other.goodput_share
-    assert before is not None and value is not None
-    low, high = newcombe(first.good, len(first.samples), other.good, len(other.samples))
-    scale = 100 / (before or 1.0)
-    return _judged(before, value, (low * scale, high * scale), lower_is_better=False)
-
-
-def _judged(before: float, value: float, relative: Interval, lower_is_better: bool) -> Change:
-    low, high = relative
-    result: Result = "no difference seen"
-    if low > 0 or high < 0:
-        result = "worse" if (low > 0) is lower_is_better else "better"
-    return Change(value, _percent(before, value), relative if before and math.isfinite(before) else None, result)
-
-
-def _relative(before: Floats, after: Floats) -> Interval:
-    """The interval of the change in per cent. Two draws that are both infinite, or both zero, do not differ."""
-    import numpy as np
-
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ends = interval(np.nan_to_num((after / before - 1) * 100, nan=0.0, posinf=math.inf))
-    assert ends
-    return ends
-
-
-def _percent(before: float, value: float) -> float | None:
-    if not before or math.isinf(before) or math.isinf(value):
-        return None
-    return (value - before) / before * 100
 
 
 def _outcome(reports: Sequence[Report], rows: Sequence[Row]) -> tuple[Outcome, str]:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.files.json_file import finite
 from toolkit.reports import wording
-from toolkit.reports.compare.compare import Change, Comparison, Row
+from toolkit.reports.compare.compare import Comparison, Row
 from toolkit.reports.compare.reports import Report
 from toolkit.reports.loadtest import markdown
+from toolkit.slo.change import Change
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -162,7 +162,7 @@ class TritonPythonModel:
         self.active[number] = (name, end)
         self.watch.add(reply, stop=client_left)
         answer = Answer(question, len(ids))
-        last, tokens = None, 0
+        last, tokens, failed = None, 0, True
         try:
             async for step in steps(result):
                 for tensors in answer.responses(step):
@@ -174,9 +174,13 @@ class TritonPythonModel:
                 if question.streaming and last is not None and not step.finished:
                     self.outbox.put((reply.send, last))
                     last = None
+            failed = False
+        except CLIENTS_FAULTS:
+            times.failed("invalid_arg")
+            raise
         finally:
             if traffic:
-                traffic.note(times.arrival, ids, tokens, name)
+                traffic.note(times.arrival, ids, tokens, name, times.so_far(failed))
         if not asked_to_end and any(output.finish_reason == "cancelled" for output in result.outputs):
             raise Busy(LOST)  # when the LLM API shuts down, it cancels what runs
         if last is not None:

@@ -31,6 +31,8 @@ from token_text import Detokenizer
 
 CANCELLED = "cancelled"
 """The class of a request whose client left."""
+CLIENTS_FAULTS = ("INVALID_ARG", "UNSUPPORTED", "NOT_FOUND")
+"""Triton's codes for what is wrong with a request itself."""
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -145,15 +147,21 @@ class TritonPythonModel:
     ) -> None:
         """Send the events of one text, with its batch_index if the request has several."""
         index = [pb_utils.Tensor("batch_index", np.array([[number]], np.int32))] if request_inputs.texts > 1 else []
-        last, tokens = False, 0
+        last, tokens, failed = False, 0, True
         try:
             for tensors, last in conversation.events(preprocessed):
                 reply.send([*tensors, *index], last)
                 tokens, before = conversation.output_tokens, tokens
                 times.tokens(tokens - before)
+            failed = False
+        except Failed as fault:
+            if fault.code in CLIENTS_FAULTS:
+                times.failed(class_of(fault))
+            raise
         finally:
             if self.traffic:
-                self.traffic.note(times.arrival, conversation.prompt_ids, tokens, request_inputs.id)
+                prompt = conversation.prompt_ids
+                self.traffic.note(times.arrival, prompt, tokens, request_inputs.id, times.so_far(failed))
         if not last:
             reply.end()
         times.ended(conversation.prompt_tokens)

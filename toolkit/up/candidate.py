@@ -1,0 +1,100 @@
+"""A deployment with other settings for the engines that are there, made next to the one that is up.
+
+OUTPUT/tuned/DIGEST/NAME.yaml    the YAML, with the changes and with this folder as its output
+OUTPUT/tuned/DIGEST/engine       the same engines, by hard links: no other disk space, and no change by a new build
+OUTPUT/tuned/DIGEST/repository   the models with the changed settings
+OUTPUT/tuned/DIGEST/run          a link to OUTPUT/run, where state and logs stay for everything that reads them
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from toolkit import repository
+from toolkit.config.deployment import Deployment
+from toolkit.config.edit_yaml import write_edited
+from toolkit.config.load import load_deployment
+from toolkit.errors import ToolkitError, cannot_use
+from toolkit.files.artifacts import digest_of, read_lock
+from toolkit.files.atomic import make_private
+
+FOLDER = "tuned"
+DIGITS = 8
+OF_A_SERVER = ("limits", "kv_cache", "scheduler")
+"""The sections that may differ."""
+OF_TESTS = {"workload", "loadtest"}
+OF_ITS_PLACE = {"file", "name", "output", "replica", "engine_given"}
+
+
+def make(deployment: Deployment, running: Deployment, changes: Mapping[str, Any]) -> Deployment:
+    """The running deployment with "section.key": value changed, ready to serve. `deployment` is the one that is up.
+
+    Raises ToolkitError for values that the rules refuse, and for a folder that cannot be written to.
+    """
+    folder = deployment.output / FOLDER / digest_of([running.file.read_text("utf-8"), dict(changes)])[:DIGITS]
+    file = folder / f"{running.name}.yaml"
+    try:
+        make_private(folder)
+        engine = running.engine if running.engine_given else None
+        write_edited(running.file, file, {"name": running.name, "output": str(folder), **changes}, engine, force=True)
+        candidate = load_deployment(file, running.engine)
+        if candidate.built_for != running.built_for:
+            raise ToolkitError(f"{', '.join(changes)}: needs other engines", where=running.file)
+        if candidate.kind.engine_files:
+            _link_engines(running.engine_dir, candidate.engine_dir)
+        run = folder / "run"
+        with contextlib.suppress(FileExistsError):
+            run.symlink_to(deployment.output / "run")
+        repository.generate(candidate)
+    except OSError as error:
+        raise cannot_use(error) from None
+    return candidate
+
+
+def remove(candidate: Deployment) -> None:
+    """Remove what `make` wrote, once nothing serves it."""
+    shutil.rmtree(candidate.output, ignore_errors=True)
+
+
+def changes_of(running: Deployment, new: Deployment) -> dict[str, Any]:
+    """The settings of another YAML that a server takes, by "section.key". Raises ToolkitError where more differs."""
+    for name in sorted(set(type(running).model_fields) - OF_ITS_PLACE - set(OF_A_SERVER) - OF_TESTS):
+        if getattr(running, name) != getattr(new, name):
+            hint = f"Only {', '.join(OF_A_SERVER)} may differ. For the rest: toolkit restart --rolling --with FILE"
+            raise ToolkitError(f"{name}: differs from that of the deployment that is up", where=new.file, hint=hint)
+    if new.built_for != running.built_for:
+        hint = "Build them, then: toolkit restart --rolling --with FILE"
+        raise ToolkitError("needs other engines than the deployment that is up", where=new.file, hint=hint)
+    changes = {
+        f"{section}.{key}": value
+        for section in OF_A_SERVER
+        for key, value in getattr(new, section).model_dump(mode="json").items()
+        if value != getattr(running, section).model_dump(mode="json")[key]
+    }
+    if not changes:
+        raise ToolkitError("has the settings that run already", where=new.file)
+    return changes
+
+
+def _link_engines(source: Path, target: Path) -> None:
+    """The same engines at another place, unless they are there: a trial may be under way with them."""
+    if target.is_dir() and read_lock(target) == read_lock(source):
+        return
+    partial = target.with_name(f"{target.name}.partial")
+    for left in (target, partial):
+        shutil.rmtree(left, ignore_errors=True)
+    shutil.copytree(source, partial, copy_function=_link)
+    partial.rename(target)
+
+
+def _link(source: str, target: str) -> None:
+    """A hard link; a copy if the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
