@@ -67,6 +67,8 @@ def tune(
     if as_trial and not _taken(deployment, settings, as_json):
         sys.exit(1)
     if target:
+        if as_trial:
+            settings = _taken_by_now(deployment)
         engine = deployment.engine if deployment.engine_given else None
         write_edited(deployment.file, target, settings, engine, force)
         note(f"written: {target}")
@@ -104,6 +106,14 @@ def _settings_of(deployment: Deployment, new: Path) -> Mapping[str, Any]:
 
     engine = deployment.engine if deployment.engine_given else None
     return changes_of(ready_to_try(deployment), load_deployment(new, engine))
+
+
+def _taken_by_now(deployment: Deployment) -> Mapping[str, Any]:
+    """The settings that the replicas run and the YAML does not have: also those of earlier trials."""
+    from toolkit.up.candidate import changes_of
+    from toolkit.up.control import running
+
+    return changes_of(deployment, running(deployment))
 
 
 def _taken(deployment: Deployment, settings: Mapping[str, Any], as_json: bool) -> bool:

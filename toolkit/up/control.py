@@ -99,6 +99,9 @@ def restart(deployment: Deployment, *, rolling: bool, new: Deployment | None, he
     """
     state = _state(deployment)
     wanted = new or (deployment if _changed(state, deployment) else running(deployment))
+    if new is None and wanted is not deployment:
+        back = deployment.command("restart", "--rolling", "--with", str(deployment.file))
+        hear(f"the replicas keep the settings of {wanted.file}; to return to {deployment.file}: {back}")
     command = {"do": RESTART, "rolling": rolling, "file": str(wanted.file.resolve()), "engine": wanted.engine}
     send(state.control, command, hear)
 
@@ -132,14 +135,10 @@ def apply(deployment: Deployment, changes: Mapping[str, Any], hear: Callable[[st
     candidate = make(deployment, ready_to_try(deployment), changes)
     settings = " ".join(f"{name}={inline(value)}" for name, value in changes.items())
     command = {"do": TRIAL, "file": str(candidate.file), "engine": candidate.engine, "settings": settings}
-    taken = None  # not known, as when this process is interrupted: toolkit up may need the files
-    try:
-        answer = send(_state(deployment).control, command, hear)
-        taken = Outcome(answer["taken"], answer["reason"])
-    finally:
-        if taken is not None and not taken.taken:
-            remove(candidate)
-    return taken
+    answer = send(_state(deployment).control, command, hear)  # after an error toolkit up may still need the files
+    if not answer["taken"]:
+        remove(candidate)
+    return Outcome(answer["taken"], answer["reason"])
 
 
 def _state(deployment: Deployment) -> DoorState:
