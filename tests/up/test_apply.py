@@ -23,7 +23,7 @@ from tests.up.conftest import Up, write_and_build
 from toolkit.config.deployment import Deployment
 from toolkit.up.candidate import make
 
-CLIENTS, TOKENS = 16, 4
+CLIENTS, TOKENS = 16, 2
 NARROW = {"max_tokens": 96}
 """Three blocks: three of these requests at once, and the others of a replica wait. A step takes 0.11 s (`pace`)."""
 WIDE = {"max_tokens": 1024}

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from toolkit.config.deployment import Deployment
+    from toolkit.up.control import Applied
 
 PATH = click.Path(path_type=Path)
 
@@ -64,11 +65,12 @@ def tune(
     if (target or as_trial) and not settings:
         option = "--apply" if as_trial else "--write"
         raise ToolkitError(f"{option}: no other settings of the same engines serve this traffic better")
-    if as_trial and not _taken(deployment, settings, as_json):
-        sys.exit(1)
+    if as_trial:
+        applied = _applied(deployment, settings, as_json)
+        if not applied.taken:
+            sys.exit(1)
+        settings = applied.settings
     if target:
-        if as_trial:
-            settings = _taken_by_now(deployment)
         engine = deployment.engine if deployment.engine_given else None
         write_edited(deployment.file, target, settings, engine, force)
         note(f"written: {target}")
@@ -108,22 +110,13 @@ def _settings_of(deployment: Deployment, new: Path) -> Mapping[str, Any]:
     return changes_of(ready_to_try(deployment), load_deployment(new, engine))
 
 
-def _taken_by_now(deployment: Deployment) -> Mapping[str, Any]:
-    """The settings that the replicas run and the YAML does not have: also those of earlier trials."""
-    from toolkit.up.candidate import changes_of
-    from toolkit.up.control import running
-
-    return changes_of(deployment, running(deployment))
-
-
-def _taken(deployment: Deployment, settings: Mapping[str, Any], as_json: bool) -> bool:
-    """Try the settings, and print how that ended. Returns whether they were taken."""
+def _applied(deployment: Deployment, settings: Mapping[str, Any], as_json: bool) -> Applied:
+    """Try the settings, and print how that ended."""
     from toolkit.up.control import apply
 
-    outcome = apply(deployment, settings, note)
-    word = "taken" if outcome.taken else "rolled back"
+    applied = apply(deployment, settings, note)
     if as_json:
-        print_json({"taken": outcome.taken, "reason": outcome.reason, "settings": settings})
+        print_json({"taken": applied.taken, "reason": applied.reason, "settings": settings})
     else:
-        tell(f"{word}: {outcome.reason}")
-    return outcome.taken
+        tell(f"{'taken' if applied.taken else 'rolled back'}: {applied.reason}")
+    return applied

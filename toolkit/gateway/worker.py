@@ -138,7 +138,7 @@ class Worker:
                     times.setdefault("ttft_ms", times["e2e_ms"])
                     yield _output(piece, logprobs)
             if self._traffic:  # a failed request continues on another replica, whose worker notes it
-                self._traffic.note(arrival, request["token_ids"], count, times=None if context.is_stopped() else times)
+                self._traffic.note(arrival, request["token_ids"], count, times=times)
             if not context.is_stopped():
                 yield {"token_ids": [], "finish_reason": "length" if count >= budget else "stop"}
         except InputRefused as error:

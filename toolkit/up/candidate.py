@@ -70,15 +70,20 @@ def changes_of(running: Deployment, new: Deployment) -> dict[str, Any]:
     if new.built_for != running.built_for:
         hint = "Build them, then: toolkit restart --rolling --with FILE"
         raise ToolkitError("needs other engines than the deployment that is up", where=new.file, hint=hint)
-    changes = {
-        f"{section}.{key}": value
-        for section in OF_A_SERVER
-        for key, value in getattr(new, section).model_dump(mode="json").items()
-        if value != getattr(running, section).model_dump(mode="json")[key]
-    }
+    changes = differences(running, new)
     if not changes:
         raise ToolkitError("has the settings that run already", where=new.file)
     return changes
+
+
+def differences(deployment: Deployment, other: Deployment) -> dict[str, Any]:
+    """The settings of a server that the other one has, by "section.key"; none if they have the same."""
+    return {
+        f"{section}.{key}": value
+        for section in OF_A_SERVER
+        for key, value in getattr(other, section).model_dump(mode="json").items()
+        if value != getattr(deployment, section).model_dump(mode="json")[key]
+    }
 
 
 def _link_engines(source: Path, target: Path) -> None:

@@ -20,10 +20,10 @@ from toolkit.errors import ToolkitError
 from toolkit.files.atomic import make_private, private
 from toolkit.gateway.door import DoorState, config_digest, folder, longest_end_s, read_door, up_pid
 from toolkit.serve.replicas import END_MARGIN_S
-from toolkit.up.candidate import make, remove
+from toolkit.up.candidate import differences, make, remove
 from toolkit.up.commands import RESTART, TRIAL, send
 from toolkit.up.supervisor import up_here
-from toolkit.up.trial import Outcome, check_deployment, recent
+from toolkit.up.trial import check_deployment, recent
 
 LOOK_S = 0.1
 LOG = "up.log"
@@ -130,15 +130,28 @@ def ready_to_try(deployment: Deployment) -> Deployment:
     return running(deployment)
 
 
-def apply(deployment: Deployment, changes: Mapping[str, Any], hear: Callable[[str], None]) -> Outcome:
-    """Try other settings ("section.key": value) on one replica, and take them or roll back. Raises ToolkitError."""
+@dataclass(frozen=True)
+class Applied:
+    """How a trial of other settings ended."""
+
+    taken: bool
+    reason: str
+    settings: Mapping[str, Any]
+
+
+def apply(deployment: Deployment, changes: Mapping[str, Any], hear: Callable[[str], None]) -> Applied:
+    """Try other settings ("section.key": value) on one replica, and take them or roll back. Raises ToolkitError.
+
+    The settings of the outcome are all that the replicas then run and the YAML does not have.
+    """
     candidate = make(deployment, ready_to_try(deployment), changes)
     settings = " ".join(f"{name}={inline(value)}" for name, value in changes.items())
     command = {"do": TRIAL, "file": str(candidate.file), "engine": candidate.engine, "settings": settings}
     answer = send(_state(deployment).control, command, hear)  # after an error toolkit up may still need the files
-    if not answer["taken"]:
-        remove(candidate)
-    return Outcome(answer["taken"], answer["reason"])
+    if answer["taken"]:
+        return Applied(True, answer["reason"], differences(deployment, candidate))
+    remove(candidate)
+    return Applied(False, answer["reason"], {})
 
 
 def _state(deployment: Deployment) -> DoorState:

@@ -159,6 +159,7 @@ class Supervisor:
         self.deployment, self._digest = deployment, config_digest(self._own)
         if self.admission:
             self.admission.serves(deployment)
+        self._write()  # at once: whoever restarted it asks what runs
 
     def _look(self) -> None:
         """Look once at each part, then decide where the traffic goes."""
