@@ -24,7 +24,6 @@ LONGEST = (
         "install/test_wheel.py",
         "drill/test_real.py",
         "up/test_nodes.py",
-        "up/test_apply.py",
         "e2e/test_ends.py",
         "8 ranks]",
     ),
@@ -42,7 +41,7 @@ LONGEST = (
 """What takes longest with servers begins first, so that no process is left alone with it at the end."""
 SEVERAL_REPLICAS = (
     *("up/test_up.py", "up/test_nodes.py", "up/test_fallback.py", "up/test_llm_api.py", "up/test_admission_control.py"),
-    *("up/test_apply.py", "drill/test_real.py"),
+    "drill/test_real.py",
 )
 """Their load is too much for two of them at once on two cores: one process has them all, with `--dist loadfile`."""
 LONGEST_FOLDER = 60

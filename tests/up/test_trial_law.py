@@ -92,6 +92,22 @@ def test_too_little_traffic_is_said_with_numbers():
     )
 
 
+def test_a_difference_that_nobody_feels_does_not_count():
+    """TPOT is so steady that 2 % are significant; TTFT is 40 % shorter. With 8 % more TPOT it is worse."""
+    others = [request(float(n), 0.1 + 0.001 * (n % 7), 0.02 + 1e-6 * (n % 5)) for n in range(200)]
+
+    def canary(ttft: float, tpot: float) -> list[Sample]:
+        return [request(float(n), ttft + 0.001 * (n % 7), tpot + 1e-6 * (n % 5)) for n in range(200)]
+
+    assert compared(canary(0.06, 0.0204), others, NONE)["TPOT P50"].result == "worse"
+    taken = TrialLaw("replica 1", NONE).step(canary(0.06, 0.0204), others)
+    assert taken and taken.take and taken.reason.startswith("better: TTFT P50 -")
+    back = TrialLaw("replica 1", NONE).step(canary(0.06, 0.0216), others)
+    assert back and not back.take and back.reason.startswith("worse: TPOT P50 +8 %")
+    same = TrialLaw("replica 1", NONE).step(canary(0.1, 0.0196), others, over=True)
+    assert same and not same.take and same.reason.startswith("no difference seen")
+
+
 def test_when_the_time_is_over_what_there_is_decides():
     law = TrialLaw("replica 1", NONE)
     assert law.step(served(1, 70), served(1, 70)) is None

@@ -29,6 +29,8 @@ COMPARED = (("ttft_ms", 50), ("ttft_ms", 99), ("tpot_ms", 50), ("tpot_ms", 99))
 """Next to these: the share of requests inside all limits."""
 CONFIDENCE = 1 - 2 * ALPHA / (LOOKS * (len(COMPARED) + 1))
 """Of each interval. Only one of its two ends speaks for the settings."""
+LEAST_PERCENT = 5.0
+"""A smaller change of a latency is none, also a significant one."""
 DRAWS = 4000
 """Beyond an end of such an interval are 13 of these."""
 FEWEST = 50
@@ -128,8 +130,8 @@ class TrialLaw:
     def _judge(self, canary: Sequence[Sample], others: Sequence[Sample], last: bool) -> Decision | None:
         changes = compared(canary, others, self.slo)
         seen = f"after {len(canary)} requests on {self.canary} and {len(others)} on the others"
-        worse = [name for name, change in changes.items() if change.result == "worse"]
-        better = [name for name, change in changes.items() if change.result == "better"]
+        worse = [name for name, change in changes.items() if change.result == "worse" and matters(name, change)]
+        better = [name for name, change in changes.items() if change.result == "better" and matters(name, change)]
         unclear = [name for name, change in changes.items() if change.result in UNCLEAR and self._is_limited(name)]
         if worse:
             return Decision(False, f"worse: {_words(changes, worse)} {seen}")
@@ -143,6 +145,11 @@ class TrialLaw:
 
     def _is_limited(self, name: str) -> bool:
         return any(name == _name(metric, q) and q in _limited(self.slo, metric) for metric, q in COMPARED)
+
+
+def matters(name: str, change: Change) -> bool:
+    """Whether a significant change is large enough to act on: steady latencies show differences that nobody feels."""
+    return name == IN_TIME or change.percent is None or abs(change.percent) >= LEAST_PERCENT
 
 
 def compared(canary: Sequence[Sample], others: Sequence[Sample], slo: Slo) -> dict[str, Change]:
