@@ -26,6 +26,7 @@ LONGEST = (
         "up/test_nodes.py",
         "e2e/test_ends.py",
         "8 ranks]",
+        "up/test_apply.py",
     ),
     *(
         "serve/test_serve.py",
