@@ -112,9 +112,13 @@ def test_without_nvidia_smi_the_gpus_are_in_their_order(monkeypatch, tmp_path):
     assert share.lines[0].startswith(
         "the GPUs are taken in their order, because their links are unknown: nvidia-smi topo -m: does not"
     )
+    shares = [share_of(replica) for replica in flagship(tp=2, pp=2, replicas=2)]
+    assert [share.gpus for share in shares] == [(0, 1, 2, 3), (4, 5, 6, 7)]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(ToolkitError, match="8 ranks need 8 GPUs, CUDA_VISIBLE_DEVICES leaves 2"):
         share_of(deployment)
+    with pytest.raises(ToolkitError, match="8 ranks need 8 GPUs, CUDA_VISIBLE_DEVICES leaves 2"):
+        share_of(flagship(tp=2, pp=2, replicas=2)[1])
 
 
 def test_too_few_cores_are_told(node):

@@ -94,7 +94,7 @@ def placed(deployment: Deployment, topology: Topology, visible: VisibleGpus | No
     if visible is not None:  # without NVML it may name GPUs that do not exist
         gpus = tuple(takewhile(lambda gpu: gpu in topology.gpus, visible.numbers))
     replicas, mapping = deployment.parallel.replicas, deployment.mapping.of_a_node
-    ranks = deployment.ranks_here
+    ranks = mapping.world_size * replicas
     if len(gpus) < ranks:
         available = f"nvidia-smi shows {len(gpus)}"
         if visible is not None:
@@ -110,7 +110,7 @@ def placed(deployment: Deployment, topology: Topology, visible: VisibleGpus | No
 def _placed_here(deployment: Deployment, seen: SeenGpus) -> tuple[Placement, Topology, list[str]]:
     if seen.topology is not None:
         return placed(deployment, seen.topology, seen.visible), seen.topology, []
-    ranks = deployment.ranks_here
+    ranks = deployment.mapping.of_a_node.world_size * deployment.parallel.replicas  # also for one of the replicas
     topology = unknown_topology(range(ranks) if seen.visible is None else seen.visible.numbers)
     line = f"the GPUs are taken in their order, because their links are unknown: {seen.problem}"
     return placed(deployment, topology, seen.visible), topology, [line]
