@@ -136,7 +136,7 @@ def test_token_ids_in_and_out(server, greedy, tiny_llama):
             "streaming": ("BOOL", [True]),
         }
         tensors = [(name, kind, values) for name, (kind, values) in (inputs | more).items()]
-        answer = [piece async for piece in triton.tokens("by-ids", tensors)]
+        answer = [piece async for piece in triton.ask("by-ids", tensors)]
         await triton.close()
         return answer
 
