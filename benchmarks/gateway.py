@@ -211,9 +211,9 @@ def main() -> None:
 
 
 def wait_ready(door: Door, targets: dict[str, str]) -> None:
-    """Until each answers; one that does not within 90 s is left out."""
-    end = time.time() + 40
+    """Until each answers; one that does not within 60 s is left out."""
     for name, url in list(targets.items()):
+        end = time.time() + 60
         while time.time() < end and (asyncio.run(load(url, 1, 0.01, 5)) or [(0, 0, 0, "?")])[0][3]:
             time.sleep(0.5)
         if time.time() >= end:
