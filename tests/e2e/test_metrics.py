@@ -56,10 +56,15 @@ def test_values_at_rest(group):
 
 
 def full(group) -> dict[tuple[str, str], float] | None:
-    """All metrics of a moment in which 20 sequences are active and 16 are in a step; None in any other moment."""
+    """All metrics of a moment in which 20 sequences are active and 16 are in a step; None in any other moment.
+
+    Triton gets them one by one: a look may come between two of them.
+    """
     found = {(name, value): float(number) for name, value, number in samples(group.metrics_text())}
     requests = [found["nv_trt_llm_request_metrics", kind] for kind in ("active", "scheduled")]
-    return found if requests == [20, 16] else None
+    in_step = found["nv_trt_llm_inflight_batcher_metrics", "generation_requests"]
+    in_step += found["nv_trt_llm_request_metrics", "context"]
+    return found if requests == [20, 16] and in_step == 16 else None
 
 
 @one_rank

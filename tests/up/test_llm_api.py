@@ -120,6 +120,11 @@ def recorded(folder: Path, kind: str) -> list[dict[str, object]]:
     return [event[kind] for line in lines if kind in (event := json.loads(line))]
 
 
+def last_asked(folder: Path) -> dict[str, object]:
+    """What the last request told the sampler; a canary asks for one token."""
+    return [told for told in recorded(folder, "SamplingParams") if told.get("max_tokens") != 1][-1]
+
+
 def test_answers_are_those_of_the_model(client, greedy):
     ids, text = greedy
     assert complete(client, stop_token_ids=[ids[2]]) == complete(client, 2)
@@ -137,13 +142,13 @@ def test_answers_are_those_of_the_model(client, greedy):
 
 def test_parameters_reach_the_llm_api(client, folder):
     assert complete(client, temperature=0.7, top_p=0.9, top_k=5, min_tokens=2)
-    told = recorded(folder, "SamplingParams")[-1]
+    told = last_asked(folder)
     assert (told["temperature"], told["top_p"], told["top_k"], told["min_tokens"]) == pytest.approx((0.7, 0.9, 5, 2))
     answer = client.completions.create(
         model="llama", prompt=PROMPT, max_tokens=40, temperature=0, extra_body={"ignore_eos": True}
     )
     assert answer.usage and answer.usage.completion_tokens == 40
-    assert recorded(folder, "SamplingParams")[-1]["ignore_eos"]
+    assert last_asked(folder)["ignore_eos"]
 
 
 @pytest.mark.parametrize(
@@ -215,8 +220,8 @@ def test_a_step_that_fails_costs_no_stream(up, client, folder):
 def test_an_llm_api_that_has_shut_down_costs_no_stream_and_its_group_is_started_again(up, client, folder):
     quiet = "".join(stream(client))
     eventually(lambda: active(up) == [0, 0], 30)
-    with ThreadPoolExecutor(4) as pool:
-        streams = [pool.submit(lambda: "".join(stream(client))) for _ in range(3)]
+    with ThreadPoolExecutor(4) as pool:  # with a canary, both have room on one replica
+        streams = [pool.submit(lambda: "".join(stream(client))) for _ in range(ROOM - 1)]
         eventually(lambda: max(active(up)) >= 1, 20)
         dead = active(up).index(max(active(up)))
         (folder / f"shutdown{dead}").touch()
