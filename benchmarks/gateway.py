@@ -41,6 +41,7 @@ from toolkit.processes import free_port
 PYTHON = (sys.executable, "-P", "-m")
 MODEL = Path(__file__).parents[1] / "tests" / "fixtures" / "tiny-llama"
 NAME = "llama"
+PARTS = ("envoy", "gate", "front end", "worker 0", "worker 1")
 
 
 class Door:
@@ -96,11 +97,15 @@ class Door:
 
     def memory_mb(self) -> dict[str, float]:
         """Memory of each part, by PSS: what processes share, as the Python program, is divided among them."""
-        names = ("envoy", "gate", "front end", "worker 0", "worker 1")
         return {
             name: psutil.Process(process.pid).memory_full_info().pss / 1e6
-            for name, process in zip(names, self.processes, strict=True)
+            for name, process in zip(PARTS, self.processes, strict=True)
         }
+
+    def processor_s(self) -> dict[str, float]:
+        """Processor time of each part so far."""
+        times = [psutil.Process(process.pid).cpu_times() for process in self.processes]
+        return {name: part.user + part.system for name, part in zip(PARTS, times, strict=True)}
 
     def end(self) -> None:
         for process in self.processes:
@@ -227,7 +232,12 @@ def compare(options: argparse.Namespace, targets: dict[str, str], door: Door) ->
     rows: dict[str, list[list[tuple[float, float, int, str]]]] = {name: [] for name in targets}
     for _ in range(options.rounds):
         for name, url in targets.items():
+            before = door.processor_s()
             rows[name].append(asyncio.run(load(url, options.streams, options.seconds, options.tokens)))
+            if name.startswith("door"):
+                tokens = sum(answer[2] for answer in rows[name][-1])
+                each = {part: (end - before[part]) / tokens for part, end in door.processor_s().items()}
+                print(f"{name}, us a token:", {part: round(1e6 * seconds) for part, seconds in each.items()})
     print(f"load average {os.getloadavg()}")
     for name, rounds in rows.items():
         base = rows["straight, OpenAI" if targets[name].startswith("openai+") else "straight, Triton"]

@@ -140,10 +140,10 @@ class Trial:
         """Try, decide, and carry it out. Raises ToolkitError if even the old settings do not start again."""
         limit_s = self.limit_s
         law, each = self._law, f"{self._rate:.2g} requests/s each"
-        self._note("trial", f"{self._name} tries {settings}, for at most {limit_s / 60:.0f} minutes")
+        self._note("trial", f"{self._name} tries {settings}, for at most {limit_s / 60:.0f} min")
         self._tell(
             f"{self._name} tries {settings}; compared after {law.first_look} to {law.last_look} requests on each side, "
-            f"for at most {limit_s / 60:.0f} minutes (lately {each})"
+            f"for at most {limit_s / 60:.0f} min (lately {each})"
         )
         try:
             decision = self._try(limit_s)
@@ -189,7 +189,7 @@ class Trial:
             if now >= said + SAY_S:
                 said = now
                 counts = f"{len(canary)} requests on {self._name}, {len(others)} on the others"
-                self._tell(f"{counts}; compared at {self._law.next_look}; at most {(end - now) / 60:.0f} minutes left")
+                self._tell(f"{counts}; compared at {self._law.next_look}; at most {(end - now) / 60:.0f} min left")
             time.sleep(LOOK_S)
 
     def _take(self, reason: str) -> Outcome:
