@@ -33,6 +33,7 @@ from toolkit.gateway import admin
 from toolkit.gateway.dynamo import environment
 from toolkit.gateway.endpoints import Traffic, write_endpoints
 from toolkit.gateway.envoy import config
+from toolkit.gateway.limits import CLUSTERS, write_limits
 from toolkit.gateway.places import Places
 from toolkit.gateway.programs import envoy
 from toolkit.known_truth import KnownTruth, Settings
@@ -69,6 +70,7 @@ class Door:
         self.places = Places(folder, folder, free_port(), free_port())
         self.places.discovery.mkdir()
         write_endpoints(self.places, [Traffic(replica) for replica in self.deployment.per_replica()])
+        write_limits(self.places, dict.fromkeys(CLUSTERS, self.deployment.most_requests))
         self.places.envoy_config.write_text(yaml.safe_dump(config(self.deployment, self.places)))
         environ = {**os.environ, **environment(self.places.discovery)}
         workers = [

@@ -21,6 +21,7 @@ from tests.waiting import eventually
 from toolkit.errors import ToolkitError
 from toolkit.gateway.endpoints import Traffic, write_endpoints
 from toolkit.gateway.envoy import config
+from toolkit.gateway.limits import CLUSTERS, write_limits
 from toolkit.gateway.places import Places
 from toolkit.gateway.programs import envoy, validate
 
@@ -56,6 +57,7 @@ def test_envoy_takes_it(door_yaml, tmp_path, gateway):
         gateway = {"tls": self_signed(tmp_path)}
     deployment, places = door_yaml(gateway=gateway), Places(tmp_path, tmp_path, 1, 2)
     write_endpoints(places, [Traffic(replica) for replica in deployment.per_replica()])
+    write_limits(places, dict.fromkeys(CLUSTERS, deployment.most_requests))
     places.envoy_config.write_text(yaml.safe_dump(config(deployment, places)))
     validate(envoy(), places.envoy_config)
 

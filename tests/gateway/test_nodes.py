@@ -24,6 +24,7 @@ from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.gateway.endpoints import Traffic, write_endpoints
 from toolkit.gateway.envoy import config
+from toolkit.gateway.limits import CLUSTERS, write_limits
 from toolkit.gateway.node import check_node, node_of
 from toolkit.gateway.node_checks import check_nodes
 from toolkit.gateway.places import Places
@@ -160,6 +161,7 @@ def start_envoy(tmp_path) -> Iterator[Callable[[Deployment, str], Places]]:
         folder.mkdir()
         places = Places(folder, folder, free_port(), free_port(), address)
         write_endpoints(places, traffic)
+        write_limits(places, dict.fromkeys(CLUSTERS, deployment.most_requests))
         places.envoy_config.write_text(yaml.safe_dump(config(deployment, places)))
         command = [str(envoy()), "-c", str(places.envoy_config), "--disable-hot-restart", "--concurrency", "1"]
         processes.append(subprocess.Popen([*command, "--log-level", "error"]))

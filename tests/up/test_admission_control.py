@@ -19,7 +19,7 @@ from toolkit.gateway.places import Places
 from toolkit.monitor.signals import EngineSignals, Seen
 from toolkit.plan.predict import predict
 from toolkit.up import admission
-from toolkit.up.admission import Admission
+from toolkit.up.admission import Admission, FixedLimit
 from toolkit.up.admission_bounds import bounds
 from toolkit.up.admission_law import AdmissionLaw, Bounds, Change, QueueAge, Signals
 from toolkit.up.dry_run import dry_run
@@ -323,7 +323,17 @@ def test_the_signals_of_two_replicas_and_the_front_end(tmp_path):
     assert (waiting, kv_used) == (6, 0.75) and ttft_s == pytest.approx(0.5 + 1.5 * (148.5 - 146) / 4)
 
 
+def test_without_a_controller_the_limit_is_what_the_replicas_that_run_can_take(tmp_path):
+    limits = {"max_num_tokens": 256, "max_seq_len": 256, "max_queue_size": 10}
+    first, second = (rehearsal(tmp_path, limits={**limits, "max_sequences": most}) for most in (8, 16))
+    fixed = FixedLimit(first, Places(tmp_path, tmp_path, 1, 2), Events(tmp_path))
+    assert limit_in(tmp_path) == 18
+    fixed.serves(second)
+    assert limit_in(tmp_path) == 26
+
+
 def test_a_dry_run_has_envoy_s_file(tmp_path):
     text = dry_run(rehearsal(tmp_path, tuning=AUTO))
     assert "circuit_breakers.front.default.max_requests: 8" in text and "rtds_layer" in text
-    assert "rtds_layer" not in dry_run(rehearsal(tmp_path))
+    text = dry_run(rehearsal(tmp_path))
+    assert "circuit_breakers.front.default.max_requests: 264" in text, "8 that run, and 256 that wait"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 
+from tests.monitor.deployments import rehearsal
 from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
+from toolkit.up import rolling
 from toolkit.up.events import Events
 from toolkit.up.replica import Replica
 from toolkit.up.rolling import _wait_ready
@@ -51,3 +54,21 @@ def test_a_worker_that_cannot_start_ends_it(replica):
     replica.worker.enter("failed", "exit code 1: no such tokenizer")
     with pytest.raises(ToolkitError, match="worker 0 is not ready: exit code 1: no such tokenizer"):
         _wait_ready([replica])
+
+
+def test_a_rolling_restart_begins_with_a_replica_that_serves_nobody(tmp_path, monkeypatch):
+    """Else a replica that was given up could not be started again while the only other one serves."""
+    deployment, order = rehearsal(tmp_path), list[int]()
+    replicas = [Replica(one, {}, tmp_path, Events(tmp_path)) for one in deployment.per_replica()]
+    for replica, phase in zip(replicas, ("ready", "failed"), strict=True):
+        replica.group.enter(phase)
+
+    def change(_: object, group: list[Replica], *__: object) -> None:
+        order.append(group[0].number)
+
+    monkeypatch.setattr(rolling, "change", change)
+    monkeypatch.setattr(rolling, "check_made", lambda _: None)
+    supervisor = SimpleNamespace(deployment=deployment, replicas=replicas, serves=lambda _: None)
+    command = {"rolling": True, "file": str(deployment.file), "engine": deployment.engine}
+    rolling.restart(supervisor, command, lambda _: None)  # type: ignore[arg-type]
+    assert order == [1, 0]

@@ -63,6 +63,8 @@ class DoorState:
     """None with tuning.admission: off."""
     running: str = ""
     """The YAML that the replicas run: that of the start, or of `restart --with` or `tune --apply` since."""
+    takeovers: int = 0
+    """How often the replicas were restarted by hand, with whatever YAML."""
 
 
 def longest_end_s(deployment: Deployment) -> float:

@@ -61,7 +61,7 @@ def config(deployment: Deployment, places: Places) -> dict[str, Any]:
     return {
         "node": {"id": deployment.name, "cluster": "toolkit"},
         "admin": {"address": {"pipe": {"path": str(places.admin_socket), "mode": 0o600}}},
-        **({"layered_runtime": runtime_layers(places)} if deployment.tuning.admission == "auto" else {}),
+        "layered_runtime": runtime_layers(places),
         "static_resources": {"listeners": listeners, "clusters": clusters},
     }
 

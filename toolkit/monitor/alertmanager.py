@@ -34,7 +34,13 @@ def find() -> Path | None:
 def config(deployment: Deployment) -> dict[str, Any]:
     """The content of alertmanager.yml. Pages are sent at once and again after an hour, tickets after a day."""
     ours = {"group_by": ["alertname"], "group_wait": "30s", "group_interval": "5m"}
-    page = {"matchers": [f'severity="{PAGE}"'], "group_wait": "5s", "repeat_interval": "1h", "receiver": RECEIVER}
+    page = {
+        "matchers": [f'severity="{PAGE}"'],
+        "group_wait": "5s",
+        "group_interval": "1m",  # until the same alert of another replica is sent, and the end of this one
+        "repeat_interval": "1h",
+        "receiver": RECEIVER,
+    }
     return {
         "route": {**ours, "repeat_interval": "24h", "receiver": RECEIVER, "routes": [page]},
         "inhibit_rules": [

@@ -24,6 +24,11 @@ class EngineWatch:
         self._looks: deque[tuple[float, int]] = deque()
         self._reused = Totals()
 
+    def has_stages(self, stages: int) -> None:
+        """It has so many pipeline stages now, as after a restart with other settings."""
+        self._stages = stages
+        self._looks.clear()
+
     def fill(self, page: Page, values: Sequence[Value], now: float) -> None:
         """From its page of metrics. `now` is on a clock that only goes forward."""
 

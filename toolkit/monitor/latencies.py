@@ -60,6 +60,20 @@ class Latencies:
         """The bounds of the buckets by (metric, protocol)."""
         self._keys: dict[str, Hashable] = {}
         """The counter that each series belongs to; None if it does not matter here."""
+        self._carried: dict[tuple[str, str], float] = {}
+        """By (target, protocol): the good requests from before its limit changed, less those under the new limit."""
+
+    def judge_by(self, model: str, targets: Sequence[SloTarget]) -> None:
+        """Judge requests by other targets from now on. Requests that have been counted stay good, or missed."""
+        before = {target.name: target for target in self._targets}
+        for target in targets:
+            for _, protocol in (series for series in self._bounds if series[0] == target.metric):
+                if target.name in before:
+                    good = self._good(before[target.name], protocol)
+                    self._carried[target.name, protocol] = 0.0
+                    self._carried[target.name, protocol] = good - self._good(target, protocol)
+        self._model, self._targets = model, targets
+        self._keys.clear()
 
     def note(self, source: str, values: Iterable[Value]) -> None:
         """Read a page of metrics: of a replica, or of the front end."""
@@ -106,12 +120,20 @@ class Latencies:
         return sums
 
     def _fill_target(self, page: Page, target: SloTarget, protocol: str) -> None:
-        series = target.metric, protocol
-        counts = [(bound, self._totals.get((*series, bound)) or 0.0) for bound in self._bounds[series]]
-        total = max(count for _, count in counts) + (self._totals.get(("errors", protocol)) or 0.0)
+        total = max(count for _, count in self._counts(target.metric, protocol))
+        total += self._totals.get(("errors", protocol)) or 0.0
         page.set("toolkit_slo_requests_total", total, target=target.name, protocol=protocol)
-        good = at_most(counts, target.limit_s)
+        good = self._good(target, protocol)
         page.set("toolkit_slo_good_requests_total", good, target=target.name, protocol=protocol)
+
+    def _good(self, target: SloTarget, protocol: str) -> float:
+        """The requests inside its limit, each by the limit of its time."""
+        inside = at_most(self._counts(target.metric, protocol), target.limit_s)
+        return inside + self._carried.get((target.name, protocol), 0.0)
+
+    def _counts(self, metric: str, protocol: str) -> list[tuple[float, float]]:
+        bounds = self._bounds[metric, protocol]
+        return [(bound, self._totals.get((metric, protocol, bound)) or 0.0) for bound in bounds]
 
     def _counters(self, values: Iterable[Value]) -> dict[Hashable, float]:
         """Each counter that matters here, by its key. Series that differ in other labels are added."""

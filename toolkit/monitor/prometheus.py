@@ -40,6 +40,12 @@ def write_files(deployment: Deployment, front_port: int, folder: Path) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
+def write_rules(deployment: Deployment, folder: Path) -> None:
+    """Write the files with the recording rules and alerts alone. Raises OSError."""
+    for name in (RULES, ALERTS):
+        (folder / name).write_text(files(deployment, 0)[name], encoding="utf-8")
+
+
 def scrape_config(deployment: Deployment, front_port: int) -> dict[str, Any]:
     """The content of prometheus.yml."""
     jobs = [_job("toolkit", [_targets(deployment.monitoring.exporter_port)])]

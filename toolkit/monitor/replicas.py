@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 from toolkit.config.deployment import Deployment
-from toolkit.gateway.door import PartState, read_door
+from toolkit.gateway.door import DoorState, PartState
 from toolkit.monitor.page import Page
 from toolkit.serve.state import Phase, read_state, supervisor_pid
 
@@ -14,9 +14,8 @@ PHASES = (*get_args(Phase), "waiting")
 RUNNING = ("running", "ready", "starting", "loading", "draining", "unresponsive")
 
 
-def fill(page: Page, deployment: Deployment) -> None:
-    """From the state file of `toolkit up`, or of each `toolkit serve`."""
-    door = read_door(deployment)
+def fill(page: Page, deployment: Deployment, door: DoorState | None) -> None:
+    """From the state of `toolkit up`; without it, from that of each `toolkit serve`."""
     parts = {part.name: part for part in door.parts} if door else {}
     for part in parts.values():
         page.set("toolkit_part_running", part.phase in RUNNING, part=part.name)

@@ -27,6 +27,11 @@ class Servers:
             self._urls[name] = f"http://{reachable(serving.host)}:{serving.metrics_port}/metrics"
             self._engines[name] = EngineWatch(number, deployment.parallel.pp)
 
+    def have_stages(self, stages: int) -> None:
+        """The engines have so many pipeline stages now."""
+        for engine in self._engines.values():
+            engine.has_stages(stages)
+
     def fill(self, page: Page, latencies: Latencies, now: float) -> None:
         """Set the values of the engines, and note the latencies. `now` is on a clock that only goes forward.
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.gateway.door import folder, read_door
+from toolkit.gateway.running import Running
 from toolkit.monitor.events import EVENTS, newest_events
 from toolkit.monitor.latencies import slo_targets
 from toolkit.monitor.page import Page
@@ -18,10 +19,13 @@ from toolkit.monitor.watcher import Watcher
 
 
 class Subject(Protocol):
-    """Something to watch. `tp` is the number of ranks of a pipeline stage."""
+    """Something to watch."""
 
     name: str
-    tp: int
+
+    @property
+    def tp(self) -> int:
+        """The ranks of a pipeline stage."""
 
     def state(self) -> str:
         """How it is served, in a few words."""
@@ -38,7 +42,11 @@ class Served:
 
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
-        self.name, self.tp = deployment.name, deployment.mapping.tp
+        self.name, self._running = deployment.name, Running(deployment)
+
+    @property
+    def tp(self) -> int:
+        return self._running.look(read_door(self._deployment)).mapping.tp
 
     def state(self) -> str:
         door = read_door(self._deployment)

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 
 from toolkit.config.deployment import Deployment
+from toolkit.gateway.door import read_door
+from toolkit.gateway.running import Running
 from toolkit.monitor import replicas
 from toolkit.monitor.gpus import watch_of
 from toolkit.monitor.latencies import Latencies, clients_model, slo_targets
@@ -32,6 +34,7 @@ class Watcher:
         predictions: bool = True,
     ) -> None:
         self._deployment, self._clock = deployment, clock
+        self._running = Running(deployment)
         self._gpus = watch_of(deployment)
         self._latencies = Latencies(clients_model(deployment), slo_targets(deployment))
         self._predictions = Predictions(deployment) if predictions else None
@@ -42,11 +45,12 @@ class Watcher:
 
     def look(self) -> Page:
         """The present values. What cannot be read is left out. Never raises."""
-        page, now = Page(), self._clock()
+        page, now, door = Page(), self._clock(), read_door(self._deployment)
+        self._follow(self._running.deployment, self._running.look(door))
         page.set("toolkit_exporter_start_time_seconds", self._began)
         page.set("toolkit_exporter_info", 1, **identity(self._deployment))
         self._gpus.fill(page, now)
-        replicas.fill(page, self._deployment)
+        replicas.fill(page, self._running.deployment, door)
         if now - self._read_at >= PAGES_EVERY_S:
             self._read_at, self._of_servers = now, self._look_at_servers(now)
         page.take(self._of_servers)
@@ -60,6 +64,18 @@ class Watcher:
         self._gpus.close()
         if self._predictions:
             self._predictions.close()
+
+    def _follow(self, before: Deployment, now: Deployment) -> None:
+        """Take other settings, if the replicas have been restarted with them. No counter falls."""
+        if now is before:
+            return
+        self._gpus.close()
+        self._gpus = watch_of(now)
+        self._latencies.judge_by(clients_model(now), slo_targets(now))
+        self._servers.have_stages(now.parallel.pp)
+        if self._predictions:
+            self._predictions.close()
+            self._predictions = Predictions(now)
 
     def _look_at_servers(self, now: float) -> Page:
         page = Page()

@@ -22,6 +22,28 @@ NAME = "admission"
 LOOK_S, END_S = 1.0, 5.0
 
 
+class FixedLimit:
+    """The limit with `tuning.admission: off`: what gateway.max_requests says, or what the replicas can take."""
+
+    state = None
+
+    def __init__(self, deployment: Deployment, places: Places, events: Events) -> None:
+        self._places, self._events = places, events
+        self.serves(deployment)
+
+    def begin(self) -> None:
+        """Do nothing: it changes only with the settings."""
+
+    end = begin
+
+    def serves(self, deployment: Deployment) -> None:
+        """The replicas were restarted as this one."""
+        try:
+            write_limits(self._places, dict.fromkeys(CLUSTERS, deployment.most_requests))
+        except (OSError, ToolkitError) as error:
+            self._events.note("envoy", "limit not changed", str(error), "it lets in as many requests as before")
+
+
 class Admission:
     """The limit of one door. Call `begin` once, and `end`. `state` is for the state file."""
 

@@ -36,9 +36,9 @@ def dry_run(deployment: Deployment) -> str:
     node, replicas = _node(deployment), deployment.here()
     places = Places(TMP, folder(deployment), FRONT_PORT, GATE_PORT, node.address if node else None)
     sections = [_file(str(places.envoy_config), yaml.safe_dump(config(deployment, places), sort_keys=False))]
-    if deployment.tuning.admission == "auto":
-        limits = dict.fromkeys(CLUSTERS, bounds(deployment)[1])
-        sections.append(_file(f"{places.limits}, at the start", yaml.safe_dump(layer(limits), sort_keys=False)))
+    most = bounds(deployment)[1] if deployment.tuning.admission == "auto" else deployment.most_requests
+    limits = yaml.safe_dump(layer(dict.fromkeys(CLUSTERS, most)), sort_keys=False)
+    sections.append(_file(f"{places.limits}, at the start", limits))
     for cluster in (TRITON_HTTP, TRITON_GRPC) if deployment.gateway.has_door else ():
         standby = len(replicas) - deployment.recovery.standby
         traffic = [Traffic(replica, standby=number >= standby) for number, replica in enumerate(replicas)]

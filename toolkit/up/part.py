@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -102,6 +103,11 @@ class Part:
         """SIGTERM."""
         if self.process and self.alive:
             self.process.terminate()
+
+    def reload(self) -> None:
+        """SIGHUP: some programs then read their files again."""
+        if self.process and self.alive:
+            self.process.send_signal(signal.SIGHUP)
 
     def kill(self) -> None:
         """SIGKILL."""

@@ -27,7 +27,8 @@ def restart(supervisor: Supervisor, command: dict[str, Any], tell: Callable[[str
     check_new(supervisor.deployment, new)
     if command["rolling"] and len(replicas) < 2 and not supervisor.others.serve:
         raise ToolkitError("--rolling needs a second replica that serves meanwhile", hint="Leave --rolling out.")
-    for group in [[replica] for replica in replicas] if command["rolling"] else [replicas]:
+    one_by_one = sorted(replicas, key=lambda replica: replica.ready)  # first those that serve nobody
+    for group in [[replica] for replica in one_by_one] if command["rolling"] else [replicas]:
         change(supervisor, group, new, tell)
     supervisor.serves(new)
 

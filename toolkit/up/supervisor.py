@@ -24,7 +24,7 @@ from toolkit.processes import StopRequests, free_port, stop_requests
 from toolkit.serve import preflight
 from toolkit.serve.janitor import RUN_ID, Janitor, ServerRun, sweep
 from toolkit.serve.replicas import END_MARGIN_S
-from toolkit.up.admission import Admission
+from toolkit.up.admission import Admission, FixedLimit
 from toolkit.up.commands import Commands
 from toolkit.up.door_checks import check_door
 from toolkit.up.door_parts import DoorPart, door_parts, lists_a_model
@@ -34,7 +34,7 @@ from toolkit.up.gpu_watch import GpuWatch
 from toolkit.up.nodes import Nodes
 from toolkit.up.other_nodes import OtherNodes
 from toolkit.up.replica import Replica
-from toolkit.up.watching import watch_parts
+from toolkit.up.watching import follow, watch_parts
 
 TICK_S = 0.1
 LONGEST_SOCKET = 100
@@ -77,7 +77,7 @@ def _keep_up(
     (run.tmp / "discovery").mkdir()
     write_endpoints(places, [])
     events = Events(folder(deployment))
-    admission = Admission(deployment, places, events) if deployment.tuning.admission == "auto" else None
+    admission = (Admission if deployment.tuning.admission == "auto" else FixedLimit)(deployment, places, events)
     places.envoy_config.write_text(yaml.safe_dump(config(deployment, places), sort_keys=False), encoding="utf-8")
     programs.validate(envoy, places.envoy_config)
     environ = {**os.environ, **dynamo.environment(places.discovery, node), **tracing.dynamo_environment(deployment)}
@@ -118,14 +118,14 @@ class Supervisor:
         self.others = OtherNodes(self.replicas)
         self.door: tuple[DoorPart, ...] = ()
         self.gpus = GpuWatch(deployment, events)
-        self.admission: Admission | None = None
+        self.admission: Admission | FixedLimit | None = None
         self.watching: tuple[DoorPart, ...] = ()
         """Parts that may fail: no request needs them."""
         self._traffic: list[Traffic] = []
         self._phase, self._since = "loading", time.time()
         self._written: DoorState | None = None
         self._announced = False
-        self._own, self._digest = deployment, config_digest(deployment)
+        self._own, self._digest, self._takeovers = deployment, config_digest(deployment), 0
         self._commands = Commands(places.tmp / "control.sock", self)
 
     def __enter__(self) -> Supervisor:
@@ -157,6 +157,8 @@ class Supervisor:
     def serves(self, deployment: Deployment) -> None:
         """Note that all replicas now run this deployment."""
         self.deployment, self._digest = deployment, config_digest(self._own)
+        self._takeovers += 1
+        follow(self.watching, deployment, self._places, self.events)
         if self.admission:
             self.admission.serves(deployment)
         self._write()  # at once: whoever restarted it asks what runs
@@ -269,6 +271,7 @@ class Supervisor:
             self._digest,
             self.admission.state if self.admission else None,
             str(self.deployment.file.resolve()),
+            self._takeovers,
         )
         if state != self._written:
             write_door(self.deployment, state)

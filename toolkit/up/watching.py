@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from toolkit.up.events import Events
 from toolkit.up.part import Part, Start
 
 BACKOFF_S, CAP_S, ATTEMPTS = 1.0, 60.0, 8
+PROMETHEUS = "prometheus"
 
 
 def watch_parts(
@@ -41,6 +42,18 @@ def watch_parts(
         if part := _started(wanted, places, environ, events):
             parts.append(part)
     return tuple(parts)
+
+
+def follow(parts: Iterable[DoorPart], running: Deployment, places: Places, events: Events) -> None:
+    """Let Prometheus judge by the targets of what the replicas run now. The exporter sees that itself."""
+    for part in (part.part for part in parts if part.part.name == PROMETHEUS):
+        try:
+            prometheus.write_rules(running, places.prometheus)
+        except OSError as error:
+            what = f"{places.prometheus}: cannot be written: {error.strerror}"
+            events.note(PROMETHEUS, "alerts not changed", what, "they judge by the settings of before")
+        else:
+            part.reload()
 
 
 def exporter_command(deployment: Deployment, places: Places) -> list[str]:
@@ -65,7 +78,7 @@ class _Server:
 def _servers(deployment: Deployment, places: Places) -> Iterator[_Server]:
     monitoring, folder = deployment.monitoring, places.prometheus
     yield _Server(
-        "prometheus",
+        PROMETHEUS,
         prometheus.find(),
         prometheus.INSTALL,
         "prometheus_port",
