@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from toolkit.config.load import load_deployment
 from toolkit.known_truth import KnownTruth, Record, Settings
 from toolkit.reports.loadtest import report
-from toolkit.slo.metrics import Distribution
+from toolkit.slo.distribution import Distribution
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "tests" / "fixtures" / "tiny-llama"

@@ -6,7 +6,7 @@ from typing import Any
 
 from toolkit.client import Client, GenerateRequest
 from toolkit.load.exchange import exchange
-from toolkit.slo.metrics import Sample
+from toolkit.slo.sample import Sample
 
 
 def measure(client: Client, request: GenerateRequest, **how: Any) -> Sample:

@@ -10,7 +10,7 @@ from toolkit.errors import ToolkitError
 from toolkit.load.live import POINTS, Live
 from toolkit.load.options import RunOptions
 from toolkit.load.progress import line
-from toolkit.slo.metrics import Sample
+from toolkit.slo.sample import Sample
 
 LIMITS = {"ttft_ms": 250.0}
 

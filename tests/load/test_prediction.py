@@ -11,9 +11,9 @@ from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.load.prediction import predicted, traffic_that_ran
 from toolkit.plan.predict import predict
-from toolkit.slo.metrics import Sample
 from toolkit.slo.prediction import Predicted, PredictedMetric
 from toolkit.slo.run import Run
+from toolkit.slo.sample import Sample
 from toolkit.workload import traffic_of
 
 CONFIGS = Path(__file__).parents[2] / "build_configs"

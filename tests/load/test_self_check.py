@@ -18,8 +18,8 @@ from toolkit.load.processes import advice
 from toolkit.load.self_check import SLACK_CPU, CpuUse, compare, generator_error
 from toolkit.reports.loadtest.samples import write_samples
 from toolkit.slo.generator_error import GeneratorError
-from toolkit.slo.metrics import Sample
 from toolkit.slo.run import Run
+from toolkit.slo.sample import Sample
 
 
 def sent(number: int, arrived: float, times: tuple[float, ...], fault: str | None = None) -> Record:

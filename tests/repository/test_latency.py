@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from toolkit.config.histograms import HISTOGRAMS
-from toolkit.slo.metrics import Sample
+from toolkit.slo.sample import Sample
 
 from .sources import latency
 

@@ -17,7 +17,8 @@ from toolkit.calibrate.steps import engine_settings, time_steps
 from toolkit.engine.steplog import VARIABLE
 from toolkit.plan.predict import predict
 from toolkit.simulate import simulate
-from toolkit.slo.metrics import Measured, Sample
+from toolkit.slo.metrics import Measured
+from toolkit.slo.sample import Sample
 from toolkit.steptimes.calibration import model_of, parse
 from toolkit.steptimes.calibration_file import FORMAT
 from toolkit.workload import traffic_of

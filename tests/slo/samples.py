@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy
 
-from toolkit.slo.metrics import Sample
+from toolkit.slo.sample import Sample
 
 EPOCH = 1_700_000_000.0
 

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit.slo.metrics import Distribution, Measured, Sample, is_good
+from toolkit.slo.distribution import Distribution
+from toolkit.slo.metrics import Measured, is_good
+from toolkit.slo.sample import Sample
 
 from .samples import EPOCH, failed, sample
 

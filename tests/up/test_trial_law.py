@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from toolkit.config.sections import Slo
-from toolkit.slo.metrics import Sample
+from toolkit.slo.sample import Sample
 from toolkit.up import trial_law
 from toolkit.up.trial_law import ALPHA, Decision, Lateness, TrialLaw, compared, lateness, tail
 

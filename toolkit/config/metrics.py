@@ -19,7 +19,7 @@ class Metric:
     json_name: str
     """The name in report.json: AIPerf's, where AIPerf has the metric."""
     value: Callable[[Any], Any]
-    """The value for a request (toolkit.slo.metrics.Sample): a number, None if it has none, or a list if `many`."""
+    """The value for a request (toolkit.slo.sample.Sample): a number, None if it has none, or a list if `many`."""
     of_stream: bool = True
     """Only streamed answers have it."""
     many: bool = False

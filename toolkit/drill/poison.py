@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from toolkit.client.openai_client import KEY
 from toolkit.config.deployment import Deployment
 from toolkit.drill.load import TRITON_MODEL
-from toolkit.slo.metrics import Distribution
+from toolkit.slo.distribution import Distribution
 
 CHAT = "/v1/chat/completions"
 GENERATE = f"/v2/models/{TRITON_MODEL}/generate_stream"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from toolkit.drill.request import OPENAI, TRITON, Outcome, Request
-from toolkit.slo.metrics import Distribution
+from toolkit.slo.distribution import Distribution
 
 SETTLED_S = 2.0
 """Seconds for which a dead replica may still look ready. Refusals are judged after that."""

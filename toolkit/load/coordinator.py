@@ -42,8 +42,8 @@ from toolkit.reports.loadtest import report
 from toolkit.reports.loadtest.samples import write_samples
 from toolkit.reports.loadtest.terminal import summary_text
 from toolkit.slo.generator_error import GeneratorError, Lag, read_late_ms
-from toolkit.slo.metrics import Sample
 from toolkit.slo.run import Run
+from toolkit.slo.sample import Sample
 from toolkit.slo.server_metrics import ServerSeen
 from toolkit.slo.target import limits_of_a_request
 from toolkit.slo.verdict import Outcome, Verdict

@@ -12,7 +12,7 @@ from toolkit.client import Client, Event, GenerateRequest, Result
 from toolkit.clock import EPOCH, now
 from toolkit.errors import ToolkitError
 from toolkit.load.server_words import without_prompt
-from toolkit.slo.metrics import Sample
+from toolkit.slo.sample import Sample
 
 ASKED_OF_THE_SERVER = {
     "return_perf_metrics": True,

@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from toolkit.slo.metrics import Distribution, Sample, is_good
+from toolkit.slo.distribution import Distribution
+from toolkit.slo.metrics import is_good
+from toolkit.slo.sample import Sample
 
 WINDOW_S = 10.0
 LEAST = 16

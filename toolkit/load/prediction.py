@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from toolkit.errors import ToolkitError
-from toolkit.slo.metrics import LATENCIES, Measured, Sample
+from toolkit.slo.metrics import LATENCIES, Measured
 from toolkit.slo.prediction import Predicted, PredictedMetric
 from toolkit.slo.run import Run
+from toolkit.slo.sample import Sample
 from toolkit.slo.target import limits_of_a_request
 from toolkit.workload import Traffic
 from toolkit.workload.traffic import Planned

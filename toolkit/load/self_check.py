@@ -19,8 +19,9 @@ import psutil
 from toolkit.errors import ToolkitError
 from toolkit.known_truth import KnownTruth, Record, Settings
 from toolkit.reports.loadtest.samples import read_samples
+from toolkit.slo.distribution import Distribution
 from toolkit.slo.generator_error import AtPercentiles, GeneratorError
-from toolkit.slo.metrics import Distribution, Sample
+from toolkit.slo.sample import Sample
 
 if TYPE_CHECKING:
     from toolkit.load.requests import RequestSource

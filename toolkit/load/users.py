@@ -33,7 +33,7 @@ from toolkit.load.private_locust import ready_workers
 from toolkit.load.reporting import LoopLag, Reporter
 from toolkit.load.requests import PlannedRequest, RequestSource
 from toolkit.load.target import can_stream, require_ready
-from toolkit.slo.metrics import Sample
+from toolkit.slo.sample import Sample
 from toolkit.slo.verdict import Outcome
 
 LARGEST_SPAWN_RATE = 100

@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import IO, Any
 
-from toolkit.slo.metrics import Sample
+from toolkit.slo.sample import Sample
 
 LONGEST_TAIL = 4 << 20
 """Bytes before the end of the file that `KeptRequests` begins with, if asked to: some thousand requests."""

@@ -11,7 +11,8 @@ from toolkit.config.metrics import METRICS
 from toolkit.config.sections import Slo
 from toolkit.inflight import SchedulerConfig
 from toolkit.simulate.run import Simulation, simulate
-from toolkit.slo.metrics import Sample, is_good
+from toolkit.slo.metrics import is_good
+from toolkit.slo.sample import Sample
 from toolkit.slo.target import limits_of_a_request
 from toolkit.slo.verdict import judge, of_a_rate
 from toolkit.steptimes.step import StepTimes, decode

@@ -18,7 +18,7 @@ from toolkit.simulate.coasting import GenerationTimes, InFlight, coast
 from toolkit.simulate.repetition import RepeatingScheduler
 from toolkit.simulate.usage import NOTHING, Interval, Usage
 from toolkit.simulate.work_clock import WorkClock
-from toolkit.slo.metrics import Sample
+from toolkit.slo.sample import Sample
 from toolkit.steptimes.step import StepTimes, StepWork
 from toolkit.workload import Planned
 

@@ -15,7 +15,8 @@ from toolkit.inflight import SchedulerConfig
 from toolkit.simulate.replica import Replica, Sequence
 from toolkit.simulate.routers import LeastRequests, Router
 from toolkit.simulate.usage import NOTHING, Interval
-from toolkit.slo.metrics import Measured, Sample
+from toolkit.slo.metrics import Measured
+from toolkit.slo.sample import Sample
 from toolkit.steptimes.step import StepTimes
 from toolkit.workload import Traffic
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 
 from pydantic import TypeAdapter
 
-from toolkit.slo.metrics import Distribution, Finite, Measured
+from toolkit.slo.distribution import Distribution
+from toolkit.slo.metrics import Measured
+from toolkit.slo.sample import Finite
 
 Lag = tuple[float, float]
 """When a timer of a generator process was due (seconds since the Unix epoch), and how late it fired (ms)."""

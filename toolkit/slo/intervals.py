@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from toolkit.config.metrics import METRICS
-from toolkit.slo.metrics import Measured, Sample, is_good, values_of
+from toolkit.slo.metrics import Measured, is_good, values_of
+from toolkit.slo.sample import Sample
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from toolkit.slo.metrics import Finite
+from toolkit.slo.sample import Finite
 
 
 @dataclass(frozen=True)

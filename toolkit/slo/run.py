@@ -8,8 +8,9 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 from toolkit.slo.generator_error import GeneratorError
-from toolkit.slo.metrics import Measured, Sample
+from toolkit.slo.metrics import Measured
 from toolkit.slo.prediction import Predicted
+from toolkit.slo.sample import Sample
 from toolkit.slo.server_metrics import ServerSeen
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from toolkit.slo.metrics import Count, Finite
+from toolkit.slo.sample import Count, Finite
 
 NO_GPUS = "the server's metrics name no GPU"
 

@@ -23,7 +23,7 @@ from toolkit.up.rolling import change, check_new
 from toolkit.up.trial_law import Decision, TrialLaw
 
 if TYPE_CHECKING:
-    from toolkit.slo.metrics import Sample
+    from toolkit.slo.sample import Sample
     from toolkit.up.supervisor import Supervisor
 
 NAME = "tuning"

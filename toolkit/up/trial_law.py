@@ -19,7 +19,8 @@ from toolkit.config.metrics import METRICS
 from toolkit.config.sections import Slo
 from toolkit.slo.change import BEYOND, UNCLEAR, Change, Side, compliance_change, latency_change
 from toolkit.slo.intervals import Bootstrap, newcombe
-from toolkit.slo.metrics import LATENCIES, Measured, Sample, is_good, values_of
+from toolkit.slo.metrics import LATENCIES, Measured, is_good, values_of
+from toolkit.slo.sample import Sample
 from toolkit.slo.target import limits_of_a_request
 
 ALPHA = 0.05

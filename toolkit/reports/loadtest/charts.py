@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from toolkit.reports.html.charts import BAD, FIRST, INK, SERIES, SMALL, SOFT, TOKEN, WIDE, Chart, Key, limit_line, svg
-from toolkit.slo.metrics import Distribution, Measured, Sample
+from toolkit.slo.distribution import Distribution
+from toolkit.slo.metrics import Measured
 from toolkit.slo.run import Run
+from toolkit.slo.sample import Sample
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,10 +14,12 @@ from toolkit.config.metrics import METRICS
 from toolkit.errors import ToolkitError, harmless
 from toolkit.files.invalid import first_problem
 from toolkit.files.json_file import finite, read_json
+from toolkit.slo.distribution import Distribution
 from toolkit.slo.generator_error import GeneratorError
-from toolkit.slo.metrics import Count, Distribution, Measured, Moment
+from toolkit.slo.metrics import Measured
 from toolkit.slo.prediction import Predicted
 from toolkit.slo.run import Run
+from toolkit.slo.sample import Count, Moment
 from toolkit.slo.server_metrics import ServerSeen
 from toolkit.slo.target import Target
 from toolkit.slo.verdict import Outcome, Verdict

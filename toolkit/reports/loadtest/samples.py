@@ -12,8 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 from toolkit.errors import ToolkitError, harmless
 from toolkit.files.atomic import open_file
 from toolkit.files.invalid import first_problem
-from toolkit.slo.metrics import Sample
 from toolkit.slo.run import Run
+from toolkit.slo.sample import Sample
 
 SAMPLES_NAME = "samples.jsonl.gz"
 LONGEST_SAMPLE = 16 << 20
