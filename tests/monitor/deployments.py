@@ -28,3 +28,10 @@ def rehearsal(folder: Path, **sections: Any) -> Deployment:
     file = folder / "watched.yaml"
     file.write_text(yaml.safe_dump({**content, **sections}))
     return load_deployment(file)
+
+
+def front_node(folder: Path, **sections: Any) -> Deployment:
+    """A node that has a door and no replica."""
+    tls = {"ca": "ca.pem", "certificate": "node.pem", "key": "node-key.pem"}
+    gateway = {"role": "front", "discovery": "etcd://10.0.0.1:2379", "interface": "eth1", "node_tls": tls}
+    return rehearsal(folder, gateway=gateway, **sections)

@@ -14,7 +14,7 @@ from toolkit.config.load import load_deployment
 from toolkit.monitor import prometheus
 from toolkit.monitor.alerts import alerts
 
-from .deployments import FLAGSHIP, rehearsal
+from .deployments import FLAGSHIP, front_node, rehearsal
 
 PROMTOOL = shutil.which("promtool")
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason=f"needs promtool: {prometheus.INSTALL}")
@@ -149,6 +149,14 @@ def test_prometheus_takes_the_files(tmp_path, which):
     prometheus.write_files(deployment, 12345, tmp_path)
     said = promtool("check", "config", tmp_path / prometheus.CONFIG)
     assert said.count("SUCCESS") == 3, said
+
+
+@needs_promtool
+def test_on_a_node_with_a_door_alone_prometheus_scrapes_the_door(tmp_path):
+    prometheus.write_files(front_node(tmp_path), 12345, tmp_path)
+    promtool("check", "config", tmp_path / prometheus.CONFIG)
+    jobs = yaml.safe_load((tmp_path / prometheus.CONFIG).read_text())["scrape_configs"]
+    assert [job["job_name"] for job in jobs] == ["toolkit", "dynamo"]
 
 
 @needs_promtool

@@ -6,7 +6,7 @@ import pynvml
 import pytest
 
 from tests.doctor.fake_nvml import GIB, Card, FakeNvml
-from tests.monitor.deployments import FLAGSHIP, rehearsal
+from tests.monitor.deployments import FLAGSHIP, front_node, rehearsal
 from toolkit.config.load import load_deployment
 from toolkit.machine import gpu_health
 from toolkit.machine.kernel_log import Kernel, Xid
@@ -39,6 +39,14 @@ nv_trt_llm_inflight_batcher_metrics{{inflight_batcher_specific_metric="micro_bat
 {ttft}{{model="tensorrt_llm",protocol="triton",replica="0",le="+Inf"}} 1000
 toolkit_request_errors_total{{{labels},error="unavailable"}} 2
 toolkit_request_errors_total{{{labels},error="invalid_arg"}} 50
+"""
+
+
+OPENAI_PAGE = """
+dynamo_frontend_time_to_first_token_seconds_bucket{model="llama",le="0.5"} 4
+dynamo_frontend_time_to_first_token_seconds_bucket{model="llama",le="+Inf"} 5
+dynamo_frontend_requests_total{endpoint="completions",error_type="internal",model="llama",status="error"} 1
+dynamo_frontend_requests_total{endpoint="completions",error_type="validation",model="llama",status="error"} 9
 """
 
 
@@ -117,12 +125,7 @@ def test_the_slo_s_counters_survive_the_restart_of_a_replica(watcher, world):
 
 
 def test_openai_s_traffic_is_that_of_the_front_end(watcher, world):
-    world.pages[FRONT_URL] = """
-dynamo_frontend_time_to_first_token_seconds_bucket{model="llama",le="0.5"} 4
-dynamo_frontend_time_to_first_token_seconds_bucket{model="llama",le="+Inf"} 5
-dynamo_frontend_requests_total{endpoint="completions",error_type="internal",model="llama",status="error"} 1
-dynamo_frontend_requests_total{endpoint="completions",error_type="validation",model="llama",status="error"} 9
-"""
+    world.pages[FRONT_URL] = OPENAI_PAGE
     page = look(watcher, world)
     labels = {"target": "ttft_p50", "protocol": "openai"}
     assert page.get("toolkit_slo_good_requests_total", **labels) == 4
@@ -205,3 +208,14 @@ def test_xid_errors_of_the_kernel_log(monkeypatch):
     page = gpu_page(monkeypatch, nvml, kernel)
     assert page.get("toolkit_gpu_xid_errors_total", gpu=1, xid=79) == 2
     assert page.get("toolkit_gpu_xid_errors_total", gpu="0:aa:0", xid=13) == 1
+
+
+def test_a_node_with_a_door_alone_shows_the_door(tmp_path, world):
+    """Its replicas are on other nodes: none of them is down here."""
+    world.pages = {FRONT_URL: OPENAI_PAGE}
+    watcher = Watcher(front_node(tmp_path), FRONT_URL, world.read, lambda: world.now)
+    page = look(watcher, world)
+    assert page.get("toolkit_slo_requests_total", target="ttft_p50", protocol="openai") == 6
+    assert [labels for labels, _ in page.of("toolkit_scrape_ok")] == [{"source": FRONT}]
+    assert not list(page.of("toolkit_replica_ready")) and not list(page.of("toolkit_gpu_memory_used_bytes"))
+    watcher.close()

@@ -60,7 +60,7 @@ class GpuWatch:
 
 def _ranks_by_gpu(deployment: Deployment) -> Iterator[tuple[int, tuple[int, int]]]:
     """(GPU, (replica, rank))."""
-    for number, replica in enumerate(deployment.per_replica()):
+    for number, replica in enumerate(deployment.here()):
         with contextlib.suppress(ToolkitError):
             for rank, gpu in enumerate(share_of(replica).gpus):
                 yield gpu, (number, rank)
@@ -88,7 +88,7 @@ class RankWatch:
     """The ranks of a rehearsal, with the numbers that GPUs would have."""
 
     def __init__(self, deployment: Deployment) -> None:
-        self._replicas = deployment.per_replica()
+        self._replicas = deployment.here()
         self._size = deployment.mapping.world_size
         self._total = (memory_limit() or psutil.virtual_memory().total) / deployment.all_ranks
         self._runs: dict[int, tuple[ServerRun, dict[int, list[Process]]]] = {}

@@ -49,8 +49,9 @@ def write_rules(deployment: Deployment, folder: Path) -> None:
 def scrape_config(deployment: Deployment, front_port: int) -> dict[str, Any]:
     """The content of prometheus.yml."""
     jobs = [_job("toolkit", [_targets(deployment.monitoring.exporter_port)])]
-    ports = [replica.serving.metrics_port for replica in deployment.per_replica()]
-    jobs.append(_job("triton", [_targets(port, replica=str(number)) for number, port in enumerate(ports)]))
+    ports = [replica.serving.metrics_port for replica in deployment.here()]
+    if ports:
+        jobs.append(_job("triton", [_targets(port, replica=str(number)) for number, port in enumerate(ports)]))
     if deployment.gateway.has_door:
         jobs.append(_job("dynamo", [_targets(front_port)]))
     manager = {"alertmanagers": [{"static_configs": [_targets(deployment.monitoring.alertmanager_port)]}]}

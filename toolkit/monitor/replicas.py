@@ -27,7 +27,7 @@ def fill(page: Page, deployment: Deployment, door: DoorState | None) -> None:
         page.set("toolkit_admission_refused_total", admission.refused)
         page.set("toolkit_admission_changes_total", admission.falls, direction="fall")
         page.set("toolkit_admission_changes_total", admission.rises, direction="rise")
-    for number, replica in enumerate(deployment.per_replica()):
+    for number, replica in enumerate(deployment.here()):
         phase = phase_of(replica, parts.get(f"replica {number}"))
         for one in PHASES:
             page.set("toolkit_replica_phase", one == phase, replica=number, phase=one)

@@ -22,7 +22,7 @@ class Servers:
         self._read = read
         self._urls = {} if front_url is None else {FRONT: front_url}
         self._engines: dict[str, EngineWatch] = {}
-        for number, replica in enumerate(deployment.per_replica()):
+        for number, replica in enumerate(deployment.here()):
             name, serving = f"replica {number}", replica.serving
             self._urls[name] = f"http://{reachable(serving.host)}:{serving.metrics_port}/metrics"
             self._engines[name] = EngineWatch(number, deployment.parallel.pp)

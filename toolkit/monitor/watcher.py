@@ -37,7 +37,8 @@ class Watcher:
         self._running = Running(deployment)
         self._gpus = watch_of(deployment)
         self._latencies = Latencies(clients_model(deployment), slo_targets(deployment))
-        self._predictions = Predictions(deployment) if predictions else None
+        # Only a node with replicas has a plan of what they do.
+        self._predictions = Predictions(deployment) if predictions and deployment.here() else None
         self._servers = Servers(deployment, front_url, read)
         self._of_servers = Page()
         self._read_at = -PAGES_EVERY_S

@@ -54,16 +54,16 @@ def dry_run(deployment: Deployment) -> str:
     )
     for name, command in door_commands(deployment, places, Path("envoy")).items():
         sections.append(f"# {name}\n{shlex.join(command)}")
-    if deployment.monitoring.exporter and replicas:
+    if deployment.monitoring.exporter:
         sections.append(f"# exporter\n{shlex.join(exporter_command(deployment, places))}")
-    if deployment.monitoring.prometheus == "auto" and replicas:
+    if deployment.monitoring.prometheus == "auto":
         sections += [
             _file(str(places.prometheus / name), text)
             for name, text in prometheus.files(deployment, places.front_port).items()
         ]
         command = prometheus.command(Path("prometheus"), deployment, places.prometheus)
         sections.append(f"# prometheus, where it is installed\n{shlex.join(command)}")
-    if deployment.monitoring.alert_webhook and replicas:
+    if deployment.monitoring.alert_webhook:
         sections.append(_file(str(places.prometheus / alertmanager.CONFIG), alertmanager.text(deployment)))
         command = alertmanager.command(Path("alertmanager"), deployment, places.prometheus)
         sections.append(f"# alertmanager, where it is installed\n{shlex.join(command)}")

@@ -28,8 +28,6 @@ def watch_parts(
 ) -> tuple[DoorPart, ...]:
     """The parts that can be started. For each other one an event says why not, and how to get it."""
     monitoring = deployment.monitoring
-    if not deployment.here():  # other nodes watch the replicas; here their alerts would fire
-        return ()
     parts = []
     if monitoring.exporter and not packages.installed(packages.EXPORTER):
         events.note(
