@@ -12,14 +12,14 @@ FUZZ_EXAMPLES ?= 2000
 # The variable silences an advertisement.
 SITE    := NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 # Three parts: what needs no server; what starts servers, three test files at a time, as most of it waits; what measures
-# times, one by one.
+# times, two files at a time, as three quarters of it wait.
 # The fast tests are the first part without those that try many examples.
 # One process more than cores, as a fifth of the time a test waits for another program.
 WORKERS := --numprocesses $(shell n=$$(nproc); echo $$((n < 8 ? n + 1 : 8))) --dist loadgroup
 FAST    := -m "not slow and not thorough" $(WORKERS)
 SHARED  := -m "not slow" $(WORKERS)
 SERVERS := -m "slow and not alone" --numprocesses 3 --dist loadfile --no-loadscope-reorder
-TIMED   := -m "slow and alone"
+TIMED   := -m "slow and alone" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 # The test files that have such a mark: to read all of them takes 20 s on a slow machine.
 MARKED   = $(shell grep -rlF 'mark.$(1)' tests --include='test_*.py')
 # make test ONLY=slo: the tests of one room, or of several, and of the rooms that import it. pytest says 5 for no test.

@@ -61,18 +61,25 @@ def drill(file, *arguments):
 
 def test_a_killed_rank_loses_nothing_and_poison_harms_its_sender_only(up):
     """How long things take depends on the machine: what is lost, cut, wrong and healed does not."""
-    drills, errors = drill(up, "poison", "kill-rank", "--seconds", "4", "--rate", "4")
-    assert list(drills) == ["kill-rank", "poison"], "in the order of the table"
+    drills, errors = drill(up, "poison", "kill-rank", "errors", "--seconds", "4", "--rate", "4")
+    assert list(drills) == ["kill-rank", "errors", "poison"], "in the order of the table"
     killed = drills["kill-rank"]
     verdicts = {promise["metric"]: promise["verdict"] for promise in killed["promises"]}
     for metric in ("cut_openai", "wrong", "recover_s"):
         assert verdicts[metric] == "PASS", (killed["measured"], errors)
     lost = [request for request in killed["requests"] if request["outcome"] in ("lost", "refused")]
-    # Triton answers 400 where a rank dies just before the first token, and no proxy can know that from a wrong request.
-    assert [r for r in lost if r["api"] == "openai" or not any(words in r["error"] for words in GROUP_ENDED)] == []
+    # No proxy can send a request of an open gRPC stream again.
+    words = [r["error"] for r in lost if r["api"] == "triton-grpc"]
+    assert len(words) == len(lost) and all(any(told in error for told in GROUP_ENDED) for error in words), lost
     assert killed["note"].startswith("SIGKILL to rank 1 of replica ")
     assert any(event["event"] == "ended" and event["part"].startswith("replica") for event in killed["events"])
     assert {request["api"] for request in killed["requests"]} == {"openai", "triton-http", "triton-grpc"}
+    failed = drills["errors"]
+    assert {p["metric"]: p["verdict"] for p in failed["promises"]} == {
+        metric: "PASS" for metric in ("sent_again", "lost_http", "cut", "wrong")
+    }, failed["measured"]
+    told = [request["error"] for request in failed["requests"] if request["outcome"] in ("lost", "refused")]
+    assert all("Encountered an error in forwardAsync function" in error for error in told)
     measured = drills["poison"]["measured"]
     assert (measured["not_4xx"], measured["lost"], measured["cut"], measured["wrong"]) == (0, 0, 0, 0), drills["poison"]
     page = (up.parent / "out" / "drill" / "index.html").read_text()

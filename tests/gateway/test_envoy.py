@@ -109,6 +109,8 @@ def test_a_request_s_own_fault_is_never_sent_again(door, status):
         "this server is ending",
         "tensorrt_llm failed: RuntimeError: LLM is shutting down",
         "tensorrt_llm failed: RequestError: no kernel for this batch",
+        "Encountered an error in forwardAsync function: No free block found",
+        "[TensorRT-LLM][ERROR] CUDA runtime error in cudaEventSynchronize(get()): an illegal memory access",
         "the LLM API has ended this request, and the rest of the answer is lost. Send the request again",
     ],
 )
@@ -120,6 +122,15 @@ def test_what_triton_has_no_status_for_is_503_and_not_the_request_s_fault(door, 
         status, headers, body = ask(door.url, path)
         assert (status, headers["retry-after"]) == (503, "1")
         assert words in body["error"]
+
+
+def test_what_one_replica_failed_another_answers(door):
+    """As where a rank dies before the first token: Triton answers 400, as if the request were wrong."""
+    failing = door.replicas[0]
+    failing.status, failing.body = 400, b'{"error": "in ensemble \'ensemble\', a rank of the group has ended"}'
+    for path in (GENERATE, "/v2/models/ensemble/generate_stream"):
+        assert [ask(door.url, path)[0] for _ in range(10)] == [200] * 10
+    assert failing.asked
 
 
 def test_json_that_triton_cannot_read_is_the_request_s_fault(door):

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -91,11 +92,25 @@ def test_the_next_serve_cleans_up_when_all_guards_were_killed(deploy, start):
     assert run.segments() == [] and not run.tmp.exists()
 
 
+GIVES_UP = "terminate called after throwing an instance of 'boost::interprocess::lock_exception'"
+"""What Triton says when it gives up a model on a busy machine."""
+
+
+def break_rank(deployment, rank, says) -> list[Path]:
+    """A rank that says this as it loads, and ends. The leader waits, as a real one does until its ranks are ready.
+
+    Returns the two files that make them do so.
+    """
+    model = deployment.repository_dir / "tensorrt_llm"
+    broken, waiting = model / f"broken{rank}", model / "sleep0"
+    broken.write_text(says)
+    waiting.touch()
+    return [broken, waiting]
+
+
 def test_a_rank_that_cannot_load_is_named(deploy, start):
     deployment = deploy(tp=2, pp=2)
-    broken = deployment.repository_dir / "tensorrt_llm" / "broken2"
-    broken.write_text("rank2.engine has no tensor named transformer.ln_f.weight")
-    (broken.parent / "sleep0").touch()  # as a real leader, which is not ready before its ranks are
+    break_rank(deployment, 2, "rank2.engine has no tensor named transformer.ln_f.weight")
     serving = start(deployment)
     assert serving.ended(60) == 1
     assert "rank 2 exited with code 1; all 4 ranks were ended" in serving.stderr
@@ -105,9 +120,7 @@ def test_a_rank_that_cannot_load_is_named(deploy, start):
 
 def test_a_rank_that_triton_gave_up_on_a_busy_machine(deploy, start):
     deployment = deploy(tp=2, pp=1)
-    broken = deployment.repository_dir / "tensorrt_llm" / "broken1"
-    broken.write_text("terminate called after throwing an instance of 'boost::interprocess::lock_exception'")
-    (broken.parent / "sleep0").touch()
+    break_rank(deployment, 1, GIVES_UP)
     serving = start(deployment)
     serving.wait_for(lambda: "Starting again in 20 s" in serving.stderr)
     serving.send(signal.SIGTERM)  # in the pause
@@ -120,13 +133,11 @@ def test_a_rank_that_triton_gave_up_on_a_busy_machine(deploy, start):
 
 def test_a_rank_that_triton_gave_up_once(deploy, start):
     deployment = deploy(tp=2, pp=1)
-    broken = deployment.repository_dir / "tensorrt_llm" / "broken1"
-    broken.write_text("terminate called after throwing an instance of 'boost::interprocess::lock_exception'")
-    (broken.parent / "sleep0").touch()
+    files = break_rank(deployment, 1, GIVES_UP)
     serving = start(deployment)
     serving.wait_for(lambda: "starting 2 ranks" in serving.stderr)
-    broken.unlink()  # the run has a copy of its own
-    (broken.parent / "sleep0").unlink()
+    for file in files:
+        file.unlink()  # the run has a copy of its own
     serving.wait_ready()
     assert "Starting again in 1 s" in serving.stderr
 

@@ -1,7 +1,4 @@
-"""The failures that toolkit drill can make, each with what is promised about it.
-
-No drill makes a share of the requests fail: neither Triton nor the engine can be made to do that.
-"""
+"""The failures that toolkit drill can make, each with what is promised about it."""
 
 from __future__ import annotations
 
@@ -51,6 +48,11 @@ def _one_replica(deployment: Deployment) -> str | None:
     return None if deployment.parallel.replicas > 1 else "there is no second replica that serves meanwhile"
 
 
+def _no_share(deployment: Deployment) -> str | None:
+    reason = "a share of a real engine's requests cannot be made to fail"
+    return reason if deployment.kind.on_gpus else _one_replica(deployment)
+
+
 def _no_fallback(deployment: Deployment) -> str | None:
     if not deployment.recovery.fallback or deployment.mapping.world_size < 2:
         return "recovery.fallback names no deployment"
@@ -86,6 +88,13 @@ FAILURES = (
     Failure("kill-envoy", "Envoy is killed", make.kill_part("envoy"), DOOR_FAILS),
     Failure("kill-gate", "the gate is killed", make.kill_part("gate"), (*DOOR_FAILS, none("cut"))),
     Failure("slow-replica", "a replica runs half of the time", make.slow_replica, NOTHING_LOST, _one_replica),
+    Failure(
+        "errors",
+        "the engine fails a quarter of a replica's requests",
+        make.fail_share,
+        (Promise("sent_again", 1, at_least=True), none("lost_http"), none("cut"), none("wrong")),
+        _no_share,
+    ),
     Failure(
         "poison",
         "wrong requests are sent",

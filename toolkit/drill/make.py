@@ -14,6 +14,7 @@ from toolkit.drill.node import alive, part_of, send, supervisor, worker_of
 from toolkit.drill.request import Outcome
 from toolkit.drill.scene import Scene
 from toolkit.gateway.door import door_url, folder
+from toolkit.serve.janitor import FAILING
 from toolkit.serve.replicas import END_MARGIN_S
 from toolkit.up import control
 from toolkit.up.fallback import MARKER
@@ -25,6 +26,7 @@ SHORT = 8
 """Tokens of an answer where many requests are sent at once."""
 LEAVING, LEFT_LIMIT_S = 6, 30.0
 STOPPED_S, RUNNING_S = 0.3, 0.3
+FAILING_SHARE = 0.25
 WINDOWS = (False, True) * 4
 """Which windows have poison. Four of eight can be chosen in 70 ways, enough for a test at 5 %."""
 IN_A_WINDOW = 5
@@ -121,6 +123,17 @@ def slow_replica(scene: Scene) -> None:
         time.sleep(STOPPED_S)
         send(signal.SIGCONT, pids)
         time.sleep(RUNNING_S)
+
+
+def fail_share(scene: Scene) -> None:
+    """Let a share of a replica's requests fail, as where a step of the engine fails."""
+    replica = scene.busiest()
+    file = scene.node.run(replica).tmp / FAILING
+    scene.afterwards.append(lambda: file.unlink(missing_ok=True))
+    scene.begin(f"{FAILING_SHARE:.0%} of the requests to {part_of(replica)} fail in the engine")
+    file.write_text(str(FAILING_SHARE), encoding="utf-8")
+    time.sleep(2 * scene.seconds)
+    file.unlink()
 
 
 def send_poison(scene: Scene) -> None:

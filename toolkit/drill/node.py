@@ -22,7 +22,7 @@ from toolkit.gateway.door import DoorState, PartState, folder, read_door, up_pid
 from toolkit.gateway.places import LOOPBACK
 from toolkit.monitor.read_page import read_page
 from toolkit.serve.health import Probe
-from toolkit.serve.janitor import Member, members
+from toolkit.serve.janitor import Member, ServerRun, members
 from toolkit.serve.state import read_state
 from toolkit.up.events import NAME as EVENTS
 
@@ -77,6 +77,12 @@ class Node:
         """The processes of a replica's group."""
         state = read_state(replica)
         return members(state.run) if state else []
+
+    def run(self, replica: Deployment) -> ServerRun:
+        """The present run of a replica's group. Raises ToolkitError where there is none."""
+        if (state := read_state(replica)) is None:
+            raise ToolkitError(f"{part_of(replica)} does not serve now", where=self.deployment.file)
+        return state.run
 
     def servers(self, replica: Deployment) -> list[Member]:
         """The Triton of each rank, rank 0 first. Raises ToolkitError where there is none."""

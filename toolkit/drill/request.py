@@ -8,6 +8,7 @@ from enum import StrEnum
 OPENAI, TRITON_HTTP, TRITON_GRPC = "openai", "triton-http", "triton-grpc"
 APIS = (OPENAI, TRITON_HTTP, TRITON_GRPC)
 TRITON = (TRITON_HTTP, TRITON_GRPC)
+HTTP = (OPENAI, TRITON_HTTP)
 REFUSALS = (429, 503)
 
 

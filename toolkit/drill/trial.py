@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from toolkit.drill.request import OPENAI, TRITON, Outcome, Request
+from toolkit.drill.request import HTTP, OPENAI, TRITON, Outcome, Request
 from toolkit.slo.distribution import Distribution
 
 SETTLED_S = 2.0
@@ -130,6 +130,8 @@ _GONE = (Outcome.LOST, Outcome.REFUSED)
 METRICS: dict[str, Metric] = {
     "lost": Metric("requests lost before their first token", "", _count(*_GONE)),
     "lost_triton": Metric("requests to Triton's APIs lost before their first token", "", _count(*_GONE, apis=TRITON)),
+    "lost_http": Metric("requests over HTTP lost before their first token", "", _count(*_GONE, apis=HTTP)),
+    "sent_again": Metric("requests that were sent to another replica", "", lambda t: len(t.tries) + (t.migrated or 0)),
     "broken": Metric("requests that got another error than 429 or 503 with Retry-After", "", _count(Outcome.LOST)),
     "refused": Metric("requests refused by 429 or 503", "", _count(Outcome.REFUSED)),
     "cut": Metric("streams cut", "", _count(Outcome.CUT)),

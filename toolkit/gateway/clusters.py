@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from toolkit.config.deployment import Deployment
+from toolkit.gateway.error_form import TRITON_FAULTS
 from toolkit.gateway.places import LOOPBACK, Places
 from toolkit.gateway.tunnels import other_nodes
 
@@ -87,22 +88,37 @@ def triton_cluster(name: str, places: Places, deployment: Deployment) -> dict[st
     }
 
 
-HTTP2 = {
-    "typed_extension_protocol_options": {
-        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-            "@type": f"{EXTENSIONS}.upstreams.http.v3.HttpProtocolOptions",
-            "explicit_http_config": {"http2_protocol_options": {}},
-        }
+def _protocol(options: dict[str, Any]) -> dict[str, Any]:
+    kind = f"{EXTENSIONS}.upstreams.http.v3.HttpProtocolOptions"
+    return {"typed_extension_protocol_options": {kind.rpartition("/")[2]: {"@type": kind, **options}}}
+
+
+HTTP2 = _protocol({"explicit_http_config": {"http2_protocol_options": {}}})
+TELLS_FAULTS = _protocol(
+    {
+        "explicit_http_config": {"http_protocol_options": {}},
+        "http_filters": [
+            {
+                "name": "faults",  # with Lua's own name, the Lua of the route would run here too
+                "typed_config": {
+                    "@type": f"{EXTENSIONS}.filters.http.lua.v3.Lua",
+                    "default_source_code": {"inline_string": TRITON_FAULTS},
+                },
+            },
+            {
+                "name": "envoy.filters.http.upstream_codec",
+                "typed_config": {"@type": f"{EXTENSIONS}.filters.http.upstream_codec.v3.UpstreamCodec"},
+            },
+        ],
     }
-}
+)
+"""HTTP/1.1 whose errors say whose fault they are."""
 
 
 def _breakers(deployment: Deployment) -> dict[str, Any]:
     most = deployment.most_requests
-    budget: dict[str, Any] = {"budget_percent": {"value": 20}, "min_retry_concurrency": 3}
-    if deployment.gateway.etcd:
-        # If one of two nodes is gone, half of the requests go there first and are retried after CONNECT_S.
-        budget = {"budget_percent": {"value": 50}, "min_retry_concurrency": 16}
+    # If one of two replicas or nodes is gone, half of the requests are sent again.
+    budget = {"budget_percent": {"value": 50}, "min_retry_concurrency": 16}
     # More connections than requests: else the next request over HTTP/1.1 would wait for one instead of getting 503.
     limits = {"max_connections": 2 * most + 8, "max_pending_requests": most, "max_requests": most}
     return {"thresholds": [{"priority": "DEFAULT", **limits, "retry_budget": budget}]}

@@ -10,7 +10,16 @@ from typing import Any
 
 from toolkit.config.deployment import Deployment
 from toolkit.gateway import tracing
-from toolkit.gateway.clusters import EXTENSIONS, FRONT, HTTP2, address, body_bytes, local_cluster, triton_cluster
+from toolkit.gateway.clusters import (
+    EXTENSIONS,
+    FRONT,
+    HTTP2,
+    TELLS_FAULTS,
+    address,
+    body_bytes,
+    local_cluster,
+    triton_cluster,
+)
 from toolkit.gateway.endpoints import TRITON_GRPC, TRITON_HTTP
 from toolkit.gateway.error_form import ERROR_FORMS, OPENAI_ERRORS, TRITON_ERRORS
 from toolkit.gateway.limits import runtime_layers
@@ -53,7 +62,7 @@ def config(deployment: Deployment, places: Places) -> dict[str, Any]:
         clusters = [
             local_cluster(FRONT, places.front_port, deployment),
             local_cluster(GATE, places.gate_port, deployment),
-            triton_cluster(TRITON_HTTP, places, deployment),
+            {**triton_cluster(TRITON_HTTP, places, deployment), **TELLS_FAULTS},
             {**triton_cluster(TRITON_GRPC, places, deployment), **HTTP2},
             *tracing.clusters(deployment),
             *clusters,

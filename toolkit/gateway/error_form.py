@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from toolkit.gateway.faults import TABLE, Fault
+
 RETRY_AFTER_S = 1
 """Retry-After of 429 and 503: by then a full replica may have room, or a replica may have started again."""
 
@@ -102,29 +104,42 @@ end
 """
 """Lua for Envoy, on the route to the front end."""
 
-TRITON_ERRORS = f"""
--- Triton answers 400 for all errors of its models, a full queue or a dead rank included.
--- It answers 500 for JSON that it cannot read.
-local passing = {{
-  "Maximum queue size", "a rank of the group has ended", "this server is ending", "the LLM API has ended this request",
-  "LLM is shutting down", "PyExecutor has already been shutdown", "tensorrt_llm failed: RequestError",
+_PHRASES = "\n".join(f'  {{"{phrase}", {str(fault is not Fault.REQUEST).lower()}}},' for fault, phrase in TABLE)
+
+TRITON_FAULTS = f"""
+-- Triton answers 400 for all errors of its models, a full queue or a dead rank included. What is not the request's own
+-- fault becomes 503 here, before the route sees it, so that the request is sent to another replica.
+local meanings = {{
+{_PHRASES}
 }}
 function envoy_on_response(handle)
-  local status = handle:headers():get(":status")
-  if status ~= "400" and status ~= "500" then return end
+  if handle:headers():get(":status") ~= "400" then return end
   local body = handle:body(true)
-  local text = body and body:getBytes(0, body:length()) or ""
-  local headers = handle:headers()
-  local again = false
-  for _, words in ipairs(passing) do
-    again = again or text:find(words, 1, true)
-  end
-  if status == "400" and again then
-    headers:replace(":status", "503")
-    headers:add("retry-after", "{RETRY_AFTER_S}")
-  elseif status == "500" and text:find("failed to parse the request JSON buffer", 1, true) then
-    headers:replace(":status", "400")
+  local text = body and body:getBytes(0, body:length()):lower() or ""
+  for _, meaning in ipairs(meanings) do
+    if text:find(meaning[1], 1, true) then
+      if meaning[2] then handle:headers():replace(":status", "503") end
+      return
+    end
   end
 end
 """
-"""Lua for Envoy, on the route to Triton's HTTP."""
+"""Lua for Envoy, at the replicas' HTTP: it sees the answer of each try."""
+
+TRITON_ERRORS = f"""
+-- Triton answers 500 for JSON that it cannot read.
+function envoy_on_response(handle)
+  local headers = handle:headers()
+  local status = headers:get(":status")
+  if status == "503" and not headers:get("retry-after") then
+    headers:add("retry-after", "{RETRY_AFTER_S}")
+  elseif status == "500" then
+    local body = handle:body(true)
+    local text = body and body:getBytes(0, body:length()) or ""
+    if text:find("failed to parse the request JSON buffer", 1, true) then
+      handle:headers():replace(":status", "400")
+    end
+  end
+end
+"""
+"""Lua for Envoy, on the route to Triton's HTTP: it sees the answer that the client gets."""

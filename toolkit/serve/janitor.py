@@ -32,6 +32,8 @@ SHARED_MEMORY = Path("/dev/shm")
 FOLDER_PREFIX = "toolkit-run-"
 DRAINING = "draining"
 """A file in the run's folder. While it exists, the models of triton_repo/ refuse new requests."""
+FAILING = "failing"
+"""A file in the run's folder. In a rehearsal, the share of the requests that fail while it exists, as `0.25`."""
 _ID = re.compile(r"[0-9a-f]{8}")
 
 

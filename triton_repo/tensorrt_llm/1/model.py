@@ -17,6 +17,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from answer import FINAL, Answer
 from draining import REFUSAL, is_draining
+from failing import WORDS, Failing
 from latency import Latencies
 from latency_metrics import PARAMETER, LatencyMetrics
 from metrics import Metrics
@@ -62,7 +63,7 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(text) from None
         self.decoupled = pb_utils.using_decoupled_model_transaction_policy(config)
         self.metrics = Metrics(args["model_name"], args["model_version"], self.settings.scheduling)
-        self.latencies = Latencies()
+        self.latencies, self.failing = Latencies(), Failing()
         families = config["parameters"][PARAMETER]["string_value"]
         latency_metrics = LatencyMetrics(self.latencies, args["model_name"], families)
         self.answers: set[Answer] = set()
@@ -91,6 +92,8 @@ class TritonPythonModel:
         if not tensors.pop("stop", np.zeros(1)).any():
             if is_draining():
                 raise Busy(REFUSAL)
+            if self.failing.next():
+                raise Busy(WORDS)  # the code of the errors that another replica could answer
             Answer(self, name, requests_of(tensors), sender)
         elif not name:
             what = "stop: Trying to stop a request but request ID is not provided"
