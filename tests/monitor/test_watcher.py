@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pynvml
 import pytest
 
@@ -219,3 +222,10 @@ def test_a_node_with_a_door_alone_shows_the_door(tmp_path, world):
     assert [labels for labels, _ in page.of("toolkit_scrape_ok")] == [{"source": FRONT}]
     assert not list(page.of("toolkit_replica_ready")) and not list(page.of("toolkit_gpu_memory_used_bytes"))
     watcher.close()
+
+
+def test_the_exporter_and_the_page_leave_large_packages_out():
+    """They run next to the engines all the time: numpy and gRPC alone would take 18 MB of each."""
+    code = "import sys, toolkit.monitor.exporter, toolkit.monitor.web; print(*{'numpy', 'grpc'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr

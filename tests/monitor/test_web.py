@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from toolkit.errors import ToolkitError
+from toolkit.monitor import board as board_module
 from toolkit.monitor.board import HEAT_S, KEPT_S, Board
 from toolkit.monitor.page import Page
 from toolkit.monitor.web import serve
@@ -61,6 +63,32 @@ def page(good: float = 0, total: float = 0, requests: float = 0, tokens: float =
             made.set("toolkit_gpu_memory_total_bytes", 80, **labels)
             made.set("toolkit_gpu_throttled", rank == 1, reason="heat", **labels)
     return made
+
+
+def test_browsers_may_ask_while_values_come(monkeypatch):
+    """Threads take turns as often as Python lets them."""
+    monkeypatch.setattr(board_module, "KEPT_S", 50.0)
+    switch = sys.getswitchinterval()
+    board, over, shown = Board(Watched()), threading.Event(), page()
+
+    def add() -> None:
+        at = 0.0
+        while not over.is_set():
+            board.add(shown, at)
+            at += 1
+
+    adding = threading.Thread(target=add)
+    sys.setswitchinterval(1e-6)
+    try:
+        board.add(shown, -1.0)
+        adding.start()
+        for _ in range(300):
+            state = board.state()
+            assert len(state["heat"][0]["values"]) <= len(state["points"]) <= 51
+    finally:
+        over.set()
+        adding.join()
+        sys.setswitchinterval(switch)
 
 
 def test_the_slo_is_that_of_the_last_minute_over_all_protocols():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -32,20 +33,25 @@ class Board:
     """Takes a page of metrics per second. `state` is all that the web page shows."""
 
     def __init__(self, subject: Subject) -> None:
-        self._subject = subject
+        self._subject, self._lock = subject, threading.Lock()
         self._moments: deque[Moment] = deque()
         self._points: deque[dict[str, float | None]] = deque()
 
     def add(self, page: Page, at: float) -> None:
         """Take the present values."""
-        self._moments.append(Moment(at, page))
-        while self._moments[0].at < at - KEPT_S:
-            self._moments.popleft()
-            self._points.popleft()
-        self._points.append(self._point())
+        with self._lock:
+            self._moments.append(Moment(at, page))
+            while self._moments[0].at < at - KEPT_S:
+                self._moments.popleft()
+                self._points.popleft()
+            self._points.append(self._point())
 
     def state(self, wall: float | None = None) -> dict[str, Any]:
-        """For JSON. `wall` is the time of day in seconds since 1970."""
+        """For JSON. `wall` is the time of day in seconds since 1970. Several threads may ask, also while one adds."""
+        with self._lock:
+            return self._state(wall)
+
+    def _state(self, wall: float | None) -> dict[str, Any]:
         if not self._moments:
             return {"name": self._subject.name, "state": "not seen yet", "points": []}
         page, last = self._moments[-1].page, self._points[-1]

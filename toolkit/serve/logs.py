@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from toolkit.files.atomic import private
+from toolkit.files.bounded import MOST_BYTES, older_of
 
 ORCHESTRATOR = -1
 """Stands in place of a rank for the server that starts the ranks as its workers."""
@@ -41,7 +42,7 @@ class Logs:
 
     Lines of rank N go to rankN.log, those of an orchestrator to orchestrator.log, and mpirun's own to mpirun.log. Open
     MPI 5 also tags the lines of workers as mpirun's. The files of the previous run are kept as *.previous.log. Lines
-    that are not routine are also echoed; with `verbose` all lines are.
+    that are not routine are also echoed; with `verbose` all lines are. A file of 64 MiB becomes *.log.1.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Logs:
         self._notable: dict[int | None, deque[str]] = defaultdict(lambda: deque(maxlen=LAST_LINES))
         sources = (None, *([ORCHESTRATOR] if orchestrated else []), *range(world_size))
         self._files = {source: _fresh(self.file(source)) for source in sources}
+        self._sizes: dict[int | None, int] = defaultdict(int)
         self.end_signals: dict[int, int] = {}
         """Each rank whose Triton got a signal to end, with the number of the signal."""
         self._thread: threading.Thread | None = None
@@ -97,12 +99,22 @@ class Logs:
         with contextlib.suppress(OSError):  # a full disk must not stop the serving
             self._files[rank].write(text + "\n")
             self._files[rank].flush()
+            self._bound(rank, len(text) + 1)
         if rank is not None and (signal := _END_SIGNAL.match(text)):
             self.end_signals.setdefault(rank, int(signal[1]))
         routine = bool(_ROUTINE.search(text) or _NO_GPU.search(text))
         (self._routine if routine else self._notable)[rank].append(text)
         if self._verbose or not (routine or rank is None):
             self._echo(text if rank is None else f"{name_of(rank)} | {text}")
+
+    def _bound(self, rank: int | None, characters: int) -> None:
+        """Begin a new file after MOST_BYTES. The old one becomes FILE.1."""
+        self._sizes[rank] += characters
+        if self._sizes[rank] >= MOST_BYTES:
+            log, full, self._sizes[rank] = self.file(rank), self._files[rank], 0
+            log.replace(older_of(log))
+            self._files[rank] = _fresh(log)
+            full.close()
 
 
 def _fresh(path: Path) -> IO[str]:

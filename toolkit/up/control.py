@@ -42,7 +42,8 @@ def up(deployment: Deployment, *, detach: bool) -> None:
         raise ToolkitError(f"is up already, by process {pid}", where=deployment.file, hint=hint)
     make_private(folder(deployment))
     log = folder(deployment) / LOG
-    with open(log, "w", encoding="utf-8", opener=private) as output:
+    log.unlink(missing_ok=True)
+    with open(log, "a", encoding="utf-8", opener=private) as output:  # for appending: up/logs.py may empty it
         process = subprocess.Popen(
             [*COMMAND, str(deployment.file), deployment.engine],
             stdin=subprocess.DEVNULL,

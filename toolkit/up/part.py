@@ -63,7 +63,7 @@ class Part:
         make_private(start.log.parent)
         if start.log.exists():
             start.log.replace(start.log.with_suffix(".previous.log"))
-        with open(start.log, "wb", opener=private) as output:
+        with open(start.log, "ab", opener=private) as output:  # for appending: up/logs.py may empty it
             self.process = subprocess.Popen(
                 start.command,
                 stdin=subprocess.PIPE,

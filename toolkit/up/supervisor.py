@@ -31,6 +31,7 @@ from toolkit.up.door_parts import DoorPart, door_parts, lists_a_model
 from toolkit.up.events import Events
 from toolkit.up.fallback import load_fallbacks
 from toolkit.up.gpu_watch import GpuWatch
+from toolkit.up.logs import Logs
 from toolkit.up.nodes import Nodes
 from toolkit.up.other_nodes import OtherNodes
 from toolkit.up.replica import Replica
@@ -126,6 +127,7 @@ class Supervisor:
         self._written: DoorState | None = None
         self._announced = False
         self._own, self._digest, self._takeovers = deployment, config_digest(deployment), 0
+        self._logs = Logs(logs)
         self._commands = Commands(places.tmp / "control.sock", self)
 
     def __enter__(self) -> Supervisor:
@@ -167,6 +169,7 @@ class Supervisor:
         """Look once at each part, then decide where the traffic goes."""
         for part in (*self.door, *self.watching):
             part.look()
+        self._logs.look()
         self._heed_gpus()
         active = any(replica.ready and not replica.reserve for replica in self.replicas) or self.others.serve
         for replica in self.replicas:

@@ -110,7 +110,7 @@ def _started(server: _Server, places: Places, environ: Mapping[str, str], events
     except OSError as error:
         events.note(server.name, "not started", f"{places.prometheus}: cannot be written: {error.strerror}")
         return None
-    environ = {"GOMAXPROCS": "1", **environ}  # it needs little, and the engine much
+    environ = {"GOMAXPROCS": "1", "GOGC": "50", **environ}  # it needs little, and the engine much
     return _part(server.name, server.command(server.program), server.port, places, environ, events)
 
 
