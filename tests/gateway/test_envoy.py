@@ -68,6 +68,15 @@ def test_what_envoy_refuses_is_one_line(tmp_path):
         validate(envoy(), tmp_path / "envoy.yaml")
 
 
+def test_a_client_cannot_choose_its_replica(door):
+    """Dynamo's front end would obey, and such a request would not move on when that replica fails."""
+    door.front.heads.clear()
+    chosen = {"x-dynamo-worker-instance-id": "1", "X-Worker-Instance-Id": "1", "x-dynamo-request-priority": "9"}
+    assert ask(door.url, "/v1/chat/completions", HELLO, {**chosen, "x-mine": "stays"})[0] == 200
+    (head,) = door.front.heads
+    assert head["x-mine"] == "stays" and not {name.lower() for name in chosen} & head.keys()
+
+
 def test_requests_go_to_both_replicas_and_to_the_front_end(door):
     for _ in range(20):
         assert ask(door.url, GENERATE, {"text_input": "a"})[0] == 200

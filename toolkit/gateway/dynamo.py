@@ -35,6 +35,16 @@ ENDED = 75
 HEAD_WAIT_MS = 5000
 """How long the front end holds back the HTTP head of a stream that has no token yet. An error within this time gets its
 own status; a later error is in the stream."""
+ROUTING_HEADERS = tuple(
+    f"x-{prefix}{name}"
+    for prefix in ("dynamo-", "")
+    for name in (
+        *("worker-instance-id", "prefill-instance-id", "dp-rank", "prefill-dp-rank", "data-parallel-rank"),
+        *("request-priority", "request-strict-priority"),
+    )
+)
+"""Headers by which a request could choose its replica, or pass others. Seen with 1.6.1: a request that chose one is not
+passed on if that replica is full (504), and ends with 503 or 500 if it is gone."""
 EXTRA = "pip install 'triton-llm-toolkit[gateway]'"
 
 

@@ -20,6 +20,7 @@ from toolkit.gateway.clusters import (
     local_cluster,
     triton_cluster,
 )
+from toolkit.gateway.dynamo import ROUTING_HEADERS
 from toolkit.gateway.endpoints import TRITON_GRPC, TRITON_HTTP
 from toolkit.gateway.error_form import ERROR_FORMS, OPENAI_ERRORS, TRITON_ERRORS
 from toolkit.gateway.limits import runtime_layers
@@ -128,7 +129,7 @@ def _manager(deployment: Deployment, places: Places) -> dict[str, Any]:
         "server_name": "toolkit",
         "access_log": [_access_log(places)],
         **tracing.tracing(deployment),
-        "early_header_mutation_extensions": [_NO_FORGED_KEY],
+        "early_header_mutation_extensions": [_NOT_FOR_CLIENTS],
         "local_reply_config": ERROR_FORMS,
         "http_filters": [
             _filter("http.lua", {"@type": f"{EXTENSIONS}.filters.http.lua.v3.Lua"}),
@@ -143,11 +144,11 @@ def _manager(deployment: Deployment, places: Places) -> dict[str, Any]:
     }
 
 
-_NO_FORGED_KEY = {
+_NOT_FOR_CLIENTS = {
     "name": "envoy.http.early_header_mutation.header_mutation",
     "typed_config": {
         "@type": f"{EXTENSIONS}.http.early_header_mutation.header_mutation.v3.HeaderMutation",
-        "mutations": [{"remove": KEY_HEADER}],
+        "mutations": [{"remove": header} for header in (KEY_HEADER, *ROUTING_HEADERS)],
     },
 }
 
