@@ -19,6 +19,7 @@ TINY = ROOT / "tests/fixtures/tiny-llama"
 CONFIGS = {
     "flagship": ROOT / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml",
     "pair": ROOT / "build_configs/smollm2-2x-rehearsal.yaml",
+    "two-nodes": ROOT / "build_configs/llama3.1-405b-h100-2x8-fp16.yaml",
 }
 SITE = {"image": "registry.example/team/toolkit:1", "claim": "models"}
 """What Kubernetes needs in the YAML."""

@@ -122,10 +122,6 @@ def test_check_of_nothing(config, tmp_path, target):
     [
         ({"hardware": {"gpus": 2}}, "parallel: tp 2 x pp 1 x replicas 2 needs 4 GPUs, hardware.gpus is 2"),
         ({"engine": {"kind": "tensorrt", "version": "9.9.9"}}, "engine.version"),
-        (
-            {"parallel": {"tp": 2, "pp": 2, "nodes": 2}},
-            "parallel.nodes: toolkit deploy writes groups on one node, not on 2",
-        ),
         ({"deploy": {"image": "two words"}}, "deploy.image"),
         ({"deploy": {"claim": "A_B"}}, "deploy.claim"),
     ],

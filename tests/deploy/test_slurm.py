@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.folders import change, check_golden, deployed, refused
+from tests.deploy.folders import SITE, change, check_golden, deployed, refused
 from tests.waiting import eventually
 from toolkit.config.load import load_deployment
+from toolkit.config.sections import Cluster
 
 DOUBLE = """#!/bin/sh
 echo "$@"
@@ -23,7 +24,7 @@ trap 'echo drained; exit 0' TERM; while :; do sleep 0.1; done
 """
 
 
-@pytest.mark.parametrize("name", ["flagship", "pair"])
+@pytest.mark.parametrize("name", ["flagship", "pair", "two-nodes"])
 def test_the_files(tmp_path, name):
     folder = check_golden(name, "slurm", tmp_path)
     for script in (*folder.glob("*.sbatch"), *folder.glob("*.sh")):
@@ -55,6 +56,36 @@ def test_resources_of_the_flagship(tmp_path):
         # 256 GB in MiB, which Slurm calls M.
         assert option(script, "mem") == f"{256 * 10**9 // 2**20}M"
     assert option(folder / "serve.sbatch", "exclusive") == ""
+
+
+def test_a_group_over_two_nodes(tmp_path):
+    """GPUs, cores and memory are those of one node, and Slurm says which nodes."""
+    folder = check_golden("two-nodes", "slurm", tmp_path)
+    serve, build, load = (folder / f"{name}.sbatch" for name in ("serve", "build", "loadtest"))
+    assert [option(one, "nodes") for one in (serve, build, load)] == ["2", "1", "1"]
+    assert option(serve, "ntasks-per-node") == "1" and option(serve, "ntasks") is None
+    for script in (serve, build):
+        assert (option(script, "gres"), option(script, "cpus-per-task")) == ("gpu:8", "128")
+        assert option(script, "mem") == f"{1024 * 10**9 // 2**20}M"
+    for yaml in folder.rglob("llama*.yaml"):
+        assert load_deployment(yaml).cluster == Cluster()
+    assert '--overlap --nodes=1 --ntasks=1 --relative=0 bash' in load.read_text(), "on the node with the door"
+
+
+def test_a_group_over_nodes_keeps_its_network_and_has_no_pyxis(tmp_path, config):
+    cluster = {"hosts": ["a", "b"], "interface": "eth1", "launch_agent": "/opt/agent"}
+    change(config, parallel={"tp": 1, "pp": 2, "nodes": 2}, cluster=cluster)
+    folder = deployed(config, "slurm", tmp_path / "out")
+    assert load_deployment(folder / "serve" / config.name).cluster == Cluster(interface="eth1")
+    line = refused(change(config, deploy={"image": "toolkit:1"}), "slurm", tmp_path / "second")
+    assert "deploy.image: in it there is no srun to start ranks on the other of parallel.nodes 2" in line
+
+
+@pytest.mark.parametrize(("target", "reason"), [("compose", "on one machine"), ("kubernetes", "one node each")])
+def test_what_has_no_group_over_nodes(tmp_path, config, target, reason):
+    change(config, parallel={"tp": 1, "pp": 2, "nodes": 2}, deploy=SITE)
+    line = refused(config, target, tmp_path / "out")
+    assert "parallel.nodes: " in line and reason in line and "Use --to slurm" in line
 
 
 def test_the_signal_comes_before_the_drain_must_begin(tmp_path, config):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import socket
 import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,8 +18,9 @@ from toolkit.config.deployment import Deployment
 from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.machine.interfaces import interfaces
+from toolkit.serve import on_node
 from toolkit.serve.command import command_line, environment
-from toolkit.serve.group_nodes import GroupNodes, check_nodes, check_this_node, nodes_of
+from toolkit.serve.group_nodes import GroupNodes, check_nodes, check_this_node, nodes_of, sweep_other_nodes
 from toolkit.serve.heartbeat import ENDED, MISSED, watch
 from toolkit.serve.janitor import ServerRun
 from toolkit.serve.launch import dry_run
@@ -63,6 +68,40 @@ def test_mpirun_reaches_other_nodes_by_the_agent(version, agent):
 def test_in_a_slurm_job_srun_starts_the_ranks():
     words = arguments((5, 0), GroupNodes(("n1", "n2"), None, "", None, in_slurm=True))
     assert "^slurm" not in words and "plm_ssh_agent" not in words
+
+
+def test_in_a_slurm_job_two_replicas_start_their_ranks_at_once():
+    deployment = load_deployment(TWO_NODES)
+    in_slurm = GroupNodes(("n1", "n2"), None, "", None, in_slurm=True)
+    assert environment(deployment, SERVER, RUN, None, in_slurm)["SLURM_OVERLAP"] == "1"
+    assert "SLURM_OVERLAP" not in environment(deployment, SERVER, RUN, None, NODES)
+
+
+def test_in_a_slurm_job_what_is_left_on_other_nodes_is_swept_by_srun(tmp_path, monkeypatch):
+    """Slurm kills what would do it there. A stand-in for srun runs the command here."""
+    srun = tmp_path / "srun"
+    srun.write_text('#!/bin/sh\nwhile [ "${1#--}" != "$1" ]; do echo "$1" >> "$0.options"; shift; done\nexec "$@"\n')
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    run = ServerRun("89abcdef", tmp_path / "toolkit-run-89abcdef-x")
+    run.models.mkdir(parents=True)
+    sweep_other_nodes(GroupNodes(("n1", "n2"), None, "", None, in_slurm=False), run)
+    assert run.tmp.exists(), "the node does it itself"
+    sweep_other_nodes(GroupNodes(("n1", "n2", "n3"), None, "", None, in_slurm=True), run)
+    assert not run.tmp.exists()
+    options = (tmp_path / "srun.options").read_text().split()
+    assert {"--overlap", "--nodes=2", "--nodelist=n2,n3"} <= {*options}
+
+
+def test_the_folder_of_a_run_may_be_there(tmp_path, monkeypatch):
+    """In a Slurm job mpirun's daemon makes it; another user's is refused."""
+    run = ServerRun("89abcdef", tmp_path / "toolkit-run-89abcdef-x")
+    run.tmp.mkdir(mode=0o755)
+    (tmp_path / "repository").mkdir()
+    monkeypatch.setattr(on_node, "find_tritonserver", lambda kind: SERVER)
+    options = argparse.Namespace(engine="rehearsal", repository=tmp_path / "repository")
+    on_node._prepare(run, options)
+    assert run.models.is_dir() and run.tmp.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_rehearsal_is_told_where_rank_0_is():
@@ -152,8 +191,9 @@ def test_the_first_node_hears_of_a_loss_from_who_has_the_token_alone():
     heard.close()
 
 
-def test_silence_is_counted_in_seconds_that_this_process_saw():
+def test_silence_is_counted_in_seconds_that_this_process_saw(monkeypatch):
     """Whoever stops for a minute finds one empty second, and a byte that came meanwhile."""
+    monkeypatch.setattr("toolkit.serve.heartbeat.BEAT_S", 0.01)
     here, there = socket.socketpair()
     seen = []
 
@@ -165,6 +205,23 @@ def test_silence_is_counted_in_seconds_that_this_process_saw():
     assert watch(here, each) == ""
     there.close()
     assert watch(here) == ENDED
+
+
+def test_a_byte_that_came_is_not_answered_before_the_next_second(monkeypatch):
+    monkeypatch.setattr("toolkit.serve.heartbeat.BEAT_S", 0.1)
+    here, there = socket.socketpair()
+    begin, seen = time.monotonic(), [0, 0]
+
+    def beats(side: int) -> Callable[[], bool]:
+        def each() -> bool:
+            seen[side] += 1
+            return time.monotonic() < begin + 1
+
+        return each
+
+    with here, there, ThreadPoolExecutor(2) as pool:
+        list(pool.map(watch, (here, there), (beats(0), beats(1))))
+        assert max(seen) <= (time.monotonic() - begin) / 0.1 + 2
 
 
 def test_each_node_knows_its_part(tmp_path):

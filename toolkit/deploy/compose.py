@@ -17,6 +17,7 @@ from toolkit.config.load import load_deployment
 from toolkit.deploy import wheel
 from toolkit.deploy.facts import Facts
 from toolkit.deploy.text import render
+from toolkit.errors import ToolkitError
 from toolkit.machine.limits import STACK_BYTES
 from toolkit.runtime.mounts import mounts
 from toolkit.runtime.needs import Needs
@@ -26,8 +27,12 @@ PLACE = "/deploy"
 
 
 def files(facts: Facts, directory: Path) -> Mapping[str, bytes]:
-    """The files by name. Raises ToolkitError for a model folder that cannot be read."""
+    """The files by name. Raises ToolkitError for a group over several nodes, and a model folder that cannot be read."""
     deployment = facts.deployment
+    if facts.nodes > 1:
+        what = f"parallel.nodes: compose starts containers on one machine, and a group needs {facts.nodes}"
+        hint = "Use --to slurm, or toolkit up on the first node: docs/how-to/group-over-nodes.md."
+        raise ToolkitError(what, where=deployment.file, hint=hint)
     fallbacks = [load_deployment(file) for file in deployment.recovery.fallback]
     reads = (deployment.model.path, *deployment.gateway.files, *deployment.recovery.fallback)
     writes = (deployment.output, *(fallback.output for fallback in fallbacks))

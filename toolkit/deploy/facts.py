@@ -23,7 +23,7 @@ LONGEST_DNS = 40
 
 @dataclass(frozen=True)
 class Facts:
-    """One deployment as every target sees it. A node serves all of its replicas behind one door."""
+    """One deployment as every target sees it. A node, or `nodes` of them, serve all its replicas behind one door."""
 
     deployment: Deployment
     dns_name: str
@@ -31,8 +31,11 @@ class Facts:
     base_image: str
     image: str
     """The image with the toolkit in it."""
+    nodes: int
+    """The nodes of each group (parallel.nodes). What follows is of one of them."""
+    ranks: int
     gpus: int
-    """GPUs of the node; 0 for a rehearsal."""
+    """0 for a rehearsal."""
     cores: int | None
     memory_bytes: int | None
     """None for a rehearsal, which takes what the machine gives."""
@@ -54,19 +57,17 @@ class Facts:
 
 
 def facts_of(deployment: Deployment) -> Facts:
-    """Raises ToolkitError if it cannot be served, is over several nodes, or if NVIDIA has no image with its release."""
+    """Raises ToolkitError if it cannot be served, or if NVIDIA has no image with its release."""
     check_can_be_served(deployment)
-    if deployment.parallel.nodes > 1:
-        what = f"parallel.nodes: toolkit deploy writes groups on one node, not on {deployment.parallel.nodes}"
-        hint = "Run toolkit serve on the first node, or in a Slurm job: docs/how-to/group-over-nodes.md."
-        raise ToolkitError(what, where=deployment.file, hint=hint)
-    on_gpus, hardware = deployment.kind.on_gpus, deployment.hardware
-    ranks, name = deployment.all_ranks, _dns(deployment.name)
+    on_gpus, hardware, nodes = deployment.kind.on_gpus, deployment.hardware, deployment.parallel.nodes
+    ranks, name = deployment.all_ranks // nodes, _dns(deployment.name)
     return Facts(
         deployment=deployment,
         dns_name=name,
         base_image=image(deployment) if on_gpus else PYTHON_IMAGE,
         image=deployment.deploy.image or f"toolkit-{name}:{VERSION}",
+        nodes=nodes,
+        ranks=ranks,
         gpus=ranks if on_gpus else 0,
         cores=hardware.cores_per_gpu * ranks if on_gpus else None,
         memory_bytes=round(hardware.host_memory_gb * 1e9) if on_gpus else None,

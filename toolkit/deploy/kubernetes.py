@@ -31,7 +31,7 @@ EVERYWHERE = "0.0.0.0"
 def files(facts: Facts, directory: Path) -> Mapping[str, bytes]:
     """The files by their paths. Raises ToolkitError for a deployment that a cluster cannot run as it is."""
     deployment = facts.deployment
-    _check(deployment)
+    _check(facts)
     values = _values(facts, directory)
     inside = moved(deployment.file, Path(DATA, facts.yaml_name), _changes(deployment, values), deployment.engine)
     texts = {
@@ -49,7 +49,11 @@ def files(facts: Facts, directory: Path) -> Mapping[str, bytes]:
     }
 
 
-def _check(deployment: Deployment) -> None:
+def _check(facts: Facts) -> None:
+    deployment = facts.deployment
+    if facts.nodes > 1:
+        what = f"parallel.nodes: the chart's pods are one node each, and a group needs {facts.nodes}"
+        raise ToolkitError(what, where=deployment.file, hint="Use --to slurm.")
     for field, value, example in (
         ("image", deployment.deploy.image, "deploy: {image: REGISTRY/NAME:TAG}"),
         ("claim", deployment.deploy.claim, "deploy: {claim: NAME}"),

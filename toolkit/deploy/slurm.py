@@ -1,7 +1,7 @@
 """Slurm: a job that builds, a job that serves until its time is over, and a job that loads it.
 
-A serving job is one node with all replicas, as `toolkit up` serves them behind one door. An array of it is several such
-nodes. Options: `man sbatch` of Slurm 22.05, and https://github.com/NVIDIA/pyxis.
+A serving job is one node with all replicas, as `toolkit up` serves them behind one door, or the nodes of a group. An
+array of it is several such jobs. Options: `man sbatch` of Slurm 22.05, and https://github.com/NVIDIA/pyxis.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from toolkit.config.deployment import Deployment
 from toolkit.config.edit_yaml import moved
+from toolkit.config.sections import Cluster
 from toolkit.deploy.facts import Facts
 from toolkit.deploy.text import render
 from toolkit.errors import ToolkitError
@@ -31,18 +32,25 @@ def files(facts: Facts, directory: Path) -> Mapping[str, bytes]:
     if deployment.kind.on_gpus and deployment.runtime.kind == "docker" and deployment.deploy.image is None:
         what = "runtime.kind: docker starts its containers outside of a job, where Slurm neither limits nor ends them"
         raise ToolkitError(what, where=deployment.file, hint="Use enroot, apptainer or host, or name deploy.image.")
+    if facts.nodes > 1 and deployment.deploy.image:
+        what = f"deploy.image: in it there is no srun to start ranks on the other of parallel.nodes {facts.nodes}"
+        hint = "Leave it out, and install the toolkit and TensorRT-LLM on the nodes, at the same paths."
+        raise ToolkitError(what, where=deployment.file, hint=hint)
     values = {
         "facts": facts,
         "deployment": deployment,
         "folder": directory,
         "whole_node": bool(facts.gpus) and facts.gpus == deployment.hardware.gpus,
-        "build_gpus": deployment.mapping.world_size if facts.gpus else 0,
+        "build_gpus": deployment.mapping.ranks_per_node if facts.gpus else 0,
+        "first": "--nodes=1 --ntasks=1 --relative=0 " if facts.nodes > 1 else "",
         "loopback": deployment.gateway.on_loopback,
         "scheme": "https" if deployment.gateway.tls else "http",
         "signal_s": facts.end_s + SIGNAL_MARGIN_S,
         "container": _container(deployment, directory),
     }
     inside: dict[str, Any] = {"runtime": {"kind": "host"}} if deployment.deploy.image else {}
+    if facts.nodes > 1 and deployment.cluster != Cluster():  # the allocation is the hosts, and srun the agent
+        inside["cluster"] = {"interface": deployment.cluster.interface} if deployment.cluster.interface else {}
     built = {"output": str(deployment.output), **inside}
     texts = {
         "README.md": render("slurm.md.j2", **values),

@@ -28,6 +28,8 @@ REHEARSAL_LEADER, REHEARSAL_ADDRESS = "TOOLKIT_REHEARSAL_LEADER", "TOOLKIT_REHEA
 """Of several nodes: the address of rank 0's node, and that of this node (toolkit/engine/rehearsal/comm.py)."""
 NODE_WATCH = "TOOLKIT_NODE_WATCH"
 """Where the other nodes report: ADDRESS:PORT:TOKEN."""
+SRUN_OVERLAP = "SLURM_OVERLAP"
+"""Lets mpirun's srun share the job's nodes with the srun of another replica, for which it would wait (man srun)."""
 REPLICA = "TOOLKIT_REPLICA"
 """Tells our models which replica they are, for their metrics (triton_repo/shared/latency_metrics.py)."""
 TRAFFIC = "TOOLKIT_TRAFFIC"
@@ -125,6 +127,8 @@ def _of_nodes(nodes: GroupNodes, rehearsal: bool) -> dict[str, str]:
     toolkit.serve.launch fills in NODE_WATCH; without it nobody watches, as in a dry run.
     """
     variables = {NODE_WATCH: ""}
+    if nodes.in_slurm:
+        variables[SRUN_OVERLAP] = "1"
     if rehearsal:
         return variables | {REHEARSAL_LEADER: nodes.address, REHEARSAL_ADDRESS: nodes.address}
     if nodes.own:

@@ -14,7 +14,7 @@ from toolkit.serve import preflight
 from toolkit.serve.budget import Budget, startup_budget
 from toolkit.serve.command import is_orchestrated
 from toolkit.serve.group import Group
-from toolkit.serve.group_nodes import GroupNodes, check_nodes, nodes_of
+from toolkit.serve.group_nodes import GroupNodes, check_nodes, nodes_of, sweep_other_nodes
 from toolkit.serve.janitor import ServerRun, sweep
 from toolkit.serve.launch import launch, programs
 from toolkit.serve.logs import Logs
@@ -82,6 +82,8 @@ def _started(deployment: Deployment, run: ServerRun, verbose: bool) -> Iterator[
         server, mpirun = programs(deployment)
         preflight.check(deployment)
         nodes = nodes_of(deployment)
+        if nodes:
+            held.callback(sweep_other_nodes, nodes, run)
         watch = held.enter_context(_watch_of(deployment, nodes)) if nodes else None
         start = launch(deployment, server, mpirun, run, nodes, watch.variable if watch else "")
         for line in start.lines:

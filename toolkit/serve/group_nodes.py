@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -18,10 +19,12 @@ from toolkit.errors import ToolkitError
 from toolkit.files import artifacts
 from toolkit.files.atomic import read_text
 from toolkit.machine.interfaces import Interface, interface_named, listed
+from toolkit.serve.janitor import ServerRun
 
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
 REACHED_S = 120
 """The longest that a node may take to answer: its Python imports the toolkit, maybe from a network disk."""
+SWEPT_S = 10
 ON_NODE = ("-m", "toolkit.serve.on_node")
 
 
@@ -167,6 +170,21 @@ def _check_node(deployment: Deployment, nodes: GroupNodes, host: str, agent: Seq
     if problem:
         hint = f"It needs this toolkit at the same path, and {agent[0]} without a password."
         raise ToolkitError(f"cluster.hosts: {host}: {problem}", where=deployment.file, hint=hint)
+
+
+def sweep_other_nodes(nodes: GroupNodes, run: ServerRun) -> None:
+    """In a Slurm job: end what is left of a run on the other nodes, and remove its files there.
+
+    Elsewhere toolkit.serve.on_node does it, but Slurm kills that together with mpirun's daemon.
+    """
+    if not nodes.in_slurm:
+        return
+    others = nodes.hosts[1:]
+    step = ["srun", "--overlap", "--immediate=5", f"--nodes={len(others)}", "--ntasks-per-node=1"]
+    sweep = [sys.executable, *ON_NODE, others[0], "--sweep", run.id, "--tmp", str(run.tmp)]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):  # a node may be lost
+        command = [*step, f"--nodelist={','.join(others)}", *sweep]
+        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SWEPT_S)
 
 
 def _made(deployment: Deployment) -> tuple[Path, ...]:

@@ -7,9 +7,9 @@ was suspended wakes up with one empty second, not with all of them.
 
 from __future__ import annotations
 
-import contextlib
 import select
 import socket
+import time
 from collections.abc import Callable
 
 BEAT_S = 1.0
@@ -32,16 +32,26 @@ def watch(connection: socket.socket, each: Callable[[], bool] = lambda: True) ->
             pass
         except OSError:
             return ENDED
-        with contextlib.suppress(OSError, ValueError):  # closed meanwhile
-            if not select.select([connection], [], [], BEAT_S)[0]:
-                missed += 1
-                if missed >= MISSED:
-                    return SILENT
-                continue
-        try:
-            if not connection.recv(1):
-                return ENDED
-        except OSError:
+        heard = _listen(connection)
+        if heard is None:
             return ENDED
-        missed = 0
+        missed = 0 if heard else missed + 1
+        if missed >= MISSED:
+            return SILENT
     return ""
+
+
+def _listen(connection: socket.socket) -> bool | None:
+    """Whether a byte came until the next one is due; None if the other side has ended."""
+    heard, end = False, time.monotonic() + BEAT_S
+    while True:
+        left = max(0.0, end - time.monotonic())
+        try:
+            if select.select([connection], [], [], left)[0]:
+                if not connection.recv(64):
+                    return None
+                heard = True
+        except (OSError, ValueError):  # ValueError: closed meanwhile
+            return None
+        if left == 0:
+            return heard

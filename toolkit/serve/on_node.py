@@ -22,6 +22,7 @@ from pathlib import Path
 from toolkit.config.engine_kind import KINDS
 from toolkit.errors import ToolkitError
 from toolkit.files import artifacts
+from toolkit.files.atomic import make_private
 from toolkit.machine.limits import STACK_BYTES
 from toolkit.serve.command import NODE_WATCH, REHEARSAL_ADDRESS
 from toolkit.serve.group_nodes import interface_of
@@ -38,11 +39,12 @@ DAEMON_ENDS_S = 3.0
 
 
 def main(*arguments: str) -> int:
-    """Become the server, or check that this node can. Returns the exit code of a failure."""
+    """Become the server, check that this node can, or sweep up after it. Returns the exit code of a failure."""
     parser = argparse.ArgumentParser()
     parser.add_argument("host")
     parser.add_argument("--check", action="store_true")
-    parser.add_argument("--engine", required=True)
+    parser.add_argument("--sweep", default="", metavar="RUN_ID")
+    parser.add_argument("--engine", default="")
     parser.add_argument("--interface", default="")
     parser.add_argument("--repository", type=Path)
     parser.add_argument("--tmp", type=Path)
@@ -52,6 +54,9 @@ def main(*arguments: str) -> int:
     try:
         if options.check:
             _check(options)
+            return 0
+        if options.sweep:
+            sweep(ServerRun(options.sweep, options.tmp))
             return 0
         _serve(options, arguments[end + 1 :])
     except ToolkitError as error:
@@ -94,7 +99,7 @@ def _prepare(run: ServerRun, options: argparse.Namespace) -> None:
         raise ToolkitError("is not a folder of a run", where=run.tmp)
     server = find_tritonserver(KINDS[options.engine])
     try:
-        run.tmp.mkdir(mode=0o700)
+        make_private(run.tmp)  # in a Slurm job mpirun's daemon has the same TMPDIR, and has made it
         shutil.copytree(options.repository, run.models)
         for link, target in server.links(run.tmp).items():
             link.symlink_to(target)
