@@ -9,9 +9,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.deploy.folders import SITE, change, deploy, deployed, refused
 from toolkit.cli.deploy import deploy as command
+from toolkit.config.load import load_deployment
 from toolkit.deploy.deploy import TARGETS
 from toolkit.deploy.wheel import FILE, wheel
 
@@ -158,3 +160,27 @@ def test_the_wheel_is_one(tmp_path):
     assert not [name for name in names if "__pycache__" in name]
     for needed in ("toolkit/deploy/texts/compose.yaml.j2", "toolkit/bundled/triton_repo/shared/token_text.py"):
         assert needed in names, Path(needed)
+
+
+def test_kept_traffic_has_a_place(config, tmp_path):
+    """A folder that the container can write to; of several jobs or pods, each has a file of its own."""
+    change(config, monitoring={"traffic": "../kept/served.jsonl"})
+    place = config.parent / "../kept"
+    compose = deployed(config, "compose", tmp_path / "compose")
+    volumes = yaml.safe_load((compose / "compose.yaml").read_text())["services"]["serve"]["volumes"]
+    mount = next(one for one in volumes if one["source"].endswith("/kept"))
+    assert Path(mount["source"]).resolve() == place.resolve() and not mount.get("read_only")
+    assert load_deployment(compose / config.name).monitoring.traffic == load_deployment(config).monitoring.traffic
+    serve = deployed(config, "slurm", tmp_path / "slurm") / "serve" / config.name
+    assert load_deployment(serve).monitoring.traffic == serve.parent / "served.jsonl"
+    chart = deployed(config, "kubernetes", tmp_path / "kubernetes") / "chart"
+    inside = yaml.safe_load((chart / "files" / config.name).read_text())["monitoring"]["traffic"]
+    values = yaml.safe_load((chart / "values.yaml").read_text())
+    assert Path(inside) == Path(values["traffic"], "served.jsonl")
+
+
+def test_traffic_below_the_output_needs_no_mount(config, tmp_path):
+    output = load_deployment(config).output
+    change(config, monitoring={"traffic": str(output / "served.jsonl")})
+    text = (deployed(config, "compose", tmp_path / "out") / "compose.yaml").read_text()
+    assert text.count(f'target: "{output}') == 1

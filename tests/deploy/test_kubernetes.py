@@ -156,6 +156,19 @@ def test_its_yaml_fits_the_volumes(tmp_path, config):
     assert written[0]["subPath"] == mounts[f"{content['output']}/engine"]["subPath"].removesuffix("/engine")
 
 
+def test_each_pod_keeps_its_own_traffic_on_the_volume(tmp_path, config):
+    change(config, monitoring={"traffic": "served.jsonl"})
+    folder = deployed(config, "kubernetes", tmp_path / "out")
+    objects = rendered(folder)
+    assert [line for one in objects.values() for line in problems(one)] == []
+    _, container = serving(folder)
+    mount = next(one for one in container["volumeMounts"] if "subPathExpr" in one)
+    file = Path(yaml.safe_load((folder / f"chart/files/{config.name}").read_text())["monitoring"]["traffic"])
+    assert (mount["name"], mount["mountPath"]) == ("data", str(file.parent)) and "readOnly" not in mount
+    assert mount["subPathExpr"].endswith("/traffic/$(POD)")
+    assert {"fieldRef": {"fieldPath": "metadata.name"}} in [one.get("valueFrom") for one in container["env"]]
+
+
 def test_building_and_serving_never_want_the_same_gpus(tmp_path, config):
     folder = deployed(config, "kubernetes", tmp_path / "out")
     assert "Job" not in rendered(folder) and "Deployment" not in rendered(folder, "stage=build")

@@ -35,12 +35,16 @@ def files(facts: Facts, directory: Path) -> Mapping[str, bytes]:
         raise ToolkitError(what, where=deployment.file, hint=hint)
     fallbacks = [load_deployment(file) for file in deployment.recovery.fallback]
     reads = (deployment.model.path, *deployment.gateway.files, *deployment.recovery.fallback)
-    writes = (deployment.output, *(fallback.output for fallback in fallbacks))
+    traffic = deployment.monitoring.traffic
+    writes = [deployment.output, *(fallback.output for fallback in fallbacks)]
+    if traffic and not any(traffic.is_relative_to(folder) for folder in writes):
+        writes.append(traffic.parent)
     values = {
         "facts": facts,
         "deployment": deployment,
         "config": f"{PLACE}/{facts.yaml_name}",
-        "mounts": mounts(Needs(reads=reads, writes=writes)),
+        "mounts": mounts(Needs(reads=reads, writes=tuple(writes))),
+        "folders": [deployment.output, *([traffic.parent] if traffic else [])],
         "stack": STACK_BYTES,
         "wheel": wheel.FILE,
         "make": " && ".join(f"toolkit {stage} {PLACE}/{facts.yaml_name}" for stage in facts.stages),

@@ -21,6 +21,7 @@ from toolkit.files.distribution import VERSION
 
 DATA = "/data"
 SECRETS = "/run/toolkit"
+TRAFFIC = "/traffic"
 LEAVE_S = 10
 """Seconds until kube-proxy and gateways know that a pod has left the service."""
 LOADS = 2
@@ -85,6 +86,7 @@ def _values(facts: Facts, directory: Path) -> dict[str, Any]:
         "model_path": f"{DATA}/{model_sub}",
         "output_sub": output_sub,
         "output_path": f"{DATA}/{output_sub}",
+        "traffic": TRAFFIC if deployment.monitoring.traffic else "",
         "reads": [*(["engine"] if deployment.kind.engine_files else []), "repository"],
         "make": " && ".join(f"toolkit {stage} {config}" for stage in facts.stages),
         "metrics_ports": [replica.serving.metrics_port for replica in replicas],
@@ -109,6 +111,8 @@ def _changes(deployment: Deployment, values: Mapping[str, Any]) -> dict[str, Any
         "gateway.host": EVERYWHERE,
         "serving.host": EVERYWHERE,
     }
+    if traffic := deployment.monitoring.traffic:
+        changes["monitoring.traffic"] = f"{TRAFFIC}/{traffic.name}"
     if deployment.gateway.keys_file:
         changes["gateway.keys_file"] = values["keys_file"]
     if deployment.gateway.tls:

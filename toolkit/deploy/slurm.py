@@ -51,14 +51,16 @@ def files(facts: Facts, directory: Path) -> Mapping[str, bytes]:
     inside: dict[str, Any] = {"runtime": {"kind": "host"}} if deployment.deploy.image else {}
     if facts.nodes > 1 and deployment.cluster != Cluster():  # the allocation is the hosts, and srun the agent
         inside["cluster"] = {"interface": deployment.cluster.interface} if deployment.cluster.interface else {}
-    built = {"output": str(deployment.output), **inside}
+    built, served = {"output": str(deployment.output), **inside}, {"output": ".", **inside}
+    if traffic := deployment.monitoring.traffic:
+        served["monitoring.traffic"] = traffic.name  # of each job: two would rotate one file at once
     texts = {
         "README.md": render("slurm.md.j2", **values),
         **{name: render(f"{name}.j2", **values) for name in SCRIPTS},
         facts.yaml_name: moved(deployment.file, directory / facts.yaml_name, built, deployment.engine),
         # Each job copies it into a folder of its own, which is then its output.
         f"serve/{facts.yaml_name}": moved(
-            deployment.file, directory / "serve" / facts.yaml_name, {"output": ".", **inside}, deployment.engine
+            deployment.file, directory / "serve" / facts.yaml_name, served, deployment.engine
         ),
     }
     return {name: text.encode() for name, text in texts.items()}

@@ -37,11 +37,11 @@ image: {{ required "image: name the toolkit's image (deploy.image in the YAML)" 
 securityContext:
   allowPrivilegeEscalation: false
   capabilities: {drop: [ALL]}
+workingDir: /tmp
 env:
   # A home that any user can write to: caches, compiled kernels. PyTorch asks for a user's name.
   - {name: HOME, value: /tmp}
   - {name: USER, value: toolkit}
-workingDir: /tmp
 {{- end }}
 
 {{/* What every container of a pod sees. */}}
