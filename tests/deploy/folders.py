@@ -24,6 +24,7 @@ CONFIGS = {
 SITE = {"image": "registry.example/team/toolkit:1", "claim": "models"}
 """What Kubernetes needs in the YAML."""
 NOT_GOLDEN = (FILE, "lock.json")
+SAME_FOR_ALL = (("chart", "templates"), ("grafana", "dashboards"))
 
 
 def deploy(config: Path, target: str, folder: Path, *more: str) -> Result:
@@ -60,7 +61,7 @@ def texts(folder: Path) -> dict[str, str]:
     return {
         str(name): (folder / name).read_text().replace(str(folder.parent), "/tmp")
         for name in names
-        if name.name not in NOT_GOLDEN and name.parts[:2] != ("chart", "templates")  # those are the same for all
+        if name.name not in NOT_GOLDEN and name.parts[:2] not in SAME_FOR_ALL
     }
 
 

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 
 import pytest
 import yaml
 
-from tests.deploy.folders import change, check_golden, deployed
+from tests.deploy.folders import change, check_golden, deployed, refused
 from toolkit.config.load import load_deployment
+from toolkit.monitor.dashboards import write_dashboards
 
 SERVICE = {
-    *("build", "command", "cpus", "deploy", "healthcheck", "image", "init", "mem_limit", "memswap_limit"),
+    *(
+        "build",
+        "command",
+        "cpus",
+        "deploy",
+        "environment",
+        "healthcheck",
+        "image",
+        "init",
+        "mem_limit",
+        "memswap_limit",
+    ),
     *("network_mode", "profiles", "pull_policy", "restart", "shm_size", "stop_grace_period", "ulimits"),
     *("user", "volumes"),
 }
@@ -23,7 +36,7 @@ def test_the_files(tmp_path, name):
     folder = check_golden(name, "compose", tmp_path)
     content = yaml.safe_load((folder / "compose.yaml").read_text())
     assert set(content) == {"name", "x-toolkit", "services"}
-    assert set(content["services"]) == {"build", "serve"}
+    assert set(content["services"]) == {"build", "serve", "grafana"}
     for service in content["services"].values():
         assert set(service) <= SERVICE
 
@@ -75,7 +88,7 @@ def test_secrets_are_mounted_and_never_copied(tmp_path, config):
     keys.write_text("anna " + 64 * "a")
     change(config, gateway={"keys_file": "keys.txt"})
     folder = deployed(config, "compose", tmp_path / "out")
-    assert all(b"anna" not in path.read_bytes() for path in folder.iterdir())
+    assert all(b"anna" not in path.read_bytes() for path in folder.rglob("*") if path.is_file())
     volumes = yaml.safe_load((folder / "compose.yaml").read_text())["services"]["serve"]["volumes"]
     assert next(one for one in volumes if one["source"] == str(keys))["read_only"] is True
 
@@ -90,3 +103,47 @@ def test_a_fallback_is_mounted_with_what_was_built_for_it(tmp_path, config):
     assert readable[str(tmp_path / "configs/less.yaml")] is True
     assert readable[str(tmp_path / "work/less")] is False
     assert load_deployment(folder / config.name).recovery.fallback == (tmp_path / "configs/less.yaml",)
+
+
+def test_grafana_shows_our_dashboards_from_the_prometheus_of_toolkit_up(tmp_path, config):
+    change(config, monitoring={"prometheus_port": 9777, "alert_webhook": "https://alerts.example/hook"})
+    folder = deployed(config, "compose", tmp_path / "out")
+    service = yaml.safe_load((folder / "compose.yaml").read_text())["services"]["grafana"]
+    inside = {volume["target"]: folder / volume["source"] for volume in service["volumes"]}
+    provisioning = inside["/etc/grafana/provisioning"]
+    (source,) = yaml.safe_load((provisioning / "datasources/prometheus.yaml").read_text())["datasources"]
+    assert source["url"] == "http://127.0.0.1:9777" and source["isDefault"]
+    (provider,) = yaml.safe_load((provisioning / "dashboards/toolkit.yaml").read_text())["providers"]
+    shown = {path.name: path.read_text() for path in inside[provider["options"]["path"]].iterdir()}
+    assert shown == {path.name: path.read_text() for path in write_dashboards(tmp_path / "dashboards")}
+    assert "alerts.example" not in "".join(
+        path.read_text() for path in folder.rglob("*.y*ml") if path.name != config.name
+    )
+    dockerfile = (folder / "Dockerfile").read_text()
+    for program in ("prometheus", "alertmanager"):  # where toolkit up looks for them: on PATH
+        assert f"/bin/{program} /usr/local/bin/{program}\n" in dockerfile
+
+
+def test_grafana_is_on_loopback_and_nobody_is_its_admin(tmp_path, config):
+    folder = deployed(config, "compose", tmp_path / "out")
+    service = yaml.safe_load((folder / "compose.yaml").read_text())["services"]["grafana"]
+    settings = service["environment"]
+    assert settings["GF_SERVER_HTTP_ADDR"] == "127.0.0.1"
+    assert settings["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    assert settings["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == settings["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"
+    assert all(volume["read_only"] for volume in service["volumes"])
+    assert re.fullmatch(r"[a-z/]+:[0-9.]+", service["image"]), "a named tag"
+
+
+def test_without_prometheus_there_is_no_grafana(tmp_path, config):
+    folder = deployed(change(config, monitoring={"prometheus": "off"}), "compose", tmp_path / "out")
+    assert set(yaml.safe_load((folder / "compose.yaml").read_text())["services"]) == {"build", "serve"}
+    assert not (folder / "grafana").exists()
+    assert "COPY --from" not in (folder / "Dockerfile").read_text()
+
+
+def test_without_the_package_that_makes_dashboards(tmp_path, config, monkeypatch):
+    monkeypatch.setattr("toolkit.monitor.packages.installed", lambda module: False)
+    line = refused(config, "compose", tmp_path / "out")
+    assert "the package grafana-foundation-sdk is not installed. Install it: " in line
+    assert not (tmp_path / "out").exists()

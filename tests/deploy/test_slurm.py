@@ -69,7 +69,7 @@ def test_a_group_over_two_nodes(tmp_path):
         assert option(script, "mem") == f"{1024 * 10**9 // 2**20}M"
     for yaml in folder.rglob("llama*.yaml"):
         assert load_deployment(yaml).cluster == Cluster()
-    assert '--overlap --nodes=1 --ntasks=1 --relative=0 bash' in load.read_text(), "on the node with the door"
+    assert "--overlap --nodes=1 --ntasks=1 --relative=0 bash" in load.read_text(), "on the node with the door"
 
 
 def test_a_group_over_nodes_keeps_its_network_and_has_no_pyxis(tmp_path, config):

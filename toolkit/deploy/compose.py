@@ -1,8 +1,8 @@
-"""docker compose: a container that runs `toolkit up`, on the network of the machine.
+"""docker compose: a container that runs `toolkit up`, on the network of the machine, and one for Grafana.
 
-Envoy and Dynamo run inside it, not as services of their own. `toolkit up` starts, watches and drains them together with
-the replicas, and that is what was tested. Docker would restart services without regard to replicas that load, drain or
-stand by.
+Envoy, Dynamo and Prometheus run inside the first, not as services of their own. `toolkit up` starts, watches and drains
+them together with the replicas, and that is what was tested. Docker would restart services without regard to replicas
+that load, drain or stand by, and Prometheus would not know the port of Dynamo's front end, which each start chooses.
 
 Keys and meaning: https://github.com/compose-spec/compose-spec.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from toolkit.config.edit_yaml import moved
 from toolkit.config.load import load_deployment
-from toolkit.deploy import wheel
+from toolkit.deploy import grafana, wheel
 from toolkit.deploy.facts import Facts
 from toolkit.deploy.text import render
 from toolkit.errors import ToolkitError
@@ -46,10 +46,12 @@ def files(facts: Facts, directory: Path) -> Mapping[str, bytes]:
         "mounts": mounts(Needs(reads=reads, writes=tuple(writes))),
         "folders": [deployment.output, *([traffic.parent] if traffic else [])],
         "stack": STACK_BYTES,
+        **grafana.values(deployment),
         "wheel": wheel.FILE,
         "make": " && ".join(f"toolkit {stage} {PLACE}/{facts.yaml_name}" for stage in facts.stages),
     }
     texts = {
+        **grafana.files(deployment),
         "README.md": render("compose.md.j2", **values),
         "compose.yaml": render("compose.yaml.j2", **values),
         "Dockerfile": render("Dockerfile.j2", **values),

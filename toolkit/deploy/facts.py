@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from toolkit.config.capabilities import check_can_be_served
 from toolkit.config.deployment import Deployment
-from toolkit.errors import ToolkitError
 from toolkit.files.distribution import VERSION
 from toolkit.gateway.door import longest_end_s
 from toolkit.runtime.images import image

@@ -86,6 +86,7 @@ def _values(facts: Facts, directory: Path) -> dict[str, Any]:
         "model_path": f"{DATA}/{model_sub}",
         "output_sub": output_sub,
         "output_path": f"{DATA}/{output_sub}",
+        "programs": {},  # Kubernetes has a Prometheus of its own
         "traffic": TRAFFIC if deployment.monitoring.traffic else "",
         "reads": [*(["engine"] if deployment.kind.engine_files else []), "repository"],
         "make": " && ".join(f"toolkit {stage} {config}" for stage in facts.stages),
