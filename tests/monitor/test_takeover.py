@@ -19,13 +19,14 @@ from tests.ports import free_port
 from tests.waiting import eventually
 from toolkit.config.deployment import Deployment
 from toolkit.config.load import load_deployment
-from toolkit.gateway.door import DoorState, only_one, write_door
+from toolkit.gateway.door import DoorState, folder, only_one, read_door, write_door
 from toolkit.gateway.places import Places
 from toolkit.monitor import watcher as watcher_module
 from toolkit.monitor.page import Page
 from toolkit.monitor.subject import Served
 from toolkit.monitor.watcher import Watcher
 from toolkit.up.events import Events
+from toolkit.up.supervisor import Supervisor
 from toolkit.up.watching import follow, watch_parts
 
 TTFT = {"target": "ttft_p50", "protocol": "triton"}
@@ -131,6 +132,19 @@ def test_the_page_groups_ranks_by_the_stages_that_run(up):
     assert subject.tp == 2
     runs(up, changed(up, "new.yaml", parallel={"replicas": 2, "pp": 2}), 1)
     assert subject.tp == 1
+
+
+def test_the_state_stays_where_its_readers_look(up, tmp_path):
+    """Also if the other YAML has an output of its own."""
+    new = load_deployment(changed(up, "new.yaml", output=str(tmp_path / "elsewhere")))
+    supervisor = Supervisor(up, Places(tmp_path, folder(up), 1, 2), {}, Events(folder(up)))
+    try:
+        supervisor.serves(new)
+        state = read_door(up)
+    finally:
+        supervisor._commands.close()
+    assert state and (state.running, state.takeovers) == (str(new.file), 1)
+    assert not (tmp_path / "elsewhere").exists()
 
 
 @needs_prometheus

@@ -277,7 +277,7 @@ class Supervisor:
             self._takeovers,
         )
         if state != self._written:
-            write_door(self.deployment, state)
+            write_door(self._own, state)
             self._written = state
 
     def _url(self) -> str:
