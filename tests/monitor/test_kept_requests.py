@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.repository.sources import kept_traffic, latency
-from toolkit.monitor.kept_requests import KeptRequests, sample_of
+from toolkit.monitor.kept_requests import KeptRequests, Refusal, sample_of
 
 LINE = {"timestamp": 1764532800000, "input_length": 70, "output_length": 5, "hash_ids": [1, 2, 3], "block_tokens": 32}
 TIMES = {"e2e_ms": 900.0, "ttft_ms": 100.0, "replica": 1}
@@ -95,3 +95,13 @@ def test_without_a_file_there_is_nothing(tmp_path: Path):
     kept = KeptRequests(tmp_path / "none.jsonl", past=True)
     assert kept.read() == []
     kept.close()
+
+
+def test_refused_requests_are_told_apart(tmp_path):
+    file = tmp_path / "kept.jsonl"
+    file.write_bytes(b"")
+    kept = KeptRequests(file)
+    with file.open("ab") as stream:
+        stream.write(line(output_length=0, refused=True, replica=1) + b"\n" + line(**TIMES) + b"\n")
+    assert len(kept.read()) == 1 and kept.refused == [Refusal(1764532800.0, 1)]
+    assert kept.read() == [] and kept.refused == []

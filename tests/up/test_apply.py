@@ -51,7 +51,7 @@ def narrow(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Iterat
 
 
 @contextmanager
-def load(up: Up) -> Iterator[Counter[str]]:
+def load(up: Up, clients: int = CLIENTS) -> Iterator[Counter[str]]:
     """Clients that ask again and again. Counts their answers, and their errors."""
     answers: Counter[str] = Counter()
     over = threading.Event()
@@ -67,7 +67,7 @@ def load(up: Up) -> Iterator[Counter[str]]:
                 except openai.APIError as error:
                     answers[f"error: {error}"] += 1
 
-    threads = [threading.Thread(target=ask) for _ in range(CLIENTS)]
+    threads = [threading.Thread(target=ask) for _ in range(clients)]
     for thread in threads:
         thread.start()
     try:

@@ -20,7 +20,7 @@ from toolkit.errors import ToolkitError
 from toolkit.up import trial, trial_law
 from toolkit.up.backoff import Backoff
 from toolkit.up.candidate import changes_of
-from toolkit.up.commands import Commands, send
+from toolkit.up.commands import ROLLS_BACK, TRIAL, Commands, send
 from toolkit.up.events import Events
 from toolkit.up.part import Part
 from toolkit.up.trial import Trial, canary_of, check_deployment, recent
@@ -54,10 +54,10 @@ class StandIn:
 
 
 class Service:
-    """Two stand-ins, and what was done to them."""
+    """Stand-ins, two or as many as told, and what was done to them."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.old = rehearsal(folder, monitoring={"traffic": KEPT})
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, replicas: int = 2) -> None:
+        self.old = rehearsal(folder, monitoring={"traffic": KEPT}, parallel={"replicas": replicas, "tp": 2})
         file = folder / "new.yaml"
         shutil.copyfile(self.old.file, file)
         self.new = load_deployment(file)
@@ -298,7 +298,7 @@ def test_a_second_command_is_refused_and_the_first_hears_of_an_interrupt(tmp_pat
         heard.append("interrupted")
         return trial.Outcome(False, "interrupted")
 
-    monkeypatch.setattr("toolkit.up.commands.try_settings", last)
+    monkeypatch.setitem(ROLLS_BACK, TRIAL, last)
     commands = Commands(tmp_path / "s", SimpleNamespace())
 
     def hear(line: str) -> None:

@@ -62,9 +62,11 @@ class DoorState:
     admission: AdmissionState | None = None
     """None with tuning.admission: off."""
     running: str = ""
-    """The YAML that the replicas run: that of the start, or of `restart --with` or `tune --apply` since."""
+    """The YAML that the replicas run: that of the start, or of `restart --with` or `--apply` since."""
     takeovers: int = 0
     """How often the replicas were restarted by hand, with whatever YAML."""
+    engine: str = ""
+    """The kind of engine that they run."""
 
 
 def longest_end_s(deployment: Deployment) -> float:

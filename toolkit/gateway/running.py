@@ -1,4 +1,4 @@
-"""What the replicas of a deployment run: its own YAML, or that of `restart --with` or `tune --apply` since."""
+"""What the replicas of a deployment run: its own YAML, or that of `restart --with` or `--apply` since."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Running:
     """Follows the state of `toolkit up`. `deployment` is what its replicas run, as of the last `look`."""
 
     def __init__(self, deployment: Deployment) -> None:
-        self._own = self.deployment = deployment
+        self.deployment = deployment
         self._taken = str(deployment.file.resolve()), 0
 
     def look(self, door: DoorState | None) -> Deployment:
@@ -23,7 +23,6 @@ class Running:
         if door is None or not door.running or (taken := (door.running, door.takeovers)) == self._taken:
             return self.deployment
         self._taken = taken
-        engine = self._own.engine if self._own.engine_given else None
         with contextlib.suppress(ToolkitError):
-            self.deployment = load_deployment(Path(door.running), engine)
+            self.deployment = load_deployment(Path(door.running), door.engine or None)
         return self.deployment

@@ -142,14 +142,22 @@ class Worker:
             if not context.is_stopped():
                 yield {"token_ids": [], "finish_reason": "length" if count >= budget else "stop"}
         except InputRefused as error:
+            self._note_refused(arrival, request)
             raise InvalidArgument(str(error)) from None
         except ServerGone as error:
             self._gone.set()
             raise EngineShutdown(f"replica {self._replica}: {error}") from None
         except ModelError as error:
+            if fault_of(str(error), begun) is Fault.REQUEST:
+                self._note_refused(arrival, request)
             raise self._exception(str(error), begun) from None
         finally:
             self._running -= 1
+
+    def _note_refused(self, arrival: float, request: dict[str, Any]) -> None:
+        """Keep that it was refused as wrong: another kind of engine may refuse what this one serves."""
+        if self._traffic:
+            self._traffic.note(arrival, request["token_ids"], 0, times={"refused": True})
 
     def _exception(self, message: str, begun: bool) -> Exception:
         fault = fault_of(message, begun)

@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,12 +20,22 @@ LONGEST_TAIL = 4 << 20
 """Bytes before the end of the file that `KeptRequests` begins with, if asked to: some thousand requests."""
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """A request that its replica refused as wrong. `arrival`: seconds since 1970."""
+
+    arrival: float
+    replica: int | None
+
+
 class KeptRequests:
     """Reads the lines that are added to the file. Follows it when a new file takes its place."""
 
     def __init__(self, file: Path, past: bool = False) -> None:
         """`past`: begin with the newest lines that are there already."""
         self._file, self._half = file, b""
+        self.refused: list[Refusal] = []
+        """The requests that were refused since the last `read`: no latencies count, and they are no samples."""
         self._stream: IO[bytes] | None = self._opened()
         if self._stream:
             end = self._stream.seek(0, os.SEEK_END)
@@ -35,8 +46,9 @@ class KeptRequests:
 
     def read(self) -> list[Sample]:
         """The requests that ended since the last call, without those whose latencies do not count."""
-        lines = self._lines()
-        return [sample for line in lines if (sample := sample_of(line))]
+        rows = [row for line in self._lines() if (row := _row(line))]
+        self.refused = [Refusal(row["timestamp"] / 1e3, row.get("replica")) for row in rows if row.get("refused")]
+        return [sample for row in rows if (sample := _sample(row))]
 
     def close(self) -> None:
         """Close the file."""
@@ -65,8 +77,21 @@ class KeptRequests:
 
 def sample_of(line: bytes) -> Sample | None:
     """The request of a line; None for one without latencies, and for a damaged line."""
+    row = _row(line)
+    return _sample(row) if row else None
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """The line; None for a damaged one."""
     try:
         row: dict[str, Any] = json.loads(line)
+        return row if math.isfinite(row["timestamp"]) else None
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return None
+
+
+def _sample(row: dict[str, Any]) -> Sample | None:
+    try:
         arrival, count = row["timestamp"] / 1e3, int(row["output_length"])
         e2e_s, ttft_ms = float(row["e2e_ms"]) / 1e3, row.get("ttft_ms")
         first_s = None if ttft_ms is None else float(ttft_ms) / 1e3

@@ -27,6 +27,8 @@ FOLDER = "tuned"
 DIGITS = 8
 OF_A_SERVER = ("limits", "kv_cache", "scheduler")
 """The sections that may differ."""
+OF_AN_ENGINE = {"engine", "engine_options", "runtime"}
+"""What differs as well between two kinds of engine."""
 OF_TESTS = {"workload", "loadtest"}
 OF_ITS_PLACE = {"file", "name", "output", "replica", "engine_given"}
 
@@ -34,14 +36,16 @@ OF_ITS_PLACE = {"file", "name", "output", "replica", "engine_given"}
 def make(deployment: Deployment, running: Deployment, changes: Mapping[str, Any]) -> Deployment:
     """The running deployment with "section.key": value changed, ready to serve. `deployment` is the one that is up.
 
-    Raises ToolkitError for values that the rules refuse, and for a folder that cannot be written to.
+    Without changes, `running` can be any deployment that is to take over. Raises ToolkitError for values that the rules
+    refuse, and for a folder that cannot be written to.
     """
     folder = deployment.output / FOLDER / digest_of([running.file.read_text("utf-8"), dict(changes)])[:DIGITS]
-    file = folder / f"{running.name}.yaml"
+    file = folder / f"{deployment.name}.yaml"
     try:
         make_private(folder)
         engine = running.engine if running.engine_given else None
-        write_edited(running.file, file, {"name": running.name, "output": str(folder), **changes}, engine, force=True)
+        own = {"name": deployment.name, "output": str(folder)}  # OpenAI's clients may know it by its name
+        write_edited(running.file, file, {**own, **changes}, engine, force=True)
         candidate = load_deployment(file, running.engine)
         if candidate.built_for != running.built_for:
             raise ToolkitError(f"{', '.join(changes)}: needs other engines", where=running.file)
@@ -63,10 +67,7 @@ def remove(candidate: Deployment) -> None:
 
 def changes_of(running: Deployment, new: Deployment) -> dict[str, Any]:
     """The settings of another YAML that a server takes, by "section.key". Raises ToolkitError where more differs."""
-    for name in sorted(set(type(running).model_fields) - OF_ITS_PLACE - set(OF_A_SERVER) - OF_TESTS):
-        if getattr(running, name) != getattr(new, name):
-            hint = f"Only {', '.join(OF_A_SERVER)} may differ. For the rest: toolkit restart --rolling --with FILE"
-            raise ToolkitError(f"{name}: differs from that of the deployment that is up", where=new.file, hint=hint)
+    _check_same(running, new, OF_A_SERVER)
     if new.built_for != running.built_for:
         hint = "Build them, then: toolkit restart --rolling --with FILE"
         raise ToolkitError("needs other engines than the deployment that is up", where=new.file, hint=hint)
@@ -74,6 +75,26 @@ def changes_of(running: Deployment, new: Deployment) -> dict[str, Any]:
     if not changes:
         raise ToolkitError("has the settings that run already", where=new.file)
     return changes
+
+
+def check_other_engine(running: Deployment, new: Deployment) -> None:
+    """Raise a ToolkitError unless `new` is the deployment that is up with another kind of engine."""
+    if new.engine == running.engine:
+        hint = "Another kind is needed. For other settings of the same: toolkit tune --apply --with FILE"
+        raise ToolkitError(f"engine: is {new.engine}, as that of the deployment that is up", where=new.file, hint=hint)
+    _check_same(running, new, (*OF_A_SERVER, *sorted(OF_AN_ENGINE)))
+    for section, key in (("limits", "max_seq_len"), ("kv_cache", "tokens_per_block")):
+        value, now = getattr(getattr(new, section), key), getattr(getattr(running, section), key)
+        if value != now:
+            what = f"{section}.{key}: is {value}, and {now} in the deployment that is up"
+            raise ToolkitError(what, where=new.file, hint="Behind one door all replicas need the same.")
+
+
+def _check_same(running: Deployment, new: Deployment, may_differ: tuple[str, ...]) -> None:
+    for name in sorted(set(type(running).model_fields) - OF_ITS_PLACE - set(may_differ) - OF_TESTS):
+        if getattr(running, name) != getattr(new, name):
+            hint = f"Only {', '.join(may_differ)} may differ. For the rest: toolkit restart --rolling --with FILE"
+            raise ToolkitError(f"{name}: differs from that of the deployment that is up", where=new.file, hint=hint)
 
 
 def differences(deployment: Deployment, other: Deployment) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import ToolkitError
+from toolkit.up.moving import move
 from toolkit.up.rolling import restart
 from toolkit.up.trial import Ended, try_settings
 
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     from toolkit.up.supervisor import Supervisor
 
 LONGEST = 1 << 16
-RESTART, TRIAL = "restart", "trial"
+RESTART, TRIAL, MOVE = "restart", "trial", "move"
+NAMES = {RESTART: "toolkit restart", TRIAL: "toolkit tune --apply", MOVE: "toolkit migrate --apply"}
+ROLLS_BACK = {TRIAL: try_settings, MOVE: move}
+"""If they are interrupted, they take back what they did."""
 Tell = Callable[[str], None]
 
 
@@ -69,9 +73,9 @@ class Commands:
         if not self._busy.acquire(blocking=False):
             raise ToolkitError(f"another command is under way: {self._doing}", hint="Wait until it has ended.")
         try:
-            self._doing = f"toolkit {'tune --apply' if command['do'] == TRIAL else 'restart'}"
-            if command["do"] == TRIAL:
-                return asdict(try_settings(self._supervisor, command, tell, interrupted))
+            self._doing = NAMES[command["do"]]
+            if do := ROLLS_BACK.get(command["do"]):
+                return asdict(do(self._supervisor, command, tell, interrupted))
             restart(self._supervisor, command, tell)
             return {}
         finally:
@@ -115,7 +119,7 @@ def _answers(path: str, command: dict[str, Any], hear: Tell) -> Iterator[dict[st
         try:
             yield from map(json.loads, stream)
         except KeyboardInterrupt:
-            if command["do"] != TRIAL:
+            if command["do"] not in ROLLS_BACK:
                 raise
             say({})
             hear("interrupted: rolling back; again to leave that to toolkit up")

@@ -13,15 +13,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from toolkit.config.capabilities import check_can_be_served
 from toolkit.config.deployment import Deployment
 from toolkit.config.edit_yaml import inline
 from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.files.atomic import make_private, private
 from toolkit.gateway.door import DoorState, config_digest, folder, longest_end_s, read_door, up_pid
+from toolkit.serve.preflight import check_made
 from toolkit.serve.replicas import END_MARGIN_S
-from toolkit.up.candidate import differences, make, remove
-from toolkit.up.commands import RESTART, TRIAL, send
+from toolkit.up.candidate import check_other_engine, differences, make, remove
+from toolkit.up.commands import MOVE, RESTART, TRIAL, send
 from toolkit.up.supervisor import up_here
 from toolkit.up.trial import check_deployment, recent
 
@@ -115,7 +117,7 @@ def running(deployment: Deployment) -> Deployment:
     state = _state(deployment)
     if not state.running or Path(state.running) == deployment.file.resolve():
         return deployment
-    return load_deployment(state.running, deployment.engine if deployment.engine_given else None)
+    return load_deployment(state.running, state.engine or None)
 
 
 def ready_to_try(deployment: Deployment) -> Deployment:
@@ -153,6 +155,24 @@ def apply(deployment: Deployment, changes: Mapping[str, Any], hear: Callable[[st
         return Applied(True, answer["reason"], differences(deployment, candidate))
     remove(candidate)
     return Applied(False, answer["reason"], {})
+
+
+def move(deployment: Deployment, new: Deployment, allowed: float, hear: Callable[[str], None]) -> Applied:
+    """Move the replicas to another kind of engine, the first as a trial; all of them, or none. Raises ToolkitError.
+
+    `allowed`: per cent by which a latency may be worse.
+    """
+    now = ready_to_try(deployment)
+    check_other_engine(now, new)
+    check_can_be_served(new)
+    if new.kind.engine_files:
+        check_made(new)
+    candidate = make(deployment, new, {})
+    command = {"do": MOVE, "file": str(candidate.file), "engine": candidate.engine, "allowed": allowed}
+    answer = send(_state(deployment).control, {**command, "settings": f"engine={candidate.engine}"}, hear)
+    if not answer["taken"]:
+        remove(candidate)
+    return Applied(answer["taken"], answer["reason"], {"engine": candidate.engine})
 
 
 def _state(deployment: Deployment) -> DoorState:

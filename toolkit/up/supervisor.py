@@ -275,6 +275,7 @@ class Supervisor:
             self.admission.state if self.admission else None,
             str(self.deployment.file.resolve()),
             self._takeovers,
+            self.deployment.engine,
         )
         if state != self._written:
             write_door(self._own, state)

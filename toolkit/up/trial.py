@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from toolkit.config.deployment import Deployment
 from toolkit.config.load import load_deployment
@@ -20,7 +20,8 @@ from toolkit.monitor.kept_requests import KeptRequests
 from toolkit.serve.budget import startup_budget
 from toolkit.up.replica import Replica
 from toolkit.up.rolling import change, check_new
-from toolkit.up.trial_law import Decision, TrialLaw
+from toolkit.up.sides import Sides
+from toolkit.up.trial_law import Decision, TrialLaw, refuses_more
 
 if TYPE_CHECKING:
     from toolkit.slo.sample import Sample
@@ -38,6 +39,7 @@ ROOM = 2
 """The time is so many times what the last look needs at the rate of before."""
 SAY_S = 10.0
 Tell = Callable[[str], None]
+T = TypeVar("T", bound="Trial")
 
 
 class Interrupted(Exception):
@@ -60,13 +62,18 @@ def try_settings(
     supervisor: Supervisor, command: dict[str, Any], tell: Tell, interrupted: Callable[[], bool]
 ) -> Outcome:
     """Carry out {"file": YAML, "engine": NAME, "settings": text}. Raises ToolkitError if the trial cannot begin."""
+    return prepared(Trial, supervisor, command, tell, interrupted).run(command["settings"])
+
+
+def prepared(
+    kind: type[T], supervisor: Supervisor, command: dict[str, Any], tell: Tell, interrupted: Callable[[], bool]
+) -> T:
+    """A trial of the YAML of a command. Raises ToolkitError if it cannot begin."""
     new = load_deployment(command["file"], command["engine"])
     check_new(supervisor.deployment, new)
     check_deployment(supervisor.deployment)
     canary = canary_of(supervisor)
-    before = recent(supervisor.deployment)
-    trial = Trial(supervisor, canary, new, before, tell, interrupted)
-    return trial.run(command["settings"])
+    return kind(supervisor, canary, new, recent(supervisor.deployment), tell, interrupted)
 
 
 def check_deployment(deployment: Deployment) -> None:
@@ -111,6 +118,9 @@ def recent(deployment: Deployment) -> list[Sample]:
 class Trial:
     """One trial on a running deployment."""
 
+    name = NAME
+    """Of the part that its events are about."""
+
     def __init__(
         self,
         supervisor: Supervisor,
@@ -126,6 +136,7 @@ class Trial:
         self._law = TrialLaw(self._name, self._old.slo, before)
         self._rate = rate_of(before) / len(self._serving)
         self._processes = {replica.number: replica.group.process for replica in self._serving}
+        self._sides = Sides()
 
     @property
     def _serving(self) -> list[Replica]:
@@ -168,27 +179,30 @@ class Trial:
         """Restart the canary, and compare until there is a decision. Raises ToolkitError if a replica ends."""
         assert self._old.monitoring.traffic
         with contextlib.closing(KeptRequests(self._old.monitoring.traffic)) as kept:
-            self._change(self._canary)
-            self._processes[self._canary.number] = self._canary.group.process
-            return self._watch(kept, time.time() + SETTLE_S, time.monotonic() + limit_s)
+            self._change(self._canary, self._check)
+            self._moved(self._canary)
+            return self._watch(kept, time.monotonic() + limit_s)
 
-    def _watch(self, kept: KeptRequests, begin: float, end: float) -> Decision:
-        """Compare the requests that came since `begin`, until `end` on time.monotonic() at most."""
-        canary: list[Sample] = []
-        others: list[Sample] = []
+    def _moved(self, replica: Replica) -> None:
+        """Note that a replica has just started with the new settings."""
+        self._processes[replica.number] = replica.group.process
+        self._sides.moved[replica.number] = time.time() + SETTLE_S
+
+    def _watch(self, kept: KeptRequests, end: float) -> Decision:
+        """Compare the requests that come, until `end` on time.monotonic() at most."""
         said = time.monotonic()
+        sides = self._sides
         while True:
             self._check()
-            for sample in kept.read():
-                if sample.due >= begin:
-                    (canary if sample.replica == self._canary.number else others).append(sample)
+            sides.read(kept)
             self._check_replicas()
+            self._check_refusals()
             now = time.monotonic()
-            if decision := self._law.step(canary, others, over=now >= end):
+            if decision := self._law.step(sides.new, sides.old, over=now >= end):
                 return decision
             if now >= said + SAY_S:
                 said = now
-                counts = f"{len(canary)} requests on {self._name}, {len(others)} on the others"
+                counts = f"{len(sides.new)} requests on {self._name}, {len(sides.old)} on the others"
                 self._tell(f"{counts}; compared at {self._law.next_look}; at most {(end - now) / 60:.0f} min left")
             time.sleep(LOOK_S)
 
@@ -198,7 +212,7 @@ class Trial:
         self._tell(f"taken: {reason}")
         for replica in self._supervisor.replicas:
             if replica is not self._canary:
-                self._change(replica, interruptible=False)
+                self._change(replica, lambda: None)
         self._supervisor.serves(self._new)
         return Outcome(True, reason)
 
@@ -218,8 +232,8 @@ class Trial:
                 raise ToolkitError(what.rstrip("."), hint=hint) from None
         return Outcome(False, reason)
 
-    def _change(self, replica: Replica, interruptible: bool = True) -> None:
-        change(self._supervisor, [replica], self._new, self._tell, self._check if interruptible else lambda: None)
+    def _change(self, replica: Replica, check: Callable[[], None]) -> None:
+        change(self._supervisor, [replica], self._new, self._tell, check)
 
     def _wait_for_another(self, replica: Replica) -> None:
         """Wait at most a start's time for another replica that serves: the canary may be the last one that does."""
@@ -237,13 +251,22 @@ class Trial:
     def _check_replicas(self) -> None:
         """Raise ToolkitError if a replica ended or hangs: then nothing can be compared."""
         for replica in self._serving:
+            if replica.number not in self._processes:
+                continue  # it restarts now
             if replica.group.process is not self._processes[replica.number] or not replica.ready:
                 what = "with them" if replica is self._canary else "meanwhile"
                 state = replica.group.message or replica.group.phase
                 raise ToolkitError(f"{replica.group.name} does not serve {what}: {state}")
 
+    def _check_refusals(self) -> None:
+        """Raise ToolkitError if the new settings refuse requests that the old ones serve."""
+        here, there = self._sides.refusals
+        if refuses_more(here, there):
+            what = f"{self._law.canary}: {here.late} of {here.of} requests refused as wrong"
+            raise ToolkitError(f"{what}; the others {there.late} of {there.of}")
+
     def _note(self, event: str, action: str, cause: str = "") -> None:
-        self._supervisor.events.note(NAME, event, cause, action)
+        self._supervisor.events.note(self.name, event, cause, action)
 
 
 def rate_of(samples: list[Sample]) -> float:

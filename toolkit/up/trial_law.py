@@ -5,6 +5,10 @@ infinitely late. Five values are compared (VALUES), at most LOOKS times, each ti
 comparison has ALPHA / (5 x LOOKS) of chance for itself (Bonferroni): if nothing differs, all of them together find a
 value better by chance in at most ALPHA of the trials.
 
+Another kind of engine is also taken if it serves as well (`TrialLaw.allowed`). Then no interval may reach further than
+what is allowed, but those of tails that the SLO does not limit. Each look has ALPHA / LOOKS_AS_GOOD of chance, so a latency that is worse by more than allowed passes by
+chance in at most ALPHA of the trials.
+
 The SLO is guarded apart, and after each request: a false alarm there only costs the trial.
 """
 
@@ -14,11 +18,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import NormalDist
 
 from toolkit.config.metrics import METRICS
 from toolkit.config.sections import Slo
 from toolkit.slo.change import BEYOND, UNCLEAR, Change, Side, compliance_change, latency_change
-from toolkit.slo.intervals import Bootstrap, newcombe
+from toolkit.slo.intervals import Bootstrap, Interval, newcombe
 from toolkit.slo.metrics import LATENCIES, Measured, is_good, values_of
 from toolkit.slo.sample import Sample
 from toolkit.slo.target import limits_of_a_request
@@ -30,6 +35,10 @@ COMPARED = (("ttft_ms", 50), ("ttft_ms", 99), ("tpot_ms", 50), ("tpot_ms", 99))
 """Next to these: the share of requests inside all limits."""
 CONFIDENCE = 1 - 2 * ALPHA / (LOOKS * (len(COMPARED) + 1))
 """Of each interval. Only one of its two ends speaks for the settings."""
+LOOKS_AS_GOOD = 6
+"""Looks where settings that serve as well are taken too: to show that needs more requests than to show a gain."""
+CONFIDENCE_AS_GOOD = 1 - 2 * ALPHA / LOOKS_AS_GOOD
+"""Of each interval then. Every value must pass, so more values are not more chances."""
 LEAST_PERCENT = 5.0
 """A smaller change of a latency is none, also a significant one."""
 DRAWS = 4000
@@ -60,7 +69,7 @@ class Lateness:
 
     @property
     def missed(self) -> bool:
-        """Whether the target is missed, not by chance."""
+        """Whether more are late than may be, not by chance."""
         return tail(self.late, self.of, self.allowed) < CHANCE
 
     def worse_than(self, other: Lateness) -> bool:
@@ -75,11 +84,16 @@ class Lateness:
 
 @dataclass
 class TrialLaw:
-    """`canary` names the replica. `before`: what was served before, to know whether the SLO was met then."""
+    """`canary` names the replica. `before`: what was served before, to know whether the SLO was met then.
+
+    `allowed`: None takes only what serves better. A number takes also what serves as well: no latency may be worse by
+    more per cent, and that is to be shown, not only unseen.
+    """
 
     canary: str
     slo: Slo
     before: Sequence[Sample] = ()
+    allowed: float | None = None
     looks: int = field(default=0, init=False)
 
     @property
@@ -91,7 +105,12 @@ class TrialLaw:
     @property
     def last_look(self) -> int:
         """Requests on each side at the last look."""
-        return int(self.first_look * 2 ** (LOOKS - 1))
+        return int(self.first_look * 2 ** (self.most_looks - 1))
+
+    @property
+    def most_looks(self) -> int:
+        """How often the two sides are compared at most."""
+        return LOOKS if self.allowed is None else LOOKS_AS_GOOD
 
     @property
     def next_look(self) -> int:
@@ -113,15 +132,15 @@ class TrialLaw:
             counts = f"{self.canary} ended {len(canary)} requests, the others {len(others)}"
             return Decision(False, f"too little traffic: {counts}; {self.first_look} on each side are needed")
         self.looks += 1
-        return self._judge(canary, others, last=over or self.looks == LOOKS)
+        last = over or self.looks == self.most_looks
+        if self.allowed is not None:
+            return self._judge_as_good(canary, others, self.allowed, last)
+        return self._judge(canary, others, last)
 
     def _harm(self, canary: Sequence[Sample], others: Sequence[Sample]) -> str:
         """Why the SLO does not allow to go on; "" if it does."""
-        elsewhere = lateness(others, self.slo)
-        for target, here in lateness(canary, self.slo).items():
-            there = elsewhere[target]
-            if here.missed and not there.missed and here.worse_than(there):
-                return f"{self.canary} misses {target}: {here}; the others {there.late} of {there.of}"
+        if cause := misses(self.canary, self.slo, canary, others):
+            return cause
         for target, now in lateness([*canary, *others], self.slo).items():
             before = self._earlier[target]
             if now.missed and before.of >= FEWEST and not before.missed and now.worse_than(before):
@@ -144,6 +163,29 @@ class TrialLaw:
             return Decision(False, f"unclear: {', '.join(unclear)} {seen}")
         return Decision(False, f"no difference seen {seen}: {_words(changes, changes)}")
 
+    def _judge_as_good(
+        self, canary: Sequence[Sample], others: Sequence[Sample], allowed: float, last: bool
+    ) -> Decision | None:
+        changes = compared(canary, others, self.slo, CONFIDENCE_AS_GOOD)
+        seen = f"after {len(canary)} requests on {self.canary} and {len(others)} on the others"
+        worst = {name: _worst(name, change) for name, change in changes.items()}
+        worse = [name for name, ends in worst.items() if ends and ends[0] > allowed]
+        if IN_TIME in changes and changes[IN_TIME].result == "worse":
+            worse.append(IN_TIME)
+        # A tail that nothing limits would need far more requests than a median: of it, only harm is looked for.
+        needed = [name for name in worst if self._is_limited(name) or name.endswith("P50")]
+        unclear = [name for name in needed if (ends := worst[name]) and ends[0] <= allowed < ends[1]]
+        unclear += [name for name in needed if changes[name].result in UNCLEAR]
+        measured = [name for name, ends in worst.items() if ends]
+        if worse:
+            return Decision(False, f"worse by more than {allowed:g} %: {_words(changes, worse)} {seen}")
+        if measured and not unclear:
+            return Decision(True, f"not worse by more than {allowed:g} %: {_words(changes, measured)} {seen}")
+        if not last:
+            return None
+        what = _words(changes, unclear) if unclear else "no latency was measured"
+        return Decision(False, f"unclear whether worse by more than {allowed:g} %: {what} {seen}")
+
     def _is_limited(self, name: str) -> bool:
         return any(name == _name(metric, q) and q in _limited(self.slo, metric) for metric, q in COMPARED)
 
@@ -153,14 +195,34 @@ def matters(name: str, change: Change) -> bool:
     return name == IN_TIME or change.percent is None or abs(change.percent) >= LEAST_PERCENT
 
 
-def compared(canary: Sequence[Sample], others: Sequence[Sample], slo: Slo) -> dict[str, Change]:
+def misses(canary: str, slo: Slo, here: Sequence[Sample], there: Sequence[Sample]) -> str:
+    """Which limit of the SLO the canary misses and the others meet, in words; "" if none."""
+    elsewhere = lateness(there, slo)
+    for target, late in lateness(here, slo).items():
+        other = elsewhere[target]
+        if late.missed and not other.missed and late.worse_than(other):
+            return f"{canary} misses {target}: {late}; the others {other.late} of {other.of}"
+    return ""
+
+
+def refuses_more(here: Lateness, there: Lateness) -> bool:
+    """Whether the first side refuses a larger share of its requests, not by chance (CHANCE). `late` are the refused."""
+    if not (here.of and there.of):
+        return False
+    z = NormalDist().inv_cdf(1 - CHANCE)
+    return newcombe(there.of - there.late, there.of, here.of - here.late, here.of, z)[1] < 0
+
+
+def compared(
+    canary: Sequence[Sample], others: Sequence[Sample], slo: Slo, confidence: float = CONFIDENCE
+) -> dict[str, Change]:
     """The change from the others to the canary, by the name of the value; without what was not measured."""
     limits = limits_of_a_request(slo)
     first, other = (
         Side(Bootstrap(Measured(side, limits), seed, DRAWS), None) for seed, side in enumerate((others, canary))
     )
-    changes = {_name(metric, q): latency_change(first, other, metric, q, CONFIDENCE) for metric, q in COMPARED}
-    changes[IN_TIME] = compliance_change(first.measured, other.measured, CONFIDENCE)
+    changes = {_name(metric, q): latency_change(first, other, metric, q, confidence) for metric, q in COMPARED}
+    changes[IN_TIME] = compliance_change(first.measured, other.measured, confidence)
     return {name: change for name, change in changes.items() if change.result != "not measured"}
 
 
@@ -187,6 +249,11 @@ def _normal_tail(late: int, of: int, share: float) -> float:
     """The same for many requests, whose binomial coefficients no float can hold."""
     deviation = math.sqrt(of * share * (1 - share)) or 1e-9
     return 0.5 * math.erfc((late - 0.5 - of * share) / deviation / math.sqrt(2))
+
+
+def _worst(name: str, change: Change) -> Interval | None:
+    """The interval of a latency's change; None where there is none, and for the share in time, which is guarded."""
+    return None if name == IN_TIME or change.result in UNCLEAR else change.interval
 
 
 def _late(samples: Iterable[Sample], metric: str, limit: float) -> tuple[int, int]:
