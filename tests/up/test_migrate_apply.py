@@ -15,6 +15,8 @@ import yaml
 pytest.importorskip("dynamo.llm", reason="needs the extra gateway")
 pytest.importorskip("envoy", reason="needs the extra gateway")
 
+import openai
+
 from tests import commands
 from tests.gateway.test_envoy import ask
 from tests.llm_api import make_repository, put_tritonserver_on_path
@@ -83,6 +85,11 @@ def test_a_pair_moves_to_the_llm_api_and_back_and_no_request_fails(engines):
         events = [event["event"] for event in engines.events() if event["part"] == "migration"]
         assert events == ["trial", "moving", "moved"]
         assert have_engines(engines) == [False, False]
+        client = openai.OpenAI(base_url=f"{engines.url}/v1", api_key="none", max_retries=0)
+        with client, pytest.raises(openai.BadRequestError, match="sampling_param_seed"):
+            client.completions.create(model="llama", prompt="Shall I", max_tokens=2, temperature=1, seed=7)
+        kept = engines.file.with_name("kept.jsonl")
+        eventually(lambda: '"refused":true' in kept.read_text(), 60)
         again = commands.toolkit("migrate", engines.file, "--apply", "--with", twin)
         assert again.returncode == 1 and "engine: is pytorch, as that of the deployment that is up" in again.stderr
 

@@ -28,8 +28,9 @@ from locust.runners import MasterRunner
 from toolkit.clock import now
 from toolkit.errors import ToolkitError
 from toolkit.load import LAUNCHER
+from toolkit.load.clocks import Clocks
 from toolkit.load.live import Live, Snapshot
-from toolkit.load.messages import LOOP_LAG, QUOTA, QUOTA_WANTED, SAMPLE
+from toolkit.load.messages import CLOCK, LOOP_LAG, QUOTA, QUOTA_WANTED, SAMPLE
 from toolkit.load.options import RunOptions
 from toolkit.load.prediction import predicted
 from toolkit.load.private_locust import cpu_shares, live_workers, ready_workers
@@ -96,7 +97,9 @@ class Coordinator:
         self.deployment, self.source = run_options.deployment, run_options.source
         self.settings: dict[str, Any] = {}
         self.samples: list[Sample] = []
-        self.lag: list[Lag] = []
+        self.senders: list[str] = []
+        """The worker of each sample."""
+        self.lag: dict[str, list[Lag]] = {}
         self.total = self.quotas_given = self.runs = 0
         self.started = 0.0
         self.live: Live | None = None
@@ -113,6 +116,7 @@ class Coordinator:
         self._runner.register_message(QUOTA_WANTED, self.give_quota)
         self._runner.register_message(SAMPLE, self.receive)
         self._runner.register_message(LOOP_LAG, self.receive_lag)
+        self._runner.register_message(CLOCK, self.receive_clock)
         if launcher := os.environ.get(LAUNCHER):
             gevent.spawn(self._end_with, int(launcher))
 
@@ -130,12 +134,13 @@ class Coordinator:
             "answers": "whole" if options.no_stream else "streamed",
         }
         self.total = self.source.count
-        self.samples, self.lag, self.verdict, self.started, self.running = [], [], None, time.time(), True
+        self.samples, self.senders, self.lag, self.verdict = [], [], {}, None
+        self.started, self.running = time.time(), True
         self.cpu_before, self.busiest = sum(psutil.Process().cpu_times()[:2]), 0.0
         urls = metrics_urls(self.deployment, options.target)
         exporter = functools.partial(read_exporter, self.deployment)
         self.watch = ServerWatch(urls, exporter).__enter__() if urls else None
-        self.workers = workers
+        self.workers, self.clocks = workers, Clocks(self._runner, workers)
         self.quotas_given, self.progress, self.runs = 0, Progress(), self.runs + 1
         self.live = Live(self.total, self.source.turns, limits_of_a_request(self.deployment.slo))
         gevent.spawn(self._watch)
@@ -155,11 +160,16 @@ class Coordinator:
         if self.running and self.live is not None:
             sample = Sample.from_dict(msg.data)
             self.samples.append(sample)
+            self.senders.append(msg.node_id)
             self.live.add(sample, time.time() - self.started)
 
     def receive_lag(self, environment: Environment, msg: Any, **_: Any) -> None:
         if self.running:
-            self.lag += msg.data
+            self.lag.setdefault(msg.node_id, []).extend(msg.data)
+
+    def receive_clock(self, environment: Environment, msg: Any, **_: Any) -> None:
+        if self.running:
+            self.clocks.hear(msg.node_id, msg.data)
 
     def now(self) -> Snapshot | None:
         """How far the test is. None before the first test."""
@@ -184,7 +194,11 @@ class Coordinator:
             self.live.mark(state, last=True)
         done = len(self.samples)
         cut_short = None if done >= self.total else f"stopped after {done} of {self.total} requests{self._why()}"
-        samples = tuple(sorted(self.samples, key=lambda sample: sample.due))
+        if said := self.clocks.words:
+            self.settings["clocks"] = said
+            print(f"clocks of the workers: {said}", file=sys.stderr)
+        put_right = map(self.clocks.put_right, self.samples, self.senders)
+        samples = tuple(sorted(put_right, key=lambda sample: sample.due))
         run = Run(samples, self.settings["warmup_requests"], self.started, self.settings, cut_short)
         if self._options.samples:
             return self._leave(run, Path(self._options.samples))
@@ -229,7 +243,8 @@ class Coordinator:
             return None
         own, cpu = GeneratorError.from_json(self._options.generator_error), self._cpu()
         judged, out_of_cpu = run.judged, own.out_of_cpu or cpu > SLACK_CPU
-        late = read_late_ms(self.lag, judged[0].due, max(sample.ended for sample in judged)) if judged else None
+        lags = [lag for worker, own_lags in self.lag.items() for lag in self.clocks.put_lags_right(own_lags, worker)]
+        late = read_late_ms(lags, judged[0].due, max(sample.ended for sample in judged)) if judged else None
         late = max((ms for ms in (late, own.read_late_ms) if ms is not None), default=None)
         return replace(own, cpu=max(cpu, own.cpu or 0.0), out_of_cpu=out_of_cpu, read_late_ms=late)
 

@@ -25,6 +25,7 @@ from toolkit.clock import now
 from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.load import messages, web
+from toolkit.load.clocks import tell
 from toolkit.load.coordinator import Coordinator, RequestQuota
 from toolkit.load.dispatch import dispatch
 from toolkit.load.exchange import Exchange, exchange
@@ -111,6 +112,7 @@ def prepare(environment: Environment, **_: Any) -> None:
     runner: Any = environment.runner
     runner.register_message(messages.QUOTA, QUOTA.receive)
     if isinstance(runner, WorkerRunner):
+        runner.register_message(messages.CLOCK_WANTED, tell)
         environment.user_classes = [ClosedLoop, OpenLoop]  # the master chooses
     else:
         coordinator = Coordinator(environment, run_options)

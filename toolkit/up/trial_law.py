@@ -6,8 +6,8 @@ comparison has ALPHA / (5 x LOOKS) of chance for itself (Bonferroni): if nothing
 value better by chance in at most ALPHA of the trials.
 
 Another kind of engine is also taken if it serves as well (`TrialLaw.allowed`). Then no interval may reach further than
-what is allowed, but those of tails that the SLO does not limit. Each look has ALPHA / LOOKS_AS_GOOD of chance, so a latency that is worse by more than allowed passes by
-chance in at most ALPHA of the trials.
+what is allowed, but those of tails that the SLO does not limit. Each look has ALPHA / LOOKS_AS_GOOD of chance, so a
+latency that is worse by more than allowed passes by chance in at most ALPHA of the trials.
 
 The SLO is guarded apart, and after each request: a false alarm there only costs the trial.
 """

@@ -20,7 +20,7 @@ from toolkit.reports.loadtest.report_file import ReportFile
 from toolkit.slo.run import Run
 
 NOT_COMPARED = {"name", "file", "output", "replica"}
-NOT_THE_LOAD = {"load_generator", "processes", "model", "repeats"}
+NOT_THE_LOAD = {"load_generator", "clocks", "processes", "model", "repeats"}
 """Settings of a run that do not change which requests are sent."""
 NOTHING = "–"
 LONGEST, DEEPEST = 80, 8
