@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.commands import toolkit
 from tests.load.trial import LOCUSTFILE, recorded, workload_file
 from tests.ports import free_port
 from toolkit.clock import now
@@ -96,18 +97,18 @@ def test_a_worker_of_another_machine_with_another_clock(server, deployment, tmp_
     """A master and two workers, as on three machines. One worker's clock is 100 s ahead, the server's is right."""
     load = deployment(server, model=tiny_llama)
     file, port = workload_file(tmp_path, arrivals="constant", rate=20, requests=30), str(free_port())
-    common: list[Any] = ["-f", LOCUSTFILE, "--deployment", load.file, "--workload", file, "--headless"]
-    master = [*common, "--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", port]
-    worker = [*common, "--worker", "--master-host", "127.0.0.1", "--master-port", port]
+    ours = ["-m", "toolkit", "loadtest", load.file, "--workload", file]
+    worker = ["-f", LOCUSTFILE, "--deployment", load.file, "--workload", file, "--worker", "--master-port", port]
     commands = [
-        ["-m", "locust", *master, "--expect-workers", "2"],
-        ["-c", WITH_ANOTHER_CLOCK.format(0), *worker],
+        [*ours, "--workers", "2", "--listen", f"127.0.0.1:{port}"],
+        [*ours, "--join", f"127.0.0.1:{port}"],
         ["-c", WITH_ANOTHER_CLOCK.format(AHEAD_S), *worker],
     ]
     started = [
         subprocess.Popen([sys.executable, *map(str, one)], stderr=subprocess.PIPE, text=True) for one in commands
     ]
     said = [process.communicate(timeout=120)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], said
     found, seen = report.read(load), recorded(server)
     assert len(found.samples) == 30 and found.settings["processes"] == 2, said
     assert {one.worker for one in found.samples} == {0, 1}
@@ -115,3 +116,27 @@ def test_a_worker_of_another_machine_with_another_clock(server, deployment, tmp_
         assert one.sent == pytest.approx(seen[one.id].arrived, abs=AHEAD_S / 4)
     assert found.settings["clocks"].startswith("put right: ") and found.settings["clocks"].count(" ahead") == 1
     assert f"clocks of the workers: {found.settings['clocks']}\n" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--workers", "2"], "--workers and --listen need each other"),
+        (["--listen", "10.0.0.1"], "--workers and --listen need each other"),
+        (["--workers", "2", "--listen", "10.0.0.1", "--join", "10.0.0.2"], "--workers collects, and --join sends"),
+        (["--workers", "2", "--listen", "10.0.0.1", "--processes", "2"], "--processes is for those that --join"),
+        (["--join", "10.0.0.2", "--sweep", "1,2"], "--join cannot be combined with --find-capacity, --sweep, --rep"),
+        (["--workers", "2", "--listen", "10.0.0.1", "--repeat", "2"], "--workers cannot be combined with --find-cap"),
+        (["--join", "10.0.0.2:70000"], "--join: expected HOST or HOST:PORT, got '10.0.0.2:70000'"),
+        (["--join", "a b"], "--join: expected HOST or HOST:PORT, got 'a b'"),
+        (["--workers", "0", "--listen", "10.0.0.1"], "0"),
+    ],
+)
+def test_options_that_do_not_go_together(deployment, options, said):
+    done = toolkit("loadtest", deployment(None).file, *options)
+    assert (done.returncode, done.stdout) == (3, "") and said in done.stderr, done.stderr
+
+
+def test_a_server_that_is_down_is_said_before_any_worker_is_awaited(deployment):
+    done = toolkit("loadtest", deployment(None).file, "--workers", "1", "--listen", "127.0.0.1")
+    assert done.returncode == 3 and "COULD NOT RUN" in done.stdout

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from toolkit.load.runner import Options
 
 
+PORT = 5557
+"""Locust's."""
+
+
 def _rates(_context: click.Context, _parameter: click.Parameter, text: str | None) -> list[float] | None:
     if text is None:
         return None
@@ -39,6 +44,17 @@ def _rates(_context: click.Context, _parameter: click.Parameter, text: str | Non
         accepted = f"each from {LEAST_RATE:g} to {MOST_RATE:,.0f} requests/s"
         raise click.UsageError(f"--sweep: expected rates as 1,2,4,8, {accepted}, got {shown(text)}")
     return rates
+
+
+def _place(_context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, int] | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"([A-Za-z0-9._-]+)(?::(\d{1,5}))?", text)
+    if found is None or not 0 < (port := int(found[2] or PORT)) < 1 << 16:
+        from toolkit.errors import shown
+
+        raise click.UsageError(f"--{parameter.name}: expected HOST or HOST:PORT, got {shown(text)}")
+    return found[1], port
 
 
 @click.command(cls=VerdictCommand)
@@ -62,6 +78,16 @@ def _rates(_context: click.Context, _parameter: click.Parameter, text: str | Non
     "--processes",
     type=click.IntRange(min=1),
     help="Processes that send. One process reads 10,000 tokens/s over HTTP, 3,000 over gRPC.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Send nothing, and collect from N processes on other machines, which --join.",
+)
+@click.option("--listen", metavar="HOST[:PORT]", callback=_place, help="Where --workers are awaited.")
+@click.option(
+    "--join", metavar="HOST[:PORT]", callback=_place, help="Send a share of the load test that has its --workers there."
 )
 @click.option("--stream/--no-stream", default=True, help="Ask for answers token by token, or whole.")
 @click.option("--target", metavar="URL", help="Use this server instead: http://, grpc://, openai+http:// ...")
@@ -107,16 +133,19 @@ def loadtest(
     options["model"] = options["model"] or served
     find, times = options.pop("find_capacity"), options.pop("repeat")
     from toolkit.load.repeats import run_repeatedly
-    from toolkit.load.runner import Options, attempt
+    from toolkit.load.runner import Options, attempt, join
     from toolkit.reports.loadtest import report, terminal
 
+    _check_machines(options, find or sweep or times > 1)
     if find and sweep:
         raise click.UsageError("--find-capacity cannot be combined with --sweep.")
     if options["web_ui"] and (find or sweep):
         raise click.UsageError("--web-ui cannot be combined with --find-capacity or --sweep.")
     if times > 1 and (find or sweep or options["web_ui"]):
         raise click.UsageError("--repeat cannot be combined with --find-capacity, --sweep or --web-ui.")
-    options["self_check"] &= not options["web_ui"]
+    options["self_check"] &= not (options["web_ui"] or options["workers"])
+    if options["join"]:
+        sys.exit(join(deployment, Options(**options)))
     if find or sweep:
         sys.exit(_at_rates(deployment, Options(**options), sweep, as_json))
     test = Options(**options)
@@ -136,6 +165,19 @@ def loadtest(
             click.echo(f"report: {report.report_page(deployment)}")
     job_summary(report.job_summary(deployment, verdict))
     sys.exit(verdict.exit_code)
+
+
+def _check_machines(options: dict[str, Any], several: object) -> None:
+    """Raise click.UsageError for options of a test on several machines that do not go together."""
+    if (options["workers"] is None) != (options["listen"] is None):
+        raise click.UsageError("--workers and --listen need each other.")
+    one = "--workers" if options["workers"] else "--join" if options["join"] else ""
+    if options["workers"] and options["join"]:
+        raise click.UsageError("--workers collects, and --join sends. Give only one.")
+    if one and (several or options["web_ui"]):
+        raise click.UsageError(f"{one} cannot be combined with --find-capacity, --sweep, --repeat or --web-ui.")
+    if options["workers"] and options["processes"]:
+        raise click.UsageError("--processes is for those that --join: --workers counts all of them.")
 
 
 def _at_rates(deployment: Deployment, options: Options, rates: list[float] | None, as_json: bool) -> int:

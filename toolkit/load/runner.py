@@ -34,6 +34,8 @@ LOCUST = (sys.executable, "-P", "-c", "import toolkit; from locust.main import m
 """Imports this `toolkit` first: Locust searches the working directory first, which may have another one."""
 HANDED_ON = ("protocol", "users", "requests", "workload", "rate", "seed", "processes", "target", "model")
 """Options that are options of Locust's process by the same names."""
+WAIT_FOR_WORKERS_S = 600
+"""The longest wait for the processes on other machines."""
 MOST_PROCESSES = max(8, 4 * (os.cpu_count() or 1))
 """Each process keeps a core busy. Thousands of processes stop the machine before the first request."""
 
@@ -61,6 +63,11 @@ class Options:
     """Whether the generator measures its own error first, on a server whose times are known."""
     own: GeneratorError | None = None
     """The generator's error, if it is known already."""
+    workers: int | None = None
+    """Send nothing, and collect from so many processes on other machines, at the address `listen`."""
+    listen: tuple[str, int] | None = None
+    join: tuple[str, int] | None = None
+    """Send a share of the load test that collects at this address."""
 
     def __post_init__(self) -> None:
         if (self.processes or 1) > MOST_PROCESSES:
@@ -156,16 +163,35 @@ def _send(deployment: Deployment, options: Options, url: str, requests: int, fol
         raise KeyboardInterrupt
 
 
+def join(deployment: Deployment, options: Options) -> int:
+    """Send a share of a load test that another machine began, or will soon. Returns Locust's exit code.
+
+    Nothing is judged or written here. Raises ToolkitError for options that cannot be carried out.
+    """
+    distribution.require("loadtest", "locust", "grpclib")
+    source_for(deployment, options)
+    return _run_locust(locust_command(deployment, options))[0]
+
+
 def locust_command(deployment: Deployment, options: Options) -> list[str]:
     """The command line that starts Locust for these options."""
-    options_of_locust = {
+    options_of_locust: dict[str, object] = {
         "--locustfile": USERS_FILE,
         "--deployment": deployment.file,
         "--engine": deployment.engine,
         **{f"--{name}": getattr(options, name) for name in HANDED_ON},
     }
     mode = ["--web-host", "127.0.0.1"] if options.web_ui else ["--headless", "--only-summary", "--skip-log-setup"]
-    if (options.processes or 1) > 1:  # another test on this machine may have Locust's usual port
+    if options.join:
+        host, options_of_locust["--master-port"] = options.join
+        options_of_locust |= {"--master-host": host}
+        mode.append("--worker")
+    elif options.workers and options.listen:
+        host, options_of_locust["--master-bind-port"] = options.listen
+        options_of_locust |= {"--master-bind-host": host, "--expect-workers": options.workers}
+        options_of_locust |= {"--expect-workers-max-wait": WAIT_FOR_WORKERS_S}
+        mode.append("--master")
+    elif (options.processes or 1) > 1:  # another test on this machine may have Locust's usual port
         port = free_port()
         options_of_locust |= {"--master-bind-host": "127.0.0.1", "--master-bind-port": port, "--master-port": port}
     arguments = [text for name, value in options_of_locust.items() if value is not None for text in (name, str(value))]
