@@ -18,6 +18,7 @@ SERVICE = {
         "command",
         "cpus",
         "deploy",
+        "entrypoint",
         "environment",
         "healthcheck",
         "image",
@@ -36,7 +37,7 @@ def test_the_files(tmp_path, name):
     folder = check_golden(name, "compose", tmp_path)
     content = yaml.safe_load((folder / "compose.yaml").read_text())
     assert set(content) == {"name", "x-toolkit", "services"}
-    assert set(content["services"]) == {"build", "serve", "grafana"}
+    assert set(content["services"]) == {"build", "serve", "grafana", "loadtest", "loadtest-worker"}
     for service in content["services"].values():
         assert set(service) <= SERVICE
 

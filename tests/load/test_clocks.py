@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import time
-from typing import Any
 
 import pytest
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from toolkit.config.deployment import Deployment
 from toolkit.config.edit_yaml import moved
 from toolkit.config.load import load_deployment
 from toolkit.deploy import grafana, wheel
@@ -48,6 +49,7 @@ def files(facts: Facts, directory: Path) -> Mapping[str, bytes]:
         "stack": STACK_BYTES,
         **grafana.values(deployment),
         "wheel": wheel.FILE,
+        "door": _door(deployment),
         "make": " && ".join(f"toolkit {stage} {PLACE}/{facts.yaml_name}" for stage in facts.stages),
     }
     texts = {
@@ -64,3 +66,10 @@ def files(facts: Facts, directory: Path) -> Mapping[str, bytes]:
         ),
     }
     return {**{name: text.encode() for name, text in texts.items()}, wheel.FILE: wheel.wheel()}
+
+
+def _door(deployment: Deployment) -> str:
+    """Where a container on the same machine reaches the door."""
+    gateway = deployment.gateway
+    host = "127.0.0.1" if gateway.host == "0.0.0.0" else gateway.host
+    return f"{'https' if gateway.tls else 'http'}://{host}:{gateway.port}"

@@ -13,6 +13,13 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: serve
 {{- end }}
 
+{{/* The pods of a load test. Another name: the network policy of what serves is not for them. */}}
+{{- define "toolkit.loading" -}}
+app.kubernetes.io/name: {{ .Values.name }}-load
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: loadtest
+{{- end }}
+
 {{/* Not root, and no right that serving does not need. fsGroup lets this user write to the volumes. */}}
 {{- define "toolkit.pod" -}}
 automountServiceAccountToken: false
