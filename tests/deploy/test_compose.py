@@ -138,7 +138,12 @@ def test_grafana_is_on_loopback_and_nobody_is_its_admin(tmp_path, config):
 
 def test_without_prometheus_there_is_no_grafana(tmp_path, config):
     folder = deployed(change(config, monitoring={"prometheus": "off"}), "compose", tmp_path / "out")
-    assert set(yaml.safe_load((folder / "compose.yaml").read_text())["services"]) == {"build", "serve"}
+    assert set(yaml.safe_load((folder / "compose.yaml").read_text())["services"]) == {
+        "build",
+        "serve",
+        "loadtest",
+        "loadtest-worker",
+    }
     assert not (folder / "grafana").exists()
     assert "COPY --from" not in (folder / "Dockerfile").read_text()
 
