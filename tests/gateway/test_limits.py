@@ -107,11 +107,14 @@ def test_a_door_that_is_gone_has_no_counts(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("limit", "demand", "divided"),
     [
-        (10, {"a": 7, "b": 0, "c": 0}, {"a": 10, "b": 1, "c": 1}),
-        (10, {"a": 6, "b": 2, "c": 0}, {"a": 7, "b": 2, "c": 1}),
+        (10, {"a": 1, "b": 0, "c": 0}, {"a": 10, "b": 9, "c": 9}),
+        (10, {"a": 6, "b": 2, "c": 0}, {"a": 8, "b": 4, "c": 2}),
+        (10, {"a": 7, "b": 3, "c": 0}, {"a": 7, "b": 3, "c": 1}),
+        (10, {"a": 15, "b": 5, "c": 0}, {"a": 7, "b": 2, "c": 1}),
         (10, {"a": 0, "b": 0, "c": 0}, {"a": 10, "b": 10, "c": 10}),
         (2, {"a": 100, "b": 1, "c": 1}, {"a": 1, "b": 1, "c": 1}),
     ],
 )
 def test_the_limit_is_divided_by_demand(limit, demand, divided):
+    """What is free is free for every API: a few requests of one do not close the door for another."""
     assert shares(limit, demand) == divided

@@ -86,9 +86,10 @@ def read_counts(admin_socket: Path) -> dict[str, Counts] | None:
 def shares(limit: int, demand: Mapping[str, int]) -> dict[str, int]:
     """The limit divided among the APIs by their demand, because Envoy counts each API separately.
 
-    An API without demand gets 1, so that it can begin. So the sum may exceed the limit by the number of such APIs.
+    While the demand is below the limit, each API may take all that is free. Two APIs that grow in the same second may
+    then exceed the limit. Above it, an API without demand gets 1, so that it can begin.
     """
     total = sum(demand.values())
-    if not total:
-        return dict.fromkeys(demand, limit)
+    if total < limit:
+        return {cluster: wanted + limit - total for cluster, wanted in demand.items()}
     return {cluster: max(1, limit * wanted // total) for cluster, wanted in demand.items()}
