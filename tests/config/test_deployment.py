@@ -54,6 +54,16 @@ def test_engine_can_be_replaced() -> None:
     assert load_deployment(FLAGSHIP, engine="rehearsal").engine == "rehearsal"
 
 
+@pytest.mark.parametrize("word", ["off", "'off'", '"off"'])
+def test_off_with_and_without_quotes(tmp_path: Path, word: str) -> None:
+    """Without them it is the truth value in YAML 1.1."""
+    file = tmp_path / "mine.yaml"
+    lines = f"tuning: {{admission: {word}}}\nmonitoring: {{prometheus: {word}}}\n"
+    file.write_text(FLAGSHIP.read_text() + lines)
+    deployment = load_deployment(file)
+    assert (deployment.tuning.admission, deployment.monitoring.prometheus) == ("off", "off")
+
+
 def test_a_deployment_is_immutable() -> None:
     with pytest.raises(Exception, match="frozen"):
         load_deployment(FLAGSHIP).parallel.tp = 4  # type: ignore[misc]

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import yaml
 
-from tests.deploy.folders import change, check_golden, deployed, refused
+from tests.deploy.folders import change, check_golden, copied, deployed, refused
 from toolkit.config.load import load_deployment
 from toolkit.monitor.dashboards import write_dashboards
 
@@ -51,6 +51,11 @@ def test_its_yaml_is_the_deployment_with_this_machine_s_paths(tmp_path, config):
     assert {**before.model_dump(), **same} == {**after.model_dump(), **same}
 
 
+def test_the_image_of_a_rehearsal_can_be_named(tmp_path, config):
+    change(config, runtime={"kind": "docker", "image": "mine/python:3"})
+    assert "\nFROM mine/python:3\n" in (deployed(config, "compose", tmp_path / "out") / "Dockerfile").read_text()
+
+
 def test_engine_of_the_command_line(tmp_path, config):
     change(config, engine="tensorrt")
     folder = deployed(config, "compose", tmp_path / "out", "--engine", "rehearsal")
@@ -63,6 +68,13 @@ def test_paths_that_mean_something_to_compose_or_a_shell(tmp_path, config):
     content = yaml.safe_load((deployed(config, "compose", tmp_path / "out") / "compose.yaml").read_text())
     volumes = content["services"]["serve"]["volumes"]
     assert str(output) in [one["source"].replace("$$", "$") for one in volumes]
+
+
+@pytest.mark.parametrize(("name", "limits"), [("flagship", {"memlock", "stack"}), ("pair", {"stack"})])
+def test_locked_memory_is_for_gpus_alone(tmp_path, name, limits):
+    """A daemon without CAP_SYS_RESOURCE, as without root, cannot lift this limit and starts no container."""
+    folder = deployed(copied(name, tmp_path), "compose", tmp_path / "out")
+    assert set(yaml.safe_load((folder / "compose.yaml").read_text())["services"]["serve"]["ulimits"]) == limits
 
 
 def test_a_long_drain_is_waited_for(tmp_path, config):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.folders import SITE, change, check_golden, deployed, refused
+from tests.deploy.folders import FILE, SITE, change, check_golden, copied, deployed, refused
 from tests.waiting import eventually
 from toolkit.config.load import load_deployment
 from toolkit.config.sections import Cluster
@@ -93,6 +93,24 @@ def test_the_signal_comes_before_the_drain_must_begin(tmp_path, config):
     kind, _, seconds = (option(folder / "serve.sbatch", "signal") or "").partition("@")
     assert kind == "B:TERM"
     assert int(seconds) >= 2 * 300 + 60  # Slurm may send it so late
+
+
+@pytest.mark.parametrize("name", ["flagship", "pair"])
+def test_the_image_is_the_same_for_docker_and_apptainer(tmp_path, name):
+    config = change(copied(name, tmp_path), deploy={"image": "registry.example/team/toolkit:1"})
+    folder = deployed(config, "slurm", tmp_path / "out") / "image"
+    assert {path.name for path in folder.iterdir()} == {"Dockerfile", "toolkit.def", FILE}
+    dockerfile = (folder / "Dockerfile").read_text().replace("\\\n", "")
+    sections = dict(re.findall(r"^%(\w+)\n((?:    .*\n)+)", (folder / "toolkit.def").read_text(), re.MULTILINE))
+    assert set(sections) == {"files", "post", "environment", "runscript"}
+    assert (
+        re.search(r"^Bootstrap: docker\nFrom: (.*)\n", (folder / "toolkit.def").read_text(), re.MULTILINE)[1]
+        == (re.search(r"^FROM (.*)\n", dockerfile, re.MULTILINE)[1])
+    )
+    # Apptainer mounts this machine's /tmp over the image's while it builds.
+    post = sections["post"].replace("\\\n", "").replace(f"/opt/{FILE}", f"/tmp/{FILE}")
+    assert post.split() == re.search(r"^RUN (.*)\n", dockerfile, re.MULTILINE)[1].split()
+    assert f"    {FILE} /opt/\n" in sections["files"]
 
 
 class Job:

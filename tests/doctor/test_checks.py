@@ -99,6 +99,12 @@ def test_missing_programs_are_errors_with_their_fix(laptop, rehearsal):
     assert checks_of(machine, rehearsal)["mpirun"].fix == "Run: pip install it"
 
 
+def test_in_a_container_a_rehearsal_has_the_programs_of_this_machine(laptop, rehearsal):
+    programs = replace(PROGRAMS, mpirun=NOWHERE, tritonserver=NOWHERE, container=Program(Path("/usr/bin/docker")))
+    in_docker = with_settings(rehearsal, runtime={"kind": "docker"})
+    assert problems(laptop(programs=programs), in_docker) == [("error", "tritonserver"), ("error", "mpirun")]
+
+
 def test_on_the_host_the_image_has_what_is_missing(node, flagship):
     programs = replace(PROGRAMS, mpirun=NOWHERE, tritonserver=NOWHERE, docker=Path("/usr/bin/docker"))
     machine = node(h100s(), programs=programs)

@@ -105,6 +105,24 @@ def test_no_nvidia_runtime(deploy, programs):
     assert "docker has no nvidia runtime" in message and "sudo nvidia-ctk runtime configure" in message
 
 
+def test_more_cores_than_docker_has(deploy, programs):
+    """docker run refuses --cpus above the machine's: "Range of CPUs is from 0.01 to 2.00"."""
+    programs.add("docker", info=says({**GOOD, "NCPU": 24}), image=says("sha256:1"), container=says("", 1))
+    needs = Needs(gpus=(0, 1))
+    line = refused(deploy("docker"), needs)
+    assert line.endswith(
+        "hardware.cores_per_gpu: 16 for each of 2 GPUs are 32 cores, and docker's machine has 24. Set it to 12 or less."
+    )
+    require_runtime(deploy({"kind": "docker", "options": ["--cpus", "24"]}), needs)  # the later option wins
+    require_runtime(deploy("docker", hardware={"cores_per_gpu": 12}), needs)
+
+
+def test_a_rehearsal_needs_no_nvidia_runtime(deploy, programs):
+    programs.add("docker", info=says({**GOOD, "Runtimes": {"runc": {}}}), image=says("", 1), container=says("", 1))
+    message = "runtime.image: python:3.12-slim is not on this machine. Run: docker pull python:3.12-slim"
+    assert refused(deploy("docker", engine="rehearsal")) == message
+
+
 def test_the_image_is_not_pulled(deploy, programs):
     programs.add("docker", info=says(GOOD), image=says("", 1, "No such image"))
     name = "nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3"

@@ -86,6 +86,8 @@ def test_docker_without_gpus_ports_or_cores(deploy):
     arguments = wrap(deploy("docker"), ["x"], Needs()).arguments
     assert not {"--gpus", "--network", "--cpuset-cpus", "--cpus", "--stop-timeout"} & set(arguments)
     assert arguments[arguments.index("--memory") + 1] == "256000000000"
+    # Without CAP_SYS_RESOURCE, as without root, the daemon cannot lift this limit and starts no container.
+    assert "memlock=-1" not in arguments and f"stack={64 << 20}" in arguments
 
 
 def test_cores_that_are_not_chosen_are_a_number(deploy):

@@ -1,9 +1,12 @@
 import os
+import re
 import shlex
 import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import toolkit
@@ -67,6 +70,29 @@ def test_a_dry_run_can_be_pasted_into_a_shell(deploy):
     assert all("=" in word for word in words[1:start])
     assert words[start + 4].endswith("mpirun"), "after the shell that sets the stack limit"
     assert words.count(":") == 3 and words[-1] != ":"
+
+
+def test_a_rehearsal_in_a_container_sees_this_python_and_needs_no_gpu(deploy):
+    deployment = with_settings(deploy(tp=2), runtime={"kind": "docker"})
+    text = dry_run(deployment)
+    (words,) = (shlex.split(block, comments=True) for block in re.findall(r"command=\((.*?)\n\)", text, re.DOTALL))
+    assert words[:2] == ["docker", "run"] and "python:3.12-slim" in words
+    assert not {"--gpus", "memlock=-1"} & set(words)
+    mounts = [dict(field.partition("=")[::2] for field in word.split(",")) for word in words if "type=bind" in word]
+    seen = [Path(mount["target"]) for mount in mounts]
+    programs = ("mpirun", "tritonserver")
+    for path in (*(word for word in words if Path(word).name in programs), sys.executable, os.__file__, np.__file__):
+        assert any(Path(path).resolve().is_relative_to(folder.resolve()) for folder in seen), path
+    assert Path("/usr") not in seen and [mount["target"] for mount in mounts if "readonly" not in mount] == ["$run"]
+
+
+def test_a_rehearsal_of_a_yaml_for_gpus_needs_no_container(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text((ROOT / "build_configs" / "llama3-70b-h100-pp4tp2-fp16.yaml").read_text() + "\nruntime: docker\n")
+    assert load_deployment(file).runtime.kind == load_deployment(file, "tensorrt").runtime.kind == "docker"
+    assert load_deployment(file, "rehearsal").runtime.kind == "host"
+    file.write_text(file.read_text().replace("engine: tensorrt", "engine: rehearsal"))
+    assert load_deployment(file).runtime.kind == load_deployment(file, "rehearsal").runtime.kind == "docker"
 
 
 def flat(parts: list[Part]) -> list[str]:

@@ -78,7 +78,7 @@ def _start_rules(deployment: Deployment) -> Iterator[Broken]:
     elif deployment.serving.mode == "orchestrator":
         what = f"orchestrator starts its workers on one node, and parallel.nodes is {nodes}"
         yield "serving.mode", what, "Use leader, or remove it."
-    if kind.on_gpus and deployment.runtime.kind != "host":
+    if (kind.on_gpus or not deployment.engine_given) and deployment.runtime.kind != "host":
         what = f"{deployment.runtime.kind} starts a container on this node only, and parallel.nodes is {nodes}"
         yield "runtime", what, "Use host, and start toolkit in the image on every node (Slurm: deploy.image)."
     if deployment.recovery.fallback:

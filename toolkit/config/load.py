@@ -16,6 +16,7 @@ from toolkit.config.deployment import LONGEST_NAME, NAME, NAME_PATTERN, Deployme
 from toolkit.config.engine_kind import KINDS
 from toolkit.config.operating import CLAIM_PATTERN, IMAGE_PATTERN, OTLP_PATTERN, WEBHOOK_PATTERN
 from toolkit.config.rules import check
+from toolkit.config.sections import Runtime
 from toolkit.config.workload import LENGTHS, NUMBER, TOKENS_EXPECTED
 from toolkit.errors import ToolkitError, clipped, is_unicode, shown
 from toolkit.files.invalid import first_problem
@@ -74,6 +75,9 @@ def load_deployment(
     except ValidationError as error:
         raise explain(error, file, Deployment) from None
     check(deployment)
+    if deployment.engine_given and not deployment.kind.on_gpus:
+        # `runtime` is for the engine of the YAML, which needs NVIDIA's programs.
+        return deployment.model_copy(update={"runtime": Runtime()})
     return deployment
 
 

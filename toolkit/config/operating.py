@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from toolkit.config.sections import LoosePath, Port, Positive, PositiveFloat, Section
 
@@ -15,6 +15,9 @@ PROMPT_WEIGHT = 4
 request already holds counts 1. Flagship, blocks of 32 tokens: to compute one takes 2 x 70.6e9 x 32 FLOP on 8 GPUs of
 989e12 FLOP/s, 0.6 ms; to read one in 200 steps takes 200 x 10.5 MB at 8 x 3.35 TB/s, 0.08 ms: 7 times as much. Less
 than that, so that the first of many prompts with one beginning do not all queue at the replica that has it."""
+
+Switch = Annotated[Literal["auto", "off"], BeforeValidator(lambda value: "off" if value is False else value)]
+"""YAML 1.1 reads `off` without quotes as the truth value."""
 
 
 class Tls(Section):
@@ -144,7 +147,7 @@ class Fleet(Section):
 class Tuning(Section):
     """What adapts while the deployment serves."""
 
-    admission: Literal["auto", "off"] = "off"
+    admission: Switch = "off"
     """auto: the door lets in as many requests at once as keep slo.ttft_ms; the rest get 429."""
     admission_floor: Positive | None = None
     """The door always lets in so many. Default: a quarter of what runs at once at the capacity."""
@@ -158,7 +161,7 @@ class Monitoring(Section):
     exporter: bool = True
     """`toolkit up` starts the exporter: GPUs, balance, SLO, restarts, predictions, as metrics for Prometheus."""
     exporter_port: Port = 9480
-    prometheus: Literal["auto", "off"] = "auto"
+    prometheus: Switch = "auto"
     """auto: `toolkit up` starts Prometheus with our scrape configuration, rules and alerts, where it is installed."""
     prometheus_port: Port = 9490
     retention_days: Annotated[int, Field(ge=1, le=3650)] = 15

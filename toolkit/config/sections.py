@@ -157,11 +157,15 @@ class Serving(Section):
 
 
 class Runtime(Section):
-    """Where trtllm-build, mpirun and tritonserver run. A word alone is the kind: `runtime: docker`."""
+    """Where trtllm-build, mpirun and tritonserver run. A word alone is the kind: `runtime: docker`.
+
+    A rehearsal by --engine of a YAML for GPUs runs on the host.
+    """
 
     kind: Literal["host", "docker", "enroot", "apptainer"] = "host"
     image: Annotated[str, Field(min_length=1)] | None = None
-    """The image's name in its registry. Default: NVIDIA's newest image that has `engine.version`."""
+    """The image's name in its registry. Default: NVIDIA's newest image that has `engine.version`; for a rehearsal a
+    plain Python image."""
     image_file: LoosePath | None = None
     """enroot, apptainer: the image as a file. Default: a file in the folder `images` next to `output`."""
     options: Annotated[tuple[str, ...], Field(strict=False)] = ()

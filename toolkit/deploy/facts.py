@@ -14,8 +14,6 @@ from toolkit.runtime.images import image
 from toolkit.serve.budget import Budget, budget_elsewhere
 from toolkit.serve.preflight import GPU_SHARED_MEMORY_BYTES
 
-PYTHON_IMAGE = "python:3.12-slim"
-"""The image for a rehearsal, whose Triton and mpirun are Python packages."""
 LONGEST_DNS = 40
 """Longest name of ours in Kubernetes, in characters. A label has at most 63."""
 
@@ -63,7 +61,7 @@ def facts_of(deployment: Deployment) -> Facts:
     return Facts(
         deployment=deployment,
         dns_name=name,
-        base_image=image(deployment) if on_gpus else PYTHON_IMAGE,
+        base_image=image(deployment),
         image=deployment.deploy.image or f"toolkit-{name}:{VERSION}",
         nodes=nodes,
         ranks=ranks,

@@ -14,6 +14,7 @@ from typing import Any
 from toolkit.config.deployment import Deployment
 from toolkit.config.edit_yaml import moved
 from toolkit.config.sections import Cluster
+from toolkit.deploy import wheel
 from toolkit.deploy.facts import Facts
 from toolkit.deploy.text import render
 from toolkit.errors import ToolkitError
@@ -23,13 +24,15 @@ from toolkit.runtime.needs import Needs
 
 SIGNAL_MARGIN_S = 60
 """Slurm checks time limits about once a minute, so its signal may be this many seconds late (man sbatch, --signal)."""
+IMAGE = ("Dockerfile", "toolkit.def")
+"""What `deploy.image` is built from, for docker and for apptainer."""
 SCRIPTS = ("build.sbatch", "serve.sbatch", "loadtest.sbatch", "submit.sh")
 
 
 def files(facts: Facts, directory: Path) -> Mapping[str, bytes]:
     """The files by name. Raises ToolkitError for a runtime or a path that a job cannot use."""
     deployment = facts.deployment
-    if deployment.kind.on_gpus and deployment.runtime.kind == "docker" and deployment.deploy.image is None:
+    if deployment.runtime.kind == "docker" and deployment.deploy.image is None:
         what = "runtime.kind: docker starts its containers outside of a job, where Slurm neither limits nor ends them"
         raise ToolkitError(what, where=deployment.file, hint="Use enroot, apptainer or host, or name deploy.image.")
     if facts.nodes > 1 and deployment.deploy.image:
@@ -47,6 +50,8 @@ def files(facts: Facts, directory: Path) -> Mapping[str, bytes]:
         "scheme": "https" if deployment.gateway.tls else "http",
         "signal_s": facts.end_s + SIGNAL_MARGIN_S,
         "container": _container(deployment, directory),
+        "wheel": wheel.FILE,
+        "programs": {},  # a cluster has a Prometheus of its own
     }
     inside: dict[str, Any] = {"runtime": {"kind": "host"}} if deployment.deploy.image else {}
     if facts.nodes > 1 and deployment.cluster != Cluster():  # the allocation is the hosts, and srun the agent
@@ -63,7 +68,10 @@ def files(facts: Facts, directory: Path) -> Mapping[str, bytes]:
             deployment.file, directory / "serve" / facts.yaml_name, served, deployment.engine
         ),
     }
-    return {name: text.encode() for name, text in texts.items()}
+    if deployment.deploy.image is None:
+        return {name: text.encode() for name, text in texts.items()}
+    texts |= {f"image/{name}": render(f"{name}.j2", **values) for name in IMAGE}
+    return {**{name: text.encode() for name, text in texts.items()}, f"image/{wheel.FILE}": wheel.wheel()}
 
 
 def _container(deployment: Deployment, directory: Path) -> str:

@@ -19,8 +19,13 @@ IN_THE_IMAGE = "Run it in the image: docker run --gpus all --net host --shm-size
 IN_THE_IMAGE += "--ulimit stack=67108864 --ulimit nofile=65536 -it {}"
 
 
+def _in_the_image(machine: Machine, deployment: Deployment | None) -> bool:
+    """Whether tritonserver and mpirun are those of an image. In a container a rehearsal's are this machine's."""
+    return machine.programs.container is not None and needs_gpus(deployment)
+
+
 def container(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
-    """The container. With one, tritonserver, mpirun and tensorrt-llm are those of the image."""
+    """The container. With one, tritonserver, mpirun and tensorrt-llm are those of the image, unless it is rehearsed."""
     found = machine.programs.container
     if found is not None and deployment is not None:
         problem = found.problem.removeprefix(f"{deployment.file}: ").removeprefix("runtime.kind: ")
@@ -30,7 +35,7 @@ def container(machine: Machine, deployment: Deployment | None) -> Iterator[Check
 def tritonserver(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     """Check that tritonserver, or docker for its image, is here."""
     programs = machine.programs
-    if programs.container is not None:
+    if _in_the_image(machine, deployment):
         return
     server, needs_image = programs.tritonserver, needs_gpus(deployment)
     if server.path is not None:
@@ -45,7 +50,7 @@ def tritonserver(machine: Machine, deployment: Deployment | None) -> Iterator[Ch
 def backends(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     """Check that tritonserver has the backend of this engine kind."""
     programs = machine.programs
-    if programs.tritonserver.path is None or programs.container is not None:
+    if programs.tritonserver.path is None or _in_the_image(machine, deployment):
         return
     needed, fix = _kind(deployment).triton_backend, "Install it again: nvidia-pytriton"
     if deployment is not None and needs_gpus(deployment):
@@ -56,7 +61,7 @@ def backends(machine: Machine, deployment: Deployment | None) -> Iterator[Check]
 def mpirun(machine: Machine, deployment: Deployment | None) -> Iterator[Check]:
     """Check that mpirun, or docker for the image with it, is here."""
     programs = machine.programs
-    if programs.container is not None:
+    if _in_the_image(machine, deployment):
         return
     if programs.mpirun.path is not None:
         yield Check("mpirun", "ok", _shown(programs.mpirun))

@@ -75,7 +75,7 @@ def look_at_programs(deployment: Deployment | None) -> Programs:
 
 
 def _container(deployment: Deployment | None) -> Program | None:
-    if deployment is None or not deployment.kind.on_gpus or deployment.runtime.kind == "host":
+    if deployment is None or deployment.runtime.kind == "host":
         return None
     try:
         require_runtime(deployment)

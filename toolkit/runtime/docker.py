@@ -61,11 +61,10 @@ def _gpus(needs: Needs) -> list[Part]:
 def _machine(needs: Needs) -> list[Part]:
     """What the container shares with this machine, and how long it may take to stop."""
     ipc = "ranks share /dev/shm (64 MB in docker otherwise); the machine's own, where the toolkit sees and clears it"
-    parts = [
-        Part(("--ipc=host",), ipc),
-        Part(("--ulimit", "memlock=-1"), "pinned host memory, for copies to the GPUs: no limit"),
-        Part(("--ulimit", f"stack={STACK_BYTES}"), "64 MiB of stack a thread, as NVIDIA's images want"),
-    ]
+    parts = [Part(("--ipc=host",), ipc)]
+    if needs.gpus:  # not every daemon may lift it: one without root may not
+        parts.append(Part(("--ulimit", "memlock=-1"), "pinned host memory, for copies to the GPUs: no limit"))
+    parts.append(Part(("--ulimit", f"stack={STACK_BYTES}"), "64 MiB of stack a thread, as NVIDIA's images want"))
     if needs.ports:
         ports = ", ".join(map(str, needs.ports))
         why = f"ports {ports} at the address in the YAML: 127.0.0.1 of another network would not be this machine's"

@@ -8,13 +8,20 @@ from pathlib import Path
 from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 
+PYTHON_IMAGE = "python:3.12-slim"
+"""The image for a rehearsal, whose Triton and mpirun are Python packages."""
 SUFFIXES = {"enroot": ".sqsh", "apptainer": ".sif"}
 
 
 def image(deployment: Deployment) -> str:
-    """`runtime.image`, or NVIDIA's newest image with `engine.version`. Raises ToolkitError if none has that version."""
+    """`runtime.image`, or NVIDIA's newest image with `engine.version`; for a rehearsal PYTHON_IMAGE.
+
+    Raises ToolkitError if no image has that version.
+    """
     if deployment.runtime.image is not None:
         return deployment.runtime.image
+    if not deployment.kind.on_gpus:
+        return PYTHON_IMAGE
     version, release = deployment.engine_options.version, deployment.release
     newest = release.image(version)
     if newest is None:

@@ -40,7 +40,8 @@ def require_runtime(deployment: Deployment, needs: Needs | None = None) -> None:
     needs = needs or Needs()
     kind = deployment.runtime.kind
     if kind == "docker":
-        _require_docker(deployment)
+        info = _require_docker(deployment)
+        _require_cores(deployment, needs, info)
         _require_free_name(deployment, needs)
     elif kind in ("enroot", "apptainer"):
         image_file(deployment)  # for its error: a mistake in the YAML comes before what the machine lacks
@@ -86,12 +87,12 @@ def _require_image_file(deployment: Deployment) -> None:
         raise ToolkitError("there is no image here", where=file, hint=f"Run: {fetch(deployment)}")
 
 
-def _require_docker(deployment: Deployment) -> None:
-    """The program, its daemon, access to the GPUs, the image: each needs the one before."""
+def _require_docker(deployment: Deployment) -> dict[str, Any]:
+    """The program, its daemon, access to the GPUs, the image: each needs the one before. Returns the daemon's facts."""
     name = image(deployment)
     _require_program(deployment, "docker", "runtime.kind")
     info = _docker_info(deployment)
-    if not _reaches_gpus(info):
+    if deployment.kind.on_gpus and not _reaches_gpus(info):
         raise ToolkitError("runtime.kind: docker has no nvidia runtime", where=deployment.file, hint=NO_NVIDIA)
     rootless = "name=rootless" in (info.get("SecurityOptions") or [])
     if rootless and "--user" not in deployment.runtime.options:
@@ -100,6 +101,17 @@ def _require_docker(deployment: Deployment) -> None:
         raise ToolkitError(f"runtime.kind: {what}", where=deployment.file, hint=hint)
     if _ask(deployment, "docker", "image", "inspect", "--format", "{{.Id}}", name).returncode:
         raise ToolkitError(f"runtime.image: {name} is not on this machine", hint=f"Run: {fetch(deployment)}")
+    return info
+
+
+def _require_cores(deployment: Deployment, needs: Needs, info: dict[str, Any]) -> None:
+    """As many as `--cpus` names, if the command is not bound to cores by number: docker starts nothing with fewer."""
+    each, gpus, cores = deployment.hardware.cores_per_gpu, len(needs.gpus), info.get("NCPU")
+    if needs.cores or "--cpus" in deployment.runtime.options or not isinstance(cores, int) or each * gpus <= cores:
+        return
+    what = f"hardware.cores_per_gpu: {each} for each of {gpus} GPUs are {each * gpus} cores, and docker's machine has"
+    hint = f"Set it to {cores // gpus} or less." if cores >= gpus else "Set runtime.options: [--cpus, NUMBER]."
+    raise ToolkitError(f"{what} {cores}", where=deployment.file, hint=hint)
 
 
 def _docker_info(deployment: Deployment) -> dict[str, Any]:

@@ -1,8 +1,10 @@
-"""Builds the process that starts a group: a rehearsal runs on this machine, other engines where `runtime` says."""
+"""Builds the process that starts a group, where `runtime` says.
+
+In a container a rehearsal has the tritonserver and the Python of this machine, mounted at their own places.
+"""
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
@@ -29,9 +31,11 @@ from toolkit.serve.command import (
 )
 from toolkit.serve.group_nodes import GroupNodes, nodes_of
 from toolkit.serve.janitor import RUN_ID, ServerRun
+from toolkit.serve.model_python import this_python
 from toolkit.serve.mpirun import Mpirun, find_mpirun
 from toolkit.serve.share import SeenGpus, Share, look_at_gpus_here, share_of
 from toolkit.serve.tritonserver import NGC_BINARY, TritonServer, find_tritonserver
+from toolkit.serve.user_folders import user_cache
 
 SHEBANG = "#!/usr/bin/env bash\n"
 DRY_RUN = ServerRun("dry-run", Path("/toolkit-dry-run"))
@@ -76,11 +80,9 @@ def launch(
     _fill(run, deployment, server)
     server = server.linked(run.tmp)
     command = command_line(deployment, server, mpirun, run, nodes)
-    if not deployment.kind.on_gpus:
-        variables = environment(deployment, server, run, free_port(), nodes) | watched
-        return Launch(_arguments(command), {**os.environ, **variables}, lines=_stack_warning(deployment))
-    share = share_of(deployment)
-    needs = _needs(deployment, server, run, share, nodes)
+    share = _share(deployment)
+    variables = environment(deployment, server, run, None if deployment.kind.on_gpus else free_port(), nodes)
+    needs = _needs(deployment, variables, run, share)
     require_runtime(deployment, needs)
     wrapped = wrap(deployment, command, needs)
     # Docker's client is a process of the run too.
@@ -116,7 +118,7 @@ def dry_run(deployment: Deployment, seen: SeenGpus | None = None) -> str:
         each = (f"(  # replica {number}\n{text}\n) &" for number, text in scripts.items())
         return "\n\n".join([SHEBANG.rstrip(), *each, "wait"])
     run, nodes = DRY_RUN, nodes_of(deployment, anywhere=True)
-    if not deployment.kind.on_gpus:
+    if not deployment.kind.on_gpus and deployment.runtime.kind == "host":
         server, mpirun = programs(deployment)
         linked = server.linked(run.tmp)
         command = command_line(deployment, linked, mpirun, run, nodes)
@@ -125,10 +127,13 @@ def dry_run(deployment: Deployment, seen: SeenGpus | None = None) -> str:
     try:
         server, mpirun = programs(deployment)
     except ToolkitError:
+        if not deployment.kind.on_gpus:
+            raise
         server, mpirun = IN_THE_IMAGE
-    share, linked = share_of(deployment, seen), server.linked(run.tmp)
+    share, linked = _share(deployment, seen), server.linked(run.tmp)
+    variables = environment(deployment, linked, run, None if deployment.kind.on_gpus else 0, nodes)
     command = command_line(deployment, linked, mpirun, run, nodes)
-    text = script(deployment, command, _needs(deployment, linked, run, share, nodes))
+    text = script(deployment, command, _needs(deployment, variables, run, share))
     shebang, _, rest = text.partition("\n")
     reasons = (
         *REASONS,
@@ -154,23 +159,26 @@ def _in_a_new_folder(text: str, deployment: Deployment, server: TritonServer) ->
     return "\n".join([*lines, text.replace(str(DRY_RUN.tmp), '"$run"')])
 
 
-def _needs(
-    deployment: Deployment, server: TritonServer, run: ServerRun, share: Share, nodes: GroupNodes | None
-) -> Needs:
+def _share(deployment: Deployment, seen: SeenGpus | None = None) -> Share:
+    return share_of(deployment, seen) if deployment.kind.on_gpus else Share(gpus=())
+
+
+def _needs(deployment: Deployment, variables: Mapping[str, str], run: ServerRun, share: Share) -> Needs:
     """What the group needs of the runtime.
 
     An engine's tokenizer is in the repository, and the run has a copy of that. The LLM API reads the model's folder.
     """
     replica = "" if deployment.replica is None else f"-{deployment.replica}"
     serving, traffic = deployment.serving, deployment.monitoring.traffic
+    own = () if deployment.kind.on_gpus or deployment.runtime.kind == "host" else (*this_python(), user_cache())
     return Needs(
-        reads=(deployment.engine_dir if deployment.kind.engine_files else deployment.model.path,),
+        reads=(deployment.engine_dir if deployment.kind.engine_files else deployment.model.path, *own),
         writes=(run.tmp, *((traffic.parent,) if traffic else ())),
         gpus=share.gpus,
         cores=share.cores,
         nodes=share.nodes,
         ports=(serving.http_port, serving.grpc_port, serving.metrics_port),
-        environment=environment(deployment, server, run, None, nodes),
+        environment=variables,
         name=f"toolkit-{deployment.name}-serve{replica}",
         memory_gb=deployment.hardware.host_memory_gb / deployment.parallel.replicas,
         stop_s=exit_timeout(deployment) + EXIT_MARGIN_S,
@@ -179,17 +187,13 @@ def _needs(
 
 def _stack_warning(deployment: Deployment) -> tuple[str, ...]:
     """A warning if the hard limit is below the stack that Triton needs; none with docker, which sets its own limits."""
-    most, in_docker = most_stack(), deployment.kind.on_gpus and deployment.runtime.kind == "docker"
-    if most is None or most >= STACK_BYTES or in_docker:
+    most = most_stack()
+    if most is None or most >= STACK_BYTES or deployment.runtime.kind == "docker":
         return ()
     return (
         f"warning: stack: the hard limit is {most >> 10} KiB, Triton needs {STACK_BYTES >> 10} KiB. With less, one "
         "request of many small chunks or brackets can end Triton. Raise the limit as root: ulimit -H -s unlimited",
     )
-
-
-def _arguments(command: Sequence[Part]) -> list[str]:
-    return [argument for part in command for argument in part.arguments]
 
 
 def shell_text(variables: Mapping[str, str], command: Sequence[Part]) -> str:

@@ -52,6 +52,18 @@ def python_folders() -> list[str]:
     return [folder for folder in dict.fromkeys(folders) if Path(folder).is_dir()]
 
 
+def this_python() -> tuple[Path, ...]:
+    """What a container must see to run this Python with its packages, and the programs next to it.
+
+    Never /usr whole, which would hide the image's own.
+    """
+    installed = Path(sysconfig.get_path("scripts")).parent  # /usr/local for a Python in /usr
+    standard = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib")]
+    named = [distribution.PACKAGE, *map(Path, [*python_folders()[1:], *standard])]
+    named += [find_libpython(), Path(sys.executable).resolve()]
+    return installed, *dict.fromkeys(path for path in named if not path.is_relative_to(installed))
+
+
 def find_libpython() -> Path:
     """This Python's shared library, which the Python backend links to."""
     name = f"libpython{PYTHON}.so.1.0"
