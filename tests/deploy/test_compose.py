@@ -165,3 +165,8 @@ def test_without_the_package_that_makes_dashboards(tmp_path, config, monkeypatch
     line = refused(config, "compose", tmp_path / "out")
     assert "the package grafana-foundation-sdk is not installed. Install it: " in line
     assert not (tmp_path / "out").exists()
+
+
+def test_a_group_over_several_nodes_is_not_for_one_machine(tmp_path, config):
+    line = refused(change(config, parallel={"tp": 1, "pp": 2, "nodes": 2}), "compose", tmp_path / "out")
+    assert "parallel.nodes: compose starts containers on one machine, and a group needs 2. Use --to slurm" in line

@@ -24,6 +24,10 @@ EVERYTHING = (
 )
 OBJECTS = ["ConfigMap", "Deployment", "HorizontalPodAutoscaler", "InferencePool", "NetworkPolicy"]
 OBJECTS += ["PodDisruptionBudget", "PodMonitor", "Service"]
+KINDS = {
+    **dict.fromkeys(("flagship", "pair"), OBJECTS),
+    "two-nodes": [*({*OBJECTS} - {"Deployment"}), "ConfigMap-group", "LeaderWorkerSet"],
+}
 
 
 def helm(*arguments: str | Path) -> str:
@@ -38,8 +42,9 @@ def rendered(folder: Path, *values: str) -> dict[str, Any]:
     """The objects by their kinds."""
     settings = [f"--set={value}" for value in values]
     objects = [one for one in yaml.safe_load_all(helm("template", "r", folder / "chart", *settings)) if one]
-    assert len(objects) == len({one["kind"] for one in objects})
-    return {one["kind"]: one for one in objects}
+    named = {f"{one['kind']}{'-group' if one['metadata']['name'].endswith('-group') else ''}": one for one in objects}
+    assert len(objects) == len(named)
+    return named
 
 
 @pytest.fixture
@@ -47,17 +52,17 @@ def config(config) -> Path:
     return change(config, deploy=SITE)
 
 
-@pytest.mark.parametrize("name", ["flagship", "pair"])
+@pytest.mark.parametrize("name", KINDS)
 def test_the_files(tmp_path, name):
     check_golden(name, "kubernetes", tmp_path, deploy=SITE)
 
 
-@pytest.mark.parametrize("name", ["flagship", "pair"])
+@pytest.mark.parametrize("name", KINDS)
 def test_what_helm_makes_of_them(tmp_path, name):
     folder = check_golden(name, "kubernetes", tmp_path, deploy=SITE)
     helm("lint", "--strict", folder / "chart")
     objects = {**rendered(folder, "stage=build"), **rendered(folder, *EVERYTHING)}
-    assert sorted(objects) == sorted([*OBJECTS, "Job"])
+    assert sorted(objects) == sorted([*KINDS[name], "Job"])
     assert [line for one in objects.values() for line in problems(one)] == []
     golden = GOLDEN / "helm" / f"{name}.yaml"
     text = yaml.safe_dump_all(objects.values(), sort_keys=False).replace(str(tmp_path), "/tmp")
@@ -67,11 +72,11 @@ def test_what_helm_makes_of_them(tmp_path, name):
     assert list(objects.values()) == list(yaml.safe_load_all(golden.read_text()))
 
 
-@pytest.mark.parametrize("name", ["flagship", "pair"])
+@pytest.mark.parametrize("name", KINDS)
 def test_the_rendered_chart_in_the_repository_is_strict(name):
     """Without Helm too."""
     objects = list(yaml.safe_load_all((GOLDEN / "helm" / f"{name}.yaml").read_text()))
-    assert sorted(one["kind"] for one in objects) == sorted([*OBJECTS, "Job"])
+    assert sorted(one["kind"] for one in objects) == sorted(kind.removesuffix("-group") for kind in [*KINDS[name], "Job"])
     assert [line for one in objects for line in problems(one)] == []
 
 
@@ -187,3 +192,68 @@ def test_a_fallback_is_for_one_machine(tmp_path, config):
     (tmp_path / "configs/one.yaml").write_text(config.read_text())
     change(config, recovery={"fallback": ["one.yaml"]}, parallel={"replicas": 1})
     assert "recovery.fallback: uses the GPUs" in refused(config, "kubernetes", tmp_path / "out")
+
+
+@pytest.fixture
+def group(config) -> Path:
+    """A rehearsal of two stages on two nodes."""
+    return change(config, parallel={"tp": 1, "pp": 2, "nodes": 2, "replicas": 1}, cluster={"hosts": ["a", "b"]})
+
+
+def test_a_group_over_two_nodes_is_a_leader_worker_set(tmp_path, group):
+    folder = deployed(group, "kubernetes", tmp_path / "out")
+    objects = rendered(folder, "autoscale.enabled=true")
+    assert objects["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]["kind"] == "LeaderWorkerSet"
+    template = objects["LeaderWorkerSet"]["spec"]["leaderWorkerTemplate"]
+    assert (template["size"], template["restartPolicy"]) == (2, "RecreateGroupOnPodRestart")
+    leader, worker = (template[f"{role}Template"] for role in ("leader", "worker"))
+    door = objects["Service"]["spec"]["selector"].items()
+    assert door <= leader["metadata"]["labels"].items() and not door <= worker["metadata"]["labels"].items()
+    containers = [pod["spec"]["containers"][0] for pod in (leader, worker)]
+    assert containers[0]["resources"] == containers[1]["resources"] == {"requests": {"cpu": 1}}
+    for pod, container in zip((leader, worker), containers, strict=True):
+        assert pod["spec"]["securityContext"]["runAsNonRoot"] and not pod["spec"]["automountServiceAccountToken"]
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
+        assert {"/group", "/run/toolkit/ssh"} <= mounted
+    cluster = yaml.safe_load((folder / f"chart/files/{group.name}").read_text())["cluster"]
+    assert cluster == {"hostfile": "/tmp/hosts", "launch_agent": "/group/agent"}
+    policy = objects["NetworkPolicy"]["spec"]
+    (pods,) = [rule["from"][0]["podSelector"] for rule in policy["ingress"] if "podSelector" in rule.get("from", [{}])[0]]
+    assert policy["egress"][0]["to"] == [{"podSelector": pods}]
+    assert pods["matchLabels"].items() <= worker["metadata"]["labels"].items()
+
+
+def test_the_first_pod_waits_for_all_and_writes_their_addresses(tmp_path, group):
+    """Its script runs here, with stand-ins for the names of the cluster, for ssh and for the toolkit."""
+    data = rendered(deployed(group, "kubernetes", tmp_path / "out"))["ConfigMap-group"]["data"]
+    (tmp_path / "key.pub").write_text("ssh-ed25519 AAAA group\n")
+    doubles = {
+        "getent": 'case $2 in r-0.r.space) echo "10.0.0.1 STREAM r";; r-0-1.r.space) echo "10.0.0.2 STREAM r";; esac',
+        "agent": '[ -e "$0.asked" ] || { touch "$0.asked"; exit 255; }',
+        "sleep": "",
+        "toolkit": 'echo "$@"; cat hosts known_hosts',
+    }
+    for name, text in doubles.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    script = data["leader.sh"].replace("/run/toolkit/ssh", str(tmp_path)).replace("/tmp/hosts", "hosts")
+    script = script.replace("/tmp/known_hosts", "known_hosts").replace("/group/", "")
+    environment = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "LWS_LEADER_ADDRESS": "r-0.r.space",
+        "LWS_GROUP_SIZE": "2",
+    }
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.stdout.splitlines() == [
+        f"up /deploy/{group.name}",
+        *("10.0.0.1", "10.0.0.2"),
+        "group ssh-ed25519 AAAA group",
+    ], done.stderr
+
+
+def test_only_a_group_has_ssh_in_its_image(tmp_path, config, group):
+    text = (deployed(group, "kubernetes", tmp_path / "group") / "image/Dockerfile").read_text()
+    assert "openssh-server" in text and "rm -rf /var/lib/apt/lists/* /etc/ssh/ssh_host_*" in text
+    change(config, parallel={"nodes": 1}, cluster={"hosts": []})
+    assert "ssh" not in (deployed(config, "kubernetes", tmp_path / "alone") / "image/Dockerfile").read_text()

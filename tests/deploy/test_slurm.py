@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.folders import FILE, SITE, change, check_golden, copied, deployed, refused
+from tests.deploy.folders import FILE, change, check_golden, copied, deployed, refused
 from tests.waiting import eventually
 from toolkit.config.load import load_deployment
 from toolkit.config.sections import Cluster
@@ -79,13 +79,6 @@ def test_a_group_over_nodes_keeps_its_network_and_has_no_pyxis(tmp_path, config)
     assert load_deployment(folder / "serve" / config.name).cluster == Cluster(interface="eth1")
     line = refused(change(config, deploy={"image": "toolkit:1"}), "slurm", tmp_path / "second")
     assert "deploy.image: in it there is no srun to start ranks on the other of parallel.nodes 2" in line
-
-
-@pytest.mark.parametrize(("target", "reason"), [("compose", "on one machine"), ("kubernetes", "one node each")])
-def test_what_has_no_group_over_nodes(tmp_path, config, target, reason):
-    change(config, parallel={"tp": 1, "pp": 2, "nodes": 2}, deploy=SITE)
-    line = refused(config, target, tmp_path / "out")
-    assert "parallel.nodes: " in line and reason in line and "Use --to slurm" in line
 
 
 def test_the_signal_comes_before_the_drain_must_begin(tmp_path, config):

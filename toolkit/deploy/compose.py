@@ -32,7 +32,7 @@ def files(facts: Facts, directory: Path) -> Mapping[str, bytes]:
     deployment = facts.deployment
     if facts.nodes > 1:
         what = f"parallel.nodes: compose starts containers on one machine, and a group needs {facts.nodes}"
-        hint = "Use --to slurm, or toolkit up on the first node: docs/how-to/group-over-nodes.md."
+        hint = "Use --to slurm or kubernetes, or toolkit up on the first node: docs/how-to/group-over-nodes.md."
         raise ToolkitError(what, where=deployment.file, hint=hint)
     fallbacks = [load_deployment(file) for file in deployment.recovery.fallback]
     reads = (deployment.model.path, *deployment.gateway.files, *deployment.recovery.fallback)
@@ -47,6 +47,7 @@ def files(facts: Facts, directory: Path) -> Mapping[str, bytes]:
         "mounts": mounts(Needs(reads=reads, writes=tuple(writes))),
         "folders": [deployment.output, *([traffic.parent] if traffic else [])],
         "stack": STACK_BYTES,
+        "ssh": False,
         **grafana.values(deployment),
         "wheel": wheel.FILE,
         "door": _door(deployment),

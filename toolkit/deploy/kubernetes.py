@@ -1,5 +1,7 @@
 """Kubernetes: a Helm chart. A pod is one node: `toolkit up` with its door and all replicas of the YAML.
 
+A group over several nodes is a LeaderWorkerSet: the first pod is that one, the others wait for its ssh.
+
 The templates in toolkit/deploy/chart are the same for every deployment; values.yaml has the differences. API:
 https://kubernetes.io/docs/reference/generated/kubernetes-api/v1.35/.
 """
@@ -32,7 +34,7 @@ EVERYWHERE = "0.0.0.0"
 def files(facts: Facts, directory: Path) -> Mapping[str, bytes]:
     """The files by their paths. Raises ToolkitError for a deployment that a cluster cannot run as it is."""
     deployment = facts.deployment
-    _check(facts)
+    _check(deployment)
     values = _values(facts, directory)
     inside = moved(deployment.file, Path(DATA, facts.yaml_name), _changes(deployment, values), deployment.engine)
     texts = {
@@ -50,11 +52,7 @@ def files(facts: Facts, directory: Path) -> Mapping[str, bytes]:
     }
 
 
-def _check(facts: Facts) -> None:
-    deployment = facts.deployment
-    if facts.nodes > 1:
-        what = f"parallel.nodes: the chart's pods are one node each, and a group needs {facts.nodes}"
-        raise ToolkitError(what, where=deployment.file, hint="Use --to slurm.")
+def _check(deployment: Deployment) -> None:
     for field, value, example in (
         ("image", deployment.deploy.image, "deploy: {image: REGISTRY/NAME:TAG}"),
         ("claim", deployment.deploy.claim, "deploy: {claim: NAME}"),
@@ -86,6 +84,9 @@ def _values(facts: Facts, directory: Path) -> dict[str, Any]:
         "model_path": f"{DATA}/{model_sub}",
         "output_sub": output_sub,
         "output_path": f"{DATA}/{output_sub}",
+        "ssh": facts.nodes > 1,
+        "ssh_secret": f"{facts.dns_name}-ssh" if facts.nodes > 1 else "",
+        "ssh_folder": f"{SECRETS}/ssh",
         "programs": {},  # Kubernetes has a Prometheus of its own
         "traffic": TRAFFIC if deployment.monitoring.traffic else "",
         "reads": [*(["engine"] if deployment.kind.engine_files else []), "repository"],
@@ -112,6 +113,8 @@ def _changes(deployment: Deployment, values: Mapping[str, Any]) -> dict[str, Any
         "gateway.host": EVERYWHERE,
         "serving.host": EVERYWHERE,
     }
+    if deployment.parallel.nodes > 1:  # what group-files.yaml writes
+        changes["cluster"] = {"hostfile": "/tmp/hosts", "launch_agent": "/group/agent"}
     if traffic := deployment.monitoring.traffic:
         changes["monitoring.traffic"] = f"{TRAFFIC}/{traffic.name}"
     if deployment.gateway.keys_file:

@@ -66,3 +66,14 @@ env:
 - {name: config, configMap: {name: {{ .Values.name }}}}
 - {name: data, persistentVolumeClaim: {claimName: {{ required "claim: name the volume claim with the model (deploy.claim in the YAML)" .Values.claim | quote }}}}
 {{- end }}
+
+{{/* What the pods of a group reach each other with. */}}
+{{- define "toolkit.group.mounts" -}}
+- {name: group, mountPath: /group, readOnly: true}
+- {name: ssh, mountPath: {{ .Values.group.keyFolder | quote }}, readOnly: true}
+{{- end }}
+
+{{- define "toolkit.group.volumes" -}}
+- {name: group, configMap: {name: {{ .Values.name }}-group, defaultMode: 0555}}
+- {name: ssh, secret: {secretName: {{ .Values.group.key | quote }}, defaultMode: 0440}}
+{{- end }}
