@@ -76,7 +76,9 @@ def test_what_helm_makes_of_them(tmp_path, name):
 def test_the_rendered_chart_in_the_repository_is_strict(name):
     """Without Helm too."""
     objects = list(yaml.safe_load_all((GOLDEN / "helm" / f"{name}.yaml").read_text()))
-    assert sorted(one["kind"] for one in objects) == sorted(kind.removesuffix("-group") for kind in [*KINDS[name], "Job"])
+    assert sorted(one["kind"] for one in objects) == sorted(
+        kind.removesuffix("-group") for kind in [*KINDS[name], "Job"]
+    )
     assert [line for one in objects for line in problems(one)] == []
 
 
@@ -219,7 +221,9 @@ def test_a_group_over_two_nodes_is_a_leader_worker_set(tmp_path, group):
     cluster = yaml.safe_load((folder / f"chart/files/{group.name}").read_text())["cluster"]
     assert cluster == {"hostfile": "/tmp/hosts", "launch_agent": "/group/agent"}
     policy = objects["NetworkPolicy"]["spec"]
-    (pods,) = [rule["from"][0]["podSelector"] for rule in policy["ingress"] if "podSelector" in rule.get("from", [{}])[0]]
+    (pods,) = [
+        rule["from"][0]["podSelector"] for rule in policy["ingress"] if "podSelector" in rule.get("from", [{}])[0]
+    ]
     assert policy["egress"][0]["to"] == [{"podSelector": pods}]
     assert pods["matchLabels"].items() <= worker["metadata"]["labels"].items()
 
