@@ -52,6 +52,7 @@ def files(facts: Facts, directory: Path) -> Mapping[str, bytes]:
         "container": _container(deployment, directory),
         "wheel": wheel.FILE,
         "programs": {},  # a cluster has a Prometheus of its own
+        "ssh": False,
     }
     inside: dict[str, Any] = {"runtime": {"kind": "host"}} if deployment.deploy.image else {}
     if facts.nodes > 1 and deployment.cluster != Cluster():  # the allocation is the hosts, and srun the agent
