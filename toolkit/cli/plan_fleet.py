@@ -17,14 +17,17 @@ OTHERS = {"compare": "--compare", "claims": "--claims", "check": "--check", "tar
 
 
 class Rate(click.FloatRange):
-    """Requests/s: a finite number above 0."""
+    """Requests/s that a plan can be made for."""
 
     name = "rate"
 
     def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
         rate = super().convert(value, param, context)
-        if not rate < float("inf"):
-            self.fail(f"{value} is not a rate. Give requests per second, such as 100.", param, context)
+        from toolkit.config.workload import LEAST_RATE, MOST_RATE
+
+        if not LEAST_RATE <= rate <= MOST_RATE:
+            accepted = f"from {LEAST_RATE:g} to {MOST_RATE:,.0f}"
+            self.fail(f"{value} is not a rate. Give requests per second, {accepted}, such as 100.", param, context)
         return rate
 
 

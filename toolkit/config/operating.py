@@ -138,7 +138,7 @@ class Fleet(Section):
     """Meta, The Llama 3 Herd of Models: 419 unexpected interruptions in 54 days of 2,048 nodes of 8 H100."""
     repair_hours: PositiveFloat = 24.0
     """From a node's failure until it, or another one in its place, serves again."""
-    price_per_gpu_hour: PositiveFloat | None = None
+    price_per_gpu_hour: Annotated[float, Field(gt=0, le=1e9)] | None = None
     """In any currency."""
     day: Annotated[tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...], Field(strict=False)] | None = None
     """The traffic of each of 24 hours, in any unit. Not given: a curve between the peak and 30 % of it."""

@@ -18,6 +18,8 @@ _NAME = re.compile(rf"(?=.{{1,253}}$){_LABEL}(?:\.{_LABEL})*\.?")
 """63 characters for a label and 253 for all, by DNS."""
 _ETCD = re.compile(r"etcd://[A-Za-z0-9._-]+:[0-9]{1,5}(,[A-Za-z0-9._-]+:[0-9]{1,5})*")
 HOURS = 24
+MOST_FAILURES_PER_REPAIR = 1
+"""A node is then away for half of the time."""
 
 
 def serving_rules(deployment: Deployment) -> Iterator[Broken]:
@@ -102,6 +104,11 @@ def _fleet_rules(deployment: Deployment) -> Iterator[Broken]:
         yield "fleet.day", f"has {len(day)} numbers, expected {HOURS}", "Give the traffic of each hour of a day."
     elif day is not None and not any(day):
         yield "fleet.day", "has no traffic in any hour", "Give the traffic of each hour of a day."
+    per_repair = deployment.fleet.failures_per_1000_node_hours / 1000 * deployment.fleet.repair_hours
+    if per_repair > MOST_FAILURES_PER_REPAIR:
+        what = f"a node that fails {per_repair:.3g} times in the time of a repair is away most of the time"
+        hint = f"failures_per_1000_node_hours / 1000 x repair_hours: at most {MOST_FAILURES_PER_REPAIR}."
+        yield "fleet.repair_hours", what, hint
 
 
 def monitoring_rules(deployment: Deployment) -> Iterator[Broken]:

@@ -5,6 +5,7 @@ Nodes fail independently of each other, at a constant rate, and are repaired one
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -32,22 +33,25 @@ class Failures:
 
     def at_most(self, lost: int, nodes: int) -> float:
         """The share of the time in which at most `lost` of `nodes` nodes are away (binomial)."""
-        if self.away == 0:
-            return 1.0
-        # The logarithm: the term of 0 of many thousand nodes would be 0 in a float.
-        logs = [
-            math.lgamma(nodes + 1)
-            - math.lgamma(k + 1)
-            - math.lgamma(nodes - k + 1)
-            + k * math.log(self.away)
-            + (nodes - k) * math.log1p(-self.away)
-            for k in range(min(lost, nodes) + 1)
-        ]
-        return min(1.0, math.fsum(math.exp(log) for log in logs))
+        return min(1.0, math.fsum(self._exactly(k, nodes) for k in range(min(lost, nodes) + 1)))
 
     def lost(self, nodes: int, share: float = MOST_OF_THE_TIME) -> int:
         """How many nodes are away at most, for this share of the time."""
-        return next((k for k in range(nodes) if self.at_most(k, nodes) >= share), nodes)
+        shares = itertools.accumulate(self._exactly(k, nodes) for k in range(nodes))
+        return next((k for k, so_far in enumerate(shares) if so_far >= share), nodes)
+
+    def _exactly(self, lost: int, nodes: int) -> float:
+        """The share of the time in which so many nodes are away."""
+        if self.away == 0:
+            return float(lost == 0)
+        # The logarithm: the term of 0 of many thousand nodes would be 0 in a float.
+        return math.exp(
+            math.lgamma(nodes + 1)
+            - math.lgamma(lost + 1)
+            - math.lgamma(nodes - lost + 1)
+            + lost * math.log(self.away)
+            + (nodes - lost) * math.log1p(-self.away)
+        )
 
     def per_day(self, nodes: int) -> float:
         """Failures per day of all nodes."""
