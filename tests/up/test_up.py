@@ -236,5 +236,6 @@ def test_down_drains_and_says_so(up, client):
         done = commands.toolkit("down", up.file)
         assert running.result(10)
     assert done.returncode == 0 and done.stdout.startswith("stopped process ")
+    assert [event["event"] for event in up.events() if event["part"] == "toolkit up"][-2:] == ["draining", "stopped"]
     assert commands.toolkit("down", up.file).stdout == "nothing was up\n"
     up.start()

@@ -223,9 +223,8 @@ class Supervisor:
 
     def _drain(self, stop: StopRequests) -> None:
         """Refuse new requests, wait at most drain_timeout_s for those in the door, then end the replicas."""
-        self._enter("draining")
         limit = self.deployment.serving.drain_timeout_s
-        self.events.note("toolkit up", "draining", action=f"at most {limit:g} s; again to stop at once")
+        self._enter("draining", f"at most {limit:g} s; again to stop at once")
         deadline = time.monotonic() + limit
 
         def may_wait() -> bool:
@@ -251,12 +250,11 @@ class Supervisor:
             replica.worker.kill()
         for part in (*self.door, *self.watching):
             part.part.kill()
-        self.events.note("toolkit up", "stopped")
 
-    def _enter(self, phase: str) -> None:
+    def _enter(self, phase: str, action: str = "") -> None:
         if phase != self._phase:
             self._phase, self._since = phase, time.time()
-            self.events.note("toolkit up", phase)
+            self.events.note("toolkit up", phase, action=action)
             self._write()
 
     def _write(self) -> None:
