@@ -33,8 +33,8 @@ async def serve(port: int, migrations: int, prompt_weight: float) -> None:
     prompt_weight: what a block of a prompt that is not cached counts, where a block that a request holds counts 1.
     """
     runtime = DistributedRuntime(asyncio.get_running_loop(), discovery(), "tcp")
-    # Triton tells nobody which blocks it holds, so the router remembers what it sent where, as many as a pool holds.
-    kv = KvRouterConfig(use_kv_events=False, router_approximate_cache_policy="lru", prefill_load_scale=prompt_weight)
+    # Triton tells nobody which blocks it holds, so the router remembers for two minutes what it sent where.
+    kv = KvRouterConfig(use_kv_events=False, prefill_load_scale=prompt_weight)
     router = RouterConfig(RouterMode.KV, kv)
     options = EntrypointArgs(
         EngineType.Dynamic, http_host=LOOPBACK, http_port=port, router_config=router, migration_limit=migrations

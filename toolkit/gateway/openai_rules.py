@@ -20,6 +20,8 @@ _BOTH = {
     *("ignore_eos", "presence_penalty", "frequency_penalty", "repetition_penalty", "stream", "stream_options"),
     *("n", "logprobs", "logit_bias", "user", "nvext"),
 }
+NVEXT = {"annotations", "ignore_eos", "repetition_penalty", "top_k", "use_raw_prompt"}
+"""What Dynamo's own extension `nvext` may hold. The rest asks for another replica, or is ignored."""
 _NO_EFFECT_ON_THE_ANSWER = {"metadata", "service_tier", "safety_identifier", "prompt_cache_key", "store"}
 KNOWN = {
     CHAT: _BOTH
@@ -120,7 +122,17 @@ def _tools(body: Mapping[str, Any], abilities: Abilities) -> str | None:
 def _ignore_eos(body: Mapping[str, Any], _: Abilities) -> str | None:
     """The front end drops all other ends of such a request."""
     others = [name for name in ("stop", "stop_token_ids") if body.get(name)]
-    return f"not together with {others[0]}, which would be ignored" if body.get("ignore_eos") and others else None
+    extension = body.get("nvext")
+    asked = body.get("ignore_eos") or (isinstance(extension, dict) and extension.get("ignore_eos"))
+    return f"not together with {others[0]}, which would be ignored" if asked and others else None
+
+
+def _nvext(body: Mapping[str, Any], _: Abilities) -> str | None:
+    extension = body.get("nvext") or {}
+    if not isinstance(extension, dict):
+        return "not a JSON object"
+    others = sorted(name for name in extension if name not in NVEXT and extension[name] is not None)
+    return f"{clipped(others[0], 100)} is not taken; {', '.join(sorted(NVEXT))} are" if others else None
 
 
 def _absent(name: str, why: str) -> Callable[[Mapping[str, Any], Abilities], str | None]:
@@ -137,5 +149,6 @@ _RULES: dict[str, Callable[[Mapping[str, Any], Abilities], str | None]] = {
     "echo": _absent("echo", "the engine gives no log-probabilities of the prompt, and the prompt is not sent back"),
     "suffix": _absent("suffix", "the model cannot fill in text before a suffix"),
     "ignore_eos": _ignore_eos,
+    "nvext": _nvext,
     "store": _absent("store", "nothing is stored"),
 }
