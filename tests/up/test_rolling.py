@@ -72,3 +72,20 @@ def test_a_rolling_restart_begins_with_a_replica_that_serves_nobody(tmp_path, mo
     command = {"rolling": True, "file": str(deployment.file), "engine": deployment.engine}
     rolling.restart(supervisor, command, lambda _: None)  # type: ignore[arg-type]
     assert order == [1, 0]
+
+
+def test_a_wanted_end_that_is_seen_late_is_no_failure(replica, monkeypatch):
+    """The restart's thread sees the end, and begins again while the look of `toolkit up` has just seen it too."""
+    replica.wanted = False
+    restarting = threading.Thread(target=replica.begin_again)
+
+    def cause() -> str:
+        restarting.start()
+        restarting.join(0.2)  # it must not come in between
+        return "exit code 0"
+
+    monkeypatch.setattr(replica.group, "cause", cause)
+    monkeypatch.setattr(replica, "_start", lambda: None)
+    replica.look(take_over=False)
+    restarting.join()
+    assert (replica.group.phase, replica.group.backoff.failures) == ("waiting", 0)

@@ -52,6 +52,9 @@ class Replica:
         self.ended: list[str] = []
         """The leases of its workers that have ended."""
         self.wanted, self.draining, self.reserve, self._joined = True, False, False, False
+        self._step = threading.RLock()
+        """A restart begins again in another thread than that which looks. Else a look that has just seen the group's
+        end, which was wanted then, would take it for a failure."""
 
     @property
     def ready(self) -> bool:
@@ -75,8 +78,9 @@ class Replica:
 
     def look(self, take_over: bool) -> None:
         """Take the next step towards serving: start, wait or give up. `take_over`: a standby is needed now."""
-        self._look_at_group()
-        self._look_at_worker(take_over)
+        with self._step:
+            self._look_at_group()
+            self._look_at_worker(take_over)
 
     def stop(self) -> None:
         """Have the group drain and end."""
@@ -100,6 +104,10 @@ class Replica:
 
     def begin_again(self, deployment: Deployment | None = None) -> None:
         """Let a replica that has ended start again, with all its attempts. None: its own deployment, on all GPUs."""
+        with self._step:
+            self._begin_again(deployment)
+
+    def _begin_again(self, deployment: Deployment | None) -> None:
         if deployment is None:
             self._lost, deployment = (), self.primary
         self.deployment = deployment
