@@ -27,6 +27,7 @@ LONGEST = (
         "e2e/test_ends.py",
         "8 ranks]",
         "up/test_apply.py",
+        "up/test_migrate_apply.py",
     ),
     *(
         "serve/test_serve.py",

@@ -21,7 +21,7 @@ def test_every_parameter_that_is_done_is_taken():
     assert refusal(CHAT, EVERY_PARAMETER_OF_CHAT, ABLE) is None
     assert refusal(COMPLETIONS, {"model": "llama", "prompt": "a", "logprobs": 0, "echo": False}, ABLE) is None
     assert refusal(CHAT, {**HELLO, "ignore_eos": True, "stop": [], "stop_token_ids": None}, ABLE) is None
-    assert refusal(CHAT, {**HELLO, "nvext": {"ignore_eos": True, "annotations": [], "token_data": None}}, ABLE) is None
+    assert refusal(CHAT, {**HELLO, "nvext": {"annotations": [], "token_data": None}}, ABLE) is None
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,6 @@ def test_every_parameter_that_is_done_is_taken():
         (CHAT, {"store": True}, "store", "nothing is stored"),
         (CHAT, {"ignore_eos": True, "stop": ["\n"]}, "ignore_eos", "not together with stop,"),
         (COMPLETIONS, {"ignore_eos": True, "stop_token_ids": [7]}, "ignore_eos", "not together with stop_token_ids,"),
-        (CHAT, {"nvext": {"ignore_eos": True}, "stop": ["\n"]}, "ignore_eos", "not together with stop,"),
         (CHAT, {"nvext": {"backend_instance_id": 7}}, "nvext", "backend_instance_id is not taken"),
         (CHAT, {"nvext": [1]}, "nvext", "not a JSON object"),
         (CHAT, {"temprature": 1}, "temprature", "did you mean temperature?"),

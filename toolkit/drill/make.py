@@ -132,6 +132,7 @@ def fail_share(scene: Scene) -> None:
     scene.afterwards.append(lambda: file.unlink(missing_ok=True))
     scene.begin(f"{FAILING_SHARE:.0%} of the requests to {part_of(replica)} fail in the engine")
     file.write_text(str(FAILING_SHARE), encoding="utf-8")
+    scene.load.send(2 * scene.clients.apis, SHORT)  # the load alone may be too thin for a share
     time.sleep(2 * scene.seconds)
     file.unlink()
 

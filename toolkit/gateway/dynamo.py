@@ -32,7 +32,7 @@ CONNECT_S = 1
 LOOK_S = 0.5
 ENDED = 75
 """Exit code of a worker whose Triton is gone (EX_TEMPFAIL)."""
-HEAD_WAIT_MS = 5000
+HEAD_WAIT_MS = 20_000
 """How long the front end holds back the HTTP head of a stream that has no token yet. An error within this time gets its
 own status; a later error is in the stream."""
 ROUTING_HEADERS = tuple(

@@ -20,8 +20,8 @@ _BOTH = {
     *("ignore_eos", "presence_penalty", "frequency_penalty", "repetition_penalty", "stream", "stream_options"),
     *("n", "logprobs", "logit_bias", "user", "nvext"),
 }
-NVEXT = {"annotations", "ignore_eos", "repetition_penalty", "top_k", "use_raw_prompt"}
-"""What Dynamo's own extension `nvext` may hold. The rest asks for another replica, or is ignored."""
+NVEXT = {"annotations", "extra_fields", "use_raw_prompt"}
+"""What Dynamo's own extension `nvext` may hold. The rest asks for a certain replica, or is ignored."""
 _NO_EFFECT_ON_THE_ANSWER = {"metadata", "service_tier", "safety_identifier", "prompt_cache_key", "store"}
 KNOWN = {
     CHAT: _BOTH
@@ -122,9 +122,7 @@ def _tools(body: Mapping[str, Any], abilities: Abilities) -> str | None:
 def _ignore_eos(body: Mapping[str, Any], _: Abilities) -> str | None:
     """The front end drops all other ends of such a request."""
     others = [name for name in ("stop", "stop_token_ids") if body.get(name)]
-    extension = body.get("nvext")
-    asked = body.get("ignore_eos") or (isinstance(extension, dict) and extension.get("ignore_eos"))
-    return f"not together with {others[0]}, which would be ignored" if asked and others else None
+    return f"not together with {others[0]}, which would be ignored" if body.get("ignore_eos") and others else None
 
 
 def _nvext(body: Mapping[str, Any], _: Abilities) -> str | None:

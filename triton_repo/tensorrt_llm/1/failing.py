@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -12,16 +11,19 @@ _SHARE = Path(tempfile.gettempdir(), "failing")  # in the folder of the run
 
 
 class Failing:
-    """Which requests fail: evenly spread, so that a quarter is each fourth one."""
+    """Which requests fail: the first one, then evenly spread, so that a quarter is each fourth one."""
 
     def __init__(self) -> None:
-        self._due = 0.0
+        self._due = 1.0
 
     def next(self) -> bool:
         """Whether the request that came now fails."""
-        if "TOOLKIT_RUN_ID" in os.environ:
-            with contextlib.suppress(OSError, ValueError):
-                self._due += float(_SHARE.read_text())
+        if "TOOLKIT_RUN_ID" not in os.environ:
+            return False
+        try:
+            share = float(_SHARE.read_text())
+        except (OSError, ValueError):
+            return False
         fails = self._due >= 1
-        self._due -= fails
+        self._due += share - fails
         return fails
