@@ -105,18 +105,15 @@ class Replica:
     def begin_again(self, deployment: Deployment | None = None) -> None:
         """Let a replica that has ended start again, with all its attempts. None: its own deployment, on all GPUs."""
         with self._step:
-            self._begin_again(deployment)
-
-    def _begin_again(self, deployment: Deployment | None) -> None:
-        if deployment is None:
-            self._lost, deployment = (), self.primary
-        self.deployment = deployment
-        self.group.backoff.failures, self.group.again_at = 0, 0.0
-        self.worker.kill()  # a worker that waits for its group may belong to another deployment
-        self.worker.backoff.failures, self.worker.again_at = 0, 0.0
-        self.worker.enter("waiting")
-        self.draining, self.wanted, self._fault, self._reported = False, True, "", ()
-        self.group.enter("waiting")
+            if deployment is None:
+                self._lost, deployment = (), self.primary
+            self.deployment = deployment
+            self.group.backoff.failures, self.group.again_at = 0, 0.0
+            self.worker.kill()  # a worker that waits for its group may belong to another deployment
+            self.worker.backoff.failures, self.worker.again_at = 0, 0.0
+            self.worker.enter("waiting")
+            self.draining, self.wanted, self._fault, self._reported = False, True, "", ()
+            self.group.enter("waiting")
 
     def _look_at_group(self) -> None:
         group = self.group
