@@ -17,16 +17,22 @@ from toolkit.config.load import load_deployment
 SRUN = '#!/bin/sh\nwhile [ "${1#--}" != "$1" ]; do echo "srun $1"; shift; done\nexec "$@"\n'
 
 
-def test_slurm_s_tasks_send_and_its_first_node_collects(tmp_path, config):
-    """`srun` and `hostname` are stand-ins; what they are told is in the log."""
+def serving_job(config: Path, tmp_path: Path, **programs: str) -> tuple[Path, Path]:
+    """The folder for Slurm, and that of a job which serves on this node. `programs` stand in for those of that name."""
     folder = deployed(config, "slurm", tmp_path / "out")
     node = load_deployment(config).output / "slurm/0"
     node.mkdir(parents=True)
     (node / "host").write_text(f"{os.uname().nodename}\n")
     (tmp_path / "bin").mkdir()
-    for name, text in (("srun", SRUN), ("hostname", "#!/bin/sh\necho 10.0.0.7 10.1.0.7\n")):
+    for name, text in programs.items():
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
+    return folder, node
+
+
+def test_slurm_s_tasks_send_and_its_first_node_collects(tmp_path, config):
+    """`srun` and `hostname` are stand-ins; what they are told is in the log."""
+    folder, node = serving_job(config, tmp_path, srun=SRUN, hostname="#!/bin/sh\necho 10.0.0.7 10.1.0.7\n")
     job = Job(folder / "loadtest.sbatch", tmp_path, "0", "--rate", "40", SLURM_NTASKS="8")
     assert job.end() == 0
     said = job.log.read_text().splitlines()
@@ -36,13 +42,8 @@ def test_slurm_s_tasks_send_and_its_first_node_collects(tmp_path, config):
 
 
 def test_slurm_hands_on_the_verdict(tmp_path, config):
-    folder = deployed(config, "slurm", tmp_path / "out")
-    node = load_deployment(config).output / "slurm/0"
-    node.mkdir(parents=True)
-    (node / "host").write_text(f"{os.uname().nodename}\n")
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "srun").write_text('#!/bin/sh\ncase "$*" in *--workers*) exit 2;; esac\nexec sleep 600\n')
-    (tmp_path / "bin" / "srun").chmod(0o755)
+    srun = '#!/bin/sh\ncase "$*" in *--workers*) exit 2;; esac\nexec sleep 600\n'
+    folder, _ = serving_job(config, tmp_path, srun=srun)
     assert Job(folder / "loadtest.sbatch", tmp_path, "0", SLURM_NTASKS="2").end() == 2, "and who sends is ended"
 
 
