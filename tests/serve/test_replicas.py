@@ -12,7 +12,7 @@ import pytest
 
 from toolkit.config.deployment import with_settings
 from toolkit.errors import ToolkitError
-from toolkit.serve import Overview, overview, replicas, serve, stop
+from toolkit.serve import Overview, overview, own_log, replicas, serve, stop
 from toolkit.serve.state import Phase, ServerState, exclusive, served_otherwise, write_state
 
 DOUBLE = Path(__file__).with_name("supervisor_double.py")
@@ -82,6 +82,26 @@ def test_all_get_ready_and_drain(two, ask_to_stop, capfd):
         assert f"replica {replica} | stopped: none cut" in text
         assert "asked 1" in log_of(deployment, replica)
     assert text.count("next: toolkit ask") == 1
+
+
+def test_lines_in_a_log_that_was_emptied_are_printed(two, ask_to_stop, capfd):
+    """A supervisor empties its log when it is large. What it says later begins at the start of the file."""
+    deployment = two()
+    printed = ask_to_stop("emptied")
+
+    def empty() -> None:
+        while "next: " not in "".join(printed):
+            time.sleep(0.05)
+        for replica in deployment.per_replica():
+            os.truncate(replica.run_dir / own_log.NAME, 0)
+        print("emptied", flush=True)
+
+    emptying = threading.Thread(target=empty, daemon=True)
+    emptying.start()
+    serve(deployment)
+    text = "".join([*printed, *capfd.readouterr()])
+    for replica in (0, 1):
+        assert text.count(f"replica {replica} | stopped: none cut") == 1
 
 
 def test_asked_twice_they_end_at_once(two, ask_to_stop):

@@ -12,8 +12,10 @@ import time
 import psutil
 import pytest
 
+from tests.waiting import eventually
 from toolkit.errors import ToolkitError
-from toolkit.serve import serve, status, stop
+from toolkit.files.bounded import MOST_BYTES, older_of
+from toolkit.serve import own_log, serve, status, stop
 from toolkit.serve.health import Probe
 from toolkit.serve.loopback import device_of, socket_of
 
@@ -223,6 +225,20 @@ def test_detach_status_and_stop(deploy, capfd):
     assert len(stream.received) == 10
     seen = status(deployment)
     assert (seen.phase, seen.pid, seen.ready, seen.ranks) == ("stopped", None, False, 0)
+
+
+def test_the_log_of_a_detached_server_stays_bounded(deploy):
+    """It is made as large as it may get; nobody waits for a server to print so much."""
+    deployment = deploy()
+    log = deployment.run_dir / own_log.NAME
+    serve(deployment, detach=True)
+    try:
+        os.truncate(log, MOST_BYTES)
+        eventually(lambda: log.stat().st_size < MOST_BYTES, 60)
+    finally:
+        stop(deployment)
+    assert older_of(log).stat().st_size == MOST_BYTES and older_of(log).read_bytes()[:1] != b"\0", "what it said before"
+    assert "stopped: " in log.read_text() and "\0" not in log.read_text(), "it goes on at the new end"
 
 
 ASKED = {signal.SIGINT: (130, "interrupted\n"), signal.SIGTERM: (1, "was asked to stop before it was ready\n")}

@@ -10,6 +10,7 @@ import threading
 
 from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
+from toolkit.serve import own_log
 from toolkit.serve.foreground import serve_here
 from toolkit.serve.replicas import ERROR, HELD
 
@@ -29,6 +30,8 @@ def main(*arguments: str) -> int:
         deployment = load_deployment(options.file, options.engine)
         if options.replica is not None:
             deployment = deployment.per_replica()[options.replica]
+        if options.held:  # its output goes to its log
+            own_log.bound(deployment.run_dir / own_log.NAME)
         serve_here(deployment, options.verbose)
     except ToolkitError as error:
         print(f"{ERROR}{error}", file=sys.stderr)

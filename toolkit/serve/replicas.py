@@ -19,7 +19,7 @@ from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.files.atomic import make_private, private
 from toolkit.processes import StopRequests, stop_requests
-from toolkit.serve import preflight
+from toolkit.serve import own_log, preflight
 from toolkit.serve.foreground import clean_up_after
 from toolkit.serve.state import ServerState, read_state, served_already, supervisor_pid
 from toolkit.serve.supervisor import note
@@ -120,6 +120,9 @@ class _Supervisor:
 
     def forward_output(self) -> None:
         """Print the new lines of its log."""
+        log = self._log.fileno()
+        if os.fstat(log).st_size < os.lseek(log, 0, os.SEEK_CUR):
+            self._log.seek(0)  # the supervisor has emptied it (own_log.py)
         for line in self._log:
             if line.startswith(ERROR):
                 self._error = line.removeprefix(ERROR).strip()
@@ -236,16 +239,15 @@ def _raise_errors(supervisors: Sequence[_Supervisor]) -> None:
 
 
 def _fresh_log(deployment: Deployment) -> tuple[TextIO, TextIO]:
-    """A new serve.log in the run folder, open for reading and for writing. The previous log is kept."""
-    log = deployment.run_dir / "serve.log"
+    """A new serve.log in the run folder, open for reading and for appending. The previous log is kept."""
+    log = deployment.run_dir / own_log.NAME
     try:
         make_private(log.parent)
         if log.exists():
             log.replace(log.with_suffix(".previous.log"))
-        output = open(log, "w", encoding="utf-8", opener=private)  # noqa: SIM115
+        output = open(log, "a", encoding="utf-8", opener=private)  # noqa: SIM115
         output.write("\n" * ROOM)  # raises OSError on a full disk
         output.truncate(0)
-        output.seek(0)
     except OSError as error:
         raise ToolkitError(f"cannot be written: {error.strerror}", where=log.parent) from None
     return log.open(encoding="utf-8", errors="replace"), output

@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 
 from toolkit.files.bounded import MOST_BYTES, keep_bounded
+from toolkit.serve import own_log
 
 EVERY_S = 10.0
-OURS = ("*.log", "*/serve.log", "access.jsonl", "events.jsonl")
-"""`toolkit serve` bounds the logs of its ranks itself; Prometheus has its retention."""
+OURS = ("*.log", "access.jsonl", "events.jsonl")
+"""Prometheus has its retention."""
 
 
 class Logs:
@@ -25,6 +26,7 @@ class Logs:
         if now < self._next:
             return
         self._next = now + EVERY_S
-        for file in (file for pattern in OURS for file in self._folder.glob(pattern)):
+        ours = [file for pattern in OURS for file in self._folder.glob(pattern)]
+        for file in (file for file in ours if file.name != own_log.NAME):  # toolkit serve bounds its own
             with contextlib.suppress(OSError):
                 keep_bounded(file, self._most_bytes)
