@@ -6,12 +6,14 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from tests.monitor.deployments import rehearsal
 from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
 from toolkit.up import rolling
 from toolkit.up.events import Events
+from toolkit.up.fallback import load_fallbacks
 from toolkit.up.replica import Replica
 from toolkit.up.rolling import _wait_ready
 
@@ -72,6 +74,50 @@ def test_a_rolling_restart_begins_with_a_replica_that_serves_nobody(tmp_path, mo
     command = {"rolling": True, "file": str(deployment.file), "engine": deployment.engine}
     rolling.restart(supervisor, command, lambda _: None)  # type: ignore[arg-type]
     assert order == [1, 0]
+
+
+@pytest.fixture
+def restarted(tmp_path, tiny_llama, monkeypatch):
+    """Restarts a replica with another YAML by name, as `toolkit restart --with` does. No process is started."""
+
+    def write(name: str, **content: object) -> None:
+        settings = {"engine": "rehearsal", "model": {"path": str(tiny_llama)}, "hardware": {"gpu": "none"}, **content}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**settings, "output": str(tmp_path / name)}))
+
+    for small, large in (("one", "first"), ("other", "second")):
+        write(small, limits={"max_seq_len": 256})
+        recovery = {"fallback": [f"{small}.yaml"]}
+        write(large, limits={"max_seq_len": 256}, parallel={"tp": 2}, recovery=recovery)
+    write("third", limits={"max_seq_len": 256}, parallel={"tp": 2}, recovery={"fallback": ["gone.yaml"]})
+    first = load_deployment(tmp_path / "first.yaml")
+    monkeypatch.setattr(rolling, "check_made", lambda _: None)
+    monkeypatch.setattr("toolkit.up.fallback.check_made", lambda _: None)
+    monkeypatch.setattr(rolling, "_wait_ready", lambda replicas, check: None)
+    replica = Replica(first, {}, tmp_path, Events(tmp_path))
+    replica.fallbacks = load_fallbacks(first)
+    others = SimpleNamespace(serve=False, routed_s=0)
+    gpus = SimpleNamespace(forget=lambda: None)
+    supervisor = SimpleNamespace(deployment=first, replicas=[replica], serves=lambda _: None, others=others, gpus=gpus)
+
+    def restart(name: str) -> Replica:
+        command = {"rolling": False, "file": str(tmp_path / f"{name}.yaml"), "engine": "rehearsal"}
+        rolling.restart(supervisor, command, said.append)  # type: ignore[arg-type]
+        return replica
+
+    said: list[str] = []
+    restart.said, restart.replica = said, replica  # type: ignore[attr-defined]
+    return restart
+
+
+def test_the_fallbacks_are_those_of_the_yaml_that_is_served(restarted):
+    replica = restarted("second")
+    assert (replica.primary.name, [one.name for one in replica.fallbacks]) == ("second", ["other"])
+
+
+def test_a_yaml_whose_fallback_cannot_take_over_is_refused_before_anything_ends(restarted):
+    with pytest.raises(ToolkitError, match=r"third.yaml: recovery.fallback: .*gone.yaml: no such file"):
+        restarted("third")
+    assert (restarted.said, restarted.replica.primary.name) == ([], "first")
 
 
 def test_a_wanted_end_that_is_seen_late_is_no_failure(replica, monkeypatch):

@@ -12,6 +12,7 @@ from toolkit.errors import ToolkitError
 from toolkit.serve.budget import startup_budget
 from toolkit.serve.preflight import check_made
 from toolkit.serve.replicas import END_MARGIN_S
+from toolkit.up.fallback import load_fallbacks
 from toolkit.up.replica import Replica
 
 if TYPE_CHECKING:
@@ -40,10 +41,12 @@ def change(
     tell: Callable[[str], None],
     check: Callable[[], None] = lambda: None,
 ) -> None:
-    """Restart some replicas as `new`, while the others serve. Returns when they are ready.
+    """Restart some replicas as `new`, with its fallbacks, while the others serve. Returns when they are ready.
 
-    Raises ToolkitError if no other one serves, or if one cannot start; and what `check` raises while they start.
+    Raises ToolkitError if no other one serves, if one cannot start, or for fallbacks that cannot take over; and what
+    `check` raises while they start.
     """
+    fallbacks = load_fallbacks(new)
     others = [other for other in supervisor.replicas if other not in group]
     if others and not any(other.ready for other in others) and not supervisor.others.serve:
         hint = f"See: {new.command('status')}"
@@ -51,7 +54,11 @@ def change(
     for replica in group:
         tell(f"{replica.group.name}: draining")
     supervisor.gpus.forget()
-    _restart(group, new.per_replica(), supervisor.others.routed_s, check)
+    _end(group, supervisor.others.routed_s)
+    for replica in group:
+        replica.primary, replica.fallbacks = new.per_replica()[replica.number], fallbacks
+        replica.begin_again()
+    _wait_ready(group, check)
     for replica in group:
         tell(f"{replica.group.name}: ready")
 
@@ -73,8 +80,8 @@ def check_new(deployment: Deployment, new: Deployment) -> None:
     check_made(new)
 
 
-def _restart(replicas: list[Replica], new: tuple[Deployment, ...], routed_s: float, check: Callable[[], None]) -> None:
-    """Let them finish their requests, end them, and start them again. Returns when all are ready."""
+def _end(replicas: list[Replica], routed_s: float) -> None:
+    """Let them finish their requests, and end them."""
     for replica in replicas:
         replica.draining = True
         replica.worker.tell("leave")
@@ -89,9 +96,6 @@ def _restart(replicas: list[Replica], new: tuple[Deployment, ...], routed_s: flo
         time.sleep(LOOK_S)
     for replica in replicas:
         replica.group.kill()  # if a group does not end, its janitor ends the rest
-        replica.primary = new[replica.number]
-        replica.begin_again()
-    _wait_ready(replicas, check)
 
 
 def _wait_ready(replicas: list[Replica], check: Callable[[], None] = lambda: None) -> None:
