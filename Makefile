@@ -12,7 +12,8 @@ FUZZ_EXAMPLES ?= 2000
 # The variable silences an advertisement.
 SITE    := NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 # Three parts: what needs no server; what starts servers, three test files at a time, as most of it waits; what measures
-# times, two files at a time, as three quarters of it wait.
+# times, two files at a time, as three quarters of it wait. The first two run at once: the first has a low priority and
+# gets the time in which the servers' tests wait.
 # The fast tests are the first part without those that try many examples.
 # One process more than cores, as a fifth of the time a test waits for another program.
 WORKERS := --numprocesses $(shell n=$$(nproc); echo $$((n < 8 ? n + 1 : 8))) --dist loadgroup
@@ -73,8 +74,9 @@ demo: install
 test: install
 	$(RUN) toolkit sample smollm2 $(SMOLLM2)
 	@$(SOME) mkdir -p work/tests; rm -f work/tests/*.txt; code=0; \
-	$(RUN) pytest -rfEs $(SHARED) $$only | tee work/tests/1-shared.txt || $(NONE) || code=1; \
+	nice $(RUN) pytest -rfEs $(SHARED) $$only > work/tests/1-shared.txt & shared=$$!; \
 	$(RUN) pytest -rfEs $(SERVERS) $${only:-$(call MARKED,slow)} | tee work/tests/2-servers.txt || $(NONE) || code=1; \
+	tail -n +1 -f --pid $$shared work/tests/1-shared.txt; wait $$shared || $(NONE) || code=1; \
 	$(RUN) pytest -rfEs $(TIMED) $${only:-$(call MARKED,alone)} | tee work/tests/3-timed.txt || $(NONE) || code=1; \
 	printf '\nAll parts:\n'; \
 	grep -hE '^(FAILED|ERROR|SKIPPED) |^=+ .* in [0-9.]+s' work/tests/*.txt; \

@@ -155,7 +155,7 @@ def test_ctrl_c_leaves_no_file_and_no_process(tiny_llama, deploy, wait):
     for process in (running, *ranks):  # as a terminal does
         with contextlib.suppress(psutil.NoSuchProcess):  # ended already by the first, which has had its own
             process.send_signal(signal.SIGINT)
-    output, errors = running.communicate(timeout=20)
+    output, errors = running.communicate(timeout=60)
     assert (running.returncode, output, errors) == (130, "", "\ninterrupted\n")
     assert len(ranks) == 2 and not any(rank.is_running() for rank in ranks)
     assert not list(deployment.output.glob("calibration*"))
@@ -167,7 +167,7 @@ def test_a_rank_that_is_killed_is_one_line(tiny_llama, deploy):
     running, ranks = start(deployment)
     busy(ranks)
     ranks[1].kill()
-    _, errors = running.communicate(timeout=20)
+    _, errors = running.communicate(timeout=60)
     assert running.returncode == 1
     assert errors.splitlines()[-1].startswith("error: rank 0 of the rehearsal has ended.")
     assert not list(deployment.output.glob("calibration*"))

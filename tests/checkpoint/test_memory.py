@@ -65,9 +65,7 @@ print(max(seen) - seen[0])
 
 @pytest.mark.slow
 def test_peak_memory_is_a_few_blocks(tmp_path, deploy):
-    layers = 9
-    size = write_model(tmp_path / "model", layers)
-    assert size > 400e6
+    assert write_model(tmp_path / "model", layers=5) > 280e6
     file = deploy(tmp_path / "model", 2, 4).file
     done = subprocess.run([sys.executable, "-c", MEASURE, file], capture_output=True, text=True, check=True)
     assert int(done.stdout) / 1024 < 110  # about 62 MiB; with whole tensors about 150
