@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from docs.generate_cli import reference
 from tests.commands import toolkit
@@ -15,7 +16,8 @@ from toolkit.cli.main import COMMANDS
 ROOT = Path(__file__).parents[2]
 NO_CONFIG = ("init", "sample", "ask", "verify", "lint", "known-truth")
 """Commands that are not of the form `toolkit COMMAND CONFIG`."""
-HEAVY = ("torch", "numpy", "transformers", "tritonclient", "grpc", "locust", "matplotlib", "pydantic", "rich", "yaml")
+HEAVIEST = ("torch", "numpy", "transformers", "tritonclient", "grpc", "locust", "matplotlib")
+HEAVY = (*HEAVIEST, "pydantic", "rich", "yaml")
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +41,20 @@ def test_help_imports_nothing_heavy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_the_state_of_a_deployment_takes_no_client_and_no_numpy(tmp_path) -> None:
+    """`status`, `stop` and `serve` import what makes repositories, for its digests alone."""
+    content = yaml.safe_load((ROOT / "build_configs/tiny-llama-rehearsal.yaml").read_text())
+    content |= {"model": {"path": str(ROOT / "tests/fixtures/tiny-llama")}, "output": str(tmp_path / "output")}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content))
+    program = (
+        "import sys; from click.testing import CliRunner; from toolkit.cli.main import cli\n"
+        "result = CliRunner().invoke(cli, ['status', sys.argv[1]]); assert result.exit_code == 3, result\n"
+        f"print([name for name in {HEAVIEST!r} if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", program, tmp_path / "tiny.yaml"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -36,6 +36,7 @@ def test_the_same_yaml_gives_the_same_bytes(config, tmp_path, target):
     first, second = deployed(config, target, tmp_path / "out"), tmp_path / "again"
     before = {path.name: path.read_bytes() for path in first.rglob("*") if path.is_file()}
     first.rename(second)
+    wheel.cache_clear()
     deployed(config, target, tmp_path / "out")
     assert before == {path.name: path.read_bytes() for path in first.rglob("*") if path.is_file()}
     lock = json.loads((first / "lock.json").read_text())

@@ -15,7 +15,7 @@ from tests.up.namespaces import Network, address, missing
 from toolkit.engine.settings import EngineSettings
 
 MISSING = missing(())
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(MISSING), reason=MISSING)]
 LEADER = """
 import json, queue, sys, psutil
 from toolkit.engine.rehearsal.engine import RehearsalEngine

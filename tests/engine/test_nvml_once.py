@@ -62,5 +62,8 @@ def test_a_dry_run_of_serve_needs_it_for_the_variable_only(opened, tmp_path, mon
     assert opened("serve", tmp_path / "x.yaml", "--dry-run") == times, "once for all replicas"
 
 
-def test_plan_does_not_need_it(opened):
-    assert opened("plan", FLAGSHIP) == 0
+def test_plan_does_not_need_it(opened, tmp_path):
+    content = yaml.safe_load(FLAGSHIP.read_text())
+    content["workload"] |= {"rate": 3, "requests": 40, "output_tokens": 16}
+    (tmp_path / "few.yaml").write_text(yaml.safe_dump(content))
+    assert opened("plan", tmp_path / "few.yaml") == 0

@@ -194,17 +194,22 @@ def test_the_gate_refuses_before_the_front_end_is_asked(door):
     assert not door.front.asked
 
 
-def test_a_body_that_is_too_large_is_413(door_yaml, open_door):
-    door = open_door(door_yaml(gateway={"max_body_mb": 1}))
+@pytest.fixture(scope="module")
+def small_door(door_yaml, open_door):
+    """Of one replica, for at most two requests at once and a body of 1 MiB."""
+    return open_door(door_yaml(replicas=1, gateway={"max_requests": 2, "max_body_mb": 1, "retries": 0}))
+
+
+def test_a_body_that_is_too_large_is_413(small_door):
+    door = small_door
     for path in (GENERATE, "/v1/completions"):
         status, _, body = ask(door.url, path, b" " * (1 << 20) + b"{}")
         assert status == 413 and body["error"]
 
 
 @pytest.mark.parametrize(("path", "body"), [(GENERATE, {}), ("/v1/chat/completions", HELLO)], ids=["triton", "openai"])
-def test_more_requests_than_the_door_takes_are_refused(door_yaml, open_door, path, body):
-    deployment = door_yaml(replicas=1, gateway={"max_requests": 2, "retries": 0})
-    door = open_door(deployment)
+def test_more_requests_than_the_door_takes_are_refused(door_yaml, small_door, path, body):
+    door = small_door
     backend = door.front if path.startswith("/v1") else door.replicas[0]
     backend.hold = threading.Event()
     answers: list[int] = []
@@ -242,8 +247,8 @@ def test_a_client_hears_at_once_that_its_answer_broke_off(door):
 
 def test_an_openai_stream_may_wait_long_for_its_first_token(door_yaml, open_door):
     """The front end sends the head at once: from then on nothing can be tried elsewhere, and a cut gains nothing."""
-    door = open_door(door_yaml(gateway={"first_byte_timeout_s": 0.5}))
-    door.front.pause_s = 1.5
+    door = open_door(door_yaml(gateway={"first_byte_timeout_s": 0.2}))
+    door.front.pause_s = 0.6
     assert ask(door.url, "/v1/chat/completions", HELLO)[0] == 200
 
 

@@ -19,7 +19,7 @@ FLAGSHIP = Path(__file__).parents[2] / "build_configs" / "llama3-70b-h100-pp4tp2
 
 pytestmark = pytest.mark.usefixtures("remembered")
 
-SHORT = {"workload": {"rate": 3, "requests": 120, "output_tokens": 16}}
+SHORT = {"workload": {"rate": 3, "requests": 60, "output_tokens": 16}}
 
 
 MET = {"slo": {"ttft_ms": {"p99": 60_000}}}

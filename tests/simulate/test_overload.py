@@ -31,7 +31,9 @@ def test_it_is_seen_in_the_run_where_the_saturated_throughput_is_too_high():
     assert found.served == pytest.approx(10, rel=0.04)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(
+    "seed", [*range(5), *(pytest.param(seed, marks=pytest.mark.thorough) for seed in range(5, 20))]
+)
 @pytest.mark.parametrize("rate", [1, 5, 8])
 def test_chance_alone_is_no_overload(rate, seed):
     assert overload_of(run(rate, seed), rate, SATURATED, steady_arrivals=True) is None

@@ -26,8 +26,19 @@ def step_by_step(*arguments, **options) -> Simulation:
 
 
 @given(cases())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_any_run(case):
+    check(case)
+
+
+@pytest.mark.thorough
+@given(cases())
+@settings(max_examples=200, deadline=None)
+def test_any_of_many_runs(case):
+    check(case)
+
+
+def check(case):
     assert simulate(*case, record=(0.0, 1e9)) == step_by_step(*case, record=(0.0, 1e9))
     assert simulate(*case) == step_by_step(*case)
 

@@ -46,21 +46,26 @@ def share_taken(trials: int, slo: Slo, ttft: float = 1.0, tpot: float = 1.0) -> 
     return sum(trial(seed, slo, ttft, tpot).take for seed in range(trials)) / trials
 
 
-@pytest.mark.parametrize(("trials", "most"), [(20, 4), pytest.param(200, 18, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize(("trials", "most"), [(8, 2), pytest.param(200, 18, marks=pytest.mark.thorough)])
 def test_what_serves_no_better_is_taken_no_more_often_than_alpha(trials, most):
     """With ALPHA for each trial, more than `most` have a chance under 1 %."""
     assert tail(most + 1, trials, ALPHA) < 0.01
     assert sum(trial(seed, MEDIANS).take for seed in range(trials)) <= most
 
 
-def test_worse_settings_are_not_taken():
-    assert share_taken(20, MEDIANS, ttft=1.4) == 0
-    assert share_taken(20, MEDIANS, tpot=1.2) == 0
+MANY = pytest.mark.parametrize("trials", [10, pytest.param(40, marks=pytest.mark.thorough)])
 
 
-def test_better_settings_are_taken():
-    assert share_taken(20, MEDIANS, ttft=0.6) >= 0.9
-    assert share_taken(20, MEDIANS, tpot=0.8) >= 0.9
+@MANY
+def test_worse_settings_are_not_taken(trials):
+    assert share_taken(trials, MEDIANS, ttft=1.4) == 0
+    assert share_taken(trials, MEDIANS, tpot=1.2) == 0
+
+
+@MANY
+def test_better_settings_are_taken(trials):
+    assert share_taken(trials, MEDIANS, ttft=0.6) >= 0.9
+    assert share_taken(trials, MEDIANS, tpot=0.8) >= 0.9
 
 
 def test_a_p99_that_the_slo_limits_needs_more_requests():
@@ -194,12 +199,12 @@ def as_good(seed: int, allowed: float, ttft: float = 1.0, tpot: float = 1.0) -> 
 
 def test_what_serves_as_well_is_taken_where_that_is_enough():
     """With 1,600 requests on each side a median is known to about 7 % here."""
-    decisions = [as_good(seed, 15) for seed in range(6)]
-    assert [decision.take for decision in decisions] == [True] * 6
+    decisions = [as_good(seed, 15) for seed in range(3)]
+    assert [decision.take for decision in decisions] == [True] * 3
     assert decisions[0].reason.startswith("not worse by more than 15 %: TTFT P50 "), decisions[0].reason
 
 
-@pytest.mark.parametrize(("trials", "most"), [(5, 2), pytest.param(50, 7, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize(("trials", "most"), [(3, 1), pytest.param(50, 7, marks=pytest.mark.thorough)])
 def test_what_is_worse_by_as_much_as_allowed_passes_no_more_often_than_alpha(trials, most):
     assert tail(most + 1, trials, ALPHA) < 0.01
     assert sum(as_good(seed, 10, tpot=1.1).take for seed in range(trials)) <= most

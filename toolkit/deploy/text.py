@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import printable
+
+if TYPE_CHECKING:
+    import jinja2
 
 
 def render(template: str, **values: Any) -> str:
@@ -15,6 +19,12 @@ def render(template: str, **values: Any) -> str:
 
     Filters: `yaml` quotes for YAML, `compose` also for compose's own $, `sh` for a shell, `line` for a comment.
     """
+    return _environment().get_template(template).render(**values)
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    """The same for all files: it keeps the templates that it has compiled."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -31,7 +41,7 @@ def render(template: str, **values: Any) -> str:
         "sh": lambda value: shlex.quote(str(value)),
         "line": lambda value: printable(str(value)),
     }
-    return environment.get_template(template).render(**values)
+    return environment
 
 
 def _source(template: str) -> str:

@@ -7,6 +7,7 @@ Source: https://packaging.python.org/en/latest/specifications/binary-distributio
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import importlib.metadata
 import io
@@ -26,6 +27,7 @@ TIME = (1980, 1, 1, 0, 0, 0)
 """The earliest time that a zip file can hold."""
 
 
+@functools.cache  # the same for all folders that a process writes or compares
 def wheel() -> bytes:
     """The bytes of the wheel. Raises ToolkitError if the toolkit runs from a folder without having been installed."""
     content = {**dict(_package()), **_metadata()}

@@ -29,10 +29,7 @@ from toolkit.files import artifacts, distribution
 from toolkit.model.meta_params import PARAMS
 from toolkit.model.tokenizer import open_tokenizer, special_tokens
 from toolkit.repository import openai
-from toolkit.repository.configs import model_configs, to_text
 from toolkit.repository.llm_args import check_llm_args
-from toolkit.repository.llmapi import MODEL as LLMAPI_MODEL
-from toolkit.repository.llmapi import llmapi_configs, model_yaml
 from toolkit.repository.token_table import longest_token_bytes, write_token_table
 
 if TYPE_CHECKING:
@@ -40,6 +37,8 @@ if TYPE_CHECKING:
 
 SOURCES = distribution.folder("triton_repo")
 VERSION = "1"
+
+# tritonclient, with gRPC and numpy, is imported where a repository is made: serve, status and stop import this, too.
 
 
 def generate(deployment: Deployment) -> bool:
@@ -91,6 +90,8 @@ class _Contents:
 
 
 def _of_engines(deployment: Deployment) -> _Contents:
+    from toolkit.repository.configs import model_configs
+
     engines = artifacts.require(
         deployment.engine_dir, "engine", deployment.engine_settings, deployment.command("build")
     )
@@ -102,6 +103,8 @@ def _of_engines(deployment: Deployment) -> _Contents:
 
 
 def _of_llm_api(deployment: Deployment) -> _Contents:
+    from toolkit.repository.llmapi import MODEL, llmapi_configs, model_yaml
+
     check_llm_args(deployment)
     inputs = {"model": model_digest(deployment)}
     check_tied(open_source(deployment.model.path), deployment.shape)
@@ -109,7 +112,7 @@ def _of_llm_api(deployment: Deployment) -> _Contents:
     configs, options = llmapi_configs(deployment), deployment.repository_dir / openai.OPTIONS
     texts = {
         **_config_texts(configs),
-        f"{LLMAPI_MODEL}/{VERSION}/model.yaml": model_yaml(
+        f"{MODEL}/{VERSION}/model.yaml": model_yaml(
             deployment, special_tokens(deployment.model.path, deployment.shape.vocab_size), longest
         ),
         openai.OPTIONS: openai.options_text(deployment),
@@ -119,6 +122,8 @@ def _of_llm_api(deployment: Deployment) -> _Contents:
 
 
 def _config_texts(configs: dict[str, Any]) -> dict[str, str]:
+    from toolkit.repository.configs import to_text
+
     return {f"{name}/config.pbtxt": to_text(config) for name, config in configs.items()}
 
 

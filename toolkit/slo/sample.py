@@ -72,9 +72,8 @@ class Sample:
     @property
     def tpot_ms(self) -> float | None:
         """Time per output token after the first: (e2e - TTFT) / (n - 1) for n tokens; None for n < 2."""
-        if self.ttft_ms is None or self.tokens_out < 2:
-            return None
-        return (self.e2e_ms - self.ttft_ms) / (self.tokens_out - 1)
+        ttft, tokens = self.ttft_ms, self.tokens_out
+        return None if ttft is None or tokens < 2 else (self.e2e_ms - ttft) / (tokens - 1)
 
     @property
     def itl_ms(self) -> list[float]:

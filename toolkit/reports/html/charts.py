@@ -110,6 +110,7 @@ def svg(draw: Callable[[Axes], None], size: tuple[float, float], name: str) -> s
     """The plot that `draw` draws. `size` is in inches; `name` is unique on the page."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns about a home folder that is not writable
     import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     style: dict[Any, Any] = {
@@ -128,13 +129,13 @@ def svg(draw: Callable[[Axes], None], size: tuple[float, float], name: str) -> s
         "path.simplify": True,
     }
     with mpl.rc_context(style):
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.add_subplot()
+        figure = Figure(figsize=size, layout="constrained", facecolor="none")
+        axes = figure.add_subplot(facecolor="none")
         axes.grid(True, linewidth=0.5)
         axes.set_axisbelow(True)
         draw(axes)
         target = io.StringIO()
-        figure.savefig(target, format="svg", transparent=True, metadata={"Date": None})
+        FigureCanvasSVG(figure).print_svg(target, metadata={"Date": None})  # savefig would draw all of it twice
     return _inline(target.getvalue(), name)
 
 

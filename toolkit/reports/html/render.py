@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import harmless
+
+if TYPE_CHECKING:
+    import jinja2
 
 
 def render(template: str, **values: Any) -> str:
     """Render the template at a path in the package. Everything in `values` is escaped."""
+    return _environment().get_template(template).render(**values)
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    """The same for all pages: it keeps the templates that it has compiled."""
     import jinja2
 
-    environment = jinja2.Environment(
+    return jinja2.Environment(
         loader=jinja2.FunctionLoader(_source),
         autoescape=True,
         trim_blocks=True,
@@ -20,7 +30,6 @@ def render(template: str, **values: Any) -> str:
         undefined=jinja2.StrictUndefined,
         finalize=_shown,
     )
-    return environment.get_template(template).render(**values)
 
 
 def _shown(value: Any) -> Any:
