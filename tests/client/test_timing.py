@@ -10,7 +10,7 @@ import pytest
 
 from .measure import Stream, in_own_process, streams_at_once
 
-TTFT_S, ITL_S, TOKENS = 0.2, 0.02, 50  # of paced_probe
+TTFT_S, ITL_S, TOKENS = 0.2, 0.02, 25  # of paced_probe
 
 
 def check(measure: Callable[[], list[Stream]]) -> None:

@@ -32,7 +32,7 @@ def test_it_is_seen_in_the_run_where_the_saturated_throughput_is_too_high():
 
 
 @pytest.mark.parametrize(
-    "seed", [*range(5), *(pytest.param(seed, marks=pytest.mark.thorough) for seed in range(5, 20))]
+    "seed", [0, 1, 2, 3, *(pytest.param(seed, marks=pytest.mark.thorough) for seed in range(4, 12))]
 )
 @pytest.mark.parametrize("rate", [1, 5, 8])
 def test_chance_alone_is_no_overload(rate, seed):

@@ -53,7 +53,7 @@ def test_what_serves_no_better_is_taken_no_more_often_than_alpha(trials, most):
     assert sum(trial(seed, MEDIANS).take for seed in range(trials)) <= most
 
 
-MANY = pytest.mark.parametrize("trials", [10, pytest.param(40, marks=pytest.mark.thorough)])
+MANY = pytest.mark.parametrize("trials", [10, pytest.param(20, marks=pytest.mark.thorough)])
 
 
 @MANY
