@@ -1,8 +1,10 @@
 """Repositories with their engines, and ways to change them."""
 
+import functools
 import json
 import re
 import shutil
+import tempfile
 from pathlib import Path
 
 import yaml
@@ -17,6 +19,7 @@ FLAGSHIP = ROOT / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml"
 RANKS = 8
 START, ANSWERS, DEFAULT = "start", "answers", "default"
 """Effects: of an error that nothing starts with, of one that it starts with, and of a warning."""
+ENGINE = "/the/folder/of/the/engine"
 LLM, ENSEMBLE, BLS, BEFORE, AFTER = "tensorrt_llm", "ensemble", "tensorrt_llm_bls", "preprocessing", "postprocessing"
 
 
@@ -38,24 +41,33 @@ def write_engine(folder: Path, **build) -> Path:
 
 def write_repository(tmp_path: Path, tiny_llama: Path, yaml_file: Path, version: str = "1.2.1") -> Path:
     """A deployment's, by the release that has this version, with its engine beside it."""
-    content = yaml.safe_load(yaml_file.read_text())
-    if content["engine"] != "rehearsal":
-        content["engine"] = {"kind": "tensorrt", "version": version}
-    model = content["model"]
-    model["path"] = str(yaml_file.parent / model["path"])
-    (tmp_path / "x.yaml").write_text(yaml.safe_dump({**content, "output": str(tmp_path / "out")}))
-    deployment = load_deployment(tmp_path / "x.yaml")
     engine = write_engine(tmp_path / "engine", version=version)
     folder = tmp_path / "repository"
-    for name, config in model_configs(deployment, SpecialTokens((2,), 0), engine).items():
+    for name, text in _configs(yaml_file, version).items():
         (folder / name / "1").mkdir(parents=True)
-        (folder / name / "config.pbtxt").write_text(to_text(config))
-        if 'backend: "python"' in to_text(config):
+        (folder / name / "config.pbtxt").write_text(text.replace(ENGINE, str(engine)))
+        if 'backend: "python"' in text:
             (folder / name / "1" / "model.py").write_text("")
     tokenizer = folder / "preprocessing" / "1" / "tokenizer"
     tokenizer.mkdir()
     shutil.copy(tiny_llama / "tokenizer.json", tokenizer)
     return folder
+
+
+@functools.cache
+def _configs(yaml_file: Path, version: str) -> dict[str, str]:
+    """The text of each model's config.pbtxt, with ENGINE for the engine's folder. A hundred tests change a copy."""
+    content = yaml.safe_load(yaml_file.read_text())
+    if content["engine"] != "rehearsal":
+        content["engine"] = {"kind": "tensorrt", "version": version}
+    model = content["model"]
+    model["path"] = str(yaml_file.parent / model["path"])
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "x.yaml")
+        file.write_text(yaml.safe_dump({**content, "output": f"{folder}/out"}))
+        deployment = load_deployment(file)
+    configs = model_configs(deployment, SpecialTokens((2,), 0), Path(ENGINE))
+    return {name: to_text(config) for name, config in configs.items()}
 
 
 def edit(path: Path, old: str, new: str) -> None:

@@ -263,7 +263,8 @@ def test_another_engine_and_release(repository, tmp_path):
 
 def test_an_engine_folder_that_cannot_be_read_is_an_error_where_no_model_would_read_it(repository, tmp_path):
     (repository / LLM / "config.pbtxt").write_text('backend: "python"\n')
-    for given, problem in ((tmp_path / "none", "No such file or directory"), (tmp_path / "x.yaml", "Not a directory")):
+    (tmp_path / "file").touch()
+    for given, problem in ((tmp_path / "none", "No such file or directory"), (tmp_path / "file", "Not a directory")):
         result = toolkit("lint", repository, "--engine", given)
         line = f"error: {given}: --engine: cannot be opened: {problem}. Give the folder of the engine.\n"
         assert (result.returncode, result.stdout, result.stderr) == (1, "", line)

@@ -66,6 +66,7 @@ def in_order(mapping: RankMapping, gpus: Iterable[int]) -> Placement:
     return Placement(mapping, tuple(tuple(numbers[i : i + tp]) for i in range(0, len(numbers), tp)))
 
 
+@cache  # the checks of the doctor ask for the same placement several times
 def place(mapping: RankMapping, topology: Topology, replicas: int = 1) -> Placement:
     """The best placement, always the same one. Inside a group the GPUs are in their own order.
 
