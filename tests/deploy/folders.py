@@ -19,10 +19,24 @@ TINY = ROOT / "tests/fixtures/tiny-llama"
 CONFIGS = {
     "flagship": ROOT / "build_configs/llama3-70b-h100-pp4tp2-fp16.yaml",
     "pair": ROOT / "build_configs/smollm2-2x-rehearsal.yaml",
+    "pair-etcd": ROOT / "build_configs/smollm2-2x-rehearsal.yaml",
     "two-nodes": ROOT / "build_configs/llama3.1-405b-h100-2x8-fp16.yaml",
+    "two-nodes-image": ROOT / "build_configs/llama3.1-405b-h100-2x8-fp16.yaml",
 }
 SITE = {"image": "registry.example/team/toolkit:1", "claim": "models"}
 """What Kubernetes needs in the YAML."""
+NODES = {
+    "discovery": "etcd://10.0.0.9:2379",
+    "interface": "eth1",
+    "node_tls": {"ca": "/pki/ca.pem", "certificate": "/pki/node.pem", "key": "/pki/node-key.pem"},
+}
+"""The gateway of a node among several."""
+OWN_ETCD = {**NODES, "discovery": "etcd://smollm2-2x-rehearsal-etcd:2379"}
+"""With the etcd that the chart brings."""
+SECTIONS = {
+    "pair-etcd": {"gateway": OWN_ETCD},
+    "two-nodes-image": {"deploy": {"image": "registry.example/team/toolkit:1"}},
+}
 NOT_GOLDEN = (FILE, "lock.json")
 SAME_FOR_ALL = (("chart", "templates"), ("grafana", "dashboards"))
 
@@ -68,6 +82,8 @@ def texts(folder: Path) -> dict[str, str]:
 def check_golden(name: str, target: str, folder: Path, **sections) -> Path:
     """Deploy one of CONFIGS, and compare with the files in the repository; WRITE_GOLDEN=1 writes them."""
     config = copied(name, folder)
+    if name in SECTIONS:
+        change(config, **SECTIONS[name])
     if sections:
         config.write_text(f"{config.read_text()}\n{yaml.safe_dump(sections)}")
     made, golden = deployed(config, target, folder / target), GOLDEN / target / name

@@ -24,8 +24,10 @@ EVERYTHING = (
 )
 OBJECTS = ["ConfigMap", "Deployment", "HorizontalPodAutoscaler", "InferencePool", "NetworkPolicy"]
 OBJECTS += ["PodDisruptionBudget", "PodMonitor", "Service"]
+ETCD = [f"{kind}-etcd" for kind in ("NetworkPolicy", "PodDisruptionBudget", "Service", "StatefulSet")]
 KINDS = {
     **dict.fromkeys(("flagship", "pair"), OBJECTS),
+    "pair-etcd": [*OBJECTS, *ETCD, "Service-peers"],
     "two-nodes": [*({*OBJECTS} - {"Deployment"}), "ConfigMap-group", "LeaderWorkerSet"],
 }
 
@@ -42,9 +44,13 @@ def rendered(folder: Path, *values: str) -> dict[str, Any]:
     """The objects by their kinds."""
     settings = [f"--set={value}" for value in values]
     objects = [one for one in yaml.safe_load_all(helm("template", "r", folder / "chart", *settings)) if one]
-    named = {f"{one['kind']}{'-group' if one['metadata']['name'].endswith('-group') else ''}": one for one in objects}
+    named = {f"{one['kind']}{suffix(one['metadata']['name'])}": one for one in objects}
     assert len(objects) == len(named)
     return named
+
+
+def suffix(name: str) -> str:
+    return next((each for each in ("-group", "-etcd", "-peers") if name.endswith(each)), "")
 
 
 @pytest.fixture
@@ -76,9 +82,7 @@ def test_what_helm_makes_of_them(tmp_path, name):
 def test_the_rendered_chart_in_the_repository_is_strict(name):
     """Without Helm too."""
     objects = list(yaml.safe_load_all((GOLDEN / "helm" / f"{name}.yaml").read_text()))
-    assert sorted(one["kind"] for one in objects) == sorted(
-        kind.removesuffix("-group") for kind in [*KINDS[name], "Job"]
-    )
+    assert sorted(one["kind"] for one in objects) == sorted(kind.partition("-")[0] for kind in [*KINDS[name], "Job"])
     assert [line for one in objects for line in problems(one)] == []
 
 

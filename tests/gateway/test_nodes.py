@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +24,7 @@ from tests.waiting import eventually
 from toolkit.config.deployment import Deployment
 from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
+from toolkit.gateway import dynamo
 from toolkit.gateway.endpoints import Traffic, write_endpoints
 from toolkit.gateway.envoy import config
 from toolkit.gateway.limits import CLUSTERS, write_limits
@@ -193,3 +196,14 @@ def test_a_door_reaches_triton_on_another_node_by_mutual_tls(door_yaml, start_en
         plain.request("GET", "/v2/health/ready")
         plain.getresponse()
     backend.close()
+
+
+def test_dynamo_gets_one_member_of_etcd_that_answers(monkeypatch):
+    """With several of which one was away, its workers never joined."""
+    with socket.create_server(("127.0.0.1", 0)) as member:
+        here = f"https://127.0.0.1:{member.getsockname()[1]}"
+        monkeypatch.setenv(dynamo.DISCOVERY, "etcd")
+        for away in ("https://127.0.0.1:1", "https://127.0.0.1:2"):
+            monkeypatch.setenv(dynamo.MEMBERS, f"{away},{here}")
+            dynamo.wait_for_discovery()
+            assert os.environ[dynamo.MEMBERS] == here

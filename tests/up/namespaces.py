@@ -121,21 +121,23 @@ def _enter(name: str) -> None:
 
 def make_certificates(folder: Path) -> dict[str, Any]:
     """A CA, and what it signs for etcd and for all nodes, as docs/how-to/nodes.md has it. Returns gateway.node_tls."""
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-    def sign(name: str, alternative: str) -> None:
-        (folder / f"{name}.ext").write_text(f"subjectAltName={alternative}\n{EXTENSIONS}\n")
-        openssl("req", *KEY, "-keyout", f"{name}-key.pem", "-subj", f"/CN={name}", "-out", f"{name}.csr")
-        ca = ("-CA", "ca.pem", "-CAkey", "ca-key.pem", "-CAcreateserial")
-        openssl("x509", "-req", "-in", f"{name}.csr", *ca, "-extfile", f"{name}.ext", "-out", f"{name}.pem")
-
-    openssl("req", "-x509", *KEY, "-keyout", "ca-key.pem", "-subj", "/CN=nodes", "-out", "ca.pem")
-    sign("etcd", f"IP:{HUB},IP:127.0.0.1")
-    sign("node", "DNS:toolkit-node")
+    _openssl(folder, "req", "-x509", *KEY, "-keyout", "ca-key.pem", "-subj", "/CN=nodes", "-out", "ca.pem")
+    sign(folder, "etcd", f"IP:{HUB},IP:127.0.0.1")
+    sign(folder, "node", "DNS:toolkit-node")
     (folder / "node-key.pem").chmod(0o600)
     return {"ca": str(folder / "ca.pem"), "certificate": str(folder / "node.pem"), "key": str(folder / "node-key.pem")}
+
+
+def sign(folder: Path, name: str, alternative: str) -> None:
+    """Make NAME.pem and NAME-key.pem, signed by the CA there, with these names and addresses."""
+    (folder / f"{name}.ext").write_text(f"subjectAltName={alternative}\n{EXTENSIONS}\n")
+    _openssl(folder, "req", *KEY, "-keyout", f"{name}-key.pem", "-subj", f"/CN={name}", "-out", f"{name}.csr")
+    ca = ("-CA", "ca.pem", "-CAkey", "ca-key.pem", "-CAcreateserial")
+    _openssl(folder, "x509", "-req", "-in", f"{name}.csr", *ca, "-extfile", f"{name}.ext", "-out", f"{name}.pem")
+
+
+def _openssl(folder: Path, *arguments: str) -> None:
+    subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
 
 
 KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")

@@ -143,6 +143,8 @@ class Serving(Section):
     http_port: Port = 8000
     grpc_port: Port = 8001
     metrics_port: Port = 8002
+    metrics_host: Literal["0.0.0.0"] | None = None
+    """0.0.0.0: other machines may read Triton's metrics, which hold no text. All else stays at `host`."""
     mode: Literal["leader", "orchestrator"] = "leader"
     """tensorrt: one tritonserver per rank, or one tritonserver that starts a worker process per rank."""
     startup_timeout_s: PositiveFloat | None = None

@@ -15,7 +15,7 @@ from typing import Any
 
 from toolkit.config.deployment import Deployment
 from toolkit.config.edit_yaml import moved
-from toolkit.deploy import wheel
+from toolkit.deploy import kubernetes_nodes, wheel
 from toolkit.deploy.facts import Facts
 from toolkit.deploy.text import render
 from toolkit.errors import ToolkitError
@@ -35,8 +35,9 @@ def files(facts: Facts, directory: Path) -> Mapping[str, bytes]:
     """The files by their paths. Raises ToolkitError for a deployment that a cluster cannot run as it is."""
     deployment = facts.deployment
     _check(deployment)
+    kubernetes_nodes.check(facts)
     values = _values(facts, directory)
-    inside = moved(deployment.file, Path(DATA, facts.yaml_name), _changes(deployment, values), deployment.engine)
+    inside = moved(deployment.file, Path(DATA, facts.yaml_name), _changes(facts, values), deployment.engine)
     texts = {
         "README.md": render("kubernetes.md.j2", **values),
         "image/Dockerfile": render("Dockerfile.j2", **values),
@@ -60,9 +61,6 @@ def _check(deployment: Deployment) -> None:
         if value is None:
             what = f"deploy.{field}: Kubernetes needs it, and it is not given"
             raise ToolkitError(what, where=deployment.file, hint=f"Add {example}.")
-    if deployment.gateway.etcd:
-        what = "gateway.discovery: etcd is not for pods: each pod has its own door behind a Service"
-        raise ToolkitError(what, where=deployment.file, hint="Deploy a copy of the YAML with discovery: file.")
     if deployment.recovery.fallback:
         what = "recovery.fallback: uses the GPUs that are left on a machine; Kubernetes moves the pod to another one"
         raise ToolkitError(what, where=deployment.file, hint="Deploy a copy of the YAML without it.")
@@ -100,18 +98,19 @@ def _values(facts: Facts, directory: Path) -> dict[str, Any]:
         "tls_folder": f"{SECRETS}/tls",
         "waiting": max(1, deployment.limits.max_sequences // 8),
         "kv": f"{850 * len(replicas)}m",
+        **kubernetes_nodes.values(facts, SECRETS),
     }
 
 
-def _changes(deployment: Deployment, values: Mapping[str, Any]) -> dict[str, Any]:
+def _changes(facts: Facts, values: Mapping[str, Any]) -> dict[str, Any]:
     """What is different in a pod."""
+    deployment = facts.deployment
     changes: dict[str, Any] = {
         "output": values["output_path"],
         "runtime": {"kind": "host"},  # the programs are in the image
         "model.path": values["model_path"],
-        # A pod has its own address, and nobody outside the pod can reach its loopback.
-        "gateway.host": EVERYWHERE,
-        "serving.host": EVERYWHERE,
+        "gateway.host": EVERYWHERE,  # a pod has its own address
+        **kubernetes_nodes.changes(facts, values["node_folder"]),
     }
     if deployment.parallel.nodes > 1:  # what group-files.yaml writes
         changes["cluster"] = {"hostfile": "/tmp/hosts", "launch_agent": "/group/agent"}

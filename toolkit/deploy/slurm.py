@@ -26,6 +26,9 @@ SIGNAL_MARGIN_S = 60
 """Slurm checks time limits about once a minute, so its signal may be this many seconds late (man sbatch, --signal)."""
 IMAGE = ("Dockerfile", "toolkit.def")
 """What `deploy.image` is built from, for docker and for apptainer."""
+STEP = '--mpi=none --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}"'
+"""mpirun starts the ranks itself, and must not take over Slurm's variables. A step gets one core unless it asks, since
+22.05 (man srun, --cpus-per-task)."""
 SCRIPTS = ("build.sbatch", "serve.sbatch", "loadtest.sbatch", "submit.sh")
 
 
@@ -35,10 +38,10 @@ def files(facts: Facts, directory: Path) -> Mapping[str, bytes]:
     if deployment.runtime.kind == "docker" and deployment.deploy.image is None:
         what = "runtime.kind: docker starts its containers outside of a job, where Slurm neither limits nor ends them"
         raise ToolkitError(what, where=deployment.file, hint="Use enroot, apptainer or host, or name deploy.image.")
-    if facts.nodes > 1 and deployment.deploy.image:
-        what = f"deploy.image: in it there is no srun to start ranks on the other of parallel.nodes {facts.nodes}"
-        hint = "Leave it out, and install the toolkit and TensorRT-LLM on the nodes, at the same paths."
-        raise ToolkitError(what, where=deployment.file, hint=hint)
+    by_ssh = facts.nodes > 1 and deployment.deploy.image is not None
+    if by_ssh and " " in str(deployment.output):
+        hint = "Use a path without spaces, or leave deploy.image out."
+        raise ToolkitError("mpirun would split the path of what starts ranks there", where=deployment.output, hint=hint)
     values = {
         "facts": facts,
         "deployment": deployment,
@@ -52,12 +55,15 @@ def files(facts: Facts, directory: Path) -> Mapping[str, bytes]:
         "container": _container(deployment, directory),
         "wheel": wheel.FILE,
         "programs": {},  # a cluster has a Prometheus of its own
-        "ssh": False,
+        "ssh": by_ssh,
     }
     inside: dict[str, Any] = {"runtime": {"kind": "host"}} if deployment.deploy.image else {}
+    network = {"interface": deployment.cluster.interface} if deployment.cluster.interface else {}
     if facts.nodes > 1 and deployment.cluster != Cluster():  # the allocation is the hosts, and srun the agent
-        inside["cluster"] = {"interface": deployment.cluster.interface} if deployment.cluster.interface else {}
+        inside["cluster"] = network
     built, served = {"output": str(deployment.output), **inside}, {"output": ".", **inside}
+    if by_ssh:  # what node.sh writes
+        served["cluster"] = {"hostfile": "ssh/hosts", "launch_agent": "ssh/agent", **network}
     if traffic := deployment.monitoring.traffic:
         served["monitoring.traffic"] = traffic.name  # of each job: two would rotate one file at once
     texts = {
@@ -71,6 +77,7 @@ def files(facts: Facts, directory: Path) -> Mapping[str, bytes]:
     }
     if deployment.deploy.image is None:
         return {name: text.encode() for name, text in texts.items()}
+    texts["serve/node.sh"] = render("node.sh.j2", **values)
     texts |= {f"image/{name}": render(f"{name}.j2", **values) for name in IMAGE}
     return {**{name: text.encode() for name, text in texts.items()}, f"image/{wheel.FILE}": wheel.wheel()}
 
@@ -86,5 +93,6 @@ def _container(deployment: Deployment, directory: Path) -> str:
             hint = "Use a path without them, or leave deploy.image out."
             raise ToolkitError("pyxis cannot mount a path with a comma or a colon in it", where=mount.path, hint=hint)
     flags = ",".join(f"{mount.path}:{mount.path}{'' if mount.write else ':ro'}" for mount in listed)
-    command = ["srun", f"--container-image={with_registry_apart(deployment.deploy.image)}"]
-    return shlex.join([*command, "--no-container-mount-home", f"--container-mounts={flags}"]) + " "
+    options = [f"--container-image={with_registry_apart(deployment.deploy.image)}"]
+    options += ["--no-container-mount-home", "--no-container-remap-root", f"--container-mounts={flags}"]
+    return f"srun {STEP} {shlex.join(options)} "

@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import random
 import socket
 import time
 from pathlib import Path
@@ -25,6 +26,7 @@ LOOPBACK = "127.0.0.1"
 HOSTS = ("DYN_TCP_RPC_HOST", "DYN_TCP_RESPONSE_STREAM_HOST", "DYN_EVENT_PLANE_HOST", "DYN_SYSTEM_HOST")
 """Variables for the addresses that Dynamo listens on. Without them it listens on the machine's own address."""
 DISCOVERY = "DYN_DISCOVERY_BACKEND"
+MEMBERS = "ETCD_ENDPOINTS"
 _PATHS = {"CA": "CA_CERT_PATH", "CLIENT_CERT": "CLIENT_CERT_PATH", "CLIENT_KEY": "CLIENT_KEY_PATH"}
 LEASE_S = 600
 """How long etcd may be away. After that Dynamo's processes end; new ones wait for etcd."""
@@ -88,7 +90,7 @@ def _of_node(node: Node) -> dict[str, str]:
     own |= {"CLIENT_CERT_PATH": tls.certificate, "CLIENT_KEY_PATH": tls.key, "CLIENT_CA_CERT_PATH": tls.ca}
     return {
         DISCOVERY: "etcd",
-        "ETCD_ENDPOINTS": ",".join(f"https://{member}" for member in node.etcd),
+        MEMBERS: ",".join(f"https://{member}" for member in node.etcd),
         "ETCD_LEASE_TTL": str(LEASE_S),
         "DYN_TCP_RPC_HOST": node.address,
         "DYN_TCP_RESPONSE_STREAM_HOST": node.address,
@@ -117,12 +119,17 @@ def discovery() -> str:
 
 
 def wait_for_discovery() -> None:
-    """Wait until etcd can be reached; with files return at once. Dynamo itself would give up, or try twice a minute."""
-    members = os.environ.get("ETCD_ENDPOINTS", "").split(",") if discovery() == "etcd" else []
+    """Wait until a member of etcd can be reached, and choose it; with files return at once.
+
+    Dynamo itself would give up, or try twice a minute. Given several members of which one was away, its front end kept
+    a core busy and its workers never joined (1.6.1). By chance, so that one lost member is not that of all processes.
+    """
+    members = os.environ.get(MEMBERS, "").split(",") if discovery() == "etcd" else []
     while members:
-        for member in members:
+        for member in random.sample(members, len(members)):
             host, _, port = member.removeprefix("https://").rpartition(":")
             with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=CONNECT_S):
+                os.environ[MEMBERS] = member
                 return
         time.sleep(LOOK_S)
 

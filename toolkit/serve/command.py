@@ -213,7 +213,7 @@ def _rank_block(
         f"--http-port={serving.http_port}",
         f"--grpc-address={serving.host}",
         f"--grpc-port={serving.grpc_port}",
-        f"--metrics-address={serving.host}",
+        f"--metrics-address={serving.metrics_host or serving.host}",
         f"--metrics-port={serving.metrics_port}",
         f"--exit-timeout-secs={exit_timeout(deployment)}",
         "--disable-auto-complete-config",

@@ -99,17 +99,19 @@ def check_ports(deployment: Deployment) -> None:
 def check_port(deployment: Deployment, name: str) -> None:
     """Raise a ToolkitError if the port with this name, one of `PORTS`, is taken."""
     serving = deployment.serving
-    port = getattr(serving, name)
+    port, host = getattr(serving, name), serving.host
+    if name == "metrics_port":
+        host = serving.metrics_host or host
     replica = "" if deployment.replica is None else f"replica {deployment.replica} "
-    family = socket.AF_INET6 if ":" in serving.host else socket.AF_INET
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         # Servers set this too: a port counts as free although its last connection has just ended.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((serving.host, port))
+            probe.bind((host, port))
         except OSError as error:
             raise ToolkitError(
-                f"serving.{name}: {replica}cannot listen on {serving.host}:{port}: {_why(error, port)}",
+                f"serving.{name}: {replica}cannot listen on {host}:{port}: {_why(error, port)}",
                 where=deployment.file,
                 hint="Stop that process or change the port." if _listener(port) else "Change the port.",
             ) from None

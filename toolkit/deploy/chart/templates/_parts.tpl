@@ -20,6 +20,13 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: loadtest
 {{- end }}
 
+{{/* The members of etcd. Another name, for the same reason. */}}
+{{- define "toolkit.etcd" -}}
+app.kubernetes.io/name: {{ .Values.name }}-etcd
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: etcd
+{{- end }}
+
 {{/* Not root, and no right that serving does not need. fsGroup lets this user write to the volumes. */}}
 {{- define "toolkit.pod" -}}
 automountServiceAccountToken: false

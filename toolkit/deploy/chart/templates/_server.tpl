@@ -8,8 +8,9 @@ metadata:
 spec:
   {{- include "toolkit.pod" . | nindent 2 }}
   terminationGracePeriodSeconds: {{ .Values.graceSeconds }}
-  {{- if .Values.secrets.keys }}
+  {{- if or .Values.secrets.keys .Values.secrets.node }}
   initContainers:
+    {{- if .Values.secrets.keys }}
     # Kubernetes lets the group read a secret's file, and the toolkit refuses keys that others can read.
     - name: keys
       {{- include "toolkit.container" . | nindent 6 }}
@@ -17,6 +18,16 @@ spec:
       volumeMounts:
         - {name: secret, mountPath: /secret, readOnly: true}
         - {name: keys, mountPath: {{ dir .Values.secrets.keysFile | quote }}}
+    {{- end }}
+    {{- if .Values.secrets.node }}
+    # Kubernetes lets the group read a secret's file, and the toolkit refuses a key that others can read.
+    - name: node
+      {{- include "toolkit.container" . | nindent 6 }}
+      command: [install, -m, "600", /secret/ca.pem, /secret/node.pem, /secret/node-key.pem, {{ .Values.secrets.nodeFolder | quote }}]
+      volumeMounts:
+        - {name: node-secret, mountPath: /secret, readOnly: true}
+        - {name: node, mountPath: {{ .Values.secrets.nodeFolder | quote }}}
+    {{- end }}
   {{- end }}
   containers:
     - name: serve
@@ -35,13 +46,22 @@ spec:
       {{- end }}
       # Until the first real token. Two load budgets: toolkit up itself may start a replica again once.
       startupProbe:
-        httpGet: &ready {path: /v2/health/ready, port: door, scheme: {{ .Values.scheme }}}
+        {{- if .Values.etcd.ports }}
+        # The door answers as soon as another pod serves. A rollout that asked the door would go on to the next pod before
+        # this one has loaded. Exit code 0 is ready, and 1 degraded, which still answers.
+        exec: {command: [sh, -c, {{ printf "toolkit status '/deploy/%s'; [ $? -le 1 ]" .Values.config | quote }}]}
+        periodSeconds: 15
+        timeoutSeconds: 30
+        failureThreshold: {{ div (add .Values.startSeconds 14) 15 }}
+        {{- else }}
+        httpGet: {path: /v2/health/ready, port: door, scheme: {{ .Values.scheme }}}
         periodSeconds: 10
         timeoutSeconds: 5
         failureThreshold: {{ div (add .Values.startSeconds 9) 10 }}
-      # Some replica answers. No key is needed for this path.
+        {{- end }}
+      # Some replica answers{{ if .Values.etcd.ports }}, of this pod or another one{{ end }}. No key is needed for this path.
       readinessProbe:
-        httpGet: *ready
+        httpGet: {path: /v2/health/ready, port: door, scheme: {{ .Values.scheme }}}
         periodSeconds: 5
         timeoutSeconds: 5
         failureThreshold: 2
@@ -72,6 +92,9 @@ spec:
         {{- if .Values.secrets.keys }}
         - {name: keys, mountPath: {{ dir .Values.secrets.keysFile | quote }}, readOnly: true}
         {{- end }}
+        {{- if .Values.secrets.node }}
+        - {name: node, mountPath: {{ .Values.secrets.nodeFolder | quote }}, readOnly: true}
+        {{- end }}
         {{- if .Values.secrets.tls }}
         - {name: tls, mountPath: {{ .Values.secrets.tlsFolder | quote }}, readOnly: true}
         {{- end }}
@@ -84,6 +107,10 @@ spec:
     {{- if .Values.secrets.keys }}
     - {name: secret, secret: {secretName: {{ .Values.secrets.keys }}}}
     - {name: keys, emptyDir: {medium: Memory}}
+    {{- end }}
+    {{- if .Values.secrets.node }}
+    - {name: node-secret, secret: {secretName: {{ .Values.secrets.node }}}}
+    - {name: node, emptyDir: {medium: Memory}}
     {{- end }}
     {{- if .Values.secrets.tls }}
     - {name: tls, secret: {secretName: {{ .Values.secrets.tls }}}}
