@@ -194,6 +194,14 @@ def test_what_a_cluster_needs(tmp_path, config, field):
     assert f"deploy.{field}: Kubernetes needs it, and it is not given. Add deploy: {{{field}: " in line
 
 
+def test_all_that_a_cluster_needs_is_named_at_once(tmp_path, config):
+    content = yaml.safe_load(config.read_text())
+    del content["deploy"]
+    config.write_text(yaml.safe_dump(content))
+    line = refused(config, "kubernetes", tmp_path / "out")
+    assert "deploy.image and deploy.claim: Kubernetes needs them, and they are not given. Add deploy: {image: REG" in line
+
+
 def test_a_fallback_is_for_one_machine(tmp_path, config):
     (tmp_path / "configs/one.yaml").write_text(config.read_text())
     change(config, recovery={"fallback": ["one.yaml"]}, parallel={"replicas": 1})

@@ -21,8 +21,13 @@ MISSING = missing_slurm()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(MISSING), reason=MISSING)]
 IMAGE = {"image": "registry.example/team/toolkit:1"}
 SRUN = """#!/usr/bin/env bash
-# In place of pyxis: the same without its options, which go to a file.
+# In place of pyxis: the same without its options, which go to a file. What it would mount must be there.
 kept=()
+for word in "$@"; do
+  [ "${word#--container-mounts=}" = "$word" ] && continue
+  IFS=, read -ra mounts <<< "${word#*=}"
+  for mount in "${mounts[@]}"; do [ -e "${mount%%:*}" ] || { echo "pyxis: no ${mount%%:*}" >&2; exit 1; }; done
+done
 for word in "$@"; do
   case $word in --container-*|--no-container-*) echo "$word" >> "$SRUN_NOTES" ;; *) kept+=("$word") ;; esac
 done
@@ -77,6 +82,15 @@ def test_the_signal_before_the_end_drains_and_ends_nothing_else(tmp_path, double
     wait_for(lambda: doubled.state(job) not in ("RUNNING", "COMPLETING"), doubled.logs)
     assert (doubled.state(job), doubled.field(job, "ExitCode")) == ("COMPLETED", "0:0"), log.read_text()
     assert "drained" in log.read_text() and "a rank heard it" not in log.read_text()
+
+
+def test_the_build_in_an_image(tmp_path, doubled, config):
+    folder = deployed(change(config, deploy=IMAGE), "slurm", tmp_path / "out")
+    job = doubled.run("sbatch", "--parsable", f"--output={tmp_path}/log", str(folder / "build.sbatch")).strip()
+    wait_for(lambda: doubled.state(job) not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"), doubled.logs)
+    assert doubled.state(job) == "COMPLETED", (tmp_path / "log").read_text()
+    yaml_in = folder / config.name
+    assert (tmp_path / "log").read_text().splitlines() == [f"build {yaml_in}", f"repo {yaml_in}"]
 
 
 def test_a_node_that_fails_starts_the_job_again(tmp_path, doubled, config):

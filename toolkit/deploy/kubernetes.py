@@ -54,13 +54,12 @@ def files(facts: Facts, directory: Path) -> Mapping[str, bytes]:
 
 
 def _check(deployment: Deployment) -> None:
-    for field, value, example in (
-        ("image", deployment.deploy.image, "deploy: {image: REGISTRY/NAME:TAG}"),
-        ("claim", deployment.deploy.claim, "deploy: {claim: NAME}"),
-    ):
-        if value is None:
-            what = f"deploy.{field}: Kubernetes needs it, and it is not given"
-            raise ToolkitError(what, where=deployment.file, hint=f"Add {example}.")
+    examples = {"image": "REGISTRY/NAME:TAG", "claim": "NAME"}
+    if absent := [field for field in examples if getattr(deployment.deploy, field) is None]:
+        fields = " and ".join(f"deploy.{field}" for field in absent)
+        need = "it, and it is" if len(absent) == 1 else "them, and they are"
+        hint = f"Add deploy: {{{', '.join(f'{field}: {examples[field]}' for field in absent)}}}."
+        raise ToolkitError(f"{fields}: Kubernetes needs {need} not given", where=deployment.file, hint=hint)
     if deployment.recovery.fallback:
         what = "recovery.fallback: uses the GPUs that are left on a machine; Kubernetes moves the pod to another one"
         raise ToolkitError(what, where=deployment.file, hint="Deploy a copy of the YAML without it.")
