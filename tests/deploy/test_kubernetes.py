@@ -199,7 +199,9 @@ def test_all_that_a_cluster_needs_is_named_at_once(tmp_path, config):
     del content["deploy"]
     config.write_text(yaml.safe_dump(content))
     line = refused(config, "kubernetes", tmp_path / "out")
-    assert "deploy.image and deploy.claim: Kubernetes needs them, and they are not given. Add deploy: {image: REG" in line
+    assert (
+        "deploy.image and deploy.claim: Kubernetes needs them, and they are not given. Add deploy: {image: REG" in line
+    )
 
 
 def test_a_fallback_is_for_one_machine(tmp_path, config):

@@ -21,6 +21,7 @@ PATH = click.Path(path_type=Path)
 @deployment_options
 @click.option("--output", metavar="FILE", type=PATH, help="The twin's file.  [default: CONFIG-pytorch.yaml]")
 @click.option("--apply", "moves", is_flag=True, help="Move the replicas that are up to the twin, one after the other.")
+@click.option("--rollback", "back", is_flag=True, help="Take back what --apply moved, on all nodes.")
 @click.option("--with", "new", metavar="FILE", type=PATH, help="Let --apply move to this YAML, and write none.")
 @click.option(
     "--allow",
@@ -37,6 +38,7 @@ def migrate(
     deployment: Deployment,
     output: Path | None,
     moves: bool,
+    back: bool,
     new: Path | None,
     allowed: float,
     dry_run: bool,
@@ -50,10 +52,19 @@ def migrate(
     With --apply, a replica of `toolkit up` restarts as the twin, behind the same door. It is compared with the others
     under their live traffic. If no latency is worse by more than --allow, the others follow, one after the other; else
     all go back. Exit codes then: 0 moved, 1 rolled back or not tried.
+
+    Of several nodes (gateway.discovery) each moves its own replicas, one node at a time; --rollback on any of them
+    takes all back.
     """
     from toolkit.repository.migrate import as_text, twin_of
     from toolkit.repository.migrate import migrate as write
-    from toolkit.up.control import ready_to_try
+    from toolkit.up.control import ready_to_try, roll_back
+
+    if back:
+        if moves or new or output or dry_run:
+            raise click.UsageError("--rollback stands alone, but for --json.")
+        roll_back(deployment, note)
+        return print_json({"rolled_back": True}) if as_json else tell("rolled back: all run the engine of their YAML")
 
     if math.isnan(allowed):
         raise click.UsageError("--allow: expected a number of per cent, got nan.")
@@ -65,7 +76,7 @@ def migrate(
         return _move(deployment, new, allowed, None, as_json)
     twin = twin_of(deployment, output)
     if moves:
-        ready_to_try(deployment)  # before anything is written
+        ready_to_try(deployment, over_nodes=True)  # before anything is written
     written = None if dry_run else write(twin)
     if moves:
         return _move(deployment, twin.file, allowed, twin, as_json)

@@ -5,11 +5,24 @@ from __future__ import annotations
 import ipaddress
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from toolkit.config.deployment import Deployment, with_settings
 from toolkit.config.sections import LAST_PORT
+from toolkit.errors import printable
 from toolkit.gateway.endpoints import Traffic
+
+
+@dataclass(frozen=True)
+class Migration:
+    """How far a node is on its way to another kind of engine (toolkit migrate)."""
+
+    moved: bool = False
+    """Some of its replicas run another kind than its YAML says."""
+    note: str = ""
+    """What happens now, or how the last try ended."""
+    back: bool = False
+    """It asks all nodes to go back to the kind of their YAML."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +34,7 @@ class Record:
     traffic: tuple[Traffic, ...] = ()
     leases: tuple[str, ...] = ()
     """The leases of its workers in etcd: Dynamo's front ends send requests to a worker until its lease ends."""
+    migration: Migration = Migration()
 
     def text(self) -> str:
         """As JSON, for etcd."""
@@ -33,9 +47,8 @@ class Record:
             }
             for one in self.traffic
         ]
-        return json.dumps(
-            {"address": self.address, "role": self.role, "replicas": replicas, "leases": list(self.leases)}
-        )
+        values = {"address": self.address, "role": self.role, "replicas": replicas, "leases": list(self.leases)}
+        return json.dumps({**values, "migration": asdict(self.migration)})
 
 
 def folder(deployment: Deployment) -> str:
@@ -54,9 +67,15 @@ def read_record(text: str, deployment: Deployment) -> Record | None:
         values = json.loads(text)
         address = str(ipaddress.IPv4Address(values["address"]))
         traffic = tuple(_traffic(deployment, address, one) for one in values["replicas"])
-        return Record(address, str(values["role"]), traffic, tuple(str(int(lease)) for lease in values["leases"]))
+        leases = tuple(str(int(lease)) for lease in values["leases"])
+        return Record(address, str(values["role"]), traffic, leases, _migration(values.get("migration", {})))
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _migration(values: dict[str, object]) -> Migration:
+    """An older toolkit tells nothing of it."""
+    return Migration(values.get("moved") is True, printable(str(values.get("note", ""))), values.get("back") is True)
 
 
 def _traffic(deployment: Deployment, address: str, values: dict[str, object]) -> Traffic:

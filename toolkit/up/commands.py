@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import ToolkitError
+from toolkit.up.fleet import ask_back, go_back
 from toolkit.up.moving import move
 from toolkit.up.rolling import restart
 from toolkit.up.trial import Ended, try_settings
@@ -21,8 +22,13 @@ if TYPE_CHECKING:
     from toolkit.up.supervisor import Supervisor
 
 LONGEST = 1 << 16
-RESTART, TRIAL, MOVE = "restart", "trial", "move"
-NAMES = {RESTART: "toolkit restart", TRIAL: "toolkit tune --apply", MOVE: "toolkit migrate --apply"}
+RESTART, TRIAL, MOVE, BACK = "restart", "trial", "move", "back"
+NAMES = {
+    RESTART: "toolkit restart",
+    TRIAL: "toolkit tune --apply",
+    MOVE: "toolkit migrate --apply",
+    BACK: "toolkit migrate --rollback",
+}
 ROLLS_BACK = {TRIAL: try_settings, MOVE: move}
 """If they are interrupted, they take back what they did."""
 Tell = Callable[[str], None]
@@ -44,6 +50,19 @@ class Commands:
     def close(self) -> None:
         """Take no more commands."""
         self._listener.close()
+
+    def go_back(self) -> None:
+        """Restart what has moved as its own YAML, in a thread, unless a command is under way: that is asked to end."""
+        if self._busy.acquire(blocking=False):
+            self._doing = NAMES[BACK]
+            threading.Thread(target=self._go_back, name="back", daemon=True).start()
+
+    def _go_back(self) -> None:
+        try:
+            with contextlib.suppress(Ended):
+                go_back(self._supervisor)
+        finally:
+            self._busy.release()
 
     def _listen(self) -> None:
         while True:
@@ -70,6 +89,9 @@ class Commands:
 
     def _do(self, command: dict[str, Any], tell: Tell, interrupted: Callable[[], bool]) -> dict[str, Any]:
         """Carry it out. Raises ToolkitError while another one is under way."""
+        if command["do"] == BACK:  # each node goes back by itself, this one too
+            ask_back(self._supervisor, tell)
+            return {}
         if not self._busy.acquire(blocking=False):
             raise ToolkitError(f"another command is under way: {self._doing}", hint="Wait until it has ended.")
         try:

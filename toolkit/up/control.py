@@ -23,7 +23,7 @@ from toolkit.gateway.door import DoorState, config_digest, folder, longest_end_s
 from toolkit.serve.preflight import check_made
 from toolkit.serve.replicas import END_MARGIN_S
 from toolkit.up.candidate import check_other_engine, differences, make, remove
-from toolkit.up.commands import MOVE, RESTART, TRIAL, send
+from toolkit.up.commands import BACK, MOVE, RESTART, TRIAL, send
 from toolkit.up.supervisor import up_here
 from toolkit.up.trial import check_deployment, recent
 
@@ -120,7 +120,7 @@ def running(deployment: Deployment) -> Deployment:
     return load_deployment(state.running, state.engine or None)
 
 
-def ready_to_try(deployment: Deployment) -> Deployment:
+def ready_to_try(deployment: Deployment, over_nodes: bool = False) -> Deployment:
     """As `running`, if other settings can be tried on it. Raises ToolkitError if not.
 
     A YAML that has changed since is refused: a roll back would take its changes.
@@ -128,7 +128,7 @@ def ready_to_try(deployment: Deployment) -> Deployment:
     if _changed(_state(deployment), deployment):
         hint = f"Run: {deployment.command('restart', '--rolling')}"
         raise ToolkitError("has changed since its replicas started", where=deployment.file, hint=hint)
-    check_deployment(deployment)
+    check_deployment(deployment, over_nodes)
     recent(deployment)
     return running(deployment)
 
@@ -162,7 +162,7 @@ def move(deployment: Deployment, new: Deployment, allowed: float, hear: Callable
 
     `allowed`: per cent by which a latency may be worse.
     """
-    now = ready_to_try(deployment)
+    now = ready_to_try(deployment, over_nodes=True)
     check_other_engine(now, new)
     check_can_be_served(new)
     if new.kind.engine_files:
@@ -173,6 +173,11 @@ def move(deployment: Deployment, new: Deployment, allowed: float, hear: Callable
     if not answer["taken"]:
         remove(candidate)
     return Applied(answer["taken"], answer["reason"], {"engine": candidate.engine})
+
+
+def roll_back(deployment: Deployment, hear: Callable[[str], None]) -> None:
+    """Let all nodes go back to the kind of engine of their YAML. Raises ToolkitError, also if one could not."""
+    send(_state(deployment).control, {"do": BACK}, hear)
 
 
 def _state(deployment: Deployment) -> DoorState:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import ToolkitError
 from toolkit.monitor.kept_requests import KeptRequests
+from toolkit.up.fleet import MOVING, STAYS, WENT_BACK, check_turn, progress
 from toolkit.up.trial import Outcome, Tell, Trial, prepared
 from toolkit.up.trial_law import misses
 
@@ -27,15 +28,27 @@ LOOK_S = 1.0
 
 def move(supervisor: Supervisor, command: dict[str, Any], tell: Tell, interrupted: Callable[[], bool]) -> Outcome:
     """Carry out {"file": YAML, "engine": NAME, "settings": text, "allowed": per cent}. Raises ToolkitError."""
-    moving = prepared(Moving, supervisor, command, tell, interrupted)
+    others = supervisor.others
+    check_turn(others)
+    moving = prepared(Moving, supervisor, command, tell, lambda: interrupted() or others.back_asked)
     moving.allow(float(command["allowed"]))
-    return moving.run(command["settings"])
+    others.note = MOVING
+    try:
+        outcome = moving.run(command["settings"])
+    except ToolkitError as error:
+        others.note = f"{STAYS}{error}"
+        raise
+    others.note = "" if outcome.taken else f"{WENT_BACK}{outcome.reason}"
+    for line in progress(others) if outcome.taken else ():
+        tell(line)
+    return outcome
 
 
 class Moving(Trial):
     """A trial that ends with all replicas moved, or none."""
 
     name = "migration"
+    over_nodes = True
     _looked = 0.0
 
     def allow(self, percent: float) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Address
 
 from toolkit.config.deployment import Deployment
 from toolkit.gateway.door import PartState
 from toolkit.gateway.endpoints import Traffic
 from toolkit.gateway.etcd import Etcd, EtcdAway
 from toolkit.gateway.node import Node
-from toolkit.gateway.records import Record, folder, key, read_record
+from toolkit.gateway.records import Migration, Record, folder, key, read_record
 from toolkit.up.events import Events
 
 LOOK_S = 0.5
@@ -47,9 +48,20 @@ class Nodes:
         """The replicas on the other nodes that take requests."""
         return [traffic for record in self._others.values() for traffic in record.traffic]
 
-    def tell(self, traffic: Iterable[Traffic], leases: Iterable[str]) -> None:
+    @property
+    def own(self) -> Record:
+        """What this node tells the others."""
+        return self._own
+
+    @property
+    def others(self) -> list[Record]:
+        """What the other nodes tell, in the order of their addresses."""
+        return sorted(self._others.values(), key=lambda record: IPv4Address(record.address))
+
+    def tell(self, traffic: Iterable[Traffic], leases: Iterable[str], migration: Migration | None = None) -> None:
         """Take what this node serves now, to tell the others."""
-        own = Record(self._node.address, self._deployment.gateway.role, tuple(traffic), tuple(leases))
+        how_far = self._own.migration if migration is None else migration
+        own = Record(self._node.address, self._deployment.gateway.role, tuple(traffic), tuple(leases), how_far)
         if own != self._own:
             self._own = own
             self._wake.set()
@@ -131,7 +143,9 @@ class Nodes:
 
 
 def _part(record: Record, since: float) -> PartState:
-    return PartState(f"node {record.address}", record.role, since, message=_serves(record.traffic))
+    how_far = record.migration
+    notes = (_serves(record.traffic), "moved to another kind of engine" if how_far.moved else "", how_far.note)
+    return PartState(f"node {record.address}", record.role, since, message="; ".join(filter(None, notes)))
 
 
 def _serves(traffic: Sequence[Traffic]) -> str:

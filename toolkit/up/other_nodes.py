@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from toolkit.gateway.door import PartState
 from toolkit.gateway.endpoints import Traffic
-from toolkit.gateway.records import without_drained
+from toolkit.gateway.records import Migration, Record, without_drained
 from toolkit.up.nodes import LOOK_S, Nodes
 from toolkit.up.replica import Replica
 
@@ -20,6 +20,25 @@ class OtherNodes:
 
     def __init__(self, replicas: Sequence[Replica], nodes: Nodes | None = None) -> None:
         self._replicas, self._nodes = replicas, nodes
+        self.note = ""
+        """How a migration of this node goes, or how the last one ended."""
+        self.asks_back = False
+        """This node asks all to go back to the kind of engine of their YAML."""
+
+    @property
+    def records(self) -> list[Record]:
+        """What the other nodes tell, in the order of their addresses; none if this is alone."""
+        return self._nodes.others if self._nodes else []
+
+    @property
+    def address(self) -> str:
+        """This node's, "" if it is alone."""
+        return self._nodes.own.address if self._nodes else ""
+
+    @property
+    def back_asked(self) -> bool:
+        """Whether any node asks all to go back."""
+        return self.asks_back or any(record.migration.back for record in self.records)
 
     @property
     def serve(self) -> bool:
@@ -31,8 +50,11 @@ class OtherNodes:
         """Time for Envoy, the router and the other nodes to learn that a replica drains."""
         return ROUTED_S if self._nodes is None else ROUTED_S + 4 * LOOK_S
 
-    def meet(self, traffic: Sequence[Traffic]) -> list[Traffic]:
-        """Tell the other nodes what this one serves. Returns what they serve."""
+    def meet(self, traffic: Sequence[Traffic], moved: bool = False) -> list[Traffic]:
+        """Tell the other nodes what this one serves. Returns what they serve.
+
+        moved: some of its replicas run another kind of engine than its YAML says.
+        """
         if self._nodes is None:
             return []
         if self._nodes.expired:  # the others have ended the leases of its workers
@@ -42,7 +64,8 @@ class OtherNodes:
         for replica in self._replicas:
             while replica.ended:
                 self._nodes.end_worker(replica.ended.pop())
-        self._nodes.tell(traffic, [replica.lease for replica in self._replicas if replica.lease])
+        leases = [replica.lease for replica in self._replicas if replica.lease]
+        self._nodes.tell(traffic, leases, Migration(moved, self.note, self.asks_back))
         return self._nodes.traffic
 
     def leave(self, may_wait: Callable[[], bool]) -> None:

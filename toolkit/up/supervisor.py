@@ -30,6 +30,7 @@ from toolkit.up.door_checks import check_door
 from toolkit.up.door_parts import DoorPart, door_parts, lists_a_model
 from toolkit.up.events import Events
 from toolkit.up.fallback import load_fallbacks
+from toolkit.up.fleet import must_go_back
 from toolkit.up.gpu_watch import GpuWatch
 from toolkit.up.logs import Logs
 from toolkit.up.nodes import Nodes
@@ -175,10 +176,12 @@ class Supervisor:
         for replica in self.replicas:
             replica.look(take_over=not active)
         traffic = [replica.traffic for replica in self.replicas if replica.traffic]
-        traffic += self.others.meet(traffic)
+        traffic += self.others.meet(traffic, self.moved)
         if traffic != self._traffic:
             self._traffic = traffic
             write_endpoints(self._places, self._traffic)
+        if must_go_back(self):
+            self._commands.go_back()
         self._enter(self._phase_now())
         if self._phase == "ready" and not self._announced:
             self._announced = True
@@ -203,6 +206,16 @@ class Supervisor:
         if not (self._door_is_open() and self._openai_is_ready()):
             return "degraded" if self._announced else "loading"
         return "ready"
+
+    @property
+    def own(self) -> Deployment:
+        """The YAML that it was started with."""
+        return self._own
+
+    @property
+    def moved(self) -> bool:
+        """Whether some replicas run another kind of engine than that YAML says."""
+        return any(replica.primary.engine != self._own.engine for replica in self.replicas)
 
     @property
     def ending(self) -> bool:

@@ -71,20 +71,21 @@ def prepared(
     """A trial of the YAML of a command. Raises ToolkitError if it cannot begin."""
     new = load_deployment(command["file"], command["engine"])
     check_new(supervisor.deployment, new)
-    check_deployment(supervisor.deployment)
+    check_deployment(supervisor.deployment, kind.over_nodes)
     canary = canary_of(supervisor)
     return kind(supervisor, canary, new, recent(supervisor.deployment), tell, interrupted)
 
 
-def check_deployment(deployment: Deployment) -> None:
-    """Raise a ToolkitError if nothing can ever be tried on this deployment."""
-    if deployment.gateway.discovery != "file":
+def check_deployment(deployment: Deployment, over_nodes: bool = False) -> None:
+    """Raise a ToolkitError if nothing can ever be tried on this deployment. `over_nodes`: others may serve, too."""
+    if deployment.gateway.discovery != "file" and not over_nodes:
         what = "--apply compares the replicas of one machine, and gateway.discovery names several nodes"
         raise ToolkitError(what, where=deployment.file, hint="Use: toolkit restart --rolling --with FILE")
     serving = deployment.parallel.replicas - deployment.recovery.standby
     if serving < 2:
         what = f"--apply needs two replicas that serve, next to standbys, and there is {serving}"
-        raise ToolkitError(what, where=deployment.file, hint="Raise parallel.replicas.")
+        elsewhere = " A node with one replica: docs/how-to/migrate.md, several nodes." if over_nodes else ""
+        raise ToolkitError(what, where=deployment.file, hint=f"Raise parallel.replicas.{elsewhere}")
 
 
 def canary_of(supervisor: Supervisor) -> Replica:
@@ -120,6 +121,8 @@ class Trial:
 
     name = NAME
     """Of the part that its events are about."""
+    over_nodes = False
+    """Whether other nodes may serve, too."""
 
     def __init__(
         self,
