@@ -89,7 +89,7 @@ class Commands:
 
     def _do(self, command: dict[str, Any], tell: Tell, interrupted: Callable[[], bool]) -> dict[str, Any]:
         """Carry it out. Raises ToolkitError while another one is under way."""
-        if command["do"] == BACK:  # each node goes back by itself, this one too
+        if command["do"] == BACK and self._supervisor.others.address:  # each node goes back by itself, this one too
             ask_back(self._supervisor, tell)
             return {}
         if not self._busy.acquire(blocking=False):
@@ -98,6 +98,9 @@ class Commands:
             self._doing = NAMES[command["do"]]
             if do := ROLLS_BACK.get(command["do"]):
                 return asdict(do(self._supervisor, command, tell, interrupted))
+            if command["do"] == BACK:
+                own = self._supervisor.own
+                command = {"rolling": True, "file": str(own.file), "engine": own.engine}
             restart(self._supervisor, command, tell)
             return {}
         finally:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
-from toolkit.config.deployment import Deployment
 from toolkit.errors import ToolkitError
 from toolkit.gateway.records import Record
 from toolkit.up.rolling import restart
@@ -87,8 +86,6 @@ def go_back(supervisor: Supervisor) -> None:
 def ask_back(supervisor: Supervisor, tell: Tell) -> None:
     """Ask all nodes to go back, and wait until they have. Raises ToolkitError if one could not."""
     others = supervisor.others
-    if not others.address:
-        return restart(supervisor, {"rolling": True, **_own(supervisor.own)}, tell)
     others.note, others.asks_back = "", True
     heard, said = time.monotonic() + HEARD_S, ""
     try:
@@ -104,11 +101,6 @@ def ask_back(supervisor: Supervisor, tell: Tell) -> None:
         others.asks_back = False
     if stuck := {name: state for name, state in _states(supervisor).items() if state not in (MOVED, BUSY)}:
         raise ToolkitError("; ".join(f"node {name} {state}" for name, state in stuck.items()))
-    return None
-
-
-def _own(deployment: Deployment) -> dict[str, str]:
-    return {"file": str(deployment.file), "engine": deployment.engine}
 
 
 def _states(supervisor: Supervisor) -> dict[str, str]:

@@ -214,8 +214,9 @@ class Supervisor:
 
     @property
     def moved(self) -> bool:
-        """Whether some replicas run another kind of engine than that YAML says."""
-        return any(replica.primary.engine != self._own.engine for replica in self.replicas)
+        """Whether some replicas run another kind of engine than that YAML says, or the last one is on its way back."""
+        kinds = {self.deployment.engine, *(replica.primary.engine for replica in self.replicas)}
+        return kinds != {self._own.engine}
 
     @property
     def ending(self) -> bool:
