@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from toolkit.errors import ToolkitError
 from toolkit.up import fleet
 from toolkit.up.commands import BACK, Commands, send
 from toolkit.up.events import Events
-from toolkit.up.fleet import MOVING, WENT_BACK, check_turn, must_go_back, progress
+from toolkit.up.fleet import MOVING, WENT_BACK, begin, check_turn, must_go_back, progress
 from toolkit.up.other_nodes import OtherNodes
 
 pytestmark = pytest.mark.skipif(
@@ -119,3 +120,13 @@ def test_a_node_hears_whose_turn_it_is(nodes):
     eventually(lambda: check_turn(one) is None)
     assert progress(one)[:2] == ["2 of 3 nodes moved", "next: the same command on 10.0.0.3"]
     assert three.records[0].address == "10.0.0.1"
+
+
+def test_of_two_that_begin_at_once_one_goes_on(nodes):
+    for node in nodes.values():
+        node.replicas[0].primary = node.own
+    eventually(lambda: not any(record.migration.moved for node in nodes.values() for record in node.others.records))
+    with ThreadPoolExecutor(3) as threads:
+        begun = [threads.submit(begin, node.others) for node in nodes.values()]
+    assert [one.exception() is None for one in begun] == [True, False, False]
+    assert [node.others.note for node in nodes.values()] == [MOVING, "", ""]

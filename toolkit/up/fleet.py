@@ -20,22 +20,44 @@ if TYPE_CHECKING:
     from toolkit.up.supervisor import Supervisor
 
 LOOK_S = 0.5
-HEARD_S = 5.0
-"""Until every node has told what it does about a request to go back: some rounds of etcd."""
+HEARD_S = 3.0
+"""Until every node has heard what another one tells, and has told what it does about it: some rounds of etcd."""
 MOVING, BUSY, WENT_BACK, STAYS = "moving", "goes back", "went back: ", "did not go back: "
 """What a node says of its migration; the last two with the reason."""
 MOVED = "has moved"
 Tell = Callable[[str], None]
 
 
+def begin(others: OtherNodes) -> None:
+    """Tell the others that this node moves now. Raises ToolkitError if another one does, or has begun meanwhile."""
+    check_turn(others)
+    others.note = MOVING
+    if others.records:
+        time.sleep(HEARD_S)
+    if rival := next((record for record in others.records if _moves(record) and _before(record, others.address)), None):
+        others.note = ""
+        raise _moves_now(rival)
+
+
+def _moves(record: Record) -> bool:
+    return record.migration.note == MOVING
+
+
+def _moves_now(record: Record) -> ToolkitError:
+    return ToolkitError(f"node {record.address} moves now", hint="Wait until it has ended: toolkit status.")
+
+
 def check_turn(others: OtherNodes) -> None:
     """Raise ToolkitError if another node moves now, or went back: what it found would be found here too."""
+    heard = time.monotonic() + HEARD_S  # one that has just ended may not have told it yet
+    while any(map(_moves, others.records)) and time.monotonic() < heard:
+        time.sleep(LOOK_S)
     if others.back_asked:
         raise ToolkitError("all nodes are asked to go back", hint="Wait until that has ended: toolkit status.")
     for record in others.records:
         note = record.migration.note
-        if note == MOVING:
-            raise ToolkitError(f"node {record.address} moves now", hint="Wait until it has ended: toolkit status.")
+        if _moves(record):
+            raise _moves_now(record)
         if note.startswith((WENT_BACK, STAYS)):
             hint = "Try again there, or take all nodes back: toolkit migrate CONFIG --rollback."
             raise ToolkitError(f"node {record.address} {note}", hint=hint)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import ToolkitError
 from toolkit.monitor.kept_requests import KeptRequests
-from toolkit.up.fleet import MOVING, STAYS, WENT_BACK, check_turn, progress
+from toolkit.up.fleet import STAYS, WENT_BACK, begin, progress
 from toolkit.up.trial import Outcome, Tell, Trial, prepared
 from toolkit.up.trial_law import misses
 
@@ -29,10 +29,9 @@ LOOK_S = 1.0
 def move(supervisor: Supervisor, command: dict[str, Any], tell: Tell, interrupted: Callable[[], bool]) -> Outcome:
     """Carry out {"file": YAML, "engine": NAME, "settings": text, "allowed": per cent}. Raises ToolkitError."""
     others = supervisor.others
-    check_turn(others)
     moving = prepared(Moving, supervisor, command, tell, lambda: interrupted() or others.back_asked)
     moving.allow(float(command["allowed"]))
-    others.note = MOVING
+    begin(others)
     try:
         outcome = moving.run(command["settings"])
     except ToolkitError as error:
