@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from toolkit.config.histograms import ERRORS, HISTOGRAMS
+from toolkit.config.histograms import ERRORS, HISTOGRAMS, HistogramFamily
 from toolkit.config.load import load_deployment
 from toolkit.monitor.alerts import alerts
 from toolkit.monitor.metrics import METRICS
@@ -24,6 +24,12 @@ Our models add these to `nv_inference_*`, `nv_trt_llm_*` and `nv_llm_*`. Labels:
 `replica`. Count clients' requests by `model="tensorrt_llm_bls"`; with `engine: pytorch` by `model="tensorrt_llm"`.
 There the requests of OpenAI's API are only in the front end's families, although they reach the same model.
 A bucket's upper bounds are 0 and then equal ratios, two digits each. Dynamo's front end gets the same bounds.
+
+Dynamo has no time per output token. So the worker of each replica measures it, in the same family with `protocol`
+(openai), `model` (the name that clients ask) and `replica`, on a port of loopback that `toolkit up` chooses. It counts
+each request that ended, whole answers included, from its first token to its last. A stream that moved to another
+replica counts once, by the replica that ended it, with the tokens from there: a worker cannot tell it from a new
+request. The pause of the move is in the time between tokens.
 """
 
 
@@ -33,15 +39,17 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines) + "\n"
 
 
-def _of_dynamo(name: str) -> str:
-    return f"`dynamo_frontend_{name}`" if name else ""
+def _of_openai(family: HistogramFamily) -> str:
+    if family.workers:
+        return f'`{family.name}{{protocol="openai"}}`'
+    return f"`dynamo_frontend_{family.dynamo}`" if family.dynamo else ""
 
 
 def reference() -> str:
     """The text of the page."""
     deployment = load_deployment(EXAMPLE)
     histograms = (
-        (f"`{one.name}`", one.label, "{:g}, {:g}, {}".format(*one.buckets), _of_dynamo(one.dynamo))
+        (f"`{one.name}`", one.label, "{:g}, {:g}, {}".format(*one.buckets), _of_openai(one))
         for one in HISTOGRAMS.values()
     )
     exported = (

@@ -20,7 +20,10 @@ class FakeTriton:
     """A server whose model gives the tokens 10, 11, ...; `error` instead if it is set."""
 
     def __init__(self, port: int) -> None:
-        self.error, self.pause_s = "", 0.0
+        self.error, self.pause_s, self.gap_s = "", 0.0, 0.0
+        """`pause_s` is before an answer, `gap_s` between its tokens."""
+        self.breaks_after: int | None = None
+        """Tokens after which a step of the engine fails."""
         self.halts_after: int | None = None
         """Tokens after which an answer waits until its client cancels it."""
         self.cancelled = 0
@@ -62,6 +65,10 @@ class FakeTriton:
                 return
             length = inputs.get("request_output_len") or inputs["sampling_param_max_tokens"]
             for number in range(length[0]):
+                if number == self.breaks_after:
+                    yield pb.ModelStreamInferResponse(error_message="Encountered an error in forward function: x")
+                    return
+                time.sleep(self.gap_s if number else 0.0)
                 if number == self.halts_after:
                     while context.is_active():
                         time.sleep(0.01)

@@ -10,6 +10,7 @@ import signal
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from tests.waiting import eventually
 from toolkit.config.histograms import HISTOGRAMS
 from toolkit.monitor import prometheus
 from toolkit.monitor.alerts import alerts
+from toolkit.monitor.latencies import FRONT, OPENAI, TRITON
 from toolkit.monitor.metrics import METRICS
 from toolkit.monitor.panels import DASHBOARDS
 from toolkit.monitor.read_page import metrics_url, read_page
@@ -38,6 +40,7 @@ from toolkit.monitor.totals import percentile
 from toolkit.reports.loadtest.samples import read_samples
 from toolkit.serve.janitor import members
 from toolkit.serve.state import read_state
+from toolkit.slo.sample import Sample
 from toolkit.slo.server_metrics import Value, parse
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
@@ -54,8 +57,20 @@ Rank.compute = lambda rank, message: (time.sleep(0.11), _compute(rank, message))
 """Makes each step last as long as one of a large model. The ranks sleep meanwhile, so the times hardly depend on the
 cores."""
 OF_A_SAMPLE = {"ttft": "ttft_ms", "tpot": "tpot_ms", "itl": "itl_ms", "e2e": "e2e_ms"}
-ON_GPUS = ("temperature", "power", "clock", "throttled", "lost", "ecc", "xid", "nvlink", "predicted", "admission")
-"""Families that a rehearsal without a calibration, and a door that lets in all, do not have."""
+ON_GPUS = (
+    "temperature",
+    "power",
+    "clock",
+    "throttled",
+    "lost",
+    "ecc",
+    "xid",
+    "nvlink",
+    "predicted",
+    "admission",
+    "watched",
+)
+"""Families that a rehearsal on one node without a calibration, and a door that lets in all, do not have."""
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +84,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Itera
         monitoring={"exporter_port": free_port(), "prometheus_port": free_port()},
         slo={
             "ttft_ms": {"p50": 500, "p99": 1500},
+            "tpot_ms": {"p50": 200},
             "itl_ms": {"p99": 100},
             "gpu_utilisation": [0.7, 0.85],
             "load_balance_variance": 0.05,
@@ -103,13 +119,19 @@ def value(up: Up, name: str, **labels: str) -> float | None:
     return found[0] if found else None
 
 
-def buckets(up: Up, name: str) -> dict[float, float]:
-    """A histogram of clients' requests over both replicas."""
+def buckets(up: Up, key: str, protocol: str) -> dict[float, float]:
+    """A histogram of clients' requests, over all pages that have it."""
+    family, model = HISTOGRAMS[key], MODEL
+    name = family.name
+    urls = [f"http://127.0.0.1:{one.serving.metrics_port}/metrics" for one in up.deployment.per_replica()]
+    if protocol == OPENAI:  # the exporter is told where the front end and the workers have theirs
+        urls = [word.split("=")[1] for word in psutil.Process(up.part("exporter").pid).cmdline() if "=http" in word]
+        name, model = (f"{FRONT}{family.dynamo}" if family.dynamo else family.name), "llama"
     sums: dict[float, float] = {}
-    for replica in up.deployment.per_replica():
-        values: Iterator[Value] = parse(read_page(f"http://127.0.0.1:{replica.serving.metrics_port}/metrics"))
+    for url in urls:
+        values: Iterator[Value] = parse(read_page(url))
         for one in values:
-            if one.name == f"{name}_bucket" and one.labels["model"] == MODEL:
+            if one.name == f"{name}_bucket" and one.labels["model"] == model:
                 bound = float(one.labels["le"])
                 sums[bound] = sums.get(bound, 0) + one.value
     return sums
@@ -125,32 +147,60 @@ def query(up: Up, expression: str) -> list[dict[str, Any]]:
     return said["data"]["result"]
 
 
+Tested = dict[str, tuple[list[float], list[tuple[float, float]]]]
+"""(the client's samples in seconds, the servers' histogram) of a load test, by metric."""
+
+
 @pytest.fixture(scope="module")
-def tested(watched: Up) -> dict[str, tuple[list[float], list[tuple[float, float]]]]:
-    """(the client's samples in seconds, the servers' histogram) of a load test, by metric."""
-    before = {key: buckets(watched, HISTOGRAMS[key].name) for key in OF_A_SAMPLE}
-    done = commands.toolkit("loadtest", watched.file)
+def tested(watched: Up) -> Tested:
+    """By Triton's protocol."""
+    return load_test(watched, TRITON)
+
+
+@pytest.fixture(scope="module")
+def openai_tested(watched: Up) -> Tested:
+    """By OpenAI's API."""
+    return load_test(watched, OPENAI)
+
+
+def load_test(watched: Up, protocol: str) -> Tested:
+    before = {key: buckets(watched, key, protocol) for key in OF_A_SAMPLE}
+    done = commands.toolkit("loadtest", watched.file, *(["--openai"] if protocol == OPENAI else []))
     assert done.returncode in (0, 1, 2), done.stderr
     samples = read_samples(watched.deployment.report_dir)
     assert len(samples) == REQUESTS + 4 and all(sample.ok for sample in samples)
 
+    client = {key: values_of(samples, attribute) for key, attribute in OF_A_SAMPLE.items()}
+
     def counted() -> bool:
-        name = HISTOGRAMS["ttft"].name
-        return buckets(watched, name)[math.inf] >= before["ttft"].get(math.inf, 0) + len(samples)
+        now = {key: buckets(watched, key, protocol) for key in ("e2e", "tpot")}
+        return all(now[key][math.inf] >= before[key].get(math.inf, 0) + len(client[key]) for key in now)
 
     eventually(counted, 10)
     seen = {}
-    for key, attribute in OF_A_SAMPLE.items():
-        client = np.hstack([np.atleast_1d(getattr(sample, attribute)) for sample in samples]) / 1e3
-        after = buckets(watched, HISTOGRAMS[key].name)
-        seen[key] = client.tolist(), [(bound, count - before[key].get(bound, 0)) for bound, count in after.items()]
+    for key, values in client.items():
+        after = buckets(watched, key, protocol)
+        seen[key] = values, [(bound, count - before[key].get(bound, 0)) for bound, count in after.items()]
     return seen
 
 
-@pytest.mark.parametrize("q", [50, 99])
-@pytest.mark.parametrize("key", OF_A_SAMPLE)
-def test_the_servers_latencies_are_those_of_the_client(tested, key, q):
-    client, histogram = tested[key]
+def values_of(samples: list[Sample], attribute: str) -> list[float]:
+    """All values of the requests, in seconds. An answer of one token has no time per output token."""
+    values = [value for sample in samples if (value := getattr(sample, attribute)) is not None]
+    return (np.hstack([np.atleast_1d(value) for value in values]) / 1e3).tolist()
+
+
+OF_TEXT = (OPENAI, "itl", 99)
+"""OpenAI's streams have text, not tokens: a token that is half a character comes with the next one. This model makes
+many of them, so the longest gaps of the client are two tokens long."""
+
+
+@pytest.mark.parametrize(
+    ("protocol", "key", "q"),
+    [one for one in product((TRITON, OPENAI), OF_A_SAMPLE, (50, 99)) if one != OF_TEXT],
+)
+def test_the_servers_latencies_are_those_of_the_client(request, protocol, key, q):
+    client, histogram = request.getfixturevalue("openai_tested" if protocol == OPENAI else "tested")[key]
     # A sample, as a histogram finds its bucket by counting samples: between the last two may lie seconds.
     told, truth = percentile(histogram, q), float(np.percentile(client, q, method="inverted_cdf"))
     bounds = sorted(bound for bound, _ in histogram)
@@ -205,7 +255,7 @@ def test_prometheus_has_every_rule_and_every_alert_s_expression(watched, tested)
     """Each expression is run against what it scraped. Those of alerts are true for nothing, as all is well."""
     eventually(lambda: watched.part("prometheus").phase == "running", 30)
     deployment = watched.deployment
-    eventually(lambda: len(query(watched, "up == 1")) == 4, 60)  # the exporter, two Tritons, the front end
+    eventually(lambda: len(query(watched, "up == 1")) == 6, 60)  # the exporter, two Tritons, two workers, the front end
     with openai.OpenAI(base_url=f"{watched.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
         for _ in range(4):
             answer = client.completions.create(model="llama", prompt="Shall I", max_tokens=16, stream=True)
@@ -225,11 +275,14 @@ def test_prometheus_has_every_rule_and_every_alert_s_expression(watched, tested)
 
 @needs_prometheus
 def test_both_protocols_have_the_same_buckets(watched):
-    """Dynamo makes its buckets from variables, our models theirs from a parameter."""
+    """Dynamo makes its buckets from variables, our models theirs from a parameter, and our workers from the table."""
     for family in HISTOGRAMS.values():
-        if family.dynamo:
-            theirs = {float(one["metric"]["le"]) for one in query(watched, f"dynamo_frontend_{family.dynamo}_bucket")}
-            ours = {float(one["metric"]["le"]) for one in query(watched, f"{family.name}_bucket")}
+        others = f"dynamo_frontend_{family.dynamo}_bucket" if family.dynamo else ""
+        if family.workers:
+            others = f'{family.name}_bucket{{protocol="openai"}}'
+        if others:
+            theirs = {float(one["metric"]["le"]) for one in query(watched, others)}
+            ours = {float(one["metric"]["le"]) for one in query(watched, f'{family.name}_bucket{{protocol="triton"}}')}
             assert theirs == ours, family.key
 
 

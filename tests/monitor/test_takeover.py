@@ -14,7 +14,7 @@ import yaml
 
 from tests.monitor.deployments import rehearsal
 from tests.monitor.test_real import needs_prometheus
-from tests.monitor.test_watcher import FRONT_URL, REPLICA_0, World, engine_page, look
+from tests.monitor.test_watcher import FRONT, FRONT_URL, REPLICA_0, World, engine_page, look
 from tests.ports import free_port
 from tests.waiting import eventually
 from toolkit.config.deployment import Deployment
@@ -76,7 +76,7 @@ SMALLER = {"max_sequences": 4, "max_num_tokens": 256, "max_seq_len": 256}
 def test_the_exporter_follows_what_the_replicas_run(up):
     world = World()
     world.pages[REPLICA_0] = engine_page(within=90, requests=100)
-    watcher = Watcher(up, FRONT_URL, world.read, lambda: world.now)
+    watcher = Watcher(up, {FRONT: FRONT_URL}, world.read, lambda: world.now)
     page = look(watcher, world)
     assert page.get("toolkit_predicted_requests_per_second") == 8
     assert page.get("toolkit_slo_limit_seconds", target="ttft_p50", metric="ttft", quantile="0.5") == 0.5
@@ -106,7 +106,7 @@ def test_good_requests_never_become_fewer_under_a_tighter_limit(up):
     """To Prometheus a counter that falls is a restart. Requests from before count by the limit of their time."""
     world = World()
     world.pages[REPLICA_0] = engine_page(within=90, requests=100)
-    watcher = Watcher(up, None, world.read, lambda: world.now)
+    watcher = Watcher(up, {}, world.read, lambda: world.now)
     counted = [look(watcher, world).get("toolkit_slo_good_requests_total", **TTFT)]
     for takeover, limit in enumerate((2000, 250, 500), start=1):
         runs(up, changed(up, "new.yaml", slo={"ttft_ms": {"p50": limit}}), takeover)
@@ -120,7 +120,7 @@ def test_good_requests_never_become_fewer_under_a_tighter_limit(up):
 
 def test_a_yaml_that_is_gone_changes_nothing(up):
     world = World()
-    watcher = Watcher(up, None, world.read, lambda: world.now)
+    watcher = Watcher(up, {}, world.read, lambda: world.now)
     runs(up, up.file.with_name("gone.yaml"), 1)
     for _ in range(2):
         assert look(watcher, world).get("toolkit_predicted_requests_per_second") == 8

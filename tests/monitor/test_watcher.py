@@ -16,7 +16,7 @@ from toolkit.machine.kernel_log import Kernel, Xid
 from toolkit.monitor import gpus
 from toolkit.monitor.gpus import GpuWatch
 from toolkit.monitor.page import Page
-from toolkit.monitor.servers import FRONT
+from toolkit.monitor.servers import FRONT, worker
 from toolkit.monitor.watcher import PAGES_EVERY_S, Watcher, fill_balance
 
 REPLICA_0, REPLICA_1 = "http://127.0.0.1:8002/metrics", "http://127.0.0.1:8012/metrics"
@@ -53,6 +53,16 @@ dynamo_frontend_requests_total{endpoint="completions",error_type="validation",mo
 """
 
 
+def worker_page(replica: int, within: int, requests: int) -> str:
+    """A worker's page: `within` requests had at most 50 ms per output token, the rest up to 100 ms."""
+    labels = f'model="llama",protocol="openai",replica="{replica}"'
+    tpot = "toolkit_time_per_output_token_seconds_bucket"
+    return "".join(
+        f'{tpot}{{{labels},le="{bound}"}} {count}\n'
+        for bound, count in (("0.05", within), ("0.1", requests), ("+Inf", requests))
+    )
+
+
 class World:
     """The pages of all servers, and the time."""
 
@@ -73,7 +83,7 @@ def world():
 
 @pytest.fixture
 def watcher(tmp_path, world):
-    made = Watcher(rehearsal(tmp_path), FRONT_URL, world.read, lambda: world.now)
+    made = Watcher(rehearsal(tmp_path), {FRONT: FRONT_URL}, world.read, lambda: world.now)
     yield made
     made.close()
 
@@ -135,6 +145,25 @@ def test_openai_s_traffic_is_that_of_the_front_end(watcher, world):
     assert page.get("toolkit_slo_requests_total", **labels) == 6
 
 
+def test_the_time_per_output_token_of_openai_s_traffic_is_that_of_the_workers(tmp_path, world):
+    """Its counters grow on when a worker starts again at 0, as the other ones do."""
+    urls = {FRONT: FRONT_URL, **{worker(number): f"http://127.0.0.1:{number + 5}/metrics" for number in range(2)}}
+    deployment = rehearsal(tmp_path, slo={"ttft_ms": {"p99": 1500}, "tpot_ms": {"p50": 50}})
+    watcher = Watcher(deployment, urls, world.read, lambda: world.now)
+    world.pages[FRONT_URL] = OPENAI_PAGE
+    world.pages |= {urls[worker(0)]: worker_page(0, 6, 10), urls[worker(1)]: worker_page(1, 0, 0)}
+    look(watcher, world)
+    world.pages |= {urls[worker(0)]: worker_page(0, 1, 2), urls[worker(1)]: worker_page(1, 0, 8)}
+    page = look(watcher, world)
+    labels = {"target": "tpot_p50", "protocol": "openai"}
+    assert page.get("toolkit_slo_requests_total", **labels) == 10 + 2 + 8 + 1, "and the failed one of the front end"
+    assert page.get("toolkit_slo_good_requests_total", **labels) == 6 + 1
+    seconds = page.get("toolkit_latency_seconds", metric="tpot", quantile="0.5", protocol="openai")
+    assert seconds == pytest.approx(0.05 + 0.05 * (5 - 1) / 9)  # of ten new requests one was within 50 ms
+    assert page.get("toolkit_scrape_ok", source="worker 1") == 1
+    watcher.close()
+
+
 def test_percentiles_are_those_of_the_last_minute(watcher, world):
     labels = {"metric": "ttft", "quantile": "0.5", "protocol": "triton"}
     for step in range(100):
@@ -147,7 +176,7 @@ def test_percentiles_are_those_of_the_last_minute(watcher, world):
 
 def test_micro_batches_that_stay_empty(tmp_path, world):
     deployment = rehearsal(tmp_path, parallel={"replicas": 2, "tp": 1, "pp": 2})
-    watcher = Watcher(deployment, None, world.read, lambda: world.now)
+    watcher = Watcher(deployment, {}, world.read, lambda: world.now)
     try:
         shares = []
         for step in range(12):
@@ -216,7 +245,7 @@ def test_xid_errors_of_the_kernel_log(monkeypatch):
 def test_a_node_with_a_door_alone_shows_the_door(tmp_path, world):
     """Its replicas are on other nodes: none of them is down here."""
     world.pages = {FRONT_URL: OPENAI_PAGE}
-    watcher = Watcher(front_node(tmp_path), FRONT_URL, world.read, lambda: world.now)
+    watcher = Watcher(front_node(tmp_path), {FRONT: FRONT_URL}, world.read, lambda: world.now)
     page = look(watcher, world)
     assert page.get("toolkit_slo_requests_total", target="ttft_p50", protocol="openai") == 6
     assert [labels for labels, _ in page.of("toolkit_scrape_ok")] == [{"source": FRONT}]

@@ -1,8 +1,8 @@
 """The histograms of the serving side: their names and buckets, in one table.
 
-Our Triton models get the buckets as a parameter of their config.pbtxt, and Dynamo's front end by variables, so that
-both have the same ones. Dynamo takes a least value, a greatest one and a count; ours follow its rule (0 first, equal
-ratios, 2 significant digits).
+Our Triton models get the buckets as a parameter of their config.pbtxt, Dynamo's front end by variables, and our workers
+from here, so that all have the same ones. Dynamo takes a least value, a greatest one and a count; ours follow its rule
+(0 first, equal ratios, 2 significant digits).
 
 Latencies have ten buckets per factor of ten: a percentile is known to a quarter of its value, and 50, 100 and 500 ms
 and 1 s, which most SLOs name, are bounds. The ranges begin below the time of one step on an H100, and end above what a
@@ -35,6 +35,8 @@ class HistogramFamily:
     """The family of Dynamo's front end, without `dynamo_frontend_`; "" if it has none."""
     variable: str = ""
     """The prefix of Dynamo's variables for its buckets."""
+    workers: bool = False
+    """Whether our workers measure it for OpenAI's traffic, because Dynamo's front end does not."""
 
 
 SECONDS, STEP_SECONDS, LONG_SECONDS = (0.001, 100.0, 51), (0.001, 10.0, 41), (0.01, 1000.0, 51)
@@ -53,6 +55,7 @@ _ALL = (
         "toolkit_time_per_output_token_seconds",
         "Mean time per output token after the first, per request",
         STEP_SECONDS,
+        workers=True,
     ),
     HistogramFamily(
         "itl",

@@ -19,6 +19,8 @@ class Places:
     gate_port: int
     node: str | None = None
     """This node's address on the network between the nodes; None for a deployment of one node."""
+    worker_ports: tuple[int, ...] = ()
+    """Where the worker of each replica shows its metrics."""
 
     @property
     def envoy_config(self) -> Path:

@@ -1,9 +1,10 @@
-"""`python -m toolkit.gateway.worker FILE ENGINE REPLICA NAME`: passes Dynamo's requests to the Triton of one replica.
+"""`python -m toolkit.gateway.worker FILE ENGINE REPLICA NAME PORT`: passes Dynamo's requests to one replica's Triton.
 
 It describes the model to the front end at once, while its Triton still loads: reading a tokenizer takes the front end
 seconds. Standard input is a pipe from `toolkit up`: the line `join` lets it take requests, `leave` makes it finish
 those that it has and end. Once it takes requests, it ends as soon as its Triton is gone: Dynamo then continues its
-streams on another replica. An error that is a request's own fault ends that request only.
+streams on another replica. An error that is a request's own fault ends that request only. PORT is for its metrics;
+0 is for none.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -41,6 +41,7 @@ from toolkit.gateway.faults import Fault, fault_of
 from toolkit.gateway.held import end_with_starter
 from toolkit.gateway.keepalive import prepare
 from toolkit.gateway.sampling import tensors_of, token_budget
+from toolkit.gateway.token_times import TokenTimes
 from toolkit.gateway.traffic import keeper
 from toolkit.gateway.triton_stream import COUNTED_BY_ITS_SENDER, Answer, ModelError, ServerGone, Tokens, TritonStream
 from toolkit.repository.parameters import kv_cache_tokens
@@ -68,6 +69,7 @@ class Worker:
         self._gone, self._joined, self._left = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._running, self._lost = 0, False
         self._traffic = keeper(deployment)
+        self.token_times = TokenTimes(served_name, replica)
 
     def hear(self, line: str) -> None:
         """Act on a line from `toolkit up`."""
@@ -123,33 +125,33 @@ class Worker:
 
     async def generate(self, request: dict[str, Any], context: Any) -> AsyncIterator[dict[str, Any]]:
         """The answer to one request, in Dynamo's form. Raises Dynamo's exceptions."""
-        begun, arrival, times = False, time.monotonic(), dict[str, float]()
+        begun, streaming = False, self._deployment.serving.decoupled
+        times = self.token_times.of_request(streaming)
         self._running += 1
         try:
             budget = token_budget(request, self._deployment.limits.max_seq_len)
-            streaming = self._deployment.serving.decoupled
             inputs = [*self._tensors(request, self._deployment.limits.max_seq_len, streaming)]
             count, logprobs = 0, request["output_options"].get("logprobs") is not None
             answer = self._triton.ask(context.id(), inputs)
             with _cancelled_when_stopped(answer, context):
                 async for piece in answer:
                     begun, count = True, count + len(piece.ids)
-                    times["e2e_ms"] = round((time.monotonic() - arrival) * 1e3, 2)
-                    times.setdefault("ttft_ms", times["e2e_ms"])
+                    times.tokens(len(piece.ids))
                     yield _output(piece, logprobs)
             if self._traffic:  # a failed request continues on another replica, whose worker notes it
-                self._traffic.note(arrival, request["token_ids"], count, times=times)
+                self._traffic.note(times.arrival, request["token_ids"], count, times=times.so_far(failed=False))
             if not context.is_stopped():
+                times.ended(len(request["token_ids"]))
                 yield {"token_ids": [], "finish_reason": "length" if count >= budget else "stop"}
         except InputRefused as error:
-            self._note_refused(arrival, request)
+            self._note_refused(times.arrival, request)
             raise InvalidArgument(str(error)) from None
         except ServerGone as error:
             self._gone.set()
             raise EngineShutdown(f"replica {self._replica}: {error}") from None
         except ModelError as error:
             if fault_of(str(error), begun) is Fault.REQUEST:
-                self._note_refused(arrival, request)
+                self._note_refused(times.arrival, request)
             raise self._exception(str(error), begun) from None
         finally:
             self._running -= 1
@@ -230,9 +232,11 @@ def _output(piece: Tokens, logprobs: bool) -> dict[str, Any]:
     return output
 
 
-async def serve(replicas: tuple[Deployment, ...], number: int, served_name: str) -> int:
-    """Serve until told to leave, or until Triton is gone."""
+async def serve(replicas: tuple[Deployment, ...], number: int, served_name: str, port: int) -> int:
+    """Serve until told to leave, or until Triton is gone. `port` is for metrics; 0 for none."""
     worker = Worker(replicas[number], number, served_name, others=len(replicas) - 1)
+    if port:
+        worker.token_times.show(port)
     loop = asyncio.get_running_loop()
 
     def hear(line: str) -> None:
@@ -243,9 +247,10 @@ async def serve(replicas: tuple[Deployment, ...], number: int, served_name: str)
 
 
 if __name__ == "__main__":
-    file, engine, number, name = sys.argv[1:5]
+    file, engine, number, name, port = sys.argv[1:]
     prepare()
     uvloop.install()
-    code = asyncio.run(serve(load_deployment(file, engine).per_replica(), int(number), name))
+    replicas = load_deployment(file, engine).per_replica()
+    code = asyncio.run(serve(replicas, int(number), name, int(port)))
     sys.stdout.flush()
     os._exit(code)  # the runtime's threads would keep the process

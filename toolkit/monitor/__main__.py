@@ -1,4 +1,6 @@
-"""`python -m toolkit.monitor FILE ENGINE [FRONT_URL]`: the exporter as a part of `toolkit up`.
+"""`python -m toolkit.monitor FILE ENGINE [NAME=URL ...]`: the exporter as a part of `toolkit up`.
+
+NAME=URL is a page of metrics that only `toolkit up` knows: of Dynamo's front end, and of each worker.
 
 Standard input is a pipe from `toolkit up`; the exporter ends with it.
 """
@@ -15,8 +17,9 @@ from toolkit.monitor.exporter import export
 
 if __name__ == "__main__":
     end_with_starter()
-    file, engine, *front_url = sys.argv[1:]
+    file, engine, *pages = sys.argv[1:]
+    urls = dict(page.split("=", 1) for page in pages)
     try:
-        export(load_deployment(file, engine), front_url[0] if front_url else None, threading.Event().wait)
+        export(load_deployment(file, engine), urls, threading.Event().wait)
     except ToolkitError as error:
         sys.exit(f"error: {error}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
@@ -18,13 +18,16 @@ from toolkit.monitor.read_page import metrics_url
 from toolkit.monitor.watcher import EVERY_S, Watcher
 
 
-def export(deployment: Deployment, front_url: str | None, ended: Callable[[float], bool]) -> None:
-    """Export until `ended` is true; it waits for the seconds that it gets. Raises ToolkitError if the port is taken."""
+def export(deployment: Deployment, urls: Mapping[str, str], ended: Callable[[float], bool]) -> None:
+    """Export until `ended` is true; it waits for the seconds that it gets. Raises ToolkitError if the port is taken.
+
+    `urls` are the pages of the front end and the workers, by name.
+    """
     collector, registry = PageCollector(), CollectorRegistry()
     registry.register(collector)
     ProcessCollector(namespace="toolkit_exporter", registry=registry)
     with _served(deployment, registry):
-        watcher = Watcher(deployment, front_url)
+        watcher = Watcher(deployment, urls)
         try:
             print(f"ready: {metrics_url(deployment)}", flush=True)
             next_look = time.monotonic()

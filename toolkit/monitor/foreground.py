@@ -20,7 +20,7 @@ def export_here(deployment: Deployment) -> None:
     from toolkit.monitor.exporter import export
 
     with _until_stopped() as ended:
-        export(deployment, None, ended)
+        export(deployment, {}, ended)
 
 
 def serve_page_here(subject: Subject, port: int) -> None:

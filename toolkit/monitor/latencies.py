@@ -1,4 +1,4 @@
-"""Latencies and the SLO, from the histograms of our Triton models and of Dynamo's front end."""
+"""Latencies and the SLO, from the histograms of our Triton models, of Dynamo's front end and of our workers."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Latencies:
         self._keys.clear()
 
     def note(self, source: str, values: Iterable[Value]) -> None:
-        """Read a page of metrics: of a replica, or of the front end."""
+        """Read a page of metrics: of a replica, of its worker, or of the front end."""
         counters = self._counters(values)
         for key in counters:
             if isinstance(key, tuple) and len(key) == 3 and key not in self._totals.all():
@@ -163,8 +163,8 @@ class Latencies:
         family = name.removesuffix("_bucket")
         if labels.get("model") == self._model and family in _OURS:
             return _OURS[family], TRITON, float(labels["le"])
-        if family in _DYNAMOS:
-            return _DYNAMOS[family], OPENAI, float(labels["le"])
+        if family in _DYNAMOS or (family in _WORKERS and labels.get("protocol") == OPENAI):
+            return _DYNAMOS.get(family) or _WORKERS[family], OPENAI, float(labels["le"])
         return None
 
 
@@ -174,4 +174,5 @@ _SUMS_OF_DYNAMO = {
     f"{FRONT}{HISTOGRAMS['output_tokens'].dynamo}_sum": "tokens",
 }
 _OURS = {family.name: key for key, family in HISTOGRAMS.items()}
+_WORKERS = {family.name: key for key, family in HISTOGRAMS.items() if family.workers}
 _DYNAMOS = {f"{FRONT}{family.dynamo}": key for key, family in HISTOGRAMS.items() if family.dynamo}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,19 @@ def find() -> Path | None:
     return Path(program) if program else None
 
 
-def files(deployment: Deployment, front_port: int) -> dict[str, str]:
-    """The text of each file, by its name. `front_port`: where Dynamo's front end listens."""
+def files(deployment: Deployment, front_port: int, worker_ports: Sequence[int] = ()) -> dict[str, str]:
+    """The text of each file, by its name. The ports: of Dynamo's front end, and of each replica's worker."""
     contents = {
-        CONFIG: scrape_config(deployment, front_port),
+        CONFIG: scrape_config(deployment, front_port, worker_ports),
         RULES: _group("toolkit", [rule.as_yaml() for rule in recording_rules(deployment)]),
         ALERTS: _group("toolkit alerts", [alert.as_yaml() for alert in alerts(deployment)]),
     }
     return {name: yaml.safe_dump(content, sort_keys=False, width=120) for name, content in contents.items()}
 
 
-def write_files(deployment: Deployment, front_port: int, folder: Path) -> None:
+def write_files(deployment: Deployment, front_port: int, folder: Path, worker_ports: Sequence[int] = ()) -> None:
     """Write the files into an existing folder."""
-    for name, text in files(deployment, front_port).items():
+    for name, text in files(deployment, front_port, worker_ports).items():
         (folder / name).write_text(text, encoding="utf-8")
 
 
@@ -46,12 +47,14 @@ def write_rules(deployment: Deployment, folder: Path) -> None:
         (folder / name).write_text(files(deployment, 0)[name], encoding="utf-8")
 
 
-def scrape_config(deployment: Deployment, front_port: int) -> dict[str, Any]:
+def scrape_config(deployment: Deployment, front_port: int, worker_ports: Sequence[int] = ()) -> dict[str, Any]:
     """The content of prometheus.yml."""
     jobs = [_job("toolkit", [_targets(deployment.monitoring.exporter_port)])]
     ports = [replica.serving.metrics_port for replica in deployment.here()]
     if ports:
         jobs.append(_job("triton", [_targets(port, replica=str(number)) for number, port in enumerate(ports)]))
+    if worker_ports:
+        jobs.append(_job("workers", [_targets(port) for port in worker_ports]))
     if deployment.gateway.has_door:
         jobs.append(_job("dynamo", [_targets(front_port)]))
     manager = {"alertmanagers": [{"static_configs": [_targets(deployment.monitoring.alertmanager_port)]}]}

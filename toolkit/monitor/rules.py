@@ -49,6 +49,8 @@ def _percentiles(deployment: Deployment) -> list[RecordingRule]:
         sources = {TRITON: f'{family.name}_bucket{{model="{model}"}}'}
         if family.dynamo:
             sources[OPENAI] = f"{FRONT}{family.dynamo}_bucket"
+        elif family.workers:
+            sources[OPENAI] = f'{family.name}_bucket{{protocol="{OPENAI}"}}'
         for protocol, series in sources.items():
             for q in SHOWN:
                 quantile = f"{q / 100:g}"

@@ -1,9 +1,9 @@
-"""The servers of a deployment that show metrics: each replica, and Dynamo's front end."""
+"""The servers of a deployment that show metrics: each replica, its worker, and Dynamo's front end."""
 
 from __future__ import annotations
 
 import http.client
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from toolkit.config.deployment import Deployment
 from toolkit.monitor.engine import EngineWatch
@@ -15,12 +15,20 @@ from toolkit.slo.server_metrics import Value, parse
 FRONT = "front end"
 
 
-class Servers:
-    """The pages of all servers, and the engines behind them. `read` returns the text of a page, or raises OSError."""
+def worker(replica: int) -> str:
+    """The name of the worker of a replica."""
+    return f"worker {replica}"
 
-    def __init__(self, deployment: Deployment, front_url: str | None, read: Callable[[str], str]) -> None:
+
+class Servers:
+    """The pages of all servers, and the engines behind them. `read` returns the text of a page, or raises OSError.
+
+    `urls` are those of the front end and the workers, by name.
+    """
+
+    def __init__(self, deployment: Deployment, urls: Mapping[str, str], read: Callable[[str], str]) -> None:
         self._read = read
-        self._urls = {} if front_url is None else {FRONT: front_url}
+        self._urls = dict(urls)
         self._engines: dict[str, EngineWatch] = {}
         for number, replica in enumerate(deployment.here()):
             name, serving = f"replica {number}", replica.serving

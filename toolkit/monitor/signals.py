@@ -10,7 +10,7 @@ from toolkit.config.deployment import Deployment
 from toolkit.monitor.latencies import Latencies, clients_model
 from toolkit.monitor.page import Page
 from toolkit.monitor.read_page import read_page
-from toolkit.monitor.servers import Servers
+from toolkit.monitor.servers import FRONT, Servers
 from toolkit.monitor.totals import Window, percentile
 
 WINDOW_S = 10.0
@@ -46,7 +46,7 @@ class EngineSignals:
         self._quantile = deployment.slo.percentiles("ttft_ms")[-1][0]
         self._latencies = Latencies(clients_model(deployment), ())
         self._windows = {metric: Window(WINDOW_S) for metric in ("ttft", "e2e")}
-        self._servers = Servers(deployment, front_url, read)
+        self._servers = Servers(deployment, {FRONT: front_url}, read)
 
     def look(self) -> Seen:
         """The present signals. A server that does not answer is left out."""

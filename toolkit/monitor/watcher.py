@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from toolkit.config.deployment import Deployment
 from toolkit.gateway.door import read_door
@@ -23,12 +24,15 @@ PAGES_EVERY_S = 2.0
 
 
 class Watcher:
-    """Watches one deployment. `look` once per EVERY_S."""
+    """Watches one deployment. `look` once per EVERY_S.
+
+    `urls` are the pages of the front end and the workers, by name.
+    """
 
     def __init__(
         self,
         deployment: Deployment,
-        front_url: str | None = None,
+        urls: Mapping[str, str] = MappingProxyType({}),
         read: Callable[[str], str] = read_page,
         clock: Callable[[], float] = time.monotonic,
         predictions: bool = True,
@@ -39,7 +43,7 @@ class Watcher:
         self._latencies = Latencies(clients_model(deployment), slo_targets(deployment))
         # Only a node with replicas has a plan of what they do.
         self._predictions = Predictions(deployment) if predictions and deployment.here() else None
-        self._servers = Servers(deployment, front_url, read)
+        self._servers = Servers(deployment, urls, read)
         self._of_servers = Page()
         self._read_at = -PAGES_EVERY_S
         self._began = time.time()

@@ -26,15 +26,17 @@ from toolkit.up.replica import worker_command
 from toolkit.up.watching import exporter_command
 
 TMP = Path("/toolkit-dry-run")
-"""Stands for the run's own folder. The folder, and two ports of the door's parts, are new for each run."""
-FRONT_PORT, GATE_PORT = 1, 2
+"""Stands for the run's own folder. It is new for each run, as the ports of the door's parts and of the workers are."""
+FRONT_PORT, GATE_PORT, WORKER_PORT = 1, 2, 3
 
 
 def dry_run(deployment: Deployment) -> str:
     """Each file and command, in the order in which they are made. Raises ToolkitError as `toolkit serve` does."""
     check_can_be_served(deployment)
     node, replicas = _node(deployment), deployment.here()
-    places = Places(TMP, folder(deployment), FRONT_PORT, GATE_PORT, node.address if node else None)
+    worker_ports = tuple(WORKER_PORT + number for number in range(len(replicas)))
+    address = node.address if node else None
+    places = Places(TMP, folder(deployment), FRONT_PORT, GATE_PORT, address, worker_ports)
     sections = [_file(str(places.envoy_config), yaml.safe_dump(config(deployment, places), sort_keys=False))]
     most = bounds(deployment)[1] if deployment.tuning.admission == "auto" else deployment.most_requests
     limits = yaml.safe_dump(layer(dict.fromkeys(CLUSTERS, most)), sort_keys=False)
@@ -59,7 +61,7 @@ def dry_run(deployment: Deployment) -> str:
     if deployment.monitoring.prometheus == "auto":
         sections += [
             _file(str(places.prometheus / name), text)
-            for name, text in prometheus.files(deployment, places.front_port).items()
+            for name, text in prometheus.files(deployment, places.front_port, places.worker_ports).items()
         ]
         command = prometheus.command(Path("prometheus"), deployment, places.prometheus)
         sections.append(f"# prometheus, where it is installed\n{shlex.join(command)}")
@@ -67,8 +69,8 @@ def dry_run(deployment: Deployment) -> str:
         sections.append(_file(str(places.prometheus / alertmanager.CONFIG), alertmanager.text(deployment)))
         command = alertmanager.command(Path("alertmanager"), deployment, places.prometheus)
         sections.append(f"# alertmanager, where it is installed\n{shlex.join(command)}")
-    for number in range(len(replicas)):
-        command = worker_command(deployment, number, deployment.served_name)
+    for number, port in enumerate(worker_ports):
+        command = worker_command(deployment, number, deployment.served_name, port)
         sections.append(f"# worker {number}, when replica {number} is ready\n{shlex.join(command)}")
     if replicas:
         sections.append(f"# The replicas, as toolkit serve starts them\n{serve_dry_run(deployment)}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from toolkit.config.deployment import Deployment
 from toolkit.gateway.dynamo import ENDED
 from toolkit.gateway.endpoints import Traffic
+from toolkit.serve import own_log
 from toolkit.serve.janitor import members
 from toolkit.serve.replicas import HELD, SUPERVISOR
 from toolkit.serve.state import read_state
@@ -32,8 +33,12 @@ AFTER_TRITON_S = 1.0
 class Replica:
     """A replica. Its group is a `toolkit serve` process, which drains when its pipe from us closes."""
 
-    def __init__(self, deployment: Deployment, environ: Mapping[str, str], logs: Path, events: Events) -> None:
+    def __init__(
+        self, deployment: Deployment, environ: Mapping[str, str], logs: Path, events: Events, worker_port: int = 0
+    ) -> None:
+        """`worker_port` is for the metrics of its worker; 0 for none."""
         self.deployment, self._environ, self._logs, self._events = deployment, environ, logs, events
+        self._worker_port = worker_port
         self.primary, self._served_name = deployment, deployment.served_name
         self.fallbacks: tuple[Deployment, ...] = ()
         self._lost: tuple[int, ...] = ()
@@ -154,7 +159,7 @@ class Replica:
         options = [] if self.deployment.replica is None else ["--replica", str(self.number)]
         command = [*SUPERVISOR, str(self.deployment.file), self.deployment.engine, HELD, *options]
         environ = {**os.environ, **fallback.environment(self.deployment, self._lost)}
-        self.group.start(Start(command, environ, self.deployment.run_dir / "serve.log"))
+        self.group.start(Start(command, environ, self.deployment.run_dir / own_log.NAME))
         self._enter("loading")
 
     def _enter(self, phase: str, message: str = "") -> None:
@@ -224,7 +229,7 @@ class Replica:
         if not self.wanted or self.given_up or self.draining:
             return
         if not worker.alive and time.monotonic() >= worker.again_at and worker.phase != "failed":
-            command = worker_command(self.deployment, self.number, self._served_name)
+            command = worker_command(self.deployment, self.number, self._served_name, self._worker_port)
             worker.start(Start(command, self._environ, self._logs / f"worker{self.number}.log"))
             worker.enter("starting")
             self._joined = False
@@ -252,7 +257,7 @@ class Replica:
         self._events.note(worker.name, "ended", cause, f"starts again in {wait_s:.1f} s")
 
 
-def worker_command(deployment: Deployment, replica: int, served_name: str) -> list[str]:
-    """The command that starts the worker of a replica."""
+def worker_command(deployment: Deployment, replica: int, served_name: str, port: int) -> list[str]:
+    """The command that starts the worker of a replica. `port` is for its metrics."""
     module = [sys.executable, "-P", "-m", "toolkit.gateway.worker"]
-    return [*module, str(deployment.file), deployment.engine, str(replica), served_name]
+    return [*module, str(deployment.file), deployment.engine, str(replica), served_name, str(port)]

@@ -74,7 +74,9 @@ def _keep_up(
     stop: StopRequests,
     node: Node | None,
 ) -> None:
-    places = Places(run.tmp, folder(deployment), free_port(), free_port(), node.address if node else None)
+    worker_ports = tuple(free_port() for _ in deployment.here())
+    address = node.address if node else None
+    places = Places(run.tmp, folder(deployment), free_port(), free_port(), address, worker_ports)
     _check_socket(places.admin_socket)
     (run.tmp / "discovery").mkdir()
     write_endpoints(places, [])
@@ -113,7 +115,11 @@ class Supervisor:
     def __init__(self, deployment: Deployment, places: Places, environ: Mapping[str, str], events: Events) -> None:
         self.deployment, self._places, self.events = deployment, places, events
         logs = places.logs
-        self.replicas = [Replica(replica, environ, logs, events) for replica in deployment.here()]
+        ports = places.worker_ports or [0] * len(deployment.here())
+        self.replicas = [
+            Replica(replica, environ, logs, events, port)
+            for replica, port in zip(deployment.here(), ports, strict=True)
+        ]
         standby = deployment.recovery.standby
         for replica in self.replicas[len(self.replicas) - standby :] if standby else ():
             replica.reserve = True

@@ -14,6 +14,7 @@ from pathlib import Path
 from toolkit.config.deployment import Deployment
 from toolkit.gateway.places import LOOPBACK, Places
 from toolkit.monitor import alertmanager, packages, prometheus
+from toolkit.monitor.servers import FRONT, worker
 from toolkit.up.backoff import Backoff
 from toolkit.up.door_parts import PYTHON, DoorPart, listens
 from toolkit.up.events import Events
@@ -56,8 +57,11 @@ def follow(parts: Iterable[DoorPart], running: Deployment, places: Places, event
 
 def exporter_command(deployment: Deployment, places: Places) -> list[str]:
     """What starts the exporter."""
-    front = [f"http://{LOOPBACK}:{places.front_port}/metrics"] if deployment.gateway.has_door else []
-    return [*PYTHON, "toolkit.monitor", str(deployment.file), deployment.engine, *front]
+    ports = {worker(number): port for number, port in enumerate(places.worker_ports)}
+    if deployment.gateway.has_door:
+        ports[FRONT] = places.front_port
+    pages = [f"{name}=http://{LOOPBACK}:{port}/metrics" for name, port in ports.items()]
+    return [*PYTHON, "toolkit.monitor", str(deployment.file), deployment.engine, *pages]
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def _servers(deployment: Deployment, places: Places) -> Iterator[_Server]:
         prometheus.INSTALL,
         "prometheus_port",
         monitoring.prometheus_port,
-        lambda: prometheus.write_files(deployment, places.front_port, folder),
+        lambda: prometheus.write_files(deployment, places.front_port, folder, places.worker_ports),
         lambda program: prometheus.command(program, deployment, folder),
     )
     if monitoring.alert_webhook:
