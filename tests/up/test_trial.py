@@ -89,13 +89,13 @@ class Service:
         replica.restarted_as(replica.primary)
         self.during(replica.number or 0, name)
 
-    def keep(self, replica: int, count: int, ttft_ms: float) -> None:
+    def keep(self, replica: int, count: int, ttft_ms: float, **more: str) -> None:
         """Requests of a replica that ended now. Their latencies differ a little."""
         with (self.folder / KEPT).open("a") as stream:
             for number in range(count):
                 row = {"timestamp": time.time() * 1e3, "input_length": 1, "output_length": 5, "replica": replica}
                 times = {"ttft_ms": ttft_ms + number % 7, "e2e_ms": ttft_ms + 40 + number % 5}
-                stream.write(json.dumps({**row, **times}) + "\n")
+                stream.write(json.dumps({**row, **times, **more}) + "\n")
 
     def run(self, interrupted: Callable[[], bool] = lambda: False) -> trial.Outcome:
         self.keep(0, 10, 100)
@@ -157,6 +157,23 @@ def test_too_little_traffic_is_rolled_back(service, monkeypatch):
     outcome = service.run()
     assert outcome.reason.startswith("too little traffic: replica 1 ended 5 requests, the others 0; 20 on each side")
     assert service.changes == [(1, "new"), (1, "watched")]
+
+
+def test_too_little_of_openai_s_traffic_says_why(service, monkeypatch):
+    """Its router sends prompts where their beginning is cached, and a canary begins with an empty cache."""
+    monkeypatch.setattr(Trial, "limit_s", 0.3)
+    monkeypatch.setattr(trial, "SAY_S", 0.0)
+
+    def serve(replica: int, name: str) -> None:
+        if name == "new":
+            service.keep(1, 3, 60)
+            service.keep(1, 2, 60, api="openai")
+            service.keep(0, 90, 60, api="openai")
+
+    service.during = serve
+    why = "; 2 of OpenAI's requests went to replica 1 and 90 to the others, as they go where the beginning of their "
+    assert service.run().reason.partition("are needed")[2].startswith(why)
+    assert any(why in line for line in service.heard), "also while it waits for them"
 
 
 def test_a_canary_that_cannot_start_is_rolled_back(service):

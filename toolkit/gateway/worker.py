@@ -51,6 +51,8 @@ LOOK_S = 0.5
 LOOK_TIMEOUT_S = 2.0
 LOOKS_FAILED = 2
 LEAVE_LOOK_S = 0.05
+OF_OPENAI = {"api": "openai"}
+"""In the kept traffic: `toolkit tune --apply` says where OpenAI's requests went."""
 FAREWELL_S = 0.3
 """Time for the last errors to be sent before the process ends."""
 
@@ -139,7 +141,8 @@ class Worker:
                     times.tokens(len(piece.ids))
                     yield _output(piece, logprobs)
             if self._traffic:  # a failed request continues on another replica, whose worker notes it
-                self._traffic.note(times.arrival, request["token_ids"], count, times=times.so_far(failed=False))
+                kept = {**times.so_far(failed=False), **OF_OPENAI}
+                self._traffic.note(times.arrival, request["token_ids"], count, times=kept)
             if not context.is_stopped():
                 times.ended(len(request["token_ids"]))
                 yield {"token_ids": [], "finish_reason": "length" if count >= budget else "stop"}
@@ -159,7 +162,7 @@ class Worker:
     def _note_refused(self, arrival: float, request: dict[str, Any]) -> None:
         """Keep that it was refused as wrong: another kind of engine may refuse what this one serves."""
         if self._traffic:
-            self._traffic.note(arrival, request["token_ids"], 0, times={"refused": True})
+            self._traffic.note(arrival, request["token_ids"], 0, times={"refused": True, **OF_OPENAI})
 
     def _exception(self, message: str, begun: bool) -> Exception:
         fault = fault_of(message, begun)

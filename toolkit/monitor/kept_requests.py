@@ -103,7 +103,7 @@ def _sample(row: dict[str, Any]) -> Sample | None:
         return None
     return Sample(
         id="",
-        protocol="",
+        protocol=str(row.get("api", "")),
         due=arrival,
         sent=arrival,
         ended=ended,

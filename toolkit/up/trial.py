@@ -206,7 +206,8 @@ class Trial:
             if now >= said + SAY_S:
                 said = now
                 counts = f"{len(sides.new)} requests on {self._name}, {len(sides.old)} on the others"
-                self._tell(f"{counts}; compared at {self._law.next_look}; at most {(end - now) / 60:.0f} min left")
+                left = f"compared at {self._law.next_look}; at most {(end - now) / 60:.0f} min left"
+                self._tell(f"{counts}; {left}{self._law.where_openai_goes(sides.new, sides.old)}")
             time.sleep(LOOK_S)
 
     def _take(self, reason: str) -> Outcome:

@@ -48,6 +48,7 @@ FEWEST = 50
 CHANCE = 0.001
 """An SLO counts as missed if it would look as bad with this chance while it is met."""
 IN_TIME = "in time"
+OPENAI = "openai"
 GUARDED = ("ttft_ms", "tpot_ms", "e2e_ms")
 
 
@@ -130,12 +131,24 @@ class TrialLaw:
             return None
         if seen < self.first_look:
             counts = f"{self.canary} ended {len(canary)} requests, the others {len(others)}"
-            return Decision(False, f"too little traffic: {counts}; {self.first_look} on each side are needed")
+            reason = f"too little traffic: {counts}; {self.first_look} on each side are needed"
+            return Decision(False, f"{reason}{self.where_openai_goes(canary, others)}")
         self.looks += 1
         last = over or self.looks == self.most_looks
         if self.allowed is not None:
             return self._judge_as_good(canary, others, self.allowed, last)
         return self._judge(canary, others, last)
+
+    def where_openai_goes(self, canary: Sequence[Sample], others: Sequence[Sample]) -> str:
+        """Why the canary has too few of OpenAI's requests, to add to a sentence; "" if it has enough, or none came.
+
+        Dynamo's router sends a prompt where its beginning is cached, and a canary begins with an empty cache.
+        """
+        here, there = (sum(sample.protocol == OPENAI for sample in side) for side in (canary, others))
+        if not there or len(canary) >= self.first_look:
+            return ""
+        counts = f"{here} of OpenAI's requests went to {self.canary} and {there} to the others"
+        return f"; {counts}, as they go where the beginning of their prompt is cached"
 
     def _harm(self, canary: Sequence[Sample], others: Sequence[Sample]) -> str:
         """Why the SLO does not allow to go on; "" if it does."""
