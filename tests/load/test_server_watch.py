@@ -70,6 +70,13 @@ def test_means_of_utilisation_and_peaks_of_the_rest() -> None:
     assert (seen.kv_cache_used, seen.requests_active, seen.readings) == (0.25, 7, 2)
 
 
+def test_the_exporter_says_which_gpus_it_does_not_see() -> None:
+    elsewhere = "".join(f'toolkit_gpus_not_watched{{node="{node}",ranks="8-15"}} 8\n' for node in ("node-b", "node-c"))
+    seen = watched({"one": [ENGINE] * 2}, exporter=lambda: exported("nvml") + elsewhere)
+    assert seen.gpus_not_watched == 16 and len(seen.gpus) == 2
+    assert watched({"one": [ENGINE]}, exporter=lambda: exported("nvml")).gpus_not_watched == 0
+
+
 def test_the_exporter_knows_the_gpu_of_each_rank() -> None:
     """It counts instead of what Triton says of GPUs; those without a rank do not count."""
     pages = [exported("nvml", "0.6", "60"), exported("nvml", "0.8", "64", "0.75")]

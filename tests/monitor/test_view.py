@@ -55,6 +55,12 @@ def full_page() -> Page:
     return page
 
 
+def test_gpus_of_another_node_are_named_first(full_page):
+    full_page.set("toolkit_gpus_not_watched", 8, node="node-b", ranks="8-15")
+    lines = shown(load_deployment(FLAGSHIP), full_page).splitlines()
+    assert lines[1] == "not watched: 8 GPUs of node-b (ranks 8-15)"
+
+
 def test_everything_fits_into_80_columns(full_page):
     text = shown(load_deployment(FLAGSHIP), full_page)
     assert max(map(len, text.splitlines())) <= WIDTH

@@ -15,6 +15,7 @@ from toolkit.machine import gpu_health
 from toolkit.machine.kernel_log import Kernel, Xid
 from toolkit.monitor import gpus
 from toolkit.monitor.gpus import GpuWatch
+from toolkit.monitor.other_nodes import OtherNodes, not_watched
 from toolkit.monitor.page import Page
 from toolkit.monitor.servers import FRONT, worker
 from toolkit.monitor.watcher import PAGES_EVERY_S, Watcher, fill_balance
@@ -251,6 +252,28 @@ def test_a_node_with_a_door_alone_shows_the_door(tmp_path, world):
     assert [labels for labels, _ in page.of("toolkit_scrape_ok")] == [{"source": FRONT}]
     assert not list(page.of("toolkit_replica_ready")) and not list(page.of("toolkit_gpu_memory_used_bytes"))
     watcher.close()
+
+
+OVER_NODES = {"parallel": {"replicas": 2, "tp": 1, "pp": 2, "nodes": 2}, "cluster": {"hosts": ["node-a", "node-b"]}}
+
+
+def test_the_gpus_of_other_nodes_are_said_not_to_be_watched(tmp_path, world):
+    """Two replicas have a rank each on the second node. Their GPUs can be read there only."""
+    watcher = Watcher(rehearsal(tmp_path, **OVER_NODES), {}, world.read, lambda: world.now)
+    page = look(watcher, world)
+    watcher.close()
+    assert [*page.of("toolkit_gpus_not_watched")] == [({"node": "node-b", "ranks": "1"}, 2)]
+    assert not_watched(page) == ["not watched: 2 GPUs of node-b (ranks 1)"]
+
+
+def test_where_the_hosts_are_not_known_the_nodes_have_numbers(tmp_path, monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_NODELIST", raising=False)
+    page = Page()
+    OtherNodes(rehearsal(tmp_path, parallel={"tp": 2, "pp": 2, "nodes": 2})).fill(page)
+    assert [*page.of("toolkit_gpus_not_watched")] == [({"node": "node 1", "ranks": "2-3"}, 2)]
+    alone = Page()
+    OtherNodes(rehearsal(tmp_path)).fill(alone)
+    assert not alone.values
 
 
 def test_the_exporter_and_the_page_leave_large_packages_out():

@@ -136,6 +136,14 @@ def test_ranks_are_in_their_pipeline_stages_with_what_is_wrong():
     assert first["ranks"][0]["memory"] == 0.75 and first["ranks"][0]["label"] == "GPU 0, replica 0 rank 0"
 
 
+def test_the_page_names_the_gpus_that_nobody_watches():
+    board, shown = Board(Watched()), page()
+    board.add(shown, 0.0)
+    assert board.state()["not_watched"] == []
+    shown.set("toolkit_gpus_not_watched", 8, node="node-b", ranks="8-15")
+    assert board.state()["not_watched"] == ["not watched: 8 GPUs of node-b (ranks 8-15)"]
+
+
 def test_it_keeps_minutes_not_hours():
     board = Board(Watched())
     for second in range(1000):

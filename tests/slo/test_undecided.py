@@ -128,6 +128,14 @@ def test_the_fullest_gpu_is_judged_by_the_memory_limit_of_the_hardware() -> None
     assert "gpu_memory" not in names, "an SLO without GPUs"
 
 
+def test_gpus_that_were_not_seen_are_said() -> None:
+    slo = Slo(gpu_utilisation=(0.7, 0.85), load_balance_variance=0.05)
+    seen = ServerSeen(gpus=(GpuSeen("a", 0.8, 5, 8), GpuSeen("b", 0.8, 5, 8)), gpus_not_watched=8)
+    verdict = verdict_on(slo, server=seen, memory_limit=0.85)
+    notes = [one.note for one in verdict.targets if one.name in OF_THE_GPUS]
+    assert len(notes) == 3 and all(note.startswith("without 8 GPUs on other nodes") for note in notes)
+
+
 def test_a_stand_in_is_marked_as_one() -> None:
     slo = Slo(gpu_utilisation=(0.7, 0.85), load_balance_variance=0.05)
     seen = ServerSeen(gpus=(GpuSeen("a", 0.8, 5, 8, True), GpuSeen("b", 0.8, 5, 8, True)))

@@ -60,6 +60,19 @@ def watched(tmp_path, monkeypatch):
     return Watched(tmp_path, monkeypatch)
 
 
+def test_gpus_of_other_nodes_are_an_event_as_nobody_watches_them(tmp_path):
+    nodes = {"parallel": {"tp": 1, "pp": 2, "nodes": 2}, "cluster": {"hosts": ["node-a", "node-b"]}}
+    for name, changes, events in (("one", {}, 0), ("two", nodes, 1)):
+        (tmp_path / name).mkdir()
+        watch = GpuWatch(rehearsal(tmp_path / name, **changes), Events(tmp_path / name))
+        watch.start()
+        watch.close()
+        file = tmp_path / name / "events.jsonl"
+        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        assert len(lines) == events
+        assert all((one["event"], one["cause"][-6:]) == ("not watched", "node-b") for one in lines)
+
+
 def test_healthy_gpus_are_no_event(watched):
     watched.look(9)
     assert watched.events == [] and watched.watch.lost == {} and not watched.doubts()

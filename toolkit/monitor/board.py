@@ -11,6 +11,7 @@ from typing import Any
 
 from toolkit.monitor.gpus import REHEARSAL
 from toolkit.monitor.latencies import REQUESTS, TOKENS
+from toolkit.monitor.other_nodes import not_watched
 from toolkit.monitor.page import Page
 from toolkit.monitor.subject import Subject
 
@@ -69,6 +70,7 @@ class Board:
             },
             "replicas": list(_replicas(page)),
             "stages": list(self._stages(page)),
+            "not_watched": not_watched(page),
             "heat": self._heat(),
             "stand_in": any(one["source"] == REHEARSAL for one, _ in page.of("toolkit_gpu_memory_used_bytes")),
             "balance": {one["of"]: value for one, value in page.of("toolkit_balance_spread_ratio")},

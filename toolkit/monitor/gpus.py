@@ -90,7 +90,7 @@ class RankWatch:
     def __init__(self, deployment: Deployment) -> None:
         self._replicas = deployment.here()
         self._size = deployment.mapping.world_size
-        self._total = (memory_limit() or psutil.virtual_memory().total) / deployment.all_ranks
+        self._total = (memory_limit() or psutil.virtual_memory().total) / deployment.ranks_here
         self._runs: dict[int, tuple[ServerRun, dict[int, list[Process]]]] = {}
         self._before: dict[tuple[int, int], tuple[float, float]] = {}
         self.problem = ""

@@ -41,6 +41,7 @@ _ALL = (
     ExportedMetric(
         "toolkit_gpu_nvlink_bytes_total", "Data over NVLink, all links", (*GPU_LABELS, "direction"), "counter"
     ),
+    ExportedMetric("toolkit_gpus_not_watched", "GPUs of the group on another node, not read", ("node", "ranks")),
     # Replicas and parts.
     ExportedMetric("toolkit_replica_phase", "1 for the phase that the replica is in", ("replica", "phase")),
     ExportedMetric("toolkit_replica_ready", "1 if the replica takes requests", ("replica",)),

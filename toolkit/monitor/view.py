@@ -10,6 +10,7 @@ from rich.table import Table
 
 from toolkit.errors import clipped
 from toolkit.monitor.gpus import REHEARSAL
+from toolkit.monitor.other_nodes import not_watched
 from toolkit.monitor.page import Page
 from toolkit.monitor.subject import Subject
 
@@ -22,7 +23,8 @@ LATENCIES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "end-to-end"}
 def as_text(subject: Subject, page: Page) -> Group:
     """The whole view. A table without rows is left out."""
     tables = (_replicas(page), _gpus(page), _latencies(page), _slo(page))
-    parts: list[RenderableType] = [_headline(subject), *(table for table in tables if table.row_count)]
+    parts: list[RenderableType] = [_headline(subject), *not_watched(page)]
+    parts += [table for table in tables if table.row_count]
     return Group(*parts, *_events(subject))
 
 

@@ -12,6 +12,7 @@ from toolkit.gateway.running import Running
 from toolkit.monitor import replicas
 from toolkit.monitor.gpus import watch_of
 from toolkit.monitor.latencies import Latencies, clients_model, slo_targets
+from toolkit.monitor.other_nodes import OtherNodes
 from toolkit.monitor.page import Page
 from toolkit.monitor.predictions import Predictions
 from toolkit.monitor.read_page import identity, read_page
@@ -39,7 +40,7 @@ class Watcher:
     ) -> None:
         self._deployment, self._clock = deployment, clock
         self._running = Running(deployment)
-        self._gpus = watch_of(deployment)
+        self._gpus, self._other_nodes = watch_of(deployment), OtherNodes(deployment)
         self._latencies = Latencies(clients_model(deployment), slo_targets(deployment))
         # Only a node with replicas has a plan of what they do.
         self._predictions = Predictions(deployment) if predictions and deployment.here() else None
@@ -55,6 +56,7 @@ class Watcher:
         page.set("toolkit_exporter_start_time_seconds", self._began)
         page.set("toolkit_exporter_info", 1, **identity(self._deployment))
         self._gpus.fill(page, now)
+        self._other_nodes.fill(page)
         replicas.fill(page, self._running.deployment, door)
         if now - self._read_at >= PAGES_EVERY_S:
             self._read_at, self._of_servers = now, self._look_at_servers(now)
@@ -75,7 +77,7 @@ class Watcher:
         if now is before:
             return
         self._gpus.close()
-        self._gpus = watch_of(now)
+        self._gpus, self._other_nodes = watch_of(now), OtherNodes(now)
         self._latencies.judge_by(clients_model(now), slo_targets(now))
         self._servers.have_stages(now.parallel.pp)
         if self._predictions:

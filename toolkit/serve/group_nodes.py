@@ -56,7 +56,7 @@ def nodes_of(deployment: Deployment, anywhere: bool = False) -> GroupNodes | Non
     if nodes == 1:
         return None
     in_slurm = not (cluster.hosts or cluster.hostfile) and "SLURM_JOB_NODELIST" in os.environ
-    hosts = _hosts(deployment)[:nodes]
+    hosts = hosts_of(deployment)
     try:
         own: Interface | None = interface_of(hosts[0], cluster.interface or "")
     except ToolkitError as error:
@@ -73,7 +73,7 @@ def check_this_node(deployment: Deployment) -> str:
     """
     if deployment.parallel.nodes == 1:
         return ""
-    hosts = _hosts(deployment)[: deployment.parallel.nodes]
+    hosts = hosts_of(deployment)
     for host in hosts:
         try:
             own = interface_of(host, deployment.cluster.interface or "")
@@ -109,7 +109,8 @@ def interface_of(host: str, name: str) -> Interface:
     raise ToolkitError(what, hint=hint)
 
 
-def _hosts(deployment: Deployment) -> tuple[str, ...]:
+def hosts_of(deployment: Deployment) -> tuple[str, ...]:
+    """The hosts of the group's nodes, in the order of the ranks. Raises ToolkitError if they are missing."""
     cluster, nodes = deployment.cluster, deployment.parallel.nodes
     hosts, field = cluster.hosts, "cluster.hosts"
     if cluster.hostfile:
@@ -124,7 +125,7 @@ def _hosts(deployment: Deployment) -> tuple[str, ...]:
         raise ToolkitError(what, where=deployment.file, hint=hint)
     for name, what, hint in hosts_problem(hosts, field, nodes):
         raise ToolkitError(f"{name}: {what}", where=deployment.file, hint=hint)
-    return hosts
+    return hosts[:nodes]
 
 
 def _of_slurm(listing: str) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ KEPT = (
     "nv_trt_llm_",
     "toolkit_gpu_utilisation_ratio",
     "toolkit_gpu_memory_",
+    "toolkit_gpus_not_watched",
     "toolkit_pipeline_empty_ratio",
 )
 REHEARSAL = "rehearsal"
@@ -51,8 +52,14 @@ def summed_up(readings: Sequence[Reading]) -> ServerSeen:
         kv_cache_used=highest(share for reading in readings for share in _kv_shares(reading)),
         requests_active=sum(peaks) if peaks else None,
         unseen="the server's metrics do not say how busy the GPUs are" if gpus else NO_GPUS,
+        gpus_not_watched=int(sum(_not_watched(values).values())),
         pipeline_empty=mean([value.value for value in values if value.name == "toolkit_pipeline_empty_ratio"]),
     )
+
+
+def _not_watched(values: Sequence[Value]) -> dict[str, float]:
+    """GPUs that the exporter does not see, by node."""
+    return {value.labels["node"]: value.value for value in values if value.name == "toolkit_gpus_not_watched"}
 
 
 def _exported(values: Sequence[Value]) -> Iterator[GpuSeen]:

@@ -54,6 +54,8 @@ class ServerSeen:
     """Why nothing is known about the GPUs, if that is so."""
     pipeline_empty: Finite | None = None
     """Mean share of the micro-batches in which no step was seen, 0 to 1, over the replicas."""
+    gpus_not_watched: Count = 0
+    """GPUs of the group on other nodes, of which nothing is known."""
 
     @property
     def gpu_utilisation(self) -> float | None:
@@ -116,6 +118,7 @@ def combined(repeats: Sequence[ServerSeen]) -> ServerSeen | None:
         kv_cache_used=highest([seen.kv_cache_used for seen in repeats]),
         requests_active=highest([seen.requests_active for seen in repeats]),
         unseen=repeats[-1].unseen,
+        gpus_not_watched=max(seen.gpus_not_watched for seen in repeats),
         pipeline_empty=mean([seen.pipeline_empty for seen in repeats if seen.pipeline_empty is not None]),
     )
 

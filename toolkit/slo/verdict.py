@@ -151,20 +151,25 @@ def _targets(slo: Slo, measured: Measured) -> Iterator[Target]:
 
 def _of_the_gpus(slo: Slo, seen: ServerSeen | None = None, memory_limit: float | None = None) -> Iterator[Target]:
     unseen = seen.why_no_gpus if seen else NOT_READ
-    stand_in = STAND_IN if seen and seen.stand_in else ""
+    caveat = _caveat_of_gpus(seen) if seen else ""
     if slo.gpu_utilisation is not None:
         used = seen.gpu_utilisation if seen else None
         target = Target("gpu_utilisation", "GPU utilisation", "share", "within", slo.gpu_utilisation, used)
-        yield within(replace(target, note=stand_in)) if used is not None else replace(target, note=unseen)
+        yield within(replace(target, note=caveat)) if used is not None else replace(target, note=unseen)
     if slo.load_balance_variance is not None:
         bound, uneven = slo.load_balance_variance, seen.load_balance_variance if seen else None
         target = Target("load_balance_variance", "Load-balance variance", "share", "≤", bound, uneven)
-        meaning = "; ".join(filter(None, (stand_in, "(most - least) / mean of the GPUs' utilisation")))
+        meaning = "; ".join(filter(None, (caveat, "(most - least) / mean of the GPUs' utilisation")))
         yield at_most(replace(target, note=unseen if uneven is None else meaning))
     if memory_limit is not None and (slo.gpu_utilisation or slo.load_balance_variance is not None):
         fullest = seen.memory_used if seen else None
         target = Target("gpu_memory", "GPU memory", "share", "≤", memory_limit, fullest)
-        yield at_most(replace(target, note=(seen.unseen if seen else NOT_READ) if fullest is None else stand_in))
+        yield at_most(replace(target, note=(seen.unseen if seen else NOT_READ) if fullest is None else caveat))
+
+
+def _caveat_of_gpus(seen: ServerSeen) -> str:
+    elsewhere = f"without {seen.gpus_not_watched} GPUs on other nodes" if seen.gpus_not_watched else ""
+    return "; ".join(filter(None, (STAND_IN if seen.stand_in else "", elsewhere)))
 
 
 def _compliance(slo: Slo, measured: Measured) -> Target:

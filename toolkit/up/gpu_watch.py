@@ -12,6 +12,7 @@ from toolkit.config.deployment import Deployment
 from toolkit.machine.gpu_faults import ECC, MARKED, XIDS, Effect, Fault, states_of, xid_effect
 from toolkit.machine.gpu_health import GpuHealth, GpuReader
 from toolkit.machine.kernel_log import Kernel, Xid, bus_of, look_at_kernel, pid_of
+from toolkit.monitor.other_nodes import OtherNodes
 from toolkit.up.events import Events
 from toolkit.up.fallback import lost_gpus
 
@@ -59,6 +60,9 @@ class GpuWatch:
 
     def start(self) -> None:
         """Begin to look."""
+        if others := str(OtherNodes(self._deployment)):
+            action = "a fault there shows when it ends a rank; toolkit doctor looks, on each node"
+            self._events.note("GPUs", "not watched", f"only this node's can be read, not those of {others}", action)
         self._thread.start()
 
     def close(self) -> None:
