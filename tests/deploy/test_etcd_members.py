@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from toolkit.config.operating import NodeTls
 from toolkit.gateway.etcd import Etcd
 from toolkit.gateway.node import Node
 
-MISSING = missing() or ("" if shutil.which("unshare") else "needs unshare: apt-get install util-linux")
+MISSING = missing()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(MISSING), reason=MISSING)]
 
 

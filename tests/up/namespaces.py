@@ -34,12 +34,15 @@ def missing(programs: tuple[tuple[str, str], ...] = ETCD) -> str:
     """
     if os.geteuid() != 0:
         return "needs root, for network namespaces"
-    for program, package in (("ip", "iproute2"), *programs):
+    for program, package in (("ip", "iproute2"), ("unshare", "util-linux"), *programs):
         if shutil.which(program) is None:
             return f"needs {program}: apt-get install {package}"
-    done = subprocess.run(["ip", "netns", "exec", "none", "true"], capture_output=True, text=True)
-    probe = subprocess.run(["unshare", "--net", "true"], capture_output=True, text=True)
-    return "" if probe.returncode == 0 else f"needs network namespaces: {(probe.stderr or done.stderr).strip()}"
+    probe = f"toolkit{os.getpid()}-probe"
+    added = subprocess.run(["ip", "netns", "add", probe], capture_output=True, text=True)
+    inside = ["ip", "netns", "exec", probe, *("unshare", "--mount", "--uts", "--pid", "--fork", "--mount-proc", "true")]
+    tried = subprocess.run(inside, capture_output=True, text=True) if added.returncode == 0 else added
+    subprocess.run(["ip", "netns", "delete", probe], capture_output=True)
+    return "" if tried.returncode == 0 else f"needs network namespaces of its own: {' '.join(tried.stderr.split())}"
 
 
 def interface() -> str | None:
