@@ -22,7 +22,7 @@ HEAD = """# Metrics, rules and alerts
 
 Our models add these to `nv_inference_*`, `nv_trt_llm_*` and `nv_llm_*`. Labels: `model`, `protocol` (triton) and
 `replica`. Count clients' requests by `model="tensorrt_llm_bls"`; with `engine: pytorch` by `model="tensorrt_llm"`.
-There the requests of OpenAI's API are only in the front end's families, although they reach the same model.
+There the requests of OpenAI's API are not counted by the model that they reach, but as the last column says.
 A bucket's upper bounds are 0 and then equal ratios, two digits each. Dynamo's front end gets the same bounds.
 
 Dynamo has no time per output token. So the worker of each replica measures it, in the same family with `protocol`
@@ -64,7 +64,8 @@ def reference() -> str:
             HEAD,
             table(("Histogram", "Is", "Buckets: from, to, how many", "OpenAI's traffic"), histograms),
             f"`{ERRORS}` counts failed requests by `error`: invalid_arg, unavailable, internal, cancelled (the client\n"
-            "left), unsupported, not_found.\n",
+            'left), unsupported, not_found. Those of OpenAI\'s API are in `dynamo_frontend_requests_total` with `status="error"`,\n'
+            "by `error_type`.\n",
             "## From the exporter\n",
             table(("Family", "Kind", "Labels", "Is"), exported),
             "## Recording rules\n",
