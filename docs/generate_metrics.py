@@ -64,8 +64,8 @@ def reference() -> str:
             HEAD,
             table(("Histogram", "Is", "Buckets: from, to, how many", "OpenAI's traffic"), histograms),
             f"`{ERRORS}` counts failed requests by `error`: invalid_arg, unavailable, internal, cancelled (the client\n"
-            'left), unsupported, not_found. Those of OpenAI\'s API are in `dynamo_frontend_requests_total` with `status="error"`,\n'
-            "by `error_type`.\n",
+            "left), unsupported, not_found. Those of OpenAI's API are in `dynamo_frontend_requests_total` with\n"
+            '`status="error"`, by `error_type`.\n',
             "## From the exporter\n",
             table(("Family", "Kind", "Labels", "Is"), exported),
             "## Recording rules\n",
