@@ -1,18 +1,21 @@
 """What the door adds, and what other routers add, in front of the same servers of known truth, in one interleaved run.
 
     python benchmarks/gateway.py --streams 64 --rounds 3 --tokens 50
-        [--router 'NAME=COMMAND --port {port} {a} {b}' ...] [--kill NAME]
+        [--before CHECKOUT] [--router 'NAME=COMMAND --port {port} {a} {b}' ...] [--kill NAME]
 
 Starts two servers of known truth, and in front of them the whole door: Envoy, gate, Dynamo's front end, two workers.
-`--kill NAME` ends a server under load.
+`--before` adds the door of another state of this repository, in front of the same servers. `--kill NAME` ends a server
+under load.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import json
 import os
+import random
 import signal
 import statistics
 import subprocess
@@ -29,10 +32,10 @@ import yaml
 
 from toolkit.config.load import load_deployment
 from toolkit.config.operating import PROMPT_WEIGHT
-from toolkit.gateway import admin
 from toolkit.gateway.dynamo import environment
 from toolkit.gateway.endpoints import Traffic, write_endpoints
 from toolkit.gateway.envoy import config
+from toolkit.gateway.gate_settings import GateSettings
 from toolkit.gateway.limits import CLUSTERS, write_limits
 from toolkit.gateway.places import Places
 from toolkit.gateway.programs import envoy
@@ -79,7 +82,7 @@ class Door:
         ]
         commands = [
             [*[str(envoy()), "-c", str(self.places.envoy_config), "--disable-hot-restart"], "--concurrency", "1"],
-            [*PYTHON, "toolkit.gateway.gate", str(file), "rehearsal", str(self.places.gate_port)],
+            [*PYTHON, "toolkit.gateway.gate", GateSettings.of(self.deployment, self.places.gate_port).argument()],
             [*PYTHON, "toolkit.gateway.frontend", str(self.places.front_port), "3", str(PROMPT_WEIGHT)],
             *workers,
         ]
@@ -97,22 +100,54 @@ class Door:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.deployment.gateway.port}"
 
-    def memory_mb(self) -> dict[str, float]:
-        """Memory of each part, by PSS: what processes share, as the Python program, is divided among them."""
-        return {
-            name: psutil.Process(process.pid).memory_full_info().pss / 1e6
-            for name, process in zip(PARTS, self.processes, strict=True)
-        }
-
-    def processor_s(self) -> dict[str, float]:
-        """Processor time of each part so far."""
-        times = [psutil.Process(process.pid).cpu_times() for process in self.processes]
-        return {name: part.user + part.system for name, part in zip(PARTS, times, strict=True)}
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self.processes]
 
     def end(self) -> None:
         for process in self.processes:
             process.kill()
             process.wait()
+
+
+class OtherDoor:
+    """The door of another checkout, started by that checkout's own `Door`."""
+
+    PROGRAM = """
+import json, sys
+from pathlib import Path
+from types import SimpleNamespace
+from gateway import Door, Settings
+folder, *servers = sys.argv[1:]
+door = Door([SimpleNamespace(settings=Settings(**json.loads(each))) for each in servers], Path(folder))
+print(json.dumps([door.url, [process.pid for process in door.processes]]), flush=True)
+sys.stdin.read()
+door.end()
+"""
+
+    def __init__(self, checkout: Path, servers: list[KnownTruth], folder: Path) -> None:
+        folder.mkdir()
+        path = os.pathsep.join(str(checkout.absolute() / part) for part in ("benchmarks", ""))
+        settings = [json.dumps(dataclasses.asdict(server.settings)) for server in servers]
+        command = [sys.executable, "-c", self.PROGRAM, str(folder), *settings]
+        environ = {**os.environ, "PYTHONPATH": path}
+        self._process = subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._process.stdout
+        self.url, self.pids = json.loads(self._process.stdout.readline())
+
+    def end(self) -> None:
+        self._process.communicate()
+
+
+def memory_mb(pids: list[int]) -> dict[str, float]:
+    """Memory of each part of a door, by PSS: what processes share, as the Python program, is divided among them."""
+    return {name: psutil.Process(pid).memory_full_info().pss / 1e6 for name, pid in zip(PARTS, pids, strict=True)}
+
+
+def processor_s(pids: list[int]) -> list[float]:
+    """Processor time of each process so far."""
+    times = [psutil.Process(pid).cpu_times() for pid in pids]
+    return [part.user + part.system for part in times]
 
 
 def ask_body(openai: bool, tokens: int, number: int) -> tuple[str, dict[str, object]]:
@@ -171,7 +206,7 @@ def percentile(values: list[float], q: float) -> float:
 
 @contextmanager
 def servers(ttft_ms: float, itl_ms: float) -> Iterator[list[KnownTruth]]:
-    base = 21000
+    base = 19000  # tests use 20000 to 32000
     settings = [
         Settings(ttft_ms=ttft_ms, itl_ms=itl_ms, http_port=base + 10 * n, grpc_port=base + 1 + 10 * n) for n in (0, 1)
     ]
@@ -188,19 +223,16 @@ def main() -> None:
     parser.add_argument("--ttft-ms", type=float, default=100)
     parser.add_argument("--itl-ms", type=float, default=20)
     parser.add_argument("--router", action="append", default=[], metavar="NAME=COMMAND", help="with {port}, {a}, {b}")
+    parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="another state of this repository")
     parser.add_argument("--kill", metavar="NAME", help="end a server under load of this target only")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="door") as tmp, servers(options.ttft_ms, options.itl_ms) as each:
-        door = Door(each, Path(tmp))
-        routers, targets = (
-            [],
-            {
-                "straight, Triton": each[0].http,
-                "door, Triton": door.url,
-                "straight, OpenAI": f"openai+{each[0].http}",
-                "door, OpenAI": f"openai+{door.url}",
-            },
-        )
+        doors: dict[str, Door | OtherDoor] = {"door": Door(each, Path(tmp))}
+        if options.before:
+            doors["door before"] = OtherDoor(options.before, each, Path(tmp) / "before")
+        routers, targets = [], {"straight, Triton": each[0].http, "door, Triton": doors["door"].url}
+        targets["straight, OpenAI"] = f"openai+{each[0].http}"
+        targets |= {f"{name}, OpenAI": f"openai+{door.url}" for name, door in doors.items()}
         for text in options.router:
             name, _, command = text.partition("=")
             port = free_port()
@@ -209,15 +241,19 @@ def main() -> None:
                 routers.append(subprocess.Popen(shell, stdout=log, stderr=log))
             targets[name] = f"openai+http://127.0.0.1:{port}"
         try:
-            wait_ready(door, targets)
-            kill(options, targets, each[1].pid) if options.kill else compare(options, targets, door)
+            wait_ready(targets)
+            if options.kill:
+                kill(options, targets, each[1].pid)
+            else:
+                compare(options, targets, doors, [server.pid for server in each])
         finally:
             for process in routers:
                 process.terminate()
-            door.end()
+            for door in doors.values():
+                door.end()
 
 
-def wait_ready(door: Door, targets: dict[str, str]) -> None:
+def wait_ready(targets: dict[str, str]) -> None:
     """Until each answers; one that does not within 60 s is left out."""
     for name, url in list(targets.items()):
         end = time.time() + 60
@@ -226,20 +262,33 @@ def wait_ready(door: Door, targets: dict[str, str]) -> None:
         if time.time() >= end:
             print(f"{name}: does not answer", asyncio.run(load(url, 1, 0.01, 5))[0])
             del targets[name]
-    assert admin.active_requests(door.places.admin_socket) is not None
 
 
-def compare(options: argparse.Namespace, targets: dict[str, str], door: Door) -> None:
-    """Rounds in which all targets take turns; medians over the rounds."""
+def compare(
+    options: argparse.Namespace, targets: dict[str, str], doors: dict[str, Door | OtherDoor], servers: list[int]
+) -> None:
+    """Rounds in which all targets take turns, in random order; medians over the rounds."""
     rows: dict[str, list[list[tuple[float, float, int, str]]]] = {name: [] for name in targets}
-    for _ in range(options.rounds):
-        for name, url in targets.items():
-            before = door.processor_s()
+    costs: dict[str, list[list[float]]] = {name: [] for name in targets}
+    names = (*PARTS, "servers", "client")
+    for number in range(options.rounds + 1):
+        for name in random.sample(list(targets), len(targets)):
+            url = targets[name]
+            if not number:  # the first round warms up: connections, threads, memory
+                asyncio.run(load(url, options.streams, 2, options.tokens))
+                continue
+            door = doors.get(name.partition(",")[0])
+            pids = [*(door.pids if door else ()), *servers, os.getpid()]
+            before = processor_s(pids)
             rows[name].append(asyncio.run(load(url, options.streams, options.seconds, options.tokens)))
-            if name.startswith("door"):
-                tokens = sum(answer[2] for answer in rows[name][-1])
-                each = {part: (end - before[part]) / tokens for part, end in door.processor_s().items()}
-                print(f"{name}, us a token:", {part: round(1e6 * seconds) for part, seconds in each.items()})
+            tokens = sum(answer[2] for answer in rows[name][-1])
+            *parts, first, second, client = (
+                1e6 * (end - start) / tokens for start, end in zip(before, processor_s(pids), strict=True)
+            )
+            costs[name].append([*(parts or [0.0] * len(PARTS)), first + second, client])
+    for name, each in costs.items():
+        medians = map(statistics.median, zip(*each, strict=True))
+        print(f"{name}, us a token:", {part: round(cost) for part, cost in zip(names, medians, strict=True)})
     print(f"load average {os.getloadavg()}")
     for name, rounds in rows.items():
         base = rows["straight, OpenAI" if targets[name].startswith("openai+") else "straight, Triton"]
@@ -258,8 +307,9 @@ def compare(options: argparse.Namespace, targets: dict[str, str], door: Door) ->
             f"{statistics.median(added[0]):+.1f} | {statistics.median(added[1]):+.1f} | "
             f"{statistics.median(speed):.3f} | {len(bad)} {sorted(set(bad))[:3]} |"
         )
-    parts = door.memory_mb()
-    print("memory MB", {name: round(size) for name, size in parts.items()}, "sum", round(sum(parts.values())))
+    for name, door in doors.items():
+        sizes = memory_mb(door.pids)
+        print(name, "memory MB", {part: round(size) for part, size in sizes.items()}, "sum", round(sum(sizes.values())))
 
 
 def firsts(answers: list[tuple[float, float, int, str]]) -> list[float]:

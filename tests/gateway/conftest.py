@@ -25,6 +25,7 @@ from toolkit.config.sections import PORTS
 from toolkit.gateway import admin
 from toolkit.gateway.endpoints import Traffic, write_endpoints
 from toolkit.gateway.envoy import config
+from toolkit.gateway.gate_settings import GateSettings
 from toolkit.gateway.limits import CLUSTERS, write_limits
 from toolkit.gateway.places import Places
 
@@ -181,8 +182,7 @@ def open_door(tmp_path_factory) -> Iterator[Callable[[Deployment], Door]]:
         write_endpoints(places, [])
         write_limits(places, dict.fromkeys(CLUSTERS, deployment.most_requests))
         places.envoy_config.write_text(yaml.safe_dump(config(deployment, places)))
-        arguments = [str(deployment.file), deployment.engine, str(places.gate_port)]
-        gate = [sys.executable, "-m", "toolkit.gateway.gate", *arguments]
+        gate = [sys.executable, "-m", "toolkit.gateway.gate", GateSettings.of(deployment, places.gate_port).argument()]
         processes.append(subprocess.Popen(gate, stdin=subprocess.PIPE))
         command = [
             str(envoy()),

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from tritonclient.grpc import service_pb2 as pb
 
+from tests.gateway.quotes import QUOTED
 from tests.waiting import eventually
 from toolkit.errors import ToolkitError
 from toolkit.gateway.endpoints import Traffic, write_endpoints
@@ -131,6 +132,14 @@ def test_what_triton_has_no_status_for_is_503_and_not_the_request_s_fault(door, 
         status, headers, body = ask(door.url, path)
         assert (status, headers["retry-after"]) == (503, "1")
         assert words in body["error"]
+
+
+@pytest.mark.parametrize("words", QUOTED)
+def test_the_words_of_a_user_that_an_error_quotes_do_not_send_it_again(door, words):
+    for backend in door.replicas:
+        backend.status, backend.body = 400, json.dumps({"error": f"in ensemble 'ensemble', {words}"}).encode()
+    assert ask(door.url, GENERATE)[0::2] == (400, {"error": f"in ensemble 'ensemble', {words}"})
+    assert sum(len(backend.asked) for backend in door.replicas) == 1
 
 
 def test_what_one_replica_failed_another_answers(door):

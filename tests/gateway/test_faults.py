@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.gateway.quotes import QUOTED
 from toolkit.gateway.faults import Fault, fault_of
 
 CUDA = (
@@ -46,6 +47,21 @@ CUDA = (
 )
 def test_what_an_error_before_the_first_token_means(message, fault):
     assert fault_of(message, begun=False) is fault
+
+
+@pytest.mark.parametrize("message", QUOTED)
+@pytest.mark.parametrize("begun", [False, True])
+def test_the_words_of_a_user_that_an_error_quotes_do_not_decide(message, begun):
+    assert fault_of(message, begun) is (Fault.STEP if begun else Fault.REQUEST)
+
+
+def test_an_error_that_quotes_something_keeps_its_meaning():
+    assert fault_of("model 'a' failed: NCCL error in 'b.cpp': 'unhandled'", begun=False) is Fault.GROUP
+    assert fault_of("rank 3's buffer can't be had: failed to allocate, it isn't there", begun=False) is Fault.GROUP
+    assert (
+        fault_of("in ensemble 'ensemble', [request id: 7] Maximum queue size of 4 has been reached", False)
+        is Fault.BUSY
+    )
 
 
 def test_an_unknown_error_after_a_token_is_not_the_request_s_own():

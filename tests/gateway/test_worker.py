@@ -1,9 +1,15 @@
-"""The worker's part in an answer that nobody waits for any more."""
+"""The worker's part in an answer that nobody waits for any more, or that its client does not read."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -11,6 +17,8 @@ pytest.importorskip("dynamo.llm", reason="needs the extra gateway")
 from tests.gateway.fake_triton import FakeTriton
 from tests.ports import free_port
 from tests.waiting import eventually
+from toolkit.gateway.dynamo import GRPC_EXPERIMENTS
+from toolkit.gateway.outgoing import NEVER_WAITS, NobodyReads, Outgoing
 from toolkit.gateway.triton_stream import COUNTED_BY_ITS_SENDER, TritonStream
 from toolkit.gateway.worker import _cancelled_when_stopped
 from toolkit.repository.generate import SOURCES
@@ -84,3 +92,51 @@ def test_the_model_of_the_llm_api_is_told_who_counts_a_request(triton):
     assert asyncio.run(pieces(triton, Context(), [], COUNTED_BY_ITS_SENDER)) == [[10], [11]]
     assert triton.parameters == [{COUNTED_BY_ITS_SENDER}]
     assert f'"{COUNTED_BY_ITS_SENDER}"' in (SOURCES / "llmapi" / "1" / "model.py").read_text(), "what it looks for"
+
+
+class FullBuffers:
+    """Dynamo's ResponseSender, when a client reads nothing: it takes so many tokens, then it waits."""
+
+    def __init__(self, tokens: int) -> None:
+        self.room, self.taken, self.left = tokens, 0, threading.Event()
+
+    def send(self, output: dict[str, Any]) -> None:
+        if self.taken + len(output["token_ids"]) > self.room:
+            self.left.wait(30)
+            raise RuntimeError("response stream is closed; the consumer dropped the response stream")
+        self.taken += len(output["token_ids"])
+
+
+def test_a_client_that_reads_nothing_holds_up_no_other_answer():
+    buffers = FullBuffers(NEVER_WAITS)
+
+    async def endless(outgoing: Outgoing) -> None:
+        while True:
+            await outgoing.send({"token_ids": [1, 2, 3]})
+            await asyncio.sleep(0)
+
+    async def run(threads: ThreadPoolExecutor) -> None:
+        unread = asyncio.create_task(endless(Outgoing(buffers, threads)))
+        while buffers.taken + 3 <= buffers.room:
+            await asyncio.sleep(0)
+        other = FullBuffers(10)
+        sent = Outgoing(other, threads)
+        for _ in range(10):
+            await asyncio.sleep(0.01)
+            await sent.send({"token_ids": [1]})
+        assert other.taken == 10 and not unread.done()
+        buffers.left.set()
+        with pytest.raises(NobodyReads):
+            await unread
+
+    with ThreadPoolExecutor(1) as threads:
+        asyncio.run(asyncio.wait_for(run(threads), 60))
+
+
+def test_grpc_knows_the_setting_for_its_reading():
+    """A release that does not know it warns, and reads in its own way: measure again what that costs."""
+    program = "import grpc; grpc.insecure_channel('127.0.0.1:1').close()"
+    for setting, unknown in ((GRPC_EXPERIMENTS, False), ("-no_such_setting", True)):
+        environ = {**os.environ, "GRPC_EXPERIMENTS": setting}
+        ran = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=60)
+        assert ran.returncode == 0 and ("Unknown experiment" in ran.stderr) is unknown

@@ -47,6 +47,9 @@ ROUTING_HEADERS = tuple(
 )
 """Headers by which a request could choose its replica, or pass others. Seen with 1.6.1: a request that chose one is not
 passed on if that replica is full (504), and ends with 503 or 500 if it is gone."""
+GRPC_EXPERIMENTS = "-event_engine_client"
+"""gRPC's setting for the worker's connection to Triton. With it, the thread that waits for an answer reads the socket
+itself. By default other threads read it, and wake the first one up for each token (benchmarks/gateway.md)."""
 EXTRA = "pip install 'triton-llm-toolkit[gateway]'"
 
 
@@ -76,6 +79,7 @@ def environment(folder: Path, node: Node | None = None) -> dict[str, str]:
         "DYN_SELF_HOST_METADATA": "0",
         "DYN_HTTP_PRE_COMMIT_ERROR_PEEK_MS": str(HEAD_WAIT_MS),
         "DYN_HTTP_OVERLOAD_STATUS_CODE": "429",
+        "GRPC_EXPERIMENTS": GRPC_EXPERIMENTS,
         "XDG_CACHE_HOME": str(folder / "cache"),  # for a copy of the model's metadata; the default is the home folder
         "DYN_CACHE_HOME": str(folder / "cache"),
         **dynamo_variables(),

@@ -23,13 +23,12 @@ from toolkit.gateway.clusters import (
 from toolkit.gateway.dynamo import ROUTING_HEADERS
 from toolkit.gateway.endpoints import TRITON_GRPC, TRITON_HTTP
 from toolkit.gateway.error_form import ERROR_FORMS, OPENAI_ERRORS, TRITON_ERRORS
+from toolkit.gateway.gate_settings import KEY_HEADER
 from toolkit.gateway.limits import runtime_layers
 from toolkit.gateway.places import LOOPBACK, Places
 from toolkit.gateway.tunnels import tunnels
 
 GATE = "gate"
-KEY_HEADER = "x-toolkit-key"
-"""The header in which the gate names the API key of a request, for the access log."""
 STREAM_IDLE_S = 600
 """The longest silence of a stream that both sides keep open."""
 CLOSE_S = 0.25

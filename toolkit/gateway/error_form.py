@@ -112,10 +112,35 @@ TRITON_FAULTS = f"""
 local meanings = {{
 {_PHRASES}
 }}
+-- As own_words of toolkit/gateway/faults.py: without the request's id, and without what is between quotes.
+local QUOTE = "[\\34\\39]"
+local function without_id(text)
+  local first, last = text:find("[request id: ", 1, true)
+  if not first then return text end
+  local _, ends = text:find("] ", last, true)
+  return text:sub(1, first - 1) .. text:sub((ends or #text) + 1)
+end
+local function own_words(json)
+  local text = (json:match('"error":%s*"(.*)"') or json):gsub("\\\\(.)", "%1")
+  text = without_id(text):gsub("\\\\" .. QUOTE, "")
+  local kept, from, start = {{}}, 1, text:find(QUOTE)
+  while start do
+    if text:find("^[%w_]", start - 1) and start > 1 then
+      start = text:find(QUOTE, start + 1)
+    else
+      local quote, last = text:sub(start, start), start
+      repeat last = text:find(quote, last + 1, true) until not last or not text:find("^[%w_]", last + 1)
+      kept[#kept + 1] = text:sub(from, start - 1)
+      from = (last or #text) + 1
+      start = text:find(QUOTE, from)
+    end
+  end
+  return table.concat(kept) .. text:sub(from)
+end
 function envoy_on_response(handle)
   if handle:headers():get(":status") ~= "400" then return end
   local body = handle:body(true)
-  local text = body and body:getBytes(0, body:length()):lower() or ""
+  local text = own_words(body and body:getBytes(0, body:length()) or ""):lower()
   for _, meaning in ipairs(meanings) do
     if text:find(meaning[1], 1, true) then
       if meaning[2] then handle:headers():replace(":status", "503") end

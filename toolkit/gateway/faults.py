@@ -11,6 +11,7 @@ exception's own text, which does not say whose fault it is. Our model (triton_re
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 
 
@@ -48,7 +49,21 @@ TABLE = (
     (Fault.REQUEST, "return_log_probs: "),
     (Fault.STEP, "tensorrt_llm failed: "),
 )
-"""A phrase in an error, in small letters, and what it means. The first that is found decides."""
+"""A phrase in an error's own words, in small letters, and what it means. The first that is found decides."""
+_REQUEST_ID, _REQUEST_ID_ENDS = "[request id: ", "] "
+"""Around the id of a request, which its client chooses, in Triton's messages."""
+_QUOTED = re.compile(r"""(?<!\w)(["']).*?(?:\1(?!\w)|$)""", re.ASCII | re.DOTALL)
+"""A text between quotes, also if its second quote is missing. An apostrophe inside a word is not a quote."""
+
+
+def own_words(message: str) -> str:
+    """The message without what it repeats from its request: a user's words may be those of a failed engine.
+
+    Envoy's Lua does the same (toolkit.gateway.error_form).
+    """
+    begin, has_id, rest = message.partition(_REQUEST_ID)
+    text = begin + rest.partition(_REQUEST_ID_ENDS)[2] if has_id else message
+    return _QUOTED.sub("", re.sub(r"""\\["']""", "", text))
 
 
 def fault_of(message: str, begun: bool) -> Fault:
@@ -56,7 +71,7 @@ def fault_of(message: str, begun: bool) -> Fault:
 
     An unknown error before the first token is the request's own fault. After it, the step failed.
     """
-    text = message.lower()
+    text = own_words(message).lower()
     for fault, phrase in TABLE:
         if phrase in text:
             return fault

@@ -1,4 +1,4 @@
-"""`python -m toolkit.gateway.gate FILE ENGINE PORT`: judges each request for Envoy: key, rate, OpenAI's parameters.
+"""`python -m toolkit.gateway.gate SETTINGS`: judges each request for Envoy: key, rate, OpenAI's parameters.
 
 Envoy sends it the request with its body (ext_authz). 200 lets the request in; any other answer goes to the client.
 """
@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import math
 import sys
+from pathlib import Path
 
 import uvloop
 from aiohttp import web
 
-from toolkit.config.deployment import Deployment
-from toolkit.config.load import load_deployment
-from toolkit.gateway.envoy import KEY_HEADER
+from toolkit.gateway.gate_settings import KEY_HEADER, GateSettings
 from toolkit.gateway.held import end_with_starter
 from toolkit.gateway.keys import RateLimit, name_of, read_keys
 from toolkit.gateway.openai_rules import KNOWN, Abilities, Refusal, refusal
@@ -26,11 +25,10 @@ SPARE_BYTES = 1 << 20
 class Gate:
     """Judges requests for one deployment."""
 
-    def __init__(self, deployment: Deployment) -> None:
-        gateway = deployment.gateway
-        self._keys = read_keys(gateway.keys_file) if gateway.keys_file else None
-        self._limit = RateLimit(gateway.requests_per_minute) if gateway.requests_per_minute else None
-        self._abilities = Abilities(deployment.served_name, tools=gateway.tool_parser is not None)
+    def __init__(self, settings: GateSettings) -> None:
+        self._keys = read_keys(Path(settings.keys_file)) if settings.keys_file else None
+        self._limit = RateLimit(settings.requests_per_minute) if settings.requests_per_minute else None
+        self._abilities = Abilities(settings.model, tools=settings.tools)
 
     async def judge(self, request: web.Request) -> web.Response:
         """200, or the answer for the client."""
@@ -60,15 +58,15 @@ def _answer(request: web.Request, problem: Refusal) -> web.Response:
     return web.json_response(body, status=problem.status)
 
 
-def application(deployment: Deployment) -> web.Application:
+def application(settings: GateSettings) -> web.Application:
     """The server. Raises ToolkitError for a bad keys file."""
-    app = web.Application(client_max_size=(deployment.gateway.max_body_mb << 20) + SPARE_BYTES)
-    app.router.add_route("*", "/{path:.*}", Gate(deployment).judge)
+    app = web.Application(client_max_size=(settings.max_body_mb << 20) + SPARE_BYTES)
+    app.router.add_route("*", "/{path:.*}", Gate(settings).judge)
     return app
 
 
 if __name__ == "__main__":
     end_with_starter()
-    file, engine, port = sys.argv[1:4]
+    settings = GateSettings.read(sys.argv[1])
     uvloop.install()
-    web.run_app(application(load_deployment(file, engine)), host=LOOPBACK, port=int(port), access_log=None, print=None)
+    web.run_app(application(settings), host=LOOPBACK, port=settings.port, access_log=None, print=None)

@@ -46,7 +46,7 @@ class Answer:
     Reads raise ModelError and ServerGone. Each token of a replica passes here, so there is no task or queue for it.
     """
 
-    def __init__(self, call: grpc.aio.StreamStreamCall) -> None:
+    def __init__(self, call: grpc.aio.UnaryStreamCall) -> None:
         self._call, self._cancelled = call, False
 
     def cancel(self) -> None:
@@ -78,7 +78,7 @@ class TritonStream:
     def __init__(self, address: str, parameters: Sequence[str] = ()) -> None:
         self._parameters = parameters
         self._channel = grpc.aio.insecure_channel(address, options=OPTIONS)
-        self._stream = self._channel.stream_stream(
+        self._stream = self._channel.unary_stream(  # one request per call: nothing more has to be sent
             STREAM,
             request_serializer=pb.ModelInferRequest.SerializeToString,
             response_deserializer=pb.ModelStreamInferResponse.FromString,
@@ -101,7 +101,7 @@ class TritonStream:
         message = _message(name, tensors)
         for parameter in self._parameters:
             message.parameters[parameter].bool_param = True
-        return Answer(self._stream(iter([message])))
+        return Answer(self._stream(message))
 
     async def close(self) -> None:
         """End all streams."""

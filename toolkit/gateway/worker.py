@@ -13,6 +13,7 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,6 +41,7 @@ from toolkit.gateway.dynamo import ENDED, discovery, endpoint
 from toolkit.gateway.faults import Fault, fault_of
 from toolkit.gateway.held import end_with_starter
 from toolkit.gateway.keepalive import prepare
+from toolkit.gateway.outgoing import NobodyReads, Outgoing
 from toolkit.gateway.sampling import tensors_of, token_budget
 from toolkit.gateway.token_times import TokenTimes
 from toolkit.gateway.traffic import keeper
@@ -68,6 +70,7 @@ class Worker:
         marks = () if deployment.kind.engine_files else (COUNTED_BY_ITS_SENDER,)
         self._triton = TritonStream(f"127.0.0.1:{deployment.serving.grpc_port}", marks)
         self._tensors = tensors_of(deployment)
+        self._slow_readers = ThreadPoolExecutor(deployment.most_requests, "slow-reader")
         self._gone, self._joined, self._left = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._running, self._lost = 0, False
         self._traffic = keeper(deployment)
@@ -125,8 +128,18 @@ class Worker:
             await asyncio.sleep(LEAVE_LOOK_S)
         serving.cancel()
 
-    async def generate(self, request: dict[str, Any], context: Any) -> AsyncIterator[dict[str, Any]]:
-        """The answer to one request, in Dynamo's form. Raises Dynamo's exceptions."""
+    async def generate(self, request: dict[str, Any], context: Any, response_sender: Any) -> AsyncIterator[None]:
+        """Send the answer to one request to `response_sender`, in Dynamo's form. Raises Dynamo's exceptions.
+
+        Because of the parameter's name, Dynamo does not fetch the pieces from this generator one by one: it would
+        change threads for each token. It runs the generator once, which yields nothing.
+        """
+        await self._answer(request, context, Outgoing(response_sender, self._slow_readers))
+        nothing: tuple[None, ...] = ()
+        for item in nothing:
+            yield item
+
+    async def _answer(self, request: dict[str, Any], context: Any, outgoing: Outgoing) -> None:
         begun, streaming = False, self._deployment.serving.decoupled
         times = self.token_times.of_request(streaming)
         self._running += 1
@@ -139,13 +152,15 @@ class Worker:
                 async for piece in answer:
                     begun, count = True, count + len(piece.ids)
                     times.tokens(len(piece.ids))
-                    yield _output(piece, logprobs)
+                    await outgoing.send(_output(piece, logprobs))
             if self._traffic:  # a failed request continues on another replica, whose worker notes it
                 kept = {**times.so_far(failed=False), **OF_OPENAI}
                 self._traffic.note(times.arrival, request["token_ids"], count, times=kept)
             if not context.is_stopped():
                 times.ended(len(request["token_ids"]))
-                yield {"token_ids": [], "finish_reason": "length" if count >= budget else "stop"}
+                await outgoing.send({"token_ids": [], "finish_reason": "length" if count >= budget else "stop"})
+        except NobodyReads:
+            pass
         except InputRefused as error:
             self._note_refused(times.arrival, request)
             raise InvalidArgument(str(error)) from None
@@ -218,12 +233,16 @@ async def _done(future: asyncio.Future[Any]) -> None:
 @contextmanager
 def _cancelled_when_stopped(answer: Answer, context: Any) -> Iterator[None]:
     """Cancel the answer when the client leaves, and at the end."""
-    stopped = asyncio.ensure_future(context.async_killed_or_stopped())
-    stopped.add_done_callback(lambda _: answer.cancel())
+
+    async def cancel() -> None:
+        await context.async_killed_or_stopped()
+        answer.cancel()
+
+    watching = asyncio.create_task(cancel())  # runs after the task that sends the request
     try:
         yield
     finally:
-        stopped.cancel()
+        watching.cancel()
         answer.cancel()
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from toolkit.config.deployment import Deployment
 from toolkit.config.operating import PROMPT_WEIGHT
 from toolkit.gateway import admin
+from toolkit.gateway.gate_settings import GateSettings
 from toolkit.gateway.places import LOOPBACK, Places
 from toolkit.up.backoff import Backoff
 from toolkit.up.events import Events
@@ -96,7 +97,7 @@ def lists_a_model(port: int) -> bool:
 def door_commands(deployment: Deployment, places: Places, envoy: Path) -> dict[str, list[str]]:
     """The command that starts each part, by name, in the order in which they start."""
     migrations = MIGRATIONS if deployment.gateway.migration else 0
-    gate = [*PYTHON, "toolkit.gateway.gate", str(deployment.file), deployment.engine, str(places.gate_port)]
+    gate = [*PYTHON, "toolkit.gateway.gate", GateSettings.of(deployment, places.gate_port).argument()]
     front = [*PYTHON, "toolkit.gateway.frontend", str(places.front_port), str(migrations), str(PROMPT_WEIGHT)]
     # We start it again ourselves: Envoy's hot restart needs shared memory, which a kill leaves behind.
     door = [str(envoy), "-c", str(places.envoy_config), "--disable-hot-restart", "--log-level", "warning"]
