@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -19,8 +20,9 @@ from tests.up.test_trial import KEPT, Service
 from toolkit.config.deployment import Deployment
 from toolkit.config.load import load_deployment
 from toolkit.errors import ToolkitError
-from toolkit.up import moving, trial
+from toolkit.up import commands, moving, trial
 from toolkit.up.candidate import check_other_engine, make
+from toolkit.up.commands import Commands, send
 from toolkit.up.moving import Moving
 from toolkit.up.trial import canary_of, recent
 
@@ -196,3 +198,16 @@ def test_the_command_writes_nothing_unless_it_can_move(tmp_path, tiny_llama):
         done = toolkit("migrate", file, *options)
         assert (done.returncode, done.stdout) == (code, "") and said in done.stderr, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["own.yaml"]
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_rollback_on_one_machine_restarts_only_what_has_moved(fleet, tmp_path, monkeypatch, moved):
+    restarted = []
+    monkeypatch.setattr(commands, "restart", lambda supervisor, command, tell: restarted.append(command["file"]))
+    fleet.supervisor.own, fleet.supervisor.moved = fleet.old, moved
+    fleet.supervisor.others = SimpleNamespace(address="")
+    listening, heard = Commands(tmp_path / "socket", fleet.supervisor), list[str]()
+    send(str(listening.socket), {"do": commands.BACK}, heard.append)
+    listening.close()
+    assert restarted == ([str(fleet.old.file)] if moved else [])
+    assert heard == ([] if moved else ["nothing has moved"])

@@ -98,6 +98,9 @@ class Commands:
             self._doing = NAMES[command["do"]]
             if do := ROLLS_BACK.get(command["do"]):
                 return asdict(do(self._supervisor, command, tell, interrupted))
+            if command["do"] == BACK and not self._supervisor.moved:
+                tell("nothing has moved")
+                return {}
             if command["do"] == BACK:
                 own = self._supervisor.own
                 command = {"rolling": True, "file": str(own.file), "engine": own.engine}
