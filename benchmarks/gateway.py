@@ -39,6 +39,7 @@ from toolkit.gateway.gate_settings import GateSettings
 from toolkit.gateway.limits import CLUSTERS, write_limits
 from toolkit.gateway.places import Places
 from toolkit.gateway.programs import envoy
+from toolkit.gateway.triton_stream import TritonStream
 from toolkit.known_truth import KnownTruth, Settings
 from toolkit.processes import free_port
 
@@ -159,6 +160,17 @@ def ask_body(openai: bool, tokens: int, number: int) -> tuple[str, dict[str, obj
     return "/v2/models/ensemble/generate_stream", {"text_input": prompt, "max_tokens": tokens, "stream": True}
 
 
+async def one_by_ids(triton: TritonStream, tokens: int, number: int) -> tuple[float, float, int, str]:
+    """The same as `one`, by token ids over gRPC: what the door's workers ask."""
+    lengths = {"input_lengths": 4, "request_output_len": tokens}
+    inputs = [("input_ids", "INT32", [number, 1, 2, 3]), *((name, "INT32", [n]) for name, n in lengths.items())]
+    start, first, count = time.perf_counter(), 0.0, 0
+    async for piece in triton.ask(str(number), [*inputs, ("streaming", "BOOL", [True])]):
+        count += len(piece.ids)
+        first = first or time.perf_counter() - start
+    return first, time.perf_counter() - start, count, "" if count >= tokens * 0.9 else f"{count} tokens"
+
+
 async def one(session: aiohttp.ClientSession, url: str, tokens: int, number: int) -> tuple[float, float, int, str]:
     """Seconds to the first token and to the end, tokens, and what went wrong."""
     openai = url.startswith("openai+")
@@ -189,13 +201,17 @@ async def load(url: str, streams: int, seconds: float, tokens: int) -> list[tupl
         connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=60)
     ) as session:
         end, numbers = time.perf_counter() + seconds, iter(range(10**9))
+        triton = TritonStream(url.removeprefix("grpc+")) if url.startswith("grpc+") else None
 
         async def client(delay: float) -> None:
             await asyncio.sleep(delay)
             while time.perf_counter() < end:
-                results.append(await one(session, url, tokens, next(numbers)))
+                asked = one_by_ids(triton, tokens, next(numbers)) if triton else None
+                results.append(await (asked or one(session, url, tokens, next(numbers))))
 
         await asyncio.gather(*(client(number / streams) for number in range(streams)))
+        if triton:
+            await triton.close()
     return results
 
 
@@ -231,6 +247,7 @@ def main() -> None:
         if options.before:
             doors["door before"] = OtherDoor(options.before, each, Path(tmp) / "before")
         routers, targets = [], {"straight, Triton": each[0].http, "door, Triton": doors["door"].url}
+        targets["straight, token ids"] = f"grpc+{each[0].grpc}"
         targets["straight, OpenAI"] = f"openai+{each[0].http}"
         targets |= {f"{name}, OpenAI": f"openai+{door.url}" for name, door in doors.items()}
         for text in options.router:
@@ -291,7 +308,7 @@ def compare(
         print(f"{name}, us a token:", {part: round(cost) for part, cost in zip(names, medians, strict=True)})
     print(f"load average {os.getloadavg()}")
     for name, rounds in rows.items():
-        base = rows["straight, OpenAI" if targets[name].startswith("openai+") else "straight, Triton"]
+        base = rows[straight(name, targets[name])]
         added = [
             [
                 1e3 * (percentile(firsts(mine), q) - percentile(firsts(theirs), q))
@@ -310,6 +327,16 @@ def compare(
     for name, door in doors.items():
         sizes = memory_mb(door.pids)
         print(name, "memory MB", {part: round(size) for part, size in sizes.items()}, "sum", round(sum(sizes.values())))
+
+
+def straight(name: str, url: str) -> str:
+    """What a target is held against: the way to the server that it itself goes.
+
+    The door makes OpenAI's API from Triton's token ids; a router passes on a server's own.
+    """
+    if name.endswith(", OpenAI") and not name.startswith("straight"):
+        return "straight, token ids"
+    return "straight, OpenAI" if url.startswith("openai+") else "straight, Triton"
 
 
 def firsts(answers: list[tuple[float, float, int, str]]) -> list[float]:

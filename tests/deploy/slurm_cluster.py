@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -85,7 +86,7 @@ class Slurm:
     @property
     def environment(self) -> dict[str, str]:
         """Of everything in it. A job gets that of its sbatch."""
-        path = f"{self.bin}:{os.environ['PATH']}:/usr/sbin"
+        path = f"{self.bin}:{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"
         return {
             "PATH": path,
             "HOME": str(self.folder),

@@ -95,8 +95,9 @@ def test_what_is_written_now_has_the_same_form(tmp_path) -> None:
     old, new = (json.loads((folder / "report.json").read_text()) for folder in (BEFORE, again))
     for content in (old, new):
         del content["deployment"], content["versions"]
-    new_fields = [new["run"]["server"].pop("pipeline_empty"), *(gpu.pop("stand_in") for gpu in _gpus(new))]
-    assert new_fields == [None, False, False]
+    server = new["run"]["server"]
+    assert [server.pop(field) for field in ("pipeline_empty", "gpus_not_watched")] == [None, 0]
+    assert [gpu.pop("stand_in") for gpu in _gpus(new)] == [False, False]
     assert new["predicted"]["rows"] == old["predicted"]["rows"]
     assert new == old
 

@@ -132,8 +132,9 @@ def test_a_rank_that_triton_gave_up_on_a_busy_machine(deploy, start):
 
 
 def test_a_rank_that_triton_gave_up_once(deploy, start):
+    """The Python process that was given up says where it was, in many lines."""
     deployment = deploy(tp=2, pp=1)
-    files = break_rank(deployment, 1, GIVES_UP)
+    files = break_rank(deployment, 1, "\n".join([GIVES_UP, *(f"in torch, line {number}" for number in range(20))]))
     serving = start(deployment)
     serving.wait_for(lambda: "starting 2 ranks" in serving.stderr)
     for file in files:

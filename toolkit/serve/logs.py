@@ -23,6 +23,8 @@ LAST_ROUTINE_LINES = 3
 _TAG = re.compile(r"\[(\d+,\d+)\]<std(?:out|err)>:")
 # Triton's information lines and tables. They are only in the rank's file.
 _ROUTINE = re.compile(r"^(I\d{4} \d\d:\d\d:\d\d\.|\+-|\| |\s*$|Signal \(\d+\) received\.)")
+# Triton prints this when one of its Python processes got no processor time for a second; Triton then crashes.
+_STARVED = "boost::interprocess::lock_exception"
 # SIGINT or SIGTERM. Triton prints the same line for signals that kill it.
 _END_SIGNAL = re.compile(r"^Signal \((2|15)\) received\.")
 # The wheel's tritonserver prints these on every machine without a GPU.
@@ -57,6 +59,8 @@ class Logs:
         self._sizes: dict[int | None, int] = defaultdict(int)
         self.end_signals: dict[int, int] = {}
         """Each rank whose Triton got a signal to end, with the number of the signal."""
+        self.starved = False
+        """Whether a Triton gave up a model whose process got no processor time."""
         self._thread: threading.Thread | None = None
 
     def follow(self, stream: IO[str]) -> None:
@@ -102,6 +106,7 @@ class Logs:
             self._bound(rank, len(text) + 1)
         if rank is not None and (signal := _END_SIGNAL.match(text)):
             self.end_signals.setdefault(rank, int(signal[1]))
+        self.starved = self.starved or _STARVED in text
         routine = bool(_ROUTINE.search(text) or _NO_GPU.search(text))
         (self._routine if routine else self._notable)[rank].append(text)
         if self._verbose or not (routine or rank is None):

@@ -26,8 +26,6 @@ TICK_S = 0.2
 PROGRESS_S = 3.0
 IDLE_TICKS = 3
 """A draining group is ended when no request has run for this many ticks in a row."""
-STARVED = "boost::interprocess::lock_exception"
-"""Triton prints this when one of its Python processes got no processor time for a second; Triton then crashes."""
 LAST_WORDS_S = 3.0
 """When another rank is lost, rank 0 of a rehearsal has at most this long to send errors to its clients."""
 GRACE_S = 2.0
@@ -210,7 +208,7 @@ class Supervisor:
         what = f"{death}; all {world} ranks were ended" if world > 1 else str(death)
         if why := not_started(self._deployment, death.code or 0):
             what += f": {why}"
-        starved = any(STARVED in line for line in lines)
+        starved = group.logs.starved
         if starved:
             what += ". On a busy machine Triton gives up a model whose process gets no processor time for a second"
         kind = Starved if starved and not self._loaded else ToolkitError
