@@ -15,8 +15,8 @@ SITE    := NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 # times, two files at a time, as three quarters of it wait. The first two run at once: the first has a low priority and
 # gets the time in which the servers' tests wait.
 # The fast tests are the first part without those that try many examples.
-# One process more than cores, as a fifth of the time a test waits for another program.
-WORKERS := --numprocesses $(shell n=$$(nproc); echo $$((n < 8 ? n + 1 : 8))) --dist loadgroup
+# Two processes more than cores, as a third of the time a test waits for another program.
+WORKERS := --numprocesses $(shell n=$$(nproc); echo $$((n < 7 ? n + 2 : 8))) --dist loadgroup
 FAST    := -m "not slow and not thorough" $(WORKERS)
 SHARED  := -m "not slow" $(WORKERS)
 SERVERS := -m "slow and not alone" --numprocesses 3 --dist loadfile --no-loadscope-reorder

@@ -30,6 +30,8 @@ from toolkit.monitor import packages
 from toolkit.monitor.read_page import read_page
 from toolkit.slo.server_metrics import Value, parse
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("dynamo.llm", reason="needs the extra gateway")
 needs_exporter = pytest.mark.skipif(not packages.installed(packages.EXPORTER), reason=f"needs {packages.EXTRA}")
 PYTHON = (sys.executable, "-P", "-m")

@@ -18,6 +18,7 @@ PROMPT = "a prompt that nobody is to keep"
 GENERATE = "/v2/models/ensemble/generate"
 
 
+@pytest.mark.slow
 def test_a_traced_request_reaches_the_collector_without_its_text(door_yaml, open_door):
     collector = Backend(free_port(), content_type="application/x-protobuf", body=b"")
     try:

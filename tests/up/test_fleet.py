@@ -22,9 +22,12 @@ from toolkit.up.events import Events
 from toolkit.up.fleet import MOVING, WENT_BACK, begin, check_turn, must_go_back, progress
 from toolkit.up.other_nodes import OtherNodes
 
-pytestmark = pytest.mark.skipif(
-    not (shutil.which("etcd") and shutil.which("openssl")), reason="needs etcd: apt-get install etcd-server openssl"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (shutil.which("etcd") and shutil.which("openssl")), reason="needs etcd: apt-get install etcd-server openssl"
+    ),
+]
 
 
 class Moved:

@@ -27,9 +27,12 @@ from toolkit.gateway.records import Record
 from toolkit.up.events import Events
 from toolkit.up.nodes import Nodes
 
-pytestmark = pytest.mark.skipif(
-    not (shutil.which("etcd") and shutil.which("openssl")), reason="needs etcd: apt-get install etcd-server openssl"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (shutil.which("etcd") and shutil.which("openssl")), reason="needs etcd: apt-get install etcd-server openssl"
+    ),
+]
 
 
 @dataclass
