@@ -78,7 +78,7 @@ class Door:
         self.places.envoy_config.write_text(yaml.safe_dump(config(self.deployment, self.places)))
         environ = {**os.environ, **environment(self.places.discovery)}
         workers = [
-            [*PYTHON, "toolkit.gateway.worker", str(file), "rehearsal", str(number), NAME]
+            [*PYTHON, "toolkit.gateway.worker", str(file), "rehearsal", str(number), NAME, str(free_port())]
             for number in range(len(servers))
         ]
         commands = [
@@ -201,7 +201,7 @@ async def load(url: str, streams: int, seconds: float, tokens: int) -> list[tupl
         connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=60)
     ) as session:
         end, numbers = time.perf_counter() + seconds, iter(range(10**9))
-        triton = TritonStream(url.removeprefix("grpc+")) if url.startswith("grpc+") else None
+        triton = TritonStream(url.removeprefix("grpc://")) if url.startswith("grpc://") else None
 
         async def client(delay: float) -> None:
             await asyncio.sleep(delay)
@@ -247,7 +247,7 @@ def main() -> None:
         if options.before:
             doors["door before"] = OtherDoor(options.before, each, Path(tmp) / "before")
         routers, targets = [], {"straight, Triton": each[0].http, "door, Triton": doors["door"].url}
-        targets["straight, token ids"] = f"grpc+{each[0].grpc}"
+        targets["straight, token ids"] = each[0].grpc
         targets["straight, OpenAI"] = f"openai+{each[0].http}"
         targets |= {f"{name}, OpenAI": f"openai+{door.url}" for name, door in doors.items()}
         for text in options.router:
