@@ -176,6 +176,18 @@ def test_what_is_served_is_left_alone(two, capfd):
             serve(deployment)
 
 
+def test_a_supervisor_that_has_failed_and_is_about_to_end_is_waited_for(two):
+    """On a busy machine that takes it seconds."""
+    deployment = two()
+    first, second = deployment.per_replica()
+    with exclusive(first), contextlib.ExitStack() as ending:
+        ending.enter_context(exclusive(second))
+        write_state(second, state("failed", "rank 0 has ended"))
+        threading.Timer(1, ending.close).start()
+        serve(deployment, detach=True)
+        os.kill(int(log_of(deployment, 1)[0]), signal.SIGTERM)
+
+
 def test_what_another_number_of_replicas_left_running_is_found(two):
     deployment = two()
     single = with_settings(deployment, parallel={"replicas": 1})

@@ -25,6 +25,8 @@ from toolkit.serve.state import ServerState, read_state, served_already, supervi
 from toolkit.serve.supervisor import note
 
 POLL_S = 0.1
+ENDS_S = 10.0
+"""A supervisor ends this soon after it has written that its group has ended, also on a busy machine."""
 READY_POLLS = 10
 """After this many polls with the state `ready`, a supervisor counts as ready even if its log does not say so."""
 ROOM = 4096
@@ -73,12 +75,23 @@ def serve_apart(deployment: Deployment, *, detach: bool, verbose: bool) -> None:
 def _not_served(deployment: Deployment) -> list[Deployment]:
     """The replicas that are not being served: all of them, or those that ended while the others went on."""
     replicas = deployment.per_replica()
-    served = {replica.replica: pid for replica in replicas if (pid := supervisor_pid(replica))}
+    served = {replica.replica: pid for replica in replicas if (pid := _served_by(replica))}
     if len(served) == len(replicas):
         raise served_already(deployment, next(iter(served.values())))
     for number, pid in served.items():
         note(f"replica {number} is already being served by process {pid}")
     return [replica for replica in replicas if replica.replica not in served]
+
+
+def _served_by(replica: Deployment) -> int | None:
+    """The pid of its supervisor. One that has failed and is about to end is waited for."""
+    deadline = time.monotonic() + ENDS_S
+    while pid := supervisor_pid(replica):
+        state = read_state(replica)
+        if not state or state.pid != pid or state.phase not in ("failed", "stopped") or time.monotonic() > deadline:
+            return pid
+        time.sleep(POLL_S)
+    return None
 
 
 class _Supervisor:
