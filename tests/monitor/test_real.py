@@ -174,9 +174,13 @@ def load_test(watched: Up, protocol: str) -> Tested:
 
     def counted() -> bool:
         now = {key: buckets(watched, key, protocol) for key in ("e2e", "tpot")}
+        print(
+            "now, before, wanted:",
+            {key: (now[key][math.inf], before[key].get(math.inf, 0), len(client[key])) for key in now},
+        )
         return all(now[key][math.inf] >= before[key].get(math.inf, 0) + len(client[key]) for key in now)
 
-    eventually(counted, 10)
+    eventually(counted, 20)
     seen = {}
     for key, values in client.items():
         after = buckets(watched, key, protocol)

@@ -42,7 +42,7 @@ from toolkit.gateway.faults import Fault, fault_of
 from toolkit.gateway.held import end_with_starter
 from toolkit.gateway.keepalive import prepare
 from toolkit.gateway.outgoing import NobodyReads, Outgoing
-from toolkit.gateway.sampling import tensors_of, token_budget
+from toolkit.gateway.sampling import end_ids, tensors_of, token_budget
 from toolkit.gateway.token_times import TokenTimes
 from toolkit.gateway.traffic import keeper
 from toolkit.gateway.triton_stream import COUNTED_BY_ITS_SENDER, Answer, ModelError, ServerGone, Tokens, TritonStream
@@ -146,18 +146,22 @@ class Worker:
         try:
             budget = token_budget(request, self._deployment.limits.max_seq_len)
             inputs = [*self._tensors(request, self._deployment.limits.max_seq_len, streaming)]
-            count, logprobs = 0, request["output_options"].get("logprobs") is not None
+            count, last, ends = 0, None, end_ids(request)
+            logprobs = request["output_options"].get("logprobs") is not None
             answer = self._triton.ask(context.id(), inputs)
             with _cancelled_when_stopped(answer, context):
                 async for piece in answer:
-                    begun, count = True, count + len(piece.ids)
+                    begun, count, last = True, count + len(piece.ids), piece.ids[-1] if piece.ids else last
                     times.tokens(len(piece.ids))
                     await outgoing.send(_output(piece, logprobs))
             if self._traffic:  # a failed request continues on another replica, whose worker notes it
                 kept = {**times.so_far(failed=False), **OF_OPENAI}
                 self._traffic.note(times.arrival, request["token_ids"], count, times=kept)
-            if not context.is_stopped():
+            stopped = context.is_stopped()
+            # The front end looks for the end, too, and stops a request as soon as it has the last token.
+            if not stopped or count >= budget or last in ends:
                 times.ended(len(request["token_ids"]))
+            if not stopped:
                 await outgoing.send({"token_ids": [], "finish_reason": "length" if count >= budget else "stop"})
         except NobodyReads:
             pass
