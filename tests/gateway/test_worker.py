@@ -20,7 +20,7 @@ from tests.waiting import eventually
 from toolkit.gateway.dynamo import GRPC_EXPERIMENTS
 from toolkit.gateway.outgoing import NEVER_WAITS, NobodyReads, Outgoing
 from toolkit.gateway.triton_stream import COUNTED_BY_ITS_SENDER, TritonStream
-from toolkit.gateway.worker import _cancelled_when_stopped
+from toolkit.gateway.worker import Worker, _cancelled_when_stopped
 from toolkit.repository.generate import SOURCES
 
 
@@ -92,6 +92,56 @@ def test_the_model_of_the_llm_api_is_told_who_counts_a_request(triton):
     assert asyncio.run(pieces(triton, Context(), [], COUNTED_BY_ITS_SENDER)) == [[10], [11]]
     assert triton.parameters == [{COUNTED_BY_ITS_SENDER}]
     assert f'"{COUNTED_BY_ITS_SENDER}"' in (SOURCES / "llmapi" / "1" / "model.py").read_text(), "what it looks for"
+
+
+class FrontEnd:
+    """Dynamo's ResponseSender and context: it stops the request as soon as it has so many tokens."""
+
+    def __init__(self, enough: int) -> None:
+        self.wanted, self.stopped = enough, asyncio.Event()
+
+    def send(self, output: dict[str, Any]) -> None:
+        self.wanted -= len(output["token_ids"])
+        if not self.wanted:
+            self.stopped.set()
+
+    def id(self) -> str:
+        return "a"
+
+    def is_stopped(self) -> bool:
+        return self.stopped.is_set()
+
+    async def async_killed_or_stopped(self) -> bool:
+        return await self.stopped.wait()
+
+
+@pytest.mark.parametrize(
+    ("enough", "stops", "counted"),
+    [
+        (3, {"max_tokens": 3}, 1),
+        (3, {"max_tokens": 9, "stop_token_ids_hidden": [12]}, 1),
+        (3, {"max_tokens": 9, "stop_token_ids": [12]}, 1),
+        (2, {"max_tokens": 9}, 0),
+    ],
+    ids=["by length", "by the model's end token", "by a token of the client's", "its client left"],
+)
+def test_an_answer_that_the_front_end_ended_first_has_a_time_per_output_token(door_yaml, enough, stops, counted):
+    deployment = door_yaml().per_replica()[0]
+    triton = FakeTriton(deployment.serving.grpc_port)
+    triton.halts_after = enough  # so that the worker has seen no end when the front end stops it
+    request = {"token_ids": [1, 2], "stop_conditions": stops, "sampling_options": {}, "output_options": {}}
+
+    async def run() -> float:
+        worker, front_end = Worker(deployment, 0, "llama", others=1), FrontEnd(enough)
+        async for _ in worker.generate(request, front_end, front_end):
+            pass
+        (family,) = worker.token_times.collect()
+        return next(sample.value for sample in family.samples if sample.name.endswith("_count"))
+
+    try:
+        assert asyncio.run(asyncio.wait_for(run(), 30)) == counted
+    finally:
+        triton.close()
 
 
 class FullBuffers:

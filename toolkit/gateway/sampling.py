@@ -65,7 +65,7 @@ def tensors(request: Mapping[str, Any], max_seq_len: int, streaming: bool) -> Te
     yield "request_output_len", "INT32", [token_budget(request, max_seq_len)]
     yield "streaming", "BOOL", [streaming]
     yield "exclude_input_in_output", "BOOL", [True]
-    yield from _ends(stops, end_ids(request))
+    yield from _ends(stops, _end_ids(request))
     yield from _choice(sampling)
     if request["output_options"].get("logprobs") is not None:
         yield "return_log_probs", "BOOL", [True]
@@ -78,7 +78,7 @@ def llm_api_tensors(request: Mapping[str, Any], max_seq_len: int, streaming: boo
     yield "input_ids", "INT32", request["token_ids"]
     yield "sampling_param_max_tokens", "INT32", [token_budget(request, max_seq_len)]
     yield "streaming", "BOOL", [streaming]
-    ends = [*end_ids(request), *(stops.get("stop_token_ids") or [])]
+    ends = stop_ids(request)
     if stops.get("ignore_eos"):
         yield "end_id", "INT32", [NO_END]
     if ends:
@@ -112,7 +112,12 @@ def _choice(sampling: Mapping[str, Any]) -> Tensors:
             yield name, "FP32", [sampling[name]]
 
 
-def end_ids(request: Mapping[str, Any]) -> list[int]:
+def stop_ids(request: Mapping[str, Any]) -> list[int]:
+    """All tokens that end the answer: the model's own, and those that the client named."""
+    return [*_end_ids(request), *(request["stop_conditions"].get("stop_token_ids") or [])]
+
+
+def _end_ids(request: Mapping[str, Any]) -> list[int]:
     """The model's own end tokens; none if the answer goes on after them."""
     stops = request["stop_conditions"]
     ids = [*(request.get("eos_token_ids") or []), *(stops.get("stop_token_ids_hidden") or [])]

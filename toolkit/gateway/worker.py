@@ -42,7 +42,7 @@ from toolkit.gateway.faults import Fault, fault_of
 from toolkit.gateway.held import end_with_starter
 from toolkit.gateway.keepalive import prepare
 from toolkit.gateway.outgoing import NobodyReads, Outgoing
-from toolkit.gateway.sampling import end_ids, tensors_of, token_budget
+from toolkit.gateway.sampling import stop_ids, tensors_of, token_budget
 from toolkit.gateway.token_times import TokenTimes
 from toolkit.gateway.traffic import keeper
 from toolkit.gateway.triton_stream import COUNTED_BY_ITS_SENDER, Answer, ModelError, ServerGone, Tokens, TritonStream
@@ -146,7 +146,7 @@ class Worker:
         try:
             budget = token_budget(request, self._deployment.limits.max_seq_len)
             inputs = [*self._tensors(request, self._deployment.limits.max_seq_len, streaming)]
-            count, last, ends = 0, None, end_ids(request)
+            count, last, ends = 0, None, stop_ids(request)
             logprobs = request["output_options"].get("logprobs") is not None
             answer = self._triton.ask(context.id(), inputs)
             with _cancelled_when_stopped(answer, context):
