@@ -243,15 +243,16 @@ def test_more_requests_than_the_door_takes_are_refused(door_yaml, small_door, pa
 
 
 def test_a_client_hears_at_once_that_its_answer_broke_off(door):
-    """Envoy by itself keeps the client's connection for a second more."""
+    """Envoy by itself keeps the client's connection for a second more, each time. A busy machine may do so once."""
     door.front.breaks_off = True
-    took = []
-    for _ in range(3):
+
+    def hears_at_once() -> bool:
         start = time.monotonic()
         with pytest.raises(http.client.IncompleteRead):
             ask(door.url, "/v1/chat/completions", HELLO)
-        took.append(time.monotonic() - start)
-    assert min(took) < 0.9
+        return time.monotonic() - start < 0.9
+
+    assert any(hears_at_once() for _ in range(20))
 
 
 def test_an_openai_stream_may_wait_long_for_its_first_token(door_yaml, open_door):

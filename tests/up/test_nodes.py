@@ -26,6 +26,7 @@ pytest.importorskip("envoy", reason="needs the extra gateway")
 
 import numpy as np
 import openai
+import psutil
 import tritonclient.grpc
 
 from tests.gateway.test_envoy import ask
@@ -279,6 +280,18 @@ def test_a_node_that_falls_silent_costs_no_stream_and_comes_back(fleet, quiet):
     assert fleet.clients.submit(stream).result(LIMIT_S) == quiet
     fleet.network.mend(WORKER)
     eventually(lambda: fleet.serves(WORKER))
+
+
+def test_a_front_end_rests_again_after_nodes_have_died(fleet):
+    """By itself Dynamo would keep a core busy for each of them, for 300 to 450 s."""
+    front_end = psutil.Process(fleet.parts(FRONT)["front end"].pid)
+
+    def rests() -> bool:
+        before = sum(front_end.cpu_times()[:2])
+        time.sleep(1)
+        return sum(front_end.cpu_times()[:2]) - before < 0.3
+
+    wait_for(rests, 90)
 
 
 def test_while_etcd_is_away_everything_is_served(fleet, quiet):

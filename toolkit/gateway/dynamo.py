@@ -31,6 +31,13 @@ _PATHS = {"CA": "CA_CERT_PATH", "CLIENT_CERT": "CLIENT_CERT_PATH", "CLIENT_KEY":
 LEASE_S = 600
 """How long etcd may be away. After that Dynamo's processes end; new ones wait for etcd."""
 CONNECT_S = 1
+IDLE_S = 10
+"""After so long without a request, the front end closes its connections to a worker; it looks every 30 s.
+
+A worker of another node that is killed ends its TLS connection without a word. Dynamo 1.6.1 does not take that for the
+end (reader_task in lib/runtime/src/pipeline/network/egress/tcp_client.rs): it keeps one core busy for each such connection
+until it closes it, by default after 300 s. A new connection costs milliseconds.
+"""
 LOOK_S = 0.5
 ENDED = 75
 """Exit code of a worker whose Triton is gone (EX_TEMPFAIL)."""
@@ -99,6 +106,7 @@ def _of_node(node: Node) -> dict[str, str]:
         "DYN_TCP_RPC_HOST": node.address,
         "DYN_TCP_RESPONSE_STREAM_HOST": node.address,
         "DYN_TCP_CONNECT_TIMEOUT": str(CONNECT_S),
+        "DYN_TCP_HOST_IDLE_TTL_SECS": str(IDLE_S),
         **{f"DYN_TCP_TLS_{name}": str(file) for name, file in own.items()},
         "DYN_TCP_TLS_SERVER_NAME": NODE_NAME,
     }
