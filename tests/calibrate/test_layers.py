@@ -129,7 +129,8 @@ def test_a_large_model_without_a_gpu_is_refused_at_once(tmp_path):
         )
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
+@pytest.mark.alone
 def test_layers_of_a_small_model_on_this_machine(two_gpus, tmp_path):
     """The command, and its file through the planner; far more work takes longer."""
     file = tmp_path / "times.json"

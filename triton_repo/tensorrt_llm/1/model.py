@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import quick_torch  # noqa: F401  before what imports torch
 import triton_python_backend_utils as pb_utils
 from answer import FINAL, Answer
 from draining import REFUSAL, is_draining
