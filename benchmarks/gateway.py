@@ -16,6 +16,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import signal
 import statistics
 import subprocess
@@ -28,6 +29,7 @@ from pathlib import Path
 
 import aiohttp
 import psutil
+import uvloop
 import yaml
 
 from toolkit.config.load import load_deployment
@@ -46,6 +48,7 @@ from toolkit.processes import free_port
 PYTHON = (sys.executable, "-P", "-m")
 MODEL = Path(__file__).parents[1] / "tests" / "fixtures" / "tiny-llama"
 NAME = "llama"
+WITH_TEXT = re.compile(rb'"text(?:_output)?":\s?"[^"]')
 PARTS = ("envoy", "gate", "front end", "worker 0", "worker 1")
 
 
@@ -183,10 +186,9 @@ async def one(session: aiohttp.ClientSession, url: str, tokens: int, number: int
             async for line in answer.content:
                 if not line.startswith(b"data: {"):
                     continue
-                data = json.loads(line[6:])
-                if "error" in data:
+                if b'"error"' in line:
                     return first, time.perf_counter() - start, count, "error in the stream"
-                if data.get("text_output") or (data.get("choices") and data["choices"][0].get("text")):
+                if WITH_TEXT.search(line):  # to parse it as JSON would take a core that the servers and the door share
                     count += 1
                     first = first or time.perf_counter() - start
     except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
@@ -367,4 +369,5 @@ def kill(options: argparse.Namespace, targets: dict[str, str], victim: int) -> N
 
 
 if __name__ == "__main__":
+    uvloop.install()
     main()

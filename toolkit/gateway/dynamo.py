@@ -34,8 +34,8 @@ CONNECT_S = 1
 IDLE_S = 10
 """After so long without a request, the front end closes its connections to a worker; it looks every 30 s.
 
-A worker of another node that is killed ends its TLS connection without a word. Dynamo 1.6.1 does not take that for the
-end (reader_task in lib/runtime/src/pipeline/network/egress/tcp_client.rs): it keeps one core busy for each such connection
+A killed worker of another node ends its TLS connection without a word. Dynamo 1.6.1 does not take that for the end
+(reader_task in lib/runtime/src/pipeline/network/egress/tcp_client.rs): it keeps a core busy for each such connection
 until it closes it, by default after 300 s. A new connection costs milliseconds.
 """
 LOOK_S = 0.5

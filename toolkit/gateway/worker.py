@@ -10,6 +10,7 @@ streams on another replica. An error that is a request's own fault ends that req
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator
@@ -117,6 +118,7 @@ class Worker:
     async def _take_requests(self, place: Any) -> None:
         if not await self._triton.live(LOOK_TIMEOUT_S):  # the replica has just ended
             return self._gone.set()
+        gc.freeze()  # or each full collection would stop all streams for 10 ms, to look at what the imports made
         serving = asyncio.ensure_future(place.serve_endpoint(self.generate, graceful_shutdown=False))
         print(f"ready: {place.connection_id()}", flush=True)
         if await _first(self._left.wait(), self._gone.wait(), _done(serving)) == 2:
