@@ -31,7 +31,7 @@ def serving_job(config: Path, tmp_path: Path, **programs: str) -> tuple[Path, Pa
 
 
 def test_slurm_s_tasks_send_and_its_first_node_collects(tmp_path, config):
-    """`srun` and `hostname` are stand-ins; what they are told is in the log. What collects ends after all have begun."""
+    """`srun` and `hostname` are stand-ins; what they are told is in the log. What collects ends last."""
     collects = 'case "$*" in *--workers*) until grep -q "^loadtest .*--join" job.log; do sleep 0.1; done;; esac\n'
     srun = SRUN.replace("exec", collects + "exec")
     folder, node = serving_job(config, tmp_path, srun=srun, hostname="#!/bin/sh\necho 10.0.0.7 10.1.0.7\n")
