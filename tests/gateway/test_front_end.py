@@ -136,6 +136,21 @@ def test_tokens(workers):
     assert status == 200 and text.count('"text"') >= 3 and text.rstrip().endswith("[DONE]")
 
 
+def test_the_second_token_does_not_wait_for_an_acknowledgement(workers):
+    """A client's kernel delays that by 40 ms, once a connection is no longer new."""
+    for triton in workers.tritons:
+        triton.gap_s = 0.005
+    connection, gaps = http.client.HTTPConnection("127.0.0.1", workers.port, timeout=20), []
+    body = json.dumps({"model": "llama", "prompt": "abc", "max_tokens": 3, "stream": True})
+    for _ in range(12):
+        connection.request("POST", "/v1/completions", body, {"content-type": "application/json"})
+        response = connection.getresponse()
+        read = [time.monotonic() for line in iter(response.readline, b"") if b'"text"' in line]
+        gaps.append(read[1] - read[0])
+    connection.close()
+    assert min(gaps[6:]) < 0.035, gaps
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_full_replica_passes_a_request_on(workers, stream):
     workers.tritons[0].error = FULL

@@ -24,6 +24,7 @@ from dynamo.runtime import DistributedRuntime  # type: ignore[import-not-found,a
 from toolkit.gateway.dynamo import LOOPBACK, discovery
 from toolkit.gateway.held import end_with_starter
 from toolkit.gateway.keepalive import prepare
+from toolkit.gateway.own_sockets import send_at_once
 
 
 async def serve(port: int, migrations: int, prompt_weight: float) -> None:
@@ -40,6 +41,7 @@ async def serve(port: int, migrations: int, prompt_weight: float) -> None:
     options = EntrypointArgs(
         EngineType.Dynamic, http_host=LOOPBACK, http_port=port, router_config=router, migration_limit=migrations
     )
+    send_at_once(port)
     await run_input(runtime, "http", await make_engine(runtime, options))
 
 

@@ -5,6 +5,7 @@ Envoy sends it the request with its body (ext_authz). 200 lets the request in; a
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import math
@@ -12,8 +13,8 @@ import sys
 from pathlib import Path
 
 import uvloop
-from aiohttp import web
 
+from toolkit.gateway.gate_http import Answer, Connection, Request
 from toolkit.gateway.gate_settings import KEY_HEADER, GateSettings
 from toolkit.gateway.held import end_with_starter
 from toolkit.gateway.keys import RateLimit, name_of, read_keys
@@ -31,44 +32,43 @@ class Gate:
         self._limit = RateLimit(settings.requests_per_minute) if settings.requests_per_minute else None
         self._abilities = Abilities(settings.model, tools=settings.tools)
 
-    async def judge(self, request: web.Request) -> web.Response:
+    def judge(self, request: Request) -> Answer:
         """200, or the answer for the client."""
         headers: dict[str, str] = {}
         if self._keys is not None:
             name = name_of(self._keys, request.headers.get("authorization", ""))
             if name is None:
-                return _answer(request, Refusal(401, "the API key is missing or unknown"))
+                return _refused(request, Refusal(401, "the API key is missing or unknown"))
             if self._limit and (wait_s := self._limit.take(name)):
-                refused = _answer(request, Refusal(429, f"the key {name} sends too many requests"))
+                refused = _refused(request, Refusal(429, f"the key {name} sends too many requests"))
                 refused.headers["retry-after"] = str(math.ceil(wait_s))
                 return refused
             headers[KEY_HEADER] = name
         if request.method == "POST" and request.path in KNOWN:
             try:
-                body = json.loads(await request.read())
+                body = json.loads(request.body)
             except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
-                return _answer(request, Refusal(400, "the body is not valid JSON"))
+                return _refused(request, Refusal(400, "the body is not valid JSON"))
             if problem := refusal(request.path, body, self._abilities):
-                return _answer(request, problem)
-        return web.Response(headers=headers)
+                return _refused(request, problem)
+        return Answer(headers=headers)
 
 
-def _answer(request: web.Request, problem: Refusal) -> web.Response:
+def _refused(request: Request, problem: Refusal) -> Answer:
     """The refusal in the form of the API that was asked."""
     body = problem.body() if request.path.startswith("/v1/") else {"error": problem.message}
-    return web.json_response(body, status=problem.status)
+    return Answer(problem.status, {"content-type": "application/json"}, json.dumps(body).encode())
 
 
-def application(settings: GateSettings) -> web.Application:
-    """The server. Raises ToolkitError for a bad keys file."""
-    app = web.Application(client_max_size=(settings.max_body_mb << 20) + SPARE_BYTES)
-    app.router.add_route("*", "/{path:.*}", Gate(settings).judge)
-    return app
+async def serve(settings: GateSettings) -> None:
+    """Serve until killed. Raises ToolkitError for a bad keys file."""
+    gate, most = Gate(settings), (settings.max_body_mb << 20) + SPARE_BYTES
+    listening = asyncio.get_running_loop().create_server(lambda: Connection(gate.judge, most), LOOPBACK, settings.port)
+    gc.freeze()  # or each full collection would look at what the imports made, for milliseconds
+    await (await listening).serve_forever()
 
 
 if __name__ == "__main__":
     end_with_starter()
-    settings = GateSettings.read(sys.argv[1])
     uvloop.install()
-    gc.freeze()  # or each full collection would look at what the imports made, for 6 ms
-    web.run_app(application(settings), host=LOOPBACK, port=settings.port, access_log=None, print=None)
+    asyncio.run(serve(GateSettings.read(sys.argv[1])))

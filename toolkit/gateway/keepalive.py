@@ -7,17 +7,10 @@ and Dynamo continues the stream on another replica.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import socket
-import stat
-import threading
-import time
-from pathlib import Path
 
-from toolkit.gateway import dynamo
+from toolkit.gateway import dynamo, own_sockets
 
-LOOK_S = 0.5
 IDLE_S, INTERVAL_S, PROBES = 2, 1, 4
 SILENT_S = IDLE_S + INTERVAL_S * PROBES
 """How long a node may be silent before its connections end."""
@@ -33,36 +26,13 @@ def prepare() -> None:
 
 def watch_connections() -> None:
     """Have the kernel watch all TCP connections of this process, present and future. Starts a thread."""
-    threading.Thread(target=_watch, name="keepalive", daemon=True).start()
+    own_sockets.for_each(_set_up, "keepalive")
 
 
-def _watch() -> None:
-    seen: set[int] = set()
-    while True:
-        seen = _look(seen)
-        time.sleep(LOOK_S)
-
-
-def _look(seen: set[int]) -> set[int]:
-    """Set up the new sockets. Returns the inodes of all sockets that are open now."""
-    now = set()
-    for path in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):  # closed meanwhile, or not connected
-            status = os.fstat(int(path.name))
-            if stat.S_ISSOCK(status.st_mode):
-                now.add(status.st_ino)
-                if status.st_ino not in seen:
-                    _set_up(int(path.name))
-    return now
-
-
-def _set_up(descriptor: int) -> None:
-    with socket.socket(fileno=os.dup(descriptor)) as connection:
-        if connection.family not in (socket.AF_INET, socket.AF_INET6) or connection.type != socket.SOCK_STREAM:
-            return
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, IDLE_S)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, INTERVAL_S)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, PROBES)
-        # Keepalive does not cover bytes that were sent and not acknowledged.
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENT_S * 1000)
+def _set_up(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, IDLE_S)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, INTERVAL_S)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, PROBES)
+    # Keepalive does not cover bytes that were sent and not acknowledged.
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENT_S * 1000)

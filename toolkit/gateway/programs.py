@@ -18,7 +18,7 @@ VALIDATE_S = 60
 def require() -> Path:
     """The envoy program. Raises a ToolkitError that names the first part that is missing, and how to install it."""
     require_dynamo()
-    for module in ("aiohttp", "uvloop"):
+    for module in ("httptools", "uvloop"):
         if importlib.util.find_spec(module) is None:
             raise ToolkitError(f"the package {module} is not installed", hint=f"Install it: {EXTRA}")
     return envoy()
