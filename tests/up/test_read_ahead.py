@@ -45,7 +45,7 @@ def files(tmp_path) -> list[Path]:
 
 def test_all_of_it_is_cached(files):
     assert read_ahead(files).startswith("0.0 GB of engines read ahead")
-    assert [cached(file) for file in files] == [1, 1, 1]
+    assert min(cached(file) for file in files) > 0.9, "a kernel that is short of memory may take some pages back"
 
 
 def test_as_far_as_memory_allows(files):
