@@ -89,7 +89,10 @@ def test_values_while_requests_run(group):
     assert 16 <= blocks["used"] <= 16 * 57
     assert blocks["fraction"] == pytest.approx(blocks["used"] / BLOCKS, abs=0.01)
     assert found["nv_trt_llm_runtime_memory_metrics", "cpu"] > 50 << 20
-    assert found["nv_trt_llm_general_metrics", "iteration_counter"] > before
+    wait_for(
+        lambda: group.metric("nv_trt_llm_general_metrics", "iteration_counter") > before,
+        "a step is counted, which happens at its end",
+    )
     wait_for(group.is_idle, "back to zero")
     assert group.blocks("free") == BLOCKS
 
