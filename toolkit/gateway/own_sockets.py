@@ -63,7 +63,8 @@ def send_at_once(port: int) -> None:
                     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     listens = True
         for one in tcp_sockets(set()):  # those that were accepted before
-            if one.getsockname()[1] == port:
-                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with contextlib.suppress(OSError):  # its client has left
+                if one.getsockname()[1] == port:
+                    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     threading.Thread(target=look, name="send-at-once", daemon=True).start()
